@@ -1,0 +1,115 @@
+"""The connection to MongoDB, and transactions. The only module that names Motor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+# Motor reads this when it is imported. Its default, five threads a core, starves under a
+# change stream and a handful of slow queries on a small machine.
+os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
+
+from beanie import Document, init_beanie
+from motor.motor_asyncio import (
+    AsyncIOMotorChangeStream,
+    AsyncIOMotorClient,
+    AsyncIOMotorClientSession,
+    AsyncIOMotorDatabase,
+)
+from pymongo.errors import (
+    ConfigurationError,
+    ConnectionFailure,
+    InvalidURI,
+    NetworkTimeout,
+    PyMongoError,
+    WriteConcernError,
+    WTimeoutError,
+)
+
+from quartapp.settings import Settings, StartError
+
+Session = AsyncIOMotorClientSession
+ChangeStream = AsyncIOMotorChangeStream
+T = TypeVar("T")
+
+# What a request answers with 503: the database is away, or has not confirmed a write in time.
+Unavailable = (ConnectionFailure, NetworkTimeout, WTimeoutError, WriteConcernError)
+# Whatever can end a change stream.
+StreamError = PyMongoError
+
+_client: AsyncIOMotorClient[Any] | None = None
+
+
+@asynccontextmanager
+async def connected(
+    settings: Settings, models: Sequence[type[Document]]
+) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
+    """Binds the documents to the database of the settings, on this event loop.
+
+    Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
+    server cannot be reached or is no replica set. Builds no index: see `models.prepare`.
+    """
+    global _client
+    assert settings.mongodb_uri is not None, "an embedded database must be started first"
+    try:
+        client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
+            settings.mongodb_uri.get_secret_value(),
+            tz_aware=True,
+            w="majority",
+            wtimeoutMS=5000,
+            serverSelectionTimeoutMS=3000,
+            connectTimeoutMS=2000,
+            socketTimeoutMS=5000,
+            heartbeatFrequencyMS=2000,
+            appname="quartapp",
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise StartError(f"MONGODB_URI: {error}") from None
+    try:
+        try:
+            hello = await client.admin.command("hello")
+        except PyMongoError as error:
+            raise StartError(
+                f"MONGODB_URI: the database does not answer: {_brief(error)}"
+            ) from None
+        if "setName" not in hello and hello.get("msg") != "isdbgrid":
+            raise StartError(
+                "MONGODB_URI: this server is no replica set, so it has neither transactions nor "
+                "change streams; one node started with --replSet is enough"
+            )
+        database = client[settings.mongodb_db]
+        await init_beanie(database, document_models=list(models), skip_indexes=True)
+        _client = client
+        yield database
+    finally:
+        _client = None
+        client.close()
+
+
+async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+    """Runs `work(session)` in one transaction: all of its writes, or none.
+
+    Every call inside must pass `session=`. MongoDB may make it run again, so it has no other
+    effects. What `work` raises ends the transaction and is raised here.
+    """
+    assert _client is not None, "not connected"
+    async with await _client.start_session() as session:
+        return await session.with_transaction(work)
+
+
+async def server_version() -> str:
+    assert _client is not None, "not connected"
+    info = await _client.server_info()
+    return str(info["version"])
+
+
+def _brief(error: PyMongoError) -> str:
+    return str(error).split(", Timeout:")[0].split(" (configured timeouts")[0][:200]
+
+
+async def ping() -> None:
+    """Raises one of Unavailable when the database does not answer."""
+    assert _client is not None, "not connected"
+    await _client.admin.command("ping")

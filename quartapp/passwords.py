@@ -1,0 +1,137 @@
+"""Passwords: how strong one must be, and how its hash is made and checked.
+
+A hash is `$quartapp$<key id>$<bcrypt>`, where bcrypt sees a keyed digest of the password: bcrypt
+itself reads 72 bytes at most, and a stolen database alone cannot be searched without the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import unicodedata
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import bcrypt
+from zxcvbn_rs_py import zxcvbn
+
+SHORTEST, LONGEST = 8, 256
+LEAST_SCORE = 3
+_PREFIX = "$quartapp$"
+T = TypeVar("T")
+
+
+class Busy(Exception):
+    """More passwords wait to be checked than the queue holds. `retry_after` is in seconds."""
+
+    retry_after = 2
+
+
+def weakness(password: str, *, context: Sequence[str] = ()) -> str | None:
+    """Why this password is refused, as a sentence for the person who chose it; None if it is good.
+
+    Length in code points, at least 8 and at most 256 (ASVS 6.2.1, 6.2.9); no rule of composition
+    (6.2.5); strength by zxcvbn, which knows common passwords (6.2.4) and is told words that an
+    attacker would try for this person, such as the username (6.2.11).
+    """
+    if len(password) < SHORTEST:
+        return f"Use at least {SHORTEST} characters."
+    if len(password) > LONGEST:
+        return f"Use at most {LONGEST} characters."
+    if "\0" in password or any(0xD800 <= ord(c) <= 0xDFFF for c in password):
+        return "This password has a character that cannot be stored."
+    words = [part for word in context for part in (word, *word.split("@")) if part]
+    # Scoring is quadratic; what makes a password strong is decided well before 100 characters.
+    result = zxcvbn(password[:100], ["quartapp", *words])
+    if int(result.score) >= LEAST_SCORE:
+        return None
+    advice = [str(result.feedback.warning)] if result.feedback and result.feedback.warning else []
+    return " ".join(["This password is too easy to guess.", *advice])
+
+
+class PasswordHasher:
+    """bcrypt in threads of its own, never on the event loop, with a queue that has an end.
+
+    `keys` are the secrets for the keyed digest: the first makes new hashes, all are tried by
+    the id in a stored hash, so that a key can be replaced while people sign in.
+    """
+
+    def __init__(self, keys: Sequence[bytes], *, cost: int, threads: int, queue: int) -> None:
+        derived = [hmac.digest(key, b"quartapp password", "sha384") for key in keys]
+        self._keys = {_key_id(key): key for key in reversed(derived)}
+        self._current = _key_id(derived[0])
+        self._cost = cost
+        self._room = threads + queue
+        self._pending = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bcrypt")
+        # Fits no password: checked when there is no user, so that nobody can tell (P9).
+        self._dummy = (
+            f"{_PREFIX}{self._current}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
+        )
+
+    async def hash(self, password: str) -> str:
+        """Awaits a thread of the pool. Raises Busy when the queue is full."""
+        digest = _digest(self._keys[self._current], password)
+        hashed = await self._run(lambda: bcrypt.hashpw(digest, bcrypt.gensalt(self._cost)))
+        return f"{_PREFIX}{self._current}${hashed.decode()}"
+
+    async def verify(self, password: str, stored: str | None) -> bool:
+        """Whether the password fits; None, for nobody, takes as long as somebody.
+
+        Awaits a thread of the pool. Raises Busy when the queue is full. A hash that cannot be
+        read fits nothing.
+        """
+        key_id, hashed = _split(stored or self._dummy)
+        key = self._keys.get(key_id)
+        if key is None:
+            _, hashed = _split(self._dummy)
+        digest = _digest(key or b"", password)
+        fits = await self._run(lambda: _checkpw(digest, hashed))
+        return fits and key is not None and stored is not None
+
+    def outdated(self, stored: str) -> bool:
+        """Whether the hash was made with an older key or a lower cost, so should be made anew."""
+        key_id, hashed = _split(stored)
+        parts = hashed.split(b"$")
+        return key_id != self._current or len(parts) < 4 or int(parts[2]) < self._cost
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._pending >= self._room:
+            raise Busy
+        self._pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        # Counted until the thread is done, not until the caller is: a caller who was cancelled
+        # has not made the thread free.
+        future.add_done_callback(lambda _: self._release())
+        return await asyncio.shield(future)
+
+    def _release(self) -> None:
+        self._pending -= 1
+
+
+def _digest(key: bytes, password: str) -> bytes:
+    """64 characters that bcrypt reads whole. NFC, so that one password is one on each keyboard."""
+    text = unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
+    return base64.b64encode(hmac.digest(key, text, "sha384"))
+
+
+def _key_id(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()[:8]
+
+
+def _split(stored: str) -> tuple[str, bytes]:
+    key_id, _, hashed = stored.removeprefix(_PREFIX).partition("$")
+    return key_id, hashed.encode()
+
+
+def _checkpw(digest: bytes, hashed: bytes) -> bool:
+    try:
+        return bcrypt.checkpw(digest, hashed)
+    except ValueError:
+        return False

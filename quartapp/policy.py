@@ -1,0 +1,76 @@
+"""Who may do what. Every question of authority is asked here, and answered without awaiting."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class Permission(StrEnum):
+    """What a role can allow. Permissions are code; roles, which hold them, are data."""
+
+    POSTS_WRITE = "posts.write"
+    POSTS_MODERATE = "posts.moderate"
+    USERS_READ = "users.read"
+    USERS_MANAGE = "users.manage"
+    ROLES_MANAGE = "roles.manage"
+    SESSIONS_MANAGE = "sessions.manage"
+    EVENTS_READ = "events.read"
+
+
+LABELS = {
+    Permission.POSTS_WRITE: "Write posts and comments",
+    Permission.POSTS_MODERATE: "Remove anyone's posts and comments",
+    Permission.USERS_READ: "See who has an account",
+    Permission.USERS_MANAGE: "Grant and revoke roles, disable accounts",
+    Permission.ROLES_MANAGE: "Create, change and delete roles",
+    Permission.SESSIONS_MANAGE: "See who is on, and end sessions",
+    Permission.EVENTS_READ: "Read the audit record",
+}
+
+ADMIN = "admin"
+MEMBER = "member"
+BUILT_IN_ROLES: dict[str, tuple[str, frozenset[Permission]]] = {
+    ADMIN: ("May do everything.", frozenset(Permission)),
+    "moderator": (
+        "Keeps conversations civil.",
+        frozenset({Permission.POSTS_WRITE, Permission.POSTS_MODERATE, Permission.USERS_READ}),
+    ),
+    MEMBER: ("Writes posts and comments.", frozenset({Permission.POSTS_WRITE})),
+}
+
+
+class Actor(Protocol):
+    """Whoever asks: a signed-in person, or nobody, who has no id and no permissions."""
+
+    @property
+    def user_id(self) -> Any: ...
+
+    @property
+    def permissions(self) -> Collection[str]: ...
+
+
+class Authored(Protocol):
+    """A thing with one author."""
+
+    @property
+    def author_id(self) -> Any: ...
+
+
+def may(actor: Actor, permission: Permission) -> bool:
+    return permission in actor.permissions
+
+
+def owns(actor: Actor, thing: Authored) -> bool:
+    return actor.user_id is not None and actor.user_id == thing.author_id
+
+
+def may_edit(actor: Actor, thing: Authored) -> bool:
+    """Only authors change words, for as long as they may write; nobody edits another's."""
+    return owns(actor, thing) and may(actor, Permission.POSTS_WRITE)
+
+
+def may_delete(actor: Actor, thing: Authored) -> bool:
+    """Authors take back what is theirs, also when they may write no more; moderators remove any."""
+    return owns(actor, thing) or may(actor, Permission.POSTS_MODERATE)

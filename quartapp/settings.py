@@ -1,0 +1,119 @@
+"""One typed settings object, read from the environment and from `.env`.
+
+A value that cannot be used stops the start with its name: see `Settings.load`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LEAST_SECRET_BYTES = 32
+
+
+class StartError(Exception):
+    """The application cannot start. Its text is one line, written for the person who started it."""
+
+
+class Settings(BaseSettings):
+    """What a deployment may decide. The README has the table; times are in seconds."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    quartapp_env: Literal["development", "production"] = "development"
+    data: Path = Field(default=Path("data"), validation_alias="QUARTAPP_DATA")
+    worker: str = Field(default="0", validation_alias="QUARTAPP_WORKER")
+    mongodb_uri: SecretStr | None = None
+    mongodb_db: str = Field(default="quartapp", pattern=r"^[A-Za-z0-9_-]{1,38}$")
+    secret_key: SecretStr = SecretStr("")
+    secret_key_fallbacks: list[SecretStr] = []
+    allowed_origins: list[str] = []
+
+    bcrypt_cost: int = Field(default=12, ge=4, le=16)
+    bcrypt_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64)
+    bcrypt_queue: int = Field(default=32, ge=1)
+
+    session_idle_seconds: int = Field(default=30 * 60, ge=60)
+    session_lifetime_seconds: int = Field(default=8 * 3600, ge=60)
+    remembered_idle_seconds: int = Field(default=14 * 86400, ge=60)
+    remembered_lifetime_seconds: int = Field(default=30 * 86400, ge=60)
+    sessions_per_user: int = Field(default=20, ge=1)
+
+    live_ping_seconds: float = Field(default=20, gt=0)
+    live_sweep_seconds: float = Field(default=30, gt=0)
+    live_mailbox: int = Field(default=32, ge=1)
+    sockets_per_session: int = Field(default=20, ge=1)
+    sockets_per_worker: int = Field(default=10_000, ge=1)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Reads the environment. Raises StartError, naming each setting that cannot be used."""
+        if "data" in overrides:
+            # Allowing fields by their own names would also read a variable called DATA.
+            overrides["QUARTAPP_DATA"] = overrides.pop("data")
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, f['loc'])).upper()}: {f['msg']}" for f in error.errors())
+            raise StartError("; ".join(faults)) from None
+        if not settings.production:
+            return settings._with_development_key()
+        size = len(settings.secret_key.get_secret_value().encode())
+        if size < LEAST_SECRET_BYTES:
+            raise StartError(
+                f"SECRET_KEY: production needs at least {LEAST_SECRET_BYTES} bytes, "
+                + (f"this one has {size}" if size else "none is set")
+            )
+        if settings.bcrypt_cost < 10:
+            raise StartError("BCRYPT_COST: production needs at least 10")
+        return settings
+
+    @property
+    def production(self) -> bool:
+        return self.quartapp_env == "production"
+
+    def session_idle(self, *, remembered: bool) -> timedelta:
+        return timedelta(
+            seconds=self.remembered_idle_seconds if remembered else self.session_idle_seconds
+        )
+
+    def session_lifetime(self, *, remembered: bool) -> timedelta:
+        return timedelta(
+            seconds=self.remembered_lifetime_seconds
+            if remembered
+            else self.session_lifetime_seconds
+        )
+
+    def _with_development_key(self) -> Settings:
+        """Development needs no key to be set: one is made once and kept, readable by its owner."""
+        if self.secret_key.get_secret_value():
+            return self
+        path = self.data / "secret_key"
+        try:
+            self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            key = _read_or_create(path)
+        except OSError as error:
+            raise StartError(f"cannot keep a secret key in {path}: {error.strerror}") from None
+        return self.model_copy(update={"secret_key": SecretStr(key)})
+
+
+def _read_or_create(path: Path) -> str:
+    """The text of the file, made if it is missing, by one of those who start at once."""
+    if not path.exists():
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()
