@@ -1,0 +1,70 @@
+"""Documents linked by references, with the verbs of the domain. Nothing here knows of the web."""
+
+from contextlib import suppress
+from typing import Any
+
+from beanie import Document
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+from quartapp.models.comment import Comment
+from quartapp.models.event import Event
+from quartapp.models.guard import ADMINISTRATORS, Guard
+from quartapp.models.notice import Notice
+from quartapp.models.post import Post
+from quartapp.models.role import Role
+from quartapp.models.session import Session
+from quartapp.models.token import Token
+from quartapp.models.user import User
+from quartapp.policy import BUILT_IN_ROLES
+from quartapp.settings import StartError
+
+DOCUMENTS: list[type[Document]] = [
+    Role,
+    User,
+    Session,
+    Notice,
+    Event,
+    Post,
+    Comment,
+    Token,
+    Guard,
+]
+
+# Users link roles, sessions link users, and so on in a circle: the modules name each other's
+# classes as text, and here, where all are known, the text gets its meaning.
+for document in DOCUMENTS:
+    document.model_rebuild(_types_namespace={"Role": Role, "User": User})
+
+
+async def prepare() -> None:
+    """Builds what is missing: indexes, built-in roles, the guard. Safe to run many times at once.
+
+    Never drops an index, for a version that still runs may need it. Raises StartError when one
+    cannot be built, because there are duplicates say.
+    """
+    for document in DOCUMENTS:
+        settings: Any = document.get_settings()
+        indexes = [index.index for index in settings.indexes]
+        try:
+            if indexes:
+                await document.get_motor_collection().create_indexes(indexes)
+        except OperationFailure as error:
+            name = document.get_collection_name()
+            raise StartError(f"cannot build the indexes of {name}: {error.details}") from None
+    for name, (description, permissions) in BUILT_IN_ROLES.items():
+        if await Role.named(name) is None:
+            role = Role(name=name, description=description, permissions=sorted(permissions))
+            await _insert_once(role)
+    # The role that may do everything may also do what this version brings anew.
+    await Role.change(
+        {"name": "admin"},
+        {"$addToSet": {"permissions": {"$each": sorted(BUILT_IN_ROLES["admin"][1])}}},
+    )
+    if await Guard.get(ADMINISTRATORS) is None:
+        await _insert_once(Guard(id=ADMINISTRATORS))
+
+
+async def _insert_once(document: Document) -> None:
+    # Another process may be faster, with the same.
+    with suppress(DuplicateKeyError):
+        await document.insert()

@@ -1,0 +1,97 @@
+"""Comments, which link their authors and their posts by reference."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.database import Session as Tx
+from quartapp.database import transaction
+from quartapp.models.actor import Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.notice import Kind
+from quartapp.models.post import Post
+from quartapp.models.record import Record
+from quartapp.models.references import linked_id, ref
+from quartapp.models.user import User
+
+PAGE = 50
+
+
+class Comment(Record):
+    author: Link[User]
+    post: Link[Post]
+    body: str
+    created_at: datetime = Field(default_factory=clock.now)
+
+    class Settings:
+        name = "comments"
+        indexes = [
+            IndexModel([("post.$id", 1), ("_id", 1)], name="on_post"),
+            IndexModel([("author.$id", 1), ("_id", -1)], name="of_author"),
+        ]
+
+    @property
+    def author_id(self) -> PydanticObjectId:
+        return linked_id(self.author)
+
+    @property
+    def post_id(self) -> PydanticObjectId:
+        return linked_id(self.post)
+
+    @classmethod
+    async def write(cls, post: Post, body: str, *, by: Actor) -> "Comment | None":
+        """Adds a comment and tells the author of the post. None if the post is gone."""
+        comment = cls(author=ref("users", by.user_id), post=ref("posts", post.id), body=body)
+
+        async def work(tx: Tx) -> bool:
+            counted = await Post.change({"_id": post.id}, {"$inc": {"comment_count": 1}}, tx=tx)
+            if not counted:
+                return False
+            await comment.insert(session=tx)
+            if by.user_id != post.author_id:
+                author = await User.get(post.author_id, session=tx)
+                if author:
+                    await author.tell(Kind.COMMENT_ADDED, tx, by=by.username, title=post.title)
+            return True
+
+        return comment if await transaction(work) else None
+
+    @classmethod
+    async def page(
+        cls, post_id: PydanticObjectId, *, after: PydanticObjectId | None = None, limit: int = PAGE
+    ) -> list[Self]:
+        """The oldest first, as a conversation is read, authors fetched in the same query."""
+        match: dict[str, Any] = {"post.$id": post_id}
+        if after:
+            match["_id"] = {"$gt": after}
+        return await cls.find(
+            match,
+            fetch_links=True,
+            nesting_depths_per_field={"author": 1, "post": 0},
+            sort="_id",
+            limit=limit,
+        ).to_list()
+
+    async def remove(self, *, by: Actor) -> None:
+        """Deletes it. An author who loses it to another is told."""
+
+        async def work(tx: Tx) -> None:
+            if not await Comment.erase(self.id, tx=tx):
+                return
+            await Post.change({"_id": self.post_id}, {"$inc": {"comment_count": -1}}, tx=tx)
+            if by.user_id == self.author_id:
+                return
+            post = await Post.get(self.post_id, session=tx)
+            title = post.title if post else ""
+            await Event.record(
+                Verb.COMMENT_REMOVED, by=by, subject=self.author_id, tx=tx, title=title
+            )
+            author = await User.get(self.author_id, session=tx)
+            if author:
+                await author.tell(Kind.COMMENT_REMOVED, tx, by=by.username, title=title)
+
+        await transaction(work)

@@ -1,0 +1,100 @@
+"""Notices: what a person is told. Stored before it is sent, numbered for each without a gap."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.models.record import Record
+
+if TYPE_CHECKING:
+    from quartapp.models.user import User
+
+KEPT = timedelta(days=90)
+
+
+class Kind(StrEnum):
+    """What a notice is about."""
+
+    WELCOME = "welcome"
+    ROLE_GRANTED = "role.granted"
+    ROLE_REVOKED = "role.revoked"
+    ROLE_DELETED = "role.deleted"
+    PASSWORD_CHANGED = "password.changed"  # noqa: S105
+    ACCOUNT_DISABLED = "account.disabled"
+    ACCOUNT_ENABLED = "account.enabled"
+    SESSIONS_ENDED = "sessions.ended"
+    POST_REMOVED = "post.removed"
+    COMMENT_REMOVED = "comment.removed"
+    COMMENT_ADDED = "comment.added"
+
+
+TEXTS = {
+    Kind.WELCOME: "Welcome, {by}. This is where you are told what changes for you.",
+    Kind.ROLE_GRANTED: "{by} gave you the role {role}.",
+    Kind.ROLE_REVOKED: "{by} took the role {role} from you.",
+    Kind.ROLE_DELETED: "{by} deleted the role {role}, which you held.",
+    Kind.PASSWORD_CHANGED: "Your password was changed. All other sessions were signed out.",
+    Kind.ACCOUNT_DISABLED: "{by} disabled your account.",
+    Kind.ACCOUNT_ENABLED: "{by} enabled your account again.",
+    Kind.SESSIONS_ENDED: "{by} ended your sessions.",
+    Kind.POST_REMOVED: "{by} removed your post “{title}”.",
+    Kind.COMMENT_REMOVED: "{by} removed your comment on “{title}”.",
+    Kind.COMMENT_ADDED: "{by} commented on “{title}”.",
+}
+
+
+class Notice(Record):
+    """One thing a person was told. `seq` rises by one with each of that person's notices.
+
+    Its order is the order of the commits: the number is taken from the user's document in the
+    transaction that stores the notice. Object ids, made by many workers, have no such order.
+    """
+
+    user: Link["User"]
+    seq: int
+    kind: Kind
+    data: dict[str, Any] = {}
+    created_at: datetime = Field(default_factory=clock.now)
+    read_at: datetime | None = None
+
+    class Settings:
+        name = "notices"
+        indexes = [
+            IndexModel([("user.$id", 1), ("seq", 1)], name="in_order", unique=True),
+            IndexModel(
+                [("created_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
+            ),
+        ]
+
+    @property
+    def text(self) -> str:
+        return notice_text(self.kind, self.data)
+
+    @classmethod
+    async def after(cls, user_id: PydanticObjectId, seq: int, *, limit: int = 100) -> list[Self]:
+        """What came after the cursor, oldest first: what a client that was away has missed."""
+        return await cls.find(
+            {"user.$id": user_id, "seq": {"$gt": seq}}, sort="seq", limit=limit
+        ).to_list()
+
+    @classmethod
+    async def page(
+        cls, user_id: PydanticObjectId, *, before: int | None = None, limit: int = 30
+    ) -> list[Self]:
+        """The newest first."""
+        match: dict[str, Any] = {"user.$id": user_id}
+        if before is not None:
+            match["seq"] = {"$lt": before}
+        return await cls.find(match, sort="-seq", limit=limit).to_list()
+
+
+def notice_text(kind: str, data: dict[str, Any]) -> str:
+    """The sentence that a person reads. Data of an older form leaves a gap rather than an error."""
+    words = {"by": data.get("by") or "An operator", "role": "", "title": ""} | data
+    words["by"] = data.get("by") or "An operator"
+    return TEXTS[Kind(kind)].format_map(words) if kind in set(Kind) else "Something changed."

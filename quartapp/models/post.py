@@ -1,0 +1,94 @@
+"""Posts, which link their authors by reference."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.database import Session as Tx
+from quartapp.database import transaction
+from quartapp.models.actor import Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.notice import Kind
+from quartapp.models.record import Record
+from quartapp.models.references import linked_id, ref
+from quartapp.models.user import User
+
+PAGE = 20
+
+
+class Post(Record):
+    """A post. Lists are paged by the id, which rises with time."""
+
+    author: Link[User]
+    title: str
+    body: str
+    created_at: datetime = Field(default_factory=clock.now)
+    edited_at: datetime | None = None
+    comment_count: int = 0
+
+    class Settings:
+        name = "posts"
+        indexes = [IndexModel([("author.$id", 1), ("_id", -1)], name="of_author")]
+
+    @property
+    def author_id(self) -> PydanticObjectId:
+        return linked_id(self.author)
+
+    @property
+    def excerpt(self) -> str:
+        line = " ".join(self.body.split())
+        return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + "…"
+
+    @classmethod
+    async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
+        post = cls(author=ref("users", by.user_id), title=title, body=body)
+        return await post.insert()
+
+    @classmethod
+    async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
+        return await cls.find_one({"_id": post_id}, fetch_links=True, nesting_depth=1)
+
+    @classmethod
+    async def page(
+        cls,
+        *,
+        author: PydanticObjectId | None = None,
+        before: PydanticObjectId | None = None,
+        limit: int = PAGE,
+    ) -> list[Self]:
+        """The newest first, authors fetched in the same query."""
+        match: dict[str, Any] = {"author.$id": author} if author else {}
+        if before:
+            match["_id"] = {"$lt": before}
+        return await cls.find(
+            match, fetch_links=True, nesting_depth=1, sort="-_id", limit=limit
+        ).to_list()
+
+    async def revise(self, title: str, body: str) -> bool:
+        """False if the post is gone."""
+        return await Post.change(
+            {"_id": self.id}, {"$set": {"title": title, "body": body, "edited_at": clock.now()}}
+        )
+
+    async def remove(self, *, by: Actor) -> None:
+        """Deletes it and what was said below it. An author who loses it to another is told."""
+
+        async def work(tx: Tx) -> None:
+            if not await Post.erase(self.id, tx=tx):
+                return
+            comments = Post.get_motor_collection().database["comments"]
+            await comments.delete_many({"post.$id": self.id}, session=tx)
+            if by.user_id == self.author_id:
+                return
+            await Event.record(
+                Verb.POST_REMOVED, by=by, subject=self.author_id, tx=tx, title=self.title
+            )
+            author = await User.get(self.author_id, session=tx)
+            if author:
+                await author.tell(Kind.POST_REMOVED, tx, by=by.username, title=self.title)
+
+        await transaction(work)

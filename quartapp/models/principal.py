@@ -1,0 +1,198 @@
+"""For whom a session speaks, or why it is over. The one rule, asked by pages and sockets alike."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from beanie import PydanticObjectId
+
+from quartapp import clock
+from quartapp.models.actor import NOBODY
+from quartapp.models.references import ref
+from quartapp.models.session import Reason, Session, digest_of, fingerprint, mark_ended
+from quartapp.models.user import User
+from quartapp.policy import Permission
+
+_KNOWN = {permission.value for permission in Permission}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A living session and what its user may do, as the database said in one answer."""
+
+    session_id: PydanticObjectId
+    user_id: PydanticObjectId
+    username: str
+    roles: tuple[str, ...]
+    permissions: frozenset[str]
+    version: int
+    changed_by: str | None
+    cursor: int
+    unread: int
+    seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A session that is over: why, by whom if anybody, and since when."""
+
+    session_id: PydanticObjectId
+    user_id: PydanticObjectId
+    reason: Reason
+    by: str | None
+    at: datetime
+
+    @property
+    def message(self) -> str:
+        return self.reason.message(self.by)
+
+
+Standing = Principal | Ended
+
+
+async def by_token(token: str) -> Standing | None:
+    """What the session of this token stands for; None if there is none, or no longer."""
+    found = await standings({"digest": digest_of(token)})
+    return found[0] if found else None
+
+
+async def by_id(session_id: PydanticObjectId) -> Standing | None:
+    found = await standings({"_id": session_id})
+    return found[0] if found else None
+
+
+def deleted(session_id: PydanticObjectId, user_id: PydanticObjectId) -> Ended:
+    """A session whose document is gone: whoever deleted it has ended it."""
+    return Ended(session_id, user_id, Reason.ENDED_BY_ADMIN, None, clock.now())
+
+
+async def standings(match: Mapping[str, Any]) -> list[Standing]:
+    """Judges every session that matches, in one query.
+
+    What is found to be over and does not say so yet is ended in the database, and a role that a
+    session has not acted with before is remembered there, before this returns: so whatever is
+    taken away later, and by whatever path, is noticed.
+    """
+    now = clock.now()
+    rows = await Session.aggregate(_pipeline(match)).to_list()
+    judged = [(row, judge(row, now)) for row in rows]
+    for row, standing in judged:
+        if isinstance(standing, Ended):
+            if row.get("ended_at") is None:
+                await mark_ended({"_id": standing.session_id}, standing.reason, by=NOBODY)
+        else:
+            await _remember(row)
+    return [standing for _, standing in judged]
+
+
+def judge(row: Mapping[str, Any], now: datetime) -> Standing:
+    """The rule, on a session's document with its `holder`, the roles `held` and the `ender` beside.
+
+    Pure: the database is not asked.
+    """
+    user = next(iter(row.get("holder", ())), None)
+    reason = _why_over(row, user, now)
+    if user is None or reason is not None:
+        return Ended(
+            session_id=row["_id"],
+            user_id=row["user"].id,
+            reason=reason or Reason.ACCOUNT_DISABLED,
+            by=next((ender.get("username") for ender in row.get("ender", ())), None),
+            at=_aware(row.get("ended_at") or now),
+        )
+    seen, told = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
+    return Principal(
+        session_id=row["_id"],
+        user_id=user["_id"],
+        username=user["username"],
+        roles=tuple(sorted(role["name"] for role in row["held"])),
+        permissions=_permissions(row["held"]),
+        version=int(user.get("authz_version") or 0),
+        changed_by=next((changer.get("username") for changer in row.get("changer", ())), None),
+        cursor=told,
+        unread=max(0, told - seen),
+        seen_at=_aware(row["seen_at"]),
+    )
+
+
+def _why_over(
+    row: Mapping[str, Any], user: Mapping[str, Any] | None, now: datetime
+) -> Reason | None:
+    if row.get("ended_at") is not None:
+        stored = row.get("ended_reason")
+        # Ended by a hand that gave no reason, in a mongo shell for one: somebody in charge did it.
+        return Reason(stored) if stored in set(Reason) else Reason.ENDED_BY_ADMIN
+    if user is None or user.get("disabled_at") is not None:
+        return Reason.ACCOUNT_DISABLED
+    idle = timedelta(seconds=row["idle_seconds"])
+    if _aware(row["expires_at"]) <= now or _aware(row["seen_at"]) + idle <= now:
+        return Reason.EXPIRED
+    if row.get("credential") != fingerprint(user["password_hash"]):
+        return Reason.PASSWORD_CHANGED
+    # A role that is gone from the collection comes back in no look-up, so it is not held either.
+    held = {role["_id"] for role in row["held"]}
+    lost = {link.id for link in row.get("roles", ())} - held
+    if not lost:
+        return None
+    listed = {link.id for link in user.get("roles", ())}
+    return Reason.ROLE_DELETED if lost <= listed else Reason.ROLE_REVOKED
+
+
+def _permissions(roles: Collection[Mapping[str, Any]]) -> frozenset[str]:
+    """What the roles allow together. A word that is no permission here allows nothing."""
+    return frozenset(p for role in roles for p in role.get("permissions", ())) & _KNOWN
+
+
+async def _remember(row: Mapping[str, Any]) -> None:
+    known = {link.id for link in row.get("roles", ())}
+    fresh = [ref("roles", role["_id"]) for role in row["held"] if role["_id"] not in known]
+    if fresh:
+        await Session.change(
+            {"_id": row["_id"], "ended_at": None}, {"$addToSet": {"roles": {"$each": fresh}}}
+        )
+
+
+def _pipeline(match: Mapping[str, Any]) -> list[dict[str, Any]]:
+    users, username = User.Settings.name, {"$project": {"username": 1}}
+    return [
+        {"$match": dict(match)},
+        {
+            "$lookup": {
+                "from": users,
+                "localField": "user.$id",
+                "foreignField": "_id",
+                "as": "holder",
+            }
+        },
+        {
+            "$lookup": {
+                "from": "roles",
+                "localField": "holder.roles.$id",
+                "foreignField": "_id",
+                "as": "held",
+            }
+        },
+        {
+            "$lookup": {
+                "from": users,
+                "localField": "ended_by.$id",
+                "foreignField": "_id",
+                "pipeline": [username],
+                "as": "ender",
+            }
+        },
+        {
+            "$lookup": {
+                "from": users,
+                "localField": "holder.authz_by.$id",
+                "foreignField": "_id",
+                "pipeline": [username],
+                "as": "changer",
+            }
+        },
+    ]
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,268 @@
+"""Sessions: one signed-in device. Ended, not deleted, so that the reason can still be told."""
+
+import hashlib
+import secrets
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+
+from beanie import Link, PydanticObjectId, SortDirection
+from pydantic import Field
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.database import Session as Tx
+from quartapp.database import transaction
+from quartapp.models.actor import Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.record import Record
+from quartapp.models.references import ref
+
+if TYPE_CHECKING:
+    from quartapp.models.role import Role
+    from quartapp.models.user import User
+
+DESCENDING = SortDirection.DESCENDING
+SEEN_EVERY = timedelta(minutes=1)
+KEPT = timedelta(days=30)
+
+
+class Reason(StrEnum):
+    """Why a session is over."""
+
+    SIGNED_OUT = "signed_out"
+    ENDED_BY_USER = "ended_by_user"
+    ENDED_BY_ADMIN = "ended_by_admin"
+    ROLE_REVOKED = "role_revoked"
+    ROLE_DELETED = "role_deleted"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    ACCOUNT_DISABLED = "account_disabled"
+    EXPIRED = "expired"
+
+    def message(self, by: str | None) -> str:
+        """The sentence that the person who was signed out reads."""
+        return MESSAGES[self].format(by=by or "An administrator")
+
+
+MESSAGES = {
+    Reason.SIGNED_OUT: "You signed out.",
+    Reason.ENDED_BY_USER: "You ended this session from another device.",
+    Reason.ENDED_BY_ADMIN: "{by} ended your session.",
+    Reason.ROLE_REVOKED: "{by} took a role from you. Sign in again to go on with the others.",
+    Reason.ROLE_DELETED: "{by} deleted a role that you held. Sign in again to go on.",
+    Reason.PASSWORD_CHANGED: "The password of your account was changed. Sign in with the new one.",
+    Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
+    Reason.EXPIRED: "Your session expired. Sign in again to go on.",
+}
+
+
+class Session(Record):
+    """One signed-in device, found by the SHA-256 of the token in its cookie.
+
+    It remembers what it was built on, and is over when that is gone, whoever took it away and
+    however: the roles it has acted with, and a fingerprint of the password it was opened under.
+    `models.principal` holds the rule.
+    """
+
+    digest: str = Field(repr=False)
+    user: Link["User"]
+    device: str
+    ip: str | None = None
+    created_at: datetime
+    seen_at: datetime
+    expires_at: datetime
+    idle_seconds: int
+    remembered: bool = False
+    confirmed_at: datetime
+    credential: str = Field(repr=False)
+    roles: list[Link["Role"]] = []
+    online_until: datetime | None = None
+    ended_at: datetime | None = None
+    ended_reason: str | None = None
+    ended_by: Link["User"] | None = None
+
+    class Settings:
+        name = "sessions"
+        indexes = [
+            IndexModel([("digest", 1)], name="by_token", unique=True),
+            IndexModel([("user.$id", 1), ("ended_at", 1), ("created_at", -1)], name="of_user"),
+            IndexModel([("roles.$id", 1), ("ended_at", 1)], name="with_role"),
+            IndexModel([("ended_at", 1), ("seen_at", -1), ("_id", -1)], name="who_is_on"),
+            IndexModel(
+                [("expires_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
+            ),
+        ]
+
+    @classmethod
+    async def start(
+        cls,
+        user: "User",
+        *,
+        device: str,
+        by: Actor,
+        idle: timedelta,
+        lifetime: timedelta,
+        remembered: bool = False,
+        at_most: int = 20,
+    ) -> tuple["Session", str]:
+        """Opens a session for the user as just read, and returns it with its token.
+
+        The token is a random 256 bits (ASVS 7.2.3) and stands nowhere but in the answer. A user
+        who was disabled, lost a role or got a new password since `user` was read has opened a
+        session that is over already. Past `at_most` sessions the oldest ones are ended.
+        """
+        token, digest = new_token()
+        now = clock.now()
+        session = cls(
+            digest=digest,
+            user=user,  # type: ignore[arg-type]
+            device=device,
+            ip=by.ip,
+            created_at=now,
+            seen_at=now,
+            expires_at=now + lifetime,
+            idle_seconds=int(idle.total_seconds()),
+            remembered=remembered,
+            confirmed_at=now,
+            credential=fingerprint(user.password_hash),
+            roles=list(user.roles),
+        )
+
+        async def work(tx: Tx) -> None:
+            await session.insert(session=tx)
+            await Event.record(Verb.SESSION_STARTED, by=by, subject=user.id, tx=tx, device=device)
+
+        await transaction(work)
+        await cls._end_oldest(user, keep=at_most, by=by)
+        return session, token
+
+    async def end(self, reason: Reason, *, by: Actor) -> bool:
+        """Ends it, unless it is over already: then False. Returns after the commit."""
+        return await end_sessions({"_id": self.id}, reason, by=by, subject=self.user_id) == 1
+
+    @property
+    def user_id(self) -> PydanticObjectId:
+        return self.user.ref.id
+
+    @classmethod
+    async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
+        """The living ones, the last used first; there are at most as many as a user may have."""
+        return await cls.find({"user.$id": user_id, **alive()}, sort="-seen_at").to_list()
+
+    @classmethod
+    async def on_now(
+        cls, *, before: tuple[datetime, PydanticObjectId] | None = None, limit: int = 50
+    ) -> list[Self]:
+        """Everybody's living ones, the last used first, their users fetched in the same query."""
+        match: dict[str, Any] = alive()
+        if before:
+            seen, last = before
+            match["$or"] = [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]
+        return await cls.find(
+            match,
+            fetch_links=True,
+            nesting_depths_per_field={"user": 1, "roles": 0, "ended_by": 0},
+            sort=[("seen_at", DESCENDING), ("_id", DESCENDING)],
+            limit=limit,
+        ).to_list()
+
+    @classmethod
+    async def touch(
+        cls, session_id: PydanticObjectId, *, seen_at: datetime, ip: str | None
+    ) -> None:
+        """Says that it was used, at most once a minute: pages would otherwise all be writes."""
+        now = clock.now()
+        if now - seen_at >= SEEN_EVERY:
+            await cls.change(
+                {"_id": session_id, "ended_at": None}, {"$set": {"seen_at": now, "ip": ip}}
+            )
+
+    @property
+    def online(self) -> bool:
+        """Whether a page of it is open on some worker, as of that worker's last look."""
+        return self.online_until is not None and self.online_until > clock.now()
+
+    @classmethod
+    async def say_online(cls, ids: Collection[PydanticObjectId], *, until: datetime) -> None:
+        if ids:
+            await cls.change_all(
+                {"_id": {"$in": list(ids)}, "ended_at": None}, {"$set": {"online_until": until}}
+            )
+
+    @classmethod
+    async def _end_oldest(cls, user: "User", *, keep: int, by: Actor) -> None:
+        # After the commit of the new one, so that of sign-ins at once the last sees them all.
+        surplus = await cls.find(
+            {"user.$id": user.id, **alive()},
+            sort=[("created_at", DESCENDING), ("_id", DESCENDING)],
+            skip=keep,
+        ).to_list()
+        if surplus:
+            match = {"_id": {"$in": [session.id for session in surplus]}}
+            await end_sessions(match, Reason.ENDED_BY_USER, by=by, subject=user.id)
+
+
+async def end_sessions(
+    match: Mapping[str, Any], reason: Reason, *, by: Actor, subject: PydanticObjectId
+) -> int:
+    """Ends the sessions that match and are not over, with an audit event, in one transaction."""
+
+    async def work(tx: Tx) -> int:
+        ended = await mark_ended(match, reason, by=by, tx=tx)
+        if ended:
+            await Event.record(
+                Verb.SESSION_ENDED if ended == 1 else Verb.SESSIONS_ENDED,
+                by=by,
+                subject=subject,
+                tx=tx,
+                reason=reason.value,
+                count=ended,
+            )
+        return ended
+
+    return await transaction(work)
+
+
+async def mark_ended(
+    match: Mapping[str, Any], reason: Reason, *, by: Actor, tx: Tx | None = None
+) -> int:
+    """The write alone, for verbs that keep their own record. How many it ended."""
+    return await Session.change_all(
+        {**match, "ended_at": None},
+        {
+            "$set": {
+                "ended_at": clock.now(),
+                "ended_reason": reason.value,
+                "ended_by": ref("users", by.user_id),
+            }
+        },
+        tx=tx,
+    )
+
+
+def alive(now: datetime | None = None) -> dict[str, Any]:
+    """The filter for sessions that are neither ended, nor past their time, nor idle too long."""
+    now = now or clock.now()
+    idle_since = {"$add": ["$seen_at", {"$multiply": ["$idle_seconds", 1000]}]}
+    return {
+        "ended_at": None,
+        "expires_at": {"$gt": now},
+        "$expr": {"$gt": [idle_since, now]},
+    }
+
+
+def new_token() -> tuple[str, str]:
+    """A random token of 256 bits, and the digest by which it is kept."""
+    token = secrets.token_urlsafe(32)
+    return token, digest_of(token)
+
+
+def digest_of(token: str) -> str:
+    """SHA-256: enough for a random token, and the same in every worker."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def fingerprint(password_hash: str) -> str:
+    """By this a session notices that the password it was opened under is gone."""
+    return hashlib.sha256(password_hash.encode()).hexdigest()[:32]

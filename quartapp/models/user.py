@@ -1,0 +1,399 @@
+"""People: who they are, and the verbs that change what they may do.
+
+Each verb is one transaction: the change, the sessions it ends, the audit event and the notice.
+Sockets hear of it from the change stream, after the commit.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field
+from pymongo import IndexModel, ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from quartapp import clock, policy
+from quartapp.database import Session as Tx
+from quartapp.database import transaction
+from quartapp.models.actor import Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.guard import hold_administrators
+from quartapp.models.notice import Kind, Notice
+from quartapp.models.record import Record
+from quartapp.models.references import CASELESS, DomainError, ref
+from quartapp.models.session import Reason, Session, fingerprint, mark_ended, new_token
+
+if TYPE_CHECKING:
+    from quartapp.models.role import Role
+
+USERNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?")
+
+
+class Taken(DomainError):
+    """Somebody has this username or e-mail address; `field` says which."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        noun = "username" if field == "username" else "e-mail address"
+        super().__init__(f"This {noun} is taken.")
+
+
+class LastAdministrator(DomainError):
+    """The change would leave nobody in charge."""
+
+    def __init__(self) -> None:
+        super().__init__("This is the last active administrator. Make somebody else one first.")
+
+
+class PasswordMoved(DomainError):
+    """The password was changed by somebody else meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__("The password was changed meanwhile. Start again.")
+
+
+class RoleGone(DomainError):
+    """The role was deleted meanwhile."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The role {name} was deleted meanwhile.")
+
+
+class User(Record):
+    """A person. Username and e-mail are unique in any case; names are kept as they were typed."""
+
+    username: str
+    email: str
+    password_hash: str = Field(repr=False)
+    roles: list[Link["Role"]] = []
+    authz_version: int = 1
+    authz_by: Link["User"] | None = None
+    disabled_at: datetime | None = None
+    email_verified_at: datetime | None = None
+    created_at: datetime = Field(default_factory=clock.now)
+    password_changed_at: datetime = Field(default_factory=clock.now)
+    notice_seq: int = 0
+    notices_read: int = 0
+
+    class Settings:
+        name = "users"
+        indexes = [
+            IndexModel([("username", 1)], name="username", unique=True, collation=CASELESS),
+            IndexModel([("email", 1)], name="email", unique=True, collation=CASELESS),
+            IndexModel([("roles.$id", 1)], name="with_role"),
+        ]
+
+    # ---- finding
+
+    @classmethod
+    async def by_username(cls, username: str) -> "User | None":
+        return await cls.find_one({"username": {"$eq": username}}, collation=CASELESS)
+
+    @classmethod
+    async def by_email(cls, email: str) -> "User | None":
+        return await cls.find_one({"email": {"$eq": email}}, collation=CASELESS)
+
+    @classmethod
+    async def by_login(cls, login: str) -> "User | None":
+        """By username, or by e-mail address: no username has an @."""
+        return await (cls.by_email(login) if "@" in login else cls.by_username(login))
+
+    @classmethod
+    async def search(cls, text: str, *, after: str | None = None, limit: int = 50) -> list[Self]:
+        """Those whose username or address begins with the text, in the order of their usernames,
+        their roles fetched in the same query."""
+        match: dict[str, Any] = {}
+        if text:
+            # U+FFFF sorts behind every other character, so this range is the prefix.
+            prefix = {"$gte": text, "$lt": text + "\uffff"}
+            match["$or"] = [{"username": prefix}, {"email": prefix}]
+        if after:
+            match = {"$and": [match, {"username": {"$gt": after}}]}
+        return await cls.find(
+            match,
+            fetch_links=True,
+            nesting_depths_per_field={"roles": 1, "authz_by": 0},
+            sort="username",
+            limit=limit,
+            collation=CASELESS,
+        ).to_list()
+
+    @classmethod
+    async def active_administrators(cls, *, tx: Tx | None = None) -> int:
+        """How many enabled people hold the role that may do everything."""
+        roles = cls.get_motor_collection().database["roles"]
+        admin = await roles.find_one({"name": policy.ADMIN}, session=tx)
+        if admin is None:
+            return 0
+        return await cls.find({"roles.$id": admin["_id"], "disabled_at": None}, session=tx).count()
+
+    # ---- coming
+
+    @classmethod
+    async def register(
+        cls, username: str, email: str, password_hash: str, *, roles: Collection["Role"], by: Actor
+    ) -> "User":
+        """A new account. Raises Taken, also for the slower of two who want one name at once."""
+
+        async def work(tx: Tx) -> User:
+            return await cls.add(username, email, password_hash, roles=roles, by=by, tx=tx)
+
+        return await transaction(work)
+
+    @classmethod
+    async def add(
+        cls,
+        username: str,
+        email: str,
+        password_hash: str,
+        *,
+        roles: Collection["Role"],
+        by: Actor,
+        tx: Tx,
+    ) -> "User":
+        """The writes of `register`, for a transaction that does more. Raises Taken."""
+        user = cls(
+            username=username,
+            email=email,
+            password_hash=password_hash,
+            roles=list(roles),  # type: ignore[arg-type]
+        )
+        try:
+            await user.insert(session=tx)
+        except DuplicateKeyError as error:
+            raise Taken(
+                next(iter((error.details or {}).get("keyPattern", {"username": 1})))
+            ) from None
+        who = by if by.user_id else Actor(user.id, username, by.ip)
+        names = sorted(role.name for role in roles)
+        await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=names)
+        await user.tell(Kind.WELCOME, tx, by=username)
+        return user
+
+    # ---- authority
+
+    async def grant(self, role: "Role", *, by: Actor) -> bool:
+        """Gives the role; False if it was held. Raises RoleGone. Open pages gain it in place."""
+
+        async def work(tx: Tx) -> bool:
+            changed = await self._change_authority(
+                {"roles.$id": {"$ne": role.id}},
+                {"$addToSet": {"roles": ref("roles", role.id)}},
+                by=by,
+                tx=tx,
+            )
+            if not changed:
+                return False
+            # Writing the role's document makes a grant and a deletion at once exclude each other.
+            if not await role.count_grant(tx):
+                raise RoleGone(role.name)
+            await Event.record(Verb.ROLE_GRANTED, by=by, subject=self.id, tx=tx, role=role.name)
+            await self.tell(Kind.ROLE_GRANTED, tx, by=by.username, role=role.name)
+            return True
+
+        return await transaction(work)
+
+    async def revoke(self, role: "Role", *, by: Actor) -> bool:
+        """Takes the role and ends the user's sessions; False if it was not held.
+
+        Raises LastAdministrator.
+        """
+
+        async def work(tx: Tx) -> bool:
+            if role.name == policy.ADMIN:
+                await hold_administrators(tx)
+            changed = await self._change_authority(
+                {"roles.$id": role.id},
+                {"$pull": {"roles": ref("roles", role.id)}},
+                by=by,
+                tx=tx,
+            )
+            if not changed:
+                return False
+            if role.name == policy.ADMIN:
+                await self._require_an_administrator(tx)
+            await mark_ended({"user.$id": self.id}, Reason.ROLE_REVOKED, by=by, tx=tx)
+            await Event.record(Verb.ROLE_REVOKED, by=by, subject=self.id, tx=tx, role=role.name)
+            await self.tell(Kind.ROLE_REVOKED, tx, by=by.username, role=role.name)
+            return True
+
+        return await transaction(work)
+
+    async def disable(self, *, by: Actor) -> bool:
+        """Closes the account and ends its sessions; False if it was closed.
+
+        Raises LastAdministrator.
+        """
+
+        async def work(tx: Tx) -> bool:
+            await hold_administrators(tx)
+            changed = await self._change_authority(
+                {"disabled_at": None}, {"$set": {"disabled_at": clock.now()}}, by=by, tx=tx
+            )
+            if not changed:
+                return False
+            await self._require_an_administrator(tx)
+            await mark_ended({"user.$id": self.id}, Reason.ACCOUNT_DISABLED, by=by, tx=tx)
+            await Event.record(Verb.USER_DISABLED, by=by, subject=self.id, tx=tx)
+            await self.tell(Kind.ACCOUNT_DISABLED, tx, by=by.username)
+            return True
+
+        return await transaction(work)
+
+    async def enable(self, *, by: Actor) -> bool:
+        """Opens the account again; False if it was open."""
+
+        async def work(tx: Tx) -> bool:
+            changed = await self._change_authority(
+                {"disabled_at": {"$ne": None}}, {"$set": {"disabled_at": None}}, by=by, tx=tx
+            )
+            if changed:
+                await Event.record(Verb.USER_ENABLED, by=by, subject=self.id, tx=tx)
+                await self.tell(Kind.ACCOUNT_ENABLED, tx, by=by.username)
+            return changed
+
+        return await transaction(work)
+
+    async def end_sessions(
+        self, reason: Reason, *, by: Actor, keep: PydanticObjectId | None = None
+    ) -> int:
+        """Ends all sessions of the user, but for the one to keep. How many it ended."""
+
+        async def work(tx: Tx) -> int:
+            match: dict[str, Any] = {"user.$id": self.id}
+            if keep:
+                match["_id"] = {"$ne": keep}
+            ended = await mark_ended(match, reason, by=by, tx=tx)
+            if ended:
+                await Event.record(
+                    Verb.SESSIONS_ENDED,
+                    by=by,
+                    subject=self.id,
+                    tx=tx,
+                    reason=reason.value,
+                    count=ended,
+                )
+                if reason is Reason.ENDED_BY_ADMIN:
+                    await self.tell(Kind.SESSIONS_ENDED, tx, by=by.username)
+            return ended
+
+        return await transaction(work)
+
+    @classmethod
+    async def number_change(cls, user_id: PydanticObjectId, version: int) -> None:
+        """Gives a change of rights that was written past these verbs a version of its own.
+
+        Many workers see such a change; the condition lets one of them number it.
+        """
+        await cls.change(
+            {"_id": user_id, "authz_version": version},
+            {"$inc": {"authz_version": 1}, "$set": {"authz_by": None}},
+        )
+
+    # ---- passwords
+
+    async def change_password(
+        self, password_hash: str, *, by: Actor, keep: PydanticObjectId | None = None
+    ) -> str | None:
+        """Sets the new hash and ends the other sessions. The one to keep gets the returned token.
+
+        Raises PasswordMoved when the hash is no longer the one that this document was read with.
+        """
+        token, digest = new_token()
+
+        async def work(tx: Tx) -> bool:
+            now = clock.now()
+            changed = await User.change(
+                {"_id": self.id, "password_hash": self.password_hash},
+                {"$set": {"password_hash": password_hash, "password_changed_at": now}},
+                tx=tx,
+            )
+            if not changed:
+                raise PasswordMoved
+            await mark_ended(
+                {"user.$id": self.id, "_id": {"$ne": keep}},
+                Reason.PASSWORD_CHANGED,
+                by=by,
+                tx=tx,
+            )
+            await Event.record(Verb.PASSWORD_CHANGED, by=by, subject=self.id, tx=tx)
+            await self.tell(Kind.PASSWORD_CHANGED, tx)
+            return await Session.change(
+                {"_id": keep, "ended_at": None},
+                {
+                    "$set": {
+                        "digest": digest,
+                        "credential": fingerprint(password_hash),
+                        "confirmed_at": now,
+                    }
+                },
+                tx=tx,
+            )
+
+        return token if await transaction(work) else None
+
+    async def upgrade_hash(self, password_hash: str) -> None:
+        """Stores the same password hashed anew. Its sessions go on: they are told of the hash."""
+
+        async def work(tx: Tx) -> None:
+            changed = await User.change(
+                {"_id": self.id, "password_hash": self.password_hash},
+                {"$set": {"password_hash": password_hash}},
+                tx=tx,
+            )
+            if changed:
+                await Session.change_all(
+                    {
+                        "user.$id": self.id,
+                        "ended_at": None,
+                        "credential": fingerprint(self.password_hash),
+                    },
+                    {"$set": {"credential": fingerprint(password_hash)}},
+                    tx=tx,
+                )
+
+        await transaction(work)
+
+    # ---- notices
+
+    async def tell(self, kind: Kind, tx: Tx, **data: Any) -> None:
+        """Stores a notice under the user's next number, in the transaction of what it tells of."""
+        numbered = await User.get_motor_collection().find_one_and_update(
+            {"_id": self.id},
+            {"$inc": {"notice_seq": 1}},
+            projection={"notice_seq": 1},
+            return_document=ReturnDocument.AFTER,
+            session=tx,
+        )
+        if numbered:
+            notice = Notice(
+                user=ref("users", self.id), seq=numbered["notice_seq"], kind=kind, data=data
+            )
+            await notice.insert(session=tx)
+
+    async def read_notices(self) -> None:
+        """Marks all notices up to the newest that this document knows of as read."""
+        await User.change(
+            {"_id": self.id, "notices_read": {"$lt": self.notice_seq}},
+            {"$set": {"notices_read": self.notice_seq}},
+        )
+        await Notice.change_all(
+            {"user.$id": self.id, "seq": {"$lte": self.notice_seq}, "read_at": None},
+            {"$set": {"read_at": clock.now()}},
+        )
+
+    # ---- helpers
+
+    async def _change_authority(
+        self, condition: Mapping[str, Any], change: Mapping[str, Any], *, by: Actor, tx: Tx
+    ) -> bool:
+        """A conditional update that also raises the version and says who did it."""
+        update: dict[str, Any] = {**change, "$inc": {"authz_version": 1}}
+        update["$set"] = {**change.get("$set", {}), "authz_by": ref("users", by.user_id)}
+        return await User.change({"_id": self.id, **condition}, update, tx=tx)
+
+    async def _require_an_administrator(self, tx: Tx) -> None:
+        if await User.active_administrators(tx=tx) == 0:
+            raise LastAdministrator
