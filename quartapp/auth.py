@@ -1,0 +1,183 @@
+"""Who is asking. Quart-Auth keeps the token in its signed cookie; here it becomes a person."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+from quart import current_app, has_request_context, request, websocket
+from quart_auth import Action, AuthUser, QuartAuth, Unauthorized
+from quart_auth import current_user as _current_user
+from ua_parser import parse
+
+from quartapp.models import principal
+from quartapp.models.actor import Actor
+from quartapp.models.principal import Ended, Principal, Standing
+from quartapp.models.session import Session
+from quartapp.passwords import PasswordHasher
+from quartapp.policy import Permission, may
+from quartapp.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Forbidden(Exception):
+    """Signed in, but not allowed: `permission` is what is missing."""
+
+    def __init__(self, permission: Permission) -> None:
+        super().__init__(permission.value)
+        self.permission = permission
+
+
+class CurrentUser(AuthUser):
+    """What Quart-Auth's `current_user` is: nobody, or the principal of a living session.
+
+    `await load()` comes first, once for a request; the rest are plain values. `ended` is set for
+    one who comes with the cookie of a session that is over.
+    """
+
+    def __init__(self, auth_id: str | None, action: Action = Action.PASS) -> None:
+        super().__init__(auth_id if isinstance(auth_id, str) else None, action)
+        self._standing: Standing | None = None
+        self._loaded = False
+
+    async def load(self) -> None:
+        """Asks the database for whom the token speaks. Raises what the driver raises."""
+        if not self._loaded:
+            self._standing = await principal.by_token(self.auth_id) if self.auth_id else None
+            self._loaded = True
+
+    @property
+    async def is_authenticated(self) -> bool:
+        """What `login_required` asks."""
+        await self.load()
+        return self.signed_in
+
+    @property
+    def signed_in(self) -> bool:
+        return isinstance(self._standing, Principal)
+
+    @property
+    def ended(self) -> Ended | None:
+        return self._standing if isinstance(self._standing, Ended) else None
+
+    @property
+    def principal(self) -> Principal:
+        """Raises Unauthorized for nobody."""
+        if isinstance(self._standing, Principal):
+            return self._standing
+        raise Unauthorized
+
+    @property
+    def user_id(self) -> Any:
+        return self.principal.user_id if self.signed_in else None
+
+    @property
+    def permissions(self) -> frozenset[str]:
+        return self.principal.permissions if self.signed_in else frozenset()
+
+    @property
+    def session_id(self) -> Any:
+        return self.principal.session_id
+
+    @property
+    def username(self) -> str:
+        return self.principal.username
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.principal.roles
+
+    @property
+    def version(self) -> int:
+        return self.principal.version
+
+    @property
+    def cursor(self) -> str:
+        return str(self.principal.cursor)
+
+    @property
+    def unread(self) -> int:
+        return self.principal.unread
+
+    def may(self, permission: str) -> bool:
+        return permission in self.permissions
+
+    @property
+    def actor(self) -> Actor:
+        """For the `by=` of the domain's verbs."""
+        if not self.signed_in:
+            return Actor(ip=remote_address())
+        return Actor(self.principal.user_id, self.principal.username, remote_address())
+
+    def __repr__(self) -> str:
+        # The inherited one shows the token.
+        who = self.username if self.signed_in else "nobody"
+        return f"CurrentUser({who})"
+
+
+current_user = cast(CurrentUser, _current_user)
+
+
+def init_app(app: Any, settings: Settings) -> QuartAuth:
+    """Quart-Auth with a cookie that lives as long as a session can, and no longer."""
+    secure = settings.production
+    return QuartAuth(
+        app,
+        cookie_name="__Host-session" if secure else "quartapp_session",
+        cookie_secure=secure,
+        cookie_http_only=True,
+        cookie_samesite="Lax",
+        duration=settings.remembered_lifetime_seconds,
+        user_class=CurrentUser,
+    )
+
+
+async def load_current_user() -> None:
+    """For before_request: pages are built for somebody, and a used session is seen as used."""
+    await current_user.load()
+    if current_user.signed_in:
+        who = current_user.principal
+        await Session.touch(who.session_id, seen_at=who.seen_at, ip=remote_address())
+
+
+def permission_required(
+    permission: Permission,
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Lets in who may. Under `login_required`, which turns away who is nobody. Raises Forbidden."""
+
+    def decorate(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        @wraps(view)
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            if not may(current_user, permission):
+                raise Forbidden(permission)
+            return await view(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def remote_address() -> str | None:
+    """The peer's address. Headers that claim another one are believed from nobody."""
+    scope = request if has_request_context() else websocket
+    return scope.remote_addr
+
+
+def device() -> str:
+    """The browser and system that a request comes from, as a person would name them."""
+    header = request.headers.get("User-Agent", "")[:512]
+    found = parse(header)
+    browser = found.user_agent.family if found.user_agent else ""
+    system = found.os.family if found.os else ""
+    return " on ".join(part for part in (browser, system) if part) or "Unknown device"
+
+
+def settings() -> Settings:
+    return current_app.extensions["quartapp"].settings
+
+
+def hasher() -> PasswordHasher:
+    return current_app.extensions["quartapp"].hasher

@@ -1,0 +1,91 @@
+"""Coming in: registering, signing in, changing the password."""
+
+from wtforms import BooleanField, EmailField, PasswordField, StringField, ValidationError
+from wtforms.validators import EqualTo, InputRequired, Length, Regexp
+
+from quartapp import passwords
+from quartapp.forms.base import Form, bidi_free, printable, tidy
+
+USERNAME = r"\A[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?\Z"
+# Enough to catch a slip of the fingers; whether an address works is known when mail arrives.
+EMAIL = (
+    r"\A[^@\s<>()\[\],;:\\\"]{1,64}@[^@\s<>()\[\],;:\\\"]{1,190}\.[^@\s<>()\[\],;:\\\".]{2,63}\Z"
+)
+
+
+class RegisterForm(Form):
+    username = StringField(
+        "Username",
+        filters=[tidy],
+        description="Letters, digits, dot, dash and underscore; up to 32.",
+        validators=[
+            InputRequired("Choose a username."),
+            Regexp(USERNAME, message="Use 1 to 32 letters, digits, dots, dashes or underscores."),
+        ],
+    )
+    email = EmailField(
+        "E-mail address",
+        filters=[tidy],
+        validators=[
+            InputRequired("Enter your e-mail address."),
+            Length(max=254, message="An address has at most 254 characters."),
+            Regexp(EMAIL, message="This does not look like an e-mail address."),
+            printable,
+            bidi_free,
+        ],
+    )
+    password = PasswordField(
+        "Password",
+        description="At least 8 characters. A few unrelated words make a good one.",
+        validators=[InputRequired("Choose a password.")],
+    )
+    confirm = PasswordField(
+        "Password again",
+        validators=[
+            InputRequired("Repeat the password."),
+            EqualTo("password", message="The two passwords differ."),
+        ],
+    )
+
+    def validate_password(self, field: PasswordField) -> None:
+        _strong(field, [self.username.data or "", self.email.data or ""])
+
+
+class LoginForm(Form):
+    login = StringField(
+        "Username or e-mail address",
+        filters=[tidy],
+        validators=[
+            InputRequired("Enter your username or e-mail address."),
+            Length(max=254, message="This is too long for a username or an address."),
+        ],
+    )
+    password = PasswordField("Password", validators=[InputRequired("Enter your password.")])
+    remember = BooleanField("Keep me signed in on this device")
+
+
+class PasswordForm(Form):
+    current_password = PasswordField(
+        "Current password", validators=[InputRequired("Enter your current password.")]
+    )
+    password = PasswordField(
+        "New password",
+        description="At least 8 characters. A few unrelated words make a good one.",
+        validators=[InputRequired("Choose a new password.")],
+    )
+    confirm = PasswordField(
+        "New password again",
+        validators=[
+            InputRequired("Repeat the new password."),
+            EqualTo("password", message="The two passwords differ."),
+        ],
+    )
+
+    def validate_password(self, field: PasswordField) -> None:
+        _strong(field, [])
+
+
+def _strong(field: PasswordField, context: list[str]) -> None:
+    weakness = passwords.weakness(field.data or "", context=context)
+    if weakness:
+        raise ValidationError(weakness)

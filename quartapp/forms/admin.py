@@ -1,0 +1,52 @@
+"""Administration: roles, and granting them."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from wtforms import SelectField, SelectMultipleField, StringField
+from wtforms.validators import InputRequired, Length, Regexp
+from wtforms.widgets import CheckboxInput, ListWidget
+
+from quartapp.forms.base import Form, bidi_free, printable, tidy
+from quartapp.policy import LABELS
+
+
+class Named(Protocol):
+    name: str
+
+
+ROLE_NAME = r"\A[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?\Z"
+
+
+class GrantForm(Form):
+    role = SelectField("Role", validators=[InputRequired("Choose a role.")])
+
+    def offer(self, roles: Iterable[Named]) -> None:
+        self.role.choices = [(role.name, role.name) for role in roles]
+
+
+class RoleForm(Form):
+    name = StringField(
+        "Name",
+        filters=[tidy],
+        description="Letters, digits, dot, dash and underscore; up to 32.",
+        validators=[
+            InputRequired("A role needs a name."),
+            Regexp(ROLE_NAME, message="Use 1 to 32 letters, digits, dots, dashes or underscores."),
+        ],
+    )
+    description = StringField(
+        "Description",
+        filters=[tidy],
+        validators=[
+            Length(max=200, message="A description has at most 200 characters."),
+            printable,
+            bidi_free,
+        ],
+    )
+    permissions = SelectMultipleField(
+        "Permissions",
+        choices=[(permission.value, label) for permission, label in LABELS.items()],
+        widget=ListWidget(prefix_label=False),
+        option_widget=CheckboxInput(),
+    )

@@ -1,0 +1,65 @@
+"""The base of all forms: filled from the request, with errors beside their fields."""
+
+import inspect
+from typing import Any, Self
+
+import wtforms
+from quart import request
+from wtforms import ValidationError
+
+
+class Form(wtforms.Form):
+    """A WTForms form that is filled from the request's body and nothing else.
+
+    Call `fails` once. An async check belongs in the route: WTForms would take a coroutine for
+    a passed check, so one is refused when the class is made.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            if name.startswith("validate") and inspect.iscoroutinefunction(value):
+                raise TypeError(f"{cls.__name__}.{name} is async: WTForms would not await it")
+
+    @classmethod
+    async def from_request(cls, **kwargs: Any) -> Self:
+        """With a POST's fields, or with the given data for the first showing."""
+        sent = await request.form if request.method == "POST" else None
+        return cls(formdata=sent, **kwargs)
+
+    @property
+    def posted(self) -> bool:
+        """Whether this is an answer to be judged, and it is in order."""
+        return request.method == "POST" and self.validate()
+
+    @property
+    def status(self) -> int:
+        """Of the answer that shows the form: 422 when it comes back with its errors."""
+        return 422 if request.method == "POST" else 200
+
+    def refuse(self, message: str, field: str | None = None) -> None:
+        """Adds what only the domain could know, such as that a name is taken."""
+        if field is None:
+            self.form_errors.append(message)
+        else:
+            self[field].errors = [*self[field].errors, message]
+
+
+def tidy(text: str | None) -> str | None:
+    """Names without the spaces around them."""
+    return text.strip() if text else text
+
+
+def printable(form: wtforms.Form, field: wtforms.Field) -> None:
+    """Refuses control characters and half characters, which no name or text needs."""
+    del form
+    text = field.data or ""
+    if any((ord(c) < 32 and c not in "\r\n\t") or 0xD800 <= ord(c) <= 0xDFFF for c in text):
+        raise ValidationError("This has a character that cannot be used.")
+
+
+def bidi_free(form: wtforms.Form, field: wtforms.Field) -> None:
+    """Refuses the marks that turn the direction of text, with which a line can be made to lie."""
+    del form
+    if any(c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069" for c in field.data or ""):
+        raise ValidationError("This has a character that cannot be used.")

@@ -1,0 +1,91 @@
+"""Every POST must come from a page of ours, shown to the one who sends it.
+
+Deny by default, before any route runs: the browser's own word on where the request comes from
+(Sec-Fetch-Site, Origin), and a masked token bound to the session, or for those not signed in to a
+random value in a signed cookie (ASVS 3.5.1).
+"""
+
+import base64
+import hmac
+import secrets
+from urllib.parse import urlsplit
+
+from markupsafe import Markup
+from quart import current_app, request, session
+from quart_auth import current_user
+
+UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+FIELD = "csrf_token"
+_SIZE = 32
+
+
+class CrossSite(Exception):
+    """The request was made by a page of another site."""
+
+
+class Stale(Exception):
+    """The token is missing or not of this session: an old page, most of the time.
+
+    `ours` says whether the browser vouches that a page of ours made the request.
+    """
+
+    def __init__(self, *, ours: bool) -> None:
+        self.ours = ours
+
+
+async def protect() -> None:
+    """For before_request. Raises CrossSite or Stale."""
+    if request.method not in UNSAFE:
+        return
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site not in (None, "same-origin", "none") or (origin and not same_origin(origin)):
+        raise CrossSite
+    if not _fits((await request.form).get(FIELD) or request.headers.get("X-CSRF-Token") or ""):
+        raise Stale(ours=site == "same-origin" or bool(origin))
+
+
+def same_origin(origin: str, scheme: str | None = None, host: str | None = None) -> bool:
+    """Whether the origin is this site, or one of those listed; compared whole, never in part."""
+    settings = current_app.extensions["quartapp"].settings
+    if settings.allowed_origins:
+        return origin in settings.allowed_origins
+    scheme, host = scheme or request.scheme, host or request.host
+    # Behind a proxy that ends TLS the request arrives as http.
+    schemes = {scheme, "https"} if settings.production else {scheme}
+    parts = urlsplit(origin)
+    return parts.scheme in schemes and origin == f"{parts.scheme}://{host}"
+
+
+def csrf_field() -> Markup:
+    """The hidden input that each form carries."""
+    return Markup('<input type="hidden" name="{}" value="{}">').format(FIELD, csrf_token())
+
+
+def csrf_token() -> str:
+    """Masked anew each time, so that compression says nothing of it (BREACH)."""
+    mask = secrets.token_bytes(_SIZE)
+    masked = bytes(a ^ b for a, b in zip(mask, _expected(), strict=True))
+    return base64.urlsafe_b64encode(mask + masked).decode()
+
+
+def _fits(token: str) -> bool:
+    try:
+        raw = base64.urlsafe_b64decode(token.encode("ascii"))
+    except ValueError:
+        return False
+    if len(raw) != 2 * _SIZE:
+        return False
+    plain = bytes(a ^ b for a, b in zip(raw[:_SIZE], raw[_SIZE:], strict=True))
+    return hmac.compare_digest(plain, _expected())
+
+
+def _expected() -> bytes:
+    # The session's id, not its token: a form that was open while the token changed still fits.
+    if current_user.signed_in:  # type: ignore[attr-defined]
+        bound_to = f"session {current_user.session_id}"  # type: ignore[attr-defined]
+    else:
+        if "csrf" not in session:
+            session["csrf"] = secrets.token_urlsafe(16)
+        bound_to = f"visitor {session['csrf']}"
+    key = str(current_app.secret_key).encode()
+    return hmac.digest(key, f"csrf {bound_to}".encode(), "sha256")

@@ -1,0 +1,40 @@
+"""Writing: posts and comments."""
+
+from wtforms import StringField, TextAreaField
+from wtforms.validators import InputRequired, Length
+
+from quartapp.forms.base import Form, bidi_free, printable, tidy
+
+
+class PostForm(Form):
+    title = StringField(
+        "Title",
+        filters=[tidy],
+        validators=[
+            InputRequired("A post needs a title."),
+            Length(max=200, message="A title has at most 200 characters."),
+            printable,
+            bidi_free,
+        ],
+    )
+    body = TextAreaField(
+        "Text",
+        filters=[tidy],
+        validators=[
+            InputRequired("A post needs some text."),
+            Length(max=20_000, message="A post has at most 20,000 characters."),
+            printable,
+        ],
+    )
+
+
+class CommentForm(Form):
+    body = TextAreaField(
+        "Your comment",
+        filters=[tidy],
+        validators=[
+            InputRequired("A comment needs some text."),
+            Length(max=4_000, message="A comment has at most 4,000 characters."),
+            printable,
+        ],
+    )

@@ -1,0 +1,154 @@
+"""Coming and going: registering, signing in and out, and the first administrator."""
+
+from typing import Any
+
+from beanie import PydanticObjectId
+from quart import Blueprint, flash, redirect, render_template, request, session
+from quart_auth import login_required, login_user, logout_user
+
+from quartapp import auth, policy
+from quartapp.auth import CurrentUser, current_user, hasher, settings
+from quartapp.forms.accounts import LoginForm, RegisterForm
+from quartapp.log import log
+from quartapp.models import Role, User, principal
+from quartapp.models.principal import Ended
+from quartapp.models.session import Reason, Session
+from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
+from quartapp.models.user import Taken
+from quartapp.routes.places import next_page, see_other
+
+blueprint = Blueprint("accounts", __name__)
+
+
+@blueprint.route("/register", methods=["GET", "POST"])
+async def register() -> Any:
+    if current_user.signed_in:
+        return redirect("/")
+    form = await RegisterForm.from_request()
+    if form.posted and await _is_free(form):
+        member = await Role.named(policy.MEMBER)
+        try:
+            user = await User.register(
+                form.username.data or "",
+                form.email.data or "",
+                await hasher().hash(form.password.data or ""),
+                roles=[member] if member else [],
+                by=current_user.actor,
+            )
+        except Taken as taken:
+            form.refuse(str(taken), taken.field)
+        else:
+            log.info("user_created", user=user.username, ip=auth.remote_address())
+            await _sign_in(user, remember=False)
+            await flash("Welcome. Your account is ready.", "success")
+            return see_other("/")
+    return await render_template("accounts/register.html", form=form), form.status
+
+
+@blueprint.route("/login", methods=["GET", "POST"])
+async def login() -> Any:
+    if current_user.signed_in:
+        return redirect(next_page())
+    form = await LoginForm.from_request()
+    if form.posted:
+        user = await User.by_login(form.login.data or "")
+        # One answer for all who are not let in, and one hash for each of them (ASVS 6.3.8).
+        fits = await hasher().verify(form.password.data or "", user and user.password_hash)
+        if user and fits and user.disabled_at is None:
+            if hasher().outdated(user.password_hash):
+                await user.upgrade_hash(await hasher().hash(form.password.data or ""))
+                user = await User.get(user.id) or user
+            await _sign_in(user, remember=bool(form.remember.data))
+            return see_other(next_page())
+        log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
+        form.refuse("This username or address and this password do not go together.")
+    page = await render_template(
+        "accounts/login.html",
+        form=form,
+        ended=await _why_ended(),
+        action=request.full_path.rstrip("?"),
+    )
+    return page, form.status
+
+
+@blueprint.post("/logout")
+@login_required
+async def logout() -> Any:
+    found = await Session.get(current_user.session_id)
+    if found:
+        await found.end(Reason.SIGNED_OUT, by=current_user.actor)
+    logout_user()
+    session.clear()
+    response = see_other("/")
+    response.headers["Clear-Site-Data"] = '"storage"'
+    return response
+
+
+@blueprint.get("/account")
+@login_required
+async def account() -> str:
+    return await render_template("account/overview.html", user=await User.get(current_user.user_id))
+
+
+@blueprint.route("/setup/<token>", methods=["GET", "POST"])
+async def setup(token: str) -> Any:
+    """Makes the first administrator. The link is printed at the start of a server without one."""
+    if not await setup_is_open(token):
+        return await render_template("accounts/setup_gone.html"), 410
+    form = await RegisterForm.from_request()
+    if form.posted and await _is_free(form):
+        try:
+            user = await make_first_administrator(
+                token,
+                form.username.data or "",
+                form.email.data or "",
+                await hasher().hash(form.password.data or ""),
+                by=current_user.actor,
+            )
+        except Taken as taken:
+            form.refuse(str(taken), taken.field)
+        except TokenSpent:
+            return await render_template("accounts/setup_gone.html"), 410
+        else:
+            await _sign_in(user, remember=False)
+            await flash("You are the administrator. Welcome.", "success")
+            return see_other("/admin/users")
+    return await render_template("accounts/setup.html", form=form), form.status
+
+
+async def _sign_in(user: User, *, remember: bool) -> None:
+    """Opens a session and, after the commit, gives its token to the browser."""
+    if current_user.signed_in and (old := await Session.get(current_user.session_id)):
+        await old.end(Reason.SIGNED_OUT, by=current_user.actor)
+    opened, token = await Session.start(
+        user,
+        device=auth.device(),
+        by=auth.Actor(user.id, user.username, auth.remote_address()),
+        idle=settings().session_idle(remembered=remember),
+        lifetime=settings().session_lifetime(remembered=remember),
+        remembered=remember,
+        at_most=settings().sessions_per_user,
+    )
+    log.info("session_created", user=user.username, session=str(opened.id))
+    session.clear()
+    login_user(CurrentUser(token), remember=remember)
+
+
+async def _is_free(form: RegisterForm) -> bool:
+    """Whether nobody has the name or the address. The index has the last word."""
+    if await User.by_username(form.username.data or ""):
+        form.refuse(str(Taken("username")), "username")
+    if await User.by_email(form.email.data or ""):
+        form.refuse(str(Taken("email")), "email")
+    return not form.errors
+
+
+async def _why_ended() -> str | None:
+    """Why the session named in the address is over, as a sentence."""
+    named = request.args.get("ended")
+    if not named:
+        return current_user.ended.message if current_user.ended else None
+    if not PydanticObjectId.is_valid(named):
+        return None
+    standing = await principal.by_id(PydanticObjectId(named))
+    return standing.message if isinstance(standing, Ended) else None

@@ -1,0 +1,88 @@
+"""Roles: what there are, and what each allows."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required
+
+from quartapp.auth import current_user, permission_required
+from quartapp.forms.admin import RoleForm
+from quartapp.models import Role
+from quartapp.models.role import RoleTaken
+from quartapp.policy import Permission
+from quartapp.routes.places import see_other
+
+blueprint = Blueprint("admin_roles", __name__)
+
+
+@blueprint.get("/roles")
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+async def index() -> str:
+    return await render_template(
+        "admin/roles.html", roles=await Role.everyone(), holders=await Role.holders()
+    )
+
+
+@blueprint.route("/roles/new", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+async def new() -> Any:
+    form = await RoleForm.from_request()
+    if form.posted:
+        try:
+            role = await Role.add(*_values(form), by=current_user.actor)
+        except RoleTaken as taken:
+            form.refuse(str(taken), "name")
+        else:
+            await flash(f"The role {role.name} was created.", "success")
+            return see_other("/admin/roles")
+    return await render_template("admin/role.html", form=form, role=None), form.status
+
+
+@blueprint.route("/roles/<name>", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+async def edit(name: str) -> Any:
+    role = await _find(name)
+    form = await RoleForm.from_request(
+        data={
+            "name": role.name,
+            "description": role.description,
+            "permissions": [permission.value for permission in role.permissions],
+        }
+    )
+    if form.posted:
+        name, description, permissions = _values(form)
+        try:
+            await role.edit(
+                name=name,
+                description=description,
+                permissions=permissions,
+                by=current_user.actor,
+            )
+        except RoleTaken as taken:
+            form.refuse(str(taken), "name")
+        else:
+            await flash(f"The role {name} was changed, in every open page too.", "success")
+            return see_other("/admin/roles")
+    return await render_template("admin/role.html", form=form, role=role), form.status
+
+
+@blueprint.post("/roles/<name>/delete")
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+async def delete(name: str) -> Any:
+    role = await _find(name)
+    holders = await role.remove(by=current_user.actor)
+    await flash(f"The role {role.name} was deleted; {holders} held it.", "success")
+    return see_other("/admin/roles")
+
+
+async def _find(name: str) -> Role:
+    return await Role.named(name) or abort(404)
+
+
+def _values(form: RoleForm) -> tuple[str, str, list[Permission]]:
+    chosen = [Permission(value) for value in form.permissions.data or []]
+    return form.name.data or "", form.description.data or "", chosen

@@ -1,0 +1,130 @@
+"""People: finding them, granting and revoking, disabling, ending their sessions."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template, request
+from quart_auth import login_required
+
+from quartapp.auth import current_user, permission_required
+from quartapp.forms.admin import GrantForm
+from quartapp.log import log
+from quartapp.models import Event, Role, Session, User
+from quartapp.models.references import linked_id
+from quartapp.models.session import Reason
+from quartapp.policy import Permission
+from quartapp.routes.paging import cut
+from quartapp.routes.places import see_other
+
+blueprint = Blueprint("admin_users", __name__)
+
+PAGE = 50
+
+
+@blueprint.get("/users")
+@login_required
+@permission_required(Permission.USERS_READ)
+async def index() -> str:
+    text = request.args.get("q", "").strip()[:254]
+    after = request.args.get("after", "")[:254] or None
+    rows = await User.search(text, after=after, limit=PAGE + 1)
+    people, older = cut(rows, PAGE, lambda user: user.username)
+    return await render_template("admin/users.html", users=people, q=text, next=older)
+
+
+@blueprint.get("/users/<username>")
+@login_required
+@permission_required(Permission.USERS_READ)
+async def show(username: str) -> Any:
+    return await _page(await _find(username), GrantForm())
+
+
+@blueprint.post("/users/<username>/grants")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+async def grant(username: str) -> Any:
+    person = await _find(username)
+    form = await GrantForm.from_request()
+    form.offer(await Role.everyone())
+    if not form.posted:
+        return await _page(person, form)
+    role = await Role.named(form.role.data) or abort(404)
+    granted = await person.grant(role, by=current_user.actor)
+    log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
+    if granted:
+        await flash(f"{person.username} now holds the role {role.name}.", "success")
+    else:
+        await flash(f"{person.username} holds the role {role.name} already.", "info")
+    return see_other(_home(person))
+
+
+@blueprint.post("/users/<username>/grants/<role_name>/revoke")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+async def revoke(username: str, role_name: str) -> Any:
+    person = await _find(username)
+    role = await Role.named(role_name) or abort(404)
+    revoked = await person.revoke(role, by=current_user.actor)
+    log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
+    if revoked:
+        await flash(
+            f"{person.username} no longer holds the role {role.name}, and was signed out.",
+            "success",
+        )
+    else:
+        await flash(f"{person.username} did not hold the role {role.name}.", "info")
+    return see_other(_home(person))
+
+
+@blueprint.post("/users/<username>/sessions/end")
+@login_required
+@permission_required(Permission.SESSIONS_MANAGE)
+async def end_sessions(username: str) -> Any:
+    person = await _find(username)
+    ended = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
+    await flash(f"Sessions of {person.username} ended: {ended}.", "success")
+    return see_other(_home(person))
+
+
+@blueprint.post("/users/<username>/disable")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+async def disable(username: str) -> Any:
+    person = await _find(username)
+    if await person.disable(by=current_user.actor):
+        log.info("user_disabled", user=person.username, by=current_user.username)
+    await flash(f"The account of {person.username} is disabled.", "success")
+    return see_other(_home(person))
+
+
+@blueprint.post("/users/<username>/enable")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+async def enable(username: str) -> Any:
+    person = await _find(username)
+    if await person.enable(by=current_user.actor):
+        log.info("user_enabled", user=person.username, by=current_user.username)
+    await flash(f"The account of {person.username} is enabled.", "success")
+    return see_other(_home(person))
+
+
+async def _find(username: str) -> User:
+    return await User.by_username(username) or abort(404)
+
+
+def _home(person: User) -> str:
+    return f"/admin/users/{person.username}"
+
+
+async def _page(person: User, form: GrantForm) -> Any:
+    ids = {linked_id(link) for link in person.roles}
+    roles = await Role.everyone()
+    form.offer(role for role in roles if role.id not in ids)
+    page = await render_template(
+        "admin/user.html",
+        person=person,
+        held=[role for role in roles if role.id in ids],
+        form=form,
+        sessions=await Session.of_user(person.id),
+        events=await Event.page(subject=person.id, limit=10),
+    )
+    return page, form.status

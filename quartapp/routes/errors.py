@@ -1,0 +1,163 @@
+"""What goes wrong, and how each kind is answered. The one place that knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import (
+    Quart,
+    has_websocket_context,
+    jsonify,
+    redirect,
+    render_template,
+    request,
+)
+from quart_auth import Unauthorized
+from werkzeug.exceptions import HTTPException
+
+from quartapp.auth import Forbidden, current_user
+from quartapp.database import Unavailable
+from quartapp.forms.csrf import FIELD, CrossSite, Stale
+from quartapp.log import log
+from quartapp.models.references import DomainError
+from quartapp.passwords import Busy
+from quartapp.policy import LABELS
+from quartapp.routes.places import back, sign_in_page
+
+TEXTS = {
+    400: ("This request makes no sense", "Go back and try again."),
+    403: ("Not allowed", "You may not do this."),
+    404: ("Nothing here", "There is no such page, or it was removed."),
+    405: ("Not like this", "This page cannot be used in this way."),
+    408: ("Too slow", "The request took too long to arrive. Try again."),
+    413: ("Too much", "This is more than can be taken at once."),
+    429: ("Too many", "Wait a little, and try again."),
+    500: ("Something broke", "It was our fault, and it was written down. Try again later."),
+    503: ("Busy", "Too much is going on right now. Try again in a moment."),
+}
+AWAY = ("The database is away", "Nothing was changed that we could confirm. Try again in a moment.")
+
+
+def init_app(app: Quart) -> None:
+    app.register_error_handler(Unauthorized, sign_in_first)
+    app.register_error_handler(Forbidden, not_allowed)
+    app.register_error_handler(CrossSite, cross_site)
+    app.register_error_handler(Stale, old_page)
+    app.register_error_handler(DomainError, refused)
+    app.register_error_handler(Busy, busy)
+    for error in Unavailable:
+        app.register_error_handler(error, database_away)
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(500, broken)
+
+
+async def sign_in_first(_: Unauthorized) -> Any:
+    if has_websocket_context():
+        return "Sign in first.\n", 401
+    ended = current_user.ended
+    if _wants_json():
+        return _signed_out_json(), 401
+    return redirect(sign_in_page(ended=ended and ended.session_id), 302)
+
+
+async def not_allowed(error: Forbidden) -> Any:
+    log.warning("authz_fail", user=current_user.username, permission=error.permission.value)
+    if _wants_json():
+        return jsonify(error="forbidden", permission=error.permission.value), 403
+    page = await render_template(
+        "forbidden.html", permission=error.permission.value, label=LABELS[error.permission]
+    )
+    return page, 403
+
+
+async def cross_site(_: CrossSite) -> Any:
+    log.warning("malicious_csrf", path=request.path, origin=request.headers.get("Origin"))
+    return await _page(403, "Not from here", "Another site sent this request. Nothing was done.")
+
+
+async def old_page(error: Stale) -> Any:
+    """What was sent is shown to be sent again, if the browser vouches that it came from us."""
+    if not error.ours:
+        return await _page(403, "Not from here", "This form was not one of ours, or is too old.")
+    fields = [
+        (name, value)
+        for name, value in (await request.form).items(multi=True)
+        if name != FIELD and "password" not in name and name != "confirm"
+    ]
+    page = await render_template("resend.html", action=request.full_path.rstrip("?"), fields=fields)
+    return page, 422
+
+
+async def refused(error: DomainError) -> Any:
+    return await _page(422, "That cannot be done", str(error))
+
+
+async def busy(error: Busy) -> Any:
+    log.warning("excess_rate_limit_exceeded", path=request.path)
+    body, status = await _page(503, *TEXTS[503])
+    return body, status, {"Retry-After": str(error.retry_after)}
+
+
+async def database_away(error: Exception) -> Any:
+    log.error("database_away", error=type(error).__name__, detail=str(error)[:300])
+    if has_websocket_context():
+        return "Try again later.\n", 503
+    # The page must not ask who is signed in: that is what cannot be answered.
+    if _wants_json():
+        return jsonify(error="unavailable"), 503, {"Retry-After": "2"}
+    page = await render_template("error.html", status=503, title=AWAY[0], detail=AWAY[1], back=None)
+    return page, 503, {"Retry-After": "2"}
+
+
+async def http_error(error: HTTPException) -> Any:
+    status = error.code or 500
+    if has_websocket_context():
+        return f"{error.name}\n", status
+    if error.response is not None or 300 <= status < 400:
+        return error
+    body, _ = await _page(status, *TEXTS.get(status, (error.name, "Go back and try again.")))
+    headers = {k: v for k, v in error.get_headers() if k.lower() in ("allow", "retry-after")}
+    return body, status, headers
+
+
+async def broken(error: Exception) -> Any:
+    """The last resort. Says nothing of what happened; the log does."""
+    original = getattr(error, "original_exception", None) or error
+    log.error(
+        "unhandled", exc_info=original, path=None if has_websocket_context() else request.path
+    )
+    if has_websocket_context():
+        return "Something broke.\n", 500
+    try:
+        return await _page(500, *TEXTS[500])
+    except Exception:
+        log.exception("error_page_failed")
+        return "Something broke.\n", 500, {"Content-Type": "text/plain; charset=utf-8"}
+
+
+async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
+    if _wants_json():
+        return jsonify(error=title), status
+    page = await render_template(
+        "error.html", status=status, title=title, detail=detail, back=back()
+    )
+    return page, status
+
+
+def _wants_json() -> bool:
+    return request.path.startswith("/api/")
+
+
+def _signed_out_json() -> Any:
+    ended = current_user.ended
+    if ended is None:
+        return jsonify(error="signed_out", ended=None)
+    return jsonify(
+        error="signed_out",
+        ended={
+            "session": str(ended.session_id),
+            "reason": ended.reason.value,
+            "by": ended.by,
+            "message": ended.message,
+        },
+    )

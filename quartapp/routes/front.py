@@ -1,0 +1,30 @@
+"""The front page, and who a program's request comes from."""
+
+from typing import Any
+
+from quart import Blueprint, render_template
+from quart_auth import login_required
+
+from quartapp.auth import current_user
+from quartapp.models import Post
+
+blueprint = Blueprint("front", __name__)
+
+
+@blueprint.get("/")
+async def home() -> str:
+    posts = await Post.page(limit=5) if current_user.signed_in else []
+    return await render_template("home.html", posts=posts)
+
+
+@blueprint.get("/api/me")
+@login_required
+async def me() -> dict[str, Any]:
+    who = current_user.principal
+    return {
+        "username": who.username,
+        "roles": list(who.roles),
+        "permissions": sorted(who.permissions),
+        "session": str(who.session_id),
+        "version": who.version,
+    }

@@ -1,0 +1,46 @@
+"""Changing one's password."""
+
+from typing import Any
+
+from quart import Blueprint, flash, render_template
+from quart_auth import login_required, login_user, logout_user
+
+from quartapp import auth, passwords
+from quartapp.auth import CurrentUser, current_user, hasher
+from quartapp.forms.accounts import PasswordForm
+from quartapp.log import log
+from quartapp.models import Session, User
+from quartapp.routes.places import see_other
+
+blueprint = Blueprint("passwords", __name__)
+
+
+@blueprint.route("/account/password", methods=["GET", "POST"])
+@login_required
+async def change() -> Any:
+    form = await PasswordForm.from_request()
+    if form.posted and (user := await User.get(current_user.user_id)):
+        weakness = passwords.weakness(form.password.data or "", context=[user.username, user.email])
+        if weakness:
+            form.refuse(weakness, "password")
+        elif not await hasher().verify(form.current_password.data or "", user.password_hash):
+            log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
+            form.refuse("This is not your current password.", "current_password")
+        else:
+            return await _change(user, form.password.data or "")
+    return await render_template("account/password.html", form=form), form.status
+
+
+async def _change(user: User, password: str) -> Any:
+    token = await user.change_password(
+        await hasher().hash(password), by=current_user.actor, keep=current_user.session_id
+    )
+    log.info("authn_password_change", user=user.username)
+    kept = await Session.get(current_user.session_id)
+    if token and kept:
+        login_user(CurrentUser(token), remember=kept.remembered)
+    else:
+        # Somebody ended this session meanwhile: the password is changed all the same.
+        logout_user()
+    await flash("Your password was changed, and every other session was signed out.", "success")
+    return see_other("/account")

@@ -1,0 +1,42 @@
+"""Where an answer leads. Nothing here leads to another site (ASVS 3.7.2)."""
+
+from urllib.parse import urlencode, urlsplit
+
+from quart import redirect, request
+from werkzeug.wrappers import Response
+
+
+def see_other(path: str) -> Response:
+    """303: a POST was done, look here for what came of it."""
+    return redirect(path, 303)  # type: ignore[return-value]
+
+
+def next_page(default: str = "/") -> str:
+    """The `next` of the request if it is a page of this site, else the default."""
+    return local_path(request.args.get("next", "")) or default
+
+
+def local_path(target: str) -> str | None:
+    """The target as a page of this site; None if a browser might read it as anything else."""
+    plain = target.isprintable() and "\\" not in target and len(target) <= 2000
+    if not plain or not target.startswith("/") or target.startswith("//"):
+        return None
+    parts = urlsplit(target)
+    return target if not parts.scheme and not parts.netloc else None
+
+
+def sign_in_page(*, ended: object = None) -> str:
+    """The sign-in page that leads back here, and says why the session is over if it is."""
+    here = request.full_path.rstrip("?") if request.method == "GET" else back()
+    query = {"next": here} if here != "/" else {}
+    if ended:
+        query["ended"] = str(ended)
+    return f"/login?{urlencode(query)}" if query else "/login"
+
+
+def back() -> str:
+    """The page of ours that the browser comes from, where it says so."""
+    parts = urlsplit(request.headers.get("Referer", ""))
+    if parts.netloc != request.host:
+        return request.path
+    return local_path(f"{parts.path}?{parts.query}" if parts.query else parts.path) or "/"

@@ -1,0 +1,113 @@
+"""Posts and comments: reading is for everybody, writing for those who may."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required
+
+from quartapp import policy
+from quartapp.auth import Forbidden, current_user, permission_required
+from quartapp.forms.posts import CommentForm, PostForm
+from quartapp.models import Comment, Post
+from quartapp.models import comment as comments
+from quartapp.models import post as posts
+from quartapp.policy import Permission
+from quartapp.routes.paging import cut, id_after, id_or_404
+from quartapp.routes.places import see_other
+
+blueprint = Blueprint("posts", __name__)
+
+
+@blueprint.get("/posts")
+async def index() -> str:
+    rows = await Post.page(before=id_after(), limit=posts.PAGE + 1)
+    shown, older = cut(rows, posts.PAGE, lambda post: post.id)
+    return await render_template("posts/list.html", posts=shown, older=older)
+
+
+@blueprint.route("/posts/new", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.POSTS_WRITE)
+async def new() -> Any:
+    form = await PostForm.from_request()
+    if form.posted:
+        post = await Post.write(form.title.data or "", form.body.data or "", by=current_user.actor)
+        return see_other(f"/posts/{post.id}")
+    return await render_template("posts/edit.html", form=form, post=None), form.status
+
+
+@blueprint.get("/posts/<post_id>")
+async def show(post_id: str) -> Any:
+    return await _page(await _find(post_id), CommentForm())
+
+
+@blueprint.route("/posts/<post_id>/edit", methods=["GET", "POST"])
+@login_required
+async def edit(post_id: str) -> Any:
+    post = await _find(post_id)
+    if not policy.may_edit(current_user, post):
+        _refuse(post)
+    form = await PostForm.from_request(data={"title": post.title, "body": post.body})
+    if form.posted:
+        if not await post.revise(form.title.data or "", form.body.data or ""):
+            abort(404)
+        return see_other(f"/posts/{post.id}")
+    return await render_template("posts/edit.html", form=form, post=post), form.status
+
+
+@blueprint.post("/posts/<post_id>/delete")
+@login_required
+async def delete(post_id: str) -> Any:
+    post = await _find(post_id)
+    if not policy.may_delete(current_user, post):
+        raise Forbidden(Permission.POSTS_MODERATE)
+    await post.remove(by=current_user.actor)
+    await flash("The post was deleted.", "success")
+    return see_other("/posts")
+
+
+@blueprint.post("/posts/<post_id>/comments")
+@login_required
+@permission_required(Permission.POSTS_WRITE)
+async def comment(post_id: str) -> Any:
+    post = await _find(post_id)
+    form = await CommentForm.from_request()
+    if not form.posted:
+        return await _page(post, form)
+    written = await Comment.write(post, form.body.data or "", by=current_user.actor)
+    if written is None:
+        abort(404)
+    return see_other(f"/posts/{post.id}#comment-{written.id}")
+
+
+@blueprint.post("/comments/<comment_id>/delete")
+@login_required
+async def delete_comment(comment_id: str) -> Any:
+    found = await Comment.get(id_or_404(comment_id))
+    if found is None:
+        abort(404)
+    if not policy.may_delete(current_user, found):
+        raise Forbidden(Permission.POSTS_MODERATE)
+    await found.remove(by=current_user.actor)
+    await flash("The comment was deleted.", "success")
+    return see_other(f"/posts/{found.post_id}")
+
+
+async def _find(post_id: str) -> Post:
+    return await Post.with_author(id_or_404(post_id)) or abort(404)
+
+
+def _refuse(post: Post) -> None:
+    """Whose words they are nobody can be granted; that one may write at all, one can."""
+    if policy.owns(current_user, post):
+        raise Forbidden(Permission.POSTS_WRITE)
+    abort(403, "Only its author can change a post.")
+
+
+async def _page(post: Post, form: CommentForm) -> Any:
+    rows = await Comment.page(post.id, after=id_after(), limit=comments.PAGE + 1)
+    shown, older = cut(rows, comments.PAGE, lambda row: row.id)
+    page = await render_template(
+        "posts/show.html", post=post, comments=shown, older=older, form=form
+    )
+    return page, form.status

@@ -1,0 +1,47 @@
+"""One's own sessions: where one is signed in, and ending it there."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required, logout_user
+
+from quartapp.auth import current_user
+from quartapp.models import Session, User
+from quartapp.models.session import Reason
+from quartapp.routes.paging import id_or_404
+from quartapp.routes.places import see_other
+
+blueprint = Blueprint("sessions", __name__)
+
+
+@blueprint.get("/account/sessions")
+@login_required
+async def mine() -> str:
+    sessions = await Session.of_user(current_user.user_id)
+    sessions.sort(key=lambda session: session.id != current_user.session_id)
+    return await render_template("account/sessions.html", sessions=sessions)
+
+
+@blueprint.post("/account/sessions/<session_id>/end")
+@login_required
+async def end(session_id: str) -> Any:
+    session = await Session.get(id_or_404(session_id))
+    if session is None or session.user_id != current_user.user_id:
+        abort(404)
+    await session.end(Reason.ENDED_BY_USER, by=current_user.actor)
+    if session.id == current_user.session_id:
+        logout_user()
+        return see_other("/")
+    await flash(f"{session.device} was signed out.", "success")
+    return see_other("/account/sessions")
+
+
+@blueprint.post("/account/sessions/end-others")
+@login_required
+async def end_others() -> Any:
+    user = await User.get(current_user.user_id)
+    ended = user and await user.end_sessions(
+        Reason.ENDED_BY_USER, by=current_user.actor, keep=current_user.session_id
+    )
+    await flash(f"Sessions signed out: {ended}." if ended else "There were no others.", "success")
+    return see_other("/account/sessions")
