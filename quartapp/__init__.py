@@ -1,0 +1,156 @@
+"""quartapp: user management in which authority is live."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from quart import Quart, request
+
+from quartapp import auth, database, embedded, log, models, routes
+from quartapp.forms import csrf
+from quartapp.models.token import issue_setup
+from quartapp.passwords import PasswordHasher
+from quartapp.routes import headers, templating
+from quartapp.settings import Settings
+from quartapp.ws import routes as ws
+from quartapp.ws.feed import Feed
+from quartapp.ws.hub import Hub
+from quartapp.ws.protocol import Close
+
+UNIDENTIFIED = {"static", "health.alive", "health.ready"}
+
+
+@dataclass
+class Running:
+    """What one worker has: found at `app.extensions["quartapp"]`."""
+
+    settings: Settings
+    hasher: PasswordHasher
+    hub: Hub
+    feed: Feed
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def drain(self) -> None:
+        """Says goodbye to every socket. Takes about a second at most; requests go on."""
+        self.hub.draining = True
+        await self.hub.close_all(Close.RESTART, "restart")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a start should say: the database, and where the first administrator is made."""
+
+    database: str
+    setup_path: str | None
+
+
+def create_app(settings: Settings | None = None) -> Quart:
+    """The application. Raises StartError for settings that cannot be used.
+
+    Its lifespan connects to the database, or starts the embedded one where none is named, and
+    opens the change stream.
+    """
+    settings = settings or Settings.load()
+    log.configure(production=settings.production)
+    app = Quart(__name__)
+    _configure(app, settings)
+    auth.init_app(app, settings)
+    running = Running(settings, _hasher(settings), _hub(settings), None)  # type: ignore[arg-type]
+    app.extensions["quartapp"] = running
+
+    @app.before_serving
+    async def start() -> None:
+        running.feed = Feed(running.hub, sweep_seconds=settings.live_sweep_seconds)
+        await running.stack.enter_async_context(_database(settings))
+        await running.feed.start()
+        running.stack.push_async_callback(running.feed.stop)
+
+    @app.after_serving
+    async def stop() -> None:
+        await running.drain()
+        await running.stack.aclose()
+        running.hasher.close()
+
+    @app.before_request
+    async def identify() -> None:
+        if request.endpoint not in UNIDENTIFIED:
+            await auth.load_current_user()
+            await csrf.protect()
+
+    headers.init_app(app, settings)
+    templating.init_app(app)
+    routes.init_app(app)
+    app.register_blueprint(ws.blueprint)
+    return app
+
+
+async def prepare(settings: Settings) -> Prepared:
+    """Makes the database ready for workers: once at a start, before the first of them.
+
+    Raises StartError when it cannot be reached or indexed.
+    """
+    async with database.connected(settings, models.DOCUMENTS):
+        await models.prepare()
+        token = await issue_setup()
+        version = await database.server_version()
+    return Prepared(f"MongoDB {version}", f"/setup/{token}" if token else None)
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        if settings.mongodb_uri is None:
+            mongod = await stack.enter_async_context(embedded.running(settings.data))
+            settings = settings.model_copy(update={"mongodb_uri": SecretStr(mongod.uri)})
+        await stack.enter_async_context(database.connected(settings, models.DOCUMENTS))
+        await models.prepare()
+        yield
+
+
+def _configure(app: Quart, settings: Settings) -> None:
+    app.secret_key = settings.secret_key.get_secret_value()
+    secure = settings.production
+    app.config.update(
+        SECRET_KEY_FALLBACKS=[key.get_secret_value() for key in settings.secret_key_fallbacks],
+        SESSION_COOKIE_NAME="__Host-visit" if secure else "quartapp_visit",
+        SESSION_COOKIE_SECURE=secure,
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        MAX_CONTENT_LENGTH=64 * 1024,
+        MAX_FORM_MEMORY_SIZE=64 * 1024,
+        MAX_FORM_PARTS=50,
+        BODY_TIMEOUT=15,
+        RESPONSE_TIMEOUT=60,
+        SEND_FILE_MAX_AGE_DEFAULT=None,
+    )
+    stamps = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        for path in Path(__file__).with_name("static").iterdir()
+        if path.is_file()
+    }
+
+    @app.url_defaults
+    def stamp(endpoint: str, values: dict[str, Any]) -> None:
+        # A file's address changes with what is in it, so browsers may keep it for ever.
+        if endpoint == "static" and values.get("filename") in stamps:
+            values["v"] = stamps[values["filename"]]
+
+
+def _hasher(settings: Settings) -> PasswordHasher:
+    keys = [settings.secret_key, *settings.secret_key_fallbacks]
+    return PasswordHasher(
+        [key.get_secret_value().encode() for key in keys],
+        cost=settings.bcrypt_cost,
+        threads=settings.bcrypt_threads,
+        queue=settings.bcrypt_queue,
+    )
+
+
+def _hub(settings: Settings) -> Hub:
+    return Hub(at_most=settings.sockets_per_worker, per_session=settings.sockets_per_session)

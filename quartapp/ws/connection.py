@@ -1,0 +1,239 @@
+"""One open socket: a bounded mailbox, one task that writes, one that reads, a quick death."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from itertools import count
+from typing import Protocol
+
+from beanie import PydanticObjectId
+
+from quartapp import clock
+from quartapp.log import log
+from quartapp.models.notice import Notice
+from quartapp.models.principal import Ended, Principal
+from quartapp.ws import protocol
+from quartapp.ws.protocol import Close, Message
+
+LAST_WORDS_SECONDS = 1.0
+BURST, PER_SECOND = 200, 20
+PAGE = 100
+
+
+class Socket(Protocol):
+    """What is used of Quart's websocket."""
+
+    async def send(self, data: str, /) -> None: ...
+    async def receive(self) -> str | bytes: ...
+    async def close(self, code: int, reason: str = "") -> None: ...
+
+
+class Connection:
+    """A socket of a session. The hub talks to it by calls that return at once.
+
+    `told` is what its page was last told of its rights: None until it was greeted.
+    """
+
+    def __init__(
+        self,
+        socket: Socket,
+        *,
+        session_id: PydanticObjectId,
+        user_id: PydanticObjectId,
+        mailbox: int,
+        ping_seconds: float,
+    ) -> None:
+        self.session_id = session_id
+        self.user_id = user_id
+        self.told: Principal | None = None
+        self.changed = asyncio.Event()
+        self._socket = socket
+        self._mailbox: asyncio.Queue[Message | Notice | None] = asyncio.Queue(mailbox)
+        self._ping_seconds = ping_seconds
+        self._cursor = 0
+        self._ids = count(1)
+        self._handler = asyncio.current_task()
+        self._writer: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._leaving = False
+
+    # ---- what the hub calls
+
+    def inform(self, principal: Principal) -> bool:
+        """Tells the page what it may do now, if that is news.
+
+        False when rights differ under one version: then nobody has numbered the change yet, and
+        it is told when somebody has.
+        """
+        if self.told is None:
+            self.changed.set()
+            return True
+        before = self.told
+        if principal.version < before.version:
+            return True
+        same = principal.permissions == before.permissions and principal.roles == before.roles
+        if not same and principal.version == before.version:
+            return False
+        self.told = principal
+        if not same:
+            self._offer(
+                protocol.PermissionsChanged(
+                    id=self._next_id(),
+                    version=principal.version,
+                    roles=list(principal.roles),
+                    permissions=sorted(principal.permissions),
+                    added=sorted(principal.permissions - before.permissions),
+                    removed=sorted(before.permissions - principal.permissions),
+                    by=principal.changed_by,
+                )
+            )
+        return True
+
+    def announce(self, started: dict[str, str | None]) -> None:
+        """Another device of the same user has signed in."""
+        if self.told is not None:
+            self._offer(protocol.SessionStarted(id=self._next_id(), session=started))
+
+    def notify(self, notice: Notice | None) -> None:
+        """Passes a notice on, in order and once; None makes it look in the database."""
+        if self.told is not None:
+            self._offer(notice)
+
+    def end(self, ended: Ended) -> None:
+        """Says why and hangs up, past whatever waits in the mailbox."""
+        words = protocol.SessionEnded(
+            id=self._next_id(),
+            reason=ended.reason.value,
+            by=ended.by,
+            at=protocol.timestamp(ended.at),
+            message=ended.message,
+        )
+        self.close(Close.ENDED, ended.reason.value, words)
+
+    def close(self, code: Close, reason: str = "", words: Message | None = None) -> None:
+        """Begins to close; the first call counts. The handler is over in about a second at most."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(code, reason, words))
+
+    async def closed(self) -> None:
+        """Returns when the client was told, or has had its second."""
+        if self._closing is not None:
+            await asyncio.wait([self._closing])
+
+    # ---- what the handler calls
+
+    def greet(self, principal: Principal, *, cursor: int | None, worker: str) -> None:
+        """The first words. With a cursor, the notices behind it follow."""
+        at = principal.cursor if cursor is None else min(cursor, principal.cursor)
+        self._cursor = at
+        self.told = principal
+        self._offer(
+            protocol.Hello(
+                session=str(principal.session_id),
+                user={"id": str(principal.user_id), "username": principal.username},
+                roles=list(principal.roles),
+                permissions=sorted(principal.permissions),
+                version=principal.version,
+                cursor=str(at),
+                worker=worker,
+            )
+        )
+        # Also without a cursor: a notice may have come since the principal was read.
+        self._offer(None)
+
+    async def run(self) -> None:
+        """Reads and writes until the socket is closed, from either side."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._writer = tasks.create_task(self._write())
+                await self._read()
+                self._writer.cancel()
+        finally:
+            self._leaving = True
+            await self.closed()
+
+    async def _read(self) -> None:
+        """Takes in all that comes, for Quart would keep it in memory; listens for life."""
+        allowance, last = float(BURST), asyncio.get_running_loop().time()
+        while self._closing is None:
+            try:
+                async with asyncio.timeout(2 * self._ping_seconds):
+                    frame = await self._socket.receive()
+            except TimeoutError:
+                return self.close(Close.TOO_SLOW, "no answer")
+            now = asyncio.get_running_loop().time()
+            allowance = min(BURST, allowance + (now - last) * PER_SECOND) - 1
+            last = now
+            try:
+                protocol.check(frame)
+            except protocol.BadMessage:
+                return self.close(Close.BAD_MESSAGE, "bad message")
+            if allowance < 0:
+                return self.close(Close.BAD_MESSAGE, "too many messages")
+        return None
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_ping = loop.time() + self._ping_seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(next_ping):
+                    item = await self._mailbox.get()
+            except TimeoutError:
+                next_ping = loop.time() + self._ping_seconds
+                await self._send(protocol.Ping(at=protocol.timestamp(clock.now())))
+                continue
+            if item is None:
+                await self._catch_up()
+            elif isinstance(item, Notice):
+                if item.seq > self._cursor + 1:
+                    await self._catch_up()
+                await self._send_notice(item)
+            else:
+                await self._send(item)
+
+    async def _catch_up(self) -> None:
+        while missed := await Notice.after(self.user_id, self._cursor, limit=PAGE):
+            for notice in missed:
+                await self._send_notice(notice)
+
+    async def _send_notice(self, notice: Notice) -> None:
+        if notice.seq <= self._cursor:
+            return
+        await self._send(
+            protocol.NoticeSent(
+                id=str(notice.seq),
+                kind=notice.kind.value,
+                text=notice.text,
+                at=protocol.timestamp(notice.created_at),
+            )
+        )
+        self._cursor = notice.seq
+
+    async def _send(self, message: Message) -> None:
+        await self._socket.send(protocol.encode(message))
+
+    def _offer(self, item: Message | Notice | None) -> None:
+        try:
+            self._mailbox.put_nowait(item)
+        except asyncio.QueueFull:
+            self.close(Close.TOO_SLOW, "too slow")
+
+    async def _close(self, code: Close, reason: str, words: Message | None) -> None:
+        if self._writer is not None:
+            # It may be stuck in a send to a client that does not read, and hold the way.
+            self._writer.cancel()
+            await asyncio.wait([self._writer])
+        with suppress(Exception):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                if words is not None:
+                    await self._send(words)
+                await self._socket.close(code, reason)
+        if not self._leaving and self._handler is not None:
+            # The handler may wait for a client that never answers the close.
+            self._handler.cancel()
+        log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
+
+    def _next_id(self) -> str:
+        return f"m{next(self._ids)}"

@@ -1,0 +1,106 @@
+"""Who is connected to this worker. It speaks to its sockets, and never waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+
+from beanie import PydanticObjectId
+
+from quartapp.models.notice import Notice
+from quartapp.models.principal import Ended, Standing
+from quartapp.ws.connection import Connection
+from quartapp.ws.protocol import Close
+
+Id = PydanticObjectId
+
+
+class Full(Exception):
+    """No place for another socket: on this worker, or of this session."""
+
+
+class Hub:
+    """The open sockets, by session and by user."""
+
+    def __init__(self, *, at_most: int, per_session: int) -> None:
+        self._by_session: defaultdict[Id, set[Connection]] = defaultdict(set)
+        self._by_user: defaultdict[Id, set[Connection]] = defaultdict(set)
+        self._at_most = at_most
+        self._per_session = per_session
+        self._size = 0
+        self.draining = False
+
+    def __len__(self) -> int:
+        return self._size
+
+    def check_room(self, session_id: Id) -> None:
+        """Raises Full. For the handshake, where a refusal is still cheap."""
+        crowded = len(self._by_session.get(session_id, ())) >= self._per_session
+        if self.draining or crowded or self._size >= self._at_most:
+            raise Full
+
+    def join(self, connection: Connection) -> None:
+        self._by_session[connection.session_id].add(connection)
+        self._by_user[connection.user_id].add(connection)
+        self._size += 1
+
+    def leave(self, connection: Connection) -> None:
+        """May be called again."""
+        mine = self._by_session.get(connection.session_id, set())
+        if connection not in mine:
+            return
+        self._size -= 1
+        for index, key in (
+            (self._by_session, connection.session_id),
+            (self._by_user, connection.user_id),
+        ):
+            index[key].discard(connection)
+            if not index[key]:
+                del index[key]
+
+    def sessions(self) -> list[Id]:
+        """The sessions with an open socket here."""
+        return list(self._by_session)
+
+    def sessions_of(self, users: Iterable[Id]) -> set[Id]:
+        return {c.session_id for user in users for c in self._by_user.get(user, ())}
+
+    def settle(self, standings: Collection[Standing]) -> set[tuple[Id, int]]:
+        """Tells every socket concerned how its session stands.
+
+        Returns the users, with their versions, whose rights changed without a new version.
+        """
+        unnumbered: set[tuple[Id, int]] = set()
+        for standing in standings:
+            for connection in tuple(self._by_session.get(standing.session_id, ())):
+                if isinstance(standing, Ended):
+                    self.leave(connection)
+                    connection.end(standing)
+                elif not connection.inform(standing):
+                    unnumbered.add((standing.user_id, standing.version))
+        return unnumbered
+
+    def notify(self, user_id: Id, notice: Notice) -> None:
+        for connection in tuple(self._by_user.get(user_id, ())):
+            connection.notify(notice)
+
+    def catch_up(self) -> None:
+        """Every socket looks for notices that it has missed."""
+        for connections in tuple(self._by_session.values()):
+            for connection in tuple(connections):
+                connection.notify(None)
+
+    def announce(self, user_id: Id, session_id: Id, started: dict[str, str | None]) -> None:
+        """Tells the user's other sessions of a new one."""
+        for connection in tuple(self._by_user.get(user_id, ())):
+            if connection.session_id != session_id:
+                connection.announce(started)
+
+    async def close_all(self, code: Close, reason: str) -> None:
+        """Closes every socket, at once. Returns when each was told or has had its second."""
+        connections = [c for mine in self._by_session.values() for c in mine]
+        for connection in connections:
+            self.leave(connection)
+            connection.close(code, reason)
+        await asyncio.gather(*(connection.closed() for connection in connections))

@@ -1,0 +1,74 @@
+"""The socket at /ws."""
+
+import asyncio
+
+from quart import Blueprint, abort, current_app, websocket
+from quart_auth import login_required
+
+from quartapp.auth import current_user, settings
+from quartapp.forms.csrf import same_origin
+from quartapp.models import principal
+from quartapp.models.principal import Ended, Principal
+from quartapp.ws.connection import Connection
+from quartapp.ws.hub import Full, Hub
+
+blueprint = Blueprint("ws", __name__)
+
+
+@blueprint.websocket("/ws")
+@login_required
+async def live() -> None:
+    """The live layer of one page. `?cursor=` resumes behind the notice of that number."""
+    hub: Hub = current_app.extensions["quartapp"].hub
+    session_id, user_id = current_user.session_id, current_user.user_id
+    try:
+        hub.check_room(session_id)
+    except Full:
+        abort(503)
+    cursor = _cursor()
+    await websocket.accept()
+    connection = Connection(
+        websocket._get_current_object(),  # type: ignore[attr-defined]
+        session_id=session_id,
+        user_id=user_id,
+        mailbox=settings().live_mailbox,
+        ping_seconds=settings().live_ping_seconds,
+    )
+    # Join first, ask after: whatever is taken away from here on is heard, and what was taken
+    # away before is in the answer.
+    hub.join(connection)
+    try:
+        standing = await _standing(connection)
+        if isinstance(standing, Principal):
+            connection.greet(standing, cursor=cursor, worker=settings().worker)
+        else:
+            connection.end(standing)
+        await connection.run()
+    finally:
+        hub.leave(connection)
+
+
+@blueprint.before_websocket
+async def refuse_other_origins() -> None:
+    """Any page's socket carries the cookie, so the page must be ours (ASVS 4.4.2)."""
+    origins = websocket.headers.getlist("Origin")
+    scheme = {"ws": "http", "wss": "https"}[websocket.scheme]
+    if len(origins) != 1 or not same_origin(origins[0], scheme, websocket.host):
+        abort(403)
+
+
+async def _standing(connection: Connection) -> Principal | Ended:
+    """How the session stands, asked again for as long as the answer was overtaken."""
+    while True:
+        connection.changed.clear()
+        standing = await principal.by_id(connection.session_id)
+        if standing is None:
+            return principal.deleted(connection.session_id, connection.user_id)
+        if not connection.changed.is_set():
+            return standing
+        await asyncio.sleep(0)
+
+
+def _cursor() -> int | None:
+    text = websocket.args.get("cursor", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
