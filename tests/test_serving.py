@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from quartapp import embedded, serving
+from quartapp.settings import StartError
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where a server runs, with its data in `data`: short enough for a socket, and left empty."""
+    folder = Path(tempfile.mkdtemp(prefix="quartapp-"))
+    try:
+        yield folder
+    finally:
+        if process := mongod(folder):
+            os.kill(process, signal.SIGKILL)
+            until(lambda: not mongod(folder))
+        shutil.rmtree(folder)
+
+
+def mongod(folder: Path) -> int | None:
+    return embedded.Place(folder / "data").process()
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "MONGODB_URI"}
+    return kept | {"BCRYPT_COST": "4", "PYTHONWARNINGS": ""} | changes
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "quartapp", "serve", "--data", "data", *options]
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    said: str
+    complaints: Path
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"http://\S+", self.said)
+        assert found
+        return found[0]
+
+    def workers(self) -> list[int]:
+        told = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
+            capture_output=True,
+            text=True,
+        ).stdout
+        return [int(line.split()[0]) for line in told.splitlines() if "quartapp.serving" in line]
+
+    def status(self, page: str) -> int:
+        """Of a connection of its own, so that any of the workers may answer."""
+        return httpx.get(f"{self.url}{page}", timeout=20).status_code
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+
+@contextmanager
+def server(folder: Path, *options: str, port: int = 0) -> Iterator[Server]:
+    complaints = folder / "stderr"
+    with complaints.open("w") as stderr:
+        process = subprocess.Popen(
+            command("--port", str(port), *options),
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert process.stdout
+    try:
+        said = process.stdout.readline()
+        assert said, complaints.read_text()
+        yield Server(process, said, complaints)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=30)
+        process.stdout.close()
+
+
+def refused(folder: Path, *options: str, **changes: str) -> str:
+    done = subprocess.run(
+        command(*options),
+        cwd=folder,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    assert done.stderr.startswith("quartapp: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.removeprefix("quartapp: ").rstrip()
+
+
+def test_one_line_says_what_is_served_once_it_is(folder: Path) -> None:
+    with server(folder) as running:
+        assert re.fullmatch(
+            r"quartapp serves http://127\.0\.0\.1:\d+ with 2 workers "
+            r"on embedded MongoDB \d+\.\d+\.\d+ in data\n",
+            running.said,
+        )
+        assert running.status("/readyz") == 200
+        assert len(running.workers()) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_workers_and_the_database(folder: Path, number: signal.Signals) -> None:
+    with server(folder) as running:
+        workers = running.workers()
+        assert running.end(number) == 0
+        assert not any(map(alive, workers))
+        assert mongod(folder) is None
+        with pytest.raises(httpx.ConnectError):
+            running.status("/livez")
+        assert running.complaints.read_text() == ""
+
+
+def alive(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status != "Z"
+
+
+def test_every_worker_takes_connections(folder: Path) -> None:
+    with server(folder) as running:
+        for worker in running.workers():
+            os.kill(worker, signal.SIGSTOP)
+            answers: set[bool] = set()
+            # Each connection goes to either worker, and one of them cannot answer.
+            until(lambda: answers.add(answers_soon(running.url)) or len(answers) == 2)  # noqa: B023
+            os.kill(worker, signal.SIGCONT)
+
+
+def answers_soon(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/livez", timeout=0.5).status_code == 200
+    except httpx.TimeoutException:
+        return False
+
+
+def test_a_killed_worker_is_replaced_and_nobody_is_refused(folder: Path) -> None:
+    with server(folder) as running:
+        first, second = running.workers()
+        os.kill(first, signal.SIGKILL)
+        assert [running.status("/livez") for _ in range(20)] == [200] * 20
+        until(lambda: len(running.workers()) == 2)
+        assert second in running.workers()
+        assert first not in running.workers()
+        assert "worker_died" in running.complaints.read_text()
+
+
+def test_workers_leave_when_the_launcher_is_killed_and_the_next_one_finds_the_database(
+    folder: Path,
+) -> None:
+    with server(folder) as running:
+        workers = running.workers()
+        running.end(signal.SIGKILL)
+        until(lambda: not any(map(alive, workers)))
+        survivor = mongod(folder)
+        assert survivor
+    with server(folder, port=int(running.url.rpartition(":")[2])) as next_one:
+        assert mongod(folder) == survivor
+        assert next_one.status("/readyz") == 200
+    assert mongod(folder) is None
+
+
+def test_a_second_server_on_the_same_data_is_refused(folder: Path) -> None:
+    with server(folder) as running:
+        assert refused(folder, "--port", "0") == "another quartapp serves from data already"
+        assert running.status("/readyz") == 200
+
+
+def test_a_port_in_use_is_refused(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert refused(folder, "--port", str(port)) == (
+            f"port {port} on 127.0.0.1 is in use: choose another --port"
+        )
+
+
+def test_the_port_of_another_server_is_not_shared(folder: Path) -> None:
+    with server(folder) as running:
+        port = running.url.rpartition(":")[2]
+        told = refused(folder, "--port", port, "--data", "other")
+        assert told == f"port {port} on 127.0.0.1 is in use: choose another --port"
+
+
+def test_development_serves_this_machine_alone(folder: Path) -> None:
+    assert "development serves this machine alone" in refused(folder, "--host", "0.0.0.0")
+
+
+def test_an_unreachable_database_is_one_clear_line(folder: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uri = f"mongodb://127.0.0.1:{nobody.getsockname()[1]}/?serverSelectionTimeoutMS=500"
+        assert refused(folder, "--port", "0", MONGODB_URI=uri)
+
+
+def test_a_signal_during_the_start_leaves_nothing(folder: Path) -> None:
+    with subprocess.Popen(
+        command("--port", "0"), cwd=folder, env=environment(), stdout=subprocess.DEVNULL
+    ) as process:
+        until(lambda: (folder / "data" / "mongod.log").exists())
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert mongod(folder) is None
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, worker: str) -> None:
+    """Workers are this script, which finds its end of the lifeline in `lifeline`."""
+    script = folder / "worker"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import os, signal, socket, sys, time\n"
+        "lifeline = socket.socket(fileno=int(sys.argv[4]))\n"
+        f"{worker}\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(serving.sys, "executable", str(script))
+
+
+async def test_a_worker_that_cannot_start_ends_the_start(
+    folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, folder, "sys.exit(3)")
+    with pytest.raises(StartError, match="a worker could not start"):
+        await serving._keep_alive(0, listener, environment(), asyncio.Event(), asyncio.Event())
+
+
+async def test_a_worker_that_does_not_get_ready_ends_the_start(
+    folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, folder, "time.sleep(60)")
+    monkeypatch.setattr(serving, "READY_SECONDS", 0.5)
+    with pytest.raises(StartError, match="a worker could not start"):
+        await serving._keep_alive(0, listener, environment(), asyncio.Event(), asyncio.Event())
+
+
+async def test_a_worker_that_dies_again_and_again_ends_the_server(
+    folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, folder, "lifeline.send(b'ready')")
+    monkeypatch.setattr(serving, "LONGEST_PAUSE", 0.1)
+    with pytest.raises(StartError, match="worker 0 died 11 times within a minute"):
+        await serving._keep_alive(0, listener, environment(), asyncio.Event(), asyncio.Event())
+
+
+@pytest.mark.parametrize("hasty", [False, True])
+async def test_a_worker_that_does_not_leave_is_killed(
+    folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch, hasty: bool
+) -> None:
+    pretend(
+        monkeypatch,
+        folder,
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        "lifeline.send(b'ready')\n"
+        "time.sleep(60)",
+    )
+    monkeypatch.setattr(serving, "GRACE_SECONDS", 60 if hasty else 0.5)
+    started, haste = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(serving._keep_alive(0, listener, environment(), started, haste))
+    await started.wait()
+    task.cancel()
+    if hasty:
+        haste.set()
+    async with asyncio.timeout(10):
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert listener.fileno() == -1
+    assert not alive(int((folder / "pid").read_text()))
