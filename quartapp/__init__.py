@@ -61,13 +61,13 @@ def create_app(settings: Settings | None = None) -> Quart:
     app = Quart(__name__)
     _configure(app, settings)
     auth.init_app(app, settings)
-    running = Running(settings, _hasher(settings), _hub(settings), None)  # type: ignore[arg-type]
+    running = Running(settings, PasswordHasher.of(settings), _hub(settings), None)  # type: ignore[arg-type]
     app.extensions["quartapp"] = running
 
     @app.before_serving
     async def start() -> None:
         running.feed = Feed(running.hub, sweep_seconds=settings.live_sweep_seconds)
-        await running.stack.enter_async_context(_database(settings))
+        await running.stack.enter_async_context(open_database(settings))
         await running.feed.start()
         running.stack.push_async_callback(running.feed.stop)
 
@@ -103,7 +103,8 @@ async def prepare(settings: Settings) -> Prepared:
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[None]:
+async def open_database(settings: Settings) -> AsyncIterator[None]:
+    """Binds the documents, to the embedded database where no other is named, and prepares it."""
     async with AsyncExitStack() as stack:
         if settings.mongodb_uri is None:
             mongod = await stack.enter_async_context(embedded.running(settings.data))
@@ -140,16 +141,6 @@ def _configure(app: Quart, settings: Settings) -> None:
         # A file's address changes with what is in it, so browsers may keep it for ever.
         if endpoint == "static" and values.get("filename") in stamps:
             values["v"] = stamps[values["filename"]]
-
-
-def _hasher(settings: Settings) -> PasswordHasher:
-    keys = [settings.secret_key, *settings.secret_key_fallbacks]
-    return PasswordHasher(
-        [key.get_secret_value().encode() for key in keys],
-        cost=settings.bcrypt_cost,
-        threads=settings.bcrypt_threads,
-        queue=settings.bcrypt_queue,
-    )
 
 
 def _hub(settings: Settings) -> Hub:

@@ -31,6 +31,7 @@ from pymongo.errors import (
 from quartapp.settings import Settings, StartError
 
 Session = AsyncIOMotorClientSession
+Database = AsyncIOMotorDatabase
 ChangeStream = AsyncIOMotorChangeStream
 T = TypeVar("T")
 

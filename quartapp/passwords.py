@@ -13,10 +13,12 @@ import hmac
 import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import bcrypt
 from zxcvbn_rs_py import zxcvbn
+
+from quartapp.settings import Settings
 
 SHORTEST, LONGEST = 8, 256
 LEAST_SCORE = 3
@@ -70,6 +72,16 @@ class PasswordHasher:
         # Fits no password: checked when there is no user, so that nobody can tell (P9).
         self._dummy = (
             f"{_PREFIX}{self._current}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
+        )
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        keys = [settings.secret_key, *settings.secret_key_fallbacks]
+        return cls(
+            [key.get_secret_value().encode() for key in keys],
+            cost=settings.bcrypt_cost,
+            threads=settings.bcrypt_threads,
+            queue=settings.bcrypt_queue,
         )
 
     async def hash(self, password: str) -> str:

@@ -5,12 +5,7 @@ from wtforms.validators import EqualTo, InputRequired, Length, Regexp
 
 from quartapp import passwords
 from quartapp.forms.base import Form, bidi_free, printable, tidy
-
-USERNAME = r"\A[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?\Z"
-# Enough to catch a slip of the fingers; whether an address works is known when mail arrives.
-EMAIL = (
-    r"\A[^@\s<>()\[\],;:\\\"]{1,64}@[^@\s<>()\[\],;:\\\"]{1,190}\.[^@\s<>()\[\],;:\\\".]{2,63}\Z"
-)
+from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
 
 
 class RegisterForm(Form):
@@ -20,7 +15,7 @@ class RegisterForm(Form):
         description="Letters, digits, dot, dash and underscore; up to 32.",
         validators=[
             InputRequired("Choose a username."),
-            Regexp(USERNAME, message="Use 1 to 32 letters, digits, dots, dashes or underscores."),
+            Regexp(NAME, message=NAME_RULE),
         ],
     )
     email = EmailField(
@@ -29,7 +24,7 @@ class RegisterForm(Form):
         validators=[
             InputRequired("Enter your e-mail address."),
             Length(max=254, message="An address has at most 254 characters."),
-            Regexp(EMAIL, message="This does not look like an e-mail address."),
+            Regexp(EMAIL, message=EMAIL_RULE),
             printable,
             bidi_free,
         ],

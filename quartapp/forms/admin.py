@@ -8,14 +8,12 @@ from wtforms.validators import InputRequired, Length, Regexp
 from wtforms.widgets import CheckboxInput, ListWidget
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
+from quartapp.names import NAME, NAME_RULE
 from quartapp.policy import LABELS
 
 
 class Named(Protocol):
     name: str
-
-
-ROLE_NAME = r"\A[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?\Z"
 
 
 class GrantForm(Form):
@@ -32,7 +30,7 @@ class RoleForm(Form):
         description="Letters, digits, dot, dash and underscore; up to 32.",
         validators=[
             InputRequired("A role needs a name."),
-            Regexp(ROLE_NAME, message="Use 1 to 32 letters, digits, dots, dashes or underscores."),
+            Regexp(NAME, message=NAME_RULE),
         ],
     )
     description = StringField(

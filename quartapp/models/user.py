@@ -4,7 +4,6 @@ Each verb is one transaction: the change, the sessions it ends, the audit event 
 Sockets hear of it from the change stream, after the commit.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -27,8 +26,6 @@ from quartapp.models.session import Reason, Session, fingerprint, mark_ended, ne
 
 if TYPE_CHECKING:
     from quartapp.models.role import Role
-
-USERNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?")
 
 
 class Taken(DomainError):

@@ -1,0 +1,46 @@
+"""The `quartapp` command: serving, and what an operator does from a terminal.
+
+Each command works alone and beside a running server. What it changes is noticed there through
+the database, as every other change is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from quartapp.cli import demo, roles, users
+from quartapp.cli.base import Commands, in_database, load, with_data
+
+
+@click.group(cls=Commands, context_settings={"show_default": True})
+@click.version_option(package_name="quartapp")
+def main() -> None:
+    """User management in which authority is live."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", help="The address to listen on.")
+@click.option("--port", default=5000, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--workers", default=2, type=click.IntRange(1, 64), help="Processes that serve.")
+@with_data
+def serve(host: str, port: int, workers: int, data: Path | None) -> None:
+    """Serve until interrupted."""
+    from quartapp import serving  # hypercorn is slow to import, and the other commands do without
+
+    sys.exit(serving.serve(load(data), host=host, port=port, workers=workers))
+
+
+@main.command()
+@with_data
+@in_database
+async def migrate() -> None:
+    """Build the indexes and built-in roles that are missing: before a new version serves."""
+    click.echo("The database is ready.")
+
+
+main.add_command(users.user)
+main.add_command(roles.role)
+main.add_command(demo.demo)

@@ -1,0 +1,74 @@
+"""`quartapp role`: what roles there are, and what they allow."""
+
+from __future__ import annotations
+
+import click
+
+from quartapp.cli.base import Commands, Refused, in_database, role_named, table, with_data
+from quartapp.models import Role
+from quartapp.models.actor import NOBODY
+from quartapp.names import NAME, NAME_RULE
+from quartapp.policy import Permission
+
+PERMISSION = click.Choice([permission.value for permission in Permission])
+
+
+@click.group(cls=Commands)
+def role() -> None:
+    """Roles: list, create, edit, delete."""
+
+
+@role.command("list")
+@with_data
+@in_database
+async def list_roles() -> None:
+    """List the roles, who holds them and what they allow."""
+    holders = await Role.holders()
+    rows = [
+        [found.name, holders.get(found.id, 0), ", ".join(found.permissions)]
+        for found in await Role.everyone()
+    ]
+    table(["NAME", "HELD BY", "PERMISSIONS"], rows)
+
+
+@role.command()
+@click.argument("name")
+@click.option("--description", default="")
+@click.option("--permission", "permissions", multiple=True, type=PERMISSION)
+@with_data
+@in_database
+async def create(name: str, description: str, permissions: tuple[str, ...]) -> None:
+    """Make a role."""
+    if not NAME.match(name):
+        raise Refused(f"{name}: {NAME_RULE}")
+    made = await Role.add(name, description, {Permission(p) for p in permissions}, by=NOBODY)
+    click.echo(f"The role {made.name} was made.")
+
+
+@role.command()
+@click.argument("name")
+@click.option("--allow", multiple=True, type=PERMISSION)
+@click.option("--forbid", multiple=True, type=PERMISSION)
+@with_data
+@in_database
+async def edit(name: str, allow: tuple[str, ...], forbid: tuple[str, ...]) -> None:
+    """Change what a role allows. Open pages of those who hold it follow."""
+    found = await role_named(name)
+    permissions = (set(found.permissions) | set(map(Permission, allow))) - set(
+        map(Permission, forbid)
+    )
+    await found.edit(
+        name=found.name, description=found.description, permissions=permissions, by=NOBODY
+    )
+    click.echo(f"The role {found.name} allows {', '.join(sorted(permissions)) or 'nothing'}.")
+
+
+@role.command()
+@click.argument("name")
+@with_data
+@in_database
+async def delete(name: str) -> None:
+    """Delete a role. The sessions of those who hold it are ended."""
+    found = await role_named(name)
+    holders = await found.remove(by=NOBODY)
+    click.echo(f"The role {found.name} was deleted; {holders} held it.")

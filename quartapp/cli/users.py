@@ -1,0 +1,161 @@
+"""`quartapp user`: people, their roles and their sessions."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from beanie import PydanticObjectId
+
+from quartapp import policy
+from quartapp.cli.base import Commands, Refused, in_database, role_named, table, with_data
+from quartapp.models import Role, Session, User
+from quartapp.models.actor import NOBODY
+from quartapp.models.references import linked_id
+from quartapp.models.session import Reason
+from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
+from quartapp.passwords import PasswordHasher, weakness
+from quartapp.settings import Settings
+
+
+@click.group(cls=Commands)
+def user() -> None:
+    """People: make, show, grant, revoke, disable."""
+
+
+@user.command()
+@click.argument("username")
+@click.argument("email")
+@click.option("--role", "roles", multiple=True, metavar="ROLE", help="May be given again.")
+@with_data
+@in_database
+async def create(username: str, email: str, roles: tuple[str, ...], settings: Settings) -> None:
+    """Make an account. The password is asked for, or read as a line where nobody can be asked."""
+    if not NAME.match(username):
+        raise Refused(f"{username}: {NAME_RULE}")
+    if not EMAIL.match(email):
+        raise Refused(f"{email}: {EMAIL_RULE}")
+    held = [await role_named(name) for name in dict.fromkeys((policy.MEMBER, *roles))]
+    password = _password()
+    if reason := weakness(password, context=[username, email]):
+        raise Refused(reason)
+    hasher = PasswordHasher.of(settings)
+    made = await User.register(username, email, await hasher.hash(password), roles=held, by=NOBODY)
+    hasher.close()
+    click.echo(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")
+
+
+@user.command("list")
+@with_data
+@in_database
+async def list_users() -> None:
+    """List everybody, by username."""
+    names = {role.id: role.name for role in await Role.everyone()}
+    rows: list[list[str]] = []
+    after: str | None = None
+    while found := await User.search("", after=after, limit=500):
+        after = found[-1].username
+        rows += [
+            [u.username, u.email, _held(u, names), "disabled" * bool(u.disabled_at)] for u in found
+        ]
+    table(["USERNAME", "E-MAIL", "ROLES", "STATE"], rows)
+
+
+@user.command()
+@click.argument("username")
+@with_data
+@in_database
+async def show(username: str) -> None:
+    """Show one account and where it is signed in."""
+    person = await _user(username)
+    names = {role.id: role.name for role in await Role.everyone()}
+    click.echo(f"username  {person.username}")
+    click.echo(f"e-mail    {person.email}")
+    click.echo(f"roles     {_held(person, names) or 'none'}")
+    click.echo(f"state     {'disabled' if person.disabled_at else 'active'}")
+    click.echo(f"since     {person.created_at:%Y-%m-%d %H:%M} UTC")
+    sessions = await Session.of_user(person.id)
+    click.echo(f"sessions  {len(sessions)}")
+    for session in sessions:
+        click.echo(
+            f"          {session.device}, {session.ip or 'no address'}, "
+            f"last seen {session.seen_at:%Y-%m-%d %H:%M} UTC"
+        )
+
+
+@user.command()
+@click.argument("username")
+@click.argument("role")
+@with_data
+@in_database
+async def grant(username: str, role: str) -> None:
+    """Give a role. Open pages gain it in place."""
+    person, given = await _user(username), await role_named(role)
+    done = await person.grant(given, by=NOBODY)
+    click.echo(f"{person.username} {'now holds' if done else 'held already'} {given.name}.")
+
+
+@user.command()
+@click.argument("username")
+@click.argument("role")
+@with_data
+@in_database
+async def revoke(username: str, role: str) -> None:
+    """Take a role. The sessions of the account are ended."""
+    person, taken = await _user(username), await role_named(role)
+    done = await person.revoke(taken, by=NOBODY)
+    click.echo(f"{person.username} {'no longer holds' if done else 'did not hold'} {taken.name}.")
+
+
+@user.command("end-sessions")
+@click.argument("username")
+@with_data
+@in_database
+async def end_sessions(username: str) -> None:
+    """Sign an account out everywhere."""
+    person = await _user(username)
+    ended = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    click.echo(f"Sessions of {person.username} ended: {ended}.")
+
+
+@user.command()
+@click.argument("username")
+@with_data
+@in_database
+async def disable(username: str) -> None:
+    """Close an account. Its sessions are ended."""
+    person = await _user(username)
+    done = await person.disable(by=NOBODY)
+    click.echo(f"{person.username} {'is disabled' if done else 'was disabled already'}.")
+
+
+@user.command()
+@click.argument("username")
+@with_data
+@in_database
+async def enable(username: str) -> None:
+    """Open an account again."""
+    person = await _user(username)
+    done = await person.enable(by=NOBODY)
+    click.echo(f"{person.username} {'is enabled' if done else 'was enabled already'}.")
+
+
+async def _user(username: str) -> User:
+    found = await User.by_username(username)
+    if found is None:
+        raise Refused(f"there is no user {username}")
+    return found
+
+
+def _held(person: User, names: dict[PydanticObjectId, str]) -> str:
+    ids = [linked_id(link) for link in person.roles]
+    return ", ".join(sorted(names[role_id] for role_id in ids if role_id in names))
+
+
+def _password() -> str:
+    if sys.stdin.isatty():
+        return click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise Refused("no password came on standard input")
+    return password
