@@ -124,6 +124,7 @@ current_user = cast(CurrentUser, _current_user)
 def init_app(app: Any, settings: Settings) -> QuartAuth:
     """Quart-Auth with a cookie that lives as long as a session can, and no longer."""
     secure = settings.production
+    parse("")  # The first call builds tables for a fifth of a second: now, while nobody waits.
     return QuartAuth(
         app,
         cookie_name="__Host-session" if secure else "quartapp_session",
