@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from contextlib import suppress
 from itertools import count
 from typing import Protocol
@@ -52,6 +53,7 @@ class Connection:
         self._mailbox: asyncio.Queue[Message | Notice | None] = asyncio.Queue(mailbox)
         self._ping_seconds = ping_seconds
         self._cursor = 0
+        self._name = secrets.token_hex(4)
         self._ids = count(1)
         self._handler = asyncio.current_task()
         self._writer: asyncio.Task[None] | None = None
@@ -236,4 +238,5 @@ class Connection:
         log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
 
     def _next_id(self) -> str:
-        return f"m{next(self._ids)}"
+        # Another one in each connection: a client knows by it what it has heard already.
+        return f"{self._name}-{next(self._ids)}"
