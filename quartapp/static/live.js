@@ -1,0 +1,404 @@
+// Keeps an open page true to what its user may do now: follows /ws, shows and hides what depends on a
+// permission, tells what arrives, and locks the page when its session is over. Every page works without it.
+
+const { session, user, username } = document.body.dataset
+const here = document.body.dataset.here || location.pathname + location.search
+const main = document.querySelector("main")
+const renderedCursor = document.body.dataset.cursor
+
+let socket = null
+let attempt = 0
+let retry, watchdog, stateText
+let submittedAt = 0
+let over = false // the session has ended, or is no longer this page's: never connect again
+let stopped = false
+let version = Number(document.body.dataset.version)
+let permissions = new Set(document.body.dataset.permissions.split(" ").filter(Boolean))
+let pageRefused = !pageAllowed()
+let cursor = sessionStorage.getItem(`cursor:${user}`) || renderedCursor
+const heard = new Set()
+
+restoreDraft()
+connect()
+
+// The connection
+
+function connect() {
+  clearTimeout(retry)
+  if (over || stopped || socket) return
+  const url = new URL("/ws", location.href)
+  url.protocol = url.protocol.replace("http", "ws")
+  if (cursor) url.searchParams.set("cursor", cursor)
+  const mine = (socket = new WebSocket(url))
+  const begun = Date.now()
+  mine.onmessage = event => socket === mine && hear(JSON.parse(event.data))
+  mine.onclose = event => socket === mine && closed(event.code, Date.now() - begun)
+}
+
+function disconnect() {
+  clearTimeout(retry)
+  clearTimeout(watchdog)
+  const old = socket
+  socket = null
+  old?.close()
+}
+
+async function closed(code, lived) {
+  socket = null
+  clearTimeout(watchdog)
+  if (over) return
+  if (code === 4401) return explainEnd()
+  if (code === 4400) return stop()
+  showState("reconnecting")
+  // A server that fails after the handshake closes with 1000, so only a connection that lasted clears the count.
+  if (code === 1012 || lived > 10_000) attempt = 0
+  if (code === 1013) attempt = Math.max(attempt, 3)
+  const longest = Math.min(30, 2 ** attempt++)
+  // A browser reports a refused handshake and a broken line alike as 1006: ask which it was.
+  if (code === 1006 && !(await stillMe())) return
+  retry = setTimeout(connect, Math.random() * longest * 1000)
+}
+
+// A 4400 means that this script and the server disagree about the protocol; trying again would not help.
+function stop() {
+  stopped = true
+  showState("stopped")
+}
+
+async function whoAmI() {
+  try {
+    const answer = await fetch("/api/me", { cache: "no-store", signal: AbortSignal.timeout(10_000) })
+    if (answer.status === 401) return { ended: (await answer.json().catch(() => null))?.ended ?? {} }
+    if (answer.ok) return { me: await answer.json() }
+  } catch {
+    // No network: nothing is known, which is for the caller to say.
+  }
+  return {}
+}
+
+async function stillMe() {
+  const { me, ended } = await whoAmI()
+  if (over) return false
+  if (ended) lockEnded(ended)
+  else if (me && (me.session !== session || me.username !== username)) lockForeign(me.username)
+  return !over
+}
+
+// For a close that came without its session.ended. The page locks first and learns the reason after.
+async function explainEnd() {
+  lockEnded({})
+  const { ended } = await whoAmI()
+  if (ended?.session === session && ended.message) setText("#ended-message", ended.message)
+}
+
+function reconnectNow() {
+  if (socket || over || stopped) return
+  attempt = 0
+  connect()
+}
+
+// What the server says
+
+function hear(message) {
+  const { type, id } = message
+  try {
+    if (id === undefined || !heard.has(id)) handlers[type]?.(message)
+  } finally {
+    if (id !== undefined) {
+      heard.add(id)
+      say({ type: "ack", id })
+    }
+  }
+}
+
+function say(message) {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message))
+}
+
+const handlers = {
+  hello(message) {
+    if (message.user.id !== user || message.session !== session) return lockForeign(message.user.username)
+    showState("connected")
+    if (!cursor) rememberCursor(message.cursor)
+    adopt(message)
+  },
+
+  ping({ at }) {
+    say({ type: "pong", at })
+    // A line that died without a word shows only as silence, for example after the lid was closed.
+    clearTimeout(watchdog)
+    watchdog = setTimeout(() => { disconnect(); connect() }, 90_000)
+  },
+
+  "permissions.changed"(message) {
+    if (!adopt(message)) return
+    const gained = message.added?.length ? `You now have: ${message.added.join(", ")}.` : ""
+    const lost = message.removed?.length ? `You no longer have: ${message.removed.join(", ")}.` : ""
+    const by = message.by ? `Changed by ${message.by}.` : ""
+    if (gained || lost) toast([gained, lost, by].filter(Boolean).join(" "))
+  },
+
+  "session.started"({ session: { device, ip } }) {
+    toast(`Signed in on another device: ${device}, ${ip}.`, { href: "/account/sessions", label: "See your sessions" })
+  },
+
+  "session.ended"(message) {
+    // The line stays open for the acknowledgement; the server closes it.
+    over = true
+    // When this page itself has just sent a form (to sign out, say), its answer is under way and says it better.
+    const patience = Date.now() - submittedAt < 10_000 ? 3000 : 0
+    if (patience) setTimeout(lockEnded, patience, message)
+    else lockEnded(message)
+  },
+
+  notice({ id, text }) {
+    if (!isLater(id, cursor)) return
+    rememberCursor(id)
+    // What came between the last page and this one is already counted in this page's badge.
+    if (isLater(id, renderedCursor)) bumpUnread()
+    toast(text)
+  },
+}
+
+function isLater(id, than) {
+  return BigInt(id) > BigInt(than || 0)
+}
+
+function rememberCursor(id) {
+  cursor = id
+  sessionStorage.setItem(`cursor:${user}`, id)
+}
+
+// What the user may do
+
+// Takes over what the user may do, unless something newer is known; says whether it did.
+function adopt(message) {
+  if (message.version < version) return false
+  version = message.version
+  permissions = new Set(message.permissions)
+  for (const part of document.querySelectorAll("[data-needs]:not(main)")) {
+    part.hidden = !mayAny(part.dataset.needs)
+  }
+  setText("[data-roles]", message.roles.join(", ") || "none")
+  setText("[data-permission-list]", [...permissions].sort().join(", ") || "none")
+  judgePage(message.by)
+  return true
+}
+
+function mayAny(needs) {
+  return needs.split(" ").some(permission => permissions.has(permission))
+}
+
+function pageAllowed() {
+  return !main.dataset.needs || mayAny(main.dataset.needs)
+}
+
+function judgePage(by) {
+  if (pageAllowed() === !pageRefused) return
+  pageRefused = !pageRefused
+  if (pageRefused) withholdPage(by)
+  else toast("You may open this page now.", { href: here, label: "Open it", stays: true })
+}
+
+function withholdPage(by) {
+  const kept = saveDraft()
+  const needed = element("code", main.dataset.needs.replaceAll(" ", " or "))
+  const words = element("p", "It takes the permission ", needed, by ? `, which ${by} has taken from you.` : ", which you no longer have.")
+  words.className = "lede"
+  main.className = "plate"
+  main.replaceChildren(element("h1", "You may no longer see this page"), words)
+  if (kept) main.append(element("p", "What you typed is kept in this tab, and will be back if you may open it again."))
+  main.focus()
+}
+
+// What is told
+
+function toast(text, { href, label, stays = false } = {}) {
+  const words = element("p", text)
+  if (href) {
+    const link = element("a", label)
+    link.href = href
+    words.append(" ", link)
+  }
+  const close = element("button", "×")
+  close.type = "button"
+  close.ariaLabel = "Dismiss"
+  const box = element("div", words, close)
+  box.className = "toast"
+  close.onclick = () => box.remove()
+  const region = document.getElementById("toasts")
+  region.append(box)
+  if (region.children.length > 4) region.firstElementChild.remove()
+  if (!stays) fade(box)
+}
+
+// Notices stay readable on their own page, so a toast may go; never while somebody points at it.
+function fade(box) {
+  setTimeout(() => (box.matches(":hover, :focus-within") ? fade(box) : box.remove()), 12_000)
+}
+
+function bumpUnread() {
+  for (const badge of document.querySelectorAll("[data-unread]")) {
+    badge.textContent = Number(badge.textContent) + 1
+    badge.hidden = false
+  }
+  for (const words of document.querySelectorAll("[data-unread-words]")) words.hidden = false
+}
+
+function showState(state) {
+  const live = document.getElementById("live")
+  live.hidden = false
+  if (live.dataset.state === state) return
+  live.dataset.state = state
+  live.title = { connected: "Live: changes reach this page as they happen" }[state] ?? ""
+  clearTimeout(stateText)
+  const text = { reconnecting: "Reconnecting…", stopped: "Live updates stopped" }[state] ?? ""
+  // A server that restarts is back within a second or two; that is not worth a word.
+  const wait = state === "reconnecting" ? 2000 : 0
+  stateText = setTimeout(setText, wait, ".live-text", text)
+}
+
+// The end
+
+function lockEnded({ session: ended = session, reason, message, by, at }) {
+  const other = ended !== session // its reason is about somebody else's page
+  const when = at ? new Date(at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC" : ""
+  lock({
+    title: reason === "signed_out" ? "You have signed out" : "You have been signed out",
+    message: (!other && message) || "Your session has ended.",
+    by: other ? "" : [by && by !== username && `By ${by}`, when].filter(Boolean).join(", "),
+    action: "Sign in again",
+    href: `/login?${new URLSearchParams({ ended: session, next: here })}`,
+  })
+}
+
+function lockForeign(name) {
+  disconnect()
+  lock({
+    title: "This page has grown old",
+    message: name === username
+      ? "You have signed in anew in another tab."
+      : `You are signed in as ${name} in another tab. This page was made for ${username}.`,
+    action: "Reload the page",
+    href: here,
+  })
+}
+
+function lock({ title, message, by, action, href }) {
+  over = true
+  clearTimeout(retry)
+  clearTimeout(watchdog)
+  if ("locked" in document.body.dataset) return
+  document.body.dataset.locked = ""
+  showState("stopped")
+  document.getElementById("ended-kept").hidden = !saveDraft()
+  setText("#ended-title", title)
+  setText("#ended-message", message)
+  setText("#ended-by", by ?? "")
+  document.getElementById("ended-by").hidden = !by
+  setText("#ended-action", action)
+  document.getElementById("ended-action").href = href
+  const dialog = document.getElementById("ended")
+  dialog.oncancel = event => event.preventDefault()
+  // A second Escape closes a dialog whatever its cancel event is told.
+  dialog.onclose = () => dialog.showModal()
+  dialog.showModal()
+}
+
+// Drafts
+
+function draftKey() {
+  return `draft:${user}:${here.split("?")[0]}`
+}
+
+function* draftFields() {
+  for (const form of document.querySelectorAll("main form[method=post]")) {
+    for (const field of form.elements) {
+      const typed = field.matches("input, textarea, select") && !field.matches("[type=hidden], [type=password], [type=file], [type=submit]")
+      if (!typed || !field.name || field.readOnly || field.autocomplete?.includes("password")) continue
+      const box = field.matches("[type=checkbox], [type=radio]")
+      const name = JSON.stringify([form.getAttribute("action"), field.name, box ? field.value : ""])
+      yield { form, field, name, property: box ? "checked" : "value" }
+    }
+  }
+}
+
+// Keeps only what the user has changed: a text that was merely shown may be a newer one next time.
+function saveDraft() {
+  const draft = {}
+  for (const { form, field, name, property } of draftFields()) {
+    if ("unsaved" in form.dataset || isChanged(field)) draft[name] = field[property]
+  }
+  const any = Object.keys(draft).length > 0
+  if (any) sessionStorage.setItem(draftKey(), JSON.stringify(draft))
+  return any
+}
+
+function isChanged(field) {
+  if (field.matches("select")) {
+    const untouched = [...field.options].find(option => option.defaultSelected) ?? field.options[0]
+    return field.value !== untouched?.value
+  }
+  return field.matches("[type=checkbox], [type=radio]") ? field.checked !== field.defaultChecked : field.value !== field.defaultValue
+}
+
+function restoreDraft() {
+  for (const key of Object.keys(sessionStorage)) {
+    if (key.startsWith("draft:") && !key.startsWith(`draft:${user}:`)) sessionStorage.removeItem(key)
+  }
+  const draft = JSON.parse(sessionStorage.getItem(draftKey()) ?? "{}")
+  let found = false
+  let restoredForm = null
+  for (const { form, field, name, property } of draftFields()) {
+    if (!(name in draft)) continue
+    found = true
+    if (field[property] === draft[name]) continue
+    field[property] = draft[name]
+    field.dispatchEvent(new Event("input", { bubbles: true }))
+    restoredForm ??= form
+  }
+  // A page without these fields, such as a refusal, leaves the draft for the one that has them.
+  if (found) sessionStorage.removeItem(draftKey())
+  if (!restoredForm) return
+  const line = element("p", "Restored what you had typed.")
+  line.className = "restored"
+  line.role = "status"
+  restoredForm.prepend(line)
+}
+
+// Small helpers, and what the browser says
+
+function element(name, ...children) {
+  const made = document.createElement(name)
+  made.append(...children)
+  return made
+}
+
+function setText(selector, text) {
+  for (const found of document.querySelectorAll(selector)) found.textContent = text
+}
+
+addEventListener("submit", event => {
+  if (!event.defaultPrevented) submittedAt = Date.now()
+})
+
+// After a change of network the old connection may seem open for minutes.
+addEventListener("online", () => {
+  disconnect()
+  reconnectNow()
+})
+
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) reconnectNow()
+})
+
+addEventListener("pagehide", () => {
+  if (over) saveDraft()
+  disconnect()
+})
+
+addEventListener("pageshow", async event => {
+  if (!event.persisted) return
+  if ("locked" in document.body.dataset) location.assign(here)
+  else if (await stillMe()) reconnectNow()
+})
