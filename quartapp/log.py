@@ -1,13 +1,15 @@
 """What the application says of itself: JSON lines in production, coloured lines in development.
 
 A line is data (names and values), so nothing that a client sends can forge one (ASVS 16.4.1).
-Names of security events are those of the OWASP logging vocabulary.
+Names of security events are those of the OWASP logging vocabulary. Tracebacks come without the
+values of local variables, which structlog shows otherwise: a password may be among them.
 """
 
 import logging
 import sys
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -17,14 +19,18 @@ def configure(*, production: bool) -> None:
     renderer = (
         structlog.processors.JSONRenderer()
         if production
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            repr_native_str=True,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
             if production
             else structlog.processors.StackInfoRenderer(),
             renderer,

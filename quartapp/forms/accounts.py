@@ -1,7 +1,7 @@
 """Coming in: registering, signing in, changing the password."""
 
 from wtforms import BooleanField, EmailField, PasswordField, StringField, ValidationError
-from wtforms.validators import EqualTo, InputRequired, Length, Regexp
+from wtforms.validators import DataRequired, EqualTo, InputRequired, Length, Regexp
 
 from quartapp import passwords
 from quartapp.forms.base import Form, bidi_free, printable, tidy
@@ -14,7 +14,7 @@ class RegisterForm(Form):
         filters=[tidy],
         description="Letters, digits, dot, dash and underscore; up to 32.",
         validators=[
-            InputRequired("Choose a username."),
+            DataRequired("Choose a username."),
             Regexp(NAME, message=NAME_RULE),
         ],
     )
@@ -22,7 +22,7 @@ class RegisterForm(Form):
         "E-mail address",
         filters=[tidy],
         validators=[
-            InputRequired("Enter your e-mail address."),
+            DataRequired("Enter your e-mail address."),
             Length(max=254, message="An address has at most 254 characters."),
             Regexp(EMAIL, message=EMAIL_RULE),
             printable,
@@ -51,7 +51,7 @@ class LoginForm(Form):
         "Username or e-mail address",
         filters=[tidy],
         validators=[
-            InputRequired("Enter your username or e-mail address."),
+            DataRequired("Enter your username or e-mail address."),
             Length(max=254, message="This is too long for a username or an address."),
         ],
     )

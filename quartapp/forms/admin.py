@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from wtforms import SelectField, SelectMultipleField, StringField
-from wtforms.validators import InputRequired, Length, Regexp
+from wtforms.validators import DataRequired, Length, Regexp
 from wtforms.widgets import CheckboxInput, ListWidget
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
@@ -17,7 +17,7 @@ class Named(Protocol):
 
 
 class GrantForm(Form):
-    role = SelectField("Role", validators=[InputRequired("Choose a role.")])
+    role = SelectField("Role", validators=[DataRequired("Choose a role.")])
 
     def offer(self, roles: Iterable[Named]) -> None:
         self.role.choices = [(role.name, role.name) for role in roles]
@@ -29,7 +29,7 @@ class RoleForm(Form):
         filters=[tidy],
         description="Letters, digits, dot, dash and underscore; up to 32.",
         validators=[
-            InputRequired("A role needs a name."),
+            DataRequired("A role needs a name."),
             Regexp(NAME, message=NAME_RULE),
         ],
     )

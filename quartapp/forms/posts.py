@@ -1,7 +1,7 @@
 """Writing: posts and comments."""
 
 from wtforms import StringField, TextAreaField
-from wtforms.validators import InputRequired, Length
+from wtforms.validators import DataRequired, Length
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
 
@@ -11,7 +11,7 @@ class PostForm(Form):
         "Title",
         filters=[tidy],
         validators=[
-            InputRequired("A post needs a title."),
+            DataRequired("A post needs a title."),
             Length(max=200, message="A title has at most 200 characters."),
             printable,
             bidi_free,
@@ -21,7 +21,7 @@ class PostForm(Form):
         "Text",
         filters=[tidy],
         validators=[
-            InputRequired("A post needs some text."),
+            DataRequired("A post needs some text."),
             Length(max=20_000, message="A post has at most 20,000 characters."),
             printable,
         ],
@@ -33,7 +33,7 @@ class CommentForm(Form):
         "Your comment",
         filters=[tidy],
         validators=[
-            InputRequired("A comment needs some text."),
+            DataRequired("A comment needs some text."),
             Length(max=4_000, message="A comment has at most 4,000 characters."),
             printable,
         ],

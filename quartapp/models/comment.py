@@ -64,17 +64,11 @@ class Comment(Record):
     async def page(
         cls, post_id: PydanticObjectId, *, after: PydanticObjectId | None = None, limit: int = PAGE
     ) -> list[Self]:
-        """The oldest first, as a conversation is read, authors fetched in the same query."""
+        """The oldest first, as a conversation is read, with their authors."""
         match: dict[str, Any] = {"post.$id": post_id}
         if after:
             match["_id"] = {"$gt": after}
-        return await cls.find(
-            match,
-            fetch_links=True,
-            nesting_depths_per_field={"author": 1, "post": 0},
-            sort="_id",
-            limit=limit,
-        ).to_list()
+        return await cls.listed(match, sort="_id", limit=limit, fetch=["author"])
 
     async def remove(self, *, by: Actor) -> None:
         """Deletes it. An author who loses it to another is told."""

@@ -84,10 +84,8 @@ class Event(Record):
         before: PydanticObjectId | None = None,
         limit: int = 50,
     ) -> list[Self]:
-        """The newest first, with the actor and the subject fetched in the same query."""
+        """The newest first, with their actors and subjects."""
         match: dict[str, Any] = {"subject.$id": subject} if subject else {}
         if before:
             match["_id"] = {"$lt": before}
-        return await cls.find(
-            match, fetch_links=True, nesting_depth=1, limit=limit, sort="-_id"
-        ).to_list()
+        return await cls.listed(match, sort="-_id", limit=limit, fetch=["actor", "subject"])

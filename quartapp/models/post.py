@@ -50,7 +50,8 @@ class Post(Record):
 
     @classmethod
     async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
-        return await cls.find_one({"_id": post_id}, fetch_links=True, nesting_depth=1)
+        found = await cls.listed({"_id": post_id}, sort="_id", limit=1, fetch=["author"])
+        return found[0] if found else None
 
     @classmethod
     async def page(
@@ -60,13 +61,11 @@ class Post(Record):
         before: PydanticObjectId | None = None,
         limit: int = PAGE,
     ) -> list[Self]:
-        """The newest first, authors fetched in the same query."""
+        """The newest first, with their authors."""
         match: dict[str, Any] = {"author.$id": author} if author else {}
         if before:
             match["_id"] = {"$lt": before}
-        return await cls.find(
-            match, fetch_links=True, nesting_depth=1, sort="-_id", limit=limit
-        ).to_list()
+        return await cls.listed(match, sort="-_id", limit=limit, fetch=["author"])
 
     async def revise(self, title: str, body: str) -> bool:
         """False if the post is gone."""

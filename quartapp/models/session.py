@@ -154,18 +154,13 @@ class Session(Record):
     async def on_now(
         cls, *, before: tuple[datetime, PydanticObjectId] | None = None, limit: int = 50
     ) -> list[Self]:
-        """Everybody's living ones, the last used first, their users fetched in the same query."""
+        """Everybody's living ones, the last used first, with their users."""
         match: dict[str, Any] = alive()
         if before:
             seen, last = before
             match["$or"] = [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]
-        return await cls.find(
-            match,
-            fetch_links=True,
-            nesting_depths_per_field={"user": 1, "roles": 0, "ended_by": 0},
-            sort=[("seen_at", DESCENDING), ("_id", DESCENDING)],
-            limit=limit,
-        ).to_list()
+        newest = [("seen_at", DESCENDING), ("_id", DESCENDING)]
+        return await cls.listed(match, sort=newest, limit=limit, fetch=["user"])
 
     @classmethod
     async def touch(

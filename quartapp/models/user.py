@@ -100,7 +100,7 @@ class User(Record):
     @classmethod
     async def search(cls, text: str, *, after: str | None = None, limit: int = 50) -> list[Self]:
         """Those whose username or address begins with the text, in the order of their usernames,
-        their roles fetched in the same query."""
+        with their roles."""
         match: dict[str, Any] = {}
         if text:
             # U+FFFF sorts behind every other character, so this range is the prefix.
@@ -108,14 +108,9 @@ class User(Record):
             match["$or"] = [{"username": prefix}, {"email": prefix}]
         if after:
             match = {"$and": [match, {"username": {"$gt": after}}]}
-        return await cls.find(
-            match,
-            fetch_links=True,
-            nesting_depths_per_field={"roles": 1, "authz_by": 0},
-            sort="username",
-            limit=limit,
-            collation=CASELESS,
-        ).to_list()
+        return await cls.listed(
+            match, sort="username", limit=limit, fetch=["roles"], collation=CASELESS
+        )
 
     @classmethod
     async def active_administrators(cls, *, tx: Tx | None = None) -> int:

@@ -8,7 +8,8 @@ mongo shell's included, has the same effect as one of ours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -222,21 +223,22 @@ class Feed:
             await asyncio.sleep(min(1.0, self._sweep_seconds))
             if self.live and loop.time() - swept < self._sweep_seconds:
                 answered = loop.time()
+                with suppress(StreamError):
+                    await self._say_who_is_on(self._hub.arrived())
                 continue
             try:
                 async with asyncio.timeout(DISTRUST_SECONDS):
                     await self._settle(Concerned(everything=True))
-                    await self._say_who_is_on()
+                    await self._say_who_is_on(self._hub.sessions())
                 answered = swept = loop.time()
             except Exception as error:
                 log.warning("sweep_failed", error=type(error).__name__, detail=str(error)[:200])
                 if loop.time() - answered >= DISTRUST_SECONDS:
                     await self._hub.close_all(Close.OVERLOADED, "database away")
 
-    async def _say_who_is_on(self) -> None:
-        await Session.say_online(
-            self._hub.sessions(), until=clock.now() + 2 * timedelta(seconds=self._sweep_seconds)
-        )
+    async def _say_who_is_on(self, sessions: Collection[Id]) -> None:
+        until = clock.now() + 2 * timedelta(seconds=self._sweep_seconds)
+        await Session.say_online(sessions, until=until)
 
 
 def _watch(token: Mapping[str, Any] | None) -> ChangeStream:

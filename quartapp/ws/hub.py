@@ -29,6 +29,7 @@ class Hub:
         self._at_most = at_most
         self._per_session = per_session
         self._size = 0
+        self._arrived: set[Id] = set()
         self.draining = False
 
     def __len__(self) -> int:
@@ -44,6 +45,7 @@ class Hub:
         self._by_session[connection.session_id].add(connection)
         self._by_user[connection.user_id].add(connection)
         self._size += 1
+        self._arrived.add(connection.session_id)
 
     def leave(self, connection: Connection) -> None:
         """May be called again."""
@@ -62,6 +64,11 @@ class Hub:
     def sessions(self) -> list[Id]:
         """The sessions with an open socket here."""
         return list(self._by_session)
+
+    def arrived(self) -> set[Id]:
+        """The sessions that came since this was last asked."""
+        arrived, self._arrived = self._arrived, set()
+        return arrived
 
     def sessions_of(self, users: Iterable[Id]) -> set[Id]:
         return {c.session_id for user in users for c in self._by_user.get(user, ())}
