@@ -158,7 +158,9 @@ class User(Record):
             raise Taken(
                 next(iter((error.details or {}).get("keyPattern", {"username": 1})))
             ) from None
-        who = by if by.user_id else Actor(user.id, username, by.ip)
+        # Visitors register themselves; the command line does it for others.
+        visitor = by.user_id is None and by.ip is not None
+        who = Actor(user.id, username, by.ip) if visitor else by
         names = sorted(role.name for role in roles)
         await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=names)
         await user.tell(Kind.WELCOME, tx, by=username)
@@ -327,9 +329,13 @@ class User(Record):
         return token if await transaction(work) else None
 
     async def upgrade_hash(self, password_hash: str) -> None:
-        """Stores the same password hashed anew. Its sessions go on: they are told of the hash."""
+        """Stores the same password hashed anew. Its sessions go on: they are told of the hash.
 
-        async def work(tx: Tx) -> None:
+        This document takes the new hash only if the old one was still in place, so that a session
+        opened for it after the password was changed is over already: see Session.start.
+        """
+
+        async def work(tx: Tx) -> bool:
             changed = await User.change(
                 {"_id": self.id, "password_hash": self.password_hash},
                 {"$set": {"password_hash": password_hash}},
@@ -345,8 +351,10 @@ class User(Record):
                     {"$set": {"credential": fingerprint(password_hash)}},
                     tx=tx,
                 )
+            return changed
 
-        await transaction(work)
+        if await transaction(work):
+            self.password_hash = password_hash
 
     # ---- notices
 

@@ -1,0 +1,188 @@
+"""Open pages, and what happens to them when somebody's rights or sessions change elsewhere."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.browser.conftest import NewBrowser, is_live, register, sign_in, submit
+from tests.conftest import PASSWORD
+from tests.people import Person, Server
+
+
+@pytest.fixture
+async def name() -> str:
+    return f"eve-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
+    """Somebody's only tab, on the front page, signed in and live."""
+    page = await (await new_browser(server.url)).new_page()
+    await register(page, name)
+    await is_live(page)
+    return page
+
+
+async def expect_locked(page: Page, words: str) -> None:
+    dialog = page.get_by_role("alertdialog")
+    await expect(dialog).to_be_visible()
+    await expect(dialog).to_contain_text(words)
+
+
+async def test_every_tab_of_the_browser_locks_and_no_other_browser(
+    server: Server, new_browser: NewBrowser, page: Page, name: str
+) -> None:
+    second = await page.context.new_page()
+    await second.goto("/account")
+    await is_live(second)
+    elsewhere = await (await new_browser(server.url)).new_page()
+    await sign_in(elsewhere, name)
+    await is_live(elsewhere)
+    await expect(page.locator("#toasts")).to_contain_text("Signed in on another device")
+
+    await elsewhere.goto("/account/sessions")
+    await elsewhere.get_by_role("button", name="End the session on").click()
+
+    for tab in (page, second):
+        await expect_locked(tab, "You ended this session from another device.")
+    await is_live(elsewhere)
+    await expect(elsewhere.get_by_role("alertdialog")).to_be_hidden()
+
+
+async def test_signing_out_in_one_tab_locks_the_other(page: Page) -> None:
+    other = await page.context.new_page()
+    await other.goto("/posts")
+    await is_live(other)
+    await other.locator(".account-button").click()
+    await other.get_by_role("button", name="Sign out").click()
+    await expect(other.get_by_role("link", name="Sign in").first).to_be_visible()
+    await expect_locked(page, "You signed out.")
+
+
+async def test_the_command_line_locks_an_open_page(server: Server, page: Page, name: str) -> None:
+    await server.run("user", "disable", name)
+    await expect_locked(page, "An administrator disabled your account.")
+    await page.get_by_role("link", name="Sign in again").click()
+    await page.get_by_label("Username or e-mail address").fill(name)
+    await page.get_by_label("Password").fill(PASSWORD)
+    await submit(page)
+    await expect(page.get_by_role("alert")).to_contain_text("do not go together")
+    await expect(page.get_by_label("Username or e-mail address")).to_have_value(name)
+
+
+async def test_a_hand_in_the_database_locks_an_open_page(
+    server: Server, page: Page, name: str
+) -> None:
+    async with server.database() as database:
+        await database.users.update_one({"username": name}, {"$set": {"roles": []}})
+    await expect_locked(page, "took a role from you")
+
+
+async def test_controls_follow_the_role_while_the_page_stays(
+    server: Server, page: Page, name: str, root: Person
+) -> None:
+    role = f"sweeper-{secrets.token_hex(4)}"
+    await server.run("role", "create", role)
+    await server.run("user", "grant", name, role)
+    author = Person(server.url, f"author-{secrets.token_hex(4)}", PASSWORD)
+    async with author:
+        await author.register()
+        answer = await author.post("/posts/new", page="/posts/new", title="Hers", body="Words.")
+    await page.goto(answer.headers["location"])
+    await is_live(page)
+    delete = page.locator(".post-tools summary")
+    await expect(delete).to_be_hidden()
+    await page.get_by_label("Your comment").fill("I was typing this")
+
+    await server.run("role", "edit", role, "--allow", "posts.moderate")
+    await expect(delete).to_be_visible()
+    await server.run("role", "edit", role, "--forbid", "posts.moderate")
+    await expect(delete).to_be_hidden()
+
+    await expect(page.get_by_label("Your comment")).to_have_value("I was typing this")
+    await expect(page.get_by_role("alertdialog")).to_be_hidden()
+    await server.run("role", "delete", role)
+    await expect_locked(page, "deleted a role that you held")
+
+
+async def test_a_page_that_is_no_longer_allowed_is_emptied(
+    server: Server, page: Page, name: str
+) -> None:
+    role = f"reader-{secrets.token_hex(4)}"
+    await server.run("role", "create", role, "--permission", "users.read")
+    await server.run("user", "grant", name, role)
+    await page.goto("/admin/users")
+    await is_live(page)
+    await expect(page.get_by_role("table")).to_be_visible()
+    await server.run("role", "edit", role, "--forbid", "users.read")
+    await expect(page.get_by_role("heading", name="You may no longer see")).to_be_visible()
+    await expect(page.get_by_role("table")).to_have_count(0)
+
+
+async def test_changing_the_password_keeps_this_browser_and_ends_the_other(
+    server: Server, new_browser: NewBrowser, page: Page, name: str
+) -> None:
+    elsewhere = await (await new_browser(server.url)).new_page()
+    await sign_in(elsewhere, name)
+    await is_live(elsewhere)
+    tab = await page.context.new_page()
+    await tab.goto("/posts")
+    await is_live(tab)
+
+    await page.goto("/account/password")
+    await page.get_by_label("Current password").fill(PASSWORD)
+    await page.get_by_label("New password", exact=True).fill(PASSWORD[::-1])
+    await page.get_by_label("New password again").fill(PASSWORD[::-1])
+    await submit(page)
+
+    await expect(page.locator(".flash")).to_contain_text("Your password was changed")
+    await expect_locked(elsewhere, "The password of your account was changed.")
+    await expect(tab.get_by_role("alertdialog")).to_be_hidden()
+    await tab.goto("/account")
+    await expect(tab.get_by_role("heading", level=1)).to_contain_text("Account")
+
+
+async def test_what_is_typed_is_text_wherever_it_is_shown(page: Page) -> None:
+    hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    page.on("dialog", lambda dialog: pytest.fail(f"script ran: {dialog.message}"))
+    await page.goto("/posts/new")
+    await page.get_by_label("Title").fill(hostile)
+    await page.get_by_label("Text").fill(hostile)
+    await submit(page)
+    await expect(page.get_by_role("heading", level=1)).to_have_text(hostile)
+    await expect(page.locator(".prose").first).to_have_text(hostile)
+    await page.goto("/posts")
+    await expect(page.get_by_role("link", name=hostile).first).to_be_visible()
+
+
+async def test_everything_works_without_a_script(
+    server: Server, new_browser: NewBrowser, name: str
+) -> None:
+    page = await (await new_browser(server.url, java_script_enabled=False)).new_page()
+    await register(page, name)
+    await page.goto("/posts/new")
+    await page.get_by_label("Title").fill("Plain")
+    await page.get_by_label("Text").fill("No script ran here.")
+    await submit(page)
+    await page.get_by_label("Your comment").fill("Nor here.")
+    await submit(page)
+    await expect(page.locator(".comment")).to_contain_text("Nor here.")
+    await server.run("user", "end-sessions", name)
+    await page.goto("/account")
+    await expect(page.locator("main")).to_contain_text("An administrator ended your session.")
+    await sign_in(page, name)
+    await page.wait_for_url("**/account")
+
+
+async def test_a_refused_form_keeps_what_was_typed_and_names_the_field(page: Page) -> None:
+    await page.goto("/posts/new")
+    await page.get_by_label("Text").fill("A text without a title")
+    await page.locator("main form.form").evaluate("form => form.noValidate = true")
+    await submit(page)
+    title = page.get_by_label("Title")
+    await expect(title).to_have_attribute("aria-invalid", "true")
+    await expect(title).to_have_accessible_description("A post needs a title.")
+    await expect(page.get_by_label("Text")).to_have_value("A text without a title")

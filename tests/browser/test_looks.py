@@ -1,0 +1,49 @@
+"""Pages are readable by everybody: axe finds nothing, and nothing is wider than the screen."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Page
+
+from tests.browser.conftest import NewBrowser, register, sign_in
+from tests.people import Server
+
+WIDTHS = {"phone": 375, "desk": 1280}
+OUTSIDE = ["/", "/login", "/register", "/posts", "/setup/nothing", "/nowhere"]
+INSIDE = [
+    *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
+    *("/account/notices", "/users/root", "/admin/users", "/admin/users/root", "/admin/roles"),
+    *("/admin/roles/new", "/admin/roles/moderator", "/admin/sessions", "/admin/events"),
+]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+async def test_pages_are_accessible_and_fit(
+    server: Server, new_browser: NewBrowser, width: str, scheme: str
+) -> None:
+    size = {"width": WIDTHS[width], "height": 800}
+    context = await new_browser(server.url, viewport=size, color_scheme=scheme)
+    page = await context.new_page()
+    for path in OUTSIDE:
+        await judge(page, path)
+    await sign_in(page, "root")
+    for path in INSIDE:
+        await judge(page, path)
+
+
+async def test_a_forbidden_page_is_accessible(server: Server, new_browser: NewBrowser) -> None:
+    page = await (await new_browser(server.url)).new_page()
+    await register(page, f"nobody-{secrets.token_hex(4)}")
+    await judge(page, "/admin/users")
+
+
+async def judge(page: Page, path: str) -> None:
+    await page.goto(path)
+    found = (await Axe().run(page)).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found] == [], path
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert await page.evaluate(overflow) <= 0, f"{path} is wider than the screen"

@@ -1,0 +1,84 @@
+"""The story that the README tells, in two browsers over two workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.async_api import expect
+
+from tests.browser.conftest import (
+    Live,
+    NewBrowser,
+    fill_account,
+    is_live,
+    open_on,
+    register,
+    sign_in,
+    submit,
+)
+from tests.conftest import serving
+
+
+async def test_a_newcomer_makes_the_first_administrator_and_a_revocation_is_seen_elsewhere(
+    tmp_path: Path, new_browser: NewBrowser
+) -> None:
+    async with serving(tmp_path) as server:
+        assert server.process.stdout is not None
+        link = (await server.process.stdout.readline()).decode().split()[-1]
+        assert "/setup/" in link
+
+        root = await (await new_browser(server.url)).new_page()
+        root_live = Live(root)
+        await root.goto(link)
+        await fill_account(root, "root")
+        await submit(root)
+        await root.wait_for_url("**/admin/users")
+
+        stranger = await (await new_browser(server.url)).new_page()
+        await stranger.goto(link)
+        await expect(stranger.locator("main")).to_contain_text("used")
+
+        ada = await (await new_browser(server.url)).new_page()
+        ada_live = Live(ada)
+        await register(ada, "ada")
+        await expect(ada.get_by_role("link", name="Users", exact=True)).to_be_hidden()
+        await open_on(ada, "/posts/new", ada_live, worker="1")
+        await open_on(root, "/admin/users/ada", root_live, worker="0")
+
+        # A grant whispers: the menu gains an entry, the page is not loaded anew.
+        await ada.get_by_label("Title").fill("Half a thought")
+        await root.get_by_label("Role", exact=True).select_option("moderator")
+        await root.get_by_role("button", name="Grant").click()
+        await expect(ada.get_by_role("link", name="Users", exact=True)).to_be_visible()
+        await expect(ada.locator("#toasts")).to_contain_text("root gave you the role moderator.")
+        await expect(ada.get_by_label("Title")).to_have_value("Half a thought")
+        assert ada_live.worker == "1"
+
+        # A revocation hangs up: the tab locks, says why and who, and keeps what was typed.
+        await ada.get_by_label("Text").fill("A whole one takes longer.")
+        await root.get_by_role("button", name="Revoke moderator").click()
+        dialog = ada.get_by_role("alertdialog")
+        await expect(dialog).to_be_visible()
+        await expect(dialog).to_contain_text("root took a role from you")
+        await ada.keyboard.press("Escape")
+        await ada.keyboard.press("Escape")
+        await expect(dialog).to_be_visible()
+        ended = [message for message in ada_live.said if message["type"] == "session.ended"]
+        assert [(m["reason"], m["by"]) for m in ended] == [("role_revoked", "root")]
+
+        # Sign-in says the reason again, leads back, and the words are there.
+        await dialog.get_by_role("link", name="Sign in again").click()
+        await expect(ada.locator("main")).to_contain_text("root took a role from you")
+        await sign_in(ada, "ada")
+        await ada.wait_for_url("**/posts/new")
+        await expect(ada.get_by_label("Title")).to_have_value("Half a thought")
+        await expect(ada.get_by_label("Text")).to_have_value("A whole one takes longer.")
+        await expect(ada.get_by_role("link", name="Users", exact=True)).to_be_hidden()
+        await submit(ada)
+        await expect(ada.get_by_role("heading", name="Half a thought")).to_be_visible()
+
+        # Nobody else was disturbed.
+        await expect(root.get_by_role("alertdialog")).to_be_hidden()
+        await root.goto("/admin/events")
+        await is_live(root)
+        await expect(root.locator("main")).to_contain_text("role.revoked")

@@ -1,0 +1,127 @@
+"""What tests stand on: a real mongod, the application in this process, real workers beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from quart import Quart
+
+from quartapp import create_app, database, embedded, models
+from quartapp.settings import Settings
+from tests.people import Person, Server
+
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture(scope="session")
+async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The address of a mongod that this run of the tests started, and ends."""
+    async with embedded.running(tmp_path_factory.mktemp("db")) as mongod:
+        yield mongod.uri
+
+
+@pytest.fixture
+async def settings(mongod: str, tmp_path: Path) -> AsyncIterator[Settings]:
+    """Settings for a database of this test's own."""
+    settings = Settings.load(
+        mongodb_uri=SecretStr(mongod),
+        mongodb_db=f"test_{secrets.token_hex(6)}",
+        data=tmp_path,
+        bcrypt_cost=4,
+        bcrypt_threads=2,
+        live_ping_seconds=1,
+        live_sweep_seconds=1,
+    )
+    yield settings
+    async with database.connected(settings, models.DOCUMENTS) as connected:
+        await connected.client.drop_database(settings.mongodb_db)
+
+
+@pytest.fixture
+async def db(settings: Settings) -> AsyncIterator[database.Database]:
+    """The documents, bound to an empty and prepared database; itself for raw writes."""
+    async with database.connected(settings, models.DOCUMENTS) as connected:
+        await models.prepare()
+        yield connected
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[Quart]:
+    """The application, started. The documents are bound to its database."""
+    app = create_app(settings)
+    async with app.test_app():
+        yield app
+
+
+@asynccontextmanager
+async def serving(data: Path, *, workers: int = 2, **env: str) -> AsyncIterator[Server]:
+    """`quartapp serve` as a deployment runs it: a launcher, workers, a mongod; on a free port."""
+    complaints = data.with_name(f"{data.name}.stderr")
+    with complaints.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "quartapp", "serve", "--port", "0"),
+            *("--workers", str(workers), "--data", str(data)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+            env={
+                **os.environ,
+                "BCRYPT_COST": "4",
+                "LIVE_PING_SECONDS": "2",
+                "LIVE_SWEEP_SECONDS": "2",
+                **env,
+            },
+        )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(40):
+            line = (await process.stdout.readline()).decode()
+        assert line.startswith("quartapp serves "), complaints.read_text()
+        yield Server(line.split()[2], data, process, line, complaints)
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            await process.communicate()
+
+
+@pytest.fixture(scope="session")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    """One server of two workers for all tests that leave it as they found it. Has a `root`."""
+    async with serving(tmp_path_factory.mktemp("srv")) as server:
+        await server.run(
+            *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
+        )
+        yield server
+
+
+@pytest.fixture
+async def root(server: Server) -> AsyncIterator[Person]:
+    """An administrator, signed in."""
+    async with Person(server.url, "root", PASSWORD) as root:
+        await root.sign_in()
+        yield root
+
+
+@pytest.fixture
+async def ada(server: Server) -> AsyncIterator[Person]:
+    """Somebody with the role of a member, registered and signed in just now."""
+    async with Person(server.url, f"ada-{secrets.token_hex(4)}", PASSWORD) as ada:
+        await ada.register()
+        yield ada
+
+
+@pytest.fixture
+async def bob(server: Server) -> AsyncIterator[Person]:
+    """Somebody else of that kind."""
+    async with Person(server.url, f"bob-{secrets.token_hex(4)}", PASSWORD) as bob:
+        await bob.register()
+        yield bob

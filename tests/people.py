@@ -1,0 +1,251 @@
+"""People and their browsers, as tests see them: over real sockets, with nothing of the server's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+import websockets
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
+from websockets.asyncio.client import ClientConnection, connect
+
+SECONDS = 5.0
+
+
+@dataclass
+class Server:
+    """A running `quartapp serve`."""
+
+    url: str
+    data: Path
+    process: asyncio.subprocess.Process
+    line: str
+    complaints: Path
+
+    def said(self) -> str:
+        """What it wrote to stderr so far: its log, and whatever went wrong."""
+        return self.complaints.read_text()
+
+    def worker(self, name: str) -> int:
+        """The process id of the worker that sockets are greeted by under this name."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+                environment = (process / "environ").read_text().split("\0")
+                if int(parent) == self.process.pid and f"QUARTAPP_WORKER={name}" in environment:
+                    return int(process.name)
+        raise AssertionError(f"there is no worker {name}")
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
+        """The database, as a mongo shell would open it."""
+        path = quote(str(self.data / "mongod.sock"), safe="")
+        client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
+            f"mongodb://{path}/?directConnection=true", tz_aware=True
+        )
+        try:
+            yield client["quartapp"]
+        finally:
+            client.close()
+
+    async def run(self, *words: str, stdin: str = "", status: int = 0) -> str:
+        """Runs a `quartapp` command beside the server; its output, or its complaint."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "quartapp", *words, "--data", str(self.data)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(30):
+            out, err = await process.communicate(f"{stdin}\n".encode())
+        assert process.returncode == status, f"{words}: {out.decode()}{err.decode()}"
+        return (err if status else out).decode()
+
+
+class Tab:
+    """One open page's socket. Remembers what it was told."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.said: list[dict[str, Any]] = []
+
+    @property
+    def hello(self) -> dict[str, Any]:
+        return self.said[0]
+
+    async def next(self, kind: str | None = None) -> dict[str, Any]:
+        """The next message, or the next of a kind; what comes before it is remembered too."""
+        async with asyncio.timeout(SECONDS):
+            while True:
+                message = json.loads(await self.socket.recv())
+                self.said.append(message)
+                # Last words are read when the close frame behind them has come too.
+                with suppress(websockets.ConnectionClosed):
+                    if message["type"] == "ping":
+                        await self.say(type="pong", at=message["at"])
+                    elif "id" in message:
+                        await self.say(type="ack", id=message["id"])
+                if kind in (None, message["type"]):
+                    return message
+
+    async def say(self, **message: Any) -> None:
+        await self.socket.send(json.dumps(message))
+
+    async def heard(self, kind: str) -> list[dict[str, Any]]:
+        """All messages of a kind that were said until now, or in the life of a closed socket."""
+        with suppress(websockets.ConnectionClosed):
+            # The answer comes behind all that was said before it.
+            await (await self.socket.ping())
+        with suppress(websockets.ConnectionClosed, TimeoutError):
+            while True:
+                async with asyncio.timeout(0.01):
+                    await self.next()
+        return [message for message in self.said if message["type"] == kind]
+
+    async def closed(self, *, within: float = SECONDS) -> int:
+        """The code with which the server closes; messages before that are remembered."""
+        try:
+            async with asyncio.timeout(within):
+                while True:
+                    await self.next()
+        except websockets.ConnectionClosed as closed:
+            if closed.rcvd is None:
+                raise AssertionError("the connection broke without a close frame") from None
+            return closed.rcvd.code
+
+    async def is_open(self) -> bool:
+        """Whether it still answers, asked by a ping of the protocol below ours."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                await (await self.socket.ping())
+        except websockets.ConnectionClosed:
+            return False
+        return True
+
+
+@dataclass
+class Person:
+    """Somebody with one browser: a cookie jar that pages and sockets share."""
+
+    url: str
+    username: str
+    password: str
+    client: httpx.AsyncClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = httpx.AsyncClient(base_url=self.url, timeout=10)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.aclose()
+
+    @property
+    def email(self) -> str:
+        return f"{self.username}@example.org"
+
+    async def get(self, path: str) -> httpx.Response:
+        return await self.client.get(path)
+
+    async def status(self, path: str, **headers: str) -> int:
+        """Of a GET on a connection of its own, so that any of the workers may answer."""
+        address = urlsplit(self.url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        lines = {"Host": address.netloc, "Cookie": self.cookies(), "Connection": "close"} | headers
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        try:
+            async with asyncio.timeout(20):
+                writer.write(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
+                return int((await reader.readline()).split()[1])
+        finally:
+            writer.close()
+
+    async def post(self, path: str, *, page: str | None = None, **fields: Any) -> httpx.Response:
+        """Sends a form, with the token of the page that shows it."""
+        token = await self.csrf_token(page or "/")
+        data = {"csrf_token": token, **fields}
+        return await self.client.post(path, data=data, headers={"Origin": self.url})
+
+    async def csrf_token(self, page: str) -> str:
+        for path in (page, "/login"):
+            found = re.search(
+                r'name="csrf_token" value="([^"]+)"', (await self.client.get(path)).text
+            )
+            if found:
+                return found[1]
+        raise AssertionError(f"no form on {page}")
+
+    async def register(self) -> None:
+        answer = await self.post(
+            "/register",
+            page="/register",
+            username=self.username,
+            email=self.email,
+            password=self.password,
+            confirm=self.password,
+        )
+        assert answer.status_code == 303, answer.text
+
+    async def sign_in(self, *, remember: bool = False) -> httpx.Response:
+        fields = {"login": self.username, "password": self.password}
+        if remember:
+            fields["remember"] = "y"
+        answer = await self.post("/login", page="/login", **fields)
+        assert answer.status_code == 303, answer.text
+        return answer
+
+    async def me(self) -> dict[str, Any] | None:
+        """What /api/me says; None when signed out."""
+        answer = await self.get("/api/me")
+        if answer.status_code == 401:
+            return None
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def is_signed_in(self) -> bool:
+        return await self.me() is not None
+
+    def another_device(self) -> Person:
+        """The same person at another browser, not signed in yet."""
+        return Person(self.url, self.username, self.password)
+
+    def cookies(self) -> str:
+        return "; ".join(f"{name}={value}" for name, value in self.client.cookies.items())
+
+    @asynccontextmanager
+    async def tab(
+        self, *, cursor: str | None = None, worker: str | None = None
+    ) -> AsyncIterator[Tab]:
+        """An open page, greeted; on the given worker if one is named."""
+        for _ in range(100):
+            async with connect(
+                self.url.replace("http", "ws", 1) + "/ws" + (f"?cursor={cursor}" if cursor else ""),
+                origin=websockets.Origin(self.url),
+                additional_headers={"Cookie": self.cookies()},
+                compression=None,
+            ) as socket:
+                tab = Tab(socket)
+                hello = await tab.next()
+                if worker in (None, hello["worker"]):
+                    yield tab
+                    return
+        raise AssertionError(f"no socket reached worker {worker}")
+
+    @asynccontextmanager
+    async def tabs(self, *workers: str) -> AsyncIterator[list[Tab]]:
+        """An open page on each of the workers, or of both."""
+        async with AsyncExitStack() as stack:
+            yield [
+                await stack.enter_async_context(self.tab(worker=worker))
+                for worker in workers or ("0", "1")
+            ]
