@@ -23,7 +23,7 @@ from quartapp.ws.feed import Feed
 from quartapp.ws.hub import Hub
 from quartapp.ws.protocol import Close
 
-UNIDENTIFIED = {"static", "health.alive", "health.ready"}
+UNIDENTIFIED = {"static", "health.alive", "health.ready", "health.numbers"}
 
 
 @dataclass
@@ -77,16 +77,17 @@ def create_app(settings: Settings | None = None) -> Quart:
         await running.stack.aclose()
         running.hasher.close()
 
+    headers.init_app(app, settings)
+    templating.init_app(app)
+    routes.init_app(app)
+    app.register_blueprint(ws.blueprint)
+
     @app.before_request
     async def identify() -> None:
         if request.endpoint not in UNIDENTIFIED:
             await auth.load_current_user()
             await csrf.protect()
 
-    headers.init_app(app, settings)
-    templating.init_app(app)
-    routes.init_app(app)
-    app.register_blueprint(ws.blueprint)
     return app
 
 

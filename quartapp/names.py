@@ -9,6 +9,6 @@ NAME_RULE = (
 )
 
 # Enough to catch a slip of the fingers; whether an address works is known when mail arrives.
-_LOCAL, _HOST = r"[^@\s<>()\[\],;:\\\"]{1,64}", r"[^@\s<>()\[\],;:\\\"]{1,190}"
-EMAIL = re.compile(rf"\A{_LOCAL}@{_HOST}\.[^@\s<>()\[\],;:\\\".]{{2,63}}\Z")
+_NEVER = r"@\s\x00-\x1f\x7f-\x9f<>()\[\],;:\\\""
+EMAIL = re.compile(rf"\A[^{_NEVER}]{{1,64}}@[^{_NEVER}]{{1,190}}\.[^{_NEVER}.]{{2,63}}\Z")
 EMAIL_RULE = "This does not look like an e-mail address."

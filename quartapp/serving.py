@@ -20,6 +20,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypercorn.asyncio import serve as serve_http
@@ -27,7 +28,7 @@ from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 from pydantic import SecretStr
 
-from quartapp import create_app, embedded, prepare
+from quartapp import create_app, embedded, metrics, prepare
 from quartapp.log import configure, log
 from quartapp.settings import Settings, StartError
 
@@ -80,13 +81,18 @@ async def _until_signalled(settings: Settings, host: str, port: int, workers: in
 async def _launch(
     settings: Settings, host: str, port: int, workers: int, haste: asyncio.Event
 ) -> None:
-    with _only_server(settings), _listening(settings, host, port, workers) as listeners:
+    with (
+        _only_server(settings),
+        _listening(settings, host, port, workers) as listeners,
+        TemporaryDirectory(prefix="quartapp-") as numbers,
+    ):
         async with _database(settings) as uri:
             prepared = await prepare(settings.model_copy(update={"mongodb_uri": SecretStr(uri)}))
             environment = {
                 **os.environ,
                 "QUARTAPP_DATA": str(settings.data),
                 "MONGODB_URI": uri,
+                metrics.FOLDER: numbers,
             }
             started = [asyncio.Event() for _ in listeners]
             try:
@@ -248,7 +254,9 @@ async def _live(
                 started.set()
             else:
                 _signal(process, signal.SIGKILL)
-            return await process.wait()
+            status = await process.wait()
+            metrics.forget(process.pid, environment[metrics.FOLDER])
+            return status
         except asyncio.CancelledError:
             # Closed first, so that the kernel queues nobody for a worker that leaves.
             listener.close()
@@ -305,6 +313,9 @@ def _config(listener: int) -> Config:
     config.bind = [f"fd://{listener}"]
     config.backlog = BACKLOG
     config.graceful_timeout = 3
+    # Frames that still come in when a handler is over would fill a bounded queue that nobody empties,
+    # and hold the connection for ever. Quart takes in all there is, so a bound holds nothing back.
+    config.max_app_queue_size = 0
     config.keep_alive_timeout = 15
     config.h11_max_incomplete_size = 32 * 1024
     config.websocket_max_message_size = 64 * 1024

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 LEAST_SECRET_BYTES = 32
 
@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     secret_key: SecretStr = SecretStr("")
     secret_key_fallbacks: list[SecretStr] = []
     allowed_origins: list[str] = []
+
+    metrics_token: SecretStr | None = None
 
     bcrypt_cost: int = Field(default=12, ge=4, le=16)
     bcrypt_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64)
@@ -62,6 +64,10 @@ class Settings(BaseSettings):
         except ValidationError as error:
             faults = (f"{'.'.join(map(str, f['loc'])).upper()}: {f['msg']}" for f in error.errors())
             raise StartError("; ".join(faults)) from None
+        except SettingsError as error:
+            # Raised before any value is looked at; its text has the name in quotes.
+            name = str(error).split('"')[1].upper()
+            raise StartError(f'{name}: write a JSON list, like ["one", "two"]') from None
         if not settings.production:
             return settings._with_development_key()
         size = len(settings.secret_key.get_secret_value().encode())

@@ -20,7 +20,7 @@ class GrantForm(Form):
     role = SelectField("Role", validators=[DataRequired("Choose a role.")])
 
     def offer(self, roles: Iterable[Named]) -> None:
-        self.role.choices = [(role.name, role.name) for role in roles]
+        self.role.choices = {role.name: role.name for role in roles}
 
 
 class RoleForm(Form):
@@ -44,7 +44,7 @@ class RoleForm(Form):
     )
     permissions = SelectMultipleField(
         "Permissions",
-        choices=[(permission.value, label) for permission, label in LABELS.items()],
+        choices={permission.value: label for permission, label in LABELS.items()},
         widget=ListWidget(prefix_label=False),
         option_widget=CheckboxInput(),
     )

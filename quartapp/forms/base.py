@@ -2,6 +2,7 @@
 
 import inspect
 from typing import Any, Self
+from unicodedata import category
 
 import wtforms
 from quart import request
@@ -54,7 +55,7 @@ def printable(form: wtforms.Form, field: wtforms.Field) -> None:
     """Refuses control characters and half characters, which no name or text needs."""
     del form
     text = field.data or ""
-    if any((ord(c) < 32 and c not in "\r\n\t") or 0xD800 <= ord(c) <= 0xDFFF for c in text):
+    if any(category(c) in ("Cc", "Cs") and c not in "\r\n\t" for c in text):
         raise ValidationError("This has a character that cannot be used.")
 
 

@@ -17,7 +17,7 @@ from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.record import Record
-from quartapp.models.references import ref
+from quartapp.models.references import linked_id, ref
 
 if TYPE_CHECKING:
     from quartapp.models.role import Role
@@ -126,10 +126,10 @@ class Session(Record):
             remembered=remembered,
             confirmed_at=now,
             credential=fingerprint(user.password_hash),
-            roles=list(user.roles),
         )
 
         async def work(tx: Tx) -> None:
+            session.roles = await _existing(user.roles, tx)
             await session.insert(session=tx)
             await Event.record(Verb.SESSION_STARTED, by=by, subject=user.id, tx=tx, device=device)
 
@@ -143,7 +143,7 @@ class Session(Record):
 
     @property
     def user_id(self) -> PydanticObjectId:
-        return self.user.ref.id
+        return linked_id(self.user)
 
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
@@ -196,6 +196,15 @@ class Session(Record):
         if surplus:
             match = {"_id": {"$in": [session.id for session in surplus]}}
             await end_sessions(match, Reason.ENDED_BY_USER, by=by, subject=user.id)
+
+
+async def _existing(roles: Collection[Link["Role"]], tx: Tx) -> list[Link["Role"]]:
+    """Those not deleted. A link that some other program left behind gives nothing, so a session
+    cannot lose it: it would be over from the start, and its user shut out."""
+    collection = Session.get_motor_collection().database["roles"]
+    match = {"_id": {"$in": [linked_id(role) for role in roles]}}
+    found = {row["_id"] async for row in collection.find(match, {"_id": 1}, session=tx)}
+    return [role for role in roles if linked_id(role) in found]
 
 
 async def end_sessions(

@@ -315,7 +315,7 @@ class User(Record):
             await Event.record(Verb.PASSWORD_CHANGED, by=by, subject=self.id, tx=tx)
             await self.tell(Kind.PASSWORD_CHANGED, tx)
             return await Session.change(
-                {"_id": keep, "ended_at": None},
+                {"_id": keep, "user.$id": self.id, "ended_at": None},
                 {
                     "$set": {
                         "digest": digest,

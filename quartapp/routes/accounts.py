@@ -57,7 +57,6 @@ async def login() -> Any:
         if user and fits and user.disabled_at is None:
             if hasher().outdated(user.password_hash):
                 await user.upgrade_hash(await hasher().hash(form.password.data or ""))
-                user = await User.get(user.id) or user
             await _sign_in(user, remember=bool(form.remember.data))
             return see_other(next_page())
         log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())

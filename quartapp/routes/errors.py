@@ -77,6 +77,8 @@ async def cross_site(_: CrossSite) -> Any:
 
 async def old_page(error: Stale) -> Any:
     """What was sent is shown to be sent again, if the browser vouches that it came from us."""
+    if current_user.ended:
+        return await sign_in_first(Unauthorized())
     if not error.ours:
         return await _page(403, "Not from here", "This form was not one of ours, or is too old.")
     fields = [

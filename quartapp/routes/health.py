@@ -1,12 +1,18 @@
 """For those who watch over the process. Says little, for anybody may ask."""
 
+import hmac
+import time
 from typing import Any
 
-from quart import Blueprint, current_app
+from quart import Blueprint, Response, abort, current_app, g, request
 
+from quartapp import metrics
+from quartapp.auth import settings
 from quartapp.database import Unavailable, ping
 
 blueprint = Blueprint("health", __name__)
+
+METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 
 
 @blueprint.get("/livez")
@@ -29,3 +35,29 @@ async def ready() -> Any:
     except Unavailable:
         return {"status": "no database"}, 503
     return {"status": "ready"}
+
+
+@blueprint.get("/metrics")
+async def numbers() -> Any:
+    """For Prometheus, with `Authorization: Bearer METRICS_TOKEN`; in development for anybody."""
+    token = settings().metrics_token
+    if token is None and settings().production:
+        abort(404)
+    said = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    if token and not hmac.compare_digest(said.encode(), token.get_secret_value().encode()):
+        abort(404)
+    return metrics.exposition(), {"Content-Type": metrics.CONTENT_TYPE}
+
+
+@blueprint.before_app_request
+async def begin() -> None:
+    g.began = time.perf_counter()
+
+
+@blueprint.after_app_request
+async def count(response: Response) -> Response:
+    method = request.method if request.method in METHODS else "OTHER"
+    metrics.REQUESTS.labels(method, response.status_code).inc()
+    if "began" in g:
+        metrics.SECONDS.labels(method).observe(time.perf_counter() - g.began)
+    return response

@@ -17,7 +17,7 @@ from typing import Any
 from beanie import PydanticObjectId
 from pymongo.errors import OperationFailure
 
-from quartapp import clock
+from quartapp import clock, metrics
 from quartapp.database import ChangeStream, StreamError
 from quartapp.log import log
 from quartapp.models import Notice, Role, Session, User, principal
@@ -131,12 +131,15 @@ class Feed:
     def _set_live(self) -> None:
         """From here on nothing is missed; what was missed before is looked up."""
         self.live = True
+        metrics.STREAM.set(1)
         self._opened.set()
         self._hub.catch_up()
         self._look_at_everything()
 
     def _lost(self, error: Exception) -> None:
         self.live = False
+        metrics.STREAM.set(0)
+        metrics.STREAM_LOSSES.inc()
         log.warning("change_stream_lost", error=type(error).__name__, detail=str(error)[:200])
 
     def _take(self, change: Mapping[str, Any]) -> None:
@@ -201,6 +204,7 @@ class Feed:
 
     async def _settle(self, concerned: Concerned) -> None:
         before = set(self._hub.sessions())
+        metrics.SETTLED.inc()
         found = await principal.standings(concerned.match(self._hub))
         # Whoever deleted the document of a session has ended it.
         gone = before & concerned.sessions if not concerned.everything else before

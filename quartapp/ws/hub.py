@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 
 from beanie import PydanticObjectId
 
+from quartapp import metrics
 from quartapp.models.notice import Notice
 from quartapp.models.principal import Ended, Standing
 from quartapp.ws.connection import Connection
@@ -46,6 +47,7 @@ class Hub:
         self._by_user[connection.user_id].add(connection)
         self._size += 1
         self._arrived.add(connection.session_id)
+        metrics.SOCKETS.set(self._size)
 
     def leave(self, connection: Connection) -> None:
         """May be called again."""
@@ -53,6 +55,7 @@ class Hub:
         if connection not in mine:
             return
         self._size -= 1
+        metrics.SOCKETS.set(self._size)
         for index, key in (
             (self._by_session, connection.session_id),
             (self._by_user, connection.user_id),

@@ -1,0 +1,40 @@
+"""What is counted. The launcher names a folder in which the workers' numbers come together."""
+
+import os
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+# The library's own name, and read when it is imported: set before a worker starts.
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+REQUESTS = Counter("quartapp_requests_total", "Answers", ["method", "status"])
+SECONDS = Histogram("quartapp_request_seconds", "Time to the answer, in seconds", ["method"])
+SOCKETS = Gauge("quartapp_sockets", "Open sockets", multiprocess_mode="livesum")
+CLOSES = Counter("quartapp_socket_closes_total", "Sockets that the server closed", ["code"])
+STREAM = Gauge("quartapp_change_streams", "Open change streams", multiprocess_mode="livesum")
+STREAM_LOSSES = Counter("quartapp_change_stream_losses_total", "Change streams that broke")
+SETTLED = Counter("quartapp_judgements_total", "Times that sessions were judged anew")
+
+
+def exposition() -> bytes:
+    """The numbers of all workers in the text format of Prometheus."""
+    if not os.environ.get(FOLDER):
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    return generate_latest(registry)
+
+
+def forget(pid: int, folder: str) -> None:
+    """Takes a dead worker's open sockets out of the sum."""
+    multiprocess.mark_process_dead(pid, folder)
