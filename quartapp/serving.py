@@ -28,7 +28,7 @@ from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 from pydantic import SecretStr
 
-from quartapp import create_app, embedded, metrics, prepare
+from quartapp import create_app, embedded, metrics, prepare, wire
 from quartapp.log import configure, log
 from quartapp.settings import Settings, StartError
 
@@ -295,6 +295,7 @@ async def _work(listener: int, lifeline: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
+    wire.harden()
     app = create_app(Settings.load())
 
     async def leave() -> None:
@@ -313,8 +314,8 @@ def _config(listener: int) -> Config:
     config.bind = [f"fd://{listener}"]
     config.backlog = BACKLOG
     config.graceful_timeout = 3
-    # Frames that still come in when a handler is over would fill a bounded queue that nobody empties,
-    # and hold the connection for ever. Quart takes in all there is, so a bound holds nothing back.
+    # Frames that still come in when a handler is over would fill a bounded queue, which nobody
+    # empties then, and hold the connection for ever. Quart takes in all that comes in any case.
     config.max_app_queue_size = 0
     config.keep_alive_timeout = 15
     config.h11_max_incomplete_size = 32 * 1024

@@ -59,7 +59,7 @@ class Connection:
         self._handler = asyncio.current_task()
         self._writer: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._leaving = False
+        self._gone = asyncio.Event()
 
     # ---- what the hub calls
 
@@ -100,7 +100,7 @@ class Connection:
 
     def notify(self, notice: Notice | None) -> None:
         """Passes a notice on, in order and once; None makes it look in the database."""
-        if self.told is not None:
+        if self.told is not None and (notice is None or notice.seq > self._cursor):
             self._offer(notice)
 
     def end(self, ended: Ended) -> None:
@@ -152,9 +152,10 @@ class Connection:
                 self._writer = tasks.create_task(self._write())
                 await self._read()
                 self._writer.cancel()
-        finally:
-            self._leaving = True
+            # We are closing. When the client has answered, this task is cancelled.
             await self.closed()
+        finally:
+            self._gone.set()
 
     async def _read(self) -> None:
         """Takes in all that comes, for Quart would keep it in memory; listens for life."""
@@ -238,8 +239,10 @@ class Connection:
                 if words is not None:
                     await self._send(words)
                 await self._socket.close(code, reason)
-        if not self._leaving and self._handler is not None:
-            # The handler may wait for a client that never answers the close.
+                # A line that is cut while the client still speaks is reset, and our last words
+                # are lost with it: so it gets the rest of the second to answer.
+                await self._gone.wait()
+        if not self._gone.is_set() and self._handler is not None:
             self._handler.cancel()
         metrics.CLOSES.labels(int(code)).inc()
         log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
