@@ -1,0 +1,94 @@
+"""Words in which the tests of the documents tell their stories."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from quartapp.database import Database
+from quartapp.models import principal
+from quartapp.models.actor import NOBODY, Actor
+from quartapp.models.principal import Ended
+from quartapp.models.role import Role
+from quartapp.models.session import Reason, Session
+from quartapp.models.user import User
+
+T = TypeVar("T")
+NOTHING: Mapping[str, Any] = {"_id": {"$exists": False}}
+HOUR = timedelta(hours=1)
+
+
+def some(value: T | None) -> T:
+    assert value is not None
+    return value
+
+
+async def role(name: str) -> Role:
+    return some(await Role.named(name))
+
+
+async def register(name: str, *roles: str) -> User:
+    """Somebody with these roles, and with no other."""
+    held = [await role(each) for each in roles]
+    return await User.register(
+        name, f"{name}@example.org", f"hash of {name}", roles=held, by=NOBODY
+    )
+
+
+async def again(user: User) -> User:
+    """The same person, as the database has them now."""
+    return some(await User.get(user.id))
+
+
+def acting(user: User) -> Actor:
+    return Actor(user.id, user.username, "192.0.2.7")
+
+
+async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
+    return await Session.start(
+        user, device="Firefox", by=acting(user), idle=HOUR / 2, lifetime=HOUR, at_most=at_most
+    )
+
+
+async def why_over(token: str) -> Reason | None:
+    """Why the session of the token is over; None while it lives."""
+    standing = await principal.by_token(token)
+    assert standing is not None
+    return standing.reason if isinstance(standing, Ended) else None
+
+
+async def names_of_roles(user: User) -> set[str]:
+    held = [link.ref.id for link in (await again(user)).roles]
+    return {found.name for found in await Role.find({"_id": {"$in": held}}).to_list()}
+
+
+async def dump(db: Database) -> dict[str, list[dict[str, Any]]]:
+    """Every document of every collection."""
+    return {
+        name: await db[name].find(sort=[("_id", 1)]).to_list(None)
+        for name in sorted(
+            await db.list_collection_names(filter={"name": {"$not": {"$regex": "^system"}}})
+        )
+    }
+
+
+@asynccontextmanager
+async def accepting(db: Database, collection: str, only: Mapping[str, Any]) -> AsyncIterator[None]:
+    """The server itself refuses to write what does not match, as it would on a full disk."""
+    await db.command("collMod", collection, validator=only)
+    try:
+        yield
+    finally:
+        await db.command("collMod", collection, validator={})
+
+
+async def at_once(*works: Awaitable[T], unless: type[Exception] | None = None) -> list[T]:
+    """What those got who succeeded; any error but the one expected is raised."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not (unless and isinstance(result, unless)):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]

@@ -1,0 +1,276 @@
+"""Lists: in their order, page after page, by an index and with few questions."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from beanie import Link, PydanticObjectId
+
+from quartapp import clock
+from quartapp.database import Database
+from quartapp.models import principal
+from quartapp.models.actor import NOBODY
+from quartapp.models.comment import Comment
+from quartapp.models.event import Event, Verb
+from quartapp.models.notice import Kind, Notice
+from quartapp.models.post import Post
+from quartapp.models.references import linked_id, ref
+from quartapp.models.role import Role
+from quartapp.models.session import Session, digest_of, fingerprint
+from quartapp.models.user import User
+from tests.models.stories import HOUR, acting, register, role, some
+
+CROWD, EACH = 30, 10
+
+
+@pytest.fixture
+async def crowd(db: Database) -> list[User]:
+    """Thirty people with ten of everything each, written by hand for the sake of speed."""
+    member = await role("member")
+    now = clock.now()
+    people = [
+        User(
+            username=f"user{i:02}",
+            email=f"{i:02}@example.org",
+            password_hash="hash",
+            roles=[Link(ref("roles", member.id), Role)],
+        )
+        for i in range(CROWD)
+    ]
+    await User.insert_many(people)
+    posts, comments, notices, sessions, events = [], [], [], [], []
+    for number in range(EACH):
+        for i, user in enumerate(people):
+            author: Any = ref("users", user.id)
+            posts.append(Post(author=author, title=f"{i} {number}", body="…"))
+            comments.append(Comment(author=author, post=ref("posts", posts[i].id), body="…"))
+            notices.append(Notice(user=author, seq=number + 1, kind=Kind.WELCOME))
+            events.append(Event(actor=author, subject=author, verb=Verb.SESSION_STARTED))
+            seen = now - timedelta(seconds=i * EACH + number)
+            sessions.append(
+                Session(
+                    digest=digest_of(f"{i} {number}"),
+                    user=author,
+                    device="Firefox",
+                    created_at=now,
+                    seen_at=seen,
+                    expires_at=now + HOUR,
+                    idle_seconds=3600,
+                    confirmed_at=now,
+                    credential=fingerprint("hash"),
+                )
+            )
+    for documents in (posts, comments, notices, sessions, events):
+        await type(documents[0]).insert_many(documents)
+    return people
+
+
+@pytest.fixture
+def questions(db: Database) -> Callable[[Awaitable[Any]], Awaitable[list[dict[str, Any]]]]:
+    """What the server was asked while something ran, as its profiler saw it."""
+
+    async def ask(work: Awaitable[Any]) -> list[dict[str, Any]]:
+        await db.command("profile", 2)
+        try:
+            await work
+        finally:
+            await db.command("profile", 0)
+        seen = db["system.profile"].find(
+            {"op": {"$in": ["query", "command", "getmore"]}, "command.profile": {"$exists": False}}
+        )
+        return await seen.to_list(None)
+
+    return ask
+
+
+def page_of_posts(user: User) -> Awaitable[Any]:
+    return Post.page(author=user.id, before=PydanticObjectId(), limit=5)
+
+
+async def comments_of_a_post(user: User) -> list[Comment]:
+    post = some(await Post.find({"author.$id": user.id}, sort="_id").first_or_none())
+    return await Comment.page(post.id, after=post.id, limit=5)
+
+
+# What is asked; how many questions that is with what is linked; how many documents are read for it.
+LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
+    "posts": (lambda _: Post.page(limit=5), 2, 10),
+    "posts of an author": (page_of_posts, 2, 6),
+    "comments of a post": (comments_of_a_post, 3, 7),
+    "notices after a cursor": (lambda u: Notice.after(u.id, 4, limit=5), 1, 5),
+    "newest notices": (lambda u: Notice.page(u.id, before=8, limit=5), 1, 5),
+    "events": (lambda _: Event.page(limit=5), 3, 15),
+    "events about somebody": (lambda u: Event.page(subject=u.id, limit=5), 3, 7),
+    "people": (lambda _: User.search("", limit=5), 2, 7),
+    "people past a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
+    "who is on": (lambda _: Session.on_now(limit=5), 2, 10),
+    "a session by its token": (lambda _: principal.by_token("3 3"), 1, 3),
+    "somebody by name": (lambda _: User.by_username("USER07"), 1, 1),
+    "somebody by address": (lambda _: User.by_email("07@EXAMPLE.org"), 1, 1),
+    "administrators": (lambda _: User.active_administrators(), 2, 3),
+}
+
+
+@pytest.mark.parametrize("what", LISTS)
+async def test_a_page_is_read_by_an_index_in_few_questions_and_no_more_of_it_than_is_shown(
+    crowd: list[User], questions: Any, what: str
+) -> None:
+    work, count, documents = LISTS[what]
+    asked = await questions(work(crowd[7]))
+    assert len(asked) == count, [each["command"] for each in asked]
+    for each in asked:
+        if each["ns"].endswith(".roles"):
+            continue  # there are a handful, so any way to them is short
+        assert "COLLSCAN" not in each["planSummary"], each["command"]
+        assert not each.get("hasSortStage"), each["command"]
+    assert sum(each.get("docsExamined", 0) for each in asked) <= documents
+
+
+async def test_a_search_reads_an_index_for_each_of_name_and_address(
+    crowd: list[User], questions: Any
+) -> None:
+    asked = await questions(User.search("user2"))
+    assert len(asked) == 2
+    assert "COLLSCAN" not in asked[0]["planSummary"]
+    assert asked[0]["nreturned"] == 10
+
+
+async def test_the_sessions_of_somebody_are_read_by_an_index(
+    crowd: list[User], questions: Any
+) -> None:
+    (asked,) = await questions(Session.of_user(crowd[7].id))
+    assert "of_user" in str(asked["execStats"])
+    assert asked["docsExamined"] == EACH
+
+
+# ---- in their order, each once
+
+
+async def test_the_pages_of_posts_hold_each_post_once_the_newest_first(crowd: list[User]) -> None:
+    seen: list[Post] = []
+    while page := await Post.page(before=seen[-1].id if seen else None, limit=70):
+        seen += page
+    assert len(seen) == CROWD * EACH
+    assert [post.id for post in seen] == sorted({post.id for post in seen}, reverse=True)
+    assert {post.author.username for post in seen} == {user.username for user in crowd}  # type: ignore[attr-defined]
+
+
+async def test_the_pages_of_an_author_hold_nobody_elses_posts(crowd: list[User]) -> None:
+    first = await Post.page(author=crowd[3].id, limit=6)
+    rest = await Post.page(author=crowd[3].id, before=first[-1].id, limit=6)
+    assert [post.title for post in first + rest] == [f"3 {i}" for i in reversed(range(EACH))]
+
+
+async def test_a_conversation_is_read_from_its_beginning(db: Database) -> None:
+    ada = await register("ada", "member")
+    post = await Post.write("On engines", "…", by=acting(ada))
+    other = await Post.write("On looms", "…", by=acting(ada))
+    for i in range(5):
+        await Comment.write(post, f"{i}", by=acting(ada))
+        await Comment.write(other, f"other {i}", by=acting(ada))
+    first = await Comment.page(post.id, limit=3)
+    rest = await Comment.page(post.id, after=first[-1].id, limit=3)
+    assert [comment.body for comment in first + rest] == list("01234")
+    assert some(await Post.get(post.id)).comment_count == 5
+
+
+async def test_a_cursor_gives_what_was_missed_in_order_each_once(crowd: list[User]) -> None:
+    ada, seen, cursor = crowd[0], [], 0
+    while page := await Notice.after(ada.id, cursor, limit=3):
+        seen += [notice.seq for notice in page]
+        cursor = page[-1].seq
+    assert seen == list(range(1, EACH + 1))
+    assert await Notice.after(ada.id, EACH) == []
+    assert await Notice.after(ada.id, 10**9) == []
+    newest = [notice.seq for notice in await Notice.page(ada.id, before=4, limit=30)]
+    assert newest == [3, 2, 1]
+
+
+async def test_who_is_on_is_listed_the_last_used_first(crowd: list[User]) -> None:
+    seen: list[Session] = []
+    while page := await Session.on_now(
+        before=(seen[-1].seen_at, seen[-1].id) if seen else None, limit=70
+    ):
+        seen += page
+    assert len({session.id for session in seen}) == len(seen) == CROWD * EACH
+    assert [session.seen_at for session in seen] == sorted(
+        (session.seen_at for session in seen), reverse=True
+    )
+    assert linked_id(seen[0].user) == crowd[0].id
+    assert seen[0].user.username == "user00"  # type: ignore[attr-defined]
+
+
+async def test_sessions_used_in_one_millisecond_are_listed_each_once(
+    crowd: list[User], db: Database
+) -> None:
+    await db["sessions"].update_many({}, {"$set": {"seen_at": clock.now()}})
+    seen: list[Session] = []
+    while page := await Session.on_now(
+        before=(seen[-1].seen_at, seen[-1].id) if seen else None, limit=70
+    ):
+        seen += page
+    assert len({session.id for session in seen}) == len(seen) == CROWD * EACH
+
+
+async def test_the_page_of_what_somebody_deleted_wrote_still_stands(
+    crowd: list[User], db: Database
+) -> None:
+    await db["users"].delete_one({"_id": crowd[3].id})
+    page = await Post.page(author=crowd[3].id)
+    assert len(page) == EACH
+    assert {post.author_id for post in page} == {crowd[3].id}
+    assert some(await Post.with_author(page[0].id)).author_id == crowd[3].id
+
+
+# ---- search
+
+
+@pytest.fixture
+async def people(db: Database) -> None:
+    for name, email in [
+        ("ada", "countess@example.org"),
+        ("Adam", "first@example.org"),
+        ("bob", "adalbert@example.org"),
+        ("carol", "carol@ada.example.org"),
+        ("x.y_z", "dots@example.org"),
+        ("zoe", "zoe@Example.org"),
+    ]:
+        await User.register(name, email, "hash", roles=[await role("member")], by=NOBODY)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("ada", ["ada", "Adam", "bob"]),
+        ("ADA", ["ada", "Adam", "bob"]),
+        ("adam", ["Adam"]),
+        ("first@", ["Adam"]),
+        ("ZOE@EXAMPLE.ORG", ["zoe"]),
+        ("x.y", ["x.y_z"]),
+        ("", ["ada", "Adam", "bob", "carol", "x.y_z", "zoe"]),
+        ("da", []),
+        *((text, []) for text in [".*", ".*(", "^a", "a.*", "[", "\\", "(", "a|b", "$", "*", "%"]),
+        *((text, []) for text in ["$ne", '{"$gt": ""}', "\uffff", "😀", "a" * 5000]),
+    ],
+)
+async def test_a_search_finds_beginnings_in_any_case_and_reads_no_pattern(
+    people: None, text: str, found: list[str]
+) -> None:
+    assert [user.username for user in await User.search(text)] == found
+
+
+async def test_a_search_goes_on_after_a_name_in_any_case(people: None) -> None:
+    assert [user.username for user in await User.search("ada", after="ADAM")] == ["bob"]
+    assert [user.username for user in await User.search("", limit=2)] == ["ada", "Adam"]
+    assert [user.username for user in await User.search("", after="Adam", limit=2)] == [
+        "bob",
+        "carol",
+    ]
+
+
+async def test_a_search_brings_the_roles(people: None) -> None:
+    (zoe,) = await User.search("zoe")
+    assert [held.name for held in zoe.roles] == ["member"]  # type: ignore[attr-defined]

@@ -1,0 +1,111 @@
+"""Making a database ready: by many at once, again, and after somebody else's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+import pytest
+from pymongo import IndexModel
+
+from quartapp import database, models
+from quartapp.database import Database
+from quartapp.models.actor import NOBODY
+from quartapp.models.role import Role
+from quartapp.models.user import User
+from quartapp.policy import BUILT_IN_ROLES, Permission
+from quartapp.settings import Settings, StartError
+from tests.models.stories import at_once, dump, role
+
+
+async def indexes(db: Database) -> dict[str, Any]:
+    return {
+        document.get_collection_name(): await db[document.get_collection_name()].index_information()
+        for document in models.DOCUMENTS
+    }
+
+
+async def expect_ready(db: Database) -> None:
+    made = await indexes(db)
+    for document in models.DOCUMENTS:
+        settings: Any = document.get_settings()
+        wanted = {index.index.document["name"] for index in settings.indexes}
+        assert wanted <= set(made[document.get_collection_name()])
+    names = sorted(found["name"] for found in await db["roles"].find({}).to_list(None))
+    assert names == sorted(BUILT_IN_ROLES)
+    assert await db["guards"].count_documents({}) == 1
+
+
+async def test_many_connections_at_once_prepare_one_empty_database(settings: Settings) -> None:
+    async with database.connected(settings, models.DOCUMENTS) as db:
+        await at_once(*(models.prepare() for _ in range(8)))
+        await expect_ready(db)
+
+
+async def test_many_processes_at_once_prepare_one_empty_database(
+    settings: Settings, mongod: str
+) -> None:
+    assert settings.mongodb_uri is not None
+    program = "import asyncio, quartapp as q; asyncio.run(q.prepare(q.Settings.load()))"
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program),
+            env={
+                **os.environ,
+                "MONGODB_URI": mongod,
+                "MONGODB_DB": settings.mongodb_db,
+                "QUARTAPP_DATA": str(settings.data),
+            },
+            stderr=asyncio.subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        _, complaint = await process.communicate()
+        assert process.returncode == 0, complaint.decode()
+    async with database.connected(settings, models.DOCUMENTS) as db:
+        await expect_ready(db)
+
+
+async def test_preparing_again_changes_nothing(db: Database) -> None:
+    await Role.add("editor", "Edits.", [Permission.POSTS_WRITE], by=NOBODY)
+    member = await role("member")
+    await member.edit(name="member", description="Ours.", permissions=[], by=NOBODY)
+    before = await dump(db), await indexes(db)
+    await models.prepare()
+    assert (await dump(db), await indexes(db)) == before
+
+
+async def test_an_index_made_by_hand_is_left_alone(db: Database) -> None:
+    await db["users"].create_indexes([IndexModel([("created_at", 1)], name="by_hand")])
+    await models.prepare()
+    assert "by_hand" in await db["users"].index_information()
+
+
+async def test_the_administrators_role_gains_what_this_version_brings(db: Database) -> None:
+    await db["roles"].update_one({"name": "admin"}, {"$set": {"permissions": ["posts.write"]}})
+    await models.prepare()
+    assert set((await role("admin")).permissions) == set(Permission)
+
+
+async def test_a_role_that_was_deleted_by_hand_comes_back(db: Database) -> None:
+    await db["roles"].delete_one({"name": "moderator"})
+    await models.prepare()
+    await expect_ready(db)
+
+
+async def test_duplicates_stop_the_start_and_are_named(db: Database) -> None:
+    await db["users"].drop_index("username")
+    for name in ("ada", "ADA"):
+        await User(username=name, email=f"{ord(name[0])}@b.org", password_hash="hash").insert()
+    with pytest.raises(StartError, match="indexes of users"):
+        await models.prepare()
+
+
+async def test_another_kind_of_index_of_that_name_stops_the_start(db: Database) -> None:
+    await db["posts"].drop_index("of_author")
+    await db["posts"].create_index([("author.$id", -1)], name="of_author")
+    with pytest.raises(StartError, match="indexes of posts"):
+        await models.prepare()

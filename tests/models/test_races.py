@@ -1,0 +1,261 @@
+"""What people do at the same instant, many times over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from quartapp.database import Database, transaction
+from quartapp.models import principal
+from quartapp.models.actor import NOBODY
+from quartapp.models.event import Event, Verb
+from quartapp.models.notice import Kind, Notice
+from quartapp.models.principal import Ended
+from quartapp.models.role import Role, RoleTaken
+from quartapp.models.session import Reason, Session
+from quartapp.models.token import TokenSpent, issue_setup, make_first_administrator
+from quartapp.models.user import LastAdministrator, PasswordMoved, RoleGone, Taken, User
+from tests.models.stories import (
+    acting,
+    again,
+    at_once,
+    names_of_roles,
+    register,
+    role,
+    sign_in,
+    why_over,
+)
+
+ROUNDS = 20
+
+
+def cases(word: str, number: int) -> str:
+    """The word in one of many mixtures of capitals."""
+    return "".join(c.upper() if number >> i & 1 else c for i, c in enumerate(word))
+
+
+@pytest.mark.parametrize("field", ["username", "email"])
+async def test_one_of_fifty_who_want_one_name_at_once_gets_it(db: Database, field: str) -> None:
+    member = await role("member")
+    for number in range(ROUNDS):
+        name = f"lovelace{number}"
+
+        def want(i: int, name: str = name) -> tuple[str, str]:
+            mixed = cases(name, i)
+            return (
+                (mixed, f"{i}@{name}.org")
+                if field == "username"
+                else (f"{name}-{i}", f"{mixed}@b.org")
+            )
+
+        made = await at_once(
+            *(User.register(*want(i), "hash", roles=[member], by=NOBODY) for i in range(50)),
+            unless=Taken,
+        )
+        assert len(made) == 1
+    assert await db["users"].count_documents({}) == ROUNDS
+    assert await Event.find({"verb": Verb.USER_REGISTERED}).count() == ROUNDS
+    assert await Notice.find({}).count() == ROUNDS
+
+
+async def test_who_comes_too_late_is_told_which_field(db: Database) -> None:
+    await register("ada", "member")
+    for name, email, field in (("ADA", "x@y.zz", "username"), ("eve", "Ada@Example.org", "email")):
+        with pytest.raises(Taken) as taken:
+            await User.register(name, email, "hash", roles=[], by=NOBODY)
+        assert taken.value.field == field
+
+
+@pytest.mark.parametrize(("administrators", "rounds"), [(2, ROUNDS), (8, 4), (50, 1)])
+async def test_administrators_who_take_each_other_down_leave_one(
+    db: Database, administrators: int, rounds: int
+) -> None:
+    admin = await role("admin")
+    people = [await register(f"admin{i}", "admin") for i in range(administrators)]
+    for number in range(rounds):
+        # Everybody is the victim of the next one, so without a guard nobody would be left.
+        def work(victim: int, number: int = number) -> object:
+            by = acting(people[(victim + 1) % administrators])
+            user = people[victim]
+            return user.disable(by=by) if (victim + number) % 2 else user.revoke(admin, by=by)
+
+        done = await at_once(
+            *(work(i) for i in range(administrators)),  # type: ignore[arg-type]
+            unless=LastAdministrator,
+        )
+        assert await User.active_administrators() == 1
+        assert done == [True] * (administrators - 1)
+        for user in people:
+            await user.enable(by=NOBODY)
+            await user.grant(admin, by=NOBODY)
+
+
+async def test_a_role_that_is_deleted_while_it_is_given_is_held_by_nobody(db: Database) -> None:
+    people = [await register(f"person{i}", "member") for i in range(6)]
+    for number in range(ROUNDS):
+        editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
+        grants = [user.grant(editor, by=NOBODY) for user in people]
+        works = [editor.remove(by=NOBODY), *grants]
+        random.Random(number).shuffle(works)  # so that the deletion comes at each place
+        await at_once(*works, unless=RoleGone)
+        assert await Role.named(editor.name) is None
+        assert await db["users"].count_documents({"roles.$id": editor.id}) == 0
+
+
+async def test_of_many_who_change_one_persons_roles_at_once_none_undoes_another(
+    db: Database,
+) -> None:
+    ada = await register("ada", "member")
+    old = [await Role.add(f"old{i}", "", [], by=NOBODY) for i in range(8)]
+    new = [await Role.add(f"new{i}", "", [], by=NOBODY) for i in range(8)]
+    for each in old:
+        await ada.grant(each, by=NOBODY)
+    before = await again(ada)
+    done = await at_once(
+        *(before.revoke(each, by=NOBODY) for each in old),
+        *(before.grant(each, by=NOBODY) for each in new),
+    )
+    assert all(done)
+    assert await names_of_roles(ada) == {"member", *(each.name for each in new)}
+    assert (await again(ada)).authz_version == before.authz_version + 16
+
+
+@pytest.mark.parametrize("verb", ["grant", "revoke", "disable", "enable", "end_sessions", "remove"])
+async def test_what_many_do_at_once_is_done_once(db: Database, verb: str) -> None:
+    root = await register("root", "admin")
+    editor = await Role.add("editor", "", [], by=NOBODY)
+    ada = await register("ada", *([] if verb == "grant" else ["editor"]))
+    if verb == "enable":
+        await ada.disable(by=NOBODY)
+    await sign_in(ada)
+    events, told = await Event.find({}).count(), (await again(ada)).notice_seq
+
+    async def do() -> int:
+        by = acting(root)
+        match verb:
+            case "grant" | "revoke":
+                return await getattr(ada, verb)(editor, by=by)
+            case "end_sessions":
+                return await ada.end_sessions(Reason.ENDED_BY_ADMIN, by=by)
+            case "remove":
+                return await editor.remove(by=by)
+            case _:
+                return await getattr(ada, verb)(by=by)
+
+    assert sum(await at_once(*(do() for _ in range(12)))) == 1
+    assert await Event.find({}).count() == events + 1
+    assert (await again(ada)).notice_seq == told + 1
+
+
+async def test_of_many_new_passwords_at_once_one_is_taken(db: Database) -> None:
+    ada = await register("ada", "member")
+    changed = await at_once(
+        *(ada.change_password(f"new {i}", by=acting(ada)) for i in range(12)), unless=PasswordMoved
+    )
+    assert changed == [None]
+    assert await Event.find({"verb": Verb.PASSWORD_CHANGED}).count() == 1
+
+
+async def test_one_of_many_who_want_to_be_the_first_administrator_is(db: Database) -> None:
+    token = await issue_setup()
+    assert token is not None
+    made = await at_once(
+        *(
+            make_first_administrator(token, f"root{i}", f"{i}@b.org", "hash", by=NOBODY)
+            for i in range(20)
+        ),
+        unless=TokenSpent,
+    )
+    assert len(made) == 1
+    assert await User.find({}).count() == await User.active_administrators() == 1
+
+
+async def test_one_of_many_roles_of_one_name_is_made(db: Database) -> None:
+    made = await at_once(
+        *(Role.add(cases("editor", i), "", [], by=NOBODY) for i in range(20)), unless=RoleTaken
+    )
+    assert len(made) == 1
+    assert await Event.find({"verb": Verb.ROLE_CREATED}).count() == 1
+
+
+async def test_notices_told_at_once_are_numbered_without_a_gap(db: Database) -> None:
+    ada, bob = await register("ada"), await register("bob")
+
+    async def tell(user: User, by: str) -> None:
+        await transaction(lambda tx: user.tell(Kind.ACCOUNT_ENABLED, tx, by=by))
+
+    await at_once(*(tell(ada, f"{i}") for i in range(50)), *(tell(bob, f"{i}") for i in range(10)))
+    for user, count in ((ada, 50), (bob, 10)):
+        heard = await Notice.after(user.id, 1)  # the first one was the welcome
+        assert [notice.seq for notice in heard] == list(range(2, count + 2))
+        assert {notice.data["by"] for notice in heard} == {f"{i}" for i in range(count)}
+        assert (await again(user)).notice_seq == count + 1
+
+
+@pytest.mark.parametrize("at_most", [1, 5])
+async def test_sign_ins_at_once_leave_no_more_sessions_than_allowed(
+    db: Database, at_most: int
+) -> None:
+    ada, bob = await register("ada", "member"), await register("bob", "member")
+    _, of_bob = await sign_in(bob)
+    opened = await at_once(*(sign_in(ada, at_most=at_most) for _ in range(25)))
+    living = {session.id for session in await Session.of_user(ada.id)}
+    assert len(living) == at_most
+    by_age = sorted((session for session, _ in opened), key=lambda s: (s.created_at, s.id))
+    assert living == {session.id for session in by_age[-at_most:]}
+    assert await why_over(of_bob) is None
+
+
+@pytest.mark.parametrize("verb", ["revoke", "disable", "change_password", "remove"])
+async def test_a_sign_in_at_that_instant_outlives_nothing_that_was_taken_away(
+    db: Database, verb: str
+) -> None:
+    await register("root", "admin")
+    for number in range(ROUNDS):
+        editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
+        ada = await register(f"ada{number}", "member", editor.name)
+
+        async def take(ada: User = ada, editor: Role = editor) -> None:
+            match verb:
+                case "revoke":
+                    await ada.revoke(editor, by=NOBODY)
+                case "disable":
+                    await ada.disable(by=NOBODY)
+                case "change_password":
+                    await ada.change_password("new", by=acting(ada))
+                case _:
+                    await editor.remove(by=NOBODY)
+
+        # Ada's document was read before, so each session is opened on what she has lost by now.
+        async def late(ada: User = ada, number: int = number) -> tuple[Session, str]:
+            await asyncio.sleep(number * 0.0005)
+            return await sign_in(ada)
+
+        _, *opened = await asyncio.gather(take(), late(), late(), late())
+        for _, token in opened:
+            standing = await principal.by_token(token)
+            # One who comes after the deletion of a role may enter without it.
+            assert isinstance(standing, Ended) or (
+                verb == "remove" and standing and standing.roles == ("member",)
+            )
+
+
+async def test_an_old_password_opens_nothing_while_its_hash_is_made_anew(db: Database) -> None:
+    for number in range(ROUNDS):
+        read = await register(f"ada{number}", "member")
+        changer = await again(read)
+
+        async def enter(read: User = read) -> str:
+            await read.upgrade_hash("the old password, hashed anew")
+            return (await sign_in(read))[1]
+
+        token, *_ = await asyncio.gather(
+            enter(), changer.change_password("new", by=acting(read)), return_exceptions=True
+        )
+        assert isinstance(token, str)
+        if (await again(read)).password_hash == "new":
+            assert await why_over(token) is Reason.PASSWORD_CHANGED
+        else:
+            assert await why_over(token) is None

@@ -1,0 +1,84 @@
+"""After a full story, no collection holds a word that opens anything (P11)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from quartapp.database import Database
+from quartapp.models.actor import NOBODY
+from quartapp.models.comment import Comment
+from quartapp.models.post import Post
+from quartapp.models.role import Role
+from quartapp.models.session import Reason
+from quartapp.models.token import issue_setup, make_first_administrator
+from quartapp.models.user import User
+from quartapp.passwords import PasswordHasher
+from tests.models.stories import acting, again, dump, role, sign_in, why_over
+
+FIRST, SECOND, KEY = "canary-first-password", "canary-second-password", b"canary-key" * 4
+
+
+def words(thing: Any) -> list[str]:
+    """Every text in a document, its names and what its bytes say included."""
+    if isinstance(thing, dict):
+        return [word for pair in thing.items() for each in pair for word in words(each)]
+    if isinstance(thing, list):
+        return [word for each in thing for word in words(each)]
+    return [thing.decode("latin-1") if isinstance(thing, bytes) else str(thing)]
+
+
+async def test_no_secret_stands_in_the_database_in_clear(db: Database) -> None:
+    hasher = PasswordHasher([KEY], cost=4, threads=1, queue=8)
+    setup = await issue_setup()
+    assert setup is not None
+    root = await make_first_administrator(
+        setup, "root", "r@b.org", await hasher.hash(FIRST), by=NOBODY
+    )
+    unused = await issue_setup()
+    ada = await User.register(
+        "ada", "ada@b.org", await hasher.hash(FIRST), roles=[await role("member")], by=NOBODY
+    )
+    editor = await Role.add("editor", "", [], by=acting(root))
+    await ada.grant(editor, by=acting(root))
+    kept, first = await sign_in(await again(ada))
+    _, second = await sign_in(await again(ada))
+    ada = await again(ada)
+    renewed = await ada.change_password(await hasher.hash(SECOND), by=acting(ada), keep=kept.id)
+    assert renewed is not None
+    assert await why_over(renewed) is None
+    await (await again(ada)).upgrade_hash(await hasher.hash(SECOND))
+    post = await Post.write("On engines", "…", by=acting(ada))
+    await Comment.write(post, "…", by=acting(root))
+    await post.remove(by=acting(root))
+    await ada.revoke(editor, by=acting(root))
+    await editor.remove(by=acting(root))
+    await ada.end_sessions(Reason.ENDED_BY_ADMIN, by=acting(root))
+    await ada.disable(by=acting(root))
+    hasher.close()
+
+    assert unused is None
+    everything = await dump(db)
+    assert all(everything[name] for name in ("users", "sessions", "tokens", "events", "notices"))
+    stored = words(everything)
+    for secret in (setup, first, second, renewed, FIRST, SECOND, KEY.decode()):
+        for form in (secret, hashlib.sha1(secret.encode()).hexdigest(), secret[::-1]):
+            assert not [word for word in stored if form in word]
+    # A password is no random number: a plain digest of one would be searched in no time.
+    for password in (FIRST, SECOND):
+        assert hashlib.sha256(password.encode()).hexdigest() not in stored
+    for token in (setup, second, renewed):
+        assert hashlib.sha256(token.encode()).hexdigest() in stored
+    for user in everything["users"]:
+        assert user["password_hash"].startswith("$quartapp$")
+        assert "$2b$" in user["password_hash"]
+
+
+async def test_a_stolen_digest_is_no_token(db: Database) -> None:
+    ada = await User.register("ada", "ada@b.org", "hash", roles=[], by=NOBODY)
+    session, _ = await sign_in(ada)
+    for stolen in (session.digest, session.credential, str(session.id)):
+        with pytest.raises(AssertionError):
+            await why_over(stolen)

@@ -1,0 +1,23 @@
+"""No mongod here: documents on a database that is a dict, for what it answers truthfully.
+
+It knows neither transactions nor look-ups nor collations, and finds nothing by a link's id:
+whatever rests on those stands in tests/models/.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from beanie import init_beanie
+from mongomock_motor import AsyncMongoMockClient
+
+from quartapp import models
+
+
+@pytest.fixture
+async def mocked() -> Any:
+    """The documents, bound to an empty database."""
+    database = AsyncMongoMockClient(tz_aware=True)["quartapp"]
+    await init_beanie(database, document_models=models.DOCUMENTS, skip_indexes=True)
+    return database

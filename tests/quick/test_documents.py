@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from beanie import PydanticObjectId
+
+from quartapp.models.post import Post
+from quartapp.models.references import linked_id, ref
+from quartapp.models.role import Role
+from quartapp.models.session import digest_of, fingerprint, new_token
+from quartapp.models.user import User
+from quartapp.policy import Permission
+
+
+def post(body: str) -> Post:
+    return Post(author=ref("users", PydanticObjectId()), title="t", body=body)
+
+
+@pytest.mark.parametrize(
+    ("body", "excerpt"),
+    [
+        ("", ""),
+        ("short", "short"),
+        ("  two\n\n lines\t", "two lines"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 200 + "…"),
+        ("word " * 40, ("word " * 40).strip()),
+        ("word " * 41, "word " * 39 + "word…"),
+        ("ä" * 190 + " " + "ö" * 20, "ä" * 190 + "…"),
+    ],
+)
+async def test_an_excerpt_is_a_line_cut_between_words(
+    mocked: object, body: str, excerpt: str
+) -> None:
+    assert post(body).excerpt == excerpt
+
+
+async def test_a_record_has_its_own_id_before_it_is_stored(mocked: object) -> None:
+    first, second = post(""), post("")
+    assert first.id != second.id
+    await first.insert()
+    found = await Post.get(first.id)
+    assert found is not None
+    assert found.id == first.id
+
+
+async def test_a_stored_document_comes_back_as_it_was(mocked: object) -> None:
+    user = User(username="Ada", email="Ada@Example.org", password_hash="hash")
+    await user.insert()
+    found = await User.get(user.id)
+    assert found is not None
+    assert found == user
+    assert found.created_at.tzinfo is not None
+
+
+async def test_a_change_happens_only_where_the_filter_holds(mocked: object) -> None:
+    user = await User(username="ada", email="a@b.cd", password_hash="hash").insert()
+    is_open = {"_id": user.id, "disabled_at": None}
+    close = {"$set": {"disabled_at": user.created_at}}
+    assert await User.change(is_open, close)
+    assert not await User.change(is_open, close)
+    assert await User.change_all({}, {"$inc": {"notice_seq": 1}}) == 1
+
+
+async def test_of_many_conditional_changes_at_once_one_is_the_change(mocked: object) -> None:
+    user = await User(username="ada", email="a@b.cd", password_hash="hash").insert()
+    changes = [
+        User.change({"_id": user.id, "authz_version": 1}, {"$inc": {"authz_version": 1}})
+        for _ in range(20)
+    ]
+    assert sum(await asyncio.gather(*changes)) == 1
+
+
+async def test_a_document_is_erased_once(mocked: object) -> None:
+    stored = await post("").insert()
+    assert await Post.erase(stored.id)
+    assert not await Post.erase(stored.id)
+    assert await Post.get(stored.id) is None
+
+
+async def test_references_are_stored_as_references(mocked: Any) -> None:
+    stored = await post("").insert()
+    raw = await mocked["posts"].find_one()
+    assert raw["author"].collection == "users"
+    assert raw["author"].id == stored.author_id
+    assert ref("users", None) is None
+
+
+async def test_the_id_behind_a_link_is_the_same_fetched_or_not(mocked: object) -> None:
+    user = User(username="ada", email="a@b.cd", password_hash="hash")
+    assert linked_id(user) == user.id
+    assert linked_id(Post(author=ref("users", user.id), title="", body="").author) == user.id
+
+
+async def test_a_role_from_a_newer_version_keeps_the_permissions_known_here(mocked: Any) -> None:
+    words = ["posts.write", "moon.land", "posts.moderate"]
+    await mocked["roles"].insert_one({"name": "editor", "permissions": words})
+    found = await Role.find_one({})
+    assert found is not None
+    assert found.permissions == [Permission.POSTS_WRITE, Permission.POSTS_MODERATE]
+
+
+def test_a_token_is_random_and_kept_as_its_digest() -> None:
+    tokens = [new_token() for _ in range(100)]
+    assert len({token for token, _ in tokens}) == 100
+    for token, digest in tokens:
+        assert len(token) >= 43  # 256 bits in base64
+        assert digest == digest_of(token)
+        assert len(digest) == 64
+        assert token not in digest
+
+
+def test_a_fingerprint_tells_hashes_apart_and_shows_none() -> None:
+    assert fingerprint("a") != fingerprint("b")
+    assert "$2b$" not in fingerprint("$2b$")

@@ -1,0 +1,123 @@
+"""What the log says, and what it may not say (P11)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from quart import Quart
+
+from quartapp import log
+from quartapp.models.user import User
+
+CANARY = "canary-of-a-password"
+HOSTILE = [
+    "a\r\nforged line",
+    "a\nforged",
+    "a\rforged",
+    "\x1b[31mred\x1b[0m",
+    "\x1b]0;title\x07",
+    "\x9b2J",
+    "a\u2028b\u2029c\x85d",
+    '"}\n{"event": "forged"}',
+    "\0",
+    "\ud800",
+]
+
+
+@pytest.fixture
+def configured() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    text = capsys.readouterr().err
+    assert text.endswith("\n")
+    return text[:-1].split("\n")
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=ascii)
+@pytest.mark.usefixtures("configured")
+def test_in_production_a_line_is_one_object_whatever_a_client_sends(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure(production=True)
+    log.log.warning("authn_login_fail", login=value, deep={value: [value]})
+    (line,) = lines(capsys)
+    assert line.isprintable()
+    said = json.loads(line)
+    assert said["event"] == "authn_login_fail"
+    assert said["login"] == value
+    assert said["level"] == "warning"
+    assert said["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=ascii)
+@pytest.mark.usefixtures("configured")
+def test_in_development_no_client_paints_the_terminal(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure(production=False)
+    log.log.warning("authn_login_fail", login=value)
+    (line,) = lines(capsys)
+    assert line.isprintable()
+    assert "authn_login_fail" in line
+
+
+@pytest.mark.parametrize("production", [True, False])
+@pytest.mark.usefixtures("configured")
+def test_an_error_is_logged_with_its_traceback_and_without_what_was_in_hand(
+    production: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(form: dict[str, str]) -> None:
+        password = form["password"]
+        raise LookupError("no such thing" if password else "")
+
+    log.configure(production=production)
+    given = "".join(["canary", "-of-a-", "password"])  # not as one word in the source that it shows
+    try:
+        check({"password": given})
+    except LookupError as error:
+        log.log.exception("error_page_failed")
+        log.log.error("unhandled", exc_info=error)
+    said = capsys.readouterr().err
+    assert said.count("no such thing") >= 2
+    assert "test_log.py" in said
+    assert CANARY not in said
+
+
+@pytest.mark.parametrize("production", [True, False])
+async def test_a_page_that_breaks_logs_no_password(
+    app: Quart,
+    production: bool,
+    configured: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(User, "register", broken)
+    client = app.test_client()
+    page = await (await client.get("/register")).get_data(as_text=True)
+    token = re.findall(r'name="csrf_token" value="([^"]+)"', page)[0]
+    log.configure(production=production)
+    answer = await client.post(
+        "/register",
+        form={
+            "csrf_token": token,
+            "username": "ada",
+            "email": "ada@example.org",
+            "password": CANARY,
+            "confirm": CANARY,
+        },
+        headers={"Origin": "http://localhost"},
+    )
+    assert answer.status_code == 500
+    said = capsys.readouterr().err
+    assert "LookupError" in said
+    assert CANARY not in said

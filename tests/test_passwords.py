@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import bcrypt
+import pytest
+
+from quartapp.passwords import Busy, PasswordHasher, weakness
+
+KEY, OLDER = b"k" * 32, b"o" * 32
+GOOD = "correct horse battery staple"
+LONG = hashlib.sha512(b"").hexdigest() * 2
+EMOJI = "".join(chr(0x1F600 + number * number * 7 % 71) for number in range(256))
+
+
+def make(*keys: bytes, cost: int = 4, threads: int = 2, queue: int = 8) -> PasswordHasher:
+    return PasswordHasher(keys or (KEY,), cost=cost, threads=threads, queue=queue)
+
+
+@pytest.fixture
+def hasher() -> Iterator[PasswordHasher]:
+    hasher = make()
+    yield hasher
+    hasher.close()
+
+
+# ---- hashes
+
+
+async def test_a_password_fits_its_own_hash_and_no_other(hasher: PasswordHasher) -> None:
+    stored = await hasher.hash(GOOD)
+    assert stored.startswith("$quartapp$")
+    assert GOOD not in stored
+    assert await hasher.verify(GOOD, stored)
+    assert not await hasher.verify(GOOD + "r", stored)
+    assert not await hasher.verify("", stored)
+
+
+async def test_two_hashes_of_one_password_differ(hasher: PasswordHasher) -> None:
+    assert await hasher.hash(GOOD) != await hasher.hash(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("password", "other"),
+    [
+        ("x" * 72 + "a", "x" * 72 + "b"),
+        ("x" * 255 + "a", "x" * 255 + "b"),
+        ("😀" * 25, "😀" * 24 + "😁"),
+        ("😀" * 256, "😀" * 255 + "😁"),
+        ("pass\0word", "pass\0ward"),
+    ],
+    ids=["byte 73", "character 256", "emoji past 72 bytes", "256 emoji", "behind a NUL"],
+)
+async def test_every_character_counts(hasher: PasswordHasher, password: str, other: str) -> None:
+    stored = await hasher.hash(password)
+    assert await hasher.verify(password, stored)
+    assert not await hasher.verify(other, stored)
+
+
+async def test_one_password_is_one_on_each_keyboard(hasher: PasswordHasher) -> None:
+    assert await hasher.verify("cafe\u0301 society", await hasher.hash("café society"))
+
+
+@pytest.mark.parametrize(
+    "password", ["", "\0", "a\0b", "\ud800", "a\udfffb", "x" * 100_000, "😀" * 1000]
+)
+@pytest.mark.parametrize("known", [True, False])
+async def test_no_password_makes_the_check_fail(
+    hasher: PasswordHasher, password: str, known: bool
+) -> None:
+    stored = await hasher.hash(GOOD) if known else None
+    assert not await hasher.verify(password, stored)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        *("", "$", "plain", "$quartapp$", "$quartapp$x$", "$2b$04$short", "$2b$99$" + "a" * 53),
+        *("$quartapp$00000000$$2b$04$" + "a" * 53, "\0", "ü" * 60),
+    ],
+)
+async def test_a_hash_that_cannot_be_read_fits_nothing(hasher: PasswordHasher, stored: str) -> None:
+    for password in (GOOD, "", stored):
+        assert not await hasher.verify(password, stored)
+
+
+async def test_a_damaged_hash_under_the_right_key_fits_nothing(hasher: PasswordHasher) -> None:
+    stored = await hasher.hash(GOOD)
+    for damaged in (stored[:-1], stored[: stored.rindex("$")], stored.replace("$2b$04", "$2b$xx")):
+        assert not await hasher.verify(GOOD, damaged)
+
+
+# ---- keys and costs
+
+
+async def test_a_replaced_key_still_checks_what_it_made_and_makes_nothing_new() -> None:
+    before, rotated, after = make(OLDER), make(KEY, OLDER), make(KEY)
+    old = await before.hash(GOOD)
+    assert await rotated.verify(GOOD, old)
+    assert rotated.outdated(old)
+    new = await rotated.hash(GOOD)
+    assert not rotated.outdated(new)
+    assert await after.verify(GOOD, new)
+    assert not await after.verify(GOOD, old)
+    assert not await before.verify(GOOD, new)
+
+
+async def test_a_hash_of_a_lower_cost_is_outdated_and_one_of_a_higher_is_not() -> None:
+    low, high = make(cost=4), make(cost=5)
+    assert high.outdated(await low.hash(GOOD))
+    assert not low.outdated(await high.hash(GOOD))
+    assert await low.verify(GOOD, await high.hash(GOOD))
+
+
+async def test_the_database_alone_does_not_suffice_to_search_for_a_password() -> None:
+    stored = (await make(KEY).hash(GOOD)).split("$", 3)[3].encode()
+    assert not bcrypt.checkpw(GOOD.encode(), stored)
+
+
+# ---- where and how often bcrypt runs
+
+
+@contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """Every call of bcrypt, with the thread it ran in."""
+    calls: list[tuple[str, int]] = []
+
+    def watch(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(*args: Any) -> Any:
+            calls.append((name, threading.get_ident()))
+            return call(*args)
+
+        return watching
+
+    with monkeypatch.context() as patch:
+        for name in ("hashpw", "checkpw"):
+            patch.setattr(bcrypt, name, watch(name, getattr(bcrypt, name)))
+        yield calls
+
+
+async def test_bcrypt_never_runs_on_the_event_loop(
+    hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watched(monkeypatch) as calls:
+        stored = await hasher.hash(GOOD)
+        await hasher.verify(GOOD, stored)
+        await hasher.verify(GOOD, None)
+        await hasher.verify(GOOD, "$quartapp$00000000$" + stored.split("$", 3)[3])
+    assert len(calls) == 4
+    assert threading.get_ident() not in {thread for _, thread in calls}
+
+
+async def test_nobody_costs_what_somebody_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hasher, other = make(KEY, cost=5), make(OLDER, cost=5)
+    unknown_key = await other.hash(GOOD)
+    stored = await hasher.hash(GOOD)
+    for password, target in [(GOOD, stored), ("wrong", stored), (GOOD, None), (GOOD, unknown_key)]:
+        hashes: list[bytes] = []
+
+        def check(
+            password: bytes,
+            hashed: bytes,
+            real: Callable[[bytes, bytes], bool] = bcrypt.checkpw,
+            hashes: list[bytes] = hashes,
+        ) -> bool:
+            hashes.append(hashed)
+            return real(password, hashed)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bcrypt, "checkpw", check)
+            fits = await hasher.verify(password, target)
+        assert fits is ((password, target) == (GOOD, stored))
+        assert [hashed[:7] for hashed in hashes] == [b"$2b$05$"], "one check, of the same cost"
+
+
+async def test_no_password_fits_nobody(hasher: PasswordHasher) -> None:
+    for password in ("", GOOD, "\0"):
+        assert not await hasher.verify(password, None)
+
+
+# ---- the queue
+
+
+@asynccontextmanager
+async def held(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[threading.Semaphore]:
+    """Checks begin, and end when the semaphore lets them."""
+    gate = threading.Semaphore(0)
+
+    def wait(*_: bytes) -> bool:
+        assert gate.acquire(timeout=20)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bcrypt, "checkpw", wait)
+        try:
+            yield gate
+        finally:
+            gate.release(100)
+
+
+async def is_busy(hasher: PasswordHasher) -> bool:
+    """Whether one more is turned away. One who is let in is waited for by nobody."""
+    waiting = asyncio.ensure_future(hasher.verify(GOOD, None))
+    try:
+        async with asyncio.timeout(0.01):
+            await asyncio.shield(waiting)
+    except Busy:
+        return True
+    except TimeoutError:
+        pass
+    return False
+
+
+async def test_past_the_queue_there_is_a_refusal_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hasher = make(threads=2, queue=3)
+    async with held(monkeypatch) as gate:
+        waiting = [asyncio.ensure_future(hasher.verify(GOOD, None)) for _ in range(5)]
+        await asyncio.sleep(0)
+        for work in (hasher.verify(GOOD, None), hasher.hash(GOOD)):
+            with pytest.raises(Busy) as busy:
+                await work
+            assert busy.value.retry_after >= 1
+        gate.release(5)
+        await asyncio.gather(*waiting)
+        gate.release(1)
+        await hasher.verify(GOOD, None)
+    hasher.close()
+
+
+async def test_one_who_is_gone_keeps_a_place_until_the_thread_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hasher = make(threads=1, queue=1)
+    async with held(monkeypatch) as gate:
+        gone = [asyncio.ensure_future(hasher.verify(GOOD, None)) for _ in range(2)]
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        assert await is_busy(hasher), "the threads still work for those who left"
+        gate.release(2)
+        turned_away = True
+        async with asyncio.timeout(10):
+            while turned_away:
+                turned_away = await is_busy(hasher)
+    hasher.close()
+
+
+async def test_the_loop_turns_while_passwords_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    hasher = make(threads=2, queue=10)
+    async with held(monkeypatch) as gate:
+        waiting = [asyncio.ensure_future(hasher.verify(GOOD, None)) for _ in range(10)]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        gate.release(10)
+        await asyncio.gather(*waiting)
+    hasher.close()
+
+
+# ---- strength
+
+
+@pytest.mark.parametrize(
+    "password",
+    [GOOD, "tr0ub4dor&3-xyzzy", "все счастливые семьи", LONG, EMOJI[:20], EMOJI],
+    ids=["words", "symbols", "another script", "256 letters", "emoji", "256 emoji"],
+)
+def test_good_passwords_are_taken_whatever_they_are_made_of(password: str) -> None:
+    assert len(password) <= 256
+    assert weakness(password) is None
+
+
+@pytest.mark.parametrize(
+    ("password", "says"),
+    [
+        ("", "at least 8"),
+        ("x7#q!2z", "at least 8"),
+        ("é😀é😀é😀é", "at least 8"),
+        (LONG + "x", "at most 256"),
+        (EMOJI + "x", "at most 256"),
+        ("password", "too easy"),
+        ("12345678", "too easy"),
+        ("qwertyuiop", "too easy"),
+        ("aaaaaaaaaaaa", "too easy"),
+        ("quartapp1", "too easy"),
+        ("correct horse\0battery", "cannot be stored"),
+        ("correct horse \ud800 battery", "cannot be stored"),
+    ],
+)
+def test_a_refused_password_is_refused_with_a_reason(password: str, says: str) -> None:
+    sentence = weakness(password)
+    assert sentence is not None
+    assert says in sentence
+
+
+@pytest.mark.parametrize("password", ["zuzanna-wrobel", "ZuzannaWrobel", "kwiaciarnia.example"])
+def test_a_password_made_of_what_is_known_of_a_person_is_weak(password: str) -> None:
+    assert weakness(password) is None
+    context = ["zuzanna-wrobel", "zuzannawrobel@kwiaciarnia.example"]
+    assert weakness(password, context=context) is not None
