@@ -106,6 +106,8 @@ class Settings(BaseSettings):
             key = _read_or_create(path)
         except OSError as error:
             raise StartError(f"cannot keep a secret key in {path}: {error.strerror}") from None
+        if len(key.encode()) < LEAST_SECRET_BYTES:
+            raise StartError(f"the secret key in {path} is too short: delete the file")
         return self.model_copy(update={"secret_key": SecretStr(key)})
 
 

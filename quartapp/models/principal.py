@@ -8,6 +8,7 @@ from typing import Any
 from beanie import PydanticObjectId
 
 from quartapp import clock
+from quartapp.log import log
 from quartapp.models.actor import NOBODY
 from quartapp.models.references import ref
 from quartapp.models.session import Reason, Session, digest_of, fingerprint, mark_ended
@@ -76,14 +77,25 @@ async def standings(match: Mapping[str, Any]) -> list[Standing]:
     """
     now = clock.now()
     rows = await Session.aggregate(_pipeline(match)).to_list()
-    judged = [(row, judge(row, now)) for row in rows]
+    judged = [(row, _judge(row, now)) for row in rows]
+    over: dict[Reason, list[PydanticObjectId]] = {}
     for row, standing in judged:
-        if isinstance(standing, Ended):
-            if row.get("ended_at") is None:
-                await mark_ended({"_id": standing.session_id}, standing.reason, by=NOBODY)
-        else:
+        if isinstance(standing, Principal):
             await _remember(row)
+        elif row.get("ended_at") is None:
+            over.setdefault(standing.reason, []).append(standing.session_id)
+    for reason, ids in over.items():
+        await mark_ended({"_id": {"$in": ids}}, reason, by=NOBODY)
     return [standing for _, standing in judged]
+
+
+def _judge(row: Mapping[str, Any], now: datetime) -> Standing:
+    """A session that nobody can make sense of is over; it must not hold up all the others."""
+    try:
+        return judge(row, now)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        log.exception("session_not_understood", session=str(row["_id"]))
+        return deleted(row["_id"], row["_id"])
 
 
 def judge(row: Mapping[str, Any], now: datetime) -> Standing:

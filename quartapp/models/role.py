@@ -15,7 +15,7 @@ from quartapp.models.notice import Kind
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, ref
 from quartapp.models.session import Reason, mark_ended
-from quartapp.models.user import User
+from quartapp.models.user import RoleGone, User
 from quartapp.policy import ADMIN, BUILT_IN_ROLES, Permission
 
 
@@ -88,29 +88,25 @@ class Role(Record):
     ) -> None:
         """Changes the role; those who hold it gain and lose permissions in place.
 
-        Raises RoleTaken, and BuiltInRole for the name of a built-in role or for any change of
-        the one that may do everything.
+        Raises RoleTaken, RoleGone, and BuiltInRole for the name of a built-in role or for any
+        change of the one that may do everything.
         """
         if self.name == ADMIN:
             raise BuiltInRole(self.name, "changed")
         if self.built_in and name != self.name:
             raise BuiltInRole(self.name, "renamed")
 
+        new = {"name": name, "description": description, "permissions": sorted(permissions)}
+
         async def work(tx: Tx) -> None:
             try:
-                await Role.change(
-                    {"_id": self.id},
-                    {
-                        "$set": {
-                            "name": name,
-                            "description": description,
-                            "permissions": sorted(permissions),
-                        }
-                    },
-                    tx=tx,
-                )
+                changed = await Role.change({"_id": self.id}, {"$set": new}, tx=tx)
             except DuplicateKeyError:
                 raise RoleTaken from None
+            if not changed:
+                if await Role.get(self.id, session=tx) is None:
+                    raise RoleGone(self.name)
+                return
             await User.change_all(
                 {"roles.$id": self.id},
                 {"$inc": {"authz_version": 1}, "$set": {"authz_by": ref("users", by.user_id)}},

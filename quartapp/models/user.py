@@ -196,8 +196,10 @@ class User(Record):
         """
 
         async def work(tx: Tx) -> bool:
+            before = 0
             if role.name == policy.ADMIN:
                 await hold_administrators(tx)
+                before = await User.active_administrators(tx=tx)
             changed = await self._change_authority(
                 {"roles.$id": role.id},
                 {"$pull": {"roles": ref("roles", role.id)}},
@@ -206,8 +208,7 @@ class User(Record):
             )
             if not changed:
                 return False
-            if role.name == policy.ADMIN:
-                await self._require_an_administrator(tx)
+            await self._require_an_administrator(before, tx)
             await mark_ended({"user.$id": self.id}, Reason.ROLE_REVOKED, by=by, tx=tx)
             await Event.record(Verb.ROLE_REVOKED, by=by, subject=self.id, tx=tx, role=role.name)
             await self.tell(Kind.ROLE_REVOKED, tx, by=by.username, role=role.name)
@@ -223,12 +224,13 @@ class User(Record):
 
         async def work(tx: Tx) -> bool:
             await hold_administrators(tx)
+            before = await User.active_administrators(tx=tx)
             changed = await self._change_authority(
                 {"disabled_at": None}, {"$set": {"disabled_at": clock.now()}}, by=by, tx=tx
             )
             if not changed:
                 return False
-            await self._require_an_administrator(tx)
+            await self._require_an_administrator(before, tx)
             await mark_ended({"user.$id": self.id}, Reason.ACCOUNT_DISABLED, by=by, tx=tx)
             await Event.record(Verb.USER_DISABLED, by=by, subject=self.id, tx=tx)
             await self.tell(Kind.ACCOUNT_DISABLED, tx, by=by.username)
@@ -394,6 +396,7 @@ class User(Record):
         update["$set"] = {**change.get("$set", {}), "authz_by": ref("users", by.user_id)}
         return await User.change({"_id": self.id, **condition}, update, tx=tx)
 
-    async def _require_an_administrator(self, tx: Tx) -> None:
-        if await User.active_administrators(tx=tx) == 0:
+    async def _require_an_administrator(self, before: int, tx: Tx) -> None:
+        """Where there was one, there must be one."""
+        if before and not await User.active_administrators(tx=tx):
             raise LastAdministrator
