@@ -58,6 +58,8 @@ async def connected(
         client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
             settings.mongodb_uri.get_secret_value(),
             tz_aware=True,
+            # A date that Python has no number for must not make its document unreadable.
+            datetime_conversion="DATETIME_CLAMP",
             w="majority",
             wtimeoutMS=5000,
             serverSelectionTimeoutMS=3000,

@@ -11,6 +11,7 @@ from typing import Protocol
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
+from quartapp.database import Unavailable
 from quartapp.log import log
 from quartapp.models.notice import Notice
 from quartapp.models.principal import Ended, Principal
@@ -18,6 +19,7 @@ from quartapp.ws import protocol
 from quartapp.ws.protocol import Close, Message
 
 LAST_WORDS_SECONDS = 1.0
+AGAIN_SECONDS = 1.0
 BURST, PER_SECOND = 200, 20
 PAGE = 100
 
@@ -202,7 +204,15 @@ class Connection:
                 await self._send(item)
 
     async def _catch_up(self) -> None:
-        while missed := await Notice.after(self.user_id, self._cursor, limit=PAGE):
+        """Asks for as long as it takes: for how long a page is trusted meanwhile, the feed says."""
+        while True:
+            try:
+                missed = await Notice.after(self.user_id, self._cursor, limit=PAGE)
+            except Unavailable:
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
+            if not missed:
+                return
             for notice in missed:
                 await self._send_notice(notice)
 

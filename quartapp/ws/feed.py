@@ -15,10 +15,9 @@ from datetime import timedelta
 from typing import Any
 
 from beanie import PydanticObjectId
-from pymongo.errors import OperationFailure
 
 from quartapp import clock, metrics
-from quartapp.database import ChangeStream, StreamError
+from quartapp.database import ChangeStream, StreamError, Unavailable
 from quartapp.log import log
 from quartapp.models import Notice, Role, Session, User, principal
 from quartapp.ws.hub import Hub
@@ -116,14 +115,12 @@ class Feed:
                             self._take(change)
                         token = stream.resume_token or token
                     raise StreamEnded
-            except OperationFailure as error:
-                # The history is lost, or the token no good: only a new beginning helps.
-                token = None
+            except Unavailable as error:
                 self._lost(error)
-            except StreamEnded as error:
+            except Exception as error:
+                # The history is lost, the stream ended without a word, or a change in it cannot be
+                # read: only a new beginning helps, and everything is looked at then.
                 token = None
-                self._lost(error)
-            except StreamError as error:
                 self._lost(error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)

@@ -6,11 +6,13 @@ from quart import Blueprint, abort, current_app, websocket
 from quart_auth import login_required
 
 from quartapp.auth import current_user, settings
+from quartapp.database import Unavailable
 from quartapp.forms.csrf import same_origin
 from quartapp.models import principal
 from quartapp.models.principal import Ended, Principal
 from quartapp.ws.connection import Connection
 from quartapp.ws.hub import Full, Hub
+from quartapp.ws.protocol import Close
 
 blueprint = Blueprint("ws", __name__)
 
@@ -38,11 +40,15 @@ async def live() -> None:
     # away before is in the answer.
     hub.join(connection)
     try:
-        standing = await _standing(connection)
-        if isinstance(standing, Principal):
-            connection.greet(standing, cursor=cursor, worker=settings().worker)
+        try:
+            standing = await _standing(connection)
+        except Unavailable:
+            connection.close(Close.OVERLOADED, "database away")
         else:
-            connection.end(standing)
+            if isinstance(standing, Principal):
+                connection.greet(standing, cursor=cursor, worker=settings().worker)
+            else:
+                connection.end(standing)
         await connection.run()
     finally:
         hub.leave(connection)
