@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,37 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from websockets.asyncio.client import ClientConnection, connect
 
 SECONDS = 5.0
+
+
+async def until(condition: Callable[[], Awaitable[object]], *, within: float = SECONDS) -> None:
+    """Asks again and again until it is so. For what nobody announces."""
+    async with asyncio.timeout(within):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> Ran:
+    """Runs `quartapp` as somebody at a terminal does, with this on its standard input."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "quartapp", *words, "--data", str(data)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **env},
+    )
+    async with asyncio.timeout(30):
+        out, err = await process.communicate(stdin)
+    assert process.returncode is not None
+    return Ran(process.returncode, out.decode(), err.decode())
 
 
 @dataclass
@@ -59,16 +91,9 @@ class Server:
 
     async def run(self, *words: str, stdin: str = "", status: int = 0) -> str:
         """Runs a `quartapp` command beside the server; its output, or its complaint."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "quartapp", *words, "--data", str(self.data)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(30):
-            out, err = await process.communicate(f"{stdin}\n".encode())
-        assert process.returncode == status, f"{words}: {out.decode()}{err.decode()}"
-        return (err if status else out).decode()
+        ran = await command(*words, data=self.data, stdin=f"{stdin}\n".encode())
+        assert ran.status == status, f"{words}: {ran.out}{ran.err}"
+        return ran.err if status else ran.out
 
 
 class Tab:

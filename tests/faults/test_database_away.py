@@ -1,0 +1,123 @@
+"""F4, F7: without the database nobody is trusted, and when it is back nothing was forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from quartapp import clock, embedded
+from tests.conftest import serving
+from tests.people import Person, Server, until
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    async with serving(
+        tmp_path_factory.mktemp("away"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="60"
+    ) as server:
+        yield server
+
+
+def mongod(server: Server) -> int:
+    process = embedded.Place(server.data).process()
+    assert process
+    return process
+
+
+@contextmanager
+def kept_from_starting(server: Server) -> Iterator[None]:
+    """The launcher starts a mongod that died again; not while somebody else is at it."""
+    with embedded._opened(embedded.Place(server.data).lock) as lock:
+        assert embedded._try_lock(lock, embedded.fcntl.LOCK_EX)
+        yield
+
+
+async def answer(server: Server, path: str) -> int:
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        return (await client.get(path)).status_code
+
+
+async def is_ready(server: Server) -> bool:
+    """Whether both workers are, as far as connections of their own can tell."""
+    answers = await asyncio.gather(*(answer(server, "/readyz") for _ in range(8)))
+    return set(answers) == {200}
+
+
+async def take_away(server: Server, person: Person) -> None:
+    """Past every verb, the moment the database takes writes again."""
+    async with server.database() as database:
+        await database["users"].update_one(
+            {"username": person.username}, {"$set": {"disabled_at": clock.now()}}
+        )
+
+
+async def test_a_database_that_is_killed_lets_nobody_in_and_comes_back_with_all_it_knew(
+    server: Server, ada: Person, bob: Person
+) -> None:
+    async with ada.tabs() as tabs, bob.tabs() as bobs:
+        with kept_from_starting(server):
+            os.kill(mongod(server), signal.SIGKILL)
+            pages = await asyncio.gather(
+                *(ada.status(path) for path in ("/api/me", "/", "/account", "/admin/users") * 3)
+            )
+            assert set(pages) == {503}
+            assert await answer(server, "/readyz") == 503
+            assert await answer(server, "/livez") == 200
+        await take_away(server, ada)
+        assert await ada.status("/api/me") in (401, 503)
+        for tab in tabs:
+            assert await tab.closed(within=20) == 4401
+            assert tab.said[-1]["reason"] == "account_disabled"
+        await until(lambda: is_ready(server), within=20)
+        assert set(await asyncio.gather(*(ada.status("/api/me") for _ in range(8)))) == {401}
+        for tab in bobs:
+            assert await tab.is_open()
+        assert await bob.is_signed_in()
+
+
+async def test_a_database_that_does_not_answer_is_waited_for_and_not_for_ever(
+    server: Server, ada: Person
+) -> None:
+    loop = asyncio.get_running_loop()
+    process = mongod(server)
+    async with ada.tabs() as tabs:
+        os.kill(process, signal.SIGSTOP)
+        try:
+            began = loop.time()
+            pages = await asyncio.gather(*(ada.status("/api/me") for _ in range(8)))
+            assert set(pages) == {503}
+            assert loop.time() - began < 15
+            assert await answer(server, "/readyz") == 503
+        finally:
+            os.kill(process, signal.SIGCONT)
+        await until(lambda: is_ready(server), within=20)
+        await take_away(server, ada)
+        assert await ada.status("/api/me") == 401
+        for tab in tabs:
+            assert await tab.closed(within=20) == 4401
+
+
+async def test_nobody_is_let_in_by_an_answer_from_before_the_freeze(
+    server: Server, ada: Person
+) -> None:
+    """Requests wait at a frozen database, the role goes first thing when it wakes: then whoever
+    asks is refused, and no old answer is passed on."""
+    process = mongod(server)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        waiting = [asyncio.create_task(ada.status("/api/me")) for _ in range(4)]
+        taking = asyncio.create_task(take_away(server, ada))
+        # The requests are under way when each has its connection.
+        await asyncio.sleep(0.2)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    await taking
+    after = await asyncio.gather(*(ada.status("/api/me") for _ in range(8)))
+    assert set(after) == {401}
+    assert set(await asyncio.gather(*waiting)) <= {200, 401, 503}

@@ -1,0 +1,265 @@
+"""Every way in which a session ends: who is told what, who is not, and that the cookie is dead."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import websockets
+from bson import ObjectId
+
+from quartapp import clock
+from tests.people import Person, Server, Tab
+
+LAPTOP, BOTH = "laptop", "both"
+
+
+@dataclass
+class Scene:
+    """Ada on two devices, with a role of her own; root, who may take things away."""
+
+    server: Server
+    root: Person
+    laptop: Person
+    phone: Person
+    role: str
+
+    @property
+    def ada(self) -> str:
+        return self.laptop.username
+
+    async def session(self) -> ObjectId:
+        """The laptop's."""
+        me = await self.laptop.me()
+        assert me
+        return ObjectId(me["session"])
+
+    async def write(self, collection: str, change: dict[str, Any] | None, **match: Any) -> None:
+        """As a hand in the mongo shell would: an update, or a deletion for None."""
+        async with self.server.database() as database:
+            if change is None:
+                result = await database[collection].delete_one(match)
+                assert result.deleted_count == 1
+            else:
+                result = await database[collection].update_one(match, change)
+                assert result.modified_count == 1
+
+
+Act = Callable[[Scene], Awaitable[Any]]
+
+
+@dataclass
+class Way:
+    """An act, whose sessions it ends, the reason that is told, and who is said to have done it."""
+
+    act: Act
+    ends: str
+    reason: str
+    by: str | None = None
+
+
+async def sign_out(scene: Scene) -> None:
+    assert (await scene.laptop.post("/logout")).status_code == 303
+
+
+async def end_it_from_the_phone(scene: Scene) -> None:
+    path = f"/account/sessions/{await scene.session()}/end"
+    assert (await scene.phone.post(path)).status_code == 303
+
+
+async def end_others(scene: Scene) -> None:
+    assert (await scene.phone.post("/account/sessions/end-others")).status_code == 303
+
+
+async def change_the_password(scene: Scene) -> None:
+    answer = await scene.phone.post(
+        "/account/password",
+        page="/account/password",
+        current_password=scene.phone.password,
+        password="another horse, another battery",
+        confirm="another horse, another battery",
+    )
+    assert answer.status_code == 303, answer.text
+
+
+def by_root(path: str) -> Act:
+    async def act(scene: Scene) -> None:
+        answer = await scene.root.post(path.format(ada=scene.ada, role=scene.role))
+        assert answer.status_code == 303, answer.text
+
+    return act
+
+
+def by_command(words: str) -> Act:
+    async def act(scene: Scene) -> None:
+        await scene.server.run(*words.format(ada=scene.ada, role=scene.role).split())
+
+    return act
+
+
+async def set_no_roles(scene: Scene) -> None:
+    await scene.write("users", {"$set": {"roles": []}}, username=scene.ada)
+
+
+async def pull_the_role(scene: Scene) -> None:
+    async with scene.server.database() as database:
+        role = await database["roles"].find_one({"name": scene.role})
+    assert role
+    await scene.write("users", {"$pull": {"roles": {"$id": role["_id"]}}}, username=scene.ada)
+
+
+async def delete_the_role(scene: Scene) -> None:
+    await scene.write("roles", None, name=scene.role)
+
+
+async def set_disabled(scene: Scene) -> None:
+    await scene.write("users", {"$set": {"disabled_at": clock.now()}}, username=scene.ada)
+
+
+async def set_another_hash(scene: Scene) -> None:
+    await scene.write("users", {"$set": {"password_hash": "$2b$04$no"}}, username=scene.ada)
+
+
+async def delete_the_user(scene: Scene) -> None:
+    await scene.write("users", None, username=scene.ada)
+
+
+async def set_ended(scene: Scene) -> None:
+    now = clock.now()
+    await scene.write("sessions", {"$set": {"ended_at": now}}, _id=await scene.session())
+
+
+async def set_expired(scene: Scene) -> None:
+    now = clock.now()
+    await scene.write("sessions", {"$set": {"expires_at": now}}, _id=await scene.session())
+
+
+async def delete_the_session(scene: Scene) -> None:
+    await scene.write("sessions", None, _id=await scene.session())
+
+
+USER = "/admin/users/{ada}"
+WAYS = {
+    "signing out": Way(sign_out, LAPTOP, "signed_out", "ada"),
+    "ending it from another device": Way(end_it_from_the_phone, LAPTOP, "ended_by_user", "ada"),
+    "ending all others": Way(end_others, LAPTOP, "ended_by_user", "ada"),
+    "changing the password": Way(change_the_password, LAPTOP, "password_changed", "ada"),
+    "page: end": Way(by_root(f"{USER}/sessions/end"), BOTH, "ended_by_admin", "root"),
+    "page: revoke": Way(by_root(f"{USER}/grants/{{role}}/revoke"), BOTH, "role_revoked", "root"),
+    "page: delete role": Way(by_root("/admin/roles/{role}/delete"), BOTH, "role_deleted", "root"),
+    "page: disable": Way(by_root(f"{USER}/disable"), BOTH, "account_disabled", "root"),
+    "command: end": Way(by_command("user end-sessions {ada}"), BOTH, "ended_by_admin"),
+    "command: revoke": Way(by_command("user revoke {ada} {role}"), BOTH, "role_revoked"),
+    "command: delete role": Way(by_command("role delete {role}"), BOTH, "role_deleted"),
+    "command: disable": Way(by_command("user disable {ada}"), BOTH, "account_disabled"),
+    "raw: no roles": Way(set_no_roles, BOTH, "role_revoked"),
+    "raw: role pulled": Way(pull_the_role, BOTH, "role_revoked"),
+    "raw: role deleted": Way(delete_the_role, BOTH, "role_deleted"),
+    "raw: disabled": Way(set_disabled, BOTH, "account_disabled"),
+    "raw: another hash": Way(set_another_hash, BOTH, "password_changed"),
+    "raw: user deleted": Way(delete_the_user, BOTH, "account_disabled"),
+    "raw: ended": Way(set_ended, LAPTOP, "ended_by_admin"),
+    "raw: expired": Way(set_expired, LAPTOP, "expired"),
+    "raw: session deleted": Way(delete_the_session, LAPTOP, "ended_by_admin"),
+}
+
+
+@pytest.fixture
+async def scene(server: Server, root: Person, ada: Person):
+    role = f"role-{secrets.token_hex(4)}"
+    made = await root.post("/admin/roles/new", name=role, permissions=["users.read"])
+    given = await root.post(f"/admin/users/{ada.username}/grants", role=role)
+    assert (made.status_code, given.status_code) == (303, 303)
+    async with ada.another_device() as phone:
+        await phone.sign_in()
+        yield Scene(server, root, ada, phone, role)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+async def test_every_tab_of_an_ended_session_is_told_why_and_closed_and_nobody_elses_is(
+    scene: Scene, bob: Person, way: Way
+) -> None:
+    by = scene.ada if way.by == "ada" else way.by
+    async with (
+        scene.laptop.tabs() as laptop,
+        scene.phone.tabs() as phone,
+        bob.tabs() as bobs,
+        scene.root.tabs() as roots,
+    ):
+        await way.act(scene)
+        # Refused from this moment on, whether or not the tabs have heard of it.
+        await refused_everywhere(scene.laptop)
+        told = [*laptop, *phone] if way.ends == BOTH else laptop
+        for tab in told:
+            assert await tab.closed() == 4401
+            assert await last_words(tab) == (way.reason, by)
+        spared = [*bobs, *roots] if way.ends == BOTH else [*bobs, *roots, *phone]
+        for tab in spared:
+            assert await tab.is_open()
+            assert await tab.heard("session.ended") == []
+    if way.ends == BOTH:
+        await refused_everywhere(scene.phone)
+    else:
+        assert await scene.phone.is_signed_in()
+
+
+async def last_words(tab: Tab) -> tuple[str, str | None]:
+    """The reason and the actor that the closed tab was told, once and last, in words as well."""
+    (ended,) = await tab.heard("session.ended")
+    assert tab.said[-1] == ended
+    assert ended["message"]
+    assert ended["at"]
+    assert tab.socket.close_reason == ended["reason"]
+    if ended["by"] and ended["reason"] not in ("signed_out", "ended_by_user", "password_changed"):
+        assert ended["by"] in ended["message"]
+    return ended["reason"], ended["by"]
+
+
+async def refused_everywhere(person: Person) -> None:
+    """Connections of their own, so many that they meet both workers; and sockets."""
+    answers = await asyncio.gather(*(person.status("/api/me") for _ in range(12)))
+    assert set(answers) == {401}
+    for _ in range(4):
+        with pytest.raises(websockets.InvalidStatus) as refusal:
+            async with person.tab():
+                pass
+        assert refusal.value.response.status_code == 401
+
+
+async def test_the_sign_in_page_still_says_why_a_session_was_ended(
+    server: Server, root: Person, ada: Person
+) -> None:
+    async with ada.tab() as tab:
+        session = tab.hello["session"]
+        await root.post(f"/admin/users/{ada.username}/disable")
+        assert await tab.closed() == 4401
+        (ended,) = await tab.heard("session.ended")
+    page = await ada.get(f"/login?ended={session}")
+    assert ended["message"] in page.text
+    answer = await ada.get("/api/me")
+    assert answer.json()["ended"] == {
+        "session": session,
+        "reason": "account_disabled",
+        "by": "root",
+        "message": ended["message"],
+    }
+
+
+async def test_a_role_taken_and_given_back_has_ended_also_the_sessions_without_a_socket(
+    scene: Scene,
+) -> None:
+    async with scene.server.database() as database:
+        user = await database["users"].find_one({"username": scene.ada})
+    assert user
+    async with scene.laptop.tabs() as tabs:
+        await scene.write("users", {"$set": {"roles": []}}, username=scene.ada)
+        for tab in tabs:
+            assert await tab.closed() == 4401
+    # Nobody has asked for the phone's session while the role was away.
+    await scene.write("users", {"$set": {"roles": user["roles"]}}, username=scene.ada)
+    await refused_everywhere(scene.laptop)
+    await refused_everywhere(scene.phone)

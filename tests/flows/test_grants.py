@@ -1,0 +1,189 @@
+"""Grants whisper: more authority, or less by a role's edit, arrives in place. No tab is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+from bson import DBRef
+
+from tests.people import Person, Server, Tab
+
+CHANGED = "permissions.changed"
+
+
+@dataclass
+class Scene:
+    """Ada holds a role of her own that allows nothing yet, and two more are there to be given."""
+
+    server: Server
+    root: Person
+    ada: Person
+    role: str
+
+
+@pytest.fixture
+async def scene(server: Server, root: Person, ada: Person) -> Scene:
+    role = f"role-{secrets.token_hex(4)}"
+    await root.post("/admin/roles/new", name=role, permissions=["events.read"])
+    await root.post(f"/admin/users/{ada.username}/grants", role=role)
+    return Scene(server, root, ada, role)
+
+
+async def grant_by_page(scene: Scene) -> None:
+    await scene.root.post(f"/admin/users/{scene.ada.username}/grants", role="moderator")
+
+
+async def grant_by_command(scene: Scene) -> None:
+    await scene.server.run("user", "grant", scene.ada.username, "moderator")
+
+
+async def grant_by_hand(scene: Scene) -> None:
+    async with scene.server.database() as database:
+        role = await database["roles"].find_one({"name": "moderator"})
+        assert role
+        await database["users"].update_one(
+            {"username": scene.ada.username},
+            {"$push": {"roles": DBRef("roles", role["_id"])}},
+        )
+
+
+async def edit_by_page(scene: Scene) -> None:
+    await scene.root.post(
+        f"/admin/roles/{scene.role}", name=scene.role, permissions=["users.read", "roles.manage"]
+    )
+
+
+async def allow_by_command(scene: Scene) -> None:
+    await scene.server.run("role", "edit", scene.role, "--allow", "users.read")
+
+
+async def forbid_by_command(scene: Scene) -> None:
+    await scene.server.run("role", "edit", scene.role, "--forbid", "events.read")
+
+
+async def edit_by_hand(scene: Scene) -> None:
+    async with scene.server.database() as database:
+        await database["roles"].update_one(
+            {"name": scene.role}, {"$set": {"permissions": ["users.read"]}}
+        )
+
+
+MODERATOR = {"posts.moderate", "users.read"}
+WAYS = {
+    "page: grant": (grant_by_page, MODERATOR, set(), "root"),
+    "command: grant": (grant_by_command, MODERATOR, set(), None),
+    "raw: grant": (grant_by_hand, MODERATOR, set(), None),
+    "page: edit": (edit_by_page, {"users.read", "roles.manage"}, {"events.read"}, "root"),
+    "command: allow": (allow_by_command, {"users.read"}, set(), None),
+    "command: forbid": (forbid_by_command, set(), {"events.read"}, None),
+    "raw: edit": (edit_by_hand, {"users.read"}, {"events.read"}, None),
+}
+
+
+@pytest.mark.parametrize(("act", "added", "removed", "by"), WAYS.values(), ids=WAYS)
+async def test_every_open_tab_learns_its_new_rights_in_place(
+    scene: Scene,
+    bob: Person,
+    act: Callable[[Scene], Awaitable[None]],
+    added: set[str],
+    removed: set[str],
+    by: str | None,
+) -> None:
+    async with (
+        scene.ada.another_device() as phone,
+        scene.ada.tabs() as laptop,
+        bob.tabs() as bobs,
+    ):
+        await phone.sign_in()
+        async with phone.tabs() as pocket:
+            await act(scene)
+            for tab in [*laptop, *pocket]:
+                news = await tab.next(CHANGED)
+                assert news["version"] > tab.hello["version"]
+                assert news["by"] == by
+                assert (set(news["added"]), set(news["removed"])) == (added, removed)
+                assert set(news["permissions"]) == ({*tab.hello["permissions"], *added} - removed)
+                me = await scene.ada.me()
+                assert me
+                assert [news[key] for key in ("version", "roles", "permissions")] == [
+                    me[key] for key in ("version", "roles", "permissions")
+                ]
+            for tab in [*laptop, *pocket, *bobs]:
+                assert await tab.is_open()
+                assert await tab.heard("session.ended") == []
+            for tab in bobs:
+                assert await tab.heard(CHANGED) == []
+            for person in (scene.ada, phone):
+                assert await person.is_signed_in()
+
+
+async def test_what_was_granted_in_place_can_be_used_at_once_and_ends_the_session_when_it_goes(
+    scene: Scene,
+) -> None:
+    assert (await scene.ada.get("/admin/users")).status_code == 403
+    async with scene.ada.tabs() as tabs:
+        await grant_by_hand(scene)
+        for tab in tabs:
+            await tab.next(CHANGED)
+        assert (await scene.ada.get("/admin/users")).status_code == 200
+        await scene.root.post(f"/admin/users/{scene.ada.username}/grants/moderator/revoke")
+        for tab in tabs:
+            assert await tab.closed() == 4401
+            assert tab.said[-1]["reason"] == "role_revoked"
+
+
+async def test_versions_only_rise_and_the_last_word_is_true_however_many_hands_write(
+    scene: Scene,
+) -> None:
+    """Raw edits, page edits and grants at once: what each tab heard last is what the pages say."""
+    async with scene.ada.tabs() as tabs, scene.server.database() as database:
+        wishes = [["events.read"], ["users.read"], ["users.read", "events.read"], []]
+        for _ in range(5):
+            await asyncio.gather(
+                *(
+                    database["roles"].update_one(
+                        {"name": scene.role}, {"$set": {"permissions": wish}}
+                    )
+                    for wish in wishes
+                ),
+                edit_by_page(scene),
+                grant_by_page(scene),
+            )
+        # The end of the storm, which every tab hears because nobody has had this right yet.
+        await database["roles"].update_one(
+            {"name": scene.role}, {"$set": {"permissions": ["sessions.manage"]}}
+        )
+        for tab in tabs:
+            news = await tab.next(CHANGED)
+            while "sessions.manage" not in news["permissions"]:
+                news = await tab.next(CHANGED)
+            versions = [m["version"] for m in [tab.hello, *await tab.heard(CHANGED)]]
+            assert versions == sorted(set(versions))
+        me = await scene.ada.me()
+        assert me
+        assert [last_rights(tab) for tab in tabs] == [me["permissions"]] * len(tabs)
+
+
+def last_rights(tab: Tab) -> list[str]:
+    return [m for m in tab.said if m["type"] == CHANGED][-1]["permissions"]
+
+
+async def test_another_device_is_announced_to_the_others_and_to_nobody_else(
+    ada: Person, bob: Person
+) -> None:
+    async with ada.tabs() as laptop, bob.tabs() as bobs, ada.another_device() as phone:
+        await phone.sign_in()
+        me = await phone.me()
+        assert me
+        for tab in laptop:
+            told = (await tab.next("session.started"))["session"]
+            assert told["id"] == me["session"]
+            assert told["ip"] == "127.0.0.1"
+            assert set(told) == {"id", "device", "ip", "at"}
+        async with phone.tabs() as pocket:
+            for tab in [*pocket, *bobs]:
+                assert await tab.heard("session.started") == []

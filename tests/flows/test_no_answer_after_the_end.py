@@ -1,0 +1,83 @@
+"""P1 under fire: requests over both workers while the session is being ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.people import Person
+
+AT_ONCE = 6
+BEFORE, AFTER = 24, 36
+
+
+@dataclass
+class Hammer:
+    """Asks with one cookie again and again, and keeps when each request began and how it ended."""
+
+    person: Person
+    asked: list[tuple[float, int]] = field(default_factory=list)
+    stopped: bool = False
+
+    async def strike(self) -> None:
+        while not self.stopped:
+            began = time.monotonic()
+            self.asked.append((began, await self.person.status("/api/me")))
+
+    async def until(self, count: int, since: float = 0) -> None:
+        async with asyncio.timeout(20):
+            while sum(began > since for began, _ in self.asked) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+
+async def sign_out(ada: Person, phone: Person, root: Person) -> int:
+    # From a browser of its own with the same cookie: the answer clears the cookie of the asker.
+    async with ada.another_device() as twin:
+        twin.client.cookies = ada.client.cookies
+        return (await twin.post("/logout")).status_code
+
+
+async def end_others(ada: Person, phone: Person, root: Person) -> int:
+    return (await phone.post("/account/sessions/end-others")).status_code
+
+
+async def end_sessions(ada: Person, phone: Person, root: Person) -> int:
+    return (await root.post(f"/admin/users/{ada.username}/sessions/end")).status_code
+
+
+async def revoke(ada: Person, phone: Person, root: Person) -> int:
+    return (await root.post(f"/admin/users/{ada.username}/grants/member/revoke")).status_code
+
+
+async def disable(ada: Person, phone: Person, root: Person) -> int:
+    return (await root.post(f"/admin/users/{ada.username}/disable")).status_code
+
+
+@pytest.mark.parametrize("take_away", [sign_out, end_others, end_sessions, revoke, disable])
+@pytest.mark.parametrize("attempt", range(2))
+async def test_no_request_that_begins_after_the_end_was_answered_is_let_in(
+    root: Person,
+    ada: Person,
+    take_away: Callable[[Person, Person, Person], Awaitable[int]],
+    attempt: int,
+) -> None:
+    hammer = Hammer(ada)
+    cookies = ada.cookies()
+    async with ada.another_device() as phone, asyncio.TaskGroup() as strikers:
+        await phone.sign_in()
+        for _ in range(AT_ONCE):
+            strikers.create_task(hammer.strike())
+        await hammer.until(BEFORE)
+        assert await take_away(ada, phone, root) == 303
+        answered = time.monotonic()
+        await hammer.until(AFTER, since=answered)
+        hammer.stopped = True
+    assert ada.cookies() == cookies
+    before = [status for began, status in hammer.asked if began <= answered]
+    after = [status for began, status in hammer.asked if began > answered]
+    assert 200 in before
+    assert set(after) == {401}, f"attempt {attempt}: {after.count(200)} of {len(after)} let in"

@@ -1,0 +1,164 @@
+"""P5: notices are stored before they are sent. Who was away gets them in order, and each once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import pytest
+import websockets
+from pydantic import SecretStr
+
+from quartapp import database, models
+from quartapp.database import transaction
+from quartapp.models import User
+from quartapp.models.notice import Kind
+from quartapp.settings import Settings
+from tests.people import Person, Server, Tab
+
+
+@asynccontextmanager
+async def another_service(server: Server) -> AsyncIterator[None]:
+    """The documents bound to the server's database, as in another program beside it."""
+    socket = quote(str(server.data / "mongod.sock"), safe="")
+    settings = Settings.load(
+        mongodb_uri=SecretStr(f"mongodb://{socket}/?directConnection=true"), data=server.data
+    )
+    async with database.connected(settings, models.DOCUMENTS):
+        yield
+
+
+async def tell(person: Person, count: int) -> None:
+    """Writes notices to the person, one transaction after the other."""
+    user = await User.by_username(person.username)
+    assert user
+    for number in range(count):
+        await transaction(lambda tx: user.tell(Kind.COMMENT_ADDED, tx, by="bob", title=str(number)))  # noqa: B023
+
+
+async def ids(tab: Tab, count: int) -> list[int]:
+    return [int((await tab.next("notice"))["id"]) for _ in range(count)]
+
+
+async def newest(person: Person) -> int:
+    async with person.tab() as tab:
+        return int(tab.hello["cursor"])
+
+
+async def test_a_notice_is_in_the_database_when_it_arrives_and_reaches_every_tab(
+    server: Server, root: Person, ada: Person, bob: Person
+) -> None:
+    async with ada.tabs() as tabs, bob.tabs() as bobs, server.database() as database:
+        await root.post(f"/admin/users/{ada.username}/grants", role="moderator")
+        for tab in tabs:
+            notice = await tab.next("notice")
+            assert notice["kind"] == "role.granted"
+            assert notice["text"] == "root gave you the role moderator."
+            stored = await database["notices"].find_one(
+                {"user.$id": {"$exists": True}, "seq": int(notice["id"]), "kind": "role.granted"}
+            )
+            assert stored
+        for tab in bobs:
+            assert await tab.heard("notice") == []
+    assert "gave you the role moderator" in (await ada.get("/account/notices")).text
+
+
+@pytest.mark.parametrize("missed", [1, 100, 250])
+async def test_a_client_gets_what_it_missed_in_order_and_each_once(
+    server: Server, ada: Person, missed: int
+) -> None:
+    cursor = await newest(ada)
+    async with another_service(server):
+        await tell(ada, missed)
+        async with ada.tab(cursor=str(cursor)) as tab:
+            assert tab.hello["cursor"] == str(cursor)
+            assert await ids(tab, missed) == list(range(cursor + 1, cursor + missed + 1))
+            await tell(ada, 1)
+            assert await ids(tab, 1) == [cursor + missed + 1]
+            assert len(await tab.heard("notice")) == missed + 1
+
+
+async def test_nothing_is_missed_or_repeated_by_a_client_that_comes_and_goes_while_notices_come(
+    server: Server, ada: Person
+) -> None:
+    writers, each = 3, 40
+    cursor = start = await newest(ada)
+    got: list[int] = []
+    chance = random.Random(1)
+    async with another_service(server):
+        writing = asyncio.gather(*(tell(ada, each) for _ in range(writers)))
+        while len(got) < writers * each:
+            # Either worker greets, and the line breaks without a word after some notices or none.
+            async with ada.tab(cursor=str(cursor)) as tab:
+                for _ in range(min(chance.randrange(8), writers * each - len(got))):
+                    got += await ids(tab, 1)
+                    cursor = got[-1]
+                tab.socket.transport.abort()
+        await writing
+    assert got == list(range(start + 1, start + writers * each + 1))
+
+
+async def test_a_tab_that_stays_hears_all_that_many_writers_write_in_order(
+    server: Server, ada: Person
+) -> None:
+    async with another_service(server), ada.tabs() as tabs:
+        start = int(tabs[0].hello["cursor"])
+        writing = asyncio.gather(*(tell(ada, 20) for _ in range(4)))
+        heard = await asyncio.gather(*(ids(tab, 80) for tab in tabs))
+        await writing
+        assert heard == [list(range(start + 1, start + 81))] * len(tabs)
+
+
+async def test_without_a_cursor_a_client_starts_at_the_newest(server: Server, ada: Person) -> None:
+    async with another_service(server):
+        await tell(ada, 3)
+        async with ada.tab() as tab:
+            assert int(tab.hello["cursor"]) == await newest(ada)
+            await tell(ada, 1)
+            assert await ids(tab, 1) == [int(tab.hello["cursor"]) + 1]
+            assert len(await tab.heard("notice")) == 1
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "nonsense",
+        "-1",
+        "1e3",
+        "0x10",
+        "1.5",
+        "%00",
+        "%D9%A3",
+        "9" * 16,
+        "9" * 4000,
+        "6b034a4e",
+        "'",
+    ],
+)
+async def test_a_cursor_that_is_none_counts_as_none(ada: Person, cursor: str) -> None:
+    async with ada.tab(cursor=cursor) as tab:
+        assert int(tab.hello["cursor"]) == await newest(ada)
+        assert await tab.heard("notice") == []
+
+
+async def test_a_cursor_from_the_future_is_brought_back_and_costs_no_notice(
+    server: Server, ada: Person
+) -> None:
+    now = await newest(ada)
+    async with another_service(server), ada.tab(cursor="999999999") as tab:
+        assert tab.hello["cursor"] == str(now)
+        await tell(ada, 1)
+        assert await ids(tab, 1) == [now + 1]
+
+
+async def test_a_cursor_speaks_of_ones_own_notices_alone(ada: Person, bob: Person) -> None:
+    async with bob.tab(cursor="0") as tab:
+        welcome = await tab.next("notice")
+        assert bob.username in welcome["text"]
+        assert len(await tab.heard("notice")) == 1
+    with pytest.raises(websockets.InvalidStatus):
+        async with Person(bob.url, "nobody", "").tab(cursor="0"):
+            pass

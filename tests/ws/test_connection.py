@@ -1,0 +1,284 @@
+"""A connection over a socket that is only pretended, for what is hard to time over a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from beanie import PydanticObjectId
+
+from quartapp import clock
+from quartapp.models.notice import Kind, Notice
+from quartapp.models.principal import Ended, Principal
+from quartapp.models.references import ref
+from quartapp.models.session import Reason
+from quartapp.ws.connection import Connection
+from quartapp.ws.hub import Full, Hub
+from quartapp.ws.protocol import Close
+
+USER, SESSION = PydanticObjectId(), PydanticObjectId()
+MAILBOX = 4
+ADA = Principal(
+    session_id=SESSION,
+    user_id=USER,
+    username="ada",
+    roles=("member",),
+    permissions=frozenset({"posts.write"}),
+    version=5,
+    changed_by="root",
+    cursor=0,
+    unread=0,
+    seen_at=clock.now(),
+)
+MODERATOR = replace(ADA, permissions=frozenset({"posts.write", "users.read"}), version=6)
+
+
+class Socket:
+    """Takes in what is sent, unless it is stuck, and is silent."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def send(self, data: str, /) -> None:
+        await self.reads.wait()
+        self.said.put_nowait(json.loads(data))
+
+    async def receive(self) -> str | bytes:
+        return await asyncio.Event().wait() and ""
+
+    async def close(self, code: int, reason: str = "") -> None:
+        await self.reads.wait()
+        self.code.set_result(code)
+
+    async def next(self) -> dict[str, Any]:
+        async with asyncio.timeout(2):
+            return await self.said.get()
+
+
+@pytest.fixture(autouse=True)
+def nothing_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These have no database: who looks for notices finds none."""
+
+    async def none(*_: object, **__: object) -> list[Notice]:
+        return []
+
+    monkeypatch.setattr(Notice, "after", none)
+
+
+@asynccontextmanager
+async def connected(**changes: Any) -> AsyncIterator[tuple[Connection, Socket]]:
+    """A connection, greeted as ADA, whose handler runs as /ws would run it."""
+    socket, made = Socket(), asyncio.get_running_loop().create_future()
+
+    async def handler() -> None:
+        connection = connection_of(socket, **changes)
+        connection.greet(ADA, cursor=None, worker="0")
+        made.set_result(connection)
+        await connection.run()
+
+    task = asyncio.create_task(handler())
+    connection: Connection = await made
+    assert (await socket.next())["type"] == "hello"
+    try:
+        yield connection, socket
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def connection_of(socket: Socket, **changes: Any) -> Connection:
+    words = {"session_id": SESSION, "user_id": USER, "mailbox": MAILBOX, "ping_seconds": 60}
+    return Connection(socket, **(words | changes))
+
+
+def notice(seq: int) -> Notice:
+    return Notice.model_construct(
+        user=ref("users", USER), seq=seq, kind=Kind.WELCOME, data={}, created_at=clock.now()
+    )
+
+
+async def silent(socket: Socket) -> bool:
+    """Whether nothing was said: the event loop has turned, and turned again."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return socket.said.empty()
+
+
+async def test_new_rights_are_told_with_the_difference() -> None:
+    async with connected() as (connection, socket):
+        assert connection.inform(MODERATOR)
+        news = await socket.next()
+        assert (news["version"], news["added"], news["removed"]) == (6, ["users.read"], [])
+        assert (news["permissions"], news["by"]) == (["posts.write", "users.read"], "root")
+
+
+async def test_rights_of_an_older_version_are_no_news() -> None:
+    async with connected() as (connection, socket):
+        assert connection.inform(replace(MODERATOR, version=4))
+        assert await silent(socket)
+        assert connection.told == ADA
+
+
+async def test_other_rights_under_the_same_version_wait_for_a_number() -> None:
+    async with connected() as (connection, socket):
+        assert not connection.inform(replace(MODERATOR, version=5))
+        assert await silent(socket)
+        assert connection.inform(MODERATOR)
+        assert (await socket.next())["version"] == 6
+
+
+async def test_a_new_version_of_the_same_rights_is_kept_and_not_told() -> None:
+    async with connected() as (connection, socket):
+        assert connection.inform(replace(ADA, version=9))
+        assert await silent(socket)
+        assert not connection.inform(replace(MODERATOR, version=9))
+
+
+async def test_whoever_was_not_greeted_yet_asks_again_instead_of_being_told() -> None:
+    async def handler() -> Connection:
+        return connection_of(Socket())
+
+    connection = await asyncio.create_task(handler())
+    assert connection.inform(MODERATOR)
+    connection.notify(notice(1))
+    connection.announce({"id": "1"})
+    assert connection.changed.is_set()
+    assert connection.told is None
+
+
+async def test_notices_are_passed_on_in_order_and_once() -> None:
+    async with connected() as (connection, socket):
+        for seq in (1, 2, 1, 2, 3):
+            connection.notify(notice(seq))
+            await asyncio.sleep(0)
+        assert [(await socket.next())["id"] for _ in range(3)] == ["1", "2", "3"]
+        assert await silent(socket)
+
+
+async def test_a_gap_is_filled_from_the_database_before_what_comes_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def stored(_: Any, seq: int, *, limit: int) -> list[Notice]:
+        return [notice(each) for each in (1, 2, 3) if each > seq][:limit]
+
+    async with connected() as (connection, socket):
+        # It has looked for what it missed, which was nothing, before this one was stored.
+        assert await silent(socket)
+        monkeypatch.setattr(Notice, "after", stored)
+        connection.notify(notice(3))
+        assert [(await socket.next())["id"] for _ in range(3)] == ["1", "2", "3"]
+        assert await silent(socket)
+
+
+async def test_a_full_mailbox_closes_the_socket() -> None:
+    async with connected() as (connection, socket):
+        socket.reads.clear()
+        connection.notify(notice(1))
+        await asyncio.sleep(0)
+        for seq in range(2, MAILBOX + 3):
+            connection.notify(notice(seq))
+        socket.reads.set()
+        assert await socket.code == Close.TOO_SLOW
+
+
+async def test_last_words_come_past_a_full_mailbox_and_nothing_after_them() -> None:
+    async with connected() as (connection, socket):
+        socket.reads.clear()
+        for seq in range(1, MAILBOX):
+            connection.notify(notice(seq))
+        await asyncio.sleep(0)
+        connection.end(Ended(SESSION, USER, Reason.ROLE_REVOKED, "root", clock.now()))
+        connection.inform(MODERATOR)
+        socket.reads.set()
+        assert await socket.code == Close.ENDED
+        said = [socket.said.get_nowait() for _ in range(socket.said.qsize())]
+        assert said[-1]["type"] == "session.ended"
+        assert (said[-1]["reason"], said[-1]["by"]) == ("role_revoked", "root")
+        assert [m["type"] for m in said].count("session.ended") == 1
+
+
+async def test_a_socket_that_takes_nothing_is_given_up_after_its_second() -> None:
+    async with connected() as (connection, socket):
+        socket.reads.clear()
+        connection.notify(notice(1))
+        await asyncio.sleep(0)
+        connection.end(Ended(SESSION, USER, Reason.EXPIRED, None, clock.now()))
+        async with asyncio.timeout(3):
+            await connection.closed()
+        assert not socket.code.done()
+
+
+async def test_a_silent_client_is_closed_after_two_intervals() -> None:
+    async with connected(ping_seconds=0.05) as (_, socket):
+        assert (await socket.next())["type"] == "ping"
+        assert await socket.code == Close.TOO_SLOW
+
+
+async def test_the_hub_knows_who_is_here_and_forgets_who_leaves() -> None:
+    async def handler() -> Connection:
+        return connection_of(Socket())
+
+    hub = Hub(at_most=3, per_session=2)
+    first, second = [await asyncio.create_task(handler()) for _ in range(2)]
+    hub.join(first)
+    hub.check_room(SESSION)
+    hub.join(second)
+    assert (len(hub), hub.sessions(), hub.sessions_of([USER])) == (2, [SESSION], {SESSION})
+    with pytest.raises(Full):
+        hub.check_room(SESSION)
+    hub.check_room(PydanticObjectId())
+    for _ in range(2):
+        hub.leave(first)
+    assert len(hub) == 1
+    hub.leave(second)
+    assert (len(hub), hub.sessions(), hub.sessions_of([USER])) == (0, [], set())
+    hub.draining = True
+    with pytest.raises(Full):
+        hub.check_room(SESSION)
+
+
+async def test_the_hub_is_full_at_its_bound() -> None:
+    async def handler() -> Connection:
+        return connection_of(Socket(), session_id=PydanticObjectId())
+
+    hub = Hub(at_most=2, per_session=2)
+    for _ in range(2):
+        hub.join(await asyncio.create_task(handler()))
+    with pytest.raises(Full):
+        hub.check_room(PydanticObjectId())
+
+
+async def test_the_hub_says_whose_rights_changed_without_a_number() -> None:
+    hub = Hub(at_most=2, per_session=2)
+    async with connected() as (connection, _):
+        hub.join(connection)
+        assert hub.settle([replace(MODERATOR, version=5)]) == {(USER, 5)}
+        assert hub.settle([MODERATOR]) == set()
+        hub.leave(connection)
+
+
+async def test_the_hub_announces_a_session_to_the_others_of_its_user_alone() -> None:
+    """Also where the stream is late, and the new session has its first socket already."""
+    other, stranger = PydanticObjectId(), PydanticObjectId()
+    hub = Hub(at_most=3, per_session=2)
+    async with (
+        connected() as (mine, new),
+        connected(session_id=other) as (elsewhere, old),
+        connected(session_id=PydanticObjectId(), user_id=stranger) as (nobodys, strange),
+    ):
+        for connection in (mine, elsewhere, nobodys):
+            hub.join(connection)
+        hub.announce(USER, SESSION, {"id": str(SESSION)})
+        assert (await old.next())["session"] == {"id": str(SESSION)}
+        assert await silent(new)
+        assert await silent(strange)
+        for connection in (mine, elsewhere, nobodys):
+            hub.leave(connection)

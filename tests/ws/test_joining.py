@@ -1,0 +1,154 @@
+"""P4, held still: what happens between the look at the session and the first words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from quart import Quart
+from quart.testing.connections import WebsocketDisconnectError
+from quart_auth import authenticated_client
+
+from quartapp import clock, create_app
+from quartapp.models import Role, Session, User, principal
+from quartapp.models.actor import NOBODY
+from quartapp.settings import Settings
+from quartapp.ws import feed
+
+
+@dataclass
+class Pause:
+    """Holds back the answer to the next look at a session until `go`."""
+
+    looked: asyncio.Event
+    go: asyncio.Event
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[Quart]:
+    """Without a sweep, which would find later what was missed."""
+    app = create_app(settings.model_copy(update={"live_sweep_seconds": 3600}))
+    async with app.test_app():
+        yield app
+
+
+@pytest.fixture
+def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
+    pause = Pause(asyncio.Event(), asyncio.Event())
+    real = principal.by_id
+
+    async def by_id(session_id: Any) -> Any:
+        answer = await real(session_id)
+        pause.looked.set()
+        await pause.go.wait()
+        return answer
+
+    monkeypatch.setattr(principal, "by_id", by_id)
+    return pause
+
+
+async def somebody() -> tuple[User, Session, str]:
+    member = await Role.named("member")
+    assert member
+    ada = await User.register("ada", "ada@example.org", "no hash", roles=[member], by=NOBODY)
+    session, token = await Session.start(
+        ada,
+        device="a test",
+        by=NOBODY,
+        idle=timedelta(minutes=30),
+        lifetime=timedelta(hours=1),
+    )
+    return ada, session, token
+
+
+async def heard(app: Quart, token: str, said: list[dict[str, Any]]) -> int:
+    """Listens on a socket until it is closed; the code."""
+    client = app.test_client()
+    async with authenticated_client(client, token):
+        try:
+            async with client.websocket("/ws", headers={"Origin": "http://localhost"}) as socket:
+                while True:
+                    said.append(json.loads(await socket.receive()))
+        except WebsocketDisconnectError as closed:
+            return closed.args[0]
+
+
+async def test_a_session_that_ends_between_the_look_and_the_first_words_is_heard_of(
+    app: Quart, pause: Pause
+) -> None:
+    _, session, token = await somebody()
+    said: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        listening = asyncio.create_task(heard(app, token, said))
+        await pause.looked.wait()
+        # The look is done and its answer held; the session ends, and the feed judges it.
+        judged = judgement(app)
+        await Session.change({"_id": session.id}, {"$set": {"ended_at": clock.now()}})
+        await judged
+        pause.go.set()
+        assert await listening == 4401
+    assert [message["type"] for message in said] == ["session.ended"]
+
+
+async def test_rights_that_change_between_the_look_and_the_first_words_are_in_them(
+    app: Quart, pause: Pause
+) -> None:
+    ada, session, token = await somebody()
+    moderator = await Role.named("moderator")
+    assert moderator
+    said: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        listening = asyncio.create_task(heard(app, token, said))
+        await pause.looked.wait()
+        judged = judgement(app)
+        await ada.grant(moderator, by=NOBODY)
+        await judged
+        pause.go.set()
+        while not said:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await Session.change({"_id": session.id}, {"$set": {"ended_at": clock.now()}})
+        assert await listening == 4401
+    assert said[0]["type"] == "hello"
+    assert said[0]["roles"] == ["member", "moderator"]
+    assert said[0]["version"] == 2
+
+
+def judgement(app: Quart) -> asyncio.Future[None]:
+    """Done when the hub has been told of the next judgement, by the feed itself."""
+    hub = app.extensions["quartapp"].hub
+    told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    settle = hub.settle
+
+    def watched(standings: Any) -> Any:
+        unnumbered = settle(standings)
+        if standings and not told.done():
+            told.set_result(None)
+        return unnumbered
+
+    hub.settle = watched
+    return told
+
+
+async def test_without_a_database_for_too_long_every_socket_is_closed(
+    app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute in production; the same rule with no patience at all."""
+    _, _, token = await somebody()
+    said: list[dict[str, Any]] = []
+
+    async def away(*_: object) -> Any:
+        raise TimeoutError
+
+    async with asyncio.timeout(10):
+        listening = asyncio.create_task(heard(app, token, said))
+        while not said:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(feed, "DISTRUST_SECONDS", 0.5)
+        monkeypatch.setattr(principal, "standings", away)
+        app.extensions["quartapp"].feed.live = False
+        assert await listening == 1013

@@ -1,0 +1,78 @@
+"""What may be said on the socket, in both directions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from quartapp.ws import protocol
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        '{"type":"pong"}',
+        '{"type":"pong","at":"2026-01-01T00:00:00.000+00:00"}',
+        '{"type":"ack","id":"m1"}',
+        '{"type":"ack","id":"m1","more":[1]}',
+        '{"type":"pong","at":"' + "x" * (4096 - 23) + '"}',
+    ],
+)
+def test_an_answer_passes(frame: str) -> None:
+    assert protocol.check(frame) is None
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        None,
+        b"",
+        b'{"type":"pong"}',
+        "",
+        "pong",
+        "[]",
+        "{}",
+        "NaN",
+        "1" * 4096,
+        "[" * 4096,
+        '{"type":null}',
+        '{"type":"ack"}',
+        '{"type":"ack","id":1}',
+        '{"type":"ack","id":null}',
+        '{"type":"ping"}',
+        '{"type":"session.ended"}',
+        '{"type":"pong","at":"' + "x" * (4096 - 22) + '"}',
+        '{"type":"pong","at":"' + "ü" * 2048 + '"}',
+        '{"type":"pong","at":"\ud800"}' + " " * 4096,
+    ],
+    ids=lambda frame: repr(frame)[:30],
+)
+def test_anything_else_is_a_bad_message(frame: str | bytes | None) -> None:
+    with pytest.raises(protocol.BadMessage):
+        protocol.check(frame)
+
+
+def test_a_message_is_one_json_object_that_begins_with_its_type() -> None:
+    message = protocol.PermissionsChanged(
+        id="m1", version=2, roles=["member"], permissions=["é"], added=[], removed=["x"], by=None
+    )
+    frame = protocol.encode(message)
+    assert frame.startswith('{"type":"permissions.changed",')
+    assert json.loads(frame) == {
+        "type": "permissions.changed",
+        "id": "m1",
+        "version": 2,
+        "roles": ["member"],
+        "permissions": ["é"],
+        "added": [],
+        "removed": ["x"],
+        "by": None,
+    }
+
+
+def test_what_comes_from_people_cannot_break_out_of_a_message() -> None:
+    text = '"}\n{"type":"session.ended"\u2028\x00'
+    frame = protocol.encode(protocol.NoticeSent(id="1", kind="welcome", text=text, at="now"))
+    assert "\n" not in frame
+    assert json.loads(frame)["text"] == text
