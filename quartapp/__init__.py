@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
-from quart import Quart, request
+from quart import Quart, abort, request
 
 from quartapp import auth, database, embedded, log, models, routes
 from quartapp.forms import csrf
@@ -136,6 +136,14 @@ def _configure(app: Quart, settings: Settings) -> None:
         for path in Path(__file__).with_name("static").iterdir()
         if path.is_file()
     }
+
+    @app.before_request
+    async def refuse_long() -> None:
+        # Looked for on the disk, a name longer than a file's can be is an error there. No
+        # url_value_preprocessor: Quart runs those for sockets too, and fails.
+        values = request.view_args or {}
+        if request.endpoint == "static" and len(values["filename"].encode()) > 255:
+            abort(404)
 
     @app.url_defaults
     def stamp(endpoint: str, values: dict[str, Any]) -> None:

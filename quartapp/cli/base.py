@@ -31,6 +31,10 @@ class Commands(click.Group):
             click.echo(f"quartapp: {error}", err=True)
         except Unavailable as error:
             click.echo(f"quartapp: the database is away ({type(error).__name__})", err=True)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            click.echo(f"quartapp: {error.format_message()}", err=True)
         return ctx.exit(1)
 
 

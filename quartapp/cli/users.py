@@ -155,7 +155,10 @@ def _held(person: User, names: dict[PydanticObjectId, str]) -> str:
 def _password() -> str:
     if sys.stdin.isatty():
         return click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    password = sys.stdin.readline().rstrip("\r\n")
+    try:
+        password = sys.stdin.readline().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise Refused("the password on standard input is not UTF-8") from None
     if not password:
         raise Refused("no password came on standard input")
     return password

@@ -53,6 +53,7 @@ class LoginForm(Form):
         validators=[
             DataRequired("Enter your username or e-mail address."),
             Length(max=254, message="This is too long for a username or an address."),
+            printable,
         ],
     )
     password = PasswordField("Password", validators=[InputRequired("Enter your password.")])

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from wtforms import SelectField, SelectMultipleField, StringField
-from wtforms.validators import DataRequired, Length, Regexp
+from wtforms.validators import DataRequired, Length, NoneOf, Regexp
 from wtforms.widgets import CheckboxInput, ListWidget
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
@@ -31,6 +31,8 @@ class RoleForm(Form):
         validators=[
             DataRequired("A role needs a name."),
             Regexp(NAME, message=NAME_RULE),
+            # Its page would be the one that makes roles.
+            NoneOf(["new"], message="A role cannot have this name."),
         ],
     )
     description = StringField(

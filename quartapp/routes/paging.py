@@ -1,7 +1,7 @@
 """Lists that go on: one row more than a page says whether there is another."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar
 from urllib.parse import urlencode
 
@@ -38,7 +38,7 @@ def moment_and_id_after() -> tuple[datetime, PydanticObjectId] | None:
     """The cursor of a list by time, `<time>_<id>`."""
     moment, _, last = request.args.get("after", "").partition("_")
     try:
-        at = datetime.fromisoformat(moment)
-    except ValueError:
+        at = datetime.fromisoformat(moment).astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    return (at, PydanticObjectId(last)) if at.tzinfo and PydanticObjectId.is_valid(last) else None
+    return (at, PydanticObjectId(last)) if PydanticObjectId.is_valid(last) else None

@@ -36,7 +36,8 @@ def sign_in_page(*, ended: object = None) -> str:
 
 def back() -> str:
     """The page of ours that the browser comes from, where it says so."""
-    parts = urlsplit(request.headers.get("Referer", ""))
-    if parts.netloc != request.host:
+    # Split by hand: what is no address at all is an error to urlsplit.
+    host, _, path = request.headers.get("Referer", "").partition("://")[2].partition("/")
+    if host != request.host:
         return request.path
-    return local_path(f"{parts.path}?{parts.query}" if parts.query else parts.path) or "/"
+    return local_path(f"/{path}") or "/"

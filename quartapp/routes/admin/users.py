@@ -5,13 +5,13 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template, request
 from quart_auth import login_required
 
-from quartapp.auth import current_user, permission_required
+from quartapp.auth import Forbidden, current_user, permission_required
 from quartapp.forms.admin import GrantForm
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
 from quartapp.models.references import linked_id
 from quartapp.models.session import Reason
-from quartapp.policy import Permission
+from quartapp.policy import Permission, may
 from quartapp.routes.paging import cut
 from quartapp.routes.places import see_other
 
@@ -116,6 +116,9 @@ def _home(person: User) -> str:
 
 
 async def _page(person: User, form: GrantForm) -> Any:
+    # A form that is turned down comes back on this page, which its sender may not be one to read.
+    if not may(current_user, Permission.USERS_READ):
+        raise Forbidden(Permission.USERS_READ)
     ids = {linked_id(link) for link in person.roles}
     roles = await Role.everyone()
     form.offer(role for role in roles if role.id not in ids)
