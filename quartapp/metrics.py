@@ -35,6 +35,7 @@ def exposition() -> bytes:
     return generate_latest(registry)
 
 
-def forget(pid: int, folder: str) -> None:
+def forget(pid: int, folder: str | None) -> None:
     """Takes a dead worker's open sockets out of the sum."""
-    multiprocess.mark_process_dead(pid, folder)
+    if folder:
+        multiprocess.mark_process_dead(pid, folder)

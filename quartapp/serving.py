@@ -255,7 +255,7 @@ async def _live(
             else:
                 _signal(process, signal.SIGKILL)
             status = await process.wait()
-            metrics.forget(process.pid, environment[metrics.FOLDER])
+            metrics.forget(process.pid, environment.get(metrics.FOLDER))
             return status
         except asyncio.CancelledError:
             # Closed first, so that the kernel queues nobody for a worker that leaves.

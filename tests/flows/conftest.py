@@ -19,7 +19,10 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
     A sweep a second later would hide that the change stream was not heard.
     """
-    async with serving(tmp_path_factory.mktemp("flows"), LIVE_SWEEP_SECONDS="3600") as server:
+    # Tabs answer when their test listens, which it does not while it runs a command.
+    async with serving(
+        tmp_path_factory.mktemp("flows"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="4"
+    ) as server:
         await server.run(
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
         )

@@ -1,0 +1,46 @@
+"""A terminal at a machine where nothing serves."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from quartapp import embedded
+from tests.people import Ran, command
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Runs commands on one data folder. They find its database running, so that they are quick."""
+
+    data: Path
+
+    async def run(self, *words: str, stdin: bytes = b"", **env: str) -> Ran:
+        return await command(*words, data=self.data, stdin=stdin, **{"BCRYPT_COST": "4", **env})
+
+    async def does(self, *words: str, stdin: bytes = b"") -> str:
+        ran = await self.run(*words, stdin=stdin)
+        assert (ran.status, ran.err) == (0, ""), ran
+        return ran.out
+
+    async def refuses(self, *words: str, stdin: bytes = b"", **env: str) -> str:
+        return complaint(await self.run(*words, stdin=stdin, **env))
+
+
+def complaint(ran: Ran) -> str:
+    """The one line with which a command that could not do its work said so."""
+    assert (ran.status, ran.out) == (1, ""), ran
+    assert ran.err.startswith("quartapp: "), ran.err
+    assert ran.err.count("\n") == 1, ran.err
+    assert ran.err.endswith("\n")
+    assert "Traceback" not in ran.err
+    return ran.err.removeprefix("quartapp: ").strip()
+
+
+@pytest.fixture(scope="module")
+async def terminal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Terminal]:
+    """On a database that the tests of one module share."""
+    data = tmp_path_factory.mktemp("cli")
+    async with embedded.running(data):
+        yield Terminal(data)

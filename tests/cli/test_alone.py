@@ -1,0 +1,238 @@
+"""Commands where nothing serves: people, roles, the demo."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from quartapp import embedded
+from quartapp.policy import Permission
+from tests.cli.conftest import Terminal, complaint
+from tests.conftest import PASSWORD
+from tests.people import command
+
+LINE = f"{PASSWORD}\n".encode()
+
+
+async def create(terminal: Terminal, name: str, *roles: str) -> str:
+    options = [word for role in roles for word in ("--role", role)]
+    return await terminal.does("user", "create", name, f"{name}@example.org", *options, stdin=LINE)
+
+
+def row(table: str, name: str) -> list[str]:
+    """The cells of a row that begins with the name; none if there is no such row."""
+    rows = (re.split(r"  +", line) for line in table.splitlines())
+    return next((cells for cells in rows if cells[0] == name), [])
+
+
+async def test_a_command_starts_the_database_for_itself_and_leaves_what_it_wrote(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "fresh"
+    made = await command(
+        *("user", "create", "ada", "ada@example.org"), data=data, stdin=LINE, BCRYPT_COST="4"
+    )
+    assert made.status == 0, made
+    assert embedded.Place(data).process() is None
+    listed = await command("user", "list", data=data)
+    assert row(listed.out, "ada") == ["ada", "ada@example.org", "member"]
+    assert embedded.Place(data).process() is None
+
+
+async def test_an_account_is_made_shown_changed_and_shown_again(terminal: Terminal) -> None:
+    out = await create(terminal, "ada", "moderator", "moderator")
+    assert out == "ada was made, with the roles member, moderator.\n"
+    shown = await terminal.does("user", "show", "ADA")
+    for line in ("username  ada", "e-mail    ada@example.org", "state     active", "sessions  0"):
+        assert line in shown
+    assert "roles     member, moderator" in shown
+    for words, said in (
+        (("revoke", "ada", "Moderator"), "ada no longer holds moderator."),
+        (("revoke", "ada", "moderator"), "ada did not hold moderator."),
+        (("grant", "ada", "admin"), "ada now holds admin."),
+        (("grant", "ada", "admin"), "ada held already admin."),
+        (("end-sessions", "ada"), "Sessions of ada ended: 0."),
+    ):
+        assert await terminal.does("user", *words) == f"{said}\n"
+    assert "roles     admin, member" in await terminal.does("user", "show", "ada")
+
+
+async def test_an_account_is_closed_and_opened_again_but_never_the_last_administrators(
+    tmp_path: Path,
+) -> None:
+    async with embedded.running(tmp_path):
+        terminal = Terminal(tmp_path)
+        await create(terminal, "ada", "admin")
+        assert "last active" in await terminal.refuses("user", "disable", "ada")
+        assert "last active" in await terminal.refuses("user", "revoke", "ada", "admin")
+        await create(terminal, "grace", "admin")
+        assert await terminal.does("user", "disable", "ada") == "ada is disabled.\n"
+        assert await terminal.does("user", "disable", "ada") == "ada was disabled already.\n"
+        table = await terminal.does("user", "list")
+        assert row(table, "ada") == ["ada", "ada@example.org", "admin, member", "disabled"]
+        assert await terminal.does("user", "enable", "ada") == "ada is enabled.\n"
+        assert row(await terminal.does("user", "list"), "ada")[3:] == []
+
+
+async def test_a_role_is_made_changed_and_deleted(terminal: Terminal) -> None:
+    out = await terminal.does(
+        *("role", "create", "editor", "--description", "Words."),
+        *("--permission", "posts.moderate", "--permission", "users.read"),
+    )
+    assert out == "The role editor was made.\n"
+    await create(terminal, "eve", "editor")
+    assert row(await terminal.does("role", "list"), "editor") == [
+        "editor",
+        "1",
+        "posts.moderate, users.read",
+    ]
+    out = await terminal.does(
+        *("role", "edit", "editor", "--allow", "posts.write", "--forbid", "users.read")
+    )
+    assert out == "The role editor allows posts.moderate, posts.write.\n"
+    assert await terminal.does("role", "delete", "editor") == (
+        "The role editor was deleted; 1 held it.\n"
+    )
+    assert row(await terminal.does("role", "list"), "editor") == []
+    assert row(await terminal.does("user", "list"), "eve")[2] == "member"
+
+
+MAKING = [
+    (("ADA-TAKEN", "x@example.org"), LINE, "This username is taken."),
+    (("x", "ada-taken@EXAMPLE.org"), LINE, "This e-mail address is taken."),
+    (("x", "x@example.org"), b"", "no password came"),
+    (("x", "x@example.org"), b"\n", "no password came"),
+    (("x", "x@example.org"), b"short\n", "at least 8"),
+    (("x", "x@example.org"), b"x@example.org\n", "too easy"),
+    (("two words", "x@example.org"), LINE, "Use 1 to 32"),
+    (("x\x1b[31m", "x@example.org"), LINE, "Use 1 to 32"),
+    (("x", "no-address"), LINE, "e-mail address"),
+    (("x", "x\x9b31m@example.org"), LINE, "e-mail address"),
+    (("x", "x@example.org", "--role", "no"), LINE, "there is no role no"),
+    (("x",), LINE, "Missing argument 'EMAIL'"),
+]
+CHANGING = [
+    (("user", "show", "nobody"), "there is no user nobody"),
+    (("user", "grant", "nobody", "member"), "there is no user nobody"),
+    (("user", "grant", "ada-taken", "no"), "there is no role no"),
+    (("user", "revoke", "ada-taken", "no"), "there is no role no"),
+    (("user", "end-sessions", "nobody"), "there is no user nobody"),
+    (("user", "disable", "nobody"), "there is no user nobody"),
+    (("user", "enable", "nobody"), "there is no user nobody"),
+    (("user", "vanish", "ada-taken"), "No such command 'vanish'"),
+    (("user", "list", "--sideways"), "No such option"),
+]
+OTHERS = [
+    (("role", "create", "Moderator"), "a role of this name already"),
+    (("role", "create", "a/b"), "Use 1 to 32"),
+    (("role", "create", "x", "--permission", "everything"), "'everything'"),
+    (("role", "edit", "no", "--allow", "posts.write"), "there is no role no"),
+    (("role", "edit", "admin", "--forbid", "posts.write"), "cannot be changed"),
+    (("role", "delete", "no"), "there is no role no"),
+    (("role", "delete", "member"), "cannot be deleted"),
+    (("demo",), "for an empty database"),
+]
+
+
+@pytest.fixture(scope="module")
+async def taken(terminal: Terminal) -> None:
+    await create(terminal, "ada-taken")
+
+
+@pytest.mark.usefixtures("taken")
+@pytest.mark.parametrize(
+    "refused",
+    [
+        [(("user", "create", *words), stdin, said) for words, stdin, said in MAKING],
+        [(words, b"", said) for words, said in CHANGING],
+        [(words, b"", said) for words, said in OTHERS],
+    ],
+    ids=["making an account", "changing one", "the rest"],
+)
+@pytest.mark.timeout(240)
+async def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(
+    terminal: Terminal, refused: list[tuple[tuple[str, ...], bytes, str]]
+) -> None:
+    before = await terminal.does("user", "list"), await terminal.does("role", "list")
+    # A few at a time: each is a process of its own.
+    turn = asyncio.Semaphore(3)
+
+    async def refusal(words: tuple[str, ...], stdin: bytes) -> str:
+        async with turn:
+            return await terminal.refuses(*words, stdin=stdin)
+
+    said = await asyncio.gather(*(refusal(words, stdin) for words, stdin, _ in refused))
+    wrong = {
+        words: line
+        for (words, _, expected), line in zip(refused, said, strict=True)
+        if expected not in line
+    }
+    assert wrong == {}
+    assert (await terminal.does("user", "list"), await terminal.does("role", "list")) == before
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"), [("strict", "not UTF-8"), ("surrogateescape", "cannot be stored")]
+)
+async def test_a_password_that_is_no_text_is_refused_however_the_terminal_reads(
+    terminal: Terminal, errors: str, said: str
+) -> None:
+    line = await terminal.refuses(
+        *("user", "create", "x", "x@example.org"),
+        stdin=b"\xff\xfe long enough\n",
+        PYTHONIOENCODING=f"utf-8:{errors}",
+    )
+    assert said in line
+
+
+async def test_migrating_builds_what_is_missing_and_may_be_done_again(terminal: Terminal) -> None:
+    for _ in range(2):
+        assert await terminal.does("migrate") == "The database is ready.\n"
+    listed = await terminal.does("role", "list")
+    assert row(listed, "admin")[2] == ", ".join(sorted(Permission))
+
+
+async def test_the_demo_fills_an_empty_database_once_and_says_how_to_sign_in(
+    tmp_path: Path,
+) -> None:
+    async with embedded.running(tmp_path):
+        terminal = Terminal(tmp_path)
+        out = await terminal.does("demo")
+        found = re.search(r"^  grace +(\S+)   \(an administrator\)$", out, re.MULTILINE)
+        assert found
+        assert len(found[1]) >= 16
+        table = await terminal.does("user", "list")
+        assert row(table, "grace")[2] == "admin, member"
+        assert row(table, "ada")[2] == "editor, member, moderator"
+        assert "empty database" in await terminal.refuses("demo")
+        assert await terminal.does("user", "list") == table
+
+
+@pytest.mark.parametrize(
+    ("env", "named"),
+    [
+        ({"MONGODB_URI": "mongodb://127.0.0.1:9/?directConnection=true"}, "MONGODB_URI"),
+        ({"MONGODB_URI": "mongo://nothing"}, "MONGODB_URI"),
+        ({"MONGODB_URI": "mongodb://%zz"}, "MONGODB_URI"),
+        ({"MONGODB_DB": "a/b"}, "MONGODB_DB"),
+        ({"BCRYPT_COST": "3"}, "BCRYPT_COST"),
+        ({"QUARTAPP_ENV": "staging"}, "QUARTAPP_ENV"),
+        ({"QUARTAPP_ENV": "production", "SECRET_KEY": ""}, "SECRET_KEY"),
+        ({"QUARTAPP_ENV": "production", "SECRET_KEY": "x" * 31}, "SECRET_KEY"),
+    ],
+    ids=str,
+)
+async def test_a_setting_that_cannot_be_used_is_named_in_one_line(
+    tmp_path: Path, env: dict[str, str], named: str
+) -> None:
+    ran = await Terminal(tmp_path / "none").run("user", "list", stdin=b"", **env)
+    assert named in complaint(ran)
+    # Nothing was begun that would have to be ended.
+    assert not (tmp_path / "none" / "mongodb").exists()
+
+
+async def test_a_data_folder_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below", "x" * 200):
+        assert complaint(await command("user", "list", data=tmp_path / folder))

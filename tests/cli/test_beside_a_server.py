@@ -1,0 +1,83 @@
+"""Commands beside a running server, whose pages and tabs notice (P1, P3)."""
+
+import asyncio
+import secrets
+
+from tests.cli.conftest import complaint
+from tests.conftest import PASSWORD
+from tests.people import Person, Server, command
+
+
+async def test_an_account_made_here_signs_in_there(server: Server) -> None:
+    name = f"cli-{secrets.token_hex(4)}"
+    out = await server.run("user", "create", name, f"{name}@example.org", stdin=PASSWORD)
+    assert out == f"{name} was made, with the roles member.\n"
+    async with Person(server.url, name, PASSWORD) as person:
+        await person.sign_in()
+        shown = await server.run("user", "show", name)
+        assert "sessions  1" in shown
+        assert "127.0.0.1" in shown
+
+
+async def test_a_grant_arrives_in_the_open_tab_and_a_revocation_closes_it(
+    server: Server, ada: Person
+) -> None:
+    async with ada.tab() as tab:
+        await server.run("user", "grant", ada.username, "moderator")
+        changed = await tab.next("permissions.changed")
+        assert set(changed["added"]) == {"posts.moderate", "users.read"}
+        await server.run("user", "revoke", ada.username, "moderator")
+        ended = await tab.next("session.ended")
+        assert (ended["reason"], ended["by"]) == ("role_revoked", None)
+        assert await tab.closed() == 4401
+    # The command had returned: no page believes the session any more.
+    assert not await ada.is_signed_in()
+
+
+async def test_each_way_to_sign_somebody_out_gives_its_reason(server: Server, ada: Person) -> None:
+    for words, reason in (
+        (("user", "end-sessions", ada.username), "ended_by_admin"),
+        (("user", "disable", ada.username), "account_disabled"),
+    ):
+        async with ada.tab() as tab:
+            await server.run(*words)
+            assert not await ada.is_signed_in()
+            assert (await tab.next("session.ended"))["reason"] == reason
+            assert await tab.closed() == 4401
+        await server.run("user", "enable", ada.username)
+        await ada.sign_in()
+
+
+async def test_a_role_that_is_edited_changes_tabs_in_place_and_a_deleted_one_closes_them(
+    server: Server, ada: Person
+) -> None:
+    role = f"role-{secrets.token_hex(4)}"
+    await server.run("role", "create", role, "--permission", "users.read")
+    await server.run("user", "grant", ada.username, role)
+    async with ada.tab() as tab:
+        await server.run("role", "edit", role, "--allow", "events.read", "--forbid", "users.read")
+        changed = await tab.next("permissions.changed")
+        assert (changed["added"], changed["removed"]) == (["events.read"], ["users.read"])
+        assert (await ada.get("/admin/events")).status_code == 200
+        assert (await ada.get("/admin/users")).status_code == 403
+        await server.run("role", "delete", role)
+        assert (await tab.next("session.ended"))["reason"] == "role_deleted"
+        assert await tab.closed() == 4401
+
+
+async def test_a_refusal_disturbs_nobody(server: Server, ada: Person) -> None:
+    async with ada.tab() as tab:
+        # It reads on, and so answers pings, for as long as the commands take.
+        reading = asyncio.create_task(tab.closed(within=60))
+        for words in (
+            ("user", "grant", ada.username, "nothing"),
+            ("role", "delete", "member"),
+            ("demo",),
+            ("serve", "--port", "0"),
+        ):
+            complaint(await command(*words, data=server.data))
+        assert await ada.is_signed_in()
+        assert not reading.done()
+        assert {message["type"] for message in tab.said} <= {"hello", "ping"}
+        reading.cancel()
+        await asyncio.wait([reading])

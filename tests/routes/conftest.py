@@ -1,0 +1,283 @@
+"""Visitors of the application in this process: whole browsers, but for the network."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from bson import json_util
+from quart import Quart, Response
+from quart.typing import TestClientProtocol as Client
+from werkzeug.datastructures import Headers
+
+from quartapp.models import Role, User
+from quartapp.models.actor import NOBODY
+from quartapp.policy import Permission
+from tests.conftest import PASSWORD
+
+ORIGIN = "http://localhost"
+SESSION_COOKIE = "quartapp_session"
+
+
+@dataclass
+class Answer:
+    """What came back, read whole."""
+
+    response: Response
+    text: str
+
+    @property
+    def status(self) -> int:
+        return self.response.status_code
+
+    @property
+    def headers(self) -> Headers:
+        return self.response.headers
+
+    @property
+    def location(self) -> str:
+        return self.response.headers.get("Location", "")
+
+    @property
+    def links(self) -> list[str]:
+        return [html.unescape(href) for href in re.findall(r'<a [^>]*?href="([^"]*)"', self.text)]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What the fields of the forms on this page hold."""
+        reader = _Fields()
+        reader.feed(self.text)
+        return reader.found
+
+    def error(self, name: str) -> str:
+        """What the page says is wrong with a field; empty if nothing."""
+        found = re.search(rf'id="{name}-error">([^<]*)<', self.text)
+        return html.unescape(found[1]) if found else ""
+
+    @property
+    def anonymized(self) -> str:
+        """The page without what differs each time: the masked tokens of its forms."""
+        return re.sub(r'(name="csrf_token" value=")[^"]*', r"\1", self.text)
+
+
+class _Fields(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self._area = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        name = attributes.get("name") or ""
+        if tag == "input" and attributes.get("type") not in ("checkbox", "radio", "search"):
+            self.found[name] = attributes.get("value") or ""
+        elif tag == "textarea":
+            self._area, self.found[name] = name, ""
+
+    def handle_data(self, data: str) -> None:
+        if self._area:
+            self.found[self._area] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea":
+            # A browser drops the line break that WTForms writes after the opening tag.
+            self.found[self._area] = self.found[self._area].replace("\r\n", "\n").removeprefix("\n")
+            self._area = ""
+
+
+@dataclass
+class Visitor:
+    """One browser: a cookie jar, and the headers that a page of ours makes it send."""
+
+    app: Quart
+    username: str = ""
+    password: str = PASSWORD
+    scheme: str = "http"
+    client: Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = self.app.test_client()
+
+    @property
+    def email(self) -> str:
+        return f"{self.username}@example.org"
+
+    async def get(self, path: str, **options: Any) -> Answer:
+        return await self.ask("GET", path, **options)
+
+    async def ask(self, method: str, path: str, **options: Any) -> Answer:
+        response = await self.client.open(path, method=method, scheme=self.scheme, **options)
+        assert isinstance(response, Response)
+        return Answer(response, (await response.get_data(as_text=True)))
+
+    async def post(self, path: str, **fields: Any) -> Answer:
+        """Sends a form as a page of ours does. A list is a field that is there many times."""
+        return await self.send(path, {"csrf_token": await self.csrf_token(), **fields})
+
+    async def send(
+        self, path: str, fields: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """A POST with these fields and nothing else."""
+        headers = {"Origin": f"{self.scheme}://localhost"} if headers is None else headers
+        return await self.ask(
+            "POST",
+            path,
+            data=urlencode(fields, doseq=True),
+            headers={"Content-Type": "application/x-www-form-urlencoded", **headers},
+        )
+
+    async def csrf_token(self) -> str:
+        for page in ("/", "/login"):
+            token = (await self.get(page)).fields.get("csrf_token")
+            if token:
+                return token
+        raise AssertionError("no page has a form")
+
+    async def register(self, username: str = "", **fields: str) -> Answer:
+        self.username = username or self.username
+        return await self.post(
+            "/register",
+            **{
+                "username": self.username,
+                "email": self.email,
+                "password": self.password,
+                "confirm": self.password,
+                **fields,
+            },
+        )
+
+    async def sign_in(self, login: str = "", password: str = "", **fields: str) -> Answer:
+        """Through the sign-in page. `next` and the like belong to its address, not here."""
+        return await self.post(
+            "/login", login=login or self.username, password=password or self.password, **fields
+        )
+
+    async def me(self) -> dict[str, Any] | None:
+        answer = await self.get("/api/me")
+        assert answer.status in (200, 401), answer.text
+        return json_util.loads(answer.text) if answer.status == 200 else None
+
+    @property
+    def token(self) -> str:
+        """What the session's cookie holds; empty if there is none."""
+        return next((c.value or "" for c in self._jar if c.name == SESSION_COOKIE), "")
+
+    def twin(self) -> Visitor:
+        """Another browser with the same cookies, as they are now: what a thief has, or a tab."""
+        twin = Visitor(self.app, self.username, self.password)
+        for cookie in self._jar:
+            twin._jar.set_cookie(cookie)
+        return twin
+
+    def another_device(self) -> Visitor:
+        return Visitor(self.app, self.username, self.password)
+
+    @property
+    def _jar(self) -> Any:
+        return self.client.cookie_jar  # type: ignore[attr-defined]
+
+
+@dataclass
+class Town:
+    """Where visitors come from. What they are is written past the pages, so that it is quick."""
+
+    app: Quart
+    scheme: str = "http"
+    _hash: str = ""
+
+    def nobody(self) -> Visitor:
+        return Visitor(self.app, scheme=self.scheme)
+
+    async def account(self, username: str, *roles: Role) -> User:
+        if not self._hash:
+            self._hash = await self.app.extensions["quartapp"].hasher.hash(PASSWORD)
+        return await User.register(
+            username, f"{username}@example.org", self._hash, roles=list(roles), by=NOBODY
+        )
+
+    async def signed_in(self, username: str, *roles: Role) -> Visitor:
+        await self.account(username, *roles)
+        visitor = Visitor(self.app, username, scheme=self.scheme)
+        answer = await visitor.sign_in()
+        assert answer.status == 303, answer.text
+        return visitor
+
+    async def member(self, username: str = "ada") -> Visitor:
+        return await self.signed_in(username, await role_named("member"))
+
+    async def admin(self, username: str = "root") -> Visitor:
+        return await self.signed_in(username, await role_named("admin"))
+
+    async def holder(self, username: str, *permissions: Permission) -> Visitor:
+        """Somebody with exactly these permissions, by a role made for it."""
+        role = await Role.add(f"role-of-{username}", "", permissions, by=NOBODY)
+        return await self.signed_in(username, role)
+
+
+async def role_named(name: str) -> Role:
+    role = await Role.named(name)
+    assert role is not None
+    return role
+
+
+async def the_user(username: str) -> User:
+    user = await User.by_username(username)
+    assert user is not None, f"there is no {username}"
+    return user
+
+
+async def documents(collection: str, **match: Any) -> list[dict[str, Any]]:
+    """What is in a collection, past all models."""
+    found = User.get_motor_collection().database[collection]
+    return await found.find(match).sort("_id").to_list(None)
+
+
+async def contents() -> dict[str, str]:
+    """A digest of each collection. When somebody was last seen is no change."""
+    database = User.get_motor_collection().database
+    digests = {}
+    for name in sorted(await database.list_collection_names()):
+        rows = await documents(name)
+        for row in rows:
+            row.pop("seen_at", None)
+        digests[name] = hashlib.sha256(json_util.dumps(rows).encode()).hexdigest()
+    return digests
+
+
+async def pages(visitor: Visitor, path: str, *, at_most: int = 10) -> list[Answer]:
+    """The pages of a list, by the link that leads on."""
+    found = [await visitor.get(path)]
+    while more := [link for link in found[-1].links if "after=" in link]:
+        assert len(found) < at_most
+        found.append(await visitor.get(more[0]))
+    assert all(page.status == 200 for page in found)
+    return found
+
+
+@pytest.fixture
+def town(app: Quart) -> Town:
+    return Town(app)
+
+
+@pytest.fixture
+def nobody(town: Town) -> Visitor:
+    return town.nobody()
+
+
+@pytest.fixture
+async def ada(town: Town) -> Visitor:
+    """A member, signed in."""
+    return await town.member("ada")
+
+
+@pytest.fixture
+async def root(town: Town) -> Visitor:
+    """An administrator, signed in. Has no other role."""
+    return await town.admin("root")

@@ -1,0 +1,80 @@
+"""What each route requires. A route that is missing here, or a row without a route, fails a test.
+
+`anyone`                    also those who are not signed in
+`signed in`                 any living session, whatever its roles
+`<permission>`              a session whose roles give it
+`author`                    who wrote it, for as long as they have posts.write
+`author or <permission>`    who wrote it, whatever else they may do, or somebody with the permission
+
+In production /metrics also asks for a token of its own: see test_health. HEAD goes with GET, and
+OPTIONS says the methods to anyone. All else is 405.
+"""
+
+from typing import NamedTuple
+
+TABLE = """
+GET        /static/<path:filename>                        anyone
+GET        /livez                                         anyone
+GET        /readyz                                        anyone
+GET        /metrics                                       anyone
+GET        /                                              anyone
+GET POST   /register                                      anyone
+GET POST   /login                                         anyone
+GET POST   /setup/<token>                                 anyone
+POST       /logout                                        signed in
+GET        /api/me                                        signed in
+WS         /ws                                            signed in
+
+GET        /account                                       signed in
+GET POST   /account/password                              signed in
+GET        /account/sessions                              signed in
+POST       /account/sessions/<session_id>/end             signed in
+POST       /account/sessions/end-others                   signed in
+GET        /account/notices                               signed in
+POST       /account/notices/read                          signed in
+
+GET        /posts                                         anyone
+GET        /posts/<post_id>                               anyone
+GET POST   /posts/new                                     posts.write
+GET POST   /posts/<post_id>/edit                          author
+POST       /posts/<post_id>/delete                        author or posts.moderate
+POST       /posts/<post_id>/comments                      posts.write
+POST       /comments/<comment_id>/delete                  author or posts.moderate
+GET        /users/<username>                              signed in
+
+GET        /admin/users                                   users.read
+GET        /admin/users/<username>                        users.read
+POST       /admin/users/<username>/grants                 users.manage
+POST       /admin/users/<username>/grants/<role_name>/revoke    users.manage
+POST       /admin/users/<username>/sessions/end           sessions.manage
+POST       /admin/users/<username>/disable                users.manage
+POST       /admin/users/<username>/enable                 users.manage
+GET        /admin/roles                                   roles.manage
+GET POST   /admin/roles/new                               roles.manage
+GET POST   /admin/roles/<name>                            roles.manage
+POST       /admin/roles/<name>/delete                     roles.manage
+GET        /admin/sessions                                sessions.manage
+GET        /admin/events                                  events.read
+"""
+
+
+class Row(NamedTuple):
+    method: str
+    rule: str
+    needs: str
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.rule}"
+
+
+def _rows() -> list[Row]:
+    rows = []
+    for line in filter(None, TABLE.splitlines()):
+        methods, _, rest = line.partition("/")
+        rule, needs = f"/{rest}".split(maxsplit=1)
+        rows += [Row(method, rule, needs) for method in methods.split()]
+    return rows
+
+
+MATRIX = _rows()
+POSTS = [row for row in MATRIX if row.method == "POST"]

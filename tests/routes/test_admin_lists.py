@@ -1,0 +1,193 @@
+"""Roles, who is on, and the audit record, as administrators see them."""
+
+from datetime import timedelta
+
+import pytest
+
+from quartapp import clock
+from quartapp.models import Event, Session
+from quartapp.models.event import Verb
+from quartapp.models.references import ref
+from quartapp.models.session import new_token
+from quartapp.policy import Permission
+from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
+
+
+async def roles() -> dict[str, list[str]]:
+    return {role["name"]: role["permissions"] for role in await documents("roles")}
+
+
+async def test_a_role_is_made_changed_and_deleted(town: Town, root: Visitor) -> None:
+    before = await roles()
+    answer = await root.post(
+        "/admin/roles/new",
+        name="editor",
+        description="Words.",
+        permissions=["posts.moderate", "users.read"],
+    )
+    assert (answer.status, answer.location) == (303, "/admin/roles")
+    assert (await roles())["editor"] == ["posts.moderate", "users.read"]
+    await town.account("bob", await role_named("editor"))
+    eve = await town.signed_in("eve", await role_named("editor"))
+    answer = await root.post(
+        "/admin/roles/editor", name="author", description="", permissions=["posts.write"]
+    )
+    assert answer.status == 303
+    me = await eve.me()
+    assert me is not None
+    assert (me["roles"], me["permissions"]) == (["author"], ["posts.write"])
+    page = await root.get("/admin/roles")
+    assert "author" in page.text
+    answer = await root.post("/admin/roles/AUTHOR/delete")
+    assert answer.status == 303
+    assert "2 held it" in (await root.get(answer.location)).text
+    assert await roles() == before
+    assert await eve.me() is None
+    assert "root deleted a role" in (await eve.get("/login")).text
+
+
+async def test_no_box_ticked_is_no_permission(root: Visitor) -> None:
+    await root.post("/admin/roles/new", name="editor", permissions=["posts.write"])
+    assert (await root.post("/admin/roles/editor", name="editor")).status == 303
+    assert (await roles())["editor"] == []
+
+
+REFUSED: list[tuple[str, dict[str, str | list[str]]]] = [
+    ("name", {"name": ""}),
+    ("name", {"name": "Moderator"}),
+    ("name", {"name": "two words"}),
+    ("name", {"name": "x" * 33}),
+    ("name", {"name": "a\0b"}),
+    ("name", {"name": "a/b"}),
+    ("description", {"description": "x" * 201}),
+    ("description", {"description": "a\x1bb"}),
+    ("description", {"description": "a\u202eb"}),
+    ("permissions", {"permissions": "everything"}),
+    ("permissions", {"permissions": ["posts.write", "$ne"]}),
+]
+
+
+async def test_a_refused_role_is_said_beside_its_field_and_stores_nothing(root: Visitor) -> None:
+    await root.post("/admin/roles/new", name="editor")
+    before = await roles()
+    good = {"name": "writer", "description": "Words.", "permissions": ["posts.write"]}
+    for field, fields in REFUSED:
+        typed = {**good, **fields}
+        for page in ("/admin/roles/new", "/admin/roles/editor"):
+            answer = await root.post(page, **typed)
+            assert answer.status == 422, (page, fields)
+            assert answer.error(field), (page, fields)
+            for kept in {"name", "description"} - {field}:
+                assert answer.fields[kept] == typed[kept]
+    assert await roles() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "what"),
+    [
+        ("admin", {"name": "admin", "permissions": ["posts.write"]}, "changed"),
+        ("admin", {"name": "boss", "permissions": []}, "changed"),
+        ("member", {"name": "people", "permissions": ["posts.write"]}, "renamed"),
+        ("admin", None, "deleted"),
+        ("moderator", None, "deleted"),
+        ("Member", None, "deleted"),
+    ],
+)
+async def test_what_is_built_in_stays(
+    root: Visitor, name: str, fields: dict[str, str | list[str]] | None, what: str
+) -> None:
+    before = await roles()
+    address = f"/admin/roles/{name}"
+    answer = await root.post(address, **fields) if fields else await root.post(f"{address}/delete")
+    assert answer.status == 422
+    assert f"cannot be {what}" in answer.text
+    assert await roles() == before
+    assert await root.me() is not None
+
+
+async def test_what_a_member_may_do_can_be_changed_though_the_role_is_role_named(
+    root: Visitor, ada: Visitor
+) -> None:
+    assert (await root.post("/admin/roles/member", name="member")).status == 303
+    me = await ada.me()
+    assert me is not None
+    assert me["permissions"] == []
+    assert (await ada.get("/posts/new")).status == 403
+
+
+async def test_a_role_that_is_not_there_is_404(root: Visitor) -> None:
+    assert (await root.get("/admin/roles/nothing")).status == 404
+    assert (await root.post("/admin/roles/nothing", name="x")).status == 404
+    assert (await root.post("/admin/roles/nothing/delete")).status == 404
+
+
+async def test_every_role_that_can_be_made_has_a_page(root: Visitor) -> None:
+    for name in ("new", "NEW", "delete", "a", "1.2_3-4"):
+        answer = await root.post("/admin/roles/new", name=name)
+        if answer.status == 422:
+            assert answer.error("name")
+            continue
+        page = await root.get(f"/admin/roles/{name}")
+        assert page.fields["name"] == name
+        assert f'action="/admin/roles/{name}/delete"' in page.text
+
+
+async def test_the_audit_record_is_paged_newest_first_each_once(root: Visitor) -> None:
+    admin = await the_user("root")
+    rows = [
+        Event(verb=Verb.ROLE_EDITED, actor=ref("users", admin.id), details={"role": f"r{n:03}x"})
+        for n in range(120)
+    ]
+    await Event.insert_many(rows)
+    texts = [page.text for page in await pages(root, "/admin/events")]
+    shown = [[n for n in range(120) if f"r{n:03}x" in text] for text in texts]
+    assert [len(numbers) for numbers in shown[:2]] == [50, 50]
+    assert sorted(n for numbers in shown for n in numbers) == list(range(120))
+    assert "r119x" in texts[0]
+    assert texts[0].index("r119x") < texts[0].index("r118x")
+
+
+async def test_who_is_on_is_paged_by_when_they_were_seen_each_once(
+    town: Town, root: Visitor
+) -> None:
+    ada = await town.account("ada")
+    now = clock.now()
+    sessions = []
+    for number in range(60):
+        # Pairs were seen at the same moment: the cursor has to tell them apart.
+        seen = now - timedelta(seconds=number // 2)
+        sessions.append(
+            Session(
+                digest=new_token()[1],
+                user=ref("users", ada.id),
+                device=f"Device {number:02}.",
+                created_at=now,
+                seen_at=seen,
+                expires_at=now + timedelta(hours=1),
+                idle_seconds=1800,
+                confirmed_at=now,
+                credential="x",
+            )
+        )
+    await Session.insert_many(sessions)
+    texts = [page.text for page in await pages(root, "/admin/sessions")]
+    shown = [[n for n in range(60) if f"Device {n:02}." in text] for text in texts]
+    assert len(texts) == 2
+    assert sorted(n for numbers in shown for n in numbers) == list(range(60))
+    assert max(shown[0]) // 2 <= min(shown[1]) // 2
+
+
+async def test_a_session_that_is_over_is_not_on(town: Town, root: Visitor, ada: Visitor) -> None:
+    assert "/admin/users/ada" in (await root.get("/admin/sessions")).links
+    past = clock.now() - timedelta(seconds=1)
+    user = await the_user("ada")
+    await Session.change_all({"user.$id": user.id}, {"$set": {"expires_at": past}})
+    assert "/admin/users/ada" not in (await root.get("/admin/sessions")).links
+    assert await ada.me() is None
+
+
+async def test_an_auditor_reads_the_record_and_nothing_else(town: Town) -> None:
+    auditor = await town.holder("auditor", Permission.EVENTS_READ)
+    assert (await auditor.get("/admin/events")).status == 200
+    for page in ("users", "roles", "sessions"):
+        assert (await auditor.get(f"/admin/{page}")).status == 403

@@ -1,0 +1,220 @@
+"""Looking after people (P7, ASVS 2.3.4, 7.4)."""
+
+import asyncio
+from urllib.parse import urlencode
+
+import pytest
+
+from quartapp.models import Role, User
+from quartapp.models.actor import NOBODY
+from quartapp.models.references import ref
+from quartapp.policy import Permission
+from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
+
+
+async def crowd(count: int) -> list[str]:
+    """That many more accounts, written in one go; their usernames in order."""
+    member = await role_named("member")
+    names = [f"Person-{number:03}" for number in range(count)]
+    await User.insert_many(
+        User(
+            username=name,
+            email=f"{name.lower()}@{'north' if number % 2 else 'south'}.example.org",
+            password_hash="x",
+            roles=[ref("roles", member.id)],
+        )
+        for number, name in enumerate(names)
+    )
+    return names
+
+
+def listed(text: str) -> list[str]:
+    return [part.split('"')[0] for part in text.split('scope="row"><a href="/admin/users/')[1:]]
+
+
+async def test_a_hundred_and_twenty_users_are_paged_by_name_each_once(root: Visitor) -> None:
+    names = await crowd(120)
+    shown = [listed(page.text) for page in await pages(root, "/admin/users")]
+    assert [len(page) for page in shown] == [50, 50, 21]
+    assert [name for page in shown for name in page] == [*names, "root"]
+
+
+SEARCHES = [
+    ("person-01", range(10, 20)),
+    ("PERSON-119", [119]),
+    ("person-007@north", [7]),
+    ("  person-007  ", [7]),
+    ("erson", []),
+    ("person-", range(120)),
+    ("zzz", []),
+]
+
+
+async def test_a_search_finds_the_beginning_of_a_name_or_an_address(root: Visitor) -> None:
+    names = await crowd(120)
+    for text, numbers in SEARCHES:
+        # The pages behind the first are of the same search.
+        shown = await pages(root, f"/admin/users?{urlencode({'q': text})}")
+        found = [name for page in shown for name in listed(page.text)]
+        assert found == [names[number] for number in numbers], text
+
+
+async def test_granting_and_revoking_is_seen_by_the_person_at_once(
+    town: Town, root: Visitor, ada: Visitor
+) -> None:
+    answer = await root.post("/admin/users/ADA/grants", role="moderator")
+    assert (answer.status, answer.location) == (303, "/admin/users/ada")
+    assert "now holds the role moderator" in (await root.get(answer.location)).text
+    me = await ada.me()
+    assert me is not None
+    assert me["roles"] == ["member", "moderator"]
+    answer = await root.post("/admin/users/ada/grants/moderator/revoke")
+    assert (answer.status, answer.location) == (303, "/admin/users/ada")
+    assert await ada.me() is None
+    assert "root took a role from you" in (await ada.get("/login")).text
+    assert (await ada.sign_in()).status == 303
+    me = await ada.me()
+    assert me is not None
+    assert me["roles"] == ["member"]
+
+
+async def test_what_is_so_already_is_said_and_signs_nobody_out(root: Visitor, ada: Visitor) -> None:
+    for address, fields in (
+        ("grants", {"role": "member"}),
+        ("grants/moderator/revoke", {}),
+        ("enable", {}),
+    ):
+        answer = await root.post(f"/admin/users/ada/{address}", **fields)
+        assert answer.status == 303
+    assert await ada.me() is not None
+
+
+async def test_ending_somebodys_sessions_ends_all_of_them_and_no_others(
+    town: Town, root: Visitor, ada: Visitor
+) -> None:
+    phone, bob = ada.another_device(), await town.member("bob")
+    await phone.sign_in()
+    answer = await root.post("/admin/users/ada/sessions/end")
+    assert (answer.status, answer.location) == (303, "/admin/users/ada")
+    assert await ada.me() is None
+    assert await phone.me() is None
+    assert await bob.me() is not None
+    assert await root.me() is not None
+    assert "root ended your session." in (await phone.get("/login")).text
+
+
+async def test_a_disabled_account_is_out_and_stays_out_until_it_is_enabled(
+    root: Visitor, ada: Visitor
+) -> None:
+    assert (await root.post("/admin/users/ada/disable")).status == 303
+    assert await ada.me() is None
+    assert "root disabled your account." in (await ada.get("/login")).text
+    assert (await ada.sign_in()).status == 422
+    assert "disabled" in (await root.get("/admin/users/ada")).text
+    assert (await root.post("/admin/users/ada/enable")).status == 303
+    # The session that was ended stays so.
+    assert await ada.me() is None
+    assert (await ada.sign_in()).status == 303
+
+
+@pytest.mark.parametrize("act", ["grants/admin/revoke", "disable"])
+async def test_the_last_administrator_stays_one(root: Visitor, act: str) -> None:
+    answer = await root.post(f"/admin/users/root/{act}")
+    assert answer.status == 422
+    assert "last active administrator" in answer.text
+    me = await root.me()
+    assert me is not None
+    assert me["roles"] == ["admin"]
+
+
+@pytest.mark.parametrize("act", ["grants/admin/revoke", "disable"])
+async def test_of_two_administrators_who_remove_each_other_at_once_one_stays(
+    town: Town, root: Visitor, act: str
+) -> None:
+    other = await town.admin("other")
+    answers = await asyncio.gather(
+        root.post(f"/admin/users/other/{act}"), other.post(f"/admin/users/root/{act}")
+    )
+    # The slower one is too late, or has no right to it any more.
+    statuses = [answer.status for answer in answers]
+    assert statuses.count(303) == 1
+    assert set(statuses) <= {303, 302, 403, 422}
+    assert [await root.me() is None, await other.me() is None].count(True) == 1
+
+
+async def test_who_and_what_is_not_there_is_404_and_a_role_that_is_none_is_an_error(
+    root: Visitor, ada: Visitor
+) -> None:
+    assert (await root.get("/admin/users/nobody")).status == 404
+    for act in ("grants", "grants/member/revoke", "sessions/end", "disable", "enable"):
+        assert (await root.post(f"/admin/users/nobody/{act}", role="member")).status == 404
+    assert (await root.post("/admin/users/ada/grants/nothing/revoke")).status == 404
+    answer = await root.post("/admin/users/ada/grants", role="nothing")
+    assert answer.status == 422
+    assert answer.error("role")
+    me = await ada.me()
+    assert me is not None
+    assert me["roles"] == ["member"]
+
+
+async def test_each_act_is_on_record_with_who_did_it(root: Visitor, ada: Visitor) -> None:
+    for act in ("grants", "grants/moderator/revoke", "sessions/end", "disable", "enable"):
+        await ada.sign_in()
+        await root.post(f"/admin/users/ada/{act}", role="moderator")
+    admin, subject = await the_user("root"), await the_user("ada")
+    record = [
+        event["verb"]
+        for event in await documents("events", **{"subject.$id": subject.id})
+        if event["actor"] and event["actor"].id == admin.id
+    ]
+    assert record == [
+        "role.granted",
+        "role.revoked",
+        "sessions.ended",
+        "user.disabled",
+        "user.enabled",
+    ]
+
+
+async def test_a_page_of_a_person_shows_no_secret(root: Visitor, ada: Visitor) -> None:
+    page = (await root.get("/admin/users/ada")).text
+    user = await the_user("ada")
+    assert user.email in page
+    assert user.password_hash not in page
+    for session in await documents("sessions"):
+        assert session["digest"] not in page
+    assert 'type="password"' not in page
+
+
+async def test_an_administrator_can_set_nobodys_password(root: Visitor, ada: Visitor) -> None:
+    before = (await the_user("ada")).password_hash
+    for act in ("grants", "disable", "enable", "sessions/end"):
+        await root.post(
+            f"/admin/users/ada/{act}", role="member", password="planted", password_hash="planted"
+        )
+    assert (await the_user("ada")).password_hash == before
+
+
+@pytest.mark.parametrize("permission", [Permission.USERS_MANAGE, Permission.USERS_READ])
+async def test_half_of_the_permissions_do_half_of_the_work(
+    town: Town, ada: Visitor, permission: Permission
+) -> None:
+    visitor = await town.holder("half", permission)
+    reads = permission is Permission.USERS_READ
+    assert (await visitor.get("/admin/users/ada")).status == (200 if reads else 403)
+    answer = await visitor.post("/admin/users/ada/grants", role="moderator")
+    assert answer.status == (403 if reads else 303)
+    refused = await visitor.post("/admin/users/ada/grants", role="nothing")
+    assert refused.status >= 400
+    if not reads:
+        assert "ada@example.org" not in refused.text
+
+
+async def test_a_role_with_another_of_its_name_in_capitals_is_granted_by_either(
+    root: Visitor, ada: Visitor
+) -> None:
+    await Role.add("Editor", "", [], by=NOBODY)
+    assert (await root.post("/admin/users/ada/grants", role="Editor")).status == 303
+    assert (await root.post("/admin/users/ada/grants/EDITOR/revoke")).status == 303
+    user = await the_user("ada")
+    assert [link.ref.id for link in user.roles] == [(await role_named("member")).id]

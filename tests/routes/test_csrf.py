@@ -1,0 +1,146 @@
+"""Every POST comes from a page of ours that was shown to whoever sends it (ASVS 3.5.1, 3.5.2)."""
+
+import pytest
+
+from quartapp.policy import Permission
+from tests.routes.conftest import ORIGIN, Town, Visitor, contents
+from tests.routes.matrix import POSTS
+from tests.routes.scenes import form, path, scene
+
+OURS = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
+
+
+async def test_without_a_token_of_this_session_no_post_does_anything(town: Town) -> None:
+    author, parts = await scene(town)
+    foreign = await (await town.holder("boss", *Permission)).csrf_token()
+    # One browser, before and after it signed in; an author for what only the author may do.
+    early = await author.csrf_token()
+    await author.post("/logout")
+    anonymous = await author.csrf_token()
+    assert (await author.sign_in()).status == 303
+    visitor = await town.holder("visitor", *Permission)
+    tokens = {
+        "none": {},
+        "empty": {"csrf_token": ""},
+        "garbage": {"csrf_token": "ü" * 128},
+        "of another session": {"csrf_token": foreign},
+        "of the session before": {"csrf_token": early},
+        "from before the sign-in": {"csrf_token": anonymous},
+    }
+    before = await contents()
+    wrong = {}
+    for row in POSTS:
+        if row.needs == "anyone":
+            sender = town.nobody()
+        else:
+            sender = author if row.needs in ("signed in", "author") else visitor
+        for kind, token in tokens.items():
+            answer = await sender.send(path(row, parts), {**form(row, "eve"), **token})
+            if answer.status not in (403, 422):
+                wrong[f"{row}, token {kind}"] = answer.status
+    assert wrong == {}
+    assert await contents() == before
+
+
+FOREIGN = [
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": ORIGIN},
+    {"Sec-Fetch-Site": "made up"},
+    {"Origin": "null"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "http://localhost.evil.example"},
+    {"Origin": "http://evil.example/http://localhost"},
+    {"Origin": "http://localhost:81"},
+    {"Origin": "http://localhost@evil.example"},
+    {"Origin": "https://localhost"},
+    {"Origin": "http://xlocalhost"},
+    {"Origin": "localhost"},
+    {"Origin": "http://[broken"},
+]
+
+
+async def test_another_sites_page_is_refused_even_with_the_right_token(town: Town) -> None:
+    author, parts = await scene(town)
+    nobody = town.nobody()
+    token, visit = await author.csrf_token(), await nobody.csrf_token()
+    before = await contents()
+    wrong = {}
+    for headers in FOREIGN:
+        for row in POSTS:
+            sender, fits = (nobody, visit) if row.needs == "anyone" else (author, token)
+            fields = {**form(row, "eve"), "csrf_token": fits}
+            answer = await sender.send(path(row, parts), fields, headers)
+            if answer.status != 403 or "Another site" not in answer.text:
+                wrong[f"{row} {headers}"] = answer.status
+    assert wrong == {}
+    assert await contents() == before
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Origin": ORIGIN}, {"Sec-Fetch-Site": "same-origin"}, OURS], ids=str
+)
+async def test_a_page_of_ours_is_let_in_with_or_without_the_browsers_word(
+    ada: Visitor, headers: dict[str, str]
+) -> None:
+    fields = {"csrf_token": await ada.csrf_token(), "title": "A", "body": "B"}
+    assert (await ada.send("/posts/new", fields, headers)).status == 303
+
+
+async def test_a_program_may_send_the_token_in_a_header(ada: Visitor) -> None:
+    headers = {"Origin": ORIGIN, "X-CSRF-Token": await ada.csrf_token()}
+    answer = await ada.send("/posts/new", {"title": "A", "body": "B"}, headers)
+    assert answer.status == 303
+
+
+@pytest.mark.parametrize("headers", [{"Origin": ORIGIN}, {"Sec-Fetch-Site": "same-origin"}])
+async def test_an_old_page_of_ours_comes_back_with_what_was_typed_and_can_be_sent_again(
+    ada: Visitor, headers: dict[str, str]
+) -> None:
+    old = await ada.csrf_token()
+    await ada.post("/logout")
+    await ada.sign_in()
+    typed = {"title": "Ünïcode & <b>", "body": 'Line one\nline two "quoted"'}
+    answer = await ada.send("/posts/new", {**typed, "csrf_token": old}, headers)
+    assert answer.status == 422
+    shown = answer.fields
+    assert {name: shown[name] for name in typed} == typed
+    assert 'action="/posts/new"' in answer.text
+    again = await ada.send("/posts/new", shown, headers)
+    assert again.status == 303
+    assert "Ünïcode &amp; &lt;b&gt;" in (await ada.get(again.location)).text
+
+
+async def test_an_old_page_never_comes_back_with_passwords(town: Town) -> None:
+    secret = "a secret that is long enough"
+    typed = {
+        "username": "valentina",
+        "password": secret,
+        "confirm": secret,
+        "current_password": secret,
+    }
+    answer = await town.nobody().send("/register", typed)
+    assert answer.status == 422
+    assert answer.fields["username"] == "valentina"
+    assert secret not in answer.text
+
+
+async def test_where_the_browser_does_not_vouch_for_a_page_nothing_is_shown_again(
+    ada: Visitor,
+) -> None:
+    answer = await ada.send("/posts/new", {"title": "planted", "body": "planted"}, {})
+    assert answer.status == 403
+    assert "planted" not in answer.text
+
+
+async def test_a_form_goes_on_after_the_password_was_changed_in_another_tab(ada: Visitor) -> None:
+    token = await ada.csrf_token()
+    new = "an entirely different phrase"
+    sent = {"current_password": ada.password, "password": new, "confirm": new}
+    assert (await ada.post("/account/password", **sent)).status == 303
+    fields = {"csrf_token": token, "title": "A", "body": "B"}
+    assert (await ada.send("/posts/new", fields)).status == 303
+
+
+async def test_tokens_are_masked_anew_on_every_page(ada: Visitor) -> None:
+    assert await ada.csrf_token() != await ada.csrf_token()

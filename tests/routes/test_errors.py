@@ -1,0 +1,104 @@
+"""What goes wrong is answered with what one may know of it, and with nothing else (ASVS 16.5)."""
+
+import pytest
+from quart import Quart
+
+from quartapp.routes import errors
+from tests.routes.conftest import ORIGIN, Town, Visitor
+
+SECRET = "the cause, with a password in it"
+
+
+async def fail(*_: object, **__: object) -> None:
+    raise RuntimeError(SECRET)
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/posts/x", "/account/x.css", "/.git/config", "/.env"]
+)
+async def test_what_is_not_there_is_404_in_the_clothes_of_the_site(
+    nobody: Visitor, path: str
+) -> None:
+    answer = await nobody.get(path)
+    assert answer.status == 404
+    assert "Nothing here" in answer.text
+    assert '<a href="/login"' in answer.text
+
+
+async def test_a_page_that_was_used_in_another_way_is_405(ada: Visitor) -> None:
+    answer = await ada.get("/logout")
+    assert answer.status == 405
+    assert "Not like this" in answer.text
+    assert "POST" in answer.headers["Allow"]
+
+
+async def test_more_than_a_form_may_hold_is_413(ada: Visitor) -> None:
+    answer = await ada.post("/posts/new", title="A", body="x" * 70_000)
+    assert answer.status == 413
+    assert "Too much" in answer.text
+    assert await ada.me() is not None
+
+
+async def test_a_program_gets_its_errors_as_json(ada: Visitor) -> None:
+    assert (await ada.another_device().get("/api/me")).text.startswith("{")
+    answer = await ada.get("/api/nowhere")
+    assert answer.status == 404
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("path", ["/", "/api/me"])
+async def test_a_failure_says_nothing_of_its_cause(
+    app: Quart, ada: Visitor, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for endpoint in ("front.home", "front.me"):
+        monkeypatch.setitem(app.view_functions, endpoint, fail)
+    answer = await ada.get(path)
+    assert answer.status == 500
+    assert answer.text
+    for word in (SECRET, "Traceback", "RuntimeError", ".py"):
+        assert word not in answer.text
+    assert (await ada.get("/account")).status == 200
+
+
+async def test_when_the_page_for_failures_fails_too_there_is_still_an_answer(
+    app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "render_template", fail)
+    monkeypatch.setitem(app.view_functions, "front.home", fail)
+    for path in ("/", "/nowhere", "/admin/users"):
+        answer = await ada.get(path)
+        assert (answer.status, answer.text) == (500, "Something broke.\n")
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_when_asking_who_it_is_fails_the_answer_is_500_and_not_somebodys_page(
+    ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quartapp.models import principal
+
+    monkeypatch.setattr(principal, "by_token", fail)
+    for path in ("/account", "/", "/posts"):
+        answer = await ada.get(path)
+        assert answer.status == 500
+        assert "data-username" not in answer.text
+        assert SECRET not in answer.text
+
+
+async def test_a_failure_in_a_post_is_no_reason_to_sign_out(
+    app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(app.view_functions, "posts.new", fail)
+    assert (await ada.post("/posts/new", title="A", body="B")).status == 500
+    assert await ada.me() is not None
+
+
+async def test_a_back_link_leads_to_the_page_before_and_never_off_the_site(
+    town: Town, ada: Visitor
+) -> None:
+    ours = await ada.get("/nowhere", headers={"Referer": f"{ORIGIN}/posts?after=x"})
+    assert "/posts?after=x" in ours.links
+    for referer in ("http://evil.example/x", f"{ORIGIN}//evil.example", f"{ORIGIN}.evil.example/"):
+        theirs = await ada.get("/nowhere", headers={"Referer": referer})
+        assert "evil" not in theirs.text

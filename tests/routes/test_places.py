@@ -1,0 +1,93 @@
+"""Where the sign-in page leads afterwards: to a page of ours, whatever it was told (ASVS 3.7.2)."""
+
+from urllib.parse import quote, urljoin, urlsplit
+
+from tests.routes.conftest import ORIGIN, Visitor
+
+OUT = [
+    "//evil.example",
+    "///evil.example",
+    "////evil.example",
+    "/\\evil.example",
+    "\\\\evil.example",
+    "\\/evil.example",
+    "/\t/evil.example",
+    "/\n/evil.example",
+    "\t//evil.example",
+    " //evil.example",
+    "https:evil.example",
+    "https:/evil.example",
+    "https://evil.example",
+    "http://localhost@evil.example",
+    "HTTPS://evil.example/posts",
+    "javascript:alert(1)",
+    "JaVaScRiPt:alert(1)",
+    "data:text/html,x",
+    "evil.example",
+    "/posts\r\nSet-Cookie: a=b",
+    "/posts\r\n\r\n<script>",
+    "/posts\0",
+    "/\u2028/evil.example",
+    "/" + "x" * 3000,
+    ".//evil.example",
+    "?next=//evil.example",
+    "#//evil.example",
+]
+
+
+async def test_a_next_that_leads_away_leads_to_the_front_page(ada: Visitor) -> None:
+    wrong = {}
+    for target in OUT:
+        page = f"/login?next={quote(target, safe='')}"
+        newcomer = ada.another_device()
+        for answer in (
+            await ada.get(page),
+            await newcomer.post(page, login="ada", password=ada.password),
+        ):
+            if answer.status not in (302, 303) or answer.headers.getlist("Location") != ["/"]:
+                wrong[target] = (answer.status, answer.location)
+        await newcomer.post("/logout")
+    assert wrong == {}
+
+
+async def test_a_next_that_is_a_page_of_ours_is_where_it_leads(ada: Visitor) -> None:
+    for target in (
+        "/posts",
+        "/admin/users?q=a&after=b",
+        "/posts/x#comment-y",
+        "/users/%C3%A4",
+        "/a:b",
+        "/a//b",
+    ):
+        page = f"/login?next={quote(target, safe='')}"
+        other = ada.another_device()
+        shown = await other.get(page)
+        # The form keeps the way, as it does when the first try fails.
+        assert f'action="{page}"' in shown.text
+        assert (await other.post(page, login="ada", password="wrong")).status == 422
+        answer = await other.post(page, login="ada", password=ada.password)
+        assert (answer.status, answer.location) == (303, target)
+        assert urlsplit(urljoin(ORIGIN, answer.location)).netloc == "localhost"
+
+
+async def test_one_comes_back_to_the_page_that_one_wanted(ada: Visitor) -> None:
+    await ada.post("/posts/new", title="A", body="B")
+    other = ada.another_device()
+    sent_away = await other.get("/account/notices?after=7")
+    answer = await other.post(sent_away.location, login="ada", password=ada.password)
+    assert answer.location == "/account/notices?after=7"
+
+
+async def test_a_form_sent_when_signed_out_leads_back_to_its_page_and_not_to_another_site(
+    ada: Visitor,
+) -> None:
+    nobody = ada.another_device()
+    token = await nobody.csrf_token()
+    for referer, back in (
+        (f"{ORIGIN}/posts/new", "/login?next=%2Fposts%2Fnew"),
+        ("http://evil.example/posts", "/login?next=%2Fposts%2Fnew"),
+        (f"{ORIGIN}//evil.example", "/login"),
+    ):
+        headers = {"Origin": ORIGIN, "Referer": referer}
+        answer = await nobody.send("/posts/new", {"csrf_token": token}, headers)
+        assert (answer.status, answer.location) == (302, back)

@@ -1,0 +1,310 @@
+"""Posts, comments and profiles."""
+
+from datetime import timedelta
+
+import pytest
+from beanie import PydanticObjectId
+
+from quartapp import clock
+from quartapp.models import Comment, Post, Role, User
+from quartapp.models import comment as comments
+from quartapp.models import post as posts
+from quartapp.models.actor import NOBODY
+from quartapp.models.references import ref
+from quartapp.policy import Permission
+from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
+
+MARKUP = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "{{ 777 * 777 }}{% raw %}",
+    "javascript:alert(1)",
+    "</textarea><script>alert(1)</script>",
+    "<!--",
+    "&lt;b&gt;",
+]
+
+
+async def write(visitor: Visitor, title: str = "A title", body: str = "Some text.") -> str:
+    answer = await visitor.post("/posts/new", title=title, body=body)
+    assert answer.status == 303, answer.text
+    return answer.location
+
+
+async def comment(visitor: Visitor, post: str, body: str = "A comment.") -> str:
+    """Writes it; its id."""
+    answer = await visitor.post(f"{post}/comments", body=body)
+    assert answer.status == 303, answer.text
+    return answer.location.rpartition("-")[2]
+
+
+@pytest.fixture
+async def bob(town: Town) -> Visitor:
+    return await town.member("bob")
+
+
+async def test_what_is_written_is_read_by_everybody(ada: Visitor, bob: Visitor) -> None:
+    post = await write(ada, "On trees", "One way\nto everywhere.\n\nSecond paragraph.")
+    said = await comment(bob, post, "I agree.")
+    nobody = ada.another_device()
+    page = await nobody.get(post)
+    assert page.status == 200
+    for text in ("On trees", "<p>One way<br>", "Second paragraph.", "I agree.", "bob"):
+        assert text in page.text
+    assert f'id="comment-{said}"' in page.text
+    assert post in (await nobody.get("/posts")).links
+    assert "1 comment<" in (await nobody.get("/posts")).text
+
+
+async def test_only_the_author_changes_a_post(town: Town, ada: Visitor, root: Visitor) -> None:
+    post = await write(ada)
+    for other in (await town.member("bob"), await town.holder("all", *Permission), root):
+        answer = await other.post(f"{post}/edit", title="Mine", body="now")
+        assert answer.status == 403
+    shown = (await ada.get(f"{post}/edit")).fields
+    assert (shown["title"], shown["body"]) == ("A title", "Some text.")
+    answer = await ada.post(f"{post}/edit", title="Better", body="text")
+    assert (answer.status, answer.location) == (303, post)
+    page = await ada.get(post)
+    assert "Better" in page.text
+    assert "edited" in page.text
+
+
+async def test_who_may_write_no_more_edits_nothing_but_takes_back(town: Town) -> None:
+    ada = await town.member()
+    post = await write(ada)
+    said = await comment(ada, post)
+    await (await the_user("ada")).revoke(await role_named("member"), by=NOBODY)
+    assert (await ada.sign_in()).status == 303
+    refused = await ada.post(f"{post}/edit", title="A", body="B")
+    assert refused.status == 403
+    assert Permission.POSTS_WRITE in refused.text
+    assert (await ada.post(f"/comments/{said}/delete")).status == 303
+    assert (await ada.post(f"{post}/delete")).status == 303
+    assert await documents("posts") == await documents("comments") == []
+
+
+async def test_a_post_is_deleted_with_its_comments_by_its_author_or_a_moderator(
+    town: Town, ada: Visitor, bob: Visitor
+) -> None:
+    moderator = await town.holder("mod", Permission.POSTS_MODERATE)
+    first, second, kept = [await write(ada, title) for title in ("One", "Two", "Three")]
+    for post in (first, second, kept):
+        await comment(bob, post)
+    assert (await bob.post(f"{first}/delete")).status == 403
+    assert (await ada.post(f"{first}/delete")).status == 303
+    assert (await moderator.post(f"{second}/delete")).status == 303
+    assert [post["title"] for post in await documents("posts")] == ["Three"]
+    assert len(await documents("comments")) == 1
+    assert (await ada.get(first)).status == 404
+    notices = (await ada.get("/account/notices")).text
+    assert "mod removed your post “Two”" in notices
+    assert "“One”" not in notices.replace("commented on “One”", "")
+
+
+async def test_a_comment_is_deleted_by_who_wrote_it_or_a_moderator(
+    town: Town, ada: Visitor, bob: Visitor
+) -> None:
+    moderator = await town.holder("mod", Permission.POSTS_MODERATE)
+    post = await write(ada)
+    first, second = await comment(bob, post), await comment(bob, post)
+    # The author of the post is not the author of what is said below it.
+    assert (await ada.post(f"/comments/{first}/delete")).status == 403
+    assert (await bob.post(f"/comments/{first}/delete")).location == post
+    assert (await moderator.post(f"/comments/{second}/delete")).status == 303
+    assert await documents("comments") == []
+    assert (await documents("posts"))[0]["comment_count"] == 0
+    assert (await bob.post(f"/comments/{first}/delete")).status == 404
+    assert "removed your comment on “A title”" in (await bob.get("/account/notices")).text
+
+
+async def test_a_comment_on_a_post_that_was_deleted_meanwhile_is_404(
+    ada: Visitor, bob: Visitor
+) -> None:
+    post = await write(ada)
+    await ada.post(f"{post}/delete")
+    assert (await bob.post(f"{post}/comments", body="Too late.")).status == 404
+    assert await documents("comments") == []
+
+
+@pytest.mark.parametrize("text", MARKUP)
+async def test_markup_is_shown_as_the_text_it_is(ada: Visitor, text: str) -> None:
+    post = await write(ada, text, text)
+    await comment(ada, post, text)
+    refused = await ada.post("/posts/new", title=text, body="")
+    assert refused.fields["title"] == text
+    edit = await ada.get(f"{post}/edit")
+    assert edit.fields["title"] == edit.fields["body"] == text
+    for page in (await ada.get(post), await ada.get("/posts"), await ada.get("/users/ada"), edit):
+        assert page.status == 200
+        for evil in ("<script>alert", "<img src=x", "<svg", 'href="javascript', "603729", "<!-- "):
+            assert evil not in page.text
+        if text.startswith("<"):
+            assert text.replace("<", "&lt;").replace(">", "&gt;") in page.text
+
+
+REFUSED = [
+    ("title", ""),
+    ("title", "   "),
+    ("title", "x" * 201),
+    ("title", "a\0b"),
+    ("title", "a\x1bb"),
+    ("title", "a\x9bb"),
+    ("title", "a\u202eb"),
+    ("body", ""),
+    ("body", " \n "),
+    ("body", "x" * 20_001),
+    ("body", "a\0b"),
+    ("body", "a\x85b"),
+]
+
+
+async def test_a_refused_post_keeps_what_was_typed(ada: Visitor) -> None:
+    post = await write(ada)
+    before = await documents("posts")
+    for field, value in REFUSED:
+        typed = {"title": "A title", "body": "Some text.", field: value}
+        (other,) = {"title", "body"} - {field}
+        for form in ("/posts/new", f"{post}/edit"):
+            answer = await ada.post(form, **typed)
+            assert answer.status == 422, (form, field, value)
+            assert answer.error(field), (form, field, value)
+            assert answer.fields[other] == typed[other]
+    assert await documents("posts") == before
+
+
+async def test_a_refused_comment_keeps_what_was_typed(ada: Visitor) -> None:
+    post = await write(ada)
+    long = "long " * 801
+    answer = await ada.post(f"{post}/comments", body=long)
+    assert answer.status == 422
+    assert answer.error("body")
+    assert answer.fields["body"] == long.strip()
+    assert (await ada.post(f"{post}/comments", body="")).status == 422
+    assert await documents("comments") == []
+
+
+@pytest.mark.parametrize(
+    ("title", "body"),
+    [
+        ("x" * 200, "x" * 20_000),
+        ("\N{SNAKE}" * 200, "\N{SNAKE}" * 5_000),
+        ("שלום עולם", "مرحبا بالعالم\n\n你好世界"),
+        ("Zalgo z͑ͫ̓ͪ̂ͫ", "tab\there, and “quotes” — and 👩‍👩‍👧‍👦"),
+    ],
+    ids=["as long as can be", "as many emoji", "other scripts", "combined"],
+)
+async def test_a_text_in_any_script_is_kept_whole(ada: Visitor, title: str, body: str) -> None:
+    post = await write(ada, title, body)
+    shown = (await ada.get(f"{post}/edit")).fields
+    assert (shown["title"], shown["body"]) == (title, body)
+    assert (await ada.get("/posts")).status == 200
+
+
+async def many_posts(author: str, count: int) -> list[str]:
+    user = await the_user(author)
+    rows = [
+        Post(author=ref("users", user.id), title=f"Number {number}", body="Text.")
+        for number in range(count)
+    ]
+    if rows:
+        await Post.insert_many(rows)
+    return [f"/posts/{row.id}" for row in reversed(rows)]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(0, [0]), (posts.PAGE, [posts.PAGE]), (posts.PAGE + 1, [posts.PAGE, 1])],
+)
+@pytest.mark.parametrize("path", ["/posts", "/users/ada"])
+async def test_posts_are_paged_newest_first_each_once(
+    ada: Visitor, path: str, count: int, sizes: list[int]
+) -> None:
+    written = await many_posts("ada", count)
+    shown = [[link for link in page.links if link in written] for page in await pages(ada, path)]
+    assert [len(page) for page in shown] == sizes
+    assert [link for page in shown for link in page] == written
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(50, [50]), (51, [50, 1])])
+async def test_comments_are_paged_oldest_first_each_once(
+    ada: Visitor, count: int, sizes: list[int]
+) -> None:
+    assert comments.PAGE == 50
+    post = await write(ada)
+    user, post_id = await the_user("ada"), PydanticObjectId(post.rpartition("/")[2])
+    rows = [
+        Comment(author=ref("users", user.id), post=ref("posts", post_id), body=f"Said {number}.")
+        for number in range(count)
+    ]
+    await Comment.insert_many(rows)
+    texts = [page.text for page in await pages(ada, post)]
+    assert [sum(f'"comment-{row.id}"' in text for row in rows) for text in texts] == sizes
+    places = ["".join(texts).index(f'"comment-{row.id}"') for row in rows]
+    assert places == sorted(places)
+
+
+async def test_a_page_goes_on_where_it_was_when_posts_came_and_went(ada: Visitor) -> None:
+    written = await many_posts("ada", posts.PAGE + 5)
+    (first,) = [await ada.get("/posts")]
+    (more,) = [link for link in first.links if "after=" in link]
+    await write(ada, "Came meanwhile")
+    # The row that the cursor names is gone; the cursor still holds.
+    await Post.erase(PydanticObjectId(written[posts.PAGE - 1].rpartition("/")[2]))
+    second = await ada.get(more)
+    assert [link for link in second.links if link in written] == written[posts.PAGE :]
+
+
+async def test_what_somebody_wrote_whose_account_was_deleted_by_hand_breaks_no_page(
+    town: Town, ada: Visitor, bob: Visitor, root: Visitor
+) -> None:
+    post = await write(ada)
+    theirs = await write(bob)
+    await comment(ada, theirs)
+    said = await comment(bob, post)
+    await User.erase((await the_user("ada")).id)
+    for page in ("/", "/posts", post, theirs, "/users/bob", "/account/notices"):
+        assert (await bob.get(page)).status == 200, page
+    for page in ("/admin/users", "/admin/sessions", "/admin/events", "/admin/users/bob"):
+        assert (await root.get(page)).status == 200, page
+    assert (await bob.get("/users/ada")).status == 404
+    assert (await root.get("/admin/users/ada")).status == 404
+    assert await ada.me() is None
+    assert (await bob.post(f"{post}/comments", body="Anyone here?")).status == 303
+    assert (await root.post(f"/comments/{said}/delete")).status == 303
+    assert (await root.post(f"{post}/delete")).status == 303
+
+
+async def test_a_profile_shows_roles_and_posts_to_those_who_are_signed_in(
+    town: Town, ada: Visitor, bob: Visitor
+) -> None:
+    post, other = await write(bob, "Bob's"), await write(ada, "Ada's")
+    role = await Role.add("gardener", "", [], by=NOBODY)
+    user = await the_user("bob")
+    await user.grant(role, by=NOBODY)
+    page = await ada.get("/users/BOB")
+    assert page.status == 200
+    assert "gardener" in page.text
+    assert post in page.links
+    assert other not in page.links
+    assert "bob@example.org" not in page.text
+    assert (await ada.get("/users/nobody")).status == 404
+
+
+async def test_a_disabled_accounts_profile_says_so_and_its_posts_stay(
+    ada: Visitor, bob: Visitor, root: Visitor
+) -> None:
+    post = await write(bob)
+    await (await the_user("bob")).disable(by=NOBODY)
+    assert "disabled" in (await ada.get("/users/bob")).text
+    assert (await ada.get(post)).status == 200
+
+
+async def test_times_are_of_the_past_on_every_page(ada: Visitor) -> None:
+    post = await write(ada)
+    past = clock.now() - timedelta(days=400)
+    await Post.change_all({}, {"$set": {"created_at": past}})
+    page = await ada.get(post)
+    assert past.isoformat(timespec="seconds") in page.text
+    assert "1 year" in (await ada.get("/posts")).text

@@ -1,0 +1,161 @@
+"""Signing in and out (P1, P9, P10, ASVS 6.3, 7.2, 7.4)."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import bcrypt
+import pytest
+from quart import Quart
+
+from quartapp import create_app
+from quartapp.models.actor import NOBODY
+from quartapp.settings import Settings
+from tests.routes.conftest import SESSION_COOKIE, Town, Visitor, the_user
+
+
+@pytest.mark.parametrize("login", ["ada", "ADA", "ada@example.org", "Ada@Example.Org", " ada "])
+async def test_one_signs_in_by_username_or_address_in_any_case(ada: Visitor, login: str) -> None:
+    other = ada.another_device()
+    assert (await other.sign_in(login=login)).status == 303
+    me = await other.me()
+    assert me is not None
+    assert me["username"] == "ada"
+
+
+@pytest.mark.parametrize(("fields", "lasts"), [({}, False), ({"remember": "y"}, True)])
+async def test_a_remembered_session_has_a_cookie_that_lasts_and_another_has_not(
+    ada: Visitor, fields: dict[str, str], lasts: bool
+) -> None:
+    answer = await ada.another_device().sign_in(**fields)
+    cookies = answer.headers.getlist("Set-Cookie")
+    (cookie,) = (text for text in cookies if text.startswith(f"{SESSION_COOKIE}="))
+    assert ("Max-Age=" in cookie and "Expires=" in cookie) is lasts
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+
+
+async def test_after_signing_out_the_old_cookie_is_refused_and_told_why(ada: Visitor) -> None:
+    thief = ada.twin()
+    answer = await ada.post("/logout")
+    assert (answer.status, answer.location) == (303, "/")
+    assert answer.headers["Clear-Site-Data"] == '"storage"'
+    assert ada.token == ""
+    assert await thief.me() is None
+    refused = await thief.get("/account")
+    assert (refused.status, refused.location[:7]) == (302, "/login?")
+    assert "You signed out." in (await thief.get(refused.location)).text
+
+
+async def test_the_sign_in_page_tells_nothing_of_sessions_that_are_not_over(ada: Visitor) -> None:
+    me = await ada.me()
+    assert me is not None
+    nobody = ada.another_device()
+    page = await nobody.get(f"/login?ended={me['session']}")
+    assert page.status == 200
+    assert "has ended" not in page.text
+
+
+async def test_every_sign_in_has_a_token_of_its_own_and_none_can_be_brought_along(
+    ada: Visitor,
+) -> None:
+    attacker, victim = ada.twin(), ada.twin()
+    await attacker.post("/logout")
+    # The victim's browser still has the cookie that the attacker knows, and a visit with it.
+    await victim.get("/login")
+    assert (await victim.sign_in()).status == 303
+    again = ada.another_device()
+    await again.sign_in()
+    assert len({ada.token, victim.token, again.token}) == 3
+    assert await ada.me() is None
+    assert await victim.me() is not None
+
+
+async def test_a_cookie_that_was_tampered_with_is_nobodys(ada: Visitor) -> None:
+    for cookie in ada.client.cookie_jar:  # type: ignore[attr-defined]
+        if cookie.name == SESSION_COOKIE:
+            cookie.value = f"x{cookie.value}"
+    assert await ada.me() is None
+    assert (await ada.get("/")).status == 200
+
+
+async def test_unknown_wrong_and_disabled_are_one_answer(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town.admin("root")
+    await town.member("wrong-one")
+    await town.member("closed-1x")
+    await (await the_user("closed-1x")).disable(by=NOBODY)
+    attempts = [
+        ("nobody-at", town.nobody().password),
+        ("wrong-one", "something else altogether"),
+        ("closed-1x", town.nobody().password),
+        ("closed-1x", "something else altogether"),
+    ]
+    nobody = town.nobody()
+    await nobody.get("/login")
+    seen = []
+    for login, password in attempts:
+        with monkeypatch.context() as patch:
+            hashed = counted(patch)
+            answer = await nobody.sign_in(login=login, password=password)
+        page = answer.anonymized.replace(login, "")
+        headers = [h for h in answer.headers if h[0].lower() != "set-cookie"]
+        seen.append((answer.status, headers, page, hashed()))
+    assert seen[0][0] == 422
+    assert seen[0][3] == 1
+    assert seen[1:] == seen[:1] * 3
+
+
+def counted(patch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often bcrypt has run since."""
+    calls: list[str] = []
+
+    def counting(name: str) -> Callable[..., Any]:
+        real = getattr(bcrypt, name)
+
+        def call(*args: Any) -> Any:
+            calls.append(name)
+            return real(*args)
+
+        return call
+
+    for name in ("checkpw", "hashpw"):
+        patch.setattr(bcrypt, name, counting(name))
+    return lambda: len(calls)
+
+
+@pytest.fixture
+async def narrow(settings: Settings) -> AsyncIterator[Quart]:
+    """An application with one thread for passwords, and room for one who waits."""
+    app = create_app(settings.model_copy(update={"bcrypt_threads": 1, "bcrypt_queue": 1}))
+    async with app.test_app():
+        yield app
+
+
+async def test_past_the_queue_for_passwords_it_is_503_and_pages_go_on(
+    narrow: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town = Town(narrow)
+    ada = await town.member("ada")
+    release, real = threading.Event(), bcrypt.checkpw
+
+    def slow(*args: Any) -> bool:
+        assert release.wait(30)
+        return real(*args)
+
+    monkeypatch.setattr(bcrypt, "checkpw", slow)
+    attempts = [asyncio.create_task(ada.another_device().sign_in()) for _ in range(3)]
+    try:
+        done, waiting = await asyncio.wait(
+            attempts, timeout=10, return_when=asyncio.FIRST_COMPLETED
+        )
+        (refused,) = (task.result() for task in done)
+        assert refused.status == 503
+        assert int(refused.headers["Retry-After"]) > 0
+        assert (await ada.get("/account")).status == 200
+    finally:
+        release.set()
+    assert [answer.status for answer in await asyncio.gather(*waiting)] == [303, 303]
+    assert (await ada.another_device().sign_in()).status == 303
