@@ -13,6 +13,11 @@ from pydantic import SecretStr
 from quart import Quart, abort, request
 
 from quartapp import auth, database, embedded, log, models, routes
+from quartapp.authority.barrier import Barrier
+from quartapp.authority.lease import Lease
+from quartapp.authority.principals import Principals
+from quartapp.authority.seen import Seen
+from quartapp.authority.stream import Stream
 from quartapp.forms import csrf
 from quartapp.models.token import issue_setup
 from quartapp.passwords import PasswordHasher
@@ -34,7 +39,20 @@ class Running:
     hasher: PasswordHasher
     hub: Hub
     feed: Feed
+    stream: Stream
+    lease: Lease
+    barrier: Barrier
+    principals: Principals
+    seen: Seen
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def start(self) -> None:
+        """What follows the database, the lowest first; stopped in the other order."""
+        for part in (self.stream, self.lease, self.barrier, self.seen):
+            self.stack.push_async_callback(part.stop)
+            await part.start()
+        self.stack.push_async_callback(self.feed.stop)
+        self.feed.start(self.stream)
 
     async def drain(self) -> None:
         """Says goodbye to every socket. Takes about a second at most; requests go on."""
@@ -61,15 +79,13 @@ def create_app(settings: Settings | None = None) -> Quart:
     app = Quart(__name__)
     _configure(app, settings)
     auth.init_app(app, settings)
-    running = Running(settings, PasswordHasher.of(settings), _hub(settings), None)  # type: ignore[arg-type]
+    running = _assemble(settings)
     app.extensions["quartapp"] = running
 
     @app.before_serving
     async def start() -> None:
-        running.feed = Feed(running.hub, sweep_seconds=settings.live_sweep_seconds)
         await running.stack.enter_async_context(open_database(settings))
-        await running.feed.start()
-        running.stack.push_async_callback(running.feed.stop)
+        await running.start()
 
     @app.after_serving
     async def stop() -> None:
@@ -150,6 +166,26 @@ def _configure(app: Quart, settings: Settings) -> None:
         # A file's address changes with what is in it, so browsers may keep it for ever.
         if endpoint == "static" and values.get("filename") in stamps:
             values["v"] = stamps[values["filename"]]
+
+
+def _assemble(settings: Settings) -> Running:
+    hub = _hub(settings)
+    feed = Feed(hub, sweep_seconds=settings.live_sweep_seconds)
+    lease = Lease(settings.worker)
+    barrier = Barrier(lease)
+    principals = Principals(lease, at_most=settings.principals_per_worker)
+    return Running(
+        settings=settings,
+        hasher=PasswordHasher.of(settings),
+        hub=hub,
+        feed=feed,
+        # The order counts: what is remembered is forgotten before a mark is acknowledged.
+        stream=Stream([principals, lease, feed, barrier]),
+        lease=lease,
+        barrier=barrier,
+        principals=principals,
+        seen=Seen(),
+    )
 
 
 def _hub(settings: Settings) -> Hub:

@@ -11,10 +11,8 @@ from quart_auth import Action, AuthUser, QuartAuth, Unauthorized
 from quart_auth import current_user as _current_user
 from ua_parser import parse
 
-from quartapp.models import principal
 from quartapp.models.actor import Actor
 from quartapp.models.principal import Ended, Principal, Standing
-from quartapp.models.session import Session
 from quartapp.passwords import PasswordHasher
 from quartapp.policy import Permission, may
 from quartapp.settings import Settings
@@ -44,9 +42,10 @@ class CurrentUser(AuthUser):
         self._loaded = False
 
     async def load(self) -> None:
-        """Asks the database for whom the token speaks. Raises what the driver raises."""
+        """Finds out for whom the token speaks. Raises what the driver raises."""
         if not self._loaded:
-            self._standing = await principal.by_token(self.auth_id) if self.auth_id else None
+            principals = current_app.extensions["quartapp"].principals
+            self._standing = await principals.by_token(self.auth_id) if self.auth_id else None
             self._loaded = True
 
     @property
@@ -140,8 +139,7 @@ async def load_current_user() -> None:
     """For before_request: pages are built for somebody, and a used session is seen as used."""
     await current_user.load()
     if current_user.signed_in:
-        who = current_user.principal
-        await Session.touch(who.session_id, seen_at=who.seen_at, ip=remote_address())
+        current_app.extensions["quartapp"].seen.note(current_user.principal, remote_address())
 
 
 def permission_required(
@@ -159,6 +157,19 @@ def permission_required(
         return wrapper
 
     return decorate
+
+
+def settles(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """For views that change authority: a POST is answered when no worker goes by the old one."""
+
+    @wraps(view)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        answer = await view(*args, **kwargs)
+        if request.method == "POST":
+            await current_app.extensions["quartapp"].barrier.passed()
+        return answer
+
+    return wrapper
 
 
 def remote_address() -> str | None:

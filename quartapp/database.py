@@ -21,6 +21,7 @@ from motor.motor_asyncio import (
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
+    ExecutionTimeout,
     InvalidURI,
     NetworkTimeout,
     PyMongoError,
@@ -36,7 +37,13 @@ ChangeStream = AsyncIOMotorChangeStream
 T = TypeVar("T")
 
 # What a request answers with 503: the database is away, or has not confirmed a write in time.
-Unavailable = (ConnectionFailure, NetworkTimeout, WTimeoutError, WriteConcernError)
+Unavailable = (
+    ConnectionFailure,
+    NetworkTimeout,
+    ExecutionTimeout,
+    WTimeoutError,
+    WriteConcernError,
+)
 # Whatever can end a change stream.
 StreamError = PyMongoError
 

@@ -23,6 +23,12 @@ SOCKETS = Gauge("quartapp_sockets", "Open sockets", multiprocess_mode="livesum")
 CLOSES = Counter("quartapp_socket_closes_total", "Sockets that the server closed", ["code"])
 STREAM = Gauge("quartapp_change_streams", "Open change streams", multiprocess_mode="livesum")
 STREAM_LOSSES = Counter("quartapp_change_stream_losses_total", "Change streams that broke")
+REMEMBERED = Counter("quartapp_principals_remembered_total", "Requests without a question")
+BARRIER_SECONDS = Histogram(
+    "quartapp_barrier_seconds",
+    "From the commit of a revocation until it is known everywhere, in seconds",
+    buckets=(0.003, 0.005, 0.01, 0.015, 0.03, 0.1, 0.5, 1, 2, 3),
+)
 SETTLED = Counter("quartapp_judgements_total", "Times that sessions were judged anew")
 
 

@@ -15,6 +15,7 @@ from quartapp.models.role import Role
 from quartapp.models.session import Session
 from quartapp.models.token import Token
 from quartapp.models.user import User
+from quartapp.models.worker import Barrier, Worker
 from quartapp.policy import BUILT_IN_ROLES
 from quartapp.settings import StartError
 
@@ -28,6 +29,8 @@ DOCUMENTS: list[type[Document]] = [
     Comment,
     Token,
     Guard,
+    Worker,
+    Barrier,
 ]
 
 # Users link roles, sessions link users, and so on in a circle: the modules name each other's

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from beanie import PydanticObjectId
+from pymongo.read_concern import ReadConcern
 
 from quartapp import clock
 from quartapp.log import log
@@ -15,6 +16,8 @@ from quartapp.models.session import Reason, Session, digest_of, fingerprint, mar
 from quartapp.models.user import User
 from quartapp.policy import Permission
 
+LINEARIZABLE = ReadConcern("linearizable")
+ANSWER_MS = 2000
 _KNOWN = {permission.value for permission in Permission}
 
 
@@ -32,6 +35,7 @@ class Principal:
     cursor: int
     unread: int
     seen_at: datetime
+    seconds_left: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,11 @@ Standing = Principal | Ended
 
 async def by_token(token: str) -> Standing | None:
     """What the session of this token stands for; None if there is none, or no longer."""
-    found = await standings({"digest": digest_of(token)})
+    return await by_digest(digest_of(token))
+
+
+async def by_digest(digest: str) -> Standing | None:
+    found = await standings({"digest": digest})
     return found[0] if found else None
 
 
@@ -76,7 +84,10 @@ async def standings(match: Mapping[str, Any]) -> list[Standing]:
     taken away later, and by whatever path, is noticed.
     """
     now = clock.now()
-    rows = await Session.aggregate(_pipeline(match)).to_list()
+    # Linearizable: a primary that was deposed and does not know it yet may not answer (it would
+    # say that all is well).
+    sessions = Session.get_motor_collection().with_options(read_concern=LINEARIZABLE)
+    rows = await sessions.aggregate(_pipeline(match), maxTimeMS=ANSWER_MS).to_list(None)
     judged = [(row, _judge(row, now)) for row in rows]
     over: dict[Reason, list[PydanticObjectId]] = {}
     for row, standing in judged:
@@ -125,6 +136,7 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
         cursor=told,
         unread=max(0, told - seen),
         seen_at=_aware(row["seen_at"]),
+        seconds_left=(_deadline(row) - now).total_seconds(),
     )
 
 
@@ -137,8 +149,7 @@ def _why_over(
         return Reason(stored) if stored in set(Reason) else Reason.ENDED_BY_ADMIN
     if user is None or user.get("disabled_at") is not None:
         return Reason.ACCOUNT_DISABLED
-    idle = timedelta(seconds=row["idle_seconds"])
-    if _aware(row["expires_at"]) <= now or _aware(row["seen_at"]) + idle <= now:
+    if _deadline(row) <= now:
         return Reason.EXPIRED
     if row.get("credential") != fingerprint(user["password_hash"]):
         return Reason.PASSWORD_CHANGED
@@ -149,6 +160,12 @@ def _why_over(
         return None
     listed = {link.id for link in user.get("roles", ())}
     return Reason.ROLE_DELETED if lost <= listed else Reason.ROLE_REVOKED
+
+
+def _deadline(row: Mapping[str, Any]) -> datetime:
+    """When the session ends by itself, unless it is used."""
+    idle = timedelta(seconds=row["idle_seconds"])
+    return min(_aware(row["expires_at"]), _aware(row["seen_at"]) + idle)
 
 
 def _permissions(roles: Collection[Mapping[str, Any]]) -> frozenset[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from beanie import Link, PydanticObjectId, SortDirection
 from pydantic import Field
-from pymongo import IndexModel
+from pymongo import IndexModel, UpdateOne
 
 from quartapp import clock
 from quartapp.database import Session as Tx
@@ -163,15 +163,17 @@ class Session(Record):
         return await cls.listed(match, sort=newest, limit=limit, fetch=["user"])
 
     @classmethod
-    async def touch(
-        cls, session_id: PydanticObjectId, *, seen_at: datetime, ip: str | None
-    ) -> None:
-        """Says that it was used, at most once a minute: pages would otherwise all be writes."""
-        now = clock.now()
-        if now - seen_at >= SEEN_EVERY:
-            await cls.change(
-                {"_id": session_id, "ended_at": None}, {"$set": {"seen_at": now, "ip": ip}}
+    async def were_seen(cls, seen: Mapping[PydanticObjectId, tuple[datetime, str | None]]) -> None:
+        """Writes when sessions were used, and from where, in one round."""
+        writes = [
+            UpdateOne(
+                {"_id": session_id, "ended_at": None, "seen_at": {"$lt": at}},
+                {"$set": {"seen_at": at, "ip": ip}},
             )
+            for session_id, (at, ip) in seen.items()
+        ]
+        if writes:
+            await cls.get_motor_collection().bulk_write(writes, ordered=False)
 
     @property
     def online(self) -> bool:

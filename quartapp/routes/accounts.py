@@ -7,7 +7,7 @@ from quart import Blueprint, flash, redirect, render_template, request, session
 from quart_auth import login_required, login_user, logout_user
 
 from quartapp import auth, policy
-from quartapp.auth import CurrentUser, current_user, hasher, settings
+from quartapp.auth import CurrentUser, current_user, hasher, settings, settles
 from quartapp.forms.accounts import LoginForm, RegisterForm
 from quartapp.log import log
 from quartapp.models import Role, User, principal
@@ -46,6 +46,7 @@ async def register() -> Any:
 
 
 @blueprint.route("/login", methods=["GET", "POST"])
+@settles
 async def login() -> Any:
     if current_user.signed_in:
         return redirect(next_page())
@@ -72,6 +73,7 @@ async def login() -> Any:
 
 @blueprint.post("/logout")
 @login_required
+@settles
 async def logout() -> Any:
     found = await Session.get(current_user.session_id)
     if found:

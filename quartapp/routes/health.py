@@ -28,7 +28,7 @@ async def ready() -> Any:
     running = current_app.extensions["quartapp"]
     if running.hub.draining:
         return {"status": "draining"}, 503
-    if not running.feed.live:
+    if not running.stream.live:
         return {"status": "no change stream"}, 503
     try:
         await ping()

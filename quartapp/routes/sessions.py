@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required, logout_user
 
-from quartapp.auth import current_user
+from quartapp.auth import current_user, settles
 from quartapp.models import Session, User
 from quartapp.models.session import Reason
 from quartapp.routes.paging import id_or_404
@@ -24,6 +24,7 @@ async def mine() -> str:
 
 @blueprint.post("/account/sessions/<session_id>/end")
 @login_required
+@settles
 async def end(session_id: str) -> Any:
     session = await Session.get(id_or_404(session_id))
     if session is None or session.user_id != current_user.user_id:
@@ -38,6 +39,7 @@ async def end(session_id: str) -> Any:
 
 @blueprint.post("/account/sessions/end-others")
 @login_required
+@settles
 async def end_others() -> Any:
     user = await User.get(current_user.user_id)
     ended = user and await user.end_sessions(

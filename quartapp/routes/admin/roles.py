@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user, permission_required
+from quartapp.auth import current_user, permission_required, settles
 from quartapp.forms.admin import RoleForm
 from quartapp.models import Role
 from quartapp.models.role import RoleTaken
@@ -43,6 +43,7 @@ async def new() -> Any:
 @blueprint.route("/roles/<name>", methods=["GET", "POST"])
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
+@settles
 async def edit(name: str) -> Any:
     role = await _find(name)
     form = await RoleForm.from_request(
@@ -72,6 +73,7 @@ async def edit(name: str) -> Any:
 @blueprint.post("/roles/<name>/delete")
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
+@settles
 async def delete(name: str) -> Any:
     role = await _find(name)
     holders = await role.remove(by=current_user.actor)

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template, request
 from quart_auth import login_required
 
-from quartapp.auth import Forbidden, current_user, permission_required
+from quartapp.auth import Forbidden, current_user, permission_required, settles
 from quartapp.forms.admin import GrantForm
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
@@ -41,6 +41,7 @@ async def show(username: str) -> Any:
 @blueprint.post("/users/<username>/grants")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
+@settles
 async def grant(username: str) -> Any:
     person = await _find(username)
     form = await GrantForm.from_request()
@@ -60,6 +61,7 @@ async def grant(username: str) -> Any:
 @blueprint.post("/users/<username>/grants/<role_name>/revoke")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
+@settles
 async def revoke(username: str, role_name: str) -> Any:
     person = await _find(username)
     role = await Role.named(role_name) or abort(404)
@@ -78,6 +80,7 @@ async def revoke(username: str, role_name: str) -> Any:
 @blueprint.post("/users/<username>/sessions/end")
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
+@settles
 async def end_sessions(username: str) -> Any:
     person = await _find(username)
     ended = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
@@ -88,6 +91,7 @@ async def end_sessions(username: str) -> Any:
 @blueprint.post("/users/<username>/disable")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
+@settles
 async def disable(username: str) -> Any:
     person = await _find(username)
     if await person.disable(by=current_user.actor):
@@ -99,6 +103,7 @@ async def disable(username: str) -> Any:
 @blueprint.post("/users/<username>/enable")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
+@settles
 async def enable(username: str) -> Any:
     person = await _find(username)
     if await person.enable(by=current_user.actor):

@@ -1,0 +1,107 @@
+"""Until when a worker may trust what it remembers.
+
+Every half second a worker writes a heartbeat, and sees it come back on its own change stream. All
+that was committed before the heartbeat was on the stream before it. So a worker that trusts its
+memory for two seconds from the *sending* of the newest heartbeat that came back cannot rely on
+anything that was taken away longer ago than that, whatever has become of its stream since.
+
+Only durations on one machine's clock are compared, never clocks of two machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+
+from quartapp.authority.stream import Change
+from quartapp.log import log
+from quartapp.models import Worker
+
+SECONDS = 2.0
+EVERY = 0.5
+
+
+def now() -> float:
+    """Seconds that also pass while the machine sleeps, where the system has such a clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Lease:
+    """This worker's heartbeat, and what it has heard of the others'."""
+
+    def __init__(self, name: str) -> None:
+        self.worker_id = secrets.token_hex(8)
+        self._name = name
+        self._sent: deque[tuple[int, float]] = deque(maxlen=16)
+        self._until = 0.0
+        self._peers: dict[str, float] = {}
+        self._complete_since = now()
+        self._came_back = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether what is remembered may be used for a request that begins now."""
+        return now() < self._until
+
+    def live_workers(self) -> set[str] | None:
+        """Those who may still trust their memory; None while somebody may not have been heard."""
+        oldest = now() - SECONDS
+        if self._complete_since > oldest:
+            return None
+        return {worker for worker, heard in self._peers.items() if heard > oldest}
+
+    async def start(self) -> None:
+        """Returns when the first heartbeat has come back, or after a lease without one."""
+        self._task = asyncio.create_task(self._beat(), name="heartbeat")
+        try:
+            async with asyncio.timeout(SECONDS):
+                await self._came_back.wait()
+        except TimeoutError:
+            log.warning("lease_late")
+
+    async def stop(self) -> None:
+        """Gives the lease up, so that nobody waits for this worker."""
+        self._until = 0.0
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        try:
+            await Worker.leave(self.worker_id)
+        except Exception as error:
+            log.warning("worker_left_without_a_word", error=type(error).__name__)
+
+    # ---- listening
+
+    def heard(self, change: Change) -> None:
+        if change.collection != Worker.Settings.name:
+            return
+        if change.operation == "delete":
+            self._peers.pop(change.id, None)
+            return
+        self._peers[change.id] = now()
+        if change.id == self.worker_id:
+            beat = change.fields.get("beat", change.document.get("beat"))
+            for number, sent in self._sent:
+                if number == beat:
+                    self._until = max(self._until, sent + SECONDS)
+                    self._came_back.set()
+
+    def interrupted(self) -> None:
+        """A lease holds whatever becomes of the stream. But heartbeats of others may be missing."""
+        self._complete_since = now()
+
+    # ---- beating
+
+    async def _beat(self) -> None:
+        beat = 0
+        while True:
+            beat += 1
+            self._sent.append((beat, now()))
+            try:
+                await Worker.say(self.worker_id, self._name, beat)
+            except Exception as error:
+                log.warning("heartbeat_failed", error=type(error).__name__)
+            await asyncio.sleep(EVERY)

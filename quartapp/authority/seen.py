@@ -1,0 +1,55 @@
+"""Which sessions were used, and when: written together, and never told on the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+from quartapp import clock
+from quartapp.log import log
+from quartapp.models.principal import Principal
+from quartapp.models.session import SEEN_EVERY, Session
+
+FLUSH_SECONDS = 5.0
+
+
+class Seen:
+    """Notes each session at most once a minute."""
+
+    def __init__(self) -> None:
+        self._noted: dict[Any, datetime] = {}
+        self._pending: dict[Any, tuple[datetime, str | None]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._flush_often(), name="seen")
+
+    async def stop(self) -> None:
+        """Writes what is noted, if the database will have it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._flush()
+
+    def note(self, principal: Principal, ip: str | None) -> None:
+        """The session was used for a page. Costs nothing: the write comes later."""
+        now = clock.now()
+        last = self._noted.get(principal.session_id, principal.seen_at)
+        if now - max(last, principal.seen_at) >= SEEN_EVERY:
+            self._noted[principal.session_id] = now
+            self._pending[principal.session_id] = (now, ip)
+
+    async def _flush_often(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self._flush()
+            old = clock.now() - SEEN_EVERY
+            self._noted = {key: at for key, at in self._noted.items() if at > old}
+
+    async def _flush(self) -> None:
+        pending, self._pending = self._pending, {}
+        try:
+            await Session.were_seen(pending)
+        except Exception as error:
+            log.warning("seen_not_written", sessions=len(pending), error=type(error).__name__)

@@ -1,0 +1,187 @@
+"""The change stream of one worker, kept open, and told to those who listen in its order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from quartapp import metrics
+from quartapp.database import ChangeStream, Unavailable
+from quartapp.log import log
+from quartapp.models import Barrier, Notice, Role, Session, User, Worker
+
+AWAIT_MS = 500
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+# Fields whose change says nothing that anybody here remembers.
+QUIET = {
+    Session.Settings.name: ["seen_at", "ip", "confirmed_at", "online_until", "roles"],
+    User.Settings.name: ["notice_seq"],
+    Role.Settings.name: ["grants", "description"],
+}
+WHOLE = ["drop", "rename", "dropDatabase", "invalidate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One event. `document` is there for what was inserted, `fields` for what was updated."""
+
+    operation: str
+    collection: str
+    id: Any
+    document: Mapping[str, Any]
+    fields: Mapping[str, Any]
+
+
+class Listener(Protocol):
+    """Hears every change in the order of the commits. Nothing here may wait."""
+
+    def heard(self, change: Change) -> None: ...
+
+    def interrupted(self) -> None:
+        """What was remembered from the stream may have missed something: forget, or look again."""
+
+
+class StreamEnded(Exception):
+    """The stream was over without an error, as after the database was dropped."""
+
+
+class Stream:
+    """Follows the database. `live` says whether it is open at the moment."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self.live = False
+        self._listeners = listeners
+        self._opened = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns when the stream is open: from then on nothing is missed."""
+        self._task = asyncio.create_task(self._follow(), name="stream")
+        opened = asyncio.create_task(self._opened.wait())
+        await asyncio.wait([opened, self._task], return_when=asyncio.FIRST_COMPLETED)
+        opened.cancel()
+
+    async def stop(self) -> None:
+        self.live = False
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _follow(self) -> None:
+        """Keeps a stream open: errors, a lost history and a silent end are all survived."""
+        token: Mapping[str, Any] | None = None
+        pause = SHORTEST_PAUSE
+        while True:
+            stream = _watch(token)
+            try:
+                async with stream:
+                    self._set_live()
+                    pause = SHORTEST_PAUSE
+                    while stream.alive:  # pyright: ignore[reportUnnecessaryComparison]
+                        change = await stream.try_next()
+                        if change is not None:
+                            self._tell(change)
+                        token = stream.resume_token or token
+                    raise StreamEnded
+            except Unavailable as error:
+                self._lost(error)
+            except Exception as error:
+                # The history is lost, the stream ended without a word, or a change in it cannot be
+                # read: only a new beginning helps, and everything is looked at then.
+                token = None
+                self._lost(error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _set_live(self) -> None:
+        # Told once it is open, so that what is looked at now cannot have missed anything.
+        self.live = True
+        metrics.STREAM.set(1)
+        self._interrupt()
+        self._opened.set()
+
+    def _lost(self, error: Exception) -> None:
+        self.live = False
+        metrics.STREAM.set(0)
+        metrics.STREAM_LOSSES.inc()
+        log.warning("change_stream_lost", error=type(error).__name__, detail=str(error)[:200])
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        operation = event["operationType"]
+        if operation in WHOLE:
+            return self._interrupt()
+        change = Change(
+            operation=operation,
+            collection=event["ns"]["coll"],
+            id=event["documentKey"]["_id"],
+            document=event.get("fullDocument") or {},
+            fields=event.get("updateDescription", {}).get("updatedFields", {}),
+        )
+        for listener in self._listeners:
+            try:
+                listener.heard(change)
+            except Exception:
+                # A document that nobody here wrote must not stop the stream for everybody else.
+                log.exception("change_not_understood", collection=change.collection)
+                listener.interrupted()
+        return None
+
+    def _interrupt(self) -> None:
+        for listener in self._listeners:
+            listener.interrupted()
+
+
+def _watch(token: Mapping[str, Any] | None) -> ChangeStream:
+    database = Session.get_motor_collection().database
+    return database.watch(PIPELINE, resume_after=token, max_await_time_ms=AWAIT_MS)
+
+
+def _loud(collection: str) -> dict[str, Any]:
+    """Changes of a collection that are not only of its quiet fields."""
+    description = "$updateDescription"
+    touched = {
+        "$map": {
+            "input": {"$objectToArray": {"$ifNull": [f"{description}.updatedFields", {}]}},
+            "as": "field",
+            "in": {"$arrayElemAt": [{"$split": ["$$field.k", "."]}, 0]},
+        }
+    }
+    removed = {"$ifNull": [f"{description}.removedFields", []]}
+    cut = {
+        "$map": {
+            "input": {"$ifNull": [f"{description}.truncatedArrays", []]},
+            "as": "array",
+            "in": "$$array.field",
+        }
+    }
+    names = {"$concatArrays": [touched, removed, cut]}
+    return {
+        "ns.coll": collection,
+        "$or": [
+            {"operationType": {"$in": ["replace", "delete"]}},
+            {
+                "operationType": "update",
+                "$expr": {"$ne": [{"$setDifference": [names, QUIET[collection]]}, []]},
+            },
+        ],
+    }
+
+
+_INSERTED = [Notice.Settings.name, Session.Settings.name, Barrier.Settings.name]
+
+PIPELINE: list[dict[str, Any]] = [
+    {
+        "$match": {
+            "$or": [
+                {"operationType": {"$in": WHOLE}},
+                {"operationType": "insert", "ns.coll": {"$in": _INSERTED}},
+                {"operationType": "update", "ns.coll": Barrier.Settings.name},
+                {"ns.coll": Worker.Settings.name},
+                *map(_loud, QUIET),
+            ]
+        }
+    },
+    {"$unset": ["fullDocument.digest", "fullDocument.password_hash"]},
+]
