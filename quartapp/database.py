@@ -28,6 +28,7 @@ from pymongo.errors import (
     WriteConcernError,
     WTimeoutError,
 )
+from pymongo.read_concern import ReadConcern
 
 from quartapp.settings import Settings, StartError
 
@@ -48,6 +49,7 @@ Unavailable = (
 StreamError = PyMongoError
 
 _client: AsyncIOMotorClient[Any] | None = None
+_current = ReadConcern("linearizable")
 
 
 @asynccontextmanager
@@ -59,7 +61,7 @@ async def connected(
     Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
     server cannot be reached or is no replica set. Builds no index: see `models.prepare`.
     """
-    global _client
+    global _client, _current
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
     try:
         client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
@@ -89,6 +91,8 @@ async def connected(
                 "MONGODB_URI: this server is no replica set, so it has neither transactions nor "
                 "change streams; one node started with --replSet is enough"
             )
+        members = [*hello.get("hosts", []), *hello.get("passives", [])]
+        _current = ReadConcern("linearizable" if len(members) != 1 else "majority")
         database = client[settings.mongodb_db]
         await init_beanie(database, document_models=list(models), skip_indexes=True)
         _client = client
@@ -107,6 +111,15 @@ async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     assert _client is not None, "not connected"
     async with await _client.start_session() as session:
         return await session.with_transaction(work)
+
+
+def current() -> ReadConcern:
+    """The read concern for what must not be said by a primary that was deposed unawares.
+
+    Linearizable, which asks the other members. A node that is alone has nobody to be deposed by,
+    and would take 100 ms to find that out.
+    """
+    return _current
 
 
 async def server_version() -> str:

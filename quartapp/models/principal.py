@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from beanie import PydanticObjectId
-from pymongo.read_concern import ReadConcern
 
-from quartapp import clock
+from quartapp import clock, database
 from quartapp.log import log
 from quartapp.models.actor import NOBODY
 from quartapp.models.references import ref
@@ -16,7 +15,6 @@ from quartapp.models.session import Reason, Session, digest_of, fingerprint, mar
 from quartapp.models.user import User
 from quartapp.policy import Permission
 
-LINEARIZABLE = ReadConcern("linearizable")
 ANSWER_MS = 2000
 _KNOWN = {permission.value for permission in Permission}
 
@@ -84,9 +82,7 @@ async def standings(match: Mapping[str, Any]) -> list[Standing]:
     taken away later, and by whatever path, is noticed.
     """
     now = clock.now()
-    # Linearizable: a primary that was deposed and does not know it yet may not answer (it would
-    # say that all is well).
-    sessions = Session.get_motor_collection().with_options(read_concern=LINEARIZABLE)
+    sessions = Session.get_motor_collection().with_options(read_concern=database.current())
     rows = await sessions.aggregate(_pipeline(match), maxTimeMS=ANSWER_MS).to_list(None)
     judged = [(row, _judge(row, now)) for row in rows]
     over: dict[Reason, list[PydanticObjectId]] = {}
