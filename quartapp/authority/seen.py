@@ -11,7 +11,7 @@ from quartapp.log import log
 from quartapp.models.principal import Principal
 from quartapp.models.session import SEEN_EVERY, Session
 
-FLUSH_SECONDS = 5.0
+FLUSH_SECONDS = 2.0
 
 
 class Seen:

@@ -16,7 +16,7 @@ AWAIT_MS = 500
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 # Fields whose change says nothing that anybody here remembers.
 QUIET = {
-    Session.Settings.name: ["seen_at", "ip", "confirmed_at", "online_until", "roles"],
+    Session.Settings.name: ["ip", "confirmed_at", "online_until", "roles"],
     User.Settings.name: ["notice_seq"],
     Role.Settings.name: ["grants", "description"],
 }
@@ -157,13 +157,21 @@ def _loud(collection: str) -> dict[str, Any]:
         }
     }
     names = {"$concatArrays": [touched, removed, cut]}
+    # We write `seen_at` together with `uses`. Whoever writes it alone has moved a session in time.
+    quiet = {
+        "$cond": [
+            {"$in": ["uses", names]},
+            [*QUIET[collection], "seen_at", "uses"],
+            QUIET[collection],
+        ]
+    }
     return {
         "ns.coll": collection,
         "$or": [
             {"operationType": {"$in": ["replace", "delete"]}},
             {
                 "operationType": "update",
-                "$expr": {"$ne": [{"$setDifference": [names, QUIET[collection]]}, []]},
+                "$expr": {"$ne": [{"$setDifference": [names, quiet]}, []]},
             },
         ],
     }

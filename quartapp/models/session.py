@@ -77,6 +77,7 @@ class Session(Record):
     confirmed_at: datetime
     credential: str = Field(repr=False)
     roles: list[Link["Role"]] = []
+    uses: int = 0
     online_until: datetime | None = None
     ended_at: datetime | None = None
     ended_reason: str | None = None
@@ -168,7 +169,7 @@ class Session(Record):
         writes = [
             UpdateOne(
                 {"_id": session_id, "ended_at": None, "seen_at": {"$lt": at}},
-                {"$set": {"seen_at": at, "ip": ip}},
+                {"$set": {"seen_at": at, "ip": ip}, "$inc": {"uses": 1}},
             )
             for session_id, (at, ip) in seen.items()
         ]
