@@ -38,6 +38,9 @@ class Principals:
         self._of_user: defaultdict[Any, set[str]] = defaultdict(set)
         self._fills: set[Fill] = set()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     async def by_token(self, token: str) -> Standing | None:
         """Asks the database only for what is not remembered. Raises what the driver raises."""
         digest = digest_of(token)

@@ -1,0 +1,155 @@
+"""What a worker remembers of those who are signed in, and when it does not trust that."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from quart import Quart
+
+from quartapp import Running
+from quartapp.models import Role, Session, User, principal
+from quartapp.models.actor import NOBODY
+from quartapp.models.principal import Principal, Standing
+from quartapp.models.session import Reason
+from tests.people import until
+
+
+@dataclass
+class Ada:
+    """Somebody whom the worker remembers, and how often it has asked about her."""
+
+    user: User
+    session: Session
+    token: str
+    running: Running
+    asked: int = 0
+
+    async def standing(self) -> Standing | None:
+        return await self.running.principals.by_token(self.token)
+
+    async def is_remembered(self) -> bool:
+        before = self.asked
+        await self.standing()
+        return self.asked == before
+
+
+@pytest.fixture
+async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
+    member = await Role.named("member")
+    assert member
+    user = await User.register("ada", "ada@example.org", "hash", roles=[member], by=NOBODY)
+    day = timedelta(days=1)
+    session, token = await Session.start(user, device="x", by=NOBODY, idle=day, lifetime=day)
+    ada = Ada(user, session, token, app.extensions["quartapp"])
+    ask = principal.standings
+
+    async def counted(match: Any) -> list[Standing]:
+        ada.asked += 1
+        return await ask(match)
+
+    monkeypatch.setattr(principal, "standings", counted)
+    await until(ada.is_remembered)
+    return ada
+
+
+async def test_who_was_asked_about_once_is_remembered(ada: Ada) -> None:
+    assert isinstance(await ada.standing(), Principal)
+    assert await ada.is_remembered()
+
+
+async def test_nobody_is_remembered_when_the_lease_is_over(
+    ada: Ada, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ada.running.lease, "_until", 0.0)
+    monkeypatch.setattr(ada.running.lease, "heard", lambda change: None)
+    assert not await ada.is_remembered()
+
+
+@pytest.mark.parametrize(
+    ("collection", "change"),
+    [
+        ("users", {"$set": {"roles": []}}),
+        ("users", {"$set": {"disabled_at": "now"}}),
+        ("users", {"$set": {"notices_read": 7}}),
+        ("sessions", {"$set": {"digest": "another"}}),
+        ("sessions", {"$set": {"ended_reason": "signed_out"}}),
+        ("sessions", {"$currentDate": {"seen_at": True}}),
+    ],
+    ids=lambda value: str(value),
+)
+async def test_whatever_is_changed_by_hand_is_forgotten(
+    ada: Ada, collection: str, change: dict[str, Any]
+) -> None:
+    document_id = ada.user.id if collection == "users" else ada.session.id
+    database = Session.get_motor_collection().database
+    await database[collection].update_one({"_id": document_id}, change)
+
+    async def is_forgotten() -> bool:
+        return not await ada.is_remembered()
+
+    await until(is_forgotten)
+
+
+async def test_being_used_is_no_reason_to_forget(ada: Ada) -> None:
+    database = Session.get_motor_collection().database
+    await Session.were_seen({ada.session.id: (ada.session.seen_at + timedelta(hours=1), None)})
+    # The end of the line: what was written before is heard before.
+    await ada.running.barrier.passed()
+    assert await ada.is_remembered()
+    found = await database["sessions"].find_one({"_id": ada.session.id})
+    assert found
+    assert found["uses"] == 1
+
+
+async def test_after_the_barrier_the_end_is_known(ada: Ada) -> None:
+    for _ in range(20):
+        day = timedelta(days=1)
+        session, token = await Session.start(
+            ada.user, device="x", by=NOBODY, idle=day, lifetime=day
+        )
+        assert isinstance(await ada.running.principals.by_token(token), Principal)
+        await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        await ada.running.barrier.passed()
+        assert not isinstance(await ada.running.principals.by_token(token), Principal)
+
+
+async def test_an_answer_that_was_overtaken_is_not_remembered(
+    ada: Ada, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end is written, and heard, while the answer from before it is still on its way."""
+    day = timedelta(days=1)
+    session, token = await Session.start(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+    ask, asked, may_answer = principal.standings, asyncio.Event(), asyncio.Event()
+
+    async def slow(match: Any) -> list[Standing]:
+        found = await ask(match)
+        asked.set()
+        await may_answer.wait()
+        return found
+
+    monkeypatch.setattr(principal, "standings", slow)
+    late = asyncio.create_task(ada.running.principals.by_token(token))
+    await asked.wait()
+    monkeypatch.setattr(principal, "standings", ask)
+    await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await ada.running.barrier.passed()
+    may_answer.set()
+    assert isinstance(await late, Principal)  # it began before the end was acknowledged
+    assert not isinstance(await ada.running.principals.by_token(token), Principal)
+
+
+async def test_no_more_are_remembered_than_there_is_room_for(
+    ada: Ada, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ada.running.principals, "_at_most", 3)
+    day = timedelta(days=1)
+    tokens = []
+    for _ in range(6):
+        _, token = await Session.start(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+        tokens.append(token)
+        await ada.running.principals.by_token(token)
+    assert len(ada.running.principals) <= 3

@@ -1,0 +1,109 @@
+"""A worker that is frozen while it remembers somebody cannot be asked to forget. It may not trust
+its memory when it wakes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import PASSWORD, serving
+from tests.people import Person, Server
+
+
+@pytest.fixture
+async def two(tmp_path: Path) -> AsyncIterator[tuple[Server, Person, Person]]:
+    """A server of the test's own, with root and ada signed in."""
+    async with serving(tmp_path) as server:
+        await server.run(
+            *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
+        )
+        async with (
+            Person(server.url, "root", PASSWORD) as root,
+            Person(server.url, "ada", PASSWORD) as ada,
+        ):
+            await root.sign_in()
+            await ada.register()
+            yield server, root, ada
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_frozen_worker_accepts_nothing_that_was_ended_meanwhile(
+    two: tuple[Server, Person, Person],
+) -> None:
+    server, root, ada = two
+    token = await root.csrf_token("/admin/users/ada")
+    for _ in range(40):
+        assert await ada.status("/api/me") == 200  # both workers remember her now
+    async with browsers(server, 12) as clients:
+        with frozen(server.worker("1")):
+            living = await those_who_are_answered(clients)
+            answer = await living[0].post(
+                "/admin/users/ada/disable",
+                data={"csrf_token": token},
+                headers={"Cookie": root.cookies(), "Origin": server.url},
+            )
+            assert answer.status_code == 303
+            acknowledged = time.monotonic()
+            # Some of these wait at the frozen worker, and are its first when it wakes.
+            async with browsers(server, 24, warm=False) as others:
+                waiting = [asyncio.create_task(ask(other, ada)) for other in others]
+                await asyncio.wait(waiting, timeout=1)
+                late = [task for task in waiting if not task.done()]
+                assert late, "no request went to the frozen worker"
+                os.kill(server.worker("1"), signal.SIGCONT)
+                answers = await asyncio.gather(*waiting)
+    assert all(began > acknowledged for began, _ in answers)
+    assert {status for _, status in answers} == {401}
+
+
+@asynccontextmanager
+async def browsers(
+    server: Server, count: int, *, warm: bool = True
+) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """Each with a connection of its own, so that the kernel chooses a worker for it."""
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                # Without TLS, so that making two dozen takes no time.
+                httpx.AsyncClient(base_url=server.url, timeout=20, verify=False)
+            )
+            for _ in range(count)
+        ]
+        if warm:
+            await asyncio.gather(*(client.get("/livez") for client in clients))
+        yield clients
+
+
+async def those_who_are_answered(clients: list[httpx.AsyncClient]) -> list[httpx.AsyncClient]:
+    async def is_answered(client: httpx.AsyncClient) -> bool:
+        try:
+            return (await client.get("/livez", timeout=1)).status_code == 200
+        except httpx.TimeoutException:
+            return False
+
+    answered = await asyncio.gather(*map(is_answered, clients))
+    living = [client for client, yes in zip(clients, answered, strict=True) if yes]
+    assert 0 < len(living) < len(clients), "the connections are all with one worker"
+    return living
+
+
+async def ask(client: httpx.AsyncClient, ada: Person) -> tuple[float, int]:
+    began = time.monotonic()
+    answer = await client.get("/api/me", headers={"Cookie": ada.cookies()})
+    return began, answer.status_code
