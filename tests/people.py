@@ -237,6 +237,10 @@ class Person:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    async def is_refused(self) -> bool:
+        """Whether the session is accepted no more; on whichever worker answers."""
+        return await self.status("/api/me") == 401
+
     async def is_signed_in(self) -> bool:
         return await self.me() is not None
 

@@ -98,6 +98,9 @@ class Barrier:
     def interrupted(self) -> None:
         """A mark that was missed is not acknowledged, and whoever set it waits for the lease."""
 
+    def lost(self) -> None:
+        """Nothing to do before it is open again."""
+
     async def _acknowledge(self) -> None:
         """One write at a time, for all marks that came meanwhile."""
         while True:

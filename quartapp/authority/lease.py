@@ -93,6 +93,10 @@ class Lease:
         """A lease holds whatever becomes of the stream. But heartbeats of others may be missing."""
         self._complete_since = now()
 
+    def lost(self) -> None:
+        """Trust would be right for the rest of the lease, but there is no need for it."""
+        self._until = 0.0
+
     # ---- beating
 
     async def _beat(self) -> None:

@@ -103,6 +103,9 @@ class Principals:
         self._forget_everything()
         self._spoil()
 
+    def lost(self) -> None:
+        """Nothing to do before it is open again."""
+
     def _forget_user(self, user_id: Any) -> None:
         for digest in tuple(self._of_user.get(user_id, ())):
             self._forget(digest)

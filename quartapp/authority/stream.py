@@ -42,6 +42,9 @@ class Listener(Protocol):
     def interrupted(self) -> None:
         """What was remembered from the stream may have missed something: forget, or look again."""
 
+    def lost(self) -> None:
+        """The stream broke, and nothing is heard until it is open again."""
+
 
 class StreamEnded(Exception):
     """The stream was over without an error, as after the database was dropped."""
@@ -106,6 +109,8 @@ class Stream:
         self.live = False
         metrics.STREAM.set(0)
         metrics.STREAM_LOSSES.inc()
+        for listener in self._listeners:
+            listener.lost()
         log.warning("change_stream_lost", error=type(error).__name__, detail=str(error)[:200])
 
     def _tell(self, event: Mapping[str, Any]) -> None:

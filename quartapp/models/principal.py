@@ -1,7 +1,7 @@
 """For whom a session speaks, or why it is over. The one rule, asked by pages and sockets alike."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,7 +33,7 @@ class Principal:
     cursor: int
     unread: int
     seen_at: datetime
-    seconds_left: float
+    seconds_left: float = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)

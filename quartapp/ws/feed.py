@@ -102,6 +102,9 @@ class Feed:
         self._hub.catch_up()
         self._look_at_everything()
 
+    def lost(self) -> None:
+        """Nothing to do before it is open again."""
+
     def _concern(self, ids: set[Id], document_id: Id) -> None:
         ids.add(document_id)
         self._news.set()

@@ -11,6 +11,7 @@ from beanie import PydanticObjectId
 from bson import DBRef
 
 from quartapp import clock
+from quartapp.authority.seen import Seen
 from quartapp.database import Database
 from quartapp.models import principal
 from quartapp.models.actor import NOBODY
@@ -266,22 +267,27 @@ async def test_a_session_lives_until_then(ada: User) -> None:
 
 async def test_use_is_written_once_a_minute_at_most(ada: User) -> None:
     session, token = await sign_in(ada)
-    seen = (await speaks(token)).seen_at
-    await Session.touch(session.id, seen_at=seen, ip="192.0.2.8")
-    assert (await speaks(token)).seen_at == seen
+    first = await speaks(token)
+    seen = Seen()
+    seen.note(first, "192.0.2.8")
+    await seen.stop()
+    assert (await speaks(token)).seen_at == first.seen_at
 
     await move(session, seen_at=-MINUTE)
-    seen = (await speaks(token)).seen_at
-    await Session.touch(session.id, seen_at=seen, ip="192.0.2.8")
-    assert (await speaks(token)).seen_at >= seen + MINUTE
-    assert some(await Session.get(session.id)).ip == "192.0.2.8"
+    before = await speaks(token)
+    for address in ("192.0.2.8", "192.0.2.9"):
+        seen.note(before, address)
+    await seen.stop()
+    assert (await speaks(token)).seen_at >= before.seen_at + MINUTE
+    found = some(await Session.get(session.id))
+    assert (found.ip, found.uses) == ("192.0.2.8", 1)
 
 
-async def test_a_session_that_is_over_is_not_touched(db: Database, ada: User) -> None:
+async def test_a_session_that_is_over_is_not_seen(db: Database, ada: User) -> None:
     session, _ = await sign_in(ada)
     await session.end(Reason.SIGNED_OUT, by=acting(ada))
     before = await db["sessions"].find_one({"_id": session.id})
-    await Session.touch(session.id, seen_at=clock.now() - HOUR, ip="192.0.2.8")
+    await Session.were_seen({session.id: (clock.now(), "192.0.2.8")})
     await Session.say_online([session.id], until=clock.now() + HOUR)
     assert await db["sessions"].find_one({"_id": session.id}) == before
 

@@ -73,7 +73,7 @@ async def test_the_current_user_shows_no_token(signed_in: bool) -> None:
     if signed_in:
         ids = PydanticObjectId()
         user._standing = Principal(
-            *(ids, ids, "ada", ("member",), frozenset(), 1, None, 0, 0, clock.now())
+            *(ids, ids, "ada", ("member",), frozenset(), 1, None, 0, 0, clock.now(), 60.0)
         )
     for text in (repr(user), str(user), f"{user}", repr([user])):
         assert token not in text

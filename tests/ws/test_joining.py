@@ -150,5 +150,5 @@ async def test_without_a_database_for_too_long_every_socket_is_closed(
             await asyncio.sleep(0.01)
         monkeypatch.setattr(feed, "DISTRUST_SECONDS", 0.5)
         monkeypatch.setattr(principal, "standings", away)
-        app.extensions["quartapp"].feed.live = False
+        app.extensions["quartapp"].stream.live = False
         assert await listening == 1013
