@@ -1,0 +1,96 @@
+"""A signed-in page beside the same page of a bare application, one worker each.
+
+The bare one is Quart and Quart-Auth with a stateless cookie, the same template and no database: so
+what the stack itself costs. `python -m bench.page` prints requests a second, alternated, and the
+ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.conftest import PASSWORD, serving
+from tests.people import Person
+
+CONNECTIONS = 16
+
+
+async def main(seconds: float, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            serving(Path(folder), workers=1) as server,
+            Person(server.url, "ada", PASSWORD) as ada,
+            bare() as (bare_url, bare_cookie),
+        ):
+            await ada.register()
+            ours = (server.url, ada.cookies())
+            for path in ("/account/password", "/api/me"):
+                rates: dict[str, list[float]] = {"quartapp": [], "bare": []}
+                for _ in range(rounds):
+                    rates["bare"].append(await rate(bare_url, bare_cookie, path, seconds))
+                    rates["quartapp"].append(await rate(*ours, path, seconds))
+                middle = {name: statistics.median(each) for name, each in rates.items()}
+                print(
+                    f"{path:20} quartapp {middle['quartapp']:7.0f}/s  bare {middle['bare']:7.0f}/s"
+                    f"  ratio {middle['quartapp'] / middle['bare']:.2f}"
+                )
+
+
+async def rate(url: str, cookie: str, path: str, seconds: float) -> float:
+    """Requests a second over keep-alive connections; every answer is 200."""
+    host, port = url.removeprefix("http://").split(":")
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nCookie: {cookie}\r\n"
+        "Accept: text/html\r\nUser-Agent: bench\r\n\r\n"
+    ).encode()
+    until = time.perf_counter() + seconds
+    began = time.perf_counter()
+    counts = await asyncio.gather(
+        *(_ask(host, int(port), request, until) for _ in range(CONNECTIONS))
+    )
+    return sum(counts) / (time.perf_counter() - began)
+
+
+async def _ask(host: str, port: int, request: bytes, until: float) -> int:
+    reader, writer = await asyncio.open_connection(host, port)
+    count = 0
+    while time.perf_counter() < until:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(length)
+        count += 1
+    writer.close()
+    return count
+
+
+@asynccontextmanager
+async def bare() -> AsyncIterator[tuple[str, str]]:
+    """The other application in a process of its own: its address, and a signed-in cookie."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.bare", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        url, cookie = (await process.stdout.readline()).decode().split()
+        yield url, cookie
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    asyncio.run(main(options.seconds, options.rounds))
