@@ -240,10 +240,10 @@ async def documents(collection: str, **match: Any) -> list[dict[str, Any]]:
 
 
 async def contents() -> dict[str, str]:
-    """A digest of each collection. When somebody was last seen is no change."""
+    """A digest of each collection. When somebody was last seen is no change, nor is a heartbeat."""
     database = User.get_motor_collection().database
     digests = {}
-    for name in sorted(await database.list_collection_names()):
+    for name in sorted(set(await database.list_collection_names()) - {"workers", "barriers"}):
         rows = await documents(name)
         for row in rows:
             row.pop("seen_at", None)

@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from quartapp import create_app, embedded
+from quartapp.authority import lease
 from quartapp.settings import Settings
 from tests.people import until
 from tests.routes.conftest import Town
@@ -61,6 +62,7 @@ async def test_a_frozen_database_is_503_everywhere_in_time_and_then_all_is_well_
     token = await ada.csrf_token()
     visit = await nobody.csrf_token()
     await freeze(mongod)
+    await asyncio.sleep(lease.SECONDS)
     start = time.monotonic()
     async with asyncio.timeout(SECONDS):
         answers = await asyncio.gather(

@@ -74,11 +74,12 @@ async def test_when_the_page_for_failures_fails_too_there_is_still_an_answer(
 
 
 async def test_when_asking_who_it_is_fails_the_answer_is_500_and_not_somebodys_page(
-    ada: Visitor, monkeypatch: pytest.MonkeyPatch
+    app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quartapp.models import principal
 
-    monkeypatch.setattr(principal, "by_token", fail)
+    app.extensions["quartapp"].principals.interrupted()
+    monkeypatch.setattr(principal, "by_digest", fail)
     for path in ("/account", "/", "/posts"):
         answer = await ada.get(path)
         assert answer.status == 500
