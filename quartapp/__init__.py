@@ -27,6 +27,7 @@ from quartapp.ws import routes as ws
 from quartapp.ws.feed import Feed
 from quartapp.ws.hub import Hub
 from quartapp.ws.protocol import Close
+from quartapp.ws.receipts import Receipts
 
 UNIDENTIFIED = {"static", "health.alive", "health.ready", "health.numbers"}
 
@@ -42,13 +43,14 @@ class Running:
     stream: Stream
     lease: Lease
     barrier: Barrier
+    receipts: Receipts
     principals: Principals
     seen: Seen
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> None:
         """What follows the database, the lowest first; stopped in the other order."""
-        for part in (self.stream, self.lease, self.barrier, self.seen):
+        for part in (self.stream, self.lease, self.barrier, self.receipts, self.seen):
             self.stack.push_async_callback(part.stop)
             await part.start()
         self.stack.push_async_callback(self.feed.stop)
@@ -170,19 +172,22 @@ def _configure(app: Quart, settings: Settings) -> None:
 
 def _assemble(settings: Settings) -> Running:
     hub = _hub(settings)
-    feed = Feed(hub, sweep_seconds=settings.live_sweep_seconds)
     lease = Lease(settings.worker)
-    barrier = Barrier(lease)
+    receipts = Receipts(hub, lease.worker_id)
+    feed = Feed(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
+    barrier = Barrier(lease, tabs=receipts.tabs)
     principals = Principals(lease, at_most=settings.principals_per_worker)
     return Running(
         settings=settings,
         hasher=PasswordHasher.of(settings),
         hub=hub,
         feed=feed,
-        # The order counts: what is remembered is forgotten before a mark is acknowledged.
-        stream=Stream([principals, lease, feed, barrier]),
+        # The order counts: what is remembered is forgotten, and the tabs concerned are counted,
+        # before a mark is acknowledged.
+        stream=Stream([principals, lease, feed, receipts, barrier]),
         lease=lease,
         barrier=barrier,
+        receipts=receipts,
         principals=principals,
         seen=Seen(),
     )

@@ -11,6 +11,7 @@ from quart_auth import Action, AuthUser, QuartAuth, Unauthorized
 from quart_auth import current_user as _current_user
 from ua_parser import parse
 
+from quartapp.models import Event
 from quartapp.models.actor import Actor
 from quartapp.models.principal import Ended, Principal, Standing
 from quartapp.passwords import PasswordHasher
@@ -159,17 +160,14 @@ def permission_required(
     return decorate
 
 
-def settles(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """For views that change authority: a POST is answered when no worker goes by the old one."""
+async def settle(event: Event | None = None) -> str:
+    """For views that change authority: returns when no worker goes by the old one.
 
-    @wraps(view)
-    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        answer = await view(*args, **kwargs)
-        if request.method == "POST":
-            await current_app.extensions["quartapp"].barrier.passed()
-        return answer
-
-    return wrapper
+    With the audit event, says what became of the tabs that it ended: a sentence to add to
+    another, or nothing if there were none.
+    """
+    passed = await current_app.extensions["quartapp"].barrier.passed(event and event.id)
+    return await passed.report(event)
 
 
 def remote_address() -> str | None:

@@ -30,6 +30,7 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
+from quartapp import clock
 from quartapp.settings import Settings, StartError
 
 Session = AsyncIOMotorClientSession
@@ -91,6 +92,7 @@ async def connected(
                 "MONGODB_URI: this server is no replica set, so it has neither transactions nor "
                 "change streams; one node started with --replSet is enough"
             )
+        clock.agree(hello["localTime"])
         members = [*hello.get("hosts", []), *hello.get("passives", [])]
         _current = ReadConcern("linearizable" if len(members) != 1 else "majority")
         database = client[settings.mongodb_db]

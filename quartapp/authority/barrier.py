@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from beanie import PydanticObjectId
 
@@ -14,6 +14,13 @@ from quartapp.authority.lease import Lease
 from quartapp.authority.stream import Change
 from quartapp.log import log
 from quartapp.models import Barrier as Mark
+from quartapp.models import Event, Worker
+from quartapp.models.worker import Ack
+
+Id = PydanticObjectId
+ASK_EVERY = 0.01
+RECEIPT_SECONDS = 2.0
+SILENT = "A worker is silent: what is open there is refused at its next request."
 
 
 @dataclass
@@ -21,17 +28,37 @@ class Waiting:
     """A barrier of ours that is under way."""
 
     returned: bool = False
-    acks: set[str] = field(default_factory=set)
+    acks: dict[str, int] = field(default_factory=dict)
     news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Nobody accepts any more what was taken away.
+
+    `complete` if every worker said so; else a whole lease had to pass, after which a worker that
+    is silent cannot trust its memory. `tabs` is how many open tabs the workers count as concerned.
+    """
+
+    complete: bool
+    tabs: int
+
+    async def report(self, event: Event | None) -> str:
+        """What became of the tabs: sentences to add to another, or nothing. Waits for receipts."""
+        words = ""
+        if event and self.tabs:
+            words = f" {await event.wait_for_receipts(self.tabs, seconds=RECEIPT_SECONDS)}."
+        return words if self.complete else f"{words} {SILENT}"
 
 
 class Barrier:
     """Marks the order of the writes after a revocation, and acknowledges the marks of others."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, *, tabs: Callable[[Id | None], int]) -> None:
         self._lease = lease
-        self._waiting: dict[Any, Waiting] = {}
-        self._unacknowledged: list[Any] = []
+        self._tabs = tabs
+        self._waiting: dict[Id, Waiting] = {}
+        self._unacknowledged: dict[Id, Ack] = {}
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -43,37 +70,37 @@ class Barrier:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def passed(self) -> bool:
+    async def passed(self, event_id: Id | None = None) -> Passed:
         """Call it after the commit. When it returns, nobody accepts what was taken away.
 
-        True if every worker said so; False if a whole lease had to pass, after which a worker
-        that is silent cannot trust its memory. Never raises what the driver raises: waiting does
-        as well.
+        Never raises what the driver raises: waiting for a lease does as well.
         """
-        committed = leases.now()
+        committed = clock.monotonic()
         mark_id, mine = PydanticObjectId(), Waiting()
         self._waiting[mark_id] = mine
         try:
             async with asyncio.timeout(leases.SECONDS):
-                mark = Mark(id=mark_id, asked_by=self._lease.worker_id, at=clock.now())
+                mark = Mark(
+                    id=mark_id, asked_by=self._lease.worker_id, at=clock.now(), event=event_id
+                )
                 await mark.insert()
                 while not self._all_passed(mine):
                     mine.news.clear()
                     await mine.news.wait()
-                return True
+                return Passed(True, sum(mine.acks.values()))
         except Exception as error:
             log.warning("barrier_incomplete", error=type(error).__name__)
-            await asyncio.sleep(max(0.0, committed + leases.SECONDS - leases.now()))
-            return False
+            await asyncio.sleep(max(0.0, committed + leases.SECONDS - clock.monotonic()))
+            return Passed(False, sum(mine.acks.values()))
         finally:
             del self._waiting[mark_id]
-            metrics.BARRIER_SECONDS.observe(leases.now() - committed)
+            metrics.BARRIER_SECONDS.observe(clock.monotonic() - committed)
 
     def _all_passed(self, mine: Waiting) -> bool:
         # Asked only once the mark is back: every heartbeat from before it was heard by then, so a
         # worker that is not among the living has either let its lease pass, or has passed the mark.
         living = self._lease.live_workers()
-        return mine.returned and living is not None and living <= mine.acks
+        return mine.returned and living is not None and living <= mine.acks.keys()
 
     # ---- listening
 
@@ -82,17 +109,19 @@ class Barrier:
             return
         mine = self._waiting.get(change.id)
         if change.operation == "insert":
+            ack = Ack(worker=self._lease.worker_id, tabs=self._tabs(change.document.get("event")))
             if mine is None:
-                self._unacknowledged.append(change.id)
+                self._unacknowledged[change.id] = ack
                 self._news.set()
             else:
                 mine.returned = True
-                mine.acks.add(self._lease.worker_id)
+                mine.acks[ack.worker] = ack.tabs
                 mine.news.set()
         elif mine is not None:
             for name, value in change.fields.items():
                 if name.split(".")[0] == "acks":
-                    mine.acks.update(value if isinstance(value, list) else [value])
+                    for each in value if isinstance(value, list) else [value]:
+                        mine.acks[each["worker"]] = each["tabs"]
             mine.news.set()
 
     def interrupted(self) -> None:
@@ -106,8 +135,30 @@ class Barrier:
         while True:
             await self._news.wait()
             self._news.clear()
-            ids, self._unacknowledged = self._unacknowledged, []
+            acks, self._unacknowledged = self._unacknowledged, {}
             try:
-                await Mark.acknowledge(ids, self._lease.worker_id)
+                await Mark.acknowledge(acks)
             except Exception as error:
                 log.warning("acknowledgement_failed", error=type(error).__name__)
+
+
+async def passed_from_outside(event_id: Id | None) -> Passed:
+    """The same for a process that is no worker and follows no stream: it asks again and again.
+
+    A worker says its first heartbeat before it remembers anybody, so whoever is not among the
+    workers after the mark was written has heard all that was before it when it begins to.
+    """
+    committed = clock.monotonic()
+    acks: dict[str, int] = {}
+    try:
+        async with asyncio.timeout(leases.SECONDS):
+            mark = await Mark(asked_by="command", at=clock.now(), event=event_id).insert()
+            while not await Worker.everyone() <= acks.keys():
+                await asyncio.sleep(ASK_EVERY)
+                read = await Mark.get(mark.id)
+                acks = {ack.worker: ack.tabs for ack in read.acks} if read else acks
+        return Passed(True, sum(acks.values()))
+    except Exception as error:
+        log.warning("barrier_incomplete", error=type(error).__name__)
+        await asyncio.sleep(max(0.0, committed + leases.SECONDS - clock.monotonic()))
+        return Passed(False, sum(acks.values()))

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
+from quartapp import clock
 from quartapp.authority.stream import Change
 from quartapp.log import log
 from quartapp.models import Worker
 
 SECONDS = 2.0
 EVERY = 0.5
-
-
-def now() -> float:
-    """Seconds that also pass while the machine sleeps, where the system has such a clock."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Lease:
@@ -37,18 +34,18 @@ class Lease:
         self._sent: deque[tuple[int, float]] = deque(maxlen=16)
         self._until = 0.0
         self._peers: dict[str, float] = {}
-        self._complete_since = now()
+        self._complete_since = clock.monotonic()
         self._came_back = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def valid(self) -> bool:
         """Whether what is remembered may be used for a request that begins now."""
-        return now() < self._until
+        return clock.monotonic() < self._until
 
     def live_workers(self) -> set[str] | None:
         """Those who may still trust their memory; None while somebody may not have been heard."""
-        oldest = now() - SECONDS
+        oldest = clock.monotonic() - SECONDS
         if self._complete_since > oldest:
             return None
         return {worker for worker, heard in self._peers.items() if heard > oldest}
@@ -64,7 +61,7 @@ class Lease:
 
     async def stop(self) -> None:
         """Gives the lease up, so that nobody waits for this worker."""
-        self._until = 0.0
+        self._give_up()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -80,22 +77,33 @@ class Lease:
             return
         if change.operation == "delete":
             self._peers.pop(change.id, None)
+            if change.id == self.worker_id:
+                self._give_up()
             return
-        self._peers[change.id] = now()
+        self._peers[change.id] = clock.monotonic()
         if change.id == self.worker_id:
-            beat = change.fields.get("beat", change.document.get("beat"))
-            for number, sent in self._sent:
-                if number == beat:
-                    self._until = max(self._until, sent + SECONDS)
-                    self._came_back.set()
+            self._came_back_as({**change.document, **change.fields})
+
+    def _came_back_as(self, beat: Mapping[str, Any]) -> None:
+        for number, sent in self._sent:
+            if number == beat["beat"]:
+                self._until = max(self._until, sent + SECONDS)
+                self._came_back.set()
+                if clock.monotonic() - sent < clock.TOLERANCE.total_seconds():
+                    clock.agree(beat["at"])
 
     def interrupted(self) -> None:
         """A lease holds whatever becomes of the stream. But heartbeats of others may be missing."""
-        self._complete_since = now()
+        self._complete_since = clock.monotonic()
 
     def lost(self) -> None:
         """Trust would be right for the rest of the lease, but there is no need for it."""
         self._until = 0.0
+
+    def _give_up(self) -> None:
+        """Now, and for the heartbeats that are still under way: nobody waits for us any more."""
+        self._until = 0.0
+        self._sent.clear()
 
     # ---- beating
 
@@ -103,7 +111,7 @@ class Lease:
         beat = 0
         while True:
             beat += 1
-            self._sent.append((beat, now()))
+            self._sent.append((beat, clock.monotonic()))
             try:
                 await Worker.say(self.worker_id, self._name, beat)
             except Exception as error:

@@ -6,8 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from quartapp import metrics
-from quartapp.authority import lease as leases
+from quartapp import clock, metrics
 from quartapp.authority.lease import Lease
 from quartapp.authority.stream import Change
 from quartapp.models import Notice, Role, Session, User, principal
@@ -45,7 +44,7 @@ class Principals:
         """Asks the database only for what is not remembered. Raises what the driver raises."""
         digest = digest_of(token)
         entry = self._entries.get(digest)
-        if entry is not None and self._lease.valid and leases.now() < entry.until:
+        if entry is not None and self._lease.valid and clock.monotonic() < entry.until:
             metrics.REMEMBERED.inc()
             return entry.principal
         return await self._ask(digest)
@@ -53,7 +52,7 @@ class Principals:
     async def _ask(self, digest: str) -> Standing | None:
         fill = Fill()
         self._fills.add(fill)
-        began = leases.now()
+        began = clock.monotonic()
         try:
             standing = await principal.by_digest(digest)
         finally:

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from quartapp import log, open_database
+from quartapp.authority.barrier import passed_from_outside
 from quartapp.database import Unavailable
-from quartapp.models import Role
+from quartapp.models import Event, Role
 from quartapp.models.references import DomainError
 from quartapp.settings import Settings, StartError
 
@@ -68,6 +69,12 @@ def in_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
         asyncio.run(main())
 
     return run
+
+
+async def settle(event: Event | None) -> str:
+    """Returns when no worker of a running server goes by the old authority: see `auth.settle`."""
+    passed = await passed_from_outside(event and event.id)
+    return await passed.report(event)
 
 
 async def role_named(name: str) -> Role:

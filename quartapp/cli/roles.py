@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from quartapp.cli.base import Commands, Refused, in_database, role_named, table, with_data
+from quartapp.cli.base import Commands, Refused, in_database, role_named, settle, table, with_data
 from quartapp.models import Role
 from quartapp.models.actor import NOBODY
 from quartapp.names import NAME, NAME_RULE
@@ -60,6 +60,7 @@ async def edit(name: str, allow: tuple[str, ...], forbid: tuple[str, ...]) -> No
     await found.edit(
         name=found.name, description=found.description, permissions=permissions, by=NOBODY
     )
+    await settle(None)
     click.echo(f"The role {found.name} allows {', '.join(sorted(permissions)) or 'nothing'}.")
 
 
@@ -70,5 +71,7 @@ async def edit(name: str, allow: tuple[str, ...], forbid: tuple[str, ...]) -> No
 async def delete(name: str) -> None:
     """Delete a role. The sessions of those who hold it are ended."""
     found = await role_named(name)
-    holders = await found.remove(by=NOBODY)
-    click.echo(f"The role {found.name} was deleted; {holders} held it.")
+    event = await found.remove(by=NOBODY)
+    reach = await settle(event)
+    holders = event.details["holders"] if event else 0
+    click.echo(f"The role {found.name} was deleted; {holders} held it.{reach}")

@@ -8,7 +8,7 @@ import click
 from beanie import PydanticObjectId
 
 from quartapp import policy
-from quartapp.cli.base import Commands, Refused, in_database, role_named, table, with_data
+from quartapp.cli.base import Commands, Refused, in_database, role_named, settle, table, with_data
 from quartapp.models import Role, Session, User
 from quartapp.models.actor import NOBODY
 from quartapp.models.references import linked_id
@@ -92,6 +92,7 @@ async def grant(username: str, role: str) -> None:
     """Give a role. Open pages gain it in place."""
     person, given = await _user(username), await role_named(role)
     done = await person.grant(given, by=NOBODY)
+    await settle(done)
     click.echo(f"{person.username} {'now holds' if done else 'held already'} {given.name}.")
 
 
@@ -104,7 +105,9 @@ async def revoke(username: str, role: str) -> None:
     """Take a role. The sessions of the account are ended."""
     person, taken = await _user(username), await role_named(role)
     done = await person.revoke(taken, by=NOBODY)
-    click.echo(f"{person.username} {'no longer holds' if done else 'did not hold'} {taken.name}.")
+    reach = await settle(done)
+    verb = "no longer holds" if done else "did not hold"
+    click.echo(f"{person.username} {verb} {taken.name}.{reach}")
 
 
 @user.command("end-sessions")
@@ -114,8 +117,10 @@ async def revoke(username: str, role: str) -> None:
 async def end_sessions(username: str) -> None:
     """Sign an account out everywhere."""
     person = await _user(username)
-    ended = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
-    click.echo(f"Sessions of {person.username} ended: {ended}.")
+    event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    reach = await settle(event)
+    count = event.details["count"] if event else 0
+    click.echo(f"Sessions of {person.username} ended: {count}.{reach}")
 
 
 @user.command()
@@ -126,7 +131,8 @@ async def disable(username: str) -> None:
     """Close an account. Its sessions are ended."""
     person = await _user(username)
     done = await person.disable(by=NOBODY)
-    click.echo(f"{person.username} {'is disabled' if done else 'was disabled already'}.")
+    reach = await settle(done)
+    click.echo(f"{person.username} {'is disabled' if done else 'was disabled already'}.{reach}")
 
 
 @user.command()
@@ -137,6 +143,7 @@ async def enable(username: str) -> None:
     """Open an account again."""
     person = await _user(username)
     done = await person.enable(by=NOBODY)
+    await settle(done)
     click.echo(f"{person.username} {'is enabled' if done else 'was enabled already'}.")
 
 

@@ -1,11 +1,13 @@
 """The audit record: who did what to whom, from where and when. Only ever added to."""
 
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from beanie import Link, PydanticObjectId
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pymongo import IndexModel
 
 from quartapp import clock
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from quartapp.models.user import User
 
 KEPT = timedelta(days=400)
+ASK_EVERY = 0.01
+RECEIPTS = 200
 
 
 class Verb(StrEnum):
@@ -39,8 +43,24 @@ class Verb(StrEnum):
     COMMENT_REMOVED = "comment.removed"
 
 
+class Receipt(BaseModel):
+    """What a worker says of the open tabs that an event has ended there.
+
+    `acked` is how many said that they are locked; the slowest of them this long after the worker
+    heard of it.
+    """
+
+    worker: str
+    tabs: int
+    acked: int
+    slowest_ms: int
+
+
 class Event(Record):
-    """One line of the record. `subject` is the user it happened to, if there is one."""
+    """One line of the record. `subject` is the user it happened to, if there is one.
+
+    The receipts come after the fact, and are all that is ever added to a line.
+    """
 
     actor: Link["User"] | None = None
     verb: Verb
@@ -48,6 +68,7 @@ class Event(Record):
     ip: str | None = None
     at: datetime = Field(default_factory=clock.now)
     details: dict[str, Any] = {}
+    receipts: list[Receipt] = []
 
     class Settings:
         name = "events"
@@ -65,16 +86,43 @@ class Event(Record):
         subject: PydanticObjectId | None = None,
         tx: Tx | None = None,
         **details: Any,
-    ) -> None:
+    ) -> "Event":
         """Adds a line; inside a transaction it stands or falls with what it tells of."""
-        event = cls(
+        return await cls.of(verb, by=by, subject=subject, **details).insert(session=tx)
+
+    @classmethod
+    def of(
+        cls, verb: Verb, *, by: Actor, subject: PydanticObjectId | None = None, **details: Any
+    ) -> "Event":
+        """A line that is not written yet, so that what it causes can already name it."""
+        return cls(
             verb=verb,
             actor=ref("users", by.user_id),
             subject=ref("users", subject),
             ip=by.ip,
             details=details,
         )
-        await event.insert(session=tx)
+
+    @classmethod
+    async def add_receipt(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:
+        pushed = {"$each": [receipt.model_dump()], "$slice": -RECEIPTS}
+        await cls.change({"_id": event_id}, {"$push": {"receipts": pushed}})
+
+    async def wait_for_receipts(self, tabs: int, *, seconds: float) -> str:
+        """What became of so many tabs, in a sentence: once all are accounted for, or time is up."""
+        deadline = clock.monotonic() + seconds
+        while sum(receipt.tabs for receipt in self.receipts) < tabs:
+            if clock.monotonic() > deadline:
+                break
+            await asyncio.sleep(ASK_EVERY)
+            read = await Event.get(self.id)
+            self.receipts = read.receipts if read else self.receipts
+        return reach(self.receipts, tabs)
+
+    @property
+    def reach(self) -> str:
+        """What became of the open tabs, in a sentence; nothing where there were none."""
+        return reach(self.receipts, sum(receipt.tabs for receipt in self.receipts))
 
     @classmethod
     async def page(
@@ -89,3 +137,22 @@ class Event(Record):
         if before:
             match["_id"] = {"$lt": before}
         return await cls.listed(match, sort="-_id", limit=limit, fetch=["actor", "subject"])
+
+
+def reach(receipts: Sequence[Receipt], tabs: int) -> str:
+    acked = sum(receipt.acked for receipt in receipts)
+    parts: list[str] = []
+    if acked:
+        workers = len({receipt.worker for receipt in receipts if receipt.acked})
+        slowest = max(receipt.slowest_ms for receipt in receipts if receipt.acked)
+        where = f"{_count(acked, 'tab')} on {_count(workers, 'worker')}"
+        parts.append(f"{where} locked, slowest {slowest} ms")
+    if missed := max(0, tabs - acked):
+        what = f"{missed}" if acked else _count(missed, "tab")
+        its = "its" if missed == 1 else "their"
+        parts.append(f"{what} not reached, refused at {its} next request")
+    return "; ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

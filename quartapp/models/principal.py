@@ -45,6 +45,7 @@ class Ended:
     reason: Reason
     by: str | None
     at: datetime
+    event: PydanticObjectId | None = None
 
     @property
     def message(self) -> str:
@@ -119,6 +120,7 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
             reason=reason or Reason.ACCOUNT_DISABLED,
             by=next((ender.get("username") for ender in row.get("ender", ())), None),
             at=_aware(row.get("ended_at") or now),
+            event=row["ended_event"].id if row.get("ended_event") else None,
         )
     seen, told = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
     return Principal(

@@ -123,17 +123,18 @@ class Role(Record):
 
         await transaction(work)
 
-    async def remove(self, *, by: Actor) -> int:
+    async def remove(self, *, by: Actor) -> Event | None:
         """Takes the role from all who hold it, ends their sessions and removes it.
 
-        How many held it. Raises BuiltInRole.
+        Returns the audit event, which says how many held it; None if it was gone. Raises
+        BuiltInRole.
         """
         if self.built_in:
             raise BuiltInRole(self.name, "deleted")
 
-        async def work(tx: Tx) -> int:
+        async def work(tx: Tx) -> Event | None:
             if not await Role.erase(self.id, tx=tx):
-                return 0
+                return None
             holders = await User.find({"roles.$id": self.id}, session=tx).to_list()
             ids = [holder.id for holder in holders]
             await User.change_all(
@@ -145,13 +146,12 @@ class Role(Record):
                 },
                 tx=tx,
             )
-            await mark_ended({"user.$id": {"$in": ids}}, Reason.ROLE_DELETED, by=by, tx=tx)
+            event = Event.of(Verb.ROLE_DELETED, by=by, role=self.name, holders=len(ids))
+            theirs = {"user.$id": {"$in": ids}}
+            await mark_ended(theirs, Reason.ROLE_DELETED, by=by, event=event, tx=tx)
             for holder in holders:
                 await holder.tell(Kind.ROLE_DELETED, tx, by=by.username, role=self.name)
-            await Event.record(
-                Verb.ROLE_DELETED, by=by, tx=tx, role=self.name, holders=len(holders)
-            )
-            return len(holders)
+            return await event.insert(session=tx)
 
         return await transaction(work)
 

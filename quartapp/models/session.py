@@ -82,6 +82,7 @@ class Session(Record):
     ended_at: datetime | None = None
     ended_reason: str | None = None
     ended_by: Link["User"] | None = None
+    ended_event: Link[Event] | None = None
 
     class Settings:
         name = "sessions"
@@ -138,9 +139,9 @@ class Session(Record):
         await cls._end_oldest(user, keep=at_most, by=by)
         return session, token
 
-    async def end(self, reason: Reason, *, by: Actor) -> bool:
-        """Ends it, unless it is over already: then False. Returns after the commit."""
-        return await end_sessions({"_id": self.id}, reason, by=by, subject=self.user_id) == 1
+    async def end(self, reason: Reason, *, by: Actor) -> Event | None:
+        """Ends it, unless it is over already: then None. Returns after the commit."""
+        return await end_sessions({"_id": self.id}, reason, by=by, subject=self.user_id)
 
     @property
     def user_id(self) -> PydanticObjectId:
@@ -211,30 +212,45 @@ async def _existing(roles: Collection[Link["Role"]], tx: Tx) -> list[Link["Role"
 
 
 async def end_sessions(
-    match: Mapping[str, Any], reason: Reason, *, by: Actor, subject: PydanticObjectId
-) -> int:
-    """Ends the sessions that match and are not over, with an audit event, in one transaction."""
+    match: Mapping[str, Any],
+    reason: Reason,
+    *,
+    by: Actor,
+    subject: PydanticObjectId,
+) -> Event | None:
+    """Ends the sessions that match and are not over, in one transaction with the audit event.
 
-    async def work(tx: Tx) -> int:
-        ended = await mark_ended(match, reason, by=by, tx=tx)
-        if ended:
-            await Event.record(
-                Verb.SESSION_ENDED if ended == 1 else Verb.SESSIONS_ENDED,
-                by=by,
-                subject=subject,
-                tx=tx,
-                reason=reason.value,
-                count=ended,
-            )
-        return ended
+    None if there were none; else how many is in the event's details.
+    """
+
+    async def work(tx: Tx) -> Event | None:
+        return await end_and_record(match, reason, by=by, subject=subject, tx=tx)
 
     return await transaction(work)
 
 
+async def end_and_record(
+    match: Mapping[str, Any], reason: Reason, *, by: Actor, subject: PydanticObjectId, tx: Tx
+) -> Event | None:
+    """The writes of `end_sessions`, for a transaction that does more."""
+    event = Event.of(Verb.SESSIONS_ENDED, by=by, subject=subject, reason=reason.value)
+    ended = await mark_ended(match, reason, by=by, event=event, tx=tx)
+    if not ended:
+        return None
+    event.verb = Verb.SESSION_ENDED if ended == 1 else Verb.SESSIONS_ENDED
+    event.details["count"] = ended
+    return await event.insert(session=tx)
+
+
 async def mark_ended(
-    match: Mapping[str, Any], reason: Reason, *, by: Actor, tx: Tx | None = None
+    match: Mapping[str, Any],
+    reason: Reason,
+    *,
+    by: Actor,
+    event: Event | None = None,
+    tx: Tx | None = None,
 ) -> int:
-    """The write alone, for verbs that keep their own record. How many it ended."""
+    """The write alone, for verbs that keep their own record, the event. How many it ended."""
     return await Session.change_all(
         {**match, "ended_at": None},
         {
@@ -242,6 +258,7 @@ async def mark_ended(
                 "ended_at": clock.now(),
                 "ended_reason": reason.value,
                 "ended_by": ref("users", by.user_id),
+                "ended_event": ref("events", event and event.id),
             }
         },
         tx=tx,

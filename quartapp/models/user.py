@@ -1,6 +1,7 @@
 """People: who they are, and the verbs that change what they may do.
 
-Each verb is one transaction: the change, the sessions it ends, the audit event and the notice.
+Each verb is one transaction: the change, the sessions it ends, the audit event and the notice. It
+returns the event, or None where there was nothing to do.
 Sockets hear of it from the change stream, after the commit.
 """
 
@@ -22,7 +23,14 @@ from quartapp.models.guard import hold_administrators
 from quartapp.models.notice import Kind, Notice
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, ref
-from quartapp.models.session import Reason, Session, fingerprint, mark_ended, new_token
+from quartapp.models.session import (
+    Reason,
+    Session,
+    end_and_record,
+    fingerprint,
+    mark_ended,
+    new_token,
+)
 
 if TYPE_CHECKING:
     from quartapp.models.role import Role
@@ -168,10 +176,10 @@ class User(Record):
 
     # ---- authority
 
-    async def grant(self, role: "Role", *, by: Actor) -> bool:
-        """Gives the role; False if it was held. Raises RoleGone. Open pages gain it in place."""
+    async def grant(self, role: "Role", *, by: Actor) -> Event | None:
+        """Gives the role; None if it was held. Raises RoleGone. Open pages gain it in place."""
 
-        async def work(tx: Tx) -> bool:
+        async def work(tx: Tx) -> Event | None:
             changed = await self._change_authority(
                 {"roles.$id": {"$ne": role.id}},
                 {"$addToSet": {"roles": ref("roles", role.id)}},
@@ -179,23 +187,24 @@ class User(Record):
                 tx=tx,
             )
             if not changed:
-                return False
+                return None
             # Writing the role's document makes a grant and a deletion at once exclude each other.
             if not await role.count_grant(tx):
                 raise RoleGone(role.name)
-            await Event.record(Verb.ROLE_GRANTED, by=by, subject=self.id, tx=tx, role=role.name)
             await self.tell(Kind.ROLE_GRANTED, tx, by=by.username, role=role.name)
-            return True
+            return await Event.record(
+                Verb.ROLE_GRANTED, by=by, subject=self.id, tx=tx, role=role.name
+            )
 
         return await transaction(work)
 
-    async def revoke(self, role: "Role", *, by: Actor) -> bool:
-        """Takes the role and ends the user's sessions; False if it was not held.
+    async def revoke(self, role: "Role", *, by: Actor) -> Event | None:
+        """Takes the role and ends the user's sessions; None if it was not held.
 
         Raises LastAdministrator.
         """
 
-        async def work(tx: Tx) -> bool:
+        async def work(tx: Tx) -> Event | None:
             before = 0
             if role.name == policy.ADMIN:
                 await hold_administrators(tx)
@@ -207,73 +216,66 @@ class User(Record):
                 tx=tx,
             )
             if not changed:
-                return False
+                return None
             await self._require_an_administrator(before, tx)
-            await mark_ended({"user.$id": self.id}, Reason.ROLE_REVOKED, by=by, tx=tx)
-            await Event.record(Verb.ROLE_REVOKED, by=by, subject=self.id, tx=tx, role=role.name)
+            event = Event.of(Verb.ROLE_REVOKED, by=by, subject=self.id, role=role.name)
+            mine = {"user.$id": self.id}
+            await mark_ended(mine, Reason.ROLE_REVOKED, by=by, event=event, tx=tx)
             await self.tell(Kind.ROLE_REVOKED, tx, by=by.username, role=role.name)
-            return True
+            return await event.insert(session=tx)
 
         return await transaction(work)
 
-    async def disable(self, *, by: Actor) -> bool:
-        """Closes the account and ends its sessions; False if it was closed.
+    async def disable(self, *, by: Actor) -> Event | None:
+        """Closes the account and ends its sessions; None if it was closed.
 
         Raises LastAdministrator.
         """
 
-        async def work(tx: Tx) -> bool:
+        async def work(tx: Tx) -> Event | None:
             await hold_administrators(tx)
             before = await User.active_administrators(tx=tx)
             changed = await self._change_authority(
                 {"disabled_at": None}, {"$set": {"disabled_at": clock.now()}}, by=by, tx=tx
             )
             if not changed:
-                return False
+                return None
             await self._require_an_administrator(before, tx)
-            await mark_ended({"user.$id": self.id}, Reason.ACCOUNT_DISABLED, by=by, tx=tx)
-            await Event.record(Verb.USER_DISABLED, by=by, subject=self.id, tx=tx)
+            event = Event.of(Verb.USER_DISABLED, by=by, subject=self.id)
+            mine = {"user.$id": self.id}
+            await mark_ended(mine, Reason.ACCOUNT_DISABLED, by=by, event=event, tx=tx)
             await self.tell(Kind.ACCOUNT_DISABLED, tx, by=by.username)
-            return True
+            return await event.insert(session=tx)
 
         return await transaction(work)
 
-    async def enable(self, *, by: Actor) -> bool:
-        """Opens the account again; False if it was open."""
+    async def enable(self, *, by: Actor) -> Event | None:
+        """Opens the account again; None if it was open."""
 
-        async def work(tx: Tx) -> bool:
+        async def work(tx: Tx) -> Event | None:
             changed = await self._change_authority(
                 {"disabled_at": {"$ne": None}}, {"$set": {"disabled_at": None}}, by=by, tx=tx
             )
-            if changed:
-                await Event.record(Verb.USER_ENABLED, by=by, subject=self.id, tx=tx)
-                await self.tell(Kind.ACCOUNT_ENABLED, tx, by=by.username)
-            return changed
+            if not changed:
+                return None
+            await self.tell(Kind.ACCOUNT_ENABLED, tx, by=by.username)
+            return await Event.record(Verb.USER_ENABLED, by=by, subject=self.id, tx=tx)
 
         return await transaction(work)
 
     async def end_sessions(
         self, reason: Reason, *, by: Actor, keep: PydanticObjectId | None = None
-    ) -> int:
-        """Ends all sessions of the user, but for the one to keep. How many it ended."""
+    ) -> Event | None:
+        """Ends all sessions of the user, but for the one to keep: see `end_sessions`."""
 
-        async def work(tx: Tx) -> int:
+        async def work(tx: Tx) -> Event | None:
             match: dict[str, Any] = {"user.$id": self.id}
             if keep:
                 match["_id"] = {"$ne": keep}
-            ended = await mark_ended(match, reason, by=by, tx=tx)
-            if ended:
-                await Event.record(
-                    Verb.SESSIONS_ENDED,
-                    by=by,
-                    subject=self.id,
-                    tx=tx,
-                    reason=reason.value,
-                    count=ended,
-                )
-                if reason is Reason.ENDED_BY_ADMIN:
-                    await self.tell(Kind.SESSIONS_ENDED, tx, by=by.username)
-            return ended
+            event = await end_and_record(match, reason, by=by, subject=self.id, tx=tx)
+            if event and reason is Reason.ENDED_BY_ADMIN:
+                await self.tell(Kind.SESSIONS_ENDED, tx, by=by.username)
+            return event
 
         return await transaction(work)
 
@@ -308,13 +310,10 @@ class User(Record):
             )
             if not changed:
                 raise PasswordMoved
-            await mark_ended(
-                {"user.$id": self.id, "_id": {"$ne": keep}},
-                Reason.PASSWORD_CHANGED,
-                by=by,
-                tx=tx,
-            )
-            await Event.record(Verb.PASSWORD_CHANGED, by=by, subject=self.id, tx=tx)
+            event = Event.of(Verb.PASSWORD_CHANGED, by=by, subject=self.id)
+            others = {"user.$id": self.id, "_id": {"$ne": keep}}
+            await mark_ended(others, Reason.PASSWORD_CHANGED, by=by, event=event, tx=tx)
+            await event.insert(session=tx)
             await self.tell(Kind.PASSWORD_CHANGED, tx)
             return await Session.change(
                 {"_id": keep, "user.$id": self.id, "ended_at": None},

@@ -1,12 +1,13 @@
 """Workers that serve, and the barriers at which they say that they have heard."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from beanie import Document
-from pymongo import IndexModel
+from beanie import Document, PydanticObjectId
+from pydantic import BaseModel
+from pymongo import IndexModel, UpdateOne
 
-from quartapp.database import Session as Tx
 from quartapp.models.record import Record
 
 
@@ -32,21 +33,42 @@ class Worker(Document):
         )
 
     @classmethod
+    async def everyone(cls) -> set[str]:
+        """The workers that serve, and those that died without a word within the last hour."""
+        return {worker.id async for worker in cls.find({})}
+
+    @classmethod
     async def leave(cls, worker_id: str) -> None:
         await cls.get_motor_collection().delete_one({"_id": worker_id})
 
 
+class Ack(BaseModel):
+    """A worker has passed the mark, with so many open tabs of sessions that the event ended."""
+
+    worker: str
+    tabs: int
+
+
 class Barrier(Record):
-    """A mark in the order of the writes. Whoever has passed it in the stream adds its name."""
+    """A mark in the order of the writes, after those of an event if there is one.
+
+    Whoever has passed it in the stream adds its name.
+    """
 
     asked_by: str
     at: datetime
-    acks: list[str] = []
+    event: PydanticObjectId | None = None
+    acks: list[Ack] = []
 
     class Settings:
         name = "barriers"
         indexes = [IndexModel([("at", 1)], name="kept", expireAfterSeconds=60)]
 
     @classmethod
-    async def acknowledge(cls, ids: list[Any], worker_id: str, *, tx: Tx | None = None) -> None:
-        await cls.change_all({"_id": {"$in": ids}}, {"$addToSet": {"acks": worker_id}}, tx=tx)
+    async def acknowledge(cls, acks: Mapping[Any, Ack]) -> None:
+        """Adds these to the marks, in one round."""
+        writes = [
+            UpdateOne({"_id": mark_id}, {"$push": {"acks": ack.model_dump()}})
+            for mark_id, ack in acks.items()
+        ]
+        await cls.get_motor_collection().bulk_write(writes, ordered=False)

@@ -7,7 +7,7 @@ from quart import Blueprint, flash, redirect, render_template, request, session
 from quart_auth import login_required, login_user, logout_user
 
 from quartapp import auth, policy
-from quartapp.auth import CurrentUser, current_user, hasher, settings, settles
+from quartapp.auth import CurrentUser, current_user, hasher, settings, settle
 from quartapp.forms.accounts import LoginForm, RegisterForm
 from quartapp.log import log
 from quartapp.models import Role, User, principal
@@ -46,7 +46,6 @@ async def register() -> Any:
 
 
 @blueprint.route("/login", methods=["GET", "POST"])
-@settles
 async def login() -> Any:
     if current_user.signed_in:
         return redirect(next_page())
@@ -73,11 +72,11 @@ async def login() -> Any:
 
 @blueprint.post("/logout")
 @login_required
-@settles
 async def logout() -> Any:
     found = await Session.get(current_user.session_id)
     if found:
         await found.end(Reason.SIGNED_OUT, by=current_user.actor)
+        await settle()
     logout_user()
     session.clear()
     response = see_other("/")
@@ -130,6 +129,8 @@ async def _sign_in(user: User, *, remember: bool) -> None:
         remembered=remember,
         at_most=settings().sessions_per_user,
     )
+    # Signing in ends the session that this browser had, and the oldest of too many.
+    await settle()
     log.info("session_created", user=user.username, session=str(opened.id))
     session.clear()
     login_user(CurrentUser(token), remember=remember)

@@ -6,7 +6,7 @@ from quart import Blueprint, flash, render_template
 from quart_auth import login_required, login_user, logout_user
 
 from quartapp import auth, passwords
-from quartapp.auth import CurrentUser, current_user, hasher, settles
+from quartapp.auth import CurrentUser, current_user, hasher, settle
 from quartapp.forms.accounts import PasswordForm
 from quartapp.log import log
 from quartapp.models import Session, User
@@ -17,7 +17,6 @@ blueprint = Blueprint("passwords", __name__)
 
 @blueprint.route("/account/password", methods=["GET", "POST"])
 @login_required
-@settles
 async def change() -> Any:
     form = await PasswordForm.from_request()
     if form.posted and (user := await User.get(current_user.user_id)):
@@ -36,6 +35,7 @@ async def _change(user: User, password: str) -> Any:
     token = await user.change_password(
         await hasher().hash(password), by=current_user.actor, keep=current_user.session_id
     )
+    await settle()
     log.info("authn_password_change", user=user.username)
     kept = await Session.get(current_user.session_id)
     if token and kept:

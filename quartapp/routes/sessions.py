@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required, logout_user
 
-from quartapp.auth import current_user, settles
+from quartapp.auth import current_user, settle
 from quartapp.models import Session, User
 from quartapp.models.session import Reason
 from quartapp.routes.paging import id_or_404
@@ -24,26 +24,29 @@ async def mine() -> str:
 
 @blueprint.post("/account/sessions/<session_id>/end")
 @login_required
-@settles
 async def end(session_id: str) -> Any:
     session = await Session.get(id_or_404(session_id))
     if session is None or session.user_id != current_user.user_id:
         abort(404)
-    await session.end(Reason.ENDED_BY_USER, by=current_user.actor)
+    event = await session.end(Reason.ENDED_BY_USER, by=current_user.actor)
     if session.id == current_user.session_id:
+        await settle()
         logout_user()
         return see_other("/")
-    await flash(f"{session.device} was signed out.", "success")
+    await flash(f"{session.device} was signed out.{await settle(event)}", "success")
     return see_other("/account/sessions")
 
 
 @blueprint.post("/account/sessions/end-others")
 @login_required
-@settles
 async def end_others() -> Any:
     user = await User.get(current_user.user_id)
-    ended = user and await user.end_sessions(
+    event = user and await user.end_sessions(
         Reason.ENDED_BY_USER, by=current_user.actor, keep=current_user.session_id
     )
-    await flash(f"Sessions signed out: {ended}." if ended else "There were no others.", "success")
+    reach = await settle(event)
+    if event:
+        await flash(f"Sessions signed out: {event.details['count']}.{reach}", "success")
+    else:
+        await flash("There were no others.", "info")
     return see_other("/account/sessions")

@@ -16,9 +16,10 @@ from quartapp.log import log
 from quartapp.models.notice import Notice
 from quartapp.models.principal import Ended, Principal
 from quartapp.ws import protocol
-from quartapp.ws.protocol import Close, Message
+from quartapp.ws.protocol import Close, Message, SessionEnded
 
 LAST_WORDS_SECONDS = 1.0
+ACK_SECONDS = 0.25
 AGAIN_SECONDS = 1.0
 BURST, PER_SECOND = 200, 20
 PAGE = 100
@@ -62,6 +63,9 @@ class Connection:
         self._writer: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
+        self._last_words: str | None = None
+        self._acked_at: float | None = None
+        self._answered = asyncio.Event()
 
     # ---- what the hub calls
 
@@ -107,7 +111,7 @@ class Connection:
 
     def end(self, ended: Ended) -> None:
         """Says why and hangs up, past whatever waits in the mailbox."""
-        words = protocol.SessionEnded(
+        words = SessionEnded(
             id=self._next_id(),
             reason=ended.reason.value,
             by=ended.by,
@@ -116,10 +120,15 @@ class Connection:
         )
         self.close(Close.ENDED, ended.reason.value, words)
 
-    def close(self, code: Close, reason: str = "", words: Message | None = None) -> None:
+    def close(self, code: Close, reason: str = "", words: SessionEnded | None = None) -> None:
         """Begins to close; the first call counts. The handler is over in about a second at most."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(code, reason, words))
+
+    async def answered(self) -> float | None:
+        """When the client said that it has heard why its session ended; None if it did not."""
+        await self._answered.wait()
+        return self._acked_at
 
     async def closed(self) -> None:
         """Returns when the client was told, or has had its second."""
@@ -151,25 +160,28 @@ class Connection:
         """Reads and writes until the socket is closed, from either side."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._writer = tasks.create_task(self._write())
+                if self._closing is None:
+                    self._writer = tasks.create_task(self._write())
                 await self._read()
-                self._writer.cancel()
+                if self._writer is not None:
+                    self._writer.cancel()
             # We are closing. When the client has answered, this task is cancelled.
             await self.closed()
         finally:
             self._gone.set()
+            self._answered.set()
 
     async def _read(self) -> None:
         """Takes in all that comes, for Quart would keep it in memory; listens for life."""
         allowance, last = float(BURST), asyncio.get_running_loop().time()
-        while self._closing is None:
+        while not self._answered.is_set():
             try:
                 async with asyncio.timeout(2 * self._ping_seconds):
                     frame = await self._socket.receive()
             except TimeoutError:
                 return self.close(Close.TOO_SLOW, "no answer")
             try:
-                protocol.check(frame)
+                self._acknowledge(protocol.acknowledged(frame))
             except protocol.BadMessage:
                 return self.close(Close.BAD_MESSAGE, "bad message")
             if self._unanswered:
@@ -182,6 +194,11 @@ class Connection:
             if allowance < 0:
                 return self.close(Close.BAD_MESSAGE, "too many messages")
         return None
+
+    def _acknowledge(self, message_id: str | None) -> None:
+        if message_id is not None and message_id == self._last_words:
+            self._acked_at = clock.monotonic()
+            self._answered.set()
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -239,7 +256,7 @@ class Connection:
         except asyncio.QueueFull:
             self.close(Close.TOO_SLOW, "too slow")
 
-    async def _close(self, code: Close, reason: str, words: Message | None) -> None:
+    async def _close(self, code: Close, reason: str, words: SessionEnded | None) -> None:
         if self._writer is not None:
             # It may be stuck in a send to a client that does not read, and hold the way.
             self._writer.cancel()
@@ -247,7 +264,8 @@ class Connection:
         with suppress(Exception):
             async with asyncio.timeout(LAST_WORDS_SECONDS):
                 if words is not None:
-                    await self._send(words)
+                    await self._say_last(words)
+                self._answered.set()
                 await self._socket.close(code, reason)
                 # A line that is cut while the client still speaks is reset, and our last words
                 # are lost with it: so it gets the rest of the second to answer.
@@ -256,6 +274,14 @@ class Connection:
             self._handler.cancel()
         metrics.CLOSES.labels(int(code)).inc()
         log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
+
+    async def _say_last(self, words: SessionEnded) -> None:
+        """A browser says nothing more once it has our close frame, so its answer is waited for."""
+        self._last_words = words.id
+        await self._send(words)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ACK_SECONDS):
+                await self._answered.wait()
 
     def _next_id(self) -> str:
         # Another one in each connection: a client knows by it what it has heard already.

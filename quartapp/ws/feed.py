@@ -21,8 +21,10 @@ from quartapp.authority.stream import Change, Stream
 from quartapp.database import StreamError
 from quartapp.log import log
 from quartapp.models import Notice, Role, Session, User, principal
+from quartapp.models.principal import Ended
 from quartapp.ws.hub import Hub
 from quartapp.ws.protocol import Close, timestamp
+from quartapp.ws.receipts import Receipts
 
 Id = PydanticObjectId
 
@@ -42,9 +44,7 @@ class Concerned:
     def match(self, hub: Hub) -> dict[str, Any]:
         """The sessions to judge anew."""
         connected = hub.sessions()
-        if self.everything:
-            return {"_id": {"$in": connected}}
-        here = [s for s in connected if s in self.sessions]
+        here = connected if self.everything else [s for s in connected if s in self.sessions]
         mine = list(hub.sessions_of(self.users))
         users, roles, gone = list(self.users), list(self.roles), list(self.deleted_roles)
         clauses: list[dict[str, Any]] = [{"_id": {"$in": here + mine}}]
@@ -58,12 +58,21 @@ class Concerned:
             clauses.append({"_id": {"$in": connected}, "roles.$id": {"$in": roles}})
         return {"$or": clauses}
 
+    def put_back(self, other: Concerned) -> None:
+        """What could not be looked at."""
+        self.everything = True
+        self.sessions |= other.sessions
+        self.users |= other.users
+        self.roles |= other.roles
+        self.deleted_roles |= other.deleted_roles
+
 
 class Feed:
     """Hears what changed, and tells the sockets that it concerns."""
 
-    def __init__(self, hub: Hub, *, sweep_seconds: float) -> None:
+    def __init__(self, hub: Hub, receipts: Receipts, *, sweep_seconds: float) -> None:
         self._hub = hub
+        self._receipts = receipts
         self._sweep_seconds = sweep_seconds
         self._concerned = Concerned()
         self._news = asyncio.Event()
@@ -100,7 +109,8 @@ class Feed:
 
     def interrupted(self) -> None:
         self._hub.catch_up()
-        self._look_at_everything()
+        self._concerned.everything = True
+        self._news.set()
 
     def lost(self) -> None:
         """Nothing to do before it is open again."""
@@ -123,10 +133,6 @@ class Feed:
 
     # ---- settling
 
-    def _look_at_everything(self) -> None:
-        self._concerned.everything = True
-        self._news.set()
-
     async def _settle_news(self) -> None:
         """Judges what changed, all that came meanwhile together."""
         while True:
@@ -138,7 +144,8 @@ class Feed:
             except Exception as error:
                 log.warning("settle_failed", error=type(error).__name__, detail=str(error)[:200])
                 await asyncio.sleep(1)
-                self._look_at_everything()
+                self._concerned.put_back(concerned)
+                self._news.set()
 
     async def _settle(self, concerned: Concerned) -> None:
         before = set(self._hub.sessions())
@@ -148,6 +155,9 @@ class Feed:
         gone = before & concerned.sessions if not concerned.everything else before
         gone -= {standing.session_id for standing in found}
         ended = [principal.deleted(session_id, session_id) for session_id in gone]
+        for standing in found:
+            if isinstance(standing, Ended):
+                self._receipts.expect(standing.event, self._hub.of_session(standing.session_id))
         for user_id, version in self._hub.settle([*found, *ended]):
             await User.number_change(user_id, version)
 

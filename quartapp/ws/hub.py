@@ -73,6 +73,9 @@ class Hub:
         arrived, self._arrived = self._arrived, set()
         return arrived
 
+    def of_session(self, session_id: Id) -> set[Connection]:
+        return self._by_session.get(session_id, set())
+
     def sessions_of(self, users: Iterable[Id]) -> set[Id]:
         return {c.session_id for user in users for c in self._by_user.get(user, ())}
 

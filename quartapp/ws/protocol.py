@@ -86,8 +86,8 @@ def encode(message: Message) -> str:
     return json.dumps({"type": message.TYPE, **asdict(message)}, separators=(",", ":"))
 
 
-def check(frame: str | bytes | None) -> None:
-    """Lets pass what a client may say. Raises BadMessage."""
+def acknowledged(frame: str | bytes | None) -> str | None:
+    """The id that a client acknowledges; None for its other answer, a pong. Raises BadMessage."""
     if not isinstance(frame, str) or len(frame.encode("utf-8", "replace")) > LONGEST:
         raise BadMessage
     try:
@@ -96,9 +96,9 @@ def check(frame: str | bytes | None) -> None:
         raise BadMessage from None
     match said:
         case {"type": "pong"}:
-            return
-        case {"type": "ack", "id": str()}:
-            return
+            return None
+        case {"type": "ack", "id": str(message_id)}:
+            return message_id
     raise BadMessage
 
 

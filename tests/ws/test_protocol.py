@@ -10,17 +10,18 @@ from quartapp.ws import protocol
 
 
 @pytest.mark.parametrize(
-    "frame",
+    ("frame", "acknowledged"),
     [
-        '{"type":"pong"}',
-        '{"type":"pong","at":"2026-01-01T00:00:00.000+00:00"}',
-        '{"type":"ack","id":"m1"}',
-        '{"type":"ack","id":"m1","more":[1]}',
-        '{"type":"pong","at":"' + "x" * (4096 - 23) + '"}',
+        ('{"type":"pong"}', None),
+        ('{"type":"pong","at":"2026-01-01T00:00:00.000+00:00"}', None),
+        ('{"type":"pong","id":"m1"}', None),
+        ('{"type":"ack","id":"m1"}', "m1"),
+        ('{"type":"ack","id":"m1","more":[1]}', "m1"),
+        ('{"type":"pong","at":"' + "x" * (4096 - 23) + '"}', None),
     ],
 )
-def test_an_answer_passes(frame: str) -> None:
-    assert protocol.check(frame) is None
+def test_an_answer_passes(frame: str, acknowledged: str | None) -> None:
+    assert protocol.acknowledged(frame) == acknowledged
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_an_answer_passes(frame: str) -> None:
 )
 def test_anything_else_is_a_bad_message(frame: str | bytes | None) -> None:
     with pytest.raises(protocol.BadMessage):
-        protocol.check(frame)
+        protocol.acknowledged(frame)
 
 
 def test_a_message_is_one_json_object_that_begins_with_its_type() -> None:

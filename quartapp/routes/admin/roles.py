@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user, permission_required, settles
+from quartapp.auth import current_user, permission_required, settle
 from quartapp.forms.admin import RoleForm
 from quartapp.models import Role
 from quartapp.models.role import RoleTaken
@@ -43,7 +43,6 @@ async def new() -> Any:
 @blueprint.route("/roles/<name>", methods=["GET", "POST"])
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
-@settles
 async def edit(name: str) -> Any:
     role = await _find(name)
     form = await RoleForm.from_request(
@@ -65,6 +64,7 @@ async def edit(name: str) -> Any:
         except RoleTaken as taken:
             form.refuse(str(taken), "name")
         else:
+            await settle()
             await flash(f"The role {name} was changed, in every open page too.", "success")
             return see_other("/admin/roles")
     return await render_template("admin/role.html", form=form, role=role), form.status
@@ -73,11 +73,12 @@ async def edit(name: str) -> Any:
 @blueprint.post("/roles/<name>/delete")
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
-@settles
 async def delete(name: str) -> Any:
     role = await _find(name)
-    holders = await role.remove(by=current_user.actor)
-    await flash(f"The role {role.name} was deleted; {holders} held it.", "success")
+    event = await role.remove(by=current_user.actor)
+    reach = await settle(event)
+    holders = event.details["holders"] if event else 0
+    await flash(f"The role {role.name} was deleted; {holders} held it.{reach}", "success")
     return see_other("/admin/roles")
 
 

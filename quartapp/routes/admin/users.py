@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template, request
 from quart_auth import login_required
 
-from quartapp.auth import Forbidden, current_user, permission_required, settles
+from quartapp.auth import Forbidden, current_user, permission_required, settle
 from quartapp.forms.admin import GrantForm
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
@@ -41,7 +41,6 @@ async def show(username: str) -> Any:
 @blueprint.post("/users/<username>/grants")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
-@settles
 async def grant(username: str) -> Any:
     person = await _find(username)
     form = await GrantForm.from_request()
@@ -51,6 +50,7 @@ async def grant(username: str) -> Any:
     role = await Role.named(form.role.data) or abort(404)
     granted = await person.grant(role, by=current_user.actor)
     log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
+    await settle()
     if granted:
         await flash(f"{person.username} now holds the role {role.name}.", "success")
     else:
@@ -61,15 +61,15 @@ async def grant(username: str) -> Any:
 @blueprint.post("/users/<username>/grants/<role_name>/revoke")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
-@settles
 async def revoke(username: str, role_name: str) -> Any:
     person = await _find(username)
     role = await Role.named(role_name) or abort(404)
-    revoked = await person.revoke(role, by=current_user.actor)
+    event = await person.revoke(role, by=current_user.actor)
     log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
-    if revoked:
+    reach = await settle(event)
+    if event:
         await flash(
-            f"{person.username} no longer holds the role {role.name}, and was signed out.",
+            f"{person.username} no longer holds the role {role.name}, and was signed out.{reach}",
             "success",
         )
     else:
@@ -80,34 +80,36 @@ async def revoke(username: str, role_name: str) -> Any:
 @blueprint.post("/users/<username>/sessions/end")
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
-@settles
 async def end_sessions(username: str) -> Any:
     person = await _find(username)
-    ended = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
-    await flash(f"Sessions of {person.username} ended: {ended}.", "success")
+    event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
+    reach = await settle(event)
+    count = event.details["count"] if event else 0
+    await flash(f"Sessions of {person.username} ended: {count}.{reach}", "success")
     return see_other(_home(person))
 
 
 @blueprint.post("/users/<username>/disable")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
-@settles
 async def disable(username: str) -> Any:
     person = await _find(username)
-    if await person.disable(by=current_user.actor):
+    event = await person.disable(by=current_user.actor)
+    if event:
         log.info("user_disabled", user=person.username, by=current_user.username)
-    await flash(f"The account of {person.username} is disabled.", "success")
+    reach = await settle(event)
+    await flash(f"The account of {person.username} is disabled.{reach}", "success")
     return see_other(_home(person))
 
 
 @blueprint.post("/users/<username>/enable")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
-@settles
 async def enable(username: str) -> Any:
     person = await _find(username)
     if await person.enable(by=current_user.actor):
         log.info("user_enabled", user=person.username, by=current_user.username)
+    await settle()
     await flash(f"The account of {person.username} is enabled.", "success")
     return see_other(_home(person))
 

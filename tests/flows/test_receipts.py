@@ -1,0 +1,100 @@
+"""Whoever revokes is told what became of the open tabs, and the audit record keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import AsyncExitStack
+
+from tests.people import Person, Server, Tab
+
+ADMIN = "/admin/users/{}"
+
+
+class Silent(Tab):
+    """A page whose script is frozen: its line is up, and it acknowledges nothing."""
+
+    async def say(self, **message: object) -> None:
+        if message["type"] != "ack":
+            await super().say(**message)
+
+
+async def flashed(person: Person) -> str:
+    """What the page says after the redirect of the last POST, without its markup."""
+    page = (await person.get("/admin/users")).text
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+async def receipts(server: Server, username: str, verb: str) -> list[dict[str, object]]:
+    async with server.database() as database:
+        user = await database["users"].find_one({"username": username})
+        assert user
+        event = await database["events"].find_one(
+            {"subject.$id": user["_id"], "verb": verb}, sort=[("_id", -1)]
+        )
+        assert event
+        return event["receipts"]
+
+
+async def test_the_answer_says_how_many_tabs_were_locked_on_how_many_workers_and_how_fast(
+    server: Server, root: Person, ada: Person
+) -> None:
+    async with ada.tabs("0", "0", "1") as tabs:
+        listening = [asyncio.create_task(tab.closed()) for tab in tabs]
+        await root.post(ADMIN.format(ada.username) + "/disable")
+        said = await flashed(root)
+        assert await asyncio.gather(*listening) == [4401] * 3
+    assert re.search(r"3 tabs on 2 workers locked, slowest \d+ ms\.", said), said
+    kept = await receipts(server, ada.username, "user.disabled")
+    assert sorted((r["tabs"], r["acked"]) for r in kept) == [(1, 1), (2, 2)]
+    assert "3 tabs on 2 workers locked" in (await root.get("/admin/events")).text
+
+
+async def test_a_tab_that_says_nothing_is_counted_as_not_reached_and_closed_all_the_same(
+    server: Server, root: Person, ada: Person
+) -> None:
+    async with ada.tabs("0", "1") as tabs:
+        frozen = Silent(tabs[1].socket)
+        listening = [asyncio.create_task(tab.closed()) for tab in (tabs[0], frozen)]
+        await root.post(ADMIN.format(ada.username) + "/sessions/end")
+        said = await flashed(root)
+        assert await asyncio.gather(*listening) == [4401, 4401]
+    assert re.search(
+        r"1 tab on 1 worker locked, slowest \d+ ms; 1 not reached, refused at its next request\.",
+        said,
+    ), said
+    assert await ada.is_refused()
+
+
+async def test_without_open_tabs_nothing_is_said_of_them(
+    server: Server, root: Person, ada: Person
+) -> None:
+    await root.post(ADMIN.format(ada.username) + "/sessions/end")
+    said = await flashed(root)
+    assert f"Sessions of {ada.username} ended: 1." in said
+    assert "tab" not in said.split("ended: 1.")[1][:40]
+    assert await receipts(server, ada.username, "session.ended") == []
+
+
+async def test_a_command_says_it_as_well(server: Server, ada: Person) -> None:
+    async with ada.tabs() as tabs:
+        listening = [asyncio.create_task(tab.closed()) for tab in tabs]
+        said = await server.run("user", "disable", ada.username)
+        assert await asyncio.gather(*listening) == [4401, 4401]
+    assert re.search(r"is disabled\. 2 tabs on 2 workers locked, slowest \d+ ms\.", said), said
+    assert await ada.status("/api/me") == 401
+
+
+async def test_many_tabs_that_come_and_go_are_each_counted_at_most_once(
+    server: Server, root: Person, ada: Person
+) -> None:
+    async with AsyncExitStack() as stack:
+        tabs = [await stack.enter_async_context(ada.tab()) for _ in range(6)]
+        listening = [asyncio.create_task(tab.closed()) for tab in tabs]
+        leaving = [tab.socket.close() for tab in tabs[:2]]
+        await asyncio.gather(root.post(ADMIN.format(ada.username) + "/sessions/end"), *leaving)
+        codes = await asyncio.gather(*listening, return_exceptions=True)
+    assert codes[2:] == [4401] * 4
+    kept = await receipts(server, ada.username, "session.ended")
+    assert sum(int(str(r["acked"])) for r in kept) >= 4
+    assert sum(int(str(r["tabs"])) for r in kept) <= 6
