@@ -110,7 +110,14 @@ class CurrentUser(AuthUser):
         """For the `by=` of the domain's verbs."""
         if not self.signed_in:
             return Actor(ip=remote_address())
-        return Actor(self.principal.user_id, self.principal.username, remote_address())
+        return Actor(
+            self.principal.user_id,
+            self.principal.username,
+            remote_address(),
+            self.principal.session_id,
+            self.principal.version,
+            self.principal.permissions,
+        )
 
     def __repr__(self) -> str:
         # The inherited one shows the token.

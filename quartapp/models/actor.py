@@ -7,11 +7,18 @@ from beanie import PydanticObjectId
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something, and from which address; the command line and the rules have no user."""
+    """Who does something, and from which address; the command line and the rules have no user.
+
+    From a page also in which session and with which permissions, as of the version of the user's
+    rights: what is done counts only if it is so still.
+    """
 
     user_id: PydanticObjectId | None = None
     username: str | None = None
     ip: str | None = None
+    session_id: PydanticObjectId | None = None
+    version: int = 0
+    permissions: frozenset[str] = frozenset()
 
 
 NOBODY = Actor()

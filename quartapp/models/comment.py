@@ -9,13 +9,13 @@ from pymongo import IndexModel
 
 from quartapp import clock
 from quartapp.database import Session as Tx
-from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.notice import Kind
 from quartapp.models.post import Post
 from quartapp.models.record import Record
 from quartapp.models.references import linked_id, ref
+from quartapp.models.session import acting
 from quartapp.models.user import User
 
 PAGE = 50
@@ -58,7 +58,7 @@ class Comment(Record):
                     await author.tell(Kind.COMMENT_ADDED, tx, by=by.username, title=post.title)
             return True
 
-        return comment if await transaction(work) else None
+        return comment if await acting(by, work) else None
 
     @classmethod
     async def page(
@@ -88,4 +88,4 @@ class Comment(Record):
             if author:
                 await author.tell(Kind.COMMENT_REMOVED, tx, by=by.username, title=title)
 
-        await transaction(work)
+        await acting(by, work)

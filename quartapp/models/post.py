@@ -9,12 +9,12 @@ from pymongo import IndexModel
 
 from quartapp import clock
 from quartapp.database import Session as Tx
-from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.notice import Kind
 from quartapp.models.record import Record
 from quartapp.models.references import linked_id, ref
+from quartapp.models.session import acting
 from quartapp.models.user import User
 
 PAGE = 20
@@ -46,7 +46,11 @@ class Post(Record):
     @classmethod
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
         post = cls(author=ref("users", by.user_id), title=title, body=body)
-        return await post.insert()
+
+        async def work(tx: Tx) -> Post:
+            return await post.insert(session=tx)
+
+        return await acting(by, work)
 
     @classmethod
     async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
@@ -67,11 +71,14 @@ class Post(Record):
             match["_id"] = {"$lt": before}
         return await cls.listed(match, sort="-_id", limit=limit, fetch=["author"])
 
-    async def revise(self, title: str, body: str) -> bool:
+    async def revise(self, title: str, body: str, *, by: Actor) -> bool:
         """False if the post is gone."""
-        return await Post.change(
-            {"_id": self.id}, {"$set": {"title": title, "body": body, "edited_at": clock.now()}}
-        )
+        new = {"title": title, "body": body, "edited_at": clock.now()}
+
+        async def work(tx: Tx) -> bool:
+            return await Post.change({"_id": self.id}, {"$set": new}, tx=tx)
+
+        return await acting(by, work)
 
     async def remove(self, *, by: Actor) -> None:
         """Deletes it and what was said below it. An author who loses it to another is told."""
@@ -90,4 +97,4 @@ class Post(Record):
             if author:
                 await author.tell(Kind.POST_REMOVED, tx, by=by.username, title=self.title)
 
-        await transaction(work)
+        await acting(by, work)

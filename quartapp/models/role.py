@@ -8,13 +8,12 @@ from pymongo import IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from quartapp.database import Session as Tx
-from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.notice import Kind
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, ref
-from quartapp.models.session import Reason, mark_ended
+from quartapp.models.session import Reason, acting, mark_ended
 from quartapp.models.user import RoleGone, User
 from quartapp.policy import ADMIN, BUILT_IN_ROLES, Permission
 
@@ -80,7 +79,7 @@ class Role(Record):
                 Verb.ROLE_CREATED, by=by, tx=tx, role=name, permissions=sorted(permissions)
             )
 
-        await transaction(work)
+        await acting(by, work)
         return role
 
     async def edit(
@@ -121,7 +120,7 @@ class Role(Record):
                 forbidden=sorted(set(self.permissions) - set(permissions)),
             )
 
-        await transaction(work)
+        await acting(by, work)
 
     async def remove(self, *, by: Actor) -> Event | None:
         """Takes the role from all who hold it, ends their sessions and removes it.
@@ -153,7 +152,7 @@ class Role(Record):
                 await holder.tell(Kind.ROLE_DELETED, tx, by=by.username, role=self.name)
             return await event.insert(session=tx)
 
-        return await transaction(work)
+        return await acting(by, work)
 
     async def count_grant(self, tx: Tx) -> bool:
         return await Role.change({"_id": self.id}, {"$inc": {"grants": 1}}, tx=tx)

@@ -2,10 +2,10 @@
 
 import hashlib
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from beanie import Link, PydanticObjectId, SortDirection
 from pydantic import Field
@@ -17,12 +17,13 @@ from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.record import Record
-from quartapp.models.references import linked_id, ref
+from quartapp.models.references import DomainError, linked_id, ref
 
 if TYPE_CHECKING:
     from quartapp.models.role import Role
     from quartapp.models.user import User
 
+T = TypeVar("T")
 DESCENDING = SortDirection.DESCENDING
 SEEN_EVERY = timedelta(minutes=1)
 KEPT = timedelta(days=30)
@@ -78,6 +79,7 @@ class Session(Record):
     credential: str = Field(repr=False)
     roles: list[Link["Role"]] = []
     uses: int = 0
+    acts: int = 0
     online_until: datetime | None = None
     ended_at: datetime | None = None
     ended_reason: str | None = None
@@ -211,6 +213,51 @@ async def _existing(roles: Collection[Link["Role"]], tx: Tx) -> list[Link["Role"
     return [role for role in roles if linked_id(role) in found]
 
 
+class SessionOver(DomainError):
+    """The session in which something was begun ended before it was done."""
+
+    def __init__(self, session_id: PydanticObjectId) -> None:
+        self.session_id = session_id
+        super().__init__("Your session ended before this was done, so nothing was changed.")
+
+
+class RightsChanged(DomainError):
+    """A permission that the actor came with was taken away before it was done."""
+
+    def __init__(self) -> None:
+        super().__init__("Your permissions changed before this was done, so nothing was changed.")
+
+
+async def acting(by: Actor, work: Callable[[Tx], Coroutine[Any, Any, T]]) -> T:
+    """`transaction(work)`, if the actor's authority lasts until the commit.
+
+    A request may be slow, and what was taken away meanwhile must not be used at its end. So each
+    transaction writes the actor's session, which makes it and the end of that session exclude each
+    other. Raises SessionOver and RightsChanged.
+    """
+
+    async def checked(tx: Tx) -> T:
+        if by.session_id is not None:
+            living = {"_id": by.session_id, "ended_at": None}
+            if not await Session.change(living, {"$inc": {"acts": 1}}, tx=tx):
+                raise SessionOver(by.session_id)
+            await _require_permissions(by, tx)
+        return await work(tx)
+
+    return await transaction(checked)
+
+
+async def _require_permissions(by: Actor, tx: Tx) -> None:
+    database = Session.get_motor_collection().database
+    user = await database["users"].find_one({"_id": by.user_id}, session=tx) or {}
+    if user.get("authz_version") == by.version:
+        return
+    held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}
+    roles = await database["roles"].find(held, session=tx).to_list(None)
+    if not by.permissions <= {p for role in roles for p in role.get("permissions", ())}:
+        raise RightsChanged
+
+
 async def end_sessions(
     match: Mapping[str, Any],
     reason: Reason,
@@ -226,7 +273,7 @@ async def end_sessions(
     async def work(tx: Tx) -> Event | None:
         return await end_and_record(match, reason, by=by, subject=subject, tx=tx)
 
-    return await transaction(work)
+    return await acting(by, work)
 
 
 async def end_and_record(

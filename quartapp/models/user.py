@@ -26,6 +26,7 @@ from quartapp.models.references import CASELESS, DomainError, ref
 from quartapp.models.session import (
     Reason,
     Session,
+    acting,
     end_and_record,
     fingerprint,
     mark_ended,
@@ -196,7 +197,7 @@ class User(Record):
                 Verb.ROLE_GRANTED, by=by, subject=self.id, tx=tx, role=role.name
             )
 
-        return await transaction(work)
+        return await acting(by, work)
 
     async def revoke(self, role: "Role", *, by: Actor) -> Event | None:
         """Takes the role and ends the user's sessions; None if it was not held.
@@ -224,7 +225,7 @@ class User(Record):
             await self.tell(Kind.ROLE_REVOKED, tx, by=by.username, role=role.name)
             return await event.insert(session=tx)
 
-        return await transaction(work)
+        return await acting(by, work)
 
     async def disable(self, *, by: Actor) -> Event | None:
         """Closes the account and ends its sessions; None if it was closed.
@@ -247,7 +248,7 @@ class User(Record):
             await self.tell(Kind.ACCOUNT_DISABLED, tx, by=by.username)
             return await event.insert(session=tx)
 
-        return await transaction(work)
+        return await acting(by, work)
 
     async def enable(self, *, by: Actor) -> Event | None:
         """Opens the account again; None if it was open."""
@@ -261,7 +262,7 @@ class User(Record):
             await self.tell(Kind.ACCOUNT_ENABLED, tx, by=by.username)
             return await Event.record(Verb.USER_ENABLED, by=by, subject=self.id, tx=tx)
 
-        return await transaction(work)
+        return await acting(by, work)
 
     async def end_sessions(
         self, reason: Reason, *, by: Actor, keep: PydanticObjectId | None = None
@@ -277,7 +278,7 @@ class User(Record):
                 await self.tell(Kind.SESSIONS_ENDED, tx, by=by.username)
             return event
 
-        return await transaction(work)
+        return await acting(by, work)
 
     @classmethod
     async def number_change(cls, user_id: PydanticObjectId, version: int) -> None:
@@ -327,7 +328,7 @@ class User(Record):
                 tx=tx,
             )
 
-        return token if await transaction(work) else None
+        return token if await acting(by, work) else None
 
     async def upgrade_hash(self, password_hash: str) -> None:
         """Stores the same password hashed anew. Its sessions go on: they are told of the hash.

@@ -20,6 +20,7 @@ from quartapp.database import Unavailable
 from quartapp.forms.csrf import FIELD, CrossSite, Stale
 from quartapp.log import log
 from quartapp.models.references import DomainError
+from quartapp.models.session import SessionOver
 from quartapp.passwords import Busy
 from quartapp.policy import LABELS
 from quartapp.routes.places import back, sign_in_page
@@ -43,6 +44,7 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(Forbidden, not_allowed)
     app.register_error_handler(CrossSite, cross_site)
     app.register_error_handler(Stale, old_page)
+    app.register_error_handler(SessionOver, session_over)
     app.register_error_handler(DomainError, refused)
     app.register_error_handler(Busy, busy)
     for error in Unavailable:
@@ -58,6 +60,13 @@ async def sign_in_first(_: Unauthorized) -> Any:
     if _wants_json():
         return _signed_out_json(), 401
     return redirect(sign_in_page(ended=ended and ended.session_id), 302)
+
+
+async def session_over(error: SessionOver) -> Any:
+    """As the next request would be turned away, so is this one."""
+    if _wants_json():
+        return jsonify(error="signed_out", ended=None), 401
+    return redirect(sign_in_page(ended=error.session_id), 302)
 
 
 async def not_allowed(error: Forbidden) -> Any:

@@ -49,7 +49,9 @@ async def edit(post_id: str) -> Any:
         _refuse(post)
     form = await PostForm.from_request(data={"title": post.title, "body": post.body})
     if form.posted:
-        if not await post.revise(form.title.data or "", form.body.data or ""):
+        if not await post.revise(
+            form.title.data or "", form.body.data or "", by=current_user.actor
+        ):
             abort(404)
         return see_other(f"/posts/{post.id}")
     return await render_template("posts/edit.html", form=form, post=post), form.status

@@ -64,7 +64,7 @@ async def test_a_post_takes_what_was_said_below_it_along(db: Database) -> None:
     assert await Comment.page(gone.id) == []
     assert len(await Comment.page(stays.id)) == 1
     assert await Comment.write(gone, "too late", by=acting(ada)) is None
-    assert not await gone.revise("too", "late")
-    assert await stays.revise("still", "here")
+    assert not await gone.revise("too", "late", by=acting(ada))
+    assert await stays.revise("still", "here", by=acting(ada))
     found = some(await Post.with_author(stays.id))
     assert (found.title, found.edited_at is None) == ("still", False)

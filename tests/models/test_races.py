@@ -86,7 +86,7 @@ async def test_administrators_who_take_each_other_down_leave_one(
             unless=LastAdministrator,
         )
         assert await User.active_administrators() == 1
-        assert done == [True] * (administrators - 1)
+        assert len(done) == administrators - 1
         for user in people:
             await user.enable(by=NOBODY)
             await user.grant(admin, by=NOBODY)
@@ -132,7 +132,7 @@ async def test_what_many_do_at_once_is_done_once(db: Database, verb: str) -> Non
     await sign_in(ada)
     events, told = await Event.find({}).count(), (await again(ada)).notice_seq
 
-    async def do() -> int:
+    async def do() -> Event | None:
         by = acting(root)
         match verb:
             case "grant" | "revoke":
@@ -144,7 +144,7 @@ async def test_what_many_do_at_once_is_done_once(db: Database, verb: str) -> Non
             case _:
                 return await getattr(ada, verb)(by=by)
 
-    assert sum(await at_once(*(do() for _ in range(12)))) == 1
+    assert len([done for done in await at_once(*(do() for _ in range(12))) if done]) == 1
     assert await Event.find({}).count() == events + 1
     assert (await again(ada)).notice_seq == told + 1
 

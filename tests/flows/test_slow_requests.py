@@ -1,0 +1,93 @@
+"""What was taken away while a request was under way is not used at its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from bson import ObjectId
+
+from tests.people import Person, Server
+
+ADMIN = "/admin/users/{}"
+
+
+@asynccontextmanager
+async def held(server: Server, collection: str, document: ObjectId) -> AsyncIterator[None]:
+    """Nobody can write the document meanwhile: transactions that try begin again and again."""
+    async with (
+        server.database() as database,
+        await database.client.start_session() as session,
+        session.start_transaction(),
+    ):
+        await database[collection].update_one(
+            {"_id": document}, {"$set": {"held": True}}, session=session
+        )
+        try:
+            yield
+        finally:
+            await session.abort_transaction()
+
+
+async def tries(server: Server) -> int:
+    """How many transactions the database has given up so far."""
+    async with server.database() as database:
+        status = await database.client.admin.command("serverStatus")
+    return status["transactions"]["totalAborted"]
+
+
+async def post_by(person: Person) -> ObjectId:
+    written = await person.post("/posts/new", page="/posts/new", title="Old", body="Old words.")
+    assert written.status_code == 303, written.text
+    return ObjectId(written.headers["Location"].rsplit("/", 1)[1])
+
+
+async def under_way(server: Server, request: Any) -> asyncio.Task[httpx.Response]:
+    """The request, once it stands before the document that is held."""
+    before = await tries(server)
+    task = asyncio.create_task(request)
+    async with asyncio.timeout(10):
+        while await tries(server) == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return task
+
+
+async def test_a_request_whose_session_ends_before_its_commit_changes_nothing(
+    server: Server, root: Person, ada: Person
+) -> None:
+    post = await post_by(ada)
+    async with held(server, "posts", post):
+        edit = await under_way(
+            server,
+            ada.post(f"/posts/{post}/edit", page=f"/posts/{post}/edit", title="New", body="New"),
+        )
+        ended = await root.post(ADMIN.format(ada.username) + "/sessions/end")
+        assert ended.status_code == 303
+    answer = await edit
+    assert (answer.status_code, answer.headers["Location"].split("?")[0]) == (302, "/login")
+    assert "Old words." in (await root.get(f"/posts/{post}")).text
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_permission_that_goes_before_the_commit_is_not_used(
+    server: Server, root: Person, ada: Person, bob: Person, kept: bool
+) -> None:
+    role = f"janitor-{ada.username[-8:]}"
+    await root.post("/admin/roles/new", name=role, permissions=["posts.moderate"])
+    await root.post(ADMIN.format(ada.username) + "/grants", role=role)
+    post = await post_by(bob)
+    async with held(server, "posts", post):
+        removal = await under_way(server, ada.post(f"/posts/{post}/delete"))
+        changed = await root.post(
+            f"/admin/roles/{role}",
+            page=f"/admin/roles/{role}",
+            name=role,
+            permissions=["posts.moderate", "users.read"] if kept else ["users.read"],
+        )
+        assert changed.status_code == 303, changed.text
+    assert (await removal).status_code == (303 if kept else 422)
+    assert (await root.get(f"/posts/{post}")).status_code == (404 if kept else 200)
