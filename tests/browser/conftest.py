@@ -122,3 +122,10 @@ async def fill_account(page: Page, username: str) -> None:
 
 async def submit(page: Page) -> None:
     await page.locator("main form.form button[type=submit]").click()
+
+
+async def expect_locked(page: Page, words: str) -> None:
+    """Waits until the page is locked, and says this."""
+    dialog = page.get_by_role("alertdialog")
+    await expect(dialog).to_be_visible()
+    await expect(dialog).to_contain_text(words)

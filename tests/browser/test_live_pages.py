@@ -7,7 +7,7 @@ import secrets
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.browser.conftest import NewBrowser, is_live, register, sign_in, submit
+from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
 from tests.conftest import PASSWORD
 from tests.people import Person, Server
 
@@ -24,12 +24,6 @@ async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
     await register(page, name)
     await is_live(page)
     return page
-
-
-async def expect_locked(page: Page, words: str) -> None:
-    dialog = page.get_by_role("alertdialog")
-    await expect(dialog).to_be_visible()
-    await expect(dialog).to_contain_text(words)
 
 
 async def test_every_tab_of_the_browser_locks_and_no_other_browser(

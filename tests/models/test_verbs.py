@@ -36,6 +36,7 @@ from tests.models.stories import (
     register,
     role,
     sign_in,
+    some,
     why_over,
 )
 
