@@ -31,6 +31,8 @@ async def main(seconds: float, rounds: int) -> None:
             bare() as (bare_url, bare_cookie),
         ):
             await ada.register()
+            # The welcome is shown once; after that her cookie is the session's alone.
+            await ada.get("/")
             ours = (server.url, ada.cookies())
             for path in ("/account/password", "/api/me"):
                 rates: dict[str, list[float]] = {"quartapp": [], "bare": []}

@@ -1,171 +1,289 @@
-"""How long after a revocation was answered its sockets are closed, and whether anybody got in.
+"""How long a revocation takes: until requests are refused, sockets closed, and tabs locked.
 
-Starts `quartapp serve` on a folder of its own, signs people in with sockets on every worker, and
-takes their authority away by the administrator's pages, one person after the other.
+`python -m bench.revocation` starts `quartapp serve` on a folder of its own with a crowd of sockets
+that are signed in, and takes away the authority of one person after the other by the
+administrator's pages. With `--role` it deletes the role of the whole crowd instead.
+
+The moment of the commit is known to the database alone. It lies between the sending of the request
+and its answer, so each time is given from both; goals are held against the one from the sending,
+which is too long by the way to the commit.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
-import os
-import platform
 import statistics
 import sys
-import tempfile
-import time
+from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 
-from tests.conftest import PASSWORD, serving
-from tests.people import Person, Tab
+from bench.crowd import PER_PERSON, Caller, House, Someone, house, machine, percentile
+from bench.tabs import Tab, now
+from quartapp.models import Role
+from quartapp.models.actor import NOBODY
+from quartapp.policy import Permission
 
-PROBES = 8
-Closes = asyncio.Task[tuple[int, str, float]]
-# Each page, and another by which what it took is given back for the next round.
-PAGES = {
-    "revoke a role": ("/admin/users/{}/grants/member/revoke", "/admin/users/{}/grants"),
-    "end sessions": ("/admin/users/{}/sessions/end", None),
-    "disable": ("/admin/users/{}/disable", "/admin/users/{}/enable"),
+WAYS = {
+    "revoke a role": "/admin/users/{}/grants/crew/revoke",
+    "end sessions": "/admin/users/{}/sessions/end",
+    "disable": "/admin/users/{}/disable",
 }
+TABS = 4
+PROBE_EVERY = 0.002
+BARRIER_GOAL, CLOSE_GOAL, ROLE_GOAL = 0.015, 0.030, 2.0
+RECEIPT_SECONDS = 5
+BARRIER = "quartapp_barrier_seconds"
+
+
+@dataclass
+class Times:
+    """Seconds, since the request was sent and since it was answered."""
+
+    since_sending: list[float] = field(default_factory=list)
+    since_answer: list[float] = field(default_factory=list)
+
+    def note(self, moment: float, sent: float, answered: float) -> None:
+        self.since_sending.append(moment - sent)
+        self.since_answer.append(moment - answered)
 
 
 @dataclass
 class Figures:
-    """Milliseconds from the answer of the revoking request, and from its sending."""
-
-    since_answer: list[float] = field(default_factory=list)
-    since_sending: list[float] = field(default_factory=list)
-    answers: list[float] = field(default_factory=list)
+    answers: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    refusals: Times = field(default_factory=Times)
+    closes: Times = field(default_factory=Times)
+    asked_after: int = 0
     let_in: int = 0
-    probes: int = 0
-    wrong: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
 
 
-async def measure(count: int, people: int, sockets: int, workers: int) -> dict[str, Figures]:
-    figures = {name: Figures() for name in PAGES}
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        async with (
-            serving(Path(folder) / "d", workers=workers) as server,
-            Person(server.url, "root", PASSWORD) as root,
-            AsyncExitStack() as stack,
-        ):
-            await server.run(
-                *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
+@dataclass
+class Prober:
+    """Asks one worker again and again with a cookie, and notes when each request began."""
+
+    caller: Caller
+    answers: list[tuple[float, int]] = field(default_factory=list)
+
+    async def ask(self) -> None:
+        began = now()
+        status, _ = await self.caller.get("/api/me")
+        self.answers.append((began, status))
+
+    async def ask_until(self, answered: asyncio.Event) -> None:
+        """At least once after the answer."""
+        while not answered.is_set():
+            await self.ask()
+            await asyncio.sleep(PROBE_EVERY)
+        await self.ask()
+
+
+# ---- one person after the other
+
+
+async def one_by_one(options: argparse.Namespace) -> bool:
+    figures = Figures()
+    async with house(options.workers) as home, home.crowd(options.processes) as crowd:
+        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+        idle = max(0, options.sockets - TABS)
+        people = await home.people("p", -(-idle // PER_PERSON), role=role, sessions=PER_PERSON)
+        victims = await home.people("v", options.revocations, role=role, sessions=TABS)
+        await crowd.open([cookie for person in people for cookie in person.cookies][:idle])
+        for turn, victim in enumerate(victims):
+            await revoke(home, victim, list(WAYS)[turn % len(WAYS)], figures)
+        numbers = await home.numbers()
+        figures.wrong["sockets of the crowd closed"] += sum(map(bool, await crowd.codes()))
+        receipts = await received(home)
+    print(
+        f"{options.revocations} revocations, each of one person with {TABS} tabs; "
+        f"{options.sockets} sockets over {options.workers} workers. Milliseconds; negative is "
+        f"before the answer.\n"
+    )
+    print(f"{'':24}{'since the sending':^27}{'since the answer':^27}")
+    print(f"{'':24}" + f"{'p50':>9}{'p99':>9}{'worst':>9}" * 2)
+    row("request refused", figures.refusals)
+    row("close frame", figures.closes, CLOSE_GOAL)
+    receipts.report()
+    for way, seconds in figures.answers.items():
+        print(f"{f'answer: {way}':24}{cells(seconds)}")
+    barrier(numbers)
+    print(f"let in after the answer: {figures.let_in} of {figures.asked_after}")
+    return verdict(figures)
+
+
+async def revoke(home: House, victim: Someone, way: str, figures: Figures) -> None:
+    async with AsyncExitStack() as stack:
+        workers = list(home.processes())
+        tabs = [
+            await tab_at(workers[i % len(workers)], home.server.url, cookie)
+            for i, cookie in enumerate(victim.cookies)
+        ]
+        probers = [
+            Prober(await stack.enter_async_context(home.caller(victim.cookies[0], worker)))
+            for worker in workers
+        ]
+        root = await stack.enter_async_context(home.caller(home.root))
+        token = await root.csrf_token()
+        # From here on both workers remember the session.
+        await asyncio.gather(*(prober.ask() for prober in probers))
+        over = asyncio.Event()
+        probing = [asyncio.create_task(prober.ask_until(over)) for prober in probers]
+
+        sent = now()
+        status, _ = await root.post(WAYS[way].format(victim.username), {"csrf_token": token})
+        answered = now()
+        over.set()
+        figures.answers[way].append(answered - sent)
+        figures.wrong["answers"] += status != 303
+
+        await asyncio.gather(*probing)
+        for tab in tabs:
+            async with asyncio.timeout(30):
+                figures.closes.note(await tab.moments["close"], sent, answered)
+            figures.wrong["sockets"] += (tab.code, tab.last_words) != (4401, "session.ended")
+        for prober in probers:
+            figures.refusals.note(refused_from(prober.answers), sent, answered)
+            after = [status for began, status in prober.answers if began > answered]
+            figures.asked_after += len(after)
+            figures.let_in += sum(status != 401 for status in after)
+
+
+async def tab_at(worker: str, url: str, cookie: str) -> Tab:
+    while True:
+        tab = await Tab.open(url, cookie)
+        if tab.hello["worker"] == worker:
+            return tab
+        tab.leave()
+        await tab.moments["gone"]
+
+
+def refused_from(answers: list[tuple[float, int]]) -> float:
+    """When the first request began of those that were refused to the end."""
+    refused = float("inf")
+    for began, status in reversed(answers):
+        if status != 401:
+            break
+        refused = began
+    return refused
+
+
+# ---- a whole role
+
+
+async def whole_role(options: argparse.Namespace) -> bool:
+    figures = Figures()
+    async with house(options.workers) as home, home.crowd(options.processes) as crowd:
+        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+        count = -(-options.sockets // PER_PERSON)
+        people = await home.people("p", count, role=role, sessions=PER_PERSON)
+        await crowd.open(
+            [cookie for person in people for cookie in person.cookies][: options.sockets]
+        )
+        async with home.caller(home.root) as root:
+            fields = {"csrf_token": await root.csrf_token()}
+            sent = now()
+            status, _ = await root.post("/admin/roles/crew/delete", fields)
+            answered = now()
+        closes = [moment - sent for moment in await crowd.told("close")]
+        figures.wrong["answers"] += status != 303
+        figures.wrong["sockets"] += sum(code != 4401 for code in await crowd.codes())
+        receipts = await received(home)
+    print(
+        f"the role of {count} people with {len(closes)} sessions and sockets is deleted; "
+        f"{options.workers} workers. Milliseconds since the sending.\n"
+    )
+    print(f"{'answer':24}{(answered - sent) * 1000:9.0f}")
+    print(f"{'first close':24}{min(closes) * 1000:9.0f}")
+    print(f"{'median close':24}{statistics.median(closes) * 1000:9.0f}")
+    print(f"{'last close':24}{max(closes) * 1000:9.0f}  {goal(max(closes), ROLE_GOAL)}")
+    receipts.report()
+    return verdict(figures)
+
+
+# ---- what is printed
+
+
+@dataclass
+class Receipts:
+    """What the audit record says of the tabs that were ended."""
+
+    slowest: list[float]
+    tabs: int
+    acked: int
+
+    def report(self) -> None:
+        if self.slowest:
+            print(
+                f"{'receipt, slowest tab':24}{cells(self.slowest)}"
+                f"  by the audit record, {self.acked} of {self.tabs} tabs"
             )
-            await root.sign_in()
-            crowd = [
-                await stack.enter_async_context(Person(server.url, f"p{i}", PASSWORD))
-                for i in range(people)
-            ]
-            for person in crowd:
-                await person.register()
-            # Everybody is on all the while; the one whose turn it is loses what they have.
-            closes = {p.username: await on(p, sockets, workers, stack) for p in crowd}
-            for turn in range(count):
-                person = crowd[turn % people]
-                name = list(PAGES)[turn % len(PAGES)]
-                await revoke(root, person, name, closes[person.username], figures[name])
-                back = PAGES[name][1]
-                if back:
-                    await root.post(back.format(person.username), role="member")
-                await person.sign_in()
-                closes[person.username] = await on(person, sockets, workers, stack)
-            for close in itertools.chain(*closes.values()):
-                close.cancel()
-    return figures
 
 
-async def on(person: Person, sockets: int, workers: int, stack: AsyncExitStack) -> list[Closes]:
-    """Opens so many pages of the person, that are listened to from now on."""
-    tabs = [
-        await stack.enter_async_context(person.tab(worker=str(i % workers))) for i in range(sockets)
+async def received(home: House) -> Receipts:
+    """Reads the audit record once the workers have had the time to write what they heard."""
+    await asyncio.sleep(RECEIPT_SECONDS)
+    async with home.server.database() as db:
+        events = await db["events"].find({"receipts.0": {"$exists": True}}).to_list(None)
+    receipts = [receipt for event in events for receipt in event["receipts"]]
+    return Receipts(
+        [max(receipt["slowest_ms"] for receipt in event["receipts"]) / 1000 for event in events],
+        sum(receipt["tabs"] for receipt in receipts),
+        sum(receipt["acked"] for receipt in receipts),
+    )
+
+
+def barrier(numbers: dict[str, float]) -> None:
+    """From a histogram, so a percentile is known to lie below one of its bounds."""
+    count = numbers[f"{BARRIER}_count"]
+    buckets = {
+        float(name.split()[1]): value
+        for name, value in numbers.items()
+        if name.startswith(f"{BARRIER}_bucket ")
+    }
+    bounds = [
+        min(bound for bound, value in buckets.items() if value >= count * percent / 100)
+        for percent in (50, 99)
     ]
-    return [asyncio.create_task(closed(tab)) for tab in tabs]
-
-
-async def closed(tab: Tab) -> tuple[int, str, float]:
-    """The code, the last words, and when they came."""
-    code = await tab.closed(within=3600)
-    return code, tab.said[-1]["type"], time.perf_counter()
-
-
-async def revoke(
-    root: Person, person: Person, name: str, closes: list[Closes], figures: Figures
-) -> None:
-    path = PAGES[name][0].format(person.username)
-    # The form's token is fetched beforehand: only the revoking request is measured.
-    data = {"csrf_token": await root.csrf_token("/")}
-    sent = time.perf_counter()
-    answer = await root.client.post(path, data=data, headers={"Origin": root.url})
-    answered = time.perf_counter()
-    probes = await asyncio.gather(*(person.status("/api/me") for _ in range(PROBES)))
-    for code, reason, moment in await asyncio.gather(*closes):
-        figures.since_answer.append((moment - answered) * 1000)
-        figures.since_sending.append((moment - sent) * 1000)
-        figures.wrong += (code, reason) != (4401, "session.ended")
-    figures.answers.append((answered - sent) * 1000)
-    figures.probes += PROBES
-    figures.let_in += sum(status != 401 for status in probes)
-    figures.wrong += answer.status_code != 303
-
-
-def report(figures: dict[str, Figures], arguments: argparse.Namespace) -> None:
     print(
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("quart", "hypercorn", "motor", "beanie"))
+        f"{'barrier':24}{'<= %g' % (bounds[0] * 1000):>9}{'<= %g' % (bounds[1] * 1000):>9}"
+        f"{numbers[f'{BARRIER}_sum'] / count * 1000:9.1f} the mean  {goal(bounds[1], BARRIER_GOAL)}"
     )
-    print(
-        f"{arguments.count} revocations, {arguments.people} people on, each with "
-        f"{arguments.sockets} sockets over {arguments.workers} workers. Milliseconds to the close "
-        "frame at the client; negative is before the answer."
-    )
-    print(f"\n{'':16}{'since the answer':^27}{'since the sending':^27}{'answer':>8}  let in")
-    columns = f"{'median':>9}{'p99':>9}{'worst':>9}"
-    print(f"{'':16}{columns}{columns}{'median':>8}")
-    everything = Figures()
-    for name, one in figures.items():
-        row(name, one)
-        everything.since_answer += one.since_answer
-        everything.since_sending += one.since_sending
-        everything.answers += one.answers
-        everything.let_in += one.let_in
-        everything.probes += one.probes
-        everything.wrong += one.wrong
-    row("all", everything)
-    if everything.wrong:
-        print(f"\n{everything.wrong} sockets or answers were not as they should be")
-    sys.exit(bool(everything.let_in or everything.wrong))
 
 
-def row(name: str, one: Figures) -> None:
-    if not one.since_answer:
-        return
-    cells = "".join(
-        f"{statistics.median(ms):9.1f}{percentile(ms, 99):9.1f}{max(ms):9.1f}"
-        for ms in (one.since_answer, one.since_sending)
-    )
-    print(f"{name:16}{cells}{statistics.median(one.answers):8.1f}  {one.let_in} of {one.probes}")
+def row(name: str, times: Times, at_most: float | None = None) -> None:
+    reached = percentile(times.since_sending, 99)
+    said = goal(reached, at_most) if at_most else ""
+    print(f"{name:24}{cells(times.since_sending)}{cells(times.since_answer)}  {said}")
 
 
-def percentile(values: list[float], percent: int) -> float:
-    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
+def cells(seconds: list[float]) -> str:
+    figures = statistics.median(seconds), percentile(seconds, 99), max(seconds)
+    return "".join(f"{figure * 1000:9.1f}" for figure in figures)
+
+
+def goal(reached: float, at_most: float) -> str:
+    return f"goal {at_most * 1000:g}: {'met' if reached <= at_most else 'MISSED'}"
+
+
+def verdict(figures: Figures) -> bool:
+    for what, count in figures.wrong.items():
+        if count:
+            print(f"not as they should be: {count} {what}")
+    return not figures.let_in and not figures.wrong.total()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="how often to revoke")
-    parser.add_argument("--people", type=int, default=10, help="how many are signed in")
-    parser.add_argument("--sockets", type=int, default=4, help="of each person")
+    parser.add_argument("--sockets", type=int, help="signed in; 1000, of a --role 5000")
+    parser.add_argument("--revocations", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    figures = asyncio.run(
-        measure(arguments.count, arguments.people, arguments.sockets, arguments.workers)
-    )
-    report(figures, arguments)
+    parser.add_argument("--processes", type=int, default=2, help="of clients")
+    parser.add_argument("--role", action="store_true", help="delete one role that all hold")
+    options = parser.parse_args()
+    options.sockets = options.sockets or (5000 if options.role else 1000)
+    print(machine())
+    sys.exit(not asyncio.run((whole_role if options.role else one_by_one)(options)))
 
 
 if __name__ == "__main__":

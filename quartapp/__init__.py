@@ -21,12 +21,12 @@ from quartapp.authority.stream import Stream
 from quartapp.forms import csrf
 from quartapp.models.token import issue_setup
 from quartapp.passwords import PasswordHasher
-from quartapp.routes import headers, templating
+from quartapp.routes import templating
+from quartapp.routes.edge import Edge
 from quartapp.settings import Settings
 from quartapp.ws import routes as ws
 from quartapp.ws.feed import Feed
 from quartapp.ws.hub import Hub
-from quartapp.ws.protocol import Close
 from quartapp.ws.receipts import Receipts
 
 UNIDENTIFIED = {"static", "health.alive", "health.ready", "health.numbers"}
@@ -59,7 +59,7 @@ class Running:
     async def drain(self) -> None:
         """Says goodbye to every socket. Takes about a second at most; requests go on."""
         self.hub.draining = True
-        await self.hub.close_all(Close.RESTART, "restart")
+        await self.hub.send_away()
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def create_app(settings: Settings | None = None) -> Quart:
         await running.stack.aclose()
         running.hasher.close()
 
-    headers.init_app(app, settings)
+    app.asgi_app = Edge(app.asgi_app, settings)  # type: ignore[method-assign]
     templating.init_app(app)
     routes.init_app(app)
     app.register_blueprint(ws.blueprint)

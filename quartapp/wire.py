@@ -7,9 +7,12 @@ the bounds of the application's own mailbox, and by the kernel's buffers.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
+from hypercorn.asyncio import run, tcp_server
 from hypercorn.protocol import h2, h11, ws_stream
 from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError
@@ -17,6 +20,20 @@ from hypercorn.typing import ASGISendEvent
 from wsproto.events import CloseConnection, Message
 from wsproto.events import Event as WSProtoEvent
 from wsproto.frame_protocol import CloseReason
+
+LINGER_SECONDS = 0.5
+
+
+class Connection(tcp_server.TCPServer):
+    """One that is idle when the worker leaves, and one that was accepted just then, may have a
+    request on its way: so each is left open for a moment longer."""
+
+    async def _idle_timeout(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.config.keep_alive_timeout):
+                await self.context.terminated.wait()
+                await asyncio.sleep(LINGER_SECONDS)
+        await asyncio.shield(self._initiate_server_close())
 
 
 class Handshake(ws_stream.Handshake):
@@ -56,6 +73,7 @@ def harden() -> None:
     """Puts the classes above in the place of hypercorn's, for this process."""
     ws_stream.Handshake = Handshake  # type: ignore[misc]
     ws_stream.WebsocketBuffer = Buffer  # type: ignore[misc]
+    run.TCPServer = Connection  # type: ignore[misc]
     h11.WSStream = h2.WSStream = Stream  # type: ignore[misc]
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from quartapp import embedded, serving
+from quartapp import embedded
+from quartapp.serving import workers
+from quartapp.serving.workers import Worker
 from quartapp.settings import StartError
 
 
@@ -85,13 +87,16 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path, *options: str, port: int = 0) -> Iterator[Server]:
+def server(
+    folder: Path, *options: str, port: int = 0, stdin: int = subprocess.DEVNULL
+) -> Iterator[Server]:
     complaints = folder / "stderr"
     with complaints.open("w") as stderr:
         process = subprocess.Popen(
             command("--port", str(port), *options),
             cwd=folder,
             env=environment(),
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -135,9 +140,20 @@ def test_one_line_says_what_is_served_once_it_is(folder: Path) -> None:
         assert len(running.workers()) == 2
 
 
+@pytest.fixture
+def terminal() -> Iterator[int]:
+    ours, theirs = os.openpty()
+    yield theirs
+    os.close(ours)
+    os.close(theirs)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_the_workers_and_the_database(folder: Path, number: signal.Signals) -> None:
-    with server(folder) as running:
+def test_a_signal_ends_the_workers_and_the_database(
+    folder: Path, number: signal.Signals, terminal: int
+) -> None:
+    """Also the one by which a terminal says that it closes; without one, it means another thing."""
+    with server(folder, stdin=terminal) as running:
         workers = running.workers()
         assert running.end(number) == 0
         assert not any(map(alive, workers))
@@ -256,7 +272,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, worker: str) -> None:
         f"{worker}\n"
     )
     script.chmod(0o755)
-    monkeypatch.setattr(serving.sys, "executable", str(script))
+    monkeypatch.setattr(sys, "executable", str(script))
 
 
 async def test_a_worker_that_cannot_start_ends_the_start(
@@ -264,25 +280,25 @@ async def test_a_worker_that_cannot_start_ends_the_start(
 ) -> None:
     pretend(monkeypatch, folder, "sys.exit(3)")
     with pytest.raises(StartError, match="a worker could not start"):
-        await serving._keep_alive(0, listener, environment(), asyncio.Event(), asyncio.Event())
+        await Worker(0, listener, environment(), asyncio.Event()).keep_alive()
 
 
 async def test_a_worker_that_does_not_get_ready_ends_the_start(
     folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, folder, "time.sleep(60)")
-    monkeypatch.setattr(serving, "READY_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "READY_SECONDS", 0.5)
     with pytest.raises(StartError, match="a worker could not start"):
-        await serving._keep_alive(0, listener, environment(), asyncio.Event(), asyncio.Event())
+        await Worker(0, listener, environment(), asyncio.Event()).keep_alive()
 
 
 async def test_a_worker_that_dies_again_and_again_ends_the_server(
     folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, folder, "lifeline.send(b'ready')")
-    monkeypatch.setattr(serving, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(workers, "LONGEST_PAUSE", 0.1)
     with pytest.raises(StartError, match="worker 0 died 11 times within a minute"):
-        await serving._keep_alive(0, listener, environment(), asyncio.Event(), asyncio.Event())
+        await Worker(0, listener, environment(), asyncio.Event()).keep_alive()
 
 
 @pytest.mark.parametrize("hasty", [False, True])
@@ -297,10 +313,11 @@ async def test_a_worker_that_does_not_leave_is_killed(
         "lifeline.send(b'ready')\n"
         "time.sleep(60)",
     )
-    monkeypatch.setattr(serving, "GRACE_SECONDS", 60 if hasty else 0.5)
-    started, haste = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(serving._keep_alive(0, listener, environment(), started, haste))
-    await started.wait()
+    monkeypatch.setattr(workers, "GRACE_SECONDS", 60 if hasty else 0.5)
+    haste = asyncio.Event()
+    worker = Worker(0, listener, environment(), haste)
+    task = asyncio.create_task(worker.keep_alive())
+    await worker.started.wait()
     task.cancel()
     if hasty:
         haste.set()

@@ -11,6 +11,7 @@ Only durations on one machine's clock are compared, never clocks of two machines
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections import deque
 from collections.abc import Mapping
@@ -51,7 +52,20 @@ class Lease:
         return {worker for worker, heard in self._peers.items() if heard > oldest}
 
     async def start(self) -> None:
-        """Returns when the first heartbeat has come back, or after a lease without one."""
+        """Returns when the first heartbeat has come back, or after a lease without one.
+
+        The stream must be open: who is there already is read, and who comes after is heard.
+        """
+        opened = self._complete_since = clock.monotonic()
+        try:
+            async with asyncio.timeout(SECONDS):
+                already = await Worker.everyone()
+        except Exception as error:
+            log.warning("workers_not_read", error=type(error).__name__)
+        else:
+            self._peers = dict.fromkeys(already, clock.monotonic()) | self._peers
+            if self._complete_since == opened:
+                self._complete_since = -math.inf
         self._task = asyncio.create_task(self._beat(), name="heartbeat")
         try:
             async with asyncio.timeout(SECONDS):

@@ -1,18 +1,15 @@
 """For those who watch over the process. Says little, for anybody may ask."""
 
 import hmac
-import time
 from typing import Any
 
-from quart import Blueprint, Response, abort, current_app, g, request
+from quart import Blueprint, abort, current_app, request
 
 from quartapp import metrics
 from quartapp.auth import settings
 from quartapp.database import Unavailable, ping
 
 blueprint = Blueprint("health", __name__)
-
-METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 
 
 @blueprint.get("/livez")
@@ -47,17 +44,3 @@ async def numbers() -> Any:
     if token and not hmac.compare_digest(said.encode(), token.get_secret_value().encode()):
         abort(404)
     return metrics.exposition(), {"Content-Type": metrics.CONTENT_TYPE}
-
-
-@blueprint.before_app_request
-async def begin() -> None:
-    g.began = time.perf_counter()
-
-
-@blueprint.after_app_request
-async def count(response: Response) -> Response:
-    method = request.method if request.method in METHODS else "OTHER"
-    metrics.REQUESTS.labels(method, response.status_code).inc()
-    if "began" in g:
-        metrics.SECONDS.labels(method).observe(time.perf_counter() - g.began)
-    return response

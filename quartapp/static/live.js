@@ -32,7 +32,7 @@ function connect() {
   const mine = (socket = new WebSocket(url))
   const begun = Date.now()
   mine.onmessage = event => socket === mine && hear(JSON.parse(event.data))
-  mine.onclose = event => socket === mine && closed(event.code, Date.now() - begun)
+  mine.onclose = event => socket === mine && closed(event, Date.now() - begun)
 }
 
 function disconnect() {
@@ -43,7 +43,7 @@ function disconnect() {
   old?.close()
 }
 
-async function closed(code, lived) {
+async function closed({ code, reason }, lived) {
   socket = null
   clearTimeout(watchdog)
   if (over) return
@@ -56,7 +56,9 @@ async function closed(code, lived) {
   const longest = Math.min(30, 2 ** attempt++)
   // A browser reports a refused handshake and a broken line alike as 1006: ask which it was.
   if (code === 1006 && !(await stillMe())) return
-  retry = setTimeout(connect, Math.random() * longest * 1000)
+  // A server that leaves says when to come back, so that not all of its pages do at once.
+  const told = code === 1012 && Number(/in (\d+(\.\d+)?) s$/.exec(reason)?.[1])
+  retry = setTimeout(connect, (told || Math.random() * longest) * 1000)
 }
 
 // A 4400 means that this script and the server disagree about the protocol; trying again would not help.

@@ -23,7 +23,7 @@ from quartapp.log import log
 from quartapp.models import Notice, Role, Session, User, principal
 from quartapp.models.principal import Ended
 from quartapp.ws.hub import Hub
-from quartapp.ws.protocol import Close, timestamp
+from quartapp.ws.protocol import timestamp
 from quartapp.ws.receipts import Receipts
 
 Id = PydanticObjectId
@@ -186,7 +186,7 @@ class Feed:
             except Exception as error:
                 log.warning("sweep_failed", error=type(error).__name__, detail=str(error)[:200])
                 if loop.time() - answered >= DISTRUST_SECONDS:
-                    await self._hub.close_all(Close.OVERLOADED, "database away")
+                    await self._hub.give_up("database away")
 
     async def _say_who_is_on(self, sessions: Collection[Id]) -> None:
         until = clock.now() + 2 * timedelta(seconds=self._sweep_seconds)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from beanie import PydanticObjectId
 
@@ -15,6 +16,9 @@ from quartapp.ws.connection import Connection
 from quartapp.ws.protocol import Close
 
 Id = PydanticObjectId
+
+# What the other workers take in without effort.
+COMEBACKS_PER_SECOND = 500
 
 
 class Full(Exception):
@@ -110,10 +114,22 @@ class Hub:
             if connection.session_id != session_id:
                 connection.announce(started)
 
-    async def close_all(self, code: Close, reason: str) -> None:
-        """Closes every socket, at once. Returns when each was told or has had its second."""
+    async def send_away(self) -> None:
+        """Closes every socket, for this worker leaves. Each is told when to come back: not all at
+        once. Returns when each was told or has had its second."""
+        spread = max(1.0, self._size / COMEBACKS_PER_SECOND)
+        await self._close_all(
+            Close.RESTART,
+            lambda: f"come back in {random.uniform(0, spread):.1f} s",  # noqa: S311
+        )
+
+    async def give_up(self, reason: str) -> None:
+        """Closes every socket, for nobody can be trusted. Returns as `send_away` does."""
+        await self._close_all(Close.OVERLOADED, lambda: reason)
+
+    async def _close_all(self, code: Close, reason: Callable[[], str]) -> None:
         connections = [c for mine in self._by_session.values() for c in mine]
         for connection in connections:
             self.leave(connection)
-            connection.close(code, reason)
+            connection.close(code, reason())
         await asyncio.gather(*(connection.closed() for connection in connections))

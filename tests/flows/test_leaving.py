@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+from collections import Counter
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import PASSWORD, serving
@@ -51,6 +54,53 @@ async def test_a_worker_that_is_killed_takes_only_its_own_sockets_along_and_come
                 assert (await ada.post("/logout")).status_code == 303
                 for tab in [again, *kept]:
                     assert await tab.closed() == 4401
+
+
+async def test_a_renewal_of_the_workers_fails_no_request_and_sends_every_tab_on(
+    tmp_path: Path,
+) -> None:
+    async with (
+        serving(tmp_path / "data", LIVE_PING_SECONDS="4") as server,
+        Person(server.url, "ada", PASSWORD) as ada,
+    ):
+        await ada.register()
+        old = {server.worker("0"), server.worker("1")}
+        answers: Counter[int] = Counter()
+        over = asyncio.Event()
+
+        async def ask() -> None:
+            """In turn on a connection that is kept, and on one of its own."""
+            async with httpx.AsyncClient(base_url=server.url, cookies=ada.client.cookies) as kept:
+                while not over.is_set():
+                    answers[(await kept.get("/api/me")).status_code] += 1
+                    answers[await ada.status("/account")] += 1
+
+        async with ada.tabs("0", "0", "1", "1") as tabs, asyncio.TaskGroup() as asking:
+            for _ in range(4):
+                asking.create_task(ask())
+            server.process.send_signal(signal.SIGHUP)
+            closings = [asyncio.create_task(tab.closed(within=30)) for tab in tabs]
+            assert await asyncio.gather(*closings) == [1012] * len(tabs)
+            for tab in tabs:
+                assert re.fullmatch(r"come back in \d\.\d s", tab.socket.close_reason or "")
+            await until(lambda: both_are_new(server, old), within=30)
+            over.set()
+        assert set(answers) == {200}, answers
+        assert answers[200] > 8
+        async with ada.tabs() as again:
+            assert (await ada.post("/logout")).status_code == 303
+            assert [await tab.closed() for tab in again] == [4401, 4401]
+        assert_unsurprised(server)
+
+
+async def both_are_new(server: Server, old: set[int]) -> bool:
+    """Whether the old ones are gone, and there are two."""
+    new = {server.worker("0"), server.worker("1")}
+    return not any(is_alive(pid) for pid in old) and not new & old
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 async def is_greeted_by(person: Person, worker: str) -> bool:

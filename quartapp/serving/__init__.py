@@ -1,0 +1,160 @@
+"""The launcher: one hypercorn process per worker, drained when it ends, replaced when it dies.
+
+hypercorn's own `workers=N` stops every worker when one dies, and ends sockets without a word. Here
+the launcher holds the listening sockets, so that nobody is refused while a worker is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from tempfile import TemporaryDirectory
+
+from pydantic import SecretStr
+
+from quartapp import embedded, metrics, prepare
+from quartapp.log import configure, log
+from quartapp.serving.listeners import listening
+from quartapp.serving.workers import Worker
+from quartapp.settings import Settings, StartError
+
+
+def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
+    """Serves until SIGTERM or SIGINT, and returns the exit status.
+
+    SIGHUP renews the workers one after the other; from a terminal, it ends the server.
+
+    Raises StartError when that cannot be, or when a worker dies again and again.
+    """
+    configure(production=settings.production)
+    _allow_many_files()
+    return asyncio.run(_until_signalled(settings, host, port, workers))
+
+
+def _allow_many_files() -> None:
+    """Each connection is an open file, and the limit that a shell sets is low."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _until_signalled(settings: Settings, host: str, port: int, workers: int) -> int:
+    """A signal cancels the launcher wherever it is, and each step puts its own things away."""
+    haste, renewal = asyncio.Event(), asyncio.Event()
+    launcher = asyncio.create_task(_launch(settings, host, port, workers, haste, renewal))
+
+    def stop() -> None:
+        if launcher.cancelling():
+            haste.set()
+        else:
+            launcher.cancel()
+
+    loop = asyncio.get_running_loop()
+    # A terminal that closes says SIGHUP as well, and means the end.
+    hang_up = stop if os.isatty(0) else renewal.set
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: hang_up}
+    for number, handler in handlers.items():
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, handler)
+    with suppress(asyncio.CancelledError):
+        await launcher
+    return 0
+
+
+async def _launch(
+    settings: Settings,
+    host: str,
+    port: int,
+    count: int,
+    haste: asyncio.Event,
+    renewal: asyncio.Event,
+) -> None:
+    with (
+        _only_server(settings),
+        listening(settings, host, port, count) as listeners,
+        TemporaryDirectory(prefix="quartapp-") as numbers,
+    ):
+        async with _database(settings) as uri:
+            prepared = await prepare(settings.model_copy(update={"mongodb_uri": SecretStr(uri)}))
+            environment = {
+                **os.environ,
+                "QUARTAPP_DATA": str(settings.data),
+                "MONGODB_URI": uri,
+                metrics.FOLDER: numbers,
+            }
+            workers = [
+                Worker(index, listener, environment, haste)
+                for index, listener in enumerate(listeners)
+            ]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for worker in workers:
+                        group.create_task(worker.keep_alive())
+                    for worker in workers:
+                        await worker.started.wait()
+                    database = prepared.database
+                    if not settings.mongodb_uri:
+                        database = f"embedded {database} in {settings.data}"
+                    _announce(listeners, database, prepared.setup_path)
+                    await _renew_when_told(workers, renewal)
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+
+
+async def _renew_when_told(workers: list[Worker], renewal: asyncio.Event) -> None:
+    """One worker at a time, so that the others serve whatever comes of it."""
+    while True:
+        await renewal.wait()
+        renewal.clear()
+        log.info("renewal_begins")
+        for index, worker in enumerate(workers):
+            if not await worker.renew():
+                # The next ones would fare no better: what serves goes on serving.
+                log.error("renewal_failed", worker=index)
+                break
+        else:
+            log.info("renewal_done")
+
+
+@contextmanager
+def _only_server(settings: Settings) -> Iterator[None]:
+    """Of servers with an embedded database, a data folder has one."""
+    if settings.mongodb_uri:
+        yield
+        return
+    place = embedded.Place(settings.data)
+    place.make()
+    with place.lock.with_name("server.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another quartapp serves from {settings.data} already") from None
+        yield
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[str]:
+    if settings.mongodb_uri:
+        yield settings.mongodb_uri.get_secret_value()
+        return
+    async with embedded.running(settings.data) as database:
+        yield database.uri
+
+
+def _announce(listeners: list[socket.socket], database: str, setup_path: str | None) -> None:
+    ip, port = listeners[0].getsockname()[:2]
+    url = f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+    workers = f"{len(listeners)} worker{'s' if len(listeners) > 1 else ''}"
+    print(f"quartapp serves {url} with {workers} on {database}", flush=True)
+    if setup_path:
+        print(
+            "No administrator yet. Make the first one here, once, within the hour: "
+            f"{url}{setup_path}",
+            flush=True,
+        )

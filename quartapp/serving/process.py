@@ -1,0 +1,84 @@
+"""A worker's own process: hypercorn, until the launcher says that it is time to leave.
+
+Started as `python -m quartapp.serving.process LISTENER LIFELINE`, two open files of the launcher's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+from hypercorn.asyncio import serve as serve_http
+from hypercorn.config import Config
+from hypercorn.utils import LifespanFailureError
+
+from quartapp import create_app, wire
+from quartapp.serving.listeners import BACKLOG
+from quartapp.serving.workers import GRACE_SECONDS, READY, first_of
+from quartapp.settings import Settings, StartError
+
+
+async def _work(listener: int, lifeline: socket.socket) -> None:
+    """One worker: serves until SIGTERM, or until the launcher is gone."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    wire.harden()
+    app = create_app(Settings.load())
+    config = _config(listener)
+    goodbyes: list[asyncio.Task[None]] = []
+
+    async def leave() -> None:
+        """When this returns hypercorn accepts no more, and waits for what is under way."""
+        # What was loaded by now stays, so the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        with suppress(ConnectionError):
+            await loop.sock_sendall(lifeline, READY)
+            await first_of(told.wait(), loop.sock_recv(lifeline, 1))
+        # The launcher may not be there to end a worker that cannot end itself.
+        signal.alarm(GRACE_SECONDS)
+        # From here on each answer says that its connection ends with it.
+        config.keep_alive_max_requests = 0
+        goodbyes.append(asyncio.create_task(app.extensions["quartapp"].drain()))
+
+    await serve_http(app, config, shutdown_trigger=leave)
+
+
+def _config(listener: int) -> Config:
+    config = Config()
+    config.bind = [f"fd://{listener}"]
+    config.backlog = BACKLOG
+    config.graceful_timeout = GRACE_SECONDS - 2
+    # Frames that still come in when a handler is over would fill a bounded queue, which nobody
+    # empties then, and hold the connection for ever. Quart takes in all that comes in any case.
+    config.max_app_queue_size = 0
+    config.keep_alive_timeout = 15
+    config.h11_max_incomplete_size = 32 * 1024
+    config.websocket_max_message_size = 64 * 1024
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = "-"
+    config.loglevel = "WARNING"
+    return config
+
+
+def _main() -> int:
+    listener, lifeline = map(int, sys.argv[1:])
+    end = socket.socket(fileno=lifeline)
+    end.setblocking(False)
+    try:
+        asyncio.run(_work(listener, end))
+    except (StartError, LifespanFailureError) as error:
+        print(f"quartapp: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

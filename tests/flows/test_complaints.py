@@ -1,0 +1,584 @@
+"""What the users of other systems ask for, each as a test that passes here.
+
+The docstrings say where it was asked for, and what for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import websockets
+from bson import ObjectId
+from playwright.async_api import Page, expect
+from pymongo import UpdateOne
+
+from quartapp import clock
+from tests.browser import conftest as browser
+from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
+from tests.conftest import PASSWORD, serving
+from tests.people import Person, Server, Tab, until
+
+chromium, new_browser = browser.chromium, browser.new_browser
+in_a_browser = pytest.mark.skipif(
+    browser.CHROMIUM is None, reason="there is no chromium on this machine"
+)
+
+# Connections enough that both of the workers have some of them.
+CONNECTIONS = 12
+
+
+@dataclass
+class Opened:
+    """Somebody's only page, signed in and live, and the name they have."""
+
+    page: Page
+    name: str
+
+
+@pytest.fixture
+async def opened(server: Server, new_browser: NewBrowser) -> Opened:
+    name = f"eve-{secrets.token_hex(4)}"
+    page = await (await new_browser(server.url)).new_page()
+    await register(page, name)
+    await is_live(page)
+    return Opened(page, name)
+
+
+@asynccontextmanager
+async def without_a_reload(page: Page) -> AsyncIterator[None]:
+    """A page that was loaded anew, or left for another, has forgotten what it was told here."""
+    await page.evaluate("window.remembers = true")
+    yield
+    assert await page.evaluate("window.remembers === true"), "the page was loaded anew"
+
+
+Release = Callable[[], Awaitable[list[tuple[int, Any]]]]
+
+
+@asynccontextmanager
+async def poised(person: Person, count: int = CONNECTIONS) -> AsyncIterator[Release]:
+    """Requests to workers that have just let this person in, which lack only their last line.
+
+    They begin when they are released, all at once and without a handshake before it: while an
+    answer is still warm. Gives their statuses, and what was said.
+    """
+    address = urlsplit(person.url)
+    head = f"GET /api/me HTTP/1.1\r\nHost: {address.netloc}\r\nCookie: {person.cookies()}\r\n"
+    lines = [await asyncio.open_connection(address.hostname, address.port) for _ in range(count)]
+
+    async def release() -> list[tuple[int, Any]]:
+        for _, writer in lines:
+            writer.write(b"\r\n")
+        async with asyncio.timeout(10):
+            return [await answer(reader) for reader, _ in lines]
+
+    try:
+        for _, writer in lines:
+            writer.write(head.encode())
+        assert {status for status, _ in await release()} == {200}
+        for _, writer in lines:
+            writer.write(head.encode())
+            await writer.drain()
+        yield release
+    finally:
+        for _, writer in lines:
+            writer.close()
+
+
+async def keep_busy(server: Server, somebody: Person) -> None:
+    """Puts a crowd of changes of somebody else before the next one on every worker's stream.
+
+    A worker hears of a change some milliseconds after its commit: too few to be caught at it.
+    """
+    nudge = UpdateOne({"username": somebody.username}, {"$inc": {"nudges": 1}})
+    async with server.database() as database:
+        await database.users.bulk_write([nudge] * 4000, ordered=False)
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
+    assert length, head
+    return int(head.split()[1]), json.loads(await reader.readexactly(int(length[1])))
+
+
+async def done(answer: Awaitable[httpx.Response]) -> None:
+    """Sends a form of which nothing but success is expected."""
+    response = await answer
+    assert response.status_code == 303, response.text
+
+
+async def refuses_sockets(person: Person, times: int = 6) -> None:
+    for _ in range(times):
+        with pytest.raises(websockets.InvalidStatus) as refusal:
+            async with person.tab():
+                pass
+        assert refusal.value.response.status_code == 401
+
+
+async def all_live(tabs: list[Tab], root: Person, username: str) -> None:
+    """That these tabs still follow what happens to their user, and nobody has told them to go.
+
+    Whatever was decided about them before is said before the grant is.
+    """
+    await done(root.post(f"/admin/users/{username}/grants", role="moderator"))
+    for tab in tabs:
+        await tab.next("permissions.changed")
+        assert await tab.heard("session.ended") == []
+
+
+# ---- one is signed out, and sees it
+
+
+@in_a_browser
+async def test_the_page_of_the_oldest_session_is_signed_out_without_a_refresh(
+    tmp_path: Path, new_browser: NewBrowser
+) -> None:
+    """Keycloak issue 26340: with one session allowed to each user, a second sign-in ends the first
+    session. "Is it possible for the user of the oldest session to be automatically logged out
+    without requiring a page refresh?"
+    """
+    async with serving(tmp_path, SESSIONS_PER_USER="1", LIVE_SWEEP_SECONDS="3600") as server:
+        oldest = await (await new_browser(server.url)).new_page()
+        await register(oldest, "usera")
+        await is_live(oldest)
+        latest = await (await new_browser(server.url)).new_page()
+        async with without_a_reload(oldest):
+            await sign_in(latest, "usera")
+            await expect_locked(oldest, "You ended this session from another device.")
+        await is_live(latest)
+        await expect(latest.get_by_role("alertdialog")).to_be_hidden()
+
+
+ENDINGS = {
+    "ended by an administrator": ("sessions/end", "root ended your session."),
+    "disabled": ("disable", "root disabled your account."),
+    "a role revoked": ("grants/member/revoke", "root took a role from you."),
+    "password changed": (None, "The password of your account was changed."),
+    "expired": (None, "Your session expired."),
+}
+
+
+@in_a_browser
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_the_reason_is_shown_where_one_was_and_where_one_signs_in_again(
+    server: Server, root: Person, opened: Opened, ending: str
+) -> None:
+    """Firezone issue 3329: a client whose session ends should show a notification with a button to
+    open the sign-in again. "This prevents the usability issue of being silently signed out with
+    no alert or warning."
+    """
+    page, name = opened.page, opened.name
+    path, words = ENDINGS[ending]
+    if path:
+        await done(root.post(f"/admin/users/{name}/{path}"))
+    elif ending == "expired":
+        async with server.database() as database:
+            session = ObjectId(await page.locator("body").get_attribute("data-session"))
+            await database.sessions.update_one(
+                {"_id": session}, {"$set": {"expires_at": clock.now()}}
+            )
+    else:
+        async with Person(server.url, name, PASSWORD) as elsewhere:
+            await elsewhere.sign_in()
+            await change_password(elsewhere)
+    await expect_locked(page, words)
+    await page.get_by_role("alertdialog").get_by_role("link", name="Sign in again").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    await expect(page.get_by_role("main").get_by_role("status")).to_contain_text(words)
+
+
+async def change_password(person: Person) -> None:
+    new = person.password[::-1]
+    await done(
+        person.post(
+            "/account/password",
+            page="/account/password",
+            current_password=person.password,
+            password=new,
+            confirm=new,
+        )
+    )
+    person.password = new
+
+
+@in_a_browser
+@pytest.mark.parametrize("place", ["/posts/new", "{post}/edit", "{post}"])
+async def test_what_was_being_written_survives_a_forced_log_out(
+    root: Person, opened: Opened, place: str
+) -> None:
+    """PHP-Auth issue 52: when a live session is killed from an administrator's page, "the user
+    could be right in the middle of doing something, then for no apparent reason [...] they're
+    suddenly logged out and all their session data is lost".
+    """
+    page, name = opened.page, opened.name
+    await page.goto("/posts/new")
+    await page.get_by_label("Title").fill("A title")
+    await page.get_by_label("Text").fill("What stands there")
+    await submit(page)
+    await page.wait_for_url(lambda url: not url.endswith("/new"))
+    path = place.format(post=httpx.URL(page.url).path)
+    label = "Your comment" if path == httpx.URL(page.url).path else "Text"
+    words = f"Half a thought {secrets.token_hex(4)}"
+
+    await page.goto(path)
+    await is_live(page)
+    if place == "/posts/new":
+        await page.get_by_label("Title").fill("Another title")
+    await page.get_by_label(label).fill(words)
+    await page.get_by_label(label).press("End")
+    await page.keyboard.type(" and then")
+    await done(root.post(f"/admin/users/{name}/sessions/end"))
+    await expect_locked(page, "What you typed here is kept in this tab")
+
+    await page.get_by_role("link", name="Sign in again").click()
+    await sign_in(page, name)
+    await page.wait_for_url(f"**{path}")
+    await expect(page.get_by_label(label)).to_have_value(f"{words} and then")
+    if place == "/posts/new":
+        await expect(page.get_by_label("Title")).to_have_value("Another title")
+    await submit(page)
+    await expect(page.locator(".prose, .comment").last).to_contain_text(f"{words} and then")
+
+
+# ---- what one may do changes, and the page with it
+
+
+@in_a_browser
+async def test_the_controls_of_an_open_tab_follow_the_role_without_a_reload(
+    root: Person, opened: Opened
+) -> None:
+    """Mattermost issue 6645: "User's role does not update in their client until the page is
+    refreshed", neither when a role is gained nor when it is lost. Chatwoot issue 15549: any tab
+    that is open "keeps showing the old role's UI (missing/incorrect admin-only menu items,
+    settings sections, etc.) until they manually reload the page or log out and back in".
+    """
+    page, name = opened.page, opened.name
+    role = f"reader-{secrets.token_hex(4)}"
+    menu = page.get_by_role("navigation", name="Main")
+    users = menu.get_by_role("link", name="Users", exact=True)
+    events = menu.get_by_role("link", name="Events", exact=True)
+    await done(root.post("/admin/roles/new", name=role, permissions=["users.read"]))
+    await page.goto("/posts/new")
+    await is_live(page)
+    await expect(users).to_be_hidden()
+    await page.get_by_label("Title").fill("I was typing this")
+    async with without_a_reload(page):
+        await done(root.post(f"/admin/users/{name}/grants", role=role))
+        await expect(users).to_be_visible()
+        await expect(events).to_be_hidden()
+        # What a role allows is changed: the tab loses one control and gains another.
+        await done(root.post(f"/admin/roles/{role}", name=role, permissions=["events.read"]))
+        await expect(events).to_be_visible()
+        await expect(users).to_be_hidden()
+        await expect(page.get_by_label("Title")).to_have_value("I was typing this")
+        # A role that is taken away takes the whole page along: that is how it is lost here.
+        await done(root.post(f"/admin/users/{name}/grants/{role}/revoke"))
+        await expect_locked(page, "root took a role from you.")
+
+
+# ---- nothing more can be done
+
+STEPS = {
+    "disabled": ("disable", 302),
+    "a role revoked": ("grants/member/revoke", 403),
+    "all sessions ended": ("sessions/end", 200),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_whoever_was_shut_out_can_do_nothing_more_from_the_moment_it_is_answered(
+    server: Server, root: Person, ada: Person, bob: Person, step: str
+) -> None:
+    """Keycloak issue 14420, of a user who is signed in and is then disabled, has a role changed, or
+    has all sessions logged out by the administrator: "Check if 'rahul' is able to perform any
+    action on its current logged in session. The user can do all actions. This is a security
+    issue."
+    """
+    path, then = STEPS[step]
+    wrote = await ada.post("/posts/new", page="/posts/new", title="Before", body="As it was.")
+    post = wrote.headers["location"]
+    token = await ada.csrf_token("/posts/new")
+    forms: dict[str, dict[str, str]] = {
+        "/posts/new": {"title": "After", "body": "No."},
+        f"{post}/edit": {"title": "After", "body": "No."},
+        f"{post}/comments": {"body": "After"},
+        f"{post}/delete": {},
+        "/account/sessions/end-others": {},
+        "/logout": {},
+        "/account/password": {
+            "current_password": PASSWORD,
+            "password": PASSWORD[::-1],
+            "confirm": PASSWORD[::-1],
+        },
+    }
+    pages = ["/account", "/account/sessions", "/account/notices", "/posts/new", f"{post}/edit"]
+    async with poised(ada) as release:
+        await keep_busy(server, bob)
+        await done(root.post(f"/admin/users/{ada.username}/{path}"))
+        assert {status for status, _ in await release()} == {401}
+    for form, fields in forms.items():
+        is_led_away(await ada.client.post(form, data={"csrf_token": token, **fields}))
+    for page in pages:
+        is_led_away(await ada.get(page))
+    await refuses_sockets(ada)
+
+    # Nothing was done of what was asked for.
+    profile = await root.get(f"/users/{ada.username}")
+    assert "Before" in profile.text
+    assert "After" not in profile.text
+    assert "After" not in (await root.get(post)).text
+    async with ada.another_device() as anew:
+        await anew.post("/login", page="/login", login=anew.username, password=PASSWORD)
+        assert (await anew.get("/posts/new")).status_code == then
+
+
+async def test_ending_the_other_sessions_leaves_no_window_in_which_they_are_remembered(
+    server: Server, ada: Person, bob: Person
+) -> None:
+    """Better Auth issue 6893: "After calling authClient.revokeOtherSessions(), the sessions of
+    other devices remain valid within the cache period." Here workers remember as well; but when
+    the answer is there, none of them relies on it.
+    """
+    async with ada.another_device() as phone:
+        await phone.sign_in()
+        async with poised(ada) as release:
+            await keep_busy(server, bob)
+            await done(phone.post("/account/sessions/end-others"))
+            answers = await release()
+        assert [status for status, _ in answers] == [401] * CONNECTIONS
+        assert {said["ended"]["reason"] for _, said in answers} == {"ended_by_user"}
+        await refuses_sockets(ada)
+        assert await phone.is_signed_in()
+
+
+def is_led_away(answer: httpx.Response) -> None:
+    assert answer.status_code == 302, f"{answer.request.url}: {answer.status_code}"
+    assert httpx.URL(answer.headers["location"]).path == "/login"
+
+
+# ---- every path leads there
+
+
+async def by_page(server: Server, root: Person, name: str) -> None:
+    await done(root.post(f"/admin/users/{name}/disable"))
+
+
+async def by_command(server: Server, root: Person, name: str) -> None:
+    await server.run("user", "disable", name)
+
+
+async def by_an_update(server: Server, root: Person, name: str) -> None:
+    async with server.database() as database:
+        await database.users.update_one({"username": name}, {"$set": {"disabled_at": clock.now()}})
+
+
+async def by_a_replacement(server: Server, root: Person, name: str) -> None:
+    async with server.database() as database:
+        user = await database.users.find_one({"username": name})
+        assert user
+        await database.users.replace_one({"_id": user["_id"]}, user | {"disabled_at": clock.now()})
+
+
+async def by_a_bulk_write(server: Server, root: Person, name: str) -> None:
+    async with server.database() as database:
+        await database.users.update_many(
+            {"username": {"$in": [name, "nobody"]}}, [{"$set": {"disabled_at": "$$NOW"}}]
+        )
+
+
+Deactivate = Callable[[Server, Person, str], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    "deactivate", [by_page, by_command, by_an_update, by_a_replacement, by_a_bulk_write]
+)
+async def test_deactivation_by_whatever_path_ends_every_session(
+    server: Server, root: Person, ada: Person, deactivate: Deactivate
+) -> None:
+    """Authentik issue 25081: a user who is deactivated by a directory, a blueprint or "a put
+    request instead of patch" keeps their session. "At any point a user is deactivated, we should
+    delete all their sessions."
+    """
+    async with ada.another_device() as phone, server.database() as database:
+        await phone.sign_in()  # and has no page open
+        user = await database.users.find_one({"username": ada.username})
+        assert user
+
+        async def living() -> list[dict[str, Any]]:
+            return await database.sessions.find(
+                {"user.$id": user["_id"], "ended_at": None}
+            ).to_list(None)
+
+        assert len(await living()) == 2
+        async with ada.tabs() as tabs:
+            await deactivate(server, root, ada.username)
+            for tab in tabs:
+                assert await tab.closed() == 4401
+                (ended,) = await tab.heard("session.ended")
+                assert ended["reason"] == "account_disabled"
+
+        # Also the one that had no page open, and that nobody has asked about since.
+        async def all_over() -> bool:
+            return not await living()
+
+        await until(all_over)
+        await until(ada.is_refused)
+        await until(phone.is_refused)
+        # They are over, not asleep: the account comes back without them.
+        await server.run("user", "enable", ada.username)
+        async with ada.another_device() as anew:
+            await anew.sign_in()
+            assert await anew.is_signed_in()
+        for person in (ada, phone):
+            refused = await asyncio.gather(*(person.status("/api/me") for _ in range(CONNECTIONS)))
+            assert set(refused) == {401}
+
+
+# ---- as many sessions as were meant, and no other
+
+
+async def test_one_session_of_many_can_be_ended(root: Person, ada: Person) -> None:
+    """Flask-Security issue 1289 would like "a backing store that maintains active sessions and can
+    be used to query if an incoming request has a valid/non expired session ID"; without one a
+    single session cannot be taken back. And where it can be, in Keycloak issue 52927, signing out
+    one session of a user signed out a second one: "Only Browser A's session is terminated;
+    Browser B remains logged in" was expected.
+    """
+    async with AsyncExitStack() as stack:
+        devices = [ada]
+        for _ in range(3):
+            device = await stack.enter_async_context(ada.another_device())
+            await device.sign_in()
+            devices.append(device)
+        tabs = [await stack.enter_async_context(device.tab()) for device in devices]
+        lost, kept = tabs.pop(2), tabs
+        assert (await ada.get("/account/sessions")).text.count('/end"') == 4
+        await done(ada.post(f"/account/sessions/{lost.hello['session']}/end"))
+        refused = await asyncio.gather(*(devices[2].status("/api/me") for _ in range(CONNECTIONS)))
+        assert set(refused) == {401}
+        assert await lost.closed() == 4401
+        await all_live(kept, root, ada.username)
+        for device in (devices[0], devices[1], devices[3]):
+            assert await device.is_signed_in()
+        assert (await ada.get("/account/sessions")).text.count('/end"') == 3
+
+
+async def test_the_socket_dies_with_the_log_out(root: Person, ada: Person) -> None:
+    """Channels issue 1324: "I log out by HTTP [...] but the socket continues working (sees the old
+    user and lets working with the connection)". Warpgate issue 2106: "When a user logs out in a
+    separate tab [...] the websocket is not terminated".
+    """
+    async with ada.another_device() as phone:
+        await phone.sign_in()
+        async with phone.tab() as other, ada.tabs() as tabs:
+            await done(ada.post("/logout"))
+            for tab in tabs:
+                assert await tab.closed() == 4401
+                (ended,) = await tab.heard("session.ended")
+                assert ended["reason"] == "signed_out"
+                assert tab.said[-1] == ended
+                assert not await tab.is_open()
+            await all_live([other], root, ada.username)
+
+
+async def test_a_token_that_is_replaced_does_not_cut_off_its_own_session(
+    root: Person, ada: Person
+) -> None:
+    """Klangk pull request 3160, which closes sockets when a token is revoked, spares the rotation
+    of a token: "kicking there would drop every user's socket on every token refresh". Tokens
+    are not refreshed in passing here. The one thing that replaces a session's token is changing
+    one's password: the old token is dead, and the session's pages stay open under the new one.
+    """
+    async with ada.tabs() as tabs, ada.another_device() as thief:
+        thief.client.cookies = httpx.Cookies(ada.client.cookies)
+        assert await thief.is_signed_in()
+        await change_password(ada)
+        assert ada.cookies() != thief.cookies()
+        refused = await asyncio.gather(*(thief.status("/api/me") for _ in range(CONNECTIONS)))
+        assert set(refused) == {401}
+        await refuses_sockets(thief)
+        await all_live(tabs, root, ada.username)
+        async with ada.tab() as another:
+            assert another.hello["session"] == tabs[0].hello["session"]
+
+
+# ---- and one does not come back by knocking
+
+
+async def test_a_kicked_client_that_calls_again_with_its_cookie_is_refused_each_time(
+    root: Person, ada: Person
+) -> None:
+    """Wings pull request 289: what there was before "did correctly disconnect the user from the
+    websocket, but missed blocking re-connecting with the same token".
+    """
+    cookies = ada.cookies()
+    async with ada.tabs() as tabs:
+        await done(root.post(f"/admin/users/{ada.username}/sessions/end"))
+        await refuses_sockets(ada)
+        assert [await tab.closed() for tab in tabs] == [4401, 4401]
+    await refuses_sockets(ada)
+    # Only the sessions were ended: the same person may come again, with a token of another session.
+    async with ada.another_device() as anew:
+        await anew.sign_in()
+        async with anew.tab() as tab:
+            assert await tab.is_open()
+    assert ada.cookies() == cookies
+    await refuses_sockets(ada)
+
+
+# Lets a page miss its end, as behind a proxy that has lost the line without a word.
+DEAF = """
+window.WebSocket = class extends WebSocket {
+  set onmessage(listen) {
+    super.onmessage = event => JSON.parse(event.data).type === "session.ended" || listen(event)
+  }
+  set onclose(listen) {
+    super.onclose = event => event.code === 4401 || listen(event)
+  }
+}
+"""
+
+
+@in_a_browser
+@pytest.mark.parametrize("hears", [True, False], ids=["told", "not told"])
+async def test_the_page_of_a_kicked_client_does_not_call_in_a_loop(
+    server: Server, root: Person, new_browser: NewBrowser, hears: bool
+) -> None:
+    """Pterodactyl panel pull request 5464, the page's side of Wings: "Don't endlessly poll
+    websocket when disconnected due to suspension". Here the page that was told calls no more. The
+    one that missed it calls once, learns why it is refused, and calls no more either, whatever
+    happens in the next ten minutes.
+    """
+    name = f"eve-{secrets.token_hex(4)}"
+    page = await (await new_browser(server.url)).new_page()
+    calls: list[str] = []
+    page.on("websocket", lambda socket: calls.append(socket.url))
+    if not hears:
+        await page.add_init_script(DEAF)
+    await page.clock.install()
+    await register(page, name)
+    await is_live(page)
+    calls.clear()
+    await done(root.post(f"/admin/users/{name}/sessions/end"))
+    if not hears:
+        await page.evaluate("dispatchEvent(new Event('online'))")
+    await expect_locked(page, "root ended your session.")
+
+    await page.evaluate("dispatchEvent(new Event('online'))")
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    await page.clock.run_for(10 * 60 * 1000)
+    # This question follows whatever the page has done by now.
+    assert await page.evaluate("fetch('/api/me').then(answer => answer.status)") == 401
+    assert len(calls) == (0 if hears else 1)
