@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
-from quart import current_app, has_request_context, request, websocket
+from itsdangerous import URLSafeTimedSerializer
+from quart import Quart, current_app, has_request_context, request, websocket
+from quart.sessions import SecureCookieSessionInterface
 from quart_auth import Action, AuthUser, QuartAuth, Unauthorized
 from quart_auth import current_user as _current_user
 from ua_parser import parse
@@ -20,6 +22,30 @@ from quartapp.settings import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Signed(URLSafeTimedSerializer):
+    """Signs what is in a cookie, and does not look how old it is.
+
+    A cookie from a host whose clock is ahead seems to come from the future, and would be refused.
+    The database says when a session is over.
+    """
+
+    def loads(self, s: Any, max_age: int | None = None, *args: Any, **options: Any) -> Any:
+        return super().loads(s, None, *args, **options)
+
+
+class Visits(SecureCookieSessionInterface):
+    """Quart's own session, signed so."""
+
+    def get_signing_serializer(self, app: Quart) -> URLSafeTimedSerializer | None:
+        found = super().get_signing_serializer(app)
+        return found and Signed(
+            found.secret_keys,
+            salt=self.salt,
+            serializer=self.serializer,
+            signer_kwargs=found.signer_kwargs,
+        )
 
 
 class Forbidden(Exception):
@@ -128,12 +154,14 @@ class CurrentUser(AuthUser):
 current_user = cast(CurrentUser, _current_user)
 
 
-def init_app(app: Any, settings: Settings) -> QuartAuth:
+def init_app(app: Quart, settings: Settings) -> QuartAuth:
     """Quart-Auth with a cookie that lives as long as a session can, and no longer."""
     secure = settings.production
     parse("")  # The first call builds tables for a fifth of a second: now, while nobody waits.
+    app.session_interface = Visits()
     return QuartAuth(
         app,
+        serializer_class=cast(Any, Signed),
         cookie_name="__Host-session" if secure else "quartapp_session",
         cookie_secure=secure,
         cookie_http_only=True,

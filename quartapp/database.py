@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -24,6 +26,7 @@ from pymongo.errors import (
     ExecutionTimeout,
     InvalidURI,
     NetworkTimeout,
+    OperationFailure,
     PyMongoError,
     WriteConcernError,
     WTimeoutError,
@@ -38,6 +41,14 @@ Database = AsyncIOMotorDatabase
 ChangeStream = AsyncIOMotorChangeStream
 T = TypeVar("T")
 
+TRANSACTION_SECONDS = 5.0
+LOCK_TIMEOUT = 24
+
+
+class Unconfirmed(Exception):
+    """The database did not say in time that the writes are done, or that they are not."""
+
+
 # What a request answers with 503: the database is away, or has not confirmed a write in time.
 Unavailable = (
     ConnectionFailure,
@@ -45,6 +56,7 @@ Unavailable = (
     ExecutionTimeout,
     WTimeoutError,
     WriteConcernError,
+    Unconfirmed,
 )
 # Whatever can end a change stream.
 StreamError = PyMongoError
@@ -107,12 +119,41 @@ async def connected(
 async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     """Runs `work(session)` in one transaction: all of its writes, or none.
 
-    Every call inside must pass `session=`. MongoDB may make it run again, so it has no other
-    effects. What `work` raises ends the transaction and is raised here.
+    Every call inside must pass `session=`. It may run again when another transaction was in the
+    way, so it has no other effects. What `work` raises ends the transaction and is raised here;
+    Unconfirmed when it was in vain for so long that whoever waits should be told.
     """
     assert _client is not None, "not connected"
+    deadline, pause = clock.monotonic() + TRANSACTION_SECONDS, 0.002
     async with await _client.start_session() as session:
-        return await session.with_transaction(work)
+        while True:
+            try:
+                async with session.start_transaction():
+                    result = await work(session)
+                    await _commit(session, deadline)
+                    return result
+            except PyMongoError as error:
+                if not error.has_error_label("TransientTransactionError"):
+                    raise
+                # A database that gives no locks at all, as while it is backed up, does not by and
+                # by: only what others hold for a moment is worth another try.
+                locked = isinstance(error, OperationFailure) and error.code == LOCK_TIMEOUT
+                if locked or clock.monotonic() > deadline:
+                    raise Unconfirmed(str(error)) from error
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+            pause = min(2 * pause, 0.1)
+
+
+async def _commit(session: Session, deadline: float) -> None:
+    """Again for as long as nobody can say whether it was done; doing it twice does it once."""
+    while True:
+        try:
+            return await session.commit_transaction()
+        except PyMongoError as error:
+            if not error.has_error_label("UnknownTransactionCommitResult"):
+                raise
+            if clock.monotonic() > deadline:
+                raise Unconfirmed(str(error)) from error
 
 
 def current() -> ReadConcern:

@@ -143,7 +143,8 @@ class Session(Record):
 
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
         """Ends it, unless it is over already: then None. Returns after the commit."""
-        return await end_sessions({"_id": self.id}, reason, by=by, subject=self.user_id)
+        match = {"_id": self.id}
+        return await end_sessions(match, reason, Verb.SESSION_ENDED, by=by, subject=self.user_id)
 
     @property
     def user_id(self) -> PydanticObjectId:
@@ -201,7 +202,8 @@ class Session(Record):
         ).to_list()
         if surplus:
             match = {"_id": {"$in": [session.id for session in surplus]}}
-            await end_sessions(match, Reason.ENDED_BY_USER, by=by, subject=user.id)
+            reason, verb = Reason.ENDED_BY_USER, Verb.SESSIONS_ENDED
+            await end_sessions(match, reason, verb, by=by, subject=user.id)
 
 
 async def _existing(roles: Collection[Link["Role"]], tx: Tx) -> list[Link["Role"]]:
@@ -261,6 +263,7 @@ async def _require_permissions(by: Actor, tx: Tx) -> None:
 async def end_sessions(
     match: Mapping[str, Any],
     reason: Reason,
+    verb: Verb,
     *,
     by: Actor,
     subject: PydanticObjectId,
@@ -271,20 +274,25 @@ async def end_sessions(
     """
 
     async def work(tx: Tx) -> Event | None:
-        return await end_and_record(match, reason, by=by, subject=subject, tx=tx)
+        return await end_and_record(match, reason, verb, by=by, subject=subject, tx=tx)
 
     return await acting(by, work)
 
 
 async def end_and_record(
-    match: Mapping[str, Any], reason: Reason, *, by: Actor, subject: PydanticObjectId, tx: Tx
+    match: Mapping[str, Any],
+    reason: Reason,
+    verb: Verb,
+    *,
+    by: Actor,
+    subject: PydanticObjectId,
+    tx: Tx,
 ) -> Event | None:
     """The writes of `end_sessions`, for a transaction that does more."""
-    event = Event.of(Verb.SESSIONS_ENDED, by=by, subject=subject, reason=reason.value)
+    event = Event.of(verb, by=by, subject=subject, reason=reason.value)
     ended = await mark_ended(match, reason, by=by, event=event, tx=tx)
     if not ended:
         return None
-    event.verb = Verb.SESSION_ENDED if ended == 1 else Verb.SESSIONS_ENDED
     event.details["count"] = ended
     return await event.insert(session=tx)
 

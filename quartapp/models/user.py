@@ -273,7 +273,9 @@ class User(Record):
             match: dict[str, Any] = {"user.$id": self.id}
             if keep:
                 match["_id"] = {"$ne": keep}
-            event = await end_and_record(match, reason, by=by, subject=self.id, tx=tx)
+            event = await end_and_record(
+                match, reason, Verb.SESSIONS_ENDED, by=by, subject=self.id, tx=tx
+            )
             if event and reason is Reason.ENDED_BY_ADMIN:
                 await self.tell(Kind.SESSIONS_ENDED, tx, by=by.username)
             return event

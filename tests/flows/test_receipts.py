@@ -73,7 +73,7 @@ async def test_without_open_tabs_nothing_is_said_of_them(
     said = await flashed(root)
     assert f"Sessions of {ada.username} ended: 1." in said
     assert "tab" not in said.split("ended: 1.")[1][:40]
-    assert await receipts(server, ada.username, "session.ended") == []
+    assert await receipts(server, ada.username, "sessions.ended") == []
 
 
 async def test_a_command_says_it_as_well(server: Server, ada: Person) -> None:
@@ -95,6 +95,6 @@ async def test_many_tabs_that_come_and_go_are_each_counted_at_most_once(
         await asyncio.gather(root.post(ADMIN.format(ada.username) + "/sessions/end"), *leaving)
         codes = await asyncio.gather(*listening, return_exceptions=True)
     assert codes[2:] == [4401] * 4
-    kept = await receipts(server, ada.username, "session.ended")
+    kept = await receipts(server, ada.username, "sessions.ended")
     assert sum(int(str(r["acked"])) for r in kept) >= 4
     assert sum(int(str(r["tabs"])) for r in kept) <= 6

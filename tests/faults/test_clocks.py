@@ -1,0 +1,217 @@
+"""F8: hosts whose clocks are ten minutes apart are of one mind about who is signed in."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count, permutations
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import PASSWORD
+from tests.faults import machines
+from tests.faults.hosts import Hosts, hosts
+from tests.faults.oracle import Load
+from tests.faults.replicas import Replicas, replicas
+from tests.people import Person, Server, until
+
+# Shorter than the clocks are apart: whoever goes by one of them is wrong at once.
+IDLE_SECONDS = 60
+LIFETIME_SECONDS = 120
+NAMES = ("ahead", "behind")
+EACH_WAY = list(permutations(NAMES))
+
+
+@dataclass
+class Scene:
+    nodes: Replicas
+    hosts: Hosts
+    servers: dict[str, Server]
+    root: Person
+    numbers: count[int] = field(default_factory=count)
+
+    async def member(self, at: str) -> Person:
+        return await self.hosts.member(self.servers[at], f"member-{next(self.numbers)}")
+
+    async def moved(self, person: Person, to: str) -> Person:
+        return await self.hosts.moved(person, self.servers[to])
+
+
+@pytest.fixture(scope="module")
+async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    folder = tmp_path_factory.mktemp("clocks")
+    async with replicas(folder / "nodes", count=1) as nodes, hosts(folder) as them:
+        short = {
+            "SESSION_IDLE_SECONDS": str(IDLE_SECONDS),
+            "SESSION_LIFETIME_SECONDS": str(LIFETIME_SECONDS),
+            "LIVE_SWEEP_SECONDS": "1",
+        }
+        servers = {
+            name: await them.serve(name, nodes.uri, **short, **machines.clock(minutes=minutes))
+            for name, minutes in zip(NAMES, (5, -5), strict=True)
+        }
+        # With a clock that is right, and signed in for longer than all tests take.
+        right = await them.serve("right", nodes.uri)
+        root = await them.administrator(right, nodes.uri)
+        yield Scene(nodes, them, servers, root)
+
+
+async def test_the_clocks_are_apart(scene: Scene) -> None:
+    """Or the others here would prove nothing."""
+    said = {}
+    for name, server in scene.servers.items():
+        answer = await (await scene.hosts.visitor(server, "nobody")).get("/login")
+        said[name] = datetime.strptime(answer.headers["Date"], "%a, %d %b %Y %H:%M:%S %Z")
+    assert said["ahead"] - said["behind"] > timedelta(minutes=9)
+
+
+@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+async def test_who_signs_in_on_one_is_signed_in_on_the_other(
+    scene: Scene, here: str, there: str
+) -> None:
+    person = await scene.member(here)
+    elsewhere = await scene.moved(person, there)
+    assert await person.is_signed_in()
+    assert await elsewhere.is_signed_in()
+    async with elsewhere.tab() as tab, person.tab() as other:
+        for server in scene.servers.values():
+            await swept(server)
+        assert await tab.is_open()
+        assert await other.is_open()
+
+
+@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+async def test_a_form_from_one_can_be_sent_to_the_other(
+    scene: Scene, here: str, there: str
+) -> None:
+    visitor = await scene.hosts.visitor(scene.servers[here], f"visitor-{next(scene.numbers)}")
+    token = await visitor.csrf_token("/register")
+    elsewhere = await scene.moved(visitor, there)
+    fields = {"username": visitor.username, "email": visitor.email}
+    answer = await elsewhere.client.post(
+        "/register",
+        data=fields | {"password": PASSWORD, "confirm": PASSWORD, "csrf_token": token},
+        headers={"Origin": elsewhere.url},
+    )
+    assert answer.status_code == 303, answer.text
+    assert (await elsewhere.post("/logout")).status_code == 303
+
+
+@pytest.mark.parametrize("here", NAMES)
+async def test_the_length_of_a_session_is_counted_by_one_clock(scene: Scene, here: str) -> None:
+    """What is written down is what every other host will go by, for as long as the session is."""
+    person = await scene.member(here)
+    async with scene.nodes.database() as database:
+        session = await newest_session(database, person)
+        now = await time_of(database)
+    margin = timedelta(seconds=10)
+    assert abs(session["created_at"] - now) < margin
+    assert abs(session["seen_at"] - now) < margin
+    assert abs(session["expires_at"] - now - timedelta(seconds=LIFETIME_SECONDS)) < margin
+
+
+@pytest.mark.parametrize("here", NAMES)
+async def test_a_session_whose_time_is_up_is_over_on_all(scene: Scene, here: str) -> None:
+    person = await scene.member(here)
+    people = [await scene.moved(person, name) for name in NAMES]
+    async with people[0].tab() as first, people[1].tab() as second:
+        async with scene.nodes.database() as database:
+            session = await newest_session(database, person)
+            soon = {"$set": {"expires_at": {"$add": ["$$NOW", 1500]}}}
+            await database["sessions"].update_one({"_id": session["_id"]}, [soon])
+        for each in people:
+            await until(each.is_refused)
+        for tab in (first, second):
+            assert await tab.closed() == 4401
+            assert tab.said[-1]["reason"] == "expired"
+
+
+@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+async def test_a_session_was_used_when_it_was_used(scene: Scene, here: str, there: str) -> None:
+    """Or it would idle for too long, or too short a time, on the other hosts."""
+    person = await scene.member(here)
+    elsewhere = await scene.moved(person, there)
+    async with scene.nodes.database() as database:
+        session = await newest_session(database, person)
+        # Longer ago than the minute in which a use is not worth a write.
+        before = {"seen_at": {"$subtract": ["$$NOW", 90_000]}, "idle_seconds": 3600}
+        later = {"expires_at": {"$add": ["$$NOW", 3_600_000]}}
+        await database["sessions"].update_one({"_id": session["_id"]}, [{"$set": before | later}])
+        began = await time_of(database)
+
+        async def is_written() -> bool:
+            await elsewhere.status("/account")
+            return (await newest_session(database, person))["uses"] > session["uses"]
+
+        await until(is_written, within=10)
+        seen = (await newest_session(database, person))["seen_at"]
+        margin = timedelta(seconds=3)
+        assert began - margin < seen < await time_of(database) + margin
+
+
+@pytest.mark.long
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+async def test_a_session_lives_as_long_as_it_should(scene: Scene, here: str, there: str) -> None:
+    """For a minute without use, whoever is asked; a use within the minute is not written."""
+    person = await scene.member(here)
+    elsewhere = await scene.moved(person, there)
+    async with scene.nodes.database() as database:
+        born = (await newest_session(database, person))["seen_at"]
+        while await time_of(database) - born < timedelta(seconds=IDLE_SECONDS - 5):
+            assert await person.status("/api/me") == 200
+            assert await elsewhere.status("/api/me") == 200
+            await asyncio.sleep(0.5)
+        for each in (person, elsewhere):
+            await until(each.is_refused, within=10)
+        assert await time_of(database) - born >= timedelta(seconds=IDLE_SECONDS)
+
+
+@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+async def test_who_is_turned_away_on_one_is_turned_away_on_all_at_once(
+    scene: Scene, here: str, there: str
+) -> None:
+    person = await scene.member(here)
+    admin = await scene.moved(scene.root, there)
+    async with Load(person, scene.servers) as load, person.tab() as tab:
+        await load.more(10, status=200)
+        answer = await admin.post(f"/admin/users/{person.username}/disable")
+        assert answer.status_code == 303
+        load.revoked()
+        await load.more(20, status=401)
+        assert load.let_in() == []
+        assert set(load.statuses()) == {200, 401}
+        assert await tab.closed() == 4401
+
+
+async def swept(server: Server) -> None:
+    """Returns when it has looked twice whose time is up."""
+
+    async def looks() -> float:
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            text = (await client.get("/metrics")).text
+        found = re.search(r"^quartapp_judgements_total (\S+)", text, re.MULTILINE)
+        return float(found[1]) if found else 0
+
+    before = await looks()
+
+    async def has_looked_twice() -> bool:
+        return await looks() >= before + 2
+
+    await until(has_looked_twice, within=10)
+
+
+async def newest_session(database: Any, person: Person) -> dict[str, Any]:
+    user = await database["users"].find_one({"username": person.username})
+    return await database["sessions"].find_one({"user.$id": user["_id"]}, sort=[("_id", -1)])
+
+
+async def time_of(database: Any) -> datetime:
+    """What the database says that it is."""
+    rows = database.aggregate([{"$documents": [{}]}, {"$project": {"now": "$$NOW"}}])
+    return (await rows.to_list(1))[0]["now"]

@@ -1,0 +1,252 @@
+"""F4, F7: a host that is cut off from the database trusts nobody, and catches up afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
+
+from quartapp import clock
+from quartapp.authority import lease
+from quartapp.ws import feed
+from tests.faults import machines
+from tests.faults.hosts import Hosts, hosts
+from tests.faults.oracle import Load
+from tests.faults.replicas import Mode, Replicas, Wire, replicas, to_node
+from tests.people import Person, Server, Tab, until
+
+# Of a request that nobody can answer: waiting for the database has its limits.
+PATIENCE_SECONDS = 12
+# For what a busy machine adds to a lease.
+MARGIN_SECONDS = 2
+
+
+@dataclass
+class Scene:
+    """A database, a server beside it, and one that reaches it over a wire that can be cut."""
+
+    nodes: Replicas
+    hosts: Hosts
+    near: Server
+    far: Server
+    wire: Wire
+    root: Person
+    numbers: count[int] = field(default_factory=count)
+
+    @property
+    def both(self) -> dict[str, Server]:
+        return {"near": self.near, "far": self.far}
+
+    async def member(self) -> Person:
+        """Somebody who is signed in at both, by one cookie."""
+        return await self.hosts.member(self.near, f"member-{next(self.numbers)}")
+
+
+@pytest.fixture(scope="module")
+async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    folder = tmp_path_factory.mktemp("cut")
+    # An oplog of little history, which is truncated at each of its frequent checkpoints.
+    async with (
+        replicas(folder / "nodes", "--oplogSize", "8", "--syncdelay", "1", count=1) as nodes,
+        to_node(nodes.nodes[0]) as wire,
+        hosts(folder) as them,
+    ):
+        near = await them.serve("near", nodes.uri)
+        far = await them.serve("far", wire.uri)
+        root = await them.administrator(near, nodes.uri)
+        yield Scene(nodes, them, near, far, wire, root)
+
+
+async def code(tab: Tab, *, within: float) -> int | None:
+    """With which the server closes the socket."""
+    async with asyncio.timeout(within):
+        await tab.socket.wait_closed()
+    return tab.socket.close_code
+
+
+async def reason(tab: Tab) -> str:
+    return (await tab.heard("session.ended"))[-1]["reason"]
+
+
+async def answers(person: Person, status: int, path: str = "/api/me") -> None:
+    async def does() -> bool:
+        return await person.status(path) == status
+
+    await until(does, within=20)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("mode", ["freeze", "drop"])
+@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.long)])
+async def test_a_host_that_is_cut_off_lets_nobody_in_whom_another_turned_away(
+    scene: Scene, mode: Mode, rounds: int
+) -> None:
+    bob = await scene.member()
+    bob_far = await scene.hosts.moved(bob, scene.far)
+    for _ in range(rounds):
+        ada = await scene.member()
+        ada_far = await scene.hosts.moved(ada, scene.far)
+        async with (
+            ada_far.tab() as tab,
+            bob_far.tab() as bobs,
+            Load(ada, scene.both, askers=3) as load,
+        ):
+            await load.more(10, status=200)
+            with scene.wire.cut(mode):
+                began = time.monotonic()
+                answer = await scene.root.post(f"/admin/users/{ada.username}/disable")
+                assert answer.status_code == 303
+                load.revoked()
+                took = time.monotonic() - began
+                print(f"{mode}: revoked in {took:.2f} s", end=", ")
+                assert took < lease.SECONDS + MARGIN_SECONDS
+                # Those who ask now wait there for a database.
+                asking = load.burst("far", 10)
+                await asyncio.wait(asking)
+                assert load.let_in() == []
+                assert await bob_far.status("/api/me") == 503
+                assert await bob_far.status("/livez") == 200
+                assert await bob_far.status("/readyz") == 503
+                print(f"cut for {time.monotonic() - began:.1f} s", end=", ")
+            mended = time.monotonic()
+            assert await code(tab, within=20) == 4401
+            assert await reason(tab) == "account_disabled"
+            print(f"socket closed {time.monotonic() - mended:.2f} s after the mending", end=", ")
+            await answers(ada_far, 401)
+            await answers(bob_far, 200)
+            assert await bobs.is_open()
+            print(f"served {time.monotonic() - mended:.2f} s after it", end=", ")
+            assert load.let_in() == []
+        far = load.statuses(at="far")
+        print(f"answers {dict(far)}, longest {load.longest():.1f} s")
+        assert set(far) <= {200, 401, 503}
+        assert load.longest() < PATIENCE_SECONDS
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("mode", "patience"),
+    [
+        ("freeze", 4),
+        pytest.param("freeze", None, marks=pytest.mark.long),
+        pytest.param("drop", None, marks=pytest.mark.long),
+    ],
+)
+async def test_sockets_of_a_host_that_stays_cut_off_are_told_to_go_elsewhere(
+    scene: Scene, mode: Mode, patience: float | None
+) -> None:
+    """Half a minute is too long for every run: the short form is less patient."""
+    seconds = patience or feed.DISTRUST_SECONDS
+    env = machines.distrust(patience) if patience else {}
+    ada = await scene.member()
+    async with (
+        to_node(scene.nodes.nodes[0]) as wire,
+        hosts(scene.hosts.folder / f"cut{next(scene.numbers)}") as them,
+    ):
+        far = await them.serve("far", wire.uri, LIVE_SWEEP_SECONDS="2", **env)
+        ada_far = await them.moved(ada, far)
+        async with ada.tab() as near, ada_far.tab() as tab:
+            with wire.cut(mode):
+                began = time.monotonic()
+                assert await code(tab, within=seconds + 30) == 1013
+                took = time.monotonic() - began
+                print(f"{mode}: 1013 after {took:.1f} s")
+                assert seconds - 2 * MARGIN_SECONDS < took < seconds + PATIENCE_SECONDS
+                assert await ada_far.status("/api/me") == 503
+            assert await near.is_open()
+            await answers(ada_far, 200)
+            async with ada_far.tab() as again:
+                assert await again.is_open()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mode", ["freeze", "drop"])
+async def test_who_was_turned_away_in_a_history_that_is_lost_is_turned_away(
+    scene: Scene, mode: Mode
+) -> None:
+    """No sweep helps, and nothing that is on the stream again tells of it."""
+    ada, bob = await scene.member(), await scene.member()
+    ada_far = await scene.hosts.moved(ada, scene.far)
+    bob_far = await scene.hosts.moved(bob, scene.far)
+    lost = histories_lost(scene.far)
+    async with ada_far.tab() as tab, bob_far.tab() as bobs, scene.nodes.database() as database:
+        assert await ada_far.is_signed_in()
+        with scene.wire.cut(mode):
+            await database["users"].update_one(
+                {"username": ada.username}, {"$set": {"disabled_at": clock.now()}}
+            )
+            await lose_history(database)
+        mended = time.monotonic()
+        assert await code(tab, within=20) == 4401
+        assert await reason(tab) == "account_disabled"
+        print(f"{mode}: closed {time.monotonic() - mended:.2f} s after the mending")
+        await answers(ada_far, 401)
+        await answers(bob_far, 200)
+        assert await bobs.is_open()
+        assert histories_lost(scene.far) > lost, scene.far.said()[-2000:]
+        # And it goes on, by a stream of its own: the next one is heard as well.
+        await answers(bob_far, 200, path="/readyz")
+        await database["users"].update_one(
+            {"username": bob.username}, {"$set": {"disabled_at": clock.now()}}
+        )
+        assert await code(bobs, within=5) == 4401
+
+
+def histories_lost(server: Server) -> int:
+    """How often it came too late to go on: with its cursor still open, or with its token."""
+    said = server.said()
+    return said.count("Resume of change stream was not possible") + said.count(
+        "CollectionScan died due to failure to restore tailable cursor"
+    )
+
+
+async def lose_history(database: Any) -> None:
+    """Writes until the oldest that the oplog knows is younger than all that was before."""
+    log = database.client["local"]["oplog.rs"]
+    newest = await log.find_one(sort=[("$natural", -1)])
+
+    async def is_lost() -> bool:
+        await database["filler"].insert_many([{"text": "x" * 500_000} for _ in range(8)])
+        oldest = await log.find_one(sort=[("$natural", 1)])
+        return oldest["ts"] > newest["ts"]
+
+    await until(is_lost, within=30)
+    await database["filler"].delete_many({})
+
+
+async def kill_all_sessions(admin: Any) -> None:
+    await admin.command("killAllSessions", [])
+
+
+async def step_down(admin: Any) -> None:
+    await admin.command("replSetStepDown", 1, force=True)
+
+
+async def disabled(root: Person, person: Person) -> bool:
+    if await root.status("/api/me") != 200:
+        return False
+    return (await root.post(f"/admin/users/{person.username}/disable")).status_code == 303
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("breakage", [kill_all_sessions, step_down])
+async def test_who_is_turned_away_while_the_stream_is_broken_is_turned_away(
+    scene: Scene, breakage: Callable[[Any], Awaitable[None]]
+) -> None:
+    ada, bob = await scene.member(), await scene.member()
+    async with Load(ada, scene.both) as load, bob.tab() as bobs, ada.tab() as tab:
+        await load.more(10, status=200)
+        async with scene.nodes.database() as database:
+            await breakage(database.client.admin)
+        await until(lambda: disabled(scene.root, ada), within=20)
+        load.revoked()
+        assert await code(tab, within=15) == 4401
+        await load.more(10)
+        assert load.let_in() == []
+        assert set(load.statuses()) <= {200, 401, 503}
+        assert await bobs.is_open()

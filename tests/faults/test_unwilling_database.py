@@ -1,0 +1,214 @@
+"""F27, F28: a database that takes no writes, all of them or the audit record's, changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import PASSWORD
+from tests.faults.hosts import Hosts, hosts
+from tests.faults.oracle import Load
+from tests.faults.replicas import Replicas, connected, replicas
+from tests.people import Person, Server, until
+
+PATIENCE_SECONDS = 20
+
+
+@dataclass
+class Scene:
+    nodes: Replicas
+    hosts: Hosts
+    server: Server
+    root: Person
+    numbers: count[int] = field(default_factory=count)
+
+    async def member(self) -> Person:
+        return await self.hosts.member(self.server, f"member-{next(self.numbers)}")
+
+
+@pytest.fixture(scope="module")
+async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    folder = tmp_path_factory.mktemp("unwilling")
+    async with replicas(folder / "nodes", count=1) as nodes, hosts(folder) as them:
+        server = await them.serve("server", nodes.uri)
+        root = await them.administrator(server, nodes.uri)
+        yield Scene(nodes, them, server, root)
+
+
+TRUTH = ("users", "roles", "sessions", "notices", "events", "posts", "guards")
+# What is written on the side, without anybody having changed anything.
+ASIDE = ("seen_at", "online_until", "uses", "ip")
+
+
+async def truth(database: Any) -> dict[str, list[dict[str, Any]]]:
+    """Everything that anybody is said to be or to have done."""
+    return {
+        name: [
+            {key: value for key, value in row.items() if key not in ASIDE}
+            async for row in database[name].find(sort=[("_id", 1)])
+        ]
+        for name in TRUTH
+    }
+
+
+# ---- F27
+
+
+@asynccontextmanager
+async def nothing_goes_into(database: Any, collection: str) -> AsyncIterator[None]:
+    never = {"$expr": {"$eq": [1, 2]}}
+    await database.command("collMod", collection, validator=never)
+    try:
+        yield
+    finally:
+        await database.command("collMod", collection, validator={})
+
+
+CHANGES = {
+    "grant": ("/admin/users/{name}/grants", {"role": "moderator"}),
+    "revoke": ("/admin/users/{name}/grants/member/revoke", {}),
+    "end sessions": ("/admin/users/{name}/sessions/end", {}),
+    "disable": ("/admin/users/{name}/disable", {}),
+    "create a role": (
+        "/admin/roles/new",
+        {"name": "helper", "description": "Helps.", "permissions": "users.read"},
+    ),
+    "edit a role": (
+        "/admin/roles/spare",
+        {"name": "spare", "description": "Spare.", "permissions": "users.read"},
+    ),
+    "delete a role": ("/admin/roles/spare/delete", {}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_cannot_be_recorded_is_not_done(scene: Scene, change: str) -> None:
+    ada, root = await scene.member(), scene.root
+    path, fields = CHANGES[change]
+    path = path.format(name=ada.username)
+    async with scene.nodes.database() as database, ada.tab() as tab:
+        if not await database["roles"].find_one({"name": "spare"}):
+            made = await root.post(
+                "/admin/roles/new", name="spare", description="", permissions="posts.write"
+            )
+            assert made.status_code == 303
+        before = await truth(database)
+        async with nothing_goes_into(database, "events"):
+            refused = await root.post(path, **fields)
+            assert refused.status_code in (500, 503)
+            assert "Traceback" not in refused.text
+            assert await truth(database) == before
+            assert await ada.is_signed_in()
+            assert await tab.is_open()
+        # Nothing stands in its way but that.
+        assert (await root.post(path, **fields)).status_code == 303
+        assert await truth(database) != before
+
+
+async def test_nobody_leaves_or_comes_unrecorded(scene: Scene) -> None:
+    ada = await scene.member()
+    async with scene.nodes.database() as database:
+        before = await truth(database)
+        async with nothing_goes_into(database, "events"), ada.another_device() as other:
+            left = await ada.post("/logout")
+            came = await other.post("/login", page="/login", login=ada.username, password=PASSWORD)
+            changed = await ada.post(
+                "/account/password",
+                page="/account/password",
+                current_password=PASSWORD,
+                password=f"{PASSWORD} anew",
+                confirm=f"{PASSWORD} anew",
+            )
+            for answer in (left, came, changed):
+                assert answer.status_code in (500, 503)
+            assert await truth(database) == before
+            assert await ada.is_signed_in()
+
+
+# ---- F28
+
+
+@asynccontextmanager
+async def read_only(nodes: Replicas) -> AsyncIterator[None]:
+    """As on a disk that is full: mongod answers questions, and every write waits."""
+    async with connected(nodes.uri) as database:
+        await database.client.admin.command("fsync", lock=True)
+        try:
+            yield
+        finally:
+            await database.client.admin.command("fsyncUnlock")
+
+
+async def timed(asking: Awaitable[httpx.Response]) -> tuple[httpx.Response, float]:
+    began = time.monotonic()
+    return await asking, time.monotonic() - began
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.long)])
+async def test_a_database_that_only_reads_is_read_and_nothing_is_half_written(
+    scene: Scene, rounds: int
+) -> None:
+    for _ in range(rounds):
+        await lock_and_unlock(scene)
+
+
+async def lock_and_unlock(scene: Scene) -> None:
+    ada, bob, root = await scene.member(), await scene.member(), scene.root
+    name = f"late-{next(scene.numbers)}"
+    late = await scene.hosts.visitor(scene.server, name)
+    async with (
+        scene.nodes.database() as database,
+        Load(bob, {"server": scene.server}) as load,
+        ada.tab() as tab,
+    ):
+        before = await truth(database)
+        async with read_only(scene.nodes):
+            answers = await asyncio.gather(
+                timed(root.post(f"/admin/users/{ada.username}/disable")),
+                timed(ada.post("/posts/new", title="Words", body="Of no weight.")),
+                timed(
+                    late.post(
+                        "/register",
+                        page="/register",
+                        username=name,
+                        email=late.email,
+                        password=PASSWORD,
+                        confirm=PASSWORD,
+                    )
+                ),
+            )
+            for answer, seconds in answers:
+                print(f"{answer.status_code} after {seconds:.1f} s", end=", ")
+            assert [answer.status_code for answer, _ in answers] == [503] * 3
+            assert max(seconds for _, seconds in answers) < PATIENCE_SECONDS
+            for path in ("/", "/account", "/posts", "/account/sessions", "/api/me"):
+                assert await ada.status(path) == 200, path
+            assert await root.status("/admin/users") == 200
+            assert await truth(database) == before
+        unlocked = time.monotonic()
+        assert await tab.is_open()
+
+        async def written() -> bool:
+            answer = await root.post(f"/admin/users/{ada.username}/disable")
+            return answer.status_code == 303
+
+        await until(written, within=PATIENCE_SECONDS)
+        print(f"written {time.monotonic() - unlocked:.1f} s after the unlocking", end=", ")
+        assert await tab.closed() == 4401
+        assert await ada.is_refused()
+        # The refused registration left nothing in the way.
+        user = await database["users"].find_one({"username": name})
+        sessions = await database["sessions"].count_documents({"user.$id": user and user["_id"]})
+        assert (user is None) == (sessions == 0)
+    print(f"answers {dict(load.statuses())}, longest {load.longest():.1f} s")
+    # Those who only read have noticed nothing.
+    assert set(load.statuses()) == {200}
