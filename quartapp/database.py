@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 # Motor reads this when it is imported. Its default, five threads a core, starves under a
@@ -15,7 +15,6 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 
 from beanie import Document, init_beanie
 from motor.motor_asyncio import (
-    AsyncIOMotorChangeStream,
     AsyncIOMotorClient,
     AsyncIOMotorClientSession,
     AsyncIOMotorDatabase,
@@ -38,10 +37,10 @@ from quartapp.settings import Settings, StartError
 
 Session = AsyncIOMotorClientSession
 Database = AsyncIOMotorDatabase
-ChangeStream = AsyncIOMotorChangeStream
 T = TypeVar("T")
 
 TRANSACTION_SECONDS = 5.0
+AWAIT_MS = 500
 LOCK_TIMEOUT = 24
 
 
@@ -62,6 +61,7 @@ Unavailable = (
 StreamError = PyMongoError
 
 _client: AsyncIOMotorClient[Any] | None = None
+_database: AsyncIOMotorDatabase[Any] | None = None
 _current = ReadConcern("linearizable")
 
 
@@ -74,7 +74,7 @@ async def connected(
     Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
     server cannot be reached or is no replica set. Builds no index: see `models.prepare`.
     """
-    global _client, _current
+    global _client, _database, _current
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
     try:
         client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
@@ -109,10 +109,10 @@ async def connected(
         _current = ReadConcern("linearizable" if len(members) != 1 else "majority")
         database = client[settings.mongodb_db]
         await init_beanie(database, document_models=list(models), skip_indexes=True)
-        _client = client
+        _client, _database = client, database
         yield database
     finally:
-        _client = None
+        _client = _database = None
         client.close()
 
 
@@ -163,6 +163,61 @@ def current() -> ReadConcern:
     and would take 100 ms to find that out.
     """
     return _current
+
+
+class Changes:
+    """An open change stream, read a page at a time.
+
+    The driver's own goes to another thread and back for each change, which is most of what
+    following costs when thousands come at once. This one does so for each page.
+    """
+
+    def __init__(self, session: Session, cursor: Mapping[str, Any]) -> None:
+        self.token = cursor.get("postBatchResumeToken")
+        self._session = session
+        self._cursor = cursor
+
+    async def pages(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """Ends when the stream does, as it may without an error. Raises what the driver raises."""
+        page = self._cursor["firstBatch"]
+        while True:
+            yield page
+            if not self._cursor["id"]:
+                return
+            more = {"getMore": self._cursor["id"], "collection": "$cmd.aggregate"}
+            answer = await _command({**more, "maxTimeMS": AWAIT_MS}, self._session)
+            self._cursor = answer["cursor"]
+            self.token = self._cursor.get("postBatchResumeToken", self.token)
+            page = self._cursor["nextBatch"]
+
+    async def close(self) -> None:
+        if self._cursor["id"]:
+            with suppress(PyMongoError):
+                cursors = {"killCursors": "$cmd.aggregate", "cursors": [self._cursor["id"]]}
+                await _command(cursors, self._session)
+
+
+@asynccontextmanager
+async def changes(
+    pipeline: Sequence[Mapping[str, Any]], *, after: Mapping[str, Any] | None
+) -> AsyncIterator[Changes]:
+    """Follows the whole database, from behind the token if there is one. Raises what the driver
+    raises, also when the history behind the token is lost."""
+    assert _client is not None, "not connected"
+    start = {"$changeStream": {"resumeAfter": after} if after else {}}
+    watch = {"aggregate": 1, "pipeline": [start, *pipeline], "cursor": {}}
+    async with await _client.start_session(causal_consistency=False) as session:
+        answer = await _command({**watch, "readConcern": {"level": "majority"}}, session)
+        opened = Changes(session, answer["cursor"])
+        try:
+            yield opened
+        finally:
+            await opened.close()
+
+
+async def _command(command: dict[str, Any], session: Session) -> Mapping[str, Any]:
+    assert _database is not None, "not connected"
+    return await _database.command(command, session=session, codec_options=_database.codec_options)
 
 
 async def server_version() -> str:

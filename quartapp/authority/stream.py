@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from quartapp import metrics
-from quartapp.database import ChangeStream, Unavailable
+from quartapp.database import Unavailable, changes
 from quartapp.log import log
 from quartapp.models import Barrier, Notice, Role, Session, User, Worker
 
-AWAIT_MS = 500
+# Requests go on while thousands of changes are told.
+BREATH = 100
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 # Fields whose change says nothing that anybody here remembers.
 QUIET = {
@@ -77,16 +78,16 @@ class Stream:
         token: Mapping[str, Any] | None = None
         pause = SHORTEST_PAUSE
         while True:
-            stream = _watch(token)
             try:
-                async with stream:
+                async with changes(PIPELINE, after=token) as stream:
                     self._set_live()
                     pause = SHORTEST_PAUSE
-                    while stream.alive:  # pyright: ignore[reportUnnecessaryComparison]
-                        change = await stream.try_next()
-                        if change is not None:
+                    async for page in stream.pages():
+                        for number, change in enumerate(page):
                             self._tell(change)
-                        token = stream.resume_token or token
+                            if number % BREATH == BREATH - 1:
+                                await asyncio.sleep(0)
+                        token = stream.token
                     raise StreamEnded
             except Unavailable as error:
                 self._lost(error)
@@ -136,11 +137,6 @@ class Stream:
     def _interrupt(self) -> None:
         for listener in self._listeners:
             listener.interrupted()
-
-
-def _watch(token: Mapping[str, Any] | None) -> ChangeStream:
-    database = Session.get_motor_collection().database
-    return database.watch(PIPELINE, resume_after=token, max_await_time_ms=AWAIT_MS)
 
 
 def _loud(collection: str) -> dict[str, Any]:
