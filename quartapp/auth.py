@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from functools import wraps
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from itsdangerous import URLSafeTimedSerializer
@@ -35,17 +36,23 @@ class Signed(URLSafeTimedSerializer):
         return super().loads(s, None, *args, **options)
 
 
+@cache
+def _signed(keys: tuple[str, ...], salt: str, serializer: Any = None) -> Signed:
+    """Made once: Quart and Quart-Auth ask for it with each request."""
+    return Signed(keys, salt, serializer, signer_kwargs={"digest_method": hashlib.sha512})
+
+
+def _serializer(keys: str | Iterable[str], salt: str) -> Signed:
+    return _signed((keys,) if isinstance(keys, str) else tuple(keys), salt)
+
+
 class Visits(SecureCookieSessionInterface):
     """Quart's own session, signed so."""
 
     def get_signing_serializer(self, app: Quart) -> URLSafeTimedSerializer | None:
-        found = super().get_signing_serializer(app)
-        return found and Signed(
-            found.secret_keys,
-            salt=self.salt,
-            serializer=self.serializer,
-            signer_kwargs=found.signer_kwargs,
-        )
+        # Whatever signs is the last one.
+        keys = (*app.config["SECRET_KEY_FALLBACKS"], str(app.secret_key))
+        return _signed(keys, self.salt, self.serializer)
 
 
 class Forbidden(Exception):
@@ -154,6 +161,11 @@ class CurrentUser(AuthUser):
 current_user = cast(CurrentUser, _current_user)
 
 
+def who() -> CurrentUser:
+    """The object behind `current_user`, for code that asks it many things: each costs a search."""
+    return _current_user._get_current_object()  # type: ignore[attr-defined]
+
+
 def init_app(app: Quart, settings: Settings) -> QuartAuth:
     """Quart-Auth with a cookie that lives as long as a session can, and no longer."""
     secure = settings.production
@@ -161,7 +173,7 @@ def init_app(app: Quart, settings: Settings) -> QuartAuth:
     app.session_interface = Visits()
     return QuartAuth(
         app,
-        serializer_class=cast(Any, Signed),
+        serializer_class=cast(Any, _serializer),
         cookie_name="__Host-session" if secure else "quartapp_session",
         cookie_secure=secure,
         cookie_http_only=True,
@@ -173,9 +185,12 @@ def init_app(app: Quart, settings: Settings) -> QuartAuth:
 
 async def load_current_user() -> None:
     """For before_request: pages are built for somebody, and a used session is seen as used."""
-    await current_user.load()
-    if current_user.signed_in:
-        current_app.extensions["quartapp"].seen.note(current_user.principal, remote_address())
+    user = who()
+    await user.load()
+    if user.signed_in:
+        seen = current_app.extensions["quartapp"].seen
+        if seen.is_due(user.principal):
+            seen.note(user.principal, remote_address())
 
 
 def permission_required(

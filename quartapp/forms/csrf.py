@@ -8,6 +8,7 @@ random value in a signed cookie (ASVS 3.5.1).
 import base64
 import hmac
 import secrets
+from typing import Any
 
 from markupsafe import Markup
 from quart import current_app, request, session
@@ -81,8 +82,9 @@ def _xor(a: bytes, b: bytes) -> bytes:
 
 def _expected() -> bytes:
     # The session's id, not its token: a form that was open while the token changed still fits.
-    if current_user.signed_in:  # type: ignore[attr-defined]
-        bound_to = f"session {current_user.session_id}"  # type: ignore[attr-defined]
+    user: Any = current_user._get_current_object()  # type: ignore[attr-defined]
+    if user.signed_in:
+        bound_to = f"session {user.session_id}"
     else:
         if "csrf" not in session:
             session["csrf"] = secrets.token_urlsafe(16)

@@ -1,13 +1,14 @@
 """What templates can say beyond Jinja's own words."""
 
 from datetime import datetime
+from typing import Any
 
 import humanize
 from markupsafe import Markup, escape
 from quart import Quart, request
 
 from quartapp import clock
-from quartapp.auth import current_user
+from quartapp.auth import who
 from quartapp.forms.csrf import csrf_field
 from quartapp.policy import LABELS
 
@@ -18,8 +19,8 @@ def init_app(app: Quart) -> None:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
     @app.context_processor
-    async def where() -> dict[str, str]:
-        return {"path": request.path}
+    async def where() -> dict[str, Any]:
+        return {"path": request.path, "current_user": who()}
 
 
 def needs(*permissions: str) -> Markup:
@@ -29,7 +30,8 @@ def needs(*permissions: str) -> Markup:
     refused by the server all the same.
     """
     words = " ".join(permissions).split()
-    shown = any(current_user.may(word) for word in words)
+    user = who()
+    shown = any(user.may(word) for word in words)
     attributes = Markup('data-needs="{}"').format(" ".join(words))
     return attributes if shown else attributes + Markup(" hidden")
 
