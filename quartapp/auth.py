@@ -188,9 +188,7 @@ async def load_current_user() -> None:
     user = who()
     await user.load()
     if user.signed_in:
-        seen = current_app.extensions["quartapp"].seen
-        if seen.is_due(user.principal):
-            seen.note(user.principal, remote_address())
+        current_app.extensions["quartapp"].seen.note(user.principal, remote_address)
 
 
 def permission_required(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ FLUSH_SECONDS = 2.0
 
 
 class Seen:
-    """Notes sessions, each about once a minute."""
+    """Notes each session at most once a minute."""
 
     def __init__(self) -> None:
         self._noted: dict[Any, datetime] = {}
@@ -32,16 +33,13 @@ class Seen:
             await asyncio.wait([self._task])
         await self._flush()
 
-    def is_due(self, principal: Principal) -> bool:
-        """Whether a use of the session is worth a note again."""
-        last = self._noted.get(principal.session_id, principal.seen_at)
-        return clock.now() - max(last, principal.seen_at) >= SEEN_EVERY
-
-    def note(self, principal: Principal, ip: str | None) -> None:
+    def note(self, principal: Principal, address: Callable[[], str | None]) -> None:
         """The session was used for a page. Costs nothing: the write comes later."""
         now = clock.now()
-        self._noted[principal.session_id] = now
-        self._pending[principal.session_id] = (now, ip)
+        last = self._noted.get(principal.session_id, principal.seen_at)
+        if now - max(last, principal.seen_at) >= SEEN_EVERY:
+            self._noted[principal.session_id] = now
+            self._pending[principal.session_id] = (now, address())
 
     async def _flush_often(self) -> None:
         while True:

@@ -75,6 +75,28 @@ def deleted(session_id: PydanticObjectId, user_id: PydanticObjectId) -> Ended:
     return Ended(session_id, user_id, Reason.ENDED_BY_ADMIN, None, clock.now())
 
 
+async def ended(changes: Mapping[PydanticObjectId, Mapping[str, Any]]) -> list[Standing]:
+    """What the updates that ended these sessions say. Final, so the sessions are not asked.
+
+    Whose name is to be told is looked up, in one query.
+    """
+    enders = {link.id for fields in changes.values() if (link := fields.get("ended_by"))}
+    users = User.get_motor_collection()
+    found = users.find({"_id": {"$in": list(enders)}}, {"username": 1}) if enders else None
+    names = {row["_id"]: row["username"] for row in await found.to_list(None)} if found else {}
+    return [
+        Ended(
+            session_id=session_id,
+            user_id=session_id,
+            reason=_reason(fields),
+            by=names.get(link.id) if (link := fields.get("ended_by")) else None,
+            at=_aware(fields["ended_at"]),
+            event=link.id if (link := fields.get("ended_event")) else None,
+        )
+        for session_id, fields in changes.items()
+    ]
+
+
 async def standings(match: Mapping[str, Any]) -> list[Standing]:
     """Judges every session that matches, in one query.
 
@@ -142,9 +164,7 @@ def _why_over(
     row: Mapping[str, Any], user: Mapping[str, Any] | None, now: datetime
 ) -> Reason | None:
     if row.get("ended_at") is not None:
-        stored = row.get("ended_reason")
-        # Ended by a hand that gave no reason, in a mongo shell for one: somebody in charge did it.
-        return Reason(stored) if stored in set(Reason) else Reason.ENDED_BY_ADMIN
+        return _reason(row)
     if user is None or user.get("disabled_at") is not None:
         return Reason.ACCOUNT_DISABLED
     if _deadline(row) <= now:
@@ -158,6 +178,12 @@ def _why_over(
         return None
     listed = {link.id for link in user.get("roles", ())}
     return Reason.ROLE_DELETED if lost <= listed else Reason.ROLE_REVOKED
+
+
+def _reason(row: Mapping[str, Any]) -> Reason:
+    # Ended by a hand that gave no reason, in a mongo shell for one: somebody in charge did it.
+    stored = row.get("ended_reason")
+    return Reason(stored) if stored in set(Reason) else Reason.ENDED_BY_ADMIN
 
 
 def _deadline(row: Mapping[str, Any]) -> datetime:

@@ -134,8 +134,9 @@ class Role(Record):
         async def work(tx: Tx) -> Event | None:
             if not await Role.erase(self.id, tx=tx):
                 return None
-            holders = await User.find({"roles.$id": self.id}, session=tx).to_list()
-            ids = [holder.id for holder in holders]
+            ids = await User.get_motor_collection().distinct(
+                "_id", {"roles.$id": self.id}, session=tx
+            )
             await User.change_all(
                 {"_id": {"$in": ids}},
                 {
@@ -148,8 +149,7 @@ class Role(Record):
             event = Event.of(Verb.ROLE_DELETED, by=by, role=self.name, holders=len(ids))
             theirs = {"user.$id": {"$in": ids}}
             await mark_ended(theirs, Reason.ROLE_DELETED, by=by, event=event, tx=tx)
-            for holder in holders:
-                await holder.tell(Kind.ROLE_DELETED, tx, by=by.username, role=self.name)
+            await User.tell_all(ids, Kind.ROLE_DELETED, tx, by=by.username, role=self.name)
             return await event.insert(session=tx)
 
         return await acting(by, work)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from beanie import PydanticObjectId
@@ -21,7 +21,7 @@ from quartapp.authority.stream import Change, Stream
 from quartapp.database import StreamError
 from quartapp.log import log
 from quartapp.models import Notice, Role, Session, User, principal
-from quartapp.models.principal import Ended
+from quartapp.models.principal import Ended, Standing
 from quartapp.ws.hub import Hub
 from quartapp.ws.protocol import timestamp
 from quartapp.ws.receipts import Receipts
@@ -37,15 +37,16 @@ class Concerned:
 
     everything: bool = False
     sessions: set[Id] = field(default_factory=set)
+    ended: dict[Id, Mapping[str, Any]] = field(default_factory=dict)
     users: set[Id] = field(default_factory=set)
     roles: set[Id] = field(default_factory=set)
     deleted_roles: set[Id] = field(default_factory=set)
 
     def match(self, hub: Hub) -> dict[str, Any]:
         """The sessions to judge anew."""
-        connected = hub.sessions()
+        connected = [each for each in hub.sessions() if each not in self.ended]
         here = connected if self.everything else [s for s in connected if s in self.sessions]
-        mine = list(hub.sessions_of(self.users))
+        mine = list(hub.sessions_of(self.users) - self.ended.keys())
         users, roles, gone = list(self.users), list(self.roles), list(self.deleted_roles)
         clauses: list[dict[str, Any]] = [{"_id": {"$in": here + mine}}]
         # Of a user, and of a role that is gone, also the sessions that no socket speaks for: what
@@ -58,10 +59,18 @@ class Concerned:
             clauses.append({"_id": {"$in": connected}, "roles.$id": {"$in": roles}})
         return {"$or": clauses}
 
+    @property
+    def asks(self) -> bool:
+        """Whether the database must be asked."""
+        return bool(
+            self.everything or self.sessions or self.users or self.roles or self.deleted_roles
+        )
+
     def put_back(self, other: Concerned) -> None:
         """What could not be looked at."""
         self.everything = True
         self.sessions |= other.sessions
+        self.ended |= other.ended
         self.users |= other.users
         self.roles |= other.roles
         self.deleted_roles |= other.deleted_roles
@@ -98,6 +107,12 @@ class Feed:
             self._hub.notify(notice.user.ref.id, notice)
         elif collection == Session.Settings.name and change.operation == "insert":
             self._announce(change.document)
+        elif collection == Session.Settings.name and isinstance(
+            change.fields.get("ended_at"), datetime
+        ):
+            # There is no way back, so this says it all.
+            self._concerned.ended[change.id] = change.fields
+            self._news.set()
         elif collection == Session.Settings.name:
             self._concern(self._concerned.sessions, change.id)
         elif collection == User.Settings.name:
@@ -148,18 +163,28 @@ class Feed:
                 self._news.set()
 
     async def _settle(self, concerned: Concerned) -> None:
+        ended = concerned.ended.items()
+        here = {each: fields for each, fields in ended if self._hub.of_session(each)}
+        self._tell(await principal.ended(here))
+        if concerned.asks:
+            await self._judge(concerned)
+
+    async def _judge(self, concerned: Concerned) -> None:
         before = set(self._hub.sessions())
         metrics.SETTLED.inc()
         found = await principal.standings(concerned.match(self._hub))
         # Whoever deleted the document of a session has ended it.
         gone = before & concerned.sessions if not concerned.everything else before
         gone -= {standing.session_id for standing in found}
-        ended = [principal.deleted(session_id, session_id) for session_id in gone]
-        for standing in found:
+        deleted = [principal.deleted(session_id, session_id) for session_id in gone]
+        for user_id, version in self._tell([*found, *deleted]):
+            await User.number_change(user_id, version)
+
+    def _tell(self, standings: Collection[Standing]) -> set[tuple[Id, int]]:
+        for standing in standings:
             if isinstance(standing, Ended):
                 self._receipts.expect(standing.event, self._hub.of_session(standing.session_id))
-        for user_id, version in self._hub.settle([*found, *ended]):
-            await User.number_change(user_id, version)
+        return self._hub.settle(standings)
 
     # ---- sweeping
 

@@ -269,7 +269,7 @@ async def test_use_is_written_once_a_minute_at_most(ada: User) -> None:
     session, token = await sign_in(ada)
     first = await speaks(token)
     seen = Seen()
-    seen.note(first, "192.0.2.8")
+    seen.note(first, lambda: "192.0.2.8")
     await seen.stop()
     assert (await speaks(token)).seen_at == first.seen_at
 
