@@ -26,7 +26,7 @@ from quartapp.routes.edge import Edge
 from quartapp.settings import Settings
 from quartapp.ws import routes as ws
 from quartapp.ws.feed import Feed
-from quartapp.ws.hub import Hub
+from quartapp.ws.hub import Hub, Limits
 from quartapp.ws.receipts import Receipts
 
 UNIDENTIFIED = {"static", "health.alive", "health.ready", "health.numbers"}
@@ -194,4 +194,11 @@ def _assemble(settings: Settings) -> Running:
 
 
 def _hub(settings: Settings) -> Hub:
-    return Hub(at_most=settings.sockets_per_worker, per_session=settings.sockets_per_session)
+    limits = Limits(
+        sockets=settings.sockets_per_worker,
+        per_session=settings.sockets_per_session,
+        per_user=settings.sockets_per_user,
+        per_address=settings.sockets_per_address,
+        handshakes=settings.handshakes_at_once,
+    )
+    return Hub(limits)

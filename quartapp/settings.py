@@ -51,8 +51,11 @@ class Settings(BaseSettings):
     live_sweep_seconds: float = Field(default=30, gt=0)
     live_mailbox: int = Field(default=32, ge=1)
     sockets_per_session: int = Field(default=20, ge=1)
+    sockets_per_user: int = Field(default=100, ge=1)
+    sockets_per_address: int = Field(default=5_000, ge=1)
     principals_per_worker: int = Field(default=20_000, ge=0)
     sockets_per_worker: int = Field(default=10_000, ge=1)
+    handshakes_at_once: int = Field(default=200, ge=1)
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import websockets
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
+from pymongo import UpdateOne
 from websockets.asyncio.client import ClientConnection, connect
 
 SECONDS = 5.0
@@ -278,3 +279,13 @@ class Person:
                 await stack.enter_async_context(self.tab(worker=worker))
                 for worker in workers or ("0", "1")
             ]
+
+
+async def keep_busy(server: Server, somebody: Person) -> None:
+    """Puts a crowd of changes of somebody else before the next one on every worker's stream.
+
+    A worker hears of a change some milliseconds after its commit: too few to be caught at it.
+    """
+    nudge = UpdateOne({"username": somebody.username}, {"$inc": {"nudges": 1}})
+    async with server.database() as database:
+        await database.users.bulk_write([nudge] * 4000, ordered=False)

@@ -12,8 +12,8 @@ from quartapp.database import Unavailable, changes
 from quartapp.log import log
 from quartapp.models import Barrier, Notice, Role, Session, User, Worker
 
-# Requests go on while thousands of changes are told.
-BREATH = 100
+# Requests go on while thousands of changes are told, and no mailbox fills for want of a turn.
+BREATH = 10
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 # Fields whose change says nothing that anybody here remembers.
 QUIET = {

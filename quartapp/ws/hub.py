@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 from beanie import PydanticObjectId
 
@@ -22,17 +23,29 @@ COMEBACKS_PER_SECOND = 500
 
 
 class Full(Exception):
-    """No place for another socket: on this worker, or of this session."""
+    """No place for another socket: on this worker, or of this session, user or address."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many sockets one worker takes, and how many handshakes at the same time."""
+
+    sockets: int
+    per_session: int
+    per_user: int
+    per_address: int
+    handshakes: int
 
 
 class Hub:
     """The open sockets, by session and by user."""
 
-    def __init__(self, *, at_most: int, per_session: int) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._by_session: defaultdict[Id, set[Connection]] = defaultdict(set)
         self._by_user: defaultdict[Id, set[Connection]] = defaultdict(set)
-        self._at_most = at_most
-        self._per_session = per_session
+        self._at_address: Counter[str | None] = Counter()
+        self._limits = limits
+        self._shaking: set[object] = set()
         self._size = 0
         self._arrived: set[Id] = set()
         self.draining = False
@@ -40,15 +53,32 @@ class Hub:
     def __len__(self) -> int:
         return self._size
 
-    def check_room(self, session_id: Id) -> None:
+    def begin_handshake(self) -> object:
+        """A turn, to be given back by `end_handshake`. Raises Full when too many are under way."""
+        if self.draining or len(self._shaking) >= self._limits.handshakes:
+            raise Full
+        turn = object()
+        self._shaking.add(turn)
+        return turn
+
+    def end_handshake(self, turn: object) -> None:
+        """May be called again."""
+        self._shaking.discard(turn)
+
+    def check_room(self, session_id: Id, user_id: Id, address: str | None) -> None:
         """Raises Full. For the handshake, where a refusal is still cheap."""
-        crowded = len(self._by_session.get(session_id, ())) >= self._per_session
-        if self.draining or crowded or self._size >= self._at_most:
+        if (
+            self._size >= self._limits.sockets
+            or len(self._by_session.get(session_id, ())) >= self._limits.per_session
+            or len(self._by_user.get(user_id, ())) >= self._limits.per_user
+            or self._at_address[address] >= self._limits.per_address
+        ):
             raise Full
 
     def join(self, connection: Connection) -> None:
         self._by_session[connection.session_id].add(connection)
         self._by_user[connection.user_id].add(connection)
+        self._at_address[connection.address] += 1
         self._size += 1
         self._arrived.add(connection.session_id)
         metrics.SOCKETS.set(self._size)
@@ -59,6 +89,9 @@ class Hub:
         if connection not in mine:
             return
         self._size -= 1
+        self._at_address[connection.address] -= 1
+        if not self._at_address[connection.address]:
+            del self._at_address[connection.address]
         metrics.SOCKETS.set(self._size)
         for index, key in (
             (self._by_session, connection.session_id),

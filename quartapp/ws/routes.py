@@ -1,11 +1,13 @@
 """The socket at /ws."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import wraps
 
-from quart import Blueprint, abort, current_app, websocket
+from quart import Blueprint, abort, current_app, g, websocket
 from quart_auth import login_required
 
-from quartapp.auth import current_user, settings
+from quartapp.auth import current_user, remote_address, settings
 from quartapp.database import Unavailable
 from quartapp.forms.csrf import same_origin
 from quartapp.models import principal
@@ -17,14 +19,33 @@ from quartapp.ws.protocol import Close
 blueprint = Blueprint("ws", __name__)
 
 
+def in_turn(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """When a worker is renewed all of its pages come back: each costs a few questions to the
+    database, and those past so many at a time are sent away to come again."""
+
+    @wraps(view)
+    async def wrapper() -> None:
+        try:
+            g.turn = turn = _hub().begin_handshake()
+        except Full:
+            abort(503)
+        try:
+            await view()
+        finally:
+            _hub().end_handshake(turn)
+
+    return wrapper
+
+
 @blueprint.websocket("/ws")
+@in_turn
 @login_required
 async def live() -> None:
     """The live layer of one page. `?cursor=` resumes behind the notice of that number."""
-    hub: Hub = current_app.extensions["quartapp"].hub
+    hub = _hub()
     session_id, user_id = current_user.session_id, current_user.user_id
     try:
-        hub.check_room(session_id)
+        hub.check_room(session_id, user_id, remote_address())
     except Full:
         abort(503)
     cursor = _cursor()
@@ -33,6 +54,7 @@ async def live() -> None:
         websocket._get_current_object(),  # type: ignore[attr-defined]
         session_id=session_id,
         user_id=user_id,
+        address=remote_address(),
         mailbox=settings().live_mailbox,
         ping_seconds=settings().live_ping_seconds,
     )
@@ -48,7 +70,10 @@ async def live() -> None:
             if isinstance(standing, Principal):
                 connection.greet(standing, cursor=cursor, worker=settings().worker)
             else:
+                # It may take a moment to leave; it takes nobody's place meanwhile.
+                hub.leave(connection)
                 connection.end(standing)
+        hub.end_handshake(g.turn)
         await connection.run()
     finally:
         hub.leave(connection)
@@ -61,6 +86,10 @@ async def refuse_other_origins() -> None:
     scheme = {"ws": "http", "wss": "https"}[websocket.scheme]
     if len(origins) != 1 or not same_origin(origins[0], scheme, websocket.host):
         abort(403)
+
+
+def _hub() -> Hub:
+    return current_app.extensions["quartapp"].hub
 
 
 async def _standing(connection: Connection) -> Principal | Ended:

@@ -21,13 +21,12 @@ import pytest
 import websockets
 from bson import ObjectId
 from playwright.async_api import Page, expect
-from pymongo import UpdateOne
 
 from quartapp import clock
 from tests.browser import conftest as browser
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
 from tests.conftest import PASSWORD, serving
-from tests.people import Person, Server, Tab, until
+from tests.people import Person, Server, Tab, keep_busy, until
 
 chromium, new_browser = browser.chromium, browser.new_browser
 in_a_browser = pytest.mark.skipif(
@@ -94,16 +93,6 @@ async def poised(person: Person, count: int = CONNECTIONS) -> AsyncIterator[Rele
     finally:
         for _, writer in lines:
             writer.close()
-
-
-async def keep_busy(server: Server, somebody: Person) -> None:
-    """Puts a crowd of changes of somebody else before the next one on every worker's stream.
-
-    A worker hears of a change some milliseconds after its commit: too few to be caught at it.
-    """
-    nudge = UpdateOne({"username": somebody.username}, {"$inc": {"nudges": 1}})
-    async with server.database() as database:
-        await database.users.bulk_write([nudge] * 4000, ordered=False)
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -276,7 +277,7 @@ async def test_use_is_written_once_a_minute_at_most(ada: User) -> None:
     await move(session, seen_at=-MINUTE)
     before = await speaks(token)
     for address in ("192.0.2.8", "192.0.2.9"):
-        seen.note(before, address)
+        seen.note(before, partial(str, address))
     await seen.stop()
     assert (await speaks(token)).seen_at >= before.seen_at + MINUTE
     found = some(await Session.get(session.id))

@@ -17,8 +17,9 @@ from quartapp.models.notice import Kind, Notice
 from quartapp.models.principal import Ended, Principal
 from quartapp.models.references import ref
 from quartapp.models.session import Reason
+from quartapp.ws import connection as ws_connection
 from quartapp.ws.connection import Connection
-from quartapp.ws.hub import Full, Hub
+from quartapp.ws.hub import Full, Hub, Limits
 from quartapp.ws.protocol import Close
 
 USER, SESSION = PydanticObjectId(), PydanticObjectId()
@@ -179,13 +180,25 @@ async def test_a_gap_is_filled_from_the_database_before_what_comes_behind_it(
         assert await silent(socket)
 
 
-async def test_a_full_mailbox_closes_the_socket() -> None:
+async def test_a_full_mailbox_closes_the_socket_of_a_client_that_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ws_connection, "STUCK_SECONDS", 0.0)
     async with connected() as (connection, socket):
         socket.reads.clear()
         connection.notify(notice(1))
         await asyncio.sleep(0)
         for seq in range(2, MAILBOX + 3):
             connection.notify(notice(seq))
+        socket.reads.set()
+        assert await socket.code == Close.TOO_SLOW
+
+
+async def test_what_is_in_no_database_closes_the_socket_when_there_is_no_room_for_it() -> None:
+    async with connected() as (connection, socket):
+        socket.reads.clear()
+        for number in range(MAILBOX + 2):
+            connection.announce({"id": str(number)})
         socket.reads.set()
         assert await socket.code == Close.TOO_SLOW
 
@@ -223,42 +236,73 @@ async def test_a_silent_client_is_closed_after_two_intervals() -> None:
         assert await socket.code == Close.TOO_SLOW
 
 
+LIMITS = Limits(sockets=100, per_session=100, per_user=100, per_address=100, handshakes=100)
+HERE = "192.0.2.1"
+
+
+def stranger(hub: Hub) -> None:
+    """Somebody else, from elsewhere, asks for a place."""
+    hub.check_room(PydanticObjectId(), PydanticObjectId(), "192.0.2.99")
+
+
 async def test_the_hub_knows_who_is_here_and_forgets_who_leaves() -> None:
     async def handler() -> Connection:
         return connection_of(Socket())
 
-    hub = Hub(at_most=3, per_session=2)
+    hub = Hub(LIMITS)
     first, second = [await asyncio.create_task(handler()) for _ in range(2)]
     hub.join(first)
-    hub.check_room(SESSION)
     hub.join(second)
     assert (len(hub), hub.sessions(), hub.sessions_of([USER])) == (2, [SESSION], {SESSION})
-    with pytest.raises(Full):
-        hub.check_room(SESSION)
-    hub.check_room(PydanticObjectId())
     for _ in range(2):
         hub.leave(first)
     assert len(hub) == 1
     hub.leave(second)
     assert (len(hub), hub.sessions(), hub.sessions_of([USER])) == (0, [], set())
+
+
+@pytest.mark.parametrize("limit", ["sockets", "per_session", "per_user", "per_address"])
+async def test_the_hub_is_full_at_each_of_its_bounds(limit: str) -> None:
+    async def handler() -> Connection:
+        return connection_of(Socket(), address=HERE)
+
+    hub = Hub(replace(LIMITS, **{limit: 2}))
+    two = [await asyncio.create_task(handler()) for _ in range(2)]
+    for connection in two:
+        hub.check_room(SESSION, USER, HERE)
+        hub.join(connection)
+    asking = {
+        "sockets": (PydanticObjectId(), PydanticObjectId(), "192.0.2.99"),
+        "per_session": (SESSION, PydanticObjectId(), "192.0.2.99"),
+        "per_user": (PydanticObjectId(), USER, "192.0.2.99"),
+        "per_address": (PydanticObjectId(), PydanticObjectId(), HERE),
+    }
+    with pytest.raises(Full):
+        hub.check_room(*asking[limit])
+    if limit != "sockets":
+        stranger(hub)
+    hub.leave(two[0])
+    hub.check_room(*asking[limit])
+
+
+async def test_the_hub_takes_so_many_handshakes_at_a_time_and_none_when_it_leaves() -> None:
+    hub = Hub(replace(LIMITS, handshakes=2))
+    turns = [hub.begin_handshake() for _ in range(2)]
+    with pytest.raises(Full):
+        hub.begin_handshake()
+    for _ in range(2):
+        hub.end_handshake(turns[0])
+    hub.begin_handshake()
+    with pytest.raises(Full):
+        hub.begin_handshake()
+    hub.end_handshake(turns[1])
     hub.draining = True
     with pytest.raises(Full):
-        hub.check_room(SESSION)
-
-
-async def test_the_hub_is_full_at_its_bound() -> None:
-    async def handler() -> Connection:
-        return connection_of(Socket(), session_id=PydanticObjectId())
-
-    hub = Hub(at_most=2, per_session=2)
-    for _ in range(2):
-        hub.join(await asyncio.create_task(handler()))
-    with pytest.raises(Full):
-        hub.check_room(PydanticObjectId())
+        hub.begin_handshake()
 
 
 async def test_the_hub_says_whose_rights_changed_without_a_number() -> None:
-    hub = Hub(at_most=2, per_session=2)
+    hub = Hub(LIMITS)
     async with connected() as (connection, _):
         hub.join(connection)
         assert hub.settle([replace(MODERATOR, version=5)]) == {(USER, 5)}
@@ -269,7 +313,7 @@ async def test_the_hub_says_whose_rights_changed_without_a_number() -> None:
 async def test_the_hub_announces_a_session_to_the_others_of_its_user_alone() -> None:
     """Also where the stream is late, and the new session has its first socket already."""
     other, stranger = PydanticObjectId(), PydanticObjectId()
-    hub = Hub(at_most=3, per_session=2)
+    hub = Hub(LIMITS)
     async with (
         connected() as (mine, new),
         connected(session_id=other) as (elsewhere, old),

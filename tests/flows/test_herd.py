@@ -1,0 +1,57 @@
+"""All pages at once: as after a worker was renewed, or the power came back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import websockets
+
+from tests.conftest import PASSWORD, serving
+from tests.people import Person, until
+
+AT_ONCE = 4
+HERD = 150
+
+
+@pytest.mark.timeout(120)
+async def test_a_herd_is_let_in_bit_by_bit_and_all_of_it_in_the_end(tmp_path: Path) -> None:
+    async with (
+        serving(
+            tmp_path,
+            HANDSHAKES_AT_ONCE=str(AT_ONCE),
+            SOCKETS_PER_SESSION="1000",
+            SOCKETS_PER_USER="1000",
+            LIVE_PING_SECONDS="20",
+        ) as server,
+        Person(server.url, "ada", PASSWORD) as ada,
+    ):
+        await ada.register()
+        refused: Counter[int] = Counter()
+        everybody_is_in = asyncio.Event()
+        inside = 0
+
+        async def come() -> None:
+            nonlocal inside
+            while True:
+                try:
+                    async with ada.tab() as tab:
+                        inside += 1
+                        if inside == HERD:
+                            everybody_is_in.set()
+                        await everybody_is_in.wait()
+                        assert await tab.is_open()
+                        return
+                except websockets.InvalidStatus as refusal:
+                    refused[refusal.response.status_code] += 1
+                    await asyncio.sleep(0.05)
+
+        async with asyncio.TaskGroup() as herd:
+            for _ in range(HERD):
+                herd.create_task(come())
+            # Pages are served meanwhile.
+            await until(ada.is_signed_in)
+        assert set(refused) == {503}, refused
+        assert inside == HERD
