@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from quartapp import metrics
 from quartapp.database import ChangeStream, Unavailable
 from quartapp.log import log
-from quartapp.models import Barrier, Notice, Role, Session, User, Worker
+from quartapp.models import Barrier, Mail, Notice, Role, Session, User, Worker
 
 AWAIT_MS = 500
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
@@ -182,7 +182,12 @@ def _loud(collection: str) -> dict[str, Any]:
     }
 
 
-_INSERTED = [Notice.Settings.name, Session.Settings.name, Barrier.Settings.name]
+_INSERTED = [
+    Notice.Settings.name,
+    Session.Settings.name,
+    Barrier.Settings.name,
+    Mail.Settings.name,
+]
 
 PIPELINE: list[dict[str, Any]] = [
     {

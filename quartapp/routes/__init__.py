@@ -4,21 +4,40 @@ from quart import Quart
 
 from quartapp.routes import (
     accounts,
+    addresses,
     admin,
     errors,
     front,
     health,
+    letters,
     notices,
     passwords,
     posts,
     profiles,
+    recovery,
     sessions,
+)
+from quartapp.settings import Settings
+
+PUBLIC = (
+    front,
+    accounts,
+    recovery,
+    addresses,
+    passwords,
+    sessions,
+    notices,
+    posts,
+    profiles,
+    health,
 )
 
 
-def init_app(app: Quart) -> None:
-    for module in (front, accounts, passwords, sessions, notices, posts, profiles, health):
+def init_app(app: Quart, settings: Settings) -> None:
+    for module in PUBLIC:
         app.register_blueprint(module.blueprint)
     for module in admin.MODULES:
         app.register_blueprint(module.blueprint, url_prefix="/admin")
+    if not settings.production and not settings.sends_mail:
+        app.register_blueprint(letters.blueprint)
     errors.init_app(app)

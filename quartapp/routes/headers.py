@@ -33,6 +33,9 @@ def init_app(app: Quart, settings: Settings) -> None:
     async def harden(response: Response) -> Response:
         for name, value in ALWAYS.items():
             response.headers[name] = value
+        if "token" in (request.view_args or {}):
+            # The address opens something: it is told to nobody, not even to ourselves.
+            response.headers["Referrer-Policy"] = "no-referrer"
         if settings.production:
             response.headers["Strict-Transport-Security"] = "max-age=63072000; includeSubDomains"
         if request.endpoint == "static" and response.status_code == 200 and "v" in request.args:
