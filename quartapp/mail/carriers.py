@@ -102,7 +102,9 @@ class Folder:
 
     async def carry(self, name: str, to: str, message: EmailMessage) -> None:
         try:
-            await asyncio.to_thread(self._write, name, bytes(message))
+            # Lines as this machine's other text files have them.
+            content = message.as_bytes(policy=message.policy.clone(linesep="\n"))
+            await asyncio.to_thread(self._write, name, content)
         except OSError as error:
             raise Undelivered(_brief(error)) from None
 

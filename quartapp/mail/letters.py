@@ -10,6 +10,7 @@ from email.utils import format_datetime
 
 from quartapp import clock
 from quartapp.models.mail import Letter, Mail
+from quartapp.names import EMAIL
 
 SUBJECTS = {
     Letter.CONFIRM: "Confirm your e-mail address",
@@ -76,7 +77,7 @@ in, and tell an administrator:
 
 def write(mail: Mail, *, to: str, sender: str, base: str, words: Mapping[str, str]) -> EmailMessage:
     """The letter as a message. Raises ValueError for an address that would be more than that."""
-    if not to.isprintable() or " " in to:
+    if not EMAIL.match(to):
         raise ValueError("this is no address")
     message = EmailMessage((SMTP if to.isascii() else SMTPUTF8).clone(max_line_length=900))
     message["From"] = f"quartapp <{sender}>"

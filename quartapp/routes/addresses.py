@@ -72,7 +72,7 @@ async def by_code() -> Any:
     return page, form.status
 
 
-@blueprint.post("/verify/again")
+@blueprint.post("/account/email/again")
 @login_required
 async def send_again() -> Any:
     user = await _me()

@@ -36,7 +36,7 @@ GET POST   /account/password                              signed in
 GET POST   /account/email                                 signed in
 POST       /account/email/keep                            signed in
 GET POST   /verify                                        signed in
-POST       /verify/again                                  signed in
+POST       /account/email/again                           signed in
 GET        /account/sessions                              signed in
 POST       /account/sessions/<session_id>/end             signed in
 POST       /account/sessions/end-others                   signed in
