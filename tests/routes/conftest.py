@@ -250,13 +250,13 @@ class Town:
 
 def link_in(letter: str) -> str:
     """The path that a letter leads to."""
-    found = re.search(r"^https?://[^/\s]+(/(?:reset|verify)/\S+)$", letter, re.MULTILINE)
+    found = re.search(r"^https?://[^/\s]+(/(?:reset|verify)/\S+)\s*$", letter, re.MULTILINE)
     assert found, letter
     return found[1]
 
 
 def code_in(letter: str) -> str:
-    found = re.search(r": (\d{6})$", letter, re.MULTILINE)
+    found = re.search(r": (\d{6})\s*$", letter, re.MULTILINE)
     assert found, letter
     return found[1]
 
