@@ -80,12 +80,14 @@ class Postman:
                 return
             name = f"{mail.created_at:%Y%m%dT%H%M%S%f}-{mail.id}"
             await self._carrier.carry(name, str(message["To"]), message)
-        except (Undelivered, ValueError) as error:
-            for_good = isinstance(error, ValueError) or error.for_good
-            given_up = await mail.failed(str(error), for_good=for_good)
+        except Exception as error:
+            # Whatever it is, this letter must not keep the others, nor be tried for ever.
+            for_good = isinstance(error, ValueError) or getattr(error, "for_good", False)
+            trouble = str(error) if isinstance(error, Undelivered) else repr(error)
+            given_up = await mail.failed(trouble, for_good=for_good)
             metrics.MAILS.labels("given up" if given_up else "put off").inc()
             say = log.error if given_up else log.warning
-            say("mail_given_up" if given_up else "mail_put_off", **what, trouble=str(error))
+            say("mail_given_up" if given_up else "mail_put_off", **what, trouble=trouble)
         else:
             await mail.done()
             metrics.MAILS.labels("sent").inc()

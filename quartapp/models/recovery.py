@@ -70,6 +70,7 @@ async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
                     "password_hash": password_hash,
                     "password_changed_at": now,
                     "email_verified_at": user.email_verified_at or now,
+                    "pending_email": None,
                 }
             },
             tx=tx,

@@ -312,7 +312,14 @@ class User(Record):
             now = clock.now()
             changed = await User.change(
                 {"_id": self.id, "password_hash": self.password_hash},
-                {"$set": {"password_hash": password_hash, "password_changed_at": now}},
+                {
+                    "$set": {
+                        "password_hash": password_hash,
+                        "password_changed_at": now,
+                        # Whoever knew the old password may have asked for it.
+                        "pending_email": None,
+                    }
+                },
                 tx=tx,
             )
             if not changed:

@@ -6,14 +6,16 @@ import asyncio
 import ssl
 import time
 from datetime import timedelta
+from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from quartapp import clock
 from quartapp.database import Database
-from quartapp.mail import carriers
+from quartapp.mail import carriers, letters
 from quartapp.models import Mail
 from quartapp.models.mail import FIRST_PAUSE, LEASE, TRIES, Letter
 from quartapp.models.user import User
@@ -27,7 +29,7 @@ async def ada(db: Database) -> User:
     return await register("ada")
 
 
-async def queue(user: User, to: str = "", **data: str) -> None:
+async def queue(user: User, to: str = "", **data: Any) -> None:
     await Mail.queue(Letter.SIGNED_IN, to or user.email, user=user.id, **data)
 
 
@@ -148,6 +150,28 @@ async def test_the_letter_of_a_worker_that_died_is_due_again_when_its_lease_is_o
     await Mail.change({"_id": dead.id}, {"$set": {"due_at": dead.due_at - LEASE}})
     await postman(settings, office).deliver()
     assert len(office.envelopes) == 1
+
+
+async def test_a_letter_that_cannot_be_written_is_given_up_in_the_end_and_keeps_no_other(
+    settings: Settings, ada: User, office: PostOffice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await queue(ada)
+    poison = some(await Mail.find_one({}))
+    await queue(ada, "reader@example.org")
+    told = letters.write
+
+    def write(mail: Mail, **words: Any) -> EmailMessage:
+        if mail.id == poison.id:
+            raise KeyError("token")
+        return told(mail, **words)
+
+    monkeypatch.setattr(letters, "write", write)
+    await postman(settings, office).deliver()
+    assert [envelope.rcpt_tos for envelope in office.envelopes] == [["reader@example.org"]]
+    await Mail.change({"_id": poison.id}, {"$set": {"tries": TRIES - 1}})
+    await make_due()
+    await postman(settings, office).deliver()
+    assert (await the_outbox())[0]["gave_up_at"] is not None
 
 
 async def test_whoever_has_lost_the_letter_decides_nothing(ada: User) -> None:

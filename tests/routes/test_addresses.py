@@ -204,6 +204,9 @@ async def test_a_change_dies_with_the_password_that_it_was_asked_under(
     ).status == 303
     assert (await town.nobody().post(link_in(letter))).status == 410
     assert (await type_code(ada, code_in(letter))).status == 422
+    await ada.post("/account/email/again")
+    await town.no_more_letters()
+    assert len(await town.letters("eve@example.org")) == 1, "the wish is gone with the password"
     assert (await the_user("ada")).email == "ada@example.org"
 
 

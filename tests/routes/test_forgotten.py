@@ -32,6 +32,7 @@ async def set_password(visitor: Visitor, link: str, password: str = NEW) -> Answ
 async def test_the_link_sets_a_password_ends_all_sessions_and_signs_nobody_in(
     town: Town, ada: Visitor
 ) -> None:
+    await ada.post("/account/email", email="eve@example.org")
     link, nobody = await a_link(town, "ADA@example.org"), town.nobody()
     page = await nobody.get(link)
     assert page.status == 200
@@ -46,7 +47,9 @@ async def test_the_link_sets_a_password_ends_all_sessions_and_signs_nobody_in(
     assert over["ended_reason"] == "password_changed"
     assert (await ada.sign_in(password=PASSWORD)).status == 422
     assert (await ada.sign_in(password=NEW)).status == 303
-    assert (await the_user("ada")).email_verified_at is not None
+    user = await the_user("ada")
+    assert user.email_verified_at is not None
+    assert user.pending_email is None, "whoever was signed in may have asked for it"
     (told,) = await town.letters("ada@example.org", "Your password was changed")
     assert "/forgot" in told
     assert len(await documents("events", verb="password.reset")) == 1
