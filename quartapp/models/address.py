@@ -82,12 +82,12 @@ async def forget(user: User) -> None:
 async def issue(mail: Mail, key: str) -> tuple[User, str, str] | None:
     """For sending the letter: whom it is for, with a fresh token and a fresh code.
 
-    None when it is needed no more, as after the password was changed.
+    None when it is needed no more, as after the password was changed or a newer one asked for.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
-    if user is None or user.disabled_at or user.password_changed_at > mail.created_at:
+    if user is None or user.disabled_at or mail.to != unconfirmed(user):
         return None
-    if mail.to != unconfirmed(user):
+    if max(user.password_changed_at, *user.letters_asked) > mail.created_at:
         return None
     code = f"{secrets.randbelow(10**6):06}"
     token = await Token.issue(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from email.message import EmailMessage
 from pathlib import Path
@@ -107,17 +109,32 @@ async def test_a_server_that_is_not_there_is_tried_a_bounded_number_of_times(
     assert (await the_outbox())[0]["tries"] == TRIES
 
 
+async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+async def say_little(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Each answer comes in time, but it takes many."""
+    answer = b"220 hello\r\n"
+    with suppress(ConnectionError):
+        while answer:
+            await asyncio.sleep(0.3)
+            writer.write(answer)
+            answer = await reader.readline() and b"250 fine\r\n"
+    writer.close()
+
+
+@pytest.mark.parametrize("behave", [say_nothing, say_little])
 async def test_a_server_that_hangs_holds_nobody_for_long(
-    settings: Settings, ada: User, monkeypatch: pytest.MonkeyPatch
+    behave: Callable[..., Awaitable[None]],
+    settings: Settings,
+    ada: User,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert timedelta(seconds=carriers.SECONDS) < LEASE
-    monkeypatch.setattr(carriers, "SECONDS", 0.2)
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    monkeypatch.setattr(carriers, "SECONDS", 0.5)
+    server = await asyncio.start_server(behave, "127.0.0.1", 0)
     async with server:
         silent = PostOffice(server.sockets[0].getsockname()[1])
         await queue(ada)

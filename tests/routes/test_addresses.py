@@ -117,7 +117,6 @@ async def test_a_new_letter_makes_the_old_one_void_and_there_is_a_limit(town: To
     for _ in range(LETTERS - 1):
         assert (await ada.post("/account/email/again")).status == 303
     newest = await next_letter(town, ada.email)
-    assert len(await town.letters(ada.email)) == LETTERS
     assert (await ada.get(link_in(first))).status == 410
     refused = await ada.post("/account/email/again")
     assert refused.status == 429
@@ -143,7 +142,10 @@ async def test_of_many_who_ask_at_once_no_more_than_the_limit_get_a_letter(town:
     )
     assert sorted(a.status for a in answers) == (LETTERS - 1) * [303] + (9 - LETTERS) * [429]
     await town.no_more_letters()
-    assert len(await town.letters(ada.email)) == LETTERS
+    letters = await town.letters(ada.email)
+    assert len(letters) <= LETTERS
+    # None is sent once a newer one is asked for, so the last to come is one that works.
+    assert (await ada.post(link_in(letters[0]))).status == 303
 
 
 async def test_a_new_address_counts_once_it_is_confirmed_and_the_old_one_is_told(
@@ -218,7 +220,7 @@ async def test_whose_address_it_is_already_learns_only_who_reads_its_mail(
     free = await ada.post("/account/email", email="free@example.org")
     assert (taken.status, taken.location) == (free.status, free.location)
     await ada.post("/account/email", email="BOB@example.org")
-    letter = (await town.letters("BOB@example.org", count=2))[0]
+    letter = await next_letter(town, "BOB@example.org")
     answer = await town.nobody().post(link_in(letter))
     assert answer.status == 422
     assert "taken" in answer.text

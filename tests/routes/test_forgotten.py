@@ -52,7 +52,8 @@ async def test_the_link_sets_a_password_ends_all_sessions_and_signs_nobody_in(
     assert user.pending_email is None, "whoever was signed in may have asked for it"
     (told,) = await town.letters("ada@example.org", "Your password was changed")
     assert "/forgot" in told
-    assert len(await documents("events", verb="password.reset")) == 1
+    (event,) = await documents("events", verb="password.reset")
+    assert over["ended_event"].id == event["_id"], "ended with it, not found over afterwards"
 
 
 async def test_the_link_works_once_and_of_many_who_use_it_at_once_for_one(town: Town) -> None:
