@@ -32,6 +32,8 @@ class Postman:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        if self._settings.production and not self._settings.sends_mail:
+            log.warning("mail_is_kept_in_files", folder=str(self._settings.data / "mail"))
         self._task = asyncio.create_task(self._go_round(), name="postman")
 
     async def stop(self) -> None:
