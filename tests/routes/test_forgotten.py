@@ -2,17 +2,16 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from quartapp import clock
-from quartapp.models import Mail, Token, User
-from quartapp.models.actor import NOBODY
-from quartapp.models.mail import Letter
+from quartapp.models import Token, User
 from quartapp.models.recovery import LINKS
 from quartapp.models.token import Purpose
-from quartapp.models.user import PasswordMoved
 from tests.conftest import PASSWORD
+from tests.models.stories import NOTHING, accepting
 from tests.routes.conftest import Answer, Town, Visitor, documents, link_in, the_user
 
 NEW = "quite another horse and battery"
@@ -235,11 +234,13 @@ async def test_the_page_of_the_link_can_send_its_form_though_it_tells_no_origin(
     assert (await nobody.send(link, fields, ours)).status == 303
 
 
-async def test_the_letter_stands_or_falls_with_what_it_tells_of(town: Town) -> None:
-    user = await town.account("ada")
-    await town.app.extensions["quartapp"].postman.stop()
-    stale = await the_user("ada")
-    await User.change({"_id": user.id}, {"$set": {"password_hash": "moved"}})
-    with pytest.raises(PasswordMoved):
-        await stale.change_password("new", by=NOBODY)
-    assert await Mail.find({"letter": Letter.PASSWORD_CHANGED}).count() == 0
+async def test_the_letter_and_what_it_tells_of_stand_or_fall_together(
+    town: Town, ada: Visitor
+) -> None:
+    link = await a_link(town)
+    database: Any = User.get_motor_collection().database
+    async with accepting(database, "outbox", NOTHING):
+        assert (await set_password(town.nobody(), link)).status == 500
+    assert await ada.me() is not None
+    assert await documents("events", verb="password.reset") == []
+    assert (await set_password(town.nobody(), link)).status == 303
