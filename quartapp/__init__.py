@@ -19,6 +19,7 @@ from quartapp.authority.principals import Principals
 from quartapp.authority.seen import Seen
 from quartapp.authority.stream import Stream
 from quartapp.forms import csrf
+from quartapp.mail.postman import Postman
 from quartapp.models.token import issue_setup
 from quartapp.passwords import PasswordHasher
 from quartapp.routes import templating
@@ -46,11 +47,12 @@ class Running:
     receipts: Receipts
     principals: Principals
     seen: Seen
+    postman: Postman
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> None:
         """What follows the database, the lowest first; stopped in the other order."""
-        for part in (self.stream, self.lease, self.barrier, self.receipts, self.seen):
+        for part in (self.stream, self.lease, self.barrier, self.receipts, self.seen, self.postman):
             self.stack.push_async_callback(part.stop)
             await part.start()
         self.stack.push_async_callback(self.feed.stop)
@@ -97,7 +99,7 @@ def create_app(settings: Settings | None = None) -> Quart:
 
     app.asgi_app = Edge(app.asgi_app, settings)  # type: ignore[method-assign]
     templating.init_app(app)
-    routes.init_app(app)
+    routes.init_app(app, settings)
     app.register_blueprint(ws.blueprint)
 
     @app.before_request
@@ -176,6 +178,7 @@ def _assemble(settings: Settings) -> Running:
     receipts = Receipts(hub, lease.worker_id)
     feed = Feed(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
     barrier = Barrier(lease, tabs=receipts.tabs)
+    postman = Postman(settings)
     principals = Principals(lease, at_most=settings.principals_per_worker)
     return Running(
         settings=settings,
@@ -184,12 +187,13 @@ def _assemble(settings: Settings) -> Running:
         feed=feed,
         # The order counts: what is remembered is forgotten, and the tabs concerned are counted,
         # before a mark is acknowledged.
-        stream=Stream([principals, lease, feed, receipts, barrier]),
+        stream=Stream([principals, lease, feed, receipts, barrier, postman]),
         lease=lease,
         barrier=barrier,
         receipts=receipts,
         principals=principals,
         seen=Seen(),
+        postman=postman,
     )
 
 

@@ -8,7 +8,7 @@ from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from itsdangerous import URLSafeTimedSerializer
-from quart import Quart, current_app, has_request_context, request, websocket
+from quart import Quart, after_this_request, current_app, has_request_context, request, websocket
 from quart.sessions import SecureCookieSessionInterface
 from quart_auth import Action, AuthUser, QuartAuth, Unauthorized
 from quart_auth import current_user as _current_user
@@ -17,10 +17,12 @@ from ua_parser import parse
 from quartapp.models import Event
 from quartapp.models.actor import Actor
 from quartapp.models.principal import Ended, Principal, Standing
+from quartapp.models.session import digest_of, new_token
 from quartapp.passwords import PasswordHasher
 from quartapp.policy import Permission, may
 from quartapp.settings import Settings
 
+KNOWN_FOR = 365 * 86400
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -231,6 +233,29 @@ def device() -> str:
     browser = found.user_agent.family if found.user_agent else ""
     system = found.os.family if found.os else ""
     return " on ".join(part for part in (browser, system) if part) or "Unknown device"
+
+
+def browser() -> str:
+    """What this browser is known again by: the digest of a cookie that it keeps for a year, given
+    to it now if it has none. It opens nothing; it says that somebody has been here before."""
+    name = "__Host-browser" if settings().production else "quartapp_browser"
+    token = request.cookies.get(name, "")
+    if len(token) != len(new_token()[0]):
+        token, _ = new_token()
+
+    @after_this_request
+    async def keep(response: Any) -> Any:
+        response.set_cookie(
+            name,
+            token,
+            max_age=KNOWN_FOR,
+            secure=settings().production,
+            httponly=True,
+            samesite="Lax",
+        )
+        return response
+
+    return digest_of(token)
 
 
 def settings() -> Settings:

@@ -29,6 +29,7 @@ BARRIER_SECONDS = Histogram(
     "From the commit of a revocation until it is known everywhere, in seconds",
     buckets=(0.003, 0.005, 0.01, 0.015, 0.03, 0.1, 0.5, 1, 2, 3),
 )
+MAILS = Counter("quartapp_mails_total", "Letters, by what became of them", ["outcome"])
 SETTLED = Counter("quartapp_judgements_total", "Times that sessions were judged anew")
 
 

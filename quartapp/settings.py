@@ -9,16 +9,32 @@ import os
 import secrets
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 LEAST_SECRET_BYTES = 32
 
 
+SMTP_PORTS = {"tls": 465, "starttls": 587, "none": 25}
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
 class StartError(Exception):
     """The application cannot start. Its text is one line, written for the person who started it."""
+
+
+def _origin(text: str) -> str:
+    """A scheme and a host, and a port if need be; nothing behind them but a slash."""
+    parts = urlsplit(text.rstrip("/"))
+    plain = text.isascii() and text.isprintable() and not set(text) & set(" <>\"'\\")
+    if not plain or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("write an origin, like https://people.example.org")
+    if parts.path or parts.query or parts.fragment or "@" in parts.netloc or parts.port == 0:
+        raise ValueError("write the origin alone, without a path or a user")
+    return text.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -34,6 +50,14 @@ class Settings(BaseSettings):
     secret_key: SecretStr = SecretStr("")
     secret_key_fallbacks: list[SecretStr] = []
     allowed_origins: list[str] = []
+
+    base_url: Annotated[str, AfterValidator(_origin)] = "http://127.0.0.1:5000"
+    smtp_host: str = ""
+    smtp_port: int | None = Field(default=None, ge=1, le=65535)
+    smtp_tls: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: str = ""
+    smtp_password: SecretStr = SecretStr("")
+    mail_from: str | None = Field(default=None, pattern=r"^[!-~]{1,64}@[!-~]{1,253}$")
 
     metrics_token: SecretStr | None = None
 
@@ -72,6 +96,12 @@ class Settings(BaseSettings):
             # Raised before any value is looked at; its text has the name in quotes.
             name = str(error).split('"')[1].upper()
             raise StartError(f'{name}: write a JSON list, like ["one", "two"]') from None
+        if (
+            settings.smtp_user
+            and settings.smtp_tls == "none"
+            and settings.smtp_host not in LOOPBACK
+        ):
+            raise StartError("SMTP_TLS: a password is sent to another machine only with TLS")
         if not settings.production:
             return settings._with_development_key()
         size = len(settings.secret_key.get_secret_value().encode())
@@ -82,11 +112,43 @@ class Settings(BaseSettings):
             )
         if settings.bcrypt_cost < 10:
             raise StartError("BCRYPT_COST: production needs at least 10")
+        settings._require_an_origin()
         return settings
 
     @property
     def production(self) -> bool:
         return self.quartapp_env == "production"
+
+    @property
+    def knows_origin(self) -> bool:
+        """Whether somebody has said under which origin this is served."""
+        return "base_url" in self.model_fields_set
+
+    @property
+    def sends_mail(self) -> bool:
+        """By SMTP. Else letters are kept as files in the data folder."""
+        return bool(self.smtp_host)
+
+    @property
+    def smtp_port_or_usual(self) -> int:
+        return self.smtp_port or SMTP_PORTS[self.smtp_tls]
+
+    @property
+    def mail_sender(self) -> str:
+        """The address that letters come from."""
+        host = urlsplit(self.base_url).hostname or ""
+        named = host and not host.replace(".", "").isdigit() and ":" not in host
+        return self.mail_from or f"no-reply@{host if named else 'localhost'}"
+
+    def _require_an_origin(self) -> None:
+        """Links in letters lead where this says. The Host header is what a stranger says."""
+        if not self.knows_origin:
+            if self.sends_mail:
+                raise StartError("BASE_URL: production needs it for the links in letters")
+            return
+        parts = urlsplit(self.base_url)
+        if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+            raise StartError("BASE_URL: production needs https")
 
     def session_idle(self, *, remembered: bool) -> timedelta:
         return timedelta(

@@ -49,6 +49,18 @@ def test_development_needs_no_setting_at_all(tmp_path: Path) -> None:
         ("LIVE_MAILBOX", "0"),
         ("SOCKETS_PER_SESSION", "0"),
         ("SOCKETS_PER_WORKER", "none"),
+        ("BASE_URL", "people.example.org"),
+        ("BASE_URL", "ftp://people.example.org"),
+        ("BASE_URL", "https://people.example.org/path"),
+        ("BASE_URL", "https://ada@people.example.org"),
+        ("BASE_URL", "https://people.example.org:0"),
+        ("BASE_URL", "https://people.example.org\n"),
+        ("BASE_URL", "https://peo ple.example.org"),
+        ("BASE_URL", ""),
+        ("SMTP_PORT", "0"),
+        ("SMTP_TLS", "maybe"),
+        ("MAIL_FROM", "no address"),
+        ("MAIL_FROM", "a@b\r\nBcc:c@d"),
     ],
 )
 def test_a_bad_value_names_itself(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +186,51 @@ def test_a_remembered_session_lasts_longer() -> None:
     assert settings.session_idle(remembered=True) == timedelta(days=14)
     assert settings.session_lifetime(remembered=False) == timedelta(hours=8)
     assert settings.session_lifetime(remembered=True) == timedelta(days=30)
+
+
+@pytest.fixture
+def production(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUARTAPP_ENV", "production")
+    monkeypatch.setenv("SECRET_KEY", KEY)
+
+
+@pytest.mark.usefixtures("production")
+def test_production_sends_no_letter_before_it_knows_its_origin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not Settings.load().sends_mail
+    monkeypatch.setenv("SMTP_HOST", "post.example.org")
+    with pytest.raises(StartError, match="BASE_URL"):
+        Settings.load()
+    monkeypatch.setenv("BASE_URL", "http://people.example.org")
+    with pytest.raises(StartError, match=r"BASE_URL.*https"):
+        Settings.load()
+    monkeypatch.setenv("BASE_URL", "https://people.example.org/")
+    settings = Settings.load()
+    assert settings.base_url == "https://people.example.org"
+    assert settings.mail_sender == "no-reply@people.example.org"
+
+
+@pytest.mark.parametrize(("tls", "port"), [("starttls", 587), ("tls", 465), ("none", 25)])
+def test_the_port_follows_from_the_kind_of_tls(
+    tls: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMTP_TLS", tls)
+    assert Settings.load().smtp_port_or_usual == port
+    monkeypatch.setenv("SMTP_PORT", "2525")
+    assert Settings.load().smtp_port_or_usual == 2525
+
+
+def test_a_mail_password_crosses_no_network_in_clear_and_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMTP_USER", "quartapp")
+    monkeypatch.setenv("SMTP_PASSWORD", "canary-mail")
+    monkeypatch.setenv("SMTP_HOST", "post.example.org")
+    assert "canary-mail" not in repr(Settings.load())
+    monkeypatch.setenv("SMTP_TLS", "none")
+    with pytest.raises(StartError, match="SMTP_TLS") as stopped:
+        Settings.load()
+    assert "canary-mail" not in str(stopped.value)
+    monkeypatch.setenv("SMTP_HOST", "127.0.0.1")
+    assert Settings.load().sends_mail

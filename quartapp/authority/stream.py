@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from quartapp import metrics
 from quartapp.database import Unavailable, changes
 from quartapp.log import log
-from quartapp.models import Barrier, Notice, Role, Session, User, Worker
+from quartapp.models import Barrier, Mail, Notice, Role, Session, User, Worker
 
 # Requests go on while thousands of changes are told, and no mailbox fills for want of a turn.
 BREATH = 10
@@ -178,7 +178,12 @@ def _loud(collection: str) -> dict[str, Any]:
     }
 
 
-_INSERTED = [Notice.Settings.name, Session.Settings.name, Barrier.Settings.name]
+_INSERTED = [
+    Notice.Settings.name,
+    Session.Settings.name,
+    Barrier.Settings.name,
+    Mail.Settings.name,
+]
 
 PIPELINE: list[dict[str, Any]] = [
     {

@@ -4,8 +4,40 @@ from wtforms import BooleanField, EmailField, PasswordField, StringField, Valida
 from wtforms.validators import DataRequired, EqualTo, InputRequired, Length, Regexp
 
 from quartapp import passwords
-from quartapp.forms.base import Form, bidi_free, printable, tidy
+from quartapp.forms.base import Form, bidi_free, digits, printable, tidy
 from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
+
+
+def email_field(label: str = "E-mail address") -> EmailField:
+    return EmailField(
+        label,
+        filters=[tidy],
+        validators=[
+            DataRequired("Enter your e-mail address."),
+            Length(max=254, message="An address has at most 254 characters."),
+            Regexp(EMAIL, message=EMAIL_RULE),
+            printable,
+            bidi_free,
+        ],
+    )
+
+
+def new_password_field(label: str) -> PasswordField:
+    return PasswordField(
+        label,
+        description="At least 8 characters. A few unrelated words make a good one.",
+        validators=[InputRequired("Choose a password.")],
+    )
+
+
+def repeated_field(label: str) -> PasswordField:
+    return PasswordField(
+        label,
+        validators=[
+            InputRequired("Repeat the password."),
+            EqualTo("password", message="The two passwords differ."),
+        ],
+    )
 
 
 class RegisterForm(Form):
@@ -18,29 +50,9 @@ class RegisterForm(Form):
             Regexp(NAME, message=NAME_RULE),
         ],
     )
-    email = EmailField(
-        "E-mail address",
-        filters=[tidy],
-        validators=[
-            DataRequired("Enter your e-mail address."),
-            Length(max=254, message="An address has at most 254 characters."),
-            Regexp(EMAIL, message=EMAIL_RULE),
-            printable,
-            bidi_free,
-        ],
-    )
-    password = PasswordField(
-        "Password",
-        description="At least 8 characters. A few unrelated words make a good one.",
-        validators=[InputRequired("Choose a password.")],
-    )
-    confirm = PasswordField(
-        "Password again",
-        validators=[
-            InputRequired("Repeat the password."),
-            EqualTo("password", message="The two passwords differ."),
-        ],
-    )
+    email = email_field()
+    password = new_password_field("Password")
+    confirm = repeated_field("Password again")
 
     def validate_password(self, field: PasswordField) -> None:
         _strong(field, [self.username.data or "", self.email.data or ""])
@@ -64,21 +76,43 @@ class PasswordForm(Form):
     current_password = PasswordField(
         "Current password", validators=[InputRequired("Enter your current password.")]
     )
-    password = PasswordField(
-        "New password",
-        description="At least 8 characters. A few unrelated words make a good one.",
-        validators=[InputRequired("Choose a new password.")],
-    )
-    confirm = PasswordField(
-        "New password again",
-        validators=[
-            InputRequired("Repeat the new password."),
-            EqualTo("password", message="The two passwords differ."),
-        ],
-    )
+    password = new_password_field("New password")
+    confirm = repeated_field("New password again")
 
     def validate_password(self, field: PasswordField) -> None:
         _strong(field, [])
+
+
+class ForgotForm(Form):
+    email = email_field()
+
+
+class ResetForm(Form):
+    password = new_password_field("New password")
+    confirm = repeated_field("New password again")
+
+    def validate_password(self, field: PasswordField) -> None:
+        _strong(field, [])
+
+
+class EmailForm(Form):
+    email = email_field("New e-mail address")
+
+
+class LinkForm(Form):
+    """A button."""
+
+
+class CodeForm(Form):
+    code = StringField(
+        "Code",
+        description="Six digits, from the letter.",
+        filters=[digits],
+        validators=[
+            DataRequired("Type the code that we sent."),
+            Regexp(r"\A[0-9]{6}\Z", message="A code has six digits."),
+        ],
+    )
 
 
 def _strong(field: PasswordField, context: list[str]) -> None:

@@ -51,6 +51,11 @@ def tidy(text: str | None) -> str | None:
     return text.strip() if text else text
 
 
+def digits(text: str | None) -> str | None:
+    """A code without the spaces and dashes that people group it by."""
+    return "".join(c for c in text if not c.isspace() and c != "-") if text else text
+
+
 def printable(form: wtforms.Form, field: wtforms.Field) -> None:
     """Refuses control characters and half characters, which no name or text needs."""
     del form

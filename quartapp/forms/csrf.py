@@ -38,7 +38,11 @@ async def protect() -> None:
     if request.method not in UNSAFE:
         return
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    if site not in (None, "same-origin", "none") or (origin and not same_origin(origin)):
+    # A page that tells nobody its address sends no origin either (Fetch 3.2): there the browser's
+    # other word must do.
+    silent = origin == "null" and site == "same-origin"
+    foreign = origin and not silent and not same_origin(origin)
+    if site not in (None, "same-origin", "none") or foreign:
         raise CrossSite
     if not _fits((await request.form).get(FIELD) or request.headers.get("X-CSRF-Token") or ""):
         raise Stale(ours=site == "same-origin" or bool(origin))

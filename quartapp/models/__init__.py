@@ -9,6 +9,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event
 from quartapp.models.guard import ADMINISTRATORS, Guard
+from quartapp.models.mail import Mail
 from quartapp.models.notice import Notice
 from quartapp.models.post import Post
 from quartapp.models.role import Role
@@ -28,6 +29,7 @@ DOCUMENTS: list[type[Document]] = [
     Post,
     Comment,
     Token,
+    Mail,
     Guard,
     Worker,
     Barrier,

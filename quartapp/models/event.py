@@ -31,6 +31,9 @@ class Verb(StrEnum):
     USER_DISABLED = "user.disabled"
     USER_ENABLED = "user.enabled"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
+    PASSWORD_RESET = "password.reset"  # noqa: S105
+    EMAIL_CONFIRMED = "email.confirmed"
+    EMAIL_CHANGED = "email.changed"
     SESSION_STARTED = "session.started"
     SESSION_ENDED = "session.ended"
     SESSIONS_ENDED = "sessions.ended"

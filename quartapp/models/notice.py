@@ -25,6 +25,7 @@ class Kind(StrEnum):
     ROLE_REVOKED = "role.revoked"
     ROLE_DELETED = "role.deleted"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
+    EMAIL_CHANGED = "email.changed"
     ACCOUNT_DISABLED = "account.disabled"
     ACCOUNT_ENABLED = "account.enabled"
     SESSIONS_ENDED = "sessions.ended"
@@ -39,6 +40,7 @@ TEXTS = {
     Kind.ROLE_REVOKED: "{by} took the role {role} from you.",
     Kind.ROLE_DELETED: "{by} deleted the role {role}, which you held.",
     Kind.PASSWORD_CHANGED: "Your password was changed. All other sessions were signed out.",
+    Kind.EMAIL_CHANGED: "Your e-mail address was changed.",
     Kind.ACCOUNT_DISABLED: "{by} disabled your account.",
     Kind.ACCOUNT_ENABLED: "{by} enabled your account again.",
     Kind.SESSIONS_ENDED: "{by} ended your sessions.",

@@ -16,6 +16,7 @@ from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
+from quartapp.models.mail import Letter
 from quartapp.models.record import Record
 from quartapp.models.references import DomainError, linked_id, ref
 
@@ -69,6 +70,7 @@ class Session(Record):
     digest: str = Field(repr=False)
     user: Link["User"]
     device: str
+    browser: str | None = Field(default=None, repr=False)
     ip: str | None = None
     created_at: datetime
     seen_at: datetime
@@ -109,12 +111,14 @@ class Session(Record):
         lifetime: timedelta,
         remembered: bool = False,
         at_most: int = 20,
+        browser: str | None = None,
     ) -> tuple["Session", str]:
         """Opens a session for the user as just read, and returns it with its token.
 
         The token is a random 256 bits (ASVS 7.2.3) and stands nowhere but in the answer. A user
         who was disabled, lost a role or got a new password since `user` was read has opened a
-        session that is over already. Past `at_most` sessions the oldest ones are ended.
+        session that is over already. Past `at_most` sessions the oldest ones are ended. A letter
+        tells of a `browser` (what it is known again by) that had no session of this user yet.
         """
         token, digest = new_token()
         now = clock.now()
@@ -122,6 +126,7 @@ class Session(Record):
             digest=digest,
             user=user,  # type: ignore[arg-type]
             device=device,
+            browser=browser,
             ip=by.ip,
             created_at=now,
             seen_at=now,
@@ -134,6 +139,8 @@ class Session(Record):
 
         async def work(tx: Tx) -> None:
             session.roles = await _existing(user.roles, tx)
+            if await _is_new_here(user, browser, tx):
+                await user.write(Letter.SIGNED_IN, tx, device=device, ip=by.ip)
             await session.insert(session=tx)
             await Event.record(Verb.SESSION_STARTED, by=by, subject=user.id, tx=tx, device=device)
 
@@ -204,6 +211,14 @@ class Session(Record):
             match = {"_id": {"$in": [session.id for session in surplus]}}
             reason, verb = Reason.ENDED_BY_USER, Verb.SESSIONS_ENDED
             await end_sessions(match, reason, verb, by=by, subject=user.id)
+
+
+async def _is_new_here(user: "User", browser: str | None, tx: Tx) -> bool:
+    """Whether others have signed in to this account, but not this browser."""
+    sessions, theirs = Session.get_motor_collection(), {"user.$id": user.id}
+    if browser is None or not await sessions.find_one(theirs, {"_id": 1}, session=tx):
+        return False
+    return not await sessions.find_one({**theirs, "browser": browser}, {"_id": 1}, session=tx)
 
 
 async def _existing(roles: Collection[Link["Role"]], tx: Tx) -> list[Link["Role"]]:

@@ -1,8 +1,11 @@
 """One-time tokens: random, kept as a digest, used once, dead after a while."""
 
+import hmac
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
+from beanie import Link, PydanticObjectId
 from pydantic import Field
 from pymongo import IndexModel
 
@@ -12,9 +15,9 @@ from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.guard import hold_administrators
 from quartapp.models.record import Record
-from quartapp.models.references import DomainError
+from quartapp.models.references import DomainError, linked_id, ref
 from quartapp.models.role import Role
-from quartapp.models.session import digest_of, new_token
+from quartapp.models.session import digest_of, fingerprint, new_token
 from quartapp.models.user import User
 
 SETUP_LASTS = timedelta(hours=1)
@@ -24,6 +27,8 @@ class Purpose(StrEnum):
     """What a token is good for."""
 
     SETUP = "setup"
+    CONFIRM = "confirm"
+    RESET = "reset"
 
 
 class TokenSpent(DomainError):
@@ -34,18 +39,89 @@ class TokenSpent(DomainError):
 
 
 class Token(Record):
+    """What a link is worth. One that was sent to somebody is bound to their password and to the
+    address: when the account has another, the link is dead, whoever changed it and however.
+    """
+
     purpose: Purpose
     digest: str = Field(repr=False)
     created_at: datetime
     expires_at: datetime
     used_at: datetime | None = None
+    user: Link[User] | None = None
+    email: str | None = None
+    credential: str | None = Field(default=None, repr=False)
+    code: str | None = Field(default=None, repr=False)
+    guesses: int = 0
 
     class Settings:
         name = "tokens"
         indexes = [
             IndexModel([("digest", 1)], name="by_token", unique=True),
+            IndexModel([("user.$id", 1), ("purpose", 1), ("created_at", -1)], name="of_user"),
             IndexModel([("expires_at", 1)], name="kept", expireAfterSeconds=86400),
         ]
+
+    @classmethod
+    async def issue(
+        cls,
+        token_id: PydanticObjectId,
+        purpose: Purpose,
+        user: User,
+        email: str,
+        *,
+        lasts: timedelta,
+        code: str | None = None,
+    ) -> str:
+        """A token for the user as just read. One of the same id is void from now on.
+
+        Of the code a keyed digest is kept (see `code_digest`): a million of them are soon tried.
+        """
+        now = clock.now()
+        token, digest = new_token()
+        await cls.erase(token_id)
+        await cls(
+            id=token_id,
+            purpose=purpose,
+            digest=digest,
+            created_at=now,
+            expires_at=now + lasts,
+            user=ref("users", user.id),
+            email=email,
+            credential=fingerprint(user.password_hash),
+            code=code,
+        ).insert()
+        return token
+
+    @classmethod
+    async def usable(cls, purpose: Purpose, token: str) -> "tuple[Token, User] | None":
+        """The token and its user, if it is worth something; that does not use it up."""
+        found = await cls.find_one(_usable(purpose, token))
+        user = await found.holder() if found else None
+        return (found, user) if found and user else None
+
+    async def holder(self, *, tx: Tx | None = None) -> User | None:
+        """Whom it was made for, if nothing has happened since that voids it."""
+        user = await User.get(linked_id(self.user), session=tx) if self.user else None
+        if user is None or user.disabled_at is not None:
+            return None
+        return user if self.credential == fingerprint(user.password_hash) else None
+
+    async def use(self, *, tx: Tx) -> User:
+        """Uses it up, and returns its user. Raises TokenSpent, for the slower of two as well."""
+        now = clock.now()
+        match = {"_id": self.id, "used_at": None, "expires_at": {"$gt": now}}
+        if not await Token.change(match, {"$set": {"used_at": now}}, tx=tx):
+            raise TokenSpent
+        user = await self.holder(tx=tx)
+        if user is None:
+            raise TokenSpent
+        return user
+
+
+def code_digest(key: str, token_id: PydanticObjectId, code: str) -> str:
+    """By which a code is kept: worth nothing to whoever has the database but not the key."""
+    return hmac.digest(key.encode(), f"code {token_id} {code}".encode(), "sha256").hex()
 
 
 async def issue_setup() -> str | None:
@@ -66,7 +142,7 @@ async def issue_setup() -> str | None:
 
 async def setup_is_open(token: str) -> bool:
     """Whether the link still leads anywhere."""
-    found = await Token.find_one(_usable(token))
+    found = await Token.find_one(_usable(Purpose.SETUP, token))
     return found is not None and not await User.active_administrators()
 
 
@@ -78,7 +154,9 @@ async def make_first_administrator(
 
     async def work(tx: Tx) -> User:
         await hold_administrators(tx)
-        used = await Token.change(_usable(token), {"$set": {"used_at": clock.now()}}, tx=tx)
+        used = await Token.change(
+            _usable(Purpose.SETUP, token), {"$set": {"used_at": clock.now()}}, tx=tx
+        )
         if not used or await User.active_administrators(tx=tx):
             raise TokenSpent
         return await User.add(username, email, password_hash, roles=roles, by=by, tx=tx)
@@ -86,9 +164,9 @@ async def make_first_administrator(
     return await transaction(work)
 
 
-def _usable(token: str) -> dict[str, object]:
+def _usable(purpose: Purpose, token: str) -> dict[str, Any]:
     return {
-        "purpose": Purpose.SETUP,
+        "purpose": purpose,
         "digest": digest_of(token),
         "used_at": None,
         "expires_at": {"$gt": clock.now()},

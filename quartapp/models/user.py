@@ -20,6 +20,7 @@ from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.guard import hold_administrators
+from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind, Notice
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, ref
@@ -78,6 +79,8 @@ class User(Record):
     authz_by: Link["User"] | None = None
     disabled_at: datetime | None = None
     email_verified_at: datetime | None = None
+    pending_email: str | None = None
+    letters_asked: list[datetime] = []
     created_at: datetime = Field(default_factory=clock.now)
     password_changed_at: datetime = Field(default_factory=clock.now)
     notice_seq: int = 0
@@ -161,18 +164,22 @@ class User(Record):
             password_hash=password_hash,
             roles=list(roles),  # type: ignore[arg-type]
         )
+        # Visitors register themselves; the command line does it for others.
+        visitor = by.user_id is None and by.ip is not None
+        if visitor:
+            user.letters_asked = [clock.now()]
         try:
             await user.insert(session=tx)
         except DuplicateKeyError as error:
             raise Taken(
                 next(iter((error.details or {}).get("keyPattern", {"username": 1})))
             ) from None
-        # Visitors register themselves; the command line does it for others.
-        visitor = by.user_id is None and by.ip is not None
         who = Actor(user.id, username, by.ip) if visitor else by
         names = sorted(role.name for role in roles)
         await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=names)
         await user.tell(Kind.WELCOME, tx, by=username)
+        if visitor:
+            await Mail.queue(Letter.CONFIRM, email, user=user.id, tx=tx)
         return user
 
     # ---- authority
@@ -308,7 +315,14 @@ class User(Record):
             now = clock.now()
             changed = await User.change(
                 {"_id": self.id, "password_hash": self.password_hash},
-                {"$set": {"password_hash": password_hash, "password_changed_at": now}},
+                {
+                    "$set": {
+                        "password_hash": password_hash,
+                        "password_changed_at": now,
+                        # Whoever knew the old password may have asked for it.
+                        "pending_email": None,
+                    }
+                },
                 tx=tx,
             )
             if not changed:
@@ -318,6 +332,7 @@ class User(Record):
             await mark_ended(others, Reason.PASSWORD_CHANGED, by=by, event=event, tx=tx)
             await event.insert(session=tx)
             await self.tell(Kind.PASSWORD_CHANGED, tx)
+            await self.write(Letter.PASSWORD_CHANGED, tx, ip=by.ip)
             return await Session.change(
                 {"_id": keep, "user.$id": self.id, "ended_at": None},
                 {
@@ -391,6 +406,10 @@ class User(Record):
         ]
         if notices:
             await Notice.insert_many(notices, session=tx)
+
+    async def write(self, letter: Letter, tx: Tx, **data: str | None) -> None:
+        """Queues a letter to the user, in the transaction of what it tells of."""
+        await Mail.queue(letter, self.email, user=self.id, tx=tx, **data)
 
     async def read_notices(self) -> None:
         """Marks all notices up to the newest that this document knows of as read."""

@@ -1,24 +1,50 @@
 """Pages. A route finds, asks whether one may, validates, does, and answers."""
 
-from quart import Quart
+from quart import Quart, Response, request
 
 from quartapp.routes import (
     accounts,
+    addresses,
     admin,
     errors,
     front,
     health,
+    letters,
     notices,
     passwords,
     posts,
     profiles,
+    recovery,
     sessions,
+)
+from quartapp.settings import Settings
+
+PUBLIC = (
+    front,
+    accounts,
+    recovery,
+    addresses,
+    passwords,
+    sessions,
+    notices,
+    posts,
+    profiles,
+    health,
 )
 
 
-def init_app(app: Quart) -> None:
-    for module in (front, accounts, passwords, sessions, notices, posts, profiles, health):
+def init_app(app: Quart, settings: Settings) -> None:
+    for module in PUBLIC:
         app.register_blueprint(module.blueprint)
     for module in admin.MODULES:
         app.register_blueprint(module.blueprint, url_prefix="/admin")
+    if not settings.production and not settings.sends_mail:
+        app.register_blueprint(letters.blueprint)
     errors.init_app(app)
+
+    @app.after_request
+    async def tell_nobody(response: Response) -> Response:
+        if "token" in (request.view_args or {}):
+            # The address opens something: it is told to nobody, not even to ourselves.
+            response.headers["Referrer-Policy"] = "no-referrer"
+        return response

@@ -10,7 +10,7 @@ from quartapp import auth, policy
 from quartapp.auth import CurrentUser, current_user, hasher, settings, settle
 from quartapp.forms.accounts import LoginForm, RegisterForm
 from quartapp.log import log
-from quartapp.models import Role, User, principal
+from quartapp.models import Role, User, address, principal
 from quartapp.models.principal import Ended
 from quartapp.models.session import Reason, Session
 from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
@@ -40,7 +40,11 @@ async def register() -> Any:
         else:
             log.info("user_created", user=user.username, ip=auth.remote_address())
             await _sign_in(user, remember=False)
-            await flash("Welcome. Your account is ready.", "success")
+            await flash(
+                f"Welcome. Your account is ready. A letter to {user.email} asks you to confirm "
+                "the address.",
+                "success",
+            )
             return see_other("/")
     return await render_template("accounts/register.html", form=form), form.status
 
@@ -87,7 +91,9 @@ async def logout() -> Any:
 @blueprint.get("/account")
 @login_required
 async def account() -> str:
-    return await render_template("account/overview.html", user=await User.get(current_user.user_id))
+    user = await User.get(current_user.user_id)
+    unconfirmed = address.unconfirmed(user) if user else None
+    return await render_template("account/overview.html", user=user, unconfirmed=unconfirmed)
 
 
 @blueprint.route("/setup/<token>", methods=["GET", "POST"])
@@ -123,6 +129,7 @@ async def _sign_in(user: User, *, remember: bool) -> None:
     opened, token = await Session.start(
         user,
         device=auth.device(),
+        browser=auth.browser(),
         by=auth.Actor(user.id, user.username, auth.remote_address()),
         idle=settings().session_idle(remembered=remember),
         lifetime=settings().session_lifetime(remembered=remember),

@@ -93,7 +93,7 @@ async def old_page(error: Stale) -> Any:
     fields = [
         (name, value)
         for name, value in (await request.form).items(multi=True)
-        if name != FIELD and "password" not in name and name != "confirm"
+        if name not in (FIELD, "confirm", "code") and "password" not in name
     ]
     page = await render_template("resend.html", action=request.full_path.rstrip("?"), fields=fields)
     return page, 422

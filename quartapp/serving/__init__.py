@@ -82,11 +82,14 @@ async def _launch(
     ):
         async with _database(settings) as uri:
             prepared = await prepare(settings.model_copy(update={"mongodb_uri": SecretStr(uri)}))
+            origin = _origin(listeners)
+            served = {} if settings.production or settings.knows_origin else {"BASE_URL": origin}
             environment = {
                 **os.environ,
                 "QUARTAPP_DATA": str(settings.data),
                 "MONGODB_URI": uri,
                 metrics.FOLDER: numbers,
+                **served,
             }
             workers = [
                 Worker(index, listener, environment, haste)
@@ -101,7 +104,7 @@ async def _launch(
                     database = prepared.database
                     if not settings.mongodb_uri:
                         database = f"embedded {database} in {settings.data}"
-                    _announce(listeners, database, prepared.setup_path)
+                    _announce(origin, len(listeners), database, prepared.setup_path)
                     await _renew_when_told(workers, renewal)
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
@@ -147,10 +150,13 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
         yield database.uri
 
 
-def _announce(listeners: list[socket.socket], database: str, setup_path: str | None) -> None:
+def _origin(listeners: list[socket.socket]) -> str:
     ip, port = listeners[0].getsockname()[:2]
-    url = f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
-    workers = f"{len(listeners)} worker{'s' if len(listeners) > 1 else ''}"
+    return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+
+
+def _announce(url: str, count: int, database: str, setup_path: str | None) -> None:
+    workers = f"{count} worker{'s' if count > 1 else ''}"
     print(f"quartapp serves {url} with {workers} on {database}", flush=True)
     if setup_path:
         print(

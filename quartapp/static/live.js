@@ -317,7 +317,7 @@ function* draftFields() {
   for (const form of document.querySelectorAll("main form[method=post]")) {
     for (const field of form.elements) {
       const typed = field.matches("input, textarea, select") && !field.matches("[type=hidden], [type=password], [type=file], [type=submit]")
-      if (!typed || !field.name || field.readOnly || field.autocomplete?.includes("password")) continue
+      if (!typed || !field.name || field.readOnly || /password|one-time-code/.test(field.autocomplete)) continue
       const box = field.matches("[type=checkbox], [type=radio]")
       const name = JSON.stringify([form.getAttribute("action"), field.name, box ? field.value : ""])
       yield { form, field, name, property: box ? "checked" : "value" }

@@ -453,7 +453,7 @@ VERBS: dict[str, tuple[Act, set[str]]] = {
     "start a session": (lambda c: sign_in(c.ada), {"sessions", "events"}),
     "change the password": (
         lambda c: c.ada.change_password("new", by=acting(c.ada), keep=c.laptop.id),
-        {"users", "sessions", "events", "notices"},
+        {"users", "sessions", "events", "notices", "outbox"},
     ),
     "upgrade the hash": (lambda c: c.ada.upgrade_hash("new"), {"users", "sessions"}),
     "add a role": (lambda c: Role.add("new", "", [], by=acting(c.root)), {"roles", "events"}),

@@ -13,7 +13,7 @@ def test_every_kind_of_notice_is_a_sentence_with_its_names_in_it(kind: Kind) -> 
     assert text[0] == text[0].upper() or text.startswith("ada ")
     assert text.endswith(".")
     assert "{" not in text
-    assert any(word in text for word in ("ada", "Your password"))
+    assert any(word in text for word in ("ada", "Your password", "Your e-mail"))
 
 
 @pytest.mark.parametrize("kind", Kind)

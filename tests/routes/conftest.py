@@ -17,10 +17,12 @@ from quart import Quart, Response
 from quart.typing import TestClientProtocol as Client
 from werkzeug.datastructures import Headers
 
+from quartapp.mail.carriers import Folder
 from quartapp.models import Role, User
 from quartapp.models.actor import NOBODY
 from quartapp.policy import Permission
 from tests.conftest import PASSWORD
+from tests.people import until
 
 ORIGIN = "http://localhost"
 SESSION_COOKIE = "quartapp_session"
@@ -215,10 +217,48 @@ class Town:
     async def admin(self, username: str = "root") -> Visitor:
         return await self.signed_in(username, await role_named("admin"))
 
+    async def letters(self, to: str, subject: str = "", *, count: int = 1) -> list[str]:
+        """The texts of the letters that came to an address, the newest first, once so many have."""
+        folder = Folder(self.app.extensions["quartapp"].settings.data / "mail")
+        found: list[str] = []
+
+        async def came() -> bool:
+            found[:] = [
+                letter.text
+                for letter in folder.newest(100)
+                if letter.to == to and subject in letter.subject
+            ]
+            return len(found) >= count
+
+        await until(came)
+        return found
+
+    async def no_more_letters(self) -> list[dict[str, Any]]:
+        """Returns when nothing waits to be sent; what was given up."""
+
+        async def empty() -> bool:
+            return await documents("outbox", gave_up_at=None) == []
+
+        await until(empty)
+        return await documents("outbox")
+
     async def holder(self, username: str, *permissions: Permission) -> Visitor:
         """Somebody with exactly these permissions, by a role made for it."""
         role = await Role.add(f"role-of-{username}", "", permissions, by=NOBODY)
         return await self.signed_in(username, role)
+
+
+def link_in(letter: str) -> str:
+    """The path that a letter leads to."""
+    found = re.search(r"^https?://[^/\s]+(/(?:reset|verify)/\S+)\s*$", letter, re.MULTILINE)
+    assert found, letter
+    return found[1]
+
+
+def code_in(letter: str) -> str:
+    found = re.search(r": (\d{6})\s*$", letter, re.MULTILINE)
+    assert found, letter
+    return found[1]
 
 
 async def role_named(name: str) -> Role:

@@ -6,8 +6,8 @@
 `author`                    who wrote it, for as long as they have posts.write
 `author or <permission>`    who wrote it, whatever else they may do, or somebody with the permission
 
-In production /metrics also asks for a token of its own: see test_health. HEAD goes with GET, and
-OPTIONS says the methods to anyone. All else is 405.
+In production there is no /dev, and /metrics also asks for a token of its own: see test_health. HEAD
+goes with GET, and OPTIONS says the methods to anyone. All else is 405.
 """
 
 from typing import NamedTuple
@@ -21,12 +21,22 @@ GET        /                                              anyone
 GET POST   /register                                      anyone
 GET POST   /login                                         anyone
 GET POST   /setup/<token>                                 anyone
+GET POST   /forgot                                        anyone
+GET        /forgot/sent                                   anyone
+GET POST   /reset/<token>                                 anyone
+GET POST   /verify/<token>                                anyone
+GET        /dev/mail                                      anyone
+GET        /dev/mail/<name>                               anyone
 POST       /logout                                        signed in
 GET        /api/me                                        signed in
 WS         /ws                                            signed in
 
 GET        /account                                       signed in
 GET POST   /account/password                              signed in
+GET POST   /account/email                                 signed in
+POST       /account/email/keep                            signed in
+GET POST   /verify                                        signed in
+POST       /account/email/again                           signed in
 GET        /account/sessions                              signed in
 POST       /account/sessions/<session_id>/end             signed in
 POST       /account/sessions/end-others                   signed in

@@ -2,14 +2,26 @@
 
 import re
 from collections.abc import Mapping
+from email.message import EmailMessage
 
-from quartapp.models import Comment, Post, Role
+from beanie import PydanticObjectId
+from quart import Quart
+
+from quartapp.mail.carriers import Folder
+from quartapp.models import Comment, Post, Role, Token, address
 from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.token import issue_setup
+from quartapp.models.token import Purpose, code_digest, issue_setup
 from quartapp.policy import Permission
+from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.routes.conftest import Town, Visitor, the_user
 from tests.routes.matrix import Row
+
+CODE = "123456"
+
+
+def settings_of(app: Quart) -> Settings:
+    return app.extensions["quartapp"].settings
 
 
 async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]:
@@ -22,7 +34,11 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
     me = await author.me()
     assert me is not None
     role = await Role.add(f"spare-{name}", "", [], by=NOBODY)
+    await Folder(settings_of(town.app).data / "mail").carry("letter", "", EmailMessage())
     return author, {
+        "/reset/<token>": f"/reset/{await a_link(author, Purpose.RESET)}",
+        "/verify/<token>": f"/verify/{await a_link(author, Purpose.CONFIRM)}",
+        "/dev/mail/<name>": "/dev/mail/letter",
         "filename": "app.css",
         "token": await issue_setup() or "spent",
         "session_id": me["session"],
@@ -34,7 +50,16 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
     }
 
 
+async def a_link(visitor: Visitor, purpose: Purpose) -> str:
+    """A token as a letter to them has it, beside the code of `form`."""
+    user, token_id = await the_user(visitor.username), PydanticObjectId()
+    code = code_digest(settings_of(visitor.app).secret_key.get_secret_value(), token_id, CODE)
+    return await Token.issue(token_id, purpose, user, user.email, lasts=address.LASTS, code=code)
+
+
 def path(row: Row, parts: Mapping[str, str]) -> str:
+    if row.rule in parts:
+        return parts[row.rule]
     return re.sub(r"<(?:\w+:)?(\w+)>", lambda part: parts[part[1]], row.rule)
 
 
@@ -56,6 +81,10 @@ def form(row: Row, name: str) -> dict[str, str]:
             "password": changed,
             "confirm": changed,
         },
+        "/forgot": {"email": f"{name}@example.org"},
+        "/reset/<token>": {"password": changed, "confirm": changed},
+        "/account/email": {"email": f"new-{name}@example.org"},
+        "/verify": {"code": CODE},
         "/posts/new": {"title": "New", "body": "Text."},
         "/posts/<post_id>/edit": {"title": "Edited", "body": "Text."},
         "/posts/<post_id>/comments": {"body": "Another."},

@@ -53,7 +53,8 @@ async def test_a_part_of_a_path_that_names_nothing_is_404(root: Visitor) -> None
     wrong = {}
     before = await contents()
     for row in MATRIX:
-        if "<" not in row.rule or row.rule.startswith("/setup/"):
+        # A link that opened something once is 410.
+        if "<" not in row.rule or "<token>" in row.rule:
             continue
         for part in PARTS:
             address = path(row, dict.fromkeys(_names(row.rule), quote(part, safe="%")))

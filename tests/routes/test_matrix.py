@@ -8,6 +8,7 @@ from quart import Quart
 from quart.testing.connections import WebsocketResponseError
 
 from quartapp.models.references import linked_id
+from quartapp.models.token import Purpose
 from quartapp.policy import Permission
 from tests.routes.conftest import (
     ORIGIN,
@@ -20,7 +21,7 @@ from tests.routes.conftest import (
     the_user,
 )
 from tests.routes.matrix import MATRIX, POSTS, Row
-from tests.routes.scenes import form, path, scene
+from tests.routes.scenes import a_link, form, path, scene
 
 PERMISSIONS = {permission.value for permission in Permission}
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -115,6 +116,7 @@ async def test_exactly_what_the_table_says_is_enough(town: Town) -> None:
             me = await visitor.me()
             assert me is not None
             parts["session_id"] = me["session"]
+            await a_link(visitor, Purpose.CONFIRM)
         if row.method == "WS":
             assert await knock(visitor) == 101
             continue

@@ -1,0 +1,139 @@
+"""How a letter leaves: by SMTP, or into a folder where no server is named."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import Protocol
+
+import aiosmtplib
+from aiosmtplib import (
+    SMTPAuthenticationError,
+    SMTPDataError,
+    SMTPException,
+    SMTPNotSupported,
+    SMTPRecipientsRefused,
+)
+
+from quartapp.settings import Settings
+
+SECONDS = 20.0
+FILES = 500
+
+
+class Undelivered(Exception):
+    """It did not leave. `for_good` if another try would end alike. Its text is for the log."""
+
+    def __init__(self, trouble: str, *, for_good: bool = False) -> None:
+        super().__init__(trouble)
+        self.for_good = for_good
+
+
+class Carrier(Protocol):
+    async def carry(self, name: str, to: str, message: EmailMessage) -> None:
+        """Returns when the letter is out of our hands. Raises Undelivered."""
+        ...
+
+
+def carrier(settings: Settings) -> Carrier:
+    return Smtp(settings) if settings.sends_mail else Folder(settings.data / "mail")
+
+
+class Smtp:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def carry(self, name: str, to: str, message: EmailMessage) -> None:
+        given, login = self._settings, bool(self._settings.smtp_user)
+        try:
+            async with asyncio.timeout(SECONDS):
+                await aiosmtplib.send(
+                    message,
+                    sender=given.mail_sender,
+                    recipients=[to],
+                    hostname=given.smtp_host,
+                    port=given.smtp_port_or_usual,
+                    use_tls=given.smtp_tls == "tls",
+                    start_tls=given.smtp_tls == "starttls",
+                    username=given.smtp_user if login else None,
+                    password=given.smtp_password.get_secret_value() if login else None,
+                    timeout=SECONDS,
+                )
+        except (SMTPException, OSError, TimeoutError, ValueError) as error:
+            raise Undelivered(_brief(error), for_good=_is_final(error)) from None
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the server has refused this letter, rather than us or this moment (RFC 5321)."""
+    if isinstance(error, SMTPRecipientsRefused):
+        return all(each.code >= 500 for each in error.recipients)
+    if isinstance(error, SMTPDataError):
+        return error.code >= 500
+    # A wrong password is ours to mend, and the letters should still be there then.
+    return isinstance(error, SMTPNotSupported) and not isinstance(error, SMTPAuthenticationError)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A letter in the folder."""
+
+    name: str
+    sender: str
+    to: str
+    subject: str
+    date: str
+    text: str
+
+
+class Folder:
+    """Letters as `.eml` files, which only their owner may read. The oldest of too many go."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def carry(self, name: str, to: str, message: EmailMessage) -> None:
+        try:
+            # Lines as this machine's other text files have them.
+            content = message.as_bytes(policy=message.policy.clone(linesep="\n"))
+            await asyncio.to_thread(self._write, name, content)
+        except OSError as error:
+            raise Undelivered(_brief(error)) from None
+
+    def _write(self, name: str, content: bytes) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = self.path / f".{name}.{os.getpid()}"
+        draft.unlink(missing_ok=True)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+        # Whoever sees the file sees all of it, and a second try replaces the first.
+        draft.replace(self.path / f"{name}.eml")
+        for old in sorted(self.path.glob("*.eml"))[:-FILES]:
+            old.unlink(missing_ok=True)
+
+    def newest(self, limit: int) -> list[Kept]:
+        """Reads files: call it in a thread."""
+        names = [file.stem for file in sorted(self.path.glob("*.eml"), reverse=True)]
+        return [kept for name in names[:limit] if (kept := self.letter(name))]
+
+    def letter(self, name: str) -> Kept | None:
+        """None if there is none of that name."""
+        if not name.replace("-", "").isalnum():
+            return None
+        try:
+            content = (self.path / f"{name}.eml").read_bytes()
+        except OSError:
+            return None
+        message = message_from_bytes(content, policy=default)
+        sender, to, subject, date = (
+            str(message.get(header, "")) for header in ("From", "To", "Subject", "Date")
+        )
+        return Kept(name, sender, to, subject, date, message.get_content())

@@ -1,0 +1,85 @@
+"""What letters say. Plain text: nothing to load, nothing to hide behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from email.message import EmailMessage
+from email.policy import SMTP, SMTPUTF8
+from email.utils import format_datetime
+
+from quartapp import clock
+from quartapp.models.mail import Letter, Mail
+from quartapp.names import EMAIL
+
+SUBJECTS = {
+    Letter.CONFIRM: "Confirm your e-mail address",
+    Letter.RESET: "Set a new password",
+    Letter.SIGNED_IN: "Signed in from a new browser",
+    Letter.PASSWORD_CHANGED: "Your password was changed",
+    Letter.ADDRESS_CHANGED: "Your e-mail address was changed",
+}
+# A paragraph is a line, which mail programs break where their window ends.
+TEXTS = {
+    Letter.CONFIRM: (
+        "This is to confirm that {to} belongs to the account {username}.",
+        "Open this page and press the button:",
+        "{base}/verify/{token}",
+        "Or type this code on the page that asks for it: {code}",
+        "Both work for 10 minutes. If you did not ask for this, do nothing, and nothing happens.",
+    ),
+    Letter.RESET: (
+        "Somebody, probably you, has forgotten the password of the account {username}. "
+        "It was asked for on {at}, from {ip}.",
+        "Set a new password on this page:",
+        "{base}/reset/{token}",
+        "The link works once, for 30 minutes. If it was not you, do nothing: the password stays "
+        "as it is.",
+    ),
+    Letter.SIGNED_IN: (
+        "Somebody has signed in to the account {username} from a browser that was not used there "
+        "before.",
+        "Browser: {device}\nAddress: {ip}\nTime: {at}",
+        "If it was you, there is nothing to do. If not, end that session and change the password:",
+        "{base}/account/sessions\n{base}/account/password",
+    ),
+    Letter.PASSWORD_CHANGED: (
+        "The password of the account {username} was changed on {at}, from {ip}. Other sessions "
+        "were signed out.",
+        "If it was you, there is nothing to do. If not, set a new password at once:",
+        "{base}/forgot",
+    ),
+    Letter.ADDRESS_CHANGED: (
+        "The account {username} has another e-mail address since {at}, and this one gets no more "
+        "letters about it. The change came from {ip}.",
+        "If it was you, there is nothing to do. If not, change the password if you are still "
+        "signed in, and tell an administrator:",
+        "{base}/account/password",
+    ),
+}
+
+
+def write(mail: Mail, *, to: str, sender: str, base: str, words: Mapping[str, str]) -> EmailMessage:
+    """The letter as a message. Raises ValueError for an address that would be more than that."""
+    if not EMAIL.match(to):
+        raise ValueError("this is no address")
+    message = EmailMessage((SMTP if to.isascii() else SMTPUTF8).clone(max_line_length=900))
+    message["From"] = f"quartapp <{sender}>"
+    message["To"] = to
+    message["Subject"] = SUBJECTS[mail.letter]
+    message["Date"] = format_datetime(clock.now())
+    # The same for each try, so that a mailbox that got two can tell.
+    message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
+    message["Auto-Submitted"] = "auto-generated"
+    known = {"ip": "an unknown address", "device": "unknown"} | mail.data | dict(words)
+    text = "\n\n".join((*TEXTS[mail.letter], ""))
+    text = text.format(base=base, to=to, at=_moment(mail.created_at), **known)
+    # Never quoted-printable where it can be helped: that breaks a link into two lines.
+    message.set_content(
+        text.removesuffix("\n"), cte="7bit" if text.isascii() else "quoted-printable"
+    )
+    return message
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.day} {at:%b %Y, %H:%M} UTC"

@@ -1,0 +1,124 @@
+"""Takes letters from the outbox and sends them, one after another, in each worker.
+
+The change stream says that there is a new one; a look every other second finds those whose pause is
+over, or whose worker died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from email.message import EmailMessage
+
+from quartapp import metrics
+from quartapp.authority.stream import Change
+from quartapp.log import log
+from quartapp.mail import letters
+from quartapp.mail.carriers import Undelivered, carrier
+from quartapp.models import Mail, User, address, recovery
+from quartapp.models.mail import Letter
+from quartapp.settings import Settings
+
+LOOK_EVERY = 2.0
+
+
+class Postman:
+    """Nothing here is waited for by a request."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._carrier = carrier(settings)
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        if self._settings.production and not self._settings.sends_mail:
+            log.warning("mail_is_kept_in_files", folder=str(self._settings.data / "mail"))
+        self._task = asyncio.create_task(self._go_round(), name="postman")
+
+    async def stop(self) -> None:
+        """A letter that is under way is due again when its lease is over."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    # ---- listening
+
+    def heard(self, change: Change) -> None:
+        if change.collection == Mail.Settings.name:
+            self._news.set()
+
+    def interrupted(self) -> None:
+        self._news.set()
+
+    def lost(self) -> None:
+        """The look every other second does without the stream."""
+
+    # ---- going round
+
+    async def _go_round(self) -> None:
+        while True:
+            try:
+                await self.deliver()
+            except Exception as error:
+                log.warning("outbox_not_read", error=type(error).__name__)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._news.wait()
+            self._news.clear()
+
+    async def deliver(self) -> None:
+        """Sends all letters that are due. Raises what the driver raises."""
+        while (mail := await Mail.claim()) is not None:
+            await self._deliver(mail)
+
+    async def _deliver(self, mail: Mail) -> None:
+        what = {"letter": mail.letter.value, "id": str(mail.id)}
+        try:
+            message = await self._write(mail)
+            if message is None:
+                await mail.done()
+                metrics.MAILS.labels("not needed").inc()
+                return
+            name = f"{mail.created_at:%Y%m%dT%H%M%S%f}-{mail.id}"
+            await self._carrier.carry(name, str(message["To"]), message)
+        except Exception as error:
+            # Whatever it is, this letter must not keep the others, nor be tried for ever.
+            for_good = isinstance(error, ValueError) or getattr(error, "for_good", False)
+            trouble = str(error) if isinstance(error, Undelivered) else repr(error)
+            given_up = await mail.failed(trouble, for_good=for_good)
+            metrics.MAILS.labels("given up" if given_up else "put off").inc()
+            say = log.error if given_up else log.warning
+            say("mail_given_up" if given_up else "mail_put_off", **what, trouble=trouble)
+        else:
+            await mail.done()
+            metrics.MAILS.labels("sent").inc()
+            log.info("mail_sent", **what)
+
+    async def _write(self, mail: Mail) -> EmailMessage | None:
+        """None when nobody needs the letter any more. Raises ValueError for a useless address."""
+        to, words = mail.to, dict[str, str]()
+        if mail.letter is Letter.RESET:
+            asked = await recovery.issue(mail)
+            if asked is None:
+                return None
+            user, words["token"] = asked
+            to = user.email
+        elif mail.letter is Letter.CONFIRM:
+            key = self._settings.secret_key.get_secret_value()
+            issued = await address.issue(mail, key)
+            if issued is None:
+                return None
+            user, words["token"], words["code"] = issued
+        else:
+            user = await User.get(mail.user_id) if mail.user_id else None
+            if user is None:
+                return None
+        words["username"] = user.username
+        return letters.write(
+            mail,
+            to=to,
+            sender=self._settings.mail_sender,
+            base=self._settings.base_url,
+            words=words,
+        )

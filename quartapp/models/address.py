@@ -1,0 +1,196 @@
+"""The address of an account: confirming it, and putting another in its place.
+
+Either way a letter goes to the address in question, with a link and a code. The account keeps its
+old address until the new one is confirmed.
+"""
+
+import hmac
+import secrets
+from datetime import timedelta
+
+from pymongo.errors import DuplicateKeyError
+
+from quartapp import clock
+from quartapp.database import Session as Tx
+from quartapp.database import transaction
+from quartapp.models.actor import Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.mail import Letter, Mail
+from quartapp.models.notice import Kind
+from quartapp.models.references import DomainError
+from quartapp.models.session import acting
+from quartapp.models.token import Purpose, Token, TokenSpent, code_digest
+from quartapp.models.user import Taken, User
+
+# ASVS 6.5.5: a code sent by mail lives for ten minutes at most.
+LASTS = timedelta(minutes=10)
+GUESSES = 5
+LETTERS, WITHIN = 5, timedelta(hours=1)
+
+
+class EnoughLetters(DomainError):
+    """So many were asked for that the next has to wait, for `retry_after` seconds."""
+
+    def __init__(self, wait: timedelta) -> None:
+        self.retry_after = max(1, int(wait.total_seconds()))
+        minutes = -(-self.retry_after // 60)
+        super().__init__(
+            f"{LETTERS} letters within an hour are enough. The next can be sent in {minutes} "
+            f"minute{'s' if minutes > 1 else ''}."
+        )
+
+
+class WrongCode(DomainError):
+    """The code does not fit; `left` more may be tried."""
+
+    def __init__(self, left: int) -> None:
+        tries = f"{left} more {'try' if left == 1 else 'tries'}" if left else "no more tries"
+        ask = "" if left else " Ask for a new code."
+        super().__init__(f"This is not the code. It has {tries}.{ask}")
+
+
+class NoCode(DomainError):
+    """There is no code that could be tried."""
+
+    def __init__(self) -> None:
+        super().__init__("No code is waiting: it is too old, or was tried too often. Ask for one.")
+
+
+def unconfirmed(user: User) -> str | None:
+    """The address that waits to be confirmed: the one to come, before the one there is."""
+    return user.pending_email or (None if user.email_verified_at else user.email)
+
+
+async def ask_for(user: User, email: str, *, by: Actor) -> None:
+    """Begins to put this address in the place of the user's. Raises EnoughLetters.
+
+    Does not look whether somebody has it: only who reads its mail may learn that.
+    """
+    await _ask(user, email, {"pending_email": email if email != user.email else None}, by=by)
+
+
+async def ask_again(user: User, *, by: Actor) -> None:
+    """Sends another letter, which voids those before it. Raises EnoughLetters."""
+    if email := unconfirmed(user):
+        await _ask(user, email, {}, by=by)
+
+
+async def forget(user: User) -> None:
+    """The account keeps the address that it has."""
+    await User.change({"_id": user.id}, {"$set": {"pending_email": None}})
+
+
+async def issue(mail: Mail, key: str) -> tuple[User, str, str] | None:
+    """For sending the letter: whom it is for, with a fresh token and a fresh code.
+
+    None when it is needed no more, as after the password was changed or a newer one asked for.
+    """
+    user = await User.get(mail.user_id) if mail.user_id else None
+    if user is None or user.disabled_at or mail.to != unconfirmed(user):
+        return None
+    if max(user.password_changed_at, *user.letters_asked) > mail.created_at:
+        return None
+    code = f"{secrets.randbelow(10**6):06}"
+    token = await Token.issue(
+        mail.id,
+        Purpose.CONFIRM,
+        user,
+        mail.to,
+        lasts=LASTS,
+        code=code_digest(key, mail.id, code),
+    )
+    others = {"user.$id": user.id, "purpose": Purpose.CONFIRM, "_id": {"$ne": mail.id}}
+    await Token.change_all({**others, "used_at": None}, {"$set": {"used_at": clock.now()}})
+    return user, token, code
+
+
+async def asked_by(token: str) -> tuple[str, User] | None:
+    """Which address the link confirms, and whose; None when it is dead. Does not use it up."""
+    found = await Token.usable(Purpose.CONFIRM, token)
+    if found is None or found[0].email not in (found[1].email, found[1].pending_email):
+        return None
+    return found[0].email or "", found[1]
+
+
+async def confirm_by_link(token: str, *, by: Actor) -> User:
+    """Raises TokenSpent, and Taken when somebody else has the address."""
+    found = await Token.usable(Purpose.CONFIRM, token)
+    if found is None:
+        raise TokenSpent
+    return await _confirm(found[0], by=by)
+
+
+async def confirm_by_code(user: User, code: str, *, key: str, by: Actor) -> User:
+    """Raises WrongCode, NoCode after too many of them, and Taken."""
+    # Counted before it is looked at, so that guesses at once are no more than guesses in a row.
+    found = await Token.get_motor_collection().find_one_and_update(
+        {
+            "purpose": Purpose.CONFIRM,
+            "user.$id": user.id,
+            "used_at": None,
+            "expires_at": {"$gt": clock.now()},
+            "guesses": {"$lt": GUESSES},
+        },
+        {"$inc": {"guesses": 1}},
+        sort=[("created_at", -1)],
+    )
+    if found is None:
+        raise NoCode
+    token = Token.model_validate(found)
+    if not hmac.compare_digest(token.code or "", code_digest(key, token.id, code)):
+        raise WrongCode(GUESSES - token.guesses - 1)
+    try:
+        return await _confirm(token, by=by)
+    except TokenSpent:
+        raise NoCode from None
+
+
+async def _ask(user: User, email: str, change: dict[str, str | None], *, by: Actor) -> None:
+    now = clock.now()
+
+    async def work(tx: Tx) -> None:
+        # The list has the newest first, so its last place tells how long ago that many were asked.
+        oldest = f"letters_asked.{LETTERS - 1}"
+        asked = {"$each": [now], "$position": 0, "$slice": LETTERS}
+        update: dict[str, object] = {"$push": {"letters_asked": asked}}
+        if change:
+            update["$set"] = change
+        allowed = {"_id": user.id, oldest: {"$not": {"$gt": now - WITHIN}}}
+        if not await User.change(allowed, update, tx=tx):
+            full = await User.get(user.id, session=tx)
+            raise EnoughLetters(full.letters_asked[-1] + WITHIN - now if full else WITHIN)
+        await Mail.queue(Letter.CONFIRM, email, user=user.id, tx=tx)
+
+    await acting(by, work)
+
+
+async def _confirm(token: Token, *, by: Actor) -> User:
+    async def work(tx: Tx) -> User:
+        user = await token.use(tx=tx)
+        actor = Actor(user.id, user.username, by.ip)
+        if token.email == user.pending_email:
+            await _replace(user, token.email or "", by=actor, tx=tx)
+        elif token.email == user.email:
+            now = clock.now()
+            current = {"_id": user.id, "email": token.email, "email_verified_at": None}
+            if await User.change(current, {"$set": {"email_verified_at": now}}, tx=tx):
+                await Event.record(Verb.EMAIL_CONFIRMED, by=actor, subject=user.id, tx=tx)
+        else:
+            raise TokenSpent
+        return user
+
+    return await transaction(work)
+
+
+async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
+    """The new address comes, and the old one is told."""
+    update = {"email": email, "email_verified_at": clock.now(), "pending_email": None}
+    match = {"_id": user.id, "email": user.email, "pending_email": email}
+    try:
+        if not await User.change(match, {"$set": update}, tx=tx):
+            raise TokenSpent
+    except DuplicateKeyError:
+        raise Taken("email") from None
+    await user.tell(Kind.EMAIL_CHANGED, tx)
+    await user.write(Letter.ADDRESS_CHANGED, tx, ip=by.ip)
+    await Event.record(Verb.EMAIL_CHANGED, by=by, subject=user.id, tx=tx, was=user.email)

@@ -1,0 +1,88 @@
+"""A forgotten password: asking for a link, and setting a new password with it."""
+
+from datetime import timedelta
+
+from quartapp import clock
+from quartapp.database import Session as Tx
+from quartapp.database import transaction
+from quartapp.models.actor import Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.mail import Letter, Mail
+from quartapp.models.notice import Kind
+from quartapp.models.session import Reason, mark_ended
+from quartapp.models.token import Purpose, Token, TokenSpent
+from quartapp.models.user import User
+
+LASTS = timedelta(minutes=30)
+# Who asks again has this many links in their mailbox that work, so nobody is kept from one.
+LINKS = 3
+
+
+async def ask(email: str, *, by: Actor) -> None:
+    """One write for every address alike: whose it is, is looked up when the letter is sent."""
+    await Mail.queue(Letter.RESET, email, ip=by.ip)
+
+
+async def issue(mail: Mail) -> tuple[User, str] | None:
+    """For sending the letter: whom it is for, with a fresh token; it belongs to the address that
+    the account has, whatever was typed.
+
+    None when nobody is to get one, or the password was changed since it was asked for.
+    """
+    user = await User.by_email(mail.to)
+    if user is None or user.disabled_at or user.password_changed_at > mail.created_at:
+        return None
+    alive = {
+        "_id": {"$ne": mail.id},
+        "purpose": Purpose.RESET,
+        "user.$id": user.id,
+        "used_at": None,
+        "expires_at": {"$gt": clock.now()},
+    }
+    if await Token.find(alive).count() >= LINKS:
+        return None
+    return user, await Token.issue(mail.id, Purpose.RESET, user, user.email, lasts=LASTS)
+
+
+async def asked_by(token: str) -> User | None:
+    """Whose password the link sets; None when it is dead. Does not use it up."""
+    found = await Token.usable(Purpose.RESET, token)
+    return found[1] if found and found[0].email == found[1].email else None
+
+
+async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
+    """Sets the password, ends all sessions, and signs nobody in. Raises TokenSpent.
+
+    Who had the link reads the account's mail, so the address is confirmed too.
+    """
+    found = await Token.usable(Purpose.RESET, token)
+    if found is None:
+        raise TokenSpent
+    link = found[0]
+
+    async def work(tx: Tx) -> Event:
+        user = await link.use(tx=tx)
+        now = clock.now()
+        changed = await User.change(
+            {"_id": user.id, "password_hash": user.password_hash, "email": link.email},
+            {
+                "$set": {
+                    "password_hash": password_hash,
+                    "password_changed_at": now,
+                    "email_verified_at": user.email_verified_at or now,
+                    "pending_email": None,
+                }
+            },
+            tx=tx,
+        )
+        if not changed:
+            raise TokenSpent
+        actor = Actor(user.id, user.username, by.ip)
+        event = Event.of(Verb.PASSWORD_RESET, by=actor, subject=user.id)
+        mine = {"user.$id": user.id}
+        await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
+        await user.tell(Kind.PASSWORD_CHANGED, tx)
+        await user.write(Letter.PASSWORD_CHANGED, tx, ip=by.ip)
+        return await event.insert(session=tx)
+
+    return await transaction(work)

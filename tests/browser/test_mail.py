@@ -1,0 +1,112 @@
+"""Stories that go through a mailbox: signing up until confirmed, and a forgotten password."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+from playwright.async_api import Page, expect
+
+from quartapp.mail.carriers import Folder
+from tests.browser.conftest import NewBrowser, is_live, register, submit
+from tests.people import Server, until
+from tests.routes.conftest import code_in, link_in
+
+NEW = "quite another horse and battery"
+
+
+@pytest.fixture
+async def name() -> str:
+    return f"eve-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def page(server: Server, new_browser: NewBrowser) -> Page:
+    return await (await new_browser(server.url)).new_page()
+
+
+async def letter(server: Server, name: str, subject: str) -> str:
+    """The newest letter of that subject in somebody's mailbox."""
+    found: list[str] = []
+
+    async def came() -> bool:
+        found[:] = [
+            each.text
+            for each in Folder(server.data / "mail").newest(500)
+            if each.to == f"{name}@example.org" and subject in each.subject
+        ]
+        return bool(found)
+
+    await until(came)
+    return found[0]
+
+
+async def test_somebody_signs_up_and_confirms_with_the_code(
+    server: Server, page: Page, name: str
+) -> None:
+    await register(page, name)
+    await page.goto("/account")
+    await expect(page.locator(".notice-box")).to_contain_text("not confirmed yet")
+    await page.get_by_role("link", name="Confirm it").click()
+    code = code_in(await letter(server, name, "Confirm"))
+    await page.get_by_label("Code").fill(f"{(int(code) + 1) % 10**6:06}")
+    await submit(page)
+    await expect(page.get_by_role("alert")).to_be_visible()
+    await expect(page.locator("main")).to_contain_text("4 more tries")
+    await page.get_by_label("Code").fill(f"{code[:3]} {code[3:]}")
+    await submit(page)
+    await expect(page.locator(".flashes")).to_contain_text("confirmed")
+    await expect(page.locator(".notice-box")).to_have_count(0)
+
+
+async def test_somebody_without_scripts_follows_the_link_from_the_letters_of_development(
+    server: Server, new_browser: NewBrowser, name: str
+) -> None:
+    page = await (await new_browser(server.url, java_script_enabled=False)).new_page()
+    await register(page, name)
+    link = link_in(await letter(server, name, "Confirm"))
+    assert server.url + link in await letter(server, name, "Confirm"), "the address served"
+    await page.goto("/dev/mail")
+    # The server is shared, and other letters may have come since.
+    row = page.locator("li", has_text=f"{name}@example.org")
+    await row.get_by_role("link", name="Confirm your e-mail address").click()
+    await page.locator("pre a").click()
+    await page.get_by_role("button", name="Yes, confirm it").click()
+    await expect(page.locator(".flashes")).to_contain_text("confirmed")
+
+
+async def test_a_forgotten_password_is_mended_and_the_other_tab_is_signed_out(
+    server: Server, new_browser: NewBrowser, page: Page, name: str
+) -> None:
+    elsewhere = await (await new_browser(server.url)).new_page()
+    await register(elsewhere, name)
+    await is_live(elsewhere)
+
+    await page.goto("/login")
+    await page.get_by_role("link", name="Forgot your password?").click()
+    await page.get_by_label("E-mail address").fill(f"{name}@example.org")
+    await submit(page)
+    await expect(page.get_by_role("heading", name="Look into your mail")).to_be_visible()
+
+    link = link_in(await letter(server, name, "Set a new password"))
+    await page.goto(link)
+    await page.get_by_label("New password", exact=True).fill(NEW)
+    await page.get_by_label("New password again").fill("something else")
+    await submit(page)
+    await expect(page.locator("main")).to_contain_text("differ")
+    await page.get_by_label("New password", exact=True).fill(NEW)
+    await page.get_by_label("New password again").fill(NEW)
+    await submit(page)
+    await page.wait_for_url("**/login")
+    await expect(page.locator(".flashes")).to_contain_text("Your password was changed")
+    dialog = elsewhere.get_by_role("alertdialog")
+    await expect(dialog).to_contain_text("The password of your account was changed")
+
+    await page.get_by_label("Username or e-mail address").fill(name)
+    await page.get_by_label("Password").fill(NEW)
+    await submit(page)
+    await expect(page.get_by_role("heading", name=f"Hello, {name}")).to_be_visible()
+    assert "/forgot" in await letter(server, name, "Your password was changed")
+
+    await page.goto(link)
+    await expect(page.get_by_role("heading", name="no longer works")).to_be_visible()

@@ -1,0 +1,48 @@
+"""A deployment's letters: real workers, and a real mail server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quartapp import clock
+from tests.conftest import PASSWORD, serving
+from tests.mail.conftest import post_office
+from tests.people import Person, until
+from tests.routes.conftest import link_in
+
+
+async def test_letters_reach_a_mail_server_that_was_busy_at_first(tmp_path: Path) -> None:
+    async with (
+        post_office() as office,
+        serving(
+            tmp_path / "data",
+            BASE_URL="http://people.example.org",
+            SMTP_HOST="127.0.0.1",
+            SMTP_PORT=str(office.port),
+            SMTP_TLS="none",
+            MAIL_FROM="people@example.org",
+        ) as server,
+    ):
+        office.answers = ["451 greylisted"]
+        async with Person(server.url, "ada", PASSWORD) as ada, server.database() as database:
+            await ada.register()
+
+            async def is_put_off() -> bool:
+                return await database["outbox"].find_one({"trouble": {"$ne": None}}) is not None
+
+            await until(is_put_off)
+            assert (await ada.get("/account")).status_code == 200
+            await database["outbox"].update_many({}, {"$set": {"due_at": clock.now()}})
+
+            async def came() -> bool:
+                return bool(office.letters)
+
+            await until(came)
+            (letter,) = office.letters
+            assert letter["From"] == "quartapp <people@example.org>"
+            text = letter.get_content()
+            assert "http://people.example.org/verify/" in text
+            answer = await ada.post(link_in(text), page=link_in(text))
+            assert answer.headers["Location"] == "/account"
+            assert not (server.data / "mail").exists()
+            assert link_in(text).rpartition("/")[2] not in server.said(), "no secret in a log"

@@ -1,0 +1,307 @@
+"""Letters leave the outbox once, whatever the mail server does and however many workers look."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from quartapp import clock
+from quartapp.database import Database
+from quartapp.mail import carriers, letters
+from quartapp.models import Mail
+from quartapp.models.mail import FIRST_PAUSE, LEASE, TRIES, Letter
+from quartapp.models.user import User
+from quartapp.settings import Settings
+from tests.mail.conftest import LOGIN, PostOffice, post_office, postman, the_outbox
+from tests.models.stories import register, some
+
+
+@pytest.fixture
+async def ada(db: Database) -> User:
+    return await register("ada")
+
+
+async def queue(user: User, to: str = "", **data: Any) -> None:
+    await Mail.queue(Letter.SIGNED_IN, to or user.email, user=user.id, **data)
+
+
+async def make_due() -> None:
+    """Moves all letters in time, to where their pause is over."""
+    await Mail.change_all({}, {"$set": {"due_at": clock.now() - timedelta(milliseconds=1)}})
+
+
+async def test_a_letter_arrives_and_nothing_of_it_stays(
+    settings: Settings, ada: User, office: PostOffice
+) -> None:
+    await queue(ada, device="Firefox on Linux", ip="192.0.2.7")
+    await postman(settings, office).deliver()
+    (envelope,), (letter,) = office.envelopes, office.letters
+    assert envelope.rcpt_tos == ["ada@example.org"]
+    assert envelope.mail_from == "no-reply@people.example.org"
+    assert letter["Subject"] == "Signed in from a new browser"
+    assert letter["To"] == "ada@example.org"
+    assert letter["Auto-Submitted"] == "auto-generated"
+    text = letter.get_content()
+    assert "Firefox on Linux" in text
+    assert "https://people.example.org/account/sessions" in text.split()
+    assert await the_outbox() == []
+
+
+async def test_a_server_that_says_later_is_asked_again_after_a_longer_pause_each_time(
+    settings: Settings, ada: User, office: PostOffice
+) -> None:
+    await queue(ada)
+    worker = postman(settings, office)
+    office.answers = ["451 greylisted", "421 busy"]
+    for pause in (FIRST_PAUSE, 2 * FIRST_PAUSE):
+        before = clock.now()
+        await worker.deliver()
+        (waiting,) = await the_outbox()
+        assert before + pause <= waiting["due_at"] <= clock.now() + pause
+        await worker.deliver()
+        assert office.envelopes == [], "not before the pause is over"
+        await make_due()
+    await worker.deliver()
+    assert len(office.envelopes) == 1
+    assert await the_outbox() == []
+
+
+@pytest.mark.parametrize("to", ["nobody@example.org", "ada@example.org"])
+async def test_a_letter_that_is_refused_for_good_is_given_up_at_once(
+    settings: Settings, ada: User, office: PostOffice, to: str
+) -> None:
+    await queue(ada, to)
+    office.answers = ["554 spam"]
+    await postman(settings, office).deliver()
+    (given_up,) = await the_outbox()
+    assert given_up["gave_up_at"] is not None
+    assert "55" in given_up["trouble"]
+    await make_due()
+    await postman(settings, office).deliver()
+    assert office.envelopes == []
+
+
+async def test_a_server_that_is_not_there_is_tried_a_bounded_number_of_times(
+    settings: Settings, ada: User
+) -> None:
+    async with post_office() as gone:
+        pass
+    await queue(ada)
+    worker = postman(settings, gone)
+    for tries in range(1, TRIES + 1):
+        assert (await the_outbox())[0]["gave_up_at"] is None
+        await make_due()
+        await worker.deliver()
+        assert (await the_outbox())[0]["tries"] == tries
+    assert (await the_outbox())[0]["gave_up_at"] is not None
+    await make_due()
+    await worker.deliver()
+    assert (await the_outbox())[0]["tries"] == TRIES
+
+
+async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+async def say_little(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Each answer comes in time, but it takes many."""
+    answer = b"220 hello\r\n"
+    with suppress(ConnectionError):
+        while answer:
+            await asyncio.sleep(0.3)
+            writer.write(answer)
+            answer = await reader.readline() and b"250 fine\r\n"
+    writer.close()
+
+
+@pytest.mark.parametrize("behave", [say_nothing, say_little])
+async def test_a_server_that_hangs_holds_nobody_for_long(
+    behave: Callable[..., Awaitable[None]],
+    settings: Settings,
+    ada: User,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert timedelta(seconds=carriers.SECONDS) < LEASE
+    monkeypatch.setattr(carriers, "SECONDS", 0.5)
+    server = await asyncio.start_server(behave, "127.0.0.1", 0)
+    async with server:
+        silent = PostOffice(server.sockets[0].getsockname()[1])
+        await queue(ada)
+        began = time.monotonic()
+        await postman(settings, silent).deliver()
+        assert time.monotonic() - began < 10
+    (waiting,) = await the_outbox()
+    assert waiting["gave_up_at"] is None
+    assert "Timeout" in waiting["trouble"]
+
+
+async def test_of_many_workers_one_sends_each_letter(
+    settings: Settings, ada: User, office: PostOffice
+) -> None:
+    for number in range(20):
+        await queue(ada, f"reader{number}@example.org")
+    await asyncio.gather(*(postman(settings, office).deliver() for _ in range(5)))
+    receivers = [envelope.rcpt_tos[0] for envelope in office.envelopes]
+    assert sorted(receivers) == sorted(f"reader{number}@example.org" for number in range(20))
+    assert await the_outbox() == []
+
+
+async def test_the_letter_of_a_worker_that_died_is_due_again_when_its_lease_is_over(
+    settings: Settings, ada: User, office: PostOffice
+) -> None:
+    await queue(ada)
+    dead = some(await Mail.claim())
+    await postman(settings, office).deliver()
+    assert office.envelopes == []
+    await Mail.change({"_id": dead.id}, {"$set": {"due_at": dead.due_at - LEASE}})
+    await postman(settings, office).deliver()
+    assert len(office.envelopes) == 1
+
+
+async def test_a_letter_that_cannot_be_written_is_given_up_in_the_end_and_keeps_no_other(
+    settings: Settings, ada: User, office: PostOffice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await queue(ada)
+    poison = some(await Mail.find_one({}))
+    await queue(ada, "reader@example.org")
+    told = letters.write
+
+    def write(mail: Mail, **words: Any) -> EmailMessage:
+        if mail.id == poison.id:
+            raise KeyError("token")
+        return told(mail, **words)
+
+    monkeypatch.setattr(letters, "write", write)
+    await postman(settings, office).deliver()
+    assert [envelope.rcpt_tos for envelope in office.envelopes] == [["reader@example.org"]]
+    await Mail.change({"_id": poison.id}, {"$set": {"tries": TRIES - 1}})
+    await make_due()
+    await postman(settings, office).deliver()
+    assert (await the_outbox())[0]["gave_up_at"] is not None
+
+
+async def test_whoever_has_lost_the_letter_decides_nothing(ada: User) -> None:
+    await queue(ada)
+    frozen = some(await Mail.claim())
+    await make_due()
+    holder = some(await Mail.claim())
+    await frozen.failed("I was away", for_good=True)
+    await frozen.done()
+    (kept,) = await the_outbox()
+    assert (kept["gave_up_at"], kept["tries"]) == (None, 2)
+    await holder.done()
+    assert await the_outbox() == []
+
+
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
+async def test_the_server_is_told_who_sends(settings: Settings, ada: User) -> None:
+    async with post_office(auth_required=True, auth_require_tls=False) as office:
+        login = {"smtp_user": "quartapp", "smtp_password": SecretStr("wrong")}
+        await queue(ada)
+        await postman(settings, office, **login).deliver()
+        (waiting,) = await the_outbox()
+        assert waiting["gave_up_at"] is None, "a wrong setting must not cost letters"
+        assert "wrong" not in waiting["trouble"]
+        login["smtp_password"] = SecretStr(LOGIN.password.decode())
+        await make_due()
+        await postman(settings, office, **login).deliver()
+        assert office.logins[-1] == LOGIN
+        assert len(office.envelopes) == 1
+
+
+@pytest.mark.parametrize("mode", ["starttls", "tls"])
+async def test_a_letter_is_shown_to_no_server_that_cannot_prove_who_it_is(
+    mode: str,
+    settings: Settings,
+    ada: User,
+    certificate: Path,
+    tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    how = {"tls": tls} if mode == "tls" else {"tls_context": tls, "require_starttls": True}
+    async with post_office(**how) as office:
+        await queue(ada)
+        await postman(settings, office, smtp_tls=mode).deliver()
+        assert office.envelopes == []
+        assert len(await the_outbox()) == 1
+        # OpenSSL trusts what this names.
+        monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+        await make_due()
+        await postman(settings, office, smtp_tls=mode).deliver()
+        assert len(office.envelopes) == 1
+
+
+async def test_a_server_without_tls_gets_nothing_where_tls_is_asked_for(
+    settings: Settings, ada: User, office: PostOffice
+) -> None:
+    await queue(ada)
+    await postman(settings, office, smtp_tls="starttls").deliver()
+    assert office.envelopes == []
+    assert len(await the_outbox()) == 1
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "ada@example.org\r\nBcc: eve@example.org",
+        "ada@example.org\nX: y",
+        "ada@example.org, eve@example.org",
+        "ada@example.org,eve@example.org",
+        "ada@example.org eve@example.org",
+        "ada@example.org\x00",
+    ],
+)
+async def test_no_address_can_smuggle_a_header_or_a_receiver(
+    settings: Settings, ada: User, office: PostOffice, to: str
+) -> None:
+    await queue(ada, to)
+    await postman(settings, office).deliver()
+    assert office.envelopes == []
+    assert (await the_outbox())[0]["gave_up_at"] is not None
+
+
+async def test_what_is_told_cannot_become_a_header(
+    settings: Settings, ada: User, office: PostOffice
+) -> None:
+    await queue(ada, device="Firefox\r\nBcc: eve@example.org\r\n\r\n", ip="{token}")
+    await postman(settings, office).deliver()
+    (envelope,), (letter,) = office.envelopes, office.letters
+    assert envelope.rcpt_tos == ["ada@example.org"]
+    assert letter["Bcc"] is None
+    assert "Address: {token}" in letter.get_content()
+
+
+async def test_without_a_server_letters_are_files_that_their_owner_alone_can_read(
+    settings: Settings, ada: User, office: PostOffice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "FILES", 3)
+    for number in range(5):
+        await queue(ada, f"reader{number}@example.org")
+        await postman(settings, office, smtp_host="").deliver()
+    folder = settings.data / "mail"
+    files = sorted(folder.iterdir())
+    assert [file.suffix for file in files] == 3 * [".eml"], "the oldest have gone"
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [f"reader{n}@" in f.read_text() for n, f in enumerate(files, 2)] == 3 * [True]
+    assert office.envelopes == []
+
+
+async def test_an_address_with_other_letters_than_ours_is_written_to(
+    settings: Settings, ada: User
+) -> None:
+    async with post_office(enable_SMTPUTF8=True) as office:
+        await queue(ada, "jürgen@bücher.example")
+        await postman(settings, office).deliver()
+        assert [envelope.rcpt_tos for envelope in office.envelopes] == [["jürgen@bücher.example"]]

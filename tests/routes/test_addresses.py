@@ -1,0 +1,293 @@
+"""Confirming an address and changing it, by link and by code (ASVS 2.3.1, 2.3.4, 6.3.7, 6.5.5)."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from quartapp import clock
+from quartapp.models import Token, User
+from quartapp.models.address import GUESSES, LETTERS
+from tests.routes.conftest import Answer, Town, Visitor, code_in, documents, link_in, the_user
+
+
+async def newcomer(town: Town, username: str = "ada") -> tuple[Visitor, str]:
+    """Somebody who has just registered, and the letter that they got."""
+    visitor = Visitor(town.app, username)
+    assert (await visitor.register()).status == 303
+    return visitor, (await town.letters(visitor.email, "Confirm"))[0]
+
+
+async def next_letter(town: Town, email: str) -> str:
+    """The newest, once all have been sent."""
+    await town.no_more_letters()
+    return (await town.letters(email, "Confirm"))[0]
+
+
+async def is_confirmed(username: str = "ada") -> bool:
+    return (await the_user(username)).email_verified_at is not None
+
+
+async def type_code(visitor: Visitor, code: str) -> Answer:
+    return await visitor.post("/verify", code=code)
+
+
+def another(code: str) -> str:
+    return f"{(int(code) + 1) % 10**6:06}"
+
+
+async def test_the_link_confirms_when_its_button_is_pressed_and_not_before(town: Town) -> None:
+    ada, letter = await newcomer(town)
+    link, stranger = link_in(letter), town.nobody()
+    assert "not confirmed" in (await ada.get("/account")).text
+    for _ in range(2):
+        page = await stranger.get(link)
+        assert (page.status, page.headers["Referrer-Policy"]) == (200, "no-referrer")
+        assert (await stranger.ask("HEAD", link)).status == 200
+    assert not await is_confirmed(), "a program that looks at mail opens links"
+    answer = await stranger.post(link)
+    assert (answer.status, answer.location) == (303, "/login")
+    assert await is_confirmed()
+    assert await stranger.me() is None
+    assert "not confirmed" not in (await ada.get("/account")).text
+    assert (await stranger.get(link)).status == 410
+    assert (await ada.get("/verify")).location == "/account"
+    assert len(await documents("events", verb="email.confirmed")) == 1
+
+
+async def test_the_code_confirms(town: Town) -> None:
+    ada, letter = await newcomer(town)
+    code = code_in(letter)
+    answer = await type_code(ada, f" {code[:3]} {code[3:]}")
+    assert (answer.status, answer.location) == (303, "/account")
+    assert await is_confirmed()
+
+
+async def test_a_code_has_five_tries_also_when_they_come_at_once(town: Town) -> None:
+    ada, letter = await newcomer(town)
+    wrong = another(code_in(letter))
+    answers = await asyncio.gather(*(type_code(ada, wrong) for _ in range(GUESSES + 3)))
+    assert {answer.status for answer in answers} == {422}
+    (token,) = await documents("tokens")
+    assert token["guesses"] == GUESSES == 5
+    late = await type_code(ada, code_in(letter))
+    assert late.status == 422
+    assert "Ask for one" in late.error("code")
+    assert not await is_confirmed()
+    assert (await ada.post("/account/email/again")).status == 303
+    assert (await type_code(ada, code_in(await next_letter(town, ada.email)))).status == 303
+    assert await is_confirmed()
+
+
+async def test_a_wrong_code_says_how_many_tries_are_left_and_is_not_shown_again(
+    town: Town,
+) -> None:
+    ada, letter = await newcomer(town)
+    wrong = another(code_in(letter))
+    for left in ("4 more tries", "3 more tries", "2 more tries", "1 more try", "no more tries"):
+        answer = await type_code(ada, wrong)
+        assert left in answer.error("code")
+        assert wrong not in answer.text
+
+
+@pytest.mark.parametrize("code", ["", "12345", "1234567", "abcdef", "१२३४५६", "12345\0", "$ne"])
+async def test_what_is_no_code_costs_no_try(town: Town, code: str) -> None:
+    ada, _ = await newcomer(town)
+    answer = await type_code(ada, code)
+    assert answer.status == 422
+    assert answer.error("code")
+    (token,) = await documents("tokens")
+    assert token["guesses"] == 0
+
+
+async def test_link_and_code_die_after_ten_minutes(town: Town) -> None:
+    ada, letter = await newcomer(town)
+    (token,) = await documents("tokens")
+    assert token["expires_at"] - token["created_at"] == timedelta(minutes=10)
+    past = clock.now() - timedelta(seconds=1)
+    await Token.change_all({}, {"$set": {"expires_at": past}})
+    assert (await ada.get(link_in(letter))).status == 410
+    assert (await ada.post(link_in(letter))).status == 410
+    assert (await type_code(ada, code_in(letter))).status == 422
+    assert not await is_confirmed()
+
+
+async def test_a_new_letter_makes_the_old_one_void_and_there_is_a_limit(town: Town) -> None:
+    ada, first = await newcomer(town)
+    for _ in range(LETTERS - 1):
+        assert (await ada.post("/account/email/again")).status == 303
+    newest = await next_letter(town, ada.email)
+    assert (await ada.get(link_in(first))).status == 410
+    refused = await ada.post("/account/email/again")
+    assert refused.status == 429
+    assert 3500 < int(refused.headers["Retry-After"]) <= 3600
+    assert "minutes" in refused.text
+    changing = await ada.post("/account/email", email="new@example.org")
+    assert changing.status == 429
+    assert changing.fields["email"] == "new@example.org"
+    assert (await the_user("ada")).pending_email is None
+    assert (await ada.post(link_in(newest))).status == 303
+    # An hour later.
+    user = await the_user("ada")
+    earlier = [at - timedelta(hours=1) for at in user.letters_asked]
+    await User.change({"_id": user.id}, {"$set": {"letters_asked": earlier}})
+    assert (await ada.post("/account/email", email="new@example.org")).status == 303
+
+
+async def test_of_many_who_ask_at_once_no_more_than_the_limit_get_a_letter(town: Town) -> None:
+    ada, _ = await newcomer(town)
+    token = await ada.csrf_token()
+    answers = await asyncio.gather(
+        *(ada.send("/account/email/again", {"csrf_token": token}) for _ in range(8))
+    )
+    assert sorted(a.status for a in answers) == (LETTERS - 1) * [303] + (9 - LETTERS) * [429]
+    await town.no_more_letters()
+    letters = await town.letters(ada.email)
+    assert len(letters) <= LETTERS
+    # None is sent once a newer one is asked for, so the last to come is one that works.
+    assert (await ada.post(link_in(letters[0]))).status == 303
+
+
+async def test_a_new_address_counts_once_it_is_confirmed_and_the_old_one_is_told(
+    town: Town, ada: Visitor
+) -> None:
+    answer = await ada.post("/account/email", email="new@example.org")
+    assert (answer.status, answer.location) == (303, "/verify")
+    (letter,) = await town.letters("new@example.org")
+    assert (await the_user("ada")).email == "ada@example.org"
+    assert "new@example.org" in (await ada.get("/account")).text
+    assert (await ada.post(link_in(letter))).location == "/account"
+    user = await the_user("ada")
+    assert (user.email, user.pending_email) == ("new@example.org", None)
+    assert user.email_verified_at is not None
+    (told,) = await town.letters("ada@example.org")
+    assert "another e-mail address" in told
+    assert "new@example.org" not in told
+    (notice,) = await documents("notices", kind="email.changed")
+    assert notice["user"].id == user.id
+    (event,) = await documents("events", verb="email.changed")
+    assert event["details"] == {"was": "ada@example.org"}
+    assert await ada.me() is not None, "no rights have changed"
+    assert (await town.nobody().sign_in("new@example.org")).status == 303
+    assert (await town.nobody().sign_in("ada@example.org")).status == 422
+
+
+async def test_the_code_of_a_new_address_is_typed_on_the_same_page(
+    town: Town, ada: Visitor
+) -> None:
+    await ada.post("/account/email", email="new@example.org")
+    (letter,) = await town.letters("new@example.org")
+    assert "new@example.org" in (await ada.get("/verify")).text
+    assert (await type_code(ada, code_in(letter))).status == 303
+    assert (await the_user("ada")).email == "new@example.org"
+
+
+async def test_a_change_can_be_taken_back_or_changed_and_its_link_is_dead(
+    town: Town, ada: Visitor
+) -> None:
+    await ada.post("/account/email", email="first@example.org")
+    (first,) = await town.letters("first@example.org")
+    await ada.post("/account/email", email="second@example.org")
+    (second,) = await town.letters("second@example.org")
+    assert (await ada.post(link_in(first))).status == 410
+    assert (await ada.post("/account/email/keep")).status == 303
+    assert (await ada.post(link_in(second))).status == 410
+    assert (await the_user("ada")).email == "ada@example.org"
+
+
+async def test_a_change_dies_with_the_password_that_it_was_asked_under(
+    town: Town, ada: Visitor
+) -> None:
+    await ada.post("/account/email", email="eve@example.org")
+    (letter,) = await town.letters("eve@example.org")
+    changed = {"password": "another horse and battery", "confirm": "another horse and battery"}
+    assert (
+        await ada.post("/account/password", current_password=ada.password, **changed)
+    ).status == 303
+    assert (await town.nobody().post(link_in(letter))).status == 410
+    assert (await type_code(ada, code_in(letter))).status == 422
+    await ada.post("/account/email/again")
+    await town.no_more_letters()
+    assert len(await town.letters("eve@example.org")) == 1, "the wish is gone with the password"
+    assert (await the_user("ada")).email == "ada@example.org"
+
+
+async def test_whose_address_it_is_already_learns_only_who_reads_its_mail(
+    town: Town, ada: Visitor
+) -> None:
+    await town.account("bob")
+    taken = await ada.post("/account/email", email="BOB@example.org")
+    free = await ada.post("/account/email", email="free@example.org")
+    assert (taken.status, taken.location) == (free.status, free.location)
+    await ada.post("/account/email", email="BOB@example.org")
+    letter = await next_letter(town, "BOB@example.org")
+    answer = await town.nobody().post(link_in(letter))
+    assert answer.status == 422
+    assert "taken" in answer.text
+    assert (await the_user("ada")).email == "ada@example.org"
+    assert (await the_user("bob")).email == "bob@example.org"
+
+
+async def test_of_many_who_confirm_one_address_at_once_one_gets_it(town: Town) -> None:
+    people = [await town.member(f"p{number}") for number in range(5)]
+    for person in people:
+        await person.post("/account/email", email="shared@example.org")
+    letters = await town.letters("shared@example.org", count=5)
+    answers = await asyncio.gather(*(town.nobody().post(link_in(letter)) for letter in letters))
+    assert sorted(answer.status for answer in answers) == [303] + 4 * [422]
+    assert len(await documents("users", email="shared@example.org")) == 1
+
+
+async def test_one_link_pressed_many_times_at_once_confirms_once(town: Town) -> None:
+    _, letter = await newcomer(town)
+    answers = await asyncio.gather(*(town.nobody().post(link_in(letter)) for _ in range(5)))
+    assert sorted(answer.status for answer in answers) == [303] + 4 * [410]
+    assert len(await documents("events", verb="email.confirmed")) == 1
+
+
+async def test_somebody_elses_code_is_none(town: Town) -> None:
+    _, letter = await newcomer(town)
+    eve, _ = await newcomer(town, "eve")
+    answer = await type_code(eve, code_in(letter))
+    assert answer.status == 422
+    assert not await is_confirmed("ada")
+    assert not await is_confirmed("eve")
+
+
+async def test_the_address_one_has_is_no_new_one(town: Town, ada: Visitor) -> None:
+    await User.change({"username": "ada"}, {"$set": {"email_verified_at": clock.now()}})
+    answer = await ada.post("/account/email", email="ada@example.org")
+    assert answer.status == 422
+    assert answer.error("email")
+    assert (await ada.post("/account/email", email="no address")).status == 422
+    assert await documents("outbox") == []
+
+
+async def test_neither_code_nor_link_stands_in_the_database(town: Town) -> None:
+    _, letter = await newcomer(town)
+    everything = "".join([str(await documents(name)) for name in ("tokens", "users", "events")])
+    assert link_in(letter).rpartition("/")[2] not in everything
+    (token,) = await documents("tokens")
+    assert code_in(letter) not in str(token)
+    assert len(token["code"]) == 64
+
+
+async def test_a_sign_in_from_a_browser_not_seen_before_is_told(town: Town) -> None:
+    ada, _ = await newcomer(town)
+    await ada.post("/logout")
+    assert (await ada.sign_in()).status == 303
+    other = ada.another_device()
+    assert (await other.sign_in()).status == 303
+    (told,) = await town.letters(ada.email, "Signed in")
+    assert "/account/sessions" in told
+    await other.post("/logout")
+    assert (await other.sign_in()).status == 303
+    await town.no_more_letters()
+    assert len(await town.letters(ada.email, "Signed in")) == 1, "by now it is known"
+
+
+async def test_a_changed_password_is_told(town: Town, ada: Visitor) -> None:
+    changed = {"password": "another horse and battery", "confirm": "another horse and battery"}
+    await ada.post("/account/password", current_password=ada.password, **changed)
+    (told,) = await town.letters(ada.email, "Your password was changed")
+    assert "another horse" not in told
