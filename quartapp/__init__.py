@@ -21,6 +21,7 @@ from quartapp.authority.stream import Stream
 from quartapp.forms import csrf
 from quartapp.models.token import issue_setup
 from quartapp.passwords import PasswordHasher
+from quartapp.proxies import Proxied
 from quartapp.routes import headers, templating
 from quartapp.settings import Settings
 from quartapp.ws import routes as ws
@@ -99,6 +100,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     templating.init_app(app)
     routes.init_app(app)
     app.register_blueprint(ws.blueprint)
+    app.asgi_app = Proxied(app.asgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
 
     @app.before_request
     async def identify() -> None:

@@ -18,6 +18,7 @@ from typing import Self, TypeVar
 import bcrypt
 from zxcvbn_rs_py import zxcvbn
 
+from quartapp.later import TryLater
 from quartapp.settings import Settings
 
 SHORTEST, LONGEST = 8, 256
@@ -26,10 +27,8 @@ _PREFIX = "$quartapp$"
 T = TypeVar("T")
 
 
-class Busy(Exception):
-    """More passwords wait to be checked than the queue holds. `retry_after` is in seconds."""
-
-    retry_after = 2
+class Busy(TryLater):
+    """More passwords wait to be checked than the queue holds."""
 
 
 def weakness(password: str, *, context: Sequence[str] = ()) -> str | None:

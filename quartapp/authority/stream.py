@@ -16,7 +16,7 @@ AWAIT_MS = 500
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 # Fields whose change says nothing that anybody here remembers.
 QUIET = {
-    Session.Settings.name: ["ip", "confirmed_at", "online_until", "roles"],
+    Session.Settings.name: ["ip", "online_until", "roles"],
     User.Settings.name: ["notice_seq"],
     Role.Settings.name: ["grants", "description"],
 }

@@ -6,9 +6,11 @@ from typing import Any
 from beanie import Document
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
+from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event
 from quartapp.models.guard import ADMINISTRATORS, Guard
+from quartapp.models.guess import Guesses
 from quartapp.models.notice import Notice
 from quartapp.models.post import Post
 from quartapp.models.role import Role
@@ -29,6 +31,8 @@ DOCUMENTS: list[type[Document]] = [
     Comment,
     Token,
     Guard,
+    Allowance,
+    Guesses,
     Worker,
     Barrier,
 ]

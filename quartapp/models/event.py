@@ -32,6 +32,7 @@ class Verb(StrEnum):
     USER_ENABLED = "user.enabled"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
     SESSION_STARTED = "session.started"
+    SESSION_CONFIRMED = "session.confirmed"
     SESSION_ENDED = "session.ended"
     SESSIONS_ENDED = "sessions.ended"
     ROLE_GRANTED = "role.granted"

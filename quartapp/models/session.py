@@ -68,6 +68,7 @@ class Session(Record):
     digest: str = Field(repr=False)
     user: Link["User"]
     device: str
+    browser: str | None = Field(default=None, repr=False)
     ip: str | None = None
     created_at: datetime
     seen_at: datetime
@@ -106,6 +107,7 @@ class Session(Record):
         idle: timedelta,
         lifetime: timedelta,
         remembered: bool = False,
+        browser: str | None = None,
         at_most: int = 20,
     ) -> tuple["Session", str]:
         """Opens a session for the user as just read, and returns it with its token.
@@ -120,6 +122,7 @@ class Session(Record):
             digest=digest,
             user=user,  # type: ignore[arg-type]
             device=device,
+            browser=digest_of(browser) if browser else None,
             ip=by.ip,
             created_at=now,
             seen_at=now,
@@ -139,6 +142,25 @@ class Session(Record):
         await cls._end_oldest(user, keep=at_most, by=by)
         return session, token
 
+    async def confirm(self, *, by: Actor) -> str | None:
+        """Its user has shown who they are just now. Returns its new token; the old one is void.
+
+        None if it is over, or was given another token since this document was read.
+        """
+        token, digest = new_token()
+
+        async def work(tx: Tx) -> bool:
+            changed = await Session.change(
+                {"_id": self.id, "digest": self.digest, "ended_at": None},
+                {"$set": {"digest": digest, "confirmed_at": clock.now()}},
+                tx=tx,
+            )
+            if changed:
+                await Event.record(Verb.SESSION_CONFIRMED, by=by, subject=self.user_id, tx=tx)
+            return changed
+
+        return token if await transaction(work) else None
+
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
         """Ends it, unless it is over already: then None. Returns after the commit."""
         return await end_sessions({"_id": self.id}, reason, by=by, subject=self.user_id)
@@ -146,6 +168,17 @@ class Session(Record):
     @property
     def user_id(self) -> PydanticObjectId:
         return linked_id(self.user)
+
+    @classmethod
+    async def is_known(
+        cls, user_id: PydanticObjectId | None, *, browser: str | None = None, ip: str | None = None
+    ) -> bool:
+        """Whether the user has signed in from this browser or address within about a month.
+
+        Asks the database for nobody too, so that it takes as long.
+        """
+        whence = {"browser": digest_of(browser)} if browser else {"ip": ip}
+        return await cls.find_one({"user.$id": user_id, **whence}) is not None
 
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:

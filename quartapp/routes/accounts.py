@@ -1,23 +1,26 @@
 """Coming and going: registering, signing in and out, and the first administrator."""
 
+from datetime import timedelta
 from typing import Any
 
 from beanie import PydanticObjectId
-from quart import Blueprint, flash, redirect, render_template, request, session
+from quart import Blueprint, after_this_request, flash, redirect, render_template, request, session
 from quart_auth import login_required, login_user, logout_user
 
-from quartapp import auth, policy
-from quartapp.auth import CurrentUser, current_user, hasher, settings, settle
-from quartapp.forms.accounts import LoginForm, RegisterForm
+from quartapp import auth, policy, throttle
+from quartapp.auth import CurrentUser, WrongPassword, current_user, hasher, settings, settle
+from quartapp.forms.accounts import ConfirmForm, LoginForm, RegisterForm
 from quartapp.log import log
 from quartapp.models import Role, User, principal
 from quartapp.models.principal import Ended
-from quartapp.models.session import Reason, Session
+from quartapp.models.session import Reason, Session, digest_of, new_token
 from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
 from quartapp.models.user import Taken
 from quartapp.routes.places import next_page, see_other
 
 blueprint = Blueprint("accounts", __name__)
+
+BROWSER_KEPT = timedelta(days=400)
 
 
 @blueprint.route("/register", methods=["GET", "POST"])
@@ -25,24 +28,33 @@ async def register() -> Any:
     if current_user.signed_in:
         return redirect("/")
     form = await RegisterForm.from_request()
-    if form.posted and await _is_free(form):
-        member = await Role.named(policy.MEMBER)
-        try:
-            user = await User.register(
-                form.username.data or "",
-                form.email.data or "",
-                await hasher().hash(form.password.data or ""),
-                roles=[member] if member else [],
-                by=current_user.actor,
-            )
-        except Taken as taken:
-            form.refuse(str(taken), taken.field)
-        else:
+    with form.patience():
+        if form.posted and (user := await _register(form)):
             log.info("user_created", user=user.username, ip=auth.remote_address())
             await _sign_in(user, remember=False)
             await flash("Welcome. Your account is ready.", "success")
             return see_other("/")
-    return await render_template("accounts/register.html", form=form), form.status
+    return await render_template("accounts/register.html", form=form), form.status, form.headers
+
+
+async def _register(form: RegisterForm) -> User | None:
+    """Counted before it says whose names are taken. Raises TooMany and Busy."""
+    here = throttle.neighbourhood(auth.remote_address())
+    await throttle.count("registration", (here, settings().limit_registration))
+    if not await _is_free(form):
+        return None
+    member = await Role.named(policy.MEMBER)
+    try:
+        return await User.register(
+            form.username.data or "",
+            form.email.data or "",
+            await hasher().hash(form.password.data or ""),
+            roles=[member] if member else [],
+            by=current_user.actor,
+        )
+    except Taken as taken:
+        form.refuse(str(taken), taken.field)
+        return None
 
 
 @blueprint.route("/login", methods=["GET", "POST"])
@@ -50,24 +62,64 @@ async def login() -> Any:
     if current_user.signed_in:
         return redirect(next_page())
     form = await LoginForm.from_request()
-    if form.posted:
-        user = await User.by_login(form.login.data or "")
-        # One answer for all who are not let in, and one hash for each of them (ASVS 6.3.8).
-        fits = await hasher().verify(form.password.data or "", user and user.password_hash)
-        if user and fits and user.disabled_at is None:
-            if hasher().outdated(user.password_hash):
-                await user.upgrade_hash(await hasher().hash(form.password.data or ""))
-            await _sign_in(user, remember=bool(form.remember.data))
-            return see_other(next_page())
-        log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
-        form.refuse("This username or address and this password do not go together.")
+    with form.patience():
+        if form.posted:
+            if user := await _let_in(form.login.data or "", form.password.data or ""):
+                await _sign_in(user, remember=bool(form.remember.data))
+                return see_other(next_page())
+            log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
+            form.refuse("This username or address and this password do not go together.")
     page = await render_template(
         "accounts/login.html",
         form=form,
         ended=await _why_ended(),
         action=request.full_path.rstrip("?"),
     )
-    return page, form.status
+    return page, form.status, form.headers
+
+
+async def _let_in(login: str, password: str) -> User | None:
+    """Whose login and password these are. Raises TooMany and Busy.
+
+    One answer for all who are not let in, and one hash for each of them (ASVS 6.3.8).
+    """
+    user = await User.by_login(login)
+    async with throttle.guessing(*await _counted_for(login, user)) as guess:
+        fits = await hasher().verify(password, user and user.password_hash)
+        guess.right = fits and user is not None and user.disabled_at is None
+    if user is None or not guess.right:
+        return None
+    if hasher().outdated(user.password_hash):
+        await user.upgrade_hash(await hasher().hash(password))
+    return user
+
+
+async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
+    """What a failing sign-in is counted for: see docs/adr/0031.
+
+    Strangers to the account share an allowance, which they can use up. So it is not asked of those
+    who have signed in to it before, from this browser or, if not, from this address.
+    """
+    # Many spellings find one account. The stored one also keeps name and address apart, so that
+    # nobody learns here which belong together.
+    found = login if user is None else user.email if "@" in login else user.username
+    name, address = found.casefold(), auth.remote_address()
+    browser = request.cookies.get(_browser_cookie())
+    if browser and await Session.is_known(user and user.id, browser=browser):
+        known = f"sign-in {name} with {digest_of(browser)}"
+        return [throttle.Key(known, settings().limit_sign_in, own=True)]
+    here = throttle.neighbourhood(address)
+    keys = [
+        throttle.Key(f"sign-in {name} from {here}", settings().limit_sign_in, own=True),
+        throttle.Key(f"sign-in from {here}", settings().limit_sign_in_address),
+    ]
+    if not await Session.is_known(user and user.id, ip=address):
+        keys.append(throttle.Key(f"sign-in {name}", settings().limit_sign_in_account))
+    return keys
+
+
+def _browser_cookie() -> str:
+    return "__Host-browser" if settings().production else "quartapp_browser"
 
 
 @blueprint.post("/logout")
@@ -84,6 +136,25 @@ async def logout() -> Any:
     return response
 
 
+@blueprint.route("/confirm", methods=["GET", "POST"])
+@login_required
+async def confirm() -> Any:
+    """Shows anew who one is, before something sensitive asks for it."""
+    form = await ConfirmForm.from_request()
+    with form.patience():
+        if form.posted:
+            try:
+                await auth.confirm(form.password.data or "")
+            except WrongPassword as error:
+                form.refuse(str(error), "password")
+            else:
+                return see_other(next_page())
+    page = await render_template(
+        "confirm.html", form=form, action=request.full_path.rstrip("?"), fields=[]
+    )
+    return page, form.status, form.headers
+
+
 @blueprint.get("/account")
 @login_required
 async def account() -> str:
@@ -96,30 +167,32 @@ async def setup(token: str) -> Any:
     if not await setup_is_open(token):
         return await render_template("accounts/setup_gone.html"), 410
     form = await RegisterForm.from_request()
-    if form.posted and await _is_free(form):
-        try:
-            user = await make_first_administrator(
-                token,
-                form.username.data or "",
-                form.email.data or "",
-                await hasher().hash(form.password.data or ""),
-                by=current_user.actor,
-            )
-        except Taken as taken:
-            form.refuse(str(taken), taken.field)
-        except TokenSpent:
-            return await render_template("accounts/setup_gone.html"), 410
-        else:
-            await _sign_in(user, remember=False)
-            await flash("You are the administrator. Welcome.", "success")
-            return see_other("/admin/users")
-    return await render_template("accounts/setup.html", form=form), form.status
+    with form.patience():
+        if form.posted and await _is_free(form):
+            try:
+                user = await make_first_administrator(
+                    token,
+                    form.username.data or "",
+                    form.email.data or "",
+                    await hasher().hash(form.password.data or ""),
+                    by=current_user.actor,
+                )
+            except Taken as taken:
+                form.refuse(str(taken), taken.field)
+            except TokenSpent:
+                return await render_template("accounts/setup_gone.html"), 410
+            else:
+                await _sign_in(user, remember=False)
+                await flash("You are the administrator. Welcome.", "success")
+                return see_other("/admin/users")
+    return await render_template("accounts/setup.html", form=form), form.status, form.headers
 
 
 async def _sign_in(user: User, *, remember: bool) -> None:
     """Opens a session and, after the commit, gives its token to the browser."""
     if current_user.signed_in and (old := await Session.get(current_user.session_id)):
         await old.end(Reason.SIGNED_OUT, by=current_user.actor)
+    browser = request.cookies.get(_browser_cookie()) or new_token()[0]
     opened, token = await Session.start(
         user,
         device=auth.device(),
@@ -127,6 +200,7 @@ async def _sign_in(user: User, *, remember: bool) -> None:
         idle=settings().session_idle(remembered=remember),
         lifetime=settings().session_lifetime(remembered=remember),
         remembered=remember,
+        browser=browser,
         at_most=settings().sessions_per_user,
     )
     # Signing in ends the session that this browser had, and the oldest of too many.
@@ -134,6 +208,19 @@ async def _sign_in(user: User, *, remember: bool) -> None:
     log.info("session_created", user=user.username, session=str(opened.id))
     session.clear()
     login_user(CurrentUser(token), remember=remember)
+
+    @after_this_request
+    def remember_browser(response: Any) -> Any:
+        # Says nothing of who signed in, and outlives the sessions: only failing sign-ins ask it.
+        response.set_cookie(
+            _browser_cookie(),
+            browser,
+            max_age=BROWSER_KEPT,
+            secure=settings().production,
+            httponly=True,
+            samesite="Lax",
+        )
+        return response
 
 
 async def _is_free(form: RegisterForm) -> bool:

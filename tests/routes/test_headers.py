@@ -102,7 +102,11 @@ async def test_cookies_in_production_are_bound_to_this_host_and_to_tls(deployed:
         for each in (page, answer, await visitor.post("/logout"))
         for cookie in each.headers.getlist("Set-Cookie")
     ]
-    assert {cookie.partition("=")[0] for cookie in cookies} == {"__Host-session", "__Host-visit"}
+    assert {cookie.partition("=")[0] for cookie in cookies} == {
+        "__Host-session",
+        "__Host-visit",
+        "__Host-browser",
+    }
     for cookie in cookies:
         attributes = {part.strip() for part in cookie.split(";")[1:]}
         assert {"Secure", "HttpOnly", "Path=/", "SameSite=Lax"} <= attributes
