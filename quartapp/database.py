@@ -104,6 +104,28 @@ async def connected(
         client.close()
 
 
+@asynccontextmanager
+async def another(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
+    """The database that the address names, to read from. Raises StartError if it cannot be."""
+    try:
+        client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
+            uri, serverSelectionTimeoutMS=3000, connectTimeoutMS=2000, appname="quartapp import"
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise StartError(f"--from-mongo: {error}") from None
+    try:
+        try:
+            found = client.get_default_database()
+            await found.command("ping")
+        except ConfigurationError:
+            raise StartError("--from-mongo: the address has to name a database") from None
+        except PyMongoError as error:
+            raise StartError(f"--from-mongo: {_brief(error)}") from None
+        yield found
+    finally:
+        client.close()
+
+
 async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     """Runs `work(session)` in one transaction: all of its writes, or none.
 

@@ -145,13 +145,14 @@ class Session(Record):
     async def confirm(self, *, by: Actor) -> str | None:
         """Its user has shown who they are just now. Returns its new token; the old one is void.
 
-        None if it is over, or was given another token since this document was read.
+        None if it is over. Of two at once the later one's token is the one that counts: a button
+        that is pressed twice must not sign anybody out.
         """
         token, digest = new_token()
 
         async def work(tx: Tx) -> bool:
             changed = await Session.change(
-                {"_id": self.id, "digest": self.digest, "ended_at": None},
+                {"_id": self.id, "ended_at": None},
                 {"$set": {"digest": digest, "confirmed_at": clock.now()}},
                 tx=tx,
             )

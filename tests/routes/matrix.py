@@ -6,8 +6,8 @@
 `author`                    who wrote it, for as long as they have posts.write
 `author or <permission>`    who wrote it, whatever else they may do, or somebody with the permission
 
-A POST that is `fresh` besides needs a sign-in or a confirmation of lately. Changing the password asks
-for the current one, which is as good.
+A POST that is `fresh` besides needs a sign-in or a confirmation of lately. Changing the password
+asks for the current one, which is as good.
 
 In production /metrics also asks for a token of its own: see test_health. HEAD goes with GET, and
 OPTIONS says the methods to anyone. All else is 405.
