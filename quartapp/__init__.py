@@ -20,6 +20,7 @@ from quartapp.authority.seen import Seen
 from quartapp.authority.stream import Stream
 from quartapp.forms import csrf
 from quartapp.models.token import issue_setup
+from quartapp.pacing import Paced, Pulse
 from quartapp.passwords import PasswordHasher
 from quartapp.proxies import Proxied
 from quartapp.routes import headers, templating
@@ -47,11 +48,12 @@ class Running:
     receipts: Receipts
     principals: Principals
     seen: Seen
+    pulse: Pulse
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> None:
         """What follows the database, the lowest first; stopped in the other order."""
-        for part in (self.stream, self.lease, self.barrier, self.receipts, self.seen):
+        for part in (self.stream, self.lease, self.barrier, self.receipts, self.seen, self.pulse):
             self.stack.push_async_callback(part.stop)
             await part.start()
         self.stack.push_async_callback(self.feed.stop)
@@ -100,7 +102,8 @@ def create_app(settings: Settings | None = None) -> Quart:
     templating.init_app(app)
     routes.init_app(app)
     app.register_blueprint(ws.blueprint)
-    app.asgi_app = Proxied(app.asgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
+    paced = Paced(app.asgi_app)
+    app.asgi_app = Proxied(paced, settings.trusted_proxies)  # type: ignore[method-assign]
 
     @app.before_request
     async def identify() -> None:
@@ -192,6 +195,7 @@ def _assemble(settings: Settings) -> Running:
         receipts=receipts,
         principals=principals,
         seen=Seen(),
+        pulse=Pulse(),
     )
 
 

@@ -11,10 +11,13 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import os
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Self, TypeVar
 
 import bcrypt
@@ -70,7 +73,9 @@ class PasswordHasher:
         self._cost = cost
         self._room = threads + queue
         self._pending = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bcrypt")
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="bcrypt", initializer=_let_others_first
+        )
         # Fits no password: checked when there is no user, so that nobody can tell (P9).
         self._dummy = (
             f"{_PREFIX}{self._current}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
@@ -85,6 +90,11 @@ class PasswordHasher:
             threads=settings.bcrypt_threads,
             queue=settings.bcrypt_queue,
         )
+
+    def check_room(self) -> None:
+        """Raises Busy when the queue is full, for whoever has work to do before."""
+        if self._pending >= self._room:
+            raise Busy
 
     async def hash(self, password: str) -> str:
         """Awaits a thread of the pool. Raises Busy when the queue is full."""
@@ -127,8 +137,7 @@ class PasswordHasher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._pending >= self._room:
-            raise Busy
+        self.check_room()
         self._pending += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         # Counted until the thread is done, not until the caller is: a caller who was cancelled
@@ -138,6 +147,13 @@ class PasswordHasher:
 
     def _release(self) -> None:
         self._pending -= 1
+
+
+def _let_others_first() -> None:
+    """A thread that hashes takes a whole core, which the event loop may need. Linux alone gives
+    single threads a priority; elsewhere they stay as they are."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _digest(key: bytes, password: str) -> bytes:

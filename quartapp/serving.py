@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import gc
 import ipaddress
 import os
 import resource
@@ -38,6 +39,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 HEALTHY_SECONDS = 30
 DEATHS_PER_MINUTE = 10
 BACKLOG = 2048
+ACCEPTED_AT_ONCE = 32
 READY = b"ready"
 
 
@@ -297,8 +299,13 @@ async def _work(listener: int, lifeline: socket.socket) -> None:
         loop.add_signal_handler(number, told.set)
     wire.harden()
     app = create_app(Settings.load())
+    # What is there for good need not be looked at whenever garbage is collected.
+    gc.freeze()
 
     async def leave() -> None:
+        # The server set the kernel's queue to what it may take out of it in one turn of the loop.
+        with socket.socket(fileno=os.dup(listener)) as same:
+            same.listen(BACKLOG)
         with suppress(ConnectionError):
             await loop.sock_sendall(lifeline, READY)
             await _first_of(told.wait(), loop.sock_recv(lifeline, 1))
@@ -312,7 +319,8 @@ async def _work(listener: int, lifeline: socket.socket) -> None:
 def _config(listener: int) -> Config:
     config = Config()
     config.bind = [f"fd://{listener}"]
-    config.backlog = BACKLOG
+    # asyncio accepts as many connections in one turn of its loop, while all else waits.
+    config.backlog = ACCEPTED_AT_ONCE
     config.graceful_timeout = 3
     # Frames that still come in when a handler is over would fill a bounded queue, which nobody
     # empties then, and hold the connection for ever. Quart takes in all that comes in any case.

@@ -83,6 +83,7 @@ async def _let_in(login: str, password: str) -> User | None:
 
     One answer for all who are not let in, and one hash for each of them (ASVS 6.3.8).
     """
+    hasher().check_room()
     user = await User.by_login(login)
     async with throttle.guessing(*await _counted_for(login, user)) as guess:
         fits = await hasher().verify(password, user and user.password_hash)
