@@ -14,7 +14,15 @@ from tests.people import Server
 WIDTHS = {"phone": 375, "desk": 1280}
 OUTSIDE = ["/", "/login", "/register", "/posts", "/setup/nothing", "/nowhere"]
 INSIDE = [
-    *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
+    *(
+        "/",
+        "/posts",
+        "/posts/new",
+        "/account",
+        "/account/password",
+        "/account/sessions",
+        "/confirm",
+    ),
     *("/account/notices", "/users/root", "/admin/users", "/admin/users/root", "/admin/roles"),
     *("/admin/roles/new", "/admin/roles/moderator", "/admin/sessions", "/admin/events"),
 ]
