@@ -34,11 +34,14 @@ class TooMany(TryLater):
 
     def __init__(self, until: datetime) -> None:
         self.retry_after = max(1, math.ceil((until - clock.now()).total_seconds()))
-        wait = timedelta(seconds=self.retry_after)
-        at = clock.now() + wait
-        super().__init__(
-            f"Too many tries. Try again in {humanize.precisedelta(wait)}, at {at:%H:%M:%S} UTC."
-        )
+        wait, unit, time = timedelta(seconds=self.retry_after), "seconds", "%H:%M:%S"
+        if self.retry_after > 120:
+            # Nobody waits for so long with an eye on the seconds.
+            minutes = math.ceil(self.retry_after / 60)
+            wait, unit, time = timedelta(minutes=minutes), "minutes", "%H:%M"
+        words = humanize.precisedelta(wait, minimum_unit=unit)
+        at = (clock.now() + wait).strftime(time)
+        super().__init__(f"Too many tries. Try again in {words}, at {at} UTC.")
 
 
 async def count(what: str, *whom: tuple[str, RateLimitItem]) -> None:

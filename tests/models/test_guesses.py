@@ -223,3 +223,6 @@ def test_it_says_until_when_in_words() -> None:
     assert refused.retry_after == 90
     assert "Try again in 1 minute and 30 seconds, at " in str(refused)
     assert str(refused).endswith(" UTC.")
+    later = TooMany(clock.now() + timedelta(seconds=299.5))
+    assert later.retry_after == 300
+    assert "Try again in 5 minutes, at " in str(later)
