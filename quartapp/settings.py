@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import limits
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 LEAST_SECRET_BYTES = 32
@@ -35,7 +35,9 @@ def _limit(value: object) -> object:
     return limit
 
 
-Limit = Annotated[limits.RateLimitItem, BeforeValidator(_limit)]
+Limit = Annotated[
+    limits.RateLimitItem, BeforeValidator(_limit), PlainSerializer(repr, return_type=str)
+]
 
 
 class Settings(BaseSettings):

@@ -48,21 +48,49 @@ async def let_pass(seconds: float) -> None:
     )
 
 
+async def only() -> Guesses:
+    (found,) = await Guesses.find({}).to_list()
+    return found
+
+
+async def remember_still() -> None:
+    """As if less time had passed since the last failure than it takes to forget it."""
+    soon = clock.now() + timedelta(minutes=1)
+    await Guesses.get_motor_collection().update_many({}, {"$set": {"forget_at": soon}})
+
+
 async def test_so_many_failures_are_free_and_each_further_wait_is_twice_as_long() -> None:
+    key, waits = Key("ada", FIVE), []
+    for _ in range(4):
+        await guess(key)
+        assert (await only()).until is None
+    for _ in range(12):
+        began = clock.now()
+        await guess(key)
+        until = (await only()).until
+        assert until is not None
+        waits.append((until - clock.now(), until - began))
+        await let_pass(301)
+        await remember_still()
+    expected = [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+    for seconds, (least, most) in zip(expected, waits, strict=True):
+        assert least <= timedelta(seconds=seconds) <= most + clock.TOLERANCE
+
+
+async def test_whoever_has_to_wait_is_not_judged_and_it_costs_nothing_more() -> None:
     key = Key("ada", FIVE)
-    waits = []
-    for _ in range(5):
-        assert await outcome(key) == "judged"
-    for _ in range(11):
+    for _ in range(10):
+        await guess(key)
+        await let_pass(33)
+        await remember_still()
+    await guess(key)
+    before = await only()
+    assert before.until is not None
+    for _ in range(3):
         wait = await outcome(key)
         assert isinstance(wait, int)
-        waits.append(wait)
-        # A refused guess is not judged, so it costs nothing more.
-        assert await outcome(key) in (wait, wait - 1, 1)
-        await let_pass(wait)
-        assert await outcome(key) == "judged"
-    assert waits[:8] == [1, 2, 4, 8, 16, 32, 64, 128]
-    assert waits[8:] == [256, 300, 300]
+        assert 20 < wait <= 64
+    assert (await only()).until == before.until
 
 
 async def test_failures_are_forgotten_when_the_period_has_passed_after_the_wait() -> None:

@@ -121,6 +121,19 @@ async def test_after_a_confirmation_the_old_token_is_dead_and_the_session_goes_o
     assert len(events) == 1
 
 
+async def test_the_old_token_is_dead_when_the_answer_comes_however_late_the_stream_is(
+    root: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thief, fields = root.twin(), {"csrf_token": await root.csrf_token(), "password": root.password}
+    stream = root.app.extensions["quartapp"].stream
+    tell, loop = stream._tell, asyncio.get_running_loop()
+    monkeypatch.setattr(stream, "_tell", lambda event: loop.call_later(0.4, tell, event))
+    assert await thief.me() is not None
+    assert (await root.send("/confirm", fields)).status == 303
+    assert await thief.me() is None
+    assert await root.me() is not None
+
+
 async def test_a_session_is_fresh_for_fifteen_minutes_and_no_longer(root: Visitor) -> None:
     await root.grow_stale(14 * 60 + 50)
     assert (await root.post("/admin/roles/new", name="early")).status == 303

@@ -111,6 +111,15 @@ async def test_a_browser_that_is_known_to_one_account_is_a_stranger_to_another(
     assert await fail(ada, 6) == [422] * 5 + [429]
 
 
+async def test_a_cookie_that_somebody_made_up_is_no_known_browser(ada: Visitor) -> None:
+    statuses = []
+    for number in range(6):
+        stranger = ada.another_device()
+        stranger.client.set_cookie("localhost", "quartapp_browser", f"made-up-{number}")
+        statuses += await fail(stranger, 1)
+    assert statuses == [422] * 5 + [429]
+
+
 async def test_names_that_nobody_has_are_limited_as_those_that_somebody_has(
     ada: Visitor, town: Town
 ) -> None:
