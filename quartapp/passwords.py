@@ -24,6 +24,7 @@ import bcrypt
 from zxcvbn_rs_py import zxcvbn
 
 from quartapp.later import TryLater
+from quartapp.log import log
 from quartapp.settings import Settings
 
 SHORTEST, LONGEST = 8, 256
@@ -94,6 +95,7 @@ class PasswordHasher:
     def check_room(self) -> None:
         """Raises Busy when the queue is full, for whoever has work to do before."""
         if self._pending >= self._room:
+            log.warning("excess_rate_limit_exceeded", what="passwords")
             raise Busy
 
     async def hash(self, password: str) -> str:

@@ -77,7 +77,8 @@ async def guessing(*keys: Key) -> AsyncIterator[Guess]:
 
     Raises TooMany, before anything was judged. Guesses whose outcome depends on that of others
     under way stand in line for a moment: people who sign in together are not in each other's way.
-    Raises Busy when the line is too long. An error inside counts for nothing.
+    Raises Busy when the line is too long. An error inside counts for nothing; but one whose sender
+    hangs up has made us hash, and counts as a failure.
     """
     guess, guess_id = Guess(), PydanticObjectId()
     begun: list[Key] = []
@@ -86,7 +87,11 @@ async def guessing(*keys: Key) -> AsyncIterator[Guess]:
         for key in keys:
             await _begin(key, guess_id)
             begun.append(key)
-        yield guess
+        try:
+            yield guess
+        except asyncio.CancelledError:
+            guess.right, judged = False, True
+            raise
         judged = True
     finally:
         for key in begun:
