@@ -85,8 +85,9 @@ async def guessing(*keys: Key) -> AsyncIterator[Guess]:
     judged = False
     try:
         for key in keys:
-            await _begin(key, guess_id)
+            # Noted before: a write that nobody waits for any more may have been made all the same.
             begun.append(key)
+            await _begin(key, guess_id)
         try:
             yield guess
         except asyncio.CancelledError:
