@@ -33,7 +33,9 @@ class TooMany(TryLater):
     status = 429
 
     def __init__(self, until: datetime) -> None:
-        self.retry_after = max(1, math.ceil((until - clock.now()).total_seconds()))
+        # Our clock may be behind the database's, which is no reason to round up to another second.
+        left = until - clock.now() - clock.TOLERANCE
+        self.retry_after = max(1, math.ceil(left.total_seconds()))
         wait, unit, time = timedelta(seconds=self.retry_after), "seconds", "%H:%M:%S"
         if self.retry_after > 120:
             # Nobody waits for so long with an eye on the seconds.
