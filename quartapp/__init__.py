@@ -21,7 +21,9 @@ from quartapp.authority.stream import Stream
 from quartapp.forms import csrf
 from quartapp.mail.postman import Postman
 from quartapp.models.token import issue_setup
+from quartapp.pacing import Paced, Pulse
 from quartapp.passwords import PasswordHasher
+from quartapp.proxies import Proxied
 from quartapp.routes import templating
 from quartapp.routes.edge import Edge
 from quartapp.settings import Settings
@@ -48,11 +50,13 @@ class Running:
     principals: Principals
     seen: Seen
     postman: Postman
+    pulse: Pulse
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> None:
         """What follows the database, the lowest first; stopped in the other order."""
-        for part in (self.stream, self.lease, self.barrier, self.receipts, self.seen, self.postman):
+        parts = (self.stream, self.lease, self.barrier, self.receipts, self.seen, self.postman)
+        for part in (*parts, self.pulse):
             self.stack.push_async_callback(part.stop)
             await part.start()
         self.stack.push_async_callback(self.feed.stop)
@@ -101,6 +105,8 @@ def create_app(settings: Settings | None = None) -> Quart:
     templating.init_app(app)
     routes.init_app(app, settings)
     app.register_blueprint(ws.blueprint)
+    paced = Paced(app.asgi_app)
+    app.asgi_app = Proxied(paced, settings.trusted_proxies)  # type: ignore[method-assign]
 
     @app.before_request
     async def identify() -> None:
@@ -194,6 +200,7 @@ def _assemble(settings: Settings) -> Running:
         principals=principals,
         seen=Seen(),
         postman=postman,
+        pulse=Pulse(),
     )
 
 

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from itsdangerous import URLSafeTimedSerializer
 from quart import Quart, after_this_request, current_app, has_request_context, request, websocket
 from quart.sessions import SecureCookieSessionInterface
-from quart_auth import Action, AuthUser, QuartAuth, Unauthorized
+from quart_auth import Action, AuthUser, QuartAuth, Unauthorized, login_user
 from quart_auth import current_user as _current_user
 from ua_parser import parse
 
-from quartapp.models import Event
+from quartapp import clock, throttle
+from quartapp.later import TryLater
+from quartapp.log import log
+from quartapp.models import Event, Session, User
 from quartapp.models.actor import Actor
 from quartapp.models.principal import Ended, Principal, Standing
-from quartapp.models.session import digest_of, new_token
+from quartapp.models.session import TOKEN_LENGTH, digest_of, new_token
 from quartapp.passwords import PasswordHasher
 from quartapp.policy import Permission, may
 from quartapp.settings import Settings
 
 KNOWN_FOR = 365 * 86400
+# The field in which a page of confirmation sends the password.
+PASSWORD = "password"  # noqa: S105
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -63,6 +70,24 @@ class Forbidden(Exception):
     def __init__(self, permission: Permission) -> None:
         super().__init__(permission.value)
         self.permission = permission
+
+
+class Unconfirmed(Exception):
+    """Signed in too long ago for this. What came with the request was not acted on.
+
+    `because` says why a password that was sent along did not change that: it was wrong, or there
+    were too many tries; None if none was sent.
+    """
+
+    def __init__(self, because: TryLater | WrongPassword | None = None) -> None:
+        self.because = because
+
+
+class WrongPassword(Exception):
+    """Not the password of whoever is signed in."""
+
+    def __init__(self) -> None:
+        super().__init__("This is not your password.")
 
 
 class CurrentUser(AuthUser):
@@ -137,6 +162,12 @@ class CurrentUser(AuthUser):
     def unread(self) -> int:
         return self.principal.unread
 
+    @property
+    def fresh(self) -> bool:
+        """Whether they have shown who they are lately enough for what is sensitive."""
+        age = clock.now() - self.principal.confirmed_at
+        return age.total_seconds() < settings().fresh_seconds
+
     def may(self, permission: str) -> bool:
         return permission in self.permissions
 
@@ -210,6 +241,58 @@ def permission_required(
     return decorate
 
 
+def fresh_login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """For what is sensitive: a POST needs a sign-in or a confirmation of a short while ago.
+
+    Under `login_required` and what else is required. A stale POST raises Unconfirmed, whose page
+    sends the same fields here again with a password beside them: then it is confirmed and done in
+    one request. See docs/adr/0030. A GET may be stale.
+    """
+
+    @wraps(view)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        if request.method == "POST" and not current_user.fresh:
+            password = (await request.form).get(PASSWORD)
+            if password is None:
+                raise Unconfirmed
+            try:
+                await confirm(password)
+            except (TryLater, WrongPassword) as error:
+                raise Unconfirmed(error) from error
+        return await view(*args, **kwargs)
+
+    return wrapper
+
+
+async def confirm(password: str) -> None:
+    """Makes the session fresh, and gives its browser a new token; the old one is void at once.
+
+    Raises WrongPassword, and TryLater when there were too many or too much is going on. Raises
+    Unauthorized when the session has ended meanwhile. Open pages stay connected.
+    """
+    user = await User.get(current_user.user_id)
+    async with guessing_again() as guess:
+        guess.right = await hasher().verify(password, user and user.password_hash)
+    if not guess.right:
+        log.warning("authn_login_fail", login=current_user.username, ip=remote_address())
+        raise WrongPassword
+    session = await Session.get(current_user.session_id)
+    token = session and await session.confirm(by=current_user.actor)
+    if not session or not token:
+        raise Unauthorized
+    # Whoever goes by the old token is forgotten everywhere, here too, before the new one is used.
+    await settle()
+    log.info("session_renewed", user=current_user.username, session=str(session.id))
+    login_user(CurrentUser(token), remember=session.remembered)
+    await current_user.load()
+
+
+def guessing_again() -> AbstractAsyncContextManager[throttle.Guess]:
+    """For a password that is asked of somebody signed in: see `throttle.guessing`."""
+    key = f"confirmation {current_user.session_id}"
+    return throttle.guessing(throttle.Key(key, settings().limit_confirmation, own=True))
+
+
 async def settle(event: Event | None = None) -> str:
     """For views that change authority: returns when no worker goes by the old one.
 
@@ -221,7 +304,7 @@ async def settle(event: Event | None = None) -> str:
 
 
 def remote_address() -> str | None:
-    """The peer's address. Headers that claim another one are believed from nobody."""
+    """Where the request comes from: what the proxies that are trusted say of it, else the peer."""
     scope = request if has_request_context() else websocket
     return scope.remote_addr
 
@@ -235,18 +318,23 @@ def device() -> str:
     return " on ".join(part for part in (browser, system) if part) or "Unknown device"
 
 
+def known_browser() -> str | None:
+    """What this browser is known again by: the digest of a cookie that it keeps for a year. It
+    opens nothing; it says that somebody has been here before."""
+    token = request.cookies.get(_browser_cookie(), "")
+    return digest_of(token) if len(token) == TOKEN_LENGTH else None
+
+
 def browser() -> str:
-    """What this browser is known again by: the digest of a cookie that it keeps for a year, given
-    to it now if it has none. It opens nothing; it says that somebody has been here before."""
-    name = "__Host-browser" if settings().production else "quartapp_browser"
-    token = request.cookies.get(name, "")
-    if len(token) != len(new_token()[0]):
+    """The same; one that is not known yet gets the cookie now."""
+    token = request.cookies.get(_browser_cookie(), "")
+    if len(token) != TOKEN_LENGTH:
         token, _ = new_token()
 
     @after_this_request
     async def keep(response: Any) -> Any:
         response.set_cookie(
-            name,
+            _browser_cookie(),
             token,
             max_age=KNOWN_FOR,
             secure=settings().production,
@@ -256,6 +344,10 @@ def browser() -> str:
         return response
 
     return digest_of(token)
+
+
+def _browser_cookie() -> str:
+    return "__Host-browser" if settings().production else "quartapp_browser"
 
 
 def settings() -> Settings:

@@ -44,7 +44,7 @@ AWAIT_MS = 500
 LOCK_TIMEOUT = 24
 
 
-class Unconfirmed(Exception):
+class InDoubt(Exception):
     """The database did not say in time that the writes are done, or that they are not."""
 
 
@@ -55,7 +55,7 @@ Unavailable = (
     ExecutionTimeout,
     WTimeoutError,
     WriteConcernError,
-    Unconfirmed,
+    InDoubt,
 )
 # Whatever can end a change stream.
 StreamError = PyMongoError
@@ -116,12 +116,34 @@ async def connected(
         client.close()
 
 
+@asynccontextmanager
+async def another(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
+    """The database that the address names, to read from. Raises StartError if it cannot be."""
+    try:
+        client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
+            uri, serverSelectionTimeoutMS=3000, connectTimeoutMS=2000, appname="quartapp import"
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise StartError(f"--from-mongo: {error}") from None
+    try:
+        try:
+            found = client.get_default_database()
+            await found.command("ping")
+        except ConfigurationError:
+            raise StartError("--from-mongo: the address has to name a database") from None
+        except PyMongoError as error:
+            raise StartError(f"--from-mongo: {_brief(error)}") from None
+        yield found
+    finally:
+        client.close()
+
+
 async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     """Runs `work(session)` in one transaction: all of its writes, or none.
 
     Every call inside must pass `session=`. It may run again when another transaction was in the
     way, so it has no other effects. What `work` raises ends the transaction and is raised here;
-    Unconfirmed when it was in vain for so long that whoever waits should be told.
+    InDoubt when it was in vain for so long that whoever waits should be told.
     """
     assert _client is not None, "not connected"
     deadline, pause = clock.monotonic() + TRANSACTION_SECONDS, 0.002
@@ -139,7 +161,7 @@ async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
                 # by: only what others hold for a moment is worth another try.
                 locked = isinstance(error, OperationFailure) and error.code == LOCK_TIMEOUT
                 if locked or clock.monotonic() > deadline:
-                    raise Unconfirmed(str(error)) from error
+                    raise InDoubt(str(error)) from error
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(2 * pause, 0.1)
 
@@ -153,7 +175,7 @@ async def _commit(session: Session, deadline: float) -> None:
             if not error.has_error_label("UnknownTransactionCommitResult"):
                 raise
             if clock.monotonic() > deadline:
-                raise Unconfirmed(str(error)) from error
+                raise InDoubt(str(error)) from error
 
 
 def current() -> ReadConcern:

@@ -30,6 +30,11 @@ BARRIER_SECONDS = Histogram(
     buckets=(0.003, 0.005, 0.01, 0.015, 0.03, 0.1, 0.5, 1, 2, 3),
 )
 MAILS = Counter("quartapp_mails_total", "Letters, by what became of them", ["outcome"])
+LAG = Histogram(
+    "quartapp_loop_lag_seconds",
+    "How late the event loop comes to what is due, in seconds",
+    buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
+)
 SETTLED = Counter("quartapp_judgements_total", "Times that sessions were judged anew")
 
 

@@ -2,6 +2,7 @@
 
 A hash is `$quartapp$<key id>$<bcrypt>`, where bcrypt sees a keyed digest of the password: bcrypt
 itself reads 72 bytes at most, and a stolen database alone cannot be searched without the key.
+A plain bcrypt hash, as Flask-Bcrypt makes them, is read too, and is outdated from the start.
 """
 
 from __future__ import annotations
@@ -10,26 +11,31 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import os
+import re
+import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Self, TypeVar
 
 import bcrypt
 from zxcvbn_rs_py import zxcvbn
 
+from quartapp.later import TryLater
+from quartapp.log import log
 from quartapp.settings import Settings
 
 SHORTEST, LONGEST = 8, 256
+PLAIN = re.compile(r"\A\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}\Z")
 LEAST_SCORE = 3
 _PREFIX = "$quartapp$"
 T = TypeVar("T")
 
 
-class Busy(Exception):
-    """More passwords wait to be checked than the queue holds. `retry_after` is in seconds."""
-
-    retry_after = 2
+class Busy(TryLater):
+    """More passwords wait to be checked than the queue holds."""
 
 
 def weakness(password: str, *, context: Sequence[str] = ()) -> str | None:
@@ -68,7 +74,9 @@ class PasswordHasher:
         self._cost = cost
         self._room = threads + queue
         self._pending = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bcrypt")
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="bcrypt", initializer=_let_others_first
+        )
         # Fits no password: checked when there is no user, so that nobody can tell (P9).
         self._dummy = (
             f"{_PREFIX}{self._current}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
@@ -84,6 +92,12 @@ class PasswordHasher:
             queue=settings.bcrypt_queue,
         )
 
+    def check_room(self) -> None:
+        """Raises Busy when the queue is full, for whoever has work to do before."""
+        if self._pending >= self._room:
+            log.warning("excess_rate_limit_exceeded", what="passwords")
+            raise Busy
+
     async def hash(self, password: str) -> str:
         """Awaits a thread of the pool. Raises Busy when the queue is full."""
         digest = _digest(self._keys[self._current], password)
@@ -94,28 +108,38 @@ class PasswordHasher:
         """Whether the password fits; None, for nobody, takes as long as somebody.
 
         Awaits a thread of the pool. Raises Busy when the queue is full. A hash that cannot be
-        read fits nothing.
+        read fits nothing. One of a lower cost that does not fit takes as long as one of ours.
         """
+        if stored and PLAIN.match(stored):
+            # As Flask-Bcrypt had it: the bytes as they were typed, of which bcrypt read 72.
+            plain = password.encode("utf-8", "surrogatepass")[:72]
+            return await self._run(lambda: self._check(plain, stored.encode()))
         key_id, hashed = _split(stored or self._dummy)
         key = self._keys.get(key_id)
         if key is None:
             _, hashed = _split(self._dummy)
         digest = _digest(key or b"", password)
-        fits = await self._run(lambda: _checkpw(digest, hashed))
+        fits = await self._run(lambda: self._check(digest, hashed))
         return fits and key is not None and stored is not None
+
+    def _check(self, digest: bytes, hashed: bytes) -> bool:
+        fits = _checkpw(digest, hashed)
+        if not fits:
+            # Each cost is twice the work of the one before: together they make up the difference.
+            for cost in range(_cost(hashed), self._cost):
+                bcrypt.hashpw(digest, bcrypt.gensalt(cost))
+        return fits
 
     def outdated(self, stored: str) -> bool:
         """Whether the hash was made with an older key or a lower cost, so should be made anew."""
         key_id, hashed = _split(stored)
-        parts = hashed.split(b"$")
-        return key_id != self._current or len(parts) < 4 or int(parts[2]) < self._cost
+        return key_id != self._current or _cost(hashed) < self._cost
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._pending >= self._room:
-            raise Busy
+        self.check_room()
         self._pending += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         # Counted until the thread is done, not until the caller is: a caller who was cancelled
@@ -125,6 +149,13 @@ class PasswordHasher:
 
     def _release(self) -> None:
         self._pending -= 1
+
+
+def _let_others_first() -> None:
+    """A thread that hashes takes a whole core, which the event loop may need. Linux alone gives
+    single threads a priority; elsewhere they stay as they are."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _digest(key: bytes, password: str) -> bytes:
@@ -140,6 +171,12 @@ def _key_id(key: bytes) -> str:
 def _split(stored: str) -> tuple[str, bytes]:
     key_id, _, hashed = stored.removeprefix(_PREFIX).partition("$")
     return key_id, hashed.encode()
+
+
+def _cost(hashed: bytes) -> int:
+    """The cost of a bcrypt hash; for what is none, the lowest that there is."""
+    found = re.match(rb"\$2[aby]\$(\d\d)\$", hashed)
+    return max(4, int(found[1])) if found else 4
 
 
 def _checkpw(digest: bytes, hashed: bytes) -> bool:

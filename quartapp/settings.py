@@ -8,11 +8,20 @@ from __future__ import annotations
 import os
 import secrets
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+import limits
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 LEAST_SECRET_BYTES = 32
@@ -37,10 +46,29 @@ def _origin(text: str) -> str:
     return text.rstrip("/")
 
 
+def _limit(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        limit = limits.parse(value)
+    except ValueError:
+        raise ValueError('write it like "10 per 5 minutes"') from None
+    if limit.amount < 1 or limit.multiples < 1:
+        raise ValueError("nothing at all would be let in")
+    return limit
+
+
+Limit = Annotated[
+    limits.RateLimitItem, BeforeValidator(_limit), PlainSerializer(repr, return_type=str)
+]
+
+
 class Settings(BaseSettings):
     """What a deployment may decide. The README has the table; times are in seconds."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, arbitrary_types_allowed=True
+    )
 
     quartapp_env: Literal["development", "production"] = "development"
     data: Path = Field(default=Path("data"), validation_alias="QUARTAPP_DATA")
@@ -50,6 +78,7 @@ class Settings(BaseSettings):
     secret_key: SecretStr = SecretStr("")
     secret_key_fallbacks: list[SecretStr] = []
     allowed_origins: list[str] = []
+    trusted_proxies: list[IPv4Network | IPv6Network] = []
 
     base_url: Annotated[str, AfterValidator(_origin)] = "http://127.0.0.1:5000"
     smtp_host: str = ""
@@ -70,6 +99,16 @@ class Settings(BaseSettings):
     remembered_idle_seconds: int = Field(default=14 * 86400, ge=60)
     remembered_lifetime_seconds: int = Field(default=30 * 86400, ge=60)
     sessions_per_user: int = Field(default=20, ge=1)
+    fresh_seconds: int = Field(default=15 * 60, ge=1)
+
+    limit_sign_in: Limit = limits.parse("5 per 5 minutes")
+    limit_sign_in_account: Limit = limits.parse("10 per 5 minutes")
+    limit_sign_in_address: Limit = limits.parse("30 per 5 minutes")
+    limit_confirmation: Limit = limits.parse("5 per 5 minutes")
+    limit_registration: Limit = limits.parse("1000 per hour")
+    limit_recovery: Limit = limits.parse("60 per hour")
+    limit_handshake_user: Limit = limits.parse("600 per minute")
+    limit_handshake_address: Limit = limits.parse("6000 per minute")
 
     live_ping_seconds: float = Field(default=20, gt=0)
     live_sweep_seconds: float = Field(default=30, gt=0)

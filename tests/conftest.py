@@ -77,6 +77,11 @@ async def serving(data: Path, *, workers: int = 2, **env: str) -> AsyncIterator[
                 "BCRYPT_COST": "4",
                 "LIVE_PING_SECONDS": "2",
                 "LIVE_SWEEP_SECONDS": "2",
+                # Everybody in the tests comes from one address.
+                "LIMIT_REGISTRATION": "100000 per hour",
+                "LIMIT_SIGN_IN_ADDRESS": "100000 per hour",
+                "LIMIT_HANDSHAKE_USER": "100000 per hour",
+                "LIMIT_HANDSHAKE_ADDRESS": "100000 per hour",
                 **env,
             },
         )

@@ -304,3 +304,73 @@ def test_a_password_made_of_what_is_known_of_a_person_is_weak(password: str) -> 
     assert weakness(password) is None
     context = ["zuzanna-wrobel", "zuzannawrobel@kwiaciarnia.example"]
     assert weakness(password, context=context) is not None
+
+
+# ---- hashes of a Flask-Bcrypt application
+
+
+def plain(password: str, cost: int = 4) -> str:
+    return bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(cost)).decode()
+
+
+@pytest.mark.parametrize("prefix", ["$2b$", "$2a$", "$2y$"])
+async def test_a_plain_bcrypt_hash_fits_its_password_and_is_outdated(
+    hasher: PasswordHasher, prefix: str
+) -> None:
+    stored = prefix + plain(GOOD)[4:]
+    assert await hasher.verify(GOOD, stored)
+    assert not await hasher.verify(GOOD + "r", stored)
+    assert not await hasher.verify("", stored)
+    assert hasher.outdated(stored)
+
+
+@pytest.mark.parametrize("password", ["ä" * 50, "x" * 100, "cafe\u0301 society", "😀" * 20])
+async def test_a_plain_hash_saw_the_first_72_bytes_as_they_were_typed(
+    hasher: PasswordHasher, password: str
+) -> None:
+    assert await hasher.verify(password, plain(password))
+
+
+@pytest.mark.parametrize("password", ["", "\0", "a\0b", "\ud800", "x" * 100_000])
+async def test_no_password_makes_the_check_of_a_plain_hash_fail(
+    hasher: PasswordHasher, password: str
+) -> None:
+    assert not await hasher.verify(password, plain(GOOD))
+
+
+async def test_a_hash_that_would_take_for_ever_is_not_tried(hasher: PasswordHasher) -> None:
+    stored = plain(GOOD).replace("$04$", "$31$")
+    async with asyncio.timeout(5):
+        assert not await hasher.verify(GOOD, stored)
+
+
+async def test_a_wrong_password_is_as_much_work_whatever_the_cost_of_the_hash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = 0
+    checkpw, hashpw = bcrypt.checkpw, bcrypt.hashpw
+
+    def note(hashed: bytes) -> None:
+        nonlocal work
+        work += 2 ** int(hashed.split(b"$")[2])
+
+    def counting_check(password: bytes, hashed: bytes) -> bool:
+        note(hashed)
+        return checkpw(password, hashed)
+
+    def counting_hash(password: bytes, salt: bytes) -> bytes:
+        note(salt)
+        return hashpw(password, salt)
+
+    low, hasher = make(cost=4), make(cost=7)
+    lower, own = await low.hash(GOOD), await hasher.hash(GOOD)
+    monkeypatch.setattr(bcrypt, "checkpw", counting_check)
+    monkeypatch.setattr(bcrypt, "hashpw", counting_hash)
+    done = []
+    for stored in (own, None, lower, plain(GOOD, 4), plain(GOOD, 6), plain(GOOD, 7)):
+        work = 0
+        assert not await hasher.verify("wrong", stored)
+        done.append(work)
+    assert done == [2**7] * 6
+    low.close()
+    hasher.close()

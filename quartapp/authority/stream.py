@@ -17,7 +17,7 @@ BREATH = 10
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 # Fields whose change says nothing that anybody here remembers.
 QUIET = {
-    Session.Settings.name: ["ip", "confirmed_at", "online_until", "roles", "acts"],
+    Session.Settings.name: ["ip", "online_until", "roles", "acts"],
     User.Settings.name: ["notice_seq"],
     Role.Settings.name: ["grants", "description"],
 }

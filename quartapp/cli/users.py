@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import BinaryIO
 
 import click
 from beanie import PydanticObjectId
 
 from quartapp import policy
+from quartapp.cli import imports
 from quartapp.cli.base import Commands, Refused, in_database, role_named, settle, table, with_data
 from quartapp.models import Role, Session, User
 from quartapp.models.actor import NOBODY
@@ -43,6 +45,26 @@ async def create(username: str, email: str, roles: tuple[str, ...], settings: Se
     made = await User.register(username, email, await hasher.hash(password), roles=held, by=NOBODY)
     hasher.close()
     click.echo(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")
+
+
+@user.command("import")
+@click.argument("file", required=False, type=click.File("rb"))
+@click.option("--from-mongo", "uri", metavar="URI", help="A MongoEngine database, instead of FILE.")
+@click.option("--collection", default="user", help="Where the people are in it.")
+@click.option("--dry-run", "dry", is_flag=True, help="Only say what would be done.")
+@with_data
+@in_database
+async def import_users(file: BinaryIO | None, uri: str | None, collection: str, dry: bool) -> None:
+    """Make the accounts of a FILE with a JSON object on each line, or of a MongoEngine collection:
+    username, email, password, which is the bcrypt hash, and roles, a list of names."""
+    if file and not uri:
+        source = imports.from_file(file)
+    elif uri and not file:
+        source = imports.from_mongo(uri, collection)
+    else:
+        raise Refused("name a FILE, or --from-mongo URI")
+    async with source as rows:
+        await imports.run(rows, dry=dry)
 
 
 @user.command("list")

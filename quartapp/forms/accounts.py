@@ -1,4 +1,4 @@
-"""Coming in: registering, signing in, changing the password."""
+"""Coming in: registering, signing in, confirming who one is, changing the password."""
 
 from wtforms import BooleanField, EmailField, PasswordField, StringField, ValidationError
 from wtforms.validators import DataRequired, EqualTo, InputRequired, Length, Regexp
@@ -70,6 +70,10 @@ class LoginForm(Form):
     )
     password = PasswordField("Password", validators=[InputRequired("Enter your password.")])
     remember = BooleanField("Keep me signed in on this device")
+
+
+class ConfirmForm(Form):
+    password = PasswordField("Password", validators=[InputRequired("Enter your password.")])
 
 
 class PasswordForm(Form):

@@ -1,12 +1,16 @@
 """The base of all forms: filled from the request, with errors beside their fields."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 from unicodedata import category
 
 import wtforms
 from quart import request
 from wtforms import ValidationError
+
+from quartapp.later import TryLater
 
 
 class Form(wtforms.Form):
@@ -15,6 +19,8 @@ class Form(wtforms.Form):
     Call `fails` once. An async check belongs in the route: WTForms would take a coroutine for
     a passed check, so one is refused when the class is made.
     """
+
+    _later: TryLater | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -36,7 +42,27 @@ class Form(wtforms.Form):
     @property
     def status(self) -> int:
         """Of the answer that shows the form: 422 when it comes back with its errors."""
+        if self._later:
+            return self._later.status
         return 422 if request.method == "POST" else 200
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of that answer: when to come back, if `put_off` has something to say."""
+        return {"Retry-After": str(self._later.retry_after)} if self._later else {}
+
+    def put_off(self, later: TryLater) -> None:
+        """Says in the form to come back later, so that nothing typed is lost."""
+        self._later = later
+        self.refuse(str(later))
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Puts the form off for what asks for it inside."""
+        try:
+            yield
+        except TryLater as later:
+            self.put_off(later)
 
     def refuse(self, message: str, field: str | None = None) -> None:
         """Adds what only the domain could know, such as that a name is taken."""

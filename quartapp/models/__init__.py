@@ -6,9 +6,11 @@ from typing import Any
 from beanie import Document
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
+from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event
 from quartapp.models.guard import ADMINISTRATORS, Guard
+from quartapp.models.guess import Guesses
 from quartapp.models.mail import Mail
 from quartapp.models.notice import Notice
 from quartapp.models.post import Post
@@ -31,6 +33,8 @@ DOCUMENTS: list[type[Document]] = [
     Token,
     Mail,
     Guard,
+    Allowance,
+    Guesses,
     Worker,
     Barrier,
 ]

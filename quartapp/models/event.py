@@ -35,6 +35,7 @@ class Verb(StrEnum):
     EMAIL_CONFIRMED = "email.confirmed"
     EMAIL_CHANGED = "email.changed"
     SESSION_STARTED = "session.started"
+    SESSION_CONFIRMED = "session.confirmed"
     SESSION_ENDED = "session.ended"
     SESSIONS_ENDED = "sessions.ended"
     ROLE_GRANTED = "role.granted"

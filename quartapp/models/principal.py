@@ -33,6 +33,7 @@ class Principal:
     cursor: int
     unread: int
     seen_at: datetime
+    confirmed_at: datetime
     seconds_left: float = field(compare=False)
 
 
@@ -156,6 +157,7 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
         cursor=told,
         unread=max(0, told - seen),
         seen_at=_aware(row["seen_at"]),
+        confirmed_at=_aware(row["confirmed_at"]),
         seconds_left=(_deadline(row) - now).total_seconds(),
     )
 

@@ -28,6 +28,7 @@ T = TypeVar("T")
 DESCENDING = SortDirection.DESCENDING
 SEEN_EVERY = timedelta(minutes=1)
 KEPT = timedelta(days=30)
+TOKEN_LENGTH = 43
 
 
 class Reason(StrEnum):
@@ -110,8 +111,8 @@ class Session(Record):
         idle: timedelta,
         lifetime: timedelta,
         remembered: bool = False,
-        at_most: int = 20,
         browser: str | None = None,
+        at_most: int = 20,
     ) -> tuple["Session", str]:
         """Opens a session for the user as just read, and returns it with its token.
 
@@ -148,6 +149,26 @@ class Session(Record):
         await cls._end_oldest(user, keep=at_most, by=by)
         return session, token
 
+    async def confirm(self, *, by: Actor) -> str | None:
+        """Its user has shown who they are just now. Returns its new token; the old one is void.
+
+        None if it is over. Of two at once the later one's token is the one that counts: a button
+        that is pressed twice must not sign anybody out.
+        """
+        token, digest = new_token()
+
+        async def work(tx: Tx) -> bool:
+            changed = await Session.change(
+                {"_id": self.id, "ended_at": None},
+                {"$set": {"digest": digest, "confirmed_at": clock.now()}},
+                tx=tx,
+            )
+            if changed:
+                await Event.record(Verb.SESSION_CONFIRMED, by=by, subject=self.user_id, tx=tx)
+            return changed
+
+        return token if await acting(by, work) else None
+
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
         """Ends it, unless it is over already: then None. Returns after the commit."""
         match = {"_id": self.id}
@@ -156,6 +177,17 @@ class Session(Record):
     @property
     def user_id(self) -> PydanticObjectId:
         return linked_id(self.user)
+
+    @classmethod
+    async def is_known(
+        cls, user_id: PydanticObjectId | None, *, browser: str | None = None, ip: str | None = None
+    ) -> bool:
+        """Whether the user has signed in from this browser or address within about a month.
+
+        Asks the database for nobody too, so that it takes as long.
+        """
+        whence = {"browser": browser} if browser else {"ip": ip}
+        return await cls.find_one({"user.$id": user_id, **whence}) is not None
 
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:

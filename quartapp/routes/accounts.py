@@ -1,14 +1,15 @@
 """Coming and going: registering, signing in and out, and the first administrator."""
 
+from datetime import timedelta
 from typing import Any
 
 from beanie import PydanticObjectId
 from quart import Blueprint, flash, redirect, render_template, request, session
 from quart_auth import login_required, login_user, logout_user
 
-from quartapp import auth, policy
-from quartapp.auth import CurrentUser, current_user, hasher, settings, settle
-from quartapp.forms.accounts import LoginForm, RegisterForm
+from quartapp import auth, policy, throttle
+from quartapp.auth import CurrentUser, WrongPassword, current_user, hasher, settings, settle
+from quartapp.forms.accounts import ConfirmForm, LoginForm, RegisterForm
 from quartapp.log import log
 from quartapp.models import Role, User, address, principal
 from quartapp.models.principal import Ended
@@ -19,25 +20,16 @@ from quartapp.routes.places import next_page, see_other
 
 blueprint = Blueprint("accounts", __name__)
 
+BROWSER_KEPT = timedelta(days=400)
+
 
 @blueprint.route("/register", methods=["GET", "POST"])
 async def register() -> Any:
     if current_user.signed_in:
         return redirect("/")
     form = await RegisterForm.from_request()
-    if form.posted and await _is_free(form):
-        member = await Role.named(policy.MEMBER)
-        try:
-            user = await User.register(
-                form.username.data or "",
-                form.email.data or "",
-                await hasher().hash(form.password.data or ""),
-                roles=[member] if member else [],
-                by=current_user.actor,
-            )
-        except Taken as taken:
-            form.refuse(str(taken), taken.field)
-        else:
+    with form.patience():
+        if form.posted and (user := await _register(form)):
             log.info("user_created", user=user.username, ip=auth.remote_address())
             await _sign_in(user, remember=False)
             await flash(
@@ -46,7 +38,27 @@ async def register() -> Any:
                 "success",
             )
             return see_other("/")
-    return await render_template("accounts/register.html", form=form), form.status
+    return await render_template("accounts/register.html", form=form), form.status, form.headers
+
+
+async def _register(form: RegisterForm) -> User | None:
+    """Counted before it says whose names are taken. Raises TooMany and Busy."""
+    here = throttle.neighbourhood(auth.remote_address())
+    await throttle.count("registration", (here, settings().limit_registration))
+    if not await _is_free(form):
+        return None
+    member = await Role.named(policy.MEMBER)
+    try:
+        return await User.register(
+            form.username.data or "",
+            form.email.data or "",
+            await hasher().hash(form.password.data or ""),
+            roles=[member] if member else [],
+            by=current_user.actor,
+        )
+    except Taken as taken:
+        form.refuse(str(taken), taken.field)
+        return None
 
 
 @blueprint.route("/login", methods=["GET", "POST"])
@@ -54,24 +66,61 @@ async def login() -> Any:
     if current_user.signed_in:
         return redirect(next_page())
     form = await LoginForm.from_request()
-    if form.posted:
-        user = await User.by_login(form.login.data or "")
-        # One answer for all who are not let in, and one hash for each of them (ASVS 6.3.8).
-        fits = await hasher().verify(form.password.data or "", user and user.password_hash)
-        if user and fits and user.disabled_at is None:
-            if hasher().outdated(user.password_hash):
-                await user.upgrade_hash(await hasher().hash(form.password.data or ""))
-            await _sign_in(user, remember=bool(form.remember.data))
-            return see_other(next_page())
-        log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
-        form.refuse("This username or address and this password do not go together.")
+    with form.patience():
+        if form.posted:
+            if user := await _let_in(form.login.data or "", form.password.data or ""):
+                await _sign_in(user, remember=bool(form.remember.data))
+                return see_other(next_page())
+            log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
+            form.refuse("This username or address and this password do not go together.")
     page = await render_template(
         "accounts/login.html",
         form=form,
         ended=await _why_ended(),
         action=request.full_path.rstrip("?"),
     )
-    return page, form.status
+    return page, form.status, form.headers
+
+
+async def _let_in(login: str, password: str) -> User | None:
+    """Whose login and password these are. Raises TooMany and Busy.
+
+    One answer for all who are not let in, and one hash for each of them (ASVS 6.3.8).
+    """
+    hasher().check_room()
+    user = await User.by_login(login)
+    async with throttle.guessing(*await _counted_for(login, user)) as guess:
+        fits = await hasher().verify(password, user and user.password_hash)
+        guess.right = fits and user is not None and user.disabled_at is None
+    if user is None or not guess.right:
+        return None
+    if hasher().outdated(user.password_hash):
+        await user.upgrade_hash(await hasher().hash(password))
+    return user
+
+
+async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
+    """What a failing sign-in is counted for: see docs/adr/0031.
+
+    Strangers to the account share an allowance, which they can use up. So it is not asked of those
+    who have signed in to it before, from this browser or, if not, from this address.
+    """
+    # Many spellings find one account. The stored one also keeps name and address apart, so that
+    # nobody learns here which belong together.
+    found = login if user is None else user.email if "@" in login else user.username
+    name, address = found.casefold(), auth.remote_address()
+    browser = auth.known_browser()
+    if browser and await Session.is_known(user and user.id, browser=browser):
+        known = f"sign-in {name} with {browser}"
+        return [throttle.Key(known, settings().limit_sign_in, own=True)]
+    here = throttle.neighbourhood(address)
+    keys = [
+        throttle.Key(f"sign-in {name} from {here}", settings().limit_sign_in, own=True),
+        throttle.Key(f"sign-in from {here}", settings().limit_sign_in_address),
+    ]
+    if not await Session.is_known(user and user.id, ip=address):
+        keys.append(throttle.Key(f"sign-in {name}", settings().limit_sign_in_account))
+    return keys
 
 
 @blueprint.post("/logout")
@@ -88,6 +137,25 @@ async def logout() -> Any:
     return response
 
 
+@blueprint.route("/confirm", methods=["GET", "POST"])
+@login_required
+async def confirm() -> Any:
+    """Shows anew who one is, before something sensitive asks for it."""
+    form = await ConfirmForm.from_request()
+    with form.patience():
+        if form.posted:
+            try:
+                await auth.confirm(form.password.data or "")
+            except WrongPassword as error:
+                form.refuse(str(error), "password")
+            else:
+                return see_other(next_page())
+    page = await render_template(
+        "confirm.html", form=form, action=request.full_path.rstrip("?"), fields=[]
+    )
+    return page, form.status, form.headers
+
+
 @blueprint.get("/account")
 @login_required
 async def account() -> str:
@@ -102,24 +170,25 @@ async def setup(token: str) -> Any:
     if not await setup_is_open(token):
         return await render_template("accounts/setup_gone.html"), 410
     form = await RegisterForm.from_request()
-    if form.posted and await _is_free(form):
-        try:
-            user = await make_first_administrator(
-                token,
-                form.username.data or "",
-                form.email.data or "",
-                await hasher().hash(form.password.data or ""),
-                by=current_user.actor,
-            )
-        except Taken as taken:
-            form.refuse(str(taken), taken.field)
-        except TokenSpent:
-            return await render_template("accounts/setup_gone.html"), 410
-        else:
-            await _sign_in(user, remember=False)
-            await flash("You are the administrator. Welcome.", "success")
-            return see_other("/admin/users")
-    return await render_template("accounts/setup.html", form=form), form.status
+    with form.patience():
+        if form.posted and await _is_free(form):
+            try:
+                user = await make_first_administrator(
+                    token,
+                    form.username.data or "",
+                    form.email.data or "",
+                    await hasher().hash(form.password.data or ""),
+                    by=current_user.actor,
+                )
+            except Taken as taken:
+                form.refuse(str(taken), taken.field)
+            except TokenSpent:
+                return await render_template("accounts/setup_gone.html"), 410
+            else:
+                await _sign_in(user, remember=False)
+                await flash("You are the administrator. Welcome.", "success")
+                return see_other("/admin/users")
+    return await render_template("accounts/setup.html", form=form), form.status, form.headers
 
 
 async def _sign_in(user: User, *, remember: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user, settings
+from quartapp.auth import current_user, fresh_login_required, settings
 from quartapp.forms.accounts import CodeForm, EmailForm, LinkForm
 from quartapp.log import log
 from quartapp.models import User, address
@@ -17,9 +17,9 @@ from quartapp.routes.places import see_other
 blueprint = Blueprint("addresses", __name__)
 
 
-# FRESHNESS: @fresh_login_required belongs below login_required here.
 @blueprint.route("/account/email", methods=["GET", "POST"])
 @login_required
+@fresh_login_required
 async def change() -> Any:
     user = await _me()
     form = await EmailForm.from_request()

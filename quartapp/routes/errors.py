@@ -15,13 +15,14 @@ from quart import (
 from quart_auth import Unauthorized
 from werkzeug.exceptions import HTTPException
 
-from quartapp.auth import Forbidden, current_user
+from quartapp.auth import Forbidden, Unconfirmed, WrongPassword, current_user
 from quartapp.database import Unavailable
+from quartapp.forms.accounts import ConfirmForm
 from quartapp.forms.csrf import FIELD, CrossSite, Stale
+from quartapp.later import TryLater
 from quartapp.log import log
 from quartapp.models.references import DomainError
 from quartapp.models.session import SessionOver
-from quartapp.passwords import Busy
 from quartapp.policy import LABELS
 from quartapp.routes.places import back, sign_in_page
 
@@ -46,7 +47,8 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(Stale, old_page)
     app.register_error_handler(SessionOver, session_over)
     app.register_error_handler(DomainError, refused)
-    app.register_error_handler(Busy, busy)
+    app.register_error_handler(Unconfirmed, confirm_first)
+    app.register_error_handler(TryLater, try_later)
     for error in Unavailable:
         app.register_error_handler(error, database_away)
     app.register_error_handler(HTTPException, http_error)
@@ -90,23 +92,41 @@ async def old_page(error: Stale) -> Any:
         return await sign_in_first(Unauthorized())
     if not error.ours:
         return await _page(403, "Not from here", "This form was not one of ours, or is too old.")
+    return await render_template("resend.html", **await _to_send_again()), 422
+
+
+async def confirm_first(error: Unconfirmed) -> Any:
+    """The page that asks for the password, and holds what was sent to send it again with it."""
+    form = await ConfirmForm.from_request()
+    match error.because:
+        case TryLater():
+            form.put_off(error.because)
+        case WrongPassword():
+            form.refuse(str(error.because), "password")
+    page = await render_template("confirm.html", form=form, back=back(), **await _to_send_again())
+    return page, form.status, form.headers
+
+
+async def _to_send_again() -> dict[str, Any]:
+    """Where a form went to, and what was in it; what only its sender may know is left out."""
     fields = [
         (name, value)
         for name, value in (await request.form).items(multi=True)
         if name not in (FIELD, "confirm", "code") and "password" not in name
     ]
-    page = await render_template("resend.html", action=request.full_path.rstrip("?"), fields=fields)
-    return page, 422
+    return {"action": request.full_path.rstrip("?"), "fields": fields}
 
 
 async def refused(error: DomainError) -> Any:
     return await _page(422, "That cannot be done", str(error))
 
 
-async def busy(error: Busy) -> Any:
-    log.warning("excess_rate_limit_exceeded", path=request.path)
-    body, status = await _page(503, *TEXTS[503])
-    return body, status, {"Retry-After": str(error.retry_after)}
+async def try_later(error: TryLater) -> Any:
+    headers = {"Retry-After": str(error.retry_after)}
+    if has_websocket_context():
+        return f"{error}\n", error.status, headers
+    body, status = await _page(error.status, TEXTS[error.status][0], str(error))
+    return body, status, headers
 
 
 async def database_away(error: Exception) -> Any:

@@ -18,17 +18,26 @@ blueprint = Blueprint("passwords", __name__)
 @blueprint.route("/account/password", methods=["GET", "POST"])
 @login_required
 async def change() -> Any:
+    """Asks for the current password, so that it needs no confirmation besides."""
     form = await PasswordForm.from_request()
-    if form.posted and (user := await User.get(current_user.user_id)):
-        weakness = passwords.weakness(form.password.data or "", context=[user.username, user.email])
-        if weakness:
-            form.refuse(weakness, "password")
-        elif not await hasher().verify(form.current_password.data or "", user.password_hash):
-            log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
-            form.refuse("This is not your current password.", "current_password")
-        else:
-            return await _change(user, form.password.data or "")
-    return await render_template("account/password.html", form=form), form.status
+    with form.patience():
+        if form.posted and (user := await User.get(current_user.user_id)):
+            context = [user.username, user.email]
+            weakness = passwords.weakness(form.password.data or "", context=context)
+            if weakness:
+                form.refuse(weakness, "password")
+            elif not await _fits(form.current_password.data or "", user):
+                log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
+                form.refuse("This is not your current password.", "current_password")
+            else:
+                return await _change(user, form.password.data or "")
+    return await render_template("account/password.html", form=form), form.status, form.headers
+
+
+async def _fits(password: str, user: User) -> bool:
+    async with auth.guessing_again() as guess:
+        guess.right = await hasher().verify(password, user.password_hash)
+    return guess.right
 
 
 async def _change(user: User, password: str) -> Any:

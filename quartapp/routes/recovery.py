@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, flash, render_template
 from quart_auth import logout_user
 
-from quartapp import auth, passwords
+from quartapp import auth, passwords, throttle
 from quartapp.auth import current_user, hasher, settle
 from quartapp.forms.accounts import ForgotForm, ResetForm
 from quartapp.log import log
@@ -21,11 +21,14 @@ blueprint = Blueprint("recovery", __name__)
 async def forgot() -> Any:
     """The same answer and the same work for every address (ASVS 6.3.8, 6.4.3)."""
     form = await ForgotForm.from_request()
-    if form.posted:
-        await recovery.ask(form.email.data or "", by=current_user.actor)
-        log.info("password_reset_asked", ip=auth.remote_address())
-        return see_other("/forgot/sent")
-    return await render_template("recovery/forgot.html", form=form), form.status
+    with form.patience():
+        if form.posted:
+            here = throttle.neighbourhood(auth.remote_address())
+            await throttle.count("recovery", (here, auth.settings().limit_recovery))
+            await recovery.ask(form.email.data or "", by=current_user.actor)
+            log.info("password_reset_asked", ip=auth.remote_address())
+            return see_other("/forgot/sent")
+    return await render_template("recovery/forgot.html", form=form), form.status, form.headers
 
 
 @blueprint.get("/forgot/sent")

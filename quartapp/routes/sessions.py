@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required, logout_user
 
-from quartapp.auth import current_user, settle
+from quartapp.auth import current_user, fresh_login_required, settle
 from quartapp.models import Session, User
 from quartapp.models.session import Reason
 from quartapp.routes.paging import id_or_404
@@ -24,6 +24,7 @@ async def mine() -> str:
 
 @blueprint.post("/account/sessions/<session_id>/end")
 @login_required
+@fresh_login_required
 async def end(session_id: str) -> Any:
     session = await Session.get(id_or_404(session_id))
     if session is None or session.user_id != current_user.user_id:
@@ -39,6 +40,7 @@ async def end(session_id: str) -> Any:
 
 @blueprint.post("/account/sessions/end-others")
 @login_required
+@fresh_login_required
 async def end_others() -> Any:
     user = await User.get(current_user.user_id)
     event = user and await user.end_sessions(

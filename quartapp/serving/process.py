@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 import sys
@@ -20,6 +21,8 @@ from quartapp import create_app, wire
 from quartapp.serving.listeners import BACKLOG
 from quartapp.serving.workers import GRACE_SECONDS, READY, first_of
 from quartapp.settings import Settings, StartError
+
+ACCEPTED_AT_ONCE = 32
 
 
 async def _work(listener: int, lifeline: socket.socket) -> None:
@@ -40,6 +43,9 @@ async def _work(listener: int, lifeline: socket.socket) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(2_000, 20, 20)
+        # The server set the kernel's queue to what it may take out of it in one turn of the loop.
+        with socket.socket(fileno=os.dup(listener)) as same:
+            same.listen(BACKLOG)
         with suppress(ConnectionError):
             await loop.sock_sendall(lifeline, READY)
             await first_of(told.wait(), loop.sock_recv(lifeline, 1))
@@ -55,7 +61,8 @@ async def _work(listener: int, lifeline: socket.socket) -> None:
 def _config(listener: int) -> Config:
     config = Config()
     config.bind = [f"fd://{listener}"]
-    config.backlog = BACKLOG
+    # asyncio accepts as many connections in one turn of its loop, while all else waits.
+    config.backlog = ACCEPTED_AT_ONCE
     config.graceful_timeout = GRACE_SECONDS - 2
     # Frames that still come in when a handler is over would fill a bounded queue, which nobody
     # empties then, and hold the connection for ever. Quart takes in all that comes in any case.

@@ -7,6 +7,7 @@ from functools import wraps
 from quart import Blueprint, abort, current_app, g, websocket
 from quart_auth import login_required
 
+from quartapp import throttle
 from quartapp.auth import current_user, remote_address, settings
 from quartapp.database import Unavailable
 from quartapp.forms.csrf import same_origin
@@ -48,6 +49,11 @@ async def live() -> None:
         hub.check_room(session_id, user_id, remote_address())
     except Full:
         abort(503)
+    await throttle.count(
+        "handshake",
+        (f"user {user_id}", settings().limit_handshake_user),
+        (throttle.neighbourhood(remote_address()), settings().limit_handshake_address),
+    )
     cursor = _cursor()
     await websocket.accept()
     connection = Connection(

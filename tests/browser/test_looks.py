@@ -16,7 +16,7 @@ OUTSIDE = ["/", "/login", "/register", "/posts", "/setup/nothing", "/nowhere"]
 OUTSIDE += ["/forgot", "/forgot/sent", "/reset/nothing", "/verify/nothing", "/dev/mail"]
 INSIDE = [
     *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
-    *("/account/email", "/verify"),
+    *("/account/email", "/verify", "/confirm"),
     *("/account/notices", "/users/root", "/admin/users", "/admin/users/root", "/admin/roles"),
     *("/admin/roles/new", "/admin/roles/moderator", "/admin/sessions", "/admin/events"),
 ]

@@ -45,6 +45,7 @@ def row(user: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         "_id": SESSION,
         "user": DBRef("users", USER),
         "seen_at": NOW - timedelta(minutes=5),
+        "confirmed_at": NOW - timedelta(minutes=5),
         "expires_at": NOW + timedelta(hours=1),
         "idle_seconds": 1800,
         "credential": fingerprint("hash"),

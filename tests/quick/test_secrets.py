@@ -71,9 +71,9 @@ async def test_the_current_user_shows_no_token(signed_in: bool) -> None:
     token, _ = new_token()
     user = auth.CurrentUser(token)
     if signed_in:
-        ids = PydanticObjectId()
+        ids, now = PydanticObjectId(), clock.now()
         user._standing = Principal(
-            *(ids, ids, "ada", ("member",), frozenset(), 1, None, 0, 0, clock.now(), 60.0)
+            *(ids, ids, "ada", ("member",), frozenset(), 1, None, 0, 0, now, now, 60.0)
         )
     for text in (repr(user), str(user), f"{user}", repr([user])):
         assert token not in text

@@ -7,18 +7,21 @@ import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from beanie import PydanticObjectId
 from bson import json_util
 from quart import Quart, Response
 from quart.typing import TestClientProtocol as Client
 from werkzeug.datastructures import Headers
 
+from quartapp import clock
 from quartapp.mail.carriers import Folder
-from quartapp.models import Role, User
+from quartapp.models import Role, Session, User
 from quartapp.models.actor import NOBODY
 from quartapp.policy import Permission
 from tests.conftest import PASSWORD
@@ -102,6 +105,7 @@ class Visitor:
     username: str = ""
     password: str = PASSWORD
     scheme: str = "http"
+    address: str = "<local>"
     client: Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,9 +119,16 @@ class Visitor:
         return await self.ask("GET", path, **options)
 
     async def ask(self, method: str, path: str, **options: Any) -> Answer:
-        response = await self.client.open(path, method=method, scheme=self.scheme, **options)
+        response = await self.client.open(
+            path, method=method, scheme=self.scheme, scope_base=self.scope, **options
+        )
         assert isinstance(response, Response)
         return Answer(response, (await response.get_data(as_text=True)))
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """What the server says of the connection."""
+        return {"client": (self.address, 50_000)}
 
     async def post(self, path: str, **fields: Any) -> Answer:
         """Sends a form as a page of ours does. A list is a field that is there many times."""
@@ -178,8 +189,18 @@ class Visitor:
             twin._jar.set_cookie(cookie)
         return twin
 
-    def another_device(self) -> Visitor:
-        return Visitor(self.app, self.username, self.password)
+    def another_device(self, address: str = "<local>") -> Visitor:
+        return Visitor(self.app, self.username, self.password, address=address)
+
+    async def grow_stale(self, seconds: float = 24 * 3600) -> None:
+        """Moves the moment when they last showed who they are so far into the past."""
+        session = (await self.me() or {})["session"]
+        at = clock.now() - timedelta(seconds=seconds)
+        assert await Session.change(
+            {"_id": PydanticObjectId(session)}, {"$set": {"confirmed_at": at}}
+        )
+        # What is written before a mark is known to every worker behind it.
+        await self.app.extensions["quartapp"].barrier.passed()
 
     @property
     def _jar(self) -> Any:

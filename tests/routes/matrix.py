@@ -6,6 +6,9 @@
 `author`                    who wrote it, for as long as they have posts.write
 `author or <permission>`    who wrote it, whatever else they may do, or somebody with the permission
 
+A POST that is `fresh` besides needs a sign-in or a confirmation of lately. Changing the password
+asks for the current one, which is as good.
+
 In production there is no /dev, and /metrics also asks for a token of its own: see test_health. HEAD
 goes with GET, and OPTIONS says the methods to anyone. All else is 405.
 """
@@ -31,15 +34,17 @@ POST       /logout                                        signed in
 GET        /api/me                                        signed in
 WS         /ws                                            signed in
 
+GET POST   /confirm                                       signed in
+
 GET        /account                                       signed in
 GET POST   /account/password                              signed in
-GET POST   /account/email                                 signed in
+GET POST   /account/email                                 signed in, fresh
 POST       /account/email/keep                            signed in
 GET POST   /verify                                        signed in
 POST       /account/email/again                           signed in
 GET        /account/sessions                              signed in
-POST       /account/sessions/<session_id>/end             signed in
-POST       /account/sessions/end-others                   signed in
+POST       /account/sessions/<session_id>/end             signed in, fresh
+POST       /account/sessions/end-others                   signed in, fresh
 GET        /account/notices                               signed in
 POST       /account/notices/read                          signed in
 
@@ -54,15 +59,15 @@ GET        /users/<username>                              signed in
 
 GET        /admin/users                                   users.read
 GET        /admin/users/<username>                        users.read
-POST       /admin/users/<username>/grants                 users.manage
-POST       /admin/users/<username>/grants/<role_name>/revoke    users.manage
+POST       /admin/users/<username>/grants                 users.manage, fresh
+POST       /admin/users/<username>/grants/<role_name>/revoke    users.manage, fresh
 POST       /admin/users/<username>/sessions/end           sessions.manage
-POST       /admin/users/<username>/disable                users.manage
-POST       /admin/users/<username>/enable                 users.manage
+POST       /admin/users/<username>/disable                users.manage, fresh
+POST       /admin/users/<username>/enable                 users.manage, fresh
 GET        /admin/roles                                   roles.manage
-GET POST   /admin/roles/new                               roles.manage
-GET POST   /admin/roles/<name>                            roles.manage
-POST       /admin/roles/<name>/delete                     roles.manage
+GET POST   /admin/roles/new                               roles.manage, fresh
+GET POST   /admin/roles/<name>                            roles.manage, fresh
+POST       /admin/roles/<name>/delete                     roles.manage, fresh
 GET        /admin/sessions                                sessions.manage
 GET        /admin/events                                  events.read
 """
@@ -72,6 +77,7 @@ class Row(NamedTuple):
     method: str
     rule: str
     needs: str
+    fresh: bool = False
 
     def __str__(self) -> str:
         return f"{self.method} {self.rule}"
@@ -82,7 +88,11 @@ def _rows() -> list[Row]:
     for line in filter(None, TABLE.splitlines()):
         methods, _, rest = line.partition("/")
         rule, needs = f"/{rest}".split(maxsplit=1)
-        rows += [Row(method, rule, needs) for method in methods.split()]
+        needs, _, fresh = needs.partition(", ")
+        assert fresh in ("", "fresh"), line
+        rows += [
+            Row(method, rule, needs, bool(fresh) and method == "POST") for method in methods.split()
+        ]
     return rows
 
 

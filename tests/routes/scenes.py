@@ -76,6 +76,7 @@ def form(row: Row, name: str) -> dict[str, str]:
         "/register": account,
         "/setup/<token>": account,
         "/login": {"login": name, "password": PASSWORD},
+        "/confirm": {"password": PASSWORD},
         "/account/password": {
             "current_password": PASSWORD,
             "password": changed,

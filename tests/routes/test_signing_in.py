@@ -10,6 +10,7 @@ import pytest
 from quart import Quart
 
 from quartapp import create_app
+from quartapp.models import User
 from quartapp.models.actor import NOBODY
 from quartapp.settings import Settings
 from tests.routes.conftest import SESSION_COOKIE, Town, Visitor, the_user
@@ -159,3 +160,17 @@ async def test_past_the_queue_for_passwords_it_is_503_and_pages_go_on(
         release.set()
     assert [answer.status for answer in await asyncio.gather(*waiting)] == [303, 303]
     assert (await ada.another_device().sign_in()).status == 303
+
+
+async def test_somebody_from_a_flask_bcrypt_application_signs_in_and_gets_a_hash_of_ours(
+    town: Town,
+) -> None:
+    old = bcrypt.hashpw(b"secret of 2014", bcrypt.gensalt(5)).decode()
+    await User.register("ada", "ada@example.org", old, roles=[], by=NOBODY)
+    ada = Visitor(town.app, "ada", "secret of 2014")
+    assert (await ada.sign_in(password="secret of 2015")).status == 422
+    assert (await the_user("ada")).password_hash == old
+    assert (await ada.sign_in()).status == 303
+    assert (await the_user("ada")).password_hash.startswith("$quartapp$")
+    assert (await ada.another_device().sign_in()).status == 303
+    assert await ada.me() is not None

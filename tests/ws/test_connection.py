@@ -35,6 +35,7 @@ ADA = Principal(
     cursor=0,
     unread=0,
     seen_at=clock.now(),
+    confirmed_at=clock.now(),
     seconds_left=60.0,
 )
 MODERATOR = replace(ADA, permissions=frozenset({"posts.write", "users.read"}), version=6)

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user, permission_required, settle
+from quartapp.auth import current_user, fresh_login_required, permission_required, settle
 from quartapp.forms.admin import RoleForm
 from quartapp.models import Role
 from quartapp.models.role import RoleTaken
@@ -27,6 +27,7 @@ async def index() -> str:
 @blueprint.route("/roles/new", methods=["GET", "POST"])
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
+@fresh_login_required
 async def new() -> Any:
     form = await RoleForm.from_request()
     if form.posted:
@@ -43,6 +44,7 @@ async def new() -> Any:
 @blueprint.route("/roles/<name>", methods=["GET", "POST"])
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
+@fresh_login_required
 async def edit(name: str) -> Any:
     role = await _find(name)
     form = await RoleForm.from_request(
@@ -73,6 +75,7 @@ async def edit(name: str) -> Any:
 @blueprint.post("/roles/<name>/delete")
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
+@fresh_login_required
 async def delete(name: str) -> Any:
     role = await _find(name)
     event = await role.remove(by=current_user.actor)

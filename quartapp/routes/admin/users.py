@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template, request
 from quart_auth import login_required
 
-from quartapp.auth import Forbidden, current_user, permission_required, settle
+from quartapp.auth import Forbidden, current_user, fresh_login_required, permission_required, settle
 from quartapp.forms.admin import GrantForm
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
@@ -41,6 +41,7 @@ async def show(username: str) -> Any:
 @blueprint.post("/users/<username>/grants")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
 async def grant(username: str) -> Any:
     person = await _find(username)
     form = await GrantForm.from_request()
@@ -61,6 +62,7 @@ async def grant(username: str) -> Any:
 @blueprint.post("/users/<username>/grants/<role_name>/revoke")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
 async def revoke(username: str, role_name: str) -> Any:
     person = await _find(username)
     role = await Role.named(role_name) or abort(404)
@@ -92,6 +94,7 @@ async def end_sessions(username: str) -> Any:
 @blueprint.post("/users/<username>/disable")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
 async def disable(username: str) -> Any:
     person = await _find(username)
     event = await person.disable(by=current_user.actor)
@@ -105,6 +108,7 @@ async def disable(username: str) -> Any:
 @blueprint.post("/users/<username>/enable")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
 async def enable(username: str) -> Any:
     person = await _find(username)
     if await person.enable(by=current_user.actor):

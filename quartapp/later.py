@@ -1,0 +1,15 @@
+"""What is asked to come back: the base of all answers with Retry-After."""
+
+from __future__ import annotations
+
+BUSY = "Too much is going on right now. Try again in a moment."
+
+
+class TryLater(Exception):
+    """Not now. Its text is a sentence for whoever asked; `retry_after` is in whole seconds."""
+
+    status = 503
+    retry_after = 2
+
+    def __init__(self, text: str = "Too much is going on just now. Try again in a moment.") -> None:
+        super().__init__(text)

@@ -1,0 +1,120 @@
+"""A session that has grown old confirms itself, and what was begun is done."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+
+from beanie import PydanticObjectId
+from playwright.async_api import Page, expect
+
+from quartapp import clock
+from tests.browser.conftest import Live, NewBrowser, is_live, sign_in, submit
+from tests.conftest import PASSWORD
+from tests.people import Person, Server, until
+
+
+async def grow_stale(server: Server, page: Page) -> None:
+    """Moves the moment of the sign-in an hour into the past, and waits until the server knows."""
+    session = PydanticObjectId(await page.locator("body").get_attribute("data-session"))
+    async with server.database() as database:
+        await database.sessions.update_one(
+            {"_id": session}, {"$set": {"confirmed_at": clock.now() - timedelta(hours=1)}}
+        )
+
+    async def asked() -> bool:
+        # A role without a name is refused, fresh or not; only the stale are asked to confirm.
+        token = await page.locator("input[name=csrf_token]").first.get_attribute("value")
+        answer = await page.request.post(
+            "/admin/roles/new", form={"csrf_token": token or ""}, headers={"Origin": server.url}
+        )
+        return "Confirm that it is you" in await answer.text()
+
+    for _ in range(5):
+        await until(asked)
+
+
+async def begin_a_role(page: Page, name: str) -> None:
+    await page.goto("/admin/roles/new")
+    await page.get_by_label("Name").fill(name)
+    await page.get_by_label("Description").fill("Waters the plants & “talks” to them.")
+    await page.get_by_label("Write posts and comments").check()
+    await page.get_by_label("Read the audit record").check()
+
+
+async def test_a_stale_session_confirms_and_what_was_typed_is_done(
+    server: Server, new_browser: NewBrowser
+) -> None:
+    page = await (await new_browser(server.url)).new_page()
+    await sign_in(page, "root")
+    other = await page.context.new_page()
+    live = Live(other)
+    await other.goto("/posts")
+    await is_live(other)
+    await grow_stale(server, page)
+
+    name = f"gardener-{secrets.token_hex(4)}"
+    await begin_a_role(page, name)
+    await submit(page)
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Confirm that it is you")
+
+    await page.get_by_label("Password").fill("not this one")
+    await submit(page)
+    await expect(page.get_by_label("Password")).to_have_accessible_description(
+        "The password of root. This is not your password."
+    )
+    await expect(page.get_by_label("Password")).to_have_value("")
+
+    await page.get_by_label("Password").fill(PASSWORD)
+    await submit(page)
+    await expect(page.locator(".flash")).to_contain_text(f"The role {name} was created.")
+    await page.goto(f"/admin/roles/{name}")
+    await expect(page.get_by_label("Description")).to_have_value(
+        "Waters the plants & “talks” to them."
+    )
+    await expect(page.get_by_label("Read the audit record")).to_be_checked()
+    await expect(page.get_by_label("Create, change and delete roles")).not_to_be_checked()
+
+    # The other tab was not disturbed, and the next act needs no password.
+    await expect(other.get_by_role("alertdialog")).to_be_hidden()
+    assert [message["type"] for message in live.said].count("session.ended") == 0
+    await other.goto("/account")
+    await is_live(other)
+    await page.get_by_text("Delete this role").first.click()
+    await page.locator(".confirm-box button").click()
+    await expect(page.locator(".flash")).to_contain_text("was deleted")
+
+
+async def test_the_same_without_a_script(
+    server: Server, new_browser: NewBrowser, ada: Person
+) -> None:
+    context = await new_browser(server.url, java_script_enabled=False)
+    page = await context.new_page()
+    await sign_in(page, "root")
+    await page.goto("/admin/roles")
+    await grow_stale(server, page)
+    await page.goto(f"/admin/users/{ada.username}")
+    await page.get_by_label("Role", exact=True).select_option("moderator")
+    await page.get_by_role("button", name="Grant").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Confirm that it is you")
+    await page.get_by_label("Password").fill(PASSWORD)
+    await submit(page)
+    await expect(page.locator(".flash")).to_contain_text("now holds the role moderator")
+    assert page.url.endswith(f"/admin/users/{ada.username}")
+
+
+async def test_too_many_sign_ins_say_when_to_come_back_and_keep_the_name(
+    server: Server, new_browser: NewBrowser, ada: Person
+) -> None:
+    page = await (await new_browser(server.url)).new_page()
+    await page.goto("/login")
+    for _ in range(6):
+        await page.get_by_label("Username or e-mail address").fill(ada.username)
+        await page.get_by_label("Password").fill("something else altogether")
+        await submit(page)
+        await expect(page.get_by_role("alert")).to_be_visible()
+    await expect(page.get_by_role("alert")).to_contain_text("Try again in")
+    await expect(page.get_by_label("Username or e-mail address")).to_have_value(ada.username)
+    # The owner, whose browser is known, is not concerned.
+    await ada.post("/logout")
+    await ada.sign_in()

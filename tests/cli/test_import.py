@@ -1,0 +1,154 @@
+"""People of another application come in with the hashes that they have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import bcrypt
+import pytest
+from bson import DBRef
+from motor.motor_asyncio import AsyncIOMotorClient
+
+from tests.cli.conftest import Terminal
+
+HASH = bcrypt.hashpw(b"correct horse battery staple", bcrypt.gensalt(4)).decode()
+
+
+def person(name: str, **changes: Any) -> dict[str, Any]:
+    return {"username": name, "email": f"{name}@example.org", "password": HASH} | changes
+
+
+def lines(*rows: Any) -> str:
+    return "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+
+
+async def test_each_line_that_cannot_be_taken_is_named_and_the_others_are_in(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    await terminal.does(
+        "user", "create", "there", "there@example.org", stdin=b"correct horse battery staple\n"
+    )
+    file = tmp_path / "people.jsonl"
+    file.write_text(
+        lines(
+            person("anna", roles=["member", "moderator"]),
+            "{not json",
+            person("THERE", email="new@example.org"),
+            person("bert", email="There@Example.org"),
+            "",
+            person("carl", password="in clear!"),
+            person("dora", password=HASH.replace("$04$", "$31$")),
+            person("emil", roles=["emperor"]),
+            person("fred", roles="member"),
+            person("no spaces allowed"),
+            person("gina", email="nowhere"),
+            {"username": "hans"},
+            ["a", "list"],
+            person("ANNA", email="other@example.org"),
+            person("ines", email={"$ne": None}),
+            person("x" * 70_000),
+            "[" * 5000,
+            person("zoe", roles=[]),
+        )
+    )
+    wanted = [
+        ("line 2", "not JSON"),
+        ("line 3", "THERE: This username is taken."),
+        ("line 4", "bert: This e-mail address is taken."),
+        ("line 6", "carl: the password is no bcrypt hash"),
+        ("line 7", "dora: the password is no bcrypt hash"),
+        ("line 8", "emil: there is no role emperor"),
+        ("line 9", "fred: roles must be a list of names"),
+        ("line 10", "no spaces allowed"),
+        ("line 11", "gina: e-mail"),
+        ("line 12", "no email"),
+        ("line 13", "no JSON object"),
+        ("line 14", "ANNA: This username is taken."),
+        ("line 15", "no email"),
+        ("line 16", "too long"),
+        ("line 17", "not JSON"),
+    ]
+    before = await terminal.does("user", "list")
+    for words in (["--dry-run"], []):
+        ran = await terminal.run("user", "import", str(file), *words)
+        *named, total = ran.out.splitlines()
+        assert ran.status == 1
+        assert ran.err == "quartapp: 15 of 17 could not be taken; each is named above\n"
+        assert len(named) == len(wanted)
+        for line, (place, why) in zip(named, wanted, strict=True):
+            assert line.startswith(f"{place}: "), line
+            assert why in line
+        assert "in clear!" not in ran.out + ran.err
+        if words:
+            assert total == "Accounts that would be made: 2."
+            assert await terminal.does("user", "list") == before
+    assert total == "Accounts made: 2."
+    shown = await terminal.does("user", "show", "anna")
+    assert "member, moderator" in shown
+    assert "roles     none" in await terminal.does("user", "show", "zoe")
+    assert "roles     member" in await terminal.does("user", "show", "there")
+
+
+async def test_a_file_without_a_fault_ends_with_0_and_comes_in_once(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    file = tmp_path / "people.jsonl"
+    file.write_text(lines(person("kurt"), person("lena")))
+    assert await terminal.does("user", "import", str(file)) == "Accounts made: 2.\n"
+    again = await terminal.run("user", "import", str(file))
+    assert (again.status, again.out.count("is taken")) == (1, 2)
+    assert "Accounts made: 0." in again.out
+
+
+@pytest.fixture
+async def flask(terminal: Terminal) -> AsyncIterator[tuple[str, Any]]:
+    """A database as MongoEngine leaves it, and its address."""
+    path = quote(str(terminal.data / "mongod.sock"), safe="")
+    uri = f"mongodb://{path}/flask?directConnection=true"
+    client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(uri)
+    yield uri, client["flask"]
+    client.close()
+
+
+async def test_people_come_from_a_mongoengine_collection_with_roles_of_three_kinds(
+    terminal: Terminal, flask: tuple[str, Any]
+) -> None:
+    uri, database = flask
+    role = (await database.role.insert_one({"name": "moderator"})).inserted_id
+    await database.user.insert_many(
+        [
+            person("mona", roles=[role], _cls="User"),
+            person("nils", roles=[DBRef("role", role)], password=HASH.encode()),
+            person("olga", roles=["member"]),
+            person("paul", roles=[DBRef("role", "gone")]),
+        ]
+    )
+    ran = await terminal.run("user", "import", "--from-mongo", uri, "--dry-run")
+    assert "Accounts that would be made: 3." in ran.out
+    ran = await terminal.run("user", "import", "--from-mongo", uri)
+    assert ran.status == 1
+    assert "Accounts made: 3." in ran.out
+    assert "document " in ran.out
+    assert "paul: " in ran.out
+    for name, held in (("mona", "moderator"), ("nils", "moderator"), ("olga", "member")):
+        assert f"roles     {held}\n" in await terminal.does("user", "show", name)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "name a FILE"),
+        (["/nowhere/at/all"], "No such file"),
+        (["--from-mongo", "nonsense"], "--from-mongo"),
+        (["--from-mongo", "mongodb://127.0.0.1:9"], "has to name a database"),
+        (["--from-mongo", "mongodb://127.0.0.1:9/flask"], "--from-mongo"),
+    ],
+)
+async def test_a_source_that_is_none_is_said_in_one_line(
+    terminal: Terminal, words: list[str], complaint: str
+) -> None:
+    assert complaint in await terminal.refuses("user", "import", *words)

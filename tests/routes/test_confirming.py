@@ -1,0 +1,223 @@
+"""What is sensitive takes a password that was typed lately, and loses nothing (ASVS 7.2.4, 7.5)."""
+
+import asyncio
+
+import pytest
+
+from quartapp.models.role import Role
+from quartapp.policy import Permission
+from tests.routes.conftest import (
+    ORIGIN,
+    SESSION_COOKIE,
+    Answer,
+    Town,
+    Visitor,
+    contents,
+    documents,
+    the_user,
+)
+from tests.routes.matrix import POSTS
+from tests.routes.scenes import form, path, scene
+
+TITLE = "Confirm that it is you"
+
+
+async def send_again(visitor: Visitor, page: Answer, action: str, password: str) -> Answer:
+    """Types the password into the page that asks for it."""
+    assert f'action="{action}"' in page.text
+    return await visitor.send(action, {**page.fields, "password": password})
+
+
+async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_confirm(
+    town: Town,
+) -> None:
+    wrong = {}
+    for number, row in enumerate(POSTS):
+        if row.needs == "anyone":
+            continue
+        author, parts = await scene(town, f"author-{number}")
+        visitor = author
+        if row.needs not in ("signed in", "author"):
+            permission = Permission(row.needs.removeprefix("author or "))
+            visitor = await town.holder(f"visitor-{number}", permission)
+        await visitor.grow_stale()
+        fields, token = form(row, author.username), visitor.token
+        if row.rule == "/confirm":
+            fields = {}
+        before = await contents()
+        answer = await visitor.post(path(row, parts), **fields)
+        asked = TITLE in answer.text
+        if asked != (row.fresh or row.rule == "/confirm"):
+            wrong[str(row)] = answer.status
+        if row.fresh:
+            if answer.status != 422 or await contents() != before or visitor.token != token:
+                wrong[str(row)] = "something was done"
+            done = await send_again(visitor, answer, path(row, parts), visitor.password)
+            if done.status != 303 or visitor.token == token:
+                wrong[str(row)] = f"{done.status} after the confirmation"
+    assert wrong == {}
+
+
+async def test_what_was_sent_comes_back_whole_and_is_done_with_the_password(root: Visitor) -> None:
+    typed = {
+        "name": "Spaß",
+        "description": 'A "quoted" <b> description, ünïcode',
+        "permissions": ["posts.write", "events.read"],
+    }
+    await root.grow_stale()
+    asked = await root.post("/admin/roles/new", **typed)
+    assert asked.text.count('name="permissions"') == 2
+    assert asked.fields["description"] == typed["description"]
+    # What is wrong with it is said after the confirmation, with all that was typed.
+    fields = {**asked.fields, "permissions": typed["permissions"], "password": root.password}
+    refused = await root.send("/admin/roles/new", fields)
+    assert refused.status == 422
+    assert refused.error("name")
+    assert refused.fields["description"] == typed["description"]
+    assert (await root.send("/admin/roles/new", {**fields, "name": "spass"})).status == 303
+    made = await Role.named("spass")
+    assert made is not None
+    assert sorted(made.permissions) == ["events.read", "posts.write"]
+    assert made.description == typed["description"]
+
+
+async def test_a_page_of_confirmation_never_holds_a_password(root: Visitor) -> None:
+    await root.grow_stale()
+    secret = "a secret that is long enough"
+    typed = {"password": "", "current_password": secret, "confirm": secret, "new_password": secret}
+    answer = await root.post("/admin/roles/new", name="x", **typed)
+    assert (answer.status, TITLE in answer.text) == (422, True)
+    wrong = await root.post("/admin/roles/new", name="x", password=secret)
+    assert wrong.error("password") == "This is not your password."
+    assert secret not in answer.text + wrong.text
+
+
+async def test_after_a_confirmation_the_old_token_is_dead_and_the_session_goes_on(
+    root: Visitor, town: Town
+) -> None:
+    thief, me = root.twin(), await root.me()
+    await root.grow_stale()
+    async with root.client.websocket(
+        "/ws", headers={"Origin": ORIGIN}, scope_base=root.scope
+    ) as tab:
+        assert (await tab.receive_json())["type"] == "hello"
+        answer = await root.send(
+            "/confirm?next=/admin/users",
+            {"csrf_token": await root.csrf_token(), "password": root.password},
+        )
+        assert (answer.status, answer.location) == (303, "/admin/users")
+        assert await thief.me() is None
+        assert await root.me() == me
+        # The open page stays, and hears what comes.
+        await (await the_user("root")).read_notices()
+        await town.member("ada")
+        assert (await root.post("/admin/users/root/grants", role="member")).status == 303
+        kinds = set()
+        while "permissions.changed" not in kinds:
+            message = await asyncio.wait_for(tab.receive_json(), 5)
+            kinds.add(message["type"])
+        assert "session.ended" not in kinds
+    events = await documents("events", verb="session.confirmed")
+    assert len(events) == 1
+
+
+async def test_the_old_token_is_dead_when_the_answer_comes_however_late_the_stream_is(
+    root: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thief, fields = root.twin(), {"csrf_token": await root.csrf_token(), "password": root.password}
+    stream = root.app.extensions["quartapp"].stream
+    tell, loop = stream._tell, asyncio.get_running_loop()
+    monkeypatch.setattr(stream, "_tell", lambda event: loop.call_later(0.4, tell, event))
+    assert await thief.me() is not None
+    assert (await root.send("/confirm", fields)).status == 303
+    assert await thief.me() is None
+    assert await root.me() is not None
+
+
+async def test_a_session_is_fresh_for_fifteen_minutes_and_no_longer(root: Visitor) -> None:
+    await root.grow_stale(14 * 60 + 50)
+    assert (await root.post("/admin/roles/new", name="early")).status == 303
+    await root.grow_stale(15 * 60)
+    assert (await root.post("/admin/roles/new", name="late")).status == 422
+    # Looking needs no confirmation.
+    for page in ("/admin/users/root", "/admin/roles/new", "/account/sessions", "/confirm"):
+        assert (await root.get(page)).status == 200
+    # Nor does what asks for the password itself.
+    new = "an entirely different phrase"
+    sent = {"current_password": root.password, "password": new, "confirm": new}
+    assert (await root.post("/account/password", **sent)).status == 303
+    assert (await root.post("/admin/roles/new", name="late")).status == 303
+
+
+async def test_who_may_not_is_told_so_before_being_asked_to_confirm(ada: Visitor) -> None:
+    await ada.grow_stale()
+    answer = await ada.post("/admin/roles/new", name="x", password=ada.password)
+    assert answer.status == 403
+    assert "roles.manage" in answer.text
+
+
+async def test_a_refusal_behind_the_confirmation_leaves_one_signed_in(root: Visitor) -> None:
+    await root.grow_stale()
+    answer = await root.post("/admin/users/root/disable", password=root.password)
+    assert answer.status == 422
+    assert "last active administrator" in answer.text
+    assert await root.me() is not None
+
+
+async def test_wrong_passwords_are_counted_and_then_must_be_waited_for(root: Visitor) -> None:
+    await root.grow_stale()
+    typed = {"name": "half-a-thought", "description": "A whole one takes longer."}
+    for _ in range(3):
+        answer = await root.post("/admin/roles/new", **typed, password="not mine, I believe")
+        assert answer.status == 422
+    # The page of confirmation and the change of password count together.
+    new = {"password": "an entirely different phrase", "confirm": "an entirely different phrase"}
+    for _ in range(2):
+        answer = await root.post("/account/password", current_password="nor is this one", **new)
+        assert answer.status == 422
+    for attempt in (
+        root.post("/admin/roles/new", **typed, password=root.password),
+        root.post("/confirm", password=root.password),
+        root.post("/account/password", current_password=root.password, **new),
+    ):
+        answer = await attempt
+        assert answer.status == 429
+        assert 0 < int(answer.headers["Retry-After"]) <= 2
+        assert "Try again in" in answer.text
+    kept = (await root.post("/admin/roles/new", **typed, password=root.password)).fields
+    assert {name: kept[name] for name in typed} == typed
+    # Whoever guesses with one session is in nobody's way elsewhere.
+    elsewhere = root.another_device()
+    assert (await elsewhere.sign_in()).status == 303
+    assert (await elsewhere.post("/confirm", password=root.password)).status == 303
+
+
+@pytest.mark.parametrize(
+    ("target", "leads"),
+    [("/posts?after=1", "/posts?after=1"), ("//evil.example", "/"), ("https://evil.example", "/")],
+)
+async def test_the_page_of_confirmation_leads_on_within_this_site(
+    root: Visitor, target: str, leads: str
+) -> None:
+    page = f"/confirm?next={target}"
+    fields = {"csrf_token": await root.csrf_token(), "password": root.password}
+    answer = await root.send(page, fields)
+    assert (answer.status, answer.location) == (303, leads)
+
+
+async def test_a_button_that_is_pressed_twice_signs_nobody_out(root: Visitor) -> None:
+    await root.grow_stale()
+    twin, fields = root.twin(), {"csrf_token": await root.csrf_token(), "password": root.password}
+    answers = await asyncio.gather(root.send("/confirm", fields), twin.send("/confirm", fields))
+    # Late, the second one would have come with a token that is dead already.
+    if [answer.status for answer in answers] == [303, 303]:
+        assert [await root.me() is None, await twin.me() is None].count(True) == 1
+
+
+async def test_a_remembered_session_is_remembered_after_a_confirmation(root: Visitor) -> None:
+    other = root.another_device()
+    await other.sign_in(remember="y")
+    answer = await other.post("/confirm", password=root.password)
+    cookies = answer.headers.getlist("Set-Cookie")
+    (cookie,) = (text for text in cookies if text.startswith(f"{SESSION_COOKIE}="))
+    assert "Max-Age=" in cookie
