@@ -14,7 +14,7 @@ from typing import Any
 
 from hypercorn.asyncio import run, tcp_server
 from hypercorn.protocol import h2, h11, ws_stream
-from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.events import Event, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError
 from hypercorn.typing import ASGISendEvent
 from wsproto.events import CloseConnection, Message
@@ -35,13 +35,29 @@ class Connection(tcp_server.TCPServer):
                 await asyncio.sleep(LINGER_SECONDS)
         await asyncio.shield(self._initiate_server_close())
 
+    async def _close(self) -> None:
+        # The kernel cuts off a client that takes nothing in, and that is nobody's error.
+        with suppress(OSError):
+            await super()._close()
+
 
 class Handshake(ws_stream.Handshake):
-    """Agrees to no extension: half a megabyte of deflated nothing inflates to half a gigabyte."""
+    """Agrees to no extension: half a megabyte of deflated nothing inflates to half a gigabyte.
+
+    Nor to a subprotocol, for we have none. Its list is not even read: hypercorn fails on what is
+    not ASCII in one.
+    """
 
     def __init__(self, headers: list[tuple[bytes, bytes]], http_version: str) -> None:
-        super().__init__(headers, http_version)
-        self.extensions = None
+        unread = (b"sec-websocket-extensions", b"sec-websocket-protocol")
+        super().__init__(
+            [
+                (name, value.decode("ascii", "replace").encode("ascii", "replace"))
+                for name, value in headers
+                if name.lower() not in unread
+            ],
+            http_version,
+        )
 
 
 class Buffer(ws_stream.WebsocketBuffer):
@@ -55,6 +71,16 @@ class Buffer(ws_stream.WebsocketBuffer):
 
 class Stream(ws_stream.WSStream):
     """A socket that is over once we closed it: what the client still says is thrown away."""
+
+    async def handle(self, event: Event) -> None:
+        was_closed = self.closed
+        await super().handle(event)
+        if self.closed and not was_closed and not isinstance(event, StreamClosed):
+            # The handshake was refused. Left alone, the line would stay for as long as the client
+            # likes, and an application that has begun to serve it would not be told.
+            if self.app_put is not None:
+                await self.app_put({"type": "websocket.disconnect", "code": 1006})
+            await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
         if message is not None and message["type"] == "websocket.close" and self.app_put:

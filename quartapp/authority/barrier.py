@@ -19,7 +19,7 @@ from quartapp.models.worker import Ack
 
 Id = PydanticObjectId
 ASK_EVERY = 0.01
-RECEIPT_SECONDS = 2.0
+RECEIPT_SECONDS = 5.0
 SILENT = "A worker is silent: what is open there is refused at its next request."
 
 

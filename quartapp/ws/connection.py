@@ -60,7 +60,7 @@ class Connection:
         self._ping_seconds = ping_seconds
         self._cursor = 0
         self._unanswered = 0
-        self._behind = False
+        self._behind = self._unlogged = False
         self._sending_since: float | None = None
         self._name = secrets.token_hex(4)
         self._ids = count(1)
@@ -123,6 +123,8 @@ class Connection:
             at=protocol.timestamp(ended.at),
             message=ended.message,
         )
+        # Of many that one event ends, the receipt is the one line in the log.
+        self._unlogged = ended.event is not None
         self.close(Close.ENDED, ended.reason.value, words)
 
     def close(self, code: Close, reason: str = "", words: SessionEnded | None = None) -> None:
@@ -291,7 +293,8 @@ class Connection:
         if not self._gone.is_set() and self._handler is not None:
             self._handler.cancel()
         metrics.CLOSES.labels(int(code)).inc()
-        log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
+        if not self._unlogged:
+            log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
 
     async def _say_last(self, words: SessionEnded) -> None:
         """A browser says nothing more once it has our close frame, so its answer is waited for."""

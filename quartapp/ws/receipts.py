@@ -75,13 +75,15 @@ class Receipts:
         """Nothing is remembered that could grow wrong."""
 
     async def _gather(self, event_id: Id, mine: set[Connection]) -> None:
-        began = clock.monotonic()
+        began, loop = clock.monotonic(), asyncio.get_running_loop()
         answered: dict[Connection, float | None] = {}
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            # Each has its second; of thousands the last ones begin theirs when many are done.
+            async with asyncio.timeout(PATIENCE_SECONDS) as patience:
                 while rest := mine - answered.keys():
                     for connection in rest:
                         answered[connection] = await connection.answered()
+                        patience.reschedule(loop.time() + PATIENCE_SECONDS)
         del self._rounds[event_id]
         times = [at - began for at in answered.values() if at is not None]
         receipt = Receipt(
@@ -90,6 +92,8 @@ class Receipts:
             acked=len(times),
             slowest_ms=round(1000 * max(times, default=0.0)),
         )
+        said = receipt.model_dump(exclude={"worker"})
+        log.info("tabs_ended", event_id=str(event_id), **said)
         try:
             await Event.add_receipt(event_id, receipt)
         except Exception as error:

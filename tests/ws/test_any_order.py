@@ -1,0 +1,272 @@
+"""Events that come late, twice and in any order make no page believe what is not so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from beanie import PydanticObjectId
+
+from quartapp.authority.lease import Lease
+from quartapp.authority.principals import Principals
+from quartapp.authority.stream import Change, Stream
+from quartapp.database import Database
+from quartapp.models import Role, Session, User, principal
+from quartapp.models.actor import NOBODY
+from quartapp.models.principal import Ended, Principal
+from quartapp.models.session import Reason
+from quartapp.policy import Permission
+from quartapp.ws.connection import Connection
+from quartapp.ws.feed import Feed
+from quartapp.ws.hub import Hub, Limits
+from quartapp.ws.receipts import Receipts
+from tests.people import until
+
+LIMITS = Limits(sockets=100, per_session=100, per_user=100, per_address=100, handshakes=100)
+DAY = timedelta(days=1)
+
+
+class Events:
+    """Keeps what the database's stream says, instead of telling it."""
+
+    def __init__(self) -> None:
+        self.all: list[Change] = []
+
+    def heard(self, change: Change) -> None:
+        self.all.append(change)
+
+    def interrupted(self) -> None:
+        """Nothing is remembered that could grow wrong."""
+
+    def lost(self) -> None:
+        """The same."""
+
+
+class Trusted:
+    """A lease that holds all the time, so that what is remembered is used."""
+
+    valid = True
+
+
+class Socket:
+    """Takes in what is sent and is silent."""
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+        self.code: int | None = None
+
+    async def send(self, data: str, /) -> None:
+        self.said.append(json.loads(data))
+
+    async def receive(self) -> str | bytes:
+        return await asyncio.Event().wait() and ""
+
+    async def close(self, code: int, reason: str = "") -> None:
+        self.code = code
+
+
+@dataclass
+class Page:
+    """One open page, and what it believes by what it was told."""
+
+    session: Session
+    token: str
+    socket: Socket = field(default_factory=Socket)
+
+    @property
+    def believes(self) -> tuple[int, list[str], list[str]]:
+        """Version, roles and permissions."""
+        told = [m for m in self.socket.said if m["type"] in ("hello", "permissions.changed")]
+        return told[-1]["version"], told[-1]["roles"], told[-1]["permissions"]
+
+    @property
+    def versions(self) -> list[int]:
+        return [m["version"] for m in self.socket.said if "version" in m]
+
+    @property
+    def notices(self) -> list[int]:
+        return [int(m["id"]) for m in self.socket.said if m["type"] == "notice"]
+
+
+class Worker:
+    """The listeners of one worker, which hear what a test tells them and no stream."""
+
+    def __init__(self) -> None:
+        self.hub = Hub(LIMITS)
+        receipts = Receipts(self.hub, "0")
+        self.feed = Feed(self.hub, receipts, sweep_seconds=3600)
+        self.principals = Principals(cast(Lease, Trusted()), at_most=100)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def tell(self, change: Change) -> None:
+        self.principals.heard(change)
+        self.feed.heard(change)
+
+    async def open(self, user: User) -> Page:
+        session, token = await Session.start(user, device="x", by=NOBODY, idle=DAY, lifetime=DAY)
+        page, greeted = Page(session, token), asyncio.Event()
+
+        async def handler() -> None:
+            connection = Connection(
+                page.socket,
+                session_id=session.id,
+                user_id=user.id,
+                mailbox=1000,
+                ping_seconds=3600,
+            )
+            self.hub.join(connection)
+            standing = await principal.by_id(session.id)
+            assert isinstance(standing, Principal)
+            connection.greet(standing, cursor=None, worker="0")
+            greeted.set()
+            await connection.run()
+
+        self._tasks.append(asyncio.create_task(handler()))
+        await greeted.wait()
+        return page
+
+    async def is_true(self, page: Page) -> bool:
+        """Whether what the page believes, and what is remembered, is what the database says."""
+        standing = await principal.by_id(page.session.id)
+        assert isinstance(standing, Principal)
+        rights = list(standing.roles), sorted(standing.permissions)
+        return page.believes[1:] == rights and standing == await self.principals.by_token(
+            page.token
+        )
+
+    async def stop(self) -> None:
+        await self.feed.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+
+@asynccontextmanager
+async def worker() -> AsyncIterator[Worker]:
+    made = Worker()
+    # Its sweep is an hour away, so the stream is never looked at.
+    made.feed.start(cast(Stream, None))
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+@pytest.fixture
+async def events(db: Database) -> AsyncIterator[Events]:
+    events = Events()
+    stream = Stream([events])
+    await stream.start()
+    yield events
+    await stream.stop()
+
+
+async def test_events_in_any_order_leave_every_page_with_the_truth(
+    db: Database, events: Events
+) -> None:
+    for seed in range(20):
+        await one_story(events, random.Random(seed), f"s{seed}")
+
+
+async def one_story(events: Events, chance: random.Random, name: str) -> None:
+    started = len(events.all)
+    member, moderator = await role("member"), await role("moderator")
+    helper = await Role.add(f"helper-{name}", "", [Permission.USERS_READ], by=NOBODY)
+    ada, bob, eve = [
+        await User.register(
+            f"{who}-{name}", f"{who}-{name}@x.org", "hash", roles=[member], by=NOBODY
+        )
+        for who in ("ada", "bob", "eve")
+    ]
+    async with worker() as mine:
+        alive = [await mine.open(ada), await mine.open(ada), await mine.open(bob)]
+        over = [await mine.open(eve), await mine.open(bob)]
+        steps: list[Callable[[], Awaitable[object]]] = [
+            lambda: ada.grant(helper, by=NOBODY),
+            lambda: bob.grant(helper, by=NOBODY),
+            lambda: helper.edit(
+                name=helper.name, description="", permissions=list(Permission), by=NOBODY
+            ),
+            lambda: bob.grant(moderator, by=NOBODY),
+            lambda: helper.edit(
+                name=helper.name,
+                description="",
+                permissions=[Permission.EVENTS_READ],
+                by=NOBODY,
+            ),
+            # By a hand that numbers nothing.
+            lambda: Role.change({"_id": helper.id}, {"$push": {"permissions": "users.manage"}}),
+            lambda: eve.grant(moderator, by=NOBODY),
+            lambda: eve.revoke(moderator, by=NOBODY),
+            lambda: over[1].session.end(Reason.ENDED_BY_USER, by=NOBODY),
+        ]
+        untold: list[Change] = []
+        for step in steps:
+            await step()
+            untold, started = untold + events.all[started:], len(events.all)
+            for page in alive + over:
+                await mine.principals.by_token(page.token)
+            # Some now, some later, some more than once, and in no order.
+            chance.shuffle(untold)
+            now = chance.randrange(len(untold) + 1)
+            for change in untold[:now]:
+                mine.tell(change)
+                if chance.random() < 0.3:
+                    await asyncio.sleep(0)
+            untold = untold[now:] + chance.sample(untold[:now], now // 2)
+        await until(lambda: has_come(events, over[1].session.id))
+        untold, started = untold + events.all[started:], len(events.all)
+        # What came late, and much of the whole story once more.
+        rest = untold + chance.choices(events.all, k=20)
+        chance.shuffle(rest)
+        for change in rest:
+            mine.tell(change)
+            if chance.random() < 0.3:
+                await asyncio.sleep(0)
+
+        # A change that nobody had numbered is numbered by the worker, which comes back to it.
+        told = started
+
+        async def all_true() -> bool:
+            nonlocal told
+            for change in events.all[told:]:
+                mine.tell(change)
+            told = len(events.all)
+            return all([await mine.is_true(page) for page in alive])
+
+        await until(all_true)
+        for page in alive:
+            assert page.socket.code is None, "somebody alive was hung up"
+            assert "session.ended" not in [m["type"] for m in page.socket.said]
+            standing = await principal.by_id(page.session.id)
+            assert isinstance(standing, Principal)
+            first = int(page.socket.said[0]["cursor"]) + 1
+            assert page.notices == list(range(first, standing.cursor + 1))
+        for page in alive + over:
+            assert page.versions == sorted(page.versions), "a version fell"
+        for page, reason in zip(over, ("role_revoked", "ended_by_user"), strict=True):
+            await until(lambda page=page: is_closed(page))
+            assert page.socket.code == 4401
+            assert page.socket.said[-1]["reason"] == reason
+            assert isinstance(await mine.principals.by_token(page.token), Ended)
+
+
+async def is_closed(page: Page) -> bool:
+    return page.socket.code is not None
+
+
+async def has_come(events: Events, session_id: PydanticObjectId) -> bool:
+    return any(c.id == session_id and c.fields.get("ended_at") for c in events.all)
+
+
+async def role(name: str) -> Role:
+    found = await Role.named(name)
+    assert found
+    return found
