@@ -214,7 +214,8 @@ class Changes:
 
     async def close(self) -> None:
         if self._cursor["id"]:
-            with suppress(PyMongoError):
+            # Whatever goes wrong here must not take the place of why it is closed.
+            with suppress(Exception):
                 cursors = {"killCursors": "$cmd.aggregate", "cursors": [self._cursor["id"]]}
                 await _command(cursors, self._session)
 

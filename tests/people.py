@@ -20,7 +20,7 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import UpdateOne
 from websockets.asyncio.client import ClientConnection, connect
 
-SECONDS = 5.0
+SECONDS = 10.0
 
 
 async def until(condition: Callable[[], Awaitable[object]], *, within: float = SECONDS) -> None:

@@ -38,11 +38,10 @@ async def _work(listener: int, lifeline: socket.socket) -> None:
 
     async def leave() -> None:
         """When this returns hypercorn accepts no more, and waits for what is under way."""
-        # What was loaded by now stays, so the collector need not look at it again and again; and
-        # with thousands of sockets a look at everything holds all of them up.
+        # What was loaded by now stays, so the collector need not look at it again and again. It
+        # looks at the rest as often as ever: seldom is felt as memory that sockets leave behind.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(2_000, 20, 20)
         # The server set the kernel's queue to what it may take out of it in one turn of the loop.
         with socket.socket(fileno=os.dup(listener)) as same:
             same.listen(BACKLOG)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from pymongo.errors import AutoReconnect
 
 from quartapp import clock, embedded
 from quartapp.authority import lease
@@ -53,9 +54,17 @@ async def is_ready(server: Server) -> bool:
 async def take_away(server: Server, person: Person) -> None:
     """Past every verb, the moment the database takes writes again."""
     async with server.database() as database:
-        await database["users"].update_one(
-            {"username": person.username}, {"$set": {"disabled_at": clock.now()}}
-        )
+
+        async def written() -> bool:
+            try:
+                await database["users"].update_one(
+                    {"username": person.username}, {"$set": {"disabled_at": clock.now()}}
+                )
+            except AutoReconnect:
+                return False
+            return True
+
+        await until(written, within=20)
 
 
 async def test_a_database_that_is_killed_lets_nobody_in_and_comes_back_with_all_it_knew(

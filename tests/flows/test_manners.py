@@ -212,7 +212,7 @@ async def test_clients_that_do_not_read_delay_nobody_elses_log_out(
     await pile_up(server, ada, more_than_buffers_hold())
     async with ada.tabs() as tabs, AsyncExitStack() as stack:
         # Stuck in the middle of a notice, on both workers.
-        for _ in range(4):
+        for _ in range(PER_SESSION - 1):
             stack.enter_context(deaf(ada))
         for tab in tabs:
             await tab.next("ping")

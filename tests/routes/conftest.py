@@ -172,6 +172,10 @@ class Visitor:
             "/login", login=login or self.username, password=password or self.password, **fields
         )
 
+    async def is_out(self) -> bool:
+        """Past a verb that nobody has waited for, a moment later."""
+        return await self.me() is None
+
     async def me(self) -> dict[str, Any] | None:
         answer = await self.get("/api/me")
         assert answer.status in (200, 401), answer.text

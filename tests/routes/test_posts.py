@@ -12,6 +12,7 @@ from quartapp.models import post as posts
 from quartapp.models.actor import NOBODY
 from quartapp.models.references import ref
 from quartapp.policy import Permission
+from tests.people import until
 from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
 
 MARKUP = [
@@ -76,6 +77,7 @@ async def test_who_may_write_no_more_edits_nothing_but_takes_back(town: Town) ->
     post = await write(ada)
     said = await comment(ada, post)
     await (await the_user("ada")).revoke(await role_named("member"), by=NOBODY)
+    await until(ada.is_out)
     assert (await ada.sign_in()).status == 303
     refused = await ada.post(f"{post}/edit", title="A", body="B")
     assert refused.status == 403
