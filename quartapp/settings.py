@@ -103,12 +103,12 @@ class Settings(BaseSettings):
 
     limit_sign_in: Limit = limits.parse("5 per 5 minutes")
     limit_sign_in_account: Limit = limits.parse("10 per 5 minutes")
-    limit_sign_in_address: Limit = limits.parse("30 per 5 minutes")
+    limit_sign_in_address: Limit = limits.parse("100 per 5 minutes")
     limit_confirmation: Limit = limits.parse("5 per 5 minutes")
     limit_registration: Limit = limits.parse("1000 per hour")
     limit_recovery: Limit = limits.parse("60 per hour")
     limit_handshake_user: Limit = limits.parse("600 per minute")
-    limit_handshake_address: Limit = limits.parse("6000 per minute")
+    limit_handshake_address: Limit = limits.parse("60000 per minute")
 
     live_ping_seconds: float = Field(default=20, gt=0)
     live_sweep_seconds: float = Field(default=30, gt=0)
