@@ -45,15 +45,16 @@ async def live() -> None:
     """The live layer of one page. `?cursor=` resumes behind the notice of that number."""
     hub = _hub()
     session_id, user_id = current_user.session_id, current_user.user_id
-    try:
-        hub.check_room(session_id, user_id, remote_address())
-    except Full:
-        abort(503)
     await throttle.count(
         "handshake",
         (f"user {user_id}", settings().limit_handshake_user),
         (throttle.neighbourhood(remote_address()), settings().limit_handshake_address),
     )
+    # Nothing that waits between this and the joining: what others take meanwhile is not seen.
+    try:
+        hub.check_room(session_id, user_id, remote_address())
+    except Full:
+        abort(503)
     cursor = _cursor()
     await websocket.accept()
     connection = Connection(
