@@ -128,7 +128,7 @@ class Connection:
         self.close(Close.ENDED, ended.reason.value, words)
 
     def close(self, code: Close, reason: str = "", words: SessionEnded | None = None) -> None:
-        """Begins to close; the first call counts. The handler is over in about a second at most."""
+        """Begins to close; the first call counts. The handler is over in two seconds at most."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(code, reason, words))
 
@@ -281,11 +281,15 @@ class Connection:
             # It may be stuck in a send to a client that does not read, and hold the way.
             self._writer.cancel()
             await asyncio.wait([self._writer])
+        # The close frame has a second of its own: when thousands are told at once, the words of
+        # some may take all of theirs.
         with suppress(Exception):
             async with asyncio.timeout(LAST_WORDS_SECONDS):
                 if words is not None:
                     await self._say_last(words)
-                self._answered.set()
+        self._answered.set()
+        with suppress(Exception):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
                 await self._socket.close(code, reason)
                 # A line that is cut while the client still speaks is reset, and our last words
                 # are lost with it: so it gets the rest of the second to answer.
