@@ -105,8 +105,10 @@ def create_app(settings: Settings | None = None) -> Quart:
     templating.init_app(app)
     routes.init_app(app, settings)
     app.register_blueprint(ws.blueprint)
-    paced = Paced(app.asgi_app)
-    app.asgi_app = Proxied(paced, settings.trusted_proxies)  # type: ignore[method-assign]
+    app.asgi_app = Paced(app.asgi_app)  # type: ignore[method-assign]
+    if settings.trusted_proxies:
+        proxied = Proxied(app.asgi_app, settings.trusted_proxies)
+        app.asgi_app = proxied  # type: ignore[method-assign]
 
     @app.before_request
     async def identify() -> None:

@@ -321,15 +321,13 @@ def device() -> str:
 def known_browser() -> str | None:
     """What this browser is known again by: the digest of a cookie that it keeps for a year. It
     opens nothing; it says that somebody has been here before."""
-    token = request.cookies.get(_browser_cookie(), "")
-    return digest_of(token) if len(token) == TOKEN_LENGTH else None
+    token = _browser_token()
+    return token and digest_of(token)
 
 
 def browser() -> str:
     """The same; one that is not known yet gets the cookie now."""
-    token = request.cookies.get(_browser_cookie(), "")
-    if len(token) != TOKEN_LENGTH:
-        token, _ = new_token()
+    token = _browser_token() or new_token()[0]
 
     @after_this_request
     async def keep(response: Any) -> Any:
@@ -344,6 +342,11 @@ def browser() -> str:
         return response
 
     return digest_of(token)
+
+
+def _browser_token() -> str | None:
+    token = request.cookies.get(_browser_cookie(), "")
+    return token if len(token) == TOKEN_LENGTH else None
 
 
 def _browser_cookie() -> str:

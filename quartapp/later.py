@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-BUSY = "Too much is going on right now. Try again in a moment."
-
 
 class TryLater(Exception):
     """Not now. Its text is a sentence for whoever asked; `retry_after` is in whole seconds."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from quartapp import metrics
+from quartapp.background import Background
 
 LOOK_EVERY = 0.05
 
@@ -29,19 +30,11 @@ class Paced:
         await self._app(scope, receive, send)
 
 
-class Pulse:
+class Pulse(Background):
     """Measures how late the loop is."""
 
-    def __init__(self) -> None:
-        self._task: asyncio.Task[None] | None = None
-
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._measure(), name="pulse")
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        self._run(self._measure(), "pulse")
 
     async def _measure(self) -> None:
         loop = asyncio.get_running_loop()

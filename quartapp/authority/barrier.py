@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from beanie import PydanticObjectId
@@ -12,6 +12,7 @@ from quartapp import clock, metrics
 from quartapp.authority import lease as leases
 from quartapp.authority.lease import Lease
 from quartapp.authority.stream import Change
+from quartapp.background import Background
 from quartapp.log import log
 from quartapp.models import Barrier as Mark
 from quartapp.models import Event, Worker
@@ -51,7 +52,7 @@ class Passed:
         return words if self.complete else f"{words} {SILENT}"
 
 
-class Barrier:
+class Barrier(Background):
     """Marks the order of the writes after a revocation, and acknowledges the marks of others."""
 
     def __init__(self, lease: Lease, *, tabs: Callable[[Id | None], int]) -> None:
@@ -60,15 +61,9 @@ class Barrier:
         self._waiting: dict[Id, Waiting] = {}
         self._unacknowledged: dict[Id, Ack] = {}
         self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._acknowledge(), name="acknowledge")
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        self._run(self._acknowledge(), "acknowledge")
 
     async def passed(self, event_id: Id | None = None) -> Passed:
         """Call it after the commit. When it returns, nobody accepts what was taken away.
@@ -89,9 +84,7 @@ class Barrier:
                     await mine.news.wait()
                 return Passed(True, sum(mine.acks.values()))
         except Exception as error:
-            log.warning("barrier_incomplete", error=type(error).__name__)
-            await asyncio.sleep(max(0.0, committed + leases.SECONDS - clock.monotonic()))
-            return Passed(False, sum(mine.acks.values()))
+            return await _whole_lease(committed, mine.acks, error)
         finally:
             del self._waiting[mark_id]
             metrics.BARRIER_SECONDS.observe(clock.monotonic() - committed)
@@ -159,6 +152,11 @@ async def passed_from_outside(event_id: Id | None) -> Passed:
                 acks = {ack.worker: ack.tabs for ack in read.acks} if read else acks
         return Passed(True, sum(acks.values()))
     except Exception as error:
-        log.warning("barrier_incomplete", error=type(error).__name__)
-        await asyncio.sleep(max(0.0, committed + leases.SECONDS - clock.monotonic()))
-        return Passed(False, sum(acks.values()))
+        return await _whole_lease(committed, acks, error)
+
+
+async def _whole_lease(committed: float, acks: Mapping[str, int], error: Exception) -> Passed:
+    """Not everybody has said so: waits until whoever is silent cannot trust its memory."""
+    log.warning("barrier_incomplete", error=type(error).__name__)
+    await asyncio.sleep(max(0.0, committed + leases.SECONDS - clock.monotonic()))
+    return Passed(False, sum(acks.values()))

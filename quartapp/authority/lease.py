@@ -19,6 +19,7 @@ from typing import Any
 
 from quartapp import clock
 from quartapp.authority.stream import Change
+from quartapp.background import Background
 from quartapp.log import log
 from quartapp.models import Worker
 
@@ -26,7 +27,7 @@ SECONDS = 2.0
 EVERY = 0.5
 
 
-class Lease:
+class Lease(Background):
     """This worker's heartbeat, and what it has heard of the others'."""
 
     def __init__(self, name: str) -> None:
@@ -37,7 +38,6 @@ class Lease:
         self._peers: dict[str, float] = {}
         self._complete_since = clock.monotonic()
         self._came_back = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def valid(self) -> bool:
@@ -66,7 +66,7 @@ class Lease:
             self._peers = dict.fromkeys(already, clock.monotonic()) | self._peers
             if self._complete_since == opened:
                 self._complete_since = -math.inf
-        self._task = asyncio.create_task(self._beat(), name="heartbeat")
+        self._run(self._beat(), "heartbeat")
         try:
             async with asyncio.timeout(SECONDS):
                 await self._came_back.wait()
@@ -76,9 +76,7 @@ class Lease:
     async def stop(self) -> None:
         """Gives the lease up, so that nobody waits for this worker."""
         self._give_up()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().stop()
         try:
             await Worker.leave(self.worker_id)
         except Exception as error:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from quartapp import clock
+from quartapp.background import Background
 from quartapp.log import log
 from quartapp.models.principal import Principal
 from quartapp.models.session import SEEN_EVERY, Session
@@ -15,22 +16,19 @@ from quartapp.models.session import SEEN_EVERY, Session
 FLUSH_SECONDS = 2.0
 
 
-class Seen:
+class Seen(Background):
     """Notes each session at most once a minute."""
 
     def __init__(self) -> None:
         self._noted: dict[Any, datetime] = {}
         self._pending: dict[Any, tuple[datetime, str | None]] = {}
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._flush_often(), name="seen")
+        self._run(self._flush_often(), "seen")
 
     async def stop(self) -> None:
         """Writes what is noted, if the database will have it."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().stop()
         await self._flush()
 
     def note(self, principal: Principal, address: Callable[[], str | None]) -> None:

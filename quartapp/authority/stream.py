@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from quartapp import metrics
+from quartapp.background import Background
 from quartapp.database import Unavailable, changes
 from quartapp.log import log
 from quartapp.models import Barrier, Mail, Notice, Role, Session, User, Worker
@@ -51,27 +52,24 @@ class StreamEnded(Exception):
     """The stream was over without an error, as after the database was dropped."""
 
 
-class Stream:
+class Stream(Background):
     """Follows the database. `live` says whether it is open at the moment."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self.live = False
         self._listeners = listeners
         self._opened = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns when the stream is open: from then on nothing is missed."""
-        self._task = asyncio.create_task(self._follow(), name="stream")
+        following = self._run(self._follow(), "stream")
         opened = asyncio.create_task(self._opened.wait())
-        await asyncio.wait([opened, self._task], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([opened, following], return_when=asyncio.FIRST_COMPLETED)
         opened.cancel()
 
     async def stop(self) -> None:
         self.live = False
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().stop()
 
     async def _follow(self) -> None:
         """Keeps a stream open: errors, a lost history and a silent end are all survived."""

@@ -12,6 +12,7 @@ from email.message import EmailMessage
 
 from quartapp import metrics
 from quartapp.authority.stream import Change
+from quartapp.background import Background
 from quartapp.log import log
 from quartapp.mail import letters
 from quartapp.mail.carriers import Undelivered, carrier
@@ -22,25 +23,21 @@ from quartapp.settings import Settings
 LOOK_EVERY = 2.0
 
 
-class Postman:
-    """Nothing here is waited for by a request."""
+class Postman(Background):
+    """Nothing here is waited for by a request.
+
+    A letter that is under way when it stops is due again when its lease is over.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._carrier = carrier(settings)
         self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         if self._settings.production and not self._settings.sends_mail:
             log.warning("mail_is_kept_in_files", folder=str(self._settings.data / "mail"))
-        self._task = asyncio.create_task(self._go_round(), name="postman")
-
-    async def stop(self) -> None:
-        """A letter that is under way is due again when its lease is over."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        self._run(self._go_round(), "postman")
 
     # ---- listening
 

@@ -11,7 +11,7 @@ from quartapp import clock, database
 from quartapp.log import log
 from quartapp.models.actor import NOBODY
 from quartapp.models.references import ref
-from quartapp.models.session import Reason, Session, digest_of, fingerprint, mark_ended
+from quartapp.models.session import Reason, Session, fingerprint, mark_ended
 from quartapp.models.user import User
 from quartapp.policy import Permission
 
@@ -56,12 +56,8 @@ class Ended:
 Standing = Principal | Ended
 
 
-async def by_token(token: str) -> Standing | None:
-    """What the session of this token stands for; None if there is none, or no longer."""
-    return await by_digest(digest_of(token))
-
-
 async def by_digest(digest: str) -> Standing | None:
+    """What the session of this token's digest stands for; None if there is none, or no longer."""
     found = await standings({"digest": digest})
     return found[0] if found else None
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from tests.conftest import PASSWORD, serving
 from tests.faults.oracle import at
+from tests.faults.replicas import Replicas, replicas
 from tests.people import Person, Server, command
 
 # A cookie of one host must be good on the others.
@@ -62,6 +64,28 @@ class Hosts:
         other = await self.stack.enter_async_context(at(server, person))
         other.client.timeout = 60
         return other
+
+
+@dataclass
+class Scene:
+    """A replica set, one server on all of it, and an administrator."""
+
+    nodes: Replicas
+    hosts: Hosts
+    server: Server
+    root: Person
+    numbers: count[int] = field(default_factory=count)
+
+    async def member(self) -> Person:
+        return await self.hosts.member(self.server, f"member-{next(self.numbers)}")
+
+
+@asynccontextmanager
+async def scene_of(folder: Path, *, nodes: int = 3) -> AsyncIterator[Scene]:
+    async with replicas(folder / "nodes", count=nodes) as them, hosts(folder) as servers:
+        server = await servers.serve("server", them.uri)
+        root = await servers.administrator(server, them.uri)
+        yield Scene(them, servers, server, root)
 
 
 @asynccontextmanager

@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from tests.conftest import PASSWORD
-from tests.faults.hosts import Hosts, hosts
+from tests.faults.hosts import Scene, hosts, scene_of
 from tests.faults.oracle import Load
-from tests.faults.replicas import Node, Replicas, replicas
+from tests.faults.replicas import Node
 from tests.people import Person, Server, until
 
 RECOVERED_SECONDS = 15
@@ -29,27 +29,10 @@ class Stop(Enum):
     KILL = "kill"
 
 
-@dataclass
-class Scene:
-    """A replica set, one server on all of it, and an administrator."""
-
-    nodes: Replicas
-    hosts: Hosts
-    server: Server
-    root: Person
-    numbers: count[int] = field(default_factory=count)
-
-    async def member(self) -> Person:
-        return await self.hosts.member(self.server, f"member-{next(self.numbers)}")
-
-
 @pytest.fixture(scope="module")
 async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    folder = tmp_path_factory.mktemp("set")
-    async with replicas(folder / "nodes") as nodes, hosts(folder) as them:
-        server = await them.serve("server", nodes.uri)
-        root = await them.administrator(server, nodes.uri)
-        yield Scene(nodes, them, server, root)
+    async with scene_of(tmp_path_factory.mktemp("set")) as scene:
+        yield scene
 
 
 async def disable(root: Person, person: Person) -> int:

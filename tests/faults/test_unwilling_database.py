@@ -6,41 +6,24 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.conftest import PASSWORD
-from tests.faults.hosts import Hosts, hosts
+from tests.faults.hosts import Scene, scene_of
 from tests.faults.oracle import Load
-from tests.faults.replicas import Replicas, connected, replicas
-from tests.people import Person, Server, until
+from tests.faults.replicas import Replicas, connected
+from tests.people import until
 
 PATIENCE_SECONDS = 20
 
 
-@dataclass
-class Scene:
-    nodes: Replicas
-    hosts: Hosts
-    server: Server
-    root: Person
-    numbers: count[int] = field(default_factory=count)
-
-    async def member(self) -> Person:
-        return await self.hosts.member(self.server, f"member-{next(self.numbers)}")
-
-
 @pytest.fixture(scope="module")
 async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    folder = tmp_path_factory.mktemp("unwilling")
-    async with replicas(folder / "nodes", count=1) as nodes, hosts(folder) as them:
-        server = await them.serve("server", nodes.uri)
-        root = await them.administrator(server, nodes.uri)
-        yield Scene(nodes, them, server, root)
+    async with scene_of(tmp_path_factory.mktemp("unwilling"), nodes=1) as scene:
+        yield scene
 
 
 TRUTH = ("users", "roles", "sessions", "notices", "events", "posts", "guards")

@@ -13,7 +13,7 @@ from quartapp.models import principal
 from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.principal import Ended
 from quartapp.models.role import Role
-from quartapp.models.session import Reason, Session
+from quartapp.models.session import Reason, Session, digest_of
 from quartapp.models.user import User
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
 
 async def why_over(token: str) -> Reason | None:
     """Why the session of the token is over; None while it lives."""
-    standing = await principal.by_token(token)
+    standing = await principal.by_digest(digest_of(token))
     assert standing is not None
     return standing.reason if isinstance(standing, Ended) else None
 

@@ -107,7 +107,7 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "people": (lambda _: User.search("", limit=5), 2, 7),
     "people past a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
     "who is on": (lambda _: Session.on_now(limit=5), 2, 10),
-    "a session by its token": (lambda _: principal.by_token("3 3"), 1, 3),
+    "a session by its token": (lambda _: principal.by_digest(digest_of("3 3")), 1, 3),
     "somebody by name": (lambda _: User.by_username("USER07"), 1, 1),
     "somebody by address": (lambda _: User.by_email("07@EXAMPLE.org"), 1, 1),
     "administrators": (lambda _: User.active_administrators(), 2, 3),

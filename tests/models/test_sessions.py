@@ -44,13 +44,13 @@ async def ada(db: Database) -> User:
 
 
 async def speaks(token: str) -> Principal:
-    standing = await principal.by_token(token)
+    standing = await principal.by_digest(digest_of(token))
     assert isinstance(standing, Principal)
     return standing
 
 
 async def over(token: str) -> Ended:
-    standing = await principal.by_token(token)
+    standing = await principal.by_digest(digest_of(token))
     assert isinstance(standing, Ended)
     return standing
 
@@ -72,7 +72,7 @@ async def test_a_session_speaks_for_its_user_by_its_token_alone(ada: User) -> No
     assert found.permissions == {"posts.write", "posts.moderate"}
     assert found.cursor == found.unread == 1
     for other in ("", token[:-1], token + "=", session.digest, digest_of(session.digest), "\0"):
-        assert await principal.by_token(other) is None
+        assert await principal.by_digest(digest_of(other)) is None
     assert await principal.by_id(PydanticObjectId()) is None
 
 
@@ -181,7 +181,7 @@ async def test_a_raw_write_ends_the_session_for_its_reason_and_for_good(
 async def test_a_deleted_session_speaks_for_nobody(db: Database, ada: User) -> None:
     session, token = await sign_in(ada)
     await db["sessions"].delete_one({"_id": session.id})
-    assert await principal.by_token(token) is None
+    assert await principal.by_digest(digest_of(token)) is None
     assert await principal.by_id(session.id) is None
 
 
@@ -307,7 +307,7 @@ async def test_an_end_is_dated_and_kept_whoever_comes_later(ada: User) -> None:
 async def test_many_who_look_at_once_agree(db: Database, ada: User) -> None:
     session, token = await sign_in(ada)
     await db["users"].update_one({"_id": ada.id}, {"$set": {"roles": []}})
-    seen = await at_once(*(principal.by_token(token) for _ in range(20)))
+    seen = await at_once(*(principal.by_digest(digest_of(token)) for _ in range(20)))
     assert {type(each) for each in seen} == {Ended}
     assert {each.reason for each in seen if isinstance(each, Ended)} == {Reason.ROLE_REVOKED}
     assert some(await Session.get(session.id)).ended_reason == Reason.ROLE_REVOKED
