@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 # Motor reads this when it is imported. Its default, five threads a core, starves under a
@@ -63,6 +63,7 @@ StreamError = PyMongoError
 _client: AsyncIOMotorClient[Any] | None = None
 _database: AsyncIOMotorDatabase[Any] | None = None
 _current = ReadConcern("linearizable")
+_retrying = asyncio.Lock()
 
 
 @asynccontextmanager
@@ -74,7 +75,7 @@ async def connected(
     Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
     server cannot be reached or is no replica set. Builds no index: see `models.prepare`.
     """
-    global _client, _database, _current
+    global _client, _database, _current, _retrying
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
     try:
         client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
@@ -109,7 +110,7 @@ async def connected(
         _current = ReadConcern("linearizable" if len(members) != 1 else "majority")
         database = client[settings.mongodb_db]
         await init_beanie(database, document_models=list(models), skip_indexes=True)
-        _client, _database = client, database
+        _client, _database, _retrying = client, database, asyncio.Lock()
         yield database
     finally:
         _client = _database = None
@@ -147,7 +148,8 @@ async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     """
     assert _client is not None, "not connected"
     deadline, pause = clock.monotonic() + TRANSACTION_SECONDS, 0.002
-    async with await _client.start_session() as session:
+    async with await _client.start_session() as session, AsyncExitStack() as stack:
+        queued = False
         while True:
             try:
                 async with session.start_transaction():
@@ -162,8 +164,21 @@ async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
                 locked = isinstance(error, OperationFailure) and error.code == LOCK_TIMEOUT
                 if locked or clock.monotonic() > deadline:
                     raise InDoubt(str(error)) from error
+                if not queued:
+                    # Those that were in each other's way would be so again and again: from here on
+                    # one at a time tries, in the order in which they came.
+                    queued = await _queue(stack, deadline)
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(2 * pause, 0.1)
+
+
+async def _queue(stack: AsyncExitStack, deadline: float) -> bool:
+    try:
+        async with asyncio.timeout(max(0.0, deadline - clock.monotonic())):
+            await stack.enter_async_context(_retrying)
+    except TimeoutError:
+        raise InDoubt("others were in the way for too long") from None
+    return True
 
 
 async def _commit(session: Session, deadline: float) -> None:
