@@ -5,10 +5,10 @@ from typing import Any
 
 from beanie import PydanticObjectId
 from quart import Blueprint, flash, redirect, render_template, request, session
-from quart_auth import login_required, login_user, logout_user
+from quart_auth import login_required, logout_user
 
 from quartapp import auth, policy, throttle
-from quartapp.auth import CurrentUser, WrongPassword, current_user, hasher, settings, settle
+from quartapp.auth import WrongPassword, current_user, hasher, settings, settle
 from quartapp.forms.accounts import ConfirmForm, LoginForm, RegisterForm
 from quartapp.log import log
 from quartapp.models import Role, User, address, principal
@@ -16,6 +16,7 @@ from quartapp.models.principal import Ended
 from quartapp.models.session import Reason, Session
 from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
 from quartapp.models.user import Taken
+from quartapp.routes.entry import sign_in
 from quartapp.routes.places import next_page, see_other
 
 blueprint = Blueprint("accounts", __name__)
@@ -31,7 +32,7 @@ async def register() -> Any:
     with form.patience():
         if form.posted and (user := await _register(form)):
             log.info("user_created", user=user.username, ip=auth.remote_address())
-            await _sign_in(user, remember=False)
+            await sign_in(user, remember=False)
             await flash(
                 f"Welcome. Your account is ready. A letter to {user.email} asks you to confirm "
                 "the address.",
@@ -69,7 +70,7 @@ async def login() -> Any:
     with form.patience():
         if form.posted:
             if user := await _let_in(form.login.data or "", form.password.data or ""):
-                await _sign_in(user, remember=bool(form.remember.data))
+                await sign_in(user, remember=bool(form.remember.data))
                 return see_other(next_page())
             log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
             form.refuse("This username or address and this password do not go together.")
@@ -185,31 +186,10 @@ async def setup(token: str) -> Any:
             except TokenSpent:
                 return await render_template("accounts/setup_gone.html"), 410
             else:
-                await _sign_in(user, remember=False)
+                await sign_in(user, remember=False)
                 await flash("You are the administrator. Welcome.", "success")
                 return see_other("/admin/users")
     return await render_template("accounts/setup.html", form=form), form.status, form.headers
-
-
-async def _sign_in(user: User, *, remember: bool) -> None:
-    """Opens a session and, after the commit, gives its token to the browser."""
-    if current_user.signed_in and (old := await Session.get(current_user.session_id)):
-        await old.end(Reason.SIGNED_OUT, by=current_user.actor)
-    opened, token = await Session.start(
-        user,
-        device=auth.device(),
-        browser=auth.browser(),
-        by=auth.Actor(user.id, user.username, auth.remote_address()),
-        idle=settings().session_idle(remembered=remember),
-        lifetime=settings().session_lifetime(remembered=remember),
-        remembered=remember,
-        at_most=settings().sessions_per_user,
-    )
-    # Signing in ends the session that this browser had, and the oldest of too many.
-    await settle()
-    log.info("session_created", user=user.username, session=str(opened.id))
-    session.clear()
-    login_user(CurrentUser(token), remember=remember)
 
 
 async def _is_free(form: RegisterForm) -> bool:
