@@ -48,6 +48,14 @@ class Reason(StrEnum):
         return MESSAGES[self].format(by=by or "An administrator")
 
 
+class Factor(StrEnum):
+    """What was shown beside the password, or in its place."""
+
+    TOTP = "totp"
+    RECOVERY_CODE = "recovery_code"
+    PASSKEY = "passkey"
+
+
 MESSAGES = {
     Reason.SIGNED_OUT: "You signed out.",
     Reason.ENDED_BY_USER: "You ended this session from another device.",
@@ -78,6 +86,7 @@ class Session(Record):
     expires_at: datetime
     idle_seconds: int
     remembered: bool = False
+    factor: Factor | None = None
     confirmed_at: datetime
     credential: str = Field(repr=False)
     roles: list[Link["Role"]] = []
@@ -111,6 +120,7 @@ class Session(Record):
         idle: timedelta,
         lifetime: timedelta,
         remembered: bool = False,
+        factor: Factor | None = None,
         browser: str | None = None,
         at_most: int = 20,
     ) -> tuple["Session", str]:
@@ -134,6 +144,7 @@ class Session(Record):
             expires_at=now + lifetime,
             idle_seconds=int(idle.total_seconds()),
             remembered=remembered,
+            factor=factor,
             confirmed_at=now,
             credential=fingerprint(user.password_hash),
         )

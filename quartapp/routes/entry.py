@@ -7,10 +7,10 @@ from quartapp import auth
 from quartapp.auth import CurrentUser, current_user, settings, settle
 from quartapp.log import log
 from quartapp.models import User
-from quartapp.models.session import Reason, Session
+from quartapp.models.session import Factor, Reason, Session
 
 
-async def sign_in(user: User, *, remember: bool) -> None:
+async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -> None:
     """Opens a session and, after the commit, gives its token to the browser."""
     if current_user.signed_in and (old := await Session.get(current_user.session_id)):
         await old.end(Reason.SIGNED_OUT, by=current_user.actor)
@@ -22,6 +22,7 @@ async def sign_in(user: User, *, remember: bool) -> None:
         idle=settings().session_idle(remembered=remember),
         lifetime=settings().session_lifetime(remembered=remember),
         remembered=remember,
+        factor=factor,
         at_most=settings().sessions_per_user,
     )
     # Signing in ends the session that this browser had, and the oldest of too many.
