@@ -299,7 +299,7 @@ async def settle(event: Event | None = None) -> str:
     With the audit event, says what became of the tabs that it ended: a sentence to add to
     another, or nothing if there were none.
     """
-    passed = await current_app.extensions["quartapp"].barrier.passed(event and event.id)
+    passed = await current_app.extensions["quartapp"].barrier.passed(event)
     return await passed.report(event)
 
 

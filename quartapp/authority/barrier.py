@@ -21,6 +21,7 @@ from quartapp.models.worker import Ack
 Id = PydanticObjectId
 ASK_EVERY = 0.01
 RECEIPT_SECONDS = 5.0
+REMEMBERED = 1000
 SILENT = "A worker is silent: what is open there is refused at its next request."
 
 
@@ -59,26 +60,26 @@ class Barrier(Background):
         self._lease = lease
         self._tabs = tabs
         self._waiting: dict[Id, Waiting] = {}
+        # What was heard of marks that came with what they mark, before anybody asked.
+        self._heard: dict[Id, Waiting] = {}
         self._unacknowledged: dict[Id, Ack] = {}
         self._news = asyncio.Event()
 
     async def start(self) -> None:
         self._run(self._acknowledge(), "acknowledge")
 
-    async def passed(self, event_id: Id | None = None) -> Passed:
+    async def passed(self, event: Event | None = None) -> Passed:
         """Call it after the commit. When it returns, nobody accepts what was taken away.
 
         Never raises what the driver raises: waiting for a lease does as well.
         """
         committed = clock.monotonic()
-        mark_id, mine = PydanticObjectId(), Waiting()
-        self._waiting[mark_id] = mine
+        mark = Mark.of(event)
+        mine = self._waiting[mark.id] = self._heard.pop(mark.id, None) or Waiting()
         try:
             async with asyncio.timeout(leases.SECONDS):
-                mark = Mark(
-                    id=mark_id, asked_by=self._lease.worker_id, at=clock.now(), event=event_id
-                )
-                await mark.insert()
+                if not (event and event.marked):
+                    await mark.insert()
                 while not self._all_passed(mine):
                     mine.news.clear()
                     await mine.news.wait()
@@ -86,7 +87,7 @@ class Barrier(Background):
         except Exception as error:
             return await _whole_lease(committed, mine.acks, error)
         finally:
-            del self._waiting[mark_id]
+            del self._waiting[mark.id]
             metrics.BARRIER_SECONDS.observe(clock.monotonic() - committed)
 
     def _all_passed(self, mine: Waiting) -> bool:
@@ -106,16 +107,22 @@ class Barrier(Background):
             if mine is None:
                 self._unacknowledged[change.id] = ack
                 self._news.set()
-            else:
-                mine.returned = True
-                mine.acks[ack.worker] = ack.tabs
-                mine.news.set()
-        elif mine is not None:
+                mine = self._remember(change.id)
+            mine.returned = True
+            mine.acks[ack.worker] = ack.tabs
+            mine.news.set()
+        elif mine := mine or self._heard.get(change.id):
             for name, value in change.fields.items():
                 if name.split(".")[0] == "acks":
                     for each in value if isinstance(value, list) else [value]:
                         mine.acks[each["worker"]] = each["tabs"]
             mine.news.set()
+
+    def _remember(self, mark_id: Id) -> Waiting:
+        mine = self._heard[mark_id] = Waiting()
+        if len(self._heard) > REMEMBERED:
+            del self._heard[next(iter(self._heard))]
+        return mine
 
     def interrupted(self) -> None:
         """A mark that was missed is not acknowledged, and whoever set it waits for the lease."""
@@ -135,7 +142,7 @@ class Barrier(Background):
                 log.warning("acknowledgement_failed", error=type(error).__name__)
 
 
-async def passed_from_outside(event_id: Id | None) -> Passed:
+async def passed_from_outside(event: Event | None) -> Passed:
     """The same for a process that is no worker and follows no stream: it asks again and again.
 
     A worker says its first heartbeat before it remembers anybody, so whoever is not among the
@@ -145,7 +152,9 @@ async def passed_from_outside(event_id: Id | None) -> Passed:
     acks: dict[str, int] = {}
     try:
         async with asyncio.timeout(leases.SECONDS):
-            mark = await Mark(asked_by="command", at=clock.now(), event=event_id).insert()
+            mark = Mark.of(event)
+            if not (event and event.marked):
+                await mark.insert()
             while not await Worker.everyone() <= acks.keys():
                 await asyncio.sleep(ASK_EVERY)
                 read = await Mark.get(mark.id)

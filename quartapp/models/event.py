@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from beanie import Link, PydanticObjectId
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 from pymongo import IndexModel
 
 from quartapp import clock
@@ -15,6 +15,7 @@ from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.record import Record
 from quartapp.models.references import ref
+from quartapp.models.worker import Barrier
 
 if TYPE_CHECKING:
     from quartapp.models.user import User
@@ -47,6 +48,17 @@ class Verb(StrEnum):
     COMMENT_REMOVED = "comment.removed"
 
 
+# What ends sessions. The sooner it is known everywhere, the sooner it is answered.
+ENDING = {
+    Verb.USER_DISABLED,
+    Verb.PASSWORD_RESET,
+    Verb.SESSION_ENDED,
+    Verb.SESSIONS_ENDED,
+    Verb.ROLE_REVOKED,
+    Verb.ROLE_DELETED,
+}
+
+
 class Receipt(BaseModel):
     """What a worker says of the open tabs that an event has ended there.
 
@@ -73,6 +85,7 @@ class Event(Record):
     at: datetime = Field(default_factory=clock.now)
     details: dict[str, Any] = {}
     receipts: list[Receipt] = []
+    _marked: bool = PrivateAttr(default=False)
 
     class Settings:
         name = "events"
@@ -106,6 +119,17 @@ class Event(Record):
             ip=by.ip,
             details=details,
         )
+
+    async def mark(self, tx: Tx) -> None:
+        """Writes a mark for the barrier, which must be the last write of the transaction: whoever
+        hears of it has heard of all that was taken away."""
+        self._marked = True
+        await Barrier.of(self).insert(session=tx)
+
+    @property
+    def marked(self) -> bool:
+        """Whether a mark of the same id was written with it."""
+        return self._marked
 
     @classmethod
     async def add_receipt(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:

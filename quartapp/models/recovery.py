@@ -4,12 +4,11 @@ from datetime import timedelta
 
 from quartapp import clock
 from quartapp.database import Session as Tx
-from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind
-from quartapp.models.session import Reason, mark_ended
+from quartapp.models.session import Reason, acting, mark_ended
 from quartapp.models.token import Purpose, Token, TokenSpent
 from quartapp.models.user import User
 
@@ -85,4 +84,4 @@ async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
         await user.write(Letter.PASSWORD_CHANGED, tx, ip=by.ip)
         return await event.insert(session=tx)
 
-    return await transaction(work)
+    return await acting(Actor(ip=by.ip), work)

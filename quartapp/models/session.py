@@ -15,7 +15,7 @@ from quartapp import clock
 from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
-from quartapp.models.event import Event, Verb
+from quartapp.models.event import ENDING, Event, Verb
 from quartapp.models.mail import Letter
 from quartapp.models.record import Record
 from quartapp.models.references import DomainError, linked_id, ref
@@ -293,7 +293,7 @@ async def acting(by: Actor, work: Callable[[Tx], Coroutine[Any, Any, T]]) -> T:
 
     A request may be slow, and what was taken away meanwhile must not be used at its end. So each
     transaction writes the actor's session, which makes it and the end of that session exclude each
-    other. Raises SessionOver and RightsChanged.
+    other. Raises SessionOver and RightsChanged. An event that ends sessions gets its mark here.
     """
 
     async def checked(tx: Tx) -> T:
@@ -302,7 +302,10 @@ async def acting(by: Actor, work: Callable[[Tx], Coroutine[Any, Any, T]]) -> T:
             if not await Session.change(living, {"$inc": {"acts": 1}}, tx=tx):
                 raise SessionOver(by.session_id)
             await _require_permissions(by, tx)
-        return await work(tx)
+        done = await work(tx)
+        if isinstance(done, Event) and done.verb in ENDING:
+            await done.mark(tx)
+        return done
 
     return await transaction(checked)
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from beanie import Document, PydanticObjectId
 from pydantic import BaseModel
 from pymongo import IndexModel, UpdateOne
 
+from quartapp import clock
 from quartapp.models.record import Record
+
+if TYPE_CHECKING:
+    from quartapp.models.event import Event
 
 
 class Worker(Document):
@@ -55,7 +59,6 @@ class Barrier(Record):
     Whoever has passed it in the stream adds its name.
     """
 
-    asked_by: str
     at: datetime
     event: PydanticObjectId | None = None
     acks: list[Ack] = []
@@ -63,6 +66,13 @@ class Barrier(Record):
     class Settings:
         name = "barriers"
         indexes = [IndexModel([("at", 1)], name="kept", expireAfterSeconds=60)]
+
+    @classmethod
+    def of(cls, event: "Event | None") -> Self:
+        """The mark that was written with the event; if none was, a new one, to be inserted."""
+        if event and event.marked:
+            return cls(id=event.id, at=event.at, event=event.id)
+        return cls(at=clock.now(), event=event and event.id)
 
     @classmethod
     async def acknowledge(cls, acks: Mapping[Any, Ack]) -> None:
