@@ -72,15 +72,18 @@ def deleted(session_id: PydanticObjectId, user_id: PydanticObjectId) -> Ended:
     return Ended(session_id, user_id, Reason.ENDED_BY_ADMIN, None, clock.now())
 
 
-async def ended(changes: Mapping[PydanticObjectId, Mapping[str, Any]]) -> list[Standing]:
+async def ended(
+    changes: Mapping[PydanticObjectId, Mapping[str, Any]], names: dict[PydanticObjectId, str]
+) -> list[Standing]:
     """What the updates that ended these sessions say. Final, so the sessions are not asked.
 
-    Whose name is to be told is looked up, in one query.
+    Whoever ended them is called by the names given; those that are missing are looked up and added.
     """
     enders = {link.id for fields in changes.values() if (link := fields.get("ended_by"))}
-    users = User.get_motor_collection()
-    found = users.find({"_id": {"$in": list(enders)}}, {"username": 1}) if enders else None
-    names = {row["_id"]: row["username"] for row in await found.to_list(None)} if found else {}
+    if unknown := list(enders - names.keys()):
+        users = User.get_motor_collection()
+        async for row in users.find({"_id": {"$in": unknown}}, {"username": 1}):
+            names[row["_id"]] = row["username"]
     return [
         Ended(
             session_id=session_id,

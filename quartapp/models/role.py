@@ -137,6 +137,11 @@ class Role(Record):
             ids = await User.get_motor_collection().distinct(
                 "_id", {"roles.$id": self.id}, session=tx
             )
+            event = Event.of(Verb.ROLE_DELETED, by=by, role=self.name, holders=len(ids))
+            theirs = {"user.$id": {"$in": ids}}
+            # First, for the order in which it is heard: a session that is known to be over need not
+            # be judged for its user's sake, which takes long where there are thousands.
+            await mark_ended(theirs, Reason.ROLE_DELETED, by=by, event=event, tx=tx)
             await User.change_all(
                 {"_id": {"$in": ids}},
                 {
@@ -146,9 +151,6 @@ class Role(Record):
                 },
                 tx=tx,
             )
-            event = Event.of(Verb.ROLE_DELETED, by=by, role=self.name, holders=len(ids))
-            theirs = {"user.$id": {"$in": ids}}
-            await mark_ended(theirs, Reason.ROLE_DELETED, by=by, event=event, tx=tx)
             await User.tell_all(ids, Kind.ROLE_DELETED, tx, by=by.username, role=self.name)
             return await event.insert(session=tx)
 
