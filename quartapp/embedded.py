@@ -229,7 +229,7 @@ def _command(binary: Path) -> list[str]:
         # The default socket in /tmp is not wanted beside ours: two databases would fight for it.
         *["--nounixsocket", "--filePermissions", "0600", "--networkMessageCompressors", "snappy"],
         *["--noscripting", "--setParameter", "diagnosticDataCollectionEnabled=false"],
-        *["--logappend", "--quiet"],
+        *["--logappend", "--quiet", "--journalCommitInterval", "5"],
     ]
 
 
