@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from pydantic import SecretStr
 from quart import Quart, abort, request
@@ -102,9 +99,9 @@ def create_app(settings: Settings | None = None) -> Quart:
         running.hasher.close()
 
     app.asgi_app = Edge(app.asgi_app, settings)  # type: ignore[method-assign]
-    templating.init_app(app)
     routes.init_app(app, settings)
     app.register_blueprint(ws.blueprint)
+    templating.init_app(app)
     app.asgi_app = Paced(app.asgi_app)  # type: ignore[method-assign]
     if settings.trusted_proxies:
         proxied = Proxied(app.asgi_app, settings.trusted_proxies)
@@ -114,7 +111,13 @@ def create_app(settings: Settings | None = None) -> Quart:
     async def identify() -> None:
         if request.endpoint not in UNIDENTIFIED:
             await auth.load_current_user()
-            await csrf.protect()
+            if request.method in csrf.UNSAFE:
+                await csrf.protect()
+        elif request.endpoint == "static":
+            # Looked for on the disk, a name longer than a file's can be is an error there.
+            values = request.view_args or {}
+            if len(values["filename"].encode()) > 255:
+                abort(404)
 
     return app
 
@@ -159,25 +162,6 @@ def _configure(app: Quart, settings: Settings) -> None:
         RESPONSE_TIMEOUT=60,
         SEND_FILE_MAX_AGE_DEFAULT=None,
     )
-    stamps = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        for path in Path(__file__).with_name("static").iterdir()
-        if path.is_file()
-    }
-
-    @app.before_request
-    async def refuse_long() -> None:
-        # Looked for on the disk, a name longer than a file's can be is an error there. No
-        # url_value_preprocessor: Quart runs those for sockets too, and fails.
-        values = request.view_args or {}
-        if request.endpoint == "static" and len(values["filename"].encode()) > 255:
-            abort(404)
-
-    @app.url_defaults
-    def stamp(endpoint: str, values: dict[str, Any]) -> None:
-        # A file's address changes with what is in it, so browsers may keep it for ever.
-        if endpoint == "static" and values.get("filename") in stamps:
-            values["v"] = stamps[values["filename"]]
 
 
 def _assemble(settings: Settings) -> Running:

@@ -40,11 +40,15 @@ def init_app(app: Quart, settings: Settings) -> None:
         app.register_blueprint(module.blueprint, url_prefix="/admin")
     if not settings.production and not settings.sends_mail:
         app.register_blueprint(letters.blueprint)
+        app.jinja_env.globals["letters_kept"] = True
     errors.init_app(app)
+    with_token = (rule for rule in app.url_map.iter_rules() if "token" in rule.arguments)
+    for name in {rule.endpoint.split(".")[0] for rule in with_token}:
+        app.after_request_funcs[name].append(tell_nobody)
 
-    @app.after_request
-    async def tell_nobody(response: Response) -> Response:
-        if "token" in (request.view_args or {}):
-            # The address opens something: it is told to nobody, not even to ourselves.
-            response.headers["Referrer-Policy"] = "no-referrer"
-        return response
+
+async def tell_nobody(response: Response) -> Response:
+    """The address opens something: it is told to nobody, not even to ourselves."""
+    if "token" in (request.view_args or {}):
+        response.headers["Referrer-Policy"] = "no-referrer"
+    return response

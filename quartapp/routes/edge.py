@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import cache
 from typing import Any
 
 from quartapp import metrics
@@ -17,6 +18,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 POLICY = "; ".join(
@@ -46,6 +48,7 @@ HSTS = {"Strict-Transport-Security": "max-age=63072000; includeSubDomains"}
 PAGE = {"Cache-Control": "no-store", "Vary": "Cookie, Origin, Sec-Fetch-Site"}
 FILE = {"Cache-Control": "no-cache"}
 STAMPED = {"Cache-Control": "public, max-age=31536000, immutable"}
+OURS = {name.lower().encode() for name in (*ALWAYS, *HSTS, *PAGE)} - {b"vary"}
 
 
 class Edge:
@@ -66,19 +69,16 @@ class Edge:
 
         async def send_on(message: Any) -> None:
             if message["type"] == "http.response.start":
-                own = [each for each in message["headers"] if each[0] != b"cache-control"]
-                said = {name for name, _ in own} - {b"vary"}
-                ours = self._headers(scope, message)
-                message["headers"] = [*own, *(each for each in ours if each[0] not in said)]
-                metrics.REQUESTS.labels(method, message["status"]).inc()
+                message["headers"] = _join(message["headers"], self._headers(scope, message))
+                _answers(method, message["status"]).inc()
             await send(message)
 
         try:
             await self._app(scope, receive, send_on)
         finally:
-            metrics.SECONDS.labels(method).observe(time.perf_counter() - began)
+            _seconds(method).observe(time.perf_counter() - began)
 
-    def _headers(self, scope: Scope, message: Any) -> list[tuple[bytes, bytes]]:
+    def _headers(self, scope: Scope, message: Any) -> Headers:
         if not scope["path"].startswith("/static/"):
             return self._page
         # A stamp names the content: what it leads to never changes.
@@ -86,5 +86,18 @@ class Edge:
         return self._stamped if stamped else self._file
 
 
-def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+def _join(own: Headers, ours: Headers) -> Headers:
+    said = {name for name, _ in own}
+    if said.isdisjoint(OURS):
+        return [*own, *ours]
+    own = [each for each in own if each[0] != b"cache-control"]
+    return [*own, *(each for each in ours if each[0] == b"vary" or each[0] not in said)]
+
+
+# Finding them by their labels costs the library more than counting does.
+_answers = cache(metrics.REQUESTS.labels)
+_seconds = cache(metrics.SECONDS.labels)
+
+
+def _raw(headers: dict[str, str]) -> Headers:
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]

@@ -13,11 +13,6 @@ blueprint = Blueprint("letters", __name__)
 PAGE = 50
 
 
-@blueprint.app_context_processor
-async def kept() -> dict[str, bool]:
-    return {"letters_kept": True}
-
-
 @blueprint.get("/dev/mail")
 async def all_of_them() -> str:
     letters = await asyncio.to_thread(_folder().newest, PAGE)

@@ -1,39 +1,63 @@
 """What templates can say beyond Jinja's own words."""
 
+import hashlib
 from datetime import datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import humanize
+from jinja2 import pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup, escape
 from quart import Quart, request
 
 from quartapp import clock
-from quartapp.auth import who
 from quartapp.forms.csrf import csrf_field
 from quartapp.policy import LABELS
 
 
 def init_app(app: Quart) -> None:
     app.jinja_env.globals.update(csrf_field=csrf_field, needs=needs, labels=LABELS)
+    app.jinja_env.globals["static"] = _stamped(Path(app.root_path) / "static").__getitem__
     app.jinja_env.filters.update(when=when, moment=moment, paragraphs=paragraphs)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
+    for name in app.blueprints:
+        # Flask gives each blueprint a word for templates that Quart has too, and it is a plain
+        # function: Quart would go to a thread and back for each page.
+        app.template_context_processors[name].clear()
+
     @app.context_processor
     async def where() -> dict[str, Any]:
-        return {"path": request.path, "current_user": who()}
+        return {"path": request.path}
 
 
-def needs(*permissions: str) -> Markup:
+@pass_context
+def needs(context: Context, *permissions: str) -> Markup:
     """Attributes of an element that is for those who hold one of the permissions.
 
     Live pages show and hide it when rights change, so it is always there; what it leads to is
     refused by the server all the same.
     """
-    words = " ".join(permissions).split()
-    user = who()
-    shown = any(user.may(word) for word in words)
-    attributes = Markup('data-needs="{}"').format(" ".join(words))
-    return attributes if shown else attributes + Markup(" hidden")
+    words = " ".join(permissions)
+    user = context["current_user"]
+    return _needs(words, any(user.may(word) for word in words.split()))
+
+
+@cache
+def _needs(words: str, shown: bool) -> Markup:
+    return Markup('data-needs="{}"{}').format(words, "" if shown else Markup(" hidden"))
+
+
+def _stamped(folder: Path) -> dict[str, str]:
+    """The addresses of our own files. Each changes with what is in the file, so browsers may keep
+    it for ever."""
+    return {
+        path.name: f"/static/{path.name}?v={hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+        for path in folder.iterdir()
+        if path.is_file()
+    }
 
 
 def when(at: datetime) -> Markup:

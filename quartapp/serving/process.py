@@ -13,6 +13,7 @@ import socket
 import sys
 from contextlib import suppress
 
+import uvloop
 from hypercorn.asyncio import serve as serve_http
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
@@ -81,7 +82,8 @@ def _main() -> int:
     end = socket.socket(fileno=lifeline)
     end.setblocking(False)
     try:
-        asyncio.run(_work(listener, end))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_work(listener, end))
     except (StartError, LifespanFailureError) as error:
         print(f"quartapp: {error}", file=sys.stderr)
         return 1
