@@ -10,7 +10,7 @@ from typing import Any
 import bcrypt
 import pytest
 
-from quartapp.passwords import Busy, PasswordHasher, weakness
+from quartapp.passwords import COMMON, CONTEXT_WORDS, Busy, PasswordHasher, weakness
 
 KEY, OLDER = b"k" * 32, b"o" * 32
 GOOD = "correct horse battery staple"
@@ -288,7 +288,7 @@ def test_good_passwords_are_taken_whatever_they_are_made_of(password: str) -> No
         ("12345678", "too easy"),
         ("qwertyuiop", "too easy"),
         ("aaaaaaaaaaaa", "too easy"),
-        ("quartapp1", "too easy"),
+        ("quartapp1", "a word that anybody would try"),
         ("correct horse\0battery", "cannot be stored"),
         ("correct horse \ud800 battery", "cannot be stored"),
     ],
@@ -304,6 +304,22 @@ def test_a_password_made_of_what_is_known_of_a_person_is_weak(password: str) -> 
     assert weakness(password) is None
     context = ["zuzanna-wrobel", "zuzannawrobel@kwiaciarnia.example"]
     assert weakness(password, context=context) is not None
+
+
+def test_passwords_that_are_found_in_leaks_again_and_again_are_refused() -> None:
+    often = "password1 iloveyou qwertyuiop 1q2w3e4r5t 1qaz2wsx sunshine1 princess1 fqrg7cs493"
+    taken = [p for p in (*often.split(), *COMMON) if weakness(p) is None]
+    taken += [p for p in COMMON if weakness(f" {p.upper()} ") is None]
+    assert taken == []
+
+
+def test_words_that_anybody_would_try_here_count_for_nothing() -> None:
+    assert {"quartapp", "admin", "moderator", "member"} <= set(CONTEXT_WORDS)
+    for word in (*CONTEXT_WORDS, "Zuzanna-Wrobel"):
+        for password in (word, word * 3, f"{word}-{word}", f"{word.upper()} 2026!", f"my {word}"):
+            sentence = weakness(password.ljust(8, "!"), context=["zuzanna-wrobel"])
+            assert sentence is not None, password
+    assert weakness("I remember my purple otter", context=["ada", "er"]) is None
 
 
 # ---- hashes of a Flask-Bcrypt application
