@@ -1,8 +1,8 @@
-"""What hypercorn's WebSocket layer leaves open to a hostile client, closed.
+"""What hypercorn leaves open to a hostile client, closed.
 
-hypercorn has no hook for this, so its stream class is replaced by the subclass below in the modules
-that make streams: see docs/adr/0008. Memory held for one client is bounded by what is said here, by
-the bounds of the application's own mailbox, and by the kernel's buffers.
+hypercorn has no hook for this, so its classes are replaced by the subclasses below in the modules
+that make them: see docs/adr/0008 and 0060. Memory held for one client is bounded by what is said
+here, by the bounds of the application's own mailbox, and by the kernel's buffers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+import h11 as http1
+from hypercorn import protocol
 from hypercorn.asyncio import run, tcp_server
+from hypercorn.events import Closed
 from hypercorn.protocol import h2, h11, ws_stream
 from hypercorn.protocol.events import Event, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError
@@ -39,6 +42,24 @@ class Connection(tcp_server.TCPServer):
         # The kernel cuts off a client that takes nothing in, and that is nobody's error.
         with suppress(OSError):
             await super()._close()
+
+
+class Requests(h11.H11Protocol):
+    """Speaks HTTP/1.1 alone, for behind a proxy a change to HTTP/2 is a way around what it checks.
+    And takes no request of whose end the headers leave two readings: a proxy may have the other.
+    """
+
+    async def _check_protocol(self, event: http1.Request) -> None:
+        """hypercorn would change to HTTP/2 here."""
+
+    async def _create_stream(self, request: http1.Request) -> None:
+        names = {name for name, _ in request.headers}
+        doubtful = {b"content-length", b"transfer-encoding"} <= names
+        if doubtful or request.http_version not in (b"1.0", b"1.1"):
+            await self._send_error_response(400)
+            await self.send(Closed())
+        else:
+            await super()._create_stream(request)
 
 
 class Handshake(ws_stream.Handshake):
@@ -100,6 +121,7 @@ def harden() -> None:
     ws_stream.Handshake = Handshake  # type: ignore[misc]
     ws_stream.WebsocketBuffer = Buffer  # type: ignore[misc]
     run.TCPServer = Connection  # type: ignore[misc]
+    protocol.H11Protocol = Requests  # type: ignore[misc]
     h11.WSStream = h2.WSStream = Stream  # type: ignore[misc]
 
 

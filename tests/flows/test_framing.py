@@ -1,0 +1,71 @@
+"""Where one request ends and the next begins is never in doubt (ASVS 4.2.1)."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.people import Server
+
+HOST = "Host: here"
+SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: here\r\n\r\n"
+DOUBTFUL = {
+    "two lengths": ["Content-Length: 0", f"Content-Length: {len(SMUGGLED)}"],
+    "a length and chunks": [f"Content-Length: {len(SMUGGLED)}", "Transfer-Encoding: chunked"],
+    "chunks said twice": ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
+    "chunks and something else": ["Transfer-Encoding: chunked, identity"],
+    "chunks in disguise": ["Transfer-Encoding: \x0bchunked"],
+    "a length that is none": ["Content-Length: +5"],
+    "a space before the colon": ["Content-Length : 5"],
+    "two hosts": ["Host: elsewhere"],
+    "a length twice": ["Content-Length: 5", "Content-Length: 6"],
+}
+
+
+async def talk(server: Server, head: list[str], body: str = "") -> bytes:
+    """All that is answered on one connection."""
+    address = urlsplit(server.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        writer.write("\r\n".join([*head, "", body]).encode("latin-1"))
+        writer.write_eof()
+        async with asyncio.timeout(10):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("kind", DOUBTFUL)
+async def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_behind_it_is_answered(
+    server: Server, kind: str
+) -> None:
+    head = ["POST /login HTTP/1.1", HOST, *DOUBTFUL[kind]]
+    said = await talk(server, head, f"0\r\n\r\n{SMUGGLED}")
+    assert said.count(b"HTTP/1.1 ") <= 1, said
+    assert said.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501")), said
+
+
+async def test_a_chunk_that_is_none_ends_the_connection(server: Server) -> None:
+    head = ["POST /login HTTP/1.1", HOST, "Transfer-Encoding: chunked"]
+    said = await talk(server, head, f"zz\r\n{SMUGGLED}")
+    assert said.count(b"HTTP/1.1 ") <= 1, said
+    assert b" 404" not in said
+
+
+@pytest.mark.parametrize("path", ["/livez", "/ws"])
+async def test_nobody_changes_to_another_protocol_in_clear(server: Server, path: str) -> None:
+    settings = [
+        "Connection: Upgrade, HTTP2-Settings, close",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAMAAABk",
+    ]
+    said = await talk(server, [f"GET {path} HTTP/1.1", HOST, *settings])
+    assert said.startswith(b"HTTP/1.1 ")
+    assert b" 101 " not in said.split(b"\r\n")[0]
+
+
+async def test_nobody_begins_in_another_protocol(server: Server) -> None:
+    said = await talk(server, ["PRI * HTTP/2.0"], "SM\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 400"), said
