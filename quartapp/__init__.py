@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     opens the change stream.
     """
     settings = settings or Settings.load()
-    log.configure(production=settings.production)
+    log.configure(production=settings.production, worker=settings.worker)
     app = Quart(__name__)
     _configure(app, settings)
     auth.init_app(app, settings)

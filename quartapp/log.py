@@ -3,19 +3,31 @@
 A line is data (names and values), so nothing that a client sends can forge one (ASVS 16.4.1).
 Names of security events are those of the OWASP logging vocabulary. Tracebacks come without the
 values of local variables, which structlog shows otherwise: a password may be among them.
+docs/security.md lists what is logged.
 """
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
+from structlog.typing import EventDict
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-def configure(*, production: bool) -> None:
-    """Call it once in a process, before it serves."""
+def note(**what: Any) -> None:
+    """Adds this to each line of the request that is being answered."""
+    structlog.contextvars.bind_contextvars(**what)
+
+
+def configure(*, production: bool, worker: str | None = None) -> None:
+    """Call it once in a process, before it serves. Each line names the worker, if there is one."""
+
+    def where(_: Any, __: str, line: EventDict) -> EventDict:
+        return line if worker is None else {**line, "worker": worker}
+
     renderer = (
         structlog.processors.JSONRenderer()
         if production
@@ -28,6 +40,7 @@ def configure(*, production: bool) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            where,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))

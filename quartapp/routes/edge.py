@@ -1,4 +1,5 @@
-"""What every answer passes on its way out, errors included: it is counted, and gets its headers.
+"""What every request passes on its way in, and every answer on its way out, errors included: the
+log is told whence it comes; it is counted, and gets its headers.
 
 Around the application and not in it, because it costs a fifth there of what it costs inside, and
 because nothing that goes wrong inside can get past it (ASVS 3.4, 14.3.2).
@@ -11,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from functools import cache
 from typing import Any
 
-from quartapp import metrics
+from quartapp import log, metrics
 from quartapp.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -62,6 +63,8 @@ class Edge:
         self._stamped = _raw({**always, **STAMPED})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("client"):
+            log.note(ip=scope["client"][0])
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()

@@ -6,11 +6,13 @@ from typing import Any
 
 from quart import (
     Quart,
+    has_request_context,
     has_websocket_context,
     jsonify,
     redirect,
     render_template,
     request,
+    websocket,
 )
 from quart_auth import Unauthorized
 from werkzeug.exceptions import HTTPException
@@ -53,12 +55,20 @@ def init_app(app: Quart) -> None:
         app.register_error_handler(error, database_away)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(500, broken)
+    app.log_exception = write_down  # type: ignore[method-assign]
 
 
 async def sign_in_first(_: Unauthorized) -> Any:
+    ended = current_user.ended
+    if ended:
+        log.info(
+            "session_use_after_expire",
+            user=str(ended.user_id),
+            session=str(ended.session_id),
+            reason=ended.reason.value,
+        )
     if has_websocket_context():
         return "Sign in first.\n", 401
-    ended = current_user.ended
     if _wants_json():
         return _signed_out_json(), 401
     return redirect(sign_in_page(ended=ended and ended.session_id), 302)
@@ -82,7 +92,7 @@ async def not_allowed(error: Forbidden) -> Any:
 
 
 async def cross_site(_: CrossSite) -> Any:
-    log.warning("malicious_csrf", path=request.path, origin=request.headers.get("Origin"))
+    log.warning("malicious_csrf", path=_route(), origin=request.headers.get("Origin"))
     return await _page(403, "Not from here", "Another site sent this request. Nothing was done.")
 
 
@@ -91,6 +101,7 @@ async def old_page(error: Stale) -> Any:
     if current_user.ended:
         return await sign_in_first(Unauthorized())
     if not error.ours:
+        log.warning("malicious_csrf", path=_route(), origin=None)
         return await _page(403, "Not from here", "This form was not one of ours, or is too old.")
     return await render_template("resend.html", **await _to_send_again()), 422
 
@@ -151,12 +162,14 @@ async def http_error(error: HTTPException) -> Any:
     return body, status, headers
 
 
-async def broken(error: Exception) -> Any:
+def write_down(what: Any) -> None:
+    """In the place of Quart's own way, whose line has the whole path."""
+    inside = has_request_context() or has_websocket_context()
+    log.error("unhandled", exc_info=what, path=_route() if inside else None)
+
+
+async def broken(_: Exception) -> Any:
     """The last resort. Says nothing of what happened; the log does."""
-    original = getattr(error, "original_exception", None) or error
-    log.error(
-        "unhandled", exc_info=original, path=None if has_websocket_context() else request.path
-    )
     if has_websocket_context():
         return "Something broke.\n", 500
     try:
@@ -173,6 +186,12 @@ async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
         "error.html", status=status, title=title, detail=detail, back=back()
     )
     return page, status
+
+
+def _route() -> str | None:
+    """The path as the log may have it: what stands in one may open something."""
+    rule = (websocket if has_websocket_context() else request).url_rule
+    return rule and rule.rule
 
 
 def _wants_json() -> bool:

@@ -11,6 +11,7 @@ from quartapp import throttle
 from quartapp.auth import current_user, remote_address, settings
 from quartapp.database import Unavailable
 from quartapp.forms.csrf import same_origin
+from quartapp.log import log
 from quartapp.models import principal
 from quartapp.models.principal import Ended, Principal
 from quartapp.ws.connection import Connection
@@ -92,6 +93,7 @@ async def refuse_other_origins() -> None:
     origins = websocket.headers.getlist("Origin")
     scheme = {"ws": "http", "wss": "https"}[websocket.scheme]
     if len(origins) != 1 or not same_origin(origins[0], scheme, websocket.host):
+        log.warning("malicious_cors", path=websocket.path, origin=", ".join(origins))
         abort(403)
 
 

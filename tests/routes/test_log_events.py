@@ -1,0 +1,151 @@
+"""What is logged of whom, and what never is (ASVS 16.2.1, 16.2.5, 16.3.1 to 16.3.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from quart.testing.connections import WebsocketResponseError
+
+from quartapp import log
+from quartapp.models.token import Purpose
+from tests.conftest import PASSWORD
+from tests.routes.conftest import ORIGIN, Town, Visitor
+from tests.routes.scenes import a_link
+
+WRONG = "something else altogether"
+CHANGED = "an entirely different phrase"
+ADDRESS = "198.51.100.7"
+Listen = Callable[[], "Said"]
+
+
+class Said:
+    """What is logged in production from now on."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        capsys.readouterr()
+        log.configure(production=True, worker="7")
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """The lines since they were last read."""
+        return [json.loads(line) for line in self._capsys.readouterr().err.splitlines()]
+
+
+@pytest.fixture
+def listen(capsys: pytest.CaptureFixture[str]) -> Iterator[Listen]:
+    yield lambda: Said(capsys)
+    structlog.reset_defaults()
+
+
+async def knock(visitor: Visitor, origin: str) -> None:
+    headers = {"Origin": origin}
+    async with visitor.client.websocket("/ws", headers=headers, scope_base=visitor.scope) as socket:
+        with pytest.raises(WebsocketResponseError):
+            await socket.receive()
+
+
+async def test_each_deed_leaves_a_line_of_when_where_who_and_what_and_no_secret(
+    town: Town, listen: Listen
+) -> None:
+    said = listen()
+    lines: list[dict[str, Any]] = []
+    secrets = [PASSWORD, WRONG, CHANGED]
+
+    def logged(event: str, **fields: Any) -> None:
+        """The deed that was just done has left exactly one line of this kind."""
+        lines.extend(new := said())
+        found = [line for line in new if line["event"] == event]
+        assert len(found) == 1, (event, new)
+        assert fields.items() <= found[0].items()
+        assert found[0]["ip"] == ADDRESS
+        if token := visitor.token.partition(".")[0].strip('"'):
+            secrets.append(token)
+
+    visitor = Visitor(town.app, "ada", address=ADDRESS)
+    assert (await visitor.register()).status == 303
+    logged("user_created", user="ada")
+    await visitor.post("/verify", code="000000")
+    logged("address_code_refused", user="ada")
+    await visitor.get("/admin/users")
+    logged("authz_fail", user="ada", permission="users.read")
+    await visitor.post("/confirm", password=WRONG)
+    logged("authn_login_fail", login="ada")
+    await visitor.post("/confirm", password=PASSWORD)
+    logged("session_renewed", user="ada")
+    new = {"password": CHANGED, "confirm": CHANGED}
+    await visitor.post("/account/password", current_password=WRONG, **new)
+    logged("authn_login_fail", login="ada")
+    await visitor.post("/account/password", current_password=PASSWORD, **new)
+    logged("authn_password_change", user="ada")
+    thief = visitor.twin()
+    thief.address = ADDRESS
+    await visitor.post("/logout")
+    said()
+    await thief.get("/account")
+    logged("session_use_after_expire", reason="signed_out")
+    await visitor.sign_in(password=CHANGED)
+    logged("session_created", user="ada")
+    await visitor.post("/logout")
+
+    for login in ("ada", "nobody-at-all"):
+        await visitor.sign_in(login, WRONG)
+        logged("authn_login_fail", login=login)
+    for _ in range(5):
+        await visitor.sign_in("ada", WRONG)
+    logged("excess_rate_limit_exceeded", what="sign-in")
+
+    await visitor.post("/forgot", email="ada@example.org")
+    logged("password_reset_asked")
+    secrets.append(token := await a_link(visitor, Purpose.RESET))
+    link = f"/reset/{token}"
+    for headers in ({}, {"Origin": "https://evil.example"}):
+        await visitor.send(link, {}, headers)
+        logged("malicious_csrf", path="/reset/<token>", origin=headers.get("Origin"))
+    await knock(visitor, "https://evil.example")
+    logged("malicious_cors", origin="https://evil.example")
+    await visitor.post(link, password=PASSWORD, confirm=PASSWORD)
+    logged("authn_password_reset")
+
+    visitor = await town.admin()
+    visitor.address = ADDRESS
+    said()
+    for path, fields, event in (
+        ("grants", {"role": "moderator"}, "authz_change"),
+        ("grants/moderator/revoke", {}, "authz_change"),
+        ("disable", {}, "user_disabled"),
+        ("enable", {}, "user_enabled"),
+    ):
+        await visitor.post(f"/admin/users/ada/{path}", **fields)
+        logged(event, user="ada", by="root")
+
+    for line in lines:
+        assert line["timestamp"].endswith("Z")
+        assert (line["level"], line["worker"]) in (("info", "7"), ("warning", "7"))
+    text = json.dumps(lines)
+    assert [secret for secret in secrets if secret in text] == []
+
+
+async def test_a_page_of_ours_in_an_old_tab_is_no_attack(ada: Visitor, listen: Listen) -> None:
+    said = listen()
+    await ada.send("/posts/new", {"csrf_token": "old"}, {"Origin": ORIGIN})
+    assert said() == []
+
+
+async def test_what_breaks_is_logged_without_the_address_that_opens_something(
+    town: Town, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = listen()
+
+    async def fail(token: str) -> None:
+        del token
+        raise LookupError
+
+    monkeypatch.setitem(town.app.view_functions, "recovery.reset", fail)
+    assert (await town.nobody().get("/reset/a-token-that-works")).status == 500
+    (line,) = said()
+    assert (line["event"], line["path"]) == ("unhandled", "/reset/<token>")
+    assert "a-token-that-works" not in json.dumps(line)
