@@ -25,6 +25,13 @@ async def test_what_is_not_there_is_404_in_the_clothes_of_the_site(
     assert '<a href="/login"' in answer.text
 
 
+async def test_no_page_of_somebodys_answers_to_the_name_of_a_file(ada: Visitor) -> None:
+    """A cache between here and there may keep what looks like a file (ASVS 14.2.5)."""
+    for path in ("/account", "/account/sessions", "/account/notices", "/api/me", "/users/ada"):
+        for ending in ("/x.css", "/live.js", ".css", "%2fx.css", "%0ax.css", ";x.css"):
+            assert (await ada.get(path + ending)).status == 404, path + ending
+
+
 async def test_a_page_that_was_used_in_another_way_is_405(ada: Visitor) -> None:
     answer = await ada.get("/logout")
     assert answer.status == 405

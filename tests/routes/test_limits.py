@@ -225,6 +225,18 @@ async def test_registrations_from_one_address_have_a_limit_and_lose_nothing_type
     assert (await Visitor(town.app, "four", address="192.0.2.1").register()).status == 303
 
 
+async def test_letters_for_the_forgetful_have_a_limit_for_each_address(open_town: Open) -> None:
+    town = await open_town(limit_recovery="3 per hour")
+    await town.account("ada")
+    there = Visitor(town.app, address="192.0.2.1")
+    answers = [await there.post("/forgot", email="ada@example.org") for _ in range(4)]
+    assert [answer.status for answer in answers] == [303] * 3 + [429]
+    assert int(answers[3].headers["Retry-After"]) > 0
+    assert answers[3].fields["email"] == "ada@example.org"
+    elsewhere = Visitor(town.app, address="192.0.2.2")
+    assert (await elsewhere.post("/forgot", email="ada@example.org")).status == 303
+
+
 @pytest.mark.parametrize("limit", ["limit_handshake_user", "limit_handshake_address"])
 async def test_handshakes_have_a_limit_of_their_own(open_town: Open, limit: str) -> None:
     town = await open_town(**{limit: "2 per minute"})

@@ -26,6 +26,17 @@ async def set_up(visitor: Visitor, link: str, username: str = "grace") -> Answer
     )
 
 
+async def test_a_fresh_database_has_nobody_who_could_sign_in(nobody: Visitor) -> None:
+    assert await documents("users") == []
+    for login in ("admin", "root", "administrator", "quartapp"):
+        for password in (login, PASSWORD, ""):
+            assert (await nobody.post("/login", login=login, password=password)).status in (
+                422,
+                429,
+            )
+    assert await nobody.me() is None
+
+
 async def test_the_link_makes_an_administrator_once(nobody: Visitor, link: str) -> None:
     assert (await nobody.get(link)).status == 200
     answer = await set_up(nobody, link)
