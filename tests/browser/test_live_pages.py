@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Page, expect
@@ -139,7 +140,10 @@ async def test_changing_the_password_keeps_this_browser_and_ends_the_other(
     await expect(tab.get_by_role("heading", level=1)).to_contain_text("Account")
 
 
-async def test_what_is_typed_is_text_wherever_it_is_shown(page: Page) -> None:
+async def test_what_is_typed_is_text_wherever_it_is_shown(
+    server: Server, page: Page, name: str, bob: Person
+) -> None:
+    """Also names that no form lets in, and in what arrives while the page is open (ASVS 3.2.2)."""
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     page.on("dialog", lambda dialog: pytest.fail(f"script ran: {dialog.message}"))
     await page.goto("/posts/new")
@@ -148,8 +152,22 @@ async def test_what_is_typed_is_text_wherever_it_is_shown(page: Page) -> None:
     await submit(page)
     await expect(page.get_by_role("heading", level=1)).to_have_text(hostile)
     await expect(page.locator(".prose").first).to_have_text(hostile)
+    path = urlsplit(page.url).path
     await page.goto("/posts")
     await expect(page.get_by_role("link", name=hostile).first).to_be_visible()
+
+    named = f"{hostile[:28]}{name}"
+    async with server.database() as database:
+        await database.users.update_one({"username": bob.username}, {"$set": {"username": named}})
+    await is_live(page)
+    assert (await bob.post(f"{path}/comments", body=hostile)).status_code == 303
+    toast = page.locator("#toasts")
+    await expect(toast).to_contain_text(named)
+    await expect(toast).to_contain_text(hostile)
+    for place in (path, "/account/notices"):
+        await page.goto(place)
+        await expect(page.locator("main")).to_contain_text(named)
+        await expect(page.locator("main img, main script, #toasts img")).to_have_count(0)
 
 
 async def test_everything_works_without_a_script(
