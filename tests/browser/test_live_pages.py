@@ -170,6 +170,21 @@ async def test_what_is_typed_is_text_wherever_it_is_shown(
         await expect(page.locator("main img, main script, #toasts img")).to_have_count(0)
 
 
+async def test_what_a_browser_keeps_is_no_secret(server: Server, page: Page, name: str) -> None:
+    """Of what was typed only what anybody may read over a shoulder (ASVS 14.3.3)."""
+    secret = "an entirely different phrase"
+    await page.goto("/account/password")
+    await is_live(page)
+    for label in ("Current password", "New password", "New password again"):
+        await page.get_by_label(label, exact=True).fill(secret)
+    await server.run("user", "end-sessions", name)
+    await expect_locked(page, "An administrator ended your session.")
+    kept = await page.evaluate("() => ({...sessionStorage, ...localStorage})")
+    assert [key for key in kept if not key.startswith(("cursor:", "draft:"))] == []
+    assert secret not in str(kept)
+    assert await page.evaluate("() => document.cookie") == ""
+
+
 async def test_everything_works_without_a_script(
     server: Server, new_browser: NewBrowser, name: str
 ) -> None:
