@@ -39,6 +39,20 @@ LEVELS = {"info", "warning", "error"}
 STATES = {"met", "partly", "not met", "n/a"}
 # Tests of branches that are still being built may be named between these.
 WAITS, WAITS_NO_MORE = "<!-- waits for branches -->", "<!-- waits no more -->"
+# What is described already and comes with a branch: rows by their first word, paths by their rule.
+# When all are in, delete this and what uses it, and the two marks above with their comments.
+WAITING = """
+AddForm.credential AddForm.name AppCodeForm.code FactorForm.code RenameForm.name
+RoleForm.requires_factor ShowForm.credential ShowForm.remember ShowForm.step
+InviteForm.email InviteForm.role LastDayForm.date
+InvitedForm.username InvitedForm.password InvitedForm.confirm DeleteForm.posts DeleteForm.username
+LIMIT_FACTOR LIMIT_INVITATION INVITATIONS_PER_USER LIMIT_EXPORT
+ceremonies.py models/recovery_codes.py models/totp.py sealed.py
+user_updated passkey_not_added authn_passkey_fail last_administrator_stays
+departures_not_read user_invited invitation_withdrawn authn_token_reuse user_erased
+erasing_failed user_restored user_closed user_exported activity_disowned
+"""
+_waiting = set(WAITING.split())
 CRYPTOGRAPHY = {"hashlib", "hmac", "secrets", "bcrypt", "itsdangerous", "cryptography", "pyotp"}
 CRYPTOGRAPHY |= {"webauthn"}
 
@@ -152,7 +166,9 @@ def rule(field: Any, form: type[Form]) -> Iterator[str]:
         elif check is bidi_free:
             yield "one direction"
         else:
-            assert isinstance(check, required), f"say in tests/test_security_doc.py what {check} is"
+            assert isinstance(check, (*required, validators.Optional)), (
+                f"say in tests/test_security_doc.py what {check} is"
+            )
     yield from (
         word for way, word in ((tidy, "trimmed"), (digits, "ungrouped")) if way in field.filters
     )
@@ -166,6 +182,7 @@ def rule(field: Any, form: type[Form]) -> Iterator[str]:
 
 def test_the_rules_of_each_field_are_those_of_the_forms() -> None:
     said = {(row[0].strip("`"), row[1]) for row in rows(section("Input rules")) if "." in row[0]}
+    said = {(name, what) for name, what in said if name not in _waiting - dict(fields()).keys()}
     missing = "\n".join(f"| `{name}` | {what} |" for name, what in sorted(fields() - said))
     assert said == fields(), f"write into docs/security.md, 'Input rules':\n{missing}"
 
@@ -176,6 +193,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     named = set()
     for name, value, *_ in rows(section("Limits")):
         name = name.strip("`")
+        if name in _waiting - settings.keys():
+            continue
         named.add(name)
         found = settings[name] if name.isupper() else _value(name)
         assert value == _words(found, name), f"{name} is {_words(found, name)}"
@@ -212,7 +231,9 @@ def test_the_words_that_are_no_passwords_are_those_of_the_code() -> None:
 def test_the_permissions_are_those_that_are_tested() -> None:
     shown = re.search(r"```\n(.*?)```", section("Who may do what"), re.DOTALL)
     assert shown
-    assert shown[1].strip() == TABLE.strip(), "copy the table of tests/routes/matrix.py"
+    table = {" ".join(line.split()) for line in TABLE.splitlines()}
+    lines = {" ".join(line.split()) for line in shown[1].splitlines()}
+    assert lines - {""} == table - {""}, "copy the table of tests/routes/matrix.py"
     held = {
         row[0].strip("`"): set(re.findall(r"`([^`]+)`", row[1])) for row in rows(section("Roles"))
     }
@@ -232,7 +253,7 @@ def test_the_inventory_of_cryptography_has_each_module_that_uses_some() -> None:
         for row in rows(section("What is computed"))
         for path in re.findall(r"`([\w/]+\.py)`", row[-1])
     }
-    assert said == using
+    assert said - (_waiting - using) == using
 
 
 def test_the_inventory_of_the_log_has_each_event() -> None:
@@ -253,4 +274,4 @@ def test_the_inventory_of_the_log_has_each_event() -> None:
     }
     logged = {(name, level) for name, level in logged if re.fullmatch("[a-z_]+", name)}
     assert logged - said == set(), "write these into docs/security.md, 'What is logged'"
-    assert {name for name, _ in said} - words == set(), "nothing logs these any more"
+    assert {name for name, _ in said} - words - _waiting == set(), "nothing logs these any more"
