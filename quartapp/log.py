@@ -22,6 +22,19 @@ def note(**what: Any) -> None:
     structlog.contextvars.bind_contextvars(**what)
 
 
+def adopt() -> None:
+    """What libraries say goes the way of our own lines from now on. For a process of our own."""
+    logging.getLogger().addHandler(Adopted())
+
+
+class Adopted(logging.Handler):
+    """Passes on what comes by Python's logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = {"logger": record.name, "said": record.getMessage()}
+        log.log(record.levelno, "library", exc_info=record.exc_info, **said)
+
+
 def configure(*, production: bool, worker: str | None = None) -> None:
     """Call it once in a process, before it serves. Each line names the worker, if there is one."""
 

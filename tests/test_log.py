@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 
@@ -88,6 +89,27 @@ def test_an_error_is_logged_with_its_traceback_and_without_what_was_in_hand(
     assert said.count("no such thing") >= 2
     assert "test_log.py" in said
     assert CANARY not in said
+
+
+@pytest.mark.usefixtures("configured")
+def test_what_libraries_say_is_a_line_like_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure(production=True, worker="7")
+    root = logging.getLogger()
+    before = [*root.handlers]
+    log.adopt()
+    try:
+        logging.getLogger("hypercorn.error").info("too quiet")
+        try:
+            raise LookupError("no such thing")
+        except LookupError:
+            logging.getLogger("hypercorn.error").exception("Error in\n%s", "ASGI")
+    finally:
+        root.handlers = before
+    (line,) = lines(capsys)
+    said = json.loads(line)
+    assert (said["event"], said["level"], said["worker"]) == ("library", "error", "7")
+    assert (said["logger"], said["said"]) == ("hypercorn.error", "Error in\nASGI")
+    assert said["exception"][0]["exc_value"] == "no such thing"
 
 
 @pytest.mark.parametrize("production", [True, False])

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from pydantic import SecretStr
 
 from quartapp import embedded, metrics, prepare
-from quartapp.log import configure, log
+from quartapp.log import adopt, configure, log
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import Worker
 from quartapp.settings import Settings, StartError
@@ -33,6 +33,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
     Raises StartError when that cannot be, or when a worker dies again and again.
     """
     configure(production=settings.production)
+    adopt()
     _allow_many_files()
     return asyncio.run(_until_signalled(settings, host, port, workers))
 

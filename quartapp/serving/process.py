@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from hypercorn.asyncio import serve as serve_http
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 
-from quartapp import create_app, wire
+from quartapp import create_app, log, wire
 from quartapp.serving.listeners import BACKLOG
 from quartapp.serving.workers import GRACE_SECONDS, READY, first_of
 from quartapp.settings import Settings, StartError
@@ -33,6 +34,7 @@ async def _work(listener: int, lifeline: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     wire.harden()
+    log.adopt()
     app = create_app(Settings.load())
     config = _config(listener)
     goodbyes: list[asyncio.Task[None]] = []
@@ -72,8 +74,7 @@ def _config(listener: int) -> Config:
     config.websocket_max_message_size = 64 * 1024
     config.include_server_header = False
     config.accesslog = None
-    config.errorlog = "-"
-    config.loglevel = "WARNING"
+    config.errorlog = logging.getLogger("hypercorn.error")
     return config
 
 
