@@ -103,7 +103,10 @@ async def old_page(error: Stale) -> Any:
     if not error.ours:
         log.warning("malicious_csrf", path=_route(), origin=None)
         return await _page(403, "Not from here", "This form was not one of ours, or is too old.")
-    return await render_template("resend.html", **await _to_send_again()), 422
+    page = await render_template(
+        "resend.html", no_cookies=not request.cookies, **await _to_send_again()
+    )
+    return page, 422
 
 
 async def confirm_first(error: Unconfirmed) -> Any:

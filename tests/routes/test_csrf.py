@@ -111,6 +111,16 @@ async def test_an_old_page_of_ours_comes_back_with_what_was_typed_and_can_be_sen
     assert "Ünïcode &amp; &lt;b&gt;" in (await ada.get(again.location)).text
 
 
+async def test_who_keeps_no_cookies_is_told_that_nobody_signs_in_without(nobody: Visitor) -> None:
+    sent = {"csrf_token": await nobody.csrf_token(), "login": "ada", "password": "x"}
+    told = "sends no cookies to this site"
+    assert told not in (await nobody.send("/login", {**sent, "csrf_token": "old"})).text
+    forgetful = Visitor(nobody.app)
+    answer = await forgetful.send("/login", sent)
+    assert answer.status == 422
+    assert told in answer.text
+
+
 async def test_an_old_page_never_comes_back_with_passwords(town: Town) -> None:
     secret = "a secret that is long enough"
     typed = {
