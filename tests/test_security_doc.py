@@ -46,7 +46,7 @@ AddForm.credential AddForm.name AppCodeForm.code FactorForm.code RenameForm.name
 RoleForm.requires_factor ShowForm.credential ShowForm.remember ShowForm.step
 InviteForm.email InviteForm.role LastDayForm.date
 InvitedForm.username InvitedForm.password InvitedForm.confirm DeleteForm.posts DeleteForm.username
-LIMIT_FACTOR LIMIT_INVITATION INVITATIONS_PER_USER LIMIT_EXPORT
+LIMIT_FACTOR LIMIT_INVITATION INVITATIONS_PER_USER LIMIT_EXPORT DELETION_GRACE_SECONDS
 ceremonies.py models/recovery_codes.py models/totp.py sealed.py
 user_updated passkey_not_added authn_passkey_fail last_administrator_stays
 departures_not_read user_invited invitation_withdrawn authn_token_reuse user_erased
@@ -189,7 +189,7 @@ def test_the_rules_of_each_field_are_those_of_the_forms() -> None:
 
 def test_the_limits_are_those_of_the_code() -> None:
     settings = {name.upper(): field.default for name, field in Settings.model_fields.items()}
-    limits = r"LIMIT_|_PER_|SOCKETS_|AT_ONCE|_QUEUE|SESSION_|REMEMBERED_|FRESH_|LIVE_"
+    limits = r"LIMIT_|_PER_|SOCKETS_|AT_ONCE|_QUEUE|SESSION_|REMEMBERED_|FRESH_|LIVE_|GRACE_"
     named = set()
     for name, value, *_ in rows(section("Limits")):
         name = name.strip("`")
