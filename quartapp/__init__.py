@@ -11,6 +11,7 @@ from quart import Quart, abort, request
 
 from quartapp import auth, database, embedded, log, models, routes
 from quartapp.authority.barrier import Barrier
+from quartapp.authority.departures import Departures
 from quartapp.authority.lease import Lease
 from quartapp.authority.principals import Principals
 from quartapp.authority.seen import Seen
@@ -47,13 +48,14 @@ class Running:
     principals: Principals
     seen: Seen
     postman: Postman
+    departures: Departures
     pulse: Pulse
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> None:
         """What follows the database, the lowest first; stopped in the other order."""
         parts = (self.stream, self.lease, self.barrier, self.receipts, self.seen, self.postman)
-        for part in (*parts, self.pulse):
+        for part in (*parts, self.departures, self.pulse):
             self.stack.push_async_callback(part.stop)
             await part.start()
         self.stack.push_async_callback(self.feed.stop)
@@ -171,6 +173,7 @@ def _assemble(settings: Settings) -> Running:
     feed = Feed(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
     barrier = Barrier(lease, tabs=receipts.tabs)
     postman = Postman(settings)
+    departures = Departures()
     principals = Principals(lease, at_most=settings.principals_per_worker)
     return Running(
         settings=settings,
@@ -179,13 +182,14 @@ def _assemble(settings: Settings) -> Running:
         feed=feed,
         # The order counts: what is remembered is forgotten, and the tabs concerned are counted,
         # before a mark is acknowledged.
-        stream=Stream([principals, lease, feed, receipts, barrier, postman]),
+        stream=Stream([principals, lease, feed, receipts, barrier, postman, departures]),
         lease=lease,
         barrier=barrier,
         receipts=receipts,
         principals=principals,
         seen=Seen(),
         postman=postman,
+        departures=departures,
         pulse=Pulse(),
     )
 

@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     remembered_lifetime_seconds: int = Field(default=30 * 86400, ge=60)
     sessions_per_user: int = Field(default=20, ge=1)
     fresh_seconds: int = Field(default=15 * 60, ge=1)
+    invitations_per_user: int = Field(default=50, ge=1)
 
     limit_sign_in: Limit = limits.parse("5 per 5 minutes")
     limit_sign_in_account: Limit = limits.parse("10 per 5 minutes")
@@ -107,6 +108,7 @@ class Settings(BaseSettings):
     limit_confirmation: Limit = limits.parse("5 per 5 minutes")
     limit_registration: Limit = limits.parse("1000 per hour")
     limit_recovery: Limit = limits.parse("60 per hour")
+    limit_invitation: Limit = limits.parse("5 per day")
     limit_handshake_user: Limit = limits.parse("600 per minute")
     limit_handshake_address: Limit = limits.parse("60000 per minute")
 

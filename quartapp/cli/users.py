@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import date, datetime
 from typing import BinaryIO
 
 import click
@@ -11,7 +12,7 @@ from beanie import PydanticObjectId
 from quartapp import policy
 from quartapp.cli import imports
 from quartapp.cli.base import Commands, Refused, in_database, role_named, settle, table, with_data
-from quartapp.models import Role, Session, User
+from quartapp.models import Invitation, Role, Session, User, Worker, last_day
 from quartapp.models.actor import NOBODY
 from quartapp.models.references import linked_id
 from quartapp.models.session import Reason
@@ -47,6 +48,20 @@ async def create(username: str, email: str, roles: tuple[str, ...], settings: Se
     click.echo(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")
 
 
+@user.command()
+@click.argument("email")
+@click.option("--role", metavar="ROLE", help="Beside member.")
+@with_data
+@in_database
+async def invite(email: str, role: str | None) -> None:
+    """Invite somebody by a letter, whose link makes an account for the address."""
+    if not EMAIL.match(email):
+        raise Refused(f"{email}: {EMAIL_RULE}")
+    await Invitation.write(email, await role_named(role) if role else None, by=NOBODY)
+    fate = "is on its way" if await Worker.everyone() else "is queued, and leaves when one serves"
+    click.echo(f"{email} is invited. The letter {fate}; its link works for 7 days.")
+
+
 @user.command("import")
 @click.argument("file", required=False, type=click.File("rb"))
 @click.option("--from-mongo", "uri", metavar="URI", help="A MongoEngine database, instead of FILE.")
@@ -77,9 +92,7 @@ async def list_users() -> None:
     after: str | None = None
     while found := await User.search("", after=after, limit=500):
         after = found[-1].username
-        rows += [
-            [u.username, u.email, _held(u, names), "disabled" * bool(u.disabled_at)] for u in found
-        ]
+        rows += [[u.username, u.email, _held(u, names), _state(u, active="")] for u in found]
     table(["USERNAME", "E-MAIL", "ROLES", "STATE"], rows)
 
 
@@ -94,7 +107,7 @@ async def show(username: str) -> None:
     click.echo(f"username  {person.username}")
     click.echo(f"e-mail    {person.email}")
     click.echo(f"roles     {_held(person, names) or 'none'}")
-    click.echo(f"state     {'disabled' if person.disabled_at else 'active'}")
+    click.echo(f"state     {_state(person, active='active')}")
     click.echo(f"since     {person.created_at:%Y-%m-%d %H:%M} UTC")
     sessions = await Session.of_user(person.id)
     click.echo(f"sessions  {len(sessions)}")
@@ -147,14 +160,20 @@ async def end_sessions(username: str) -> None:
 
 @user.command()
 @click.argument("username")
+@click.option(
+    "--on", "day", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Its last day."
+)
 @with_data
 @in_database
-async def disable(username: str) -> None:
-    """Close an account. Its sessions are ended."""
+async def disable(username: str, day: datetime | None) -> None:
+    """Close an account: now, which ends its sessions, or when the DATE is over, by UTC."""
     person = await _user(username)
-    done = await person.disable(by=NOBODY)
-    reach = await settle(done)
-    click.echo(f"{person.username} {'is disabled' if done else 'was disabled already'}.{reach}")
+    if day is not None:
+        await _appoint(person, day.date())
+    else:
+        done = await person.disable(by=NOBODY)
+        reach = await settle(done)
+        click.echo(f"{person.username} {'is disabled' if done else 'was disabled already'}.{reach}")
 
 
 @user.command()
@@ -162,11 +181,23 @@ async def disable(username: str) -> None:
 @with_data
 @in_database
 async def enable(username: str) -> None:
-    """Open an account again."""
+    """Open an account again, without a last day."""
     person = await _user(username)
-    done = await person.enable(by=NOBODY)
+    done = await person.enable(by=NOBODY) or await last_day.lift(person, by=NOBODY)
     await settle(done)
     click.echo(f"{person.username} {'is enabled' if done else 'was enabled already'}.")
+
+
+async def _appoint(person: User, day: date) -> None:
+    if not last_day.is_possible(day):
+        raise Refused(f"{day}: a last day is today or within the next ten years")
+    done = await last_day.appoint(person, day, by=NOBODY)
+    await settle(None)
+    if done:
+        click.echo(f"{person.username} will be disabled when {day} is over, by UTC.")
+    else:
+        state = _state(person, active="active")
+        click.echo(f"Nothing had to be changed: {person.username} is {state}.")
 
 
 async def _user(username: str) -> User:
@@ -174,6 +205,12 @@ async def _user(username: str) -> User:
     if found is None:
         raise Refused(f"there is no user {username}")
     return found
+
+
+def _state(person: User, *, active: str) -> str:
+    if person.disabled:
+        return "disabled"
+    return f"until {person.last_day}" if person.last_day else active
 
 
 def _held(person: User, names: dict[PydanticObjectId, str]) -> str:

@@ -22,6 +22,18 @@ def email_field(label: str = "E-mail address") -> EmailField:
     )
 
 
+def username_field() -> StringField:
+    return StringField(
+        "Username",
+        filters=[tidy],
+        description="Letters, digits, dot, dash and underscore; up to 32.",
+        validators=[
+            DataRequired("Choose a username."),
+            Regexp(NAME, message=NAME_RULE),
+        ],
+    )
+
+
 def new_password_field(label: str) -> PasswordField:
     return PasswordField(
         label,
@@ -41,21 +53,25 @@ def repeated_field(label: str) -> PasswordField:
 
 
 class RegisterForm(Form):
-    username = StringField(
-        "Username",
-        filters=[tidy],
-        description="Letters, digits, dot, dash and underscore; up to 32.",
-        validators=[
-            DataRequired("Choose a username."),
-            Regexp(NAME, message=NAME_RULE),
-        ],
-    )
+    username = username_field()
     email = email_field()
     password = new_password_field("Password")
     confirm = repeated_field("Password again")
 
     def validate_password(self, field: PasswordField) -> None:
         _strong(field, [self.username.data or "", self.email.data or ""])
+
+
+class InvitedForm(Form):
+    """Registering for an address that is known. Set `email` first."""
+
+    username = username_field()
+    password = new_password_field("Password")
+    confirm = repeated_field("Password again")
+    email = ""
+
+    def validate_password(self, field: PasswordField) -> None:
+        _strong(field, [self.username.data or "", self.email])
 
 
 class LoginForm(Form):

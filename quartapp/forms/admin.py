@@ -1,12 +1,13 @@
-"""Administration: roles, and granting them."""
+"""Administration: roles, granting them, inviting people, and their last days."""
 
 from collections.abc import Iterable
 from typing import Protocol
 
-from wtforms import SelectField, SelectMultipleField, StringField
-from wtforms.validators import DataRequired, Length, NoneOf, Regexp
+from wtforms import DateField, SelectField, SelectMultipleField, StringField
+from wtforms.validators import DataRequired, Length, NoneOf, Optional, Regexp
 from wtforms.widgets import CheckboxInput, ListWidget
 
+from quartapp.forms.accounts import email_field
 from quartapp.forms.base import Form, bidi_free, printable, tidy
 from quartapp.names import NAME, NAME_RULE
 from quartapp.policy import LABELS
@@ -21,6 +22,30 @@ class GrantForm(Form):
 
     def offer(self, roles: Iterable[Named]) -> None:
         self.role.choices = {role.name: role.name for role in roles}
+
+
+class InviteForm(Form):
+    email = email_field()
+    role = SelectField(
+        "Role", description="Beside the one that everybody has.", validators=[Optional()]
+    )
+
+    def offer(self, roles: Iterable[Named]) -> None:
+        self.role.choices = {"": "no other", **{role.name: role.name for role in roles}}
+
+
+class Day(DateField):
+    def process_formdata(self, valuelist: list[str]) -> None:
+        try:
+            super().process_formdata(valuelist)
+        except ValueError:
+            raise ValueError("Write the day like 2030-12-31.") from None
+
+
+class LastDayForm(Form):
+    """Without a date it takes the last day back."""
+
+    date = Day("Last day", validators=[Optional()])
 
 
 class RoleForm(Form):

@@ -18,6 +18,7 @@ SUBJECTS = {
     Letter.SIGNED_IN: "Signed in from a new browser",
     Letter.PASSWORD_CHANGED: "Your password was changed",
     Letter.ADDRESS_CHANGED: "Your e-mail address was changed",
+    Letter.INVITED: "You are invited to make an account",
 }
 # A paragraph is a line, which mail programs break where their window ends.
 TEXTS = {
@@ -55,6 +56,13 @@ TEXTS = {
         "If it was you, there is nothing to do. If not, change the password if you are still "
         "signed in, and tell an administrator:",
         "{base}/account/password",
+    ),
+    Letter.INVITED: (
+        "{inviter} invites you to make an account for {to}. It comes with this: {roles}.",
+        "Choose a username and a password on this page:",
+        "{base}/invited/{token}",
+        "The link works once, for 7 days. If you do not want an account, do nothing, and none is "
+        "made.",
     ),
 }
 

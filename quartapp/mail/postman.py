@@ -16,7 +16,7 @@ from quartapp.background import Background
 from quartapp.log import log
 from quartapp.mail import letters
 from quartapp.mail.carriers import Undelivered, carrier
-from quartapp.models import Mail, User, address, recovery
+from quartapp.models import Mail, User, address, invitation, recovery
 from quartapp.models.mail import Letter
 from quartapp.settings import Settings
 
@@ -107,11 +107,17 @@ class Postman(Background):
             if issued is None:
                 return None
             user, words["token"], words["code"] = issued
+        elif mail.letter is Letter.INVITED:
+            invited = await invitation.issue(mail)
+            if invited is None:
+                return None
+            user, words = None, invited
         else:
             user = await User.get(mail.user_id) if mail.user_id else None
             if user is None:
                 return None
-        words["username"] = user.username
+        if user is not None:
+            words["username"] = user.username
         return letters.write(
             mail,
             to=to,

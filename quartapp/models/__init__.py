@@ -9,8 +9,9 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event
-from quartapp.models.guard import ADMINISTRATORS, Guard
+from quartapp.models.guard import ADMINISTRATORS, INVITATIONS, Guard
 from quartapp.models.guess import Guesses
+from quartapp.models.invitation import Invitation
 from quartapp.models.mail import Mail
 from quartapp.models.notice import Notice
 from quartapp.models.post import Post
@@ -32,6 +33,7 @@ DOCUMENTS: list[type[Document]] = [
     Comment,
     Token,
     Mail,
+    Invitation,
     Guard,
     Allowance,
     Guesses,
@@ -46,7 +48,7 @@ for document in DOCUMENTS:
 
 
 async def prepare() -> None:
-    """Builds what is missing: indexes, built-in roles, the guard. Safe to run many times at once.
+    """Builds what is missing: indexes, built-in roles, the guards. Safe to run many times at once.
 
     Never drops an index, for a version that still runs may need it. Raises StartError when one
     cannot be built, because there are duplicates say.
@@ -69,8 +71,9 @@ async def prepare() -> None:
         {"name": "admin"},
         {"$addToSet": {"permissions": {"$each": sorted(BUILT_IN_ROLES["admin"][1])}}},
     )
-    if await Guard.get(ADMINISTRATORS) is None:
-        await _insert_once(Guard(id=ADMINISTRATORS))
+    for guard in (ADMINISTRATORS, INVITATIONS):
+        if await Guard.get(guard) is None:
+            await _insert_once(Guard(id=guard))
 
 
 async def _insert_once(document: Document) -> None:

@@ -31,6 +31,12 @@ class Verb(StrEnum):
     USER_REGISTERED = "user.registered"
     USER_DISABLED = "user.disabled"
     USER_ENABLED = "user.enabled"
+    LAST_DAY_SET = "last_day.set"
+    LAST_DAY_LIFTED = "last_day.lifted"
+    USER_INVITED = "user.invited"
+    INVITATION_SENT_AGAIN = "invitation.sent_again"
+    INVITATION_WITHDRAWN = "invitation.withdrawn"
+    INVITATION_ACCEPTED = "invitation.accepted"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
     PASSWORD_RESET = "password.reset"  # noqa: S105
     EMAIL_CONFIRMED = "email.confirmed"

@@ -36,6 +36,7 @@ class Letter(StrEnum):
     SIGNED_IN = "session.started"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
     ADDRESS_CHANGED = "address.changed"
+    INVITED = "user.invited"
 
 
 class Mail(Record):

@@ -28,6 +28,10 @@ class Kind(StrEnum):
     EMAIL_CHANGED = "email.changed"
     ACCOUNT_DISABLED = "account.disabled"
     ACCOUNT_ENABLED = "account.enabled"
+    LAST_DAY_SET = "last_day.set"
+    LAST_DAY_LIFTED = "last_day.lifted"
+    LAST_DAY_OVER = "last_day.over"
+    INVITATION_ACCEPTED = "invitation.accepted"
     SESSIONS_ENDED = "sessions.ended"
     POST_REMOVED = "post.removed"
     COMMENT_REMOVED = "comment.removed"
@@ -43,6 +47,10 @@ TEXTS = {
     Kind.EMAIL_CHANGED: "Your e-mail address was changed.",
     Kind.ACCOUNT_DISABLED: "{by} disabled your account.",
     Kind.ACCOUNT_ENABLED: "{by} enabled your account again.",
+    Kind.LAST_DAY_SET: "{by} set your last day: {day}. Your account is disabled at its end.",
+    Kind.LAST_DAY_LIFTED: "{by} took your last day back. Your account stays.",
+    Kind.LAST_DAY_OVER: "Your last day was {day}, and your account was disabled at its end.",
+    Kind.INVITATION_ACCEPTED: "{by} took up your invitation to {email}.",
     Kind.SESSIONS_ENDED: "{by} ended your sessions.",
     Kind.POST_REMOVED: "{by} removed your post “{title}”.",
     Kind.COMMENT_REMOVED: "{by} removed your comment on “{title}”.",
@@ -97,6 +105,7 @@ class Notice(Record):
 
 def notice_text(kind: str, data: dict[str, Any]) -> str:
     """The sentence that a person reads. Data of an older form leaves a gap rather than an error."""
-    words = {"by": data.get("by") or "An operator", "role": "", "title": ""} | data
+    gaps = dict.fromkeys(("role", "title", "day", "email"), "")
+    words = {"by": data.get("by") or "An operator", **gaps} | data
     words["by"] = data.get("by") or "An operator"
     return TEXTS[Kind(kind)].format_map(words) if kind in set(Kind) else "Something changed."

@@ -16,6 +16,7 @@ from quartapp.models.user import User
 from quartapp.policy import Permission
 
 ANSWER_MS = 2000
+NEVER = datetime.max.replace(tzinfo=UTC)
 _KNOWN = {permission.value for permission in Permission}
 
 
@@ -157,7 +158,7 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
         unread=max(0, told - seen),
         seen_at=_aware(row["seen_at"]),
         confirmed_at=_aware(row["confirmed_at"]),
-        seconds_left=(_deadline(row) - now).total_seconds(),
+        seconds_left=(min(_deadline(row), _closing(user)) - now).total_seconds(),
     )
 
 
@@ -166,7 +167,7 @@ def _why_over(
 ) -> Reason | None:
     if row.get("ended_at") is not None:
         return _reason(row)
-    if user is None or user.get("disabled_at") is not None:
+    if user is None or user.get("disabled_at") is not None or _closing(user) <= now:
         return Reason.ACCOUNT_DISABLED
     if _deadline(row) <= now:
         return Reason.EXPIRED
@@ -191,6 +192,12 @@ def _deadline(row: Mapping[str, Any]) -> datetime:
     """When the session ends by itself, unless it is used."""
     idle = timedelta(seconds=row["idle_seconds"])
     return min(_aware(row["expires_at"]), _aware(row["seen_at"]) + idle)
+
+
+def _closing(user: Mapping[str, Any]) -> datetime:
+    """When the account closes because its last day is over; far away for one that has none."""
+    moment = user.get("closes_at")
+    return NEVER if moment is None else _aware(moment)
 
 
 def _permissions(roles: Collection[Mapping[str, Any]]) -> frozenset[str]:

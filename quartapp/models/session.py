@@ -313,6 +313,9 @@ async def acting(by: Actor, work: Callable[[Tx], Coroutine[Any, Any, T]]) -> T:
 async def _require_permissions(by: Actor, tx: Tx) -> None:
     database = Session.get_motor_collection().database
     user = await database["users"].find_one({"_id": by.user_id}, session=tx) or {}
+    closes_at = user.get("closes_at")
+    if by.session_id is not None and closes_at is not None and closes_at <= clock.now():
+        raise SessionOver(by.session_id)
     if user.get("authz_version") == by.version:
         return
     held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}

@@ -103,7 +103,7 @@ class Token(Record):
     async def holder(self, *, tx: Tx | None = None) -> User | None:
         """Whom it was made for, if nothing has happened since that voids it."""
         user = await User.get(linked_id(self.user), session=tx) if self.user else None
-        if user is None or user.disabled_at is not None:
+        if user is None or user.disabled:
             return None
         return user if self.credential == fingerprint(user.password_hash) else None
 

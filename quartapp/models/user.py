@@ -6,7 +6,7 @@ Sockets hear of it from the change stream, after the commit.
 """
 
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from beanie import Link, PydanticObjectId
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from quartapp.models.role import Role
 
 
+LAST = "This is the last active administrator"
+
+
 class Taken(DomainError):
     """Somebody has this username or e-mail address; `field` says which."""
 
@@ -48,10 +51,11 @@ class Taken(DomainError):
 
 
 class LastAdministrator(DomainError):
-    """The change would leave nobody in charge."""
+    """The change would leave nobody in charge, now or on a day to come."""
 
-    def __init__(self) -> None:
-        super().__init__("This is the last active administrator. Make somebody else one first.")
+    def __init__(self, *, others_leave: bool = False) -> None:
+        only = "Every other administrator has a last day" if others_leave else LAST
+        super().__init__(f"{only}. Make somebody else one first.")
 
 
 class PasswordMoved(DomainError):
@@ -78,6 +82,7 @@ class User(Record):
     authz_version: int = 1
     authz_by: Link["User"] | None = None
     disabled_at: datetime | None = None
+    closes_at: datetime | None = None
     email_verified_at: datetime | None = None
     pending_email: str | None = None
     letters_asked: list[datetime] = []
@@ -92,7 +97,20 @@ class User(Record):
             IndexModel([("username", 1)], name="username", unique=True, collation=CASELESS),
             IndexModel([("email", 1)], name="email", unique=True, collation=CASELESS),
             IndexModel([("roles.$id", 1)], name="with_role"),
+            IndexModel([("closes_at", 1)], name="leaving"),
         ]
+
+    @property
+    def disabled(self) -> bool:
+        """Whether the account is closed: somebody did that, or its last day is over."""
+        return self.disabled_at is not None or (
+            self.closes_at is not None and self.closes_at <= clock.now()
+        )
+
+    @property
+    def last_day(self) -> date | None:
+        """At the end of which, by UTC, the account closes: see models.last_day."""
+        return (self.closes_at - timedelta(milliseconds=1)).date() if self.closes_at else None
 
     # ---- finding
 
@@ -125,13 +143,10 @@ class User(Record):
         )
 
     @classmethod
-    async def active_administrators(cls, *, tx: Tx | None = None) -> int:
-        """How many enabled people hold the role that may do everything."""
-        roles = cls.get_motor_collection().database["roles"]
-        admin = await roles.find_one({"name": policy.ADMIN}, session=tx)
-        if admin is None:
-            return 0
-        return await cls.find({"roles.$id": admin["_id"], "disabled_at": None}, session=tx).count()
+    async def active_administrators(cls, *, tx: Tx | None = None, lasting: bool = False) -> int:
+        """How many enabled people hold the role that may do everything: until their last day is
+        over, if they have one; only those who have none when they should be `lasting`."""
+        return await cls.find({**await administering(tx), **_open(lasting)}, session=tx).count()
 
     # ---- coming
 
@@ -156,8 +171,12 @@ class User(Record):
         roles: Collection["Role"],
         by: Actor,
         tx: Tx,
+        confirmed: bool = False,
     ) -> "User":
-        """The writes of `register`, for a transaction that does more. Raises Taken."""
+        """The writes of `register`, for a transaction that does more. Raises Taken.
+
+        An address that is `confirmed` needs no letter: one has led here.
+        """
         user = cls(
             username=username,
             email=email,
@@ -166,8 +185,10 @@ class User(Record):
         )
         # Visitors register themselves; the command line does it for others.
         visitor = by.user_id is None and by.ip is not None
-        if visitor:
-            user.letters_asked = [clock.now()]
+        if confirmed:
+            user.email_verified_at = user.created_at
+        elif visitor:
+            user.letters_asked = [user.created_at]
         try:
             await user.insert(session=tx)
         except DuplicateKeyError as error:
@@ -178,7 +199,7 @@ class User(Record):
         names = sorted(role.name for role in roles)
         await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=names)
         await user.tell(Kind.WELCOME, tx, by=username)
-        if visitor:
+        if visitor and not confirmed:
             await Mail.queue(Letter.CONFIRM, email, user=user.id, tx=tx)
         return user
 
@@ -188,7 +209,7 @@ class User(Record):
         """Gives the role; None if it was held. Raises RoleGone. Open pages gain it in place."""
 
         async def work(tx: Tx) -> Event | None:
-            changed = await self._change_authority(
+            changed = await self.change_authority(
                 {"roles.$id": {"$ne": role.id}},
                 {"$addToSet": {"roles": ref("roles", role.id)}},
                 by=by,
@@ -213,11 +234,11 @@ class User(Record):
         """
 
         async def work(tx: Tx) -> Event | None:
-            before = 0
+            before = (0, 0)
             if role.name == policy.ADMIN:
                 await hold_administrators(tx)
-                before = await User.active_administrators(tx=tx)
-            changed = await self._change_authority(
+                before = await count_administrators(tx)
+            changed = await self.change_authority(
                 {"roles.$id": role.id},
                 {"$pull": {"roles": ref("roles", role.id)}},
                 by=by,
@@ -225,7 +246,7 @@ class User(Record):
             )
             if not changed:
                 return None
-            await self._require_an_administrator(before, tx)
+            await require_an_administrator(before, tx)
             event = Event.of(Verb.ROLE_REVOKED, by=by, subject=self.id, role=role.name)
             mine = {"user.$id": self.id}
             await mark_ended(mine, Reason.ROLE_REVOKED, by=by, event=event, tx=tx)
@@ -242,13 +263,14 @@ class User(Record):
 
         async def work(tx: Tx) -> Event | None:
             await hold_administrators(tx)
-            before = await User.active_administrators(tx=tx)
-            changed = await self._change_authority(
-                {"disabled_at": None}, {"$set": {"disabled_at": clock.now()}}, by=by, tx=tx
+            before = await count_administrators(tx)
+            closed = {"disabled_at": clock.now(), "closes_at": None}
+            changed = await self.change_authority(
+                {"disabled_at": None}, {"$set": closed}, by=by, tx=tx
             )
             if not changed:
                 return None
-            await self._require_an_administrator(before, tx)
+            await require_an_administrator(before, tx)
             event = Event.of(Verb.USER_DISABLED, by=by, subject=self.id)
             mine = {"user.$id": self.id}
             await mark_ended(mine, Reason.ACCOUNT_DISABLED, by=by, event=event, tx=tx)
@@ -258,11 +280,15 @@ class User(Record):
         return await acting(by, work)
 
     async def enable(self, *, by: Actor) -> Event | None:
-        """Opens the account again; None if it was open."""
+        """Opens the account again, without a last day; None if it was open."""
 
         async def work(tx: Tx) -> Event | None:
-            changed = await self._change_authority(
-                {"disabled_at": {"$ne": None}}, {"$set": {"disabled_at": None}}, by=by, tx=tx
+            over = {"closes_at": {"$lte": clock.now()}}
+            changed = await self.change_authority(
+                {"$or": [{"disabled_at": {"$ne": None}}, over]},
+                {"$set": {"disabled_at": None, "closes_at": None}},
+                by=by,
+                tx=tx,
             )
             if not changed:
                 return None
@@ -422,9 +448,7 @@ class User(Record):
             {"$set": {"read_at": clock.now()}},
         )
 
-    # ---- helpers
-
-    async def _change_authority(
+    async def change_authority(
         self, condition: Mapping[str, Any], change: Mapping[str, Any], *, by: Actor, tx: Tx
     ) -> bool:
         """A conditional update that also raises the version and says who did it."""
@@ -432,7 +456,33 @@ class User(Record):
         update["$set"] = {**change.get("$set", {}), "authz_by": ref("users", by.user_id)}
         return await User.change({"_id": self.id, **condition}, update, tx=tx)
 
-    async def _require_an_administrator(self, before: int, tx: Tx) -> None:
-        """Where there was one, there must be one."""
-        if before and not await User.active_administrators(tx=tx):
-            raise LastAdministrator
+
+async def count_administrators(tx: Tx) -> tuple[int, int]:
+    """How many are active, and how many of those have no last day."""
+    now = await User.active_administrators(tx=tx)
+    return now, await User.active_administrators(tx=tx, lasting=True)
+
+
+async def require_an_administrator(before: tuple[int, int], tx: Tx) -> None:
+    """Where there was one, there must be one; and where one was to stay, one must be to stay, or
+    the day would come that sees the last one go. Raises LastAdministrator."""
+    had, lasting = before
+    now, lasting_now = await count_administrators(tx)
+    if had and not now:
+        raise LastAdministrator
+    if lasting and not lasting_now:
+        raise LastAdministrator(others_leave=True)
+
+
+async def administering(tx: Tx | None = None) -> dict[str, Any]:
+    """The filter for whoever holds the role that may do everything, disabled or not."""
+    roles = User.get_motor_collection().database["roles"]
+    admin = await roles.find_one({"name": policy.ADMIN}, session=tx)
+    return {"roles.$id": admin["_id"] if admin else None}
+
+
+def _open(lasting: bool) -> dict[str, Any]:
+    without = {"closes_at": None}
+    if lasting:
+        return {"disabled_at": None, **without}
+    return {"disabled_at": None, "$or": [without, {"closes_at": {"$gt": clock.now()}}]}

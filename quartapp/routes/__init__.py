@@ -9,6 +9,7 @@ from quartapp.routes import (
     errors,
     front,
     health,
+    invitations,
     letters,
     notices,
     passwords,
@@ -22,6 +23,7 @@ from quartapp.settings import Settings
 PUBLIC = (
     front,
     accounts,
+    invitations,
     recovery,
     addresses,
     passwords,

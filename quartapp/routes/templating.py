@@ -1,7 +1,7 @@
 """What templates can say beyond Jinja's own words."""
 
 import hashlib
-from datetime import datetime
+from datetime import date, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from quartapp.policy import LABELS
 def init_app(app: Quart) -> None:
     app.jinja_env.globals.update(csrf_field=csrf_field, needs=needs, labels=LABELS)
     app.jinja_env.globals["static"] = _stamped(Path(app.root_path) / "static").__getitem__
-    app.jinja_env.filters.update(when=when, moment=moment, paragraphs=paragraphs)
+    app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
     for name in app.blueprints:
@@ -70,6 +70,10 @@ def when(at: datetime) -> Markup:
 
 def moment(at: datetime) -> Markup:
     return _time(at, _full(at))
+
+
+def day(on: date) -> Markup:
+    return Markup('<time datetime="{}">{}</time>').format(on.isoformat(), f"{on.day} {on:%b %Y}")
 
 
 def paragraphs(text: str) -> Markup:

@@ -94,6 +94,24 @@ async def test_whatever_is_changed_by_hand_is_forgotten(
     await until(is_forgotten)
 
 
+async def test_nobody_is_remembered_past_the_moment_at_which_the_account_closes(ada: Ada) -> None:
+    await ada.running.departures.stop()
+    database = Session.get_motor_collection().database
+    soon = [{"$set": {"closes_at": {"$add": ["$$NOW", 700]}}}]
+    await database["users"].update_one({"_id": ada.user.id}, soon)
+    await ada.running.barrier.passed()
+    assert isinstance(await ada.standing(), Principal)
+    assert await ada.is_remembered()
+
+    async def is_over() -> bool:
+        return not isinstance(await ada.standing(), Principal)
+
+    await until(is_over, within=2)
+    found = await database["users"].find_one({"_id": ada.user.id})
+    assert found
+    assert found["disabled_at"] is None, "nobody had to do anything for it"
+
+
 async def test_being_used_is_no_reason_to_forget(ada: Ada) -> None:
     database = Session.get_motor_collection().database
     await Session.were_seen({ada.session.id: (ada.session.seen_at + timedelta(hours=1), None)})

@@ -121,6 +121,10 @@ async def set_disabled(scene: Scene) -> None:
     await scene.write("users", {"$set": {"disabled_at": clock.now()}}, username=scene.ada)
 
 
+async def set_the_last_day_over(scene: Scene) -> None:
+    await scene.write("users", {"$currentDate": {"closes_at": True}}, username=scene.ada)
+
+
 async def set_another_hash(scene: Scene) -> None:
     await scene.write("users", {"$set": {"password_hash": "$2b$04$no"}}, username=scene.ada)
 
@@ -161,6 +165,7 @@ WAYS = {
     "raw: role pulled": Way(pull_the_role, BOTH, "role_revoked", by_hand=True),
     "raw: role deleted": Way(delete_the_role, BOTH, "role_deleted", by_hand=True),
     "raw: disabled": Way(set_disabled, BOTH, "account_disabled", by_hand=True),
+    "raw: last day over": Way(set_the_last_day_over, BOTH, "account_disabled", by_hand=True),
     "raw: another hash": Way(set_another_hash, BOTH, "password_changed", by_hand=True),
     "raw: user deleted": Way(delete_the_user, BOTH, "account_disabled", by_hand=True),
     "raw: ended": Way(set_ended, LAPTOP, "ended_by_admin", by_hand=True),

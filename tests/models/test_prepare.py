@@ -35,7 +35,7 @@ async def expect_ready(db: Database) -> None:
         assert wanted <= set(made[document.get_collection_name()])
     names = sorted(found["name"] for found in await db["roles"].find({}).to_list(None))
     assert names == sorted(BUILT_IN_ROLES)
-    assert await db["guards"].count_documents({}) == 1
+    assert await db["guards"].count_documents({}) == 2
 
 
 async def test_many_connections_at_once_prepare_one_empty_database(settings: Settings) -> None:

@@ -137,6 +137,7 @@ RAW: dict[str, tuple[Raw, Reason]] = {
     "a role made anew": (_role_made_anew, Reason.ROLE_DELETED),
     "another hash": (_user(password_hash="other"), Reason.PASSWORD_CHANGED),
     "disabled": (_user(disabled_at=clock.now()), Reason.ACCOUNT_DISABLED),
+    "closed since": (_user(closes_at=clock.now()), Reason.ACCOUNT_DISABLED),
     "the user deleted": (_user_deleted, Reason.ACCOUNT_DISABLED),
     "ended": (_session(ended_at=clock.now()), Reason.ENDED_BY_ADMIN),
     "ended with a reason": (

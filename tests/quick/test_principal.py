@@ -116,6 +116,30 @@ def test_a_disabled_account_ends_its_sessions() -> None:
     assert reason(row(holder(disabled_at=NOW))) is Reason.ACCOUNT_DISABLED
 
 
+@pytest.mark.parametrize(
+    ("left", "over"),
+    [
+        (TICK, None),
+        (timedelta(0), Reason.ACCOUNT_DISABLED),
+        (-TICK, Reason.ACCOUNT_DISABLED),
+    ],
+)
+def test_an_account_is_closed_at_the_very_moment_its_last_day_is_over(
+    left: timedelta, over: Reason | None
+) -> None:
+    assert reason(row(holder(closes_at=NOW + left))) is over
+    assert reason(row(holder(closes_at=(NOW + left).replace(tzinfo=None)))) is over
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(60, 60.0), (86_400, 1500.0)])
+def test_a_session_is_good_until_it_expires_or_the_account_closes(
+    seconds: int, left: float
+) -> None:
+    found = judge(row(holder(closes_at=NOW + timedelta(seconds=seconds))), NOW)
+    assert isinstance(found, Principal)
+    assert found.seconds_left == left
+
+
 def test_an_account_that_is_gone_ends_its_sessions() -> None:
     found = judge(row(holder=[], held=[]), NOW)
     assert isinstance(found, Ended)

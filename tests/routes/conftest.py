@@ -275,7 +275,7 @@ class Town:
 
 def link_in(letter: str) -> str:
     """The path that a letter leads to."""
-    found = re.search(r"^https?://[^/\s]+(/(?:reset|verify)/\S+)\s*$", letter, re.MULTILINE)
+    found = re.search(r"^https?://[^/\s]+(/(?:reset|verify|invited)/\S+)\s*$", letter, re.MULTILINE)
     assert found, letter
     return found[1]
 

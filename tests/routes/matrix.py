@@ -26,6 +26,7 @@ GET POST   /login                                         anyone
 GET POST   /setup/<token>                                 anyone
 GET POST   /forgot                                        anyone
 GET        /forgot/sent                                   anyone
+GET POST   /invited/<token>                               anyone
 GET POST   /reset/<token>                                 anyone
 GET POST   /verify/<token>                                anyone
 GET        /dev/mail                                      anyone
@@ -64,6 +65,10 @@ POST       /admin/users/<username>/grants/<role_name>/revoke    users.manage, fr
 POST       /admin/users/<username>/sessions/end           sessions.manage
 POST       /admin/users/<username>/disable                users.manage, fresh
 POST       /admin/users/<username>/enable                 users.manage, fresh
+POST       /admin/users/<username>/last-day               users.manage, fresh
+GET POST   /admin/invitations                             users.manage, fresh
+POST       /admin/invitations/<invitation_id>/withdraw    users.manage, fresh
+POST       /admin/invitations/<invitation_id>/again       users.manage, fresh
 GET        /admin/roles                                   roles.manage
 GET POST   /admin/roles/new                               roles.manage, fresh
 GET POST   /admin/roles/<name>                            roles.manage, fresh

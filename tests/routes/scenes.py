@@ -2,14 +2,18 @@
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from email.message import EmailMessage
+from typing import Any
 
 from beanie import PydanticObjectId
 from quart import Quart
 
+from quartapp import clock
 from quartapp.mail.carriers import Folder
-from quartapp.models import Comment, Post, Role, Token, address
+from quartapp.models import Comment, Invitation, Post, Role, Token, address
 from quartapp.models.actor import NOBODY, Actor
+from quartapp.models.session import new_token
 from quartapp.models.token import Purpose, code_digest, issue_setup
 from quartapp.policy import Permission
 from quartapp.settings import Settings
@@ -34,11 +38,14 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
     me = await author.me()
     assert me is not None
     role = await Role.add(f"spare-{name}", "", [], by=NOBODY)
+    invitation, invited = await an_invitation(f"guest-of-{name}@example.org")
     await Folder(settings_of(town.app).data / "mail").carry("letter", "", EmailMessage())
     return author, {
         "/reset/<token>": f"/reset/{await a_link(author, Purpose.RESET)}",
         "/verify/<token>": f"/verify/{await a_link(author, Purpose.CONFIRM)}",
+        "/invited/<token>": f"/invited/{invited}",
         "/dev/mail/<name>": "/dev/mail/letter",
+        "invitation_id": str(invitation.id),
         "filename": "app.css",
         "token": await issue_setup() or "spent",
         "session_id": me["session"],
@@ -55,6 +62,17 @@ async def a_link(visitor: Visitor, purpose: Purpose) -> str:
     user, token_id = await the_user(visitor.username), PydanticObjectId()
     code = code_digest(settings_of(visitor.app).secret_key.get_secret_value(), token_id, CODE)
     return await Token.issue(token_id, purpose, user, user.email, lasts=address.LASTS, code=code)
+
+
+async def an_invitation(email: str, **fields: Any) -> tuple[Invitation, str]:
+    """One whose letter was sent, and the token in that."""
+    now, (token, digest) = clock.now(), new_token()
+    until = now + timedelta(days=7)
+    made = Invitation(
+        **{"email": email, "created_at": now, "asked_at": now, "expires_at": until, **fields},
+        digest=digest,
+    )
+    return await made.insert(), token
 
 
 def path(row: Row, parts: Mapping[str, str]) -> str:
@@ -75,6 +93,7 @@ def form(row: Row, name: str) -> dict[str, str]:
     return {
         "/register": account,
         "/setup/<token>": account,
+        "/invited/<token>": account,
         "/login": {"login": name, "password": PASSWORD},
         "/confirm": {"password": PASSWORD},
         "/account/password": {
@@ -90,6 +109,8 @@ def form(row: Row, name: str) -> dict[str, str]:
         "/posts/<post_id>/edit": {"title": "Edited", "body": "Text."},
         "/posts/<post_id>/comments": {"body": "Another."},
         "/admin/users/<username>/grants": {"role": "moderator"},
+        "/admin/invitations": {"email": f"new-{name}@example.org", "role": "moderator"},
+        "/admin/users/<username>/last-day": {"date": f"{clock.now():%Y-%m-%d}"},
         "/admin/roles/new": {"name": f"made-{name}"},
         "/admin/roles/<name>": {"name": f"renamed-{name}"},
     }.get(row.rule, {})

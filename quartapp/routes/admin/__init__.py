@@ -1,5 +1,5 @@
 """Pages for those in charge."""
 
-from quartapp.routes.admin import events, roles, sessions, users
+from quartapp.routes.admin import events, invitations, roles, sessions, users
 
-MODULES = (users, roles, sessions, events)
+MODULES = (users, invitations, roles, sessions, events)

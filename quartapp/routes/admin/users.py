@@ -6,11 +6,12 @@ from quart import Blueprint, abort, flash, render_template, request
 from quart_auth import login_required
 
 from quartapp.auth import Forbidden, current_user, fresh_login_required, permission_required, settle
-from quartapp.forms.admin import GrantForm
+from quartapp.forms.admin import GrantForm, LastDayForm
 from quartapp.log import log
-from quartapp.models import Event, Role, Session, User
+from quartapp.models import Event, Role, Session, User, last_day
 from quartapp.models.references import linked_id
 from quartapp.models.session import Reason
+from quartapp.models.user import LastAdministrator
 from quartapp.policy import Permission, may
 from quartapp.routes.paging import cut
 from quartapp.routes.places import see_other
@@ -35,7 +36,7 @@ async def index() -> str:
 @login_required
 @permission_required(Permission.USERS_READ)
 async def show(username: str) -> Any:
-    return await _page(await _find(username), GrantForm())
+    return await _page(await _find(username))
 
 
 @blueprint.post("/users/<username>/grants")
@@ -47,7 +48,7 @@ async def grant(username: str) -> Any:
     form = await GrantForm.from_request()
     form.offer(await Role.everyone())
     if not form.posted:
-        return await _page(person, form)
+        return await _page(person, grant=form)
     role = await Role.named(form.role.data) or abort(404)
     granted = await person.grant(role, by=current_user.actor)
     log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
@@ -111,10 +112,43 @@ async def disable(username: str) -> Any:
 @fresh_login_required
 async def enable(username: str) -> Any:
     person = await _find(username)
-    if await person.enable(by=current_user.actor):
+    by = current_user.actor
+    if await person.enable(by=by) or await last_day.lift(person, by=by):
         log.info("user_enabled", user=person.username, by=current_user.username)
     await settle()
     await flash(f"The account of {person.username} is enabled.", "success")
+    return see_other(_home(person))
+
+
+@blueprint.post("/users/<username>/last-day")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def set_last_day(username: str) -> Any:
+    person = await _find(username)
+    form = await LastDayForm.from_request()
+    if not form.posted:
+        return await _page(person, leave=form)
+    day, by = form.date.data, current_user.actor
+    if day is None:
+        event = await last_day.lift(person, by=by)
+        words = f"{person.username} has no last day any more."
+    elif not last_day.is_possible(day):
+        form.refuse("A last day is today or within the next ten years.", "date")
+        return await _page(person, leave=form)
+    else:
+        try:
+            event = await last_day.appoint(person, day, by=by)
+        except LastAdministrator as error:
+            form.refuse(str(error), "date")
+            return await _page(person, leave=form)
+        words = f"The account of {person.username} will be disabled when {day} is over."
+    await settle()
+    if event:
+        log.info("user_updated", user=person.username, last_day=str(day or ""), by=by.username)
+        await flash(words, "success")
+    else:
+        await flash("Nothing had to be changed.", "info")
     return see_other(_home(person))
 
 
@@ -126,19 +160,23 @@ def _home(person: User) -> str:
     return f"/admin/users/{person.username}"
 
 
-async def _page(person: User, form: GrantForm) -> Any:
+async def _page(
+    person: User, *, grant: GrantForm | None = None, leave: LastDayForm | None = None
+) -> Any:
     # A form that is turned down comes back on this page, which its sender may not be one to read.
     if not may(current_user, Permission.USERS_READ):
         raise Forbidden(Permission.USERS_READ)
     ids = {linked_id(link) for link in person.roles}
     roles = await Role.everyone()
+    form = grant or GrantForm()
     form.offer(role for role in roles if role.id not in ids)
     page = await render_template(
         "admin/user.html",
         person=person,
         held=[role for role in roles if role.id in ids],
         form=form,
+        leave=leave or LastDayForm(),
         sessions=await Session.of_user(person.id),
         events=await Event.page(subject=person.id, limit=10),
     )
-    return page, form.status
+    return page, (leave or form).status

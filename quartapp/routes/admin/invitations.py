@@ -1,0 +1,117 @@
+"""Inviting people, and what has become of it."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required
+
+from quartapp import policy, throttle
+from quartapp.auth import current_user, fresh_login_required, permission_required, settings
+from quartapp.forms.admin import InviteForm
+from quartapp.log import log
+from quartapp.models import Invitation, Role, invitation
+from quartapp.models.invitation import EnoughInvitations, InvitedAlready
+from quartapp.models.user import Taken
+from quartapp.policy import Permission
+from quartapp.routes.paging import cut, id_after, id_or_404
+from quartapp.routes.places import see_other
+
+blueprint = Blueprint("admin_invitations", __name__)
+
+HOME = "/admin/invitations"
+
+
+@blueprint.route("/invitations", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def index() -> Any:
+    form = await InviteForm.from_request()
+    await _offer_roles(form)
+    with form.patience():
+        if form.posted and await _invite(form):
+            await flash(f"A letter to {form.email.data} is on its way.", "success")
+            return see_other(HOME)
+    return await _page(form)
+
+
+@blueprint.post("/invitations/<invitation_id>/withdraw")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def withdraw(invitation_id: str) -> Any:
+    found = await _find(invitation_id)
+    if await found.withdraw(by=current_user.actor):
+        log.info("invitation_withdrawn", invitation=str(found.id), by=current_user.username)
+        await flash(f"The invitation to {found.email} is withdrawn. Its link is dead.", "success")
+    else:
+        await flash(f"The invitation to {found.email} was not open any more.", "info")
+    return see_other(HOME)
+
+
+@blueprint.post("/invitations/<invitation_id>/again")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def send_again(invitation_id: str) -> Any:
+    found = await _find(invitation_id)
+    form = InviteForm()
+    await _offer_roles(form)
+    with form.patience():
+        try:
+            await _count(found.email)
+            sent = await found.send_again(
+                by=current_user.actor, at_most=settings().invitations_per_user
+            )
+        except (Taken, InvitedAlready, EnoughInvitations) as refused:
+            form.refuse(f"{found.email}: {refused}")
+        else:
+            if sent:
+                log.info("user_invited", invitation=str(found.id), by=current_user.username)
+                await flash(
+                    f"Another letter to {found.email} is on its way. Older links are dead.",
+                    "success",
+                )
+            else:
+                await flash(f"The invitation to {found.email} was not open any more.", "info")
+            return see_other(HOME)
+    return await _page(form)
+
+
+async def _offer_roles(form: InviteForm) -> None:
+    form.offer(role for role in await Role.everyone() if role.name != policy.MEMBER)
+
+
+async def _invite(form: InviteForm) -> bool:
+    """Raises TooMany."""
+    email = form.email.data or ""
+    role = await Role.named(form.role.data) if form.role.data else None
+    await _count(email)
+    try:
+        made = await Invitation.write(
+            email, role, by=current_user.actor, at_most=settings().invitations_per_user
+        )
+    except (Taken, InvitedAlready) as refused:
+        form.refuse(str(refused), "email")
+        return False
+    except EnoughInvitations as enough:
+        form.refuse(str(enough))
+        return False
+    log.info("user_invited", invitation=str(made.id), by=current_user.username)
+    return True
+
+
+async def _count(email: str) -> None:
+    """A letter to the address, whoever sends it. Raises TooMany."""
+    await throttle.count("invitation", (email.casefold(), settings().limit_invitation))
+
+
+async def _find(invitation_id: str) -> Invitation:
+    return await Invitation.get(id_or_404(invitation_id)) or abort(404)
+
+
+async def _page(form: InviteForm) -> Any:
+    rows = await Invitation.page(before=id_after(), limit=invitation.PAGE + 1)
+    shown, older = cut(rows, invitation.PAGE, lambda row: row[0].id)
+    page = await render_template("admin/invitations.html", form=form, invitations=shown, next=older)
+    return page, form.status, form.headers
