@@ -13,11 +13,25 @@ from tests.people import Server
 
 WIDTHS = {"phone": 375, "desk": 1280}
 OUTSIDE = ["/", "/login", "/register", "/posts", "/setup/nothing", "/nowhere"]
-OUTSIDE += ["/forgot", "/forgot/sent", "/reset/nothing", "/verify/nothing", "/dev/mail"]
+OUTSIDE += [
+    "/forgot",
+    "/forgot/sent",
+    "/reset/nothing",
+    "/verify/nothing",
+    "/dev/mail",
+    "/invited/nothing",
+]
 INSIDE = [
     *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
     *("/account/email", "/verify", "/confirm"),
-    *("/account/notices", "/users/root", "/admin/users", "/admin/users/root", "/admin/roles"),
+    *(
+        "/admin/invitations",
+        "/account/notices",
+        "/users/root",
+        "/admin/users",
+        "/admin/users/root",
+        "/admin/roles",
+    ),
     *("/admin/roles/new", "/admin/roles/moderator", "/admin/sessions", "/admin/events"),
 ]
 

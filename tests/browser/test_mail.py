@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from quartapp.mail.carriers import Folder
-from tests.browser.conftest import NewBrowser, is_live, register, submit
+from tests.browser.conftest import NewBrowser, is_live, register, sign_in, submit
 from tests.people import Server, until
 from tests.routes.conftest import code_in, link_in
 
@@ -73,6 +73,42 @@ async def test_somebody_without_scripts_follows_the_link_from_the_letters_of_dev
     await page.locator("pre a").click()
     await page.get_by_role("button", name="Yes, confirm it").click()
     await expect(page.locator(".flashes")).to_contain_text("confirmed")
+
+
+async def test_somebody_is_invited_reads_the_letter_and_is_in_with_the_role(
+    server: Server, new_browser: NewBrowser, page: Page, name: str
+) -> None:
+    office = await (await new_browser(server.url)).new_page()
+    await sign_in(office, "root")
+    await office.goto("/admin/invitations")
+    await office.get_by_label("E-mail address").fill(f"{name}@example.org")
+    await office.get_by_label("Role").select_option("moderator")
+    await office.get_by_role("button", name="Invite").click()
+    row = office.get_by_role("row").filter(has_text=f"{name}@example.org")
+    await expect(row).to_contain_text("open")
+    assert "moderator" in await letter(server, name, "invited")
+    await is_live(office)
+
+    await page.goto("/dev/mail")
+    mine = page.locator("li", has_text=f"{name}@example.org")
+    await mine.get_by_role("link", name="You are invited").click()
+    await page.locator("pre a").click()
+    await expect(page.locator("main")).to_contain_text(f"{name}@example.org")
+    await page.get_by_label("Username").fill("root")
+    await page.get_by_label("Password", exact=True).fill(NEW)
+    await page.get_by_label("Password again").fill(NEW)
+    await submit(page)
+    await expect(page.locator("main")).to_contain_text("taken")
+    await page.get_by_label("Username").fill(name)
+    await page.get_by_label("Password", exact=True).fill(NEW)
+    await page.get_by_label("Password again").fill(NEW)
+    await submit(page)
+    await expect(page.get_by_role("heading", name=f"Hello, {name}")).to_be_visible()
+    await page.goto("/account")
+    await expect(page.locator("[data-roles]")).to_have_text("member, moderator")
+    await expect(page.locator(".notice-box")).to_have_count(0)
+    # Whoever invited is told where they are.
+    await expect(office.locator(".toast")).to_contain_text(f"{name} took up your invitation")
 
 
 async def test_a_forgotten_password_is_mended_and_the_other_tab_is_signed_out(

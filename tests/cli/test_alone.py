@@ -2,11 +2,12 @@
 
 import asyncio
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from quartapp import embedded
+from quartapp import clock, embedded
 from quartapp.policy import Permission
 from tests.cli.conftest import Terminal, complaint
 from tests.conftest import PASSWORD
@@ -73,6 +74,22 @@ async def test_an_account_is_closed_and_opened_again_but_never_the_last_administ
         assert row(table, "ada") == ["ada", "ada@example.org", "admin, member", "disabled"]
         assert await terminal.does("user", "enable", "ada") == "ada is enabled.\n"
         assert row(await terminal.does("user", "list"), "ada")[3:] == []
+        day = f"{clock.now() + timedelta(days=9):%Y-%m-%d}"
+        out = await terminal.does("user", "disable", "ada", "--on", day)
+        assert out == f"ada will be disabled when {day} is over, by UTC.\n"
+        assert row(await terminal.does("user", "list"), "ada")[3:] == [f"until {day}"]
+        assert "last day" in await terminal.refuses("user", "disable", "grace", "--on", day)
+        assert await terminal.does("user", "enable", "ada") == "ada is enabled.\n"
+        assert "state     active\n" in await terminal.does("user", "show", "ada")
+
+
+async def test_an_invitation_waits_for_somebody_to_send_it(terminal: Terminal) -> None:
+    out = await terminal.does("user", "invite", "guest@example.org", "--role", "Moderator")
+    assert out == (
+        "guest@example.org is invited. The letter is queued, and leaves when one serves; its link "
+        "works for 7 days.\n"
+    )
+    assert "invited already" in await terminal.refuses("user", "invite", "GUEST@example.org")
 
 
 async def test_a_role_is_made_changed_and_deleted(terminal: Terminal) -> None:
@@ -120,6 +137,11 @@ CHANGING = [
     (("user", "end-sessions", "nobody"), "there is no user nobody"),
     (("user", "disable", "nobody"), "there is no user nobody"),
     (("user", "enable", "nobody"), "there is no user nobody"),
+    (("user", "disable", "ada-taken", "--on", "2020-02-02"), "within the next ten years"),
+    (("user", "disable", "ada-taken", "--on", "soon"), "does not match the format"),
+    (("user", "invite", "no-address"), "e-mail address"),
+    (("user", "invite", "ADA-taken@example.org"), "is taken"),
+    (("user", "invite", "x@example.org", "--role", "no"), "there is no role no"),
     (("user", "vanish", "ada-taken"), "No such command 'vanish'"),
     (("user", "list", "--sideways"), "No such option"),
 ]

@@ -3,9 +3,11 @@
 import asyncio
 import secrets
 
+from quartapp import clock
+from quartapp.mail.carriers import Folder
 from tests.cli.conftest import complaint
 from tests.conftest import PASSWORD
-from tests.people import Person, Server, command
+from tests.people import Person, Server, command, until
 
 
 async def test_an_account_made_here_signs_in_there(server: Server) -> None:
@@ -68,6 +70,23 @@ async def test_a_role_that_is_edited_changes_tabs_in_place_and_a_deleted_one_clo
         assert (await ada.get("/admin/users")).status_code == 403
         code, _ = await asyncio.gather(tab.closed(), server.run("role", "delete", role))
         assert (code, tab.said[-1]["reason"]) == (4401, "role_deleted")
+
+
+async def test_an_invitation_leaves_at_once_and_a_last_day_is_known_in_pages(
+    server: Server, ada: Person
+) -> None:
+    email = f"guest-{secrets.token_hex(4)}@example.org"
+    assert "is on its way" in await server.run("user", "invite", email)
+
+    async def came() -> bool:
+        return any(letter.to == email for letter in Folder(server.data / "mail").newest(500))
+
+    await until(came)
+    day = f"{clock.now():%Y-%m-%d}"
+    await server.run("user", "disable", ada.username, "--on", day)
+    assert "Last day" in (await ada.get("/account")).text
+    await server.run("user", "enable", ada.username)
+    assert "Last day" not in (await ada.get("/account")).text
 
 
 async def test_a_refusal_disturbs_nobody(server: Server, ada: Person) -> None:

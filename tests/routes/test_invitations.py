@@ -1,0 +1,306 @@
+"""Inviting people, and taking it up (ASVS 6.4.1, 2.3.4, 2.4.1, 6.1.1)."""
+
+import asyncio
+import re
+from datetime import timedelta
+
+import pytest
+from beanie import PydanticObjectId
+
+from quartapp import clock
+from quartapp.models import Invitation, Role, User
+from quartapp.models.actor import NOBODY
+from quartapp.models.references import ref
+from quartapp.policy import Permission
+from tests.conftest import PASSWORD
+from tests.routes.conftest import (
+    Answer,
+    Town,
+    Visitor,
+    documents,
+    link_in,
+    pages,
+    role_named,
+    the_user,
+)
+from tests.routes.scenes import an_invitation
+
+HOME = "/admin/invitations"
+BOB = "bob@example.org"
+
+
+async def invite(visitor: Visitor, email: str = BOB, role: str = "") -> Answer:
+    return await visitor.post(HOME, email=email, role=role)
+
+
+async def a_link(town: Town, root: Visitor, role: str = "") -> str:
+    answer = await invite(root, role=role)
+    assert (answer.status, answer.location) == (303, HOME), answer.text
+    return link_in((await town.letters(BOB, "invited"))[0])
+
+
+async def take_up(visitor: Visitor, link: str, username: str = "bob", **fields: str) -> Answer:
+    form = {"username": username, "password": PASSWORD, "confirm": PASSWORD}
+    return await visitor.post(link, **{**form, **fields})
+
+
+async def test_who_takes_up_an_invitation_is_signed_in_with_the_role_and_confirmed(
+    town: Town, root: Visitor
+) -> None:
+    link, bob = await a_link(town, root, "moderator"), town.nobody()
+    page = await bob.get(link)
+    assert page.status == 200
+    assert page.headers["Referrer-Policy"] == "no-referrer"
+    for word in ("root", BOB, "moderator"):
+        assert word in page.text
+    assert await documents("users", username="bob") == [], "looking at it makes nothing"
+    answer = await take_up(bob, link)
+    assert (answer.status, answer.location) == (303, "/")
+    me = await bob.me()
+    assert me is not None
+    assert (me["username"], me["roles"]) == ("bob", ["member", "moderator"])
+    user = await the_user("bob")
+    assert (user.email, user.email_verified_at is not None) == (BOB, True)
+    assert "not confirmed" not in (await bob.get("/account")).text
+    await town.no_more_letters()
+    assert len(await town.letters(BOB)) == 1
+    assert f"bob took up your invitation to {BOB}." in (await root.get("/account/notices")).text
+    assert "taken up by" in re.sub(r"\s+", " ", (await root.get(HOME)).text)
+
+
+async def test_an_invitation_without_a_role_makes_a_member(town: Town, root: Visitor) -> None:
+    bob = town.nobody()
+    assert (await take_up(bob, await a_link(town, root))).status == 303
+    me = await bob.me()
+    assert me is not None
+    assert me["roles"] == ["member"]
+
+
+async def test_of_many_who_take_it_up_at_once_one_comes_in(town: Town, root: Visitor) -> None:
+    link = await a_link(town, root)
+    visitors = [town.nobody() for _ in range(5)]
+    answers = await asyncio.gather(
+        *(take_up(visitor, link, f"bob{i}") for i, visitor in enumerate(visitors))
+    )
+    assert sorted(answer.status for answer in answers) == [303] + 4 * [410]
+    assert len(await documents("users", email=BOB)) == 1
+    again = await take_up(town.nobody(), link, "bobby")
+    assert again.status == 410
+    assert "It has been taken up" in again.text
+    assert "/login" in again.links
+
+
+async def test_a_form_that_is_wrong_loses_nothing_and_leaves_the_link_as_it_was(
+    town: Town, root: Visitor
+) -> None:
+    link, bob = await a_link(town, root), town.nobody()
+    taken = await take_up(bob, link, "ROOT")
+    assert taken.status == 422
+    assert "taken" in taken.error("username")
+    assert taken.fields["username"] == "ROOT"
+    for field, fields in (
+        ("username", {"username": "two words"}),
+        ("password", {"password": "short", "confirm": "short"}),
+        ("password", {"password": BOB, "confirm": BOB}),
+        ("confirm", {"confirm": "x"}),
+    ):
+        answer = await take_up(bob, link, **fields)
+        assert answer.status == 422
+        assert answer.error(field)
+        assert PASSWORD not in answer.text
+    assert (await take_up(bob, link)).status == 303
+
+
+async def test_a_dead_link_says_why(town: Town, root: Visitor) -> None:
+    past, now = clock.now() - timedelta(seconds=1), clock.now()
+    eve = await town.account("eve")
+    for words, fields in (
+        ("older than 7 days", {"expires_at": past}),
+        ("was withdrawn", {"withdrawn_at": now}),
+        ("has been taken up", {"accepted_at": now}),
+        ("may not invite anybody any more", {"by": ref("users", eve.id)}),
+        ("may not invite anybody any more", {"by": ref("users", PydanticObjectId())}),
+    ):
+        _, token = await an_invitation("x@example.org", **fields)
+        for answer in (
+            await town.nobody().get(f"/invited/{token}"),
+            await take_up(town.nobody(), f"/invited/{token}"),
+        ):
+            assert answer.status == 410
+            assert words in answer.text
+    for token in ("x", "0" * 43, "%00", "$ne"):
+        answer = await take_up(town.nobody(), f"/invited/{token}")
+        assert answer.status == 410
+        assert "never was" in answer.text
+    assert await documents("users", username="bob") == []
+
+
+async def test_an_address_that_has_an_account_meanwhile_is_led_to_the_sign_in(
+    town: Town, root: Visitor
+) -> None:
+    link = await a_link(town, root, "moderator")
+    bob = town.nobody()
+    assert (await bob.register("bobby", email=BOB.upper())).status == 303
+    for answer in (await town.nobody().get(link), await take_up(town.nobody(), link)):
+        assert answer.status == 410
+        assert "You have an account already" in answer.text
+        assert "/login" in answer.links
+    me = await bob.me()
+    assert me is not None
+    assert me["roles"] == ["member"]
+    refused = await invite(root)
+    assert refused.status == 422
+    assert "taken" in refused.error("email")
+    (found,) = await documents("invitations")
+    again = await root.post(f"{HOME}/{found['_id']}/again")
+    assert again.status == 422
+    assert "taken" in again.text
+
+
+async def test_an_invitation_is_worth_what_its_inviter_may_do_when_it_is_taken_up(
+    town: Town, root: Visitor
+) -> None:
+    eve = await town.holder("eve", Permission.USERS_MANAGE)
+    link = await a_link(town, eve, "moderator")
+    assert (await root.post("/admin/users/eve/grants/role-of-eve/revoke")).status == 303
+    assert (await take_up(town.nobody(), link)).status == 410
+    page = (await root.get(HOME)).text
+    assert "void" in page
+    (found,) = await documents("invitations")
+    assert (await root.post(f"{HOME}/{found['_id']}/again")).status == 303
+    newer = link_in((await town.letters(BOB, "invited", count=2))[0])
+    assert (await take_up(town.nobody(), link)).status == 410
+    assert (await take_up(town.nobody(), newer)).status == 303
+
+
+async def test_withdrawing_and_sending_again(town: Town, root: Visitor) -> None:
+    link = await a_link(town, root)
+    (found,) = await documents("invitations")
+    answer = await root.post(f"{HOME}/{found['_id']}/withdraw")
+    assert (answer.status, answer.location) == (303, HOME)
+    assert "withdrawn by root" in re.sub(r"\s+", " ", (await root.get(HOME)).text)
+    assert "was withdrawn" in (await town.nobody().get(link)).text
+    for act in ("withdraw", "again"):
+        answer = await root.post(f"{HOME}/{found['_id']}/{act}")
+        assert answer.status == 303
+        assert "not open any more" in (await root.get(HOME)).text
+    await town.no_more_letters()
+    assert len(await town.letters(BOB)) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("email", {"email": ""}),
+        ("email", {"email": "no address"}),
+        ("email", {"email": "ROOT@example.org"}),
+        ("role", {"role": "nothing"}),
+        ("role", {"role": "member"}),
+    ],
+)
+async def test_what_cannot_be_invited_comes_back_with_what_was_typed(
+    root: Visitor, field: str, fields: dict[str, str]
+) -> None:
+    answer = await root.post(HOME, **{"email": BOB, "role": "", **fields})
+    assert answer.status == 422
+    assert answer.error(field)
+    assert answer.fields["email"] == fields.get("email", BOB)
+    assert await documents("outbox") == await documents("invitations") == []
+
+
+async def test_an_address_gets_so_many_letters_and_an_inviter_has_so_many_open(
+    town: Town, root: Visitor
+) -> None:
+    limits = town.app.extensions["quartapp"].settings
+    await a_link(town, root)
+    (found,) = await documents("invitations")
+    for _ in range(limits.limit_invitation.amount - 1):
+        assert (await root.post(f"{HOME}/{found['_id']}/again")).status == 303
+    for refused in (
+        await root.post(f"{HOME}/{found['_id']}/again"),
+        await invite(root, BOB.upper()),
+    ):
+        assert refused.status == 429
+        assert int(refused.headers["Retry-After"]) > 3600
+        assert "Too many" in refused.text
+    await town.no_more_letters()
+    me = await the_user("root")
+    for number in range(limits.invitations_per_user - 1):
+        await an_invitation(f"{number}@example.org", by=ref("users", me.id))
+    full = await invite(root, "other@example.org")
+    assert full.status == 422
+    assert "as many as may be" in full.text
+    assert full.fields["email"] == "other@example.org"
+
+
+async def test_the_list_is_paged_and_says_what_became_of_each(town: Town, root: Visitor) -> None:
+    assert "Nobody was invited lately" in (await root.get(HOME)).text
+    me = await the_user("root")
+    editor = await Role.add("editor", "", [], by=NOBODY)
+    mine = {"by": ref("users", me.id), "role": ref("roles", editor.id)}
+    for number in range(103):
+        await an_invitation(f"guest{number:03}@example.org", **mine)
+    shown = await pages(root, HOME)
+    found = [re.findall(r"scope=\"row\">(guest\d+)@", page.text) for page in shown]
+    assert [len(page) for page in found] == [50, 50, 3]
+    assert [name for page in found for name in page] == [f"guest{n:03}" for n in range(102, -1, -1)]
+    assert "editor" in shown[0].text
+    await editor.remove(by=NOBODY)
+    assert "one that is gone" in (await root.get(HOME)).text
+
+
+async def test_who_is_signed_in_as_somebody_else_becomes_the_new_account(
+    town: Town, root: Visitor, ada: Visitor
+) -> None:
+    link = await a_link(town, root)
+    assert "signed in as ada" in (await ada.get(link)).text
+    assert (await take_up(ada, link)).status == 303
+    me = await ada.me()
+    assert me is not None
+    assert me["username"] == "bob"
+    over = await documents("sessions", ended_reason="signed_out")
+    assert [each["user"].id for each in over] == [(await the_user("ada")).id]
+
+
+async def test_the_letter_leads_to_the_configured_origin_and_no_secret_is_stored(
+    town: Town, root: Visitor
+) -> None:
+    token = await root.csrf_token()
+    fields = {"csrf_token": token, "email": BOB}
+    headers = {"Host": "evil.example", "Sec-Fetch-Site": "same-origin"}
+    assert (await root.send(HOME, fields, headers)).status == 303
+    (letter,) = await town.letters(BOB)
+    assert "http://127.0.0.1:5000/invited/" in letter
+    assert "evil" not in letter
+    assert "root invites you" in letter
+    secret = link_in(letter).rpartition("/")[2]
+    for name in ("invitations", "outbox", "events", "notices", "tokens"):
+        assert secret not in str(await documents(name))
+    (stored,) = await documents("invitations")
+    assert secret not in repr(await Invitation.get(stored["_id"]))
+    assert stored["digest"] not in repr(await Invitation.get(stored["_id"]))
+    assert (await town.nobody().get(f"/invited/{stored['digest']}")).status == 410
+    assert (await town.nobody().get(f"/reset/{secret}")).status == 410
+
+
+async def test_taking_it_up_counts_as_a_registration(town: Town, root: Visitor) -> None:
+    link = await a_link(town, root)
+    before = await documents("allowances")
+    await take_up(town.nobody(), link, "root")
+    assert len(await documents("allowances")) == len(before) + 1
+
+
+async def test_a_role_is_what_it_is_when_the_invitation_is_taken_up(
+    town: Town, root: Visitor
+) -> None:
+    await Role.add("editor", "", [Permission.POSTS_MODERATE], by=NOBODY)
+    link = await a_link(town, root, "editor")
+    editor = await role_named("editor")
+    await editor.edit(name="reader", description="", permissions=[], by=NOBODY)
+    bob = town.nobody()
+    assert "reader" in (await bob.get(link)).text
+    assert (await take_up(bob, link)).status == 303
+    me = await bob.me()
+    assert me is not None
+    assert (me["roles"], me["permissions"]) == (["member", "reader"], ["posts.write"])
+    assert await User.active_administrators() == 1
