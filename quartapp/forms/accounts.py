@@ -8,12 +8,12 @@ from quartapp.forms.base import Form, bidi_free, digits, printable, tidy
 from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
 
 
-def email_field(label: str = "E-mail address") -> EmailField:
+def email_field(label: str = "E-mail address", *, whose: str = "your") -> EmailField:
     return EmailField(
         label,
         filters=[tidy],
         validators=[
-            DataRequired("Enter your e-mail address."),
+            DataRequired(f"Enter {whose} e-mail address."),
             Length(max=254, message="An address has at most 254 characters."),
             Regexp(EMAIL, message=EMAIL_RULE),
             printable,

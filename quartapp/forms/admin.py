@@ -25,13 +25,11 @@ class GrantForm(Form):
 
 
 class InviteForm(Form):
-    email = email_field()
-    role = SelectField(
-        "Role", description="Beside the one that everybody has.", validators=[Optional()]
-    )
+    email = email_field(whose="an")
+    role = SelectField("Role", validators=[Optional()])
 
     def offer(self, roles: Iterable[Named]) -> None:
-        self.role.choices = {"": "no other", **{role.name: role.name for role in roles}}
+        self.role.choices = {"": "no other than member", **{role.name: role.name for role in roles}}
 
 
 class Day(DateField):

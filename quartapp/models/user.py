@@ -471,7 +471,7 @@ async def require_an_administrator(before: tuple[int, int], tx: Tx) -> None:
     if had and not now:
         raise LastAdministrator
     if lasting and not lasting_now:
-        raise LastAdministrator(others_leave=True)
+        raise LastAdministrator(others_leave=had > 1)
 
 
 async def administering(tx: Tx | None = None) -> dict[str, Any]:

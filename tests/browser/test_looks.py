@@ -13,26 +13,14 @@ from tests.people import Server
 
 WIDTHS = {"phone": 375, "desk": 1280}
 OUTSIDE = ["/", "/login", "/register", "/posts", "/setup/nothing", "/nowhere"]
-OUTSIDE += [
-    "/forgot",
-    "/forgot/sent",
-    "/reset/nothing",
-    "/verify/nothing",
-    "/dev/mail",
-    "/invited/nothing",
-]
+OUTSIDE += ["/forgot", "/forgot/sent", "/reset/nothing", "/verify/nothing", "/dev/mail"]
+OUTSIDE += ["/invited/nothing"]
 INSIDE = [
     *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
     *("/account/email", "/verify", "/confirm"),
-    *(
-        "/admin/invitations",
-        "/account/notices",
-        "/users/root",
-        "/admin/users",
-        "/admin/users/root",
-        "/admin/roles",
-    ),
+    *("/account/notices", "/users/root", "/admin/users", "/admin/users/root", "/admin/roles"),
     *("/admin/roles/new", "/admin/roles/moderator", "/admin/sessions", "/admin/events"),
+    "/admin/invitations",
 ]
 
 
