@@ -10,7 +10,7 @@ from wtforms.widgets import CheckboxInput, ListWidget
 from quartapp.forms.accounts import email_field
 from quartapp.forms.base import Form, bidi_free, printable, tidy
 from quartapp.names import NAME, NAME_RULE
-from quartapp.policy import LABELS
+from quartapp.policy import LABELS, MEMBER
 
 
 class Named(Protocol):
@@ -25,11 +25,18 @@ class GrantForm(Form):
 
 
 class InviteForm(Form):
+    """Everybody becomes a member, so that this role, or none, is the first choice."""
+
     email = email_field(whose="an")
     role = SelectField("Role", validators=[Optional()])
 
     def offer(self, roles: Iterable[Named]) -> None:
-        self.role.choices = {"": "no other than member", **{role.name: role.name for role in roles}}
+        others = {role.name: f"{MEMBER} and {role.name}" for role in roles if role.name != MEMBER}
+        self.role.choices = {MEMBER: MEMBER, **others}
+
+    @property
+    def other_role(self) -> str | None:
+        return self.role.data if self.role.data != MEMBER else None
 
 
 class Day(DateField):

@@ -230,6 +230,18 @@ async def test_when_a_hand_in_the_database_sends_all_of_them_away_the_last_one_s
         assert [verb for verb, _ in await recorded(user)] == [Verb.USER_DISABLED]
 
 
+async def test_of_many_who_are_due_at_one_instant_one_administrator_stays(db: Database) -> None:
+    people = [await register(f"admin{i}", "admin") for i in range(4)]
+    for _ in range(3):
+        for user in people:
+            await let_it_pass(user)
+        due = await last_day.due()
+        await at_once(*(last_day.close(user) for user in due for _ in range(2)))
+        assert await User.active_administrators(lasting=True) == 1
+        for user in people:
+            await user.enable(by=NOBODY)
+
+
 async def test_nothing_that_happens_in_between_undoes_the_rule(db: Database) -> None:
     """A closing and the removal of the last other administrator, at the same instant."""
     admin = await role("admin")

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp import policy, throttle
+from quartapp import throttle
 from quartapp.auth import current_user, fresh_login_required, permission_required, settings
 from quartapp.forms.admin import InviteForm
 from quartapp.log import log
@@ -27,7 +27,7 @@ HOME = "/admin/invitations"
 @fresh_login_required
 async def index() -> Any:
     form = await InviteForm.from_request()
-    await _offer_roles(form)
+    form.offer(await Role.everyone())
     with form.patience():
         if form.posted and await _invite(form):
             await flash(f"A letter to {form.email.data} is on its way.", "success")
@@ -56,7 +56,7 @@ async def withdraw(invitation_id: str) -> Any:
 async def send_again(invitation_id: str) -> Any:
     found = await _find(invitation_id)
     form = InviteForm()
-    await _offer_roles(form)
+    form.offer(await Role.everyone())
     with form.patience():
         try:
             await _count(found.email)
@@ -78,14 +78,10 @@ async def send_again(invitation_id: str) -> Any:
     return await _page(form)
 
 
-async def _offer_roles(form: InviteForm) -> None:
-    form.offer(role for role in await Role.everyone() if role.name != policy.MEMBER)
-
-
 async def _invite(form: InviteForm) -> bool:
     """Raises TooMany."""
     email = form.email.data or ""
-    role = await Role.named(form.role.data) if form.role.data else None
+    role = await Role.named(form.other_role) if form.other_role else None
     await _count(email)
     try:
         made = await Invitation.write(
