@@ -81,7 +81,8 @@ async def send_again(invitation_id: str) -> Any:
 async def _invite(form: InviteForm) -> bool:
     """Raises TooMany."""
     email = form.email.data or ""
-    role = await Role.named(form.other_role) if form.other_role else None
+    other = form.other_role
+    role = (await Role.named(other) or abort(404)) if other else None
     await _count(email)
     try:
         made = await Invitation.write(
