@@ -49,7 +49,7 @@ HSTS = {"Strict-Transport-Security": "max-age=63072000; includeSubDomains"}
 PAGE = {"Cache-Control": "no-store", "Vary": "Cookie, Origin, Sec-Fetch-Site"}
 FILE = {"Cache-Control": "no-cache"}
 STAMPED = {"Cache-Control": "public, max-age=31536000, immutable"}
-OURS = {name.lower().encode() for name in (*ALWAYS, *HSTS, *PAGE)} - {b"vary"}
+OURS = {name.lower().encode() for name in (*ALWAYS, *HSTS, "Cache-Control")}
 
 
 class Edge:
@@ -94,7 +94,8 @@ def _join(own: Headers, ours: Headers) -> Headers:
     if said.isdisjoint(OURS):
         return [*own, *ours]
     own = [each for each in own if each[0] != b"cache-control"]
-    return [*own, *(each for each in ours if each[0] == b"vary" or each[0] not in said)]
+    said -= {b"cache-control", b"vary"}
+    return [*own, *(each for each in ours if each[0] not in said)]
 
 
 # Finding them by their labels costs the library more than counting does.
