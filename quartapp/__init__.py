@@ -16,6 +16,7 @@ from quartapp.authority.lease import Lease
 from quartapp.authority.principals import Principals
 from quartapp.authority.seen import Seen
 from quartapp.authority.stream import Stream
+from quartapp.eraser import Eraser
 from quartapp.forms import csrf
 from quartapp.mail.postman import Postman
 from quartapp.models.token import issue_setup
@@ -49,13 +50,14 @@ class Running:
     seen: Seen
     postman: Postman
     departures: Departures
+    eraser: Eraser
     pulse: Pulse
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> None:
         """What follows the database, the lowest first; stopped in the other order."""
         parts = (self.stream, self.lease, self.barrier, self.receipts, self.seen, self.postman)
-        for part in (*parts, self.departures, self.pulse):
+        for part in (*parts, self.departures, self.eraser, self.pulse):
             self.stack.push_async_callback(part.stop)
             await part.start()
         self.stack.push_async_callback(self.feed.stop)
@@ -190,6 +192,7 @@ def _assemble(settings: Settings) -> Running:
         seen=Seen(),
         postman=postman,
         departures=departures,
+        eraser=Eraser(),
         pulse=Pulse(),
     )
 

@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     sessions_per_user: int = Field(default=20, ge=1)
     fresh_seconds: int = Field(default=15 * 60, ge=1)
     invitations_per_user: int = Field(default=50, ge=1)
+    deletion_grace_seconds: int = Field(default=14 * 86400, ge=60, le=400 * 86400)
 
     limit_sign_in: Limit = limits.parse("5 per 5 minutes")
     limit_sign_in_account: Limit = limits.parse("10 per 5 minutes")
@@ -109,6 +110,7 @@ class Settings(BaseSettings):
     limit_registration: Limit = limits.parse("1000 per hour")
     limit_recovery: Limit = limits.parse("60 per hour")
     limit_invitation: Limit = limits.parse("5 per day")
+    limit_export: Limit = limits.parse("1 per 5 minutes")
     limit_handshake_user: Limit = limits.parse("600 per minute")
     limit_handshake_address: Limit = limits.parse("60000 per minute")
 
@@ -190,6 +192,10 @@ class Settings(BaseSettings):
         parts = urlsplit(self.base_url)
         if parts.scheme != "https" and parts.hostname not in LOOPBACK:
             raise StartError("BASE_URL: production needs https")
+
+    @property
+    def deletion_grace(self) -> timedelta:
+        return timedelta(seconds=self.deletion_grace_seconds)
 
     def session_idle(self, *, remembered: bool) -> timedelta:
         return timedelta(

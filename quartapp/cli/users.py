@@ -9,10 +9,10 @@ from typing import BinaryIO
 import click
 from beanie import PydanticObjectId
 
-from quartapp import policy
+from quartapp import clock, policy
 from quartapp.cli import imports
 from quartapp.cli.base import Commands, Refused, in_database, role_named, settle, table, with_data
-from quartapp.models import Invitation, Role, Session, User, Worker, last_day
+from quartapp.models import Invitation, Role, Session, User, Worker, last_day, leaving
 from quartapp.models.actor import NOBODY
 from quartapp.models.references import linked_id
 from quartapp.models.session import Reason
@@ -200,6 +200,39 @@ async def _appoint(person: User, day: date) -> None:
         click.echo(f"Nothing had to be changed: {person.username} is {state}.")
 
 
+@user.command()
+@click.argument("username")
+@click.option("--remove-posts", is_flag=True, help="Posts and comments go too.")
+@click.option("--now", is_flag=True, help="At once, so that nobody can take it back.")
+@with_data
+@in_database
+async def delete(username: str, remove_posts: bool, now: bool, settings: Settings) -> None:
+    """Close an account, and delete it when the time to take that back is over."""
+    person = await _user(username)
+    at = clock.now() if now else clock.now() + settings.deletion_grace
+    event = await person.close(by=NOBODY, deletes_at=at, with_posts=remove_posts)
+    reach = await settle(event)
+    if now:
+        await leaving.erase_now(person.id)
+        click.echo(f"{person.username} was deleted.{reach}")
+    elif event:
+        click.echo(f"{person.username} is closed, and will be deleted on {_day(at)}.{reach}")
+    else:
+        click.echo(f"{person.username} will be deleted before that.")
+
+
+@user.command()
+@click.argument("username")
+@with_data
+@in_database
+async def restore(username: str) -> None:
+    """Open an account again that is closed, or is to be deleted."""
+    person = await _user(username)
+    done = await person.restore(by=NOBODY)
+    await settle(done)
+    click.echo(f"{person.username} {'is open again' if done else 'was not closed'}.")
+
+
 async def _user(username: str) -> User:
     found = await User.by_username(username)
     if found is None:
@@ -207,15 +240,24 @@ async def _user(username: str) -> User:
     return found
 
 
-def _state(person: User, *, active: str) -> str:
-    if person.disabled:
-        return "disabled"
-    return f"until {person.last_day}" if person.last_day else active
-
-
 def _held(person: User, names: dict[PydanticObjectId, str]) -> str:
     ids = [linked_id(link) for link in person.roles]
     return ", ".join(sorted(names[role_id] for role_id in ids if role_id in names))
+
+
+def _state(person: User, *, active: str) -> str:
+    words = ["disabled"] if person.disabled else []
+    if person.deletes_at:
+        words.append(f"deletes on {_day(person.deletes_at)}")
+    elif person.closed_at:
+        words.append("closed by its owner")
+    elif person.last_day and not person.disabled:
+        words.append(f"until {person.last_day}")
+    return ", ".join(words) or active
+
+
+def _day(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
 
 
 def _password() -> str:

@@ -19,6 +19,11 @@ SUBJECTS = {
     Letter.PASSWORD_CHANGED: "Your password was changed",
     Letter.ADDRESS_CHANGED: "Your e-mail address was changed",
     Letter.INVITED: "You are invited to make an account",
+    Letter.CLOSED: "Your account is closed",
+    Letter.LEAVING: "Your account will be deleted",
+    Letter.REMOVED: "Your account will be deleted",
+    Letter.RESTORED: "Your account is open again",
+    Letter.DISOWNED: "You said that it was not you",
 }
 # A paragraph is a line, which mail programs break where their window ends.
 TEXTS = {
@@ -41,8 +46,9 @@ TEXTS = {
         "Somebody has signed in to the account {username} from a browser that was not used there "
         "before.",
         "Browser: {device}\nAddress: {ip}\nTime: {at}",
-        "If it was you, there is nothing to do. If not, end that session and change the password:",
-        "{base}/account/sessions\n{base}/account/password",
+        "If it was you, there is nothing to do. If not, say so on this page. That ends the session "
+        "and leads to a new password:",
+        "{base}/account/timeline",
     ),
     Letter.PASSWORD_CHANGED: (
         "The password of the account {username} was changed on {at}, from {ip}. Other sessions "
@@ -64,7 +70,40 @@ TEXTS = {
         "The link works once, for 7 days. If you do not want an account, do nothing, and none is "
         "made.",
     ),
+    Letter.CLOSED: (
+        "The account {username} was closed on {at}, from {ip}, and signed out everywhere. All that "
+        "is in it is kept.",
+        "To open it again, sign in:",
+        "{base}/login",
+        "If it was not you who closed it, set a new password first: {base}/forgot",
+    ),
+    Letter.LEAVING: (
+        "The account {username} was closed on {at}, from {ip}, and signed out everywhere. It will "
+        "be deleted on {until}, and nobody can bring it back after that.",
+        'Until then you can keep it. Sign in, and press "Keep my account":',
+        "{base}/login",
+        "If it was not you who closed it, set a new password first: {base}/forgot",
+    ),
+    Letter.REMOVED: (
+        "An administrator has closed the account {username}. It will be deleted on {until}, and "
+        "nobody can bring it back after that.",
+        "If you think that this is a mistake, tell an administrator before then.",
+    ),
+    Letter.RESTORED: (
+        "The account {username} was opened again on {at}, and will not be deleted.",
+        "If neither you nor an administrator did that, set a new password at once:",
+        "{base}/forgot",
+    ),
+    Letter.DISOWNED: (
+        "Somebody signed in to the account {username} has said that this was not them:",
+        "{what}, {when}",
+        "All other sessions were signed out. If you have not changed the password since, do so "
+        "now: whoever it was may know the old one.",
+        "{base}/account/password",
+        "If you did not say so, set a new password at once: {base}/forgot",
+    ),
 }
+MOMENTS = {"until", "when"}
 
 
 def write(mail: Mail, *, to: str, sender: str, base: str, words: Mapping[str, str]) -> EmailMessage:
@@ -79,7 +118,11 @@ def write(mail: Mail, *, to: str, sender: str, base: str, words: Mapping[str, st
     # The same for each try, so that a mailbox that got two can tell.
     message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
-    known = {"ip": "an unknown address", "device": "unknown"} | mail.data | dict(words)
+    data = {
+        name: _moment(datetime.fromisoformat(word)) if name in MOMENTS else word
+        for name, word in mail.data.items()
+    }
+    known = {"ip": "an unknown address", "device": "unknown"} | data | dict(words)
     text = "\n\n".join((*TEXTS[mail.letter], ""))
     text = text.format(base=base, to=to, at=_moment(mail.created_at), **known)
     # Never quoted-printable where it can be helped: that breaks a link into two lines.

@@ -86,7 +86,7 @@ async def issue(mail: Mail, key: str) -> tuple[User, str, str] | None:
     None when it is needed no more, as after the password was changed or a newer one asked for.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
-    if user is None or user.disabled or mail.to != unconfirmed(user):
+    if user is None or not user.is_open or mail.to != unconfirmed(user):
         return None
     if max(user.password_changed_at, *user.letters_asked) > mail.created_at:
         return None

@@ -1,7 +1,7 @@
 """The audit record: who did what to whom, from where and when. Only ever added to."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
@@ -37,6 +37,10 @@ class Verb(StrEnum):
     INVITATION_SENT_AGAIN = "invitation.sent_again"
     INVITATION_WITHDRAWN = "invitation.withdrawn"
     INVITATION_ACCEPTED = "invitation.accepted"
+    USER_DEACTIVATED = "user.deactivated"
+    USER_LEAVING = "user.leaving"
+    USER_RESTORED = "user.restored"
+    USER_ERASED = "user.erased"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
     PASSWORD_RESET = "password.reset"  # noqa: S105
     EMAIL_CONFIRMED = "email.confirmed"
@@ -52,6 +56,8 @@ class Verb(StrEnum):
     ROLE_DELETED = "role.deleted"
     POST_REMOVED = "post.removed"
     COMMENT_REMOVED = "comment.removed"
+    DATA_EXPORTED = "data.exported"
+    ACTIVITY_DISOWNED = "activity.disowned"
 
 
 # What ends sessions. The sooner it is known everywhere, the sooner it is answered.
@@ -79,14 +85,17 @@ class Receipt(BaseModel):
 
 
 class Event(Record):
-    """One line of the record. `subject` is the user it happened to, if there is one.
+    """One line of the record. `subject` is the user it happened to, if there is one; `session` the
+    one in which it was done, or that was begun by it.
 
-    The receipts come after the fact, and are all that is ever added to a line.
+    The receipts come after the fact, and are all that is ever added to a line. When a person is
+    erased their lines stay, without a word about them: see `models.personal`.
     """
 
     actor: Link["User"] | None = None
     verb: Verb
     subject: Link["User"] | None = None
+    session: PydanticObjectId | None = None
     ip: str | None = None
     at: datetime = Field(default_factory=clock.now)
     details: dict[str, Any] = {}
@@ -97,6 +106,7 @@ class Event(Record):
         name = "events"
         indexes = [
             IndexModel([("subject.$id", 1), ("_id", -1)], name="of_subject"),
+            IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
             IndexModel([("at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())),
         ]
 
@@ -122,6 +132,7 @@ class Event(Record):
             verb=verb,
             actor=ref("users", by.user_id),
             subject=ref("users", subject),
+            session=by.session_id,
             ip=by.ip,
             details=details,
         )
@@ -163,11 +174,14 @@ class Event(Record):
         cls,
         *,
         subject: PydanticObjectId | None = None,
+        verbs: Collection[Verb] = (),
         before: PydanticObjectId | None = None,
         limit: int = 50,
     ) -> list[Self]:
-        """The newest first, with their actors and subjects."""
+        """The newest first, with their actors and subjects; of these verbs, or of all."""
         match: dict[str, Any] = {"subject.$id": subject} if subject else {}
+        if verbs:
+            match["verb"] = {"$in": list(verbs)}
         if before:
             match["_id"] = {"$lt": before}
         return await cls.listed(match, sort="-_id", limit=limit, fetch=["actor", "subject"])

@@ -316,5 +316,5 @@ async def _who_may_invite(
     return {
         user.id
         for user in users
-        if not user.disabled and any(linked_id(role) in found for role in user.roles)
+        if user.is_open and any(linked_id(role) in found for role in user.roles)
     }

@@ -37,6 +37,11 @@ class Letter(StrEnum):
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
     ADDRESS_CHANGED = "address.changed"
     INVITED = "user.invited"
+    CLOSED = "account.closed"
+    LEAVING = "account.leaving"
+    REMOVED = "account.removed"
+    RESTORED = "account.restored"
+    DISOWNED = "activity.disowned"
 
 
 class Mail(Record):

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     LAST_DAY_LIFTED = "last_day.lifted"
     LAST_DAY_OVER = "last_day.over"
     INVITATION_ACCEPTED = "invitation.accepted"
+    ACCOUNT_CLOSED = "account.closed"
+    ACCOUNT_RESTORED = "account.restored"
     SESSIONS_ENDED = "sessions.ended"
     POST_REMOVED = "post.removed"
     COMMENT_REMOVED = "comment.removed"
@@ -51,6 +53,8 @@ TEXTS = {
     Kind.LAST_DAY_LIFTED: "{by} took your last day back. Your account stays.",
     Kind.LAST_DAY_OVER: "Your last day was {day}, and your account was disabled at its end.",
     Kind.INVITATION_ACCEPTED: "{by} took up your invitation to {email}.",
+    Kind.ACCOUNT_CLOSED: "{by} closed your account.",
+    Kind.ACCOUNT_RESTORED: "{by} opened your account again.",
     Kind.SESSIONS_ENDED: "{by} ended your sessions.",
     Kind.POST_REMOVED: "{by} removed your post “{title}”.",
     Kind.COMMENT_REMOVED: "{by} removed your comment on “{title}”.",

@@ -48,10 +48,15 @@ class Ended:
     by: str | None
     at: datetime
     event: PydanticObjectId | None = None
+    ender: PydanticObjectId | None = None
 
     @property
     def message(self) -> str:
-        return self.reason.message(self.by)
+        return self.told_to(self.user_id)
+
+    def told_to(self, user_id: PydanticObjectId) -> str:
+        """Why it is over, in a sentence for the person whose session it was."""
+        return self.reason.message(self.by, own=self.ender == user_id)
 
 
 Standing = Principal | Ended
@@ -93,6 +98,7 @@ async def ended(
             by=names.get(link.id) if (link := fields.get("ended_by")) else None,
             at=_aware(fields["ended_at"]),
             event=link.id if (link := fields.get("ended_event")) else None,
+            ender=link.id if (link := fields.get("ended_by")) else None,
         )
         for session_id, fields in changes.items()
     ]
@@ -144,6 +150,7 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
             by=next((ender.get("username") for ender in row.get("ender", ())), None),
             at=_aware(row.get("ended_at") or now),
             event=row["ended_event"].id if row.get("ended_event") else None,
+            ender=row["ended_by"].id if row.get("ended_by") else None,
         )
     seen, told = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
     return Principal(
@@ -167,7 +174,7 @@ def _why_over(
 ) -> Reason | None:
     if row.get("ended_at") is not None:
         return _reason(row)
-    if user is None or user.get("disabled_at") is not None or _closing(user) <= now:
+    if user is None or _is_shut(user, now):
         return Reason.ACCOUNT_DISABLED
     if _deadline(row) <= now:
         return Reason.EXPIRED
@@ -180,6 +187,13 @@ def _why_over(
         return None
     listed = {link.id for link in user.get("roles", ())}
     return Reason.ROLE_DELETED if lost <= listed else Reason.ROLE_REVOKED
+
+
+def _is_shut(user: Mapping[str, Any], now: datetime) -> bool:
+    """Disabled by those in charge, past its last day, or closed by its owner or to be deleted: see
+    `User.is_open`."""
+    shut = user.get("disabled_at") is not None or user.get("closed_at") is not None
+    return shut or _closing(user) <= now
 
 
 def _reason(row: Mapping[str, Any]) -> Reason:

@@ -29,7 +29,7 @@ async def issue(mail: Mail) -> tuple[User, str] | None:
     None when nobody is to get one, or the password was changed since it was asked for.
     """
     user = await User.by_email(mail.to)
-    if user is None or user.disabled or user.password_changed_at > mail.created_at:
+    if user is None or not user.may_enter or user.password_changed_at > mail.created_at:
         return None
     alive = {
         "_id": {"$ne": mail.id},

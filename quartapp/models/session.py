@@ -43,9 +43,10 @@ class Reason(StrEnum):
     ACCOUNT_DISABLED = "account_disabled"
     EXPIRED = "expired"
 
-    def message(self, by: str | None) -> str:
-        """The sentence that the person who was signed out reads."""
-        return MESSAGES[self].format(by=by or "An administrator")
+    def message(self, by: str | None, *, own: bool = False) -> str:
+        """The sentence that the person who was signed out reads; `own` if they did it."""
+        texts = MESSAGES | OWN_MESSAGES if own else MESSAGES
+        return texts[self].format(by=by or "An administrator")
 
 
 class Factor(StrEnum):
@@ -66,6 +67,7 @@ MESSAGES = {
     Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
     Reason.EXPIRED: "Your session expired. Sign in again to go on.",
 }
+OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You closed your account."}
 
 
 class Session(Record):
@@ -154,7 +156,9 @@ class Session(Record):
             if await _is_new_here(user, browser, tx):
                 await user.write(Letter.SIGNED_IN, tx, device=device, ip=by.ip)
             await session.insert(session=tx)
-            await Event.record(Verb.SESSION_STARTED, by=by, subject=user.id, tx=tx, device=device)
+            event = Event.of(Verb.SESSION_STARTED, by=by, subject=user.id, device=device)
+            event.session = session.id
+            await event.insert(session=tx)
 
         await transaction(work)
         await cls._end_oldest(user, keep=at_most, by=by)
@@ -182,8 +186,10 @@ class Session(Record):
 
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
         """Ends it, unless it is over already: then None. Returns after the commit."""
-        match = {"_id": self.id}
-        return await end_sessions(match, reason, Verb.SESSION_ENDED, by=by, subject=self.user_id)
+        match, verb = {"_id": self.id}, Verb.SESSION_ENDED
+        return await end_sessions(
+            match, reason, verb, by=by, subject=self.user_id, device=self.device
+        )
 
     @property
     def user_id(self) -> PydanticObjectId:
@@ -204,6 +210,12 @@ class Session(Record):
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
         """The living ones, the last used first; there are at most as many as a user may have."""
         return await cls.find({"user.$id": user_id, **alive()}, sort="-seen_at").to_list()
+
+    @classmethod
+    async def named(cls, ids: Collection[PydanticObjectId]) -> dict[PydanticObjectId, Self]:
+        """Those of the ids that are still remembered, by their ids."""
+        found = await cls.find({"_id": {"$in": list(ids)}}).to_list() if ids else []
+        return {session.id: session for session in found}
 
     @classmethod
     async def on_now(
@@ -331,6 +343,7 @@ async def end_sessions(
     *,
     by: Actor,
     subject: PydanticObjectId,
+    **details: Any,
 ) -> Event | None:
     """Ends the sessions that match and are not over, in one transaction with the audit event.
 
@@ -338,7 +351,7 @@ async def end_sessions(
     """
 
     async def work(tx: Tx) -> Event | None:
-        return await end_and_record(match, reason, verb, by=by, subject=subject, tx=tx)
+        return await end_and_record(match, reason, verb, by=by, subject=subject, tx=tx, **details)
 
     return await acting(by, work)
 
@@ -351,9 +364,10 @@ async def end_and_record(
     by: Actor,
     subject: PydanticObjectId,
     tx: Tx,
+    **details: Any,
 ) -> Event | None:
     """The writes of `end_sessions`, for a transaction that does more."""
-    event = Event.of(verb, by=by, subject=subject, reason=reason.value)
+    event = Event.of(verb, by=by, subject=subject, reason=reason.value, **details)
     ended = await mark_ended(match, reason, by=by, event=event, tx=tx)
     if not ended:
         return None

@@ -29,6 +29,11 @@ class Purpose(StrEnum):
     SETUP = "setup"
     CONFIRM = "confirm"
     RESET = "reset"
+    RETURN = "return"
+
+
+# Who has closed their account may come back, and set a forgotten password to do so.
+FOR_CLOSED = {Purpose.RESET, Purpose.RETURN}
 
 
 class TokenSpent(DomainError):
@@ -103,7 +108,9 @@ class Token(Record):
     async def holder(self, *, tx: Tx | None = None) -> User | None:
         """Whom it was made for, if nothing has happened since that voids it."""
         user = await User.get(linked_id(self.user), session=tx) if self.user else None
-        if user is None or user.disabled:
+        if user is None:
+            return None
+        if not (user.may_enter if self.purpose in FOR_CLOSED else user.is_open):
             return None
         return user if self.credential == fingerprint(user.password_hash) else None
 

@@ -23,7 +23,7 @@ from quartapp.models.guard import hold_administrators
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind, Notice
 from quartapp.models.record import Record
-from quartapp.models.references import CASELESS, DomainError, ref
+from quartapp.models.references import CASELESS, DomainError, linked_id, ref
 from quartapp.models.session import (
     Reason,
     Session,
@@ -37,7 +37,7 @@ from quartapp.models.session import (
 if TYPE_CHECKING:
     from quartapp.models.role import Role
 
-
+OPEN: Mapping[str, Any] = {"disabled_at": None, "closed_at": None}
 LAST = "This is the last active administrator"
 
 
@@ -83,6 +83,11 @@ class User(Record):
     authz_by: Link["User"] | None = None
     disabled_at: datetime | None = None
     closes_at: datetime | None = None
+    closed_at: datetime | None = None
+    closed_by: Link["User"] | None = None
+    deletes_at: datetime | None = None
+    deletes_posts: bool = False
+    erasing_until: datetime | None = None
     email_verified_at: datetime | None = None
     pending_email: str | None = None
     letters_asked: list[datetime] = []
@@ -97,12 +102,15 @@ class User(Record):
             IndexModel([("username", 1)], name="username", unique=True, collation=CASELESS),
             IndexModel([("email", 1)], name="email", unique=True, collation=CASELESS),
             IndexModel([("roles.$id", 1)], name="with_role"),
-            IndexModel([("closes_at", 1)], name="leaving"),
+            IndexModel([("closes_at", 1)], name="last_day"),
+            IndexModel([("deletes_at", 1)], name="leaving"),
         ]
+
+    # ---- standing
 
     @property
     def disabled(self) -> bool:
-        """Whether the account is closed: somebody did that, or its last day is over."""
+        """Whether administrators have closed the account, or its last day is over."""
         return self.disabled_at is not None or (
             self.closes_at is not None and self.closes_at <= clock.now()
         )
@@ -111,6 +119,27 @@ class User(Record):
     def last_day(self) -> date | None:
         """At the end of which, by UTC, the account closes: see models.last_day."""
         return (self.closes_at - timedelta(milliseconds=1)).date() if self.closes_at else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its sessions count. Administrators disable an account; it is closed by its owner,
+        or by whoever wants it deleted."""
+        return not self.disabled and self.closed_at is None
+
+    def holds(self, role: "Role") -> bool:
+        return any(linked_id(link) == role.id for link in self.roles)
+
+    @property
+    def closed_by_owner(self) -> bool:
+        return self.closed_by is not None and linked_id(self.closed_by) == self.id
+
+    @property
+    def may_enter(self) -> bool:
+        """Whether the right password leads anywhere: in, or to opening what one has closed."""
+        if self.is_open:
+            return True
+        late = self.deletes_at is not None and self.deletes_at <= clock.now()
+        return not self.disabled and self.closed_by_owner and not late
 
     # ---- finding
 
@@ -144,8 +173,8 @@ class User(Record):
 
     @classmethod
     async def active_administrators(cls, *, tx: Tx | None = None, lasting: bool = False) -> int:
-        """How many enabled people hold the role that may do everything: until their last day is
-        over, if they have one; only those who have none when they should be `lasting`."""
+        """How many people with an open account hold the role that may do everything: until their
+        last day is over, if they have one; only those who have none if they are to be `lasting`."""
         return await cls.find({**await administering(tx), **_open(lasting)}, session=tx).count()
 
     # ---- coming
@@ -296,6 +325,63 @@ class User(Record):
             return await Event.record(Verb.USER_ENABLED, by=by, subject=self.id, tx=tx)
 
         return await acting(by, work)
+
+    async def close(
+        self, *, by: Actor, deletes_at: datetime | None = None, with_posts: bool = False
+    ) -> Event | None:
+        """Closes the account and ends its sessions; its owner may open again what they closed.
+
+        With `deletes_at` it is erased then, and if so wished with all that its owner has written.
+        None if it was closed, or is erased no later, already. Raises LastAdministrator.
+        """
+        sooner = [{"deletes_at": None}, {"deletes_at": {"$gt": deletes_at}}]
+        condition: dict[str, Any] = {"$or": sooner} if deletes_at else {"closed_at": None}
+        closing = {"closed_at": clock.now(), "closed_by": ref("users", by.user_id)}
+        leaving = {"deletes_at": deletes_at, "deletes_posts": with_posts} if deletes_at else {}
+        own = by.user_id == self.id
+        details = {"until": f"{deletes_at:%Y-%m-%d %H:%M} UTC"} if deletes_at else {}
+
+        async def work(tx: Tx) -> Event | None:
+            await hold_administrators(tx)
+            before = await count_administrators(tx)
+            change = {"$set": closing | leaving}
+            if not await self.change_authority(condition, change, by=by, tx=tx):
+                return None
+            await require_an_administrator(before, tx)
+            verb = Verb.USER_LEAVING if deletes_at else Verb.USER_DEACTIVATED
+            event = Event.of(verb, by=by, subject=self.id, **details)
+            mine = {"user.$id": self.id}
+            await mark_ended(mine, Reason.ACCOUNT_DISABLED, by=by, event=event, tx=tx)
+            if not own:
+                await self.tell(Kind.ACCOUNT_CLOSED, tx, by=by.username)
+            until = deletes_at.isoformat() if deletes_at else None
+            gone = Letter.LEAVING if own else Letter.REMOVED
+            letter = gone if deletes_at else Letter.CLOSED
+            await self.write(letter, tx, until=until, ip=by.ip if own else None)
+            return await event.insert(session=tx)
+
+        return await acting(by, work)
+
+    async def restore(self, *, by: Actor) -> Event | None:
+        """Opens again what was closed, and forgets that it was to be deleted; None if there is
+        nothing to open, or it is too late. An account that is also disabled stays so."""
+
+        async def work(tx: Tx) -> Event | None:
+            return await self.open_again(by=by, tx=tx)
+
+        return await acting(by, work)
+
+    async def open_again(self, *, by: Actor, tx: Tx) -> Event | None:
+        """The writes of `restore`, for a transaction that does more."""
+        nothing = {"closed_at": None, "closed_by": None, "deletes_at": None, "deletes_posts": False}
+        in_time = [{"deletes_at": None}, {"deletes_at": {"$gt": clock.now()}}]
+        condition = {"closed_at": {"$ne": None}, "erasing_until": None, "$or": in_time}
+        if not await self.change_authority(condition, {"$set": nothing}, by=by, tx=tx):
+            return None
+        if by.user_id != self.id:
+            await self.tell(Kind.ACCOUNT_RESTORED, tx, by=by.username)
+        await self.write(Letter.RESTORED, tx)
+        return await Event.record(Verb.USER_RESTORED, by=by, subject=self.id, tx=tx)
 
     async def end_sessions(
         self, reason: Reason, *, by: Actor, keep: PydanticObjectId | None = None
@@ -484,5 +570,5 @@ async def administering(tx: Tx | None = None) -> dict[str, Any]:
 def _open(lasting: bool) -> dict[str, Any]:
     without = {"closes_at": None}
     if lasting:
-        return {"disabled_at": None, **without}
-    return {"disabled_at": None, "$or": [without, {"closes_at": {"$gt": clock.now()}}]}
+        return {**OPEN, **without}
+    return {**OPEN, "$or": [without, {"closes_at": {"$gt": clock.now()}}]}

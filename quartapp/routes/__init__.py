@@ -7,9 +7,11 @@ from quartapp.routes import (
     addresses,
     admin,
     errors,
+    exports,
     front,
     health,
     invitations,
+    leaving,
     letters,
     notices,
     passwords,
@@ -17,6 +19,7 @@ from quartapp.routes import (
     profiles,
     recovery,
     sessions,
+    timeline,
 )
 from quartapp.settings import Settings
 
@@ -28,7 +31,10 @@ PUBLIC = (
     addresses,
     passwords,
     sessions,
+    timeline,
     notices,
+    exports,
+    leaving,
     posts,
     profiles,
     health,

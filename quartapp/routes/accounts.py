@@ -92,7 +92,7 @@ async def _let_in(login: str, password: str) -> User | None:
     user = await User.by_login(login)
     async with throttle.guessing(*await _counted_for(login, user)) as guess:
         fits = await hasher().verify(password, user and user.password_hash)
-        guess.right = fits and user is not None and not user.disabled
+        guess.right = fits and user is not None and user.may_enter
     if user is None or not guess.right:
         return None
     if hasher().outdated(user.password_hash):

@@ -26,7 +26,8 @@ from quartapp.log import log
 from quartapp.models.references import DomainError
 from quartapp.models.session import SessionOver
 from quartapp.policy import LABELS
-from quartapp.routes.places import back, sign_in_page
+from quartapp.routes.entry import AccountClosed
+from quartapp.routes.places import back, see_other, sign_in_page
 
 TEXTS = {
     400: ("This request makes no sense", "Go back and try again."),
@@ -48,6 +49,7 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(CrossSite, cross_site)
     app.register_error_handler(Stale, old_page)
     app.register_error_handler(SessionOver, session_over)
+    app.register_error_handler(AccountClosed, open_again)
     app.register_error_handler(DomainError, refused)
     app.register_error_handler(Unconfirmed, confirm_first)
     app.register_error_handler(TryLater, try_later)
@@ -79,6 +81,10 @@ async def session_over(error: SessionOver) -> Any:
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
     return redirect(sign_in_page(ended=error.session_id), 302)
+
+
+async def open_again(_: AccountClosed) -> Any:
+    return see_other("/account/closed")
 
 
 async def not_allowed(error: Forbidden) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quart import Blueprint, flash, render_template
+from quart import Blueprint, flash, render_template, request
 from quart_auth import login_required, login_user, logout_user
 
 from quartapp import auth, passwords
@@ -31,7 +31,13 @@ async def change() -> Any:
                 form.refuse("This is not your current password.", "current_password")
             else:
                 return await _change(user, form.password.data or "")
-    return await render_template("account/password.html", form=form), form.status, form.headers
+    page = await render_template(
+        "account/password.html",
+        form=form,
+        action=request.full_path.rstrip("?"),
+        after_stranger=request.args.get("after") == "not-me",
+    )
+    return page, form.status, form.headers
 
 
 async def _fits(password: str, user: User) -> bool:

@@ -69,7 +69,7 @@ def when(at: datetime) -> Markup:
 
 
 def moment(at: datetime) -> Markup:
-    return _time(at, _full(at))
+    return _time(at, in_full(at))
 
 
 def day(on: date) -> Markup:
@@ -89,9 +89,10 @@ def paragraphs(text: str) -> Markup:
 
 def _time(at: datetime, text: str) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        at.isoformat(timespec="seconds"), _full(at), text
+        at.isoformat(timespec="seconds"), in_full(at), text
     )
 
 
-def _full(at: datetime) -> str:
+def in_full(at: datetime) -> str:
+    """The moment as a person writes it."""
     return f"{at.day} {at:%b %Y, %H:%M} UTC"

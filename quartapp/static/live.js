@@ -10,6 +10,8 @@ let socket = null
 let attempt = 0
 let retry, watchdog, stateText
 let submittedAt = 0
+let freshening = false
+let freshenAgain = false // something arrived meanwhile
 let over = false // the session has ended, or is no longer this page's: never connect again
 let stopped = false
 let version = Number(document.body.dataset.version)
@@ -123,6 +125,7 @@ const handlers = {
     showState("connected")
     if (!cursor) rememberCursor(message.cursor)
     adopt(message)
+    freshen()
   },
 
   ping({ at }) {
@@ -130,9 +133,11 @@ const handlers = {
     // A line that died without a word shows only as silence, for example after the lid was closed.
     clearTimeout(watchdog)
     watchdog = setTimeout(() => { disconnect(); connect() }, 90_000)
+    freshen()
   },
 
   "permissions.changed"(message) {
+    freshen()
     if (!adopt(message)) return
     const gained = message.added?.length ? `You now have: ${message.added.join(", ")}.` : ""
     const lost = message.removed?.length ? `You no longer have: ${message.removed.join(", ")}.` : ""
@@ -142,6 +147,7 @@ const handlers = {
 
   "session.started"({ session: { device, ip } }) {
     toast(`Signed in on another device: ${device}, ${ip}.`, { href: "/account/sessions", label: "See your sessions" })
+    freshen()
   },
 
   "session.ended"(message) {
@@ -156,6 +162,7 @@ const handlers = {
   notice({ id, text }) {
     if (!isLater(id, cursor)) return
     rememberCursor(id)
+    freshen()
     // What came between the last page and this one is already counted in this page's badge.
     if (isLater(id, renderedCursor)) bumpUnread()
     toast(text)
@@ -237,6 +244,31 @@ function toast(text, { href, label, stays = false } = {}) {
 // Notices stay readable on their own page, so a toast may go; never while somebody points at it.
 function fade(box) {
   setTimeout(() => (box.matches(":hover, :focus-within") ? fade(box) : box.remove()), 12_000)
+}
+
+// A list that grows while it is looked at. What arrives says only that something has happened, so the page is
+// asked for again; what nothing was said of is found with the next ping. Rows that are known stay where they are.
+async function freshen() {
+  const list = document.querySelector("[data-fresh]")
+  if (!list || freshening || document.hidden || over) return void (freshenAgain = freshening)
+  freshening = true
+  try {
+    const answer = await fetch(here, { cache: "no-store", signal: AbortSignal.timeout(10_000) })
+    if (!answer.ok || answer.redirected) return
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html")
+    const known = list.firstElementChild
+    for (const row of [...(page.querySelector("[data-fresh]")?.children ?? [])]) {
+      const old = document.getElementById(row.id)
+      if (!old) known.before(row)
+      else if (old.dataset.state !== row.dataset.state) old.replaceWith(row)
+    }
+  } catch {
+    // No network: the next ping, or the next page, knows better.
+  } finally {
+    freshening = false
+    if (freshenAgain) setTimeout(freshen)
+    freshenAgain = false
+  }
 }
 
 function bumpUnread() {
@@ -391,7 +423,9 @@ addEventListener("online", () => {
 })
 
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) reconnectNow()
+  if (document.hidden) return
+  reconnectNow()
+  freshen()
 })
 
 addEventListener("pagehide", () => {

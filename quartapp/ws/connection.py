@@ -121,7 +121,7 @@ class Connection:
             reason=ended.reason.value,
             by=ended.by,
             at=protocol.timestamp(ended.at),
-            message=ended.message,
+            message=ended.told_to(self.user_id),
         )
         # Of many that one event ends, the receipt is the one line in the log.
         self._unlogged = ended.event is not None

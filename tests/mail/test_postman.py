@@ -53,7 +53,7 @@ async def test_a_letter_arrives_and_nothing_of_it_stays(
     assert letter["Auto-Submitted"] == "auto-generated"
     text = letter.get_content()
     assert "Firefox on Linux" in text
-    assert "https://people.example.org/account/sessions" in text.split()
+    assert "https://people.example.org/account/timeline" in text.split()
     assert await the_outbox() == []
 
 

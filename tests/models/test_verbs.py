@@ -193,7 +193,8 @@ async def test_ending_the_others_keeps_this_one(cast: Cast) -> None:
 
 async def test_one_session_is_ended_once(cast: Cast) -> None:
     assert await cast.laptop.end(Reason.ENDED_BY_ADMIN, by=acting(cast.root))
-    await cast.recorded(Verb.SESSION_ENDED, subject=cast.ada, reason="ended_by_admin", count=1)
+    told = {"reason": "ended_by_admin", "device": "Firefox", "count": 1}
+    await cast.recorded(Verb.SESSION_ENDED, subject=cast.ada, **told)
     lines = await Event.find({}).count()
     assert not await cast.laptop.end(Reason.SIGNED_OUT, by=acting(cast.ada))
     assert [await why_over(token) for token in cast.tokens] == [Reason.ENDED_BY_ADMIN, None]

@@ -5,6 +5,7 @@
 `<permission>`              a session whose roles give it
 `author`                    who wrote it, for as long as they have posts.write
 `author or <permission>`    who wrote it, whatever else they may do, or somebody with the permission
+`returning`                 who has just signed in to an account that they have closed
 
 A POST that is `fresh` besides needs a sign-in or a confirmation of lately. Changing the password
 asks for the current one, which is as good.
@@ -46,6 +47,12 @@ POST       /account/email/again                           signed in
 GET        /account/sessions                              signed in
 POST       /account/sessions/<session_id>/end             signed in, fresh
 POST       /account/sessions/end-others                   signed in, fresh
+GET        /account/timeline                              signed in
+POST       /account/timeline/<event_id>/not-me            signed in, fresh
+GET POST   /account/export                                signed in, fresh
+GET POST   /account/delete                                signed in, fresh
+POST       /account/deactivate                            signed in, fresh
+GET POST   /account/closed                                returning
 GET        /account/notices                               signed in
 POST       /account/notices/read                          signed in
 
@@ -69,6 +76,8 @@ POST       /admin/users/<username>/last-day               users.manage, fresh
 GET POST   /admin/invitations                             users.manage, fresh
 POST       /admin/invitations/<invitation_id>/withdraw    users.manage, fresh
 POST       /admin/invitations/<invitation_id>/again       users.manage, fresh
+GET POST   /admin/users/<username>/delete                 users.manage, fresh
+POST       /admin/users/<username>/restore                users.manage, fresh
 GET        /admin/roles                                   roles.manage
 GET POST   /admin/roles/new                               roles.manage, fresh
 GET POST   /admin/roles/<name>                            roles.manage, fresh
@@ -83,6 +92,11 @@ class Row(NamedTuple):
     rule: str
     needs: str
     fresh: bool = False
+
+    @property
+    def done(self) -> int:
+        """The status of the answer once all was done, and no form came back."""
+        return 303 if self.method == "POST" and self.rule != "/account/export" else 200
 
     def __str__(self) -> str:
         return f"{self.method} {self.rule}"

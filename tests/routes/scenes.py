@@ -11,8 +11,9 @@ from quart import Quart
 
 from quartapp import clock
 from quartapp.mail.carriers import Folder
-from quartapp.models import Comment, Invitation, Post, Role, Token, address
+from quartapp.models import Comment, Event, Invitation, Post, Role, Token, address
 from quartapp.models.actor import NOBODY, Actor
+from quartapp.models.event import Verb
 from quartapp.models.session import new_token
 from quartapp.models.token import Purpose, code_digest, issue_setup
 from quartapp.policy import Permission
@@ -39,6 +40,7 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
     assert me is not None
     role = await Role.add(f"spare-{name}", "", [], by=NOBODY)
     invitation, invited = await an_invitation(f"guest-of-{name}@example.org")
+    event = await something_strange(author)
     await Folder(settings_of(town.app).data / "mail").carry("letter", "", EmailMessage())
     return author, {
         "/reset/<token>": f"/reset/{await a_link(author, Purpose.RESET)}",
@@ -49,12 +51,31 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
         "filename": "app.css",
         "token": await issue_setup() or "spent",
         "session_id": me["session"],
+        "event_id": event,
         "post_id": str(post.id),
         "comment_id": str(comment.id),
         "username": name,
         "role_name": f"role-of-{name}",
         "name": role.name,
     }
+
+
+async def something_strange(visitor: Visitor) -> str:
+    """An event of their timeline of which they may say that it was not them."""
+    user = await the_user(visitor.username)
+    by = Actor(user.id, user.username, "192.0.2.9")
+    return str((await Event.record(Verb.PASSWORD_RESET, by=by, subject=user.id)).id)
+
+
+async def returning(town: Town, name: str) -> Visitor:
+    """Somebody who has closed their account, and signed in again."""
+    visitor = await town.holder(name)
+    user = await the_user(name)
+    await user.close(by=Actor(user.id, name))
+    visitor = visitor.another_device()
+    answer = await visitor.sign_in()
+    assert (answer.status, answer.location) == (303, "/account/closed"), answer.text
+    return visitor
 
 
 async def a_link(visitor: Visitor, purpose: Purpose) -> str:
@@ -103,6 +124,8 @@ def form(row: Row, name: str) -> dict[str, str]:
         },
         "/forgot": {"email": f"{name}@example.org"},
         "/reset/<token>": {"password": changed, "confirm": changed},
+        "/account/delete": {"username": name},
+        "/admin/users/<username>/delete": {"username": name},
         "/account/email": {"email": f"new-{name}@example.org"},
         "/verify": {"code": CODE},
         "/posts/new": {"title": "New", "body": "Text."},

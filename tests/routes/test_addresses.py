@@ -279,7 +279,7 @@ async def test_a_sign_in_from_a_browser_not_seen_before_is_told(town: Town) -> N
     other = ada.another_device()
     assert (await other.sign_in()).status == 303
     (told,) = await town.letters(ada.email, "Signed in")
-    assert "/account/sessions" in told
+    assert "/account/timeline" in told
     await other.post("/logout")
     assert (await other.sign_in()).status == 303
     await town.no_more_letters()

@@ -33,7 +33,7 @@ async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_con
 ) -> None:
     wrong = {}
     for number, row in enumerate(POSTS):
-        if row.needs == "anyone":
+        if row.needs in ("anyone", "returning"):
             continue
         author, parts = await scene(town, f"author-{number}")
         visitor = author
@@ -53,7 +53,7 @@ async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_con
             if answer.status != 422 or await contents() != before or visitor.token != token:
                 wrong[str(row)] = "something was done"
             done = await send_again(visitor, answer, path(row, parts), visitor.password)
-            if done.status != 303 or visitor.token == token:
+            if done.status != row.done or visitor.token == token:
                 wrong[str(row)] = f"{done.status} after the confirmation"
     assert wrong == {}
 

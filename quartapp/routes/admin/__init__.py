@@ -1,5 +1,5 @@
 """Pages for those in charge."""
 
-from quartapp.routes.admin import events, invitations, roles, sessions, users
+from quartapp.routes.admin import events, invitations, leaving, roles, sessions, users
 
-MODULES = (users, invitations, roles, sessions, events)
+MODULES = (users, leaving, invitations, roles, sessions, events)

@@ -1,0 +1,141 @@
+"""What has happened to an account, as its owner is told it: the audit record in plain words."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from beanie import PydanticObjectId
+
+from quartapp.database import Session as Tx
+from quartapp.models.actor import Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.mail import Letter
+from quartapp.models.references import DomainError, linked_id
+from quartapp.models.session import Reason, Session, acting, mark_ended
+from quartapp.models.user import User
+
+
+@dataclass(frozen=True)
+class Line:
+    """How an event is told. What is `strange` may have been somebody else with the password."""
+
+    text: str
+    strange: bool = False
+
+
+TEXTS = {
+    Verb.USER_REGISTERED: Line("The account was made"),
+    Verb.SESSION_STARTED: Line("Signed in", strange=True),
+    Verb.SESSION_CONFIRMED: Line("Confirmed with the password", strange=True),
+    Verb.SESSION_ENDED: Line("A session was ended", strange=True),
+    Verb.SESSIONS_ENDED: Line("Sessions were ended", strange=True),
+    Verb.PASSWORD_CHANGED: Line("The password was changed", strange=True),
+    Verb.PASSWORD_RESET: Line("A forgotten password was replaced", strange=True),
+    Verb.EMAIL_CONFIRMED: Line("The e-mail address was confirmed", strange=True),
+    Verb.EMAIL_CHANGED: Line("The e-mail address was changed", strange=True),
+    Verb.ROLE_GRANTED: Line("The role {role} was given"),
+    Verb.ROLE_REVOKED: Line("The role {role} was taken"),
+    Verb.USER_DISABLED: Line("The account was disabled"),
+    Verb.USER_ENABLED: Line("The account was enabled again"),
+    Verb.USER_DEACTIVATED: Line("The account was closed", strange=True),
+    Verb.USER_LEAVING: Line("The account was closed, to be deleted", strange=True),
+    Verb.USER_RESTORED: Line("The account was opened again", strange=True),
+    Verb.DATA_EXPORTED: Line("All data of the account was downloaded", strange=True),
+    Verb.ACTIVITY_DISOWNED: Line(
+        "You said that something was not you, and other sessions were ended"
+    ),
+}
+
+
+class OwnSession(DomainError):
+    """Who says that a sign-in was not them says so in the session that it began."""
+
+    def __init__(self) -> None:
+        super().__init__("This is the session that you are using. To end it, sign out.")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event as its owner reads it. Where others did something from is not theirs to know."""
+
+    event: Event
+    text: str
+    by: str | None
+    device: str | None
+    ip: str | None
+    session: Session | None
+    strange: bool
+
+    @classmethod
+    def of(
+        cls,
+        event: Event,
+        user_id: PydanticObjectId,
+        sessions: Mapping[PydanticObjectId, Session],
+    ) -> Self:
+        own = event.actor is not None and linked_id(event.actor) == user_id
+        session = sessions.get(event.session) if own and event.session else None
+        device = event.details.get("device") or (session and session.device)
+        return cls(
+            event=event,
+            text=text(event),
+            by=None if own else getattr(event.actor, "username", "an operator"),
+            device=device,
+            ip=event.ip if own else None,
+            session=session,
+            strange=is_strange(event, user_id),
+        )
+
+
+async def page(
+    user_id: PydanticObjectId, *, before: PydanticObjectId | None, limit: int
+) -> list[Event]:
+    """The newest first, with their actors."""
+    return await Event.page(subject=user_id, verbs=TEXTS.keys(), before=before, limit=limit)
+
+
+async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event | None:
+    """An event of this person's timeline that may have been somebody else."""
+    event = await Event.get(event_id)
+    return event if event and is_strange(event, user_id) else None
+
+
+def text(event: Event) -> str:
+    return TEXTS[event.verb].text.format_map({"role": ""} | event.details)
+
+
+def is_strange(event: Event, user_id: PydanticObjectId) -> bool:
+    """Whether it was done in this person's name to their own account, by whoever it was."""
+    mine = event.actor is not None and linked_id(event.actor) == user_id
+    concerned = event.subject is not None and linked_id(event.subject) == user_id
+    return mine and concerned and event.verb in TEXTS and TEXTS[event.verb].strange
+
+
+async def disowned(
+    user_id: PydanticObjectId, ids: Collection[PydanticObjectId]
+) -> set[PydanticObjectId]:
+    """Those of the events of which the person has said that it was not them."""
+    match = {"subject.$id": user_id, "verb": Verb.ACTIVITY_DISOWNED}
+    found = Event.find({**match, "details.event": {"$in": list(ids)}})
+    return {event.details["event"] async for event in found}
+
+
+async def disown(event: Event, *, by: Actor) -> Event:
+    """Its owner says that it was somebody else: every session but theirs is ended, for whoever knew
+    the password may have opened any of them. Raises OwnSession."""
+    if event.session == by.session_id and event.verb is Verb.SESSION_STARTED:
+        raise OwnSession
+
+    async def work(tx: Tx) -> Event:
+        said = Event.of(
+            Verb.ACTIVITY_DISOWNED, by=by, subject=by.user_id, event=event.id, of=event.verb.value
+        )
+        others = {"user.$id": by.user_id, "_id": {"$ne": by.session_id}}
+        ended = await mark_ended(others, Reason.ENDED_BY_USER, by=by, event=said, tx=tx)
+        said.details["count"] = ended
+        user = await User.get(by.user_id, session=tx)
+        if user:
+            await user.write(Letter.DISOWNED, tx, what=text(event), when=event.at.isoformat())
+        return await said.insert(session=tx)
+
+    return await acting(by, work)

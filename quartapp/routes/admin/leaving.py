@@ -1,0 +1,78 @@
+"""Having the accounts of others deleted, and taking that back in time."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required
+
+from quartapp import clock
+from quartapp.auth import current_user, fresh_login_required, permission_required, settings, settle
+from quartapp.forms.leaving import DeleteForm
+from quartapp.log import log
+from quartapp.models import Event, User
+from quartapp.models.user import LastAdministrator
+from quartapp.policy import Permission
+from quartapp.routes.places import see_other
+from quartapp.routes.templating import in_full
+
+blueprint = Blueprint("admin_leaving", __name__)
+
+
+@blueprint.route("/users/<username>/delete", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def delete(username: str) -> Any:
+    person = await _find(username)
+    form = await DeleteForm.from_request()
+    form.expect(person.username)
+    until = clock.now() + settings().deletion_grace
+    if form.posted:
+        try:
+            event = await person.close(
+                by=current_user.actor, deletes_at=until, with_posts=form.with_posts
+            )
+        except LastAdministrator as last:
+            form.refuse(str(last))
+        else:
+            return await _closed(person, event, in_full(until))
+    page = await render_template("admin/delete.html", form=form, person=person, until=until)
+    return page, form.status
+
+
+@blueprint.post("/users/<username>/restore")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def restore(username: str) -> Any:
+    person = await _find(username)
+    restored = await person.restore(by=current_user.actor)
+    await settle()
+    if restored:
+        log.info("user_restored", user=person.username, by=current_user.username)
+        await flash(f"The account of {person.username} is kept.", "success")
+    else:
+        await flash(f"The account of {person.username} was not closed, or it is too late.", "info")
+    return see_other(_home(person))
+
+
+async def _closed(person: User, event: Event | None, until: str) -> Any:
+    if event:
+        log.info("user_closed", user=person.username, by=current_user.username)
+    reach = await settle(event)
+    if event:
+        await flash(
+            f"The account of {person.username} is closed, and will be deleted on {until}.{reach}",
+            "success",
+        )
+    else:
+        await flash(f"The account of {person.username} will be deleted before that.", "info")
+    return see_other(_home(person))
+
+
+async def _find(username: str) -> User:
+    return await User.by_username(username) or abort(404)
+
+
+def _home(person: User) -> str:
+    return f"/admin/users/{person.username}"

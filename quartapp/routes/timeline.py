@@ -1,0 +1,44 @@
+"""What has happened to one's account, and saying that it was somebody else."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required
+
+from quartapp.auth import current_user, fresh_login_required, settle
+from quartapp.log import log
+from quartapp.models import Session, timeline
+from quartapp.routes.paging import cut, id_after, id_or_404
+from quartapp.routes.places import see_other
+
+blueprint = Blueprint("timeline", __name__)
+
+PAGE = 30
+
+
+@blueprint.get("/account/timeline")
+@login_required
+async def mine() -> str:
+    me = current_user.user_id
+    rows = await timeline.page(me, before=id_after(), limit=PAGE + 1)
+    shown, older = cut(rows, PAGE, lambda event: event.id)
+    sessions = await Session.named({event.session for event in shown if event.session})
+    return await render_template(
+        "account/timeline.html",
+        entries=[timeline.Entry.of(event, me, sessions) for event in shown],
+        disowned=await timeline.disowned(me, [event.id for event in shown]),
+        first=id_after() is None,
+        older=older,
+    )
+
+
+@blueprint.post("/account/timeline/<event_id>/not-me")
+@login_required
+@fresh_login_required
+async def not_me(event_id: str) -> Any:
+    event = await timeline.find(id_or_404(event_id), current_user.user_id) or abort(404)
+    said = await timeline.disown(event, by=current_user.actor)
+    log.warning("activity_disowned", user=current_user.username, verb=event.verb.value)
+    reach = await settle(said)
+    await flash(f"Other sessions signed out: {said.details['count']}.{reach}", "success")
+    return see_other("/account/password?after=not-me")
