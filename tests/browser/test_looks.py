@@ -18,6 +18,7 @@ OUTSIDE += ["/invited/nothing"]
 INSIDE = [
     *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
     *("/account/email", "/verify", "/confirm"),
+    *("/account/timeline", "/account/export", "/account/delete", "/admin/users/root/delete"),
     *("/account/notices", "/users/root", "/admin/users", "/admin/users/root", "/admin/roles"),
     *("/admin/roles/new", "/admin/roles/moderator", "/admin/sessions", "/admin/events"),
     "/admin/invitations",

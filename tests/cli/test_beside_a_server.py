@@ -105,3 +105,28 @@ async def test_a_refusal_disturbs_nobody(server: Server, ada: Person) -> None:
         assert {message["type"] for message in tab.said} <= {"hello", "ping"}
         reading.cancel()
         await asyncio.wait([reading])
+
+
+async def test_an_account_is_deleted_later_or_now_and_its_tabs_are_told(
+    server: Server, ada: Person, bob: Person
+) -> None:
+    async with ada.tab() as tab:
+        code, said = await asyncio.gather(
+            tab.closed(), server.run("user", "delete", ada.username, "--remove-posts")
+        )
+        assert (code, tab.said[-1]["reason"]) == (4401, "account_disabled")
+    assert "is closed, and will be deleted on " in said
+    assert "deletes on " in await server.run("user", "show", ada.username)
+    assert "before that" in await server.run("user", "delete", ada.username)
+    assert "is open again" in await server.run("user", "restore", ada.username)
+    await ada.sign_in()
+    async with bob.tab() as tab:
+        code, said = await asyncio.gather(
+            tab.closed(), server.run("user", "delete", bob.username, "--now")
+        )
+        assert (code, tab.said[-1]["reason"]) == (4401, "account_disabled")
+    assert f"{bob.username} was deleted." in said
+    assert await ada.status(f"/users/{bob.username}") == 404
+    refused = await server.run("user", "restore", bob.username, status=1)
+    assert "there is no user" in refused
+    await server.run("user", "delete", "root", "--now", status=1)

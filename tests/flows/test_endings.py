@@ -87,6 +87,20 @@ async def change_the_password(scene: Scene) -> None:
     assert answer.status_code == 303, answer.text
 
 
+async def deactivate(scene: Scene) -> None:
+    assert (await scene.laptop.post("/account/deactivate")).status_code == 303
+
+
+async def delete_the_account(scene: Scene) -> None:
+    answer = await scene.phone.post("/account/delete", username=scene.ada, posts="remove")
+    assert answer.status_code == 303, answer.text
+
+
+async def delete_as_root(scene: Scene) -> None:
+    answer = await scene.root.post(f"/admin/users/{scene.ada}/delete", username=scene.ada)
+    assert answer.status_code == 303, answer.text
+
+
 def by_root(path: str) -> Act:
     async def act(scene: Scene) -> None:
         answer = await scene.root.post(path.format(ada=scene.ada, role=scene.role))
@@ -153,6 +167,10 @@ WAYS = {
     "ending it from another device": Way(end_it_from_the_phone, LAPTOP, "ended_by_user", "ada"),
     "ending all others": Way(end_others, LAPTOP, "ended_by_user", "ada"),
     "changing the password": Way(change_the_password, LAPTOP, "password_changed", "ada"),
+    "deactivating": Way(deactivate, BOTH, "account_disabled", "ada"),
+    "deleting": Way(delete_the_account, BOTH, "account_disabled", "ada"),
+    "page: delete": Way(delete_as_root, BOTH, "account_disabled", "root"),
+    "command: delete": Way(by_command("user delete {ada} --now"), BOTH, "account_disabled"),
     "page: end": Way(by_root(f"{USER}/sessions/end"), BOTH, "ended_by_admin", "root"),
     "page: revoke": Way(by_root(f"{USER}/grants/{{role}}/revoke"), BOTH, "role_revoked", "root"),
     "page: delete role": Way(by_root("/admin/roles/{role}/delete"), BOTH, "role_deleted", "root"),
@@ -223,7 +241,7 @@ async def last_words(tab: Tab) -> tuple[str, str | None]:
     assert ended["message"]
     assert ended["at"]
     assert tab.socket.close_reason == ended["reason"]
-    if ended["by"] and ended["reason"] not in ("signed_out", "ended_by_user", "password_changed"):
+    if ended["by"] not in (None, tab.hello["user"]["username"]):
         assert ended["by"] in ended["message"]
     return ended["reason"], ended["by"]
 

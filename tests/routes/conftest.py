@@ -123,7 +123,8 @@ class Visitor:
             path, method=method, scheme=self.scheme, scope_base=self.scope, **options
         )
         assert isinstance(response, Response)
-        return Answer(response, (await response.get_data(as_text=True)))
+        body = await response.get_data(as_text=False)
+        return Answer(response, body.decode(errors="replace"))
 
     @property
     def scope(self) -> dict[str, Any]:

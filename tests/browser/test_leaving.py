@@ -1,0 +1,116 @@
+"""Leaving and coming back, taking one's data along, and a stranger on the timeline."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import zipfile
+
+import pytest
+from playwright.async_api import Page, expect
+
+from quartapp import clock
+from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
+from tests.browser.test_mail import letter
+from tests.people import Server
+
+
+@pytest.fixture
+async def name() -> str:
+    return f"eve-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
+    page = await (await new_browser(server.url)).new_page()
+    await register(page, name)
+    return page
+
+
+async def delete(page: Page, name: str) -> None:
+    await page.goto("/account")
+    await page.get_by_role("link", name="Delete the account…").click()
+    await page.get_by_label("Username").fill(name)
+    await page.get_by_role("button", name="Delete my account").click()
+
+
+async def test_somebody_leaves_comes_back_and_leaves_for_good(
+    server: Server, new_browser: NewBrowser, page: Page, name: str
+) -> None:
+    await page.goto("/posts/new")
+    await page.get_by_label("Title").fill("What I think")
+    await page.get_by_label("Text").fill("Much.")
+    await submit(page)
+    post = page.url
+    elsewhere = await (await new_browser(server.url)).new_page()
+    await sign_in(elsewhere, name)
+    await is_live(elsewhere)
+
+    await delete(page, "somebody else")
+    await expect(page.get_by_label("Username")).to_have_value("somebody else")
+    await expect(page.get_by_role("alert")).to_be_visible()
+    await delete(page, name)
+    await expect(page.locator(".flashes")).to_contain_text("will be deleted on")
+    await expect_locked(elsewhere, "You closed your account.")
+    assert "/login" in await letter(server, name, "will be deleted")
+
+    await elsewhere.get_by_role("link", name="Sign in again").click()
+    await sign_in(elsewhere, name)
+    await expect(elsewhere.get_by_role("heading", level=1)).to_have_text(
+        "Your account will be deleted"
+    )
+    await elsewhere.get_by_role("button", name="Keep my account").click()
+    await expect(elsewhere.locator(".flashes")).to_contain_text("Welcome back")
+    await is_live(elsewhere)
+
+    await delete(elsewhere, name)
+    await expect(elsewhere.locator(".flashes")).to_contain_text("will be deleted on")
+    async with server.database() as database:
+        due = {"$set": {"deletes_at": clock.now()}}
+        await database.users.update_one({"username": name}, due)
+    await elsewhere.goto(post)
+    while await elsewhere.get_by_text("deleted user").count() == 0:
+        await elsewhere.reload()
+    await expect(elsewhere.get_by_role("heading", level=1)).to_have_text("What I think")
+    await expect(elsewhere.get_by_role("main")).not_to_contain_text(name)
+
+
+async def test_somebody_takes_their_data_along(page: Page, name: str) -> None:
+    await page.goto("/account")
+    await page.get_by_role("link", name="Take your data with you").click()
+    async with page.expect_download() as download:
+        await page.get_by_role("button", name="Download").click()
+    file = await download.value
+    assert file.suggested_filename == f"{name}.zip"
+    with zipfile.ZipFile(await file.path()) as archive:
+        found = json.loads(archive.read(f"{name}.json"))
+    assert found["account"]["email"] == f"{name}@example.org"
+    assert found["sessions"][0]["ip"] == "127.0.0.1"
+    await page.get_by_role("button", name="Download").click()
+    await expect(page.get_by_role("alert")).to_contain_text("Try again in")
+
+
+async def test_a_stranger_appears_on_the_open_timeline_and_is_thrown_out(
+    server: Server, new_browser: NewBrowser, page: Page, name: str
+) -> None:
+    await page.goto("/account/timeline")
+    await is_live(page)
+    rows = page.locator("main li.row")
+    await expect(rows.filter(has_text="Signed in")).to_have_count(1)
+    await expect(rows.filter(has_text="this session")).to_have_count(1)
+
+    stranger = await (await new_browser(server.url)).new_page()
+    await sign_in(stranger, name)
+    await is_live(stranger)
+    await expect(rows.filter(has_text="Signed in")).to_have_count(2)
+    newest = rows.first
+    await expect(newest).to_contain_text("signed in")
+    await newest.locator("summary").click()
+    await newest.locator(".confirm-box button").click()
+
+    await page.wait_for_url("**/account/password?after=not-me")
+    await expect(page.locator("main")).to_contain_text("Nobody but you is signed in now.")
+    await expect_locked(stranger, "You ended this session from another device.")
+    assert "/account/timeline" in await letter(server, name, "new browser")
+    await page.goto("/account/timeline")
+    await expect(rows.filter(has_text="not you")).not_to_have_count(0)

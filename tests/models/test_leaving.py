@@ -1,0 +1,331 @@
+"""Leaving: what is closed, what comes back, and what is left of those who do not (P2, P7)."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from beanie import PydanticObjectId
+
+from quartapp import clock
+from quartapp.database import Database
+from quartapp.models import DOCUMENTS, leaving, personal, principal
+from quartapp.models.actor import NOBODY, Actor
+from quartapp.models.comment import Comment
+from quartapp.models.event import Event, Verb
+from quartapp.models.mail import Letter, Mail
+from quartapp.models.notice import Notice
+from quartapp.models.post import Post
+from quartapp.models.principal import Ended
+from quartapp.models.session import Reason, digest_of
+from quartapp.models.token import Purpose, Token, TokenSpent
+from quartapp.models.user import LastAdministrator, User
+from tests.models.stories import acting, again, at_once, dump, register, sign_in, some, why_over
+from tests.models.test_secrets import words
+
+DAY = timedelta(days=1)
+
+
+async def leave(user: User, *, by: Actor | None = None, with_posts: bool = False) -> Event | None:
+    until = clock.now() + DAY
+    return await user.close(by=by or acting(user), deletes_at=until, with_posts=with_posts)
+
+
+async def time_passes(user: User) -> None:
+    """Until the account is due."""
+    due = {"$set": {"deletes_at": clock.now() - timedelta(seconds=1)}}
+    assert await User.change({"_id": user.id}, due)
+
+
+async def erase_due() -> int:
+    """How many were erased."""
+    erased = 0
+    while user := await leaving.claim():
+        erased += await leaving.erase(user)
+    return erased
+
+
+async def letters(user: User) -> list[Letter]:
+    return [mail.letter for mail in await Mail.find({"user.$id": user.id}).to_list()]
+
+
+async def test_who_closes_their_account_is_told_so_in_every_session(db: Database) -> None:
+    ada = await register("ada")
+    _, first = await sign_in(ada)
+    _, second = await sign_in(ada)
+    event = some(await ada.close(by=acting(ada)))
+    for token in (first, second):
+        standing = await principal.by_digest(digest_of(token))
+        assert isinstance(standing, Ended)
+        assert (standing.reason, standing.event) == (Reason.ACCOUNT_DISABLED, event.id)
+        assert standing.message == "You closed your account."
+    assert event.verb is Verb.USER_DEACTIVATED
+    assert await letters(ada) == [Letter.CLOSED]
+    assert await ada.close(by=acting(ada)) is None
+
+
+async def test_what_another_closes_says_who_it_was(db: Database) -> None:
+    root, ada = await register("root", "admin"), await register("ada")
+    _, token = await sign_in(ada)
+    event = some(await leave(ada, by=acting(root)))
+    standing = await principal.by_digest(digest_of(token))
+    assert isinstance(standing, Ended)
+    assert standing.message == "root disabled your account."
+    assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
+    assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until"})
+    assert await letters(ada) == [Letter.REMOVED]
+    # Whoever did it from where is not for the letter to say.
+    assert "192.0.2.7" not in str(await db["outbox"].find_one({}))
+
+
+async def test_a_session_of_a_closed_account_is_over_whoever_closed_it_and_however(
+    db: Database,
+) -> None:
+    ada = await register("ada")
+    _, token = await sign_in(ada)
+    await db["users"].update_one({"_id": ada.id}, {"$set": {"closed_at": clock.now()}})
+    assert await why_over(token) is Reason.ACCOUNT_DISABLED
+    _, later = await sign_in(ada)
+    assert await why_over(later) is Reason.ACCOUNT_DISABLED
+
+
+async def test_its_owner_comes_back_once_with_the_token_and_all_is_as_it_was(db: Database) -> None:
+    ada = await register("ada", "member")
+    await leave(ada, with_posts=True)
+    token = await leaving.issue(await again(ada))
+    assert some(await leaving.asked_by(token)).id == ada.id
+    back = await leaving.come_back(token, by=Actor(ip="192.0.2.8"))
+    assert (back.is_open, back.deletes_at, back.deletes_posts) == (True, None, False)
+    assert back.roles == (await again(ada)).roles
+    assert Letter.RESTORED in await letters(ada)
+    event = some(await Event.find_one({"verb": Verb.USER_RESTORED}))
+    assert some(event.actor).ref.id == ada.id
+    with pytest.raises(TokenSpent):
+        await leaving.come_back(token, by=NOBODY)
+    assert await erase_due() == 0
+
+
+@pytest.mark.parametrize("why", ["disabled", "by another", "too late", "another password"])
+async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
+    root, ada = await register("root", "admin"), await register("ada")
+    await leave(ada, by=acting(root) if why == "by another" else None)
+    token = await leaving.issue(await again(ada))
+    if why == "disabled":
+        await ada.disable(by=acting(root))
+    elif why == "too late":
+        await time_passes(ada)
+    elif why == "another password":
+        await User.change({"_id": ada.id}, {"$set": {"password_hash": "another"}})
+    assert await leaving.asked_by(token) is None
+    with pytest.raises(TokenSpent):
+        await leaving.come_back(token, by=NOBODY)
+    assert (await again(ada)).closed_at is not None
+
+
+async def test_only_letters_that_bring_somebody_back_work_on_a_closed_account(db: Database) -> None:
+    ada = await register("ada")
+    tokens = {
+        purpose: await Token.issue(PydanticObjectId(), purpose, ada, ada.email, lasts=DAY)
+        for purpose in (Purpose.CONFIRM, Purpose.RESET)
+    }
+    await ada.close(by=acting(ada))
+    usable = {each for each, token in tokens.items() if await Token.usable(each, token)}
+    assert usable == {Purpose.RESET}
+    await ada.disable(by=NOBODY)
+    assert await Token.usable(Purpose.RESET, tokens[Purpose.RESET]) is None
+
+
+async def test_an_account_that_was_disabled_before_is_so_after_it_is_restored(db: Database) -> None:
+    ada = await register("ada")
+    await ada.disable(by=NOBODY)
+    await leave(ada, by=NOBODY)
+    assert await ada.restore(by=NOBODY)
+    restored = await again(ada)
+    assert (restored.closed_at, restored.may_enter) == (None, False)
+
+
+@pytest.mark.parametrize("administrators", [2, 6])
+async def test_administrators_who_leave_at_once_leave_one_behind(
+    db: Database, administrators: int
+) -> None:
+    people = [await register(f"admin{i}", "admin") for i in range(administrators)]
+    for number in range(8):
+
+        def work(i: int, number: int = number) -> Any:
+            user = people[i]
+            ways = (
+                lambda: user.close(by=acting(user)),
+                lambda: leave(user),
+                lambda: leave(user, by=acting(people[i - 1])),
+                lambda: user.disable(by=acting(people[i - 1])),
+            )
+            return ways[(i + number) % len(ways)]()
+
+        done = await at_once(*(work(i) for i in range(administrators)), unless=LastAdministrator)
+        assert await User.active_administrators() == 1
+        assert len(done) == administrators - 1
+        for user in people:
+            await user.enable(by=NOBODY)
+            await user.restore(by=NOBODY)
+
+
+async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
+    """Ada, of whom there is something in every collection; bob, who has to do with her."""
+    root, bob = await register("root", "admin"), await register("bob")
+    ada = await User.register(
+        "canary-ada", "canary@example.org", "canary-hash", roles=[], by=NOBODY
+    )
+    _, token = await sign_in(ada)
+    mine = await Post.write("Of canary", "text", by=acting(ada))
+    other = await Post.write("Of bob", "text", by=acting(bob))
+    await Comment.write(other, "by canary", by=acting(ada))
+    await Comment.write(other, "by bob", by=acting(bob))
+    await Comment.write(mine, "by bob", by=acting(bob))
+    await Token.issue(PydanticObjectId(), Purpose.CONFIRM, ada, ada.email, lasts=DAY)
+    await Mail.queue(Letter.RESET, "Canary@example.org".lower(), ip="192.0.2.7")
+    removed = await Post.write("Of canary, removed", "text", by=acting(ada))
+    await removed.remove(by=acting(root))
+    await bob.end_sessions(Reason.ENDED_BY_ADMIN, by=acting(ada))
+    return ada, bob, {"token": token, "mine": mine.id, "other": other.id}
+
+
+@pytest.mark.parametrize("with_posts", [False, True])
+async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool) -> None:
+    ada, bob, told = await a_life(db)
+    before = await dump(db)
+    await leave(ada, with_posts=with_posts)
+    assert await erase_due() == 0, "the time is not over"
+    await time_passes(ada)
+    assert await erase_due() == 1
+    after = await dump(db)
+
+    if not with_posts:
+        # What they wrote stays, and may say what it likes.
+        for name in ("posts", "comments"):
+            assert after[name] == before[name]
+            after[name] = []
+    assert [word for word in words(after) if "canary" in word.casefold()] == []
+    theirs = {name for name, rows in after.items() if str(ada.id) in words(rows)}
+    assert theirs == {"events"}
+    assert await why_over_or_gone(told["token"])
+    for event in after["events"]:
+        actor = event.get("actor")
+        assert event["ip"] is None or (actor is not None and actor.id != ada.id), event
+    last = after["events"][-1]
+    assert (last["verb"], last["details"]) == (
+        "user.erased",
+        {"posts": "removed" if with_posts else "kept"},
+    )
+    assert [each.text for each in await Notice.page(bob.id, limit=1)] == [
+        f"{personal.NOBODY_NOW} commented on “Of bob”."
+    ]
+    if with_posts:
+        (post,) = after["posts"]
+        assert (post["_id"], post["comment_count"]) == (told["other"], 1)
+        assert [each["body"] for each in after["comments"]] == ["by bob"]
+
+
+async def why_over_or_gone(token: str) -> bool:
+    return await principal.by_digest(digest_of(token)) is None
+
+
+async def test_names_are_free_again_when_their_bearer_is_gone_and_not_before(db: Database) -> None:
+    ada = await register("ada")
+    await leave(ada)
+    with pytest.raises(Exception, match="taken"):
+        await register("ADA")
+    await time_passes(ada)
+    await erase_due()
+    another = await register("ADA")
+    assert another.id != ada.id
+    assert await Post.page(author=another.id) == []
+
+
+async def test_of_many_workers_one_erases_and_the_record_says_it_once(db: Database) -> None:
+    people = [await register(f"ada{i}") for i in range(6)]
+    for user in people:
+        await leave(user)
+        await time_passes(user)
+    erased = await at_once(*(erase_due() for _ in range(4)))
+    assert sum(erased) == len(people)
+    assert await Event.find({"verb": Verb.USER_ERASED}).count() == len(people)
+    assert await User.find({}).count() == 0
+
+
+async def test_what_a_worker_that_died_has_begun_another_ends(db: Database) -> None:
+    ada, _, told = await a_life(db)
+    await leave(ada, with_posts=True)
+    await time_passes(ada)
+    begun = some(await leaving.claim())
+    for holding in personal.HELD[:6]:
+        await holding.erase(begun)
+    assert await leaving.claim() is None, "the lease lasts"
+    over = {"$set": {"erasing_until": clock.now() - timedelta(seconds=1)}}
+    assert await User.change({"_id": ada.id}, over)
+    assert await erase_due() == 1
+    # The first one was only slow, and comes to its end after all.
+    assert await leaving.erase(begun) is False
+    assert await Event.find({"verb": Verb.USER_ERASED}).count() == 1
+    assert some(await Post.get(told["other"])).comment_count == 1
+
+
+async def test_who_is_restored_at_the_last_moment_is_whole_or_gone(db: Database) -> None:
+    for number in range(12):
+        ada = await register(f"ada{number}")
+        await Post.write("A post", "text", by=acting(ada))
+        until = clock.now() + timedelta(milliseconds=20)
+        await ada.close(by=acting(ada), deletes_at=until, with_posts=True)
+
+        async def erase(until: Any = until) -> int:
+            while clock.now() < until + timedelta(milliseconds=random.randint(0, 4)):
+                pass
+            return await erase_due()
+
+        async def restore(ada: User = ada, until: Any = until) -> bool:
+            await at_once()
+            return await ada.restore(by=NOBODY) is not None
+
+        restored, erased = await at_once(restore(), erase())
+        posts = len(await Post.page(author=ada.id))
+        user = await User.get(ada.id)
+        assert (posts, user is not None) == ((1, True) if restored else (0, False))
+        assert erased == (0 if restored else 1)
+
+
+async def test_who_is_being_erased_cannot_be_restored(db: Database) -> None:
+    ada = await register("ada")
+    await leave(ada)
+    await time_passes(ada)
+    assert await ada.restore(by=NOBODY) is None
+    # Whatever their clock says.
+    assert await leaving.claim()
+    await User.change({"_id": ada.id}, {"$set": {"deletes_at": clock.now() + DAY}})
+    assert await ada.restore(by=NOBODY) is None
+
+
+async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, bob = await register("ada"), await register("bob")
+    post = await Post.write("A post", "text", by=acting(ada))
+    await leave(ada)
+    await time_passes(ada)
+    forget_name = personal.forget_name
+
+    async def late(username: str) -> None:
+        await forget_name(username)
+        await Comment.write(post, "Late", by=acting(bob))
+
+    monkeypatch.setattr(personal, "forget_name", late)
+    assert await erase_due() == 1
+    assert await Notice.find({"user.$id": ada.id}).count() == 0
+
+
+def test_every_collection_says_what_it_holds_about_people() -> None:
+    held = [holding.document for holding in personal.HELD]
+    assert {User, *held, *personal.IMPERSONAL} == set(DOCUMENTS)
+    for document in personal.IMPERSONAL:
+        fields = {str(field.annotation) for field in document.model_fields.values()}
+        assert not [each for each in fields if "User" in each], document

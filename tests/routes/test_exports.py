@@ -1,0 +1,108 @@
+"""Taking one's data along (ASVS 14.2, P11, P12)."""
+
+import io
+import json
+import zipfile
+from datetime import timedelta
+from typing import Any
+
+from beanie import PydanticObjectId
+
+from quartapp.models import Comment, Post, Token, User, personal
+from quartapp.models.actor import NOBODY, Actor
+from quartapp.models.references import ref
+from quartapp.models.session import Reason, fingerprint
+from quartapp.models.token import Purpose, code_digest
+from tests.routes.conftest import Town, Visitor, documents, role_named, the_user
+
+
+async def export(visitor: Visitor) -> tuple[dict[str, Any], str]:
+    """What is in the archive, read and as it is."""
+    response = await visitor.client.post(
+        "/account/export",
+        form={"csrf_token": await visitor.csrf_token()},
+        headers={"Origin": "http://localhost"},
+        scope_base=visitor.scope,
+    )
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/zip"
+    disposition = f'attachment; filename="{visitor.username}.zip"'
+    assert response.headers["Content-Disposition"] == disposition
+    assert response.headers["Cache-Control"] == "no-store"
+    body = await response.get_data(as_text=False)
+    assert len(body) == int(response.headers["Content-Length"])
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert archive.testzip() is None
+        (name,) = archive.namelist()
+        assert name == f"{visitor.username}.json"
+        text = archive.read(name).decode()
+    return json.loads(text), text
+
+
+async def test_all_that_is_held_is_in_it_and_nothing_that_opens_anything(
+    town: Town, root: Visitor, ada: Visitor
+) -> None:
+    user, bob = await the_user("ada"), await town.account("bob")
+    by, phone = Actor(user.id, "ada", "192.0.2.7"), ada.another_device()
+    await phone.sign_in()
+    post = await Post.write("On engines", "“Ünïcode” & more", by=by)
+    await Post.write("Bob's own", "text", by=Actor(bob.id, "bob"))
+    await Comment.write(post, "A word of mine", by=by)
+    boss = Actor((await the_user("root")).id, "root", "198.51.100.1")
+    await user.grant(await role_named("moderator"), by=boss)
+    code = code_digest("canary-key", PydanticObjectId(), "123456")
+    token = await Token.issue(
+        PydanticObjectId(), Purpose.RESET, user, user.email, lasts=timedelta(days=1), code=code
+    )
+    await bob.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    # What a later version adds to a document is not shown until somebody says so.
+    await User.change({"_id": user.id}, {"$set": {"totp_secret": "canary-totp"}})
+    found, text = await export(ada)
+
+    assert set(found) == {"account", *(holding.name for holding in personal.HELD)}
+    assert found["account"]["username"] == "ada"
+    assert found["account"]["roles"] == ["member", "moderator"]
+    assert len(found["sessions"]) == 2
+    assert [each["title"] for each in found["posts"]] == ["On engines"]
+    assert found["posts"][0]["body"] == "“Ünïcode” & more"
+    assert found["comments"][0]["post"] == str(post.id)
+    assert [each["purpose"] for each in found["tokens"]] == ["reset"]
+    assert {"welcome", "role.granted"} <= {each["kind"] for each in found["notices"]}
+    events = {each["verb"]: each for each in found["events"]}
+    assert {"user.registered", "session.started", "role.granted", "data.exported"} <= set(events)
+    assert events["role.granted"]["by"] == "somebody else"
+    assert events["data.exported"]["by"] == "you"
+
+    secrets = [user.password_hash, fingerprint(user.password_hash), token, code, "canary-totp"]
+    secrets += [ada.token, phone.token]
+    for name in ("digest", "credential", "browser", "code"):
+        rows = [*await documents("sessions"), *await documents("tokens")]
+        secrets += [row[name] for row in rows if row.get(name)]
+    assert len(secrets) > 12
+    assert [secret for secret in secrets if secret in text] == []
+    # Where an administrator sits is nobody else's affair.
+    assert "198.51.100.1" not in text
+    assert "Bob's own" not in text
+
+
+async def test_it_is_made_only_so_often_and_says_when_again(ada: Visitor) -> None:
+    await export(ada)
+    answer = await ada.post("/account/export")
+    assert answer.status == 429
+    assert 0 < int(answer.headers["Retry-After"]) <= 300
+    assert "Try again" in answer.text
+    assert len(await documents("events", verb="data.exported")) == 1
+
+
+async def test_much_of_it_is_read_page_by_page(town: Town, ada: Visitor, monkeypatch: Any) -> None:
+    monkeypatch.setattr(personal, "BATCH", 10)
+    monkeypatch.setattr("quartapp.routes.exports.CHUNK", 1000)
+    monkeypatch.setattr("quartapp.routes.exports.IN_MEMORY", 1000)
+    author = (await the_user("ada")).id
+    posts = [
+        Post(author=ref("users", author), title=str(number), body="word " * 50)
+        for number in range(95)
+    ]
+    await Post.insert_many(posts)
+    found, _ = await export(ada)
+    assert sorted(int(each["title"]) for each in found["posts"]) == list(range(95))

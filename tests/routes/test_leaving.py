@@ -1,0 +1,193 @@
+"""Closing and deleting accounts by their pages, and coming back in time (P7, P9)."""
+
+from datetime import timedelta
+
+import pytest
+
+from quartapp import clock
+from quartapp.models import User
+from tests.routes.conftest import Answer, Town, Visitor, contents, documents, link_in, the_user
+from tests.routes.scenes import returning
+
+
+async def delete(visitor: Visitor, **fields: str) -> Answer:
+    return await visitor.post("/account/delete", **{"username": visitor.username, **fields})
+
+
+async def test_who_deletes_their_account_is_out_at_once_and_told_until_when(
+    town: Town, ada: Visitor
+) -> None:
+    phone = ada.another_device()
+    await phone.sign_in()
+    answer = await delete(ada, posts="remove")
+    assert (answer.status, answer.location, ada.token) == (303, "/", "")
+    assert await phone.me() is None
+    user = await the_user("ada")
+    assert user.deletes_at is not None
+    grace = user.deletes_at - clock.now()
+    assert timedelta(days=13, hours=23) < grace <= timedelta(days=14)
+    assert user.deletes_posts
+    day = f"{user.deletes_at.day} {user.deletes_at:%b %Y, %H:%M} UTC"
+    assert day in (await ada.get("/")).text
+    (letter,) = await town.letters(ada.email, "will be deleted")
+    assert day in letter
+    assert "/login" in letter
+    again = await phone.get("/account")
+    assert "You closed your account." in (await phone.get(again.location)).text
+
+
+@pytest.mark.parametrize("typed", ["", "Ada", "bob", "ada@example.org"])
+async def test_nothing_is_deleted_by_mistake(ada: Visitor, typed: str) -> None:
+    before = await contents()
+    answer = await delete(ada, username=typed, posts="remove")
+    assert answer.status == 422
+    assert answer.error("username")
+    assert '<input checked id="posts-1" name="posts" type="radio" value="remove">' in answer.text
+    assert await contents() == before
+
+
+async def test_there_are_two_ways_for_posts_and_no_third(ada: Visitor) -> None:
+    assert (await delete(ada, posts="both")).status == 422
+    assert (await the_user("ada")).is_open
+
+
+async def test_who_signs_in_again_can_keep_the_account_and_do_nothing_else(
+    town: Town, ada: Visitor
+) -> None:
+    await delete(ada)
+    back = ada.another_device()
+    answer = await back.sign_in(login="ADA@example.org", remember="y")
+    assert (answer.status, answer.location, back.token) == (303, "/account/closed", "")
+    page = await back.get("/account/closed")
+    assert "Keep my account" in page.text
+    assert await back.me() is None
+    for path in ("/account", "/account/export", "/account/password", "/posts/new"):
+        assert (await back.get(path)).status == 302, path
+    kept = await back.post("/account/closed")
+    assert (kept.status, kept.location) == (303, "/account")
+    assert (await back.me() or {})["username"] == "ada"
+    (session,) = await documents("sessions", ended_at=None)
+    assert session["remembered"]
+    assert (await the_user("ada")).deletes_at is None
+    assert await town.letters(ada.email, "open again")
+
+
+async def test_the_way_back_is_of_that_browser_and_that_moment(town: Town) -> None:
+    eve = await returning(town, "eve")
+    stranger = town.nobody()
+    for visitor in (stranger, await town.member("ada")):
+        answer = await visitor.post("/account/closed")
+        assert answer.status == 302
+        assert not (await the_user("eve")).is_open
+    await User.change({"username": "eve"}, {"$set": {"deletes_at": clock.now()}})
+    for answer in (await eve.get("/account/closed"), await eve.post("/account/closed")):
+        assert (answer.status, answer.location[:6]) == (302, "/login")
+    assert not (await the_user("eve")).is_open
+    # The way back shows nowhere in the database as what it is.
+    (token,) = await documents("tokens", purpose="return")
+    assert token["digest"] not in (await eve.get("/login")).text
+
+
+async def test_all_who_may_not_come_back_get_the_answer_of_a_wrong_password(
+    town: Town, root: Visitor
+) -> None:
+    for name in ("own-1", "late1", "admin", "shut1"):
+        await town.member(name)
+    for name in ("own-1", "late1", "shut1"):
+        visitor = Visitor(town.app, name)
+        await visitor.sign_in()
+        await delete(visitor)
+    await User.change({"username": "late1"}, {"$set": {"deletes_at": clock.now()}})
+    await root.post("/admin/users/admin/delete", username="admin")
+    await root.post("/admin/users/shut1/disable")
+    assert not (await the_user("admin")).is_open
+    nobody, seen = town.nobody(), []
+    await nobody.get("/login")
+    wrong = "something else altogether"
+    for login, password in (
+        *(("nobod", nobody.password), ("own-1", wrong), ("late1", nobody.password)),
+        *(("admin", nobody.password), ("shut1", nobody.password), ("shut1", wrong)),
+    ):
+        answer = await nobody.sign_in(login=login, password=password)
+        seen.append((answer.status, answer.anonymized.replace(login, "")))
+    assert seen[0][0] == 422
+    assert seen[1:] == seen[:1] * 5
+
+
+async def test_a_closed_account_waits_as_it_is_until_its_owner_signs_in(
+    town: Town, ada: Visitor
+) -> None:
+    answer = await ada.post("/account/deactivate")
+    assert (answer.status, answer.location, ada.token) == (303, "/", "")
+    user = await the_user("ada")
+    assert (user.is_open, user.deletes_at) == (False, None)
+    assert (await ada.sign_in()).location == "/account/closed"
+    assert "Open my account again" in (await ada.get("/account/closed")).text
+    assert (await ada.post("/account/closed")).status == 303
+    assert await ada.me()
+    assert await town.letters(ada.email, "is closed")
+
+
+async def test_who_has_forgotten_the_password_can_still_come_back(town: Town, ada: Visitor) -> None:
+    await delete(ada)
+    back = town.nobody()
+    await back.post("/forgot", email=ada.email)
+    (letter,) = await town.letters(ada.email, "new password")
+    new = "an entirely different phrase"
+    answer = await back.post(link_in(letter), password=new, confirm=new)
+    assert (answer.status, answer.location) == (303, "/login")
+    assert (await back.sign_in(login="ada", password=new)).location == "/account/closed"
+
+
+async def test_the_last_administrator_cannot_leave(root: Visitor) -> None:
+    for path in ("/account/delete", "/account/deactivate", "/admin/users/root/delete"):
+        answer = await root.post(path, username="root")
+        assert answer.status == 422, path
+        assert "last active administrator" in answer.text
+    assert await root.me()
+
+
+async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
+    town: Town, root: Visitor, ada: Visitor
+) -> None:
+    assert (await root.post("/admin/users/ada/delete", username="bob")).status == 422
+    answer = await root.post("/admin/users/ada/delete", username="ada", posts="remove")
+    assert (answer.status, answer.location) == (303, "/admin/users/ada")
+    assert await ada.me() is None
+    for path in ("/admin/users", "/admin/users/ada"):
+        assert "deletes on" in (await root.get(path)).text
+    (letter,) = await town.letters(ada.email, "will be deleted")
+    assert "An administrator" in letter
+    again = await root.post("/admin/users/ada/delete", username="ada")
+    assert "before that" in (await root.get(again.location)).text
+    assert (await the_user("ada")).deletes_posts
+    assert (await root.post("/admin/users/ada/restore")).status == 303
+    assert (await ada.sign_in()).location == "/"
+    assert await ada.me()
+    await ada.post("/account/deactivate")
+    assert "closed by its owner" in (await root.get("/admin/users/ada")).text
+
+
+@pytest.mark.parametrize("posts", ["keep", "remove"])
+async def test_after_the_time_a_worker_erases_and_pages_say_deleted_user(
+    town: Town, root: Visitor, ada: Visitor, posts: str
+) -> None:
+    written = await ada.post("/posts/new", title="What I think", body="Much.")
+    theirs = (await root.get(written.location)).text
+    assert "/users/ada" in theirs
+    await delete(ada, posts=posts)
+    await User.change({"username": "ada"}, {"$set": {"deletes_at": clock.now()}})
+    await town.app.extensions["quartapp"].eraser.erase_due()
+    page = await root.get(written.location)
+    if posts == "remove":
+        assert page.status == 404
+    else:
+        assert "deleted user" in page.text
+        assert 'href="/users/' not in page.text.partition("<main")[2]
+        assert "deleted user" in (await root.get("/posts")).text
+    assert (await root.get("/users/ada")).status == 404
+    record = await root.get("/admin/events")
+    assert "user.erased" in record.text
+    assert "deleted user" in record.text
+    assert "ada@" not in record.text
+    assert (await town.nobody().register("ada")).status == 303
