@@ -243,6 +243,12 @@ class Session(Record):
             await cls.get_motor_collection().bulk_write(writes, ordered=False)
 
     @property
+    def lives(self) -> bool:
+        """Whether it is neither ended nor past its time. Whether it counts, `principal` says."""
+        idle_until = self.seen_at + timedelta(seconds=self.idle_seconds)
+        return self.ended_at is None and min(self.expires_at, idle_until) > clock.now()
+
+    @property
     def online(self) -> bool:
         """Whether a page of it is open on some worker, as of that worker's last look."""
         return self.online_until is not None and self.online_until > clock.now()

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from beanie import PydanticObjectId
 
@@ -27,8 +27,8 @@ TEXTS = {
     Verb.USER_REGISTERED: Line("The account was made"),
     Verb.SESSION_STARTED: Line("Signed in", strange=True),
     Verb.SESSION_CONFIRMED: Line("Confirmed with the password", strange=True),
-    Verb.SESSION_ENDED: Line("A session was ended", strange=True),
-    Verb.SESSIONS_ENDED: Line("Sessions were ended", strange=True),
+    Verb.SESSION_ENDED: Line("A session was signed out", strange=True),
+    Verb.SESSIONS_ENDED: Line("Sessions were signed out", strange=True),
     Verb.PASSWORD_CHANGED: Line("The password was changed", strange=True),
     Verb.PASSWORD_RESET: Line("A forgotten password was replaced", strange=True),
     Verb.EMAIL_CONFIRMED: Line("The e-mail address was confirmed", strange=True),
@@ -79,12 +79,17 @@ class Entry:
         return cls(
             event=event,
             text=text(event),
-            by=None if own else getattr(event.actor, "username", "an operator"),
+            by=None if own else _name(event.actor),
             device=device,
             ip=event.ip if own else None,
             session=session,
             strange=is_strange(event, user_id),
         )
+
+
+def _name(actor: Any) -> str:
+    """Of who did it; a link whose document is gone has no name."""
+    return "an operator" if actor is None else getattr(actor, "username", "somebody who has left")
 
 
 async def page(

@@ -35,13 +35,10 @@ async def delete() -> Any:
         except LastAdministrator as last:
             form.refuse(str(last))
         else:
-            await _go()
-            await flash(
+            return await _leave(
                 f"Your account is closed, and will be deleted on {in_full(until)}. Sign in before "
-                "then if you want to keep it.",
-                "success",
+                "then if you want to keep it."
             )
-            return see_other("/")
     page = await render_template("account/delete.html", form=form, user=user, until=until)
     return page, form.status
 
@@ -51,9 +48,7 @@ async def delete() -> Any:
 @fresh_login_required
 async def deactivate() -> Any:
     await (await _me()).close(by=current_user.actor)
-    await _go()
-    await flash("Your account is closed. To open it again, sign in.", "success")
-    return see_other("/")
+    return await _leave("Your account is closed. To open it again, sign in.")
 
 
 @blueprint.route("/account/closed", methods=["GET", "POST"])
@@ -86,9 +81,13 @@ async def _me() -> User:
     return user
 
 
-async def _go() -> None:
+async def _leave(words: str) -> Any:
     """The sessions have ended, this one too."""
     log.info("user_closed", user=current_user.username, ip=auth.remote_address())
     await settle()
     logout_user()
     session.clear()
+    await flash(words, "success")
+    response = see_other("/")
+    response.headers["Clear-Site-Data"] = '"storage"'
+    return response

@@ -346,7 +346,7 @@ function draftKey() {
 }
 
 function* draftFields() {
-  for (const form of document.querySelectorAll("main form[method=post]")) {
+  for (const form of document.querySelectorAll("main form[method=post]:not([data-fleeting])")) {
     for (const field of form.elements) {
       const typed = field.matches("input, textarea, select") && !field.matches("[type=hidden], [type=password], [type=file], [type=submit]")
       if (!typed || !field.name || field.readOnly || /password|one-time-code/.test(field.autocomplete)) continue
