@@ -21,7 +21,7 @@ class DeleteForm(Form):
         choices={
             KEEP: "Keep them, as by a deleted user",
             REMOVE: "Remove them, with what others said below the posts",
-        }.items(),
+        },
         default=KEEP,
     )
     _expected = ""
