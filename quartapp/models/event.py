@@ -63,6 +63,9 @@ class Verb(StrEnum):
 # What ends sessions. The sooner it is known everywhere, the sooner it is answered.
 ENDING = {
     Verb.USER_DISABLED,
+    Verb.USER_DEACTIVATED,
+    Verb.USER_LEAVING,
+    Verb.ACTIVITY_DISOWNED,
     Verb.PASSWORD_RESET,
     Verb.SESSION_ENDED,
     Verb.SESSIONS_ENDED,
