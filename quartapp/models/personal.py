@@ -23,6 +23,7 @@ from quartapp.models.comment import Comment
 from quartapp.models.event import Event, Verb
 from quartapp.models.guard import Guard
 from quartapp.models.guess import Guesses
+from quartapp.models.invitation import Invitation
 from quartapp.models.mail import Mail
 from quartapp.models.notice import Notice
 from quartapp.models.post import Post
@@ -37,7 +38,14 @@ BATCH = 500
 NOBODY_NOW = "Somebody who has left"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
-    *("password_changed_at", "letters_asked", "disabled_at", "closed_at", "deletes_at"),
+    *(
+        "password_changed_at",
+        "letters_asked",
+        "disabled_at",
+        "closes_at",
+        "closed_at",
+        "deletes_at",
+    ),
 )
 # Of an event's details, what says nothing about the person.
 LASTING = ("role", "roles", "reason", "count", "until")
@@ -108,15 +116,25 @@ def _event(row: Row, user: User) -> dict[str, Any]:
     return shown
 
 
+def _invited(user: User) -> dict[str, Any]:
+    """What was done about an invitation to their address, when there was no account yet."""
+    return {"subject": None, "details.email": user.email}
+
+
 async def _blank_events(user: User) -> None:
     """The record keeps its lines and the numbers of those concerned; nothing says who it was."""
     events = Event.get_motor_collection()
     details = {name: f"$details.{name}" for name in LASTING}
     blank = {"$replaceWith": {"$mergeObjects": ["$$ROOT", {"details": details}]}}
-    async for ids in _batches(Event, {"subject.$id": user.id}):
+    async for ids in _batches(Event, {"$or": [{"subject.$id": user.id}, _invited(user)]}):
         await events.update_many({"_id": {"$in": ids}}, [blank])
     async for ids in _batches(Event, {"actor.$id": user.id}):
         await events.update_many({"_id": {"$in": ids}}, {"$set": {"ip": None}})
+
+
+async def _erase_invitation(user: User) -> None:
+    """Their own goes. Those that they wrote are about others, and void from now on."""
+    await Invitation.get_motor_collection().delete_many(linked("account")(user))
 
 
 async def _erase_posts(user: User) -> None:
@@ -176,6 +194,12 @@ HELD = [
         linked("author"),
         fields("_id", "post", "body", "created_at"),
         erase_with=_erase_comments,
+    ),
+    Holding(
+        Invitation,
+        lambda user: {"$or": [linked("account")(user), linked("by")(user)]},
+        fields("email", "created_at", "accepted_at", "withdrawn_at", "expires_at"),
+        erase_with=_erase_invitation,
     ),
     Holding(Event, _events, _event, erase_with=_blank_events),
 ]

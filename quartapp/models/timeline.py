@@ -37,6 +37,8 @@ TEXTS = {
     Verb.ROLE_REVOKED: Line("The role {role} was taken"),
     Verb.USER_DISABLED: Line("The account was disabled"),
     Verb.USER_ENABLED: Line("The account was enabled again"),
+    Verb.LAST_DAY_SET: Line("{day} was made the last day of the account"),
+    Verb.LAST_DAY_LIFTED: Line("The account has no last day any more"),
     Verb.USER_DEACTIVATED: Line("The account was closed", strange=True),
     Verb.USER_LEAVING: Line("The account was closed, to be deleted", strange=True),
     Verb.USER_RESTORED: Line("The account was opened again", strange=True),
