@@ -25,6 +25,7 @@ from quartapp.passwords import PasswordHasher
 from quartapp.proxies import Proxied
 from quartapp.routes import templating
 from quartapp.routes.edge import Edge
+from quartapp.sealed import Seal
 from quartapp.settings import Settings
 from quartapp.ws import routes as ws
 from quartapp.ws.feed import Feed
@@ -40,6 +41,7 @@ class Running:
 
     settings: Settings
     hasher: PasswordHasher
+    seal: Seal
     hub: Hub
     feed: Feed
     stream: Stream
@@ -180,6 +182,7 @@ def _assemble(settings: Settings) -> Running:
     return Running(
         settings=settings,
         hasher=PasswordHasher.of(settings),
+        seal=Seal.of(settings),
         hub=hub,
         feed=feed,
         # The order counts: what is remembered is forgotten, and the tabs concerned are counted,

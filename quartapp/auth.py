@@ -24,6 +24,7 @@ from quartapp.models.principal import Ended, Principal, Standing
 from quartapp.models.session import TOKEN_LENGTH, digest_of, new_token
 from quartapp.passwords import PasswordHasher
 from quartapp.policy import Permission, may
+from quartapp.sealed import Seal
 from quartapp.settings import Settings
 
 KNOWN_FOR = 365 * 86400
@@ -151,6 +152,15 @@ class CurrentUser(AuthUser):
     @property
     def roles(self) -> tuple[str, ...]:
         return self.principal.roles
+
+    @property
+    def withheld(self) -> frozenset[str]:
+        """Roles that give nothing until they show a second factor."""
+        return self.principal.withheld if self.signed_in else frozenset()
+
+    def waits_for(self, permission: str) -> bool:
+        """Whether they would have it if they showed a second factor."""
+        return self.signed_in and permission in self.principal.withheld_permissions
 
     @property
     def version(self) -> int:
@@ -376,3 +386,7 @@ def settings() -> Settings:
 
 def hasher() -> PasswordHasher:
     return current_app.extensions["quartapp"].hasher
+
+
+def seal() -> Seal:
+    return current_app.extensions["quartapp"].seal

@@ -107,6 +107,7 @@ class Settings(BaseSettings):
     limit_sign_in_account: Limit = limits.parse("10 per 5 minutes")
     limit_sign_in_address: Limit = limits.parse("100 per 5 minutes")
     limit_confirmation: Limit = limits.parse("5 per 5 minutes")
+    limit_factor: Limit = limits.parse("5 per 5 minutes")
     limit_registration: Limit = limits.parse("1000 per hour")
     limit_recovery: Limit = limits.parse("60 per hour")
     limit_invitation: Limit = limits.parse("5 per day")

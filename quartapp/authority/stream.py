@@ -19,7 +19,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 # Fields whose change says nothing that anybody here remembers.
 QUIET = {
     Session.Settings.name: ["ip", "online_until", "roles", "acts"],
-    User.Settings.name: ["notice_seq"],
+    User.Settings.name: ["notice_seq", "totp_step", "recovery_codes"],
     Role.Settings.name: ["grants", "description"],
 }
 WHOLE = ["drop", "rename", "dropDatabase", "invalidate"]
@@ -195,5 +195,9 @@ PIPELINE: list[dict[str, Any]] = [
             ]
         }
     },
-    {"$unset": ["fullDocument.digest", "fullDocument.password_hash"]},
+    {
+        "$unset": [
+            f"fullDocument.{name}" for name in ("digest", "password_hash", "totp", "recovery_codes")
+        ]
+    },
 ]

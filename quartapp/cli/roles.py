@@ -12,6 +12,8 @@ from quartapp.policy import Permission
 
 PERMISSION = click.Choice([permission.value for permission in Permission])
 
+REQUIRES = "Whether it gives anything to those without a second factor."
+
 
 @click.group(cls=Commands)
 def role() -> None:
@@ -25,23 +27,35 @@ async def list_roles() -> None:
     """List the roles, who holds them and what they allow."""
     holders = await Role.holders()
     rows = [
-        [found.name, holders.get(found.id, 0), ", ".join(found.permissions)]
+        [
+            found.name,
+            holders.get(found.id, 0),
+            ", ".join(found.permissions),
+            "required" * found.requires_factor,
+        ]
         for found in await Role.everyone()
     ]
-    table(["NAME", "HELD BY", "PERMISSIONS"], rows)
+    table(["NAME", "HELD BY", "PERMISSIONS", "FACTOR"], rows)
 
 
 @role.command()
 @click.argument("name")
 @click.option("--description", default="")
 @click.option("--permission", "permissions", multiple=True, type=PERMISSION)
+@click.option("--require-factor/--no-require-factor", "required", help=REQUIRES)
 @with_data
 @in_database
-async def create(name: str, description: str, permissions: tuple[str, ...]) -> None:
+async def create(name: str, description: str, permissions: tuple[str, ...], required: bool) -> None:
     """Make a role."""
     if not NAME.match(name):
         raise Refused(f"{name}: {NAME_RULE}")
-    made = await Role.add(name, description, {Permission(p) for p in permissions}, by=NOBODY)
+    made = await Role.add(
+        name,
+        description,
+        {Permission(p) for p in permissions},
+        requires_factor=required,
+        by=NOBODY,
+    )
     click.echo(f"The role {made.name} was made.")
 
 
@@ -49,19 +63,30 @@ async def create(name: str, description: str, permissions: tuple[str, ...]) -> N
 @click.argument("name")
 @click.option("--allow", multiple=True, type=PERMISSION)
 @click.option("--forbid", multiple=True, type=PERMISSION)
+@click.option("--require-factor/--no-require-factor", "required", default=None, help=REQUIRES)
 @with_data
 @in_database
-async def edit(name: str, allow: tuple[str, ...], forbid: tuple[str, ...]) -> None:
+async def edit(
+    name: str, allow: tuple[str, ...], forbid: tuple[str, ...], required: bool | None
+) -> None:
     """Change what a role allows. Open pages of those who hold it follow."""
     found = await role_named(name)
     permissions = (set(found.permissions) | set(map(Permission, allow))) - set(
         map(Permission, forbid)
     )
     await found.edit(
-        name=found.name, description=found.description, permissions=permissions, by=NOBODY
+        name=found.name,
+        description=found.description,
+        permissions=permissions,
+        requires_factor=required,
+        by=NOBODY,
     )
     await settle(None)
-    click.echo(f"The role {found.name} allows {', '.join(sorted(permissions)) or 'nothing'}.")
+    only = found.requires_factor if required is None else required
+    click.echo(
+        f"The role {found.name} allows {', '.join(sorted(permissions)) or 'nothing'}"
+        f"{', with a second factor only' if only else ''}."
+    )
 
 
 @role.command()

@@ -12,8 +12,18 @@ from beanie import PydanticObjectId
 from quartapp import clock, policy
 from quartapp.cli import imports
 from quartapp.cli.base import Commands, Refused, in_database, role_named, settle, table, with_data
-from quartapp.models import Invitation, Role, Session, User, Worker, last_day, leaving
+from quartapp.models import (
+    Invitation,
+    Role,
+    Session,
+    User,
+    Worker,
+    enrolment,
+    last_day,
+    leaving,
+)
 from quartapp.models.actor import NOBODY
+from quartapp.models.factor import NAMES
 from quartapp.models.references import linked_id
 from quartapp.models.session import Reason
 from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
@@ -108,6 +118,8 @@ async def show(username: str) -> None:
     click.echo(f"e-mail    {person.email}")
     click.echo(f"roles     {_held(person, names) or 'none'}")
     click.echo(f"state     {_state(person, active='active')}")
+    factors = ", ".join(sorted(NAMES[kind] for kind in person.factors))
+    click.echo(f"factors   {factors or 'none'}")
     click.echo(f"since     {person.created_at:%Y-%m-%d %H:%M} UTC")
     sessions = await Session.of_user(person.id)
     click.echo(f"sessions  {len(sessions)}")
@@ -231,6 +243,19 @@ async def restore(username: str) -> None:
     done = await person.restore(by=NOBODY)
     await settle(done)
     click.echo(f"{person.username} {'is open again' if done else 'was not closed'}.")
+
+
+@user.command("reset-factors")
+@click.argument("username")
+@with_data
+@in_database
+async def reset_factors(username: str) -> None:
+    """Take all second factors from an account whose owner has lost them. Its sessions are ended."""
+    person = await _user(username)
+    done = await enrolment.reset(person, by=NOBODY)
+    reach = await settle(done)
+    verb = "has no second factor any more" if done else "had no second factor"
+    click.echo(f"{person.username} {verb}.{reach}")
 
 
 async def _user(username: str) -> User:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-from wtforms import DateField, SelectField, SelectMultipleField, StringField
+from wtforms import BooleanField, DateField, SelectField, SelectMultipleField, StringField
 from wtforms.validators import DataRequired, Length, NoneOf, Optional, Regexp
 from wtforms.widgets import CheckboxInput, ListWidget
 
@@ -80,3 +80,4 @@ class RoleForm(Form):
         widget=ListWidget(prefix_label=False),
         option_widget=CheckboxInput(),
     )
+    requires_factor = BooleanField("Only with a second factor")

@@ -87,15 +87,18 @@ def _xor(a: bytes, b: bytes) -> bytes:
 
 
 def _expected() -> bytes:
+    return _mac(str(current_app.secret_key), f"csrf {bound_to()}")
+
+
+def bound_to() -> str:
+    """What the pages of this visit are bound to: the session, or a visitor's random value."""
     # The session's id, not its token: a form that was open while the token changed still fits.
     user: Any = current_user._get_current_object()  # type: ignore[attr-defined]
     if user.signed_in:
-        bound_to = f"session {user.session_id}"
-    else:
-        if "csrf" not in session:
-            session["csrf"] = secrets.token_urlsafe(16)
-        bound_to = f"visitor {session['csrf']}"
-    return _mac(str(current_app.secret_key), f"csrf {bound_to}")
+        return f"session {user.session_id}"
+    if "csrf" not in session:
+        session["csrf"] = secrets.token_urlsafe(16)
+    return f"visitor {session['csrf']}"
 
 
 @lru_cache(maxsize=4096)

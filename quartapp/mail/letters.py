@@ -24,7 +24,17 @@ SUBJECTS = {
     Letter.REMOVED: "Your account will be deleted",
     Letter.RESTORED: "Your account is open again",
     Letter.DISOWNED: "You said that it was not you",
+    Letter.PASSKEY_REFUSED: "A passkey of yours may have been copied",
+    Letter.FACTOR_ADDED: "A second factor was added",
+    Letter.FACTOR_REMOVED: "A second factor was removed",
+    Letter.FACTORS_RESET: "Your second factors were removed",
+    Letter.RECOVERY_CODE_USED: "A recovery code was used",
+    Letter.RECOVERY_CODES_MADE: "New recovery codes were made",
 }
+_IF_NOT_YOU = (
+    "If it was you, there is nothing to do. If not, somebody else knows your password: set a new "
+    "one at once, and look at your second factors:"
+)
 # A paragraph is a line, which mail programs break where their window ends.
 TEXTS = {
     Letter.CONFIRM: (
@@ -101,6 +111,43 @@ TEXTS = {
         "now: whoever it was may know the old one.",
         "{base}/account/password",
         "If you did not say so, set a new password at once: {base}/forgot",
+    ),
+    Letter.FACTOR_ADDED: (
+        "The account {username} has a new second factor since {at}: {factor}. It was set up from "
+        "{ip}.",
+        _IF_NOT_YOU,
+        "{base}/account/factors\n{base}/forgot",
+    ),
+    Letter.FACTOR_REMOVED: (
+        "A second factor was removed from the account {username} on {at}, from {ip}: {factor}.",
+        _IF_NOT_YOU,
+        "{base}/account/factors\n{base}/forgot",
+    ),
+    Letter.PASSKEY_REFUSED: (
+        "On {at} somebody at {ip} showed the {factor} of the account {username}, and was refused. "
+        "A passkey counts how often it is used. The count of this one had gone back, so there may "
+        "be a copy of it.",
+        "Remove the passkey and make a new one:",
+        "{base}/account/factors/passkeys",
+    ),
+    Letter.FACTORS_RESET: (
+        "{by} removed all second factors and recovery codes from the account {username} on {at}, "
+        "and signed it out everywhere. A password alone opens it now.",
+        "If you asked for that, sign in and set up a new one. If not, set a new password at once, "
+        "and ask who did it:",
+        "{base}/account/factors\n{base}/forgot",
+    ),
+    Letter.RECOVERY_CODE_USED: (
+        "Somebody signed in to the account {username} with a recovery code in place of the second "
+        "factor on {at}, from {ip}. Codes left: {left}.",
+        _IF_NOT_YOU,
+        "{base}/account/factors\n{base}/forgot",
+    ),
+    Letter.RECOVERY_CODES_MADE: (
+        "New recovery codes were made for the account {username} on {at}, from {ip}. The old ones "
+        "are void.",
+        _IF_NOT_YOU,
+        "{base}/account/factors\n{base}/forgot",
     ),
 }
 MOMENTS = {"until", "when"}

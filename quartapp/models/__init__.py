@@ -14,6 +14,7 @@ from quartapp.models.guess import Guesses
 from quartapp.models.invitation import Invitation
 from quartapp.models.mail import Mail
 from quartapp.models.notice import Notice
+from quartapp.models.passkey import Answered, Passkey
 from quartapp.models.post import Post
 from quartapp.models.role import Role
 from quartapp.models.session import Session
@@ -34,6 +35,8 @@ DOCUMENTS: list[type[Document]] = [
     Token,
     Mail,
     Invitation,
+    Passkey,
+    Answered,
     Guard,
     Allowance,
     Guesses,
@@ -44,7 +47,7 @@ DOCUMENTS: list[type[Document]] = [
 # Users link roles, sessions link users, and so on in a circle: the modules name each other's
 # classes as text, and here, where all are known, the text gets its meaning.
 for document in DOCUMENTS:
-    document.model_rebuild(_types_namespace={"Role": Role, "User": User})
+    document.model_rebuild(_types_namespace={"Role": Role, "User": User, "Passkey": Passkey})
 
 
 async def prepare() -> None:

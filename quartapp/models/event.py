@@ -45,6 +45,12 @@ class Verb(StrEnum):
     PASSWORD_RESET = "password.reset"  # noqa: S105
     EMAIL_CONFIRMED = "email.confirmed"
     EMAIL_CHANGED = "email.changed"
+    FACTOR_ADDED = "factor.added"
+    FACTOR_REMOVED = "factor.removed"
+    PASSKEY_REFUSED = "passkey.refused"
+    FACTORS_RESET = "factors.reset"
+    RECOVERY_CODE_USED = "recovery_code.used"
+    RECOVERY_CODES_MADE = "recovery_codes.made"
     SESSION_STARTED = "session.started"
     SESSION_CONFIRMED = "session.confirmed"
     SESSION_ENDED = "session.ended"
@@ -67,6 +73,7 @@ ENDING = {
     Verb.USER_LEAVING,
     Verb.ACTIVITY_DISOWNED,
     Verb.PASSWORD_RESET,
+    Verb.FACTORS_RESET,
     Verb.SESSION_ENDED,
     Verb.SESSIONS_ENDED,
     Verb.ROLE_REVOKED,

@@ -42,6 +42,12 @@ class Letter(StrEnum):
     REMOVED = "account.removed"
     RESTORED = "account.restored"
     DISOWNED = "activity.disowned"
+    FACTOR_ADDED = "factor.added"
+    FACTOR_REMOVED = "factor.removed"
+    PASSKEY_REFUSED = "passkey.refused"
+    FACTORS_RESET = "factors.reset"
+    RECOVERY_CODE_USED = "recovery_code.used"
+    RECOVERY_CODES_MADE = "recovery_codes.made"
 
 
 class Mail(Record):

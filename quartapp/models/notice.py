@@ -26,6 +26,12 @@ class Kind(StrEnum):
     ROLE_DELETED = "role.deleted"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
     EMAIL_CHANGED = "email.changed"
+    FACTOR_ADDED = "factor.added"
+    FACTOR_REMOVED = "factor.removed"
+    PASSKEY_REFUSED = "passkey.refused"
+    FACTORS_RESET = "factors.reset"
+    RECOVERY_CODE_USED = "recovery_code.used"
+    RECOVERY_CODES_MADE = "recovery_codes.made"
     ACCOUNT_DISABLED = "account.disabled"
     ACCOUNT_ENABLED = "account.enabled"
     LAST_DAY_SET = "last_day.set"
@@ -47,6 +53,12 @@ TEXTS = {
     Kind.ROLE_DELETED: "{by} deleted the role {role}, which you held.",
     Kind.PASSWORD_CHANGED: "Your password was changed. All other sessions were signed out.",
     Kind.EMAIL_CHANGED: "Your e-mail address was changed.",
+    Kind.PASSKEY_REFUSED: "A sign-in with your {factor} was refused: there may be a copy of it.",
+    Kind.FACTOR_ADDED: "Your account has a new second factor: {factor}.",
+    Kind.FACTOR_REMOVED: "A second factor was removed from your account: {factor}.",
+    Kind.FACTORS_RESET: "{by} removed all second factors from your account.",
+    Kind.RECOVERY_CODE_USED: "Somebody signed in with one of your recovery codes. Left: {left}.",
+    Kind.RECOVERY_CODES_MADE: "New recovery codes were made. The old ones are void.",
     Kind.ACCOUNT_DISABLED: "{by} disabled your account.",
     Kind.ACCOUNT_ENABLED: "{by} enabled your account again.",
     Kind.LAST_DAY_SET: "{by} set your last day: {day}. Your account is disabled at its end.",
@@ -109,7 +121,6 @@ class Notice(Record):
 
 def notice_text(kind: str, data: dict[str, Any]) -> str:
     """The sentence that a person reads. Data of an older form leaves a gap rather than an error."""
-    gaps = dict.fromkeys(("role", "title", "day", "email"), "")
-    words = {"by": data.get("by") or "An operator", **gaps} | data
+    words = dict.fromkeys(("role", "title", "day", "email", "factor", "left"), "") | data
     words["by"] = data.get("by") or "An operator"
     return TEXTS[Kind(kind)].format_map(words) if kind in set(Kind) else "Something changed."

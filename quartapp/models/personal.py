@@ -21,11 +21,13 @@ from quartapp.models.actor import Actor
 from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event, Verb
+from quartapp.models.factor import NAMES
 from quartapp.models.guard import Guard
 from quartapp.models.guess import Guesses
 from quartapp.models.invitation import Invitation
 from quartapp.models.mail import Mail
 from quartapp.models.notice import Notice
+from quartapp.models.passkey import Answered, Passkey
 from quartapp.models.post import Post
 from quartapp.models.role import Role
 from quartapp.models.session import Session, acting
@@ -178,6 +180,11 @@ HELD = [
             *("factor", "confirmed_at", "ended_at", "ended_reason"),
         ),
     ),
+    Holding(
+        Passkey,
+        linked("user"),
+        fields("name", "transports", "backed_up", "created_at", "last_used_at"),
+    ),
     Holding(Notice, linked("user"), fields("kind", "data", "created_at", "read_at")),
     Holding(
         Token, linked("user"), fields("purpose", "email", "created_at", "expires_at", "used_at")
@@ -204,14 +211,15 @@ HELD = [
     Holding(Event, _events, _event, erase_with=_blank_events),
 ]
 # What somebody has typed wrong is counted under digests, for some minutes.
-IMPERSONAL: list[type[Document]] = [Role, Guard, Allowance, Guesses, Worker, Barrier]
+IMPERSONAL: list[type[Document]] = [Role, Guard, Allowance, Guesses, Answered, Worker, Barrier]
 
 
 async def export(user: User) -> AsyncIterator[str]:
     """All that is held about the person as one JSON object, a piece at a time."""
     roles = [role.name for role in await Role.everyone() if user.holds(role)]
     document = await User.get_motor_collection().find_one({"_id": user.id}) or {}
-    account = fields(*ACCOUNT)(document, user) | {"roles": roles}
+    factors = sorted(NAMES[kind] for kind in user.factors)
+    account = fields(*ACCOUNT)(document, user) | {"roles": roles, "second_factors": factors}
     yield f'{{\n"account": {_json(account)}'
     for holding in HELD:
         yield f',\n"{holding.name}": ['

@@ -10,6 +10,7 @@ from beanie import PydanticObjectId
 from quartapp import clock, database
 from quartapp.log import log
 from quartapp.models.actor import NOBODY
+from quartapp.models.factor import factors_of, has_shown_one, waits_for_one
 from quartapp.models.references import ref
 from quartapp.models.session import Reason, Session, fingerprint, mark_ended
 from quartapp.models.user import User
@@ -22,7 +23,11 @@ _KNOWN = {permission.value for permission in Permission}
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A living session and what its user may do, as the database said in one answer."""
+    """A living session and what its user may do, as the database said in one answer.
+
+    `withheld` are the roles that give nothing until a second factor is shown, and
+    `withheld_permissions` what they would give besides.
+    """
 
     session_id: PydanticObjectId
     user_id: PydanticObjectId
@@ -36,6 +41,8 @@ class Principal:
     seen_at: datetime
     confirmed_at: datetime
     seconds_left: float = field(compare=False)
+    withheld: frozenset[str] = frozenset()
+    withheld_permissions: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +159,16 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
             event=row["ended_event"].id if row.get("ended_event") else None,
             ender=row["ended_by"].id if row.get("ended_by") else None,
         )
+    shown = has_shown_one(row, user)
+    waiting = [role for role in row["held"] if waits_for_one(role, shown=shown)]
+    permissions = _permissions([role for role in row["held"] if role not in waiting])
     seen, told = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
     return Principal(
         session_id=row["_id"],
         user_id=user["_id"],
         username=user["username"],
         roles=tuple(sorted(role["name"] for role in row["held"])),
-        permissions=_permissions(row["held"]),
+        permissions=permissions,
         version=int(user.get("authz_version") or 0),
         changed_by=next((changer.get("username") for changer in row.get("changer", ())), None),
         cursor=told,
@@ -166,6 +176,8 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
         seen_at=_aware(row["seen_at"]),
         confirmed_at=_aware(row["confirmed_at"]),
         seconds_left=(min(_deadline(row), _closing(user)) - now).total_seconds(),
+        withheld=frozenset(role["name"] for role in waiting),
+        withheld_permissions=_permissions(waiting) - permissions,
     )
 
 
@@ -180,6 +192,8 @@ def _why_over(
         return Reason.EXPIRED
     if row.get("credential") != fingerprint(user["password_hash"]):
         return Reason.PASSWORD_CHANGED
+    if row.get("factor") is None and factors_of(user):
+        return Reason.FACTOR_REQUIRED
     # A role that is gone from the collection comes back in no look-up, so it is not held either.
     held = {role["_id"] for role in row["held"]}
     lost = {link.id for link in row.get("roles", ())} - held

@@ -32,6 +32,10 @@ class BuiltInRole(DomainError):
         super().__init__(f"The role {name} is built in and cannot be {what}.")
 
 
+def _said(requires_factor: bool, worth_saying: bool) -> dict[str, Any]:
+    return {"requires_factor": requires_factor} if worth_saying else {}
+
+
 def _known(values: Any) -> list[Permission]:
     """A permission that this version does not know, from a newer one say, allows nothing."""
     known = {p.value: p for p in Permission}
@@ -44,6 +48,7 @@ class Role(Record):
     name: str
     description: str = ""
     permissions: Annotated[list[Permission], BeforeValidator(_known)] = []
+    requires_factor: bool = False
     grants: int = Field(default=0, ge=0)
 
     class Settings:
@@ -65,10 +70,21 @@ class Role(Record):
 
     @classmethod
     async def add(
-        cls, name: str, description: str, permissions: Collection[Permission], *, by: Actor
+        cls,
+        name: str,
+        description: str,
+        permissions: Collection[Permission],
+        *,
+        requires_factor: bool = False,
+        by: Actor,
     ) -> "Role":
         """Raises RoleTaken."""
-        role = cls(name=name, description=description, permissions=sorted(permissions))
+        role = cls(
+            name=name,
+            description=description,
+            permissions=sorted(permissions),
+            requires_factor=requires_factor,
+        )
 
         async def work(tx: Tx) -> None:
             try:
@@ -76,26 +92,44 @@ class Role(Record):
             except DuplicateKeyError:
                 raise RoleTaken from None
             await Event.record(
-                Verb.ROLE_CREATED, by=by, tx=tx, role=name, permissions=sorted(permissions)
+                Verb.ROLE_CREATED,
+                by=by,
+                tx=tx,
+                role=name,
+                permissions=sorted(permissions),
+                **_said(requires_factor, requires_factor),
             )
 
         await acting(by, work)
         return role
 
     async def edit(
-        self, *, name: str, description: str, permissions: Collection[Permission], by: Actor
+        self,
+        *,
+        name: str,
+        description: str,
+        permissions: Collection[Permission],
+        requires_factor: bool | None = None,
+        by: Actor,
     ) -> None:
         """Changes the role; those who hold it gain and lose permissions in place.
 
-        Raises RoleTaken, RoleGone, and BuiltInRole for the name of a built-in role or for any
-        change of the one that may do everything.
+        Raises RoleTaken, RoleGone, and BuiltInRole for the name of a built-in role or for a change
+        of the one that may do everything; that one may only ask for a second factor.
         """
-        if self.name == ADMIN:
+        required = self.requires_factor if requires_factor is None else requires_factor
+        new = {
+            "name": name,
+            "description": description,
+            "permissions": sorted(permissions),
+            "requires_factor": required,
+        }
+        old = self.model_dump() | {"permissions": sorted(self.permissions)}
+        differs = {field for field, value in new.items() if old[field] != value}
+        if self.name == ADMIN and differs - {"requires_factor"}:
             raise BuiltInRole(self.name, "changed")
-        if self.built_in and name != self.name:
+        if self.built_in and "name" in differs:
             raise BuiltInRole(self.name, "renamed")
-
-        new = {"name": name, "description": description, "permissions": sorted(permissions)}
 
         async def work(tx: Tx) -> None:
             try:
@@ -118,6 +152,7 @@ class Role(Record):
                 role=name,
                 allowed=sorted(set(permissions) - set(self.permissions)),
                 forbidden=sorted(set(self.permissions) - set(permissions)),
+                **_said(required, "requires_factor" in differs),
             )
 
         await acting(by, work)

@@ -16,6 +16,7 @@ from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import ENDING, Event, Verb
+from quartapp.models.factor import Factor, has_shown_one, waits_for_one
 from quartapp.models.mail import Letter
 from quartapp.models.record import Record
 from quartapp.models.references import DomainError, linked_id, ref
@@ -40,6 +41,7 @@ class Reason(StrEnum):
     ROLE_REVOKED = "role_revoked"
     ROLE_DELETED = "role_deleted"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    FACTOR_REQUIRED = "factor_required"
     ACCOUNT_DISABLED = "account_disabled"
     EXPIRED = "expired"
 
@@ -49,14 +51,6 @@ class Reason(StrEnum):
         return texts[self].format(by=by or "An administrator")
 
 
-class Factor(StrEnum):
-    """What was shown beside the password, or in its place."""
-
-    TOTP = "totp"
-    RECOVERY_CODE = "recovery_code"
-    PASSKEY = "passkey"
-
-
 MESSAGES = {
     Reason.SIGNED_OUT: "You signed out.",
     Reason.ENDED_BY_USER: "You ended this session from another device.",
@@ -64,6 +58,7 @@ MESSAGES = {
     Reason.ROLE_REVOKED: "{by} took a role from you. Sign in again to go on with the others.",
     Reason.ROLE_DELETED: "{by} deleted a role that you held. Sign in again to go on.",
     Reason.PASSWORD_CHANGED: "The password of your account was changed. Sign in with the new one.",
+    Reason.FACTOR_REQUIRED: "Your account asks for a second factor now. Sign in again with it.",
     Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
     Reason.EXPIRED: "Your session expired. Sign in again to go on.",
 }
@@ -75,6 +70,7 @@ class Session(Record):
 
     It remembers what it was built on, and is over when that is gone, whoever took it away and
     however: the roles it has acted with, and a fingerprint of the password it was opened under.
+    One that was opened without a second factor is over when its user has one.
     `models.principal` holds the rule.
     """
 
@@ -337,8 +333,15 @@ async def _require_permissions(by: Actor, tx: Tx) -> None:
     if user.get("authz_version") == by.version:
         return
     held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}
-    roles = await database["roles"].find(held, session=tx).to_list(None)
-    if not by.permissions <= {p for role in roles for p in role.get("permissions", ())}:
+    session = await database["sessions"].find_one({"_id": by.session_id}, session=tx) or {}
+    shown = has_shown_one(session, user)
+    given = {
+        permission
+        for role in await database["roles"].find(held, session=tx).to_list(None)
+        if not waits_for_one(role, shown=shown)
+        for permission in role.get("permissions", ())
+    }
+    if not by.permissions <= given:
         raise RightsChanged
 
 

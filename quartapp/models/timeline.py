@@ -9,6 +9,7 @@ from beanie import PydanticObjectId
 from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
+from quartapp.models.factor import NAMES
 from quartapp.models.mail import Letter
 from quartapp.models.references import DomainError, linked_id
 from quartapp.models.session import Reason, Session, acting, mark_ended
@@ -33,6 +34,12 @@ TEXTS = {
     Verb.PASSWORD_RESET: Line("A forgotten password was replaced", strange=True),
     Verb.EMAIL_CONFIRMED: Line("The e-mail address was confirmed", strange=True),
     Verb.EMAIL_CHANGED: Line("The e-mail address was changed", strange=True),
+    Verb.FACTOR_ADDED: Line("A second factor was added: {factor}", strange=True),
+    Verb.FACTOR_REMOVED: Line("A second factor was removed: {factor}", strange=True),
+    Verb.FACTORS_RESET: Line("All second factors were removed"),
+    Verb.PASSKEY_REFUSED: Line("A passkey was refused, for there may be a copy", strange=True),
+    Verb.RECOVERY_CODE_USED: Line("A recovery code was used", strange=True),
+    Verb.RECOVERY_CODES_MADE: Line("New recovery codes were made", strange=True),
     Verb.ROLE_GRANTED: Line("The role {role} was given"),
     Verb.ROLE_REVOKED: Line("The role {role} was taken"),
     Verb.USER_DISABLED: Line("The account was disabled"),
@@ -108,7 +115,9 @@ async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event |
 
 
 def text(event: Event) -> str:
-    return TEXTS[event.verb].text.format_map({"role": ""} | event.details)
+    words = {"role": "", "day": ""} | event.details
+    words["factor"] = NAMES.get(words.get("factor"), "")
+    return TEXTS[event.verb].text.format_map(words)
 
 
 def is_strange(event: Event, user_id: PydanticObjectId) -> bool:

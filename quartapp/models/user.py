@@ -19,6 +19,7 @@ from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
+from quartapp.models.factor import Factor, Totp, factors_of
 from quartapp.models.guard import hold_administrators
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind, Notice
@@ -35,6 +36,7 @@ from quartapp.models.session import (
 )
 
 if TYPE_CHECKING:
+    from quartapp.models.passkey import Passkey
     from quartapp.models.role import Role
 
 OPEN: Mapping[str, Any] = {"disabled_at": None, "closed_at": None}
@@ -93,6 +95,11 @@ class User(Record):
     letters_asked: list[datetime] = []
     created_at: datetime = Field(default_factory=clock.now)
     password_changed_at: datetime = Field(default_factory=clock.now)
+    totp: Totp | None = None
+    # The half minute of the last code that was used: none of it or before it is taken again.
+    totp_step: int = 0
+    passkeys: list[Link["Passkey"]] = []
+    recovery_codes: list[str] = Field(default=[], repr=False)
     notice_seq: int = 0
     notices_read: int = 0
 
@@ -176,6 +183,11 @@ class User(Record):
         """How many people with an open account hold the role that may do everything: until their
         last day is over, if they have one; only those who have none if they are to be `lasting`."""
         return await cls.find({**await administering(tx), **_open(lasting)}, session=tx).count()
+
+    @property
+    def factors(self) -> frozenset[Factor]:
+        """The kinds of second factors that they have set up."""
+        return factors_of(self.__dict__)
 
     # ---- coming
 

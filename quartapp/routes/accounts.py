@@ -3,7 +3,6 @@
 from datetime import timedelta
 from typing import Any
 
-from beanie import PydanticObjectId
 from quart import Blueprint, flash, redirect, render_template, request, session
 from quart_auth import login_required, logout_user
 
@@ -11,12 +10,11 @@ from quartapp import auth, policy, throttle
 from quartapp.auth import WrongPassword, current_user, hasher, settings, settle
 from quartapp.forms.accounts import ConfirmForm, LoginForm, RegisterForm
 from quartapp.log import log
-from quartapp.models import Role, User, address, principal
-from quartapp.models.principal import Ended
+from quartapp.models import Role, User, address
 from quartapp.models.session import Reason, Session
 from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
 from quartapp.models.user import Taken
-from quartapp.routes.entry import sign_in
+from quartapp.routes.entry import let_in, sign_in, sign_in_page
 from quartapp.routes.places import next_page, see_other
 
 blueprint = Blueprint("accounts", __name__)
@@ -69,21 +67,14 @@ async def login() -> Any:
     form = await LoginForm.from_request()
     with form.patience():
         if form.posted:
-            if user := await _let_in(form.login.data or "", form.password.data or ""):
-                await sign_in(user, remember=bool(form.remember.data))
-                return see_other(next_page())
+            if user := await _found(form.login.data or "", form.password.data or ""):
+                return await let_in(user, remember=bool(form.remember.data), then=next_page())
             log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
             form.refuse("This username or address and this password do not go together.")
-    page = await render_template(
-        "accounts/login.html",
-        form=form,
-        ended=await _why_ended(),
-        action=request.full_path.rstrip("?"),
-    )
-    return page, form.status, form.headers
+    return await sign_in_page(form)
 
 
-async def _let_in(login: str, password: str) -> User | None:
+async def _found(login: str, password: str) -> User | None:
     """Whose login and password these are. Raises TooMany and Busy.
 
     One answer for all who are not let in, and one hash for each of them (ASVS 6.3.8).
@@ -199,14 +190,3 @@ async def _is_free(form: RegisterForm) -> bool:
     if await User.by_email(form.email.data or ""):
         form.refuse(str(Taken("email")), "email")
     return not form.errors
-
-
-async def _why_ended() -> str | None:
-    """Why the session named in the address is over, as a sentence."""
-    named = request.args.get("ended")
-    if not named:
-        return current_user.ended.message if current_user.ended else None
-    if not PydanticObjectId.is_valid(named):
-        return None
-    standing = await principal.by_id(PydanticObjectId(named))
-    return standing.message if isinstance(standing, Ended) else None

@@ -1,14 +1,26 @@
 """The one way in: every kind of sign-in ends here, once it is known who somebody is."""
 
-from quart import session
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from beanie import PydanticObjectId
+from quart import render_template, request, session
 from quart_auth import login_user
+from werkzeug.wrappers import Response
 
 from quartapp import auth
 from quartapp.auth import CurrentUser, current_user, settings, settle
+from quartapp.forms.base import Form
 from quartapp.log import log
-from quartapp.models import User, leaving
-from quartapp.models.session import Factor, Reason, Session
+from quartapp.models import User, leaving, principal
+from quartapp.models.principal import Ended
+from quartapp.models.session import Factor, Reason, Session, fingerprint
+from quartapp.routes.places import see_other, with_next
 
+SECOND_STEP = "/login/factor"
+STEP_LASTS = timedelta(minutes=10)
+_ABOUT = "second step"
 # What the browser is given by which it may open a closed account again, and nothing else.
 RETURN = "return"
 
@@ -17,10 +29,44 @@ class AccountClosed(Exception):
     """Who has just shown who they are closed the account: nothing but that is opened for them."""
 
 
+@dataclass(frozen=True, slots=True)
+class HalfWay:
+    """Somebody who has shown their password and has yet to show a second factor."""
+
+    user: User
+    remember: bool
+
+
+async def let_in(user: User, *, remember: bool, then: str) -> Response:
+    """For who has shown the password: signs in, or leads to the second step if they have one.
+
+    Raises AccountClosed as `sign_in` does.
+    """
+    if not user.factors:
+        await sign_in(user, remember=remember)
+        return see_other(then)
+    step = [str(user.id), fingerprint(user.password_hash), remember]
+    session[_ABOUT] = auth.seal().hand_out(step, _ABOUT)
+    return see_other(with_next(SECOND_STEP, then))
+
+
+async def half_way() -> HalfWay | None:
+    """Who is on the second step in this browser, unless it took too long or the account changed."""
+    step = auth.seal().take_back(session.get(_ABOUT), _ABOUT, within=STEP_LASTS)
+    if step is None:
+        return None
+    user_id, credential, remember = step
+    user = await User.get(PydanticObjectId(user_id))
+    if user is None or not user.may_enter or not user.factors:
+        return None
+    return HalfWay(user, remember) if fingerprint(user.password_hash) == credential else None
+
+
 async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -> None:
     """Opens a session and, after the commit, gives its token to the browser.
 
-    Raises AccountClosed for an account that its owner has closed, and has noted the way back.
+    Without the factor, for those who have none: else the session is over from the start. Raises
+    AccountClosed for an account that its owner has closed, and has noted the way back.
     """
     if not user.is_open:
         session[RETURN] = {
@@ -47,3 +93,20 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
     log.info("session_created", user=user.username, session=str(opened.id))
     session.clear()
     login_user(CurrentUser(token), remember=remember)
+
+
+async def sign_in_page(form: Form) -> Any:
+    """Where it begins, and where each kind comes back to that was turned down."""
+    page = await render_template("accounts/login.html", form=form, ended=await _why_ended())
+    return page, form.status, form.headers
+
+
+async def _why_ended() -> str | None:
+    """Why the session named in the address is over, as a sentence."""
+    named = request.args.get("ended")
+    if not named:
+        return current_user.ended.message if current_user.ended else None
+    if not PydanticObjectId.is_valid(named):
+        return None
+    standing = await principal.by_id(PydanticObjectId(named))
+    return standing.message if isinstance(standing, Ended) else None

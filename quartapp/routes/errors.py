@@ -27,7 +27,7 @@ from quartapp.models.references import DomainError
 from quartapp.models.session import SessionOver
 from quartapp.policy import LABELS
 from quartapp.routes.entry import AccountClosed
-from quartapp.routes.places import back, see_other, sign_in_page
+from quartapp.routes.places import back, see_other, sign_in_page, with_next
 
 TEXTS = {
     400: ("This request makes no sense", "Go back and try again."),
@@ -40,6 +40,7 @@ TEXTS = {
     500: ("Something broke", "It was our fault, and it was written down. Try again later."),
     503: ("Busy", "Too much is going on right now. Try again in a moment."),
 }
+FACTORS = "/account/factors"
 AWAY = ("The database is away", "Nothing was changed that we could confirm. Try again in a moment.")
 
 
@@ -88,11 +89,26 @@ async def open_again(_: AccountClosed) -> Any:
 
 
 async def not_allowed(error: Forbidden) -> Any:
+    if current_user.waits_for(error.permission):
+        return await factor_first(error)
     log.warning("authz_fail", user=current_user.username, permission=error.permission.value)
     if _wants_json():
         return jsonify(error="forbidden", permission=error.permission.value), 403
     page = await render_template(
         "forbidden.html", permission=error.permission.value, label=LABELS[error.permission]
+    )
+    return page, 403
+
+
+async def factor_first(error: Forbidden) -> Any:
+    """A role of theirs gives it as soon as they have a second factor, so they are led to one."""
+    log.warning("authz_fail", user=current_user.username, withheld=error.permission.value)
+    if _wants_json():
+        return jsonify(error="factor_required", permission=error.permission.value), 403
+    if request.method in ("GET", "HEAD"):
+        return redirect(with_next(FACTORS, request.full_path.rstrip("?")), 302)
+    page = await render_template(
+        "factor_first.html", permission=error.permission.value, set_up=with_next(FACTORS, back())
     )
     return page, 403
 
@@ -110,7 +126,7 @@ async def old_page(error: Stale) -> Any:
         log.warning("malicious_csrf", path=_route(), origin=None)
         return await _page(403, "Not from here", "This form was not one of ours, or is too old.")
     page = await render_template(
-        "resend.html", no_cookies=not request.cookies, **await _to_send_again()
+        "resend.html", no_cookies=not request.cookies, **await _to_send_again("code")
     )
     return page, 422
 
@@ -127,12 +143,12 @@ async def confirm_first(error: Unconfirmed) -> Any:
     return page, form.status, form.headers
 
 
-async def _to_send_again() -> dict[str, Any]:
-    """Where a form went to, and what was in it; what only its sender may know is left out."""
+async def _to_send_again(*without: str) -> dict[str, Any]:
+    """Where a form went to, and what was in it; but for passwords, which only their owner knows."""
     fields = [
         (name, value)
         for name, value in (await request.form).items(multi=True)
-        if name not in (FIELD, "confirm", "code") and "password" not in name
+        if name not in (FIELD, "confirm", *without) and "password" not in name
     ]
     return {"action": request.full_path.rstrip("?"), "fields": fields}
 

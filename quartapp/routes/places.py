@@ -34,6 +34,12 @@ def sign_in_page(*, ended: object = None) -> str:
     return f"/login?{urlencode(query)}" if query else "/login"
 
 
+def with_next(path: str, target: str | None = None) -> str:
+    """The page, told where to go on from there: where this one was told to, if nothing is said."""
+    target = next_page() if target is None else target
+    return path if target == "/" else f"{path}?{urlencode({'next': target})}"
+
+
 def back() -> str:
     """The page of ours that the browser comes from, where it says so."""
     # Split by hand: what is no address at all is an error to urlsplit.

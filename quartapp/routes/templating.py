@@ -1,6 +1,7 @@
 """What templates can say beyond Jinja's own words."""
 
 import hashlib
+from collections.abc import Iterable
 from datetime import date, datetime
 from functools import cache
 from pathlib import Path
@@ -14,13 +15,17 @@ from quart import Quart, request
 
 from quartapp import clock
 from quartapp.forms.csrf import csrf_field
+from quartapp.models.factor import NAMES, Factor
 from quartapp.policy import LABELS
+from quartapp.routes import sites
 
 
 def init_app(app: Quart) -> None:
     app.jinja_env.globals.update(csrf_field=csrf_field, needs=needs, labels=LABELS)
+    app.jinja_env.globals.update(passkeys_work=sites.site, passkeys_elsewhere=sites.elsewhere)
     app.jinja_env.globals["static"] = _stamped(Path(app.root_path) / "static").__getitem__
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
+    app.jinja_env.filters["factors"] = factors
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
     for name in app.blueprints:
@@ -30,7 +35,11 @@ def init_app(app: Quart) -> None:
 
     @app.context_processor
     async def where() -> dict[str, Any]:
-        return {"path": request.path}
+        query = request.full_path.partition("?")[2]
+        return {
+            "path": request.path,
+            "query": f"?{query}" if query else "",
+        }
 
 
 @pass_context
@@ -85,6 +94,10 @@ def paragraphs(text: str) -> Markup:
         for block in blocks
         if block
     )
+
+
+def factors(kinds: Iterable[Factor]) -> str:
+    return ", ".join(sorted(NAMES[kind] for kind in kinds))
 
 
 def _time(at: datetime, text: str) -> Markup:

@@ -17,7 +17,8 @@ OUTSIDE += ["/forgot", "/forgot/sent", "/reset/nothing", "/verify/nothing", "/de
 OUTSIDE += ["/invited/nothing"]
 INSIDE = [
     *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
-    *("/account/email", "/verify", "/confirm"),
+    *("/account/email", "/verify", "/confirm", "/account/factors", "/account/factors/totp"),
+    *("/account/factors/recovery-codes", "/account/factors/passkeys"),
     *("/account/timeline", "/account/export", "/account/delete", "/admin/users/root/delete"),
     *("/account/notices", "/users/root", "/admin/users", "/admin/users/root", "/admin/roles"),
     *("/admin/roles/new", "/admin/roles/moderator", "/admin/sessions", "/admin/events"),
@@ -48,6 +49,11 @@ async def test_a_forbidden_page_is_accessible(server: Server, new_browser: NewBr
 
 async def judge(page: Page, path: str) -> None:
     await page.goto(path)
+    await judge_this(page)
+
+
+async def judge_this(page: Page) -> None:
+    path = page.url
     found = (await Axe().run(page)).response["violations"]
     assert [(v["id"], v["nodes"][0]["html"]) for v in found] == [], path
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"

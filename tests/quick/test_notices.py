@@ -6,16 +6,25 @@ from quartapp.models.notice import Kind, Notice, notice_text
 from quartapp.models.references import ref
 from quartapp.models.session import Reason
 
-WORDS = {"by": "ada", "role": "editor", "day": "2030-12-31", "email": "bob@example.org"}
+DATA = {
+    "by": "ada",
+    "role": "editor",
+    "title": "On engines",
+    "day": "2030-12-31",
+    "email": "bob@example.org",
+    "factor": "an abacus",
+    "left": 3,
+}
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_kind_of_notice_is_a_sentence_with_its_names_in_it(kind: Kind) -> None:
-    text = notice_text(kind, {**WORDS, "title": "On engines"})
+    text = notice_text(kind, DATA)
     assert text[0] == text[0].upper() or text.startswith("ada ")
     assert text.endswith(".")
     assert "{" not in text
-    assert any(word in text for word in ("ada", "Your password", "Your e-mail", "2030-12-31"))
+    words = ("ada", "Your password", "Your e-mail", "2030-12-31", "an abacus", "3")
+    assert any(word in text for word in (*words, "recovery codes"))
 
 
 @pytest.mark.parametrize("kind", Kind)

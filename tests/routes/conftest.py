@@ -99,13 +99,17 @@ class _Fields(HTMLParser):
 
 @dataclass
 class Visitor:
-    """One browser: a cookie jar, and the headers that a page of ours makes it send."""
+    """One browser: a cookie jar, and the headers that a page of ours makes it send.
+
+    `codes` are the recovery codes that whoever sits before it has on paper.
+    """
 
     app: Quart
     username: str = ""
     password: str = PASSWORD
     scheme: str = "http"
     address: str = "<local>"
+    codes: list[str] = field(default_factory=list)
     client: Client = field(init=False)
 
     def __post_init__(self) -> None:

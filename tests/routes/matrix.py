@@ -24,6 +24,10 @@ GET        /metrics                                       anyone
 GET        /                                              anyone
 GET POST   /register                                      anyone
 GET POST   /login                                         anyone
+GET POST   /login/factor                                  anyone
+GET        /login/factor/options                          anyone
+GET        /login/passkey/options                         anyone
+POST       /login/passkey                                 anyone
 GET POST   /setup/<token>                                 anyone
 GET POST   /forgot                                        anyone
 GET        /forgot/sent                                   anyone
@@ -44,6 +48,15 @@ GET POST   /account/email                                 signed in, fresh
 POST       /account/email/keep                            signed in
 GET POST   /verify                                        signed in
 POST       /account/email/again                           signed in
+GET        /account/factors                               signed in
+GET POST   /account/factors/totp                          signed in, fresh
+POST       /account/factors/totp/remove                   signed in, fresh
+GET POST   /account/factors/passkeys                      signed in, fresh
+GET        /account/factors/passkeys/options              signed in
+POST       /account/factors/passkeys/<passkey_id>/rename  signed in, fresh
+POST       /account/factors/passkeys/<passkey_id>/remove  signed in, fresh
+GET        /account/factors/recovery-codes                signed in
+POST       /account/factors/recovery-codes                signed in, fresh
 GET        /account/sessions                              signed in
 POST       /account/sessions/<session_id>/end             signed in, fresh
 POST       /account/sessions/end-others                   signed in, fresh
@@ -70,6 +83,7 @@ GET        /admin/users/<username>                        users.read
 POST       /admin/users/<username>/grants                 users.manage, fresh
 POST       /admin/users/<username>/grants/<role_name>/revoke    users.manage, fresh
 POST       /admin/users/<username>/sessions/end           sessions.manage
+POST       /admin/users/<username>/factors/reset          users.manage, fresh
 POST       /admin/users/<username>/disable                users.manage, fresh
 POST       /admin/users/<username>/enable                 users.manage, fresh
 POST       /admin/users/<username>/last-day               users.manage, fresh

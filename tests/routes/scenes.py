@@ -1,5 +1,6 @@
 """What the rows of the matrix are driven with: things to act on, the paths to them, the forms."""
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -11,7 +12,7 @@ from quart import Quart
 
 from quartapp import clock
 from quartapp.mail.carriers import Folder
-from quartapp.models import Comment, Event, Invitation, Post, Role, Token, address
+from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, address
 from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.event import Verb
 from quartapp.models.session import new_token
@@ -19,8 +20,10 @@ from quartapp.models.token import Purpose, code_digest, issue_setup
 from quartapp.policy import Permission
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
-from tests.routes.conftest import Town, Visitor, the_user
+from tests.routes.authenticator import app_code, secret_on
+from tests.routes.conftest import Answer, Town, Visitor, the_user
 from tests.routes.matrix import Row
+from tests.security_key import Authenticator, a_passkey
 
 CODE = "123456"
 
@@ -52,6 +55,7 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
         "token": await issue_setup() or "spent",
         "session_id": me["session"],
         "event_id": event,
+        "passkey_id": str(PydanticObjectId()),
         "post_id": str(post.id),
         "comment_id": str(comment.id),
         "username": name,
@@ -102,6 +106,43 @@ def path(row: Row, parts: Mapping[str, str]) -> str:
     return re.sub(r"<(?:\w+:)?(\w+)>", lambda part: parts[part[1]], row.rule)
 
 
+async def filled(row: Row, visitor: Visitor, name: str) -> dict[str, str]:
+    """The same as `form`, with the code of the app that this visitor is to set up."""
+    if row.rule == "/account/factors/totp" and visitor.username:
+        return {"code": app_code(secret_on(await visitor.get(row.rule)))}
+    if row.rule == "/login/factor" and visitor.codes:
+        return {"code": visitor.codes[0]}
+    if row.rule == "/account/factors/passkeys" and visitor.username:
+        asked = await options(visitor, f"{row.rule}/options")
+        return {"name": "Phone", "credential": Authenticator().make(asked)}
+    if row.rule == "/login/passkey":
+        device = await a_passkey(await the_user(name))
+        return {"credential": device.show(await options(visitor, f"{row.rule}/options"))}
+    return form(row, name)
+
+
+async def owning(visitor: Visitor, row: Row, parts: Mapping[str, str]) -> dict[str, str]:
+    """The parts of the path, with a passkey that is the visitor's own if it names one."""
+    if "<passkey_id>" not in row.rule:
+        return dict(parts)
+    assert (await add_passkey(visitor, Authenticator())).status == 303
+    (passkey,) = await Passkey.of_user((await the_user(visitor.username)).id)
+    return {**parts, "passkey_id": str(passkey.id)}
+
+
+async def options(visitor: Visitor, path: str) -> dict[str, Any]:
+    """What the browser is asked for."""
+    answer = await visitor.get(path)
+    assert answer.status == 200, answer.text
+    return json.loads(answer.text)
+
+
+async def add_passkey(visitor: Visitor, device: Authenticator, **fields: str) -> Answer:
+    home = "/account/factors/passkeys"
+    credential = device.make(await options(visitor, f"{home}/options"))
+    return await visitor.post(home, **{"name": "Phone", "credential": credential, **fields})
+
+
 def form(row: Row, name: str) -> dict[str, str]:
     """Fields with which the route does what it is there for."""
     account = {
@@ -122,6 +163,7 @@ def form(row: Row, name: str) -> dict[str, str]:
             "password": changed,
             "confirm": changed,
         },
+        "/account/factors/passkeys/<passkey_id>/rename": {"name": "Tablet"},
         "/forgot": {"email": f"{name}@example.org"},
         "/reset/<token>": {"password": changed, "confirm": changed},
         "/account/delete": {"username": name},

@@ -17,7 +17,7 @@ from tests.routes.conftest import (
     the_user,
 )
 from tests.routes.matrix import POSTS
-from tests.routes.scenes import form, path, scene
+from tests.routes.scenes import filled, owning, path, scene
 
 TITLE = "Confirm that it is you"
 
@@ -40,8 +40,9 @@ async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_con
         if row.needs not in ("signed in", "author"):
             permission = Permission(row.needs.removeprefix("author or "))
             visitor = await town.holder(f"visitor-{number}", permission)
+        parts = await owning(visitor, row, parts)
         await visitor.grow_stale()
-        fields, token = form(row, author.username), visitor.token
+        fields, token = await filled(row, visitor, author.username), visitor.token
         if row.rule == "/confirm":
             fields = {}
         before = await contents()

@@ -10,6 +10,7 @@ from quart.testing.connections import WebsocketResponseError
 from quartapp.models.references import linked_id
 from quartapp.models.token import Purpose
 from quartapp.policy import Permission
+from tests.routes.authenticator import half_way
 from tests.routes.conftest import (
     ORIGIN,
     Answer,
@@ -21,7 +22,16 @@ from tests.routes.conftest import (
     the_user,
 )
 from tests.routes.matrix import MATRIX, POSTS, Row
-from tests.routes.scenes import a_link, form, path, returning, scene, something_strange
+from tests.routes.scenes import (
+    a_link,
+    filled,
+    form,
+    owning,
+    path,
+    returning,
+    scene,
+    something_strange,
+)
 
 PERMISSIONS = {permission.value for permission in Permission}
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -29,7 +39,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 async def drive(visitor: Visitor, row: Row, parts: Mapping[str, str], name: str = "eve") -> Answer:
     if row.method == "POST":
-        return await visitor.post(path(row, parts), **form(row, name))
+        return await visitor.post(path(row, parts), **await filled(row, visitor, name))
     return await visitor.get(path(row, parts))
 
 
@@ -106,7 +116,9 @@ async def test_exactly_what_the_table_says_is_enough(town: Town) -> None:
     for number, row in enumerate(MATRIX):
         author, parts = await scene(town, f"author-{number}")
         permission = row.needs.removeprefix("author or ")
-        if row.needs == "anyone":
+        if row.rule.startswith("/login/factor"):
+            visitor = await half_way(town, f"half-{number}")
+        elif row.needs == "anyone":
             visitor = town.nobody()
         elif row.needs == "author":
             visitor = author
@@ -124,6 +136,7 @@ async def test_exactly_what_the_table_says_is_enough(town: Town) -> None:
             assert await knock(visitor) == 101
             continue
         own = row.rule.startswith("/account/")
+        parts = await owning(visitor, row, parts)
         answer = await drive(visitor, row, parts, (visitor if own else author).username)
         if answer.status != row.done:
             wrong[str(row)] = answer.status
@@ -196,7 +209,9 @@ async def test_no_form_stores_what_it_has_no_field_for(town: Town) -> None:
             visitor = await returning(town, f"visitor-{number}")
         else:
             visitor = await town.holder(f"visitor-{number}", *Permission)
-        answer = await visitor.post(path(row, parts), **{**extra, **form(row, author.username)})
+        parts = await owning(visitor, row, parts)
+        fields = await filled(row, visitor, author.username)
+        answer = await visitor.post(path(row, parts), **{**extra, **fields})
         if answer.status != row.done:
             wrong[str(row)] = answer.status
     assert wrong == {}

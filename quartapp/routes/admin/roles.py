@@ -9,7 +9,7 @@ from quartapp.auth import current_user, fresh_login_required, permission_require
 from quartapp.forms.admin import RoleForm
 from quartapp.models import Role
 from quartapp.models.role import RoleTaken
-from quartapp.policy import Permission
+from quartapp.policy import ADMIN, Permission
 from quartapp.routes.places import see_other
 
 blueprint = Blueprint("admin_roles", __name__)
@@ -32,7 +32,11 @@ async def new() -> Any:
     form = await RoleForm.from_request()
     if form.posted:
         try:
-            role = await Role.add(*_values(form), by=current_user.actor)
+            role = await Role.add(
+                *_values(form),
+                requires_factor=bool(form.requires_factor.data),
+                by=current_user.actor,
+            )
         except RoleTaken as taken:
             form.refuse(str(taken), "name")
         else:
@@ -52,15 +56,20 @@ async def edit(name: str) -> Any:
             "name": role.name,
             "description": role.description,
             "permissions": [permission.value for permission in role.permissions],
+            "requires_factor": role.requires_factor,
         }
     )
     if form.posted:
         name, description, permissions = _values(form)
+        if role.name == ADMIN and not permissions:
+            # Its boxes cannot be ticked or cleared, so a browser does not send them.
+            description, permissions = role.description, role.permissions
         try:
             await role.edit(
                 name=name,
                 description=description,
                 permissions=permissions,
+                requires_factor=bool(form.requires_factor.data),
                 by=current_user.actor,
             )
         except RoleTaken as taken:

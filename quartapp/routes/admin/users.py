@@ -8,7 +8,7 @@ from quart_auth import login_required
 from quartapp.auth import Forbidden, current_user, fresh_login_required, permission_required, settle
 from quartapp.forms.admin import GrantForm, LastDayForm
 from quartapp.log import log
-from quartapp.models import Event, Role, Session, User, last_day
+from quartapp.models import Event, Role, Session, User, enrolment, last_day
 from quartapp.models.references import linked_id
 from quartapp.models.session import Reason
 from quartapp.models.user import LastAdministrator
@@ -149,6 +149,25 @@ async def set_last_day(username: str) -> Any:
         await flash(words, "success")
     else:
         await flash("Nothing had to be changed.", "info")
+    return see_other(_home(person))
+
+
+@blueprint.post("/users/<username>/factors/reset")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def reset_factors(username: str) -> Any:
+    person = await _find(username)
+    event = await enrolment.reset(person, by=current_user.actor)
+    reach = await settle(event)
+    if event:
+        log.info("user_updated", user=person.username, reset="factors", by=current_user.username)
+        await flash(
+            f"{person.username} has no second factor any more, and was signed out.{reach}",
+            "success",
+        )
+    else:
+        await flash(f"{person.username} had no second factor.", "info")
     return see_other(_home(person))
 
 

@@ -1,0 +1,237 @@
+"""WebAuthn: what a browser is asked for, and whether its answer is true. No database, no page."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import webauthn
+from webauthn.helpers import (
+    bytes_to_base64url,
+    options_to_json_dict,
+    parse_authentication_credential_json,
+    parse_client_data_json,
+    parse_registration_credential_json,
+)
+from webauthn.helpers.structs import (
+    AuthenticatorSelectionCriteria,
+    AuthenticatorTransport,
+    PublicKeyCredentialDescriptor,
+    ResidentKeyRequirement,
+    UserVerificationRequirement,
+)
+
+from quartapp import clock
+
+LASTS = timedelta(minutes=5)
+NAME = "quartapp"
+# WebAuthn allows no more (4, "Credential ID"); the largest keys in use have half a kilobyte.
+LONGEST_ID, LONGEST_KEY = 1023, 2048
+_RANDOM, _TIME = 16, 8
+
+
+class Refused(Exception):
+    """The answer is not what was asked for. Its text is for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The name that passkeys are made for, and the origins whose pages may ask for them."""
+
+    rp_id: str
+    origins: tuple[str, ...]
+
+    @classmethod
+    def at(cls, origin: str, others: Iterable[str] = ()) -> Site | None:
+        """None where the origin's host is no name but an address: WebAuthn has no passkeys there.
+
+        Of the others those count whose host is the same, or below it.
+        """
+        host = urlsplit(origin).hostname or ""
+        if not host or ":" in host or host.replace(".", "").isdigit():
+            return None
+        below = [each for each in others if f".{urlsplit(each).hostname}".endswith(f".{host}")]
+        return cls(host, (origin, *below))
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who makes challenges: with the server's key, for what the page that asks is bound to.
+
+    A challenge says itself when it was made and for whom, under a seal, so nothing is stored for
+    the many that nobody answers. One that was answered must be remembered for as long as it lasts.
+    """
+
+    key: str
+    bound_to: str
+
+    def challenge(self) -> bytes:
+        said = secrets.token_bytes(_RANDOM) + _milliseconds().to_bytes(_TIME)
+        return said + self._seal(said)
+
+    def require_own(self, challenge: bytes) -> None:
+        """Raises Refused for a challenge that is old, or somebody else's."""
+        said, seal = challenge[: _RANDOM + _TIME], challenge[_RANDOM + _TIME :]
+        if not hmac.compare_digest(seal, self._seal(said)):
+            raise Refused("the challenge is not ours, or not for this page")
+        age = _milliseconds() - int.from_bytes(said[_RANDOM:])
+        if timedelta(milliseconds=age) > LASTS:
+            raise Refused("the challenge is too old")
+
+    def _seal(self, said: bytes) -> bytes:
+        bound = f"passkey {self.bound_to} ".encode()
+        return hmac.digest(self.key.encode(), bound + said, "sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A new passkey, as its authenticator described it."""
+
+    challenge: bytes
+    credential_id: str
+    public_key: bytes
+    sign_count: int
+    transports: tuple[str, ...]
+    backed_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An answer of somebody who says to have this passkey. Not true until `verify` returns."""
+
+    site: Site
+    challenge: bytes
+    credential_id: str
+    user_handle: bytes
+    _credential: Any
+
+    def verify(self, public_key: bytes) -> tuple[int, bool]:
+        """The authenticator's counter, and whether the passkey is backed up. Raises Refused."""
+        try:
+            verified = webauthn.verify_authentication_response(
+                credential=self._credential,
+                expected_challenge=self.challenge,
+                expected_rp_id=self.site.rp_id,
+                expected_origin=list(self.site.origins),
+                credential_public_key=public_key,
+                # The library would judge the counter before the signature, so that anybody could
+                # make a passkey seem copied. See Passkey.use.
+                credential_current_sign_count=0,
+                require_user_verification=True,
+            )
+        except Exception as error:
+            raise Refused(str(error)) from error
+        return verified.new_sign_count, verified.credential_backed_up
+
+
+def ask_to_make(
+    site: Site,
+    asker: Asker,
+    *,
+    user_handle: bytes,
+    username: str,
+    existing: Iterable[tuple[str, Iterable[str]]],
+) -> dict[str, Any]:
+    """For `navigator.credentials.create`, as JSON: a passkey that is found without a username,
+    and that asks its owner for a finger, a face or a PIN. `existing` are ids and transports."""
+    options = webauthn.generate_registration_options(
+        rp_id=site.rp_id,
+        rp_name=NAME,
+        user_id=user_handle,
+        user_name=username,
+        challenge=asker.challenge(),
+        timeout=int(LASTS.total_seconds() * 1000),
+        authenticator_selection=AuthenticatorSelectionCriteria(
+            resident_key=ResidentKeyRequirement.REQUIRED,
+            user_verification=UserVerificationRequirement.REQUIRED,
+        ),
+        exclude_credentials=[_descriptor(*each) for each in existing],
+    )
+    return options_to_json_dict(options)
+
+
+def ask_to_show(
+    site: Site, asker: Asker, *, known: Iterable[tuple[str, Iterable[str]]] = ()
+) -> dict[str, Any]:
+    """For `navigator.credentials.get`, as JSON: one of these passkeys, or any of the site's."""
+    options = webauthn.generate_authentication_options(
+        rp_id=site.rp_id,
+        challenge=asker.challenge(),
+        timeout=int(LASTS.total_seconds() * 1000),
+        allow_credentials=[_descriptor(*each) for each in known],
+        user_verification=UserVerificationRequirement.REQUIRED,
+    )
+    return options_to_json_dict(options)
+
+
+def made(site: Site, asker: Asker, answer: str) -> Made:
+    """What came of `ask_to_make`. Raises Refused."""
+    try:
+        credential = parse_registration_credential_json(_json(answer))
+        challenge = _own_challenge(asker, credential.response.client_data_json)
+        verified = webauthn.verify_registration_response(
+            credential=credential,
+            expected_challenge=challenge,
+            expected_rp_id=site.rp_id,
+            expected_origin=list(site.origins),
+            require_user_verification=True,
+        )
+    except Exception as error:
+        # Bytes of strangers go wrong in many ways, in many libraries.
+        raise Refused(str(error)) from error
+    if (
+        len(verified.credential_id) > LONGEST_ID
+        or len(verified.credential_public_key) > LONGEST_KEY
+    ):
+        raise Refused("too long to be kept")
+    return Made(
+        challenge,
+        bytes_to_base64url(verified.credential_id),
+        verified.credential_public_key,
+        verified.sign_count,
+        tuple(sorted({each.value for each in credential.response.transports or ()})),
+        verified.credential_backed_up,
+    )
+
+
+def shown(site: Site, asker: Asker, answer: str) -> Shown:
+    """What came of `ask_to_show`, not verified yet. Raises Refused."""
+    try:
+        credential = parse_authentication_credential_json(_json(answer))
+        challenge = _own_challenge(asker, credential.response.client_data_json)
+        handle = credential.response.user_handle or b""
+        return Shown(site, challenge, bytes_to_base64url(credential.raw_id), handle, credential)
+    except Exception as error:
+        raise Refused(str(error)) from error
+
+
+def _own_challenge(asker: Asker, client_data: bytes) -> bytes:
+    said = parse_client_data_json(client_data)
+    if said.cross_origin:
+        raise Refused("asked for by a page inside another one")
+    asker.require_own(said.challenge)
+    return said.challenge
+
+
+def _json(answer: str) -> dict[str, Any]:
+    read = json.loads(answer)
+    if not isinstance(read, dict):
+        raise Refused("no credential")
+    return read
+
+
+def _descriptor(credential_id: str, transports: Iterable[str]) -> PublicKeyCredentialDescriptor:
+    return PublicKeyCredentialDescriptor(
+        id=webauthn.base64url_to_bytes(credential_id),
+        transports=[AuthenticatorTransport(each) for each in transports] or None,
+    )
+
+
+def _milliseconds() -> int:
+    return int(clock.now().timestamp() * 1000)

@@ -1,0 +1,89 @@
+"""Codes of authenticator apps (RFC 6238): six digits, another every half minute, each good once."""
+
+import hmac
+
+from pyotp import random_base32
+from pyotp.totp import TOTP
+
+from quartapp import clock
+from quartapp.models import enrolment
+from quartapp.models.actor import Actor
+from quartapp.models.enrolment import Enrolled
+from quartapp.models.event import Event
+from quartapp.models.factor import Factor, Totp
+from quartapp.models.references import DomainError
+from quartapp.models.user import User
+from quartapp.sealed import Seal
+
+DIGITS, SECONDS = 6, 30
+# Clocks of phones differ, and typing takes a while: one step either way (RFC 6238, 5.2).
+DRIFT = 1
+ISSUER = "quartapp"
+
+
+class WrongAppCode(DomainError):
+    """Not what the app shows at this moment, if it has the secret."""
+
+    def __init__(self) -> None:
+        super().__init__("The app shows another code now. Type the one that it shows.")
+
+
+def new_secret() -> str:
+    """A random 160 bits (ASVS 6.5.3), in the letters that apps and people type."""
+    return random_base32()
+
+
+def uri(secret: str, username: str) -> str:
+    """What the QR code says to the app."""
+    return TOTP(secret).provisioning_uri(name=username, issuer_name=ISSUER)
+
+
+async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -> Enrolled:
+    """Turns it on, if the code shows that the app has the secret.
+
+    Raises WrongAppCode and HasFactor.
+    """
+    step = _step(secret, code)
+    if step is None:
+        raise WrongAppCode
+    kept = Totp(sealed=seal.close(secret, _about(user)), added_at=clock.now())
+    # The code that turns it on is used by that.
+    change = {"totp": kept.model_dump(), "totp_step": step}
+    return await enrolment.add(user, Factor.TOTP, {"totp": None}, {"$set": change}, by=by)
+
+
+async def accept(user: User, code: str, *, seal: Seal) -> bool:
+    """Whether it is a code of the user's app that was not used yet; then it is used by that.
+
+    Of two who come with one code at once, one is let in. A secret that was sealed under an older
+    key is sealed anew.
+    """
+    if user.totp is None:
+        return False
+    secret = seal.open(user.totp.sealed, _about(user))
+    step = _step(secret, code) if secret else None
+    if secret is None or step is None:
+        return False
+    change: dict[str, object] = {"totp_step": step}
+    if seal.outdated(user.totp.sealed, _about(user)):
+        change["totp.sealed"] = seal.close(secret, _about(user))
+    unused = {"_id": user.id, "totp.added_at": user.totp.added_at, "totp_step": {"$lt": step}}
+    return await User.change(unused, {"$set": change})
+
+
+async def remove(user: User, *, by: Actor) -> Event | None:
+    """Turns it off; None if it was off."""
+    is_on = {"totp": {"$ne": None}}
+    return await enrolment.remove(user, Factor.TOTP, is_on, {"$set": {"totp": None}}, by=by)
+
+
+def _step(secret: str, code: str) -> int | None:
+    """The half minute for which the secret gives this code, if that is about now."""
+    app, now = TOTP(secret), int(clock.now().timestamp()) // SECONDS
+    steps = range(now - DRIFT, now + DRIFT + 1)
+    fits = [step for step in steps if hmac.compare_digest(app.generate_otp(step), code)]
+    return max(fits, default=None)
+
+
+def _about(user: User) -> str:
+    return f"totp {user.id}"

@@ -1,0 +1,158 @@
+"""One's second factors: what one has, adding to it and taking away from it."""
+
+from datetime import timedelta
+from typing import Any
+
+import segno
+from markupsafe import Markup
+from quart import Blueprint, flash, render_template, request, session
+from quart_auth import login_required, login_user
+
+from quartapp import auth
+from quartapp.auth import CurrentUser, current_user, fresh_login_required, settle
+from quartapp.forms.factors import AppCodeForm
+from quartapp.log import log
+from quartapp.models import Session, User, recovery_codes, totp
+from quartapp.models.enrolment import Enrolled
+from quartapp.models.totp import WrongAppCode
+from quartapp.routes.places import next_page, see_other, with_next
+
+blueprint = Blueprint("factors", __name__, url_prefix="/account/factors")
+
+OFFER_LASTS = timedelta(hours=1)
+CODES_LAST = timedelta(minutes=10)
+_OFFER, _CODES = "offer", "codes"
+
+
+@blueprint.get("")
+@login_required
+async def index() -> str:
+    return await render_template(
+        "account/factors.html",
+        user=await _me(),
+        waiting=sorted(current_user.withheld),
+        then=next_page(),
+        onward=with_next,
+    )
+
+
+@blueprint.route("/totp", methods=["GET", "POST"])
+@login_required
+@fresh_login_required
+async def app() -> Any:
+    """Sets up an authenticator app. What it is to share with us waits in the visitor's cookie."""
+    user = await _me()
+    if user.totp is not None:
+        await flash("Your authenticator app is set up already.", "info")
+        return see_other(with_next("/account/factors"))
+    secret = _offered()
+    form = await AppCodeForm.from_request()
+    if form.posted:
+        try:
+            enrolled = await totp.set_up(
+                user, secret, form.code.data or "", seal=auth.seal(), by=current_user.actor
+            )
+        except WrongAppCode as error:
+            form.refuse(str(error), "code")
+        else:
+            session.pop(_OFFER, None)
+            return await added(enrolled, "Your authenticator app is set up.")
+    page = await render_template(
+        "account/totp.html",
+        form=form,
+        secret=secret,
+        picture=_picture(totp.uri(secret, user.username)),
+        action=request.full_path.rstrip("?"),
+        onward=with_next,
+    )
+    return page, form.status
+
+
+@blueprint.post("/totp/remove")
+@login_required
+@fresh_login_required
+async def remove_app() -> Any:
+    user = await _me()
+    event = await totp.remove(user, by=current_user.actor)
+    await settle()
+    if event:
+        log.info("user_updated", user=user.username, removed="totp")
+        await flash("Your authenticator app was removed.", "success")
+    else:
+        await flash("There was no authenticator app to remove.", "info")
+    return see_other("/account/factors")
+
+
+@blueprint.get("/recovery-codes")
+@login_required
+async def codes() -> str:
+    """Shows new ones to whoever made them, once; to all others how many are left."""
+    fresh = session.pop(_CODES, None) if request.method == "GET" else None
+    return await render_template(
+        "account/recovery_codes.html",
+        user=await _me(),
+        codes=auth.seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or [],
+        then=next_page(),
+    )
+
+
+@blueprint.post("/recovery-codes")
+@login_required
+@fresh_login_required
+async def make_codes() -> Any:
+    user = await _me()
+    if not user.factors:
+        await flash("Recovery codes are made when you set up a second factor.", "info")
+        return see_other("/account/factors")
+    made = await recovery_codes.renew(user, by=current_user.actor)
+    log.info("user_updated", user=user.username, made="recovery codes")
+    return _show_codes(made)
+
+
+async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors") -> Any:
+    """The answer to a factor that was set up just now, of whatever kind."""
+    reach = await settle(enrolled.event)
+    log.info("user_updated", user=current_user.username, added=enrolled.event.details.get("factor"))
+    if enrolled.token and (mine := await Session.get(current_user.session_id)):
+        login_user(CurrentUser(enrolled.token), remember=mine.remembered)
+        await current_user.load()
+    if not enrolled.codes:
+        await flash(words, "success")
+        return see_other(with_next(home))
+    await flash(f"{words} From now on a password alone does not sign you in.{reach}", "success")
+    return _show_codes(enrolled.codes)
+
+
+def _show_codes(codes: list[str]) -> Any:
+    """Leads to the page that shows them. Until then only this browser has them, and cannot read
+    them itself."""
+    session[_CODES] = auth.seal().hand_out(codes, _mine(_CODES))
+    return see_other(with_next("/account/factors/recovery-codes"))
+
+
+def _offered() -> str:
+    """The secret that is being set up in this session; another one after an hour."""
+    seal = auth.seal()
+    secret = seal.take_back(session.get(_OFFER), _mine(_OFFER), within=OFFER_LASTS)
+    if secret is None:
+        secret = totp.new_secret()
+        session[_OFFER] = seal.hand_out(secret, _mine(_OFFER))
+    return str(secret)
+
+
+def _mine(what: str) -> str:
+    return f"{what} of session {current_user.session_id}"
+
+
+def _picture(text: str) -> Markup:
+    """Dark on light on every page: many apps read no other."""
+    code = segno.make(text, error="m", micro=False)
+    picture = code.svg_inline(omitsize=True, border=3, light="#fff", svgclass="qr")
+    # Paths and numbers: there is no text of anybody's in it.
+    return Markup(picture)  # noqa: S704
+
+
+async def _me() -> User:
+    user = await User.get(current_user.user_id)
+    assert user is not None, "a principal has a user"
+    return user

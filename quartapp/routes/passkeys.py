@@ -1,0 +1,202 @@
+"""Passkeys: one's own, and signing in with one. A script asks the browser; see passkeys.js."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, jsonify, render_template
+from quart_auth import login_required
+
+from quartapp import auth, ceremonies, throttle
+from quartapp.auth import current_user, fresh_login_required, settings, settle
+from quartapp.ceremonies import Refused
+from quartapp.forms.accounts import LoginForm
+from quartapp.forms.factors import FactorForm
+from quartapp.forms.passkeys import AddForm, RenameForm, ShowForm
+from quartapp.log import log
+from quartapp.models import Passkey, User
+from quartapp.models.actor import Actor
+from quartapp.models.enrolment import Enrolled
+from quartapp.models.passkey import EnoughPasskeys, PasskeyTaken
+from quartapp.models.references import linked_id
+from quartapp.models.session import Factor
+from quartapp.routes import factors, second_step
+from quartapp.routes.entry import half_way, sign_in, sign_in_page
+from quartapp.routes.paging import id_or_404
+from quartapp.routes.places import next_page, see_other
+from quartapp.routes.sites import asker, site
+
+blueprint = Blueprint("passkeys", __name__)
+
+HOME = "/account/factors/passkeys"
+
+
+# ---- one's own
+
+
+@blueprint.get(f"{HOME}/options")
+@login_required
+async def options_to_add() -> Any:
+    user = await _me()
+    options = ceremonies.ask_to_make(
+        site() or abort(404),
+        asker("make"),
+        user_handle=user.id.binary,
+        username=user.username,
+        existing=[(each.credential_id, each.transports) for each in await Passkey.of_user(user.id)],
+    )
+    return jsonify(options)
+
+
+@blueprint.route(HOME, methods=["GET", "POST"])
+@login_required
+@fresh_login_required
+async def mine() -> Any:
+    form = await AddForm.from_request(data={"name": auth.device()[:60]})
+    if form.posted:
+        try:
+            enrolled = await _add(form)
+        except (EnoughPasskeys, PasskeyTaken) as refused:
+            form.refuse(str(refused))
+        except Refused as refused:
+            log.warning("passkey_not_added", user=current_user.username, why=str(refused))
+            form.refuse("This took too long, or what your browser sent does not fit. Try again.")
+        else:
+            words = f"The passkey “{form.name.data}” was added."
+            return await factors.added(enrolled, words, home=HOME)
+    return await _page(form)
+
+
+async def _add(form: AddForm) -> Enrolled:
+    made = ceremonies.made(site() or abort(404), asker("make"), form.credential.data or "")
+    user = await _me()
+    return await Passkey.add(user, made, name=form.name.data or "", by=current_user.actor)
+
+
+@blueprint.post(f"{HOME}/<passkey_id>/rename")
+@login_required
+@fresh_login_required
+async def rename(passkey_id: str) -> Any:
+    passkey = await _mine_or_404(passkey_id)
+    form = await RenameForm.from_request()
+    if not form.posted:
+        return await _page(AddForm(data={"name": auth.device()[:60]}), renaming=(passkey, form))
+    await passkey.rename(form.name.data or "", by=current_user.actor)
+    await flash(f"The passkey is called “{form.name.data}” now.", "success")
+    return see_other(HOME)
+
+
+@blueprint.post(f"{HOME}/<passkey_id>/remove")
+@login_required
+@fresh_login_required
+async def remove(passkey_id: str) -> Any:
+    passkey, user = await _mine_or_404(passkey_id), await _me()
+    event = await passkey.remove(user, by=current_user.actor)
+    await settle()
+    if event:
+        log.info("user_updated", user=user.username, removed="passkey")
+    await flash(
+        f"The passkey “{passkey.name}” opens nothing here any more. You can delete it from "
+        "the device that keeps it, too.",
+        "success",
+    )
+    return see_other(HOME)
+
+
+async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = None) -> Any:
+    page = await render_template(
+        "account/passkeys.html",
+        form=form,
+        user=await _me(),
+        passkeys=await Passkey.of_user(current_user.user_id),
+        renaming=renaming,
+    )
+    return page, form.status
+
+
+# ---- signing in
+
+
+@blueprint.get("/login/passkey/options")
+async def options_to_sign_in() -> Any:
+    return jsonify(ceremonies.ask_to_show(site() or abort(404), asker("show")))
+
+
+@blueprint.get("/login/factor/options")
+async def options_for_second_step() -> Any:
+    """For who is half way in: one of their own."""
+    step = await half_way() or abort(404)
+    known = [(each.credential_id, each.transports) for each in await Passkey.of_user(step.user.id)]
+    return jsonify(ceremonies.ask_to_show(site() or abort(404), asker("show"), known=known))
+
+
+@blueprint.post("/login/passkey")
+async def use() -> Any:
+    """A passkey is two factors in one: the device has it, and asks its owner for something more.
+
+    So it needs no password before it, but may come as the second step after one.
+    """
+    if current_user.signed_in:
+        return see_other(next_page())
+    sent = await ShowForm.from_request()
+    step = await half_way() if sent.step.data else None
+    remember = step.remember if step else bool(sent.remember.data)
+    form = FactorForm() if step else LoginForm(data={"remember": remember})
+    with form.patience():
+        user = await _shown(sent.credential.data or "")
+        if user:
+            await sign_in(user, remember=remember, factor=Factor.PASSKEY)
+            return see_other(next_page())
+        form.refuse("This passkey was not accepted. Try it again, or another way.")
+    return await (second_step.page_of(step.user, form) if step else sign_in_page(form))
+
+
+async def _shown(answer: str) -> User | None:
+    """Whose passkey was shown. One answer for all who are not let in. Raises TooMany and Busy.
+
+    Nobody guesses a key, so strangers are not counted for accounts, which they could lock so.
+    """
+    here = throttle.neighbourhood(auth.remote_address())
+    key = throttle.Key(f"passkey from {here}", settings().limit_sign_in_address)
+    async with throttle.guessing(key) as guess:
+        try:
+            user = await _whose(answer)
+        except Refused as refused:
+            log.warning(
+                "authn_login_fail", factor="passkey", why=str(refused), ip=auth.remote_address()
+            )
+            return None
+        guess.right = True
+    return user
+
+
+async def _whose(answer: str) -> User:
+    """Raises Refused."""
+    here = site()
+    if here is None:
+        raise Refused("there are no passkeys at this address")
+    shown = ceremonies.shown(here, asker("show"), answer)
+    passkey = await Passkey.known_as(shown.credential_id)
+    user = await User.get(passkey.user_id) if passkey else None
+    if passkey is None or user is None or not user.may_enter:
+        raise Refused("nobody who may come in has this passkey")
+    if passkey.id not in map(linked_id, user.passkeys):
+        raise Refused("somebody took the passkey from its user")
+    if shown.user_handle != user.id.binary:
+        raise Refused("the passkey names another user")
+    await passkey.use(user, shown, by=Actor(user.id, user.username, auth.remote_address()))
+    return user
+
+
+# ---- helpers
+
+
+async def _me() -> User:
+    user = await User.get(current_user.user_id)
+    assert user is not None, "a principal has a user"
+    return user
+
+
+async def _mine_or_404(passkey_id: str) -> Passkey:
+    passkey = await Passkey.get(id_or_404(passkey_id))
+    if passkey is None or passkey.user_id != current_user.user_id:
+        abort(404)
+    return passkey

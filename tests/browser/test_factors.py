@@ -1,0 +1,72 @@
+"""The story of a second factor: set up from the page, asked for, lost, and found on paper."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from playwright.async_api import Page, expect
+from pyotp.totp import TOTP
+
+from tests.browser.conftest import NewBrowser, register, submit
+from tests.browser.test_looks import judge_this
+from tests.conftest import PASSWORD
+from tests.people import Server
+
+
+async def show_password(page: Page, name: str) -> None:
+    await page.goto("/login?next=/account/sessions")
+    await page.get_by_label("Username or e-mail address").fill(name)
+    await page.get_by_label("Password").fill(PASSWORD)
+    await submit(page)
+    await expect(page.get_by_role("heading", name="One more step")).to_be_visible()
+
+
+async def show_code(page: Page, code: str) -> None:
+    await page.get_by_label("Code").fill(code)
+    await submit(page)
+
+
+async def sign_out(page: Page) -> None:
+    await page.locator(".account-button").click()
+    await page.locator("#account-menu").get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_role("link", name="Sign in").first).to_be_visible()
+
+
+async def test_somebody_sets_up_an_app_signs_in_with_it_and_loses_it(
+    server: Server, new_browser: NewBrowser
+) -> None:
+    name = f"tot-{secrets.token_hex(4)}"
+    page = await (await new_browser(server.url)).new_page()
+    await register(page, name)
+    await page.goto("/account/factors")
+    await page.get_by_role("link", name="Set up an app").click()
+    await expect(page.get_by_role("img", name="Picture for the app")).to_be_visible()
+    app = TOTP(await page.locator("#totp-secret").inner_text())
+    now = int(time.time())
+    await show_code(page, app.at(now + 3600))
+    await expect(page.get_by_role("alert")).to_be_visible()
+    await show_code(page, app.at(now))
+    codes = await page.locator("#recovery-codes code").all_inner_texts()
+    assert len(codes) == 10
+    await judge_this(page)
+    await page.get_by_role("link", name="I have kept them").click()
+    await expect(page.locator("main")).to_contain_text("10 are left")
+
+    await sign_out(page)
+    await show_password(page, name)
+    await judge_this(page)
+    # The code of this half minute is used; the clock of an app may be one ahead.
+    await show_code(page, app.at(now))
+    await expect(page.locator("#code-error")).to_be_visible()
+    await show_code(page, app.at(now + 30))
+    await page.wait_for_url("**/account/sessions")
+
+    await sign_out(page)
+    await show_password(page, name)
+    await show_code(page, codes[0].upper())
+    await expect(page.locator(".flash-warning")).to_contain_text("recovery code")
+    await expect(page.locator("main")).to_contain_text("9 are left")
+    await page.get_by_text("Remove the app", exact=True).first.click()
+    await page.get_by_role("button", name="Remove the app").click()
+    await expect(page.get_by_role("link", name="Set up an app")).to_be_visible()

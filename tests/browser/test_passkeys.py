@@ -1,0 +1,158 @@
+"""A person with a passkey: added, named, used in place of a password, removed."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.async_api import Page, expect
+
+from tests.browser.conftest import NewBrowser, is_live, register, submit
+from tests.people import Server
+
+HOME = "/account/factors/passkeys"
+# What browsers lack that are a few years old: there the script does it itself.
+OLD = """
+if (window.PublicKeyCredential) {
+  delete PublicKeyCredential.parseCreationOptionsFromJSON
+  delete PublicKeyCredential.parseRequestOptionsFromJSON
+  delete PublicKeyCredential.isConditionalMediationAvailable
+  delete PublicKeyCredential.prototype.toJSON
+}
+"""
+
+
+def by_name(server: Server) -> str:
+    """The server's address with a name, without which there are no passkeys."""
+    return f"http://localhost:{urlsplit(server.url).port}"
+
+
+async def give_device(page: Page, **options: Any) -> tuple[Any, str]:
+    """The page's browser gets a device that makes passkeys and knows its owner."""
+    devtools = await page.context.new_cdp_session(page)
+    await devtools.send("WebAuthn.enable", {"enableUI": False})
+    usual = {
+        "protocol": "ctap2",
+        "transport": "internal",
+        "hasResidentKey": True,
+        "hasUserVerification": True,
+        "isUserVerified": True,
+        "automaticPresenceSimulation": True,
+    }
+    made = await devtools.send(
+        "WebAuthn.addVirtualAuthenticator", {"options": {**usual, **options}}
+    )
+    return devtools, made["authenticatorId"]
+
+
+async def touch(devtools: Any, device: str, *, enabled: bool) -> None:
+    """Whether somebody touches the device when it asks for it."""
+    presence = {"authenticatorId": device, "enabled": enabled}
+    await devtools.send("WebAuthn.setAutomaticPresenceSimulation", presence)
+
+
+async def add(page: Page, name: str) -> None:
+    await page.get_by_label("Name", exact=True).fill(name)
+    await page.get_by_role("button", name="Add a passkey").click()
+
+
+async def test_a_passkey_from_its_making_to_its_end(
+    server: Server, new_browser: NewBrowser
+) -> None:
+    context = await new_browser(by_name(server))
+    page = await context.new_page()
+    devtools, device = await give_device(page)
+    name = f"ada-{secrets.token_hex(4)}"
+    await register(page, name)
+
+    await page.goto(HOME)
+    await expect(page.get_by_label("Name", exact=True)).to_have_value("HeadlessChrome on Linux")
+    await add(page, "Laptop")
+    await expect(page.locator(".flash")).to_contain_text("The passkey “Laptop” was added.")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Recovery codes")
+    await page.goto(HOME)
+    await expect(page.get_by_role("heading", name="Laptop")).to_be_visible()
+    # The same device does not make a second one.
+    await add(page, "Again")
+    await expect(page.get_by_role("alert")).to_contain_text("has a passkey for your account")
+    await page.get_by_text("Rename").first.click()
+    await page.get_by_label("New name").fill("My laptop")
+    await page.locator(".rename-form button").click()
+    await expect(page.get_by_role("heading", name="My laptop")).to_be_visible()
+
+    # Signed out, and in again without a word typed.
+    # Nobody touches the device while the page only offers passkeys under the username.
+    await touch(devtools, device, enabled=False)
+    await page.locator(".account-button").click()
+    await page.get_by_role("button", name="Sign out").click()
+    await page.goto(f"/login?next={HOME}")
+    await page.get_by_label("Keep me signed in").check()
+    await touch(devtools, device, enabled=True)
+    await page.get_by_role("button", name="Sign in with a passkey").click()
+    await page.wait_for_url(lambda url: urlsplit(url).path == HOME)
+    await is_live(page)
+    assert any(
+        cookie.get("name") == "quartapp_session" and cookie.get("expires", -1) > 0
+        for cookie in await context.cookies()
+    )
+
+    await page.get_by_text("Remove").first.click()
+    await page.locator(".confirm-box button").click()
+    await expect(page.locator(".flash")).to_contain_text("opens nothing here any more")
+    await context.clear_cookies()
+
+    # The device does not know that, and is refused.
+    await touch(devtools, device, enabled=False)
+    await page.goto("/login")
+    await touch(devtools, device, enabled=True)
+    await page.get_by_role("button", name="Sign in with a passkey").click()
+    await expect(page.get_by_role("alert").first).to_contain_text("was not accepted")
+
+
+async def test_an_older_browser_and_the_second_step(
+    server: Server, new_browser: NewBrowser
+) -> None:
+    context = await new_browser(by_name(server))
+    await context.add_init_script(OLD)
+    page = await context.new_page()
+    await give_device(page)
+    name = f"ada-{secrets.token_hex(4)}"
+    await register(page, name)
+    await page.goto(HOME)
+    await add(page, "Phone")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Recovery codes")
+    await context.clear_cookies()
+
+    await page.goto("/login?next=/posts")
+    await page.get_by_label("Username or e-mail address").fill(name)
+    await page.get_by_label("Password").fill("correct horse battery staple")
+    await submit(page)
+    await page.wait_for_url(lambda url: "/login/factor" in url)
+    await page.get_by_role("button", name="Use a passkey").click()
+    await page.wait_for_url(lambda url: urlsplit(url).path == "/posts")
+    await is_live(page)
+
+
+async def test_where_there_are_no_passkeys_the_pages_say_so(
+    server: Server, new_browser: NewBrowser
+) -> None:
+    page = await (await new_browser(by_name(server))).new_page()
+    await page.add_init_script("delete window.PublicKeyCredential")
+    await register(page, f"ada-{secrets.token_hex(4)}")
+    await page.goto(HOME)
+    await expect(page.get_by_text("This browser knows no passkeys.")).to_be_visible()
+    await expect(page.get_by_role("button", name="Add a passkey")).to_be_hidden()
+
+    page = await (await new_browser(by_name(server), java_script_enabled=False)).new_page()
+    await page.goto("/login")
+    await expect(page.get_by_role("button", name="Sign in with a passkey")).to_be_hidden()
+    await register(page, f"ada-{secrets.token_hex(4)}")
+    await page.goto(HOME)
+    await expect(page.get_by_text("takes JavaScript, which is off here")).to_be_visible()
+
+    # An address is no name: there is a link to where they work.
+    page = await (await new_browser(server.url)).new_page()
+    await page.goto("/login")
+    link = page.get_by_role("link", name=by_name(server))
+    await expect(link).to_have_attribute("href", f"{by_name(server)}/login")

@@ -1,0 +1,162 @@
+"""Passkeys: what is done at once is done once, and nothing is left half done."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from quartapp import ceremonies, clock
+from quartapp.ceremonies import Asker, Refused, Shown, Site
+from quartapp.database import Database
+from quartapp.models.enrolment import Enrolled
+from quartapp.models.event import Event, Verb
+from quartapp.models.passkey import AT_MOST, EnoughPasskeys, Passkey, PasskeyTaken
+from quartapp.models.user import User
+from tests.models.stories import NOTHING, accepting, acting, again, at_once, dump, register, some
+from tests.security_key import Authenticator, a_passkey
+
+SITE = Site("localhost", ("http://localhost",))
+ASKER = Asker("key" * 16, "show visitor x")
+
+
+def shown(device: Authenticator) -> Shown:
+    return ceremonies.shown(SITE, ASKER, device.show(ceremonies.ask_to_show(SITE, ASKER)))
+
+
+async def the_passkey(device: Authenticator) -> Passkey:
+    return some(await Passkey.known_as(device.id))
+
+
+async def listed(user: User) -> list[Any]:
+    """What the user's document lists and what the collection has, which are the same."""
+    found = [passkey.id for passkey in await Passkey.of_user(user.id)]
+    assert sorted(link.ref.id for link in (await again(user)).passkeys) == sorted(found)
+    return found
+
+
+async def test_of_many_that_are_added_at_once_as_many_are_as_there_is_room_for(
+    db: Database,
+) -> None:
+    ada = await register("ada", "member")
+    for _ in range(AT_MOST - 2):
+        await a_passkey(ada)
+    added = await at_once(
+        *(
+            Passkey.add(ada, Authenticator().made(ada), name=f"{number}", by=acting(ada))
+            for number in range(8)
+        ),
+        unless=EnoughPasskeys,
+    )
+    assert len(added) == 2
+    assert len(await listed(ada)) == AT_MOST
+    assert await Event.find({"verb": Verb.FACTOR_ADDED}).count() == AT_MOST
+
+
+async def test_of_many_first_ones_at_once_one_brings_the_recovery_codes(db: Database) -> None:
+    ada = await register("ada", "member")
+    added: list[Enrolled] = await at_once(
+        *(Passkey.add(ada, Authenticator().made(ada), name="x", by=acting(ada)) for _ in range(6))
+    )
+    assert sorted(len(each.codes) for each in added) == [0] * 5 + [10]
+    assert len((await again(ada)).recovery_codes) == 10
+    assert len(await listed(ada)) == 6
+
+
+async def test_one_device_and_one_answer_are_added_once(db: Database) -> None:
+    ada, bob = await register("ada", "member"), await register("bob", "member")
+    device = Authenticator()
+    answer = device.made(ada)
+    results = await asyncio.gather(
+        *(Passkey.add(ada, answer, name="x", by=acting(ada)) for _ in range(6)),
+        *(Passkey.add(bob, device.made(bob), name="x", by=acting(bob)) for _ in range(6)),
+        return_exceptions=True,
+    )
+    failed = [each for each in results if isinstance(each, BaseException)]
+    assert len(failed) == 11
+    assert all(isinstance(each, Refused | PasskeyTaken) for each in failed), failed
+    assert await db["passkeys"].count_documents({}) == 1
+    assert len(await listed(ada)) + len(await listed(bob)) == 1
+
+
+async def test_of_many_with_one_count_at_once_one_is_taken(db: Database) -> None:
+    ada = await register("ada", "member")
+    device = await a_passkey(ada)
+    passkey = await the_passkey(device)
+    answers = []
+    for _ in range(8):
+        device.count = 6
+        answers.append(shown(device))
+    used = await at_once(
+        *(passkey.use(ada, each, by=acting(ada)) for each in answers), unless=Refused
+    )
+    assert len(used) == 1
+    assert (await the_passkey(device)).sign_count == 7
+    # The others look like copies, and each is told of.
+    assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 7
+
+
+async def test_one_answer_many_times_at_once_is_taken_once_and_is_no_copy(db: Database) -> None:
+    ada = await register("ada", "member")
+    device = await a_passkey(ada)
+    passkey = await the_passkey(device)
+    answer = shown(device)
+    used = await at_once(
+        *(passkey.use(ada, answer, by=acting(ada)) for _ in range(8)), unless=Refused
+    )
+    assert len(used) == 1
+    assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
+
+
+async def test_without_a_counter_two_uses_at_one_moment_are_two_uses(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await register("ada", "member")
+    device = await a_passkey(ada)
+    device.counts = False
+    passkey, now = await the_passkey(device), clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now)
+    for _ in range(3):
+        await passkey.use(ada, shown(device), by=acting(ada))
+    assert (await the_passkey(device)).uses == 3
+    assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
+
+
+async def test_what_is_removed_while_it_is_used_is_gone(db: Database) -> None:
+    ada = await register("ada", "member")
+    for _ in range(10):
+        device = await a_passkey(ada)
+        passkey = await the_passkey(device)
+        await at_once(
+            passkey.use(ada, shown(device), by=acting(ada)),
+            *(passkey.remove(ada, by=acting(ada)) for _ in range(3)),
+            unless=Refused,
+        )
+        assert await listed(ada) == []
+        with pytest.raises(Refused):
+            await passkey.use(ada, shown(device), by=acting(ada))
+    assert await Event.find({"verb": Verb.FACTOR_REMOVED}).count() == 10
+    assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
+    assert (await again(ada)).recovery_codes == []
+
+
+@pytest.mark.parametrize("collection", ["events", "notices", "outbox", "passkeys", "answered"])
+async def test_what_cannot_be_written_whole_is_not_written(db: Database, collection: str) -> None:
+    ada = await register("ada", "member")
+    device = await a_passkey(ada)
+    passkey = await the_passkey(device)
+    device.count = 9
+    await passkey.use(ada, shown(device), by=acting(ada))
+    device.count = 0
+    before = await dump(db)
+    works = [
+        lambda: Passkey.add(ada, Authenticator().made(ada), name="x", by=acting(ada)),
+        lambda: passkey.remove(ada, by=acting(ada)),
+        lambda: passkey.use(ada, shown(device), by=acting(ada)),
+    ]
+    for work in works if collection in ("events", "notices", "outbox") else works[:1]:
+        async with accepting(db, collection, NOTHING):
+            with pytest.raises(Exception, match="Document failed validation"):
+                await work()
+        assert await dump(db) == before

@@ -1,0 +1,357 @@
+"""Setting up a second factor, signing in with it, and losing it (ASVS 6.3.3, 6.5.1 to 6.5.5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from quartapp import clock
+from quartapp.models import Event, Session, User
+from quartapp.models.actor import NOBODY
+from quartapp.models.event import Verb
+from quartapp.models.session import Factor, Reason
+from quartapp.policy import ADMIN
+from tests.routes.authenticator import app_code, codes_on, half_way, secret_on, set_up
+from tests.routes.conftest import ORIGIN, Town, Visitor, documents, role_named, the_user
+
+TOTP, STEP, FACTORS = "/account/factors/totp", "/login/factor", "/account/factors"
+CODES = "/account/factors/recovery-codes"
+
+Wait = Callable[[float], None]
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
+    """Makes time seem to pass, for everybody here but the database."""
+    real, ahead = clock.now, [timedelta(0)]
+    monkeypatch.setattr(clock, "now", lambda: real() + ahead[0])
+
+    def wait(seconds: float) -> None:
+        ahead[0] += timedelta(seconds=seconds)
+
+    return wait
+
+
+async def back_again(visitor: Visitor, **fields: str) -> None:
+    """Signs out and shows the password again."""
+    await visitor.post("/logout")
+    answer = await visitor.sign_in(**fields)
+    assert (answer.status, answer.location) == (303, STEP), answer.text
+
+
+async def require(name: str) -> None:
+    role = await role_named(name)
+    await role.edit(
+        name=name,
+        description=role.description,
+        permissions=role.permissions,
+        requires_factor=True,
+        by=NOBODY,
+    )
+
+
+# ---- setting up
+
+
+async def test_the_secret_stays_through_reloads_and_wrong_codes_and_is_this_sessions_own(
+    ada: Visitor, town: Town
+) -> None:
+    page = await ada.get(TOTP)
+    secret = secret_on(page)
+    assert re.fullmatch(r"[A-Z2-7]{32}", secret)
+    assert '<svg viewBox="0 0' in page.text
+    assert " style=" not in page.text
+    assert secret not in str(
+        [row for name in ("users", "sessions") for row in await documents(name)]
+    )
+    assert secret_on(await ada.get(TOTP)) == secret
+    for wrong in ("000000", "", "12345", "abcdef", "१२३४५६", "$ne"):
+        answer = await ada.post(TOTP, code=wrong, secret="JBSWY3DPEHPK3PXP")
+        assert answer.status == 422
+        assert answer.error("code")
+        assert secret_on(answer) == secret
+    # A cookie that came from elsewhere offers nothing.
+    other = ada.another_device()
+    await other.sign_in()
+    assert secret_on(await other.get(TOTP)) != secret
+    planted = next(c for c in other._jar if c.name == "quartapp_visit")
+    ada._jar.set_cookie(planted)
+    assert secret_on(await ada.get(TOTP)) not in (secret, secret_on(await other.get(TOTP)))
+
+
+async def test_it_is_on_with_the_right_code_and_codes_are_shown_once(ada: Visitor) -> None:
+    assert "Set up an app" in (await ada.get(FACTORS)).text
+    thief, me = ada.twin(), await ada.me()
+    other = ada.another_device()
+    await other.sign_in()
+    await set_up(ada)
+    assert len(ada.codes) == 10
+    assert await thief.me() is None, "the session has a new token"
+    assert {**(await ada.me() or {}), "version": 0} == {**(me or {}), "version": 0}
+    again = await ada.get(CODES)
+    assert codes_on(again) == []
+    assert "10 of your recovery codes are left" in again.text
+    assert ada.codes[0] not in (await ada.get(FACTORS)).text
+    # Whoever came with a password alone has to come again.
+    told = await other.get("/account")
+    assert told.status == 302
+    assert "asks for a second factor" in (await other.get(told.location)).text
+    assert (await ada.get(TOTP)).location == FACTORS, "it is set up already"
+
+
+async def test_new_codes_are_shown_once_and_the_old_ones_are_void(ada: Visitor, town: Town) -> None:
+    assert (await ada.post(CODES)).location == FACTORS, "there is nothing to recover yet"
+    await set_up(ada)
+    old = ada.codes
+    answer = await ada.post(CODES)
+    new = codes_on(await ada.get(answer.location))
+    assert len(new) == 10
+    assert not set(new) & set(old)
+    assert codes_on(await ada.get(answer.location)) == []
+    await back_again(ada)
+    assert (await ada.post(STEP, code=old[0])).status == 422
+    assert (await ada.post(STEP, code=new[0])).status == 303
+
+
+# ---- signing in
+
+
+async def test_after_the_password_there_is_no_session_until_the_code_is_right(
+    ada: Visitor, wait: Wait
+) -> None:
+    app = await set_up(ada)
+    await ada.post("/logout")
+    answer = await ada.sign_in(remember="y")
+    assert (answer.status, answer.location) == (303, STEP)
+    assert await ada.me() is None
+    assert (await ada.get("/account")).status == 302
+    page = await ada.get(STEP)
+    assert "One more step" in page.text
+    wait(30)
+    for wrong in ("", "000000", "abcd-efgh", "x" * 65, "$ne"):
+        answer = await ada.post(STEP, code=wrong)
+        assert (answer.status, bool(answer.error("code"))) == (422, True)
+        assert answer.fields["code"] == ""
+    assert await ada.me() is None
+    code = app.code()
+    answer = await ada.post(f"{STEP}?next=/posts/new", code=f" {code[:3]} {code[3:]}")
+    assert (answer.status, answer.location) == (303, "/posts/new")
+    session = await Session.get((await ada.me() or {})["session"])
+    assert session is not None
+    assert (session.factor, session.remembered) == (Factor.TOTP, True)
+    # RFC 6238, 5.2: a code that was used is used.
+    thief = ada.another_device()
+    assert (await thief.sign_in()).location == STEP
+    assert (await thief.post(STEP, code=code)).status == 422
+    wait(30)
+    assert (await thief.post(STEP, code=code)).status == 422
+    assert (await thief.post(STEP, code=app.code())).status == 303
+
+
+async def test_where_one_was_going_is_kept_through_both_steps(ada: Visitor) -> None:
+    await set_up(ada)
+    await ada.post("/logout")
+    fields = {"login": ada.username, "password": ada.password}
+    answer = await ada.post("/login?next=/posts/new", **fields)
+    assert answer.location == f"{STEP}?next=%2Fposts%2Fnew"
+    assert 'action="/login/factor?next=' in (await ada.get(answer.location)).text
+    evil = await ada.post(f"{STEP}?next=//evil.example", code=ada.codes[0])
+    assert evil.location == FACTORS
+
+
+async def test_the_step_is_over_after_ten_minutes_and_with_another_password(
+    town: Town, wait: Wait
+) -> None:
+    async def is_over(visitor: Visitor) -> bool:
+        codes = visitor.codes
+        answers = [
+            await visitor.get(f"{STEP}?next=/posts"),
+            await visitor.post(STEP, code=codes[0]),
+        ]
+        return [answer.location for answer in answers] == ["/login?next=%2Fposts", "/login"]
+
+    ada = await half_way(town, "ada")
+    wait(599)
+    assert not await is_over(ada)
+    late = await half_way(town, "late")
+    wait(601)
+    assert await is_over(late)
+    for number, change in enumerate(
+        ({"password_hash": "x"}, {"disabled_at": clock.now()}, {"totp": None})
+    ):
+        visitor = await half_way(town, f"changed-{number}")
+        await User.change({"username": visitor.username}, {"$set": change})
+        assert await is_over(visitor)
+    assert await is_over(Visitor(town.app, codes=["x"])), "who never began"
+
+
+async def test_the_step_of_one_cannot_be_used_for_another(town: Town) -> None:
+    """What a browser keeps is sealed for its use: an offer or shown codes are no step."""
+    ada = await half_way(town, "ada")
+    eve = await town.member("eve")
+    await eve.get(TOTP)
+    seal = town.app.extensions["quartapp"].seal
+    assert seal.take_back(seal.hand_out(["x"], "offer"), "second step", within=timedelta(1)) is None
+    assert (await ada.post(STEP, code=app_code(secret_on(await eve.get(TOTP))))).status == 422
+
+
+async def test_a_wrong_password_is_answered_alike_with_and_without_a_factor(
+    town: Town, ada: Visitor
+) -> None:
+    await town.member("bob")
+    await set_up(ada)
+    answers = []
+    for name in ("ada", "bob", "nobody"):
+        visitor = Visitor(town.app, name, "not the password")
+        answer = await visitor.sign_in()
+        text = answer.anonymized.replace(f'value="{name}"', "")
+        answers.append((answer.status, text, sorted(answer.headers.keys())))
+    assert answers[0] == answers[1] == answers[2]
+
+
+async def test_guesses_at_codes_are_limited_even_for_one_who_knows_the_password(
+    town: Town, ada: Visitor, wait: Wait
+) -> None:
+    app = await set_up(ada)
+    await ada.post("/logout")
+    thief = ada.another_device("192.0.2.66")
+    await thief.sign_in()
+    for _ in range(5):
+        assert (await thief.post(STEP, code="000000")).status == 422
+    assert (await thief.post(STEP, code="000000")).status in (422, 429)
+    later = await thief.post(STEP, code=app.code(later=30))
+    assert later.status == 429
+    assert int(later.headers["Retry-After"]) >= 1
+    assert "Too many tries" in later.text
+    # From elsewhere it is the same account; in her own browser she has tries of her own.
+    elsewhere = ada.another_device("198.51.100.7")
+    await elsewhere.sign_in()
+    assert (await elsewhere.post(STEP, code="000000")).status == 429
+    assert (await ada.sign_in()).location == STEP
+    assert (await ada.post(STEP, code=app.code(later=30))).status == 303
+
+
+# ---- recovery
+
+
+async def test_a_recovery_code_signs_in_once_warns_and_is_told(town: Town, ada: Visitor) -> None:
+    await set_up(ada)
+    await back_again(ada)
+    answer = await ada.post(STEP, code=ada.codes[3].upper().replace("-", " "))
+    assert (answer.status, answer.location) == (303, FACTORS)
+    page = await ada.get(FACTORS)
+    assert 'class="flash flash-warning"' in page.text
+    assert "9 are left" in page.text
+    assert "Left: 9." in (await ada.get("/account/notices")).text
+    (letter,) = await town.letters(ada.email, "recovery code was used")
+    assert "Codes left: 9" in letter
+    await back_again(ada)
+    assert (await ada.post(STEP, code=ada.codes[3])).status == 422
+
+
+async def test_removing_the_app_is_told_and_a_password_is_enough_again(
+    town: Town, ada: Visitor
+) -> None:
+    await set_up(ada)
+    assert (await ada.post(f"{TOTP}/remove")).location == FACTORS
+    (letter,) = await town.letters(ada.email, "factor was removed")
+    assert "authenticator app" in letter
+    assert "You have none" in (await ada.get(CODES)).text
+    await ada.post("/logout")
+    assert (await ada.sign_in()).location == "/"
+    assert await ada.me()
+
+
+async def test_an_administrator_takes_the_factors_of_who_has_lost_them(
+    town: Town, root: Visitor, ada: Visitor
+) -> None:
+    await set_up(ada)
+    page = await root.get("/admin/users/ada")
+    assert "authenticator app" in page.text
+    assert (await root.post("/admin/users/ada/factors/reset")).location == "/admin/users/ada"
+    assert "factors/reset" not in (await root.get("/admin/users/ada")).text
+    assert await ada.me() is None
+    session = (await documents("sessions", ended_reason=Reason.ENDED_BY_ADMIN.value))[0]
+    assert session["user"].id == (await the_user("ada")).id
+    event = (await Event.page(limit=1))[0]
+    assert (event.verb, event.subject.username) == (Verb.FACTORS_RESET, "ada")  # type: ignore[union-attr]
+    (letter,) = await town.letters(ada.email, "Your second factors were removed")
+    assert "root removed all" in letter
+    assert (await ada.sign_in()).location == "/"
+    assert (
+        "had no second factor"
+        in (await root.get((await root.post("/admin/users/ada/factors/reset")).location)).text
+    )
+
+
+# ---- roles that ask for one
+
+
+async def test_who_lacks_a_factor_is_led_to_it_and_goes_on_from_there(
+    town: Town, root: Visitor
+) -> None:
+    await require(ADMIN)
+    answer = await root.get("/admin/users?q=a")
+    assert (answer.status, answer.location) == (302, f"{FACTORS}?next=%2Fadmin%2Fusers%3Fq%3Da")
+    assert FACTORS in (await root.get("/")).links, "each page says so"
+    page = await root.get(answer.location)
+    assert "The role admin waits for your second factor" in page.text
+    refused = await root.post("/admin/users/root/disable")
+    assert refused.status == 403
+    assert FACTORS in [link.partition("?")[0] for link in refused.links]
+    assert (await root.get("/admin/roles/admin")).status == 302
+    (onward,) = [link for link in page.links if link.startswith(TOTP)]
+    code = app_code(secret_on(await root.get(onward)))
+    done = await root.post(onward, code=code)
+    shown = await root.get(done.location)
+    assert "/admin/users?q=a" in shown.links
+    assert (await root.get("/admin/users?q=a")).status == 200
+    # What no role of theirs gives is refused as ever.
+    ada = await town.member("ada")
+    assert (await ada.get("/admin/users")).status == 403
+
+
+async def test_what_a_role_asks_for_reaches_open_pages_in_place(town: Town, root: Visitor) -> None:
+    page = "/admin/roles/moderator"
+    mod = await town.signed_in("mod", await role_named("moderator"))
+    async with mod.client.websocket("/ws", headers={"Origin": ORIGIN}, scope_base=mod.scope) as tab:
+
+        async def heard(kind: str) -> dict[str, list[str]]:
+            while (message := await tab.receive_json())["type"] != kind:
+                pass
+            return message
+
+        hello = await heard("hello")
+        gone = sorted(hello["permissions"])
+        fields = {"name": "moderator", "permissions": gone, "description": "Keeps."}
+        answer = await root.post(page, **fields, requires_factor="y")
+        assert answer.status == 303
+        assert sorted((await heard("permissions.changed"))["removed"]) == gone
+        assert (await mod.me() or {})["permissions"] == []
+        await set_up(mod)
+        assert sorted((await heard("permissions.changed"))["added"]) == gone
+    ticked = re.search(r"<input[^>]*requires_factor[^>]*>", (await root.get(page)).text)
+    assert ticked
+    assert "checked" in ticked[0]
+    assert (await root.post(page, **fields)).status == 303
+    assert not (await role_named("moderator")).requires_factor
+
+
+async def test_the_role_that_may_do_everything_is_told_so_by_its_page(root: Visitor) -> None:
+    page = await root.get("/admin/roles/admin")
+    fields = {k: v for k, v in page.fields.items() if k in ("name", "description")}
+    before = await role_named(ADMIN)
+    assert (await root.post("/admin/roles/admin", **fields, requires_factor="y")).status == 303
+    after = await role_named(ADMIN)
+    assert after.requires_factor
+    assert after.permissions == before.permissions
+    assert (await root.get("/admin/roles")).status == 302
+    await set_up(root)
+    assert (await root.post("/admin/roles/admin", **fields)).status == 303
+    assert not (await role_named(ADMIN)).requires_factor
+    made = await root.post("/admin/roles/new", name="editor", requires_factor="y")
+    assert made.status == 303
+    assert (await role_named("editor")).requires_factor
