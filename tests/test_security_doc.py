@@ -37,22 +37,6 @@ SECTIONS = """
 """
 LEVELS = {"info", "warning", "error"}
 STATES = {"met", "partly", "not met", "n/a"}
-# Tests of branches that are still being built may be named between these.
-WAITS, WAITS_NO_MORE = "<!-- waits for branches -->", "<!-- waits no more -->"
-# What is described already and comes with a branch: rows by their first word, paths by their rule.
-# When all are in, delete this and what uses it, and the two marks above with their comments.
-WAITING = """
-AddForm.credential AddForm.name AppCodeForm.code FactorForm.code RenameForm.name
-RoleForm.requires_factor ShowForm.credential ShowForm.remember ShowForm.step
-InviteForm.email InviteForm.role LastDayForm.date
-InvitedForm.username InvitedForm.password InvitedForm.confirm DeleteForm.posts DeleteForm.username
-LIMIT_FACTOR LIMIT_INVITATION INVITATIONS_PER_USER LIMIT_EXPORT DELETION_GRACE_SECONDS
-ceremonies.py models/recovery_codes.py models/totp.py sealed.py
-user_updated passkey_not_added authn_passkey_fail last_administrator_stays
-departures_not_read user_invited invitation_withdrawn authn_token_reuse user_erased
-erasing_failed user_restored user_closed user_exported activity_disowned
-"""
-_waiting = set(WAITING.split())
 CRYPTOGRAPHY = {"hashlib", "hmac", "secrets", "bcrypt", "itsdangerous", "cryptography", "pyotp"}
 CRYPTOGRAPHY |= {"webauthn"}
 
@@ -116,9 +100,7 @@ def test_each_test_that_is_named_exists() -> None:
         for node in ast.parse(path.read_text("utf-8")).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
-    before, _, rest = DOC.partition(WAITS)
-    strict = before + rest.partition(WAITS_NO_MORE)[2]
-    assert set(re.findall(r"tests/[\w/]+\.py::\w+", strict)) - known == set()
+    assert set(re.findall(r"tests/[\w/]+\.py::\w+", DOC)) - known == set()
 
 
 def test_each_link_within_the_page_leads_somewhere() -> None:
@@ -182,7 +164,6 @@ def rule(field: Any, form: type[Form]) -> Iterator[str]:
 
 def test_the_rules_of_each_field_are_those_of_the_forms() -> None:
     said = {(row[0].strip("`"), row[1]) for row in rows(section("Input rules")) if "." in row[0]}
-    said = {(name, what) for name, what in said if name not in _waiting - dict(fields()).keys()}
     missing = "\n".join(f"| `{name}` | {what} |" for name, what in sorted(fields() - said))
     assert said == fields(), f"write into docs/security.md, 'Input rules':\n{missing}"
 
@@ -193,8 +174,6 @@ def test_the_limits_are_those_of_the_code() -> None:
     named = set()
     for name, value, *_ in rows(section("Limits")):
         name = name.strip("`")
-        if name in _waiting - settings.keys():
-            continue
         named.add(name)
         found = settings[name] if name.isupper() else _value(name)
         assert value == _words(found, name), f"{name} is {_words(found, name)}"
@@ -253,7 +232,7 @@ def test_the_inventory_of_cryptography_has_each_module_that_uses_some() -> None:
         for row in rows(section("What is computed"))
         for path in re.findall(r"`([\w/]+\.py)`", row[-1])
     }
-    assert said - (_waiting - using) == using
+    assert said == using
 
 
 def test_the_inventory_of_the_log_has_each_event() -> None:
@@ -274,4 +253,4 @@ def test_the_inventory_of_the_log_has_each_event() -> None:
     }
     logged = {(name, level) for name, level in logged if re.fullmatch("[a-z_]+", name)}
     assert logged - said == set(), "write these into docs/security.md, 'What is logged'"
-    assert {name for name, _ in said} - words - _waiting == set(), "nothing logs these any more"
+    assert {name for name, _ in said} - words == set(), "nothing logs these any more"

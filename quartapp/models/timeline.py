@@ -9,7 +9,7 @@ from beanie import PydanticObjectId
 from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
-from quartapp.models.factor import NAMES
+from quartapp.models.factor import NAMES, Factor
 from quartapp.models.mail import Letter
 from quartapp.models.references import DomainError, linked_id
 from quartapp.models.session import Reason, Session, acting, mark_ended
@@ -115,8 +115,10 @@ async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event |
 
 
 def text(event: Event) -> str:
-    words = {"role": "", "day": ""} | event.details
-    words["factor"] = NAMES.get(words.get("factor"), "")
+    """A sentence. Details of an older form leave a gap rather than an error."""
+    words = {"role": "", "day": "", "factor": ""} | event.details
+    if words["factor"] in set(Factor):
+        words["factor"] = NAMES[Factor(words["factor"])]
     return TEXTS[event.verb].text.format_map(words)
 
 
