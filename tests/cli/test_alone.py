@@ -121,7 +121,7 @@ MAKING = [
     (("x", "x@example.org"), b"", "no password came"),
     (("x", "x@example.org"), b"\n", "no password came"),
     (("x", "x@example.org"), b"short\n", "at least 8"),
-    (("x", "x@example.org"), b"x@example.org\n", "too easy"),
+    (("x", "x@example.org"), b"x@example.org\n", "little more than a word"),
     (("two words", "x@example.org"), LINE, "Use 1 to 32"),
     (("x\x1b[31m", "x@example.org"), LINE, "Use 1 to 32"),
     (("x", "no-address"), LINE, "e-mail address"),
