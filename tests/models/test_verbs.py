@@ -436,20 +436,20 @@ VERBS: dict[str, tuple[Act, set[str]]] = {
     ),
     "revoke": (
         lambda c: c.ada.revoke(c.editor, by=acting(c.root)),
-        {"users", "sessions", "events", "notices"},
+        {"users", "sessions", "events", "notices", "barriers"},
     ),
     "disable": (
         lambda c: c.ada.disable(by=acting(c.root)),
-        {"users", "sessions", "events", "notices", "guards"},
+        {"users", "sessions", "events", "notices", "guards", "barriers"},
     ),
     "enable": (lambda c: c.bob.enable(by=acting(c.root)), {"users", "events", "notices"}),
     "end sessions": (
         lambda c: c.ada.end_sessions(Reason.ENDED_BY_ADMIN, by=acting(c.root)),
-        {"users", "sessions", "events", "notices"},
+        {"users", "sessions", "events", "notices", "barriers"},
     ),
     "end one session": (
         lambda c: c.laptop.end(Reason.ENDED_BY_ADMIN, by=acting(c.root)),
-        {"sessions", "events"},
+        {"sessions", "events", "barriers"},
     ),
     "start a session": (lambda c: sign_in(c.ada), {"sessions", "events"}),
     "change the password": (
@@ -464,7 +464,7 @@ VERBS: dict[str, tuple[Act, set[str]]] = {
     ),
     "remove a role": (
         lambda c: c.editor.remove(by=acting(c.root)),
-        {"roles", "users", "sessions", "events", "notices"},
+        {"roles", "users", "sessions", "events", "notices", "barriers"},
     ),
     "comment": (_written_comment, {"posts", "comments", "users", "notices"}),
     "remove a comment": (_removed_comment, {"posts", "comments", "users", "events", "notices"}),
