@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import h11 as http1
@@ -25,6 +26,7 @@ from wsproto.events import Event as WSProtoEvent
 from wsproto.frame_protocol import CloseReason
 
 LINGER_SECONDS = 0.5
+BREATH = 50
 
 
 class Connection(tcp_server.TCPServer):
@@ -94,8 +96,10 @@ class Stream(ws_stream.WSStream):
     """A socket that is over once we closed it: what the client still says is thrown away."""
 
     async def handle(self, event: Event) -> None:
-        was_closed = self.closed
+        was_closed, had_none = self.closed, self.app_put is None
         await super().handle(event)
+        if had_none and self.app_put is not None:
+            self.app_put = _in_turns(self.app_put)
         if self.closed and not was_closed and not isinstance(event, StreamClosed):
             # The handshake was refused. Left alone, the line would stay for as long as the client
             # likes, and an application that has begun to serve it would not be told.
@@ -123,6 +127,19 @@ def harden() -> None:
     run.TCPServer = Connection  # type: ignore[misc]
     protocol.H11Protocol = Requests  # type: ignore[misc]
     h11.WSStream = h2.WSStream = Stream  # type: ignore[misc]
+
+
+def _in_turns(put: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """Thousands of messages can come in one piece. Whoever is to be cut off for that, and everybody
+    else, has their turn in between."""
+    passed = count(1)
+
+    async def pass_on(message: Any) -> None:
+        await put(message)
+        if next(passed) % BREATH == 0:
+            await asyncio.sleep(0)
+
+    return pass_on
 
 
 def _only_disconnect(put: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
