@@ -12,6 +12,7 @@ from quartapp.models.recovery import LINKS
 from quartapp.models.token import Purpose
 from tests.conftest import PASSWORD
 from tests.models.stories import NOTHING, accepting
+from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, documents, link_in, the_user
 
 NEW = "quite another horse and battery"
@@ -53,6 +54,17 @@ async def test_the_link_sets_a_password_ends_all_sessions_and_signs_nobody_in(
     assert "/forgot" in told
     (event,) = await documents("events", verb="password.reset")
     assert over["ended_event"].id == event["_id"], "ended with it, not found over afterwards"
+
+
+async def test_a_new_password_spares_nobody_the_second_factor(town: Town, ada: Visitor) -> None:
+    app = await set_up(ada)
+    stranger, link = Visitor(town.app, "ada"), await a_link(town)
+    assert (await set_password(stranger, link)).status == 303
+    answer = await stranger.sign_in(password=NEW)
+    assert (answer.status, answer.location) == (303, "/login/factor")
+    assert await stranger.me() is None
+    assert (await stranger.post("/login/factor", code=app.code(later=30))).status == 303
+    assert await stranger.me() is not None
 
 
 async def test_the_link_works_once_and_of_many_who_use_it_at_once_for_one(town: Town) -> None:
