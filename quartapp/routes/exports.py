@@ -33,7 +33,7 @@ async def export() -> Any:
             await personal.note_export(user, by=current_user.actor)
             log.info("user_exported", user=user.username)
             return await _attachment(user)
-    page = await render_template("account/export.html", form=form, limit=settings().limit_export)
+    page = await render_template("account/export.html", form=form)
     return page, form.status, form.headers
 
 
