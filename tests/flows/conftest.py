@@ -21,7 +21,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     """
     # Tabs answer when their test listens, which it does not while it runs a command.
     async with serving(
-        tmp_path_factory.mktemp("flows"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="4"
+        tmp_path_factory.mktemp("flows"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="20"
     ) as server:
         await server.run(
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
