@@ -44,6 +44,8 @@ async function ask(form, extra = {}) {
 
 // Offers passkeys beside the usernames that the browser remembers. A challenge lasts for five minutes, a page may for hours.
 async function suggest(form) {
+  // This page says that a passkey was refused: to offer it at once again could go on for ever.
+  if (location.pathname === new URL(form.action).pathname) return
   if (!(await PublicKeyCredential.isConditionalMediationAvailable?.())) return
   suggesting = new AbortController()
   const renewal = setTimeout(() => { suggesting.abort(); suggest(form) }, 4 * 60_000)
