@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quart import Blueprint, abort, flash, render_template
+from quart import Blueprint, flash, render_template
 from quart_auth import login_required
 
 from quartapp import clock
@@ -12,6 +12,7 @@ from quartapp.log import log
 from quartapp.models import Event, User
 from quartapp.models.user import LastAdministrator
 from quartapp.policy import Permission
+from quartapp.routes.admin.users import find, home
 from quartapp.routes.places import see_other
 from quartapp.routes.templating import in_full
 
@@ -23,7 +24,7 @@ blueprint = Blueprint("admin_leaving", __name__)
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def delete(username: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     form = await DeleteForm.from_request()
     form.expect(person.username)
     until = clock.now() + settings().deletion_grace
@@ -45,7 +46,7 @@ async def delete(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def restore(username: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     restored = await person.restore(by=current_user.actor)
     await settle()
     if restored:
@@ -53,7 +54,7 @@ async def restore(username: str) -> Any:
         await flash(f"The account of {person.username} is kept.", "success")
     else:
         await flash(f"The account of {person.username} was not closed, or it is too late.", "info")
-    return see_other(_home(person))
+    return see_other(home(person))
 
 
 async def _closed(person: User, event: Event | None, until: str) -> Any:
@@ -67,12 +68,4 @@ async def _closed(person: User, event: Event | None, until: str) -> Any:
         )
     else:
         await flash(f"The account of {person.username} will be deleted before that.", "info")
-    return see_other(_home(person))
-
-
-async def _find(username: str) -> User:
-    return await User.by_username(username) or abort(404)
-
-
-def _home(person: User) -> str:
-    return f"/admin/users/{person.username}"
+    return see_other(home(person))

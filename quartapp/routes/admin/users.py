@@ -36,7 +36,7 @@ async def index() -> str:
 @login_required
 @permission_required(Permission.USERS_READ)
 async def show(username: str) -> Any:
-    return await _page(await _find(username))
+    return await _page(await find(username))
 
 
 @blueprint.post("/users/<username>/grants")
@@ -44,7 +44,7 @@ async def show(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def grant(username: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     form = await GrantForm.from_request()
     form.offer(await Role.everyone())
     if not form.posted:
@@ -57,7 +57,7 @@ async def grant(username: str) -> Any:
         await flash(f"{person.username} now holds the role {role.name}.", "success")
     else:
         await flash(f"{person.username} holds the role {role.name} already.", "info")
-    return see_other(_home(person))
+    return see_other(home(person))
 
 
 @blueprint.post("/users/<username>/grants/<role_name>/revoke")
@@ -65,7 +65,7 @@ async def grant(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def revoke(username: str, role_name: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     role = await Role.named(role_name) or abort(404)
     event = await person.revoke(role, by=current_user.actor)
     log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
@@ -77,19 +77,19 @@ async def revoke(username: str, role_name: str) -> Any:
         )
     else:
         await flash(f"{person.username} did not hold the role {role.name}.", "info")
-    return see_other(_home(person))
+    return see_other(home(person))
 
 
 @blueprint.post("/users/<username>/sessions/end")
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
 async def end_sessions(username: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
     reach = await settle(event)
     count = event.details["count"] if event else 0
     await flash(f"Sessions of {person.username} ended: {count}.{reach}", "success")
-    return see_other(_home(person))
+    return see_other(home(person))
 
 
 @blueprint.post("/users/<username>/disable")
@@ -97,13 +97,13 @@ async def end_sessions(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def disable(username: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     event = await person.disable(by=current_user.actor)
     if event:
         log.info("user_disabled", user=person.username, by=current_user.username)
     reach = await settle(event)
     await flash(f"The account of {person.username} is disabled.{reach}", "success")
-    return see_other(_home(person))
+    return see_other(home(person))
 
 
 @blueprint.post("/users/<username>/enable")
@@ -111,13 +111,13 @@ async def disable(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def enable(username: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     by = current_user.actor
     if await person.enable(by=by) or await last_day.lift(person, by=by):
         log.info("user_enabled", user=person.username, by=current_user.username)
     await settle()
     await flash(f"The account of {person.username} is enabled.", "success")
-    return see_other(_home(person))
+    return see_other(home(person))
 
 
 @blueprint.post("/users/<username>/last-day")
@@ -125,7 +125,7 @@ async def enable(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def set_last_day(username: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     form = await LastDayForm.from_request()
     if not form.posted:
         return await _page(person, leave=form)
@@ -149,7 +149,7 @@ async def set_last_day(username: str) -> Any:
         await flash(words, "success")
     else:
         await flash("Nothing had to be changed.", "info")
-    return see_other(_home(person))
+    return see_other(home(person))
 
 
 @blueprint.post("/users/<username>/factors/reset")
@@ -157,7 +157,7 @@ async def set_last_day(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def reset_factors(username: str) -> Any:
-    person = await _find(username)
+    person = await find(username)
     event = await enrolment.reset(person, by=current_user.actor)
     reach = await settle(event)
     if event:
@@ -168,14 +168,15 @@ async def reset_factors(username: str) -> Any:
         )
     else:
         await flash(f"{person.username} had no second factor.", "info")
-    return see_other(_home(person))
+    return see_other(home(person))
 
 
-async def _find(username: str) -> User:
+async def find(username: str) -> User:
+    """Answers 404 for nobody."""
     return await User.by_username(username) or abort(404)
 
 
-def _home(person: User) -> str:
+def home(person: User) -> str:
     return f"/admin/users/{person.username}"
 
 
