@@ -10,9 +10,12 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 from quart import Quart
 
 from quartapp import create_app, database, embedded, models
@@ -29,21 +32,52 @@ async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]
         yield mongod.uri
 
 
+@pytest.fixture(scope="session")
+async def client(mongod: str) -> AsyncIterator[AsyncMongoClient[Any]]:
+    """A connection beside the application's."""
+    async with AsyncMongoClient[Any](mongod) as client:
+        yield client
+
+
 @pytest.fixture
-async def settings(mongod: str, tmp_path: Path) -> AsyncIterator[Settings]:
-    """Settings for a database of this test's own."""
-    settings = Settings.load(
+async def settings(
+    mongod: str, client: AsyncMongoClient[Any], tmp_path: Path
+) -> AsyncIterator[Settings]:
+    """Settings for a database without a document in it."""
+    yield _settings(mongod, "test", tmp_path)
+    await _empty(client["test"])
+
+
+@pytest.fixture
+async def unprepared(
+    mongod: str, client: AsyncMongoClient[Any], tmp_path: Path
+) -> AsyncIterator[Settings]:
+    """Settings for a database that does not exist yet."""
+    yield _settings(mongod, "unprepared", tmp_path)
+    await client.drop_database("unprepared")
+
+
+def _settings(mongod: str, name: str, data: Path) -> Settings:
+    return Settings.load(
         mongodb_uri=SecretStr(mongod),
-        mongodb_db=f"test_{secrets.token_hex(6)}",
-        data=tmp_path,
+        mongodb_db=name,
+        data=data,
         bcrypt_cost=4,
         bcrypt_threads=2,
         live_ping_seconds=1,
         live_sweep_seconds=1,
     )
-    yield settings
-    async with database.connected(settings, models.DOCUMENTS) as connected:
-        await connected.client.drop_database(settings.mongodb_db)
+
+
+async def _empty(database: AsyncDatabase[Any]) -> None:
+    """Building collections with their indexes takes ten times as long as emptying them. What else
+    a test may have changed in one goes with the whole."""
+    collections = await (await database.list_collections()).to_list()
+    if any(collection["options"] for collection in collections):
+        await database.client.drop_database(database)
+    else:
+        for collection in collections:
+            await database[collection["name"]].delete_many({})
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,14 @@ async def indexes(db: Database) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+async def db(unprepared: Settings) -> AsyncIterator[Database]:
+    """A database of its own: what happens to the indexes of others is felt by the next test."""
+    async with database.connected(unprepared, models.DOCUMENTS) as connected:
+        await models.prepare()
+        yield connected
+
+
 async def expect_ready(db: Database) -> None:
     made = await indexes(db)
     for document in models.DOCUMENTS:
@@ -38,16 +47,16 @@ async def expect_ready(db: Database) -> None:
     assert await db["guards"].count_documents({}) == 2
 
 
-async def test_many_connections_at_once_prepare_one_empty_database(settings: Settings) -> None:
-    async with database.connected(settings, models.DOCUMENTS) as db:
+async def test_many_connections_at_once_prepare_one_empty_database(unprepared: Settings) -> None:
+    async with database.connected(unprepared, models.DOCUMENTS) as db:
         await at_once(*(models.prepare() for _ in range(8)))
         await expect_ready(db)
 
 
 async def test_many_processes_at_once_prepare_one_empty_database(
-    settings: Settings, mongod: str
+    unprepared: Settings, mongod: str
 ) -> None:
-    assert settings.mongodb_uri is not None
+    assert unprepared.mongodb_uri is not None
     program = "import asyncio, quartapp as q; asyncio.run(q.prepare(q.Settings.load()))"
     processes = [
         await asyncio.create_subprocess_exec(
@@ -55,8 +64,8 @@ async def test_many_processes_at_once_prepare_one_empty_database(
             env={
                 **os.environ,
                 "MONGODB_URI": mongod,
-                "MONGODB_DB": settings.mongodb_db,
-                "QUARTAPP_DATA": str(settings.data),
+                "MONGODB_DB": unprepared.mongodb_db,
+                "QUARTAPP_DATA": str(unprepared.data),
             },
             stderr=asyncio.subprocess.PIPE,
         )
@@ -65,7 +74,7 @@ async def test_many_processes_at_once_prepare_one_empty_database(
     for process in processes:
         _, complaint = await process.communicate()
         assert process.returncode == 0, complaint.decode()
-    async with database.connected(settings, models.DOCUMENTS) as db:
+    async with database.connected(unprepared, models.DOCUMENTS) as db:
         await expect_ready(db)
 
 
