@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,19 +41,43 @@ class Ran:
     err: str
 
 
+# Forks a process for each command from one that has imported all: that is what takes long.
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["quartapp.cli"])
+
+
 async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> Ran:
     """Runs `quartapp` as somebody at a terminal does, with this on its standard input."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "quartapp", *words, "--data", str(data)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **env},
+    return await asyncio.to_thread(
+        _run, [*words, "--data", str(data)], stdin, {**os.environ, **env}
     )
-    async with asyncio.timeout(30):
-        out, err = await process.communicate(stdin)
-    assert process.returncode is not None
-    return Ran(process.returncode, out.decode(), err.decode())
+
+
+def _run(words: list[str], stdin: bytes, env: dict[str, str]) -> Ran:
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder) / name for name in ("in", "out", "err")]
+        streams[0].write_bytes(stdin)
+        process = _forks.Process(target=_become, args=(words, streams, env))
+        process.start()
+        process.join(30)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(words, streams[2].read_text())
+        return Ran(process.exitcode, streams[1].read_text(), streams[2].read_text())
+
+
+def _become(words: list[str], streams: list[Path], env: dict[str, str]) -> None:
+    """In the new process: the command, with its streams and its environment."""
+    from quartapp import cli
+
+    for number, (path, mode) in enumerate(zip(streams, ("r", "w", "w"), strict=True)):
+        with path.open(mode) as file:
+            os.dup2(file.fileno(), number)
+    encoding, errors = env.get("PYTHONIOENCODING", "utf-8:strict").split(":")
+    sys.stdin = os.fdopen(0, encoding=encoding, errors=errors)
+    os.environ.clear()
+    os.environ.update(env)
+    cli.main(words, prog_name="quartapp")
 
 
 @dataclass
