@@ -142,7 +142,7 @@ async def test_the_sessions_of_somebody_are_read_by_an_index(
     crowd: list[User], questions: Any
 ) -> None:
     (asked,) = await questions(Session.of_user(crowd[7].id))
-    assert "of_user" in str(asked["execStats"])
+    assert "by_user" in str(asked["execStats"])
     assert asked["docsExamined"] == EACH
 
 
