@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 TRANSACTION_SECONDS = 5.0
 AWAIT_MS = 500
+PAGE = 250
 LOCK_TIMEOUT = 24
 
 
@@ -222,7 +223,9 @@ class Changes:
             if not self._cursor["id"]:
                 return
             more = {"getMore": self._cursor["id"], "collection": "$cmd.aggregate"}
-            answer = await _command({**more, "maxTimeMS": AWAIT_MS}, self._session)
+            # Without a size the server reads a large transaction to its end before it answers.
+            more |= {"maxTimeMS": AWAIT_MS, "batchSize": PAGE}
+            answer = await _command(more, self._session)
             self._cursor = answer["cursor"]
             self.token = self._cursor.get("postBatchResumeToken", self.token)
             page = self._cursor["nextBatch"]

@@ -168,6 +168,8 @@ def _loud(collection: str) -> dict[str, Any]:
         "ns.coll": collection,
         "$or": [
             {"operationType": {"$in": ["replace", "delete"]}},
+            # Said by the other clause too, at greater length; thousands may come at once.
+            {"updateDescription.updatedFields.ended_at": {"$exists": True}},
             {
                 "operationType": "update",
                 "$expr": {"$ne": [{"$setDifference": [names, quiet]}, []]},
