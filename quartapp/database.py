@@ -43,6 +43,7 @@ TRANSACTION_SECONDS = 5.0
 AWAIT_MS = 500
 PAGE = 250
 LOCK_TIMEOUT = 24
+LINEARIZABLE, MAJORITY = ReadConcern("linearizable"), ReadConcern("majority")
 
 
 class InDoubt(Exception):
@@ -63,7 +64,6 @@ StreamError = PyMongoError
 
 _client: AsyncIOMotorClient[Any] | None = None
 _database: AsyncIOMotorDatabase[Any] | None = None
-_current = ReadConcern("linearizable")
 _retrying = asyncio.Lock()
 
 
@@ -76,7 +76,7 @@ async def connected(
     Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
     server cannot be reached or is no replica set. Builds no index: see `models.prepare`.
     """
-    global _client, _database, _current, _retrying
+    global _client, _database, _retrying
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
     try:
         client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
@@ -107,8 +107,6 @@ async def connected(
                 "change streams; one node started with --replSet is enough"
             )
         clock.agree(hello["localTime"])
-        members = [*hello.get("hosts", []), *hello.get("passives", [])]
-        _current = ReadConcern("linearizable" if len(members) != 1 else "majority")
         database = client[settings.mongodb_db]
         await init_beanie(database, document_models=list(models), skip_indexes=True)
         _client, _database, _retrying = client, database, asyncio.Lock()
@@ -198,9 +196,11 @@ def current() -> ReadConcern:
     """The read concern for what must not be said by a primary that was deposed unawares.
 
     Linearizable, which asks the other members. A node that is alone has nobody to be deposed by,
-    and would take 100 ms to find that out.
+    and would take 100 ms to find that out; it is alone only until members are added.
     """
-    return _current
+    assert _client is not None, "not connected"
+    servers = _client.delegate.topology_description.server_descriptions().values()
+    return MAJORITY if [len(server.all_hosts) for server in servers] == [1] else LINEARIZABLE
 
 
 class Changes:

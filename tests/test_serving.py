@@ -10,18 +10,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from quartapp import embedded
 from quartapp.serving import workers
+from quartapp.serving.listeners import listening
 from quartapp.serving.workers import Worker
-from quartapp.settings import StartError
+from quartapp.settings import Settings, StartError
+from tests.people import until as eventually
 
 
 @pytest.fixture
@@ -292,13 +296,77 @@ async def test_a_worker_that_does_not_get_ready_ends_the_start(
         await Worker(0, listener, environment(), asyncio.Event()).keep_alive()
 
 
-async def test_a_worker_that_dies_again_and_again_ends_the_server(
+@asynccontextmanager
+async def kept_alive(*listeners: socket.socket) -> AsyncIterator[list[Worker]]:
+    slots = [Worker(i, each, environment(), asyncio.Event()) for i, each in enumerate(listeners)]
+    tasks = [asyncio.create_task(slot.keep_alive()) for slot in slots]
+    try:
+        yield slots
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def who_answers(port: int) -> set[bytes]:
+    """Whom twenty connections came to."""
+    answered = set()
+    async with asyncio.timeout(10):
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            answered.add(await reader.read())
+            writer.close()
+    return answered
+
+
+async def both_answer(port: int) -> bool:
+    return await who_answers(port) == {b"0", b"1"}
+
+
+async def has_rested(said: list[MutableMapping[str, Any]], times: int = 1) -> bool:
+    return [line["event"] for line in said].count("worker_paused") >= times
+
+
+async def test_a_worker_that_dies_again_and_again_is_given_up_and_the_other_gets_its_connections(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well = folder / "well"
+    pretend(
+        monkeypatch,
+        folder,
+        "listener = socket.socket(fileno=int(sys.argv[3]))\n"
+        "listener.listen()\n"
+        "lifeline.send(b'ready')\n"
+        "name = os.environ['QUARTAPP_WORKER'].encode()\n"
+        f"while name == b'1' or os.path.exists({str(well)!r}):\n"
+        "    with listener.accept()[0] as line: line.send(name)",
+    )
+    monkeypatch.setattr(workers, "DEATHS_PER_MINUTE", 1)
+    with (
+        listening(Settings.load(data=folder), "127.0.0.1", 0, 2) as listeners,
+        capture_logs() as said,
+    ):
+        port = listeners[0].getsockname()[1]
+        async with kept_alive(*listeners) as (sick, sound):
+            await eventually(lambda: has_rested(said))
+            await sound.started.wait()
+            assert await who_answers(port) == {b"1"}
+            well.touch()
+            assert await sick.renew()
+            await eventually(lambda: both_answer(port))
+
+
+async def test_a_worker_that_was_given_up_is_back_after_the_minute(
     folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, folder, "lifeline.send(b'ready')")
-    monkeypatch.setattr(workers, "LONGEST_PAUSE", 0.1)
-    with pytest.raises(StartError, match="worker 0 died 11 times within a minute"):
-        await Worker(0, listener, environment(), asyncio.Event()).keep_alive()
+    monkeypatch.setattr(workers, "DEATHS_PER_MINUTE", 0)
+    monkeypatch.setattr(workers, "MINUTE", minute := 1.0)
+    began = time.monotonic()
+    with capture_logs() as said:
+        async with kept_alive(listener):
+            await eventually(lambda: has_rested(said, times=2))
+    assert time.monotonic() - began >= minute
 
 
 @pytest.mark.parametrize("hasty", [False, True])

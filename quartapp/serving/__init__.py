@@ -30,7 +30,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
 
     SIGHUP renews the workers one after the other; from a terminal, it ends the server.
 
-    Raises StartError when that cannot be, or when a worker dies again and again.
+    Raises StartError when that cannot be.
     """
     configure(production=settings.production)
     adopt()

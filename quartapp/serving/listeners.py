@@ -23,13 +23,13 @@ def listening(
     family, ip = _address(settings, host)
     with ExitStack() as stack:
         try:
-            if port:
-                # Sockets that share a port would share it with another server's too.
-                _listen(family, ip, port, shared=False).close()
-            listeners = [stack.enter_context(_listen(family, ip, port, shared=True))]
-            port = listeners[0].getsockname()[1]
-            for _ in range(count - 1):
-                listeners.append(stack.enter_context(_listen(family, ip, port, shared=True)))
+            # Sockets that share a port would share it with another server's too. And one whose port
+            # the kernel chose would get another port when it stops listening and begins again.
+            with _listen(family, ip, port, shared=False) as alone:
+                port = alone.getsockname()[1]
+            listeners = [
+                stack.enter_context(_listen(family, ip, port, shared=True)) for _ in range(count)
+            ]
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise StartError(f"port {port} on {ip} is in use: choose another --port") from None

@@ -24,7 +24,7 @@ READY_SECONDS = 30
 GRACE_SECONDS = 10
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 HEALTHY_SECONDS = 30
-DEATHS_PER_MINUTE = 10
+DEATHS_PER_MINUTE, MINUTE = 10, 60.0
 
 
 class Process:
@@ -94,13 +94,15 @@ class Worker:
         self._listener = listener
         self._environment = {**environment, "QUARTAPP_WORKER": str(index)}
         self._haste = haste
+        self._again = asyncio.Event()
         self._current: Process | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def keep_alive(self) -> None:
         """Runs a process, and another in its place when it dies; ends it when cancelled.
 
-        Raises StartError when the first cannot start, or when they die again and again.
+        Those that die again and again are given up for the rest of the minute. Raises StartError
+        when the first cannot start.
         """
         loop = asyncio.get_running_loop()
         deaths: deque[float] = deque(maxlen=DEATHS_PER_MINUTE + 1)
@@ -112,14 +114,19 @@ class Worker:
                 if not self.started.is_set():
                     raise StartError("a worker could not start, it says why above")
                 deaths.append(loop.time())
-                if len(deaths) > DEATHS_PER_MINUTE and deaths[-1] - deaths[0] < 60:
-                    raise StartError(
-                        f"worker {self._index} died {len(deaths)} times within a minute"
-                    )
+                log.warning("worker_died", worker=self._index, status=status)
                 if deaths[-1] - born > HEALTHY_SECONDS:
                     pause = SHORTEST_PAUSE
-                log.warning("worker_died", worker=self._index, status=status)
-                await asyncio.sleep(pause)
+                left = deaths[0] + MINUTE - deaths[-1]
+                if len(deaths) > DEATHS_PER_MINUTE and left > 0:
+                    log.error("worker_paused", worker=self._index, seconds=round(left))
+                    self._stop_listening()
+                    deaths.clear()
+                    pause = left
+                self._again.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._again.wait()
                 pause = min(2 * pause, LONGEST_PAUSE)
         finally:
             # Closed first, so that the kernel queues nobody for a worker that leaves.
@@ -127,6 +134,11 @@ class Worker:
             if self._current is not None:
                 await self._current.leave(self._haste)
             await asyncio.gather(*self._leaving)
+
+    def _stop_listening(self) -> None:
+        """Until the next process listens, the kernel leaves connections to the other workers."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
 
     async def _live(self) -> int:
         """One life after another, for as long as each is replaced before it ends."""
@@ -148,11 +160,12 @@ class Worker:
         """Starts another process beside the old one, which leaves when the new one is ready.
 
         Both accept meanwhile, so nobody waits. False if the new one could not start: then the old
-        one stays.
+        one stays. Where the old one has died, the next one comes at once.
         """
         old = self._current
         if old is None:
-            return False
+            self._again.set()
+            return True
         new = await Process.start(self._listener, self._environment)
         try:
             ready = await new.says_ready()

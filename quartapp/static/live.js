@@ -52,7 +52,7 @@ async function closed({ code, reason }, lived) {
   if (code === 4401) return explainEnd()
   if (code === 4400) return stop()
   showState("reconnecting")
-  // A server that fails after the handshake closes with 1000, so only a connection that lasted clears the count.
+  // A server may fail right after each handshake, so only a connection that lasted clears the count.
   if (code === 1012 || lived > 10_000) attempt = 0
   if (code === 1013) attempt = Math.max(attempt, 3)
   const longest = Math.min(30, 2 ** attempt++)

@@ -163,20 +163,32 @@ class Connection:
         # Also without a cursor: a notice may have come since the principal was read.
         self._offer(None)
 
+    def fail(self) -> None:
+        """For an error that nobody foresaw. Left alone it would close with 1000, as if all were
+        well."""
+        log.exception("socket_failed", session=str(self.session_id))
+        self.close(Close.FAILED, "error")
+
     async def run(self) -> None:
         """Reads and writes until the socket is closed, from either side."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                if self._closing is None:
-                    self._writer = tasks.create_task(self._write())
-                await self._read()
-                if self._writer is not None:
-                    self._writer.cancel()
+            try:
+                await self._read_and_write()
+            except Exception:
+                self.fail()
             # We are closing. When the client has answered, this task is cancelled.
             await self.closed()
         finally:
             self._gone.set()
             self._answered.set()
+
+    async def _read_and_write(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            if self._closing is None:
+                self._writer = tasks.create_task(self._write())
+            await self._read()
+            if self._writer is not None:
+                self._writer.cancel()
 
     async def _read(self) -> None:
         """Takes in all that comes, for Quart would keep it in memory; listens for life."""

@@ -12,6 +12,7 @@ LONGEST = 4096
 class Close(IntEnum):
     """Why the server closes. ENDED is final; on the others a client comes back, with jitter."""
 
+    FAILED = 1011
     RESTART = 1012
     OVERLOADED = 1013
     BAD_MESSAGE = 4400

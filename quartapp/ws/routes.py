@@ -71,16 +71,11 @@ async def live() -> None:
     hub.join(connection)
     try:
         try:
-            standing = await _standing(connection)
+            await _welcome(connection, cursor)
         except Unavailable:
             connection.close(Close.OVERLOADED, "database away")
-        else:
-            if isinstance(standing, Principal):
-                connection.greet(standing, cursor=cursor, worker=settings().worker)
-            else:
-                # It may take a moment to leave; it takes nobody's place meanwhile.
-                hub.leave(connection)
-                connection.end(standing)
+        except Exception:
+            connection.fail()
         hub.end_handshake(g.turn)
         await connection.run()
     finally:
@@ -99,6 +94,17 @@ async def refuse_other_origins() -> None:
 
 def _hub() -> Hub:
     return current_app.extensions["quartapp"].hub
+
+
+async def _welcome(connection: Connection, cursor: int | None) -> None:
+    """The first words, which are the last ones when the session is over."""
+    standing = await _standing(connection)
+    if isinstance(standing, Principal):
+        connection.greet(standing, cursor=cursor, worker=settings().worker)
+    else:
+        # It may take a moment to leave; it takes nobody's place meanwhile.
+        _hub().leave(connection)
+        connection.end(standing)
 
 
 async def _standing(connection: Connection) -> Principal | Ended:

@@ -10,6 +10,11 @@ import pytest
 from tests.people import Server
 
 HOST = "Host: here"
+TO_HTTP_2 = [
+    "Connection: Upgrade, HTTP2-Settings, close",
+    "Upgrade: h2c",
+    "HTTP2-Settings: AAMAAABk",
+]
 SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: here\r\n\r\n"
 DOUBTFUL = {
     "two lengths": ["Content-Length: 0", f"Content-Length: {len(SMUGGLED)}"],
@@ -24,9 +29,9 @@ DOUBTFUL = {
 }
 
 
-async def talk(server: Server, head: list[str], body: str = "") -> bytes:
+async def talk(url: str, head: list[str], body: str = "") -> bytes:
     """All that is answered on one connection."""
-    address = urlsplit(server.url)
+    address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
         writer.write("\r\n".join([*head, "", body]).encode("latin-1"))
@@ -42,30 +47,25 @@ async def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_behind_it_
     server: Server, kind: str
 ) -> None:
     head = ["POST /login HTTP/1.1", HOST, *DOUBTFUL[kind]]
-    said = await talk(server, head, f"0\r\n\r\n{SMUGGLED}")
+    said = await talk(server.url, head, f"0\r\n\r\n{SMUGGLED}")
     assert said.count(b"HTTP/1.1 ") <= 1, said
     assert said.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501")), said
 
 
 async def test_a_chunk_that_is_none_ends_the_connection(server: Server) -> None:
     head = ["POST /login HTTP/1.1", HOST, "Transfer-Encoding: chunked"]
-    said = await talk(server, head, f"zz\r\n{SMUGGLED}")
+    said = await talk(server.url, head, f"zz\r\n{SMUGGLED}")
     assert said.count(b"HTTP/1.1 ") <= 1, said
     assert b" 404" not in said
 
 
 @pytest.mark.parametrize("path", ["/livez", "/ws"])
 async def test_nobody_changes_to_another_protocol_in_clear(server: Server, path: str) -> None:
-    settings = [
-        "Connection: Upgrade, HTTP2-Settings, close",
-        "Upgrade: h2c",
-        "HTTP2-Settings: AAMAAABk",
-    ]
-    said = await talk(server, [f"GET {path} HTTP/1.1", HOST, *settings])
+    said = await talk(server.url, [f"GET {path} HTTP/1.1", HOST, *TO_HTTP_2])
     assert said.startswith(b"HTTP/1.1 ")
     assert b" 101 " not in said.split(b"\r\n")[0]
 
 
 async def test_nobody_begins_in_another_protocol(server: Server) -> None:
-    said = await talk(server, ["PRI * HTTP/2.0"], "SM\r\n\r\n")
+    said = await talk(server.url, ["PRI * HTTP/2.0"], "SM\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 400"), said

@@ -1,0 +1,76 @@
+"""`hypercorn asgi:app`, without our launcher: what it must not be without, too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import websockets
+from websockets.asyncio.client import connect
+
+from quartapp.serving import process
+from quartapp.settings import Settings
+from tests.conftest import PASSWORD
+from tests.flows.test_framing import HOST, TO_HTTP_2, talk
+from tests.people import Person
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+async def url(settings: Settings) -> AsyncIterator[str]:
+    assert settings.mongodb_uri
+    plain = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "hypercorn", "asgi:app", "--bind", "127.0.0.1:0"),
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "MONGODB_URI": settings.mongodb_uri.get_secret_value(),
+            "MONGODB_DB": settings.mongodb_db,
+            "QUARTAPP_DATA": str(settings.data),
+            "BCRYPT_COST": "4",
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert plain.stderr
+    said = ""
+    try:
+        async with asyncio.timeout(40):
+            while not (found := re.search(r"Running on (\S+)", said)):
+                said += (await plain.stderr.readuntil(b"\n")).decode()
+        yield found[1]
+    finally:
+        plain.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            await plain.communicate()
+
+
+async def test_plain_hypercorn_is_hardened_too(url: str) -> None:
+    async with Person(url, "ada", PASSWORD) as ada:
+        await ada.register()
+        async with connect(
+            url.replace("http", "ws", 1) + "/ws",
+            origin=websockets.Origin(url),
+            additional_headers={"Cookie": ada.cookies()},
+            compression="deflate",
+        ) as socket:
+            assert socket.response
+            assert "Sec-WebSocket-Extensions" not in socket.response.headers
+    said = await talk(url, ["GET /livez HTTP/1.1", HOST, *TO_HTTP_2])
+    assert said.startswith(b"HTTP/1.1 200")
+
+
+def test_the_settings_to_copy_are_those_of_our_launcher() -> None:
+    """hypercorn has no options for them, only a file, in which it ignores what it does not know."""
+    told = re.search(r"```toml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    assert told
+    of_the_launcher_alone = {"_bind", "backlog", "accesslog", "errorlog"}
+    ours = vars(process._config(0)).items()
+    assert tomllib.loads(told[1]) == {k: v for k, v in ours if k not in of_the_launcher_alone}

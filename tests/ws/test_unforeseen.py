@@ -1,0 +1,83 @@
+"""An error in the code that serves a socket, over real ones: the page is told, and comes again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import websockets
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from quart import Quart
+from structlog.testing import capture_logs
+from websockets.asyncio.client import connect
+
+from quartapp import create_app
+from quartapp.models import principal
+from quartapp.settings import Settings
+from quartapp.ws import protocol
+from tests.conftest import PASSWORD
+from tests.people import Person, Tab, until
+
+
+@pytest.fixture
+async def app(settings: Settings) -> Quart:
+    """Which says nothing of itself meanwhile."""
+    return create_app(settings.model_copy(update={"live_ping_seconds": 60}))
+
+
+@pytest.fixture
+async def ada(app: Quart) -> AsyncIterator[Person]:
+    """Somebody at a real server, which runs in this process so that it can be broken."""
+    over, config = asyncio.Event(), Config()
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    config.bind = [f"fd://{listener.detach()}"]
+    server = asyncio.create_task(serve(app, config, shutdown_trigger=over.wait))  # type: ignore[arg-type]
+    async with Person(f"http://127.0.0.1:{port}", "ada", PASSWORD) as ada:
+        await ada.register()
+        yield ada
+    over.set()
+    await server
+
+
+BROKEN = {
+    "before the first words": (principal, "by_id"),
+    "while it writes": (protocol, "encode"),
+    "while it reads": (protocol, "acknowledged"),
+}
+
+
+@pytest.mark.parametrize("when", BROKEN)
+async def test_an_error_that_nobody_foresaw_closes_its_own_socket_and_says_so(
+    app: Quart,
+    ada: Person,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    async def one_is_left() -> bool:
+        return len(app.extensions["quartapp"].hub) == 1
+
+    async with ada.tab() as other:
+        with monkeypatch.context() as breakage, capture_logs() as said:
+            breakage.setattr(*BROKEN[when], broken)
+            async with connect(
+                ada.url.replace("http", "ws", 1) + "/ws",
+                origin=websockets.Origin(ada.url),
+                additional_headers={"Cookie": ada.cookies()},
+            ) as line:
+                with suppress(websockets.ConnectionClosed):
+                    await line.send('{"type": "pong"}')
+                assert await Tab(line).closed() == 1011
+            await until(one_is_left)
+        errors = [line["event"] for line in said if line["log_level"] == "error"]
+        assert errors == ["socket_failed"]
+        assert (await ada.post("/logout")).status_code == 303
+        assert await other.closed() == 4401
