@@ -19,6 +19,7 @@ from quartapp.policy import Permission
 ANSWER_MS = 2000
 NEVER = datetime.max.replace(tzinfo=UTC)
 _KNOWN = {permission.value for permission in Permission}
+_REASONS: dict[Any, Reason] = {reason.value: reason for reason in Reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ def _is_shut(user: Mapping[str, Any], now: datetime) -> bool:
 def _reason(row: Mapping[str, Any]) -> Reason:
     # Ended by a hand that gave no reason, in a mongo shell for one: somebody in charge did it.
     stored = row.get("ended_reason")
-    return Reason(stored) if stored in set(Reason) else Reason.ENDED_BY_ADMIN
+    return _REASONS.get(stored, Reason.ENDED_BY_ADMIN)
 
 
 def _deadline(row: Mapping[str, Any]) -> datetime:

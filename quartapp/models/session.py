@@ -100,8 +100,8 @@ class Session(Record):
         name = "sessions"
         indexes = [
             IndexModel([("digest", 1)], name="by_token", unique=True),
-            # `ended_at` is in none of them: a deleted role may end thousands in one transaction, and
-            # that takes six times as long where an index has to follow.
+            # `ended_at` is in none of them: a deleted role may end thousands in one transaction,
+            # which takes six times as long where an index has to follow.
             IndexModel([("user.$id", 1), ("created_at", -1)], name="by_user"),
             IndexModel([("roles.$id", 1)], name="by_role"),
             IndexModel([("seen_at", -1), ("_id", -1)], name="by_use"),
