@@ -40,6 +40,15 @@ class Connection(tcp_server.TCPServer):
                 await asyncio.sleep(LINGER_SECONDS)
         await asyncio.shield(self._initiate_server_close())
 
+    async def run(self) -> None:
+        await super().run()
+        # The parts of a connection hold each other. Left so, the collector would have to find them.
+        vars(self).pop("protocol", None)
+
+    async def _initiate_server_close(self) -> None:
+        if "protocol" in vars(self):
+            await super()._initiate_server_close()
+
     async def _close(self) -> None:
         # The kernel cuts off a client that takes nothing in, and that is nobody's error.
         with suppress(OSError):

@@ -163,10 +163,10 @@ class Connection:
         # Also without a cursor: a notice may have come since the principal was read.
         self._offer(None)
 
-    def fail(self) -> None:
+    def fail(self, error: BaseException) -> None:
         """For an error that nobody foresaw. Left alone it would close with 1000, as if all were
         well."""
-        log.exception("socket_failed", session=str(self.session_id))
+        log.error("socket_failed", session=str(self.session_id), exc_info=error)
         self.close(Close.FAILED, "error")
 
     async def run(self) -> None:
@@ -174,21 +174,31 @@ class Connection:
         try:
             try:
                 await self._read_and_write()
-            except Exception:
-                self.fail()
+            except Exception as error:
+                self.fail(error)
             # We are closing. When the client has answered, this task is cancelled.
             await self.closed()
         finally:
+            # A task that was cancelled holds its frames, and they hold us: a circle that only the
+            # collector would find.
+            self._handler = self._writer = None
             self._gone.set()
             self._answered.set()
 
     async def _read_and_write(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            if self._closing is None:
-                self._writer = tasks.create_task(self._write())
+        # No TaskGroup: one that is cancelled leaves such a circle in itself.
+        if self._closing is None:
+            self._writer = asyncio.create_task(self._write())
+            self._writer.add_done_callback(self._has_written)
+        try:
             await self._read()
+        finally:
             if self._writer is not None:
                 self._writer.cancel()
+
+    def _has_written(self, writer: asyncio.Task[None]) -> None:
+        if not writer.cancelled() and (error := writer.exception()):
+            self.fail(error)
 
     async def _read(self) -> None:
         """Takes in all that comes, for Quart would keep it in memory; listens for life."""

@@ -74,8 +74,8 @@ async def live() -> None:
             await _welcome(connection, cursor)
         except Unavailable:
             connection.close(Close.OVERLOADED, "database away")
-        except Exception:
-            connection.fail()
+        except Exception as error:
+            connection.fail(error)
         hub.end_handshake(g.turn)
         await connection.run()
     finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -113,6 +115,22 @@ async def silent(socket: Socket) -> bool:
     for _ in range(10):
         await asyncio.sleep(0)
     return socket.said.empty()
+
+
+async def test_a_connection_that_is_over_leaves_nothing_to_the_collector() -> None:
+    """It would look at the thousands that are open to find it, while all else waits."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with connected() as (connection, socket):
+            gone = weakref.ref(connection)
+            connection.close(Close.RESTART)
+            await socket.code
+        await connection.closed()
+        del connection, socket
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_new_rights_are_told_with_the_difference() -> None:
