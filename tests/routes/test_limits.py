@@ -15,6 +15,8 @@ from quartapp.models.actor import NOBODY
 from quartapp.models.guess import Guesses
 from quartapp.settings import Settings
 from tests.routes.conftest import ORIGIN, Town, Visitor, the_user
+from tests.routes.test_forgotten import a_link
+from tests.routes.test_invitations import a_link as an_invitation
 from tests.routes.test_signing_in import counted
 
 WRONG = "something else altogether"
@@ -237,6 +239,35 @@ async def test_letters_for_the_forgetful_have_a_limit_for_each_address(open_town
     assert (await elsewhere.post("/forgot", email="ada@example.org")).status == 303
 
 
+async def test_while_the_queue_for_passwords_is_full_each_form_comes_back_with_what_was_typed(
+    town: Town, root: Visitor, ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {"password": "quite another horse", "confirm": "quite another horse"}
+    stale = ada.another_device()
+    await stale.sign_in()
+    await stale.grow_stale()
+    forms: list[tuple[Visitor, str, dict[str, str]]] = [
+        (town.nobody(), "/register", {"username": "bob", "email": "bob@example.org", **new}),
+        (town.nobody(), "/login", {"login": "ada", "password": ada.password}),
+        (town.nobody(), await a_link(town), new),
+        (town.nobody(), await an_invitation(town, root), {"username": "bob", **new}),
+        (ada, "/account/password", {"current_password": ada.password, **new}),
+        (ada, "/confirm", {"password": ada.password}),
+        (stale, "/account/email", {"email": "new@example.org", "password": ada.password}),
+    ]
+    monkeypatch.setattr(town.app.extensions["quartapp"].hasher, "_room", 0)
+    for visitor, path, typed in forms:
+        answer = await visitor.post(path, **typed)
+        assert (answer.status, int(answer.headers["Retry-After"])) == (503, 2), path
+        assert "Try again in a moment" in answer.text, path
+        secret = {"password", "confirm", "current_password"}
+        kept = {name: answer.fields[name] for name in typed if name not in secret}
+        assert kept == {name: typed[name] for name in kept}, path
+        assert f'action="{path}"' in answer.text, path
+        assert "password" in answer.fields, path
+        assert answer.fields["password"] == "", path
+
+
 @pytest.mark.parametrize("limit", ["limit_handshake_user", "limit_handshake_address"])
 async def test_handshakes_have_a_limit_of_their_own(open_town: Open, limit: str) -> None:
     town = await open_town(**{limit: "2 per minute"})
@@ -258,8 +289,8 @@ async def test_handshakes_have_a_limit_of_their_own(open_town: Open, limit: str)
         assert await knock(ada) == 101
 
 
-async def knock(visitor: Visitor) -> int:
-    headers: dict[str, Any] = {"Origin": ORIGIN}
+async def knock(visitor: Visitor, origin: str = ORIGIN) -> int:
+    headers: dict[str, Any] = {"Origin": origin}
     async with visitor.client.websocket("/ws", headers=headers, scope_base=visitor.scope) as socket:
         try:
             await socket.receive_json()
