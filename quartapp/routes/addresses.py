@@ -29,7 +29,8 @@ async def change() -> Any:
             form.refuse("This is your address already.", "email")
         else:
             try:
-                await address.ask_for(user, email, by=current_user.actor)
+                limit = settings().limit_letter
+                await address.ask_for(user, email, limit=limit, by=current_user.actor)
             except EnoughLetters as enough:
                 form.refuse(str(enough))
                 page = await render_template("account/email.html", form=form, user=user)
@@ -55,10 +56,13 @@ async def by_code() -> Any:
         return redirect("/account")
     form = await CodeForm.from_request()
     if form.posted:
-        key = settings().secret_key.get_secret_value()
         try:
             user = await address.confirm_by_code(
-                user, form.code.data or "", key=key, by=current_user.actor
+                user,
+                form.code.data or "",
+                key=settings().secret_key.get_secret_value(),
+                tries=settings().tries_per_code,
+                by=current_user.actor,
             )
         except (WrongCode, NoCode, Taken) as refused:
             log.warning("address_code_refused", user=user.username)
@@ -77,7 +81,7 @@ async def by_code() -> Any:
 async def send_again() -> Any:
     user = await _me()
     try:
-        await address.ask_again(user, by=current_user.actor)
+        await address.ask_again(user, limit=settings().limit_letter, by=current_user.actor)
     except EnoughLetters as enough:
         form = CodeForm()
         form.refuse(str(enough))

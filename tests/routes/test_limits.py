@@ -1,46 +1,19 @@
 """Abuse is slowed down, and nobody locks somebody else out with it (ASVS 2.4.1, 6.1.1, 6.3.1)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from limits import parse
-from quart import Quart
 from quart.testing.connections import WebsocketResponseError
 
-from quartapp import create_app
 from quartapp.models.actor import NOBODY
 from quartapp.models.guess import Guesses
-from quartapp.settings import Settings
-from tests.routes.conftest import ORIGIN, Town, Visitor, the_user
+from tests.routes.conftest import ORIGIN, Open, Town, Visitor, the_user
 from tests.routes.test_forgotten import a_link
 from tests.routes.test_invitations import a_link as an_invitation
 from tests.routes.test_signing_in import counted
 
 WRONG = "something else altogether"
-Open = Callable[..., Awaitable[Town]]
-
-
-@pytest.fixture
-async def open_town(settings: Settings) -> AsyncIterator[Open]:
-    """Starts workers on one database, with limits of their own."""
-    async with AsyncExitStack() as stack:
-
-        async def start(**limits: str) -> Town:
-            changed = {name: parse(value) for name, value in limits.items()}
-            app = create_app(settings.model_copy(update=changed))
-            await stack.enter_async_context(_running(app))
-            return Town(app)
-
-        yield start
-
-
-@asynccontextmanager
-async def _running(app: Quart) -> AsyncIterator[None]:
-    async with app.test_app():
-        yield
 
 
 async def fail(visitor: Visitor, times: int, login: str = "ada") -> list[int]:
