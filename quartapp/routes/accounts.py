@@ -10,7 +10,7 @@ from quartapp import auth, policy, throttle
 from quartapp.auth import WrongPassword, current_user, hasher, settings, settle
 from quartapp.forms.accounts import ConfirmForm, LoginForm, RegisterForm
 from quartapp.log import log
-from quartapp.models import Role, User, address
+from quartapp.models import Role, User, address, cost
 from quartapp.models.session import Reason, Session
 from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
 from quartapp.models.user import Taken
@@ -77,12 +77,14 @@ async def login() -> Any:
 async def _found(login: str, password: str) -> User | None:
     """Whose login and password these are. Raises TooMany and Busy.
 
-    One answer for all who are not let in, and one hash for each of them (ASVS 6.3.8).
+    One answer for all who are not let in, and one hash for each of them, or as much work as the
+    costliest one is (ASVS 6.3.8).
     """
     hasher().check_room()
     user = await User.by_login(login)
     async with throttle.guessing(*await _counted_for(login, user)) as guess:
-        fits = await hasher().verify(password, user and user.password_hash)
+        work = await cost.highest(settings().bcrypt_cost)
+        fits = await hasher().verify(password, user and user.password_hash, cost=work)
         guess.right = fits and user is not None and user.may_enter
     if user is None or not guess.right:
         return None

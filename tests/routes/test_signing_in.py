@@ -10,9 +10,10 @@ import pytest
 from quart import Quart
 
 from quartapp import create_app
-from quartapp.models import User
+from quartapp.models import User, cost
 from quartapp.models.actor import NOBODY
 from quartapp.settings import Settings
+from tests.conftest import PASSWORD
 from tests.routes.conftest import SESSION_COOKIE, Town, Visitor, the_user
 
 
@@ -107,6 +108,39 @@ async def test_unknown_wrong_and_disabled_are_one_answer(
     assert seen[0][0] == 422
     assert seen[0][3] == 1
     assert seen[1:] == seen[:1] * 3
+
+
+async def test_they_are_one_answer_also_where_a_hash_costs_more_than_those_of_today(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town.account("of-today")
+    costly = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
+    for name in ("of-before", "closed"):
+        await User.register(name, f"{name}@example.org", costly, roles=[], by=NOBODY)
+    await (await the_user("closed")).disable(by=NOBODY)
+    await cost.highest(6)
+    work = []
+    for login in ("nobody-at-all", "of-today", "of-before", "closed"):
+        with monkeypatch.context() as patch:
+            done = worked(patch)
+            wrong = PASSWORD if login == "closed" else "something else altogether"
+            assert (await town.nobody().sign_in(login=login, password=wrong)).status == 422
+        work.append(done())
+    assert work == [2**6] * 4
+
+
+def worked(patch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How much bcrypt has done since, in rounds."""
+    done: list[int] = []
+    for name in ("checkpw", "hashpw"):
+        real = getattr(bcrypt, name)
+
+        def call(*args: Any, real: Callable[..., Any] = real) -> Any:
+            done.append(2 ** int(args[1].split(b"$")[2]))
+            return real(*args)
+
+        patch.setattr(bcrypt, name, call)
+    return lambda: sum(done)
 
 
 def counted(patch: pytest.MonkeyPatch) -> Callable[[], int]:
