@@ -5,6 +5,7 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template
 from quart_auth import login_required
 
+from quartapp import auth, throttle
 from quartapp.auth import current_user, fresh_login_required, settings
 from quartapp.forms.accounts import CodeForm, EmailForm, LinkForm
 from quartapp.log import log
@@ -55,25 +56,42 @@ async def by_code() -> Any:
     if address.unconfirmed(user) is None:
         return redirect("/account")
     form = await CodeForm.from_request()
-    if form.posted:
-        try:
-            user = await address.confirm_by_code(
-                user,
-                form.code.data or "",
-                key=settings().secret_key.get_secret_value(),
-                tries=settings().tries_per_code,
-                by=current_user.actor,
-            )
-        except (WrongCode, NoCode, Taken) as refused:
-            log.warning("address_code_refused", user=user.username)
-            form.refuse(str(refused), "code")
-        else:
-            return await _confirmed(user)
+    with form.patience():
+        if form.posted:
+            try:
+                user = await _confirm_by_code(user, form.code.data or "")
+            except (WrongCode, NoCode, Taken) as refused:
+                log.warning("address_code_refused", user=user.username)
+                form.refuse(str(refused), "code")
+            else:
+                return await _confirmed(user)
     form.code.data = None
     page = await render_template(
         "account/verify.html", form=form, user=user, email=address.unconfirmed(user)
     )
-    return page, form.status
+    return page, form.status, form.headers
+
+
+async def _confirm_by_code(user: User, code: str) -> User:
+    """Counted for the address, which may have many accounts. Raises TooMany and what
+    `address.confirm_by_code` raises."""
+    here = f"code from {throttle.neighbourhood(auth.remote_address())}"
+    wrong = None
+    async with throttle.guessing(throttle.Key(here, settings().limit_sign_in_address)) as guess:
+        try:
+            user = await address.confirm_by_code(
+                user,
+                code,
+                key=settings().secret_key.get_secret_value(),
+                tries=settings().tries_per_code,
+                by=current_user.actor,
+            )
+            guess.right = True
+        except WrongCode as error:
+            wrong = error
+    if wrong:
+        raise wrong
+    return user
 
 
 @blueprint.post("/account/email/again")

@@ -8,7 +8,7 @@ from quart.testing.connections import WebsocketResponseError
 
 from quartapp.models.actor import NOBODY
 from quartapp.models.guess import Guesses
-from tests.routes.conftest import ORIGIN, Open, Town, Visitor, the_user
+from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Open, Town, Visitor, code_in, the_user
 from tests.routes.test_forgotten import a_link
 from tests.routes.test_invitations import a_link as an_invitation
 from tests.routes.test_signing_in import counted
@@ -179,6 +179,44 @@ async def test_so_many_at_once_are_no_more_than_the_limit_allows(ada: Visitor) -
     assert statuses.count(422) == 5
     assert set(statuses) <= {422, 429, 503}
     assert all("Retry-After" in each.headers for each in answers if each.status != 422)
+
+
+async def test_whoever_has_the_cookies_of_many_has_one_allowance_for_their_passwords(
+    open_town: Open,
+) -> None:
+    town = await open_town(limit_sign_in_address="3 per 5 minutes")
+    owners = [await town.member(name) for name in ("ada", "bob")]
+    thieves = [town.nobody() for _ in owners]
+    for thief, owner in zip(thieves, owners, strict=True):
+        thief.client.set_cookie("localhost", SESSION_COOKIE, owner.token)
+    found = [(await thief.post("/confirm", password=WRONG)).status for thief in thieves * 2]
+    assert found == [422] * 3 + [429]
+    new = {"password": "quite another horse", "confirm": "quite another horse"}
+    refused = await thieves[0].post("/account/password", current_password=WRONG, **new)
+    assert refused.status == 429
+    # In their own browsers, at the same address, they are not kept from it.
+    for owner in owners:
+        assert (await owner.post("/confirm", password=owner.password)).status == 303
+
+
+async def test_many_accounts_at_one_address_have_one_allowance_for_codes(open_town: Open) -> None:
+    town = await open_town(limit_sign_in_address="3 per 5 minutes")
+    people = [Visitor(town.app, name, address="192.0.2.1") for name in ("ada", "bob")]
+    codes = []
+    for person in people:
+        assert (await person.register()).status == 303
+        codes.append(code_in((await town.letters(person.email, "Confirm"))[0]))
+    wrong = next(f"{n:06}" for n in range(3) if f"{n:06}" not in codes)
+    found = [await person.post("/verify", code=wrong) for person in people * 2]
+    assert [answer.status for answer in found] == [422] * 3 + [429]
+    assert found[-1].headers["Retry-After"] == "1"
+    assert "Try again in 1 second" in found[-1].text
+    # What was not looked at has cost no try, and a right one none of the address.
+    people[1].address = "192.0.2.2"
+    assert "3 more tries" in (await people[1].post("/verify", code=wrong)).error("code")
+    assert (await people[1].post("/verify", code=codes[1])).status == 303
+    await let_pass(1)
+    assert (await people[0].post("/verify", code=codes[0])).status == 303
 
 
 async def test_registrations_from_one_address_have_a_limit_and_lose_nothing_typed(
