@@ -1,5 +1,6 @@
 """Coming and going: registering, signing in and out, and the first administrator."""
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from quartapp.models import Role, User, address, cost
 from quartapp.models.session import Reason, Session
 from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
 from quartapp.models.user import Taken
+from quartapp.passwords import Busy
 from quartapp.routes.entry import let_in, sign_in, sign_in_page
 from quartapp.routes.places import next_page, see_other
 
@@ -89,7 +91,9 @@ async def _found(login: str, password: str) -> User | None:
     if user is None or not guess.right:
         return None
     if hasher().outdated(user.password_hash):
-        await user.upgrade_hash(await hasher().hash(password))
+        # The next sign-in can do it too: nobody is sent away whose password was right.
+        with suppress(Busy):
+            await user.upgrade_hash(await hasher().hash(password))
     return user
 
 

@@ -12,6 +12,7 @@ from quart import Quart
 from quartapp import create_app
 from quartapp.models import User, cost
 from quartapp.models.actor import NOBODY
+from quartapp.passwords import Busy
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.people import SECONDS, until
@@ -227,12 +228,20 @@ async def test_past_the_queue_for_passwords_it_is_503_and_pages_and_sockets_go_o
 
 
 async def test_somebody_from_a_flask_bcrypt_application_signs_in_and_gets_a_hash_of_ours(
-    town: Town,
+    town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = bcrypt.hashpw(b"secret of 2014", bcrypt.gensalt(5)).decode()
     await User.register("ada", "ada@example.org", old, roles=[], by=NOBODY)
     ada = Visitor(town.app, "ada", "secret of 2014")
     assert (await ada.sign_in(password="secret of 2015")).status == 422
+    assert (await the_user("ada")).password_hash == old
+
+    async def busy(_: str) -> str:
+        raise Busy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(town.app.extensions["quartapp"].hasher, "hash", busy)
+        assert (await ada.another_device().sign_in()).status == 303
     assert (await the_user("ada")).password_hash == old
     assert (await ada.sign_in()).status == 303
     assert (await the_user("ada")).password_hash.startswith("$quartapp$")
