@@ -114,6 +114,7 @@ class Settings(BaseSettings):
     limit_registration: Limit = limits.parse("1000 per hour")
     limit_recovery: Limit = limits.parse("60 per hour")
     limit_letter: Limit = limits.parse("5 per hour")
+    limit_letter_address: Limit = limits.parse("20 per day")
     limit_invitation: Limit = limits.parse("5 per day")
     limit_export: Limit = limits.parse("1 per 5 minutes")
     limit_handshake_user: Limit = limits.parse("600 per minute")

@@ -14,6 +14,7 @@ from quartapp.models.address import EnoughLetters, NoCode, WrongCode
 from quartapp.models.token import TokenSpent
 from quartapp.models.user import Taken
 from quartapp.routes.places import see_other
+from quartapp.throttle import TooMany
 
 blueprint = Blueprint("addresses", __name__)
 
@@ -24,20 +25,30 @@ blueprint = Blueprint("addresses", __name__)
 async def change() -> Any:
     user = await _me()
     form = await EmailForm.from_request()
-    if form.posted:
-        email = form.email.data or ""
-        if email == user.email and user.email_verified_at:
-            form.refuse("This is your address already.", "email")
-        else:
-            try:
-                limit = settings().limit_letter
-                await address.ask_for(user, email, limit=limit, by=current_user.actor)
-            except EnoughLetters as enough:
-                form.refuse(str(enough))
-                page = await render_template("account/email.html", form=form, user=user)
-                return page, 429, {"Retry-After": str(enough.retry_after)}
-            return see_other("/verify")
-    return await render_template("account/email.html", form=form, user=user), form.status
+    with form.patience():
+        if form.posted:
+            email = form.email.data or ""
+            if email == user.email and user.email_verified_at:
+                form.refuse("This is your address already.", "email")
+            else:
+                await _count(email, user)
+                try:
+                    limit = settings().limit_letter
+                    await address.ask_for(user, email, limit=limit, by=current_user.actor)
+                except EnoughLetters as enough:
+                    form.refuse(str(enough))
+                    page = await render_template("account/email.html", form=form, user=user)
+                    return page, 429, {"Retry-After": str(enough.retry_after)}
+                return see_other("/verify")
+    page = await render_template("account/email.html", form=form, user=user)
+    return page, form.status, form.headers
+
+
+async def _count(email: str, user: User) -> None:
+    """For the address that the letter goes to, unless the account has it: with enough accounts
+    somebody's mailbox could be filled. Raises TooMany."""
+    if email.casefold() != user.email.casefold():
+        await throttle.count("letter", (email.casefold(), settings().limit_letter_address))
 
 
 @blueprint.post("/account/email/keep")
@@ -99,8 +110,10 @@ async def _confirm_by_code(user: User, code: str) -> User:
 async def send_again() -> Any:
     user = await _me()
     try:
+        if user.pending_email:
+            await _count(user.pending_email, user)
         await address.ask_again(user, limit=settings().limit_letter, by=current_user.actor)
-    except EnoughLetters as enough:
+    except (EnoughLetters, TooMany) as enough:
         form = CodeForm()
         form.refuse(str(enough))
         page = await render_template(

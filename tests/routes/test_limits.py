@@ -279,6 +279,25 @@ async def test_while_the_queue_for_passwords_is_full_each_form_comes_back_with_w
         assert answer.fields["password"] == "", path
 
 
+async def test_many_accounts_cannot_fill_the_mailbox_of_somebody_else(open_town: Open) -> None:
+    town = await open_town(limit_letter_address="3 per day")
+    ada, bob = await town.member("ada"), await town.member("bob")
+    found = [
+        await ada.post("/account/email", email="victim@example.org"),
+        await ada.post("/account/email/again"),
+        await bob.post("/account/email", email="VICTIM@example.org"),
+        await bob.post("/account/email/again"),
+        await ada.post("/account/email", email="victim@example.org"),
+    ]
+    assert [answer.status for answer in found] == [303] * 3 + [429] * 2
+    assert all(int(answer.headers["Retry-After"]) > 3600 for answer in found[3:])
+    assert found[4].fields["email"] == "victim@example.org"
+    # The one an account has is not counted, so that nobody can use that up for its owner.
+    assert (await ada.post("/account/email", email="ada@example.org")).status == 303
+    await town.no_more_letters()
+    assert len(await town.letters("ada@example.org", "Confirm")) == 1
+
+
 @pytest.mark.parametrize("limit", ["limit_handshake_user", "limit_handshake_address"])
 async def test_handshakes_have_a_limit_of_their_own(open_town: Open, limit: str) -> None:
     town = await open_town(**{limit: "2 per minute"})
