@@ -226,6 +226,11 @@ async def test_guesses_at_codes_are_limited_even_for_one_who_knows_the_password(
     assert later.status == 429
     assert int(later.headers["Retry-After"]) >= 1
     assert "Too many tries" in later.text
+    # The owner is told of it once: whoever gets here knows the password.
+    (told,) = await town.letters(ada.email, "Somebody may know your password")
+    assert "192.0.2.66" in told
+    (notice,) = await documents("notices", kind="codes.refused")
+    assert notice["user"].id == (await the_user("ada")).id
     # From elsewhere it is the same account; in her own browser she has tries of her own.
     elsewhere = ada.another_device("198.51.100.7")
     await elsewhere.sign_in()
