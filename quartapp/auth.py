@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from functools import cache, lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -314,10 +314,21 @@ async def confirm(password: str) -> None:
     await current_user.load()
 
 
-def guessing_again() -> AbstractAsyncContextManager[throttle.Guess]:
-    """For a password that is asked of somebody signed in: see `throttle.guessing`."""
-    key = f"confirmation {current_user.session_id}"
-    return throttle.guessing(throttle.Key(key, settings().limit_confirmation, own=True))
+@asynccontextmanager
+async def guessing_again() -> AsyncIterator[throttle.Guess]:
+    """For a password that is asked of somebody signed in: see `throttle.guessing`.
+
+    Counted for the session, and for the address too where the account has not been opened in this
+    browser: as where somebody has brought along the cookies of many.
+    """
+    mine = f"confirmation {current_user.session_id}"
+    keys = [throttle.Key(mine, settings().limit_confirmation, own=True)]
+    browser = known_browser()
+    if not (browser and await Session.is_known(current_user.user_id, browser=browser)):
+        here = f"confirmation from {throttle.neighbourhood(remote_address())}"
+        keys.append(throttle.Key(here, settings().limit_sign_in_address))
+    async with throttle.guessing(*keys) as guess:
+        yield guess
 
 
 async def settle(event: Event | None = None) -> str:

@@ -125,36 +125,37 @@ class PasswordHasher:
         hashed = await self._run(lambda: bcrypt.hashpw(digest, bcrypt.gensalt(self._cost)))
         return f"{_PREFIX}{self._current}${hashed.decode()}"
 
-    async def verify(self, password: str, stored: str | None) -> bool:
+    async def verify(self, password: str, stored: str | None, *, cost: int = 0) -> bool:
         """Whether the password fits; None, for nobody, takes as long as somebody.
 
         Awaits a thread of the pool. Raises Busy when the queue is full. A hash that cannot be
-        read fits nothing. One of a lower cost that does not fit takes as long as one of ours.
+        read fits nothing. One of a lower cost takes as long as one of ours, or of the given cost
+        where that is higher.
         """
         if stored and PLAIN.match(stored):
             # As Flask-Bcrypt had it: the bytes as they were typed, of which bcrypt read 72.
             plain = password.encode("utf-8", "surrogatepass")[:72]
-            return await self._run(lambda: self._check(plain, stored.encode()))
+            return await self._run(lambda: self._check(plain, stored.encode(), cost))
         key_id, hashed = _split(stored or self._dummy)
         key = self._keys.get(key_id)
         if key is None:
             _, hashed = _split(self._dummy)
         digest = _digest(key or b"", password)
-        fits = await self._run(lambda: self._check(digest, hashed))
+        fits = await self._run(lambda: self._check(digest, hashed, cost))
         return fits and key is not None and stored is not None
 
-    def _check(self, digest: bytes, hashed: bytes) -> bool:
+    def _check(self, digest: bytes, hashed: bytes, cost: int) -> bool:
         fits = _checkpw(digest, hashed)
-        if not fits:
-            # Each cost is twice the work of the one before: together they make up the difference.
-            for cost in range(_cost(hashed), self._cost):
-                bcrypt.hashpw(digest, bcrypt.gensalt(cost))
+        # Each cost is twice the work of the one before: together they make up the difference. Also
+        # where it fits, for the account may be a closed one.
+        for missing in range(cost_of(hashed), max(self._cost, cost)):
+            bcrypt.hashpw(digest, bcrypt.gensalt(missing))
         return fits
 
     def outdated(self, stored: str) -> bool:
         """Whether the hash was made with an older key or a lower cost, so should be made anew."""
         key_id, hashed = _split(stored)
-        return key_id != self._current or _cost(hashed) < self._cost
+        return key_id != self._current or cost_of(hashed) < self._cost
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -194,7 +195,7 @@ def _split(stored: str) -> tuple[str, bytes]:
     return key_id, hashed.encode()
 
 
-def _cost(hashed: bytes) -> int:
+def cost_of(hashed: bytes) -> int:
     """The cost of a bcrypt hash; for what is none, the lowest that there is."""
     found = re.match(rb"\$2[aby]\$(\d\d)\$", hashed)
     return max(4, int(found[1])) if found else 4

@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     sessions_per_user: int = Field(default=20, ge=1)
     fresh_seconds: int = Field(default=15 * 60, ge=1)
     invitations_per_user: int = Field(default=50, ge=1)
+    passkeys_per_user: int = Field(default=20, ge=1)
+    reset_links_per_user: int = Field(default=3, ge=1)
+    tries_per_code: int = Field(default=5, ge=1, le=100)
     deletion_grace_seconds: int = Field(default=14 * 86400, ge=60, le=400 * 86400)
 
     limit_sign_in: Limit = limits.parse("5 per 5 minutes")
@@ -110,6 +113,8 @@ class Settings(BaseSettings):
     limit_factor: Limit = limits.parse("5 per 5 minutes")
     limit_registration: Limit = limits.parse("1000 per hour")
     limit_recovery: Limit = limits.parse("60 per hour")
+    limit_letter: Limit = limits.parse("5 per hour")
+    limit_letter_address: Limit = limits.parse("20 per day")
     limit_invitation: Limit = limits.parse("5 per day")
     limit_export: Limit = limits.parse("1 per 5 minutes")
     limit_handshake_user: Limit = limits.parse("600 per minute")

@@ -56,6 +56,11 @@ async def count(what: str, *whom: tuple[str, RateLimitItem]) -> None:
             raise TooMany(datetime.fromtimestamp(window.reset_time, clock.now().tzinfo))
 
 
+async def tally(what: str, whom: str, *, within: timedelta) -> int:
+    """How many of `what` that makes since the first of them, for so long. Refuses nothing."""
+    return await Allowances().incr(f"{what} {whom}", int(within.total_seconds()))
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """What failing guesses are counted for. One that is `own` is forgiven by a right guess; of

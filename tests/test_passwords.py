@@ -360,7 +360,7 @@ async def test_a_hash_that_would_take_for_ever_is_not_tried(hasher: PasswordHash
         assert not await hasher.verify(GOOD, stored)
 
 
-async def test_a_wrong_password_is_as_much_work_whatever_the_cost_of_the_hash(
+async def test_a_password_is_as_much_work_whatever_the_cost_of_the_hash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     work = 0
@@ -378,15 +378,19 @@ async def test_a_wrong_password_is_as_much_work_whatever_the_cost_of_the_hash(
         note(salt)
         return hashpw(password, salt)
 
-    low, hasher = make(cost=4), make(cost=7)
-    lower, own = await low.hash(GOOD), await hasher.hash(GOOD)
+    low, hasher, high = make(cost=4), make(cost=7), make(cost=8)
+    lower, own, higher = await low.hash(GOOD), await hasher.hash(GOOD), await high.hash(GOOD)
     monkeypatch.setattr(bcrypt, "checkpw", counting_check)
     monkeypatch.setattr(bcrypt, "hashpw", counting_hash)
-    done = []
-    for stored in (own, None, lower, plain(GOOD, 4), plain(GOOD, 6), plain(GOOD, 7)):
-        work = 0
-        assert not await hasher.verify("wrong", stored)
-        done.append(work)
-    assert done == [2**7] * 6
-    low.close()
-    hasher.close()
+    hashes = (None, own, lower, plain(GOOD, 4), plain(GOOD, 6), plain(GOOD, 7))
+    # Where one of a higher cost is known of, all take as long as that one.
+    for cost, targets in ((0, hashes), (8, (*hashes, higher, plain(GOOD, 8)))):
+        for stored in targets:
+            # The right password of a closed account must not be told from a wrong one.
+            for password in ("wrong", GOOD):
+                work = 0
+                fits = await hasher.verify(password, stored, cost=cost)
+                assert fits is (password == GOOD and stored is not None)
+                assert work == 2 ** (cost or 7), (cost, stored, password)
+    for each in (low, hasher, high):
+        each.close()

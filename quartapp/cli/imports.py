@@ -13,11 +13,11 @@ from bson import DBRef, ObjectId
 
 from quartapp import database, policy
 from quartapp.cli.base import Refused
-from quartapp.models import Role, User
+from quartapp.models import Role, User, cost
 from quartapp.models.actor import NOBODY
 from quartapp.models.user import Taken
 from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
-from quartapp.passwords import PLAIN
+from quartapp.passwords import PLAIN, cost_of
 
 Rows = AsyncIterator[tuple[str, Any]]
 
@@ -48,6 +48,7 @@ class Import:
             if self.dry:
                 await self._would_be_taken(username, email)
             else:
+                await cost.highest(cost_of(hashed.encode()))
                 await User.register(username, email, hashed, roles=roles, by=NOBODY)
         except Taken as taken:
             raise Refused(f"{username}: {taken}") from None

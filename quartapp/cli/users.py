@@ -18,6 +18,7 @@ from quartapp.models import (
     Session,
     User,
     Worker,
+    cost,
     enrolment,
     last_day,
     leaving,
@@ -53,6 +54,8 @@ async def create(username: str, email: str, roles: tuple[str, ...], settings: Se
     if reason := weakness(password, context=[username, email]):
         raise Refused(reason)
     hasher = PasswordHasher.of(settings)
+    # A server beside this command may have another.
+    await cost.highest(settings.bcrypt_cost)
     made = await User.register(username, email, await hasher.hash(password), roles=held, by=NOBODY)
     hasher.close()
     click.echo(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")

@@ -48,14 +48,16 @@ async def protect() -> None:
 
 
 def same_origin(origin: str, scheme: str | None = None, host: str | None = None) -> bool:
-    """Whether the origin is this site, or one of those listed; compared whole, never in part."""
+    """Whether the origin is this site, or one of those listed; compared whole, never in part.
+
+    This site is what the Host header says: a browser writes there where it sends the request, and
+    the cookies with it are those of that host, whatever else leads to us.
+    """
     settings = current_app.extensions["quartapp"].settings
-    if settings.allowed_origins:
-        return origin in settings.allowed_origins
     scheme, host = scheme or request.scheme, host or request.host
     # Behind a proxy that ends TLS the request arrives as http.
     schemes = {scheme, "https"} if settings.production else {scheme}
-    return any(origin == f"{each}://{host}" for each in schemes)
+    return origin in {*settings.allowed_origins, *(f"{each}://{host}" for each in schemes)}
 
 
 def csrf_field() -> Markup:

@@ -27,6 +27,7 @@ SUBJECTS = {
     Letter.PASSKEY_REFUSED: "A passkey of yours may have been copied",
     Letter.FACTOR_ADDED: "A second factor was added",
     Letter.FACTOR_REMOVED: "A second factor was removed",
+    Letter.CODES_REFUSED: "Somebody may know your password",
     Letter.FACTORS_RESET: "Your second factors were removed",
     Letter.RECOVERY_CODE_USED: "A recovery code was used",
     Letter.RECOVERY_CODES_MADE: "New recovery codes were made",
@@ -129,6 +130,14 @@ TEXTS = {
         "be a copy of it.",
         "Remove the passkey and make a new one:",
         "{base}/account/factors/passkeys",
+    ),
+    Letter.CODES_REFUSED: (
+        "Somebody typed the password of the account {username}, and then wrong codes again and "
+        "again in place of the second factor, the last one on {at} from {ip}. They were not let "
+        "in.",
+        "If it was you, there is nothing to do. If not, set a new password, and they are back at "
+        "the beginning:",
+        "{base}/forgot",
     ),
     Letter.FACTORS_RESET: (
         "{by} removed all second factors and recovery codes from the account {username} on {at}, "

@@ -96,7 +96,7 @@ class Postman(Background):
         """None when nobody needs the letter any more. Raises ValueError for a useless address."""
         to, words = mail.to, dict[str, str]()
         if mail.letter is Letter.RESET:
-            asked = await recovery.issue(mail)
+            asked = await recovery.issue(mail, at_most=self._settings.reset_links_per_user)
             if asked is None:
                 return None
             user, words["token"] = asked

@@ -8,6 +8,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
+from quartapp.models.cost import Cost
 from quartapp.models.event import Event
 from quartapp.models.guard import ADMINISTRATORS, INVITATIONS, Guard
 from quartapp.models.guess import Guesses
@@ -40,6 +41,7 @@ DOCUMENTS: list[type[Document]] = [
     Guard,
     Allowance,
     Guesses,
+    Cost,
     Worker,
     Barrier,
 ]

@@ -8,6 +8,8 @@ import hmac
 import secrets
 from datetime import timedelta
 
+import humanize
+from limits import RateLimitItem
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
@@ -24,19 +26,18 @@ from quartapp.models.user import Taken, User
 
 # ASVS 6.5.5: a code sent by mail lives for ten minutes at most.
 LASTS = timedelta(minutes=10)
-GUESSES = 5
-LETTERS, WITHIN = 5, timedelta(hours=1)
 
 
 class EnoughLetters(DomainError):
     """So many were asked for that the next has to wait, for `retry_after` seconds."""
 
-    def __init__(self, wait: timedelta) -> None:
+    def __init__(self, limit: RateLimitItem, wait: timedelta) -> None:
         self.retry_after = max(1, int(wait.total_seconds()))
-        minutes = -(-self.retry_after // 60)
+        minutes = timedelta(minutes=-(-self.retry_after // 60))
+        within = humanize.naturaldelta(limit.get_expiry())
         super().__init__(
-            f"{LETTERS} letters within an hour are enough. The next can be sent in {minutes} "
-            f"minute{'s' if minutes > 1 else ''}."
+            f"{limit.amount} within {within} are as many letters as there are. The next can be "
+            f"sent in {humanize.precisedelta(minutes, minimum_unit='minutes')}."
         )
 
 
@@ -61,18 +62,19 @@ def unconfirmed(user: User) -> str | None:
     return user.pending_email or (None if user.email_verified_at else user.email)
 
 
-async def ask_for(user: User, email: str, *, by: Actor) -> None:
+async def ask_for(user: User, email: str, *, limit: RateLimitItem, by: Actor) -> None:
     """Begins to put this address in the place of the user's. Raises EnoughLetters.
 
     Does not look whether somebody has it: only who reads its mail may learn that.
     """
-    await _ask(user, email, {"pending_email": email if email != user.email else None}, by=by)
+    pending = email if email != user.email else None
+    await _ask(user, email, {"pending_email": pending}, limit=limit, by=by)
 
 
-async def ask_again(user: User, *, by: Actor) -> None:
+async def ask_again(user: User, *, limit: RateLimitItem, by: Actor) -> None:
     """Sends another letter, which voids those before it. Raises EnoughLetters."""
     if email := unconfirmed(user):
-        await _ask(user, email, {}, by=by)
+        await _ask(user, email, {}, limit=limit, by=by)
 
 
 async def forget(user: User) -> None:
@@ -120,7 +122,7 @@ async def confirm_by_link(token: str, *, by: Actor) -> User:
     return await _confirm(found[0], by=by)
 
 
-async def confirm_by_code(user: User, code: str, *, key: str, by: Actor) -> User:
+async def confirm_by_code(user: User, code: str, *, key: str, tries: int, by: Actor) -> User:
     """Raises WrongCode, NoCode after too many of them, and Taken."""
     # Counted before it is looked at, so that guesses at once are no more than guesses in a row.
     found = await Token.get_motor_collection().find_one_and_update(
@@ -129,7 +131,7 @@ async def confirm_by_code(user: User, code: str, *, key: str, by: Actor) -> User
             "user.$id": user.id,
             "used_at": None,
             "expires_at": {"$gt": clock.now()},
-            "guesses": {"$lt": GUESSES},
+            "guesses": {"$lt": tries},
         },
         {"$inc": {"guesses": 1}},
         sort=[("created_at", -1)],
@@ -138,27 +140,35 @@ async def confirm_by_code(user: User, code: str, *, key: str, by: Actor) -> User
         raise NoCode
     token = Token.model_validate(found)
     if not hmac.compare_digest(token.code or "", code_digest(key, token.id, code)):
-        raise WrongCode(GUESSES - token.guesses - 1)
+        raise WrongCode(tries - token.guesses - 1)
     try:
         return await _confirm(token, by=by)
     except TokenSpent:
         raise NoCode from None
 
 
-async def _ask(user: User, email: str, change: dict[str, str | None], *, by: Actor) -> None:
-    now = clock.now()
+async def _ask(
+    user: User,
+    email: str,
+    change: dict[str, str | None],
+    *,
+    limit: RateLimitItem,
+    by: Actor,
+) -> None:
+    now, within = clock.now(), timedelta(seconds=limit.get_expiry())
 
     async def work(tx: Tx) -> None:
         # The list has the newest first, so its last place tells how long ago that many were asked.
-        oldest = f"letters_asked.{LETTERS - 1}"
-        asked = {"$each": [now], "$position": 0, "$slice": LETTERS}
+        oldest = f"letters_asked.{limit.amount - 1}"
+        asked = {"$each": [now], "$position": 0, "$slice": limit.amount}
         update: dict[str, object] = {"$push": {"letters_asked": asked}}
         if change:
             update["$set"] = change
-        allowed = {"_id": user.id, oldest: {"$not": {"$gt": now - WITHIN}}}
+        allowed = {"_id": user.id, oldest: {"$not": {"$gt": now - within}}}
         if not await User.change(allowed, update, tx=tx):
             full = await User.get(user.id, session=tx)
-            raise EnoughLetters(full.letters_asked[-1] + WITHIN - now if full else WITHIN)
+            asked_at = full.letters_asked[limit.amount - 1] if full else now
+            raise EnoughLetters(limit, asked_at + within - now)
         await Mail.queue(Letter.CONFIRM, email, user=user.id, tx=tx)
 
     await acting(by, work)

@@ -45,6 +45,7 @@ class Letter(StrEnum):
     FACTOR_ADDED = "factor.added"
     FACTOR_REMOVED = "factor.removed"
     PASSKEY_REFUSED = "passkey.refused"
+    CODES_REFUSED = "codes.refused"
     FACTORS_RESET = "factors.reset"
     RECOVERY_CODE_USED = "recovery_code.used"
     RECOVERY_CODES_MADE = "recovery_codes.made"

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     FACTOR_ADDED = "factor.added"
     FACTOR_REMOVED = "factor.removed"
     PASSKEY_REFUSED = "passkey.refused"
+    CODES_REFUSED = "codes.refused"
     FACTORS_RESET = "factors.reset"
     RECOVERY_CODE_USED = "recovery_code.used"
     RECOVERY_CODES_MADE = "recovery_codes.made"
@@ -56,6 +57,7 @@ TEXTS = {
     Kind.PASSKEY_REFUSED: "A sign-in with your {factor} was refused: there may be a copy of it.",
     Kind.FACTOR_ADDED: "Your account has a new second factor: {factor}.",
     Kind.FACTOR_REMOVED: "A second factor was removed from your account: {factor}.",
+    Kind.CODES_REFUSED: "Your password was typed, then wrong codes. Whoever it was did not get in.",
     Kind.FACTORS_RESET: "{by} removed all second factors from your account.",
     Kind.RECOVERY_CODE_USED: "Somebody signed in with one of your recovery codes. Left: {left}.",
     Kind.RECOVERY_CODES_MADE: "New recovery codes were made. The old ones are void.",

@@ -26,12 +26,10 @@ from quartapp.models.references import DomainError, linked_id, ref
 from quartapp.models.session import acting
 from quartapp.models.user import User
 
-AT_MOST = 20
-
 
 class EnoughPasskeys(DomainError):
-    def __init__(self) -> None:
-        super().__init__(f"An account has at most {AT_MOST} passkeys. Remove one first.")
+    def __init__(self, at_most: int) -> None:
+        super().__init__(f"An account has at most {at_most} passkeys. Remove one first.")
 
 
 class PasskeyTaken(DomainError):
@@ -95,7 +93,9 @@ class Passkey(Record):
         return linked_id(self.user)
 
     @classmethod
-    async def add(cls, user: User, made: Made, *, name: str, by: Actor) -> Enrolled:
+    async def add(
+        cls, user: User, made: Made, *, name: str, by: Actor, at_most: int = 20
+    ) -> Enrolled:
         """Raises EnoughPasskeys, PasskeyTaken, and Refused when the answer was used before."""
         passkey = cls(
             user=ref("users", user.id),
@@ -114,14 +114,14 @@ class Passkey(Record):
             except DuplicateKeyError:
                 raise PasskeyTaken from None
 
-        room = {f"passkeys.{AT_MOST - 1}": {"$exists": False}}
+        room = {f"passkeys.{at_most - 1}": {"$exists": False}}
         change = {"$push": {"passkeys": ref("passkeys", passkey.id)}}
         try:
             return await enrolment.add(
                 user, Factor.PASSKEY, room, change, by=by, name=name, also=keep
             )
         except HasFactor:
-            raise EnoughPasskeys from None
+            raise EnoughPasskeys(at_most) from None
 
     async def rename(self, name: str, *, by: Actor) -> bool:
         """Whether it is there still, and had another name."""

@@ -20,6 +20,7 @@ from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
+from quartapp.models.cost import Cost
 from quartapp.models.event import Event, Verb
 from quartapp.models.factor import NAMES
 from quartapp.models.guard import Guard
@@ -211,7 +212,9 @@ HELD = [
     Holding(Event, _events, _event, erase_with=_blank_events),
 ]
 # What somebody has typed wrong is counted under digests, for some minutes.
-IMPERSONAL: list[type[Document]] = [Role, Guard, Allowance, Guesses, Answered, Worker, Barrier]
+IMPERSONAL: list[type[Document]] = [
+    *(Role, Guard, Allowance, Guesses, Cost, Answered, Worker, Barrier),
+]
 
 
 async def export(user: User) -> AsyncIterator[str]:

@@ -13,8 +13,6 @@ from quartapp.models.token import Purpose, Token, TokenSpent
 from quartapp.models.user import User
 
 LASTS = timedelta(minutes=30)
-# Who asks again has this many links in their mailbox that work, so nobody is kept from one.
-LINKS = 3
 
 
 async def ask(email: str, *, by: Actor) -> None:
@@ -22,11 +20,12 @@ async def ask(email: str, *, by: Actor) -> None:
     await Mail.queue(Letter.RESET, email, ip=by.ip)
 
 
-async def issue(mail: Mail) -> tuple[User, str] | None:
+async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
     """For sending the letter: whom it is for, with a fresh token; it belongs to the address that
     the account has, whatever was typed.
 
-    None when nobody is to get one, or the password was changed since it was asked for.
+    None when nobody is to get one, or the password was changed since it was asked for. Nor when
+    so many links work already: whoever asks again has them in the mailbox.
     """
     user = await User.by_email(mail.to)
     if user is None or not user.may_enter or user.password_changed_at > mail.created_at:
@@ -38,7 +37,7 @@ async def issue(mail: Mail) -> tuple[User, str] | None:
         "used_at": None,
         "expires_at": {"$gt": clock.now()},
     }
-    if await Token.find(alive).count() >= LINKS:
+    if await Token.find(alive).count() >= at_most:
         return None
     return user, await Token.issue(mail.id, Purpose.RESET, user, user.email, lasts=LASTS)
 

@@ -535,6 +535,15 @@ class User(Record):
         """Queues a letter to the user, in the transaction of what it tells of."""
         await Mail.queue(letter, self.email, user=self.id, tx=tx, **data)
 
+    async def warn_of_wrong_codes(self, *, ip: str | None) -> None:
+        """Tells of somebody who has the password, and guesses at the second factor."""
+
+        async def work(tx: Tx) -> None:
+            await self.tell(Kind.CODES_REFUSED, tx)
+            await self.write(Letter.CODES_REFUSED, tx, ip=ip)
+
+        await transaction(work)
+
     async def read_notices(self) -> None:
         """Marks all notices up to the newest that this document knows of as read."""
         await User.change(

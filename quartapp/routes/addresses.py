@@ -5,6 +5,7 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template
 from quart_auth import login_required
 
+from quartapp import auth, throttle
 from quartapp.auth import current_user, fresh_login_required, settings
 from quartapp.forms.accounts import CodeForm, EmailForm, LinkForm
 from quartapp.log import log
@@ -13,6 +14,7 @@ from quartapp.models.address import EnoughLetters, NoCode, WrongCode
 from quartapp.models.token import TokenSpent
 from quartapp.models.user import Taken
 from quartapp.routes.places import see_other
+from quartapp.throttle import TooMany
 
 blueprint = Blueprint("addresses", __name__)
 
@@ -23,19 +25,30 @@ blueprint = Blueprint("addresses", __name__)
 async def change() -> Any:
     user = await _me()
     form = await EmailForm.from_request()
-    if form.posted:
-        email = form.email.data or ""
-        if email == user.email and user.email_verified_at:
-            form.refuse("This is your address already.", "email")
-        else:
-            try:
-                await address.ask_for(user, email, by=current_user.actor)
-            except EnoughLetters as enough:
-                form.refuse(str(enough))
-                page = await render_template("account/email.html", form=form, user=user)
-                return page, 429, {"Retry-After": str(enough.retry_after)}
-            return see_other("/verify")
-    return await render_template("account/email.html", form=form, user=user), form.status
+    with form.patience():
+        if form.posted:
+            email = form.email.data or ""
+            if email == user.email and user.email_verified_at:
+                form.refuse("This is your address already.", "email")
+            else:
+                await _count(email, user)
+                try:
+                    limit = settings().limit_letter
+                    await address.ask_for(user, email, limit=limit, by=current_user.actor)
+                except EnoughLetters as enough:
+                    form.refuse(str(enough))
+                    page = await render_template("account/email.html", form=form, user=user)
+                    return page, 429, {"Retry-After": str(enough.retry_after)}
+                return see_other("/verify")
+    page = await render_template("account/email.html", form=form, user=user)
+    return page, form.status, form.headers
+
+
+async def _count(email: str, user: User) -> None:
+    """For the address that the letter goes to, unless the account has it: with enough accounts
+    somebody's mailbox could be filled. Raises TooMany."""
+    if email.casefold() != user.email.casefold():
+        await throttle.count("letter", (email.casefold(), settings().limit_letter_address))
 
 
 @blueprint.post("/account/email/keep")
@@ -54,22 +67,42 @@ async def by_code() -> Any:
     if address.unconfirmed(user) is None:
         return redirect("/account")
     form = await CodeForm.from_request()
-    if form.posted:
-        key = settings().secret_key.get_secret_value()
-        try:
-            user = await address.confirm_by_code(
-                user, form.code.data or "", key=key, by=current_user.actor
-            )
-        except (WrongCode, NoCode, Taken) as refused:
-            log.warning("address_code_refused", user=user.username)
-            form.refuse(str(refused), "code")
-        else:
-            return await _confirmed(user)
+    with form.patience():
+        if form.posted:
+            try:
+                user = await _confirm_by_code(user, form.code.data or "")
+            except (WrongCode, NoCode, Taken) as refused:
+                log.warning("address_code_refused", user=user.username)
+                form.refuse(str(refused), "code")
+            else:
+                return await _confirmed(user)
     form.code.data = None
     page = await render_template(
         "account/verify.html", form=form, user=user, email=address.unconfirmed(user)
     )
-    return page, form.status
+    return page, form.status, form.headers
+
+
+async def _confirm_by_code(user: User, code: str) -> User:
+    """Counted for the address, which may have many accounts. Raises TooMany and what
+    `address.confirm_by_code` raises."""
+    here = f"code from {throttle.neighbourhood(auth.remote_address())}"
+    wrong = None
+    async with throttle.guessing(throttle.Key(here, settings().limit_sign_in_address)) as guess:
+        try:
+            user = await address.confirm_by_code(
+                user,
+                code,
+                key=settings().secret_key.get_secret_value(),
+                tries=settings().tries_per_code,
+                by=current_user.actor,
+            )
+            guess.right = True
+        except WrongCode as error:
+            wrong = error
+    if wrong:
+        raise wrong
+    return user
 
 
 @blueprint.post("/account/email/again")
@@ -77,8 +110,10 @@ async def by_code() -> Any:
 async def send_again() -> Any:
     user = await _me()
     try:
-        await address.ask_again(user, by=current_user.actor)
-    except EnoughLetters as enough:
+        if user.pending_email:
+            await _count(user.pending_email, user)
+        await address.ask_again(user, limit=settings().limit_letter, by=current_user.actor)
+    except (EnoughLetters, TooMany) as enough:
         form = CodeForm()
         form.refuse(str(enough))
         page = await render_template(

@@ -68,7 +68,13 @@ async def mine() -> Any:
 async def _add(form: AddForm) -> Enrolled:
     made = ceremonies.made(site() or abort(404), asker("make"), form.credential.data or "")
     user = await _me()
-    return await Passkey.add(user, made, name=form.name.data or "", by=current_user.actor)
+    return await Passkey.add(
+        user,
+        made,
+        name=form.name.data or "",
+        by=current_user.actor,
+        at_most=settings().passkeys_per_user,
+    )
 
 
 @blueprint.post(f"{HOME}/<passkey_id>/rename")

@@ -42,14 +42,15 @@ async def reset(token: str) -> Any:
     if user is None:
         return await render_template("recovery/gone.html"), 410
     form = await ResetForm.from_request()
-    if form.posted:
-        password = form.password.data or ""
-        weakness = passwords.weakness(password, context=[user.username, user.email])
-        if weakness is None:
-            return await _reset(token, password)
-        form.refuse(weakness, "password")
+    with form.patience():
+        if form.posted:
+            password = form.password.data or ""
+            weakness = passwords.weakness(password, context=[user.username, user.email])
+            if weakness is None:
+                return await _reset(token, password)
+            form.refuse(weakness, "password")
     page = await render_template("recovery/reset.html", form=form, username=user.username)
-    return page, form.status
+    return page, form.status, form.headers
 
 
 async def _reset(token: str, password: str) -> Any:

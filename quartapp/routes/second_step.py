@@ -1,5 +1,6 @@
 """The second step of a sign-in: after the password, something that only its owner has."""
 
+from datetime import timedelta
 from typing import Any
 
 from quart import Blueprint, flash, redirect, render_template
@@ -15,6 +16,8 @@ from quartapp.routes.entry import SECOND_STEP, half_way, sign_in
 from quartapp.routes.places import next_page, see_other, with_next
 
 blueprint = Blueprint("second_step", __name__)
+
+TOLD_EVERY = timedelta(days=1)
 
 
 @blueprint.route(SECOND_STEP, methods=["GET", "POST"])
@@ -47,6 +50,10 @@ async def _shown(user: User, code: str) -> Factor | None:
         guess.right = factor is not None
     if factor is None:
         log.warning("authn_login_fail", login=user.username, ip=auth.remote_address(), step=2)
+        failed = await throttle.tally("wrong codes", str(user.id), within=TOLD_EVERY)
+        # Once, and not for a slip of the owner: whoever fails here has the password.
+        if failed == settings().limit_factor.amount:
+            await user.warn_of_wrong_codes(ip=auth.remote_address())
     return factor
 
 

@@ -94,11 +94,14 @@ async def test_each_line_that_cannot_be_taken_is_named_and_the_others_are_in(
 
 
 async def test_a_file_without_a_fault_ends_with_0_and_comes_in_once(
-    terminal: Terminal, tmp_path: Path
+    terminal: Terminal, tmp_path: Path, flask: tuple[str, Any]
 ) -> None:
     file = tmp_path / "people.jsonl"
-    file.write_text(lines(person("kurt"), person("lena")))
+    costly = bcrypt.hashpw(b"correct horse battery staple", bcrypt.gensalt(6)).decode()
+    file.write_text(lines(person("kurt", password=costly), person("lena")))
     assert await terminal.does("user", "import", str(file)) == "Accounts made: 2.\n"
+    noted = await flask[1].client["quartapp"].costs.find_one()
+    assert noted["highest"] == 6, "so that nobody can tell them by the time that they take"
     again = await terminal.run("user", "import", str(file))
     assert (again.status, again.out.count("is taken")) == (1, 2)
     assert "Accounts made: 0." in again.out

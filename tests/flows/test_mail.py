@@ -6,24 +6,25 @@ from pathlib import Path
 
 from quartapp import clock
 from tests.conftest import PASSWORD, serving
-from tests.mail.conftest import post_office
+from tests.mail.conftest import post_offices
 from tests.people import Person, until
 from tests.routes.conftest import link_in
 
 
 async def test_letters_reach_a_mail_server_that_was_busy_at_first(tmp_path: Path) -> None:
     async with (
-        post_office() as office,
+        post_offices(tmp_path) as offices,
         serving(
             tmp_path / "data",
             BASE_URL="http://people.example.org",
             SMTP_HOST="127.0.0.1",
-            SMTP_PORT=str(office.port),
+            SMTP_PORT=str(offices["plain"].port),
             SMTP_TLS="none",
             MAIL_FROM="people@example.org",
         ) as server,
     ):
-        office.answers = ["451 greylisted"]
+        office = offices["plain"]
+        office.answer("451 greylisted")
         async with Person(server.url, "ada", PASSWORD) as ada, server.database() as database:
             await ada.register()
 

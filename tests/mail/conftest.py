@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
+import json
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -15,73 +16,95 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 from pydantic import SecretStr
 
 from quartapp.mail.postman import Postman
 from quartapp.models import Mail
 from quartapp.settings import Settings
 
-LOGIN = LoginPassword(b"quartapp", b"canary-smtp-password")
+
+@dataclass(frozen=True)
+class Envelope:
+    """A letter as the server got it."""
+
+    mail_from: str
+    rcpt_tos: list[str]
+    content: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class PostOffice:
-    """Takes letters, or answers the next of them with what stands in `answers`."""
+    """One way into the server. What it was given is in the folder, whichever way it came."""
 
-    port: int = 0
-    answers: list[str] = field(default_factory=list)
-    envelopes: list[Any] = field(default_factory=list)
-    logins: list[LoginPassword] = field(default_factory=list)
+    port: int
+    folder: Path
+
+    @property
+    def envelopes(self) -> list[Envelope]:
+        return [Envelope(**said) for said in self._kept("envelope")]
 
     @property
     def letters(self) -> list[EmailMessage]:
-        return [message_from_bytes(e.content, policy=default) for e in self.envelopes]  # type: ignore[misc]
+        contents = [each.content.encode("utf-8", "surrogateescape") for each in self.envelopes]
+        return [message_from_bytes(content, policy=default) for content in contents]  # type: ignore[misc]
 
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
-        if self.answers:
-            return self.answers.pop(0)
-        self.envelopes.append(envelope)
-        return "250 taken"
+    @property
+    def logins(self) -> list[tuple[str, str]]:
+        return [(said["user"], said["password"]) for said in self._kept("login")]
 
-    async def handle_RCPT(  # noqa: N802
-        self, server: Any, session: Any, envelope: Any, address: str, options: Any
-    ) -> str:
-        if address.startswith("nobody@"):
-            return "550 no such mailbox"
-        envelope.rcpt_tos.append(address)
-        return "250 fine"
+    def answer(self, *answers: str) -> None:
+        """Instead of taking the next letters."""
+        (self.folder / "answers").write_text("\n".join(answers))
 
-    def authenticate(self, *args: Any) -> AuthResult:
-        self.logins.append(args[-1])
-        return AuthResult(success=args[-1] == LOGIN)
+    def _kept(self, what: str) -> list[Any]:
+        return [json.loads(file.read_text()) for file in sorted(self.folder.glob(f"*.{what}"))]
 
 
 @asynccontextmanager
-async def post_office(**options: Any) -> AsyncIterator[PostOffice]:
-    """On a free port of this machine. `tls` encrypts from the first byte."""
-    office, tls = PostOffice(), options.pop("tls", None)
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: SMTP(
-            office, hostname="post.example", loop=loop, authenticator=office.authenticate, **options
+async def post_offices(
+    folder: Path, certificate: Path | None = None
+) -> AsyncIterator[dict[str, PostOffice]]:
+    """A mail server in a process of its own, by each way into it: see `tests.mail.server`."""
+    process = await asyncio.create_subprocess_exec(
+        *(
+            sys.executable,
+            "-m",
+            "tests.mail.server",
+            folder,
+            *([certificate] if certificate else []),
         ),
-        "127.0.0.1",
-        0,
-        ssl=tls,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
     )
-    office.port = server.sockets[0].getsockname()[1]
+    assert process.stdout is not None
     try:
-        yield office
+        async with asyncio.timeout(40):
+            ports = json.loads(await process.stdout.readline())
+        yield {way: PostOffice(port, folder) for way, port in ports.items()}
     finally:
-        server.close()
-        await server.wait_closed()
+        process.terminate()
+        await process.communicate()
+
+
+@pytest.fixture(scope="session")
+async def _post_offices(
+    tmp_path_factory: pytest.TempPathFactory, certificate: Path
+) -> AsyncIterator[dict[str, PostOffice]]:
+    async with post_offices(tmp_path_factory.mktemp("post"), certificate) as offices:
+        yield offices
 
 
 @pytest.fixture
-async def office() -> AsyncIterator[PostOffice]:
-    async with post_office() as office:
-        yield office
+def offices(_post_offices: dict[str, PostOffice]) -> dict[str, PostOffice]:
+    """Empty."""
+    for file in _post_offices["plain"].folder.iterdir():
+        file.unlink()
+    return _post_offices
+
+
+@pytest.fixture
+def office(offices: dict[str, PostOffice]) -> PostOffice:
+    return offices["plain"]
 
 
 @pytest.fixture(scope="session")
@@ -95,13 +118,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     file.write_text(file.read_text() + Path(f"{file}.crt").read_text())
     return file
-
-
-@pytest.fixture
-def tls(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
 
 
 def postman(settings: Settings, office: PostOffice, **changes: Any) -> Postman:

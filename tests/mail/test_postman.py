@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,7 +22,8 @@ from quartapp.models import Mail
 from quartapp.models.mail import FIRST_PAUSE, LEASE, TRIES, Letter
 from quartapp.models.user import User
 from quartapp.settings import Settings
-from tests.mail.conftest import LOGIN, PostOffice, post_office, postman, the_outbox
+from tests.mail.conftest import PostOffice, postman, the_outbox
+from tests.mail.server import LOGIN
 from tests.models.stories import register, some
 
 
@@ -62,7 +63,7 @@ async def test_a_server_that_says_later_is_asked_again_after_a_longer_pause_each
 ) -> None:
     await queue(ada)
     worker = postman(settings, office)
-    office.answers = ["451 greylisted", "421 busy"]
+    office.answer("451 greylisted", "421 busy")
     for pause in (FIRST_PAUSE, 2 * FIRST_PAUSE):
         before = clock.now()
         await worker.deliver()
@@ -81,7 +82,7 @@ async def test_a_letter_that_is_refused_for_good_is_given_up_at_once(
     settings: Settings, ada: User, office: PostOffice, to: str
 ) -> None:
     await queue(ada, to)
-    office.answers = ["554 spam"]
+    office.answer("554 spam")
     await postman(settings, office).deliver()
     (given_up,) = await the_outbox()
     assert given_up["gave_up_at"] is not None
@@ -94,10 +95,10 @@ async def test_a_letter_that_is_refused_for_good_is_given_up_at_once(
 async def test_a_server_that_is_not_there_is_tried_a_bounded_number_of_times(
     settings: Settings, ada: User
 ) -> None:
-    async with post_office() as gone:
-        pass
+    with socket.create_server(("127.0.0.1", 0)) as closed_again:
+        port = closed_again.getsockname()[1]
     await queue(ada)
-    worker = postman(settings, gone)
+    worker = postman(settings, PostOffice(port, settings.data))
     for tries in range(1, TRIES + 1):
         assert (await the_outbox())[0]["gave_up_at"] is None
         await make_due()
@@ -136,7 +137,7 @@ async def test_a_server_that_hangs_holds_nobody_for_long(
     monkeypatch.setattr(carriers, "SECONDS", 0.5)
     server = await asyncio.start_server(behave, "127.0.0.1", 0)
     async with server:
-        silent = PostOffice(server.sockets[0].getsockname()[1])
+        silent = PostOffice(server.sockets[0].getsockname()[1], settings.data)
         await queue(ada)
         began = time.monotonic()
         await postman(settings, silent).deliver()
@@ -204,20 +205,21 @@ async def test_whoever_has_lost_the_letter_decides_nothing(ada: User) -> None:
     assert await the_outbox() == []
 
 
-@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
-async def test_the_server_is_told_who_sends(settings: Settings, ada: User) -> None:
-    async with post_office(auth_required=True, auth_require_tls=False) as office:
-        login = {"smtp_user": "quartapp", "smtp_password": SecretStr("wrong")}
-        await queue(ada)
-        await postman(settings, office, **login).deliver()
-        (waiting,) = await the_outbox()
-        assert waiting["gave_up_at"] is None, "a wrong setting must not cost letters"
-        assert "wrong" not in waiting["trouble"]
-        login["smtp_password"] = SecretStr(LOGIN.password.decode())
-        await make_due()
-        await postman(settings, office, **login).deliver()
-        assert office.logins[-1] == LOGIN
-        assert len(office.envelopes) == 1
+async def test_the_server_is_told_who_sends(
+    settings: Settings, ada: User, offices: dict[str, PostOffice]
+) -> None:
+    office, password = offices["login"], LOGIN.password.decode()
+    login = {"smtp_user": "quartapp", "smtp_password": SecretStr("wrong")}
+    await queue(ada)
+    await postman(settings, office, **login).deliver()
+    (waiting,) = await the_outbox()
+    assert waiting["gave_up_at"] is None, "a wrong setting must not cost letters"
+    assert "wrong" not in waiting["trouble"]
+    login["smtp_password"] = SecretStr(password)
+    await make_due()
+    await postman(settings, office, **login).deliver()
+    assert office.logins[-1] == ("quartapp", password)
+    assert len(office.envelopes) == 1
 
 
 @pytest.mark.parametrize("mode", ["starttls", "tls"])
@@ -226,20 +228,19 @@ async def test_a_letter_is_shown_to_no_server_that_cannot_prove_who_it_is(
     settings: Settings,
     ada: User,
     certificate: Path,
-    tls: ssl.SSLContext,
+    offices: dict[str, PostOffice],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    how = {"tls": tls} if mode == "tls" else {"tls_context": tls, "require_starttls": True}
-    async with post_office(**how) as office:
-        await queue(ada)
-        await postman(settings, office, smtp_tls=mode).deliver()
-        assert office.envelopes == []
-        assert len(await the_outbox()) == 1
-        # OpenSSL trusts what this names.
-        monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
-        await make_due()
-        await postman(settings, office, smtp_tls=mode).deliver()
-        assert len(office.envelopes) == 1
+    office = offices[mode]
+    await queue(ada)
+    await postman(settings, office, smtp_tls=mode).deliver()
+    assert office.envelopes == []
+    assert len(await the_outbox()) == 1
+    # OpenSSL trusts what this names.
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    await make_due()
+    await postman(settings, office, smtp_tls=mode).deliver()
+    assert len(office.envelopes) == 1
 
 
 async def test_a_server_without_tls_gets_nothing_where_tls_is_asked_for(
@@ -299,9 +300,9 @@ async def test_without_a_server_letters_are_files_that_their_owner_alone_can_rea
 
 
 async def test_an_address_with_other_letters_than_ours_is_written_to(
-    settings: Settings, ada: User
+    settings: Settings, ada: User, offices: dict[str, PostOffice]
 ) -> None:
-    async with post_office(enable_SMTPUTF8=True) as office:
-        await queue(ada, "jürgen@bücher.example")
-        await postman(settings, office).deliver()
-        assert [envelope.rcpt_tos for envelope in office.envelopes] == [["jürgen@bücher.example"]]
+    office = offices["utf8"]
+    await queue(ada, "jürgen@bücher.example")
+    await postman(settings, office).deliver()
+    assert [envelope.rcpt_tos for envelope in office.envelopes] == [["jürgen@bücher.example"]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -15,15 +16,17 @@ from urllib.parse import urlencode
 import pytest
 from beanie import PydanticObjectId
 from bson import json_util
+from limits import parse
 from quart import Quart, Response
 from quart.typing import TestClientProtocol as Client
 from werkzeug.datastructures import Headers
 
-from quartapp import clock
+from quartapp import clock, create_app
 from quartapp.mail.carriers import Folder
 from quartapp.models import Role, Session, User
 from quartapp.models.actor import NOBODY
 from quartapp.policy import Permission
+from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.people import until
 
@@ -334,6 +337,32 @@ async def pages(visitor: Visitor, path: str, *, at_most: int = 10) -> list[Answe
 @pytest.fixture
 def town(app: Quart) -> Town:
     return Town(app)
+
+
+Open = Callable[..., Awaitable[Town]]
+
+
+@pytest.fixture
+async def open_town(settings: Settings) -> AsyncIterator[Open]:
+    """Starts workers on one database, with limits of their own."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**limits: str | int) -> Town:
+            changed = {
+                name: parse(value) if isinstance(value, str) else value
+                for name, value in limits.items()
+            }
+            app = create_app(settings.model_copy(update=changed))
+            await stack.enter_async_context(_running(app))
+            return Town(app)
+
+        yield start
+
+
+@asynccontextmanager
+async def _running(app: Quart) -> AsyncIterator[None]:
+    async with app.test_app():
+        yield
 
 
 @pytest.fixture

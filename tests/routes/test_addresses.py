@@ -7,8 +7,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Token, User
-from quartapp.models.address import GUESSES, LETTERS
-from tests.routes.conftest import Answer, Town, Visitor, code_in, documents, link_in, the_user
+from tests.routes.conftest import Answer, Open, Town, Visitor, code_in, documents, link_in, the_user
 
 
 async def newcomer(town: Town, username: str = "ada") -> tuple[Visitor, str]:
@@ -63,13 +62,17 @@ async def test_the_code_confirms(town: Town) -> None:
     assert await is_confirmed()
 
 
-async def test_a_code_has_five_tries_also_when_they_come_at_once(town: Town) -> None:
+@pytest.mark.parametrize("tries", [5, 3])
+async def test_a_code_has_so_many_tries_also_when_they_come_at_once(
+    open_town: Open, tries: int
+) -> None:
+    town = await open_town(tries_per_code=tries)
     ada, letter = await newcomer(town)
     wrong = another(code_in(letter))
-    answers = await asyncio.gather(*(type_code(ada, wrong) for _ in range(GUESSES + 3)))
+    answers = await asyncio.gather(*(type_code(ada, wrong) for _ in range(tries + 3)))
     assert {answer.status for answer in answers} == {422}
     (token,) = await documents("tokens")
-    assert token["guesses"] == GUESSES == 5
+    assert token["guesses"] == tries
     late = await type_code(ada, code_in(letter))
     assert late.status == 422
     assert "Ask for one" in late.error("code")
@@ -112,24 +115,26 @@ async def test_link_and_code_die_after_ten_minutes(town: Town) -> None:
     assert not await is_confirmed()
 
 
-async def test_a_new_letter_makes_the_old_one_void_and_there_is_a_limit(town: Town) -> None:
+async def test_a_new_letter_makes_the_old_one_void_and_there_is_a_limit(open_town: Open) -> None:
+    town = await open_town(limit_letter="3 per 2 hours")
     ada, first = await newcomer(town)
-    for _ in range(LETTERS - 1):
+    for _ in range(2):
         assert (await ada.post("/account/email/again")).status == 303
     newest = await next_letter(town, ada.email)
     assert (await ada.get(link_in(first))).status == 410
     refused = await ada.post("/account/email/again")
     assert refused.status == 429
-    assert 3500 < int(refused.headers["Retry-After"]) <= 3600
-    assert "minutes" in refused.text
+    assert 7100 < int(refused.headers["Retry-After"]) <= 7200
+    assert "3 within 2 hours are as many letters as there are." in refused.text
+    assert "sent in 2 hours." in refused.text
     changing = await ada.post("/account/email", email="new@example.org")
     assert changing.status == 429
     assert changing.fields["email"] == "new@example.org"
     assert (await the_user("ada")).pending_email is None
     assert (await ada.post(link_in(newest))).status == 303
-    # An hour later.
+    # Two hours later.
     user = await the_user("ada")
-    earlier = [at - timedelta(hours=1) for at in user.letters_asked]
+    earlier = [at - timedelta(hours=2) for at in user.letters_asked]
     await User.change({"_id": user.id}, {"$set": {"letters_asked": earlier}})
     assert (await ada.post("/account/email", email="new@example.org")).status == 303
 
@@ -140,10 +145,10 @@ async def test_of_many_who_ask_at_once_no_more_than_the_limit_get_a_letter(town:
     answers = await asyncio.gather(
         *(ada.send("/account/email/again", {"csrf_token": token}) for _ in range(8))
     )
-    assert sorted(a.status for a in answers) == (LETTERS - 1) * [303] + (9 - LETTERS) * [429]
+    assert sorted(a.status for a in answers) == 4 * [303] + 4 * [429]
     await town.no_more_letters()
     letters = await town.letters(ada.email)
-    assert len(letters) <= LETTERS
+    assert len(letters) <= 5
     # None is sent once a newer one is asked for, so the last to come is one that works.
     assert (await ada.post(link_in(letters[0]))).status == 303
 

@@ -1,11 +1,13 @@
 """Every POST comes from a page of ours that was shown to whoever sends it (ASVS 3.5.1, 3.5.2)."""
 
 import pytest
+from quart import Quart
 
 from quartapp.policy import Permission
 from tests.routes.conftest import ORIGIN, Town, Visitor, contents
 from tests.routes.matrix import POSTS
 from tests.routes.scenes import form, path, scene
+from tests.routes.test_limits import knock
 
 OURS = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
 
@@ -85,6 +87,22 @@ async def test_a_page_of_ours_is_let_in_with_or_without_the_browsers_word(
 ) -> None:
     fields = {"csrf_token": await ada.csrf_token(), "title": "A", "body": "B"}
     assert (await ada.send("/posts/new", fields, headers)).status == 303
+
+
+async def test_other_origins_that_are_listed_count_beside_our_own_and_no_further_ones(
+    app: Quart, ada: Visitor
+) -> None:
+    listed = "https://people.example.org"
+    running = app.extensions["quartapp"]
+    running.settings = running.settings.model_copy(update={"allowed_origins": [listed]})
+    fields = {"csrf_token": await ada.csrf_token(), "title": "A", "body": "B"}
+    for origin in (ORIGIN, listed):
+        assert (await ada.send("/posts/new", fields, {"Origin": origin})).status == 303
+        assert await knock(ada, origin) == 101
+    foreign = [sent["Origin"] for sent in FOREIGN if sent.get("Origin", ORIGIN) != ORIGIN]
+    for origin in (*foreign, f"{listed}.evil.example", f"{listed}/", "http://people.example.org"):
+        assert (await ada.send("/posts/new", fields, {"Origin": origin})).status == 403, origin
+        assert await knock(ada, origin) == 403, origin
 
 
 async def test_a_program_may_send_the_token_in_a_header(ada: Visitor) -> None:

@@ -1,44 +1,19 @@
 """Abuse is slowed down, and nobody locks somebody else out with it (ASVS 2.4.1, 6.1.1, 6.3.1)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from limits import parse
-from quart import Quart
 from quart.testing.connections import WebsocketResponseError
 
-from quartapp import create_app
 from quartapp.models.actor import NOBODY
 from quartapp.models.guess import Guesses
-from quartapp.settings import Settings
-from tests.routes.conftest import ORIGIN, Town, Visitor, the_user
+from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Open, Town, Visitor, code_in, the_user
+from tests.routes.test_forgotten import a_link
+from tests.routes.test_invitations import a_link as an_invitation
 from tests.routes.test_signing_in import counted
 
 WRONG = "something else altogether"
-Open = Callable[..., Awaitable[Town]]
-
-
-@pytest.fixture
-async def open_town(settings: Settings) -> AsyncIterator[Open]:
-    """Starts workers on one database, with limits of their own."""
-    async with AsyncExitStack() as stack:
-
-        async def start(**limits: str) -> Town:
-            changed = {name: parse(value) for name, value in limits.items()}
-            app = create_app(settings.model_copy(update=changed))
-            await stack.enter_async_context(_running(app))
-            return Town(app)
-
-        yield start
-
-
-@asynccontextmanager
-async def _running(app: Quart) -> AsyncIterator[None]:
-    async with app.test_app():
-        yield
 
 
 async def fail(visitor: Visitor, times: int, login: str = "ada") -> list[int]:
@@ -206,6 +181,44 @@ async def test_so_many_at_once_are_no_more_than_the_limit_allows(ada: Visitor) -
     assert all("Retry-After" in each.headers for each in answers if each.status != 422)
 
 
+async def test_whoever_has_the_cookies_of_many_has_one_allowance_for_their_passwords(
+    open_town: Open,
+) -> None:
+    town = await open_town(limit_sign_in_address="3 per 5 minutes")
+    owners = [await town.member(name) for name in ("ada", "bob")]
+    thieves = [town.nobody() for _ in owners]
+    for thief, owner in zip(thieves, owners, strict=True):
+        thief.client.set_cookie("localhost", SESSION_COOKIE, owner.token)
+    found = [(await thief.post("/confirm", password=WRONG)).status for thief in thieves * 2]
+    assert found == [422] * 3 + [429]
+    new = {"password": "quite another horse", "confirm": "quite another horse"}
+    refused = await thieves[0].post("/account/password", current_password=WRONG, **new)
+    assert refused.status == 429
+    # In their own browsers, at the same address, they are not kept from it.
+    for owner in owners:
+        assert (await owner.post("/confirm", password=owner.password)).status == 303
+
+
+async def test_many_accounts_at_one_address_have_one_allowance_for_codes(open_town: Open) -> None:
+    town = await open_town(limit_sign_in_address="3 per 5 minutes")
+    people = [Visitor(town.app, name, address="192.0.2.1") for name in ("ada", "bob")]
+    codes = []
+    for person in people:
+        assert (await person.register()).status == 303
+        codes.append(code_in((await town.letters(person.email, "Confirm"))[0]))
+    wrong = next(f"{n:06}" for n in range(3) if f"{n:06}" not in codes)
+    found = [await person.post("/verify", code=wrong) for person in people * 2]
+    assert [answer.status for answer in found] == [422] * 3 + [429]
+    assert found[-1].headers["Retry-After"] == "1"
+    assert "Try again in 1 second" in found[-1].text
+    # What was not looked at has cost no try, and a right one none of the address.
+    people[1].address = "192.0.2.2"
+    assert "3 more tries" in (await people[1].post("/verify", code=wrong)).error("code")
+    assert (await people[1].post("/verify", code=codes[1])).status == 303
+    await let_pass(1)
+    assert (await people[0].post("/verify", code=codes[0])).status == 303
+
+
 async def test_registrations_from_one_address_have_a_limit_and_lose_nothing_typed(
     open_town: Open,
 ) -> None:
@@ -237,6 +250,54 @@ async def test_letters_for_the_forgetful_have_a_limit_for_each_address(open_town
     assert (await elsewhere.post("/forgot", email="ada@example.org")).status == 303
 
 
+async def test_while_the_queue_for_passwords_is_full_each_form_comes_back_with_what_was_typed(
+    town: Town, root: Visitor, ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {"password": "quite another horse", "confirm": "quite another horse"}
+    stale = ada.another_device()
+    await stale.sign_in()
+    await stale.grow_stale()
+    forms: list[tuple[Visitor, str, dict[str, str]]] = [
+        (town.nobody(), "/register", {"username": "bob", "email": "bob@example.org", **new}),
+        (town.nobody(), "/login", {"login": "ada", "password": ada.password}),
+        (town.nobody(), await a_link(town), new),
+        (town.nobody(), await an_invitation(town, root), {"username": "bob", **new}),
+        (ada, "/account/password", {"current_password": ada.password, **new}),
+        (ada, "/confirm", {"password": ada.password}),
+        (stale, "/account/email", {"email": "new@example.org", "password": ada.password}),
+    ]
+    monkeypatch.setattr(town.app.extensions["quartapp"].hasher, "_room", 0)
+    for visitor, path, typed in forms:
+        answer = await visitor.post(path, **typed)
+        assert (answer.status, int(answer.headers["Retry-After"])) == (503, 2), path
+        assert "Try again in a moment" in answer.text, path
+        secret = {"password", "confirm", "current_password"}
+        kept = {name: answer.fields[name] for name in typed if name not in secret}
+        assert kept == {name: typed[name] for name in kept}, path
+        assert f'action="{path}"' in answer.text, path
+        assert "password" in answer.fields, path
+        assert answer.fields["password"] == "", path
+
+
+async def test_many_accounts_cannot_fill_the_mailbox_of_somebody_else(open_town: Open) -> None:
+    town = await open_town(limit_letter_address="3 per day")
+    ada, bob = await town.member("ada"), await town.member("bob")
+    found = [
+        await ada.post("/account/email", email="victim@example.org"),
+        await ada.post("/account/email/again"),
+        await bob.post("/account/email", email="VICTIM@example.org"),
+        await bob.post("/account/email/again"),
+        await ada.post("/account/email", email="victim@example.org"),
+    ]
+    assert [answer.status for answer in found] == [303] * 3 + [429] * 2
+    assert all(int(answer.headers["Retry-After"]) > 3600 for answer in found[3:])
+    assert found[4].fields["email"] == "victim@example.org"
+    # The one an account has is not counted, so that nobody can use that up for its owner.
+    assert (await ada.post("/account/email", email="ada@example.org")).status == 303
+    await town.no_more_letters()
+    assert len(await town.letters("ada@example.org", "Confirm")) == 1
+
+
 @pytest.mark.parametrize("limit", ["limit_handshake_user", "limit_handshake_address"])
 async def test_handshakes_have_a_limit_of_their_own(open_town: Open, limit: str) -> None:
     town = await open_town(**{limit: "2 per minute"})
@@ -258,8 +319,8 @@ async def test_handshakes_have_a_limit_of_their_own(open_town: Open, limit: str)
         assert await knock(ada) == 101
 
 
-async def knock(visitor: Visitor) -> int:
-    headers: dict[str, Any] = {"Origin": ORIGIN}
+async def knock(visitor: Visitor, origin: str = ORIGIN) -> int:
+    headers: dict[str, Any] = {"Origin": origin}
     async with visitor.client.websocket("/ws", headers=headers, scope_base=visitor.scope) as socket:
         try:
             await socket.receive_json()

@@ -101,6 +101,31 @@ async def test_what_cannot_be_used_is_said_beside_its_field_and_the_rest_is_kept
     assert await documents("users") == []
 
 
+async def test_of_many_who_want_one_address_at_once_the_losers_are_told_what_a_later_one_is(
+    town: Town,
+) -> None:
+    people = [Visitor(town.app, f"p{number}") for number in range(12)]
+    tokens = [await each.csrf_token() for each in people]
+    emails = [("ada@example.org", "ADA@Example.org")[number % 2] for number in range(12)]
+    forms = [
+        {"username": each.username, "email": email, "password": PASSWORD, "confirm": PASSWORD}
+        for each, email in zip(people, emails, strict=True)
+    ]
+    answers = await asyncio.gather(
+        *(
+            each.send("/register", {"csrf_token": token, **form})
+            for each, token, form in zip(people, tokens, forms, strict=True)
+        )
+    )
+    assert sorted(answer.status for answer in answers) == [303] + 11 * [422]
+    for answer, form in zip(answers, forms, strict=True):
+        if answer.status == 422:
+            later = await town.nobody().post("/register", **form)
+            assert later.error("email") == "This e-mail address is taken."
+            assert (answer.status, answer.anonymized) == (later.status, later.anonymized)
+    assert len(await documents("users")) == 1
+
+
 async def test_passwords_that_differ_are_refused(nobody: Visitor) -> None:
     answer = await nobody.register("ada", confirm=f"{PASSWORD} ")
     assert answer.status == 422

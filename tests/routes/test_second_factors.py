@@ -226,6 +226,11 @@ async def test_guesses_at_codes_are_limited_even_for_one_who_knows_the_password(
     assert later.status == 429
     assert int(later.headers["Retry-After"]) >= 1
     assert "Too many tries" in later.text
+    # The owner is told of it once: whoever gets here knows the password.
+    (told,) = await town.letters(ada.email, "Somebody may know your password")
+    assert "192.0.2.66" in told
+    (notice,) = await documents("notices", kind="codes.refused")
+    assert notice["user"].id == (await the_user("ada")).id
     # From elsewhere it is the same account; in her own browser she has tries of her own.
     elsewhere = ada.another_device("198.51.100.7")
     await elsewhere.sign_in()
@@ -257,6 +262,7 @@ async def test_removing_the_app_is_told_and_a_password_is_enough_again(
 ) -> None:
     await set_up(ada)
     assert (await ada.post(f"{TOTP}/remove")).location == FACTORS
+    assert "signs no other device out" in (await ada.get(FACTORS)).text
     (letter,) = await town.letters(ada.email, "factor was removed")
     assert "authenticator app" in letter
     assert "You have none" in (await ada.get(CODES)).text

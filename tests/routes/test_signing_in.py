@@ -10,10 +10,13 @@ import pytest
 from quart import Quart
 
 from quartapp import create_app
-from quartapp.models import User
+from quartapp.models import User, cost
 from quartapp.models.actor import NOBODY
+from quartapp.passwords import Busy
 from quartapp.settings import Settings
-from tests.routes.conftest import SESSION_COOKIE, Town, Visitor, the_user
+from tests.conftest import PASSWORD
+from tests.people import SECONDS, until
+from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Town, Visitor, role_named, the_user
 
 
 @pytest.mark.parametrize("login", ["ada", "ADA", "ada@example.org", "Ada@Example.Org", " ada "])
@@ -109,6 +112,39 @@ async def test_unknown_wrong_and_disabled_are_one_answer(
     assert seen[1:] == seen[:1] * 3
 
 
+async def test_they_are_one_answer_also_where_a_hash_costs_more_than_those_of_today(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town.account("of-today")
+    costly = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
+    for name in ("of-before", "closed"):
+        await User.register(name, f"{name}@example.org", costly, roles=[], by=NOBODY)
+    await (await the_user("closed")).disable(by=NOBODY)
+    await cost.highest(6)
+    work = []
+    for login in ("nobody-at-all", "of-today", "of-before", "closed"):
+        with monkeypatch.context() as patch:
+            done = worked(patch)
+            wrong = PASSWORD if login == "closed" else "something else altogether"
+            assert (await town.nobody().sign_in(login=login, password=wrong)).status == 422
+        work.append(done())
+    assert work == [2**6] * 4
+
+
+def worked(patch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How much bcrypt has done since, in rounds."""
+    done: list[int] = []
+    for name in ("checkpw", "hashpw"):
+        real = getattr(bcrypt, name)
+
+        def call(*args: Any, real: Callable[..., Any] = real) -> Any:
+            done.append(2 ** int(args[1].split(b"$")[2]))
+            return real(*args)
+
+        patch.setattr(bcrypt, name, call)
+    return lambda: sum(done)
+
+
 def counted(patch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How often bcrypt has run since."""
     calls: list[str] = []
@@ -127,19 +163,25 @@ def counted(patch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: len(calls)
 
 
+FLOOD, ROOM = 60, 4
+
+
 @pytest.fixture
 async def narrow(settings: Settings) -> AsyncIterator[Quart]:
-    """An application with one thread for passwords, and room for one who waits."""
-    app = create_app(settings.model_copy(update={"bcrypt_threads": 1, "bcrypt_queue": 1}))
+    """An application with one thread for passwords, and room for a few who wait."""
+    few = {"bcrypt_threads": 1, "bcrypt_queue": ROOM - 1}
+    app = create_app(settings.model_copy(update=few))
     async with app.test_app():
         yield app
 
 
-async def test_past_the_queue_for_passwords_it_is_503_and_pages_go_on(
+async def test_past_the_queue_for_passwords_it_is_503_and_pages_and_sockets_go_on(
     narrow: Quart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     town = Town(narrow)
     ada = await town.member("ada")
+    strangers = [Visitor(narrow, f"u-{n}", address=f"192.0.2.{n}") for n in range(FLOOD)]
+    tokens = [await each.csrf_token() for each in strangers]
     release, real = threading.Event(), bcrypt.checkpw
 
     def slow(*args: Any) -> bool:
@@ -147,28 +189,59 @@ async def test_past_the_queue_for_passwords_it_is_503_and_pages_go_on(
         return real(*args)
 
     monkeypatch.setattr(bcrypt, "checkpw", slow)
-    attempts = [asyncio.create_task(ada.another_device().sign_in()) for _ in range(3)]
-    try:
-        done, waiting = await asyncio.wait(
-            attempts, timeout=10, return_when=asyncio.FIRST_COMPLETED
+    attempts = [
+        asyncio.create_task(
+            each.send("/login", {"csrf_token": token, "login": each.username, "password": "x"})
         )
-        (refused,) = (task.result() for task in done)
-        assert refused.status == 503
-        assert int(refused.headers["Retry-After"]) > 0
+        for each, token in zip(strangers, tokens, strict=True)
+    ]
+    try:
+
+        async def all_the_others_have_an_answer() -> bool:
+            return sum(task.done() for task in attempts) == FLOOD - ROOM
+
+        await until(all_the_others_have_an_answer)
+        for number, task in enumerate(attempts):
+            if task.done():
+                refused = task.result()
+                assert refused.status == 503
+                assert int(refused.headers["Retry-After"]) > 0
+                assert refused.fields["login"] == f"u-{number}"
+                assert refused.fields["password"] == ""
         assert (await ada.get("/account")).status == 200
+        async with ada.client.websocket(
+            "/ws", headers={"Origin": ORIGIN}, scope_base=ada.scope
+        ) as socket:
+            assert (await socket.receive_json())["type"] == "hello"
+            await (await the_user("ada")).grant(await role_named("moderator"), by=NOBODY)
+            async with asyncio.timeout(SECONDS):
+                while (said := await socket.receive_json())["type"] != "notice":
+                    pass
+            assert "moderator" in said["text"]
+        assert sum(task.done() for task in attempts) == FLOOD - ROOM
     finally:
         release.set()
-    assert [answer.status for answer in await asyncio.gather(*waiting)] == [303, 303]
+    assert sorted(answer.status for answer in await asyncio.gather(*attempts)) == (
+        ROOM * [422] + (FLOOD - ROOM) * [503]
+    )
     assert (await ada.another_device().sign_in()).status == 303
 
 
 async def test_somebody_from_a_flask_bcrypt_application_signs_in_and_gets_a_hash_of_ours(
-    town: Town,
+    town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = bcrypt.hashpw(b"secret of 2014", bcrypt.gensalt(5)).decode()
     await User.register("ada", "ada@example.org", old, roles=[], by=NOBODY)
     ada = Visitor(town.app, "ada", "secret of 2014")
     assert (await ada.sign_in(password="secret of 2015")).status == 422
+    assert (await the_user("ada")).password_hash == old
+
+    async def busy(_: str) -> str:
+        raise Busy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(town.app.extensions["quartapp"].hasher, "hash", busy)
+        assert (await ada.another_device().sign_in()).status == 303
     assert (await the_user("ada")).password_hash == old
     assert (await ada.sign_in()).status == 303
     assert (await the_user("ada")).password_hash.startswith("$quartapp$")

@@ -1,0 +1,85 @@
+"""A mail server, to be run by itself: `python -m tests.mail.server FOLDER [CERTIFICATE]`.
+
+It prints on which port it listens in which way. What it is given it keeps in the folder, and the
+next letters it answers with what stands there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
+
+LOGIN = LoginPassword(b"quartapp", b"canary-smtp-password")
+
+
+class Office:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = count(1)
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+        answers = self._folder / "answers"
+        if answers.exists():
+            answer, *others = answers.read_text().splitlines()
+            answers.write_text("\n".join(others)) if others else answers.unlink()
+            return answer
+        said = {"mail_from": envelope.mail_from, "rcpt_tos": envelope.rcpt_tos}
+        self._keep("envelope", **said, content=envelope.content.decode("utf-8", "surrogateescape"))
+        return "250 taken"
+
+    async def handle_RCPT(  # noqa: N802
+        self, server: Any, session: Any, envelope: Any, address: str, options: Any
+    ) -> str:
+        if address.startswith("nobody@"):
+            return "550 no such mailbox"
+        envelope.rcpt_tos.append(address)
+        return "250 fine"
+
+    def authenticate(self, *args: Any) -> AuthResult:
+        login: LoginPassword = args[-1]
+        self._keep("login", user=login.login.decode(), password=login.password.decode())
+        # Not handled: the answer is left to the library.
+        return AuthResult(success=login == LOGIN, handled=False)
+
+    def _keep(self, what: str, **said: Any) -> None:
+        """Whoever sees the file sees all of it."""
+        name = f"{next(self._numbers):06}.{what}"
+        draft = self._folder / f".{name}"
+        draft.write_text(json.dumps(said))
+        draft.rename(self._folder / name)
+
+
+async def serve(folder: Path, certificate: str | None) -> None:
+    ways: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "login": {"auth_required": True, "auth_require_tls": False},
+        "utf8": {"enable_SMTPUTF8": True},
+    }
+    tls = None
+    if certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+        ways |= {"starttls": {"tls_context": tls, "require_starttls": True}, "tls": {}}
+    office, loop, ports = Office(folder), asyncio.get_running_loop(), {}
+    for way, options in ways.items():
+
+        def protocol(options: dict[str, Any] = options) -> SMTP:
+            authenticator = office.authenticate
+            return SMTP(office, hostname="post.example", authenticator=authenticator, **options)
+
+        encrypts = tls if way == "tls" else None
+        server = await loop.create_server(protocol, "127.0.0.1", 0, ssl=encrypts)
+        ports[way] = server.sockets[0].getsockname()[1]
+    print(json.dumps(ports), flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None))
