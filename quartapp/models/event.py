@@ -14,7 +14,7 @@ from quartapp import clock
 from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.record import Record
-from quartapp.models.references import ref
+from quartapp.models.references import CASELESS, ref
 from quartapp.models.worker import Barrier
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class Event(Record):
         indexes = [
             IndexModel([("subject.$id", 1), ("_id", -1)], name="of_subject"),
             IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
+            # Of those invited, who have no account yet.
+            IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),
             IndexModel([("at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())),
         ]
 

@@ -98,6 +98,7 @@ class Invitation(Record):
             ),
             IndexModel([("email", 1)], name="of_address", collation=CASELESS),
             IndexModel([("by.$id", 1), ("expires_at", 1)], name="of_inviter"),
+            IndexModel([("account.$id", 1)], name="of_account", sparse=True),
             IndexModel(
                 [("expires_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
             ),
