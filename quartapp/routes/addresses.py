@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user, fresh_login_required, settings
+from quartapp.auth import current_user, fresh_login_required, me, settings
 from quartapp.forms.accounts import CodeForm, EmailForm, LinkForm
 from quartapp.log import log
 from quartapp.models import User, address
@@ -21,7 +21,7 @@ blueprint = Blueprint("addresses", __name__)
 @login_required
 @fresh_login_required
 async def change() -> Any:
-    user = await _me()
+    user = await me()
     form = await EmailForm.from_request()
     if form.posted:
         email = form.email.data or ""
@@ -42,7 +42,7 @@ async def change() -> Any:
 @login_required
 async def keep() -> Any:
     """Takes back the wish for another address."""
-    await address.forget(await _me())
+    await address.forget(await me())
     await flash("Your address stays as it is.", "info")
     return see_other("/account")
 
@@ -50,7 +50,7 @@ async def keep() -> Any:
 @blueprint.route("/verify", methods=["GET", "POST"])
 @login_required
 async def by_code() -> Any:
-    user = await _me()
+    user = await me()
     if address.unconfirmed(user) is None:
         return redirect("/account")
     form = await CodeForm.from_request()
@@ -75,7 +75,7 @@ async def by_code() -> Any:
 @blueprint.post("/account/email/again")
 @login_required
 async def send_again() -> Any:
-    user = await _me()
+    user = await me()
     try:
         await address.ask_again(user, by=current_user.actor)
     except EnoughLetters as enough:
@@ -114,9 +114,3 @@ async def _confirmed(user: User) -> Any:
     log.info("address_confirmed", user=user.username)
     await flash("Your e-mail address is confirmed.", "success")
     return see_other("/account" if current_user.signed_in else "/login")
-
-
-async def _me() -> User:
-    user = await User.get(current_user.user_id)
-    assert user is not None, "a principal has a user"
-    return user

@@ -436,10 +436,12 @@ async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
     async def late(username: str) -> None:
         await forget_name(username)
         await Comment.write(post, "Late", by=acting(bob))
+        await Mail.queue(Letter.RESET, "ADA@example.org")
 
     monkeypatch.setattr(personal, "forget_name", late)
     assert await erase_due() == 1
     assert await Notice.find({"user.$id": ada.id}).count() == 0
+    assert await Mail.find({}).count() == 0
 
 
 def test_every_collection_says_what_it_holds_about_people() -> None:
