@@ -107,10 +107,11 @@ TEXTS = {
     Letter.DISOWNED: (
         "Somebody signed in to the account {username} has said that this was not them:",
         "{what}, {when}",
-        "All other sessions were signed out. If you have not changed the password since, do so "
-        "now: whoever it was may know the old one.",
-        "{base}/account/password",
-        "If you did not say so, set a new password at once: {base}/forgot",
+        "All other sessions were signed out. Whoever it was can come back by what they know or "
+        "have left behind, so go through this:",
+        "{base}/account/timeline/not-me",
+        "If you did not say so, set a new password at once, or tell an administrator if that does "
+        "not reach you here: {base}/forgot",
     ),
     Letter.FACTOR_ADDED: (
         "The account {username} has a new second factor since {at}: {factor}. It was set up from "

@@ -10,7 +10,7 @@ from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.factor import NAMES, Factor
-from quartapp.models.mail import Letter
+from quartapp.models.mail import Letter, Mail
 from quartapp.models.references import DomainError, linked_id
 from quartapp.models.session import Reason, Session, acting, mark_ended
 from quartapp.models.user import User
@@ -108,6 +108,11 @@ async def page(
     return await Event.page(subject=user_id, verbs=TEXTS.keys(), before=before, limit=limit)
 
 
+async def latest(user_id: PydanticObjectId, verb: Verb) -> Event | None:
+    found = await Event.page(subject=user_id, verbs=[verb], limit=1)
+    return found[0] if found else None
+
+
 async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event | None:
     """An event of this person's timeline that may have been somebody else."""
     event = await Event.get(event_id)
@@ -153,7 +158,16 @@ async def disown(event: Event, *, by: Actor) -> Event:
         said.details["count"] = ended
         user = await User.get(by.user_id, session=tx)
         if user:
-            await user.write(Letter.DISOWNED, tx, what=text(event), when=event.at.isoformat())
+            # Whoever it was may have changed the address, and reads the mail of the new one.
+            for email in (user.email, *await _given_up_since(event, user.id, tx)):
+                words = {"what": text(event), "when": event.at.isoformat()}
+                await Mail.queue(Letter.DISOWNED, email, user=user.id, tx=tx, **words)
         return await said.insert(session=tx)
 
     return await acting(by, work)
+
+
+async def _given_up_since(event: Event, user_id: PydanticObjectId, tx: Tx) -> list[str]:
+    """The addresses that the account had before, if it got another with this event or later."""
+    moved = {"subject.$id": user_id, "verb": Verb.EMAIL_CHANGED, "at": {"$gte": event.at}}
+    return [each.details["was"] async for each in Event.find(moved, session=tx)]
