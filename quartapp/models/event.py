@@ -186,12 +186,16 @@ class Event(Record):
         cls,
         *,
         subject: PydanticObjectId | None = None,
+        common: Collection[PydanticObjectId] = (),
         verbs: Collection[Verb] = (),
         before: PydanticObjectId | None = None,
         limit: int = 50,
     ) -> list[Self]:
-        """The newest first, with their actors and subjects; of these verbs, or of all."""
+        """The newest first, with their actors and subjects; of these verbs, or of all. Those of one
+        subject and, beside them, what is `common` to many."""
         match: dict[str, Any] = {"subject.$id": subject} if subject else {}
+        if common:
+            match = {"$or": [match, {"_id": {"$in": list(common)}}]}
         if verbs:
             match["verb"] = {"$in": list(verbs)}
         if before:

@@ -167,18 +167,27 @@ def _invited(person: Person) -> dict[str, Any]:
     return {"subject": None, "$or": person.addressed("details.email", "at")}
 
 
+def _events(person: Person) -> dict[str, Any]:
+    common = {"_id": {"$in": person.user.common_events}}
+    return {"$or": [linked("subject")(person), linked("actor")(person), _invited(person), common]}
+
+
 def _event(row: Row, person: Person) -> dict[str, Any]:
     """Who and where others are is their own affair, also where they did something to the person."""
     actor, subject = row.get("actor"), row.get("subject")
-    by_them, to_them = person.is_behind(actor), person.is_behind(subject)
-    invited = subject is None and person.has_had(row["details"].get("email"))
+    by_them = person.is_behind(actor)
+    to_them = (
+        person.is_behind(subject)
+        or row["_id"] in person.user.common_events
+        or (subject is None and person.has_had(row["details"].get("email")))
+    )
     shown = fields("at", "verb")(row, person)
     shown["by"] = "you" if by_them else "somebody else" if actor else "the system"
-    if subject is not None or invited:
-        shown["to"] = "you" if to_them or invited else "somebody else"
+    if subject is not None or to_them:
+        shown["to"] = "you" if to_them else "somebody else"
     if by_them:
         shown |= fields("session", "ip")(row, person)
-    if to_them or invited:
+    if to_them:
         shown |= fields("details")(row, person)
     return shown
 
@@ -270,9 +279,7 @@ HELD = [
     ),
     Holding(
         Event,
-        lambda person: {
-            "$or": [linked("subject")(person), linked("actor")(person), _invited(person)]
-        },
+        _events,
         _event,
         erase_with=_blank_events,
         caseless=True,

@@ -26,6 +26,7 @@ class Line:
 
 TEXTS = {
     Verb.USER_REGISTERED: Line("The account was made"),
+    Verb.INVITATION_ACCEPTED: Line("An invitation was taken up, which gave: {roles}"),
     Verb.SESSION_STARTED: Line("Signed in", strange=True),
     Verb.SESSION_CONFIRMED: Line("Confirmed with the password", strange=True),
     Verb.SESSION_ENDED: Line("A session was signed out", strange=True),
@@ -42,6 +43,7 @@ TEXTS = {
     Verb.RECOVERY_CODES_MADE: Line("New recovery codes were made", strange=True),
     Verb.ROLE_GRANTED: Line("The role {role} was given"),
     Verb.ROLE_REVOKED: Line("The role {role} was taken"),
+    Verb.ROLE_DELETED: Line("The role {role}, which you held, was deleted"),
     Verb.USER_DISABLED: Line("The account was disabled"),
     Verb.USER_ENABLED: Line("The account was enabled again"),
     Verb.LAST_DAY_SET: Line("{day} was made the last day of the account"),
@@ -105,7 +107,11 @@ async def page(
     user_id: PydanticObjectId, *, before: PydanticObjectId | None, limit: int
 ) -> list[Event]:
     """The newest first, with their actors."""
-    return await Event.page(subject=user_id, verbs=TEXTS.keys(), before=before, limit=limit)
+    user = await User.get(user_id)
+    common = user.common_events if user else []
+    return await Event.page(
+        subject=user_id, common=common, verbs=TEXTS.keys(), before=before, limit=limit
+    )
 
 
 async def latest(user_id: PydanticObjectId, verb: Verb) -> Event | None:
@@ -122,6 +128,7 @@ async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event |
 def text(event: Event) -> str:
     """A sentence. Details of an older form leave a gap rather than an error."""
     words = {"role": "", "day": "", "factor": ""} | event.details
+    words["roles"] = ", ".join(event.details.get("roles", ()))
     if words["factor"] in set(Factor):
         words["factor"] = NAMES[Factor(words["factor"])]
     return TEXTS[event.verb].text.format_map(words)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from quartapp.models.passkey import Passkey
     from quartapp.models.role import Role
 
+COMMON_EVENTS = 100
 OPEN: Mapping[str, Any] = {"disabled_at": None, "closed_at": None}
 LAST = "This is the last active administrator"
 
@@ -83,6 +84,8 @@ class User(Record):
     roles: list[Link["Role"]] = []
     authz_version: int = 1
     authz_by: Link["User"] | None = None
+    # Of events that happened to many at once and name none of them: the latest of this person's.
+    common_events: list[PydanticObjectId] = []
     disabled_at: datetime | None = None
     closes_at: datetime | None = None
     closed_at: datetime | None = None

@@ -197,6 +197,6 @@ async def _page(
         form=form,
         leave=leave or LastDayForm(),
         sessions=await Session.of_user(person.id),
-        events=await Event.page(subject=person.id, limit=10),
+        events=await Event.page(subject=person.id, common=person.common_events, limit=10),
     )
     return page, (leave or form).status
