@@ -167,18 +167,14 @@ def write(mail: Mail, *, to: str, sender: str, base: str, words: Mapping[str, st
     message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
     data = {
-        name: _moment(datetime.fromisoformat(word)) if name in MOMENTS else word
+        name: clock.in_full(datetime.fromisoformat(word)) if name in MOMENTS else word
         for name, word in mail.data.items()
     }
     known = {"ip": "an unknown address", "device": "unknown"} | data | dict(words)
     text = "\n\n".join((*TEXTS[mail.letter], ""))
-    text = text.format(base=base, to=to, at=_moment(mail.created_at), **known)
+    text = text.format(base=base, to=to, at=clock.in_full(mail.created_at), **known)
     # Never quoted-printable where it can be helped: that breaks a link into two lines.
     message.set_content(
         text.removesuffix("\n"), cte="7bit" if text.isascii() else "quoted-printable"
     )
     return message
-
-
-def _moment(at: datetime) -> str:
-    return f"{at.day} {at:%b %Y, %H:%M} UTC"

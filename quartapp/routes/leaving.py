@@ -16,7 +16,6 @@ from quartapp.models.token import TokenSpent
 from quartapp.models.user import LastAdministrator
 from quartapp.routes.entry import RETURN, sign_in
 from quartapp.routes.places import see_other
-from quartapp.routes.templating import in_full
 
 blueprint = Blueprint("leaving", __name__)
 
@@ -36,8 +35,8 @@ async def delete() -> Any:
             form.refuse(str(last))
         else:
             return await _leave(
-                f"Your account is closed, and will be deleted on {in_full(until)}. Sign in before "
-                "then if you want to keep it."
+                f"Your account is closed, and will be deleted on {clock.in_full(until)}. Sign in "
+                "before then if you want to keep it."
             )
     page = await render_template("account/delete.html", form=form, user=user, until=until)
     return page, form.status
