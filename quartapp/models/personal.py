@@ -52,7 +52,7 @@ ACCOUNT = (
     ),
 )
 # Of an event's details, what says nothing about the person.
-LASTING = ("role", "roles", "reason", "count", "until")
+LASTING = ("role", "roles", "reason", "count", "until", "posts")
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ async def test_what_another_closes_says_who_it_was(db: Database) -> None:
     assert isinstance(standing, Ended)
     assert standing.message == "root disabled your account."
     assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
-    assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until"})
+    assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until", "posts"})
+    assert event.details["posts"] == "kept"
     assert await letters(ada) == [Letter.REMOVED]
     # Whoever did it from where is not for the letter to say.
     assert "192.0.2.7" not in str(await db["outbox"].find_one({}))
@@ -165,6 +166,24 @@ async def test_an_account_that_was_disabled_before_is_so_after_it_is_restored(db
     assert await ada.restore(by=NOBODY)
     restored = await again(ada)
     assert (restored.closed_at, restored.may_enter) == (None, False)
+
+
+async def test_whom_an_administrator_deletes_cannot_come_back_though_they_were_first(
+    db: Database,
+) -> None:
+    root, ada = await register("root", "admin"), await register("ada")
+    await leave(ada)
+    first = some((await again(ada)).deletes_at)
+    token = await leaving.issue(await again(ada))
+    event = some(await leave(ada, by=acting(root), with_posts=True))
+    after = await again(ada)
+    assert (after.closed_by_owner, after.deletes_at, after.deletes_posts) == (False, first, True)
+    assert event.details == {"until": clock.to_the_minute(first), "posts": "removed"}
+    with pytest.raises(TokenSpent):
+        await leaving.come_back(token, by=NOBODY)
+    assert await letters(ada) == [Letter.LEAVING, Letter.REMOVED]
+    assert await leave(ada, by=acting(root)) is None, "nor a third time"
+    assert await leave(ada) is None, "nor does it become theirs again"
 
 
 @pytest.mark.parametrize("administrators", [2, 6])

@@ -168,6 +168,25 @@ async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
     assert "closed by its owner" in (await root.get("/admin/users/ada")).text
 
 
+async def test_who_is_leaving_anyway_can_be_deleted_by_administrators_besides(
+    root: Visitor, ada: Visitor
+) -> None:
+    await delete(ada, posts="remove")
+    until = clock.in_full((await the_user("ada")).deletes_at or clock.now())
+    page = await root.get("/admin/users/ada")
+    assert "/admin/users/ada/delete" in page.links
+    form = await root.get("/admin/users/ada/delete")
+    assert until in form.text
+    assert 'checked id="posts-1"' in form.text, "as ada wished"
+    assert (
+        await root.post("/admin/users/ada/delete", username="ada", posts="remove")
+    ).status == 303
+    page = await root.get("/admin/users/ada")
+    assert f"will be deleted on {until}" in page.text
+    assert "/admin/users/ada/delete" not in page.links
+    assert (await ada.another_device().sign_in()).status == 422
+
+
 @pytest.mark.parametrize("posts", ["keep", "remove"])
 async def test_after_the_time_a_worker_erases_and_pages_say_deleted_user(
     town: Town, root: Visitor, ada: Visitor, posts: str
