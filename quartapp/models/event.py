@@ -149,6 +149,12 @@ class Event(Record):
             details=details,
         )
 
+    @property
+    def by_rule(self) -> bool:
+        """Whether nobody did it: a day came that was set before."""
+        last_day = not self.details.keys().isdisjoint({"last_day", "why"})
+        return self.actor is None and (last_day or self.verb is Verb.USER_ERASED)
+
     async def mark(self, tx: Tx) -> None:
         """Writes a mark for the barrier, which must be the last write of the transaction: whoever
         hears of it has heard of all that was taken away."""

@@ -56,6 +56,11 @@ TEXTS = {
         "You said that something was not you, and other sessions were ended"
     ),
 }
+# Of these, those that nobody did: a rule held.
+BY_RULE = {
+    Verb.USER_DISABLED: "The account was disabled, for its last day was over",
+    Verb.LAST_DAY_LIFTED: "The account stays: its last day would have left no administrator",
+}
 
 
 class OwnSession(DomainError):
@@ -90,7 +95,7 @@ class Entry:
         return cls(
             event=event,
             text=text(event),
-            by=None if own else _name(event.actor),
+            by=None if own or event.by_rule else _name(event.actor),
             device=device,
             ip=event.ip if own else None,
             session=session,
@@ -127,6 +132,8 @@ async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event |
 
 def text(event: Event) -> str:
     """A sentence. Details of an older form leave a gap rather than an error."""
+    if event.by_rule and event.verb in BY_RULE:
+        return BY_RULE[event.verb]
     words = {"role": "", "day": "", "factor": ""} | event.details
     words["roles"] = ", ".join(event.details.get("roles", ()))
     if words["factor"] in set(Factor):

@@ -26,6 +26,7 @@ from quartapp.models.notice import Kind, Notice
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, linked_id, ref
 from quartapp.models.session import (
+    Because,
     Reason,
     Session,
     acting,
@@ -375,8 +376,9 @@ class User(Record):
             if until:
                 event.details["until"] = clock.to_the_minute(until)
                 event.details["posts"] = "removed" if with_posts else "kept"
-            mine = {"user.$id": self.id}
-            await mark_ended(mine, Reason.ACCOUNT_DISABLED, by=by, event=event, tx=tx)
+            mine, reason = {"user.$id": self.id}, Reason.ACCOUNT_DISABLED
+            because = Because.DELETED if until else None
+            await mark_ended(mine, reason, by=by, event=event, because=because, tx=tx)
             if not own:
                 await self.tell(Kind.ACCOUNT_CLOSED, tx, by=by.username)
             gone = Letter.LEAVING if own else Letter.REMOVED

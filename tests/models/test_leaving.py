@@ -93,7 +93,7 @@ async def test_what_another_closes_says_who_it_was(db: Database) -> None:
     event = some(await leave(ada, by=acting(root)))
     standing = await principal.by_digest(digest_of(token))
     assert isinstance(standing, Ended)
-    assert standing.message == "root disabled your account."
+    assert standing.message == "root closed your account, and it will be deleted."
     assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
     assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until", "posts"})
     assert event.details["posts"] == "kept"
@@ -174,6 +174,7 @@ async def test_whom_an_administrator_deletes_cannot_come_back_though_they_were_f
     root, ada = await register("root", "admin"), await register("ada")
     await leave(ada)
     first = some((await again(ada)).deletes_at)
+    assert await leave(ada) is None, "that puts nothing off"
     token = await leaving.issue(await again(ada))
     event = some(await leave(ada, by=acting(root), with_posts=True))
     after = await again(ada)
