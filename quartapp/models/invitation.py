@@ -17,6 +17,7 @@ from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
+from quartapp.models.factor import waits_for_one
 from quartapp.models.guard import hold_invitations
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind
@@ -309,13 +310,18 @@ def _open() -> dict[str, Any]:
 async def _who_may_invite(
     ids: Collection[PydanticObjectId], *, tx: Tx | None = None
 ) -> set[PydanticObjectId]:
-    """Those of them who may manage users by now."""
+    """Those of them who may manage users by now. A role that asks for a second factor gives that to
+    who has one: whether it was shown, a session says, and there is none here."""
     users = await User.find({"_id": {"$in": list(ids)}}, session=tx).to_list() if ids else []
     held = {linked_id(role) for user in users for role in user.roles}
     allowing = {"_id": {"$in": list(held)}, "permissions": policy.Permission.USERS_MANAGE}
-    found = {role.id for role in await Role.find(allowing, session=tx).to_list()} if held else set()
+    roles = await Role.find(allowing, session=tx).to_list() if held else []
     return {
         user.id
         for user in users
-        if user.is_open and any(linked_id(role) in found for role in user.roles)
+        if user.is_open
+        and any(
+            user.holds(role) and not waits_for_one(role.__dict__, shown=bool(user.factors))
+            for role in roles
+        )
     }

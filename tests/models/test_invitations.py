@@ -14,6 +14,7 @@ from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.invitation import EnoughInvitations, Fate, InvitationGone, InvitedAlready
 from quartapp.models.notice import Notice
+from quartapp.models.references import ref
 from quartapp.models.role import Role
 from quartapp.models.user import Taken, User
 from quartapp.policy import Permission
@@ -137,6 +138,16 @@ LOSSES: dict[str, tuple[Loss, Fate]] = {
         ),
         Fate.VOID,
     ),
+    "a factor asked for": (
+        lambda user, role, _: role.edit(
+            name=role.name,
+            description="",
+            permissions=[Permission.USERS_MANAGE],
+            requires_factor=True,
+            by=NOBODY,
+        ),
+        Fate.VOID,
+    ),
     "deleted": (lambda user, role, _: User.erase(user.id), Fate.VOID),
     "withdrawn": (lambda user, role, found: found.withdraw(by=NOBODY), Fate.WITHDRAWN),
     "too old": (
@@ -177,6 +188,9 @@ async def test_who_may_invite_again_has_invited_all_along(db: Database) -> None:
     await eve.revoke(hosts, by=NOBODY)
     assert await why_not(token) is Fate.VOID
     await eve.grant(hosts, by=NOBODY)
+    await Role.change({"_id": hosts.id}, {"$set": {"requires_factor": True}})
+    assert await why_not(token) is Fate.VOID
+    await User.change({"_id": eve.id}, {"$set": {"passkeys": [ref("passkeys", eve.id)]}})
     assert await names_of_roles(await take_up(token)) == {"member"}
 
 

@@ -94,6 +94,11 @@ async def test_what_another_closes_says_who_it_was(db: Database) -> None:
     standing = await principal.by_digest(digest_of(token))
     assert isinstance(standing, Ended)
     assert standing.message == "root closed your account, and it will be deleted."
+    # What the change stream says of it leads to the same words.
+    row = some(await db["sessions"].find_one({}))
+    (heard,) = await principal.ended({row["_id"]: row}, {})
+    assert isinstance(heard, Ended)
+    assert heard.message == standing.message
     assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
     assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until", "posts"})
     assert event.details["posts"] == "kept"
