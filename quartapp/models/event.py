@@ -119,6 +119,7 @@ class Event(Record):
             IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
             # Of those invited, who have no account yet.
             IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),
+            IndexModel([("details.author", 1)], name="quoting", sparse=True),
             IndexModel([("at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())),
         ]
 

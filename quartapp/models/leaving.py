@@ -83,7 +83,7 @@ async def erase(user: User) -> bool:
     person = await personal.Person.of(user)
     for holding in personal.HELD:
         await holding.erase(person)
-    await personal.forget_name(user.username)
+    await personal.forget_name(user)
 
     async def work(tx: Tx) -> bool:
         users = User.get_motor_collection()

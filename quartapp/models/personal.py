@@ -40,6 +40,7 @@ from quartapp.models.worker import Barrier, Worker
 Row = Mapping[str, Any]
 BATCH = 500
 NOBODY_NOW, THEIR_ADDRESS = "Somebody who has left", "their address"
+A_POST = "a post of somebody who has left"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
     *(
@@ -203,16 +204,30 @@ async def _blank_events(person: Person) -> None:
             await events.update_many({"_id": {"$in": ids}}, [blank])
     async for ids in _batches(Event, linked("actor")(person)):
         await events.update_many({"_id": {"$in": ids}}, {"$set": {"ip": None}})
+    async for ids in _batches(Event, {"details.author": person.user.id}):
+        await events.update_many({"_id": {"$in": ids}}, {"$set": {"details.title": A_POST}})
 
 
 async def _erase_posts(person: Person) -> None:
     """Those that stay keep the number of their author, behind which there is nobody any more."""
     if person.user.deletes_posts:
-        posts, below = Post.get_motor_collection(), Comment.get_motor_collection()
+        below = Comment.get_motor_collection()
         async for ids in _batches(Post, linked("author")(person)):
             async for under in _batches(Comment, {"post.$id": {"$in": ids}}):
                 await below.delete_many({"_id": {"$in": under}})
-            await posts.delete_many({"_id": {"$in": ids}})
+            await _remove_posts(ids)
+
+
+async def _remove_posts(ids: list[PydanticObjectId]) -> None:
+    """With what was said below them a moment ago: a comment writes its post, and so is there before
+    this or never."""
+
+    async def work(tx: Tx) -> None:
+        await Post.get_motor_collection().delete_many({"_id": {"$in": ids}}, session=tx)
+        below = Comment.get_motor_collection()
+        await below.delete_many({"post.$id": {"$in": ids}}, session=tx)
+
+    await transaction(work)
 
 
 async def _erase_comments(person: Person) -> None:
@@ -317,14 +332,18 @@ async def note_export(user: User, *, by: Actor) -> None:
     await acting(by, work)
 
 
-async def forget_name(username: str) -> None:
+async def forget_name(user: User) -> None:
     """Others were told who did something to them; from now on it was somebody who has left. Who
-    invited them was told their address besides."""
-    async for ids in _batches(Notice, {"data.by": username}):
+    invited them was told their address besides, and who lost a comment of theirs the title of the
+    post that it was on."""
+    async for ids in _batches(Notice, {"data.by": user.username}):
         told = {"_id": {"$in": ids}}
         invited = {**told, "kind": Kind.INVITATION_ACCEPTED}
         await Notice.change_all(invited, {"$set": {"data.email": THEIR_ADDRESS}})
         await Notice.change_all(told, {"$set": {"data.by": NOBODY_NOW}})
+    async for ids in _batches(Notice, {"data.author": user.id}):
+        blank = {"$set": {"data.title": A_POST}, "$unset": {"data.author": ""}}
+        await Notice.change_all({"_id": {"$in": ids}}, blank)
 
 
 async def sweep(person: Person, tx: Tx) -> None:

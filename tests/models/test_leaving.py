@@ -11,7 +11,7 @@ import pytest
 from beanie import PydanticObjectId
 from bson import DBRef
 
-from quartapp import clock
+from quartapp import clock, database
 from quartapp.database import Database
 from quartapp.models import (
     DOCUMENTS,
@@ -247,6 +247,7 @@ async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
     await Comment.write(other, "by canary", by=acting(ada))
     await Comment.write(other, "by bob", by=acting(bob))
     await Comment.write(mine, "by bob", by=acting(bob))
+    await some(await Comment.write(mine, "by bob", by=acting(bob))).remove(by=acting(root))
     await Token.issue(PydanticObjectId(), Purpose.CONFIRM, ada, ada.email, lasts=DAY)
     await Mail.queue(Letter.RESET, "Canary@example.org", ip="192.0.2.7")
     removed = await Post.write("Of canary, removed", "text", by=acting(ada))
@@ -287,8 +288,9 @@ async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool)
         "user.erased",
         {"posts": "removed" if with_posts else "kept"},
     )
-    assert [each.text for each in await Notice.page(bob.id, limit=2)] == [
+    assert [each.text for each in await Notice.page(bob.id, limit=3)] == [
         f"{personal.NOBODY_NOW} ended your sessions.",
+        "root removed your comment on “a post of somebody who has left”.",
         f"{personal.NOBODY_NOW} commented on “Of bob”.",
     ]
     root = some(await User.by_username("root"))
@@ -449,6 +451,25 @@ async def test_who_is_being_erased_cannot_be_restored(db: Database) -> None:
     assert await ada.restore(by=NOBODY) is None
 
 
+async def test_what_is_said_below_a_post_at_the_moment_of_its_end_goes_with_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, bob = await register("ada"), await register("bob")
+    post = await Post.write("A post", "text", by=acting(ada))
+    await leave(ada, with_posts=True)
+    await time_passes(ada)
+    said: list[Comment | None] = []
+
+    async def late(work: Any) -> Any:
+        said.append(await Comment.write(post, "Late", by=acting(bob)))
+        return await database.transaction(work)
+
+    monkeypatch.setattr(personal, "transaction", late)
+    assert await erase_due() == 1
+    assert said[0] is not None
+    assert await Comment.find({}).count() == 0
+
+
 async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,8 +479,8 @@ async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
     await time_passes(ada)
     forget_name = personal.forget_name
 
-    async def late(username: str) -> None:
-        await forget_name(username)
+    async def late(user: User) -> None:
+        await forget_name(user)
         await Comment.write(post, "Late", by=acting(bob))
         await Mail.queue(Letter.RESET, "ADA@example.org")
 
