@@ -85,6 +85,18 @@ async def test_all_that_is_held_is_in_it_and_nothing_that_opens_anything(
     assert "Bob's own" not in text
 
 
+async def test_one_that_fails_does_not_count(ada: Visitor, monkeypatch: Any) -> None:
+    async def fails(user: User) -> Any:
+        yield "{"
+        raise OSError("no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(personal, "export", fails)
+        assert (await ada.post("/account/export")).status == 500
+    await export(ada)
+    assert (await ada.post("/account/export")).status == 429
+
+
 async def test_it_is_made_only_so_often_and_says_when_again(ada: Visitor) -> None:
     await export(ada)
     answer = await ada.post("/account/export")
