@@ -244,7 +244,10 @@ async def restore(username: str) -> None:
     person = await _user(username)
     done = await person.restore(by=NOBODY)
     await settle(done)
-    click.echo(f"{person.username} {'is open again' if done else 'was not closed'}.")
+    if done:
+        click.echo(f"{username} is {_state(await _user(username), active='open again')}.")
+    else:
+        click.echo(f"{person.username} was not closed, or it is too late.")
 
 
 @user.command("reset-factors")

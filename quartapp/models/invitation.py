@@ -159,6 +159,9 @@ class Invitation(Record):
     ) -> "Invitation":
         """Invites whoever reads the mail of the address. Raises Taken, InvitedAlready and
         EnoughInvitations."""
+        if role and role.name == policy.MEMBER:
+            # Which everybody is.
+            role = None
         now = clock.now()
         invitation = cls(
             email=email,

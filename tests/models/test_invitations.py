@@ -85,6 +85,13 @@ async def test_an_invitation_makes_an_account_whose_address_is_confirmed(
     assert (kept.inviter, kept.gives, fate) == ("root", "moderator", Fate.ACCEPTED)
 
 
+async def test_member_is_no_role_beside_member(db: Database, root: User) -> None:
+    written = await Invitation.write(BOB, await role("member"), by=NOBODY)
+    assert written.role is None
+    words = some(await invitation.issue(some(await Mail.find_one({}))))
+    assert (words["inviter"], words["roles"]) == ("An operator", "member")
+
+
 @pytest.mark.parametrize("names", ["one", "many"])
 async def test_of_many_who_take_one_up_at_once_one_gets_the_account(
     db: Database, root: User, names: str

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quartapp import clock
+from quartapp.authority import departures
 from quartapp.database import Database
 from quartapp.models import last_day
 from quartapp.models.actor import NOBODY, Actor
@@ -110,7 +111,7 @@ async def test_it_is_put_on_record_once_however_many_see_it(db: Database, worker
     assert (closed.disabled_at, closed.closes_at) == (ada.closes_at, None)
     assert closed.authz_version == ada.authz_version + 1
     (over,) = await db["sessions"].find({}).to_list(None)
-    assert over["ended_reason"] == "account_disabled"
+    assert (over["ended_reason"], over["ended_because"]) == ("account_disabled", "last_day")
     assert over["ended_event"].id == event.id
     assert (await recorded(ada))[1:] == [
         (Verb.USER_DISABLED, {"last_day": (ada.last_day or FAR).isoformat()})
@@ -119,6 +120,24 @@ async def test_it_is_put_on_record_once_however_many_see_it(db: Database, worker
     assert told.text.startswith("Your last day was ")
     assert session.id == over["_id"]
     assert await last_day.due() == []
+
+
+async def test_one_that_cannot_be_closed_does_not_keep_the_others(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register("root", "admin")
+    people = [await let_it_pass(await register(name, "member")) for name in ("ada", "bob", "eve")]
+    close = last_day.close
+
+    async def fails(user: User) -> Event | None:
+        if user.username == "bob":
+            raise OSError("not this one")
+        return await close(user)
+
+    monkeypatch.setattr(last_day, "close", fails)
+    await departures.see_off()
+    shut = [(await again(user)).disabled_at is not None for user in people]
+    assert shut == [True, False, True]
 
 
 async def test_who_is_not_due_or_was_given_more_time_meanwhile_stays(db: Database) -> None:

@@ -132,6 +132,7 @@ async def test_a_dead_link_says_why(town: Town, root: Visitor) -> None:
         ):
             assert answer.status == 410
             assert words in answer.text
+    assert "sent by somebody who has left" in (await root.get(HOME)).text
     for token in ("x", "0" * 43, "%00", "$ne"):
         answer = await take_up(town.nobody(), f"/invited/{token}")
         assert answer.status == 410

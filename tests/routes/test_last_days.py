@@ -92,7 +92,10 @@ async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_
     assert (await the_user("ada")).disabled_at is None
     # Enabling is enough, and needs nobody to have put the closing on record.
     assert (await root.post("/admin/users/ada/enable")).status == 303
+    assert "is enabled" in (await root.get("/admin/users/ada")).text
     assert (await ada.sign_in()).status == 303
+    await root.post("/admin/users/ada/enable")
+    assert "Nothing had to be changed" in (await root.get("/admin/users/ada")).text
 
 
 async def test_the_closing_is_put_on_record_by_whatever_is_up(
