@@ -173,12 +173,6 @@ class Invitation(Record):
         )
 
         async def work(tx: Tx) -> None:
-            await hold_invitations(tx)
-            if await User.find_one({"email": {"$eq": email}}, session=tx, collation=CASELESS):
-                raise Taken("email")
-            same = {"email": {"$eq": email}, **_open()}
-            if await cls.find_one(same, session=tx, collation=CASELESS):
-                raise InvitedAlready
             await invitation._require_room(by, at_most, tx)
             await invitation.insert(session=tx)
             await invitation._send(tx)
@@ -195,12 +189,6 @@ class Invitation(Record):
         """
 
         async def work(tx: Tx) -> bool:
-            await hold_invitations(tx)
-            if await User.find_one({"email": {"$eq": self.email}}, session=tx, collation=CASELESS):
-                raise Taken("email")
-            same = {"email": {"$eq": self.email}, "_id": {"$ne": self.id}, **_open()}
-            if await Invitation.find_one(same, session=tx, collation=CASELESS):
-                raise InvitedAlready
             await self._require_room(by, at_most, tx)
             now = clock.now()
             changes = {
@@ -232,6 +220,14 @@ class Invitation(Record):
         return await acting(by, work)
 
     async def _require_room(self, by: Actor, at_most: int | None, tx: Tx) -> None:
+        """For one more that is open, to this address and by this inviter."""
+        await hold_invitations(tx)
+        address = {"email": {"$eq": self.email}}
+        if await User.find_one(address, session=tx, collation=CASELESS):
+            raise Taken("email")
+        same = {**address, "_id": {"$ne": self.id}, **_open()}
+        if await Invitation.find_one(same, session=tx, collation=CASELESS):
+            raise InvitedAlready
         if by.user_id is None or at_most is None:
             return
         others = {"by.$id": by.user_id, "_id": {"$ne": self.id}, **_open()}
