@@ -26,7 +26,7 @@ from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event, Verb
 from quartapp.models.mail import Letter, Mail
-from quartapp.models.notice import Notice
+from quartapp.models.notice import Kind, Notice
 from quartapp.models.post import Post
 from quartapp.models.principal import Ended
 from quartapp.models.role import Role
@@ -74,6 +74,7 @@ async def letters(user: User) -> list[Letter]:
 
 async def test_who_closes_their_account_is_told_so_in_every_session(db: Database) -> None:
     ada = await register("ada")
+    assert await ada.restore(by=NOBODY) is None, "it is open"
     _, first = await sign_in(ada)
     _, second = await sign_in(ada)
     event = some(await ada.close(by=acting(ada)))
@@ -132,9 +133,13 @@ async def test_its_owner_comes_back_once_with_the_token_and_all_is_as_it_was(db:
     with pytest.raises(TokenSpent):
         await leaving.come_back(token, by=NOBODY)
     assert await erase_due() == 0
+    (welcome,) = await Notice.page(ada.id)
+    assert welcome.kind is Kind.WELCOME, "they know that they came back"
 
 
-@pytest.mark.parametrize("why", ["disabled", "by another", "too late", "another password"])
+@pytest.mark.parametrize(
+    "why", ["disabled", "by another", "too late", "another password", "open already"]
+)
 async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
     root, ada = await register("root", "admin"), await register("ada")
     await leave(ada, by=acting(root) if why == "by another" else None)
@@ -145,10 +150,14 @@ async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
         await time_passes(ada)
     elif why == "another password":
         await User.change({"_id": ada.id}, {"$set": {"password_hash": "another"}})
+    elif why == "open already":
+        await ada.restore(by=acting(root))
+        assert (await Notice.page(ada.id))[0].text == "root opened your account again."
+    before = await dump(db)
     assert await leaving.asked_by(token) is None
     with pytest.raises(TokenSpent):
         await leaving.come_back(token, by=NOBODY)
-    assert (await again(ada)).closed_at is not None
+    assert await dump(db) == before
 
 
 async def test_only_letters_that_bring_somebody_back_work_on_a_closed_account(db: Database) -> None:

@@ -235,6 +235,10 @@ async def test_an_address_gets_so_many_letters_and_an_inviter_has_so_many_open(
     assert full.status == 422
     assert "as many as may be" in full.text
     assert full.fields["email"] == "other@example.org"
+    by_another, _ = await an_invitation("another@example.org")
+    full = await root.post(f"{HOME}/{by_another.id}/again")
+    assert full.status == 422
+    assert "as many as may be" in full.text
 
 
 async def test_the_list_is_paged_and_says_what_became_of_each(town: Town, root: Visitor) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import User
+from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, contents, documents, link_in, the_user
 from tests.routes.scenes import returning
 
@@ -70,6 +71,19 @@ async def test_who_signs_in_again_can_keep_the_account_and_do_nothing_else(
     assert session["remembered"]
     assert (await the_user("ada")).deletes_at is None
     assert await town.letters(ada.email, "open again")
+
+
+async def test_who_comes_back_with_a_second_factor_is_in_and_has_shown_it(
+    town: Town, ada: Visitor
+) -> None:
+    await set_up(ada)
+    await ada.post("/account/deactivate")
+    assert (await ada.sign_in()).location == "/login/factor"
+    assert (await ada.post("/login/factor", code=ada.codes[0])).location == "/account/closed"
+    assert (await ada.post("/account/closed")).location == "/account"
+    assert await ada.me()
+    (session,) = await documents("sessions", ended_at=None)
+    assert session["factor"] == "recovery_code"
 
 
 async def test_the_way_back_is_of_that_browser_and_that_moment(town: Town) -> None:

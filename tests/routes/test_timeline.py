@@ -4,7 +4,7 @@ import re
 
 from beanie import PydanticObjectId
 
-from quartapp.models import Event, Token, address
+from quartapp.models import Event, Session, Token, address
 from quartapp.models.actor import Actor
 from quartapp.models.event import Verb
 from quartapp.models.token import Purpose
@@ -37,7 +37,9 @@ async def test_it_tells_what_where_and_when_and_of_nobody_else(
     bob = await town.member("bob")
     phone = ada.another_device(address="198.51.100.4")
     await phone.sign_in()
-    boss = Actor((await the_user("root")).id, "root", "203.0.113.9")
+    desk = PydanticObjectId((await root.me() or {})["session"])
+    await Session.change({"_id": desk}, {"$set": {"device": "Netscape"}})
+    boss = Actor((await the_user("root")).id, "root", "203.0.113.9", desk)
     await (await the_user("ada")).grant(await role_named("moderator"), by=boss)
     page = (await ada.get("/account/timeline")).text
     started = entry(page, await event_of(phone, Verb.SESSION_STARTED))
@@ -46,8 +48,9 @@ async def test_it_tells_what_where_and_when_and_of_nobody_else(
     granted = entry(page, await event_of(ada, Verb.ROLE_GRANTED))
     assert "The role moderator was given by root" in granted
     assert "/not-me" not in granted
-    # Where an administrator sits is nobody else's affair.
+    # Where an administrator sits, and before what, is nobody else's affair.
     assert "203.0.113.9" not in page
+    assert "Netscape" not in page
     assert str((await event_of(bob, Verb.SESSION_STARTED)).id) not in page
     verbs = (Verb.ROLE_GRANTED, Verb.SESSION_STARTED, Verb.USER_REGISTERED)
     places = [page.index(f"event-{(await event_of(ada, verb)).id}") for verb in verbs]
@@ -65,6 +68,11 @@ async def test_the_sign_in_of_this_very_session_is_marked_and_cannot_be_denied(
     answer = await ada.post(f"/account/timeline/{event.id}/not-me")
     assert answer.status == 422
     assert await ada.me()
+    # But somebody may have been at the keyboard, or have a copy of the cookie.
+    user = await the_user("ada")
+    by = Actor(user.id, "ada", "192.0.2.7", event.session)
+    made = await Event.record(Verb.RECOVERY_CODES_MADE, by=by, subject=user.id)
+    assert (await ada.post(f"/account/timeline/{made.id}/not-me")).status == 303
 
 
 async def test_who_says_that_it_was_not_them_is_alone_and_led_to_what_remains_to_be_done(
@@ -105,6 +113,8 @@ async def test_a_stranger_s_passkey_and_address_are_on_the_list_and_the_old_addr
     town: Town, ada: Visitor
 ) -> None:
     await add_passkey(ada, Authenticator())
+    added = await event_of(ada, Verb.FACTOR_ADDED)
+    assert "/not-me" in entry((await ada.get("/account/timeline")).text, added)
     event = await something_strange(ada)
     user = await the_user("ada")
     by = Actor(user.id, "ada", "192.0.2.9")
