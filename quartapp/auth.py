@@ -391,6 +391,13 @@ def _browser_cookie() -> str:
     return "__Host-browser" if settings().production else "quartapp_browser"
 
 
+async def me() -> User:
+    """Whoever is signed in, as the database has them now."""
+    user = await User.get(current_user.user_id)
+    assert user is not None, "a principal has a user"
+    return user
+
+
 def settings() -> Settings:
     return current_app.extensions["quartapp"].settings
 

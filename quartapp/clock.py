@@ -1,4 +1,4 @@
-"""The two clocks: one that tells the time, and one that only runs."""
+"""The two clocks: one that tells the time, and one that only runs. And how the time is told."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def agree(moment: datetime) -> None:
 def monotonic() -> float:
     """Seconds that also pass while the machine sleeps, where the system has such a clock."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def in_full(at: datetime) -> str:
+    """The moment as a person writes it."""
+    return f"{at.day} {at:%b %Y, %H:%M} UTC"
+
+
+def to_the_minute(at: datetime) -> str:
+    """The moment as it is written where lines are compared: in records and on terminals."""
+    return f"{at:%Y-%m-%d %H:%M} UTC"

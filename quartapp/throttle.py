@@ -61,6 +61,11 @@ async def tally(what: str, whom: str, *, within: timedelta) -> int:
     return await Allowances().incr(f"{what} {whom}", int(within.total_seconds()))
 
 
+async def give_back(what: str, key: str, limit: RateLimitItem) -> None:
+    """Takes back one that was counted: nothing came of it."""
+    await Allowances().incr(limit.key_for(what, key), limit.get_expiry(), -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """What failing guesses are counted for. One that is `own` is forgiven by a right guess; of

@@ -60,9 +60,14 @@ class Departures(Background):
 
 
 async def see_off() -> None:
-    """Closes all accounts that are due. Raises what the driver raises."""
+    """Closes all accounts that are due; one that cannot be closed does not keep the others. Raises
+    what the driver raises when it looks for them."""
     for user in await last_day.due():
-        event = await last_day.close(user)
+        try:
+            event = await last_day.close(user)
+        except Exception as error:
+            log.warning("departure_failed", user=user.username, error=type(error).__name__)
+            continue
         if event and event.verb is Verb.USER_DISABLED:
             log.info("user_disabled", user=user.username, last_day=event.details["last_day"])
         elif event:

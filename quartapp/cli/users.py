@@ -123,13 +123,13 @@ async def show(username: str) -> None:
     click.echo(f"state     {_state(person, active='active')}")
     factors = ", ".join(sorted(NAMES[kind] for kind in person.factors))
     click.echo(f"factors   {factors or 'none'}")
-    click.echo(f"since     {person.created_at:%Y-%m-%d %H:%M} UTC")
+    click.echo(f"since     {clock.to_the_minute(person.created_at)}")
     sessions = await Session.of_user(person.id)
     click.echo(f"sessions  {len(sessions)}")
     for session in sessions:
         click.echo(
             f"          {session.device}, {session.ip or 'no address'}, "
-            f"last seen {session.seen_at:%Y-%m-%d %H:%M} UTC"
+            f"last seen {clock.to_the_minute(session.seen_at)}"
         )
 
 
@@ -225,13 +225,15 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
     """Close an account, and delete it when the time to take that back is over."""
     person = await _user(username)
     at = clock.now() if now else clock.now() + settings.deletion_grace
-    event = await person.close(by=NOBODY, deletes_at=at, with_posts=remove_posts)
+    with_posts = remove_posts or person.deletes_posts
+    event = await person.close(by=NOBODY, deletes_at=at, with_posts=with_posts)
     reach = await settle(event)
     if now:
         await leaving.erase_now(person.id)
         click.echo(f"{person.username} was deleted.{reach}")
     elif event:
-        click.echo(f"{person.username} is closed, and will be deleted on {_day(at)}.{reach}")
+        until = event.details["until"]
+        click.echo(f"{person.username} is closed, and will be deleted on {until}.{reach}")
     else:
         click.echo(f"{person.username} will be deleted before that.")
 
@@ -245,7 +247,10 @@ async def restore(username: str) -> None:
     person = await _user(username)
     done = await person.restore(by=NOBODY)
     await settle(done)
-    click.echo(f"{person.username} {'is open again' if done else 'was not closed'}.")
+    if done:
+        click.echo(f"{username} is {_state(await _user(username), active='open again')}.")
+    else:
+        click.echo(f"{person.username} was not closed, or it is too late.")
 
 
 @user.command("reset-factors")
@@ -276,16 +281,12 @@ def _held(person: User, names: dict[PydanticObjectId, str]) -> str:
 def _state(person: User, *, active: str) -> str:
     words = ["disabled"] if person.disabled else []
     if person.deletes_at:
-        words.append(f"deletes on {_day(person.deletes_at)}")
+        words.append(f"deletes on {clock.to_the_minute(person.deletes_at)}")
     elif person.closed_at:
         words.append("closed by its owner")
     elif person.last_day and not person.disabled:
         words.append(f"until {person.last_day}")
     return ", ".join(words) or active
-
-
-def _day(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M} UTC"
 
 
 def _password() -> str:

@@ -108,10 +108,11 @@ TEXTS = {
     Letter.DISOWNED: (
         "Somebody signed in to the account {username} has said that this was not them:",
         "{what}, {when}",
-        "All other sessions were signed out. If you have not changed the password since, do so "
-        "now: whoever it was may know the old one.",
-        "{base}/account/password",
-        "If you did not say so, set a new password at once: {base}/forgot",
+        "All other sessions were signed out. Whoever it was can come back by what they know or "
+        "have left behind, so go through this:",
+        "{base}/account/timeline/not-me",
+        "If you did not say so, set a new password at once, or tell an administrator if that does "
+        "not reach you here: {base}/forgot",
     ),
     Letter.FACTOR_ADDED: (
         "The account {username} has a new second factor since {at}: {factor}. It was set up from "
@@ -175,18 +176,14 @@ def write(mail: Mail, *, to: str, sender: str, base: str, words: Mapping[str, st
     message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
     data = {
-        name: _moment(datetime.fromisoformat(word)) if name in MOMENTS else word
+        name: clock.in_full(datetime.fromisoformat(word)) if name in MOMENTS else word
         for name, word in mail.data.items()
     }
     known = {"ip": "an unknown address", "device": "unknown"} | data | dict(words)
     text = "\n\n".join((*TEXTS[mail.letter], ""))
-    text = text.format(base=base, to=to, at=_moment(mail.created_at), **known)
+    text = text.format(base=base, to=to, at=clock.in_full(mail.created_at), **known)
     # Never quoted-printable where it can be helped: that breaks a link into two lines.
     message.set_content(
         text.removesuffix("\n"), cte="7bit" if text.isascii() else "quoted-printable"
     )
     return message
-
-
-def _moment(at: datetime) -> str:
-    return f"{at.day} {at:%b %Y, %H:%M} UTC"

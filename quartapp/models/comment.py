@@ -80,12 +80,11 @@ class Comment(Record):
             if by.user_id == self.author_id:
                 return
             post = await Post.get(self.post_id, session=tx)
-            title = post.title if post else ""
-            await Event.record(
-                Verb.COMMENT_REMOVED, by=by, subject=self.author_id, tx=tx, title=title
-            )
+            # Whose words the title is, for the day on which they are erased.
+            words = {"title": post.title, "author": post.author_id} if post else {"title": ""}
+            await Event.record(Verb.COMMENT_REMOVED, by=by, subject=self.author_id, tx=tx, **words)
             author = await User.get(self.author_id, session=tx)
             if author:
-                await author.tell(Kind.COMMENT_REMOVED, tx, by=by.username, title=title)
+                await author.tell(Kind.COMMENT_REMOVED, tx, by=by.username, **words)
 
         await acting(by, work)

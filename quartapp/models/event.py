@@ -14,7 +14,7 @@ from quartapp import clock
 from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.record import Record
-from quartapp.models.references import ref
+from quartapp.models.references import CASELESS, ref
 from quartapp.models.worker import Barrier
 
 if TYPE_CHECKING:
@@ -117,6 +117,9 @@ class Event(Record):
         indexes = [
             IndexModel([("subject.$id", 1), ("_id", -1)], name="of_subject"),
             IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
+            # Of those invited, who have no account yet.
+            IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),
+            IndexModel([("details.author", 1)], name="quoting", sparse=True),
             IndexModel([("at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())),
         ]
 
@@ -146,6 +149,12 @@ class Event(Record):
             ip=by.ip,
             details=details,
         )
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether nobody did it: a day came that was set before."""
+        last_day = not self.details.keys().isdisjoint({"last_day", "why"})
+        return self.actor is None and (last_day or self.verb is Verb.USER_ERASED)
 
     async def mark(self, tx: Tx) -> None:
         """Writes a mark for the barrier, which must be the last write of the transaction: whoever
@@ -184,12 +193,16 @@ class Event(Record):
         cls,
         *,
         subject: PydanticObjectId | None = None,
+        common: Collection[PydanticObjectId] = (),
         verbs: Collection[Verb] = (),
         before: PydanticObjectId | None = None,
         limit: int = 50,
     ) -> list[Self]:
-        """The newest first, with their actors and subjects; of these verbs, or of all."""
+        """The newest first, with their actors and subjects; of these verbs, or of all. Those of one
+        subject and, beside them, what is `common` to many."""
         match: dict[str, Any] = {"subject.$id": subject} if subject else {}
+        if common:
+            match = {"$or": [match, {"_id": {"$in": list(common)}}]}
         if verbs:
             match["verb"] = {"$in": list(verbs)}
         if before:

@@ -17,6 +17,7 @@ from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
+from quartapp.models.factor import waits_for_one
 from quartapp.models.guard import hold_invitations
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind
@@ -98,6 +99,7 @@ class Invitation(Record):
             ),
             IndexModel([("email", 1)], name="of_address", collation=CASELESS),
             IndexModel([("by.$id", 1), ("expires_at", 1)], name="of_inviter"),
+            IndexModel([("account.$id", 1)], name="of_account", sparse=True),
             IndexModel(
                 [("expires_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
             ),
@@ -157,6 +159,9 @@ class Invitation(Record):
     ) -> "Invitation":
         """Invites whoever reads the mail of the address. Raises Taken, InvitedAlready and
         EnoughInvitations."""
+        if role and role.name == policy.MEMBER:
+            # Which everybody is.
+            role = None
         now = clock.now()
         invitation = cls(
             email=email,
@@ -168,12 +173,6 @@ class Invitation(Record):
         )
 
         async def work(tx: Tx) -> None:
-            await hold_invitations(tx)
-            if await User.find_one({"email": {"$eq": email}}, session=tx, collation=CASELESS):
-                raise Taken("email")
-            same = {"email": {"$eq": email}, **_open()}
-            if await cls.find_one(same, session=tx, collation=CASELESS):
-                raise InvitedAlready
             await invitation._require_room(by, at_most, tx)
             await invitation.insert(session=tx)
             await invitation._send(tx)
@@ -190,12 +189,6 @@ class Invitation(Record):
         """
 
         async def work(tx: Tx) -> bool:
-            await hold_invitations(tx)
-            if await User.find_one({"email": {"$eq": self.email}}, session=tx, collation=CASELESS):
-                raise Taken("email")
-            same = {"email": {"$eq": self.email}, "_id": {"$ne": self.id}, **_open()}
-            if await Invitation.find_one(same, session=tx, collation=CASELESS):
-                raise InvitedAlready
             await self._require_room(by, at_most, tx)
             now = clock.now()
             changes = {
@@ -227,6 +220,14 @@ class Invitation(Record):
         return await acting(by, work)
 
     async def _require_room(self, by: Actor, at_most: int | None, tx: Tx) -> None:
+        """For one more that is open, to this address and by this inviter."""
+        await hold_invitations(tx)
+        address = {"email": {"$eq": self.email}}
+        if await User.find_one(address, session=tx, collation=CASELESS):
+            raise Taken("email")
+        same = {**address, "_id": {"$ne": self.id}, **_open()}
+        if await Invitation.find_one(same, session=tx, collation=CASELESS):
+            raise InvitedAlready
         if by.user_id is None or at_most is None:
             return
         others = {"by.$id": by.user_id, "_id": {"$ne": self.id}, **_open()}
@@ -308,13 +309,18 @@ def _open() -> dict[str, Any]:
 async def _who_may_invite(
     ids: Collection[PydanticObjectId], *, tx: Tx | None = None
 ) -> set[PydanticObjectId]:
-    """Those of them who may manage users by now."""
+    """Those of them who may manage users by now. A role that asks for a second factor gives that to
+    who has one: whether it was shown, a session says, and there is none here."""
     users = await User.find({"_id": {"$in": list(ids)}}, session=tx).to_list() if ids else []
     held = {linked_id(role) for user in users for role in user.roles}
     allowing = {"_id": {"$in": list(held)}, "permissions": policy.Permission.USERS_MANAGE}
-    found = {role.id for role in await Role.find(allowing, session=tx).to_list()} if held else set()
+    roles = await Role.find(allowing, session=tx).to_list() if held else []
     return {
         user.id
         for user in users
-        if user.is_open and any(linked_id(role) in found for role in user.roles)
+        if user.is_open
+        and any(
+            user.holds(role) and not waits_for_one(role.__dict__, shown=bool(user.factors))
+            for role in roles
+        )
     }

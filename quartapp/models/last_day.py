@@ -12,7 +12,7 @@ from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.guard import hold_administrators
 from quartapp.models.notice import Kind
-from quartapp.models.session import Reason, acting, mark_ended
+from quartapp.models.session import Because, Reason, acting, mark_ended
 from quartapp.models.user import (
     User,
     administering,
@@ -101,7 +101,8 @@ async def close(user: User) -> Event | None:
             return None
         event = Event.of(Verb.USER_DISABLED, by=NOBODY, subject=user.id, last_day=day)
         mine = {"user.$id": user.id}
-        await mark_ended(mine, Reason.ACCOUNT_DISABLED, by=NOBODY, event=event, tx=tx)
+        reason, because = Reason.ACCOUNT_DISABLED, Because.LAST_DAY
+        await mark_ended(mine, reason, by=NOBODY, event=event, because=because, tx=tx)
         await user.tell(Kind.LAST_DAY_OVER, tx, day=day)
         return await event.insert(session=tx)
 

@@ -80,9 +80,10 @@ async def erase_now(user_id: PydanticObjectId) -> None:
 async def erase(user: User) -> bool:
     """Erases a person who was claimed, and all that is held about them; whether it was this call
     that did it. What a worker that died has begun can be done again from the beginning."""
+    person = await personal.Person.of(user)
     for holding in personal.HELD:
-        await holding.erase(user)
-    await personal.forget_name(user.username)
+        await holding.erase(person)
+    await personal.forget_name(user)
 
     async def work(tx: Tx) -> bool:
         users = User.get_motor_collection()
@@ -90,7 +91,7 @@ async def erase(user: User) -> bool:
         if not (await users.delete_one(mine, session=tx)).deleted_count:
             return False
         # Somebody may have told them something just now: that wrote the document which is gone.
-        await personal.sweep(user, tx)
+        await personal.sweep(person, tx)
         posts = "removed" if user.deletes_posts else "kept"
         await Event.record(Verb.USER_ERASED, by=NOBODY, subject=user.id, tx=tx, posts=posts)
         return True

@@ -94,6 +94,9 @@ class Notice(Record):
         name = "notices"
         indexes = [
             IndexModel([("user.$id", 1), ("seq", 1)], name="in_order", unique=True),
+            # For forgetting a name that others were told.
+            IndexModel([("data.by", 1)], name="naming", sparse=True),
+            IndexModel([("data.author", 1)], name="quoting", sparse=True),
             IndexModel(
                 [("created_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
             ),

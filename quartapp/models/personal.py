@@ -7,13 +7,14 @@ IMPERSONAL. A test fails for a collection that is in neither.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from beanie import Document, PydanticObjectId
 from bson import DBRef
+from pymongo.collation import Collation
 
 from quartapp.database import Session as Tx
 from quartapp.database import transaction
@@ -27,9 +28,10 @@ from quartapp.models.guard import Guard
 from quartapp.models.guess import Guesses
 from quartapp.models.invitation import Invitation
 from quartapp.models.mail import Mail
-from quartapp.models.notice import Notice
+from quartapp.models.notice import Kind, Notice
 from quartapp.models.passkey import Answered, Passkey
 from quartapp.models.post import Post
+from quartapp.models.references import CASELESS, linked_id
 from quartapp.models.role import Role
 from quartapp.models.session import Session, acting
 from quartapp.models.token import Token
@@ -38,7 +40,8 @@ from quartapp.models.worker import Barrier, Worker
 
 Row = Mapping[str, Any]
 BATCH = 500
-NOBODY_NOW = "Somebody who has left"
+NOBODY_NOW, THEIR_ADDRESS = "Somebody who has left", "their address"
+A_POST = "a post of somebody who has left"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
     *(
@@ -51,108 +54,186 @@ ACCOUNT = (
     ),
 )
 # Of an event's details, what says nothing about the person.
-LASTING = ("role", "roles", "reason", "count", "until")
+LASTING = ("role", "roles", "reason", "count", "until", "posts")
 
 
-def fields(*names: str) -> Callable[[Row, User], dict[str, Any]]:
+@dataclass(frozen=True)
+class Person:
+    """Whose data it is. `former` are the addresses that the account has had, each with the moment
+    at which it was given up: from then on it may be somebody else's. `roles` has the names."""
+
+    user: User
+    former: Mapping[str, datetime]
+    roles: Mapping[PydanticObjectId, str] = field(default_factory=dict)
+
+    @classmethod
+    async def of(cls, user: User, roles: Collection[Role] = ()) -> Self:
+        changed = {"subject.$id": user.id, "verb": Verb.EMAIL_CHANGED}
+        events = await Event.find(changed, sort="_id").to_list()
+        former = {event.details["was"]: event.at for event in events if "was" in event.details}
+        return cls(user, former, {role.id: role.name for role in roles})
+
+    def addressed(self, name: str, at: str) -> list[dict[str, Any]]:
+        """The filters for what has an address of theirs in this field, and was written while it
+        was theirs or before. To be asked without regard to case."""
+        former = [{name: was, at: {"$lte": left}} for was, left in self.former.items()]
+        return [{name: self.user.email}, *former]
+
+    def has_had(self, address: str | None) -> bool:
+        theirs = {each.casefold() for each in (self.user.email, *self.former)}
+        return address is not None and address.casefold() in theirs
+
+    def is_behind(self, link: Any) -> bool:
+        return link is not None and linked_id(link) == self.user.id
+
+
+def fields(*names: str) -> Callable[[Row, Person], dict[str, Any]]:
     """Shows these fields of a document and no others, so that no secret is shown unawares."""
-    return lambda row, user: {name: row[name] for name in names if row.get(name) is not None}
+    return lambda row, person: {name: row[name] for name in names if row.get(name) is not None}
 
 
-def linked(field: str) -> Callable[[User], dict[str, Any]]:
-    """Finds the documents whose link leads to the person."""
-    return lambda user: {f"{field}.$id": user.id}
+def linked(name: str) -> Callable[[Person], dict[str, Any]]:
+    """Finds the documents whose link of this name leads to the person."""
+    return lambda person: {f"{name}.$id": person.user.id}
 
 
 @dataclass(frozen=True)
 class Holding:
     """What one collection holds about a person: how it is found, shown to them, and erased.
 
-    Erased is deleted, unless `erase_with` says another way.
+    Erased is deleted, unless `erase_with` says another way. What is found by an address is
+    `caseless`.
     """
 
     document: type[Document]
-    find: Callable[[User], dict[str, Any]]
-    show: Callable[[Row, User], dict[str, Any]]
-    erase_with: Callable[[User], Awaitable[None]] | None = field(default=None, kw_only=True)
+    find: Callable[[Person], dict[str, Any]]
+    show: Callable[[Row, Person], dict[str, Any]]
+    erase_with: Callable[[Person], Awaitable[None]] | None = field(default=None, kw_only=True)
+    caseless: bool = field(default=False, kw_only=True)
 
     @property
     def name(self) -> str:
         return self.document.get_collection_name()
 
-    async def rows(self, user: User) -> AsyncIterator[dict[str, Any]]:
-        """As they are shown; never more than a page of them in memory."""
-        found = self.document.get_motor_collection().find(self.find(user), batch_size=BATCH)
-        async for row in found:
-            yield self.show(row, user)
+    @property
+    def collation(self) -> Collation | None:
+        return CASELESS if self.caseless else None
 
-    async def erase(self, user: User) -> None:
+    async def rows(self, person: Person) -> AsyncIterator[dict[str, Any]]:
+        """As they are shown; never more than a page of them in memory."""
+        found = self.document.get_motor_collection().find(
+            self.find(person), batch_size=BATCH, collation=self.collation
+        )
+        async for row in found:
+            yield self.show(row, person)
+
+    async def erase(self, person: Person) -> None:
         if self.erase_with:
-            return await self.erase_with(user)
-        async for ids in _batches(self.document, self.find(user)):
+            return await self.erase_with(person)
+        async for ids in _batches(self.document, self.find(person), self.collation):
             await self.document.get_motor_collection().delete_many({"_id": {"$in": ids}})
         return None
 
 
-def _letters(user: User) -> dict[str, Any]:
-    addresses = [address for address in (user.email, user.pending_email) if address]
-    return {"$or": [{"user.$id": user.id}, {"to": {"$in": addresses}}]}
+def _letters(person: Person) -> dict[str, Any]:
+    """Those of the account, and those that go to an address of theirs and belong to none."""
+    unclaimed = {"user": None, "$or": person.addressed("to", "created_at")}
+    return {"$or": [{"user.$id": person.user.id}, unclaimed]}
 
 
-def _events(user: User) -> dict[str, Any]:
-    return {"$or": [{"subject.$id": user.id}, {"actor.$id": user.id}]}
+def _invitation(row: Row, person: Person) -> dict[str, Any]:
+    """The addresses of others are their own affair, also where the person invited them."""
+    shown = fields("created_at", "accepted_at", "withdrawn_at", "expires_at")(row, person)
+    theirs = person.is_behind(row.get("account")) or person.has_had(row["email"])
+    by_them = person.is_behind(row.get("by"))
+    shown["by"] = "you" if by_them else "somebody else" if row.get("by") else "the system"
+    shown["to"] = "you" if theirs else "somebody else"
+    if role := row.get("role"):
+        shown["role"] = person.roles.get(role.id, "one that is gone")
+    return shown | (fields("email")(row, person) if theirs else {})
 
 
-def _event(row: Row, user: User) -> dict[str, Any]:
+def _invitations_to(person: Person) -> dict[str, Any]:
+    """Taken up or not."""
+    return {"$or": [linked("account")(person), *person.addressed("email", "created_at")]}
+
+
+async def _erase_invitations(person: Person) -> None:
+    """Those to them go. Those that they wrote are about others, and void from now on."""
+    async for ids in _batches(Invitation, _invitations_to(person), CASELESS):
+        await Invitation.get_motor_collection().delete_many({"_id": {"$in": ids}})
+
+
+def _invited(person: Person) -> dict[str, Any]:
+    """What was done about an invitation to their address, when there was no account yet."""
+    return {"subject": None, "$or": person.addressed("details.email", "at")}
+
+
+def _events(person: Person) -> dict[str, Any]:
+    common = {"_id": {"$in": person.user.common_events}}
+    return {"$or": [linked("subject")(person), linked("actor")(person), _invited(person), common]}
+
+
+def _event(row: Row, person: Person) -> dict[str, Any]:
     """Who and where others are is their own affair, also where they did something to the person."""
     actor, subject = row.get("actor"), row.get("subject")
-    by_them = actor is not None and actor.id == user.id
-    to_them = subject is not None and subject.id == user.id
-    shown = fields("at", "verb")(row, user)
+    by_them = person.is_behind(actor)
+    to_them = (
+        person.is_behind(subject)
+        or row["_id"] in person.user.common_events
+        or (subject is None and person.has_had(row["details"].get("email")))
+    )
+    shown = fields("at", "verb")(row, person)
     shown["by"] = "you" if by_them else "somebody else" if actor else "the system"
-    if subject is not None:
+    if subject is not None or to_them:
         shown["to"] = "you" if to_them else "somebody else"
     if by_them:
-        shown |= fields("session", "ip")(row, user)
+        shown |= fields("session", "ip")(row, person)
     if to_them:
-        shown |= fields("details")(row, user)
+        shown |= fields("details")(row, person)
     return shown
 
 
-def _invited(user: User) -> dict[str, Any]:
-    """What was done about an invitation to their address, when there was no account yet."""
-    return {"subject": None, "details.email": user.email}
-
-
-async def _blank_events(user: User) -> None:
+async def _blank_events(person: Person) -> None:
     """The record keeps its lines and the numbers of those concerned; nothing says who it was."""
     events = Event.get_motor_collection()
     details = {name: f"$details.{name}" for name in LASTING}
     blank = {"$replaceWith": {"$mergeObjects": ["$$ROOT", {"details": details}]}}
-    async for ids in _batches(Event, {"$or": [{"subject.$id": user.id}, _invited(user)]}):
-        await events.update_many({"_id": {"$in": ids}}, [blank])
-    async for ids in _batches(Event, {"actor.$id": user.id}):
+    # Last those that say which addresses were theirs: this may have to begin again in between.
+    for match, collation in ((_invited(person), CASELESS), (linked("subject")(person), None)):
+        async for ids in _batches(Event, match, collation):
+            await events.update_many({"_id": {"$in": ids}}, [blank])
+    async for ids in _batches(Event, linked("actor")(person)):
         await events.update_many({"_id": {"$in": ids}}, {"$set": {"ip": None}})
+    async for ids in _batches(Event, {"details.author": person.user.id}):
+        await events.update_many({"_id": {"$in": ids}}, {"$set": {"details.title": A_POST}})
 
 
-async def _erase_invitation(user: User) -> None:
-    """Their own goes. Those that they wrote are about others, and void from now on."""
-    await Invitation.get_motor_collection().delete_many(linked("account")(user))
-
-
-async def _erase_posts(user: User) -> None:
+async def _erase_posts(person: Person) -> None:
     """Those that stay keep the number of their author, behind which there is nobody any more."""
-    if user.deletes_posts:
-        posts, below = Post.get_motor_collection(), Comment.get_motor_collection()
-        async for ids in _batches(Post, {"author.$id": user.id}):
+    if person.user.deletes_posts:
+        below = Comment.get_motor_collection()
+        async for ids in _batches(Post, linked("author")(person)):
             async for under in _batches(Comment, {"post.$id": {"$in": ids}}):
                 await below.delete_many({"_id": {"$in": under}})
-            await posts.delete_many({"_id": {"$in": ids}})
+            await _remove_posts(ids)
 
 
-async def _erase_comments(user: User) -> None:
-    if user.deletes_posts:
-        async for ids in _batches(Comment, {"author.$id": user.id}):
+async def _remove_posts(ids: list[PydanticObjectId]) -> None:
+    """With what was said below them a moment ago: a comment writes its post, and so is there before
+    this or never."""
+
+    async def work(tx: Tx) -> None:
+        await Post.get_motor_collection().delete_many({"_id": {"$in": ids}}, session=tx)
+        below = Comment.get_motor_collection()
+        await below.delete_many({"post.$id": {"$in": ids}}, session=tx)
+
+    await transaction(work)
+
+
+async def _erase_comments(person: Person) -> None:
+    if person.user.deletes_posts:
+        async for ids in _batches(Comment, linked("author")(person)):
             await _remove_comments(ids)
 
 
@@ -190,7 +271,9 @@ HELD = [
     Holding(
         Token, linked("user"), fields("purpose", "email", "created_at", "expires_at", "used_at")
     ),
-    Holding(Mail, _letters, fields("letter", "to", "data", "created_at", "gave_up_at")),
+    Holding(
+        Mail, _letters, fields("letter", "to", "data", "created_at", "gave_up_at"), caseless=True
+    ),
     Holding(
         Post,
         linked("author"),
@@ -205,11 +288,18 @@ HELD = [
     ),
     Holding(
         Invitation,
-        lambda user: {"$or": [linked("account")(user), linked("by")(user)]},
-        fields("email", "created_at", "accepted_at", "withdrawn_at", "expires_at"),
-        erase_with=_erase_invitation,
+        lambda person: {"$or": [linked("by")(person), _invitations_to(person)]},
+        _invitation,
+        erase_with=_erase_invitations,
+        caseless=True,
     ),
-    Holding(Event, _events, _event, erase_with=_blank_events),
+    Holding(
+        Event,
+        _events,
+        _event,
+        erase_with=_blank_events,
+        caseless=True,
+    ),
 ]
 # What somebody has typed wrong is counted under digests, for some minutes.
 IMPERSONAL: list[type[Document]] = [
@@ -219,15 +309,17 @@ IMPERSONAL: list[type[Document]] = [
 
 async def export(user: User) -> AsyncIterator[str]:
     """All that is held about the person as one JSON object, a piece at a time."""
-    roles = [role.name for role in await Role.everyone() if user.holds(role)]
+    roles = await Role.everyone()
+    person = await Person.of(user, roles)
+    held = [role.name for role in roles if user.holds(role)]
     document = await User.get_motor_collection().find_one({"_id": user.id}) or {}
     factors = sorted(NAMES[kind] for kind in user.factors)
-    account = fields(*ACCOUNT)(document, user) | {"roles": roles, "second_factors": factors}
+    account = fields(*ACCOUNT)(document, person) | {"roles": held, "second_factors": factors}
     yield f'{{\n"account": {_json(account)}'
     for holding in HELD:
         yield f',\n"{holding.name}": ['
         comma = "\n"
-        async for row in holding.rows(user):
+        async for row in holding.rows(person):
             yield comma + _json(row)
             comma = ",\n"
         yield "\n]"
@@ -243,29 +335,41 @@ async def note_export(user: User, *, by: Actor) -> None:
     await acting(by, work)
 
 
-async def forget_name(username: str) -> None:
-    """Others were told who did something to them; from now on it was somebody who has left."""
-    async for ids in _batches(Notice, {"data.by": username}):
-        await Notice.change_all({"_id": {"$in": ids}}, {"$set": {"data.by": NOBODY_NOW}})
+async def forget_name(user: User) -> None:
+    """Others were told who did something to them; from now on it was somebody who has left. Who
+    invited them was told their address besides, and who lost a comment of theirs the title of the
+    post that it was on."""
+    async for ids in _batches(Notice, {"data.by": user.username}):
+        told = {"_id": {"$in": ids}}
+        invited = {**told, "kind": Kind.INVITATION_ACCEPTED}
+        await Notice.change_all(invited, {"$set": {"data.email": THEIR_ADDRESS}})
+        await Notice.change_all(told, {"$set": {"data.by": NOBODY_NOW}})
+    async for ids in _batches(Notice, {"data.author": user.id}):
+        blank = {"$set": {"data.title": A_POST}, "$unset": {"data.author": ""}}
+        await Notice.change_all({"_id": {"$in": ids}}, blank)
 
 
-async def sweep(user: User, tx: Tx) -> None:
+async def sweep(person: Person, tx: Tx) -> None:
     """What has come since the collections were erased, in the transaction that ends it."""
     for holding in HELD:
         if holding.erase_with is None:
             await holding.document.get_motor_collection().delete_many(
-                holding.find(user), session=tx
+                holding.find(person), collation=holding.collation, session=tx
             )
 
 
 async def _batches(
-    document: type[Document], match: Mapping[str, Any]
+    document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
 ) -> AsyncIterator[list[PydanticObjectId]]:
     """The ids of all documents that match, a batch at a time: no write takes long."""
     collection, last = document.get_motor_collection(), None
     while True:
         behind = {"$and": [match, {"_id": {"$gt": last}}]} if last else match
-        found = await collection.find(behind, {"_id": 1}).sort("_id", 1).to_list(BATCH)
+        found = (
+            await collection.find(behind, {"_id": 1}, collation=collation)
+            .sort("_id", 1)
+            .to_list(BATCH)
+        )
         if not found:
             return
         ids = [row["_id"] for row in found]

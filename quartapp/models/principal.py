@@ -12,7 +12,7 @@ from quartapp.log import log
 from quartapp.models.actor import NOBODY
 from quartapp.models.factor import factors_of, has_shown_one, waits_for_one
 from quartapp.models.references import ref
-from quartapp.models.session import Reason, Session, fingerprint, mark_ended
+from quartapp.models.session import Because, Reason, Session, fingerprint, mark_ended
 from quartapp.models.user import User
 from quartapp.policy import Permission
 
@@ -57,6 +57,7 @@ class Ended:
     at: datetime
     event: PydanticObjectId | None = None
     ender: PydanticObjectId | None = None
+    because: Because | None = None
 
     @property
     def message(self) -> str:
@@ -64,7 +65,7 @@ class Ended:
 
     def told_to(self, user_id: PydanticObjectId) -> str:
         """Why it is over, in a sentence for the person whose session it was."""
-        return self.reason.message(self.by, own=self.ender == user_id)
+        return self.reason.message(self.by, own=self.ender == user_id, because=self.because)
 
 
 Standing = Principal | Ended
@@ -107,6 +108,7 @@ async def ended(
             at=_aware(fields["ended_at"]),
             event=link.id if (link := fields.get("ended_event")) else None,
             ender=link.id if (link := fields.get("ended_by")) else None,
+            because=_because(fields),
         )
         for session_id, fields in changes.items()
     ]
@@ -123,14 +125,15 @@ async def standings(match: Mapping[str, Any]) -> list[Standing]:
     sessions = Session.get_motor_collection().with_options(read_concern=database.current())
     rows = await sessions.aggregate(_pipeline(match), maxTimeMS=ANSWER_MS).to_list(None)
     judged = [(row, _judge(row, now)) for row in rows]
-    over: dict[Reason, list[PydanticObjectId]] = {}
+    over: dict[tuple[Reason, Because | None], list[PydanticObjectId]] = {}
     for row, standing in judged:
         if isinstance(standing, Principal):
             await _remember(row)
         elif row.get("ended_at") is None:
-            over.setdefault(standing.reason, []).append(standing.session_id)
-    for reason, ids in over.items():
-        await mark_ended({"_id": {"$in": ids}}, reason, by=NOBODY)
+            why = standing.reason, standing.because
+            over.setdefault(why, []).append(standing.session_id)
+    for (reason, because), ids in over.items():
+        await mark_ended({"_id": {"$in": ids}}, reason, by=NOBODY, because=because)
     return [standing for _, standing in judged]
 
 
@@ -159,6 +162,7 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
             at=_aware(row.get("ended_at") or now),
             event=row["ended_event"].id if row.get("ended_event") else None,
             ender=row["ended_by"].id if row.get("ended_by") else None,
+            because=_because(row, user if row.get("ended_at") is None else None, now),
         )
     shown = has_shown_one(row, user)
     waiting = [role for role in row["held"] if waits_for_one(role, shown=shown)]
@@ -215,6 +219,17 @@ def _reason(row: Mapping[str, Any]) -> Reason:
     # Ended by a hand that gave no reason, in a mongo shell for one: somebody in charge did it.
     stored = row.get("ended_reason")
     return _REASONS.get(stored, Reason.ENDED_BY_ADMIN)
+
+
+def _because(
+    row: Mapping[str, Any], user: Mapping[str, Any] | None = None, now: datetime = NEVER
+) -> Because | None:
+    """As it was written when the session ended; for one that ends only now, as its `user` is."""
+    if user is not None:
+        shut = user.get("disabled_at") is not None or user.get("closed_at") is not None
+        return Because.LAST_DAY if not shut and _closing(user) <= now else None
+    stored = row.get("ended_because")
+    return Because(stored) if stored in set(Because) else None
 
 
 def _deadline(row: Mapping[str, Any]) -> datetime:

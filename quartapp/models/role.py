@@ -14,7 +14,7 @@ from quartapp.models.notice import Kind
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, ref
 from quartapp.models.session import Reason, acting, mark_ended
-from quartapp.models.user import RoleGone, User
+from quartapp.models.user import COMMON_EVENTS, RoleGone, User
 from quartapp.policy import ADMIN, BUILT_IN_ROLES, Permission
 
 
@@ -183,6 +183,8 @@ class Role(Record):
                     "$pull": {"roles": ref("roles", self.id)},
                     "$inc": {"authz_version": 1},
                     "$set": {"authz_by": ref("users", by.user_id)},
+                    # A line of the record for each of thousands would make it slow.
+                    "$push": {"common_events": {"$each": [event.id], "$slice": -COMMON_EVENTS}},
                 },
                 tx=tx,
             )

@@ -45,10 +45,21 @@ class Reason(StrEnum):
     ACCOUNT_DISABLED = "account_disabled"
     EXPIRED = "expired"
 
-    def message(self, by: str | None, *, own: bool = False) -> str:
+    def message(
+        self, by: str | None, *, own: bool = False, because: "Because | None" = None
+    ) -> str:
         """The sentence that the person who was signed out reads; `own` if they did it."""
         texts = MESSAGES | OWN_MESSAGES if own else MESSAGES
-        return texts[self].format(by=by or "An administrator")
+        text = BECAUSE_MESSAGES[because] if because and not own else texts[self]
+        return text.format(by=by or "An administrator")
+
+
+class Because(StrEnum):
+    """What a disabled account is, where it is more than that. Reasons are names that programs
+    know, so this stands beside them, for people."""
+
+    LAST_DAY = "last_day"
+    DELETED = "deleted"
 
 
 MESSAGES = {
@@ -61,6 +72,10 @@ MESSAGES = {
     Reason.FACTOR_REQUIRED: "Your account asks for a second factor now. Sign in again with it.",
     Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
     Reason.EXPIRED: "Your session expired. Sign in again to go on.",
+}
+BECAUSE_MESSAGES = {
+    Because.LAST_DAY: "The last day of your account is over.",
+    Because.DELETED: "{by} closed your account, and it will be deleted.",
 }
 OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You closed your account."}
 
@@ -93,6 +108,7 @@ class Session(Record):
     online_until: datetime | None = None
     ended_at: datetime | None = None
     ended_reason: str | None = None
+    ended_because: str | None = None
     ended_by: Link["User"] | None = None
     ended_event: Link[Event] | None = None
 
@@ -392,6 +408,7 @@ async def mark_ended(
     *,
     by: Actor,
     event: Event | None = None,
+    because: Because | None = None,
     tx: Tx | None = None,
 ) -> int:
     """The write alone, for verbs that keep their own record, the event. How many it ended."""
@@ -401,6 +418,7 @@ async def mark_ended(
             "$set": {
                 "ended_at": clock.now(),
                 "ended_reason": reason.value,
+                **({"ended_because": because.value} if because else {}),
                 "ended_by": ref("users", by.user_id),
                 "ended_event": ref("events", event and event.id),
             }

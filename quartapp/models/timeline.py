@@ -10,7 +10,7 @@ from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.factor import NAMES, Factor
-from quartapp.models.mail import Letter
+from quartapp.models.mail import Letter, Mail
 from quartapp.models.references import DomainError, linked_id
 from quartapp.models.session import Reason, Session, acting, mark_ended
 from quartapp.models.user import User
@@ -26,6 +26,7 @@ class Line:
 
 TEXTS = {
     Verb.USER_REGISTERED: Line("The account was made"),
+    Verb.INVITATION_ACCEPTED: Line("An invitation was taken up, which gave: {roles}"),
     Verb.SESSION_STARTED: Line("Signed in", strange=True),
     Verb.SESSION_CONFIRMED: Line("Confirmed with the password", strange=True),
     Verb.SESSION_ENDED: Line("A session was signed out", strange=True),
@@ -42,6 +43,7 @@ TEXTS = {
     Verb.RECOVERY_CODES_MADE: Line("New recovery codes were made", strange=True),
     Verb.ROLE_GRANTED: Line("The role {role} was given"),
     Verb.ROLE_REVOKED: Line("The role {role} was taken"),
+    Verb.ROLE_DELETED: Line("The role {role}, which you held, was deleted"),
     Verb.USER_DISABLED: Line("The account was disabled"),
     Verb.USER_ENABLED: Line("The account was enabled again"),
     Verb.LAST_DAY_SET: Line("{day} was made the last day of the account"),
@@ -53,6 +55,11 @@ TEXTS = {
     Verb.ACTIVITY_DISOWNED: Line(
         "You said that something was not you, and other sessions were ended"
     ),
+}
+# Of these, those that nobody did: a rule held.
+BY_RULE = {
+    Verb.USER_DISABLED: "The account was disabled, for its last day was over",
+    Verb.LAST_DAY_LIFTED: "The account stays: its last day would have left no administrator",
 }
 
 
@@ -88,7 +95,7 @@ class Entry:
         return cls(
             event=event,
             text=text(event),
-            by=None if own else _name(event.actor),
+            by=None if own or event.by_rule else _name(event.actor),
             device=device,
             ip=event.ip if own else None,
             session=session,
@@ -105,7 +112,16 @@ async def page(
     user_id: PydanticObjectId, *, before: PydanticObjectId | None, limit: int
 ) -> list[Event]:
     """The newest first, with their actors."""
-    return await Event.page(subject=user_id, verbs=TEXTS.keys(), before=before, limit=limit)
+    user = await User.get(user_id)
+    common = user.common_events if user else []
+    return await Event.page(
+        subject=user_id, common=common, verbs=TEXTS.keys(), before=before, limit=limit
+    )
+
+
+async def latest(user_id: PydanticObjectId, verb: Verb) -> Event | None:
+    found = await Event.page(subject=user_id, verbs=[verb], limit=1)
+    return found[0] if found else None
 
 
 async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event | None:
@@ -116,7 +132,10 @@ async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event |
 
 def text(event: Event) -> str:
     """A sentence. Details of an older form leave a gap rather than an error."""
+    if event.by_rule and event.verb in BY_RULE:
+        return BY_RULE[event.verb]
     words = {"role": "", "day": "", "factor": ""} | event.details
+    words["roles"] = ", ".join(event.details.get("roles", ()))
     if words["factor"] in set(Factor):
         words["factor"] = NAMES[Factor(words["factor"])]
     return TEXTS[event.verb].text.format_map(words)
@@ -153,7 +172,16 @@ async def disown(event: Event, *, by: Actor) -> Event:
         said.details["count"] = ended
         user = await User.get(by.user_id, session=tx)
         if user:
-            await user.write(Letter.DISOWNED, tx, what=text(event), when=event.at.isoformat())
+            # Whoever it was may have changed the address, and reads the mail of the new one.
+            for email in (user.email, *await _given_up_since(event, user.id, tx)):
+                words = {"what": text(event), "when": event.at.isoformat()}
+                await Mail.queue(Letter.DISOWNED, email, user=user.id, tx=tx, **words)
         return await said.insert(session=tx)
 
     return await acting(by, work)
+
+
+async def _given_up_since(event: Event, user_id: PydanticObjectId, tx: Tx) -> list[str]:
+    """The addresses that the account had before, if it got another with this event or later."""
+    moved = {"subject.$id": user_id, "verb": Verb.EMAIL_CHANGED, "at": {"$gte": event.at}}
+    return [each.details["was"] async for each in Event.find(moved, session=tx)]

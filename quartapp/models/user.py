@@ -26,6 +26,7 @@ from quartapp.models.notice import Kind, Notice
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, linked_id, ref
 from quartapp.models.session import (
+    Because,
     Reason,
     Session,
     acting,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from quartapp.models.passkey import Passkey
     from quartapp.models.role import Role
 
+COMMON_EVENTS = 100
 OPEN: Mapping[str, Any] = {"disabled_at": None, "closed_at": None}
 LAST = "This is the last active administrator"
 
@@ -83,6 +85,8 @@ class User(Record):
     roles: list[Link["Role"]] = []
     authz_version: int = 1
     authz_by: Link["User"] | None = None
+    # Of events that happened to many at once and name none of them: the latest of this person's.
+    common_events: list[PydanticObjectId] = []
     disabled_at: datetime | None = None
     closes_at: datetime | None = None
     closed_at: datetime | None = None
@@ -343,33 +347,44 @@ class User(Record):
     ) -> Event | None:
         """Closes the account and ends its sessions; its owner may open again what they closed.
 
-        With `deletes_at` it is erased then, and if so wished with all that its owner has written.
-        None if it was closed, or is erased no later, already. Raises LastAdministrator.
+        With `deletes_at` it is erased then, and if so wished with all that its owner has written;
+        or sooner, if its owner has wished so and another does it now, so that it holds whatever the
+        owner wishes then. None if it was closed, or is erased no later, already. Raises
+        LastAdministrator.
         """
-        sooner = [{"deletes_at": None}, {"deletes_at": {"$gt": deletes_at}}]
-        condition: dict[str, Any] = {"$or": sooner} if deletes_at else {"closed_at": None}
-        closing = {"closed_at": clock.now(), "closed_by": ref("users", by.user_id)}
-        leaving = {"deletes_at": deletes_at, "deletes_posts": with_posts} if deletes_at else {}
         own = by.user_id == self.id
-        details = {"until": f"{deletes_at:%Y-%m-%d %H:%M} UTC"} if deletes_at else {}
+        if deletes_at is None:
+            condition: dict[str, Any] = {"closed_at": None}
+        else:
+            later = [{"deletes_at": None}, {"deletes_at": {"$gt": deletes_at}}]
+            condition = {"$or": later if own else [*later, {"closed_by.$id": self.id}]}
 
         async def work(tx: Tx) -> Event | None:
             await hold_administrators(tx)
             before = await count_administrators(tx)
+            there = await User.get(self.id, session=tx)
+            wished = there.deletes_at if there else None
+            until = min(wished or deletes_at, deletes_at) if deletes_at else None
+            closing = {"closed_at": clock.now(), "closed_by": ref("users", by.user_id)}
+            leaving = {"deletes_at": until, "deletes_posts": with_posts} if until else {}
             change = {"$set": closing | leaving}
             if not await self.change_authority(condition, change, by=by, tx=tx):
                 return None
             await require_an_administrator(before, tx)
-            verb = Verb.USER_LEAVING if deletes_at else Verb.USER_DEACTIVATED
-            event = Event.of(verb, by=by, subject=self.id, **details)
-            mine = {"user.$id": self.id}
-            await mark_ended(mine, Reason.ACCOUNT_DISABLED, by=by, event=event, tx=tx)
+            verb = Verb.USER_LEAVING if until else Verb.USER_DEACTIVATED
+            event = Event.of(verb, by=by, subject=self.id)
+            if until:
+                event.details["until"] = clock.to_the_minute(until)
+                event.details["posts"] = "removed" if with_posts else "kept"
+            mine, reason = {"user.$id": self.id}, Reason.ACCOUNT_DISABLED
+            because = Because.DELETED if until else None
+            await mark_ended(mine, reason, by=by, event=event, because=because, tx=tx)
             if not own:
                 await self.tell(Kind.ACCOUNT_CLOSED, tx, by=by.username)
-            until = deletes_at.isoformat() if deletes_at else None
             gone = Letter.LEAVING if own else Letter.REMOVED
-            letter = gone if deletes_at else Letter.CLOSED
-            await self.write(letter, tx, until=until, ip=by.ip if own else None)
+            letter = gone if until else Letter.CLOSED
+            words = {"until": until and until.isoformat(), "ip": by.ip if own else None}
+            await self.write(letter, tx, **words)
             return await event.insert(session=tx)
 
         return await acting(by, work)

@@ -5,8 +5,8 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template
 from quart_auth import login_required
 
-from quartapp import auth, throttle
-from quartapp.auth import current_user, fresh_login_required, settings
+from quartapp import throttle
+from quartapp.auth import current_user, fresh_login_required, me, remote_address, settings
 from quartapp.forms.accounts import CodeForm, EmailForm, LinkForm
 from quartapp.log import log
 from quartapp.models import User, address
@@ -23,7 +23,7 @@ blueprint = Blueprint("addresses", __name__)
 @login_required
 @fresh_login_required
 async def change() -> Any:
-    user = await _me()
+    user = await me()
     form = await EmailForm.from_request()
     with form.patience():
         if form.posted:
@@ -55,7 +55,7 @@ async def _count(email: str, user: User) -> None:
 @login_required
 async def keep() -> Any:
     """Takes back the wish for another address."""
-    await address.forget(await _me())
+    await address.forget(await me())
     await flash("Your address stays as it is.", "info")
     return see_other("/account")
 
@@ -63,7 +63,7 @@ async def keep() -> Any:
 @blueprint.route("/verify", methods=["GET", "POST"])
 @login_required
 async def by_code() -> Any:
-    user = await _me()
+    user = await me()
     if address.unconfirmed(user) is None:
         return redirect("/account")
     form = await CodeForm.from_request()
@@ -86,7 +86,7 @@ async def by_code() -> Any:
 async def _confirm_by_code(user: User, code: str) -> User:
     """Counted for the address, which may have many accounts. Raises TooMany and what
     `address.confirm_by_code` raises."""
-    here = f"code from {throttle.neighbourhood(auth.remote_address())}"
+    here = f"code from {throttle.neighbourhood(remote_address())}"
     wrong = None
     async with throttle.guessing(throttle.Key(here, settings().limit_sign_in_address)) as guess:
         try:
@@ -108,7 +108,7 @@ async def _confirm_by_code(user: User, code: str) -> User:
 @blueprint.post("/account/email/again")
 @login_required
 async def send_again() -> Any:
-    user = await _me()
+    user = await me()
     try:
         if user.pending_email:
             await _count(user.pending_email, user)
@@ -149,9 +149,3 @@ async def _confirmed(user: User) -> Any:
     log.info("address_confirmed", user=user.username)
     await flash("Your e-mail address is confirmed.", "success")
     return see_other("/account" if current_user.signed_in else "/login")
-
-
-async def _me() -> User:
-    user = await User.get(current_user.user_id)
-    assert user is not None, "a principal has a user"
-    return user

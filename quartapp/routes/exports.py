@@ -29,10 +29,15 @@ async def export() -> Any:
     form = await LinkForm.from_request()
     with form.patience():
         if form.posted and (user := await User.get(current_user.user_id)):
-            await throttle.count("export", (str(user.id), settings().limit_export))
-            await personal.note_export(user, by=current_user.actor)
-            log.info("user_exported", user=user.username)
-            return await _attachment(user)
+            whom = str(user.id), settings().limit_export
+            await throttle.count("export", whom)
+            try:
+                await personal.note_export(user, by=current_user.actor)
+                log.info("user_exported", user=user.username)
+                return await _attachment(user)
+            except Exception:
+                await throttle.give_back("export", *whom)
+                raise
     page = await render_template("account/export.html", form=form)
     return page, form.status, form.headers
 

@@ -9,10 +9,10 @@ from quart import Blueprint, flash, render_template, request, session
 from quart_auth import login_required, login_user
 
 from quartapp import auth
-from quartapp.auth import CurrentUser, current_user, fresh_login_required, settle
+from quartapp.auth import CurrentUser, current_user, fresh_login_required, me, settle
 from quartapp.forms.factors import AppCodeForm
 from quartapp.log import log
-from quartapp.models import Session, User, recovery_codes, totp
+from quartapp.models import Session, recovery_codes, totp
 from quartapp.models.enrolment import Enrolled
 from quartapp.models.totp import WrongAppCode
 from quartapp.routes.places import next_page, see_other, with_next
@@ -29,7 +29,7 @@ _OFFER, _CODES = "offer", "codes"
 async def index() -> str:
     return await render_template(
         "account/factors.html",
-        user=await _me(),
+        user=await me(),
         waiting=sorted(current_user.withheld),
         then=next_page(),
         onward=with_next,
@@ -41,7 +41,7 @@ async def index() -> str:
 @fresh_login_required
 async def app() -> Any:
     """Sets up an authenticator app. What it is to share with us waits in the visitor's cookie."""
-    user = await _me()
+    user = await me()
     if user.totp is not None:
         await flash("Your authenticator app is set up already.", "info")
         return see_other(with_next("/account/factors"))
@@ -72,7 +72,7 @@ async def app() -> Any:
 @login_required
 @fresh_login_required
 async def remove_app() -> Any:
-    user = await _me()
+    user = await me()
     event = await totp.remove(user, by=current_user.actor)
     await settle()
     if event:
@@ -90,7 +90,7 @@ async def codes() -> str:
     fresh = session.pop(_CODES, None) if request.method == "GET" else None
     return await render_template(
         "account/recovery_codes.html",
-        user=await _me(),
+        user=await me(),
         codes=auth.seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or [],
         then=next_page(),
     )
@@ -100,7 +100,7 @@ async def codes() -> str:
 @login_required
 @fresh_login_required
 async def make_codes() -> Any:
-    user = await _me()
+    user = await me()
     if not user.factors:
         await flash("Recovery codes are made when you set up a second factor.", "info")
         return see_other("/account/factors")
@@ -150,9 +150,3 @@ def _picture(text: str) -> Markup:
     picture = code.svg_inline(omitsize=True, border=3, light="#fff", svgclass="qr")
     # Paths and numbers: there is no text of anybody's in it.
     return Markup(picture)  # noqa: S704
-
-
-async def _me() -> User:
-    user = await User.get(current_user.user_id)
-    assert user is not None, "a principal has a user"
-    return user

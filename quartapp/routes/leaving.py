@@ -6,17 +6,16 @@ from quart import Blueprint, flash, redirect, render_template, session
 from quart_auth import Unauthorized, login_required, logout_user
 
 from quartapp import auth, clock
-from quartapp.auth import current_user, fresh_login_required, settings, settle
+from quartapp.auth import current_user, fresh_login_required, me, settings, settle
 from quartapp.forms.accounts import LinkForm
 from quartapp.forms.leaving import DeleteForm
 from quartapp.log import log
-from quartapp.models import User, leaving
+from quartapp.models import leaving
 from quartapp.models.session import Factor
 from quartapp.models.token import TokenSpent
 from quartapp.models.user import LastAdministrator
 from quartapp.routes.entry import RETURN, sign_in
 from quartapp.routes.places import see_other
-from quartapp.routes.templating import in_full
 
 blueprint = Blueprint("leaving", __name__)
 
@@ -25,7 +24,7 @@ blueprint = Blueprint("leaving", __name__)
 @login_required
 @fresh_login_required
 async def delete() -> Any:
-    user = await _me()
+    user = await me()
     form = await DeleteForm.from_request()
     form.expect(user.username)
     until = clock.now() + settings().deletion_grace
@@ -36,8 +35,8 @@ async def delete() -> Any:
             form.refuse(str(last))
         else:
             return await _leave(
-                f"Your account is closed, and will be deleted on {in_full(until)}. Sign in before "
-                "then if you want to keep it."
+                f"Your account is closed, and will be deleted on {clock.in_full(until)}. Sign in "
+                "before then if you want to keep it."
             )
     page = await render_template("account/delete.html", form=form, user=user, until=until)
     return page, form.status
@@ -47,7 +46,7 @@ async def delete() -> Any:
 @login_required
 @fresh_login_required
 async def deactivate() -> Any:
-    await (await _me()).close(by=current_user.actor)
+    await (await me()).close(by=current_user.actor)
     return await _leave("Your account is closed. To open it again, sign in.")
 
 
@@ -73,12 +72,6 @@ async def closed() -> Any:
         await flash("Welcome back. Your account is open again.", "success")
         return see_other("/account")
     return await render_template("account/closed.html", form=form, user=user)
-
-
-async def _me() -> User:
-    user = await User.get(current_user.user_id)
-    assert user is not None, "a principal has a user"
-    return user
 
 
 async def _leave(words: str) -> Any:

@@ -6,7 +6,7 @@ from quart import Blueprint, abort, flash, jsonify, render_template
 from quart_auth import login_required
 
 from quartapp import auth, ceremonies, throttle
-from quartapp.auth import current_user, fresh_login_required, settings, settle
+from quartapp.auth import current_user, fresh_login_required, me, settings, settle
 from quartapp.ceremonies import Refused
 from quartapp.forms.accounts import LoginForm
 from quartapp.forms.factors import FactorForm
@@ -35,7 +35,7 @@ HOME = "/account/factors/passkeys"
 @blueprint.get(f"{HOME}/options")
 @login_required
 async def options_to_add() -> Any:
-    user = await _me()
+    user = await me()
     options = ceremonies.ask_to_make(
         site() or abort(404),
         asker("make"),
@@ -67,7 +67,7 @@ async def mine() -> Any:
 
 async def _add(form: AddForm) -> Enrolled:
     made = ceremonies.made(site() or abort(404), asker("make"), form.credential.data or "")
-    user = await _me()
+    user = await me()
     return await Passkey.add(
         user,
         made,
@@ -94,7 +94,7 @@ async def rename(passkey_id: str) -> Any:
 @login_required
 @fresh_login_required
 async def remove(passkey_id: str) -> Any:
-    passkey, user = await _mine_or_404(passkey_id), await _me()
+    passkey, user = await _mine_or_404(passkey_id), await me()
     event = await passkey.remove(user, by=current_user.actor)
     await settle()
     if event:
@@ -111,7 +111,7 @@ async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = 
     page = await render_template(
         "account/passkeys.html",
         form=form,
-        user=await _me(),
+        user=await me(),
         passkeys=await Passkey.of_user(current_user.user_id),
         renaming=renaming,
     )
@@ -193,12 +193,6 @@ async def _whose(answer: str) -> User:
 
 
 # ---- helpers
-
-
-async def _me() -> User:
-    user = await User.get(current_user.user_id)
-    assert user is not None, "a principal has a user"
-    return user
 
 
 async def _mine_or_404(passkey_id: str) -> Passkey:

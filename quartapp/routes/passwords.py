@@ -10,7 +10,7 @@ from quartapp.auth import CurrentUser, current_user, hasher, settle
 from quartapp.forms.accounts import PasswordForm
 from quartapp.log import log
 from quartapp.models import Session, User
-from quartapp.routes.places import see_other
+from quartapp.routes.places import AFTER_STRANGER, see_other
 
 blueprint = Blueprint("passwords", __name__)
 
@@ -35,7 +35,7 @@ async def change() -> Any:
         "account/password.html",
         form=form,
         action=request.full_path.rstrip("?"),
-        after_stranger=request.args.get("after") == "not-me",
+        after_stranger=_after_stranger(),
     )
     return page, form.status, form.headers
 
@@ -59,4 +59,8 @@ async def _change(user: User, password: str) -> Any:
         # Somebody ended this session meanwhile: the password is changed all the same.
         logout_user()
     await flash("Your password was changed, and every other session was signed out.", "success")
-    return see_other("/account")
+    return see_other(AFTER_STRANGER if _after_stranger() else "/account")
+
+
+def _after_stranger() -> bool:
+    return request.args.get("after") == "not-me"

@@ -5,6 +5,9 @@ from urllib.parse import urlencode, urlsplit
 from quart import redirect, request
 from werkzeug.wrappers import Response
 
+# Where it is listed what is to be done after "This wasn't me": pages that do it lead back there.
+AFTER_STRANGER = "/account/timeline/not-me"
+
 
 def see_other(path: str) -> Response:
     """303: a POST was done, look here for what came of it."""

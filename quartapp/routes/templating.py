@@ -78,7 +78,7 @@ def when(at: datetime) -> Markup:
 
 
 def moment(at: datetime) -> Markup:
-    return _time(at, in_full(at))
+    return _time(at, clock.in_full(at))
 
 
 def day(on: date) -> Markup:
@@ -102,10 +102,5 @@ def factors(kinds: Iterable[Factor]) -> str:
 
 def _time(at: datetime, text: str) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        at.isoformat(timespec="seconds"), in_full(at), text
+        at.isoformat(timespec="seconds"), clock.in_full(at), text
     )
-
-
-def in_full(at: datetime) -> str:
-    """The moment as a person writes it."""
-    return f"{at.day} {at:%b %Y, %H:%M} UTC"

@@ -5,9 +5,11 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user, fresh_login_required, settle
+from quartapp.auth import current_user, fresh_login_required, me, settle
 from quartapp.log import log
 from quartapp.models import Session, timeline
+from quartapp.models.event import Verb
+from quartapp.routes import places
 from quartapp.routes.paging import cut, id_after, id_or_404
 from quartapp.routes.places import see_other
 
@@ -18,15 +20,15 @@ PAGE = 30
 
 @blueprint.get("/account/timeline")
 @login_required
-async def mine() -> str:
-    me = current_user.user_id
-    rows = await timeline.page(me, before=id_after(), limit=PAGE + 1)
+async def index() -> str:
+    mine = current_user.user_id
+    rows = await timeline.page(mine, before=id_after(), limit=PAGE + 1)
     shown, older = cut(rows, PAGE, lambda event: event.id)
     sessions = await Session.named({event.session for event in shown if event.session})
     return await render_template(
         "account/timeline.html",
-        entries=[timeline.Entry.of(event, me, sessions) for event in shown],
-        disowned=await timeline.disowned(me, [event.id for event in shown]),
+        entries=[timeline.Entry.of(event, mine, sessions) for event in shown],
+        disowned=await timeline.disowned(mine, [event.id for event in shown]),
         first=id_after() is None,
         older=older,
     )
@@ -41,4 +43,17 @@ async def not_me(event_id: str) -> Any:
     log.warning("activity_disowned", user=current_user.username, verb=event.verb.value)
     reach = await settle(said)
     await flash(f"Other sessions signed out: {said.details['count']}.{reach}", "success")
-    return see_other("/account/password?after=not-me")
+    return see_other(places.AFTER_STRANGER)
+
+
+@blueprint.get(places.AFTER_STRANGER)
+@login_required
+async def remains() -> str:
+    """What a stranger may have left behind, for whoever has said that there was one."""
+    user = await me()
+    return await render_template(
+        "account/not_me.html",
+        user=user,
+        said=await timeline.latest(user.id, Verb.ACTIVITY_DISOWNED),
+        moved=await timeline.latest(user.id, Verb.EMAIL_CHANGED),
+    )

@@ -14,6 +14,7 @@ from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.invitation import EnoughInvitations, Fate, InvitationGone, InvitedAlready
 from quartapp.models.notice import Notice
+from quartapp.models.references import ref
 from quartapp.models.role import Role
 from quartapp.models.user import Taken, User
 from quartapp.policy import Permission
@@ -63,6 +64,8 @@ async def test_an_invitation_makes_an_account_whose_address_is_confirmed(
     written = await Invitation.write(BOB, await role("moderator"), by=acting(root))
     letter = some(await Mail.find_one({}))
     assert (letter.to, letter.user, letter.data) == (BOB, None, {"invitation": str(written.id)})
+    words = some(await invitation.issue(letter))
+    assert (words["inviter"], words["roles"]) == ("root", "member and moderator")
     token = await sent()
     assert token not in str(await dump(db)), "what is stored opens nothing"
     await letter.done()
@@ -82,6 +85,13 @@ async def test_an_invitation_makes_an_account_whose_address_is_confirmed(
     assert await why_not(token) is Fate.ACCEPTED
     ((kept, fate),) = await Invitation.page()
     assert (kept.inviter, kept.gives, fate) == ("root", "moderator", Fate.ACCEPTED)
+
+
+async def test_member_is_no_role_beside_member(db: Database, root: User) -> None:
+    written = await Invitation.write(BOB, await role("member"), by=NOBODY)
+    assert written.role is None
+    words = some(await invitation.issue(some(await Mail.find_one({}))))
+    assert (words["inviter"], words["roles"]) == ("An operator", "member")
 
 
 @pytest.mark.parametrize("names", ["one", "many"])
@@ -137,6 +147,16 @@ LOSSES: dict[str, tuple[Loss, Fate]] = {
         ),
         Fate.VOID,
     ),
+    "a factor asked for": (
+        lambda user, role, _: role.edit(
+            name=role.name,
+            description="",
+            permissions=[Permission.USERS_MANAGE],
+            requires_factor=True,
+            by=NOBODY,
+        ),
+        Fate.VOID,
+    ),
     "deleted": (lambda user, role, _: User.erase(user.id), Fate.VOID),
     "withdrawn": (lambda user, role, found: found.withdraw(by=NOBODY), Fate.WITHDRAWN),
     "too old": (
@@ -177,6 +197,9 @@ async def test_who_may_invite_again_has_invited_all_along(db: Database) -> None:
     await eve.revoke(hosts, by=NOBODY)
     assert await why_not(token) is Fate.VOID
     await eve.grant(hosts, by=NOBODY)
+    await Role.change({"_id": hosts.id}, {"$set": {"requires_factor": True}})
+    assert await why_not(token) is Fate.VOID
+    await User.change({"_id": eve.id}, {"$set": {"passkeys": [ref("passkeys", eve.id)]}})
     assert await names_of_roles(await take_up(token)) == {"member"}
 
 
@@ -282,6 +305,9 @@ async def test_what_was_taken_up_or_withdrawn_stays_so(db: Database, root: User)
 
 async def test_one_that_is_too_old_can_be_sent_again(db: Database, root: User) -> None:
     written = await Invitation.write(BOB, None, by=acting(root))
+    # The week begins when the letter leaves, which may be long after it was written.
+    tomorrow = {"expires_at": clock.now() + timedelta(days=1)}
+    await Invitation.change({"_id": written.id}, {"$set": tomorrow})
     token = await sent()
     kept = some(await Invitation.get(written.id))
     left = kept.expires_at - clock.now()
@@ -291,6 +317,22 @@ async def test_one_that_is_too_old_can_be_sent_again(db: Database, root: User) -
     assert await why_not(token) is Fate.EXPIRED
     assert await written.send_again(by=acting(root))
     assert (await take_up(await sent())).email == BOB
+
+
+async def test_of_many_to_one_address_that_are_sent_again_at_once_one_is(
+    db: Database, root: User
+) -> None:
+    past = clock.now() - timedelta(days=8)
+    for number in range(4):
+        email = f"{number}{BOB}"
+        expired = [
+            await Invitation(email=email, created_at=past, asked_at=past, expires_at=past).insert()
+            for _ in range(6)
+        ]
+        sent = (each.send_again(by=acting(root)) for each in expired)
+        assert await at_once(*sent, unless=InvitedAlready) == [True]
+        open_still = {"email": email, "expires_at": {"$gt": clock.now()}}
+        assert await Invitation.find(open_still).count() == 1
 
 
 async def test_one_address_has_one_open_invitation_and_one_inviter_so_many(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from quartapp import clock
+from quartapp.authority import departures
+from quartapp.authority.stream import Change
 from quartapp.database import Database
 from quartapp.models import last_day
 from quartapp.models.actor import NOBODY, Actor
@@ -27,6 +29,7 @@ from tests.models.stories import (
 )
 
 ROUNDS = 10
+DAY = timedelta(days=1)
 FAR = date(2999, 12, 31)
 
 
@@ -110,7 +113,7 @@ async def test_it_is_put_on_record_once_however_many_see_it(db: Database, worker
     assert (closed.disabled_at, closed.closes_at) == (ada.closes_at, None)
     assert closed.authz_version == ada.authz_version + 1
     (over,) = await db["sessions"].find({}).to_list(None)
-    assert over["ended_reason"] == "account_disabled"
+    assert (over["ended_reason"], over["ended_because"]) == ("account_disabled", "last_day")
     assert over["ended_event"].id == event.id
     assert (await recorded(ada))[1:] == [
         (Verb.USER_DISABLED, {"last_day": (ada.last_day or FAR).isoformat()})
@@ -119,6 +122,24 @@ async def test_it_is_put_on_record_once_however_many_see_it(db: Database, worker
     assert told.text.startswith("Your last day was ")
     assert session.id == over["_id"]
     assert await last_day.due() == []
+
+
+async def test_one_that_cannot_be_closed_does_not_keep_the_others(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register("root", "admin")
+    people = [await let_it_pass(await register(name, "member")) for name in ("ada", "bob", "eve")]
+    close = last_day.close
+
+    async def fails(user: User) -> Event | None:
+        if user.username == "bob":
+            raise OSError("not this one")
+        return await close(user)
+
+    monkeypatch.setattr(last_day, "close", fails)
+    await departures.see_off()
+    shut = [(await again(user)).disabled_at is not None for user in people]
+    assert shut == [True, False, True]
 
 
 async def test_who_is_not_due_or_was_given_more_time_meanwhile_stays(db: Database) -> None:
@@ -131,6 +152,38 @@ async def test_who_is_not_due_or_was_given_more_time_meanwhile_stays(db: Databas
     assert await last_day.close(ada) is None
     assert await last_day.close(await again(bob)) is not None, "close itself does not ask when"
     assert not (await again(ada)).disabled
+
+
+async def test_the_next_closing_is_the_soonest_to_come(db: Database) -> None:
+    assert await last_day.next_closing() is None
+    ada, bob, eve = [await register(name) for name in ("ada", "bob", "eve")]
+    await last_day.appoint(ada, ahead(2), by=NOBODY)
+    await last_day.appoint(bob, ahead(1), by=NOBODY)
+    await let_it_pass(eve)
+    assert await last_day.next_closing() == last_day.closing(ahead(1))
+
+
+def test_a_last_day_is_today_or_within_ten_years(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2026, 11, 28, 23, 59, tzinfo=UTC)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    first, last = now.date(), now.date() + last_day.AT_MOST
+    possible = [last_day.is_possible(day) for day in (first - DAY, first, last, last + DAY)]
+    assert possible == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("what", "wakes"),
+    [
+        (Change("update", "users", 1, {}, {"closes_at": None}), True),
+        (Change("insert", "users", 1, {"username": "ada"}, {}), True),
+        (Change("update", "users", 1, {}, {"email": "ada@example.org"}), False),
+        (Change("insert", "posts", 1, {"title": "x"}, {}), False),
+    ],
+)
+async def test_news_of_days_wake_who_waits_for_them(what: Change, wakes: bool) -> None:
+    watch = departures.Departures()
+    watch.heard(what)
+    assert watch._news.is_set() is wakes
 
 
 async def test_opening_an_account_again_leaves_no_last_day(db: Database) -> None:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import random
 from datetime import timedelta
 from typing import Any
 
+import limits
 import pytest
 from beanie import PydanticObjectId
+from bson import DBRef
 
-from quartapp import clock
+from quartapp import clock, database
 from quartapp.database import Database
-from quartapp.models import DOCUMENTS, leaving, personal, principal
+from quartapp.models import (
+    DOCUMENTS,
+    Invitation,
+    address,
+    invitation,
+    leaving,
+    personal,
+    principal,
+)
 from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event, Verb
 from quartapp.models.mail import Letter, Mail
-from quartapp.models.notice import Notice
+from quartapp.models.notice import Kind, Notice
 from quartapp.models.post import Post
 from quartapp.models.principal import Ended
+from quartapp.models.role import Role
 from quartapp.models.session import Reason, digest_of
 from quartapp.models.token import Purpose, Token, TokenSpent
 from quartapp.models.user import LastAdministrator, User
@@ -63,6 +75,7 @@ async def letters(user: User) -> list[Letter]:
 
 async def test_who_closes_their_account_is_told_so_in_every_session(db: Database) -> None:
     ada = await register("ada")
+    assert await ada.restore(by=NOBODY) is None, "it is open"
     _, first = await sign_in(ada)
     _, second = await sign_in(ada)
     event = some(await ada.close(by=acting(ada)))
@@ -82,9 +95,15 @@ async def test_what_another_closes_says_who_it_was(db: Database) -> None:
     event = some(await leave(ada, by=acting(root)))
     standing = await principal.by_digest(digest_of(token))
     assert isinstance(standing, Ended)
-    assert standing.message == "root disabled your account."
+    assert standing.message == "root closed your account, and it will be deleted."
+    # What the change stream says of it leads to the same words.
+    row = some(await db["sessions"].find_one({}))
+    (heard,) = await principal.ended({row["_id"]: row}, {})
+    assert isinstance(heard, Ended)
+    assert heard.message == standing.message
     assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
-    assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until"})
+    assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until", "posts"})
+    assert event.details["posts"] == "kept"
     assert await letters(ada) == [Letter.REMOVED]
     # Whoever did it from where is not for the letter to say.
     assert "192.0.2.7" not in str(await db["outbox"].find_one({}))
@@ -115,9 +134,13 @@ async def test_its_owner_comes_back_once_with_the_token_and_all_is_as_it_was(db:
     with pytest.raises(TokenSpent):
         await leaving.come_back(token, by=NOBODY)
     assert await erase_due() == 0
+    (welcome,) = await Notice.page(ada.id)
+    assert welcome.kind is Kind.WELCOME, "they know that they came back"
 
 
-@pytest.mark.parametrize("why", ["disabled", "by another", "too late", "another password"])
+@pytest.mark.parametrize(
+    "why", ["disabled", "by another", "too late", "another password", "open already"]
+)
 async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
     root, ada = await register("root", "admin"), await register("ada")
     await leave(ada, by=acting(root) if why == "by another" else None)
@@ -128,10 +151,14 @@ async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
         await time_passes(ada)
     elif why == "another password":
         await User.change({"_id": ada.id}, {"$set": {"password_hash": "another"}})
+    elif why == "open already":
+        await ada.restore(by=acting(root))
+        assert (await Notice.page(ada.id))[0].text == "root opened your account again."
+    before = await dump(db)
     assert await leaving.asked_by(token) is None
     with pytest.raises(TokenSpent):
         await leaving.come_back(token, by=NOBODY)
-    assert (await again(ada)).closed_at is not None
+    assert await dump(db) == before
 
 
 async def test_only_letters_that_bring_somebody_back_work_on_a_closed_account(db: Database) -> None:
@@ -154,6 +181,25 @@ async def test_an_account_that_was_disabled_before_is_so_after_it_is_restored(db
     assert await ada.restore(by=NOBODY)
     restored = await again(ada)
     assert (restored.closed_at, restored.may_enter) == (None, False)
+
+
+async def test_whom_an_administrator_deletes_cannot_come_back_though_they_were_first(
+    db: Database,
+) -> None:
+    root, ada = await register("root", "admin"), await register("ada")
+    await leave(ada)
+    first = some((await again(ada)).deletes_at)
+    assert await leave(ada) is None, "that puts nothing off"
+    token = await leaving.issue(await again(ada))
+    event = some(await leave(ada, by=acting(root), with_posts=True))
+    after = await again(ada)
+    assert (after.closed_by_owner, after.deletes_at, after.deletes_posts) == (False, first, True)
+    assert event.details == {"until": clock.to_the_minute(first), "posts": "removed"}
+    with pytest.raises(TokenSpent):
+        await leaving.come_back(token, by=NOBODY)
+    assert await letters(ada) == [Letter.LEAVING, Letter.REMOVED]
+    assert await leave(ada, by=acting(root)) is None, "nor a third time"
+    assert await leave(ada) is None, "nor does it become theirs again"
 
 
 @pytest.mark.parametrize("administrators", [2, 6])
@@ -181,24 +227,44 @@ async def test_administrators_who_leave_at_once_leave_one_behind(
             await user.restore(by=NOBODY)
 
 
+async def invited(email: str, *, by: User) -> Invitation:
+    return await Invitation.write(email, None, by=acting(by))
+
+
+async def has_another_address(user: User, email: str) -> None:
+    """They changed it, and read the mail there."""
+    await address.ask_for(user, email, limit=limits.parse("5 per hour"), by=acting(user))
+    token = await Token.issue(PydanticObjectId(), Purpose.CONFIRM, user, email, lasts=DAY)
+    await address.confirm_by_link(token, by=acting(user))
+
+
 async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
     """Ada, of whom there is something in every collection; bob, who has to do with her."""
     root, bob = await register("root", "admin"), await register("bob")
-    ada = await User.register(
-        "canary-ada", "canary@example.org", "canary-hash", roles=[], by=NOBODY
-    )
-    _, token = await sign_in(ada)
+    moderator = await Role.named("moderator")
+    await Invitation.write("Canary@example.org", moderator, by=acting(root))
+    await (await invited("old-canary@example.org", by=root)).withdraw(by=acting(root))
+    await invited("old-CANARY@example.org", by=root)
+    mail = (await Mail.find({}, sort="-_id").to_list())[0]
+    token = some(await invitation.issue(mail))["token"]
+    ada = await Invitation.take_up(token, "canary-ada", "canary-hash", by=NOBODY)
+    await has_another_address(ada, "canary@example.org")
+    ada = await again(ada)
+    await Invitation.write("guest@example.org", None, by=acting(ada))
+    _, cookie = await sign_in(ada)
     mine = await Post.write("Of canary", "text", by=acting(ada))
     other = await Post.write("Of bob", "text", by=acting(bob))
     await Comment.write(other, "by canary", by=acting(ada))
     await Comment.write(other, "by bob", by=acting(bob))
     await Comment.write(mine, "by bob", by=acting(bob))
+    await some(await Comment.write(mine, "by bob", by=acting(bob))).remove(by=acting(root))
     await Token.issue(PydanticObjectId(), Purpose.CONFIRM, ada, ada.email, lasts=DAY)
-    await Mail.queue(Letter.RESET, "Canary@example.org".lower(), ip="192.0.2.7")
+    await Mail.queue(Letter.RESET, "Canary@example.org", ip="192.0.2.7")
     removed = await Post.write("Of canary, removed", "text", by=acting(ada))
     await removed.remove(by=acting(root))
+    await sign_in(bob)
     await bob.end_sessions(Reason.ENDED_BY_ADMIN, by=acting(ada))
-    return ada, bob, {"token": token, "mine": mine.id, "other": other.id}
+    return ada, bob, {"token": cookie, "mine": mine.id, "other": other.id}
 
 
 @pytest.mark.parametrize("with_posts", [False, True])
@@ -217,8 +283,12 @@ async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool)
             assert after[name] == before[name]
             after[name] = []
     assert [word for word in words(after) if "canary" in word.casefold()] == []
+    # Of whom they have invited or signed out, a number says by whom.
     theirs = {name for name, rows in after.items() if str(ada.id) in str(rows)}
-    assert theirs == {"events"}
+    assert theirs == {"events", "invitations", "sessions"}
+    assert {session["user"].id for session in after["sessions"]} == {bob.id}
+    (guest,) = after["invitations"]
+    assert (guest["email"], guest["account"]) == ("guest@example.org", None)
     assert await why_over_or_gone(told["token"])
     for event in after["events"]:
         actor = event.get("actor")
@@ -228,13 +298,89 @@ async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool)
         "user.erased",
         {"posts": "removed" if with_posts else "kept"},
     )
-    assert [each.text for each in await Notice.page(bob.id, limit=1)] == [
-        f"{personal.NOBODY_NOW} commented on “Of bob”."
+    assert [each.text for each in await Notice.page(bob.id, limit=3)] == [
+        f"{personal.NOBODY_NOW} ended your sessions.",
+        "root removed your comment on “a post of somebody who has left”.",
+        f"{personal.NOBODY_NOW} commented on “Of bob”.",
     ]
+    root = some(await User.by_username("root"))
+    assert (await Notice.page(root.id, limit=1))[0].text == (
+        f"{personal.NOBODY_NOW} took up your invitation to their address."
+    )
     if with_posts:
         (post,) = after["posts"]
         assert (post["_id"], post["comment_count"]) == (told["other"], 1)
         assert [each["body"] for each in after["comments"]] == ["by bob"]
+
+
+async def test_one_is_shown_what_is_held_and_of_others_not_who_they_are(db: Database) -> None:
+    ada, _, _ = await a_life(db)
+    found = json.loads("".join([piece async for piece in personal.export(ada)]))
+    invitations = sorted(found["invitations"], key=lambda each: each["created_at"])
+    told = [
+        (each["by"], each["to"], each.get("email"), "withdrawn_at" in each, "accepted_at" in each)
+        for each in invitations
+    ]
+    assert told == [
+        ("somebody else", "you", "Canary@example.org", False, False),
+        ("somebody else", "you", "old-canary@example.org", True, False),
+        ("somebody else", "you", "old-CANARY@example.org", False, True),
+        ("you", "somebody else", None, False, False),
+    ]
+    assert invitations[0]["role"] == "moderator"
+    events = [(each["verb"], each["by"], each.get("to")) for each in found["events"]]
+    assert events.count(("user.invited", "somebody else", "you")) == 3
+    assert ("invitation.withdrawn", "somebody else", "you") in events
+    (written,) = [
+        each for each in found["events"] if (each["verb"], each["by"]) == ("user.invited", "you")
+    ]
+    assert "details" not in written
+    # What they did to others is theirs; what came of it is not.
+    (ended,) = [each for each in found["events"] if each["verb"] == "sessions.ended"]
+    assert (ended["by"], ended["to"], ended["ip"]) == ("you", "somebody else", "192.0.2.7")
+    assert "details" not in ended
+    assert "guest@" not in str(found)
+    assert {each["letter"] for each in found["outbox"]} >= {"user.invited", "password.reset"}
+
+
+async def test_what_came_to_a_former_address_after_it_was_given_up_is_not_theirs(
+    db: Database,
+) -> None:
+    root, ada = await register("root", "admin"), await register("ada")
+    await has_another_address(ada, "new@example.org")
+    later = await invited("ada@example.org", by=root)
+    found = json.loads("".join([piece async for piece in personal.export(await again(ada))]))
+    assert found["invitations"] == []
+    assert "user.invited" not in {each["verb"] for each in found["events"]}
+    await leave(ada)
+    await time_passes(ada)
+    await erase_due()
+    assert await Invitation.get(later.id)
+    assert await Event.find({"details.email": "ada@example.org"}).count() == 1
+    assert await Mail.find({"to": "ada@example.org", "user": None}).count() == 1
+
+
+async def test_erasing_reads_no_more_than_it_has_to(db: Database) -> None:
+    ada, _, _ = await a_life(db)
+    await leave(ada, with_posts=True)
+    await time_passes(ada)
+    held = {holding.name for holding in personal.HELD}
+    for name in held:
+        await db[name].insert_many([of_another(number) for number in range(100)])
+    await db.command("profile", 2)
+    assert await erase_due() == 1
+    await db.command("profile", 0)
+    read = [row async for row in db["system.profile"].find({"docsExamined": {"$gt": 60}})]
+    # Of letters there are as many as wait.
+    assert {row["ns"].partition(".")[2] for row in read} & held <= {"outbox"}, read
+
+
+def of_another(number: int) -> dict[str, Any]:
+    """What could be in any collection, about somebody else."""
+    other, email = DBRef("users", PydanticObjectId()), f"{number}@example.org"
+    links = dict.fromkeys(("user", "author", "by", "account", "actor", "subject"), other)
+    unique = {"seq": number, "digest": email, "credential_id": email}
+    return {**links, **unique, "email": email, "details": {"email": email}, "data": {"by": email}}
 
 
 async def why_over_or_gone(token: str) -> bool:
@@ -270,7 +416,7 @@ async def test_what_a_worker_that_died_has_begun_another_ends(db: Database) -> N
     await time_passes(ada)
     begun = some(await leaving.claim())
     for holding in personal.HELD[:6]:
-        await holding.erase(begun)
+        await holding.erase(await personal.Person.of(begun))
     assert await leaving.claim() is None, "the lease lasts"
     over = {"$set": {"erasing_until": clock.now() - timedelta(seconds=1)}}
     assert await User.change({"_id": ada.id}, over)
@@ -315,6 +461,25 @@ async def test_who_is_being_erased_cannot_be_restored(db: Database) -> None:
     assert await ada.restore(by=NOBODY) is None
 
 
+async def test_what_is_said_below_a_post_at_the_moment_of_its_end_goes_with_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, bob = await register("ada"), await register("bob")
+    post = await Post.write("A post", "text", by=acting(ada))
+    await leave(ada, with_posts=True)
+    await time_passes(ada)
+    said: list[Comment | None] = []
+
+    async def late(work: Any) -> Any:
+        said.append(await Comment.write(post, "Late", by=acting(bob)))
+        return await database.transaction(work)
+
+    monkeypatch.setattr(personal, "transaction", late)
+    assert await erase_due() == 1
+    assert said[0] is not None
+    assert await Comment.find({}).count() == 0
+
+
 async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,13 +489,15 @@ async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
     await time_passes(ada)
     forget_name = personal.forget_name
 
-    async def late(username: str) -> None:
-        await forget_name(username)
+    async def late(user: User) -> None:
+        await forget_name(user)
         await Comment.write(post, "Late", by=acting(bob))
+        await Mail.queue(Letter.RESET, "ADA@example.org")
 
     monkeypatch.setattr(personal, "forget_name", late)
     assert await erase_due() == 1
     assert await Notice.find({"user.$id": ada.id}).count() == 0
+    assert await Mail.find({}).count() == 0
 
 
 def test_every_collection_says_what_it_holds_about_people() -> None:

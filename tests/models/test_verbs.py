@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from pymongo.errors import OperationFailure
 
 from quartapp import clock
 from quartapp.database import Database
+from quartapp.models import personal, timeline
 from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event, Verb
@@ -286,6 +288,21 @@ async def test_a_role_is_added_edited_and_removed(cast: Cast) -> None:
     await cast.ended(Reason.ROLE_DELETED, by=cast.root)
     await cast.recorded(Verb.ROLE_DELETED, subject=None, role="Editor", holders=1)
     await cast.told("root deleted the role Editor, which you held.")
+
+
+async def test_each_holder_of_a_deleted_role_finds_that_among_what_has_happened(cast: Cast) -> None:
+    ben = await register("ben", "editor")
+    deleted = some(await cast.editor.remove(by=acting(cast.root)))
+    for user, concerned in ((cast.ada, True), (ben, True), (cast.bob, False)):
+        events = await timeline.page(user.id, before=None, limit=10)
+        texts = [timeline.text(event) for event in events if event.id == deleted.id]
+        assert texts == ["The role editor, which you held, was deleted"] * concerned
+        assert await timeline.page(user.id, before=deleted.id, limit=10)
+        shown = json.loads("".join([piece async for piece in personal.export(await again(user))]))
+        found = [each for each in shown["events"] if each["verb"] == "role.deleted"]
+        assert [(each["by"], each["to"], each["details"]["role"]) for each in found] == [
+            ("somebody else", "you", "editor")
+        ] * concerned
 
 
 async def test_two_roles_cannot_have_one_name(cast: Cast) -> None:

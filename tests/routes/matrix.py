@@ -62,6 +62,7 @@ POST       /account/sessions/<session_id>/end             signed in, fresh
 POST       /account/sessions/end-others                   signed in, fresh
 GET        /account/timeline                              signed in
 POST       /account/timeline/<event_id>/not-me            signed in, fresh
+GET        /account/timeline/not-me                       signed in
 GET POST   /account/export                                signed in, fresh
 GET POST   /account/delete                                signed in, fresh
 POST       /account/deactivate                            signed in, fresh

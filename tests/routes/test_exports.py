@@ -13,7 +13,10 @@ from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.references import ref
 from quartapp.models.session import Reason, fingerprint
 from quartapp.models.token import Purpose, code_digest
+from tests.routes.authenticator import set_up
 from tests.routes.conftest import Town, Visitor, documents, role_named, the_user
+from tests.routes.scenes import add_passkey
+from tests.security_key import Authenticator
 
 
 async def export(visitor: Visitor) -> tuple[dict[str, Any], str]:
@@ -55,8 +58,11 @@ async def test_all_that_is_held_is_in_it_and_nothing_that_opens_anything(
         PydanticObjectId(), Purpose.RESET, user, user.email, lasts=timedelta(days=1), code=code
     )
     await bob.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    app = await set_up(ada)
+    await add_passkey(ada, Authenticator())
+    user = await the_user("ada")
     # What a later version adds to a document is not shown until somebody says so.
-    await User.change({"_id": user.id}, {"$set": {"totp_secret": "canary-totp"}})
+    await User.change({"_id": user.id}, {"$set": {"totp_backup": "canary-totp"}})
     found, text = await export(ada)
 
     assert set(found) == {"account", *(holding.name for holding in personal.HELD)}
@@ -74,15 +80,32 @@ async def test_all_that_is_held_is_in_it_and_nothing_that_opens_anything(
     assert events["data.exported"]["by"] == "you"
 
     secrets = [user.password_hash, fingerprint(user.password_hash), token, code, "canary-totp"]
-    secrets += [ada.token, phone.token]
+    assert user.totp
+    secrets += [ada.token, phone.token, app.secret, user.totp.sealed]
+    secrets += [*ada.codes, *user.recovery_codes]
+    assert found["account"]["second_factors"] == ["authenticator app", "passkey"]
+    (passkey,) = await documents("passkeys")
+    secrets += [passkey["credential_id"], str(passkey["public_key"])]
     for name in ("digest", "credential", "browser", "code"):
         rows = [*await documents("sessions"), *await documents("tokens")]
         secrets += [row[name] for row in rows if row.get(name)]
-    assert len(secrets) > 12
+    assert len(secrets) > 36
     assert [secret for secret in secrets if secret in text] == []
     # Where an administrator sits is nobody else's affair.
     assert "198.51.100.1" not in text
     assert "Bob's own" not in text
+
+
+async def test_one_that_fails_does_not_count(ada: Visitor, monkeypatch: Any) -> None:
+    async def fails(user: User) -> Any:
+        yield "{"
+        raise OSError("no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(personal, "export", fails)
+        assert (await ada.post("/account/export")).status == 500
+    await export(ada)
+    assert (await ada.post("/account/export")).status == 429
 
 
 async def test_it_is_made_only_so_often_and_says_when_again(ada: Visitor) -> None:

@@ -62,6 +62,7 @@ async def test_who_takes_up_an_invitation_is_signed_in_with_the_role_and_confirm
     user = await the_user("bob")
     assert (user.email, user.email_verified_at is not None) == (BOB, True)
     assert "not confirmed" not in (await bob.get("/account")).text
+    assert "which gave: member, moderator" in (await bob.get("/account/timeline")).text
     await town.no_more_letters()
     assert len(await town.letters(BOB)) == 1
     assert f"bob took up your invitation to {BOB}." in (await root.get("/account/notices")).text
@@ -131,6 +132,7 @@ async def test_a_dead_link_says_why(town: Town, root: Visitor) -> None:
         ):
             assert answer.status == 410
             assert words in answer.text
+    assert "sent by somebody who has left" in (await root.get(HOME)).text
     for token in ("x", "0" * 43, "%00", "$ne"):
         answer = await take_up(town.nobody(), f"/invited/{token}")
         assert answer.status == 410
@@ -233,6 +235,10 @@ async def test_an_address_gets_so_many_letters_and_an_inviter_has_so_many_open(
     assert full.status == 422
     assert "as many as may be" in full.text
     assert full.fields["email"] == "other@example.org"
+    by_another, _ = await an_invitation("another@example.org")
+    full = await root.post(f"{HOME}/{by_another.id}/again")
+    assert full.status == 422
+    assert "as many as may be" in full.text
 
 
 async def test_the_list_is_paged_and_says_what_became_of_each(town: Town, root: Visitor) -> None:

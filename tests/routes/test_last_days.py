@@ -33,7 +33,9 @@ async def test_a_last_day_is_shown_to_those_it_concerns_until_it_is_taken_back(
     assert (answer.status, answer.location) == (303, "/admin/users/ada")
     page = await root.get("/admin/users/ada")
     assert f"will be disabled when {day} is over" in page.text
-    assert page.fields["date"] in (day.isoformat(), "")
+    # The field that changes it, and the hidden one of the button that removes it.
+    dates = re.findall(r'<input[^>]* name="date"[^>]* value="([^"]*)"', page.text)
+    assert dates == [day.isoformat(), ""]
     assert words in page.text
     assert words in (await root.get("/admin/users")).text
     assert words in (await ada.get("/account")).text
@@ -77,7 +79,8 @@ async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_
     wrong = await ada.another_device().sign_in(password="another password")
     await let_it_pass(town, "ada")
     assert await ada.me() is None
-    assert "disabled your account" in (await ada.get("/login")).text
+    for _ in range(2):
+        assert "The last day of your account is over." in (await ada.get("/login")).text
     refused = await ada.another_device().sign_in()
     assert (refused.status, refused.anonymized) == (wrong.status, wrong.anonymized)
     assert "disabled" in (await root.get("/admin/users/ada")).text
@@ -89,7 +92,10 @@ async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_
     assert (await the_user("ada")).disabled_at is None
     # Enabling is enough, and needs nobody to have put the closing on record.
     assert (await root.post("/admin/users/ada/enable")).status == 303
+    assert "is enabled" in (await root.get("/admin/users/ada")).text
     assert (await ada.sign_in()).status == 303
+    await root.post("/admin/users/ada/enable")
+    assert "Nothing had to be changed" in (await root.get("/admin/users/ada")).text
 
 
 async def test_the_closing_is_put_on_record_by_whatever_is_up(
@@ -105,8 +111,14 @@ async def test_the_closing_is_put_on_record_by_whatever_is_up(
     assert (event["actor"], event["details"].keys()) == (None, {"last_day"})
     assert (await the_user("ada")).disabled_at is not None
     assert await ada.me() is None
+    assert "The last day of your account is over." in (await ada.get("/login")).text
     page = re.sub(r"\s+", " ", (await root.get("/admin/users/ada")).text)
     assert "Enable the account" in page
+    assert ">the system<" in page
+    assert (await root.post("/admin/users/ada/enable")).status == 303
+    await ada.sign_in()
+    told = await ada.get("/account/timeline")
+    assert "The account was disabled, for its last day was over</h2>" in told.text
 
 
 async def test_the_last_administrator_without_a_last_day_keeps_none(
@@ -139,3 +151,5 @@ async def test_the_last_administrator_stays_though_a_hand_in_the_database_said_o
 
     await until(is_kept)
     assert (await root.sign_in()).status == 303
+    told = (await root.get("/account/timeline")).text
+    assert "its last day would have left no administrator</h2>" in told

@@ -6,6 +6,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import User
+from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, contents, documents, link_in, the_user
 from tests.routes.scenes import returning
 
@@ -70,6 +71,19 @@ async def test_who_signs_in_again_can_keep_the_account_and_do_nothing_else(
     assert session["remembered"]
     assert (await the_user("ada")).deletes_at is None
     assert await town.letters(ada.email, "open again")
+
+
+async def test_who_comes_back_with_a_second_factor_is_in_and_has_shown_it(
+    town: Town, ada: Visitor
+) -> None:
+    await set_up(ada)
+    await ada.post("/account/deactivate")
+    assert (await ada.sign_in()).location == "/login/factor"
+    assert (await ada.post("/login/factor", code=ada.codes[0])).location == "/account/closed"
+    assert (await ada.post("/account/closed")).location == "/account"
+    assert await ada.me()
+    (session,) = await documents("sessions", ended_at=None)
+    assert session["factor"] == "recovery_code"
 
 
 async def test_the_way_back_is_of_that_browser_and_that_moment(town: Town) -> None:
@@ -166,6 +180,28 @@ async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
     assert await ada.me()
     await ada.post("/account/deactivate")
     assert "closed by its owner" in (await root.get("/admin/users/ada")).text
+    assert '<span class="tag tag-off">closed</span>' in (await root.get("/users/ada")).text
+
+
+async def test_who_is_leaving_anyway_can_be_deleted_by_administrators_besides(
+    root: Visitor, ada: Visitor
+) -> None:
+    await delete(ada, posts="remove")
+    sooner = clock.now() + timedelta(days=1)
+    await User.change({"username": "ada"}, {"$set": {"deletes_at": sooner}})
+    until = clock.in_full(sooner)
+    page = await root.get("/admin/users/ada")
+    assert "/admin/users/ada/delete" in page.links
+    form = await root.get("/admin/users/ada/delete")
+    assert until in form.text
+    assert 'checked id="posts-1"' in form.text, "as ada wished"
+    assert (
+        await root.post("/admin/users/ada/delete", username="ada", posts="remove")
+    ).status == 303
+    page = await root.get("/admin/users/ada")
+    assert f"will be deleted on {until}" in page.text
+    assert "/admin/users/ada/delete" not in page.links
+    assert (await ada.another_device().sign_in()).status == 422
 
 
 @pytest.mark.parametrize("posts", ["keep", "remove"])

@@ -2,13 +2,18 @@
 
 import re
 
+import limits
 from beanie import PydanticObjectId
 
-from quartapp.models import Event
+from quartapp.models import Event, Session, Token, address
 from quartapp.models.actor import Actor
 from quartapp.models.event import Verb
+from quartapp.models.token import Purpose
 from tests.routes.conftest import Town, Visitor, contents, documents, pages, role_named, the_user
-from tests.routes.scenes import something_strange
+from tests.routes.scenes import add_passkey, something_strange
+from tests.security_key import Authenticator
+
+LISTED = "/account/timeline/not-me"
 
 
 async def event_of(visitor: Visitor, verb: Verb) -> Event:
@@ -33,7 +38,9 @@ async def test_it_tells_what_where_and_when_and_of_nobody_else(
     bob = await town.member("bob")
     phone = ada.another_device(address="198.51.100.4")
     await phone.sign_in()
-    boss = Actor((await the_user("root")).id, "root", "203.0.113.9")
+    desk = PydanticObjectId((await root.me() or {})["session"])
+    await Session.change({"_id": desk}, {"$set": {"device": "Netscape"}})
+    boss = Actor((await the_user("root")).id, "root", "203.0.113.9", desk)
     await (await the_user("ada")).grant(await role_named("moderator"), by=boss)
     page = (await ada.get("/account/timeline")).text
     started = entry(page, await event_of(phone, Verb.SESSION_STARTED))
@@ -42,8 +49,9 @@ async def test_it_tells_what_where_and_when_and_of_nobody_else(
     granted = entry(page, await event_of(ada, Verb.ROLE_GRANTED))
     assert "The role moderator was given by root" in granted
     assert "/not-me" not in granted
-    # Where an administrator sits is nobody else's affair.
+    # Where an administrator sits, and before what, is nobody else's affair.
     assert "203.0.113.9" not in page
+    assert "Netscape" not in page
     assert str((await event_of(bob, Verb.SESSION_STARTED)).id) not in page
     verbs = (Verb.ROLE_GRANTED, Verb.SESSION_STARTED, Verb.USER_REGISTERED)
     places = [page.index(f"event-{(await event_of(ada, verb)).id}") for verb in verbs]
@@ -61,9 +69,14 @@ async def test_the_sign_in_of_this_very_session_is_marked_and_cannot_be_denied(
     answer = await ada.post(f"/account/timeline/{event.id}/not-me")
     assert answer.status == 422
     assert await ada.me()
+    # But somebody may have been at the keyboard, or have a copy of the cookie.
+    user = await the_user("ada")
+    by = Actor(user.id, "ada", "192.0.2.7", event.session)
+    made = await Event.record(Verb.RECOVERY_CODES_MADE, by=by, subject=user.id)
+    assert (await ada.post(f"/account/timeline/{made.id}/not-me")).status == 303
 
 
-async def test_who_says_that_it_was_not_them_is_alone_and_led_to_a_new_password(
+async def test_who_says_that_it_was_not_them_is_alone_and_led_to_what_remains_to_be_done(
     town: Town, ada: Visitor
 ) -> None:
     stranger, third = ada.another_device(), ada.another_device()
@@ -71,13 +84,22 @@ async def test_who_says_that_it_was_not_them_is_alone_and_led_to_a_new_password(
     event = await event_of(ada, Verb.SESSION_STARTED)
     await third.sign_in()
     answer = await ada.post(f"/account/timeline/{event.id}/not-me")
-    assert (answer.status, answer.location) == (303, "/account/password?after=not-me")
+    assert (answer.status, answer.location) == (303, LISTED)
     assert await stranger.me() is None
     assert await third.me() is None
     assert await ada.me()
-    page = await ada.get(answer.location)
-    assert "Nobody but you is signed in now" in page.text
-    assert 'action="/account/password?after=not-me"' in page.text
+    page = await ada.get(LISTED)
+    assert "/account/email" in page.links
+    assert "/account/factors" not in page.links, "there are none"
+    assert "done" not in page.text
+    (to_password,) = [link for link in page.links if "/account/password" in link]
+    form = await ada.get(to_password)
+    assert f'action="{to_password}"' in form.text
+    assert LISTED in form.links
+    new = "an entirely different phrase"
+    fields = {"current_password": ada.password, "password": new, "confirm": new}
+    assert (await ada.post(to_password, **fields)).location == LISTED
+    assert ">done<" in (await ada.get(LISTED)).text
     said = await event_of(ada, Verb.ACTIVITY_DISOWNED)
     assert said.details == {"event": event.id, "of": "session.started", "count": 2}
     row = entry((await ada.get("/account/timeline")).text, event)
@@ -85,7 +107,31 @@ async def test_who_says_that_it_was_not_them_is_alone_and_led_to_a_new_password(
     assert "/not-me" not in row
     (letter,) = await town.letters(ada.email, "not you")
     assert "Signed in, " in letter
-    assert "/account/password" in letter
+    assert LISTED in letter
+
+
+async def test_a_stranger_s_passkey_and_address_are_on_the_list_and_the_old_address_is_told(
+    town: Town, ada: Visitor
+) -> None:
+    await add_passkey(ada, Authenticator())
+    added = await event_of(ada, Verb.FACTOR_ADDED)
+    assert "/not-me" in entry((await ada.get("/account/timeline")).text, added)
+    event = await something_strange(ada)
+    user = await the_user("ada")
+    by = Actor(user.id, "ada", "192.0.2.9")
+    await address.ask_for(user, "eve@example.org", limit=limits.parse("5 per hour"), by=by)
+    link = await Token.issue(
+        PydanticObjectId(), Purpose.CONFIRM, user, "eve@example.org", lasts=address.LASTS
+    )
+    await address.confirm_by_link(link, by=by)
+    assert (await ada.post(f"/account/timeline/{event}/not-me")).location == LISTED
+    page = await ada.get(LISTED)
+    assert "eve@example.org" in page.text
+    assert "ada@example.org" in page.text
+    assert {"/account/factors", "/account/factors/passkeys", "/account/email"} <= set(page.links)
+    assert await town.letters("eve@example.org", "not you")
+    (letter,) = await town.letters("ada@example.org", "not you")
+    assert LISTED in letter
 
 
 async def test_the_letter_of_a_new_browser_leads_to_the_timeline(town: Town, ada: Visitor) -> None:

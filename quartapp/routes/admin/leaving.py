@@ -7,14 +7,13 @@ from quart_auth import login_required
 
 from quartapp import clock
 from quartapp.auth import current_user, fresh_login_required, permission_required, settings, settle
-from quartapp.forms.leaving import DeleteForm
+from quartapp.forms.leaving import KEEP, REMOVE, DeleteForm
 from quartapp.log import log
 from quartapp.models import Event, User
 from quartapp.models.user import LastAdministrator
 from quartapp.policy import Permission
 from quartapp.routes.admin.users import find, home
 from quartapp.routes.places import see_other
-from quartapp.routes.templating import in_full
 
 blueprint = Blueprint("admin_leaving", __name__)
 
@@ -25,7 +24,7 @@ blueprint = Blueprint("admin_leaving", __name__)
 @fresh_login_required
 async def delete(username: str) -> Any:
     person = await find(username)
-    form = await DeleteForm.from_request()
+    form = await DeleteForm.from_request(data={"posts": REMOVE if person.deletes_posts else KEEP})
     form.expect(person.username)
     until = clock.now() + settings().deletion_grace
     if form.posted:
@@ -36,7 +35,8 @@ async def delete(username: str) -> Any:
         except LastAdministrator as last:
             form.refuse(str(last))
         else:
-            return await _closed(person, event, in_full(until))
+            return await _closed(await find(username), event)
+    until = min(until, person.deletes_at or until)
     page = await render_template("admin/delete.html", form=form, person=person, until=until)
     return page, form.status
 
@@ -57,11 +57,12 @@ async def restore(username: str) -> Any:
     return see_other(home(person))
 
 
-async def _closed(person: User, event: Event | None, until: str) -> Any:
+async def _closed(person: User, event: Event | None) -> Any:
     if event:
         log.info("user_closed", user=person.username, by=current_user.username)
     reach = await settle(event)
-    if event:
+    if event and person.deletes_at:
+        until = clock.in_full(person.deletes_at)
         await flash(
             f"The account of {person.username} is closed, and will be deleted on {until}.{reach}",
             "success",

@@ -113,10 +113,13 @@ async def disable(username: str) -> Any:
 async def enable(username: str) -> Any:
     person = await find(username)
     by = current_user.actor
-    if await person.enable(by=by) or await last_day.lift(person, by=by):
-        log.info("user_enabled", user=person.username, by=current_user.username)
+    enabled = await person.enable(by=by) or await last_day.lift(person, by=by)
     await settle()
-    await flash(f"The account of {person.username} is enabled.", "success")
+    if enabled:
+        log.info("user_enabled", user=person.username, by=current_user.username)
+        await flash(f"The account of {person.username} is enabled.", "success")
+    else:
+        await flash("Nothing had to be changed.", "info")
     return see_other(home(person))
 
 
@@ -197,6 +200,6 @@ async def _page(
         form=form,
         leave=leave or LastDayForm(),
         sessions=await Session.of_user(person.id),
-        events=await Event.page(subject=person.id, limit=10),
+        events=await Event.page(subject=person.id, common=person.common_events, limit=10),
     )
     return page, (leave or form).status
