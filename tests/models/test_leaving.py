@@ -367,6 +367,8 @@ async def test_erasing_reads_no_more_than_it_has_to(db: Database) -> None:
     held = {holding.name for holding in personal.HELD}
     for name in held:
         await db[name].insert_many([of_another(number) for number in range(100)])
+        # How it was read when there was next to nothing in it.
+        await db.command("planCacheClear", name)
     await db.command("profile", 2)
     assert await erase_due() == 1
     await db.command("profile", 0)
