@@ -31,7 +31,7 @@ def app_code(secret: str, *, later: float = 0) -> str:
 def secret_on(page: Answer) -> str:
     found = re.search(r'id="totp-secret"[^>]*>(.*?)</p>', page.text, re.DOTALL)
     assert found, page.text
-    return found[1]
+    return re.sub(r"<[^>]*>", "", found[1])
 
 
 def codes_on(page: Answer) -> list[str]:

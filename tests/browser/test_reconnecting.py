@@ -1,0 +1,179 @@
+"""A page whose line breaks, or to which things come late: it comes back in time, and goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import signal
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, WebSocketRoute, expect
+
+from tests.browser.conftest import NewBrowser, is_live
+from tests.people import Person, Server, until
+
+# Each draw is in the middle, and each socket that the page opens is written down.
+OBSERVED = """
+Math.random = () => 0.5
+window.opened = []
+window.WebSocket = class extends WebSocket {
+  constructor(url) {
+    super(url)
+    opened.push(new URL(url).searchParams.get("cursor"))
+    this.addEventListener("close", () => document.documentElement.dataset.closed = opened.length)
+  }
+}
+"""
+
+
+class Wire:
+    """A page on a clock that stands still, whose server is this test."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.sockets: list[WebSocketRoute] = []
+
+    async def open(self) -> None:
+        await self.page.route_web_socket(
+            re.compile(r"/ws(\?|$)"), lambda socket: self.sockets.append(socket)
+        )
+        await self.page.add_init_script(OBSERVED)
+        await self.page.clock.install(time=0)
+        await self.page.goto("/")
+        await self.page.clock.pause_at(60_000)
+        await self.is_open()
+
+    async def opened(self) -> list[str]:
+        """The cursor of each socket until now."""
+        return await self.page.evaluate("opened")
+
+    async def is_open(self) -> None:
+        """Returns when the last of them has come to this end."""
+
+        async def here() -> bool:
+            return len(self.sockets) == len(await self.opened())
+
+        await until(here)
+
+    async def say(self, **message: Any) -> None:
+        self.sockets[-1].send(json.dumps(message))
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Returns when the page has heard of it."""
+        await self.sockets[-1].close(code=code, reason=reason)
+        await expect(self.page.locator(f"html[data-closed='{len(self.sockets)}']")).to_have_count(1)
+
+    async def comes_back_after(self, seconds: float) -> None:
+        before = len(await self.opened())
+        await self.page.clock.run_for(round(seconds * 1000) - 1)
+        assert len(await self.opened()) == before, f"came back before {seconds} s"
+        await self.page.clock.run_for(1)
+        assert len(await self.opened()) == before + 1, f"did not come back after {seconds} s"
+        await self.is_open()
+
+
+async def page_of(person: Person, new_browser: NewBrowser) -> Page:
+    """Their browser, with the session that they have already."""
+    browser = await new_browser(person.url)
+    await browser.add_cookies(
+        [
+            {"name": name, "value": value, "url": person.url}
+            for name, value in person.client.cookies.items()
+        ]
+    )
+    return await browser.new_page()
+
+
+@pytest.fixture
+async def wire(ada: Person, new_browser: NewBrowser) -> Wire:
+    wire = Wire(await page_of(ada, new_browser))
+    await wire.open()
+    return wire
+
+
+async def test_what_is_older_than_what_is_known_changes_nothing(wire: Wire) -> None:
+    users = wire.page.locator("[data-needs='users.read']").first
+    toasts = wire.page.locator(".toast p")
+
+    async def change(version: int, *permissions: str, **told: Any) -> None:
+        await wire.say(
+            type="permissions.changed",
+            id=secrets.token_hex(4),
+            version=version,
+            roles=[],
+            permissions=permissions,
+            **told,
+        )
+
+    await expect(users).to_be_hidden()
+    await change(100, "users.read", added=["users.read"])
+    await expect(users).to_be_visible()
+    await change(99, removed=["users.read"])
+    await change(101, "users.read", "posts.write", added=["posts.write"])
+    await expect(toasts).to_have_text(["You now have: users.read.", "You now have: posts.write."])
+    await expect(users).to_be_visible()
+    await change(102, removed=["users.read", "posts.write"])
+    await expect(users).to_be_hidden()
+
+
+async def test_a_page_comes_back_when_it_was_told_and_behind_what_it_has_heard(wire: Wire) -> None:
+    async def notice(number: int) -> None:
+        await wire.say(type="notice", id=str(number), kind="k", text=f"No. {number}", at="now")
+
+    toasts = wire.page.locator(".toast p")
+    await notice(7)
+    await notice(8)
+    await expect(toasts).to_have_text(["No. 7", "No. 8"])
+    await wire.close(1012, "come back in 7.3 s")
+    await wire.comes_back_after(7.3)
+    assert (await wire.opened())[-1] == "8"
+    for number in (6, 8, 9):
+        await notice(number)
+    await expect(toasts).to_have_text(["No. 7", "No. 8", "No. 9"])
+
+
+async def test_a_page_gives_a_server_that_fails_more_and_more_time_until_it_is_well(
+    wire: Wire,
+) -> None:
+    for longest in (1, 2, 4, 8, 16, 30, 30):
+        await wire.close(1011)
+        await wire.comes_back_after(longest / 2)
+    await wire.page.clock.run_for(10_001)
+    await wire.close(1011)
+    await wire.comes_back_after(0.5)
+    # One without a database is not asked again so soon.
+    await wire.close(1013)
+    await wire.comes_back_after(4)
+
+
+async def test_what_happened_while_the_server_restarted_is_told_once_and_in_order(
+    server: Server, ada: Person, bob: Person, new_browser: NewBrowser
+) -> None:
+    posts = []
+    for title in ("First", "Second"):
+        answer = await ada.post("/posts/new", page="/posts/new", title=title, body="Words.")
+        posts.append(answer.headers["location"])
+    page = await page_of(ada, new_browser)
+    await page.clock.install()
+    await page.goto("/account")
+    await is_live(page)
+    await page.clock.pause_at(await page.evaluate("Date.now() + 1000"))
+
+    before = server.said().count("renewal_done")
+    server.process.send_signal(signal.SIGHUP)
+    # Its worker may be the second one whose turn it is.
+    live = page.locator("#live")
+    await expect(live).to_have_attribute("data-state", "reconnecting", timeout=60_000)
+    for path in posts:
+        assert (await bob.post(f"{path}/comments", page=path, body="Hm.")).status_code == 303
+
+    async def is_renewed() -> bool:
+        return server.said().count("renewal_done") > before
+
+    await until(is_renewed, within=60)
+    await page.clock.run_for(2_000)
+    await is_live(page)
+    told = [re.compile(title) for title in ("First", "Second")]
+    await expect(page.locator(".toast p")).to_have_text(told)
