@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from contextlib import suppress
 from itertools import count
@@ -37,7 +38,8 @@ class Socket(Protocol):
 class Connection:
     """A socket of a session. The hub talks to it by calls that return at once.
 
-    `told` is what its page was last told of its rights: None until it was greeted.
+    `told` is what its page was last told of its rights: None until it was greeted. `expires` is
+    when the session ends by itself unless it is used, by our own clock.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Connection:
         self.user_id = user_id
         self.address = address
         self.told: Principal | None = None
+        self.expires = math.inf
         self.changed = asyncio.Event()
         self._socket = socket
         self._mailbox: asyncio.Queue[Message | Notice | None] = asyncio.Queue(mailbox)
@@ -89,7 +92,7 @@ class Connection:
         same = principal.permissions == before.permissions and principal.roles == before.roles
         if not same and principal.version == before.version:
             return False
-        self.told = principal
+        self._take(principal)
         if not same:
             self._offer(
                 protocol.PermissionsChanged(
@@ -103,6 +106,10 @@ class Connection:
                 )
             )
         return True
+
+    def _take(self, principal: Principal) -> None:
+        self.told = principal
+        self.expires = clock.monotonic() + principal.seconds_left
 
     def announce(self, started: dict[str, str | None]) -> None:
         """Another device of the same user has signed in."""
@@ -148,7 +155,7 @@ class Connection:
         """The first words. With a cursor, the notices behind it follow."""
         at = principal.cursor if cursor is None else min(cursor, principal.cursor)
         self._cursor = at
-        self.told = principal
+        self._take(principal)
         self._offer(
             protocol.Hello(
                 session=str(principal.session_id),

@@ -206,8 +206,9 @@ class Feed:
     async def _sweep(self, stream: Stream) -> None:
         """Looks at every open socket's session now and then, whatever the stream says.
 
-        This is what ends the sockets of sessions that expire, and says who is on. Without a
-        stream it looks each second; without a database for half a minute, nobody can be trusted.
+        Each second it has those judged whose time is up, for nothing is written when a session
+        expires, nor is it told when one is used; and it says who is on. Without a stream it looks
+        at all each second; without a database for half a minute, nobody can be trusted.
         """
         loop = asyncio.get_running_loop()
         answered = swept = loop.time()
@@ -215,6 +216,9 @@ class Feed:
             await asyncio.sleep(min(1.0, self._sweep_seconds))
             if stream.live and loop.time() - swept < self._sweep_seconds:
                 answered = loop.time()
+                if expired := self._hub.expired():
+                    self._concerned.sessions |= expired
+                    self._news.set()
                 with suppress(StreamError):
                     await self._say_who_is_on(self._hub.arrived())
                 continue

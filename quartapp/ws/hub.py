@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from beanie import PydanticObjectId
 
-from quartapp import metrics
+from quartapp import clock, metrics
 from quartapp.models.notice import Notice
 from quartapp.models.principal import Ended, Standing
 from quartapp.ws.connection import Connection
@@ -109,6 +109,15 @@ class Hub:
         """The sessions that came since this was last asked."""
         arrived, self._arrived = self._arrived, set()
         return arrived
+
+    def expired(self) -> set[Id]:
+        """The sessions that are over by now, unless they were used since we heard of them."""
+        now = clock.monotonic()
+        return {
+            session_id
+            for session_id, connections in self._by_session.items()
+            if any(connection.expires <= now for connection in connections)
+        }
 
     def of_session(self, session_id: Id) -> set[Connection]:
         return self._by_session.get(session_id, set())

@@ -14,8 +14,10 @@ from bson import ObjectId
 
 from quartapp import clock
 from tests.people import Person, Server, Tab, until
+from tests.routes.authenticator import app_code, secret_on
 
 LAPTOP, BOTH = "laptop", "both"
+APP = "/account/factors/totp"
 
 
 @dataclass
@@ -54,13 +56,17 @@ Act = Callable[[Scene], Awaitable[Any]]
 
 @dataclass
 class Way:
-    """An act, whose sessions it ends, the reason that is told, and who is said to have done it."""
+    """An act, whose sessions it ends, the reason that is told, and who is said to have done it.
+
+    What it needs is done `before` there are tabs.
+    """
 
     act: Act
     ends: str
     reason: str
     by: str | None = None
     by_hand: bool = False
+    before: Act | None = None
 
 
 async def sign_out(scene: Scene) -> None:
@@ -87,6 +93,33 @@ async def change_the_password(scene: Scene) -> None:
     assert answer.status_code == 303, answer.text
 
 
+async def set_up_an_app(scene: Scene) -> str:
+    """On the phone, so that nobody has shown a code on the laptop. What the app shares with us."""
+    secret = secret_on(await scene.phone.get(APP))
+    assert (await scene.phone.post(APP, page=APP, code=app_code(secret))).status_code == 303
+    return secret
+
+
+async def have_an_app(scene: Scene) -> None:
+    """And have shown it on both devices."""
+    secret = await set_up_an_app(scene)
+    await scene.laptop.sign_in()
+    # The one of this moment is used.
+    code, step = app_code(secret, later=30), "/login/factor"
+    assert (await scene.laptop.post(step, page=step, code=code)).status_code == 303
+
+
+async def be_an_administrator(scene: Scene) -> None:
+    """One of two, so that she may leave."""
+    granted = await scene.root.post(f"/admin/users/{scene.ada}/grants", role="admin")
+    assert granted.status_code == 303
+
+
+async def end_it_from_itself(scene: Scene) -> None:
+    path = f"/account/sessions/{await scene.session()}/end"
+    assert (await scene.laptop.post(path)).status_code == 303
+
+
 async def deactivate(scene: Scene) -> None:
     assert (await scene.laptop.post("/account/deactivate")).status_code == 303
 
@@ -102,11 +135,16 @@ async def delete_as_root(scene: Scene) -> None:
 
 
 def by_root(path: str) -> Act:
-    async def act(scene: Scene) -> None:
-        answer = await scene.root.post(path.format(ada=scene.ada, role=scene.role))
-        assert answer.status_code == 303, answer.text
+    return lambda scene: posted(scene.root, path, scene)
 
-    return act
+
+def by_ada(path: str) -> Act:
+    return lambda scene: posted(scene.laptop, path, scene)
+
+
+async def posted(person: Person, path: str, scene: Scene) -> None:
+    answer = await person.post(path.format(ada=scene.ada, role=scene.role))
+    assert answer.status_code == 303, answer.text
 
 
 def by_command(words: str) -> Act:
@@ -167,6 +205,21 @@ WAYS = {
     "ending it from another device": Way(end_it_from_the_phone, LAPTOP, "ended_by_user", "ada"),
     "ending all others": Way(end_others, LAPTOP, "ended_by_user", "ada"),
     "changing the password": Way(change_the_password, LAPTOP, "password_changed", "ada"),
+    "ending this very one": Way(end_it_from_itself, LAPTOP, "ended_by_user", "ada"),
+    "setting up a first factor": Way(set_up_an_app, LAPTOP, "factor_required", "ada"),
+    "revoking one's own role": Way(
+        by_ada(f"{USER}/grants/admin/revoke"),
+        BOTH,
+        "role_revoked",
+        "ada",
+        before=be_an_administrator,
+    ),
+    "ending all of one's own": Way(
+        by_ada(f"{USER}/sessions/end"), BOTH, "ended_by_admin", "ada", before=be_an_administrator
+    ),
+    "disabling oneself": Way(
+        by_ada(f"{USER}/disable"), BOTH, "account_disabled", "ada", before=be_an_administrator
+    ),
     "deactivating": Way(deactivate, BOTH, "account_disabled", "ada"),
     "deleting": Way(delete_the_account, BOTH, "account_disabled", "ada"),
     "page: delete": Way(delete_as_root, BOTH, "account_disabled", "root"),
@@ -175,6 +228,9 @@ WAYS = {
     "page: revoke": Way(by_root(f"{USER}/grants/{{role}}/revoke"), BOTH, "role_revoked", "root"),
     "page: delete role": Way(by_root("/admin/roles/{role}/delete"), BOTH, "role_deleted", "root"),
     "page: disable": Way(by_root(f"{USER}/disable"), BOTH, "account_disabled", "root"),
+    "page: reset factors": Way(
+        by_root(f"{USER}/factors/reset"), BOTH, "ended_by_admin", "root", before=have_an_app
+    ),
     "command: end": Way(by_command("user end-sessions {ada}"), BOTH, "ended_by_admin"),
     "command: revoke": Way(by_command("user revoke {ada} {role}"), BOTH, "role_revoked"),
     "command: delete role": Way(by_command("role delete {role}"), BOTH, "role_deleted"),
@@ -207,6 +263,8 @@ async def scene(server: Server, root: Person, ada: Person):
 async def test_every_tab_of_an_ended_session_is_told_why_and_closed_and_nobody_elses_is(
     scene: Scene, bob: Person, way: Way
 ) -> None:
+    if way.before:
+        await way.before(scene)
     by = scene.ada if way.by == "ada" else way.by
     async with (
         scene.laptop.tabs() as laptop,

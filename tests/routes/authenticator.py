@@ -6,6 +6,7 @@ import html
 import re
 from dataclasses import dataclass
 
+from httpx import Response
 from pyotp.totp import TOTP
 
 from quartapp import clock
@@ -28,7 +29,7 @@ def app_code(secret: str, *, later: float = 0) -> str:
     return TOTP(secret).at(int(clock.now().timestamp() + later))
 
 
-def secret_on(page: Answer) -> str:
+def secret_on(page: Answer | Response) -> str:
     found = re.search(r'id="totp-secret"[^>]*>(.*?)</p>', page.text, re.DOTALL)
     assert found, page.text
     return re.sub(r"<[^>]*>", "", found[1])

@@ -163,6 +163,19 @@ async def test_a_new_version_of_the_same_rights_is_kept_and_not_told() -> None:
         assert not connection.inform(replace(MODERATOR, version=9))
 
 
+async def test_a_session_is_asked_about_once_its_time_is_up_and_no_more_once_it_was_used() -> None:
+    hub = Hub(Limits(sockets=9, per_session=9, per_user=9, per_address=9, handshakes=9))
+    async with connected() as (connection, socket):
+        hub.join(connection)
+        assert hub.expired() == set()
+        # Which is all that is new: nothing is told.
+        hub.settle([replace(ADA, seconds_left=0.0)])
+        assert hub.expired() == {SESSION}
+        hub.settle([replace(ADA, seconds_left=60.0)])
+        assert hub.expired() == set()
+        assert await silent(socket)
+
+
 async def test_whoever_was_not_greeted_yet_asks_again_instead_of_being_told() -> None:
     async def handler() -> Connection:
         return connection_of(Socket())
