@@ -19,7 +19,9 @@ from quartapp.policy import Permission
 ANSWER_MS = 2000
 NEVER = datetime.max.replace(tzinfo=UTC)
 _KNOWN = {permission.value for permission in Permission}
+# For thousands at once: an enumeration takes longer to be asked.
 _REASONS: dict[Any, Reason] = {reason.value: reason for reason in Reason}
+_BECAUSE: dict[Any, Because] = {because.value: because for because in Because}
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +230,7 @@ def _because(
     if user is not None:
         shut = user.get("disabled_at") is not None or user.get("closed_at") is not None
         return Because.LAST_DAY if not shut and _closing(user) <= now else None
-    stored = row.get("ended_because")
-    return Because(stored) if stored in set(Because) else None
+    return _BECAUSE.get(row.get("ended_because"))
 
 
 def _deadline(row: Mapping[str, Any]) -> datetime:
