@@ -94,6 +94,13 @@ class Server:
         """What it wrote to stderr so far: its log, and whatever went wrong."""
         return self.complaints.read_text()
 
+    async def metric(self, name: str) -> float:
+        """What /metrics says of it, of all workers together."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=SECONDS) as client:
+            text = (await client.get("/metrics")).text
+        found = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
     def worker(self, name: str) -> int:
         """The process id of the worker that sockets are greeted by under this name."""
         for process in Path("/proc").glob("[0-9]*"):

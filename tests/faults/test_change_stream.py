@@ -11,6 +11,7 @@ from bson.datetime_ms import DatetimeMS
 
 from quartapp import clock
 from tests.conftest import PASSWORD, serving
+from tests.faults.oracle import Load
 from tests.people import Person, Server, until
 
 
@@ -60,25 +61,54 @@ async def write_what_cannot_be_read(database: Any) -> None:
     await database["users"].delete_one({"username": "year 300000"})
 
 
+def losses_logged(server: Server) -> int:
+    return server.said().count("change_stream_lost")
+
+
+async def losses_counted(server: Server) -> float:
+    return await server.metric("quartapp_change_stream_losses_total")
+
+
 @pytest.mark.parametrize(
-    "breakage",
-    [kill_the_cursors, drop_another_collection, rename_a_collection, write_what_cannot_be_read],
+    ("breakage", "loses"),
+    [
+        (kill_the_cursors, True),
+        # Of these the stream tells, and goes on.
+        (drop_another_collection, False),
+        (rename_a_collection, False),
+        (write_what_cannot_be_read, False),
+    ],
 )
-async def test_what_is_taken_away_while_the_stream_is_broken_is_heard(
-    server: Server, ada: Person, bob: Person, breakage: Callable[[Any], Awaitable[None]]
+async def test_who_is_turned_away_while_the_stream_is_broken_is_let_in_by_nobody(
+    server: Server,
+    root: Person,
+    ada: Person,
+    bob: Person,
+    breakage: Callable[[Any], Awaitable[None]],
+    loses: bool,
 ) -> None:
-    async with ada.tabs() as tabs, bob.tabs() as bobs, server.database() as database:
+    logged, counted = losses_logged(server), await losses_counted(server)
+    async with (
+        ada.tabs() as tabs,
+        bob.tabs() as bobs,
+        Load(ada, {"here": server}) as load,
+        server.database() as database,
+    ):
+        await load.more(10, status=200)
         await breakage(database)
-        await database["users"].update_one(
-            {"username": ada.username}, {"$set": {"disabled_at": clock.now()}}
-        )
-        await until(ada.is_refused)
+        assert (await root.post(f"/admin/users/{ada.username}/disable")).status_code == 303
+        load.revoked()
         for tab in tabs:
             assert await tab.closed() == 4401
             assert tab.said[-1]["reason"] == "account_disabled"
         for tab in bobs:
             assert await tab.is_open()
-        # And it goes on: the next one is heard as well.
+        await load.more(20, status=401)
+        assert load.let_in() == []
+        # Each of the two workers says so.
+        assert losses_logged(server) == logged + 2 * loses
+        assert await losses_counted(server) == counted + 2 * loses
+        # And it goes on: the next one is heard as well, whoever wrote it.
         await database["users"].update_one({"username": bob.username}, {"$set": {"roles": []}})
         for tab in bobs:
             assert await tab.closed() == 4401
@@ -148,3 +178,5 @@ async def test_sessions_whose_documents_are_gone_are_over(
             await database["sessions"].update_many({}, {"$set": {"ended_at": clock.now()}})
             for tab in tabs:
                 assert await tab.closed() == 4401
+    # A stream that ends without an error is one that was lost, too.
+    assert (drop == "everything") == ("StreamEnded" in server.said())

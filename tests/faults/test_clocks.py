@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count, permutations
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.conftest import PASSWORD
@@ -192,16 +190,11 @@ async def test_who_is_turned_away_on_one_is_turned_away_on_all_at_once(
 async def swept(server: Server) -> None:
     """Returns when it has looked twice whose time is up."""
 
-    async def looks() -> float:
-        async with httpx.AsyncClient(base_url=server.url) as client:
-            text = (await client.get("/metrics")).text
-        found = re.search(r"^quartapp_judgements_total (\S+)", text, re.MULTILINE)
-        return float(found[1]) if found else 0
-
-    before = await looks()
+    looks = "quartapp_judgements_total"
+    before = await server.metric(looks)
 
     async def has_looked_twice() -> bool:
-        return await looks() >= before + 2
+        return await server.metric(looks) >= before + 2
 
     await until(has_looked_twice, within=10)
 

@@ -170,16 +170,22 @@ async def test_who_was_turned_away_in_a_history_that_is_lost_is_turned_away(
     scene: Scene, mode: Mode
 ) -> None:
     """No sweep helps, and nothing that is on the stream again tells of it."""
+    losses = "quartapp_change_stream_losses_total"
     ada, bob = await scene.member(), await scene.member()
     ada_far = await scene.hosts.moved(ada, scene.far)
     bob_far = await scene.hosts.moved(bob, scene.far)
-    lost = histories_lost(scene.far)
-    async with ada_far.tab() as tab, bob_far.tab() as bobs, scene.nodes.database() as database:
-        assert await ada_far.is_signed_in()
+    lost, counted = histories_lost(scene.far), await scene.far.metric(losses)
+    async with (
+        ada_far.tab() as tab,
+        bob_far.tab() as bobs,
+        scene.nodes.database() as database,
+        Load(ada, scene.both) as load,
+    ):
+        await load.more(10, status=200)
         with scene.wire.cut(mode):
-            await database["users"].update_one(
-                {"username": ada.username}, {"$set": {"disabled_at": clock.now()}}
-            )
+            answer = await scene.root.post(f"/admin/users/{ada.username}/disable")
+            assert answer.status_code == 303
+            load.revoked()
             await lose_history(database)
         mended = time.monotonic()
         assert await code(tab, within=20) == 4401
@@ -188,7 +194,9 @@ async def test_who_was_turned_away_in_a_history_that_is_lost_is_turned_away(
         await answers(ada_far, 401)
         await answers(bob_far, 200)
         assert await bobs.is_open()
+        assert load.let_in() == []
         assert histories_lost(scene.far) > lost, scene.far.said()[-2000:]
+        assert await scene.far.metric(losses) > counted
         # And it goes on, by a stream of its own: the next one is heard as well.
         await answers(bob_far, 200, path="/readyz")
         await database["users"].update_one(

@@ -487,8 +487,9 @@ async def test_a_token_that_is_replaced_does_not_cut_off_its_own_session(
 ) -> None:
     """Klangk pull request 3160, which closes sockets when a token is revoked, spares the rotation
     of a token: "kicking there would drop every user's socket on every token refresh". Tokens
-    are not refreshed in passing here. The one thing that replaces a session's token is changing
-    one's password: the old token is dead, and the session's pages stay open under the new one.
+    are not refreshed in passing here. A session gets another one when its user has just shown who
+    they are, as by changing the password: the old token is dead, and the session's pages stay open
+    under the new one.
     """
     async with ada.tabs() as tabs, ada.another_device() as thief:
         thief.client.cookies = httpx.Cookies(ada.client.cookies)

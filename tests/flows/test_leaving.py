@@ -7,64 +7,156 @@ import os
 import re
 import signal
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
 
 from tests.conftest import PASSWORD, serving
+from tests.faults.oracle import Load, at
 from tests.flows.conftest import assert_unsurprised
 from tests.people import Person, Server, Tab, until
 
+# LIMIT_SIGN_IN, as it is unless it is set.
+FREE = 5
 
-async def test_a_server_that_stops_tells_every_tab_to_come_back(tmp_path: Path) -> None:
+
+async def test_a_server_that_stops_tells_every_tab_to_come_back_and_answers_what_it_took(
+    tmp_path: Path,
+) -> None:
     async with (
         serving(tmp_path / "data") as server,
         Person(server.url, "ada", PASSWORD) as ada,
     ):
         await ada.register()
-        async with ada.tabs("0", "0", "1", "1") as tabs:
+        async with ada.tabs("0", "0", "1", "1") as tabs, begun(ada, 8) as requests:
             server.process.send_signal(signal.SIGTERM)
             assert [await tab.closed() for tab in tabs] == [1012] * len(tabs)
             assert [await tab.heard("session.ended") for tab in tabs] == [[]] * len(tabs)
+            await until(lambda: takes_no_more(ada))
+            answers = await asyncio.gather(*(request.finish() for request in requests))
+            assert answers == [303] * len(requests)
             async with asyncio.timeout(20):
                 assert await server.process.wait() == 0
         assert_unsurprised(server)
 
 
-async def test_a_worker_that_is_killed_takes_only_its_own_sockets_along_and_comes_back(
+@dataclass
+class Begun:
+    """A request whose head is with a worker, and waits there for the rest."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    rest: bytes
+
+    async def finish(self) -> int:
+        """Its status, once the whole answer was read."""
+        async with asyncio.timeout(10):
+            self.writer.write(self.rest)
+            head, _, body = (await self.reader.read()).partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        assert length
+        assert len(body) == int(length[1])
+        return int(head.split()[1])
+
+
+@asynccontextmanager
+async def begun(person: Person, count: int) -> AsyncIterator[list[Begun]]:
+    """So many forms that are half sent. A worker asks for the rest of each that it has begun."""
+    host, path = urlsplit(person.url).netloc, "/account/notices/read"
+    body = urlencode({"csrf_token": await person.csrf_token("/account/notices")}).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: {person.url}\r\n"
+        f"Cookie: {person.cookies()}\r\n"
+        "Content-Type: application/x-www-form-urlencoded\r\n"
+        f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    async with AsyncExitStack() as stack:
+        requests = []
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection(*host.split(":"))
+            stack.callback(writer.close)
+            writer.write(head.encode())
+            assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+            requests.append(Begun(reader, writer, body))
+        yield requests
+
+
+async def takes_no_more(person: Person) -> bool:
+    try:
+        await person.status("/livez")
+    except ConnectionRefusedError:
+        return True
+    except (ConnectionError, IndexError):
+        pass
+    return False
+
+
+@pytest.mark.timeout(120)
+async def test_workers_that_are_killed_take_only_their_own_sockets_along_and_come_back(
     tmp_path: Path,
 ) -> None:
     async with (
         # The ones that are kept say nothing while the other is awaited: a loaded machine is slow.
-        serving(tmp_path / "data", LIVE_PING_SECONDS="8") as server,
+        serving(tmp_path / "data", LIVE_PING_SECONDS="20") as server,
         Person(server.url, "ada", PASSWORD) as ada,
     ):
         await ada.register()
-        async with ada.tabs("0") as (lost,), ada.tabs("1", "1", "1") as kept:
-            killed = server.worker("0")
-            os.kill(killed, signal.SIGKILL)
-            with pytest.raises(AssertionError, match="without a close frame"):
-                await lost.closed()
-            assert all([await tab.is_open() for tab in kept])
-            await until(lambda: is_greeted_by(ada, "0"), within=15)
-            assert server.worker("0") != killed
-            # The new one hears what the database says, as the old one did.
-            async with ada.tabs("0") as (again,):
-                assert (await ada.post("/account/sessions/end-others")).status_code == 303
-                assert (await ada.post("/logout")).status_code == 303
-                for tab in [again, *kept]:
-                    assert await tab.closed() == 4401
+        for killed, other in permutations(("0", "1")):
+            async with Person(server.url, f"bob-{killed}", PASSWORD) as bob:
+                await bob.register()
+                async with bob.another_device() as phone:
+                    await phone.sign_in()
+                # By connections of its own, for those to the one that is killed are gone with it.
+                async with at(server, phone) as phone:
+                    await kill_one(server, killed, other, ada=ada, bob=bob, phone=phone)
 
 
-async def test_a_renewal_of_the_workers_fails_no_request_and_sends_every_tab_on(
+async def kill_one(
+    server: Server, killed: str, other: str, *, ada: Person, bob: Person, phone: Person
+) -> None:
+    """While bob, who is signed in with a phone too, asks and asks, and is signed out by it."""
+    async with (
+        bob.tabs(killed) as (lost,),
+        bob.tabs(other) as (told,),
+        ada.tabs(other, other) as kept,
+        Load(bob, {"here": server}) as load,
+    ):
+        await load.more(20, status=200)
+        process = server.worker(killed)
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(AssertionError, match="without a close frame"):
+            await lost.closed()
+        assert (await phone.post("/account/sessions/end-others")).status_code == 303
+        load.revoked()
+        assert await told.closed() == 4401
+        assert all([await tab.is_open() for tab in kept])
+        await until(lambda: is_greeted_by(ada, killed), within=15)
+        assert server.worker(killed) != process
+        await load.more(20, status=401)
+        assert load.let_in() == []
+        assert all([await tab.is_open() for tab in kept])
+    # The new one hears what the database says, as the old one did.
+    async with phone.tabs(killed) as (again,):
+        assert (await phone.post("/logout")).status_code == 303
+        assert await again.closed() == 4401
+
+
+async def test_a_renewal_of_the_workers_fails_no_request_forgets_no_guess_and_sends_every_tab_on(
     tmp_path: Path,
 ) -> None:
     async with (
         serving(tmp_path / "data", LIVE_PING_SECONDS="4") as server,
         Person(server.url, "ada", PASSWORD) as ada,
+        Person(server.url, "ada", "not her password") as eve,
     ):
         await ada.register()
+        assert await guesses(eve) == [422] * FREE
         old = {server.worker("0"), server.worker("1")}
         answers: Counter[int] = Counter()
         over = asyncio.Event()
@@ -88,10 +180,21 @@ async def test_a_renewal_of_the_workers_fails_no_request_and_sends_every_tab_on(
             over.set()
         assert set(answers) == {200}, answers
         assert answers[200] > 8
+        # Of each one that is judged, the next must be waited for: for twice as long each time.
+        assert 429 in await guesses(eve)
         async with ada.tabs() as again:
             assert (await ada.post("/logout")).status_code == 303
             assert [await tab.closed() for tab in again] == [4401, 4401]
         assert_unsurprised(server)
+
+
+async def guesses(person: Person) -> list[int]:
+    """As many as are free to who has made none, or until one is refused."""
+    answers: list[int] = []
+    while len(answers) < FREE and 429 not in answers:
+        fields = {"login": person.username, "password": person.password}
+        answers.append((await person.post("/login", page="/login", **fields)).status_code)
+    return answers
 
 
 async def both_are_new(server: Server, old: set[int]) -> bool:

@@ -1,12 +1,28 @@
 """What goes wrong is answered with what one may know of it, and with nothing else (ASVS 16.5)."""
 
+import asyncio
+from typing import Any
+
 import pytest
 from quart import Quart
+from quart.testing.connections import WebsocketDisconnectError
 
+from quartapp import clock
+from quartapp.models import User, principal
+from quartapp.models.actor import NOBODY
+from quartapp.models.principal import Standing
+from quartapp.models.session import Reason
 from quartapp.routes import errors
-from tests.routes.conftest import ORIGIN, Town, Visitor
+from quartapp.settings import Settings
+from tests.routes.conftest import ORIGIN, Town, Visitor, the_user
 
 SECRET = "the cause, with a password in it"
+
+
+@pytest.fixture
+async def settings(settings: Settings) -> Settings:
+    """Nothing is made good by a sweep."""
+    return settings.model_copy(update={"live_sweep_seconds": 3600})
 
 
 async def fail(*_: object, **__: object) -> None:
@@ -46,6 +62,22 @@ async def test_more_than_a_form_may_hold_is_413(ada: Visitor) -> None:
     assert await ada.me() is not None
 
 
+async def test_a_body_that_does_not_come_to_its_end_is_waited_for_no_longer_than_it_may_take(
+    app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert app.config["BODY_TIMEOUT"] == 15
+    monkeypatch.setitem(app.config, "BODY_TIMEOUT", 0.2)
+    form = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded"}
+    for headers in (form, {**form, "Content-Length": "60000"}):
+        request = ada.client.request("/login", method="POST", headers=headers)
+        async with asyncio.timeout(10), request as connection:
+            await connection.send(b"login=ada&password=")
+        answer = await connection.as_response()
+        assert answer.status_code == 408
+        assert "Too slow" in (await answer.get_data()).decode()
+    assert await ada.me() is not None
+
+
 async def test_a_program_gets_its_errors_as_json(ada: Visitor) -> None:
     assert (await ada.another_device().get("/api/me")).text.startswith("{")
     answer = await ada.get("/api/nowhere")
@@ -65,6 +97,53 @@ async def test_a_failure_says_nothing_of_its_cause(
     for word in (SECRET, "Traceback", "RuntimeError", ".py"):
         assert word not in answer.text
     assert (await ada.get("/account")).status == 200
+
+
+async def test_a_failure_in_one_sockets_handler_leaves_no_trace_of_it_and_the_others_open(
+    app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = app.extensions["quartapp"].hub
+    async with live(ada) as tab:
+        assert (await tab.receive_json())["type"] == "hello"
+        with monkeypatch.context() as patched:
+            patched.setattr(principal, "by_id", fail)
+            with pytest.raises((RuntimeError, WebsocketDisconnectError)) as failed:
+                async with live(ada) as other:
+                    await other.receive()
+        assert len(hub) == 1, failed
+        await (await the_user("ada")).end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        assert await ended(tab) == "ended_by_admin"
+
+
+async def test_a_failure_in_what_tells_the_sockets_is_made_good(
+    ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failed = principal.standings, asyncio.Event()
+
+    async def once(match: Any) -> list[Standing]:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError(SECRET)
+        return await real(match)
+
+    async with live(ada) as tab:
+        assert (await tab.receive_json())["type"] == "hello"
+        monkeypatch.setattr(principal, "standings", once)
+        await User.change({"username": "ada"}, {"$set": {"disabled_at": clock.now()}})
+        assert await ended(tab) == "account_disabled"
+    assert failed.is_set()
+
+
+def live(visitor: Visitor) -> Any:
+    return visitor.client.websocket("/ws", headers={"Origin": ORIGIN}, scope_base=visitor.scope)
+
+
+async def ended(tab: Any) -> str:
+    """Why, once its page was told."""
+    async with asyncio.timeout(10):
+        while (message := await tab.receive_json())["type"] != "session.ended":
+            pass
+    return message["reason"]
 
 
 async def test_when_the_page_for_failures_fails_too_there_is_still_an_answer(
