@@ -74,7 +74,7 @@ async def test_a_body_that_does_not_come_to_its_end_is_waited_for_no_longer_than
             await connection.send(b"login=ada&password=")
         answer = await connection.as_response()
         assert answer.status_code == 408
-        assert "Too slow" in (await answer.get_data()).decode()
+        assert "Too slow" in await answer.get_data(as_text=True)
     assert await ada.me() is not None
 
 
