@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 from beanie import PydanticObjectId
 
+from quartapp import clock
+from quartapp.models import record
 from quartapp.models.post import Post
 from quartapp.models.references import linked_id, ref
 from quartapp.models.role import Role
@@ -16,6 +20,22 @@ from quartapp.policy import Permission
 
 def post(body: str) -> Post:
     return Post(author=ref("users", PydanticObjectId()), title="t", body=body)
+
+
+@pytest.mark.parametrize("turn", [0, 2**24 - 1])
+def test_ids_are_in_the_order_of_their_milliseconds_whichever_worker_makes_them(
+    monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    moment = datetime(2026, 1, 1, 12, 0, 0, 999_000, UTC)
+    monkeypatch.setattr(record, "_turns", count(2**23))
+    monkeypatch.setattr(clock, "now", lambda: moment)
+    one, next_of_it = record.new_id(), record.new_id()
+    assert one < next_of_it
+    assert one.generation_time == moment.replace(microsecond=0)
+    # Another process has counted to somewhere else.
+    monkeypatch.setattr(record, "_turns", count(turn))
+    monkeypatch.setattr(clock, "now", lambda: moment + timedelta(milliseconds=1))
+    assert next_of_it < record.new_id()
 
 
 @pytest.mark.parametrize(
