@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from quartapp.database import Database, transaction
+from quartapp.database import Database, InDoubt, transaction
 from quartapp.models import principal
 from quartapp.models.actor import NOBODY
 from quartapp.models.event import Event, Verb
@@ -75,18 +75,25 @@ async def test_administrators_who_take_each_other_down_leave_one(
     admin = await role("admin")
     people = [await register(f"admin{i}", "admin") for i in range(administrators)]
     for number in range(rounds):
+        gave_up: list[int] = []
+
         # Everybody is the victim of the next one, so without a guard nobody would be left.
-        def work(victim: int, number: int = number) -> object:
+        async def work(victim: int, number: int = number, gave_up: list[int] = gave_up) -> bool:
             by = acting(people[(victim + 1) % administrators])
             user = people[victim]
-            return user.disable(by=by) if (victim + number) % 2 else user.revoke(admin, by=by)
+            try:
+                await (user.disable(by=by) if (victim + number) % 2 else user.revoke(admin, by=by))
+            except InDoubt:
+                # Fifty have one after the other to be done within five seconds.
+                gave_up.append(victim)
+                return False
+            return True
 
-        done = await at_once(
-            *(work(i) for i in range(administrators)),  # type: ignore[arg-type]
-            unless=LastAdministrator,
-        )
-        assert await User.active_administrators() == 1
-        assert len(done) == administrators - 1
+        works = [work(i) for i in range(administrators)]
+        done = sum(await at_once(*works, unless=LastAdministrator))
+        left = await User.active_administrators()
+        assert left == administrators - done
+        assert 1 <= left <= 1 + len(gave_up)
         for user in people:
             await user.enable(by=NOBODY)
             await user.grant(admin, by=NOBODY)
