@@ -1,6 +1,6 @@
 """The base of all documents: conditional writes, the way in which state changes here."""
 
-import secrets
+import os
 from collections.abc import Collection, Mapping
 from itertools import count
 from typing import Any, Self
@@ -12,7 +12,7 @@ from quartapp import clock
 from quartapp.database import Session as Tx
 from quartapp.models.references import linked_id
 
-_turns = count(secrets.randbelow(2**16))
+_turns = count(int.from_bytes(os.urandom(2)))
 
 
 def new_id() -> PydanticObjectId:
@@ -24,7 +24,7 @@ def new_id() -> PydanticObjectId:
         seconds.to_bytes(4, "big")
         + milliseconds.to_bytes(2, "big")
         + (next(_turns) % 2**24).to_bytes(3, "big")
-        + secrets.token_bytes(3)
+        + os.urandom(3)
     )
 
 
