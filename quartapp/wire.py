@@ -18,8 +18,8 @@ from hypercorn import protocol
 from hypercorn.asyncio import run, tcp_server
 from hypercorn.events import Closed
 from hypercorn.protocol import h2, h11, ws_stream
-from hypercorn.protocol.events import Event, StreamClosed
-from hypercorn.protocol.ws_stream import FrameTooLargeError
+from hypercorn.protocol.events import Body, Data, Event, StreamClosed
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError
 from hypercorn.typing import ASGISendEvent
 from wsproto.events import CloseConnection, Message
 from wsproto.events import Event as WSProtoEvent
@@ -27,6 +27,7 @@ from wsproto.frame_protocol import CloseReason
 
 LINGER_SECONDS = 0.5
 BREATH = 50
+LATE_BYTES = 64 * 1024
 
 
 class Connection(tcp_server.TCPServer):
@@ -104,7 +105,15 @@ class Buffer(ws_stream.WebsocketBuffer):
 class Stream(ws_stream.WSStream):
     """A socket that is over once we closed it: what the client still says is thrown away."""
 
+    late = 0
+
     async def handle(self, event: Event) -> None:
+        if isinstance(event, Body | Data) and self.state is ASGIWebsocketState.CLOSED:
+            # Whoever answers our close has little to say before that. Of a flood it would take more
+            # to look at each frame than to have it come.
+            self.late += len(event.data)
+            if self.late > LATE_BYTES:
+                return
         was_closed, had_none = self.closed, self.app_put is None
         await super().handle(event)
         if had_none and self.app_put is not None:
