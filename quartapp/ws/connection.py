@@ -139,6 +139,11 @@ class Connection:
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(code, reason, words))
 
+    @property
+    def over(self) -> bool:
+        """Whether `answered` returns at once."""
+        return self._answered.is_set()
+
     async def answered(self) -> float | None:
         """When the client said that it has heard why its session ended; None if it did not."""
         await self._answered.wait()

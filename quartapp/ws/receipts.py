@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from contextlib import suppress
+from weakref import WeakSet
 
 from beanie import PydanticObjectId
 
@@ -19,6 +20,7 @@ from quartapp.ws.hub import Hub
 Id = PydanticObjectId
 
 PATIENCE_SECONDS = 1.5
+LOOK_SECONDS = 0.1
 REMEMBERED = 1000
 
 
@@ -30,6 +32,7 @@ class Receipts:
         self._worker_id = worker_id
         self._tabs: dict[Id, int] = {}
         self._rounds: dict[Id, set[Connection]] = {}
+        self._counted: WeakSet[Connection] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -46,8 +49,13 @@ class Receipts:
 
     def expect(self, event_id: Id | None, connections: Collection[Connection]) -> None:
         """The event ends these. May be said again of the same ones."""
-        if event_id is None or not connections:
+        if event_id is None:
             return
+        # Once in its life: a round may be over when the last of thousands are told.
+        fresh = {each for each in connections if each not in self._counted}
+        if not fresh:
+            return
+        self._counted.update(fresh)
         mine = self._rounds.get(event_id)
         if mine is None:
             mine = self._rounds[event_id] = set()
@@ -55,7 +63,7 @@ class Receipts:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         before = len(mine)
-        mine.update(connections)
+        mine.update(fresh)
         self._tabs[event_id] = self._tabs.pop(event_id, 0) + len(mine) - before
         if len(self._tabs) > REMEMBERED:
             del self._tabs[next(iter(self._tabs))]
@@ -75,15 +83,19 @@ class Receipts:
         """Nothing is remembered that could grow wrong."""
 
     async def _gather(self, event_id: Id, mine: set[Connection]) -> None:
-        began, loop = clock.monotonic(), asyncio.get_running_loop()
+        began = progress = clock.monotonic()
         answered: dict[Connection, float | None] = {}
-        with suppress(TimeoutError):
-            # Each has its second; of thousands the last ones begin theirs when many are done.
-            async with asyncio.timeout(PATIENCE_SECONDS) as patience:
-                while rest := mine - answered.keys():
-                    for connection in rest:
-                        answered[connection] = await connection.answered()
-                        patience.reschedule(loop.time() + PATIENCE_SECONDS)
+        while rest := mine - answered.keys():
+            # Each has its second; of thousands the last ones are told when many are done. So as
+            # long as some answer, whichever, the others are waited for.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await next(iter(rest)).answered()
+            if over := [connection for connection in rest if connection.over]:
+                progress = clock.monotonic()
+                answered |= {connection: await connection.answered() for connection in over}
+            elif clock.monotonic() - progress > PATIENCE_SECONDS:
+                break
         del self._rounds[event_id]
         times = [at - began for at in answered.values() if at is not None]
         receipt = Receipt(
