@@ -20,7 +20,6 @@ from quartapp.ws.hub import Hub
 Id = PydanticObjectId
 
 PATIENCE_SECONDS = 1.5
-LOOK_SECONDS = 0.1
 REMEMBERED = 1000
 
 
@@ -83,19 +82,21 @@ class Receipts:
         """Nothing is remembered that could grow wrong."""
 
     async def _gather(self, event_id: Id, mine: set[Connection]) -> None:
-        began = progress = clock.monotonic()
+        began, loop = clock.monotonic(), asyncio.get_running_loop()
         answered: dict[Connection, float | None] = {}
+        # Each has its second; of thousands the last ones are told when many are done. So as long as
+        # some answer, whichever, the others are waited for.
         while rest := mine - answered.keys():
-            # Each has its second; of thousands the last ones are told when many are done. So as
-            # long as some answer, whichever, the others are waited for.
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await next(iter(rest)).answered()
-            if over := [connection for connection in rest if connection.over]:
-                progress = clock.monotonic()
-                answered |= {connection: await connection.answered() for connection in over}
-            elif clock.monotonic() - progress > PATIENCE_SECONDS:
+                async with asyncio.timeout(PATIENCE_SECONDS) as patience:
+                    for connection in rest:
+                        answered[connection] = await connection.answered()
+                        patience.reschedule(loop.time() + PATIENCE_SECONDS)
+                continue
+            over = [connection for connection in rest - answered.keys() if connection.over]
+            if not over:
                 break
+            answered |= {connection: await connection.answered() for connection in over}
         del self._rounds[event_id]
         times = [at - began for at in answered.values() if at is not None]
         receipt = Receipt(
