@@ -213,8 +213,12 @@ def _why_over(
 def _is_shut(user: Mapping[str, Any], now: datetime) -> bool:
     """Disabled by those in charge, past its last day, or closed by its owner or to be deleted: see
     `User.is_open`."""
-    shut = user.get("disabled_at") is not None or user.get("closed_at") is not None
-    return shut or _closing(user) <= now
+    return _was_shut(user) or _closing(user) <= now
+
+
+def _was_shut(user: Mapping[str, Any]) -> bool:
+    """By somebody, and not by the calendar alone."""
+    return user.get("disabled_at") is not None or user.get("closed_at") is not None
 
 
 def _reason(row: Mapping[str, Any]) -> Reason:
@@ -228,8 +232,7 @@ def _because(
 ) -> Because | None:
     """As it was written when the session ended; for one that ends only now, as its `user` is."""
     if user is not None:
-        shut = user.get("disabled_at") is not None or user.get("closed_at") is not None
-        return Because.LAST_DAY if not shut and _closing(user) <= now else None
+        return Because.LAST_DAY if not _was_shut(user) and _closing(user) <= now else None
     return _BECAUSE.get(row.get("ended_because"))
 
 
