@@ -130,9 +130,7 @@ class Holding:
     async def erase(self, person: Person) -> None:
         if self.erase_with:
             return await self.erase_with(person)
-        async for ids in _batches(self.document, self.find(person), self.collation):
-            await self.document.get_motor_collection().delete_many({"_id": {"$in": ids}})
-        return None
+        return await _delete(self.document, self.find(person), self.collation)
 
 
 def _letters(person: Person) -> dict[str, Any]:
@@ -160,8 +158,7 @@ def _invitations_to(person: Person) -> dict[str, Any]:
 
 async def _erase_invitations(person: Person) -> None:
     """Those to them go. Those that they wrote are about others, and void from now on."""
-    async for ids in _batches(Invitation, _invitations_to(person), CASELESS):
-        await Invitation.get_motor_collection().delete_many({"_id": {"$in": ids}})
+    await _delete(Invitation, _invitations_to(person), CASELESS)
 
 
 def _invited(person: Person) -> dict[str, Any]:
@@ -212,10 +209,8 @@ async def _blank_events(person: Person) -> None:
 async def _erase_posts(person: Person) -> None:
     """Those that stay keep the number of their author, behind which there is nobody any more."""
     if person.user.deletes_posts:
-        below = Comment.get_motor_collection()
         async for ids in _batches(Post, linked("author")(person)):
-            async for under in _batches(Comment, {"post.$id": {"$in": ids}}):
-                await below.delete_many({"_id": {"$in": under}})
+            await _delete(Comment, {"post.$id": {"$in": ids}})
             await _remove_posts(ids)
 
 
@@ -356,6 +351,13 @@ async def sweep(person: Person, tx: Tx) -> None:
             await holding.document.get_motor_collection().delete_many(
                 holding.find(person), collation=holding.collation, session=tx
             )
+
+
+async def _delete(
+    document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
+) -> None:
+    async for ids in _batches(document, match, collation):
+        await document.get_motor_collection().delete_many({"_id": {"$in": ids}})
 
 
 async def _batches(
