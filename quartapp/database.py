@@ -20,6 +20,7 @@ from motor.motor_asyncio import (
     AsyncIOMotorDatabase,
 )
 from pymongo.errors import (
+    AutoReconnect,
     ConfigurationError,
     ConnectionFailure,
     ExecutionTimeout,
@@ -156,7 +157,9 @@ async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
                     await _commit(session, deadline)
                     return result
             except PyMongoError as error:
-                if not error.has_error_label("TransientTransactionError"):
+                if isinstance(error, ConfigurationError):
+                    _forget_connections()
+                elif not error.has_error_label("TransientTransactionError"):
                     raise
                 # A database that gives no locks at all, as while it is backed up, does not by and
                 # by: only what others hold for a moment is worth another try.
@@ -248,12 +251,28 @@ async def changes(
     start = {"$changeStream": {"resumeAfter": after} if after else {}}
     watch = {"aggregate": 1, "pipeline": [start, *pipeline], "cursor": {}}
     async with await _client.start_session(causal_consistency=False) as session:
-        answer = await _command({**watch, "readConcern": {"level": "majority"}}, session)
+        try:
+            answer = await _command({**watch, "readConcern": {"level": "majority"}}, session)
+        except ConfigurationError as error:
+            _forget_connections()
+            raise AutoReconnect(str(error)) from error
         opened = Changes(session, answer["cursor"])
         try:
             yield opened
         finally:
             await opened.close()
+
+
+def _forget_connections() -> None:
+    """Has new ones opened from here on; those in use are closed when they are given back.
+
+    Whether a server takes sessions is asked once, when a connection is opened, and a server that
+    is just starting says no. Where the address names one server (`directConnection`), the driver
+    opens connections to it then, and keeps them: they would never have a transaction again.
+    """
+    assert _client is not None, "not connected"
+    for server in _client.delegate._topology._servers.values():
+        server.pool.reset_without_pause()
 
 
 async def _command(command: dict[str, Any], session: Session) -> Mapping[str, Any]:

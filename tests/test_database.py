@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from pymongo import AsyncMongoClient
 
 from quartapp import database, models
 from quartapp.settings import Settings
@@ -32,3 +35,43 @@ async def test_a_node_is_asked_for_the_last_word_of_all_as_soon_as_it_is_not_alo
             config["version"] += 1
             await admin.command("replSetReconfig", config)
             await until(are_linearizable)
+
+
+async def _written() -> None:
+    await database.transaction(lambda session: models.Barrier.of(None).insert(session=session))
+
+
+async def _followed() -> None:
+    async with database.changes([], after=None):
+        pass
+
+
+@pytest.mark.parametrize("work", [_written, _followed])
+async def test_a_connection_from_before_the_node_was_ready_is_not_kept(
+    tmp_path: Path, work: Callable[[], Awaitable[None]]
+) -> None:
+    """The driver asks a node once whether it takes sessions, and one that is starting says no: for
+    ever after, that connection had neither transactions nor a change stream."""
+
+    async def is_primary() -> bool:
+        return (await beside.admin.command("hello"))["isWritablePrimary"]
+
+    async def works() -> bool:
+        try:
+            await work()
+        except database.Unavailable:
+            return False
+        return True
+
+    async with (
+        replicas(tmp_path / "nodes", count=1) as nodes,
+        AsyncMongoClient[Any](nodes.nodes[0].uri) as beside,
+    ):
+        await beside.admin.command({"replSetStepDown": 100, "force": True})
+        await beside.admin.command("replSetMaintenance", True)
+        settings = Settings.load(mongodb_uri=SecretStr(nodes.nodes[0].uri), data=tmp_path)
+        async with database.connected(settings, models.DOCUMENTS):
+            await beside.admin.command("replSetMaintenance", False)
+            await beside.admin.command("replSetFreeze", 0)
+            await until(is_primary)
+            await until(works)
