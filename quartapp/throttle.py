@@ -6,9 +6,10 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from ipaddress import IPv6Address, IPv6Network
+from weakref import WeakValueDictionary
 
 import humanize
 from beanie import PydanticObjectId
@@ -116,26 +117,43 @@ async def guessing(*keys: Key) -> AsyncIterator[Guess]:
                 await Guesses.withdraw(key.text, guess_id)
 
 
+@dataclass(slots=True, weakref_slot=True)
+class Line:
+    """Those of this worker who wait for the outcome of others' guesses at one key. Only the first
+    of them looks: if all did, a line would cost more than the guesses."""
+
+    first: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+_lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
 _in_line = 0
 
 
 async def _begin(key: Key, guess: PydanticObjectId) -> None:
     global _in_line
-    deadline = clock.monotonic() + LINE_SECONDS
-    while True:
-        begun, until = await Guesses.begin(key.text, guess, key.limit)
-        if begun:
-            return
-        if until:
-            log.warning("excess_rate_limit_exceeded", what=key.text.partition(" ")[0])
-            raise TooMany(until)
-        if _in_line >= IN_LINE or clock.monotonic() > deadline:
-            raise Busy
-        _in_line += 1
-        try:
-            await asyncio.sleep(LOOK_EVERY)
-        finally:
-            _in_line -= 1
+    if await _begun(key, guess):
+        return
+    if _in_line >= IN_LINE:
+        raise Busy
+    line = _lines.setdefault(key.text, Line())
+    _in_line += 1
+    try:
+        async with asyncio.timeout(LINE_SECONDS), line.first:
+            while not await _begun(key, guess):  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_EVERY)
+    except TimeoutError:
+        raise Busy from None
+    finally:
+        _in_line -= 1
+
+
+async def _begun(key: Key, guess: PydanticObjectId) -> bool:
+    """False when that depends on others under way."""
+    begun, until = await Guesses.begin(key.text, guess, key.limit)
+    if until and not begun:
+        log.warning("excess_rate_limit_exceeded", what=key.text.partition(" ")[0])
+        raise TooMany(until)
+    return begun
 
 
 def neighbourhood(address: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from limits import RateLimitItem, parse
@@ -170,6 +171,30 @@ async def test_the_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0.01)
     found = await asyncio.gather(*(guess(key) for _ in range(10)), return_exceptions=True)
     assert [type(each) for each in found] == [Busy] * 10
+    go.set()
+    await holder
+
+
+async def test_a_line_costs_no_more_looks_than_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throttle, "LINE_SECONDS", 0.5)
+    key, looks, go, begin = Key("ada", parse("1 per minute")), 0, asyncio.Event(), Guesses.begin
+
+    async def look(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await begin(*args)
+
+    async def hold() -> None:
+        async with guessing(key):
+            await go.wait()
+
+    holder = asyncio.create_task(hold())
+    while not await Guesses.find_one({"under_way.0": {"$exists": True}}):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(Guesses, "begin", look)
+    await asyncio.gather(*(guess(key) for _ in range(20)), return_exceptions=True)
+    # Each when it came, the first five times more, and each when it has become the first.
+    assert looks < 20 + 5 + 20
     go.set()
     await holder
 
