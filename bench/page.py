@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bench.crowd import this_machine
 from tests.conftest import PASSWORD, serving
 from tests.people import Person
 
@@ -95,4 +96,5 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    asyncio.run(main(options.seconds, options.rounds))
+    with this_machine():
+        asyncio.run(main(options.seconds, options.rounds))

@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import statistics
 
-from bench.crowd import PER_PERSON, Crowd, House, Someone, house, machine
+from bench.crowd import PER_PERSON, Crowd, House, Someone, house, this_machine
 from bench.tabs import now
 from quartapp.database import Session as Tx
 from quartapp.database import transaction
@@ -26,7 +26,6 @@ FEW = 200
 
 
 async def measure(sockets: int, rounds: int, workers: int, processes: int) -> None:
-    print(machine())
     print(f"{sockets} sockets over {workers} workers, from {processes} processes of clients\n")
     async with house(workers) as home, home.crowd(processes) as crowd:
         role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
@@ -119,7 +118,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2, help="of clients")
     options = parser.parse_args()
-    asyncio.run(measure(options.sockets, options.rounds, options.workers, options.processes))
+    with this_machine():
+        asyncio.run(measure(options.sockets, options.rounds, options.workers, options.processes))
 
 
 if __name__ == "__main__":
