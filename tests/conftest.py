@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.bccache import Bucket, BytecodeCache
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
@@ -88,10 +89,28 @@ async def db(settings: Settings) -> AsyncIterator[database.Database]:
         yield connected
 
 
+class Compiled(BytecodeCache):
+    """Templates as they were compiled once. Each application would do so anew."""
+
+    def __init__(self) -> None:
+        self._templates: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if template := self._templates.get(bucket.key):
+            bucket.bytecode_from_string(template)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._templates[bucket.key] = bucket.bytecode_to_string()
+
+
+COMPILED = Compiled()
+
+
 @pytest.fixture
 async def app(settings: Settings) -> AsyncIterator[Quart]:
     """The application, started. The documents are bound to its database."""
     app = create_app(settings)
+    app.jinja_env.bytecode_cache = COMPILED
     async with app.test_app():
         yield app
 
