@@ -18,7 +18,9 @@ from tests.people import Person, Server, until
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     """On which no sweep would find in time what the stream had missed. Has a `root`."""
-    async with serving(tmp_path_factory.mktemp("faults"), LIVE_SWEEP_SECONDS="3600") as server:
+    async with serving(
+        tmp_path_factory.mktemp("faults"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="20"
+    ) as server:
         await server.run(
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
         )
