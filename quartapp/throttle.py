@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import IPv6Address, IPv6Network
 from weakref import WeakValueDictionary
@@ -117,15 +117,9 @@ async def guessing(*keys: Key) -> AsyncIterator[Guess]:
                 await Guesses.withdraw(key.text, guess_id)
 
 
-@dataclass(slots=True, weakref_slot=True)
-class Line:
-    """Those of this worker who wait for the outcome of others' guesses at one key. Only the first
-    of them looks: if all did, a line would cost more than the guesses."""
-
-    first: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-_lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
+# Those of this worker who wait for the outcome of others' guesses at one key. Only the first of
+# them, who has the lock, looks: if all did, a line would cost more than the guesses.
+_lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 _in_line = 0
 
 
@@ -135,10 +129,10 @@ async def _begin(key: Key, guess: PydanticObjectId) -> None:
         return
     if _in_line >= IN_LINE:
         raise Busy
-    line = _lines.setdefault(key.text, Line())
+    line = _lines.setdefault(key.text, asyncio.Lock())
     _in_line += 1
     try:
-        async with asyncio.timeout(LINE_SECONDS), line.first:
+        async with asyncio.timeout(LINE_SECONDS), line:
             while not await _begun(key, guess):  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_EVERY)
     except TimeoutError:

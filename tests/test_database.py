@@ -53,9 +53,6 @@ async def test_a_connection_from_before_the_node_was_ready_is_not_kept(
     """The driver asks a node once whether it takes sessions, and one that is starting says no: for
     ever after, that connection had neither transactions nor a change stream."""
 
-    async def is_primary() -> bool:
-        return (await beside.admin.command("hello"))["isWritablePrimary"]
-
     async def works() -> bool:
         try:
             await work()
@@ -73,5 +70,5 @@ async def test_a_connection_from_before_the_node_was_ready_is_not_kept(
         async with database.connected(settings, models.DOCUMENTS):
             await beside.admin.command("replSetMaintenance", False)
             await beside.admin.command("replSetFreeze", 0)
-            await until(is_primary)
+            await nodes.primary()
             await until(works)

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
 
 from quartapp import embedded
 from quartapp.settings import StartError
@@ -59,12 +58,6 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
-
-
-def is_primary(mongo: MongoClient[dict[str, Any]]) -> bool:
-    with contextlib.suppress(PyMongoError):
-        return mongo.admin.command("hello")["isWritablePrimary"]
-    return False
 
 
 def client(uri: str) -> closing[MongoClient[dict[str, Any]]]:
@@ -150,7 +143,7 @@ async def test_a_killed_mongod_is_started_again_under_its_users(data: Path) -> N
             os.kill(killed, signal.SIGKILL)
             await asyncio.to_thread(until, lambda: mongod(data) not in (None, killed))
             # It lives before it is ready.
-            await asyncio.to_thread(until, lambda: is_primary(mongo))
+            await asyncio.to_thread(until, lambda: embedded._greet(embedded.Place(data)))
             assert mongo.quartapp.things.count_documents({}) == 1
 
 

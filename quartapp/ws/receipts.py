@@ -61,9 +61,8 @@ class Receipts:
             task = asyncio.create_task(self._gather(event_id, mine), name="receipts")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        before = len(mine)
         mine.update(fresh)
-        self._tabs[event_id] = self._tabs.pop(event_id, 0) + len(mine) - before
+        self._tabs[event_id] = self._tabs.pop(event_id, 0) + len(fresh)
         if len(self._tabs) > REMEMBERED:
             del self._tabs[next(iter(self._tabs))]
 
