@@ -1,6 +1,8 @@
 """What is counted. The launcher names a folder in which the workers' numbers come together."""
 
+import importlib
 import os
+import sys
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -11,9 +13,10 @@ from prometheus_client import (
     Histogram,
     generate_latest,
     multiprocess,
+    values,
 )
 
-# The library's own name, and read when it is imported: set before a worker starts.
+# The library's own name.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -36,6 +39,21 @@ LAG = Histogram(
     buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
 )
 SETTLED = Counter("quartapp_judgements_total", "Times that sessions were judged anew")
+
+
+def share(folder: str) -> None:
+    """From now on what is counted here comes together in the folder with what others count.
+
+    The library decides when it is imported where its numbers are kept, and a worker is forked from
+    a process that has imported it: so they are made anew. Call it before anything is counted.
+    """
+    module = sys.modules[__name__]
+    for number in vars(module).values():
+        if isinstance(number, Counter | Gauge | Histogram):
+            REGISTRY.unregister(number)
+    os.environ[FOLDER] = folder
+    values.ValueClass = values.get_value_class()
+    importlib.reload(module)
 
 
 def exposition() -> bytes:

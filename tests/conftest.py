@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import secrets
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +18,7 @@ from quart import Quart
 
 from quartapp import create_app, database, embedded, models
 from quartapp.settings import Settings
-from tests.people import Person, Server
+from tests.people import Person, Running, Server
 
 PASSWORD = "correct horse battery staple"
 
@@ -118,37 +115,30 @@ async def app(settings: Settings) -> AsyncIterator[Quart]:
 @asynccontextmanager
 async def serving(data: Path, *, workers: int = 2, **env: str) -> AsyncIterator[Server]:
     """`quartapp serve` as a deployment runs it: a launcher, workers, a mongod; on a free port."""
-    complaints = data.with_name(f"{data.name}.stderr")
-    with complaints.open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "quartapp", "serve", "--port", "0"),
-            *("--workers", str(workers), "--data", str(data)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=stderr,
-            env={
-                **os.environ,
-                "BCRYPT_COST": "4",
-                "LIVE_PING_SECONDS": "2",
-                "LIVE_SWEEP_SECONDS": "2",
-                # Everybody in the tests comes from one address.
-                "LIMIT_REGISTRATION": "100000 per hour",
-                "LIMIT_SIGN_IN_ADDRESS": "100000 per hour",
-                "LIMIT_HANDSHAKE_USER": "100000 per hour",
-                "LIMIT_HANDSHAKE_ADDRESS": "100000 per hour",
-                **env,
-            },
-        )
-    assert process.stdout is not None
+    (folder := data.with_name(f"{data.name}.streams")).mkdir()
+    launcher = Running(
+        *("serve", "--port", "0", "--workers", str(workers), "--data", str(data)),
+        folder=folder,
+        env={
+            "BCRYPT_COST": "4",
+            "LIVE_PING_SECONDS": "2",
+            "LIVE_SWEEP_SECONDS": "2",
+            # Everybody in the tests comes from one address.
+            "LIMIT_REGISTRATION": "100000 per hour",
+            "LIMIT_SIGN_IN_ADDRESS": "100000 per hour",
+            "LIMIT_HANDSHAKE_USER": "100000 per hour",
+            "LIMIT_HANDSHAKE_ADDRESS": "100000 per hour",
+            **env,
+        },
+    )
+    await launcher.start()
     try:
-        async with asyncio.timeout(40):
-            line = (await process.stdout.readline()).decode()
-        assert line.startswith("quartapp serves "), complaints.read_text()
-        yield Server(line.split()[2], data, process, line, complaints)
+        line = await launcher.line(within=40)
+        assert line.startswith("quartapp serves "), launcher.err
+        yield Server(line.split()[2], data, launcher, line)
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
-            await process.communicate()
+        launcher.send_signal(signal.SIGTERM)
+        await launcher.end()
 
 
 @pytest.fixture(scope="session")

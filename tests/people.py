@@ -7,9 +7,11 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,30 +45,86 @@ class Ran:
 
 # Forks a process for each command from one that has imported all: that is what takes long.
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["quartapp.cli"])
+_forks.set_forkserver_preload(["quartapp.cli", "quartapp.serving"])
+# The library looks at all of its processes when it starts another: two threads could read a status.
+_one_thread = ThreadPoolExecutor(1)
 
 
 async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> Ran:
     """Runs `quartapp` as somebody at a terminal does, with this on its standard input."""
-    return await asyncio.to_thread(
-        _run, [*words, "--data", str(data)], stdin, {**os.environ, **env}
-    )
-
-
-def _run(words: list[str], stdin: bytes, env: dict[str, str]) -> Ran:
     with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder) / name for name in ("in", "out", "err")]
-        streams[0].write_bytes(stdin)
-        process = _forks.Process(target=_become, args=(words, streams, env))
-        process.start()
-        process.join(30)
-        if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(words, streams[2].read_text())
-        return Ran(process.exitcode, streams[1].read_text(), streams[2].read_text())
+        (file := Path(folder) / "in").write_bytes(stdin)
+        running = Running(*words, "--data", str(data), folder=Path(folder), stdin=file, env=env)
+        await running.start()
+        return await running.end()
 
 
-def _become(words: list[str], streams: list[Path], env: dict[str, str]) -> None:
+class Running:
+    """A `quartapp` process, with its standard streams in files."""
+
+    def __init__(
+        self, *words: str, folder: Path, env: Mapping[str, str], stdin: Path = Path(os.devnull)
+    ) -> None:
+        self._words = words
+        self._streams = stdin, folder / "out", folder / "err"
+        self._process = _forks.Process(
+            target=_become, args=(words, self._streams, {**os.environ, **env})
+        )
+        self._read = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid
+        return self._process.pid
+
+    @property
+    def out(self) -> str:
+        return self._streams[1].read_text()
+
+    @property
+    def err(self) -> str:
+        return self._streams[2].read_text()
+
+    async def start(self) -> None:
+        for path in self._streams[1:]:
+            path.touch()
+        await asyncio.get_running_loop().run_in_executor(_one_thread, self._process.start)
+
+    async def _status(self) -> int | None:
+        return await asyncio.get_running_loop().run_in_executor(
+            _one_thread, lambda: self._process.exitcode
+        )
+
+    async def _has_ended(self) -> bool:
+        return await self._status() is not None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Nothing if it has ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    async def line(self, *, within: float) -> str:
+        """The next line that it prints. What it printed last if it has ended."""
+
+        async def there() -> bool:
+            return await self._has_ended() or "\n" in self.out[self._read :]
+
+        await until(there, within=within)
+        line, newline, _ = self.out[self._read :].partition("\n")
+        self._read += len(line + newline)
+        return line + newline
+
+    async def end(self, *, within: float = 30) -> Ran:
+        """Waits for it. Kills it and raises TimeoutError if it takes too long."""
+        try:
+            await until(self._has_ended, within=within)
+        except TimeoutError:
+            self._process.kill()
+            raise TimeoutError(self._words, self.err) from None
+        return Ran(await self._status() or 0, self.out, self.err)
+
+
+def _become(words: tuple[str, ...], streams: tuple[Path, ...], env: dict[str, str]) -> None:
     """In the new process: the command, with its streams and its environment."""
     from quartapp import cli
 
@@ -80,19 +138,30 @@ def _become(words: list[str], streams: list[Path], env: dict[str, str]) -> None:
     cli.main(words, prog_name="quartapp")
 
 
+def workers_of(launcher: int) -> Iterator[tuple[int, str]]:
+    """The process ids of its workers, and what `ps` calls each: children of its children."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            called, _, rest = (process / "stat").read_text().partition("(")[2].rpartition(")")
+            found[int(process.name)] = called, int(rest.split()[1])
+    for process, (called, parent) in found.items():
+        if called.startswith("worker-") and found.get(parent, ("", 0))[1] == launcher:
+            yield process, called
+
+
 @dataclass
 class Server:
     """A running `quartapp serve`."""
 
     url: str
     data: Path
-    process: asyncio.subprocess.Process
+    process: Running
     line: str
-    complaints: Path
 
     def said(self) -> str:
         """What it wrote to stderr so far: its log, and whatever went wrong."""
-        return self.complaints.read_text()
+        return self.process.err
 
     async def metric(self, name: str) -> float:
         """What /metrics says of it, of all workers together."""
@@ -103,12 +172,9 @@ class Server:
 
     def worker(self, name: str) -> int:
         """The process id of the worker that sockets are greeted by under this name."""
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-                environment = (process / "environ").read_text().split("\0")
-                if int(parent) == self.process.pid and f"QUARTAPP_WORKER={name}" in environment:
-                    return int(process.name)
+        for process, called in workers_of(self.process.pid):
+            if called == f"worker-{name}":
+                return process
         raise AssertionError(f"there is no worker {name}")
 
     @asynccontextmanager

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from structlog.testing import capture_logs
 from quartapp import embedded
 from quartapp.serving import workers
 from quartapp.serving.listeners import listening
-from quartapp.serving.workers import Worker
+from quartapp.serving.workers import Nursery, Worker
 from quartapp.settings import Settings, StartError
 from tests.people import until as eventually
+from tests.people import workers_of
 
 
 @pytest.fixture
@@ -74,12 +75,7 @@ class Server:
         return found[0]
 
     def workers(self) -> list[int]:
-        told = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
-            capture_output=True,
-            text=True,
-        ).stdout
-        return [int(line.split()[0]) for line in told.splitlines() if "quartapp.serving" in line]
+        return [process for process, _ in workers_of(self.process.pid)]
 
     def status(self, page: str) -> int:
         """Of a connection of its own, so that any of the workers may answer."""
@@ -203,6 +199,47 @@ def test_a_killed_worker_is_replaced_and_nobody_is_refused(folder: Path) -> None
         assert "worker_died" in running.complaints.read_text()
 
 
+def test_workers_outlive_the_process_that_forked_them_and_are_replaced_without_it(
+    folder: Path,
+) -> None:
+    with server(folder) as running:
+        first, second = running.workers()
+        forked_by = parent(first)
+        # Whoever ends a server may tell each of its processes, and this one is the last to go.
+        os.kill(forked_by, signal.SIGTERM)
+        assert parent(first) == forked_by
+        os.kill(forked_by, signal.SIGKILL)
+        until(lambda: parent(first) != forked_by)
+        os.kill(first, signal.SIGKILL)
+        assert [running.status("/livez") for _ in range(20)] == [200] * 20
+        until(running.workers)
+        (third,) = running.workers()
+        assert parent(third) not in (forked_by, running.process.pid)
+        assert alive(second)
+        assert running.end() == 0
+        assert not any(map(alive, (second, third)))
+        said = running.complaints.read_text()
+        assert said.count("worker_died") == 1
+        assert "Traceback" not in said
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_renewal_imports_anew_and_leaves_no_process_behind(folder: Path) -> None:
+    with server(folder) as running:
+        old = running.workers()
+        forked_by = parent(old[0])
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: "renewal_done" in running.complaints.read_text())
+        new = running.workers()
+        assert len(new) == 2
+        assert {parent(worker) for worker in new} == {parent(new[0])} != {forked_by}
+        until(lambda: not any(map(alive, (*old, forked_by))))
+        assert running.status("/readyz") == 200
+
+
 def test_workers_leave_when_the_launcher_is_killed_and_the_next_one_finds_the_database(
     folder: Path,
 ) -> None:
@@ -266,39 +303,59 @@ def listener() -> Iterator[socket.socket]:
         yield listener
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, worker: str) -> None:
-    """Workers are this script, which finds its end of the lifeline in `lifeline`."""
-    script = folder / "worker"
-    script.write_text(
-        f"#!{sys.executable}\n"
-        "import os, signal, socket, sys, time\n"
-        "lifeline = socket.socket(fileno=int(sys.argv[4]))\n"
-        f"{worker}\n"
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
+Pretend = Callable[[str], Awaitable[Nursery]]
+
+
+@pytest.fixture
+async def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pretend]:
+    """A nursery of workers that do this with their `listener` and their end of the `lifeline`."""
+    nurseries = AsyncExitStack()
+
+    async def pretend(worker: str) -> Nursery:
+        script = folder / "nursery"
+        script.write_text(
+            f"#!{sys.executable}\n"
+            "import os, signal, socket, sys, time\n"
+            "from quartapp.serving import nursery, process\n"
+            "def run(listener, lifeline):\n"
+            + "".join(f"    {line}\n" for line in worker.splitlines())
+            + "process.run = run\n"
+            "sys.exit(nursery.main(socket.socket(fileno=int(sys.argv[3]))))\n"
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+        nursery = await Nursery.started()
+        nurseries.push_async_callback(nursery.close)
+        return nursery
+
+    async with nurseries:
+        yield pretend
 
 
 async def test_a_worker_that_cannot_start_ends_the_start(
-    folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend(monkeypatch, folder, "sys.exit(3)")
+    nursery = await pretend("sys.exit(3)")
     with pytest.raises(StartError, match="a worker could not start"):
-        await Worker(0, listener, environment(), asyncio.Event()).keep_alive()
+        await Worker(0, nursery, listener, {}, asyncio.Event()).keep_alive()
 
 
 async def test_a_worker_that_does_not_get_ready_ends_the_start(
-    folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend(monkeypatch, folder, "time.sleep(60)")
+    nursery = await pretend("time.sleep(60)")
+    # It takes longer to import than a worker has to get ready here.
+    first = await nursery.fork(listener, {"QUARTAPP_WORKER": "0"})
+    assert first
+    assert await first.kill() == -signal.SIGKILL
     monkeypatch.setattr(workers, "READY_SECONDS", 0.5)
     with pytest.raises(StartError, match="a worker could not start"):
-        await Worker(0, listener, environment(), asyncio.Event()).keep_alive()
+        await Worker(0, nursery, listener, {}, asyncio.Event()).keep_alive()
 
 
 @asynccontextmanager
-async def kept_alive(*listeners: socket.socket) -> AsyncIterator[list[Worker]]:
-    slots = [Worker(i, each, environment(), asyncio.Event()) for i, each in enumerate(listeners)]
+async def kept_alive(nursery: Nursery, *listeners: socket.socket) -> AsyncIterator[list[Worker]]:
+    slots = [Worker(i, nursery, each, {}, asyncio.Event()) for i, each in enumerate(listeners)]
     tasks = [asyncio.create_task(slot.keep_alive()) for slot in slots]
     try:
         yield slots
@@ -328,15 +385,13 @@ async def has_rested(said: list[MutableMapping[str, Any]], times: int = 1) -> bo
 
 
 async def test_a_worker_that_dies_again_and_again_is_given_up_and_the_other_gets_its_connections(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     well = folder / "well"
-    pretend(
-        monkeypatch,
-        folder,
-        "listener = socket.socket(fileno=int(sys.argv[3]))\n"
+    nursery = await pretend(
+        "listener = socket.socket(fileno=listener)\n"
         "listener.listen()\n"
-        "lifeline.send(b'ready')\n"
+        "lifeline.send(b'ready\\n')\n"
         "name = os.environ['QUARTAPP_WORKER'].encode()\n"
         f"while name == b'1' or os.path.exists({str(well)!r}):\n"
         "    with listener.accept()[0] as line: line.send(name)",
@@ -347,43 +402,45 @@ async def test_a_worker_that_dies_again_and_again_is_given_up_and_the_other_gets
         capture_logs() as said,
     ):
         port = listeners[0].getsockname()[1]
-        async with kept_alive(*listeners) as (sick, sound):
+        async with kept_alive(nursery, *listeners) as (sick, sound):
             await eventually(lambda: has_rested(said))
             await sound.started.wait()
             assert await who_answers(port) == {b"1"}
             well.touch()
-            assert await sick.renew()
+            assert await sick.renew(nursery)
             await eventually(lambda: both_answer(port))
 
 
 async def test_a_worker_that_was_given_up_is_back_after_the_minute(
-    folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend(monkeypatch, folder, "lifeline.send(b'ready')")
+    nursery = await pretend("lifeline.send(b'ready\\n')")
     monkeypatch.setattr(workers, "DEATHS_PER_MINUTE", 0)
     monkeypatch.setattr(workers, "MINUTE", minute := 1.0)
     began = time.monotonic()
     with capture_logs() as said:
-        async with kept_alive(listener):
+        async with kept_alive(nursery, listener):
             await eventually(lambda: has_rested(said, times=2))
     assert time.monotonic() - began >= minute
 
 
 @pytest.mark.parametrize("hasty", [False, True])
 async def test_a_worker_that_does_not_leave_is_killed(
-    folder: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch, hasty: bool
+    folder: Path,
+    pretend: Pretend,
+    listener: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    hasty: bool,
 ) -> None:
-    pretend(
-        monkeypatch,
-        folder,
+    nursery = await pretend(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))\n"
-        "lifeline.send(b'ready')\n"
+        "lifeline.send(b'ready\\n')\n"
         "time.sleep(60)",
     )
     monkeypatch.setattr(workers, "GRACE_SECONDS", 60 if hasty else 0.5)
     haste = asyncio.Event()
-    worker = Worker(0, listener, environment(), haste)
+    worker = Worker(0, nursery, listener, {}, haste)
     task = asyncio.create_task(worker.keep_alive())
     await worker.started.wait()
     task.cancel()

@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from tempfile import TemporaryDirectory
 
 from pydantic import SecretStr
@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from quartapp import embedded, metrics, prepare
 from quartapp.log import adopt, configure, log
 from quartapp.serving.listeners import listening
-from quartapp.serving.workers import Worker
+from quartapp.serving.workers import Nursery, Worker
 from quartapp.settings import Settings, StartError
 
 
@@ -32,10 +32,11 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
 
     Raises StartError when that cannot be.
     """
+    _allow_many_files()
+    nursery = Nursery.forked()
     configure(production=settings.production)
     adopt()
-    _allow_many_files()
-    return asyncio.run(_until_signalled(settings, host, port, workers))
+    return asyncio.run(_until_signalled(settings, host, port, workers, nursery))
 
 
 def _allow_many_files() -> None:
@@ -45,10 +46,12 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _until_signalled(settings: Settings, host: str, port: int, workers: int) -> int:
+async def _until_signalled(
+    settings: Settings, host: str, port: int, workers: int, nursery: Nursery
+) -> int:
     """A signal cancels the launcher wherever it is, and each step puts its own things away."""
     haste, renewal = asyncio.Event(), asyncio.Event()
-    launcher = asyncio.create_task(_launch(settings, host, port, workers, haste, renewal))
+    launcher = asyncio.create_task(_launch(settings, host, port, workers, nursery, haste, renewal))
 
     def stop() -> None:
         if launcher.cancelling():
@@ -73,6 +76,7 @@ async def _launch(
     host: str,
     port: int,
     count: int,
+    nursery: Nursery,
     haste: asyncio.Event,
     renewal: asyncio.Event,
 ) -> None:
@@ -81,19 +85,20 @@ async def _launch(
         listening(settings, host, port, count) as listeners,
         TemporaryDirectory(prefix="quartapp-") as numbers,
     ):
-        async with _database(settings) as uri:
+        async with AsyncExitStack() as nurseries:
+            nurseries.push_async_callback(nursery.close)
+            uri = await nurseries.enter_async_context(_database(settings))
             prepared = await prepare(settings.model_copy(update={"mongodb_uri": SecretStr(uri)}))
             origin = _origin(listeners)
             served = {} if settings.production or settings.knows_origin else {"BASE_URL": origin}
             environment = {
-                **os.environ,
                 "QUARTAPP_DATA": str(settings.data),
                 "MONGODB_URI": uri,
                 metrics.FOLDER: numbers,
                 **served,
             }
             workers = [
-                Worker(index, listener, environment, haste)
+                Worker(index, nursery, listener, environment, haste)
                 for index, listener in enumerate(listeners)
             ]
             try:
@@ -106,24 +111,31 @@ async def _launch(
                     if not settings.mongodb_uri:
                         database = f"embedded {database} in {settings.data}"
                     _announce(origin, len(listeners), database, prepared.setup_path)
-                    await _renew_when_told(workers, renewal)
+                    await _renew_when_told(workers, renewal, nurseries)
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
 
 
-async def _renew_when_told(workers: list[Worker], renewal: asyncio.Event) -> None:
+async def _renew_when_told(
+    workers: list[Worker], renewal: asyncio.Event, nurseries: AsyncExitStack
+) -> None:
     """One worker at a time, so that the others serve whatever comes of it."""
     while True:
         await renewal.wait()
         renewal.clear()
         log.info("renewal_begins")
+        nursery = await Nursery.started()
+        nurseries.push_async_callback(nursery.close)
+        were_in_use = {worker.nursery for worker in workers}
         for index, worker in enumerate(workers):
-            if not await worker.renew():
+            if not await worker.renew(nursery):
                 # The next ones would fare no better: what serves goes on serving.
                 log.error("renewal_failed", worker=index)
                 break
         else:
             log.info("renewal_done")
+        for each in {nursery, *were_in_use} - {worker.nursery for worker in workers}:
+            await each.close()
 
 
 @contextmanager

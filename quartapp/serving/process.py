@@ -1,7 +1,4 @@
-"""A worker's own process: hypercorn, until the launcher says that it is time to leave.
-
-Started as `python -m quartapp.serving.process LISTENER LIFELINE`, two open files of the launcher's.
-"""
+"""A worker's own process: hypercorn, until the launcher says that it is time to leave."""
 
 from __future__ import annotations
 
@@ -12,18 +9,22 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
 import uvloop
 from hypercorn.asyncio import serve as serve_http
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 
-from quartapp import create_app, log, wire
+from quartapp import create_app, log, metrics, wire
 from quartapp.serving.listeners import BACKLOG
-from quartapp.serving.workers import GRACE_SECONDS, READY, first_of
 from quartapp.settings import Settings, StartError
 
+# Said on the lifeline.
+READY = b"ready\n"
+GRACE_SECONDS = 10
 ACCEPTED_AT_ONCE = 32
 
 
@@ -80,18 +81,23 @@ def _config(listener: int) -> Config:
     return config
 
 
-def _main() -> int:
-    listener, lifeline = map(int, sys.argv[1:])
-    end = socket.socket(fileno=lifeline)
-    end.setblocking(False)
+def run(listener: int, lifeline: socket.socket) -> int:
+    """Serves what comes to the listener, an open file, and returns the exit status."""
+    lifeline.setblocking(False)
+    metrics.share(os.environ[metrics.FOLDER])
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(listener, end))
+            runner.run(_work(listener, lifeline))
     except (StartError, LifespanFailureError) as error:
         print(f"quartapp: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(_main())
+async def first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
+    """Waits until one of them is done, and forgets the others."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

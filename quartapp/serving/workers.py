@@ -1,27 +1,28 @@
 """The workers as the launcher sees them: processes that are kept alive, renewed, and ended.
 
 Each holds one end of a lifeline whose other end only the launcher has: it says on it that it is
-ready, and leaves when it breaks.
+ready, and leaves when it breaks. Its nursery has that end too, and says how it has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
 
 from quartapp import metrics
 from quartapp.log import log
+from quartapp.serving import nursery
+from quartapp.serving.process import GRACE_SECONDS, READY, first_of
 from quartapp.settings import StartError
 
-READY = b"ready"
 READY_SECONDS = 30
-GRACE_SECONDS = 10
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 HEALTHY_SECONDS = 30
 DEATHS_PER_MINUTE, MINUTE = 10, 60.0
@@ -30,53 +31,128 @@ DEATHS_PER_MINUTE, MINUTE = 10, 60.0
 class Process:
     """One life of a worker."""
 
-    def __init__(self, process: asyncio.subprocess.Process, lifeline: socket.socket, folder: str):
-        self._process = process
-        self._lifeline = lifeline
-        self._folder = folder
+    def __init__(
+        self, pid: int, numbers: str, said: asyncio.StreamReader, ours: asyncio.StreamWriter
+    ) -> None:
+        self._pid = pid
+        self._numbers = numbers
+        self._ready = asyncio.Event()
+        self._ours = ours
+        self._life = asyncio.create_task(self._follow(said))
 
-    @classmethod
-    async def start(cls, listener: socket.socket, environment: Mapping[str, str]) -> Process:
-        lifeline, theirs = socket.socketpair()
-        lifeline.setblocking(False)
-        with theirs:
-            # In a session of its own: a Ctrl-C in the terminal is for the launcher alone.
-            process = await asyncio.create_subprocess_exec(
-                *[sys.executable, "-m", "quartapp.serving.process"],
-                *[str(listener.fileno()), str(theirs.fileno())],
-                pass_fds=[listener.fileno(), theirs.fileno()],
-                env=environment,
-                start_new_session=True,
-            )
-        return cls(process, lifeline, environment.get(metrics.FOLDER, ""))
+    async def _follow(self, said: asyncio.StreamReader) -> int | None:
+        """Until the lifeline breaks. The exit status, if the nursery lived to say it."""
+        status = None
+        with suppress(ConnectionError):
+            async for line in said:
+                if line == READY:
+                    self._ready.set()
+                else:
+                    status = int(line)
+        self._ours.close()
+        metrics.forget(self._pid, self._numbers)
+        return status
 
     async def says_ready(self) -> bool:
-        with suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(READY_SECONDS):
-                loop = asyncio.get_running_loop()
-                return await loop.sock_recv(self._lifeline, len(READY)) == READY
-        return False
+        await first_of(self._ready.wait(), self.wait(), seconds=READY_SECONDS)
+        return self._ready.is_set()
 
-    async def wait(self) -> int:
-        status = await self._process.wait()
-        self._lifeline.close()
-        metrics.forget(self._process.pid, self._folder)
-        return status
+    async def wait(self) -> int | None:
+        return await asyncio.shield(self._life)
 
     async def leave(self, haste: asyncio.Event) -> None:
         """Asks it to finish what it does. Kills it after the grace, or at once when in haste."""
         self._signal(signal.SIGTERM)
-        await first_of(self._process.wait(), haste.wait(), seconds=GRACE_SECONDS)
+        await first_of(self.wait(), haste.wait(), seconds=GRACE_SECONDS)
         await self.kill()
 
-    async def kill(self) -> int:
+    async def kill(self) -> int | None:
         self._signal(signal.SIGKILL)
         return await self.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process.returncode is None:
+        if not self._life.done():
             with suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                os.kill(self._pid, number)
+
+
+class Nursery:
+    """The process that forks workers, as the launcher sees it: quartapp.serving.nursery.
+
+    It has the code as it was when it was imported. One that has died is replaced by a new one when
+    the next worker is wanted; those that it has forked live on.
+    """
+
+    def __init__(self, control: socket.socket, end: Callable[[], Awaitable[object]]) -> None:
+        self._control = control
+        self._end = end
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    def forked(cls) -> Nursery:
+        """One that has what this process has. Only while there is neither a loop nor a thread."""
+        control, theirs = socket.socketpair()
+        pid = os.fork()
+        if not pid:
+            control.close()
+            os.setsid()
+            sys.exit(nursery.main(theirs))
+        theirs.close()
+        return cls(control, lambda: asyncio.to_thread(os.waitpid, pid, 0))
+
+    @classmethod
+    async def started(cls) -> Nursery:
+        """One that imports all anew."""
+        return cls(*await cls._start())
+
+    @staticmethod
+    async def _start() -> tuple[socket.socket, Callable[[], Awaitable[object]]]:
+        control, theirs = socket.socketpair()
+        with theirs:
+            # In a session of its own: a Ctrl-C in the terminal is for the launcher alone.
+            process = await asyncio.create_subprocess_exec(
+                *[sys.executable, "-m", "quartapp.serving.nursery", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+        async def end() -> None:
+            if process.returncode is None:
+                # Heard only while it is still importing.
+                process.terminate()
+            await process.wait()
+
+        return control, end
+
+    async def fork(self, listener: socket.socket, environment: Mapping[str, str]) -> Process | None:
+        """A worker, with this added to its environment. None if the nursery cannot."""
+        lifeline, theirs = socket.socketpair()
+        said, ours = await asyncio.open_connection(sock=lifeline)
+        request = json.dumps(environment).encode()
+        try:
+            with theirs:
+                files = [listener.fileno(), theirs.fileno()]
+                async with self._turn, asyncio.timeout(READY_SECONDS):
+                    try:
+                        socket.send_fds(self._control, [request], files)
+                    except OSError:  # It has died.
+                        await self.close()
+                        self._control, self._end = await self._start()
+                        socket.send_fds(self._control, [request], files)
+                    theirs.close()
+                    pid = int(await said.readline())
+        except BaseException as error:
+            # A worker that comes too late finds its lifeline broken, and leaves.
+            ours.close()
+            if isinstance(error, OSError | ValueError):
+                return None
+            raise
+        return Process(pid, environment.get(metrics.FOLDER, ""), said, ours)
+
+    async def close(self) -> None:
+        """Returns when it has gone, which it does when its workers have."""
+        self._control.close()
+        await self._end()
 
 
 class Worker:
@@ -85,11 +161,13 @@ class Worker:
     def __init__(
         self,
         index: int,
+        nursery: Nursery,
         listener: socket.socket,
         environment: Mapping[str, str],
         haste: asyncio.Event,
     ) -> None:
         self.started = asyncio.Event()
+        self.nursery = nursery
         self._index = index
         self._listener = listener
         self._environment = {**environment, "QUARTAPP_WORKER": str(index)}
@@ -140,10 +218,11 @@ class Worker:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
 
-    async def _live(self) -> int:
+    async def _live(self) -> int | None:
         """One life after another, for as long as each is replaced before it ends."""
-        process = await Process.start(self._listener, self._environment)
-        self._current = process
+        process = self._current = await self.nursery.fork(self._listener, self._environment)
+        if process is None:
+            return None
         if await process.says_ready():
             self.started.set()
         else:
@@ -151,22 +230,26 @@ class Worker:
         while True:
             status = await process.wait()
             successor = self._current
-            if successor is process:
+            if successor is None or successor is process:
                 self._current = None
                 return status
             process = successor
 
-    async def renew(self) -> bool:
+    async def renew(self, nursery: Nursery) -> bool:
         """Starts another process beside the old one, which leaves when the new one is ready.
 
         Both accept meanwhile, so nobody waits. False if the new one could not start: then the old
-        one stays. Where the old one has died, the next one comes at once.
+        one stays. Where the old one has died, the next one comes at once. From now on the given
+        nursery forks the ones that follow, unless it could not this one.
         """
         old = self._current
         if old is None:
+            self.nursery = nursery
             self._again.set()
             return True
-        new = await Process.start(self._listener, self._environment)
+        new = await nursery.fork(self._listener, self._environment)
+        if new is None:
+            return False
         try:
             ready = await new.says_ready()
         except asyncio.CancelledError:
@@ -175,18 +258,9 @@ class Worker:
         if not ready or self._current is not old:
             await new.kill()
             return False
-        self._current = new
+        self._current, self.nursery = new, nursery
         leaving = asyncio.create_task(old.leave(self._haste))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
         await asyncio.shield(leaving)
         return True
-
-
-async def first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
-    """Waits until one of them is done, and forgets the others."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)

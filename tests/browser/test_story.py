@@ -23,8 +23,7 @@ async def test_a_newcomer_makes_the_first_administrator_and_a_revocation_is_seen
     tmp_path: Path, new_browser: NewBrowser
 ) -> None:
     async with serving(tmp_path) as server:
-        assert server.process.stdout is not None
-        link = (await server.process.stdout.readline()).decode().split()[-1]
+        link = (await server.process.line(within=10)).split()[-1]
         assert "/setup/" in link
 
         root = await (await new_browser(server.url)).new_page()

@@ -41,8 +41,7 @@ async def test_a_server_that_stops_tells_every_tab_to_come_back_and_answers_what
             await until(lambda: takes_no_more(ada))
             answers = await asyncio.gather(*(request.finish() for request in requests))
             assert answers == [303] * len(requests)
-            async with asyncio.timeout(20):
-                assert await server.process.wait() == 0
+            assert (await server.process.end(within=20)).status == 0
         assert_unsurprised(server)
 
 
