@@ -44,16 +44,15 @@ def listening() -> None:
 async def test_a_signed_in_page_costs_no_command(app: Quart, path: str) -> None:
     ada = await Town(app).member()
 
-    async def is_quiet() -> bool:
+    async def are_quiet() -> bool:
         COMMANDS.sent.clear()
-        assert (await ada.get(path)).status == 200
+        for _ in range(20):
+            assert (await ada.get(path)).status == 200
         return not COMMANDS.sent
 
-    await until(is_quiet)
-    COMMANDS.sent.clear()
-    for _ in range(20):
-        assert (await ada.get(path)).status == 200
-    assert COMMANDS.sent == []
+    # What the stream has yet to say of her makes a worker ask once more, and so does a heartbeat
+    # that comes back late: both are seen on a loaded machine.
+    await until(are_quiet, within=30)
     # The listener does hear what is asked.
     assert await User.by_username("ada")
-    assert COMMANDS.sent == ["find users"]
+    assert "find users" in COMMANDS.sent
