@@ -24,7 +24,8 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import UpdateOne
 from websockets.asyncio.client import ClientConnection, connect
 
-SECONDS = 10.0
+# For what hangs. Longer than anything takes on a machine that has much else to do.
+SECONDS = 30.0
 
 
 async def until(condition: Callable[[], Awaitable[object]], *, within: float = SECONDS) -> None:
@@ -114,7 +115,7 @@ class Running:
         self._read += len(line + newline)
         return line + newline
 
-    async def end(self, *, within: float = 30) -> Ran:
+    async def end(self, *, within: float = 2 * SECONDS) -> Ran:
         """Waits for it. Kills it and raises TimeoutError if it takes too long."""
         try:
             await until(self._has_ended, within=within)
@@ -267,7 +268,7 @@ class Person:
     client: httpx.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx.AsyncClient(base_url=self.url, timeout=10)
+        self.client = httpx.AsyncClient(base_url=self.url, timeout=SECONDS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -289,7 +290,7 @@ class Person:
         lines = {"Host": address.netloc, "Cookie": self.cookies(), "Connection": "close"} | headers
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(SECONDS):
                 writer.write(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
                 return int((await reader.readline()).split()[1])
         finally:

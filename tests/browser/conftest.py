@@ -49,7 +49,7 @@ async def new_browser(chromium: Browser) -> AsyncIterator[NewBrowser]:
 
     async def make(url: str, **options: Any) -> BrowserContext:
         context = await chromium.new_context(base_url=url, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(30_000)
         context.on("weberror", lambda error: complaints.append(str(error.error)))
         context.on("console", lambda message: complain(message.text))
         contexts.append(context)

@@ -26,7 +26,7 @@ from quartapp import clock
 from tests.browser import conftest as browser
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
 from tests.conftest import PASSWORD, serving
-from tests.people import Person, Server, Tab, keep_busy, until
+from tests.people import SECONDS, Person, Server, Tab, keep_busy, until
 
 chromium, new_browser = browser.chromium, browser.new_browser
 in_a_browser = pytest.mark.skipif(
@@ -79,7 +79,7 @@ async def poised(person: Person, count: int = CONNECTIONS) -> AsyncIterator[Rele
     async def release() -> list[tuple[int, Any]]:
         for _, writer in lines:
             writer.write(b"\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             return [await answer(reader) for reader, _ in lines]
 
     try:

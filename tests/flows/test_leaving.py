@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import PASSWORD, serving
 from tests.faults.oracle import Load, at
 from tests.flows.conftest import assert_unsurprised
-from tests.people import Person, Server, Tab, until
+from tests.people import SECONDS, Person, Server, Tab, until
 
 # LIMIT_SIGN_IN, as it is unless it is set.
 FREE = 5
@@ -55,7 +55,7 @@ class Begun:
 
     async def finish(self) -> int:
         """Its status, once the whole answer was read."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             self.writer.write(self.rest)
             head, _, body = (await self.reader.read()).partition(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
@@ -135,7 +135,7 @@ async def kill_one(
         load.revoked()
         assert await told.closed() == 4401
         assert all([await tab.is_open() for tab in kept])
-        await until(lambda: is_greeted_by(ada, killed), within=15)
+        await until(lambda: is_greeted_by(ada, killed))
         assert server.worker(killed) != process
         await load.more(20, status=401)
         assert load.let_in() == []
@@ -171,11 +171,11 @@ async def test_a_renewal_of_the_workers_fails_no_request_forgets_no_guess_and_se
             for _ in range(4):
                 asking.create_task(ask())
             server.process.send_signal(signal.SIGHUP)
-            closings = [asyncio.create_task(tab.closed(within=30)) for tab in tabs]
+            closings = [asyncio.create_task(tab.closed(within=60)) for tab in tabs]
             assert await asyncio.gather(*closings) == [1012] * len(tabs)
             for tab in tabs:
                 assert re.fullmatch(r"come back in \d\.\d s", tab.socket.close_reason or "")
-            await until(lambda: both_are_new(server, old), within=30)
+            await until(lambda: both_are_new(server, old), within=60)
             over.set()
         assert set(answers) == {200}, answers
         assert answers[200] > 8
