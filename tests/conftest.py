@@ -18,9 +18,17 @@ from quart import Quart
 
 from quartapp import create_app, database, embedded, models
 from quartapp.settings import Settings
-from tests.people import Person, Running, Server
+from tests.people import First, Person, Running, Server
 
 PASSWORD = "correct horse battery staple"
+
+
+# They take longest, and in the end one process would be left with them.
+FIRST = ("tests/browser/", "tests/faults/", "tests/test_serving.py", "tests/flows/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +121,9 @@ async def app(settings: Settings) -> AsyncIterator[Quart]:
 
 
 @asynccontextmanager
-async def serving(data: Path, *, workers: int = 2, **env: str) -> AsyncIterator[Server]:
+async def serving(
+    data: Path, *, workers: int = 2, first: First | None = None, **env: str
+) -> AsyncIterator[Server]:
     """`quartapp serve` as a deployment runs it: a launcher, workers, a mongod; on a free port."""
     (folder := data.with_name(f"{data.name}.streams")).mkdir()
     launcher = Running(
@@ -130,6 +140,7 @@ async def serving(data: Path, *, workers: int = 2, **env: str) -> AsyncIterator[
             "LIMIT_HANDSHAKE_ADDRESS": "100000 per hour",
             **env,
         },
+        first=first,
     )
     await launcher.start()
     try:

@@ -60,16 +60,24 @@ async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> Ra
         return await running.end()
 
 
+First = Callable[[], None]
+
+
 class Running:
-    """A `quartapp` process, with its standard streams in files."""
+    """A `quartapp` process, with its standard streams in files. It may do something else first."""
 
     def __init__(
-        self, *words: str, folder: Path, env: Mapping[str, str], stdin: Path = Path(os.devnull)
+        self,
+        *words: str,
+        folder: Path,
+        env: Mapping[str, str],
+        stdin: Path = Path(os.devnull),
+        first: First | None = None,
     ) -> None:
         self._words = words
         self._streams = stdin, folder / "out", folder / "err"
         self._process = _forks.Process(
-            target=_become, args=(words, self._streams, {**os.environ, **env})
+            target=_become, args=(words, self._streams, {**os.environ, **env}, first)
         )
         self._read = 0
 
@@ -125,7 +133,9 @@ class Running:
         return Ran(await self._status() or 0, self.out, self.err)
 
 
-def _become(words: tuple[str, ...], streams: tuple[Path, ...], env: dict[str, str]) -> None:
+def _become(
+    words: tuple[str, ...], streams: tuple[Path, ...], env: dict[str, str], first: First | None
+) -> None:
     """In the new process: the command, with its streams and its environment."""
     from quartapp import cli
 
@@ -136,6 +146,8 @@ def _become(words: tuple[str, ...], streams: tuple[Path, ...], env: dict[str, st
     sys.stdin = os.fdopen(0, encoding=encoding, errors=errors)
     os.environ.clear()
     os.environ.update(env)
+    if first:
+        first()
     cli.main(words, prog_name="quartapp")
 
 

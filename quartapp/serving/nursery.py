@@ -6,7 +6,7 @@ was imported is in memory once. The nursery has no loop and no threads: with the
 The launcher forks the first. Those that follow, which a renewal wants for the sake of new code, are
 started as `python -m quartapp.serving.nursery CONTROL`, a socket of the launcher. Each request on
 that is what to add to the environment of one worker, and comes with two open files: its listener
-and its end of its lifeline, on which the nursery says its process id, and in the end its status.
+and its end of its lifeline, on which it says its process id, and the nursery in the end its status.
 """
 
 from __future__ import annotations
@@ -77,9 +77,10 @@ class Nursery:
         worker = os.fork()
         if not worker:
             self._forget()
+            # Said by itself, so that whatever else it says comes after.
+            self._say(lifeline, os.getpid())
             return True
         os.close(listener)
-        self._say(lifeline, worker)
         self._lifelines[worker] = lifeline
         return False
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.conftest import PASSWORD, serving
 from tests.faults.oracle import at
 from tests.faults.replicas import Replicas, replicas
-from tests.people import Person, Server, command
+from tests.people import First, Person, Server, command
 
 # A cookie of one host must be good on the others.
 KEY = "a key that all the hosts have, of more than 32 bytes"
@@ -24,12 +24,19 @@ class Hosts:
     folder: Path
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
-    async def serve(self, name: str, uri: str, **env: str) -> Server:
+    async def serve(self, name: str, uri: str, *, first: First | None = None, **env: str) -> Server:
         """A server of one worker with its own way to the database."""
         # Nothing is put right by a sweep, unless a test wants one.
         env = {"LIVE_SWEEP_SECONDS": "3600", "LIVE_PING_SECONDS": "60"} | env
         return await self.stack.enter_async_context(
-            serving(self.folder / name, workers=1, MONGODB_URI=uri, SECRET_KEY=KEY, **env)
+            serving(
+                self.folder / name,
+                workers=1,
+                first=first,
+                MONGODB_URI=uri,
+                SECRET_KEY=KEY,
+                **env,
+            )
         )
 
     async def administrator(self, server: Server, uri: str, name: str = "root") -> Person:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,6 +23,11 @@ from tests.people import Person, Server, until
 # Shorter than the clocks are apart: whoever goes by one of them is wrong at once.
 IDLE_SECONDS = 60
 LIFETIME_SECONDS = 120
+SHORT_LIVES = {
+    "SESSION_IDLE_SECONDS": str(IDLE_SECONDS),
+    "SESSION_LIFETIME_SECONDS": str(LIFETIME_SECONDS),
+    "LIVE_SWEEP_SECONDS": "1",
+}
 NAMES = ("ahead", "behind")
 EACH_WAY = list(permutations(NAMES))
 
@@ -44,13 +51,10 @@ class Scene:
 async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     folder = tmp_path_factory.mktemp("clocks")
     async with replicas(folder / "nodes", count=1) as nodes, hosts(folder) as them:
-        short = {
-            "SESSION_IDLE_SECONDS": str(IDLE_SECONDS),
-            "SESSION_LIFETIME_SECONDS": str(LIFETIME_SECONDS),
-            "LIVE_SWEEP_SECONDS": "1",
-        }
         servers = {
-            name: await them.serve(name, nodes.uri, **short, **machines.clock(minutes=minutes))
+            name: await them.serve(
+                name, nodes.uri, first=machines.clock(minutes=minutes), **SHORT_LIVES
+            )
             for name, minutes in zip(NAMES, (5, -5), strict=True)
         }
         # With a clock that is right, and signed in for longer than all tests take.
@@ -63,9 +67,44 @@ async def test_the_clocks_are_apart(scene: Scene) -> None:
     """Or the others here would prove nothing."""
     said = {}
     for name, server in scene.servers.items():
-        answer = await (await scene.hosts.visitor(server, "nobody")).get("/login")
-        said[name] = datetime.strptime(answer.headers["Date"], "%a, %d %b %Y %H:%M:%S %Z")
+        said[name] = await wall_clock(await scene.hosts.visitor(server, "nobody"))
     assert said["ahead"] - said["behind"] > timedelta(minutes=9)
+
+
+async def wall_clock(visitor: Person) -> datetime:
+    """What the machine takes the time to be, as its answers say."""
+    answer = await visitor.get("/login")
+    return datetime.strptime(answer.headers["Date"], "%a, %d %b %Y %H:%M:%S %Z")
+
+
+async def test_a_clock_that_steps_ends_nobodys_session_and_prolongs_none(scene: Scene) -> None:
+    """By an hour, ahead and back and back again: sessions live two minutes here."""
+    server = await scene.hosts.serve(
+        "stepping", scene.nodes.uri, first=machines.stepping, **SHORT_LIVES
+    )
+    person = await scene.hosts.member(server, f"member-{next(scene.numbers)}")
+    admin = await scene.hosts.moved(scene.root, server)
+    async with person.tab() as tab:
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR2):
+            stepped = await wall_clock(person) + machines.STEPS[number]
+            os.kill(server.worker("0"), number)
+            assert abs(await wall_clock(person) - stepped) < timedelta(minutes=1)
+            await swept(server)
+            assert await tab.is_open()
+            assert await person.is_signed_in()
+            device = person.another_device()
+            async with device:
+                await device.sign_in()
+                async with scene.nodes.database() as database:
+                    session = await newest_session(database, person)
+                    now = await time_of(database)
+                assert abs(session["created_at"] - now) < timedelta(seconds=10)
+                ends = now + timedelta(seconds=LIFETIME_SECONDS)
+                assert abs(session["expires_at"] - ends) < timedelta(seconds=10)
+        answer = await admin.post(f"/admin/users/{person.username}/disable")
+        assert answer.status_code == 303
+        assert await person.is_refused()
+        assert await tab.closed() == 4401
 
 
 @pytest.mark.parametrize(("here", "there"), EACH_WAY)

@@ -142,13 +142,13 @@ async def test_sockets_of_a_host_that_stays_cut_off_are_told_to_go_elsewhere(
 ) -> None:
     """Half a minute is too long for every run: the short form is less patient."""
     seconds = patience or feed.DISTRUST_SECONDS
-    env = machines.distrust(patience) if patience else {}
+    first = machines.distrust(patience) if patience else None
     ada = await scene.member()
     async with (
         to_node(scene.nodes.nodes[0]) as wire,
         hosts(scene.hosts.folder / f"cut{next(scene.numbers)}") as them,
     ):
-        far = await them.serve("far", wire.uri, LIVE_SWEEP_SECONDS="2", **env)
+        far = await them.serve("far", wire.uri, first=first, LIVE_SWEEP_SECONDS="2")
         ada_far = await them.moved(ada, far)
         async with ada.tab() as near, ada_far.tab() as tab:
             with wire.cut(mode):
