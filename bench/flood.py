@@ -35,7 +35,7 @@ async def main(count: int, cost: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         async with (
             serving(
-                Path(folder),
+                Path(folder) / "data",
                 workers=1,
                 BCRYPT_COST=str(cost),
                 LIMIT_SIGN_IN_ADDRESS="30 per 5 minutes",

@@ -27,7 +27,7 @@ CONNECTIONS = 16
 async def main(seconds: float, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            serving(Path(folder), workers=1) as server,
+            serving(Path(folder) / "data", workers=1) as server,
             Person(server.url, "ada", PASSWORD) as ada,
             bare() as (bare_url, bare_cookie),
         ):
