@@ -238,6 +238,8 @@ def test_a_renewal_imports_anew_and_leaves_no_process_behind(folder: Path) -> No
         assert {parent(worker) for worker in new} == {parent(new[0])} != {forked_by}
         until(lambda: not any(map(alive, (*old, forked_by))))
         assert running.status("/readyz") == 200
+        assert running.end() == 0
+        assert "Traceback" not in running.complaints.read_text()
 
 
 def test_workers_leave_when_the_launcher_is_killed_and_the_next_one_finds_the_database(

@@ -150,9 +150,10 @@ class Nursery:
         return Process(pid, environment.get(metrics.FOLDER, ""), said, ours)
 
     async def close(self) -> None:
-        """Returns when it has gone, which it does when its workers have."""
-        self._control.close()
-        await self._end()
+        """Returns when it has gone, which it does when its workers have. May be called again."""
+        if self._control.fileno() >= 0:
+            self._control.close()
+            await self._end()
 
 
 class Worker:
