@@ -158,8 +158,9 @@ async def house(workers: int) -> AsyncIterator[House]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data = Path(folder) / "d"
-        defaults = {"LIVE_PING_SECONDS": "20", "LIVE_SWEEP_SECONDS": "30"}
-        async with serving(data, workers=workers, first=None, **defaults) as server:
+        async with serving(
+            data, workers=workers, LIVE_PING_SECONDS="20", LIVE_SWEEP_SECONDS="30"
+        ) as server:
             # Raised only now, so that the server has to see to its own limit.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             settings = Settings.load(data=data, mongodb_uri=SecretStr(Place(data).uri))

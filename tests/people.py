@@ -151,16 +151,33 @@ def _become(
     cli.main(words, prog_name="quartapp")
 
 
+@dataclass(frozen=True)
+class Stat:
+    """What the kernel says of a process."""
+
+    called: str
+    state: str
+    parent: int
+
+    @classmethod
+    def of(cls, process: int) -> Self:
+        """Raises OSError if there is none."""
+        text = Path(f"/proc/{process}/stat").read_text()
+        called, _, rest = text.partition("(")[2].rpartition(")")
+        state, parent, *_ = rest.split()
+        return cls(called, state, int(parent))
+
+
 def workers_of(launcher: int) -> Iterator[tuple[int, str]]:
     """The process ids of its workers, and what `ps` calls each: children of its children."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            called, _, rest = (process / "stat").read_text().partition("(")[2].rpartition(")")
-            found[int(process.name)] = called, int(rest.split()[1])
-    for process, (called, parent) in found.items():
-        if called.startswith("worker-") and found.get(parent, ("", 0))[1] == launcher:
-            yield process, called
+            found[int(process.name)] = Stat.of(int(process.name))
+    for process, stat in found.items():
+        nursery = found.get(stat.parent)
+        if stat.called.startswith("worker-") and nursery and nursery.parent == launcher:
+            yield process, stat.called
 
 
 @dataclass

@@ -25,8 +25,8 @@ from quartapp.serving import workers
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import Nursery, Worker
 from quartapp.settings import Settings, StartError
+from tests.people import Stat, workers_of
 from tests.people import until as eventually
-from tests.people import workers_of
 
 
 @pytest.fixture
@@ -165,10 +165,9 @@ def test_a_signal_ends_the_workers_and_the_database(
 
 def alive(process: int) -> bool:
     try:
-        status = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        return Stat.of(process).state != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return status != "Z"
 
 
 def test_every_worker_takes_connections(folder: Path) -> None:
@@ -204,17 +203,17 @@ def test_workers_outlive_the_process_that_forked_them_and_are_replaced_without_i
 ) -> None:
     with server(folder) as running:
         first, second = running.workers()
-        forked_by = parent(first)
+        forked_by = Stat.of(first).parent
         # Whoever ends a server may tell each of its processes, and this one is the last to go.
         os.kill(forked_by, signal.SIGTERM)
-        assert parent(first) == forked_by
+        assert Stat.of(first).parent == forked_by
         os.kill(forked_by, signal.SIGKILL)
-        until(lambda: parent(first) != forked_by)
+        until(lambda: Stat.of(first).parent != forked_by)
         os.kill(first, signal.SIGKILL)
         assert [running.status("/livez") for _ in range(20)] == [200] * 20
         until(running.workers)
         (third,) = running.workers()
-        assert parent(third) not in (forked_by, running.process.pid)
+        assert Stat.of(third).parent not in (forked_by, running.process.pid)
         assert alive(second)
         assert running.end() == 0
         assert not any(map(alive, (second, third)))
@@ -223,19 +222,15 @@ def test_workers_outlive_the_process_that_forked_them_and_are_replaced_without_i
         assert "Traceback" not in said
 
 
-def parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def test_a_renewal_imports_anew_and_leaves_no_process_behind(folder: Path) -> None:
     with server(folder) as running:
         old = running.workers()
-        forked_by = parent(old[0])
+        forked_by = Stat.of(old[0]).parent
         running.process.send_signal(signal.SIGHUP)
         until(lambda: "renewal_done" in running.complaints.read_text())
         new = running.workers()
         assert len(new) == 2
-        assert {parent(worker) for worker in new} == {parent(new[0])} != {forked_by}
+        assert {Stat.of(worker).parent for worker in new} == {Stat.of(new[0]).parent} != {forked_by}
         until(lambda: not any(map(alive, (*old, forked_by))))
         assert running.status("/readyz") == 200
         assert running.end() == 0

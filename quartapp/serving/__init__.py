@@ -85,9 +85,9 @@ async def _launch(
         listening(settings, host, port, count) as listeners,
         TemporaryDirectory(prefix="quartapp-") as numbers,
     ):
-        async with AsyncExitStack() as nurseries:
-            nurseries.push_async_callback(nursery.close)
-            uri = await nurseries.enter_async_context(_database(settings))
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(nursery.close)
+            uri = await stack.enter_async_context(_database(settings))
             prepared = await prepare(settings.model_copy(update={"mongodb_uri": SecretStr(uri)}))
             origin = _origin(listeners)
             served = {} if settings.production or settings.knows_origin else {"BASE_URL": origin}
@@ -111,13 +111,13 @@ async def _launch(
                     if not settings.mongodb_uri:
                         database = f"embedded {database} in {settings.data}"
                     _announce(origin, len(listeners), database, prepared.setup_path)
-                    await _renew_when_told(workers, renewal, nurseries)
+                    await _renew_when_told(workers, renewal, stack)
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
 
 
 async def _renew_when_told(
-    workers: list[Worker], renewal: asyncio.Event, nurseries: AsyncExitStack
+    workers: list[Worker], renewal: asyncio.Event, stack: AsyncExitStack
 ) -> None:
     """One worker at a time, so that the others serve whatever comes of it."""
     while True:
@@ -125,7 +125,7 @@ async def _renew_when_told(
         renewal.clear()
         log.info("renewal_begins")
         nursery = await Nursery.started()
-        nurseries.push_async_callback(nursery.close)
+        stack.push_async_callback(nursery.close)
         were_in_use = {worker.nursery for worker in workers}
         for index, worker in enumerate(workers):
             if not await worker.renew(nursery):
