@@ -8,6 +8,7 @@ import random
 import pytest
 
 from quartapp.database import Database, InDoubt, transaction
+from quartapp.database import Session as Tx
 from quartapp.models import principal
 from quartapp.models.actor import NOBODY
 from quartapp.models.event import Event, Verb
@@ -27,6 +28,7 @@ from tests.models.stories import (
     sign_in,
     why_over,
 )
+from tests.people import until
 
 ROUNDS = 20
 
@@ -266,3 +268,32 @@ async def test_an_old_password_opens_nothing_while_its_hash_is_made_anew(db: Dat
             assert await why_over(token) is Reason.PASSWORD_CHANGED
         else:
             assert await why_over(token) is None
+
+
+async def test_a_revocation_does_not_wait_until_a_slow_request_of_whom_it_concerns_gives_up(
+    db: Database,
+) -> None:
+    """The request waits for a document that somebody else holds, and has its turn meanwhile."""
+    session, _ = await sign_in(await register("ada", "member"))
+    await db["posts"].insert_one({"_id": "held"})
+    touch = {"$inc": {"touched": 1}}
+    tries = 0
+
+    async def slow(tx: Tx) -> None:
+        nonlocal tries
+        await Session.change({"_id": session.id}, {"$inc": {"acts": 1}}, tx=tx)
+        tries += 1
+        # Long enough to be in the way.
+        await asyncio.sleep(0.05)
+        await db["posts"].update_one({"_id": "held"}, touch, session=tx)
+
+    async def tried_twice() -> bool:
+        return tries > 1
+
+    async with await db.client.start_session() as holder, holder.start_transaction():
+        await db["posts"].update_one({"_id": "held"}, touch, session=holder)
+        request = asyncio.create_task(transaction(slow))
+        await until(tried_twice)
+        assert await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        assert not request.done()
+    await request
