@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,13 @@ from quartapp import clock, metrics
 from quartapp.authority.lease import Lease
 from quartapp.authority.stream import Change
 from quartapp.models import Notice, Role, Session, User, principal
-from quartapp.models.principal import Principal, Standing
+from quartapp.models.principal import Ended, Standing
 from quartapp.models.session import digest_of
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    principal: Principal
+    standing: Standing
     until: float  # of our own clock: when the session would expire if nothing were to happen
 
 
@@ -44,9 +45,13 @@ class Principals:
         """Asks the database only for what is not remembered. Raises what the driver raises."""
         digest = digest_of(token)
         entry = self._entries.get(digest)
-        if entry is not None and self._lease.valid and clock.monotonic() < entry.until:
+        # There is no way back for what has ended, so nothing needs to be heard to refuse it.
+        if entry is not None and (
+            isinstance(entry.standing, Ended)
+            or (self._lease.valid and clock.monotonic() < entry.until)
+        ):
             metrics.REMEMBERED.inc()
-            return entry.principal
+            return entry.standing
         return await self._ask(digest)
 
     async def _ask(self, digest: str) -> Standing | None:
@@ -57,15 +62,17 @@ class Principals:
             standing = await principal.by_digest(digest)
         finally:
             self._fills.discard(fill)
-        if isinstance(standing, Principal) and self._lease.valid and not fill.spoiled:
-            self._remember(digest, standing, began)
+        if isinstance(standing, Ended):
+            self._remember(digest, standing, math.inf)
+        elif standing is not None and self._lease.valid and not fill.spoiled:
+            self._remember(digest, standing, began + standing.seconds_left)
         return standing
 
-    def _remember(self, digest: str, standing: Principal, began: float) -> None:
+    def _remember(self, digest: str, standing: Standing, until: float) -> None:
         self._forget(digest)
         while len(self._entries) >= self._at_most:
             self._forget(next(iter(self._entries)))
-        self._entries[digest] = Entry(standing, began + standing.seconds_left)
+        self._entries[digest] = Entry(standing, until)
         self._of_session[standing.session_id] = digest
         self._of_user[standing.user_id].add(digest)
 
@@ -73,11 +80,11 @@ class Principals:
         entry = self._entries.pop(digest, None) if digest else None
         if entry is None or digest is None:
             return
-        self._of_session.pop(entry.principal.session_id, None)
-        mine = self._of_user[entry.principal.user_id]
+        self._of_session.pop(entry.standing.session_id, None)
+        mine = self._of_user[entry.standing.user_id]
         mine.discard(digest)
         if not mine:
-            del self._of_user[entry.principal.user_id]
+            del self._of_user[entry.standing.user_id]
 
     # ---- listening
 

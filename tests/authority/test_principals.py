@@ -13,7 +13,7 @@ from quart import Quart
 from quartapp import Running
 from quartapp.models import Role, Session, User, principal
 from quartapp.models.actor import NOBODY
-from quartapp.models.principal import Principal, Standing
+from quartapp.models.principal import Ended, Principal, Standing
 from quartapp.models.session import Reason
 from tests.people import until
 
@@ -133,6 +133,19 @@ async def test_after_the_barrier_the_end_is_known(ada: Ada) -> None:
         await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
         await ada.running.barrier.passed()
         assert not isinstance(await ada.running.principals.by_token(token), Principal)
+
+
+async def test_what_has_ended_is_refused_without_a_question_also_when_nothing_is_heard(
+    ada: Ada, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ada.session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await ada.running.barrier.passed()
+    ended = await ada.standing()
+    assert isinstance(ended, Ended)
+    monkeypatch.setattr(ada.running.lease, "_until", 0.0)
+    monkeypatch.setattr(ada.running.lease, "heard", lambda change: None)
+    assert await ada.is_remembered()
+    assert await ada.standing() == ended
 
 
 async def test_an_answer_that_was_overtaken_is_not_remembered(
