@@ -314,7 +314,8 @@ class Connection:
         if self._writer is not None:
             # It may be stuck in a send to a client that does not read, and hold the way.
             self._writer.cancel()
-            await asyncio.wait([self._writer])
+            if self._sending_since is not None:
+                await asyncio.wait([self._writer])
         # The close frame has a second of its own: when thousands are told at once, the words of
         # some may take all of theirs.
         with suppress(Exception):

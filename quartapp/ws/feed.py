@@ -181,6 +181,8 @@ class Feed:
             self._names.clear()
         await self._tell(await principal.ended(here, self._names))
         if concerned.asks:
+            # Those who were told have a turn before the database is asked.
+            await asyncio.sleep(0)
             await self._judge(concerned)
 
     async def _judge(self, concerned: Concerned) -> None:
