@@ -175,7 +175,7 @@ def _assemble(settings: Settings) -> Running:
     lease = Lease(settings.worker)
     receipts = Receipts(hub, lease.worker_id)
     feed = Feed(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
-    barrier = Barrier(lease, tabs=receipts.tabs)
+    barrier = Barrier(lease, tabs=receipts.tabs, folder=settings.neighbours)
     postman = Postman(settings)
     departures = Departures()
     principals = Principals(lease, at_most=settings.principals_per_worker)

@@ -187,7 +187,7 @@ class CurrentUser(AuthUser):
     def actor(self) -> Actor:
         """For the `by=` of the domain's verbs."""
         if not self.signed_in:
-            return Actor(ip=remote_address())
+            return Actor(ip=remote_address(), worker=_worker())
         return Actor(
             self.principal.user_id,
             self.principal.username,
@@ -195,6 +195,7 @@ class CurrentUser(AuthUser):
             self.principal.session_id,
             self.principal.version,
             self.principal.permissions,
+            _worker(),
         )
 
     def __repr__(self) -> str:
@@ -345,6 +346,10 @@ async def settle(event: Event | None = None) -> str:
     """
     passed = await current_app.extensions["quartapp"].barrier.passed(event)
     return await passed.report(event)
+
+
+def _worker() -> str:
+    return current_app.extensions["quartapp"].lease.worker_id
 
 
 def remote_address() -> str | None:

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     quartapp_env: Literal["development", "production"] = "development"
     data: Path = Field(default=Path("data"), validation_alias="QUARTAPP_DATA")
     worker: str = Field(default="0", validation_alias="QUARTAPP_WORKER")
+    neighbours: Path | None = Field(default=None, validation_alias="QUARTAPP_NEIGHBOURS")
     mongodb_uri: SecretStr | None = None
     mongodb_db: str = Field(default="quartapp", pattern=r"^[A-Za-z0-9_-]{1,38}$")
     secret_key: SecretStr = SecretStr("")

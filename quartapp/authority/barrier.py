@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
 from quartapp.authority import lease as leases
 from quartapp.authority.lease import Lease
+from quartapp.authority.neighbours import Neighbours
 from quartapp.authority.stream import Change
 from quartapp.background import Background
 from quartapp.log import log
@@ -32,6 +35,10 @@ class Waiting:
     returned: bool = False
     acks: dict[str, int] = field(default_factory=dict)
     news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, ack: Ack) -> None:
+        self.acks[ack.worker] = ack.tabs
+        self.news.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +63,25 @@ class Passed:
 class Barrier(Background):
     """Marks the order of the writes after a revocation, and acknowledges the marks of others."""
 
-    def __init__(self, lease: Lease, *, tabs: Callable[[Id | None], int]) -> None:
+    def __init__(
+        self, lease: Lease, *, tabs: Callable[[Id | None], int], folder: Path | None
+    ) -> None:
         self._lease = lease
         self._tabs = tabs
+        self._neighbours = Neighbours(folder, lease.worker_id, self._told)
         self._waiting: dict[Id, Waiting] = {}
-        # What was heard of marks that came with what they mark, before anybody asked.
+        # What was heard of our marks that came with what they mark, before anybody asked.
         self._heard: dict[Id, Waiting] = {}
         self._unacknowledged: dict[Id, Ack] = {}
         self._news = asyncio.Event()
 
     async def start(self) -> None:
+        await self._neighbours.start()
         self._run(self._acknowledge(), "acknowledge")
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self._neighbours.stop()
 
     async def passed(self, event: Event | None = None) -> Passed:
         """Call it after the commit. When it returns, nobody accepts what was taken away.
@@ -74,7 +89,7 @@ class Barrier(Background):
         Never raises what the driver raises: waiting for a lease does as well.
         """
         committed = clock.monotonic()
-        mark = Mark.of(event)
+        mark = Mark.of(event, asker=self._lease.worker_id)
         mine = self._waiting[mark.id] = self._heard.pop(mark.id, None) or Waiting()
         try:
             async with asyncio.timeout(leases.SECONDS):
@@ -101,27 +116,36 @@ class Barrier(Background):
     def heard(self, change: Change) -> None:
         if change.collection != Mark.Settings.name:
             return
-        mine = self._waiting.get(change.id)
         if change.operation == "insert":
-            ack = Ack(worker=self._lease.worker_id, tabs=self._tabs(change.document.get("event")))
-            if mine is None:
-                self._unacknowledged[change.id] = ack
-                self._news.set()
-                mine = self._remember(change.id)
-            mine.returned = True
-            mine.acks[ack.worker] = ack.tabs
-            mine.news.set()
-        elif mine := mine or self._heard.get(change.id):
+            self._passed_by(change)
+        elif mine := self._waiting.get(change.id) or self._heard.get(change.id):
             for name, value in change.fields.items():
                 if name.split(".")[0] == "acks":
                     for each in value if isinstance(value, list) else [value]:
-                        mine.acks[each["worker"]] = each["tabs"]
-            mine.news.set()
+                        mine.add(Ack.model_validate(each))
 
-    def _remember(self, mark_id: Id) -> Waiting:
-        mine = self._heard[mark_id] = Waiting()
-        if len(self._heard) > REMEMBERED:
-            del self._heard[next(iter(self._heard))]
+    def _passed_by(self, change: Change) -> None:
+        asker = change.document.get("asker")
+        ack = Ack(worker=self._lease.worker_id, tabs=self._tabs(change.document.get("event")))
+        if asker == ack.worker:
+            mine = self._mine(change.id)
+            mine.returned = True
+            mine.add(ack)
+        elif not (asker and self._neighbours.tell(asker, _message(change.id, ack))):
+            self._unacknowledged[change.id] = ack
+            self._news.set()
+
+    def _told(self, message: bytes) -> None:
+        """A neighbour has passed a mark of ours, perhaps before we have."""
+        mark_id, ack = _understood(message)
+        self._mine(mark_id).add(ack)
+
+    def _mine(self, mark_id: Id) -> Waiting:
+        mine = self._waiting.get(mark_id) or self._heard.get(mark_id)
+        if mine is None:
+            mine = self._heard[mark_id] = Waiting()
+            if len(self._heard) > REMEMBERED:
+                del self._heard[next(iter(self._heard))]
         return mine
 
     def interrupted(self) -> None:
@@ -140,6 +164,15 @@ class Barrier(Background):
                 await Mark.acknowledge(acks)
             except Exception as error:
                 log.warning("acknowledgement_failed", error=type(error).__name__)
+
+
+def _message(mark_id: Id, ack: Ack) -> bytes:
+    return json.dumps({"mark": str(mark_id), **ack.model_dump()}).encode()
+
+
+def _understood(message: bytes) -> tuple[Id, Ack]:
+    said = json.loads(message)
+    return Id(said.pop("mark")), Ack.model_validate(said)
 
 
 async def passed_from_outside(event: Event | None) -> Passed:

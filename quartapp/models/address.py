@@ -177,7 +177,7 @@ async def _ask(
 async def _confirm(token: Token, *, by: Actor) -> User:
     async def work(tx: Tx) -> User:
         user = await token.use(tx=tx)
-        actor = Actor(user.id, user.username, by.ip)
+        actor = by.known_as(user.id, user.username)
         if token.email == user.pending_email:
             await _replace(user, token.email or "", by=actor, tx=tx)
         elif token.email == user.email:

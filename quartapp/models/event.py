@@ -156,11 +156,11 @@ class Event(Record):
         last_day = not self.details.keys().isdisjoint({"last_day", "why"})
         return self.actor is None and (last_day or self.verb is Verb.USER_ERASED)
 
-    async def mark(self, tx: Tx) -> None:
+    async def mark(self, tx: Tx, *, asker: str | None) -> None:
         """Writes a mark for the barrier, which must be the last write of the transaction: whoever
-        hears of it has heard of all that was taken away."""
+        hears of it has heard of all that was taken away. The asker is the worker that waits."""
         self._marked = True
-        await Barrier.of(self).insert(session=tx)
+        await Barrier.of(self, asker=asker).insert(session=tx)
 
     @property
     def marked(self) -> bool:

@@ -264,7 +264,7 @@ class Invitation(Record):
             taken = {"accepted_at": clock.now(), "account": ref("users", user.id)}
             if not await cls.change(match, {"$set": taken}, tx=tx):
                 raise InvitationGone(Fate.ACCEPTED)
-            who = Actor(user.id, username, by.ip)
+            who = by.known_as(user.id, username)
             names = sorted(role.name for role in roles)
             await Event.record(
                 Verb.INVITATION_ACCEPTED, by=who, subject=user.id, tx=tx, roles=names

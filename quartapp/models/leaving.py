@@ -46,7 +46,7 @@ async def come_back(token: str, *, by: Actor) -> User:
 
     async def work(tx: Tx) -> PydanticObjectId:
         user = await link.use(tx=tx)
-        if not await user.open_again(by=Actor(user.id, user.username, by.ip), tx=tx):
+        if not await user.open_again(by=by.known_as(user.id, user.username), tx=tx):
             raise TokenSpent
         return user.id
 

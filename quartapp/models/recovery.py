@@ -75,7 +75,7 @@ async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
         )
         if not changed:
             raise TokenSpent
-        actor = Actor(user.id, user.username, by.ip)
+        actor = by.known_as(user.id, user.username)
         event = Event.of(Verb.PASSWORD_RESET, by=actor, subject=user.id)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
@@ -83,4 +83,4 @@ async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
         await user.write(Letter.PASSWORD_CHANGED, tx, ip=by.ip)
         return await event.insert(session=tx)
 
-    return await acting(Actor(ip=by.ip), work)
+    return await acting(Actor(ip=by.ip, worker=by.worker), work)

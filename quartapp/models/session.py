@@ -336,7 +336,7 @@ async def acting(by: Actor, work: Callable[[Tx], Coroutine[Any, Any, T]]) -> T:
             await _require_permissions(by, tx)
         done = await work(tx)
         if isinstance(done, Event) and done.verb in ENDING:
-            await done.mark(tx)
+            await done.mark(tx, asker=by.worker)
         return done
 
     return await transaction(checked)

@@ -240,7 +240,7 @@ class User(Record):
             raise Taken(
                 next(iter((error.details or {}).get("keyPattern", {"username": 1})))
             ) from None
-        who = Actor(user.id, username, by.ip) if visitor else by
+        who = by.known_as(user.id, username) if visitor else by
         names = sorted(role.name for role in roles)
         await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=names)
         await user.tell(Kind.WELCOME, tx, by=username)

@@ -56,10 +56,12 @@ class Ack(BaseModel):
 class Barrier(Record):
     """A mark in the order of the writes, after those of an event if there is one.
 
-    Whoever has passed it in the stream adds its name.
+    Whoever has passed it in the stream tells the worker that asks, where the two are neighbours;
+    else it adds its name.
     """
 
     at: datetime
+    asker: str | None = None
     event: PydanticObjectId | None = None
     acks: list[Ack] = []
 
@@ -68,11 +70,11 @@ class Barrier(Record):
         indexes = [IndexModel([("at", 1)], name="kept", expireAfterSeconds=60)]
 
     @classmethod
-    def of(cls, event: "Event | None") -> Self:
+    def of(cls, event: "Event | None", *, asker: str | None = None) -> Self:
         """The mark that was written with the event; if none was, a new one, to be inserted."""
         if event and event.marked:
-            return cls(id=event.id, at=event.at, event=event.id)
-        return cls(at=clock.now(), event=event and event.id)
+            return cls(id=event.id, at=event.at, event=event.id, asker=asker)
+        return cls(at=clock.now(), event=event and event.id, asker=asker)
 
     @classmethod
     async def acknowledge(cls, acks: Mapping[Any, Ack]) -> None:

@@ -83,7 +83,7 @@ async def _launch(
     with (
         _only_server(settings),
         listening(settings, host, port, count) as listeners,
-        TemporaryDirectory(prefix="quartapp-") as numbers,
+        TemporaryDirectory(prefix="quartapp-") as folder,
     ):
         async with AsyncExitStack() as stack:
             stack.push_async_callback(nursery.close)
@@ -94,7 +94,8 @@ async def _launch(
             environment = {
                 "QUARTAPP_DATA": str(settings.data),
                 "MONGODB_URI": uri,
-                metrics.FOLDER: numbers,
+                metrics.FOLDER: folder,
+                "QUARTAPP_NEIGHBOURS": folder,
                 **served,
             }
             workers = [

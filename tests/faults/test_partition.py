@@ -17,7 +17,7 @@ from quartapp.ws import feed
 from tests.faults import machines
 from tests.faults.hosts import Hosts, hosts
 from tests.faults.oracle import Load
-from tests.faults.replicas import Mode, Replicas, Wire, replicas, to_node
+from tests.faults.replicas import Mode, Replicas, Wire, connected, replicas, to_node
 from tests.people import Person, Server, Tab, until
 
 # Of a request that nobody can answer: waiting for the database has its limits.
@@ -78,6 +78,18 @@ async def answers(person: Person, status: int, path: str = "/api/me") -> None:
         return await person.status(path) == status
 
     await until(does, within=20)
+
+
+async def test_a_host_whose_workers_are_no_neighbours_signs_in_the_database(scene: Scene) -> None:
+    ada = await scene.member()
+    await scene.root.post(f"/admin/users/{ada.username}/disable")
+    assert "silent" not in (await scene.root.get("/admin/users")).text
+    async with connected(scene.nodes.uri) as database:
+        workers = {worker["_id"] async for worker in database["workers"].find()}
+        mark = await database["barriers"].find_one({"event": {"$ne": None}}, sort=[("_id", -1)])
+    assert mark
+    assert {ack["worker"] for ack in mark["acks"]} == workers - {mark["asker"]}
+    assert len(workers) == 2
 
 
 @pytest.mark.timeout(240)

@@ -1,0 +1,52 @@
+"""How workers say that they have heard what was taken away."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.people import Person, Server
+
+
+async def mark_of(server: Server, person: Person, verb: str) -> dict[str, Any]:
+    """What was written for the barrier, with the last of these events."""
+    async with server.database() as database:
+        user = await database["users"].find_one({"username": person.username})
+        assert user
+        match = {"subject.$id": user["_id"], "verb": verb}
+        event = await database["events"].find_one(match, sort=[("_id", -1)])
+        assert event
+        mark = await database["barriers"].find_one({"_id": event["_id"]})
+        assert mark
+        return mark
+
+
+async def workers(server: Server) -> set[str]:
+    async with server.database() as database:
+        return {worker["_id"] async for worker in database["workers"].find()}
+
+
+async def test_neighbours_say_so_to_each_other_and_the_database_is_left_alone(
+    server: Server, root: Person, ada: Person
+) -> None:
+    async with ada.tabs("0", "1") as tabs:
+        listening = [asyncio.create_task(tab.closed()) for tab in tabs]
+        await root.post(f"/admin/users/{ada.username}/sessions/end")
+        said = (await root.get("/admin/users")).text
+        assert await asyncio.gather(*listening) == [4401, 4401]
+    # Both have counted their tabs, so both have said so.
+    assert "2 tabs on 2 workers locked" in said
+    assert "silent" not in said
+    mark = await mark_of(server, ada, "sessions.ended")
+    assert mark["asker"] in await workers(server)
+    assert mark["acks"] == []
+
+
+async def test_a_command_is_no_neighbour_and_finds_it_in_the_database(
+    server: Server, ada: Person
+) -> None:
+    said = await server.run("user", "end-sessions", ada.username)
+    assert "silent" not in said
+    mark = await mark_of(server, ada, "sessions.ended")
+    assert mark["asker"] is None
+    assert {ack["worker"] for ack in mark["acks"]} == await workers(server)
