@@ -34,6 +34,12 @@ class Change:
     id: Any
     document: Mapping[str, Any]
     fields: Mapping[str, Any]
+    _lost: Sequence[str] = ()
+
+    @property
+    def touched(self) -> set[str]:
+        """The names of all fields that an update changed or took away; none of other events."""
+        return {name.split(".")[0] for name in (*self.fields, *self._lost)}
 
 
 class Listener(Protocol):
@@ -116,12 +122,15 @@ class Stream(Background):
         operation = event["operationType"]
         if operation in WHOLE:
             return self._interrupt()
+        update = event.get("updateDescription") or {}
+        cut = [array["field"] for array in update.get("truncatedArrays") or ()]
         change = Change(
-            operation=operation,
-            collection=event["ns"]["coll"],
-            id=event["documentKey"]["_id"],
-            document=event.get("fullDocument") or {},
-            fields=event.get("updateDescription", {}).get("updatedFields", {}),
+            operation,
+            event["ns"]["coll"],
+            event["documentKey"]["_id"],
+            event.get("fullDocument") or {},
+            update.get("updatedFields", {}),
+            [*update.get("removedFields", ()), *cut],
         )
         for listener in self._listeners:
             try:

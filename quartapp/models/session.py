@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -242,6 +242,15 @@ class Session(Record):
             match["$or"] = [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]
         newest = [("seen_at", DESCENDING), ("_id", DESCENDING)]
         return await cls.listed(match, sort=newest, limit=limit, fetch=["user"])
+
+    @classmethod
+    async def ids(
+        cls, match: Mapping[str, Any], *, at_once: int
+    ) -> AsyncIterator[list[PydanticObjectId]]:
+        """Those that match, however many there are, in lists of at most so many."""
+        found = cls.get_motor_collection().find(match, {"_id": 1}, batch_size=at_once)
+        while rows := await found.to_list(at_once):
+            yield [row["_id"] for row in rows]
 
     @classmethod
     async def were_seen(cls, seen: Mapping[PydanticObjectId, tuple[datetime, str | None]]) -> None:

@@ -8,7 +8,7 @@ mongo shell's included, has the same effect as one of ours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,6 +31,8 @@ Id = PydanticObjectId
 DISTRUST_SECONDS = 30.0
 AT_ONCE = 250
 NAMES = 1000
+# What is raised when a role is edited in place.
+NUMBERED = {"authz_version", "authz_by"}
 
 
 @dataclass
@@ -39,50 +41,35 @@ class Concerned:
 
     everything: bool = False
     sessions: set[Id] = field(default_factory=set)
-    ended: dict[Id, Mapping[str, Any]] = field(default_factory=dict)
     users: set[Id] = field(default_factory=set)
     roles: set[Id] = field(default_factory=set)
     deleted_roles: set[Id] = field(default_factory=set)
 
-    def matches(self, hub: Hub) -> list[dict[str, Any]]:
-        """The sessions to judge anew, so many at a time that the database answers soon."""
-        connected = [each for each in hub.sessions() if each not in self.ended]
-        here = connected if self.everything else [s for s in connected if s in self.sessions]
-        mine = list(hub.sessions_of(self.users) - self.ended.keys())
-        users, roles, gone = list(self.users), list(self.roles), list(self.deleted_roles)
-        first, *others = _cut(here + mine)
-        clauses = [first]
+    def connected(self, hub: Hub) -> set[Id]:
+        """The sessions with a socket here that are to be judged anew."""
+        here = set(hub.sessions())
+        return here if self.everything else here & self.sessions | hub.sessions_of(self.users)
+
+    def searches(self, hub: Hub) -> list[dict[str, Any]]:
+        """Filters for the others that are to be judged, of which only the database knows."""
+        searches: list[dict[str, Any]] = []
         # Of a user, and of a role that is gone, also the sessions that no socket speaks for: what
         # was taken away and given back is gone all the same.
-        if users:
-            clauses.append({"user.$id": {"$in": users}, "ended_at": None})
-        if gone:
-            clauses.append({"roles.$id": {"$in": gone}, "ended_at": None})
-        if roles:
-            clauses.append({"_id": {"$in": connected}, "roles.$id": {"$in": roles}})
-        return [{"$or": clauses}, *others]
-
-    @property
-    def asks(self) -> bool:
-        """Whether the database must be asked."""
-        return bool(
-            self.everything or self.sessions or self.users or self.roles or self.deleted_roles
-        )
+        if users := list(self.users):
+            searches.append({"user.$id": {"$in": users}, "ended_at": None})
+        if gone := list(self.deleted_roles):
+            searches.append({"roles.$id": {"$in": gone}, "ended_at": None})
+        if roles := list(self.roles):
+            searches.append({"_id": {"$in": hub.sessions()}, "roles.$id": {"$in": roles}})
+        return searches
 
     def put_back(self, other: Concerned) -> None:
         """What could not be looked at."""
         self.everything = True
         self.sessions |= other.sessions
-        self.ended |= other.ended
         self.users |= other.users
         self.roles |= other.roles
         self.deleted_roles |= other.deleted_roles
-
-
-def _cut(ids: list[Id]) -> list[dict[str, Any]]:
-    """Filters for these, at least one."""
-    starts = range(0, max(1, len(ids)), AT_ONCE)
-    return [{"_id": {"$in": ids[start : start + AT_ONCE]}} for start in starts]
 
 
 class Feed:
@@ -92,14 +79,17 @@ class Feed:
         self._hub = hub
         self._receipts = receipts
         self._sweep_seconds = sweep_seconds
+        self._ended: dict[Id, Mapping[str, Any]] = {}
+        self._endings = asyncio.Event()
         self._concerned = Concerned()
-        self._names: dict[Id, str] = {}
         self._news = asyncio.Event()
+        self._names: dict[Id, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, stream: Stream) -> None:
         self._tasks = [
-            asyncio.create_task(self._settle_news(), name="settle"),
+            asyncio.create_task(self._tell_endings(), name="endings"),
+            asyncio.create_task(self._judge_news(), name="judge"),
             asyncio.create_task(self._sweep(stream), name="sweep"),
         ]
 
@@ -121,13 +111,18 @@ class Feed:
             change.fields.get("ended_at"), datetime
         ):
             # There is no way back, so this says it all.
-            self._concerned.ended[change.id] = change.fields
-            self._news.set()
+            self._ended[change.id] = change.fields
+            self._endings.set()
         elif collection == Session.Settings.name:
             self._concern(self._concerned.sessions, change.id)
         elif collection == User.Settings.name:
             self._names.pop(change.id, None)
-            self._concern(self._concerned.users, change.id)
+            if change.touched and change.touched <= NUMBERED:
+                # A role of theirs was edited. What sessions are built on is as it was, so those
+                # that no socket speaks for need not be judged.
+                self._concern(self._concerned.sessions, *self._hub.sessions_of([change.id]))
+            else:
+                self._concern(self._concerned.users, change.id)
         elif collection == Role.Settings.name and change.operation == "delete":
             self._concern(self._concerned.deleted_roles, change.id)
         elif collection == Role.Settings.name:
@@ -142,9 +137,10 @@ class Feed:
     def lost(self) -> None:
         """Nothing to do before it is open again."""
 
-    def _concern(self, ids: set[Id], document_id: Id) -> None:
-        ids.add(document_id)
-        self._news.set()
+    def _concern(self, ids: set[Id], *these: Id) -> None:
+        if these:
+            ids.update(these)
+            self._news.set()
 
     def _announce(self, session: Mapping[str, Any]) -> None:
         self._hub.announce(
@@ -160,41 +156,66 @@ class Feed:
 
     # ---- settling
 
-    async def _settle_news(self) -> None:
+    async def _tell_endings(self) -> None:
+        """Tells of what is over, which waits for no judgement of anybody else."""
+        while True:
+            await self._endings.wait()
+            self._endings.clear()
+            ended, self._ended = self._ended, {}
+            try:
+                await self._tell(await self._understood(ended))
+            except Exception as error:
+                await self._try_again(error)
+                self._ended = ended | self._ended
+                self._endings.set()
+
+    async def _understood(self, ended: Mapping[Id, Mapping[str, Any]]) -> list[Standing]:
+        here = {each: fields for each, fields in ended.items() if self._hub.of_session(each)}
+        if len(self._names) > NAMES:
+            self._names.clear()
+        return await principal.ended(here, self._names)
+
+    async def _judge_news(self) -> None:
         """Judges what changed, all that came meanwhile together."""
         while True:
             await self._news.wait()
+            # Those who are told that it is over have their turn before the database is asked.
+            await asyncio.sleep(0)
             self._news.clear()
             concerned, self._concerned = self._concerned, Concerned()
             try:
-                await self._settle(concerned)
+                await self._judge(concerned)
             except Exception as error:
-                log.warning("settle_failed", error=type(error).__name__, detail=str(error)[:200])
-                await asyncio.sleep(1)
+                await self._try_again(error)
                 self._concerned.put_back(concerned)
                 self._news.set()
 
-    async def _settle(self, concerned: Concerned) -> None:
-        ended = concerned.ended.items()
-        here = {each: fields for each, fields in ended if self._hub.of_session(each)}
-        if len(self._names) > NAMES:
-            self._names.clear()
-        await self._tell(await principal.ended(here, self._names))
-        if concerned.asks:
-            # Those who were told have a turn before the database is asked.
-            await asyncio.sleep(0)
-            await self._judge(concerned)
+    async def _try_again(self, error: Exception) -> None:
+        log.warning("settle_failed", error=type(error).__name__, detail=str(error)[:200])
+        await asyncio.sleep(1)
 
     async def _judge(self, concerned: Concerned) -> None:
         before = set(self._hub.sessions())
         metrics.SETTLED.inc()
         # Whoever deleted the document of a session has ended it.
         gone = before & concerned.sessions if not concerned.everything else before
-        for match in concerned.matches(self._hub):
-            found = await principal.standings(match)
+        async for ids in self._cuts(concerned):
+            found = await principal.standings({"_id": {"$in": ids}})
             gone -= {standing.session_id for standing in found}
             await self._tell(found)
         await self._tell([principal.deleted(session_id, session_id) for session_id in gone])
+
+    async def _cuts(self, concerned: Concerned) -> AsyncIterator[list[Id]]:
+        """The sessions to judge, each once, so many at a time that the database answers soon."""
+        ids = concerned.connected(self._hub)
+        connected = list(ids)
+        for start in range(0, len(connected), AT_ONCE):
+            yield connected[start : start + AT_ONCE]
+        for search in concerned.searches(self._hub):
+            async for found in Session.ids(search, at_once=AT_ONCE):
+                if others := [each for each in found if each not in ids]:
+                    ids.update(others)
+                    yield others
 
     async def _tell(self, standings: Collection[Standing]) -> None:
         for standing in standings:
@@ -226,7 +247,7 @@ class Feed:
                 continue
             try:
                 async with asyncio.timeout(DISTRUST_SECONDS):
-                    await self._settle(Concerned(everything=True))
+                    await self._judge(Concerned(everything=True))
                     await self._say_who_is_on(self._hub.sessions())
                 answered = swept = loop.time()
             except Exception as error:

@@ -1,0 +1,138 @@
+"""How sessions are judged anew when thousands are concerned at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import chain
+from typing import Any
+
+import pytest
+from beanie import PydanticObjectId
+from quart import Quart
+
+from quartapp import create_app
+from quartapp.models import Role, Session, User, principal
+from quartapp.models.actor import NOBODY
+from quartapp.models.principal import Standing
+from quartapp.models.session import Reason
+from quartapp.policy import Permission
+from quartapp.settings import Settings
+from quartapp.ws import feed
+from tests.people import until
+from tests.ws.test_joining import heard
+
+AT_ONCE, SESSIONS = 5, 12
+DAY = timedelta(days=1)
+
+
+@dataclass
+class Answers:
+    """What the database says of sessions, and when it does."""
+
+    may_come: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    about: list[list[PydanticObjectId]] = field(default_factory=list)
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[Quart]:
+    """Without a sweep, which would find later what was missed."""
+    app = create_app(settings.model_copy(update={"live_sweep_seconds": 3600}))
+    async with app.test_app():
+        yield app
+
+
+@pytest.fixture
+def answers(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Answers:
+    monkeypatch.setattr(feed, "AT_ONCE", AT_ONCE)
+    answers, ask = Answers(), principal.standings
+    answers.may_come.set()
+
+    async def standings(match: Mapping[str, Any]) -> list[Standing]:
+        answers.asked.set()
+        await answers.may_come.wait()
+        found = await ask(match)
+        answers.about.append([standing.session_id for standing in found])
+        return found
+
+    monkeypatch.setattr(principal, "standings", standings)
+    return answers
+
+
+async def register(name: str, role: Role) -> User:
+    return await User.register(name, f"{name}@example.org", "hash", roles=[role], by=NOBODY)
+
+
+async def sign_in(user: User) -> tuple[Session, str]:
+    return await Session.start(user, device="x", by=NOBODY, idle=DAY, lifetime=DAY)
+
+
+async def is_empty() -> bool:
+    return not await Session.find({"ended_at": None}).count()
+
+
+@pytest.mark.parametrize("taken", ["the role", "a role from its user"])
+async def test_sessions_without_number_are_judged_so_many_at_a_time(
+    answers: Answers, taken: str
+) -> None:
+    """By a hand that knows no verbs. One question about all of them would take too long, again and
+    again, and nobody else would be told of anything meanwhile."""
+    crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+    ada = await register("ada", crew)
+    sessions = {(await sign_in(ada))[0].id for _ in range(SESSIONS)}
+    database = Session.get_motor_collection().database
+    if taken == "the role":
+        await database["roles"].delete_one({"_id": crew.id})
+    else:
+        await database["users"].update_one({"_id": ada.id}, {"$pop": {"roles": 1}})
+    await until(is_empty)
+    assert max(map(len, answers.about)) == AT_ONCE
+    assert Counter(chain(*answers.about)) == dict.fromkeys(sessions, 1)
+
+
+async def test_what_has_ended_is_told_while_others_are_being_judged(
+    app: Quart, answers: Answers
+) -> None:
+    member = await Role.named("member")
+    assert member
+    ada, bob = await register("ada", member), await register("bob", member)
+    session, token = await sign_in(ada)
+    said: list[dict[str, Any]] = []
+    listening = asyncio.create_task(heard(app, token, said))
+
+    async def is_greeted() -> bool:
+        return any(message["type"] == "hello" for message in said)
+
+    await until(is_greeted)
+    await sign_in(bob)
+    answers.may_come.clear()
+    answers.asked.clear()
+    database = Session.get_motor_collection().database
+    await database["users"].update_one({"_id": bob.id}, {"$set": {"disabled_at": "now"}})
+    await answers.asked.wait()
+    await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    assert await listening == 4401
+    answers.may_come.set()
+
+
+async def test_when_a_role_is_edited_in_place_nobody_is_judged_who_is_not_here(
+    answers: Answers,
+) -> None:
+    crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+    await sign_in(await register("ada", crew))
+    await crew.edit(name="crew", description="", permissions=[], by=NOBODY)
+    # Heard after that, and looked at together with it at the earliest.
+    eve = await register("eve", crew)
+    session, _ = await sign_in(eve)
+    database = Session.get_motor_collection().database
+    await database["users"].update_one({"_id": eve.id}, {"$set": {"disabled_at": "now"}})
+
+    async def is_judged() -> bool:
+        return any(session.id in ids for ids in answers.about)
+
+    await until(is_judged)
+    assert answers.about == [[session.id]]
