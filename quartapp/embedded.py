@@ -306,7 +306,11 @@ def _join_alone(client: MongoClient[dict[str, object]], host: str) -> None:
 
 
 async def _keep_alive(place: Place) -> None:
-    """Starts mongod again when it has died, as the first victim of a machine short of memory."""
+    """Starts mongod again when it has died, as the first victim of a machine short of memory.
+
+    It tries each second, and says why it cannot when the reason is a new one.
+    """
+    said = ""
     while True:
         await asyncio.sleep(KEEP_SECONDS)
         if place.process():
@@ -314,8 +318,11 @@ async def _keep_alive(place: Place) -> None:
         try:
             await _ensure(place)
             log.warning("mongod had ended and was started again")
+            said = ""
         except StartError as error:
-            log.error("mongod has ended: %s", error)
+            if str(error) != said:
+                said = str(error)
+                log.error("mongod has ended: %s", said)
 
 
 async def _stop(place: Place) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import time_machine
 
@@ -38,3 +41,33 @@ def distrust(seconds: float) -> First:
 
 def _distrust(seconds: float) -> None:
     feed.DISTRUST_SECONDS = seconds
+
+
+def disk(folder: Path, *, megabytes: int) -> First:
+    """What is in the folder is on a disk of its own of that size, which nobody else sees: others
+    find it under `/proc/<pid>/root`."""
+    return partial(_have_disk, folder, megabytes)
+
+
+NEW_USERS, NEW_MOUNTS = 0x10000000, 0x00020000
+PRIVATE = 0x00040000 | 0x00004000
+
+
+def _have_disk(folder: Path, megabytes: int) -> None:
+    libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+
+    def call(name: str, *values: int | bytes | None) -> None:
+        if getattr(libc, name)(*values):
+            raise OSError(ctypes.get_errno(), f"{name} was refused")
+
+    # As the only one of its kind, whoever may not mount anything may.
+    call("unshare", NEW_USERS | NEW_MOUNTS)
+    for name, line in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        Path("/proc/self", name).write_text(line)
+    call("mount", None, b"/", None, PRIVATE, None)
+    size = f"size={megabytes}m,mode=0700".encode()
+    call("mount", b"disk", bytes(folder), b"tmpfs", 0, size)

@@ -1,0 +1,119 @@
+"""F28: the disk on which the embedded database is fills up."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+from pymongo import AsyncMongoClient
+from pymongo.errors import AutoReconnect
+
+from tests.conftest import PASSWORD, serving
+from tests.faults import machines
+from tests.people import Person, Server, until
+
+MEGABYTES = 620
+
+
+def may_mount() -> bool:
+    """Whether a process can have a file system of its own here: not in every container."""
+    unshare = shutil.which("unshare")
+    return bool(unshare) and not subprocess.run([unshare, "-Urm", "true"], check=False).returncode
+
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not may_mount(), reason="nobody may mount anything here"),
+]
+
+
+@dataclass
+class Disk:
+    """The server's own, as it is seen from outside."""
+
+    server: Server
+
+    @property
+    def folder(self) -> Path:
+        return Path(f"/proc/{self.server.process.pid}/root{self.server.data.parent}")
+
+    @property
+    def log(self) -> str:
+        return self.server.said()
+
+    def fill(self) -> None:
+        with (self.folder / "filling").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(1_000_000))
+            except OSError:
+                assert not shutil.disk_usage(self.folder).free
+
+    def empty(self) -> None:
+        (self.folder / "filling").unlink()
+
+    async def checkpoint(self) -> None:
+        """What the database does once a minute. It dies of it when it can write nothing."""
+        socket = str(self.folder / self.server.data.name / "mongod.sock")
+        uri = f"mongodb://{quote(socket, safe='')}/?directConnection=true"
+        async with AsyncMongoClient[dict[str, object]](uri) as client:
+
+            async def dies() -> bool:
+                try:
+                    await client.admin.command("fsync")
+                except AutoReconnect:
+                    return True
+                return False
+
+            await until(dies)
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
+    (folder := tmp_path / "disk").mkdir()
+    small = machines.disk(folder, megabytes=MEGABYTES)
+    async with serving(folder / "data", first=small, LIVE_SWEEP_SECONDS="3600") as server:
+        yield Disk(server)
+
+
+async def titles(person: Person) -> set[str]:
+    page = (await person.get("/posts")).text
+    return {title for title in ("before", "at the brim", "too late", "after") if title in page}
+
+
+async def test_a_full_disk_loses_nothing_that_was_confirmed_and_serves_again_when_it_is_not(
+    disk: Disk,
+) -> None:
+    server = disk.server
+
+    async def answers(status: int, path: str) -> bool:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            return (await client.get(path)).status_code == status
+
+    async with Person(server.url, "ada", PASSWORD) as ada:
+        await ada.register()
+        assert (await ada.post("/posts/new", title="before", body="x")).status_code == 303
+        disk.fill()
+        # There is room in the journal still.
+        brim = await ada.post("/posts/new", title="at the brim", body="x")
+        token = await ada.csrf_token("/posts/new")
+        await disk.checkpoint()
+        await until(lambda: answers(503, "/readyz"), within=20)
+        await until(lambda: answers(503, "/posts"), within=20)
+        late = {"title": "too late", "body": "x", "csrf_token": token}
+        refused = await ada.client.post("/posts/new", data=late, headers={"Origin": server.url})
+        assert refused.status_code == 503
+        assert await answers(200, "/livez")
+        assert "no space left on the disk of the data folder" in disk.log
+        disk.empty()
+        await until(lambda: answers(200, "/readyz"), within=40)
+        assert await ada.is_signed_in()
+        assert (await ada.post("/posts/new", title="after", body="x")).status_code == 303
+        confirmed = {"before", "after"} | ({"at the brim"} if brim.status_code == 303 else set())
+        assert confirmed <= await titles(ada) <= confirmed | {"at the brim"}
