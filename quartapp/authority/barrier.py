@@ -70,7 +70,7 @@ class Barrier(Background):
         self._tabs = tabs
         self._neighbours = Neighbours(folder, lease.worker_id, self._told)
         self._waiting: dict[Id, Waiting] = {}
-        # What was heard of our marks that came with what they mark, before anybody asked.
+        # What was heard of marks that came with what they mark, before anybody asked.
         self._heard: dict[Id, Waiting] = {}
         self._unacknowledged: dict[Id, Ack] = {}
         self._news = asyncio.Event()
@@ -127,18 +127,23 @@ class Barrier(Background):
     def _passed_by(self, change: Change) -> None:
         asker = change.document.get("asker")
         ack = Ack(worker=self._lease.worker_id, tabs=self._tabs(change.document.get("event")))
-        if asker == ack.worker:
+        if asker in (None, ack.worker):
             mine = self._mine(change.id)
             mine.returned = True
             mine.add(ack)
-        elif not (asker and self._neighbours.tell(asker, _message(change.id, ack))):
-            self._unacknowledged[change.id] = ack
-            self._news.set()
+        if asker == ack.worker or self._tell(asker, change.id, ack):
+            return
+        self._unacknowledged[change.id] = ack
+        self._news.set()
+
+    def _tell(self, asker: str | None, mark_id: Id, ack: Ack) -> bool:
+        said = json.dumps({"mark": str(mark_id), **ack.model_dump()}).encode()
+        return asker is not None and self._neighbours.tell(asker, said)
 
     def _told(self, message: bytes) -> None:
-        """A neighbour has passed a mark of ours, perhaps before we have."""
-        mark_id, ack = _understood(message)
-        self._mine(mark_id).add(ack)
+        """A neighbour has passed a mark of ours, perhaps before we did."""
+        said = json.loads(message)
+        self._mine(Id(said.pop("mark"))).add(Ack.model_validate(said))
 
     def _mine(self, mark_id: Id) -> Waiting:
         mine = self._waiting.get(mark_id) or self._heard.get(mark_id)
@@ -164,15 +169,6 @@ class Barrier(Background):
                 await Mark.acknowledge(acks)
             except Exception as error:
                 log.warning("acknowledgement_failed", error=type(error).__name__)
-
-
-def _message(mark_id: Id, ack: Ack) -> bytes:
-    return json.dumps({"mark": str(mark_id), **ack.model_dump()}).encode()
-
-
-def _understood(message: bytes) -> tuple[Id, Ack]:
-    said = json.loads(message)
-    return Id(said.pop("mark")), Ack.model_validate(said)
 
 
 async def passed_from_outside(event: Event | None) -> Passed:

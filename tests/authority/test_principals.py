@@ -135,6 +135,14 @@ async def test_after_the_barrier_the_end_is_known(ada: Ada) -> None:
         assert not isinstance(await ada.running.principals.by_token(token), Principal)
 
 
+async def test_a_mark_that_names_no_asker_is_waited_for_by_whoever_does(ada: Ada) -> None:
+    for _ in range(5):
+        day = timedelta(days=1)
+        session, _ = await Session.start(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+        event = await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        assert (await ada.running.barrier.passed(event)).complete
+
+
 async def test_what_has_ended_is_refused_without_a_question_also_when_nothing_is_heard(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
