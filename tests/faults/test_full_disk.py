@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from pymongo import AsyncMongoClient
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, WriteError
 
 from tests.conftest import PASSWORD, serving
 from tests.faults import machines
@@ -48,7 +50,8 @@ class Disk:
         return self.server.said()
 
     def fill(self) -> None:
-        with (self.folder / "filling").open("wb", buffering=0) as file:
+        """To the last byte, also when it was full before."""
+        with (self.folder / "filling").open("ab", buffering=0) as file:
             try:
                 while True:
                     file.write(bytes(1_000_000))
@@ -59,19 +62,22 @@ class Disk:
         (self.folder / "filling").unlink()
 
     async def checkpoint(self) -> None:
-        """What the database does once a minute. It dies of it when it can write nothing."""
+        """What the database does once a minute. It dies of it when it cannot write what is new."""
         socket = str(self.folder / self.server.data.name / "mongod.sock")
         uri = f"mongodb://{quote(socket, safe='')}/?directConnection=true"
         async with AsyncMongoClient[dict[str, object]](uri) as client:
 
             async def dies() -> bool:
                 try:
+                    with suppress(WriteError):
+                        await client["other"]["things"].insert_one({"thing": os.urandom(1_000_000)})
+                    self.fill()
                     await client.admin.command("fsync")
                 except AutoReconnect:
                     return True
                 return False
 
-            await until(dies)
+            await until(dies, within=60)
 
 
 @pytest.fixture
