@@ -219,6 +219,16 @@ class Server:
         finally:
             client.close()
 
+    async def last_event(self, username: str, verb: str) -> dict[str, Any]:
+        """What the audit record says of the last time that this happened to somebody."""
+        async with self.database() as database:
+            user = await database["users"].find_one({"username": username})
+            assert user
+            match = {"subject.$id": user["_id"], "verb": verb}
+            event = await database["events"].find_one(match, sort=[("_id", -1)])
+            assert event
+            return event
+
     async def run(self, *words: str, stdin: str = "", status: int = 0) -> str:
         """Runs a `quartapp` command beside the server; its output, or its complaint."""
         ran = await command(*words, data=self.data, stdin=f"{stdin}\n".encode())

@@ -137,8 +137,10 @@ class Barrier(Background):
         self._news.set()
 
     def _tell(self, asker: str | None, mark_id: Id, ack: Ack) -> bool:
+        if asker is None:
+            return False
         said = json.dumps({"mark": str(mark_id), **ack.model_dump()}).encode()
-        return asker is not None and self._neighbours.tell(asker, said)
+        return self._neighbours.tell(asker, said)
 
     def _told(self, message: bytes) -> None:
         """A neighbour has passed a mark of ours, perhaps before we did."""

@@ -27,19 +27,20 @@ WHOLE = ["drop", "rename", "dropDatabase", "invalidate"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One event. `document` is there for what was inserted, `fields` for what was updated."""
+    """One event. `document` is there for what was inserted, `fields` for what was updated, and
+    `removed` names what an update took away, from an array too."""
 
     operation: str
     collection: str
     id: Any
     document: Mapping[str, Any]
     fields: Mapping[str, Any]
-    _lost: Sequence[str] = ()
+    removed: Sequence[str] = ()
 
     @property
     def touched(self) -> set[str]:
         """The names of all fields that an update changed or took away; none of other events."""
-        return {name.split(".")[0] for name in (*self.fields, *self._lost)}
+        return {name.split(".")[0] for name in (*self.fields, *self.removed)}
 
 
 class Listener(Protocol):
@@ -125,12 +126,12 @@ class Stream(Background):
         update = event.get("updateDescription") or {}
         cut = [array["field"] for array in update.get("truncatedArrays") or ()]
         change = Change(
-            operation,
-            event["ns"]["coll"],
-            event["documentKey"]["_id"],
-            event.get("fullDocument") or {},
-            update.get("updatedFields", {}),
-            [*update.get("removedFields", ()), *cut],
+            operation=operation,
+            collection=event["ns"]["coll"],
+            id=event["documentKey"]["_id"],
+            document=event.get("fullDocument") or {},
+            fields=update.get("updatedFields", {}),
+            removed=[*update.get("removedFields", ()), *cut],
         )
         for listener in self._listeners:
             try:

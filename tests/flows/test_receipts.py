@@ -26,14 +26,7 @@ async def flashed(person: Person) -> str:
 
 
 async def receipts(server: Server, username: str, verb: str) -> list[dict[str, object]]:
-    async with server.database() as database:
-        user = await database["users"].find_one({"username": username})
-        assert user
-        event = await database["events"].find_one(
-            {"subject.$id": user["_id"], "verb": verb}, sort=[("_id", -1)]
-        )
-        assert event
-        return event["receipts"]
+    return (await server.last_event(username, verb))["receipts"]
 
 
 async def test_the_answer_says_how_many_tabs_were_locked_on_how_many_workers_and_how_fast(

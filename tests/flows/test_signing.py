@@ -10,12 +10,8 @@ from tests.people import Person, Server
 
 async def mark_of(server: Server, person: Person, verb: str) -> dict[str, Any]:
     """What was written for the barrier, with the last of these events."""
+    event = await server.last_event(person.username, verb)
     async with server.database() as database:
-        user = await database["users"].find_one({"username": person.username})
-        assert user
-        match = {"subject.$id": user["_id"], "verb": verb}
-        event = await database["events"].find_one(match, sort=[("_id", -1)])
-        assert event
         mark = await database["barriers"].find_one({"_id": event["_id"]})
         assert mark
         return mark

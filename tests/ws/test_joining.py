@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,10 +13,9 @@ from quart import Quart
 from quart.testing.connections import WebsocketDisconnectError
 from quart_auth import authenticated_client
 
-from quartapp import clock, create_app
+from quartapp import clock
 from quartapp.models import Role, Session, User, principal
 from quartapp.models.actor import NOBODY
-from quartapp.settings import Settings
 from quartapp.ws import feed
 
 
@@ -27,14 +25,6 @@ class Pause:
 
     looked: asyncio.Event
     go: asyncio.Event
-
-
-@pytest.fixture
-async def app(settings: Settings) -> AsyncIterator[Quart]:
-    """Without a sweep, which would find later what was missed."""
-    app = create_app(settings.model_copy(update={"live_sweep_seconds": 3600}))
-    async with app.test_app():
-        yield app
 
 
 @pytest.fixture
