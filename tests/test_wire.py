@@ -1,0 +1,140 @@
+"""For how long a connection is kept that asks for nothing: spoken to by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypercorn.asyncio import run, serve
+from hypercorn.config import Config
+
+from quartapp import wire
+from tests.people import SECONDS
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+SHORT, LONG = 0.4, 2 * SECONDS
+
+
+class Application:
+    """Answers 200, once it may."""
+
+    def __init__(self) -> None:
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        self.asked.set()
+        await self.may_answer.wait()
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+
+class Line:
+    """A client's connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+
+    async def answer(self) -> bytes:
+        async with asyncio.timeout(SECONDS):
+            return await self._reader.readuntil(b"\r\n\r\n")
+
+    async def closed(self) -> float:
+        """When the server hung up, which it does without a word."""
+        async with asyncio.timeout(SECONDS):
+            assert await self._reader.read() == b""
+        return asyncio.get_running_loop().time()
+
+
+class Server:
+    """hypercorn with our class of connections, in this process."""
+
+    def __init__(self, keep_alive: float) -> None:
+        self.application = Application()
+        self.end = asyncio.Event()
+        listener = socket.create_server(("127.0.0.1", 0))
+        self._address = listener.getsockname()
+        self._config = Config()
+        # hypercorn closes it.
+        self._config.bind = [f"fd://{listener.detach()}"]
+        self._config.keep_alive_timeout = keep_alive
+        self._config.errorlog = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Line]:
+        """A connection to it."""
+        serving = asyncio.create_task(
+            serve(self.application, self._config, shutdown_trigger=self.end.wait)  # type: ignore[arg-type]
+        )
+        reader, writer = await asyncio.open_connection(*self._address)
+        try:
+            yield Line(reader, writer)
+        finally:
+            writer.close()
+            self.end.set()
+            async with asyncio.timeout(SECONDS):
+                await serving
+
+
+@pytest.fixture(autouse=True)
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "TCPServer", wire.Connection)
+
+
+async def test_one_that_asks_for_nothing_is_closed_when_its_time_is_over() -> None:
+    began = asyncio.get_running_loop().time()
+    async with Server(SHORT).running() as line:
+        assert await line.closed() - began >= SHORT
+
+
+@pytest.mark.parametrize("takes", [SHORT / 2, 2 * SHORT])
+async def test_whoever_waits_for_an_answer_is_not_idle_and_has_all_its_time_after_it(
+    takes: float,
+) -> None:
+    server = Server(SHORT)
+    async with server.running() as line:
+        line.writer.write(REQUEST)
+        await server.application.asked.wait()
+        await asyncio.sleep(takes)
+        server.application.may_answer.set()
+        answered = asyncio.get_running_loop().time()
+        assert b" 200 " in await line.answer()
+        assert await line.closed() - answered >= SHORT
+
+
+async def test_a_client_that_leaves_is_not_kept_until_its_time_is_over() -> None:
+    async with asked_before() as (_, line):
+        line.writer.write_eof()
+        await line.closed()
+
+
+async def test_a_server_that_leaves_still_answers_what_is_on_its_way() -> None:
+    async with asked_before() as (server, line):
+        server.end.set()
+        await asyncio.sleep(0)
+        line.writer.write(REQUEST)
+        assert b" 200 " in await line.answer()
+        await line.closed()
+
+
+async def test_a_server_that_leaves_closes_an_idle_connection_a_moment_later() -> None:
+    async with asked_before() as (server, line):
+        began = asyncio.get_running_loop().time()
+        server.end.set()
+        assert await line.closed() - began >= wire.LINGER_SECONDS
+
+
+@asynccontextmanager
+async def asked_before() -> AsyncIterator[tuple[Server, Line]]:
+    """A connection that is kept for long, after its first answer."""
+    server = Server(LONG)
+    server.application.may_answer.set()
+    async with server.running() as line:
+        line.writer.write(REQUEST)
+        assert b" 200 " in await line.answer()
+        yield server, line
