@@ -16,7 +16,7 @@ from typing import Any
 import h11 as http1
 from hypercorn import protocol
 from hypercorn.asyncio import run, tcp_server
-from hypercorn.events import Closed, Updated
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as HTTPEvent
 from hypercorn.protocol import h2, h11, ws_stream
 from hypercorn.protocol.events import Body, Data, Event, StreamClosed
@@ -43,6 +43,7 @@ class Connection(tcp_server.TCPServer):
         super().__init__(*args)
         self._idle_since: float | None = self.loop.time()
         self._watched = True
+        self._closing = False
 
     async def protocol_send(self, event: HTTPEvent) -> None:
         if isinstance(event, Updated):
@@ -86,13 +87,34 @@ class Connection(tcp_server.TCPServer):
     async def _close(self) -> None:
         # The kernel cuts off a client that takes nothing in, and that is nobody's error.
         with suppress(OSError):
-            await super()._close()
+            if self._closing:
+                # hypercorn says it up to four times of each connection.
+                await self.writer.wait_closed()
+            else:
+                self._closing = True
+                await super()._close()
 
 
 class Requests(h11.H11Protocol):
     """Speaks HTTP/1.1 alone, for behind a proxy a change to HTTP/2 is a way around what it checks.
     And takes no request of whose end the headers leave two readings: a proxy may have the other.
+
+    What comes and goes on a socket is passed on as it is, where hypercorn first looks, for each
+    frame, whether it is any of seven other things.
     """
+
+    async def handle(self, event: HTTPEvent) -> None:
+        on_a_socket = isinstance(self.connection, h11.H11WSConnection)
+        if on_a_socket and isinstance(event, RawData) and self.stream is not None:
+            await self.stream.handle(Data(stream_id=h11.STREAM_ID, data=event.data))
+        else:
+            await super().handle(event)
+
+    async def stream_send(self, event: Event) -> None:
+        if isinstance(event, Data):
+            await self.send(RawData(data=event.data))
+        else:
+            await super().stream_send(event)
 
     async def _check_protocol(self, event: http1.Request) -> None:
         """hypercorn would change to HTTP/2 here."""
@@ -141,7 +163,7 @@ class Stream(ws_stream.WSStream):
     late = 0
 
     async def handle(self, event: Event) -> None:
-        if isinstance(event, Body | Data) and self.state is ASGIWebsocketState.CLOSED:
+        if self.state is ASGIWebsocketState.CLOSED and isinstance(event, Body | Data):
             # Whoever answers our close has little to say before that. Of a flood it would take more
             # to look at each frame than to have it come.
             self.late += len(event.data)

@@ -339,9 +339,9 @@ class Connection:
         """A browser says nothing more once it has our close frame, so its answer is waited for."""
         self._last_words = words.id
         await self._send(words)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ACK_SECONDS):
-                await self._answered.wait()
+        patience = asyncio.get_running_loop().call_later(ACK_SECONDS, self._answered.set)
+        await self._answered.wait()
+        patience.cancel()
 
     def _next_id(self) -> str:
         # Another one in each connection: a client knows by it what it has heard already.

@@ -1,7 +1,7 @@
 """What is said on the socket: JSON text frames, each with a `type`."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from typing import Any, ClassVar
@@ -84,7 +84,8 @@ class BadMessage(Exception):
 
 
 def encode(message: Message) -> str:
-    return json.dumps({"type": message.TYPE, **asdict(message)}, separators=(",", ":"))
+    fields = {name: getattr(message, name) for name in message.__slots__}
+    return json.dumps({"type": message.TYPE, **fields}, separators=(",", ":"))
 
 
 def acknowledged(frame: str | bytes | None) -> str | None:
