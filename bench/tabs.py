@@ -15,8 +15,10 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
+
+import uvloop
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,9 +74,9 @@ class Tab(asyncio.Protocol):
     # ---- what asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._handshake)
+        # uvloop's are no subclass of it.
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._handshake)
 
     def data_received(self, data: bytes) -> None:
         moment = now()
@@ -216,4 +218,4 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    uvloop.run(main(sys.argv[1]))

@@ -47,7 +47,7 @@ async def _work(listener: int, lifeline: socket.socket) -> None:
         # here ends without a circle, so its last round, over everything, may be seldom.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(700, 10, 100)
+        gc.set_threshold(700, 10, 1000)
         # The server set the kernel's queue to what it may take out of it in one turn of the loop.
         with socket.socket(fileno=os.dup(listener)) as same:
             same.listen(BACKLOG)
