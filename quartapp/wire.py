@@ -105,7 +105,8 @@ class Requests(h11.H11Protocol):
 
     async def handle(self, event: HTTPEvent) -> None:
         on_a_socket = isinstance(self.connection, h11.H11WSConnection)
-        if on_a_socket and isinstance(event, RawData) and self.stream is not None:
+        # The end of what comes is said by what is empty.
+        if on_a_socket and isinstance(event, RawData) and event.data and self.stream is not None:
             await self.stream.handle(Data(stream_id=h11.STREAM_ID, data=event.data))
         else:
             await super().handle(event)

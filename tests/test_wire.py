@@ -1,4 +1,4 @@
-"""For how long a connection is kept that asks for nothing: spoken to by hand."""
+"""When a connection ends: spoken to by hand, with hypercorn in this process."""
 
 from __future__ import annotations
 
@@ -9,27 +9,40 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypercorn import protocol
 from hypercorn.asyncio import run, serve
 from hypercorn.config import Config
+from hypercorn.protocol import h11
 
 from quartapp import wire
 from tests.people import SECONDS
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 SHORT, LONG = 0.4, 2 * SECONDS
 
 
 class Application:
-    """Answers 200, once it may."""
+    """Answers 200, once it may. Refuses sockets, and is there until it hears that they are gone."""
 
     def __init__(self) -> None:
         self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"0")]
+        if scope["type"] == "websocket":
+            assert (await receive())["type"] == "websocket.connect"
+            answer = {"type": "websocket.http.response.start", "status": 403, "headers": headers}
+            await send(answer)
+            await send({"type": "websocket.http.response.body", "body": b""})
+            assert (await receive())["type"] == "websocket.disconnect"
+            return
         assert scope["type"] == "http"
         self.asked.set()
         await self.may_answer.wait()
-        headers = [(b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
@@ -84,6 +97,17 @@ class Server:
 @pytest.fixture(autouse=True)
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "TCPServer", wire.Connection)
+    monkeypatch.setattr(protocol, "H11Protocol", wire.Requests)
+    monkeypatch.setattr(h11, "WSStream", wire.Stream)
+
+
+@pytest.fixture
+async def errors() -> AsyncIterator[list[dict[str, Any]]]:
+    """What nobody caught on this loop."""
+    loop, caught = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: caught.append(context))
+    yield caught
+    loop.set_exception_handler(None)
 
 
 async def test_one_that_asks_for_nothing_is_closed_when_its_time_is_over() -> None:
@@ -111,6 +135,17 @@ async def test_a_client_that_leaves_is_not_kept_until_its_time_is_over() -> None
     async with asked_before() as (_, line):
         line.writer.write_eof()
         await line.closed()
+
+
+async def test_a_client_that_leaves_when_its_handshake_was_refused_is_no_error(
+    errors: list[dict[str, Any]],
+) -> None:
+    async with Server(LONG).running() as line:
+        line.writer.write(HANDSHAKE)
+        assert b" 403 " in await line.answer()
+        line.writer.write_eof()
+        await line.closed()
+    assert not errors
 
 
 async def test_a_server_that_leaves_still_answers_what_is_on_its_way() -> None:
