@@ -278,10 +278,8 @@ class Session(Record):
 
     @classmethod
     async def say_online(cls, ids: Collection[PydanticObjectId], *, until: datetime) -> None:
-        if ids:
-            await cls.change_all(
-                {"_id": {"$in": list(ids)}, "ended_at": None}, {"$set": {"online_until": until}}
-            )
+        match = {"_id": {"$in": list(ids)}, "ended_at": None}
+        await cls.change_all(match, {"$set": {"online_until": until}})
 
     @classmethod
     async def _end_oldest(cls, user: "User", *, keep: int, by: Actor) -> None:

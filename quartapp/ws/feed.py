@@ -8,7 +8,7 @@ mongo shell's included, has the same effect as one of ours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -29,7 +29,8 @@ from quartapp.ws.receipts import Receipts
 Id = PydanticObjectId
 
 DISTRUST_SECONDS = 30.0
-AT_ONCE = 250
+# The database answers so many in its first batch.
+AT_ONCE = 100
 NAMES = 1000
 # What is raised when a role is edited in place.
 NUMBERED = {"authz_version", "authz_by"}
@@ -84,6 +85,7 @@ class Feed:
         self._concerned = Concerned()
         self._news = asyncio.Event()
         self._names: dict[Id, str] = {}
+        self._answered = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, stream: Stream) -> None:
@@ -201,6 +203,7 @@ class Feed:
         gone = before & concerned.sessions if not concerned.everything else before
         async for ids in self._cuts(concerned):
             found = await principal.standings({"_id": {"$in": ids}})
+            self._answered = asyncio.get_running_loop().time()
             gone -= {standing.session_id for standing in found}
             await self._tell(found)
         await self._tell([principal.deleted(session_id, session_id) for session_id in gone])
@@ -208,9 +211,8 @@ class Feed:
     async def _cuts(self, concerned: Concerned) -> AsyncIterator[list[Id]]:
         """The sessions to judge, each once, so many at a time that the database answers soon."""
         ids = concerned.connected(self._hub)
-        connected = list(ids)
-        for start in range(0, len(connected), AT_ONCE):
-            yield connected[start : start + AT_ONCE]
+        for cut in _cut(list(ids)):
+            yield cut
         for search in concerned.searches(self._hub):
             async for found in Session.ids(search, at_once=AT_ONCE):
                 if others := [each for each in found if each not in ids]:
@@ -231,14 +233,15 @@ class Feed:
 
         Each second it has those judged whose time is up, for nothing is written when a session
         expires, nor is it told when one is used; and it says who is on. Without a stream it looks
-        at all each second; without a database for half a minute, nobody can be trusted.
+        at all each second; without a database for half a minute, nobody can be trusted. One that is
+        slow, and answers for some and fails for others, is not away.
         """
         loop = asyncio.get_running_loop()
-        answered = swept = loop.time()
+        self._answered = swept = loop.time()
         while True:
             await asyncio.sleep(min(1.0, self._sweep_seconds))
             if stream.live and loop.time() - swept < self._sweep_seconds:
-                answered = loop.time()
+                self._answered = loop.time()
                 if expired := self._hub.expired():
                     self._concerned.sessions |= expired
                     self._news.set()
@@ -249,12 +252,17 @@ class Feed:
                 async with asyncio.timeout(DISTRUST_SECONDS):
                     await self._judge(Concerned(everything=True))
                     await self._say_who_is_on(self._hub.sessions())
-                answered = swept = loop.time()
+                self._answered = swept = loop.time()
             except Exception as error:
                 log.warning("sweep_failed", error=type(error).__name__, detail=str(error)[:200])
-                if loop.time() - answered >= DISTRUST_SECONDS:
+                if loop.time() - self._answered >= DISTRUST_SECONDS:
                     await self._hub.give_up("database away")
 
     async def _say_who_is_on(self, sessions: Collection[Id]) -> None:
         until = clock.now() + 2 * timedelta(seconds=self._sweep_seconds)
-        await Session.say_online(sessions, until=until)
+        for cut in _cut(list(sessions)):
+            await Session.say_online(cut, until=until)
+
+
+def _cut(ids: list[Id]) -> Iterator[list[Id]]:
+    return (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))

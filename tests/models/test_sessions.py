@@ -344,4 +344,3 @@ async def test_who_is_online_is_so_until_a_moment(ada: User) -> None:
     for away, online in ((MINUTE, True), (-MINUTE, False)):
         await Session.say_online([session.id], until=clock.now() + away)
         assert some(await Session.get(session.id)).online is online
-    await Session.say_online([], until=clock.now())

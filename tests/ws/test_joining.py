@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,10 +15,14 @@ from quart import Quart
 from quart.testing.connections import WebsocketDisconnectError
 from quart_auth import authenticated_client
 
-from quartapp import clock
+from quartapp import clock, create_app
 from quartapp.models import Role, Session, User, principal
 from quartapp.models.actor import NOBODY
+from quartapp.models.principal import Standing
+from quartapp.settings import Settings
 from quartapp.ws import feed
+from tests.models.stories import sign_in
+from tests.people import SECONDS
 
 
 @dataclass
@@ -142,3 +148,41 @@ async def test_without_a_database_for_too_long_every_socket_is_closed(
         monkeypatch.setattr(principal, "standings", away)
         app.extensions["quartapp"].stream.live = False
         assert await listening == 1013
+
+
+async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow one, under thousands of sockets: whoever is closed comes back, and makes it slower."""
+    ask, asked, failed = principal.standings, count(), count()
+
+    async def every_other(match: Mapping[str, Any]) -> list[Standing]:
+        if next(asked) % 2:
+            next(failed)
+            raise TimeoutError
+        return await ask(match)
+
+    # Nobody answers pings here.
+    patient = {"live_ping_seconds": 60, "live_sweep_seconds": 0.1}
+    app = create_app(settings.model_copy(update=patient))
+    async with app.test_app(), asyncio.timeout(SECONDS):
+        ada, _, token = await somebody()
+        tokens = [token, (await sign_in(ada))[1]]
+        said: list[list[dict[str, Any]]] = [[], []]
+        both = zip(tokens, said, strict=True)
+        listening = [asyncio.create_task(heard(app, token, words)) for token, words in both]
+        while not all(said):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(feed, "DISTRUST_SECONDS", 0.5)
+        monkeypatch.setattr(feed, "AT_ONCE", 1)
+        monkeypatch.setattr(principal, "standings", every_other)
+        app.extensions["quartapp"].stream.live = False
+        # Ten in a second: no look at all of them comes to its end, for twice as long as that.
+        began = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() - began < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert next(failed) > 1
+        assert not any(task.done() for task in listening)
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
