@@ -55,16 +55,15 @@ class Connection(tcp_server.TCPServer):
             await super().protocol_send(event)
 
     async def _idle_timeout(self) -> None:
-        leaving = False
-        while not leaving and self._idle_since is not None:
-            until = self._idle_since + self.config.keep_alive_timeout
-            if until <= self.loop.time():
-                break
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
+        while (since := self._idle_since) is not None:
+            try:
+                async with asyncio.timeout_at(since + self.config.keep_alive_timeout):
                     await self.context.terminated.wait()
                     await asyncio.sleep(LINGER_SECONDS)
-                    leaving = True
+                break
+            except TimeoutError:
+                if since == self._idle_since:
+                    break
         # Whoever is busy is watched again with the answer, or ends with it.
         self._watched = False
         if self._idle_since is not None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
 from jinja2.bccache import Bucket, BytecodeCache
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
@@ -18,7 +22,7 @@ from quart import Quart
 
 from quartapp import create_app, database, embedded, models
 from quartapp.settings import Settings
-from tests.people import First, Person, Running, Server
+from tests.people import SECONDS, First, Person, Running, Server
 
 PASSWORD = "correct horse battery staple"
 
@@ -150,6 +154,27 @@ async def serving(
     finally:
         launcher.send_signal(signal.SIGTERM)
         await launcher.end()
+
+
+@asynccontextmanager
+async def serving_here(
+    app: Any, *, over: asyncio.Event, **settings: Any
+) -> AsyncIterator[tuple[str, int]]:
+    """hypercorn in this process, so that it can be broken: its address. It leaves when it is over,
+    which it is in the end."""
+    config, listener = Config(), socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    # hypercorn closes it.
+    config.bind = [f"fd://{listener.detach()}"]
+    for name, value in settings.items():
+        setattr(config, name, value)
+    server = asyncio.create_task(serve(app, config, shutdown_trigger=over.wait))
+    try:
+        yield address
+    finally:
+        over.set()
+        async with asyncio.timeout(SECONDS):
+            await server
 
 
 @pytest.fixture(scope="session")

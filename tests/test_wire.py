@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from hypercorn import protocol
-from hypercorn.asyncio import run, serve
-from hypercorn.config import Config
+from hypercorn.asyncio import run
 from hypercorn.protocol import h11
 
 from quartapp import wire
+from tests.conftest import serving_here
 from tests.people import SECONDS
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -70,28 +69,17 @@ class Server:
     def __init__(self, keep_alive: float) -> None:
         self.application = Application()
         self.end = asyncio.Event()
-        listener = socket.create_server(("127.0.0.1", 0))
-        self._address = listener.getsockname()
-        self._config = Config()
-        # hypercorn closes it.
-        self._config.bind = [f"fd://{listener.detach()}"]
-        self._config.keep_alive_timeout = keep_alive
-        self._config.errorlog = None
+        self._settings = {"keep_alive_timeout": keep_alive, "errorlog": None}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Line]:
         """A connection to it."""
-        serving = asyncio.create_task(
-            serve(self.application, self._config, shutdown_trigger=self.end.wait)  # type: ignore[arg-type]
-        )
-        reader, writer = await asyncio.open_connection(*self._address)
-        try:
-            yield Line(reader, writer)
-        finally:
-            writer.close()
-            self.end.set()
-            async with asyncio.timeout(SECONDS):
-                await serving
+        async with serving_here(self.application, over=self.end, **self._settings) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            try:
+                yield Line(reader, writer)
+            finally:
+                writer.close()
 
 
 @pytest.fixture(autouse=True)

@@ -211,7 +211,7 @@ class Feed:
     async def _cuts(self, concerned: Concerned) -> AsyncIterator[list[Id]]:
         """The sessions to judge, each once, so many at a time that the database answers soon."""
         ids = concerned.connected(self._hub)
-        for cut in _cut(list(ids)):
+        for cut in _cut(ids):
             yield cut
         for search in concerned.searches(self._hub):
             async for found in Session.ids(search, at_once=AT_ONCE):
@@ -260,9 +260,10 @@ class Feed:
 
     async def _say_who_is_on(self, sessions: Collection[Id]) -> None:
         until = clock.now() + 2 * timedelta(seconds=self._sweep_seconds)
-        for cut in _cut(list(sessions)):
+        for cut in _cut(sessions):
             await Session.say_online(cut, until=until)
 
 
-def _cut(ids: list[Id]) -> Iterator[list[Id]]:
-    return (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))
+def _cut(ids: Collection[Id]) -> Iterator[list[Id]]:
+    rows = list(ids)
+    return (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import websockets
-from hypercorn.asyncio import serve
-from hypercorn.config import Config
 from quart import Quart
 from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
@@ -20,7 +17,7 @@ from quartapp import create_app
 from quartapp.models import principal
 from quartapp.settings import Settings
 from quartapp.ws import protocol
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, serving_here
 from tests.people import Person, Tab, until
 
 
@@ -33,16 +30,12 @@ async def app(settings: Settings) -> Quart:
 @pytest.fixture
 async def ada(app: Quart) -> AsyncIterator[Person]:
     """Somebody at a real server, which runs in this process so that it can be broken."""
-    over, config = asyncio.Event(), Config()
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    config.bind = [f"fd://{listener.detach()}"]
-    server = asyncio.create_task(serve(app, config, shutdown_trigger=over.wait))  # type: ignore[arg-type]
-    async with Person(f"http://127.0.0.1:{port}", "ada", PASSWORD) as ada:
+    async with (
+        serving_here(app, over=asyncio.Event()) as (host, port),
+        Person(f"http://{host}:{port}", "ada", PASSWORD) as ada,
+    ):
         await ada.register()
         yield ada
-    over.set()
-    await server
 
 
 BROKEN = {
