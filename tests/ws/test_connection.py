@@ -23,6 +23,7 @@ from quartapp.ws import connection as ws_connection
 from quartapp.ws.connection import Connection
 from quartapp.ws.hub import Full, Hub, Limits
 from quartapp.ws.protocol import Close
+from tests.people import SECONDS
 
 USER, SESSION = PydanticObjectId(), PydanticObjectId()
 MAILBOX = 4
@@ -249,6 +250,18 @@ async def test_last_words_come_past_a_full_mailbox_and_nothing_after_them() -> N
         assert said[-1]["type"] == "session.ended"
         assert (said[-1]["reason"], said[-1]["by"]) == ("role_revoked", "root")
         assert [m["type"] for m in said].count("session.ended") == 1
+
+
+async def test_whoever_does_not_say_that_it_has_heard_is_not_waited_for_as_for_one_that_is_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ws_connection, "LAST_WORDS_SECONDS", 2 * SECONDS)
+    async with connected() as (connection, socket):
+        connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
+        assert (await socket.next())["type"] == "session.ended"
+        async with asyncio.timeout(SECONDS):
+            assert await socket.code == Close.ENDED
+            assert await connection.answered() is None
 
 
 async def test_a_socket_that_takes_nothing_is_given_up_after_its_second() -> None:
