@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from itertools import count
+from functools import partial
 from typing import Any
 
 import h11 as http1
@@ -19,13 +19,16 @@ from hypercorn.asyncio import run, tcp_server
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as HTTPEvent
 from hypercorn.protocol import h2, h11, ws_stream
-from hypercorn.protocol.events import Body, Data, Event, StreamClosed
+from hypercorn.protocol.events import Body, Data, Event, Request, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError
-from hypercorn.typing import ASGISendEvent
-from wsproto.events import CloseConnection, Message
+from wsproto.events import CloseConnection, Message, TextMessage
 from wsproto.events import Event as WSProtoEvent
 from wsproto.frame_protocol import CloseReason
+from wsproto.utilities import LocalProtocolError
 
+from quartapp.ws.line import LINE, SECONDS
+
+WRITER = "quartapp.writer"
 LINGER_SECONDS = 0.5
 BREATH = 50
 LATE_BYTES = 64 * 1024
@@ -41,6 +44,8 @@ class Connection(tcp_server.TCPServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        # hypercorn passes this down to the streams, and nothing else of ours.
+        self.state = {**self.state, WRITER: self.writer}
         self._idle_since: float | None = self.loop.time()
         self._watched = True
         self._closing = False
@@ -158,32 +163,84 @@ class Buffer(ws_stream.WebsocketBuffer):
 
 
 class Stream(ws_stream.WSStream):
-    """A socket that is over once we closed it: what the client still says is thrown away."""
+    """A socket that is over once we closed it: what the client still says is thrown away.
 
-    late = 0
+    It is a Line too (ws/line.py): what it says so goes past hypercorn's queues and Quart's, at
+    once, and what is answered comes back so.
+    """
+
+    _put: Callable[[Any], Awaitable[None]]
+    _writer: asyncio.StreamWriter
+    _hear: Callable[[str | bytes], None] | None = None
+    _patience: asyncio.TimerHandle | None = None
+    _passed = _late = 0
+
+    def say(self, text: str, hear: Callable[[str | bytes], None]) -> None:
+        self._hear = hear
+        self._write(TextMessage(data=text))
+
+    def hang_up(self, code: int, reason: str) -> None:
+        if self.closed:
+            return
+        self._write(CloseConnection(code=code, reason=reason))
+        self.state, self._hear = ASGIWebsocketState.CLOSED, None
+        # A line that is cut while the client still speaks is reset, and our last words are lost
+        # with it: so it has time to answer.
+        cut = partial(self.task_group.spawn, self._cut)
+        self._patience = asyncio.get_running_loop().call_later(SECONDS, cut)
+
+    async def _cut(self) -> None:
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
+    def _write(self, event: WSProtoEvent) -> None:
+        if not self._writer.is_closing():
+            # As hypercorn does: the client may have begun to close.
+            with suppress(LocalProtocolError):
+                self._writer.write(self.connection.send(event))
 
     async def handle(self, event: Event) -> None:
         if self.state is ASGIWebsocketState.CLOSED and isinstance(event, Body | Data):
             # Whoever answers our close has little to say before that. Of a flood it would take more
             # to look at each frame than to have it come.
-            self.late += len(event.data)
-            if self.late > LATE_BYTES:
+            self._late += len(event.data)
+            if self._late > LATE_BYTES:
                 return
-        was_closed, had_none = self.closed, self.app_put is None
+        was_closed = self.closed
         await super().handle(event)
-        if had_none and self.app_put is not None:
-            self.app_put = _in_turns(self.app_put)
-        if self.closed and not was_closed and not isinstance(event, StreamClosed):
+        if isinstance(event, StreamClosed):
+            self._let_go()
+        elif self.closed and not was_closed:
             # The handshake was refused. Left alone, the line would stay for as long as the client
             # likes, and an application that has begun to serve it would not be told.
             if self.app_put is not None:
                 await self.app_put({"type": "websocket.disconnect", "code": 1006})
             await self.send(StreamClosed(stream_id=self.stream_id))
+        elif isinstance(event, Request) and self.app_put is not None:
+            self._put, self.app_put = self.app_put, self._pass_on
+            # In HTTP/2 a socket is one of many streams, and cannot write as it likes.
+            if event.http_version == "1.1":
+                self._writer = event.state[WRITER]
+                self.scope["extensions"][LINE] = self  # type: ignore[assignment]
 
-    async def app_send(self, message: ASGISendEvent | None) -> None:
-        if message is not None and message["type"] == "websocket.close" and self.app_put:
-            self.app_put = _only_disconnect(self.app_put)
-        await super().app_send(message)
+    def _let_go(self) -> None:
+        """Of what holds each other, for the collector would have to find it."""
+        self.app_put = self._hear = None
+        if self._patience is not None:
+            self._patience.cancel()
+        vars(self).pop("scope", None)
+
+    async def _pass_on(self, message: Any) -> None:
+        if message["type"] == "websocket.disconnect":
+            await self._put(message)
+        elif self._hear is not None:
+            self._hear(message["text"] or message["bytes"])
+        elif self.state is not ASGIWebsocketState.CLOSED:
+            await self._put(message)
+        # Thousands of messages can come in one piece. Whoever is to be cut off for that, and
+        # everybody else, has their turn in between.
+        self._passed += 1
+        if self._passed % BREATH == 0:
+            await asyncio.sleep(0)
 
     async def _send_wsproto_event(self, event: WSProtoEvent) -> None:
         await super()._send_wsproto_event(event)
@@ -200,24 +257,3 @@ def harden() -> None:
     run.TCPServer = Connection  # type: ignore[misc]
     protocol.H11Protocol = Requests  # type: ignore[misc]
     h11.WSStream = h2.WSStream = Stream  # type: ignore[misc]
-
-
-def _in_turns(put: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-    """Thousands of messages can come in one piece. Whoever is to be cut off for that, and everybody
-    else, has their turn in between."""
-    passed = count(1)
-
-    async def pass_on(message: Any) -> None:
-        await put(message)
-        if next(passed) % BREATH == 0:
-            await asyncio.sleep(0)
-
-    return pass_on
-
-
-def _only_disconnect(put: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-    async def pass_on(message: Any) -> None:
-        if message["type"] == "websocket.disconnect":
-            await put(message)
-
-    return pass_on

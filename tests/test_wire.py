@@ -1,18 +1,24 @@
-"""When a connection ends: spoken to by hand, with hypercorn in this process."""
+"""When a connection ends, and how: spoken to by hand, with hypercorn in this process."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from hypercorn import protocol
 from hypercorn.asyncio import run
 from hypercorn.protocol import h11
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, CloseConnection, TextMessage
+from wsproto.events import Request as WSRequest
 
 from quartapp import wire
+from quartapp.ws.line import LINE
 from tests.conftest import serving_here
 from tests.people import SECONDS
 
@@ -55,6 +61,9 @@ class Line:
     async def answer(self) -> bytes:
         async with asyncio.timeout(SECONDS):
             return await self._reader.readuntil(b"\r\n\r\n")
+
+    async def some(self) -> bytes:
+        return await self._reader.read(1024)
 
     async def closed(self) -> float:
         """When the server hung up, which it does without a word."""
@@ -161,3 +170,122 @@ async def asked_before() -> AsyncIterator[tuple[Server, Line]]:
         line.writer.write(REQUEST)
         assert b" 200 " in await line.answer()
         yield server, line
+
+
+class Sockets:
+    """Takes in sockets, and all that comes on them until they are gone."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+        self.came: asyncio.Queue[None] = asyncio.Queue()
+        self.gone: asyncio.Queue[int] = asyncio.Queue()
+        self.received: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+        number = len(self.lines)
+        self.lines.append(scope["extensions"][LINE])
+        self.came.put_nowait(None)
+        while (message := await receive())["type"] != "websocket.disconnect":
+            self.received.append(message["text"])
+        self.gone.put_nowait(number)
+
+
+class Visitor:
+    """A client of theirs that closes as it likes."""
+
+    def __init__(self, line: Line) -> None:
+        self._line, self._speech = line, WSConnection(ConnectionType.CLIENT)
+
+    async def hears(self) -> Any:
+        while True:
+            for event in self._speech.events():
+                return event
+            async with asyncio.timeout(SECONDS):
+                self._speech.receive_data(await self._line.some())
+
+    def says(self, event: Any) -> None:
+        self._line.writer.write(self._speech.send(event))
+
+    async def closed(self) -> None:
+        await self._line.closed()
+
+
+@asynccontextmanager
+async def sockets(count: int) -> AsyncIterator[tuple[Sockets, list[Visitor]]]:
+    application = Sockets()
+    async with AsyncExitStack() as stack:
+        serving = serving_here(application, over=asyncio.Event(), errorlog=None)
+        address = await stack.enter_async_context(serving)
+        clients = []
+        for _ in range(count):
+            line = Line(*await asyncio.open_connection(*address))
+            stack.callback(line.writer.close)
+            client = Visitor(line)
+            client.says(WSRequest(host="here", target="/"))
+            assert isinstance(await client.hears(), AcceptConnection)
+            await application.came.get()
+            clients.append(client)
+        yield application, clients
+
+
+async def put_away(application: Sockets) -> int:
+    async with asyncio.timeout(SECONDS):
+        return await application.gone.get()
+
+
+async def test_last_words_go_past_the_application_and_so_does_what_is_answered() -> None:
+    async with sockets(1) as (application, [client]):
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        application.lines[0].say("over", heard.put_nowait)
+        assert (await client.hears()).data == "over"
+        client.says(TextMessage("understood"))
+        async with asyncio.timeout(SECONDS):
+            assert await heard.get() == "understood"
+        application.lines[0].hang_up(4401, "why")
+        closing = await client.hears()
+        assert (closing.code, closing.reason) == (4401, "why")
+        client.says(closing.response())
+        await client.closed()
+        assert await put_away(application) == 0
+        assert application.received == []
+
+
+async def test_whoever_does_not_answer_a_close_is_cut_off_when_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "SECONDS", SHORT)
+    loop = asyncio.get_running_loop()
+    async with sockets(1) as (application, [client]):
+        began = loop.time()
+        application.lines[0].hang_up(1012, "")
+        assert (await client.hears()).code == 1012
+        await client.closed()
+        assert loop.time() - began >= SHORT
+        assert await put_away(application) == 0
+
+
+async def test_nothing_is_said_to_whoever_has_left_and_nothing_of_it_left_to_the_collector(
+    errors: list[dict[str, Any]],
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with sockets(1) as (application, [client]):
+            client.says(CloseConnection(1000))
+            assert await put_away(application) == 0
+            line = application.lines.pop()
+            line.say("over", application.received.append)
+            line.hang_up(4401, "why")
+            assert (await client.hears()).code == 1000
+            await client.closed()
+            gone = asyncio.Event()
+            weakref.finalize(line, gone.set)
+            del line
+            async with asyncio.timeout(SECONDS):
+                await gone.wait()
+    finally:
+        gc.enable()
+    assert not errors

@@ -7,7 +7,6 @@ import math
 import secrets
 from contextlib import suppress
 from itertools import count
-from typing import Protocol
 
 from beanie import PydanticObjectId
 
@@ -16,23 +15,15 @@ from quartapp.database import Unavailable
 from quartapp.log import log
 from quartapp.models.notice import Notice
 from quartapp.models.principal import Ended, Principal
-from quartapp.ws import protocol
+from quartapp.ws import line, protocol
+from quartapp.ws.line import Line, Socket
 from quartapp.ws.protocol import Close, Message, SessionEnded
 
-LAST_WORDS_SECONDS = 1.0
 ACK_SECONDS = 0.25
 STUCK_SECONDS = 1.0
 AGAIN_SECONDS = 1.0
 BURST, PER_SECOND = 200, 20
 PAGE = 100
-
-
-class Socket(Protocol):
-    """What is used of Quart's websocket."""
-
-    async def send(self, data: str, /) -> None: ...
-    async def receive(self) -> str | bytes: ...
-    async def close(self, code: int, reason: str = "") -> None: ...
 
 
 class Connection:
@@ -45,6 +36,7 @@ class Connection:
     def __init__(
         self,
         socket: Socket,
+        line: Line,
         *,
         session_id: PydanticObjectId,
         user_id: PydanticObjectId,
@@ -59,19 +51,20 @@ class Connection:
         self.expires = math.inf
         self.changed = asyncio.Event()
         self._socket = socket
+        self._line = line
         self._mailbox: asyncio.Queue[Message | Notice | None] = asyncio.Queue(mailbox)
         self._ping_seconds = ping_seconds
         self._cursor = 0
         self._unanswered = 0
-        self._behind = self._unlogged = False
+        self._behind = False
         self._sending_since: float | None = None
         self._name = secrets.token_hex(4)
         self._ids = count(1)
-        self._handler = asyncio.current_task()
         self._writer: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: tuple[Close, str] | None = None
         self._gone = asyncio.Event()
         self._last_words: str | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._acked_at: float | None = None
         self._answered = asyncio.Event()
 
@@ -131,13 +124,34 @@ class Connection:
             message=ended.told_to(self.user_id),
         )
         # Of many that one event ends, the receipt is the one line in the log.
-        self._unlogged = ended.event is not None
-        self.close(Close.ENDED, ended.reason.value, words)
+        self.close(Close.ENDED, ended.reason.value, words, logged=ended.event is None)
 
-    def close(self, code: Close, reason: str = "", words: SessionEnded | None = None) -> None:
+    def close(
+        self,
+        code: Close,
+        reason: str = "",
+        words: SessionEnded | None = None,
+        *,
+        logged: bool = True,
+    ) -> None:
         """Begins to close; the first call counts. The handler is over in two seconds at most."""
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close(code, reason, words))
+        if self._closing is not None:
+            return
+        self._closing = code, reason
+        metrics.CLOSES.labels(int(code)).inc()
+        if logged:
+            log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
+        if self._writer is not None and self._sending_since is not None:
+            # It may be stuck, for a client that does not read, and hold the way.
+            self._writer.cancel()
+        if words is None:
+            self._hang_up()
+        else:
+            # A browser says nothing more once it has our close frame, so its answer is waited for.
+            self._last_words = words.id
+            self._line.say(protocol.encode(words), self._hear)
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(ACK_SECONDS, self._hang_up)
 
     @property
     def over(self) -> bool:
@@ -151,8 +165,9 @@ class Connection:
 
     async def closed(self) -> None:
         """Returns when the client was told, or has had its second."""
-        if self._closing is not None:
-            await asyncio.wait([self._closing])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ACK_SECONDS + line.SECONDS):
+                await self._gone.wait()
 
     # ---- what the handler calls
 
@@ -182,18 +197,19 @@ class Connection:
         self.close(Close.FAILED, "error")
 
     async def run(self) -> None:
-        """Reads and writes until the socket is closed, from either side."""
+        """Reads and writes until the socket is closed, from either side: then it is cancelled."""
         try:
             try:
                 await self._read_and_write()
             except Exception as error:
                 self.fail(error)
-            # We are closing. When the client has answered, this task is cancelled.
-            await self.closed()
+            await asyncio.Event().wait()
         finally:
             # A task that was cancelled holds its frames, and they hold us: a circle that only the
             # collector would find.
-            self._handler = self._writer = None
+            self._writer = None
+            if self._patience is not None:
+                self._patience.cancel()
             self._gone.set()
             self._answered.set()
 
@@ -215,14 +231,17 @@ class Connection:
     async def _read(self) -> None:
         """Takes in all that comes, for Quart would keep it in memory; listens for life."""
         allowance, last = float(BURST), asyncio.get_running_loop().time()
-        while not self._answered.is_set():
+        while True:
             try:
                 async with asyncio.timeout(2 * self._ping_seconds):
                     frame = await self._socket.receive()
             except TimeoutError:
                 return self.close(Close.TOO_SLOW, "no answer")
+            if self._closing is not None:
+                self._hear(frame)
+                continue
             try:
-                self._acknowledge(protocol.acknowledged(frame))
+                protocol.acknowledged(frame)
             except protocol.BadMessage:
                 return self.close(Close.BAD_MESSAGE, "bad message")
             if self._unanswered:
@@ -234,12 +253,6 @@ class Connection:
             last = now
             if allowance < 0:
                 return self.close(Close.BAD_MESSAGE, "too many messages")
-        return None
-
-    def _acknowledge(self, message_id: str | None) -> None:
-        if message_id is not None and message_id == self._last_words:
-            self._acked_at = clock.monotonic()
-            self._answered.set()
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -291,6 +304,8 @@ class Connection:
         self._cursor = notice.seq
 
     async def _send(self, message: Message) -> None:
+        if self._closing is not None:
+            return
         self._unanswered += 1
         self._sending_since = clock.monotonic()
         await self._socket.send(protocol.encode(message))
@@ -310,38 +325,16 @@ class Connection:
         began = self._sending_since
         return began is not None and clock.monotonic() - began > STUCK_SECONDS
 
-    async def _close(self, code: Close, reason: str, words: SessionEnded | None) -> None:
-        if self._writer is not None:
-            # It may be stuck in a send to a client that does not read, and hold the way.
-            self._writer.cancel()
-            if self._sending_since is not None:
-                await asyncio.wait([self._writer])
-        # The close frame has a second of its own: when thousands are told at once, the words of
-        # some may take all of theirs.
-        with suppress(Exception):
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
-                if words is not None:
-                    await self._say_last(words)
-        self._answered.set()
-        with suppress(Exception):
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
-                await self._socket.close(code, reason)
-                # A line that is cut while the client still speaks is reset, and our last words
-                # are lost with it: so it gets the rest of the second to answer.
-                await self._gone.wait()
-        if not self._gone.is_set() and self._handler is not None:
-            self._handler.cancel()
-        metrics.CLOSES.labels(int(code)).inc()
-        if not self._unlogged:
-            log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
+    def _hear(self, frame: str | bytes) -> None:
+        with suppress(protocol.BadMessage):
+            if protocol.acknowledged(frame) == self._last_words:
+                self._acked_at = clock.monotonic()
+                self._hang_up()
 
-    async def _say_last(self, words: SessionEnded) -> None:
-        """A browser says nothing more once it has our close frame, so its answer is waited for."""
-        self._last_words = words.id
-        await self._send(words)
-        patience = asyncio.get_running_loop().call_later(ACK_SECONDS, self._answered.set)
-        await self._answered.wait()
-        patience.cancel()
+    def _hang_up(self) -> None:
+        if self._closing is not None and not self._answered.is_set():
+            self._answered.set()
+            self._line.hang_up(*self._closing)
 
     def _next_id(self) -> str:
         # Another one in each connection: a client knows by it what it has heard already.

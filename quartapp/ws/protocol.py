@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any, ClassVar
 
 LONGEST = 4096
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Close(IntEnum):
@@ -85,7 +86,7 @@ class BadMessage(Exception):
 
 def encode(message: Message) -> str:
     fields = {name: getattr(message, name) for name in message.__slots__}
-    return json.dumps({"type": message.TYPE, **fields}, separators=(",", ":"))
+    return _encode({"type": message.TYPE, **fields})
 
 
 def acknowledged(frame: str | bytes | None) -> str | None:

@@ -16,6 +16,7 @@ from quartapp.models import principal
 from quartapp.models.principal import Ended, Principal
 from quartapp.ws.connection import Connection
 from quartapp.ws.hub import Full, Hub
+from quartapp.ws.line import LINE, PlainLine
 from quartapp.ws.protocol import Close
 
 blueprint = Blueprint("ws", __name__)
@@ -58,8 +59,10 @@ async def live() -> None:
         abort(503)
     cursor = _cursor()
     await websocket.accept()
+    socket = websocket._get_current_object()  # type: ignore[attr-defined]
     connection = Connection(
-        websocket._get_current_object(),  # type: ignore[attr-defined]
+        socket,
+        socket.scope["extensions"].get(LINE) or PlainLine(socket),
         session_id=session_id,
         user_id=user_id,
         address=remote_address(),

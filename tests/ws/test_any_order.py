@@ -26,6 +26,7 @@ from quartapp.policy import Permission
 from quartapp.ws.connection import Connection
 from quartapp.ws.feed import Feed
 from quartapp.ws.hub import Hub, Limits
+from quartapp.ws.line import PlainLine
 from quartapp.ws.receipts import Receipts
 from tests.people import until
 
@@ -116,6 +117,7 @@ class Worker:
         async def handler() -> None:
             connection = Connection(
                 page.socket,
+                PlainLine(page.socket),
                 session_id=session.id,
                 user_id=user.id,
                 mailbox=1000,

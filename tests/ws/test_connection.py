@@ -20,8 +20,10 @@ from quartapp.models.principal import Ended, Principal
 from quartapp.models.references import ref
 from quartapp.models.session import Reason
 from quartapp.ws import connection as ws_connection
+from quartapp.ws import line as ws_line
 from quartapp.ws.connection import Connection
 from quartapp.ws.hub import Full, Hub, Limits
+from quartapp.ws.line import PlainLine
 from quartapp.ws.protocol import Close
 from tests.people import SECONDS
 
@@ -102,7 +104,7 @@ async def connected(**changes: Any) -> AsyncIterator[tuple[Connection, Socket]]:
 
 def connection_of(socket: Socket, **changes: Any) -> Connection:
     words = {"session_id": SESSION, "user_id": USER, "mailbox": MAILBOX, "ping_seconds": 60}
-    return Connection(socket, **(words | changes))
+    return Connection(socket, PlainLine(socket), **(words | changes))
 
 
 def notice(seq: int) -> Notice:
@@ -255,7 +257,7 @@ async def test_last_words_come_past_a_full_mailbox_and_nothing_after_them() -> N
 async def test_whoever_does_not_say_that_it_has_heard_is_not_waited_for_as_for_one_that_is_stuck(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ws_connection, "LAST_WORDS_SECONDS", 2 * SECONDS)
+    monkeypatch.setattr(ws_line, "SECONDS", 2 * SECONDS)
     async with connected() as (connection, socket):
         connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
         assert (await socket.next())["type"] == "session.ended"
