@@ -8,6 +8,7 @@ here, by the bounds of the application's own mailbox, and by the kernel's buffer
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -28,10 +29,11 @@ from wsproto.utilities import LocalProtocolError
 
 from quartapp.ws.line import LINE, SECONDS
 
-WRITER = "quartapp.writer"
+WRITER, LULL = "quartapp.writer", "quartapp.lull"
 LINGER_SECONDS = 0.5
 BREATH = 50
 LATE_BYTES = 64 * 1024
+QUIET_SECONDS, AT_LAST_SECONDS, AT_ONCE = 0.1, 3.0, 10
 
 
 class Connection(tcp_server.TCPServer):
@@ -44,6 +46,9 @@ class Connection(tcp_server.TCPServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        if LULL not in self.state:
+            # There is one such state for a worker.
+            self.state[LULL] = Lull()
         # hypercorn passes this down to the streams, and nothing else of ours.
         self.state = {**self.state, WRITER: self.writer}
         self._idle_since: float | None = self.loop.time()
@@ -162,6 +167,45 @@ class Buffer(ws_stream.WebsocketBuffer):
         super().extend(event)
 
 
+class Lull:
+    """Puts off what is left to do for sockets that are over while others are still to be told that
+    theirs is: it is as much as the telling, and when thousands are told, each would wait for it."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._quiet_at = self._at_last = 0.0
+
+    def put_off(self) -> None:
+        """Somebody is told."""
+        self._quiet_at = asyncio.get_running_loop().time() + QUIET_SECONDS
+
+    async def come(self) -> None:
+        """Returns when nobody was told for a moment, or when it is high time; a few return at
+        once, and whatever else there is to do has its turn."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            if loop.time() >= self._quiet_at:
+                return
+            self._at_last = loop.time() + AT_LAST_SECONDS
+            loop.call_soon(self._look)
+        here: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(here)
+        await here
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = min(self._quiet_at, self._at_last)
+        if loop.time() < due:
+            loop.call_at(due, self._look)
+            return
+        for _ in range(min(AT_ONCE, len(self._waiting))):
+            here = self._waiting.popleft()
+            if not here.done():
+                here.set_result(None)
+        if self._waiting:
+            loop.call_soon(self._look)
+
+
 class Stream(ws_stream.WSStream):
     """A socket that is over once we closed it: what the client still says is thrown away.
 
@@ -171,17 +215,20 @@ class Stream(ws_stream.WSStream):
 
     _put: Callable[[Any], Awaitable[None]]
     _writer: asyncio.StreamWriter
+    _lull: Lull
     _hear: Callable[[str | bytes], None] | None = None
     _patience: asyncio.TimerHandle | None = None
     _passed = _late = 0
 
     def say(self, text: str, hear: Callable[[str | bytes], None]) -> None:
         self._hear = hear
+        self._lull.put_off()
         self._write(TextMessage(data=text))
 
     def hang_up(self, code: int, reason: str) -> None:
         if self.closed:
             return
+        self._lull.put_off()
         self._write(CloseConnection(code=code, reason=reason))
         self.state, self._hear = ASGIWebsocketState.CLOSED, None
         # A line that is cut while the client still speaks is reset, and our last words are lost
@@ -190,6 +237,7 @@ class Stream(ws_stream.WSStream):
         self._patience = asyncio.get_running_loop().call_later(SECONDS, cut)
 
     async def _cut(self) -> None:
+        await self._lull.come()
         await self.send(StreamClosed(stream_id=self.stream_id))
 
     def _write(self, event: WSProtoEvent) -> None:
@@ -205,6 +253,7 @@ class Stream(ws_stream.WSStream):
             self._late += len(event.data)
             if self._late > LATE_BYTES:
                 return
+            await self._lull.come()
         was_closed = self.closed
         await super().handle(event)
         if isinstance(event, StreamClosed):
@@ -217,6 +266,7 @@ class Stream(ws_stream.WSStream):
             await self.send(StreamClosed(stream_id=self.stream_id))
         elif isinstance(event, Request) and self.app_put is not None:
             self._put, self.app_put = self.app_put, self._pass_on
+            self._lull = event.state[LULL]
             # In HTTP/2 a socket is one of many streams, and cannot write as it likes.
             if event.http_version == "1.1":
                 self._writer = event.state[WRITER]

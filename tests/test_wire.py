@@ -289,3 +289,55 @@ async def test_nothing_is_said_to_whoever_has_left_and_nothing_of_it_left_to_the
     finally:
         gc.enable()
     assert not errors
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_whoever_is_over_is_put_away_once_nobody_is_left_to_be_told(
+    monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    monkeypatch.setattr(wire, "SECONDS", wire.QUIET_SECONDS / 2)
+    async with sockets(2) as (application, [first, second]):
+        application.lines[0].hang_up(4401, "")
+        closing = await first.hears()
+        if answers:
+            first.says(closing.response())
+        for _ in range(4):
+            await asyncio.sleep(wire.QUIET_SECONDS / 2)
+            application.lines[1].say("wait", application.received.append)
+            assert (await second.hears()).data == "wait"
+            assert application.gone.empty()
+        assert await put_away(application) == 0
+        await first.closed()
+
+
+async def test_whoever_is_over_is_put_away_at_last_though_others_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "AT_LAST_SECONDS", 0.0)
+    monkeypatch.setattr(wire, "QUIET_SECONDS", 2 * SECONDS)
+    async with sockets(1) as (application, [client]):
+        application.lines[0].hang_up(4401, "")
+        client.says((await client.hears()).response())
+        assert await put_away(application) == 0
+
+
+async def test_few_are_put_away_at_once_and_the_others_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "QUIET_SECONDS", 0.0)
+    lull, out = wire.Lull(), 0
+
+    async def one() -> None:
+        nonlocal out
+        await lull.come()
+        out += 1
+
+    lull.put_off()
+    lull._quiet_at += SHORT
+    waiting = [asyncio.create_task(one()) for _ in range(3 * wire.AT_ONCE)]
+    most = before = 0
+    async with asyncio.timeout(SECONDS):
+        while not all(task.done() for task in waiting):
+            await asyncio.sleep(0)
+            most, before = max(most, out - before), out
+    assert 0 < most <= wire.AT_ONCE

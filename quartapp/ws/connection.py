@@ -64,7 +64,6 @@ class Connection:
         self._closing: tuple[Close, str] | None = None
         self._gone = asyncio.Event()
         self._last_words: str | None = None
-        self._patience: asyncio.TimerHandle | None = None
         self._acked_at: float | None = None
         self._answered = asyncio.Event()
 
@@ -150,8 +149,7 @@ class Connection:
             # A browser says nothing more once it has our close frame, so its answer is waited for.
             self._last_words = words.id
             self._line.say(protocol.encode(words), self._hear)
-            loop = asyncio.get_running_loop()
-            self._patience = loop.call_later(ACK_SECONDS, self._hang_up)
+            asyncio.get_running_loop().call_later(ACK_SECONDS, self._hang_up)
 
     @property
     def over(self) -> bool:
@@ -208,8 +206,6 @@ class Connection:
             # A task that was cancelled holds its frames, and they hold us: a circle that only the
             # collector would find.
             self._writer = None
-            if self._patience is not None:
-                self._patience.cancel()
             self._gone.set()
             self._answered.set()
 

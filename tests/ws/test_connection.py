@@ -254,6 +254,15 @@ async def test_last_words_come_past_a_full_mailbox_and_nothing_after_them() -> N
         assert [m["type"] for m in said].count("session.ended") == 1
 
 
+async def test_nothing_is_said_after_last_words_to_a_client_that_reads() -> None:
+    async with connected() as (connection, socket):
+        connection.end(Ended(SESSION, USER, Reason.EXPIRED, None, clock.now()))
+        connection.inform(MODERATOR)
+        assert (await socket.next())["type"] == "session.ended"
+        assert await socket.code == Close.ENDED
+        assert socket.said.empty()
+
+
 async def test_whoever_does_not_say_that_it_has_heard_is_not_waited_for_as_for_one_that_is_stuck(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
