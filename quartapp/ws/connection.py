@@ -133,7 +133,8 @@ class Connection:
         *,
         logged: bool = True,
     ) -> None:
-        """Begins to close; the first call counts. The handler is over in two seconds at most."""
+        """Begins to close; the first call counts. The handler is cancelled when the client has
+        answered or has had its second, and while thousands are told some seconds later."""
         if self._closing is not None:
             return
         self._closing = code, reason
@@ -323,7 +324,8 @@ class Connection:
 
     def _hear(self, frame: str | bytes) -> None:
         with suppress(protocol.BadMessage):
-            if protocol.acknowledged(frame) == self._last_words:
+            message_id = protocol.acknowledged(frame)
+            if message_id is not None and message_id == self._last_words:
                 self._acked_at = clock.monotonic()
                 self._hang_up()
 

@@ -62,7 +62,7 @@ async def live() -> None:
     socket = websocket._get_current_object()  # type: ignore[attr-defined]
     connection = Connection(
         socket,
-        socket.scope["extensions"].get(LINE) or PlainLine(socket),
+        (socket.scope.get("extensions") or {}).get(LINE) or PlainLine(socket),
         session_id=session_id,
         user_id=user_id,
         address=remote_address(),

@@ -47,9 +47,10 @@ MODERATOR = replace(ADA, permissions=frozenset({"posts.write", "users.read"}), v
 
 
 class Socket:
-    """Takes in what is sent, unless it is stuck, and is silent."""
+    """Takes in what is sent, unless it is stuck, and answers what it is told to."""
 
     def __init__(self) -> None:
+        self.answers: asyncio.Queue[str] = asyncio.Queue()
         self.said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.reads = asyncio.Event()
@@ -60,7 +61,7 @@ class Socket:
         self.said.put_nowait(json.loads(data))
 
     async def receive(self) -> str | bytes:
-        return await asyncio.Event().wait() and ""
+        return await self.answers.get()
 
     async def close(self, code: int, reason: str = "") -> None:
         await self.reads.wait()
@@ -261,6 +262,28 @@ async def test_nothing_is_said_after_last_words_to_a_client_that_reads() -> None
         assert (await socket.next())["type"] == "session.ended"
         assert await socket.code == Close.ENDED
         assert socket.said.empty()
+
+
+async def test_whoever_says_that_it_has_heard_is_waited_for_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ws_connection, "ACK_SECONDS", 2 * SECONDS)
+    async with connected() as (connection, socket):
+        connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
+        words = await socket.next()
+        socket.answers.put_nowait(json.dumps({"type": "ack", "id": words["id"]}))
+        async with asyncio.timeout(SECONDS):
+            assert await socket.code == Close.ENDED
+            assert await connection.answered() is not None
+
+
+async def test_a_pong_does_not_say_that_anything_was_heard() -> None:
+    async with connected() as (connection, socket):
+        connection.close(Close.TOO_SLOW)
+        socket.answers.put_nowait('{"type": "pong"}')
+        assert await socket.code == Close.TOO_SLOW
+        assert socket.answers.empty()
+        assert await connection.answered() is None
 
 
 async def test_whoever_does_not_say_that_it_has_heard_is_not_waited_for_as_for_one_that_is_stuck(
