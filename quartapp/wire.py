@@ -1,8 +1,8 @@
 """What hypercorn leaves open to a hostile client, closed.
 
 hypercorn has no hook for this, so its classes are replaced by the subclasses below in the modules
-that make them: see docs/adr/0008 and 0060. Memory held for one client is bounded by what is said
-here, by the bounds of the application's own mailbox, and by the kernel's buffers.
+that make them: see docs/adr/0008, 0015 and 0060. Memory held for one client is bounded by what is
+said here, by the bounds of the application's own mailbox, and by the kernel's buffers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import h11 as http1
@@ -221,6 +220,8 @@ class Stream(ws_stream.WSStream):
     _passed = _late = 0
 
     def say(self, text: str, hear: Callable[[str | bytes], None]) -> None:
+        if self.closed:
+            return
         self._hear = hear
         self._lull.put_off()
         self._write(TextMessage(data=text))
@@ -231,10 +232,8 @@ class Stream(ws_stream.WSStream):
         self._lull.put_off()
         self._write(CloseConnection(code=code, reason=reason))
         self.state, self._hear = ASGIWebsocketState.CLOSED, None
-        # A line that is cut while the client still speaks is reset, and our last words are lost
-        # with it: so it has time to answer.
-        cut = partial(self.task_group.spawn, self._cut)
-        self._patience = asyncio.get_running_loop().call_later(SECONDS, cut)
+        loop = asyncio.get_running_loop()
+        self._patience = loop.call_later(SECONDS, self.task_group.spawn, self._cut)
 
     async def _cut(self) -> None:
         await self._lull.come()

@@ -20,7 +20,11 @@ class Line(Protocol):
         """Says it. What comes from then on is passed to `hear`, until `hang_up`."""
 
     def hang_up(self, code: int, reason: str) -> None:
-        """Sends the close frame. Whoever has not answered it a second later is cut off."""
+        """Sends the close frame. Whoever has not answered it a second later is cut off.
+
+        Not sooner: a line that is cut while the client still speaks is reset, and what was said
+        last is lost with it.
+        """
 
 
 class Socket(Protocol):
@@ -56,13 +60,13 @@ class PlainLine:
 
     async def _hang_up(self, code: int, reason: str, said: asyncio.Task[None] | None) -> None:
         if said is not None:
+            # The close frame has a second of its own: when thousands are told at once, the words
+            # of some may take all of theirs.
             await asyncio.wait([said])
         if (handler := self._handler()) is None:
             return
         with suppress(Exception):
             async with asyncio.timeout(SECONDS):
                 await self._socket.close(code, reason)
-                # A line that is cut while the client still speaks is reset, and our last words
-                # are lost with it: so it gets the rest of the second to answer.
                 await asyncio.wait([handler])
         handler.cancel()
