@@ -88,6 +88,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     settings = settings or Settings.load()
     log.configure(production=settings.production, worker=settings.worker)
     app = Quart(__name__)
+    app.jinja_environment = templating.Environment
     _configure(app, settings)
     auth.init_app(app, settings)
     running = _assemble(settings)

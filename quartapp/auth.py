@@ -9,7 +9,15 @@ from functools import cache, lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from itsdangerous import URLSafeTimedSerializer
-from quart import Quart, after_this_request, current_app, has_request_context, request, websocket
+from quart import (
+    Quart,
+    after_this_request,
+    current_app,
+    g,
+    has_request_context,
+    request,
+    websocket,
+)
 from quart.sessions import SecureCookieSessionInterface
 from quart_auth import Action, AuthUser, QuartAuth, Unauthorized, login_user
 from quart_auth import current_user as _current_user
@@ -213,13 +221,18 @@ def who() -> CurrentUser:
 
 
 class Extension(QuartAuth):
-    """Quart-Auth, but for two things that would cost more than all the rest of a request."""
+    """Quart-Auth, but for what would cost more than all the rest of a request."""
 
     def load_token(self, token: str, app: Quart | None = None) -> str | None:
         """A session's cookie comes with each of its requests: its signature is checked once."""
         return self._checked(token, app) if len(token) <= LONGEST_SIGNED else None
 
     _checked = lru_cache(maxsize=10_000)(QuartAuth.load_token)
+
+    def load_user(self) -> AuthUser:
+        """Asked for several times in each request: theirs makes a nobody each time, in case."""
+        user = g.get(self.attribute_name) if g else None
+        return user or super().load_user()
 
     # There it is a plain function. Quart takes such a one for one that blocks, and would go to a
     # thread and back for each page.
