@@ -26,7 +26,7 @@ from wsproto.events import Event as WSProtoEvent
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError
 
-from quartapp.ws.line import LINE, SECONDS
+from quartapp.ws.line import CUT_SECONDS, LINE
 
 WRITER, LULL = "quartapp.writer", "quartapp.lull"
 LINGER_SECONDS = 0.5
@@ -233,7 +233,7 @@ class Stream(ws_stream.WSStream):
         self._write(CloseConnection(code=code, reason=reason))
         self.state, self._hear = ASGIWebsocketState.CLOSED, None
         loop = asyncio.get_running_loop()
-        self._patience = loop.call_later(SECONDS, self.task_group.spawn, self._cut)
+        self._patience = loop.call_later(CUT_SECONDS, self.task_group.spawn, self._cut)
 
     async def _cut(self) -> None:
         await self._lull.come()

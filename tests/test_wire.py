@@ -256,7 +256,7 @@ async def test_last_words_go_past_the_application_and_so_does_what_is_answered()
 async def test_whoever_does_not_answer_a_close_is_cut_off_when_its_time_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wire, "SECONDS", SHORT)
+    monkeypatch.setattr(wire, "CUT_SECONDS", SHORT)
     loop = asyncio.get_running_loop()
     async with sockets(1) as (application, [client]):
         began = loop.time()
@@ -296,7 +296,7 @@ async def test_nothing_is_said_to_whoever_has_left_and_nothing_of_it_left_to_the
 async def test_whoever_is_over_is_put_away_once_nobody_is_left_to_be_told(
     monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
-    monkeypatch.setattr(wire, "SECONDS", wire.QUIET_SECONDS / 2)
+    monkeypatch.setattr(wire, "CUT_SECONDS", wire.QUIET_SECONDS / 2)
     async with sockets(2) as (application, [first, second]):
         application.lines[0].hang_up(4401, "")
         closing = await first.hears()

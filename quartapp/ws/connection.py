@@ -15,8 +15,8 @@ from quartapp.database import Unavailable
 from quartapp.log import log
 from quartapp.models.notice import Notice
 from quartapp.models.principal import Ended, Principal
-from quartapp.ws import line, protocol
-from quartapp.ws.line import Line, Socket
+from quartapp.ws import protocol
+from quartapp.ws.line import CUT_SECONDS, Line, Socket
 from quartapp.ws.protocol import Close, Message, SessionEnded
 
 ACK_SECONDS = 0.25
@@ -165,7 +165,7 @@ class Connection:
     async def closed(self) -> None:
         """Returns when the client was told, or has had its second."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(ACK_SECONDS + line.SECONDS):
+            async with asyncio.timeout(ACK_SECONDS + CUT_SECONDS):
                 await self._gone.wait()
 
     # ---- what the handler calls

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 # The name under which a server offers a Line of its own, as an ASGI extension of the socket.
 LINE = "quartapp.line"
-SECONDS = 1.0
+CUT_SECONDS = 1.0
 
 
 class Line(Protocol):
@@ -55,7 +55,7 @@ class PlainLine:
 
     async def _say(self, text: str) -> None:
         with suppress(Exception):
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(CUT_SECONDS):
                 await self._socket.send(text)
 
     async def _hang_up(self, code: int, reason: str, said: asyncio.Task[None] | None) -> None:
@@ -66,7 +66,7 @@ class PlainLine:
         if (handler := self._handler()) is None:
             return
         with suppress(Exception):
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(CUT_SECONDS):
                 await self._socket.close(code, reason)
                 await asyncio.wait([handler])
         handler.cancel()

@@ -289,7 +289,7 @@ async def test_a_pong_does_not_say_that_anything_was_heard() -> None:
 async def test_whoever_does_not_say_that_it_has_heard_is_not_waited_for_as_for_one_that_is_stuck(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ws_line, "SECONDS", 2 * SECONDS)
+    monkeypatch.setattr(ws_line, "CUT_SECONDS", 2 * SECONDS)
     async with connected() as (connection, socket):
         connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
         assert (await socket.next())["type"] == "session.ended"
