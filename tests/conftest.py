@@ -35,6 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def signals() -> None:
+    """What runs in the background of a script, or by nohup, ignores some signals, and so would the
+    servers that it starts. To do nothing on one is not inherited."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """The address of a mongod that this run of the tests started, and ends."""
