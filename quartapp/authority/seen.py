@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from quartapp import clock
@@ -20,7 +20,8 @@ class Seen(Background):
     """Notes each session at most once a minute."""
 
     def __init__(self) -> None:
-        self._noted: dict[Any, datetime] = {}
+        # What its principal said, and until when, by our own clock, a use is not worth a write.
+        self._noted: dict[Any, tuple[datetime, float]] = {}
         self._pending: dict[Any, tuple[datetime, str | None]] = {}
 
     async def start(self) -> None:
@@ -33,18 +34,24 @@ class Seen(Background):
 
     def note(self, principal: Principal, address: Callable[[], str | None]) -> None:
         """The session was used for a page. Costs nothing: the write comes later."""
+        # Most uses end here, for telling the time costs more than all else in this.
+        seen_at, until = self._noted.get(principal.session_id, (None, 0.0))
+        if seen_at == principal.seen_at and clock.monotonic() < until:
+            return
         now = clock.now()
-        last = self._noted.get(principal.session_id, principal.seen_at)
-        if now - max(last, principal.seen_at) >= SEEN_EVERY:
-            self._noted[principal.session_id] = now
+        left = principal.seen_at + SEEN_EVERY - now
+        if left <= timedelta(0):
             self._pending[principal.session_id] = (now, address())
+            left = SEEN_EVERY
+        until = clock.monotonic() + left.total_seconds()
+        self._noted[principal.session_id] = (principal.seen_at, until)
 
     async def _flush_often(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             await self._flush()
-            old = clock.now() - SEEN_EVERY
-            self._noted = {key: at for key, at in self._noted.items() if at > old}
+            now = clock.monotonic()
+            self._noted = {key: noted for key, noted in self._noted.items() if noted[1] > now}
 
     async def _flush(self) -> None:
         pending, self._pending = self._pending, {}
