@@ -221,7 +221,7 @@ def who() -> CurrentUser:
 
 
 class Extension(QuartAuth):
-    """Quart-Auth, but for what would cost more than all the rest of a request."""
+    """Quart-Auth, but for what would cost each request more than it has to."""
 
     def load_token(self, token: str, app: Quart | None = None) -> str | None:
         """A session's cookie comes with each of its requests: its signature is checked once."""
@@ -231,8 +231,9 @@ class Extension(QuartAuth):
 
     def load_user(self) -> AuthUser:
         """Asked for several times in each request: theirs makes a nobody each time, in case."""
-        user = g.get(self.attribute_name) if g else None
-        return user or super().load_user()
+        if g and (user := g.get(self.attribute_name)):
+            return user
+        return super().load_user()
 
     # There it is a plain function. Quart takes such a one for one that blocks, and would go to a
     # thread and back for each page.

@@ -32,7 +32,7 @@ class Environment(QuartEnvironment):
     """Quart's, but it compiles templates into plain functions.
 
     Ours find all that they show in their context. If each of their calls could be awaited, a page
-    would cost a fifth more.
+    would cost a sixth more.
     """
 
     template_class = Template
