@@ -428,6 +428,11 @@ document.addEventListener("visibilitychange", () => {
   freshen()
 })
 
+// An open popover is in the browser's top layer, where the layout of the other width does not apply.
+matchMedia("(min-width: 60rem)").addEventListener("change", () => {
+  for (const menu of document.querySelectorAll("[popover]:popover-open")) menu.hidePopover()
+})
+
 addEventListener("pagehide", () => {
   if (over) saveDraft()
   disconnect()
