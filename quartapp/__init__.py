@@ -85,8 +85,11 @@ def create_app(settings: Settings | None = None) -> Quart:
     Its lifespan connects to the database, or starts the embedded one where none is named, and
     opens the change stream.
     """
+    unknown = [] if settings else Settings.unknown_names()
     settings = settings or Settings.load()
     log.configure(production=settings.production, worker=settings.worker)
+    for sentence in unknown:
+        log.log.warning("setting_unknown", detail=sentence)
     app = Quart(__name__)
     app.jinja_environment = templating.Environment
     _configure(app, settings)
@@ -144,10 +147,13 @@ async def prepare(settings: Settings) -> Prepared:
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[None]:
     """Binds the documents, to the embedded database where no other is named, and prepares it."""
+    settings.make_data_folder()
     async with AsyncExitStack() as stack:
         if settings.mongodb_uri is None:
             mongod = await stack.enter_async_context(embedded.running(settings.data))
-            settings = settings.model_copy(update={"mongodb_uri": SecretStr(mongod.uri)})
+            # Whoever allows the embedded database in production allows the version that it has.
+            update = {"mongodb_uri": SecretStr(mongod.uri), "allow_old_mongodb": True}
+            settings = settings.model_copy(update=update)
         await stack.enter_async_context(database.connected(settings, models.DOCUMENTS))
         await models.prepare()
         yield

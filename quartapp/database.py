@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
+import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -24,7 +26,6 @@ from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
     ExecutionTimeout,
-    InvalidURI,
     NetworkTimeout,
     OperationFailure,
     PyMongoError,
@@ -45,6 +46,11 @@ TURN_SECONDS = 0.3
 AWAIT_MS = 500
 PAGE = 250
 LOCK_TIMEOUT = 24
+LEAST_VERSION = 7
+UNREADABLE = (
+    "this address cannot be read: write mongodb://USER:PASSWORD@HOST:PORT/?OPTIONS, and in the "
+    "password % as %25, : as %3A, / as %2F, ? as %3F and @ as %40"
+)
 LINEARIZABLE, MAJORITY = ReadConcern("linearizable"), ReadConcern("majority")
 
 
@@ -80,29 +86,25 @@ async def connected(
     """
     global _client, _database, _retrying
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
-    try:
-        client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
-            settings.mongodb_uri.get_secret_value(),
-            tz_aware=True,
-            # A date that Python has no number for must not make its document unreadable.
-            datetime_conversion="DATETIME_CLAMP",
-            w="majority",
-            wtimeoutMS=5000,
-            serverSelectionTimeoutMS=3000,
-            connectTimeoutMS=2000,
-            socketTimeoutMS=5000,
-            heartbeatFrequencyMS=2000,
-            appname="quartapp",
-        )
-    except (InvalidURI, ConfigurationError, ValueError) as error:
-        raise StartError(f"MONGODB_URI: {error}") from None
+    client = _client_of(
+        settings.mongodb_uri.get_secret_value(),
+        named="MONGODB_URI",
+        tz_aware=True,
+        # A date that Python has no number for must not make its document unreadable.
+        datetime_conversion="DATETIME_CLAMP",
+        w="majority",
+        wtimeoutMS=5000,
+        socketTimeoutMS=5000,
+        heartbeatFrequencyMS=2000,
+        appname="quartapp",
+    )
     try:
         try:
             hello = await client.admin.command("hello")
+            if settings.production and not settings.allow_old_mongodb:
+                _require_current((await client.server_info())["version"])
         except PyMongoError as error:
-            raise StartError(
-                f"MONGODB_URI: the database does not answer: {_brief(error)}"
-            ) from None
+            raise StartError(f"MONGODB_URI: no database answers: {brief(error)}") from None
         if "setName" not in hello and hello.get("msg") != "isdbgrid":
             raise StartError(
                 "MONGODB_URI: this server is no replica set, so it has neither transactions nor "
@@ -121,12 +123,7 @@ async def connected(
 @asynccontextmanager
 async def another(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
     """The database that the address names, to read from. Raises StartError if it cannot be."""
-    try:
-        client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
-            uri, serverSelectionTimeoutMS=3000, connectTimeoutMS=2000, appname="quartapp import"
-        )
-    except (InvalidURI, ConfigurationError, ValueError) as error:
-        raise StartError(f"--from-mongo: {error}") from None
+    client = _client_of(uri, named="--from-mongo", appname="quartapp import")
     try:
         try:
             found = client.get_default_database()
@@ -134,10 +131,54 @@ async def another(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
         except ConfigurationError:
             raise StartError("--from-mongo: the address has to name a database") from None
         except PyMongoError as error:
-            raise StartError(f"--from-mongo: {_brief(error)}") from None
+            raise StartError(f"--from-mongo: {brief(error)}") from None
         yield found
     finally:
         client.close()
+
+
+def _client_of(uri: str, *, named: str, **options: Any) -> AsyncIOMotorClient[Any]:
+    """Return a client of the address. Raises StartError, which begins with `named`.
+
+    What the driver says of an address that it cannot read may contain pieces of a password, so the
+    error never repeats it. An option that the driver does not know is an error too.
+    """
+    scheme, separator, rest = uri.strip().partition("://")
+    authority = re.split("[/?]", rest)[0]
+    behind = rest.removeprefix(authority)
+    if not separator or scheme not in ("mongodb", "mongodb+srv"):
+        raise StartError(f"{named}: write an address that begins with mongodb://")
+    hosts = authority.rpartition("@")[2]
+    well_formed = uri.isascii() and not re.search(r"\s|%(?![0-9A-Fa-f]{2})", uri.strip()) and hosts
+    # Behind the hosts an "@" is the sign of a password with a "/" or a "?" in it.
+    if not well_formed or "@" in behind:
+        raise StartError(f"{named}: {UNREADABLE}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return AsyncIOMotorClient(
+                uri.strip(), serverSelectionTimeoutMS=3000, connectTimeoutMS=2000, **options
+            )
+    except (PyMongoError, ValueError, TypeError, Warning) as error:
+        if scheme == "mongodb+srv" and "DNS" in str(error):
+            raise StartError(f"{named}: there are no DNS records of {hosts}") from None
+        raise StartError(f"{named}: {_wrong_option(behind, error) or UNREADABLE}") from None
+
+
+def _wrong_option(behind: str, error: Exception) -> str | None:
+    """Say which option of the address the driver complains of, if it is one."""
+    names = {pair.partition("=")[0] for pair in re.split("[&;]", behind.partition("?")[2])}
+    said = {word.lower() for word in re.findall(r"\w+", str(error))}
+    wrong = sorted(name for name in names if name.isalnum() and name.lower() in said)
+    return f"the option {wrong[0]} is not known or has a wrong value" if wrong else None
+
+
+def _require_current(version: str) -> None:
+    if int(version.split(".")[0]) < LEAST_VERSION:
+        raise StartError(
+            f"MONGODB_URI: this is MongoDB {version}, production needs {LEAST_VERSION}.0 or newer "
+            "(ALLOW_OLD_MONGODB=true allows it)"
+        )
 
 
 async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
@@ -288,8 +329,13 @@ async def server_version() -> str:
     return str(info["version"])
 
 
-def _brief(error: PyMongoError) -> str:
-    return str(error).split(", Timeout:")[0].split(" (configured timeouts")[0][:200]
+def brief(error: PyMongoError) -> str:
+    """Return one line that says what the driver or the server complains of."""
+    if isinstance(error, OperationFailure):
+        said = str((error.details or {}).get("errmsg") or error)
+    else:
+        said = re.split(r", Timeout:| \(configured timeouts|, full error:", str(error))[0]
+    return re.sub(r"[^ -~]+", " ", said)[:200].strip()
 
 
 async def ping() -> None:

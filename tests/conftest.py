@@ -81,6 +81,8 @@ def _settings(mongod: str, name: str, data: Path) -> Settings:
         mongodb_uri=SecretStr(mongod),
         mongodb_db=name,
         data=data,
+        # The packaged mongod, also where a test has the application run as in production.
+        allow_old_mongodb=True,
         bcrypt_cost=4,
         bcrypt_threads=2,
         live_ping_seconds=1,

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from quartapp import database, models
-from quartapp.settings import Settings
+from quartapp.settings import Settings, StartError
 from tests.faults.replicas import replicas
 from tests.people import until
 
@@ -72,3 +72,97 @@ async def test_a_connection_from_before_the_node_was_ready_is_not_kept(
             await beside.admin.command("replSetFreeze", 0)
             await nodes.primary()
             await until(works)
+
+
+PASSWORDS = [
+    "w0rd@canary",
+    "w0rd:canary",
+    "w0rd/canary",
+    "w0rd%canary",
+    "w0rd?canary",
+    "w0rd#%?/:@",
+]
+UNREADABLE = [
+    "canary",
+    "mongo://canary.example",
+    "mongodb:/canary.example",
+    "mongodb://",
+    "mongodb://ada:canary@",
+    "mongodb://%zz",
+    "mongodb://canary.example:port",
+    "mongodb://canary.example:99999",
+    "mongodb://[::1",
+    "mongodb://bücher.example",
+    "mongodb://a.example,,b.example/x y",
+    "mongodb://a.example/?replicaSett=canary",
+    "mongodb://a.example/?w=canary",
+    "mongodb://a.example/?tls=canary",
+    "mongodb://a.example/?directConnection=true&replicaSet",
+    "mongodb://a.example/?authMechanism=canary",
+    "mongodb://a.example,b.example/?directConnection=true",
+    "mongodb+srv://a.example:27017/",
+    "mongodb+srv://a.example,b.example/",
+    *(f"mongodb://ada:{word}@a.example/x" for word in PASSWORDS),
+    # The part before the slash reads like a host and a port.
+    "mongodb://ada:1234/canary@a.example",
+    "mongodb://ada:1234?canary@a.example",
+]
+
+
+@pytest.mark.parametrize("uri", UNREADABLE)
+async def test_an_address_that_cannot_be_read_is_one_line_without_a_secret(
+    uri: str, tmp_path: Path
+) -> None:
+    settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
+    for named, opening in (
+        ("MONGODB_URI", database.connected(settings, [])),
+        ("--from-mongo", database.another(uri)),
+    ):
+        with pytest.raises(StartError) as stopped:
+            async with opening:
+                pass
+        said = str(stopped.value)
+        assert said.startswith(f"{named}: ")
+        assert said.isprintable()
+        for secret in ("canary", "w0rd", "1234"):
+            assert secret not in said
+
+
+async def test_a_wrong_option_of_the_address_is_named(tmp_path: Path) -> None:
+    for option in ("replicaSett=x", "w=-1", "tls=perhaps", "maxPoolSize=many"):
+        settings = Settings.load(mongodb_uri=SecretStr(f"mongodb://a.example/?{option}"))
+        with pytest.raises(StartError, match=f"the option {option.split('=')[0]} "):
+            async with database.connected(settings, []):
+                pass
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "127.0.0.1:1"])
+async def test_a_database_that_does_not_answer_is_one_short_line(host: str, tmp_path: Path) -> None:
+    uri = f"mongodb://ada:canary@{host}/?serverSelectionTimeoutMS=200"
+    settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
+    with pytest.raises(StartError, match=f"MONGODB_URI: no database answers: {host}") as stopped:
+        async with database.connected(settings, []):
+            pass
+    said = str(stopped.value)
+    assert "canary" not in said
+    assert "Topology" not in said
+    assert len(said) < 250
+
+
+async def test_production_refuses_an_old_database_unless_it_is_allowed(settings: Settings) -> None:
+    async def connects(**changes: object) -> None:
+        async with database.connected(settings.model_copy(update=changes), models.DOCUMENTS):
+            assert await database.server_version()
+
+    await connects(quartapp_env="development", allow_old_mongodb=False)
+    await connects(quartapp_env="production", allow_old_mongodb=True)
+    assert settings.mongodb_uri
+    async with AsyncMongoClient[Any](settings.mongodb_uri.get_secret_value()) as client:
+        version = (await client.server_info())["version"]
+    if int(version.split(".")[0]) < 7:
+        with pytest.raises(StartError, match=rf"MongoDB {version}.*ALLOW_OLD_MONGODB"):
+            await connects(quartapp_env="production", allow_old_mongodb=False)
+    with pytest.raises(StartError, match=r"MongoDB 6\.0\.27"):
+        database._require_current("6.0.27")
+    for current in ("7.0.0", "8.0.4", "10.0.0-rc1"):
+        database._require_current(current)

@@ -6,17 +6,27 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from quartapp.environment import misspelt
 from quartapp.settings import Settings, StartError
 
 KEY = "k" * 32
+NAMES = {
+    str(field.validation_alias or name).upper(): name
+    for name, field in Settings.model_fields.items()
+}
+
+
+# What messages may repeat, for they show it as an example.
+EXAMPLES = "https://people.example.org 10.0.0.0/8"
 
 
 @pytest.fixture(autouse=True)
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting in the environment and no `.env` in the folder."""
-    for name, field in Settings.model_fields.items():
-        monkeypatch.delenv(str(field.validation_alias or name).upper(), raising=False)
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -32,13 +42,13 @@ def test_development_needs_no_setting_at_all(tmp_path: Path) -> None:
     [
         ("QUARTAPP_ENV", "staging"),
         ("MONGODB_DB", "no/slash"),
-        ("MONGODB_DB", ""),
         ("MONGODB_DB", "x" * 39),
         ("BCRYPT_COST", "3"),
         ("BCRYPT_COST", "17"),
         ("BCRYPT_COST", "twelve"),
         ("BCRYPT_THREADS", "0"),
         ("BCRYPT_QUEUE", "0"),
+        ("FRESH_SECONDS", "0"),
         ("SESSION_IDLE_SECONDS", "59"),
         ("SESSION_LIFETIME_SECONDS", "-1"),
         ("REMEMBERED_IDLE_SECONDS", "1e"),
@@ -56,8 +66,38 @@ def test_development_needs_no_setting_at_all(tmp_path: Path) -> None:
         ("BASE_URL", "https://people.example.org:0"),
         ("BASE_URL", "https://people.example.org\n"),
         ("BASE_URL", "https://peo ple.example.org"),
-        ("BASE_URL", ""),
+        ("BASE_URL", "https://people.example.org?"),
+        ("BASE_URL", "https://people.example.org:port"),
+        ("BASE_URL", "https://[::1"),
+        ("BASE_URL", "https://*.example.org"),
+        ("BASE_URL", "https://a..b"),
+        ("BASE_URL", "https://bücher.example"),
+        ("ALLOWED_ORIGINS", "https://people.example.org"),
+        ("ALLOWED_ORIGINS", '["*"]'),
+        ("ALLOWED_ORIGINS", '["https://people.example.org/path"]'),
+        ("ALLOWED_ORIGINS", '[""]'),
+        ("ALLOWED_ORIGINS", "[7]"),
+        ("ALLOWED_ORIGINS", "{}"),
+        ("ALLOWED_ORIGINS", "[" * 100_000),
+        ("TRUSTED_PROXIES", "10.0.0.0/8"),
+        ("TRUSTED_PROXIES", '["10.0.0.1/8"]'),
+        ("TRUSTED_PROXIES", '["proxy.example"]'),
+        ("TRUSTED_PROXIES", '["10.0.0.0/8", null]'),
+        ("SECRET_KEY_FALLBACKS", "not json"),
+        ("SECRET_KEY_FALLBACKS", '[" "]'),
+        ("SECRET_KEY", "k\udcff"),
+        ("LIMIT_SIGN_IN", "often"),
+        ("LIMIT_SIGN_IN", "0 per minute"),
+        ("LIMIT_SIGN_IN", "5 per 99999999999999 years"),
+        ("LIVE_PING_SECONDS", "inf"),
+        ("LIVE_PING_SECONDS", "nan"),
+        ("SESSION_IDLE_SECONDS", "9" * 20),
+        ("SESSION_IDLE_SECONDS", "9" * 5000),
+        ("ALLOW_OLD_MONGODB", "perhaps"),
+        ("SMTP_HOST", "smtp.example.org:587"),
+        ("SMTP_HOST", "smtp://example.org"),
         ("SMTP_PORT", "0"),
+        ("SMTP_PORT", "tcp://10.0.0.1:25"),
         ("SMTP_TLS", "maybe"),
         ("MAIL_FROM", "no address"),
         ("MAIL_FROM", "a@b\r\nBcc:c@d"),
@@ -67,21 +107,113 @@ def test_a_bad_value_names_itself(name: str, value: str, monkeypatch: pytest.Mon
     monkeypatch.setenv(name, value)
     with pytest.raises(StartError) as stopped:
         Settings.load()
-    assert str(stopped.value).startswith(f"{name}: ")
+    said = str(stopped.value)
+    assert said.startswith(f"{name}: ")
+    assert len(said) < 200
+    assert said.isascii()
+    assert said.isprintable()
+    for phrase in ("Value error", "Input should", "pydantic", "IPv4Network"):
+        assert phrase not in said
+    assert value not in said or len(value) < 3 or value in EXAMPLES
+
+
+def test_a_secret_is_no_part_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("canary", '["canary", 7]', "[canary]", '["canary", ""]'):
+        monkeypatch.setenv("SECRET_KEY_FALLBACKS", value)
+        with pytest.raises(StartError) as stopped:
+            Settings.load()
+        assert "canary" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t "])
+def test_a_blank_setting_counts_as_unset(
+    blank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"secret_key": KEY}
+    defaults = Settings.load(**key)
+    (tmp_path / ".env").write_text("".join(f"{name}='{blank}'\n" for name in NAMES))
+    assert Settings.load(**key) == defaults
+    (tmp_path / ".env").write_text("BCRYPT_QUEUE=7\n")
+    for name in NAMES:
+        monkeypatch.setenv(name, blank)
+    of_the_file = Settings.load(**key, metrics_token=SecretStr(blank))
+    assert of_the_file == defaults.model_copy(update={"bcrypt_queue": 7})
+    assert not of_the_file.knows_origin
+
+
+def test_a_file_of_settings_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"MAIL_FROM=\xff\xfe\n")
+    with pytest.raises(StartError, match=r"\A\.env cannot be read") as stopped:
+        Settings.load()
     assert "\n" not in str(stopped.value)
+
+
+def test_origins_are_kept_as_browsers_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BASE_URL", "HTTPS://People.Example.org:443/")
+    monkeypatch.setenv("ALLOWED_ORIGINS", '["http://[::1]:80", "https://a.example:8443/"]')
+    settings = Settings.load(secret_key=KEY)
+    assert settings.base_url == "https://people.example.org"
+    assert settings.allowed_origins == ["http://[::1]", "https://a.example:8443"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SMTP_HOSTT", "SMTP_HOST"),
+        ("SMTP_USERNAME", "SMTP_USER"),
+        ("SMTP_PASSWORD_FILE", "SMTP_PASSWORD"),
+        ("smtp_pasword", "SMTP_PASSWORD"),
+        ("BCRYPT_COSTS", "BCRYPT_COST"),
+        ("SECRETKEY", "SECRET_KEY"),
+        ("MONGO_URI", "MONGODB_URI"),
+        ("MONGODB_URL", "MONGODB_URI"),
+        ("BASEURL", "BASE_URL"),
+        ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
+        ("ALLOWED_ORIGIN", "ALLOWED_ORIGINS"),
+        ("SESSION_IDLE", "SESSION_IDLE_SECONDS"),
+        ("QUARTAP_ENV", "QUARTAPP_ENV"),
+        ("QUARTAPP_PORTS", None),
+        ("LIMIT_EVERYTHING", None),
+    ],
+)
+def test_a_misspelt_name_is_named_with_the_one_that_was_meant(
+    name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = misspelt([name], NAMES)
+    assert list(found) == [name.upper()]
+    assert meant in (None, found[name.upper()])
+    for place in ("environment", ".env"):
+        if place == ".env":
+            monkeypatch.delenv(name)
+            (tmp_path / ".env").write_text(f"{name}=canary\n")
+        else:
+            monkeypatch.setenv(name, "canary")
+        monkeypatch.setenv("QUARTAPP_ENV", "development")
+        Settings.load(secret_key=KEY)
+        monkeypatch.setenv("QUARTAPP_ENV", "production")
+        with pytest.raises(StartError, match=f"(?i){name}: there is no such setting") as stopped:
+            Settings.load(secret_key=KEY)
+        assert "canary" not in str(stopped.value)
+
+
+def test_names_of_other_programs_are_not_taken_for_misspelt_ones() -> None:
+    others = (
+        "PATH HOME PORT HOST LANG USER SHELL TERM DATA DEBUG WEB_CONCURRENCY MAILTO HOSTNAME "
+        "DATABASE_URL REDIS_URL SESSION_MANAGER SECRET_KEY_BASE AWS_SECRET_ACCESS_KEY "
+        "S3_SECRET_KEY JWT_SECRET_KEY DJANGO_SECRET_KEY MONGO_INITDB_ROOT_PASSWORD "
+        "MONGODB_VERSION MOTOR_MAX_WORKERS PROMETHEUS_MULTIPROC_DIR XDG_RUNTIME_DIR "
+        "QUARTAPP_SERVICE_HOST QUARTAPP_SERVICE_PORT QUARTAPP_SERVICE_PORT_HTTP QUARTAPP_PORT "
+        "QUARTAPP_PORT_80_TCP QUARTAPP_PORT_80_TCP_ADDR SMTP_PORT_25_TCP MONGODB_PORT "
+        "MONGODB_SERVICE_HOST LIVE_RELOAD PYTHONWARNINGS BASE_IMAGE"
+    )
+    assert misspelt(others.split(), NAMES) == {}
+    assert misspelt(NAMES, NAMES) == {}
 
 
 def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BCRYPT_COST", "x")
     monkeypatch.setenv("LIVE_MAILBOX", "y")
     with pytest.raises(StartError, match=r"BCRYPT_COST: .*; LIVE_MAILBOX: "):
-        Settings.load()
-
-
-@pytest.mark.parametrize("name", ["SECRET_KEY_FALLBACKS", "ALLOWED_ORIGINS"])
-def test_a_list_that_is_none_names_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "not json")
-    with pytest.raises(StartError, match=name):
         Settings.load()
 
 
@@ -102,8 +234,8 @@ def test_production_refuses_a_short_key(
 
 
 @pytest.mark.parametrize("key", [KEY, "ü" * 16])
+@pytest.mark.usefixtures("production")
 def test_production_takes_a_key_of_32_bytes(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUARTAPP_ENV", "production")
     monkeypatch.setenv("SECRET_KEY", key)
     settings = Settings.load()
     assert settings.production
@@ -156,11 +288,36 @@ def test_a_key_that_is_set_is_used_and_none_is_kept(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_place_that_cannot_keep_the_key_stops_the_start(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("a file where the folder belongs")
-    with pytest.raises(StartError, match="secret key") as stopped:
-        Settings.load()
+@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300, "loop"])
+def test_a_data_folder_that_cannot_be_created_stops_the_start(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StartError, match=r"\Acannot create the data folder ") as stopped:
+        Settings.load(data=tmp_path / place)
     assert "\n" not in str(stopped.value)
+
+
+def test_a_data_folder_that_cannot_be_written_to_stops_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where tests run as root, nothing is forbidden.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StartError, match="cannot write to the data folder"):
+        Settings.load(data=tmp_path)
+
+
+@pytest.mark.usefixtures("production")
+def test_production_creates_a_data_folder_that_is_used_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").write_text("")
+    monkeypatch.setenv("SMTP_HOST", "smtp.example.org")
+    Settings.load().make_data_folder()
+    for changes in ({"smtp_host": ""}, {"mongodb_uri": None}):
+        with pytest.raises(StartError, match="data folder"):
+            Settings.load().model_copy(update=changes).make_data_folder()
+    with pytest.raises(StartError, match="data folder"):
+        Settings.load(data=tmp_path / "data").make_data_folder()
 
 
 def test_the_file_is_read_and_the_environment_wins(
@@ -190,25 +347,47 @@ def test_a_remembered_session_lasts_longer() -> None:
 
 @pytest.fixture
 def production(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that production needs."""
     monkeypatch.setenv("QUARTAPP_ENV", "production")
     monkeypatch.setenv("SECRET_KEY", KEY)
+    monkeypatch.setenv("BASE_URL", "https://people.example.org/")
+    monkeypatch.setenv("MONGODB_URI", "mongodb://db.example.org")
 
 
 @pytest.mark.usefixtures("production")
-def test_production_sends_no_letter_before_it_knows_its_origin(
+@pytest.mark.parametrize("missing", ["SECRET_KEY", "BASE_URL", "MONGODB_URI"])
+def test_production_names_all_that_is_missing(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Settings.load().mail_sender == "no-reply@people.example.org"
+    monkeypatch.setenv(missing, "")
+    monkeypatch.setenv("BCRYPT_COST", "9")
+    with pytest.raises(StartError) as stopped:
+        Settings.load()
+    assert {fault.split(":")[0] for fault in str(stopped.value).split("; ")} == {
+        missing,
+        "BCRYPT_COST",
+    }
+
+
+@pytest.mark.usefixtures("production")
+def test_production_uses_the_embedded_database_only_where_that_is_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert not Settings.load().sends_mail
-    monkeypatch.setenv("SMTP_HOST", "post.example.org")
-    with pytest.raises(StartError, match="BASE_URL"):
+    monkeypatch.delenv("MONGODB_URI")
+    with pytest.raises(StartError, match=r"\AMONGODB_URI: .*ALLOW_EMBEDDED_DATABASE=true"):
         Settings.load()
+    monkeypatch.setenv("ALLOW_EMBEDDED_DATABASE", "true")
+    assert Settings.load().mongodb_uri is None
+
+
+@pytest.mark.usefixtures("production")
+def test_production_is_served_by_https_or_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASE_URL", "http://people.example.org")
     with pytest.raises(StartError, match=r"BASE_URL.*https"):
         Settings.load()
-    monkeypatch.setenv("BASE_URL", "https://people.example.org/")
-    settings = Settings.load()
-    assert settings.base_url == "https://people.example.org"
-    assert settings.mail_sender == "no-reply@people.example.org"
+    monkeypatch.setenv("BASE_URL", "http://localhost:5000")
+    assert Settings.load().base_url == "http://localhost:5000"
 
 
 @pytest.mark.parametrize(("tls", "port"), [("starttls", 587), ("tls", 465), ("none", 25)])

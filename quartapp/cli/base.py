@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pymongo.errors import PyMongoError
 
 from quartapp import log, open_database
 from quartapp.authority.barrier import passed_from_outside
-from quartapp.database import Unavailable
+from quartapp.database import Unavailable, brief
 from quartapp.models import Event, Role
 from quartapp.models.references import DomainError
 from quartapp.settings import Settings, StartError
@@ -32,6 +33,8 @@ class Commands(click.Group):
             click.echo(f"quartapp: {error}", err=True)
         except Unavailable as error:
             click.echo(f"quartapp: the database is away ({type(error).__name__})", err=True)
+        except PyMongoError as error:
+            click.echo(f"quartapp: the database refuses: {brief(error)}", err=True)
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as error:
@@ -50,7 +53,12 @@ def with_data(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load(data: Path | None) -> Settings:
-    return Settings.load() if data is None else Settings.load(data=data)
+    """Return the settings, and warn of those in the environment whose names look misspelt."""
+    settings = Settings.load() if data is None else Settings.load(data=data)
+    if not settings.production:  # There it has stopped the start.
+        for sentence in Settings.unknown_names():
+            click.echo(f"quartapp: warning: {sentence}", err=True)
+    return settings
 
 
 def in_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -6,6 +6,7 @@ from typing import Any
 from beanie import Document
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
+from quartapp.database import brief
 from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
 from quartapp.models.cost import Cost
@@ -66,7 +67,7 @@ async def prepare() -> None:
                 await document.get_motor_collection().create_indexes(indexes)
         except OperationFailure as error:
             name = document.get_collection_name()
-            raise StartError(f"cannot build the indexes of {name}: {error.details}") from None
+            raise StartError(f"cannot build the indexes of {name}: {brief(error)}") from None
     for name, (description, permissions) in BUILT_IN_ROLES.items():
         if await Role.named(name) is None:
             role = Role(name=name, description=description, permissions=sorted(permissions))

@@ -38,7 +38,7 @@ async def ready() -> Any:
 async def numbers() -> Any:
     """For Prometheus, with `Authorization: Bearer METRICS_TOKEN`; in development for anybody."""
     token = settings().metrics_token
-    if token is None and settings().production:
+    if not token and settings().production:
         abort(404)
     said = request.headers.get("Authorization", "").removeprefix("Bearer ")
     if token and not hmac.compare_digest(said.encode(), token.get_secret_value().encode()):

@@ -80,6 +80,7 @@ async def _launch(
     haste: asyncio.Event,
     renewal: asyncio.Event,
 ) -> None:
+    settings.make_data_folder()
     with (
         _only_server(settings),
         listening(settings, host, port, count) as listeners,
@@ -88,12 +89,15 @@ async def _launch(
         async with AsyncExitStack() as stack:
             stack.push_async_callback(nursery.close)
             uri = await stack.enter_async_context(_database(settings))
-            prepared = await prepare(settings.model_copy(update={"mongodb_uri": SecretStr(uri)}))
+            allow_old = settings.allow_old_mongodb or settings.mongodb_uri is None
+            update = {"mongodb_uri": SecretStr(uri), "allow_old_mongodb": allow_old}
+            prepared = await prepare(settings.model_copy(update=update))
             origin = _origin(listeners)
             served = {} if settings.production or settings.knows_origin else {"BASE_URL": origin}
             environment = {
                 "QUARTAPP_DATA": str(settings.data),
                 "MONGODB_URI": uri,
+                "ALLOW_OLD_MONGODB": str(allow_old),
                 metrics.FOLDER: folder,
                 "QUARTAPP_NEIGHBOURS": folder,
                 **served,

@@ -231,6 +231,13 @@ async def test_the_demo_fills_an_empty_database_once_and_says_how_to_sign_in(
         assert await terminal.does("user", "list") == table
 
 
+DEPLOYED = {
+    "QUARTAPP_ENV": "production",
+    "SECRET_KEY": "x" * 32,
+    "BASE_URL": "https://people.example.org",
+}
+
+
 @pytest.mark.parametrize(
     ("env", "named"),
     [
@@ -242,6 +249,8 @@ async def test_the_demo_fills_an_empty_database_once_and_says_how_to_sign_in(
         ({"QUARTAPP_ENV": "staging"}, "QUARTAPP_ENV"),
         ({"QUARTAPP_ENV": "production", "SECRET_KEY": ""}, "SECRET_KEY"),
         ({"QUARTAPP_ENV": "production", "SECRET_KEY": "x" * 31}, "SECRET_KEY"),
+        ({**DEPLOYED, "MONGODB_URI": " "}, "MONGODB_URI"),
+        ({**DEPLOYED, "SMTP_HOSTT": "smtp.example.org"}, "did you mean SMTP_HOST?"),
     ],
     ids=str,
 )
@@ -252,6 +261,15 @@ async def test_a_setting_that_cannot_be_used_is_named_in_one_line(
     assert named in complaint(ran)
     # Nothing was begun that would have to be ended.
     assert not (tmp_path / "none" / "mongodb").exists()
+
+
+async def test_a_misspelt_setting_is_a_warning_in_development(terminal: Terminal) -> None:
+    ran = await terminal.run("role", "list", SMTP_HOSTT="canary")
+    assert ran.status == 0
+    assert "admin" in ran.out
+    assert ran.err == (
+        "quartapp: warning: SMTP_HOSTT: there is no such setting, did you mean SMTP_HOST?\n"
+    )
 
 
 async def test_a_data_folder_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
