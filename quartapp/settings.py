@@ -79,6 +79,18 @@ def _is_host(text: str) -> bool:
     return "%" not in text
 
 
+def _range_service(text: object) -> object:
+    """None for "off", or the https address of a service; http is for one on this machine."""
+    if not isinstance(text, str) or text.strip().lower() in ("", "off"):
+        return None
+    parts = urlsplit(text)
+    plain = text.isascii() and text.isprintable() and " " not in text
+    secure = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+    if not plain or not secure or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError('write "off", or an address like https://api.pwnedpasswords.com/range')
+    return text
+
+
 def _limit(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -194,6 +206,9 @@ class Settings(BaseSettings):
     ] = None
 
     metrics_token: SecretStr | None = None
+
+    # "off" is None here.
+    breached_passwords: Annotated[str | None, BeforeValidator(_range_service)] = None
 
     bcrypt_cost: int = Field(default=12, ge=4, le=16)
     bcrypt_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64)

@@ -1,0 +1,67 @@
+"""Passwords that are known from data breaches, by the range protocol of Have I Been Pwned.
+
+The service is sent the first five digits of the password's SHA-1 and answers with the rest of all
+hashes that begin so (k-anonymity): it learns neither the password nor its hash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import unicodedata
+
+import httpx
+
+from quartapp.log import log
+
+SECONDS = 1.0
+PREFIX = 5
+# An answer has about 2,000 lines of 45 bytes.
+LONGEST_ANSWER = 1024 * 1024
+# Padding makes the answers similar in length, so that their size does not name the five digits.
+HEADERS = {"Add-Padding": "true", "User-Agent": "quartapp", "Accept-Encoding": "identity"}
+
+
+class BreachedPasswords:
+    """Asks the service at `url`, to which the five digits are appended."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._client: httpx.AsyncClient | None = None
+
+    async def contains(self, password: str) -> bool:
+        """Return whether the password is known from a breach.
+
+        Returns False, and logs `breached_passwords_unavailable`, when the service has not answered
+        within a second or its answer cannot be used: a new password does not depend on it.
+        """
+        # As it is hashed here (passwords.py): in NFC.
+        text = unicodedata.normalize("NFC", password).encode()
+        digest = hashlib.sha1(text, usedforsecurity=False).hexdigest().upper()
+        try:
+            async with asyncio.timeout(SECONDS):
+                lines = await self._range(digest[:PREFIX])
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            log.warning("breached_passwords_unavailable", error=type(error).__name__)
+            return False
+        return digest[PREFIX:] in lines
+
+    async def close(self) -> None:
+        if self._client:
+            await self._client.aclose()
+
+    async def _range(self, prefix: str) -> set[str]:
+        """The rest of each known hash that begins so. Raises HTTPError, and ValueError if the
+        answer is too long."""
+        if self._client is None:
+            self._client = httpx.AsyncClient(headers=HEADERS, timeout=SECONDS)
+        text = b""
+        async with self._client.stream("GET", f"{self._url}/{prefix}") as answer:
+            answer.raise_for_status()
+            async for part in answer.aiter_raw():
+                text += part
+                if len(text) > LONGEST_ANSWER:
+                    raise ValueError("the answer is too long")
+        pairs = (line.partition(":") for line in text.decode("ascii").upper().splitlines())
+        # What has a count of 0 is padding.
+        return {rest.strip() for rest, _, count in pairs if count.strip().strip("0")}
