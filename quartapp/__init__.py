@@ -21,6 +21,7 @@ from quartapp.forms import csrf
 from quartapp.mail.postman import Postman
 from quartapp.models.token import issue_setup
 from quartapp.pacing import Paced, Pulse
+from quartapp.password_policy import PasswordPolicy
 from quartapp.passwords import PasswordHasher
 from quartapp.proxies import Proxied
 from quartapp.routes import templating
@@ -41,6 +42,7 @@ class Running:
 
     settings: Settings
     hasher: PasswordHasher
+    password_policy: PasswordPolicy
     seal: Seal
     hub: Hub
     feed: Feed
@@ -106,6 +108,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     async def stop() -> None:
         await running.drain()
         await running.stack.aclose()
+        await running.password_policy.close()
         running.hasher.close()
 
     app.asgi_app = Edge(app.asgi_app, settings)  # type: ignore[method-assign]
@@ -189,6 +192,7 @@ def _assemble(settings: Settings) -> Running:
     return Running(
         settings=settings,
         hasher=PasswordHasher.of(settings),
+        password_policy=PasswordPolicy.of(settings),
         seal=Seal.of(settings),
         hub=hub,
         feed=feed,

@@ -30,6 +30,7 @@ from quartapp.models import Event, Session, User
 from quartapp.models.actor import Actor
 from quartapp.models.principal import Ended, Principal, Standing
 from quartapp.models.session import TOKEN_LENGTH, digest_of, new_token
+from quartapp.password_policy import PasswordPolicy
 from quartapp.passwords import PasswordHasher
 from quartapp.policy import Permission, may
 from quartapp.sealed import Seal
@@ -429,6 +430,10 @@ def settings() -> Settings:
 
 def hasher() -> PasswordHasher:
     return current_app.extensions["quartapp"].hasher
+
+
+def password_policy() -> PasswordPolicy:
+    return current_app.extensions["quartapp"].password_policy
 
 
 def seal() -> Seal:

@@ -1,4 +1,4 @@
-"""Passwords: how strong one must be, and how its hash is made and checked.
+"""Passwords: how their hashes are made and checked. `password_policy` says which are accepted.
 
 A hash is `$quartapp$<key id>$<bcrypt>`, where bcrypt sees a keyed digest of the password: bcrypt
 itself reads 72 bytes at most, and a stolen database alone cannot be searched without the key.
@@ -18,67 +18,24 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Self, TypeVar
 
 import bcrypt
-from zxcvbn_rs_py import zxcvbn
 
 from quartapp.later import TryLater
 from quartapp.log import log
-from quartapp.policy import BUILT_IN_ROLES
 from quartapp.settings import Settings
 
-SHORTEST, LONGEST = 8, 256
-# What anybody would try here. Words that are known of a person come to these.
-CONTEXT_WORDS = ("quartapp", "administrator", *BUILT_IN_ROLES)
-# Those of the 20,000 passwords most often found in leaks that zxcvbn takes for good ones.
-COMMON = frozenset(Path(__file__).with_name("common_passwords.txt").read_text("utf-8").split())
+# In code points. No longer password is stored, so a longer one fits no hash and is not processed:
+# the time that NFC takes grows with the square of a run of combining marks.
+LONGEST = 256
 PLAIN = re.compile(r"\A\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}\Z")
-LEAST_SCORE = 3
 _PREFIX = "$quartapp$"
 T = TypeVar("T")
 
 
 class Busy(TryLater):
     """More passwords wait to be checked than the queue holds."""
-
-
-def weakness(password: str, *, context: Sequence[str] = ()) -> str | None:
-    """Why this password is refused, as a sentence for the person who chose it; None if it is good.
-
-    Length in code points, at least 8 and at most 256 (ASVS 6.2.1, 6.2.9); no rule of composition
-    (6.2.5); none that is common (6.2.4, 6.2.12); and none that is little more than a word of the
-    context, such as the username (6.2.11): those words count for nothing.
-    """
-    if len(password) < SHORTEST:
-        return f"Use at least {SHORTEST} characters."
-    if len(password) > LONGEST:
-        return f"Use at most {LONGEST} characters."
-    if "\0" in password or any(0xD800 <= ord(c) <= 0xDFFF for c in password):
-        return "This password has a character that cannot be stored."
-    known = (*context, *(part for word in context for part in word.split("@")))
-    words = [word for word in (*CONTEXT_WORDS, *known) if word]
-    if len(_without(words, password)) < SHORTEST:
-        return "This password is little more than a word that anybody would try here."
-    if password.strip().lower() in COMMON:
-        return "This password is too easy to guess. It was found in leaks again and again."
-    # Scoring is quadratic; what makes a password strong is decided well before 100 characters.
-    result = zxcvbn(password[:100], words)
-    if int(result.score) >= LEAST_SCORE:
-        return None
-    advice = [str(result.feedback.warning)] if result.feedback and result.feedback.warning else []
-    return " ".join(["This password is too easy to guess.", *advice])
-
-
-def _without(words: Sequence[str], password: str) -> str:
-    """What is left of the password, the longest words taken out first. Very short ones stay: they
-    are in everything."""
-    left = password.casefold()
-    for word in sorted(words, key=len, reverse=True):
-        if len(word) >= 3:
-            left = left.replace(word.casefold(), "")
-    return left
 
 
 class PasswordHasher:
@@ -120,29 +77,52 @@ class PasswordHasher:
             raise Busy
 
     async def hash(self, password: str) -> str:
-        """Awaits a thread of the pool. Raises Busy when the queue is full."""
-        digest = _digest(self._keys[self._current], password)
-        hashed = await self._run(lambda: bcrypt.hashpw(digest, bcrypt.gensalt(self._cost)))
-        return f"{_PREFIX}{self._current}${hashed.decode()}"
+        """Return a new hash of the password, made in a thread of the pool.
+
+        Raises Busy when the queue is full, and ValueError for a password of more than 256 code
+        points, which the password policy refuses before.
+        """
+        if len(password) > LONGEST:
+            raise ValueError("the password is too long")
+        return await self._run(lambda: self._hash(password))
 
     async def verify(self, password: str, stored: str | None, *, cost: int = 0) -> bool:
-        """Whether the password fits; None, for nobody, takes as long as somebody.
+        """Return whether the password fits the hash. None, for an unknown user, fits nothing.
 
-        Awaits a thread of the pool. Raises Busy when the queue is full. A hash that cannot be
-        read fits nothing. One of a lower cost takes as long as one of ours, or of the given cost
-        where that is higher.
+        Runs in a thread of the pool. Raises Busy when the queue is full. A hash that cannot be
+        read fits nothing, and a password of more than 256 code points fits no hash. The time
+        depends on the typed password alone: a hash of a lower cost takes as long as one of ours,
+        or of the given cost where that is higher.
         """
+        # A password that fits nothing takes the place of one that is too long.
+        typed = password if len(password) <= LONGEST else "\0"
+        fits = await self._run(lambda: self._fits(typed, stored, cost))
+        return fits and typed == password
+
+    def _hash(self, password: str) -> str:
+        digest = _digest(self._keys[self._current], password)
+        hashed = bcrypt.hashpw(digest, bcrypt.gensalt(self._cost))
+        return f"{_PREFIX}{self._current}${hashed.decode()}"
+
+    def _fits(self, password: str, stored: str | None, cost: int) -> bool:
+        """Make one check for each form in which the password may have been typed.
+
+        A plain hash was made of the bytes that were typed, which are NFC on most keyboards and NFD
+        on some. A hash of ours needs one check; it gets as many, so that the number of checks
+        says nothing about the account.
+        """
+        forms = _forms(password)
         if stored and PLAIN.match(stored):
-            # As Flask-Bcrypt had it: the bytes as they were typed, of which bcrypt read 72.
-            plain = password.encode("utf-8", "surrogatepass")[:72]
-            return await self._run(lambda: self._check(plain, stored.encode(), cost))
+            # All are checked before one is looked at, so that the time is the same.
+            fits = [self._check(form, stored.encode(), cost) for form in forms]
+            return any(fits)
         key_id, hashed = _split(stored or self._dummy)
         key = self._keys.get(key_id)
         if key is None:
             _, hashed = _split(self._dummy)
         digest = _digest(key or b"", password)
-        fits = await self._run(lambda: self._check(digest, hashed, cost))
-        return fits and key is not None and stored is not None
+        fits = [self._check(digest, hashed, cost) for _ in forms]
+        return fits[0] and key is not None and stored is not None
 
     def _check(self, digest: bytes, hashed: bytes, cost: int) -> bool:
         fits = _checkpw(digest, hashed)
@@ -184,6 +164,13 @@ def _digest(key: bytes, password: str) -> bytes:
     """64 characters that bcrypt reads whole. NFC, so that one password is one on each keyboard."""
     text = unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
     return base64.b64encode(hmac.digest(key, text, "sha384"))
+
+
+def _forms(password: str) -> list[bytes]:
+    """The bytes that Flask-Bcrypt may have hashed for this password, the typed ones first. bcrypt
+    read 72 of them."""
+    typed = (password, *(unicodedata.normalize(form, password) for form in ("NFC", "NFD")))
+    return list(dict.fromkeys(text.encode("utf-8", "surrogatepass")[:72] for text in typed))
 
 
 def _key_id(key: bytes) -> str:

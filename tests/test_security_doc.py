@@ -17,7 +17,7 @@ import wtforms
 from limits import RateLimitItem
 from wtforms import validators
 
-from quartapp import forms, passwords
+from quartapp import forms, password_policy
 from quartapp.forms.base import Form, bidi_free, digits, printable, tidy
 from quartapp.names import EMAIL, NAME
 from quartapp.policy import BUILT_IN_ROLES
@@ -204,7 +204,7 @@ def _words(value: Any, name: str) -> str:
 def test_the_words_that_are_no_passwords_are_those_of_the_code() -> None:
     said = re.search(r"^Words of the context: (.+)\.$", section("Passwords"), re.MULTILINE)
     assert said
-    assert re.findall(r"`([^`]+)`", said[1]) == list(passwords.CONTEXT_WORDS)
+    assert re.findall(r"`([^`]+)`", said[1]) == list(password_policy.CONTEXT_WORDS)
 
 
 def test_the_permissions_are_those_that_are_tested() -> None:

@@ -28,7 +28,8 @@ from quartapp.models.factor import NAMES
 from quartapp.models.references import linked_id
 from quartapp.models.session import Reason
 from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
-from quartapp.passwords import PasswordHasher, weakness
+from quartapp.password_policy import PasswordPolicy
+from quartapp.passwords import PasswordHasher
 from quartapp.settings import Settings
 
 
@@ -51,8 +52,7 @@ async def create(username: str, email: str, roles: tuple[str, ...], settings: Se
         raise Refused(f"{email}: {EMAIL_RULE}")
     held = [await role_named(name) for name in dict.fromkeys((policy.MEMBER, *roles))]
     password = _password()
-    if reason := weakness(password, context=[username, email]):
-        raise Refused(reason)
+    await _require_good(password, settings, username, email)
     hasher = PasswordHasher.of(settings)
     # A server beside this command may have another.
     await cost.highest(settings.bcrypt_cost)
@@ -266,6 +266,17 @@ async def reset_factors(username: str) -> None:
     click.echo(f"{person.username} {verb}.{reach}")
 
 
+async def _require_good(password: str, settings: Settings, *context: str) -> None:
+    """Raises Refused."""
+    policy = PasswordPolicy.of(settings)
+    try:
+        reason = await policy.weakness(password, context=context)
+    finally:
+        await policy.close()
+    if reason:
+        raise Refused(reason)
+
+
 async def _user(username: str) -> User:
     found = await User.by_username(username)
     if found is None:
@@ -293,7 +304,8 @@ def _password() -> str:
     if sys.stdin.isatty():
         return click.prompt("Password", hide_input=True, confirmation_prompt=True)
     try:
-        password = sys.stdin.readline().rstrip("\r\n")
+        # Some programs write a byte order mark before UTF-8; it is no part of the password.
+        password = sys.stdin.readline().removeprefix("\ufeff").rstrip("\r\n")
     except UnicodeDecodeError:
         raise Refused("the password on standard input is not UTF-8") from None
     if not password:

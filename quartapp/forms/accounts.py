@@ -3,9 +3,9 @@
 from wtforms import BooleanField, EmailField, PasswordField, StringField, ValidationError
 from wtforms.validators import DataRequired, EqualTo, InputRequired, Length, Regexp
 
-from quartapp import passwords
 from quartapp.forms.base import Form, bidi_free, digits, printable, tidy
 from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
+from quartapp.password_policy import obvious_weakness
 
 
 def email_field(label: str = "E-mail address", *, whose: str = "your") -> EmailField:
@@ -59,7 +59,7 @@ class RegisterForm(Form):
     confirm = repeated_field("Password again")
 
     def validate_password(self, field: PasswordField) -> None:
-        _strong(field, [self.username.data or "", self.email.data or ""])
+        _not_obvious(field, [self.username.data or "", self.email.data or ""])
 
 
 class InvitedForm(Form):
@@ -71,7 +71,7 @@ class InvitedForm(Form):
     email = ""
 
     def validate_password(self, field: PasswordField) -> None:
-        _strong(field, [self.username.data or "", self.email])
+        _not_obvious(field, [self.username.data or "", self.email])
 
 
 class LoginForm(Form):
@@ -100,7 +100,7 @@ class PasswordForm(Form):
     confirm = repeated_field("New password again")
 
     def validate_password(self, field: PasswordField) -> None:
-        _strong(field, [])
+        _not_obvious(field, [])
 
 
 class ForgotForm(Form):
@@ -112,7 +112,7 @@ class ResetForm(Form):
     confirm = repeated_field("New password again")
 
     def validate_password(self, field: PasswordField) -> None:
-        _strong(field, [])
+        _not_obvious(field, [])
 
 
 class EmailForm(Form):
@@ -135,7 +135,8 @@ class CodeForm(Form):
     )
 
 
-def _strong(field: PasswordField, context: list[str]) -> None:
-    weakness = passwords.weakness(field.data or "", context=context)
+def _not_obvious(field: PasswordField, context: list[str]) -> None:
+    """What costs nothing to see. The route asks the whole policy, after it has counted."""
+    weakness = obvious_weakness(field.data or "", context=context)
     if weakness:
         raise ValidationError(weakness)

@@ -17,6 +17,7 @@ from quartapp.models.token import TokenSpent, make_first_administrator, setup_is
 from quartapp.models.user import Taken
 from quartapp.passwords import Busy
 from quartapp.routes.entry import let_in, sign_in, sign_in_page
+from quartapp.routes.new_passwords import count_registration, is_accepted
 from quartapp.routes.places import next_page, see_other
 
 blueprint = Blueprint("accounts", __name__)
@@ -43,10 +44,10 @@ async def register() -> Any:
 
 
 async def _register(form: RegisterForm) -> User | None:
-    """Counted before it says whose names are taken. Raises TooMany and Busy."""
-    here = throttle.neighbourhood(auth.remote_address())
-    await throttle.count("registration", (here, settings().limit_registration))
-    if not await _is_free(form):
+    """Counted before the password is scored, and before it says whose names are taken. Raises
+    TooMany and Busy."""
+    await count_registration()
+    if not await _is_good(form) or not await _is_free(form):
         return None
     member = await Role.named(policy.MEMBER)
     try:
@@ -169,7 +170,7 @@ async def setup(token: str) -> Any:
         return await render_template("accounts/setup_gone.html"), 410
     form = await RegisterForm.from_request()
     with form.patience():
-        if form.posted and await _is_free(form):
+        if form.posted and await _may_set_up(form):
             try:
                 user = await make_first_administrator(
                     token,
@@ -187,6 +188,16 @@ async def setup(token: str) -> Any:
                 await flash("You are the administrator. Welcome.", "success")
                 return see_other("/admin/users")
     return await render_template("accounts/setup.html", form=form), form.status, form.headers
+
+
+async def _may_set_up(form: RegisterForm) -> bool:
+    """Raises TooMany and Busy."""
+    await count_registration()
+    return await _is_good(form) and await _is_free(form)
+
+
+async def _is_good(form: RegisterForm) -> bool:
+    return await is_accepted(form, form.username.data or "", form.email.data or "")
 
 
 async def _is_free(form: RegisterForm) -> bool:

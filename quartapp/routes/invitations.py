@@ -4,14 +4,15 @@ from typing import Any
 
 from quart import Blueprint, flash, render_template
 
-from quartapp import auth, throttle
-from quartapp.auth import Actor, hasher, settings
+from quartapp import auth
+from quartapp.auth import Actor, hasher
 from quartapp.forms.accounts import InvitedForm
 from quartapp.log import log
 from quartapp.models import Invitation, User
 from quartapp.models.invitation import Fate, InvitationGone
 from quartapp.models.user import Taken
 from quartapp.routes.entry import sign_in
+from quartapp.routes.new_passwords import count_registration, is_accepted
 from quartapp.routes.places import see_other
 
 blueprint = Blueprint("invitations", __name__)
@@ -29,7 +30,7 @@ async def take_up(token: str) -> Any:
     form = await InvitedForm.from_request()
     form.email = found.email
     with form.patience():
-        if form.posted and await _is_free(form):
+        if form.posted and await _may_register(form):
             try:
                 user = await Invitation.take_up(
                     token,
@@ -52,10 +53,12 @@ async def take_up(token: str) -> Any:
     return page, form.status, form.headers
 
 
-async def _is_free(form: InvitedForm) -> bool:
-    """Counted before it says whether the name is taken. The index has the last word."""
-    here = throttle.neighbourhood(auth.remote_address())
-    await throttle.count("registration", (here, settings().limit_registration))
+async def _may_register(form: InvitedForm) -> bool:
+    """Counted before the password is scored, and before it says whether the name is taken. The
+    index has the last word. Raises TooMany and Busy."""
+    await count_registration()
+    if not await is_accepted(form, form.username.data or "", form.email):
+        return False
     if await User.by_username(form.username.data or ""):
         form.refuse(str(Taken("username")), "username")
     return not form.errors

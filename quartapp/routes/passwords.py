@@ -5,11 +5,12 @@ from typing import Any
 from quart import Blueprint, flash, render_template, request
 from quart_auth import login_required, login_user, logout_user
 
-from quartapp import auth, passwords
+from quartapp import auth
 from quartapp.auth import CurrentUser, current_user, hasher, settle
 from quartapp.forms.accounts import PasswordForm
 from quartapp.log import log
 from quartapp.models import Session, User
+from quartapp.routes.new_passwords import is_accepted
 from quartapp.routes.places import AFTER_STRANGER, see_other
 
 blueprint = Blueprint("passwords", __name__)
@@ -22,14 +23,11 @@ async def change() -> Any:
     form = await PasswordForm.from_request()
     with form.patience():
         if form.posted and (user := await User.get(current_user.user_id)):
-            context = [user.username, user.email]
-            weakness = passwords.weakness(form.password.data or "", context=context)
-            if weakness:
-                form.refuse(weakness, "password")
-            elif not await _fits(form.current_password.data or "", user):
+            # First, because it is counted: nobody else has passwords scored here.
+            if not await _fits(form.current_password.data or "", user):
                 log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
                 form.refuse("This is not your current password.", "current_password")
-            else:
+            elif await is_accepted(form, user.username, user.email):
                 return await _change(user, form.password.data or "")
     page = await render_template(
         "account/password.html",

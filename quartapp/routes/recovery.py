@@ -5,13 +5,14 @@ from typing import Any
 from quart import Blueprint, flash, render_template
 from quart_auth import logout_user
 
-from quartapp import auth, passwords, throttle
+from quartapp import auth, throttle
 from quartapp.auth import current_user, hasher, settle
 from quartapp.forms.accounts import ForgotForm, ResetForm
 from quartapp.log import log
 from quartapp.models import recovery
 from quartapp.models.references import linked_id
 from quartapp.models.token import TokenSpent
+from quartapp.routes.new_passwords import is_accepted
 from quartapp.routes.places import see_other
 
 blueprint = Blueprint("recovery", __name__)
@@ -44,11 +45,10 @@ async def reset(token: str) -> Any:
     form = await ResetForm.from_request()
     with form.patience():
         if form.posted:
-            password = form.password.data or ""
-            weakness = passwords.weakness(password, context=[user.username, user.email])
-            if weakness is None:
-                return await _reset(token, password)
-            form.refuse(weakness, "password")
+            here = throttle.neighbourhood(auth.remote_address())
+            await throttle.count("new password", (here, auth.settings().limit_recovery))
+            if await is_accepted(form, user.username, user.email):
+                return await _reset(token, form.password.data or "")
     page = await render_template("recovery/reset.html", form=form, username=user.username)
     return page, form.status, form.headers
 

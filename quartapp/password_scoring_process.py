@@ -1,0 +1,48 @@
+"""The process of `password_scoring`: answers each line on its standard input with one line.
+
+It is run as a program, and imports nothing of the application, so that it starts within a tenth of
+a second and needs little memory.
+"""
+
+import json
+import os
+import signal
+import sys
+
+from zxcvbn_rs_py import zxcvbn
+
+IDLE_SECONDS = 60
+NICE = 10
+
+
+def main() -> None:
+    """Answer `[password, words]` with `[score, warning]`, both JSON, until the input ends.
+
+    Ends by SIGALRM after a minute without a question.
+    """
+    # It ends with the worker, whose end closes the input: not before, when a terminal or a
+    # supervisor sends a signal to all processes at once.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(NICE)
+    signal.alarm(IDLE_SECONDS)
+    for line in sys.stdin:
+        signal.alarm(0)
+        print(json.dumps(scored(*json.loads(line))), flush=True)
+        signal.alarm(IDLE_SECONDS)
+
+
+def scored(password: str, words: list[str]) -> tuple[int, str]:
+    try:
+        result = zxcvbn(password, words)
+    except BaseException as error:
+        # A panic of the library, which is not an Exception. Such a password is not accepted.
+        if type(error).__name__ != "PanicException":
+            raise
+        return 0, ""
+    warning = str(result.feedback.warning) if result.feedback and result.feedback.warning else ""
+    return int(result.score), warning
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""New passwords: what their judgement costs is counted before it is spent."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from quartapp.models.token import issue_setup
+from quartapp.password_scoring import PasswordScorer
+from quartapp.passwords import Busy
+from tests.routes.conftest import Open, Town, Visitor
+from tests.routes.test_forgotten import a_link
+from tests.routes.test_invitations import a_link as an_invitation
+
+NEW = "seven purple otters juggle"
+
+
+async def register(town: Town) -> tuple[Visitor, str]:
+    return town.nobody(), "/register"
+
+
+async def set_up(town: Town) -> tuple[Visitor, str]:
+    return town.nobody(), f"/setup/{await issue_setup()}"
+
+
+async def reset(town: Town) -> tuple[Visitor, str]:
+    await town.member("ada")
+    return town.nobody(), await a_link(town)
+
+
+async def take_up(town: Town) -> tuple[Visitor, str]:
+    return town.nobody(), await an_invitation(town, await town.admin())
+
+
+Page = Callable[[Town], Awaitable[tuple[Visitor, str]]]
+PAGES = [register, set_up, reset, take_up]
+
+
+def fields(**changed: str) -> dict[str, str]:
+    return {
+        "username": "zoe",
+        "email": "zoe@example.org",
+        "password": NEW,
+        "confirm": NEW,
+        **changed,
+    }
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The passwords that were scored."""
+    passwords: list[str] = []
+    score = PasswordScorer.score
+
+    async def watching(self: PasswordScorer, password: str, words: Any) -> Any:
+        passwords.append(password)
+        return await score(self, password, words)
+
+    monkeypatch.setattr(PasswordScorer, "score", watching)
+    return passwords
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_limits_are_counted_before_a_password_is_scored(
+    open_town: Open, scored: list[str], page: Page
+) -> None:
+    town = await open_town(limit_registration="1 per hour", limit_recovery="1 per hour")
+    visitor, path = await page(town)
+    weak = fields(password="qwertyuiop", confirm="qwertyuiop")
+    answer = await visitor.post(path, **weak)
+    assert answer.status == 422
+    assert "too easy" in answer.error("password")
+    assert scored == ["qwertyuiop"]
+    answer = await visitor.post(path, **fields())
+    assert answer.status == 429
+    assert "Retry-After" in answer.headers
+    assert scored == ["qwertyuiop"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_a_password_that_is_too_long_is_not_scored(
+    town: Town, scored: list[str], page: Page
+) -> None:
+    visitor, path = await page(town)
+    answer = await visitor.post(path, **fields(password="ab" * 10_000, confirm="ab" * 10_000))
+    assert answer.status == 422
+    assert "at most 256" in answer.error("password")
+    assert scored == []
+
+
+async def test_the_current_password_is_checked_before_a_new_one_is_scored(
+    ada: Visitor, scored: list[str]
+) -> None:
+    wrong = {"current_password": "something else", "password": NEW, "confirm": NEW}
+    for _ in range(2):
+        answer = await ada.post("/account/password", **wrong)
+        assert "not your current password" in answer.error("current_password")
+    assert scored == []
+    answer = await ada.post("/account/password", **{**wrong, "current_password": ada.password})
+    assert answer.status == 303
+    assert scored == [NEW]
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_past_the_queue_for_scoring_the_form_comes_back_with_503(
+    town: Town, monkeypatch: pytest.MonkeyPatch, page: Page
+) -> None:
+    async def busy(*_: Any) -> Any:
+        raise Busy
+
+    visitor, path = await page(town)
+    monkeypatch.setattr(PasswordScorer, "score", busy)
+    answer = await visitor.post(path, **fields())
+    assert answer.status == 503
+    assert "Retry-After" in answer.headers
+    assert NEW not in answer.text
+    monkeypatch.undo()
+    assert (await visitor.post(path, **fields())).status == 303
