@@ -360,7 +360,7 @@ async def settle(event: Event | None = None) -> str:
     another, or nothing if there were none.
     """
     passed = await current_app.extensions["quartapp"].barrier.passed(event)
-    return await passed.report(event)
+    return (await passed.reach(event)).sentence
 
 
 def _worker() -> str:

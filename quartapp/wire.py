@@ -206,7 +206,8 @@ class Lull:
 
 
 class Stream(ws_stream.WSStream):
-    """A socket that is over once we closed it: what the client still says is thrown away.
+    """A socket that is over once we closed it: what the client still says is thrown away, unless
+    somebody listens for an answer.
 
     It is a Line too (ws/line.py): what it says so goes past hypercorn's queues and Quart's, at
     once, and what is answered comes back so.
@@ -226,14 +227,22 @@ class Stream(ws_stream.WSStream):
         self._lull.put_off()
         self._write(TextMessage(data=text))
 
-    def hang_up(self, code: int, reason: str) -> None:
+    def hang_up(self, code: int, reason: str, *, listen: float = 0.0) -> None:
         if self.closed:
             return
-        self._lull.put_off()
-        self._write(CloseConnection(code=code, reason=reason))
-        self.state, self._hear = ASGIWebsocketState.CLOSED, None
+        if self.state is not ASGIWebsocketState.CLOSED:
+            self._lull.put_off()
+            self._write(CloseConnection(code=code, reason=reason))
+            self.state = ASGIWebsocketState.CLOSED
+        if not listen:
+            self._hear = None
+        self._cut_after(max(listen, CUT_SECONDS))
+
+    def _cut_after(self, seconds: float) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
         loop = asyncio.get_running_loop()
-        self._patience = loop.call_later(CUT_SECONDS, self.task_group.spawn, self._cut)
+        self._patience = loop.call_later(seconds, self.task_group.spawn, self._cut)
 
     async def _cut(self) -> None:
         await self._lull.come()
@@ -251,8 +260,13 @@ class Stream(ws_stream.WSStream):
             # to look at each frame than to have it come.
             self._late += len(event.data)
             if self._late > LATE_BYTES:
+                if self._hear is not None:
+                    self._hear = None
+                    self._cut_after(CUT_SECONDS)
                 return
-            await self._lull.come()
+            # Where somebody listens, the answer is read at once: it says when a page was locked.
+            if self._hear is None:
+                await self._lull.come()
         was_closed = self.closed
         await super().handle(event)
         if isinstance(event, StreamClosed):

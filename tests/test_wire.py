@@ -253,6 +253,58 @@ async def test_last_words_go_past_the_application_and_so_does_what_is_answered()
         assert application.received == []
 
 
+async def test_what_is_said_after_the_close_frame_is_heard_while_somebody_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also while others are told that their sessions are over, for whom all else waits."""
+    monkeypatch.setattr(wire, "QUIET_SECONDS", 2 * SECONDS)
+    async with sockets(1) as (application, [client]):
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        application.lines[0].say("over", heard.put_nowait)
+        application.lines[0].hang_up(4401, "why", listen=2 * SECONDS)
+        assert (await client.hears()).data == "over"
+        # It has not looked at the close frame yet, after which it would send nothing.
+        client.says(TextMessage("understood"))
+        async with asyncio.timeout(SECONDS):
+            assert await heard.get() == "understood"
+        assert (await client.hears()).code == 4401
+        assert application.received == []
+
+
+async def test_whoever_says_nothing_is_cut_off_when_nobody_listens_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "CUT_SECONDS", 0.0)
+    loop = asyncio.get_running_loop()
+    async with sockets(2) as (application, [first, second]):
+        began = loop.time()
+        for line in application.lines:
+            line.say("over", application.received.append)
+            line.hang_up(4401, "why", listen=SHORT)
+        application.lines[1].hang_up(4401, "why")
+        assert await put_away(application) == 1
+        assert await put_away(application) == 0
+        assert loop.time() - began >= SHORT
+        for client in (first, second):
+            assert [type(await client.hears()) for _ in range(2)] == [TextMessage, CloseConnection]
+            await client.closed()
+
+
+async def test_a_flood_after_the_close_frame_is_not_listened_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "CUT_SECONDS", SHORT)
+    monkeypatch.setattr(wire, "LATE_BYTES", 1000)
+    async with sockets(1) as (application, [client]):
+        heard: list[str | bytes] = []
+        application.lines[0].say("over", heard.append)
+        application.lines[0].hang_up(4401, "why", listen=2 * SECONDS)
+        client.says(TextMessage("x" * 1000))
+        client.says(TextMessage("understood"))
+        assert await put_away(application) == 0
+        assert heard == []
+
+
 async def test_whoever_does_not_answer_a_close_is_cut_off_when_its_time_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -19,13 +19,15 @@ from quartapp.background import Background
 from quartapp.log import log
 from quartapp.models import Barrier as Mark
 from quartapp.models import Event, Worker
+from quartapp.models.receipt import Reach
 from quartapp.models.worker import Ack
 
 Id = PydanticObjectId
 ASK_EVERY = 0.01
-RECEIPT_SECONDS = 5.0
+# How long an answer waits for the acknowledgements of tabs. The page and the audit log follow those
+# that come later.
+RECEIPT_SECONDS = 1.0
 REMEMBERED = 1000
-SILENT = "A worker is silent: what is open there is refused at its next request."
 
 
 @dataclass
@@ -52,12 +54,13 @@ class Passed:
     complete: bool
     tabs: int
 
-    async def report(self, event: Event | None) -> str:
-        """What became of the tabs: sentences to add to another, or nothing. Waits for receipts."""
-        words = ""
-        if event and self.tabs:
-            words = f" {await event.wait_for_receipts(self.tabs, seconds=RECEIPT_SECONDS)}."
-        return words if self.complete else f"{words} {SILENT}"
+    async def reach(self, event: Event | None) -> Reach:
+        """What became of the open tabs that the event has ended. Waits for the workers' receipts,
+        RECEIPT_SECONDS at most."""
+        silent = not self.complete
+        if event is None:
+            return Reach(silent=silent)
+        return await event.wait_for_receipts(self.tabs, silent=silent, seconds=RECEIPT_SECONDS)
 
 
 class Barrier(Background):

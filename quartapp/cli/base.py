@@ -82,7 +82,7 @@ def in_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
 async def settle(event: Event | None) -> str:
     """Returns when no worker of a running server goes by the old authority: see `auth.settle`."""
     passed = await passed_from_outside(event)
-    return await passed.report(event)
+    return (await passed.reach(event)).sentence
 
 
 async def role_named(name: str) -> Role:

@@ -1,18 +1,19 @@
 """The audit record: who did what to whom, from where and when. Only ever added to."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from beanie import Link, PydanticObjectId
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 from pymongo import IndexModel
 
 from quartapp import clock
 from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
+from quartapp.models.receipt import SETTLED_AFTER, Reach, Receipt
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, ref
 from quartapp.models.worker import Barrier
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from quartapp.models.user import User
 
 KEPT = timedelta(days=400)
-ASK_EVERY = 0.01
+ASK_FIRST, ASK_LAST = 0.01, 0.1
 RECEIPTS = 200
 
 
@@ -81,25 +82,13 @@ ENDING = {
 }
 
 
-class Receipt(BaseModel):
-    """What a worker says of the open tabs that an event has ended there.
-
-    `acked` is how many said that they are locked; the slowest of them this long after the worker
-    heard of it.
-    """
-
-    worker: str
-    tabs: int
-    acked: int
-    slowest_ms: int
-
-
 class Event(Record):
     """One line of the record. `subject` is the user it happened to, if there is one; `session` the
     one in which it was done, or that was begun by it.
 
-    The receipts come after the fact, and are all that is ever added to a line. When a person is
-    erased their lines stay, without a word about them: see `models.personal`.
+    The receipts, and `counted_tabs` and `silent_worker` beside them, come after the fact, and are
+    all that is ever added to a line. When a person is erased their lines stay, without a word about
+    them: see `models.personal`.
     """
 
     actor: Link["User"] | None = None
@@ -110,6 +99,8 @@ class Event(Record):
     at: datetime = Field(default_factory=clock.now)
     details: dict[str, Any] = {}
     receipts: list[Receipt] = []
+    counted_tabs: int = 0
+    silent_worker: bool = False
     _marked: bool = PrivateAttr(default=False)
 
     class Settings:
@@ -168,25 +159,41 @@ class Event(Record):
         return self._marked
 
     @classmethod
-    async def add_receipt(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:
-        pushed = {"$each": [receipt.model_dump()], "$slice": -RECEIPTS}
-        await cls.change({"_id": event_id}, {"$push": {"receipts": pushed}})
+    async def keep_receipt(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:
+        """Add the receipt to the event, or put it in the place of the same worker's last one."""
+        row, worker = receipt.model_dump(), receipt.worker
+        pushed = {"$push": {"receipts": {"$each": [row], "$slice": -RECEIPTS}}}
+        if not await cls.change({"_id": event_id, "receipts.worker": {"$ne": worker}}, pushed):
+            mine = {"_id": event_id, "receipts.worker": worker}
+            await cls.change(mine, {"$set": {"receipts.$": row}})
 
-    async def wait_for_receipts(self, tabs: int, *, seconds: float) -> str:
-        """What became of so many tabs, in a sentence: once all are accounted for, or time is up."""
-        deadline = clock.monotonic() + seconds
-        while sum(receipt.tabs for receipt in self.receipts) < tabs:
-            if clock.monotonic() > deadline:
-                break
-            await asyncio.sleep(ASK_EVERY)
-            read = await Event.get(self.id)
-            self.receipts = read.receipts if read else self.receipts
-        return reach(self.receipts, tabs)
+    async def wait_for_receipts(self, tabs: int, *, silent: bool, seconds: float) -> Reach:
+        """Wait until all tabs are accounted for, at most so long, and return what is known then.
+
+        `tabs` is how many the workers counted at the barrier, and `silent` whether a worker did not
+        acknowledge it. The event is told of both where the receipts alone would not show it.
+        """
+        self.counted_tabs, self.silent_worker = tabs, silent
+        deadline, pause = clock.monotonic() + seconds, ASK_FIRST
+        while tabs and self.reach.pending and clock.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, ASK_LAST)
+            if read := await Event.get(self.id):
+                self.receipts = read.receipts
+        if self.reach.pending or silent:
+            known = {"counted_tabs": tabs, "silent_worker": silent}
+            await Event.change({"_id": self.id}, {"$set": known})
+        return self.reach
 
     @property
-    def reach(self) -> str:
-        """What became of the open tabs, in a sentence; nothing where there were none."""
-        return reach(self.receipts, sum(receipt.tabs for receipt in self.receipts))
+    def reach(self) -> Reach:
+        """What became of the open tabs, as far as is known now."""
+        return Reach.of(
+            self.receipts,
+            tabs=self.counted_tabs,
+            silent=self.silent_worker,
+            settled=clock.now() - self.at > SETTLED_AFTER,
+        )
 
     @classmethod
     async def page(
@@ -208,22 +215,3 @@ class Event(Record):
         if before:
             match["_id"] = {"$lt": before}
         return await cls.listed(match, sort="-_id", limit=limit, fetch=["actor", "subject"])
-
-
-def reach(receipts: Sequence[Receipt], tabs: int) -> str:
-    acked = sum(receipt.acked for receipt in receipts)
-    parts: list[str] = []
-    if acked:
-        workers = len({receipt.worker for receipt in receipts if receipt.acked})
-        slowest = max(receipt.slowest_ms for receipt in receipts if receipt.acked)
-        where = f"{_count(acked, 'tab')} on {_count(workers, 'worker')}"
-        parts.append(f"{where} locked, slowest {slowest} ms")
-    if missed := max(0, tabs - acked):
-        what = f"{missed}" if acked else _count(missed, "tab")
-        its = "its" if missed == 1 else "their"
-        parts.append(f"{what} not reached, refused at {its} next request")
-    return "; ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

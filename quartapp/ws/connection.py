@@ -19,7 +19,11 @@ from quartapp.ws import protocol
 from quartapp.ws.line import CUT_SECONDS, Line, Socket
 from quartapp.ws.protocol import Close, Message, SessionEnded
 
-ACK_SECONDS = 0.25
+# How long the close frame waits for the acknowledgement of `session.ended`: a browser sends nothing
+# after it has received the close frame.
+ACK_SECONDS = 1.0
+# How long after `session.ended` an acknowledgement still counts.
+LISTEN_SECONDS = 10.0
 STUCK_SECONDS = 1.0
 AGAIN_SECONDS = 1.0
 BURST, PER_SECOND = 200, 20
@@ -64,8 +68,10 @@ class Connection:
         self._closing: tuple[Close, str] | None = None
         self._gone = asyncio.Event()
         self._last_words: str | None = None
-        self._acked_at: float | None = None
-        self._answered = asyncio.Event()
+        self._last_words_timer: asyncio.TimerHandle | None = None
+        # The time at which the client acknowledged `session.ended`, by our monotonic clock; None
+        # when it is certain that no acknowledgement can come any more.
+        self.answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
 
     # ---- what the hub calls
 
@@ -133,8 +139,13 @@ class Connection:
         *,
         logged: bool = True,
     ) -> None:
-        """Begins to close; the first call counts. The handler is cancelled when the client has
-        answered or has had its second, and while thousands are told some seconds later."""
+        """Begin to close; the first call counts.
+
+        With `words`, the close frame waits for their acknowledgement, ACK_SECONDS at most, and the
+        connection stays open for a late one, LISTEN_SECONDS at most. The handler is cancelled when
+        the client has answered or its time is over, and while thousands are told some seconds
+        later.
+        """
         if self._closing is not None:
             return
         self._closing = code, reason
@@ -147,25 +158,20 @@ class Connection:
         if words is None:
             self._hang_up()
         else:
-            # A browser says nothing more once it has our close frame, so its answer is waited for.
             self._last_words = words.id
             self._line.say(protocol.encode(words), self._hear)
-            asyncio.get_running_loop().call_later(ACK_SECONDS, self._hang_up)
+            loop, late = asyncio.get_running_loop(), LISTEN_SECONDS - ACK_SECONDS
+            self._last_words_timer = loop.call_later(ACK_SECONDS, self._hang_up, late)
 
-    @property
-    def over(self) -> bool:
-        """Whether `answered` returns at once."""
-        return self._answered.is_set()
-
-    async def answered(self) -> float | None:
-        """When the client said that it has heard why its session ended; None if it did not."""
-        await self._answered.wait()
-        return self._acked_at
+    def stop_listening(self) -> None:
+        """Close without waiting for an acknowledgement any longer. For a socket that is closing."""
+        if not self._gone.is_set():
+            self._hang_up()
 
     async def closed(self) -> None:
-        """Returns when the client was told, or has had its second."""
+        """Return when the client has answered the close frame, or has had its second."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(ACK_SECONDS + CUT_SECONDS):
+            async with asyncio.timeout(1.25 * CUT_SECONDS):
                 await self._gone.wait()
 
     # ---- what the handler calls
@@ -208,7 +214,7 @@ class Connection:
             # collector would find.
             self._writer = None
             self._gone.set()
-            self._answered.set()
+            self._settle_answer(None)
 
     async def _read_and_write(self) -> None:
         # No TaskGroup: one that is cancelled leaves such a circle in itself.
@@ -233,6 +239,8 @@ class Connection:
                 async with asyncio.timeout(2 * self._ping_seconds):
                     frame = await self._socket.receive()
             except TimeoutError:
+                if self._closing is not None:
+                    continue
                 return self.close(Close.TOO_SLOW, "no answer")
             if self._closing is not None:
                 self._hear(frame)
@@ -326,13 +334,18 @@ class Connection:
         with suppress(protocol.BadMessage):
             message_id = protocol.acknowledged(frame)
             if message_id is not None and message_id == self._last_words:
-                self._acked_at = clock.monotonic()
+                self._settle_answer(clock.monotonic())
                 self._hang_up()
 
-    def _hang_up(self) -> None:
-        if self._closing is not None and not self._answered.is_set():
-            self._answered.set()
-            self._line.hang_up(*self._closing)
+    def _settle_answer(self, acked_at: float | None) -> None:
+        if self._last_words_timer is not None:
+            self._last_words_timer.cancel()
+        if not self.answer.done():
+            self.answer.set_result(acked_at)
+
+    def _hang_up(self, listen: float = 0.0) -> None:
+        if self._closing is not None:
+            self._line.hang_up(*self._closing, listen=listen)
 
     def _next_id(self) -> str:
         # Another one in each connection: a client knows by it what it has heard already.

@@ -46,6 +46,9 @@ class Hub:
         self._at_address: Counter[str | None] = Counter()
         self._limits = limits
         self._shaking: set[object] = set()
+        # Sockets of sessions that are over. They are told nothing more, and count against the
+        # limits of this worker and of their address until they are closed.
+        self._ended: set[Connection] = set()
         self._size = 0
         self._arrived: set[Id] = set()
         self.draining = False
@@ -85,14 +88,26 @@ class Hub:
 
     def leave(self, connection: Connection) -> None:
         """May be called again."""
-        mine = self._by_session.get(connection.session_id, set())
-        if connection not in mine:
-            return
+        if not self._forget(connection):
+            if connection not in self._ended:
+                return
+            self._ended.discard(connection)
         self._size -= 1
         self._at_address[connection.address] -= 1
         if not self._at_address[connection.address]:
             del self._at_address[connection.address]
         metrics.SOCKETS.set(self._size)
+
+    def end(self, connection: Connection, ended: Ended) -> None:
+        """Tell a socket that its session is over. It gives its place back with `leave`."""
+        if self._forget(connection):
+            self._ended.add(connection)
+        connection.end(ended)
+
+    def _forget(self, connection: Connection) -> bool:
+        """Remove it from the indices by session and user; False if it is in neither."""
+        if connection not in self._by_session.get(connection.session_id, ()):
+            return False
         for index, key in (
             (self._by_session, connection.session_id),
             (self._by_user, connection.user_id),
@@ -100,6 +115,7 @@ class Hub:
             index[key].discard(connection)
             if not index[key]:
                 del index[key]
+        return True
 
     def sessions(self) -> list[Id]:
         """The sessions with an open socket here."""
@@ -134,8 +150,7 @@ class Hub:
         for standing in standings:
             for connection in tuple(self._by_session.get(standing.session_id, ())):
                 if isinstance(standing, Ended):
-                    self.leave(connection)
-                    connection.end(standing)
+                    self.end(connection, standing)
                 elif not connection.inform(standing):
                     unnumbered.add((standing.user_id, standing.version))
         return unnumbered
@@ -174,4 +189,7 @@ class Hub:
         for connection in connections:
             self.leave(connection)
             connection.close(code, reason())
-        await asyncio.gather(*(connection.closed() for connection in connections))
+        ended = list(self._ended)
+        for connection in ended:
+            connection.stop_listening()
+        await asyncio.gather(*(connection.closed() for connection in [*connections, *ended]))

@@ -17,13 +17,16 @@ class Line(Protocol):
     """Its methods return at once. After the first of them the application sends nothing more."""
 
     def say(self, text: str, hear: Callable[[str | bytes], None]) -> None:
-        """Says it. What comes from then on is passed to `hear`, until `hang_up`."""
+        """Send a text frame. Messages that arrive from then on are passed to `hear`."""
 
-    def hang_up(self, code: int, reason: str) -> None:
-        """Sends the close frame. Whoever has not answered it a second later is cut off.
+    def hang_up(self, code: int, reason: str, *, listen: float = 0.0) -> None:
+        """Send the close frame, unless it was sent, and cut the connection if the client does not
+        answer it.
 
-        Not sooner: a line that is cut while the client still speaks is reset, and what was said
-        last is lost with it.
+        For `listen` seconds messages are still passed to `hear`; after that they are dropped. The
+        cut comes after `listen` seconds too, but not sooner than CUT_SECONDS: a connection that is
+        cut while the client still sends is reset, and the close frame may be lost with it. A second
+        call sets both times anew.
         """
 
 
@@ -46,27 +49,43 @@ class PlainLine:
         # A task that was cancelled holds its frames, and they hold us.
         self._handler = weakref.ref(cast("asyncio.Task[None]", asyncio.current_task()))
         self._speaking: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._wait = CUT_SECONDS
+        self._cut: asyncio.TimerHandle | None = None
 
     def say(self, text: str, hear: Callable[[str | bytes], None]) -> None:
         self._speaking = asyncio.create_task(self._say(text))
 
-    def hang_up(self, code: int, reason: str) -> None:
-        self._speaking = asyncio.create_task(self._hang_up(code, reason, self._speaking))
+    def hang_up(self, code: int, reason: str, *, listen: float = 0.0) -> None:
+        self._wait = max(listen, CUT_SECONDS)
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(code, reason))
+        elif self._closing.done():
+            self._cut_later()
 
     async def _say(self, text: str) -> None:
         with suppress(Exception):
             async with asyncio.timeout(CUT_SECONDS):
                 await self._socket.send(text)
 
-    async def _hang_up(self, code: int, reason: str, said: asyncio.Task[None] | None) -> None:
-        if said is not None:
+    async def _close(self, code: int, reason: str) -> None:
+        if self._speaking is not None:
             # The close frame has a second of its own: when thousands are told at once, the words
             # of some may take all of theirs.
-            await asyncio.wait([said])
-        if (handler := self._handler()) is None:
-            return
-        with suppress(Exception):
+            await asyncio.wait([self._speaking])
+        try:
             async with asyncio.timeout(CUT_SECONDS):
                 await self._socket.close(code, reason)
-                await asyncio.wait([handler])
-        handler.cancel()
+        except Exception:
+            self._cut_off()
+        else:
+            self._cut_later()
+
+    def _cut_later(self) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+        self._cut = asyncio.get_running_loop().call_later(self._wait, self._cut_off)
+
+    def _cut_off(self) -> None:
+        if (handler := self._handler()) is not None:
+            handler.cancel()

@@ -105,9 +105,7 @@ async def _welcome(connection: Connection, cursor: int | None) -> None:
     if isinstance(standing, Principal):
         connection.greet(standing, cursor=cursor, worker=settings().worker)
     else:
-        # It may take a moment to leave; it takes nobody's place meanwhile.
-        _hub().leave(connection)
-        connection.end(standing)
+        _hub().end(connection, standing)
 
 
 async def _standing(connection: Connection) -> Principal | Ended:

@@ -264,7 +264,7 @@ async def test_nothing_is_said_after_last_words_to_a_client_that_reads() -> None
         assert socket.said.empty()
 
 
-async def test_whoever_says_that_it_has_heard_is_waited_for_no_longer(
+async def test_the_close_frame_waits_for_the_acknowledgement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 2 * SECONDS)
@@ -274,28 +274,78 @@ async def test_whoever_says_that_it_has_heard_is_waited_for_no_longer(
         socket.answers.put_nowait(json.dumps({"type": "ack", "id": words["id"]}))
         async with asyncio.timeout(SECONDS):
             assert await socket.code == Close.ENDED
-            assert await connection.answered() is not None
+            assert await connection.answer is not None
 
 
-async def test_a_pong_does_not_say_that_anything_was_heard() -> None:
+async def test_a_pong_is_no_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ws_line, "CUT_SECONDS", 0.1)
     async with connected() as (connection, socket):
         connection.close(Close.TOO_SLOW)
         socket.answers.put_nowait('{"type": "pong"}')
         assert await socket.code == Close.TOO_SLOW
         assert socket.answers.empty()
-        assert await connection.answered() is None
+        assert await connection.answer is None
 
 
-async def test_whoever_does_not_say_that_it_has_heard_is_not_waited_for_as_for_one_that_is_stuck(
+async def test_an_acknowledgement_counts_after_the_close_frame(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ws_line, "CUT_SECONDS", 2 * SECONDS)
+    monkeypatch.setattr(ws_connection, "ACK_SECONDS", 0.1)
+    monkeypatch.setattr(ws_connection, "LISTEN_SECONDS", 2 * SECONDS)
+    async with connected() as (connection, socket):
+        connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
+        words = await socket.next()
+        async with asyncio.timeout(SECONDS):
+            assert await socket.code == Close.ENDED
+            assert not connection.answer.done()
+            socket.answers.put_nowait(json.dumps({"type": "ack", "id": words["id"]}))
+            assert await connection.answer is not None
+
+
+async def test_a_client_that_never_acknowledges_is_cut_off_when_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ws_connection, "ACK_SECONDS", 0.1)
+    monkeypatch.setattr(ws_connection, "LISTEN_SECONDS", 0.2)
+    monkeypatch.setattr(ws_line, "CUT_SECONDS", 0.1)
     async with connected() as (connection, socket):
         connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
         assert (await socket.next())["type"] == "session.ended"
         async with asyncio.timeout(SECONDS):
             assert await socket.code == Close.ENDED
-            assert await connection.answered() is None
+            assert await connection.answer is None
+            await connection.closed()
+
+
+async def test_a_worker_that_leaves_listens_to_nobody_any_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ws_connection, "ACK_SECONDS", 2 * SECONDS)
+    monkeypatch.setattr(ws_connection, "LISTEN_SECONDS", 4 * SECONDS)
+    monkeypatch.setattr(ws_line, "CUT_SECONDS", 0.1)
+    hub = Hub(LIMITS)
+    async with connected() as (connection, _):
+        hub.join(connection)
+        hub.settle([Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now())])
+        async with asyncio.timeout(SECONDS):
+            await hub.send_away()
+            assert await connection.answer is None
+
+
+async def test_a_socket_of_an_ended_session_takes_room_until_it_is_closed() -> None:
+    """Else a client could hold any number of them, by ending its sessions again and again."""
+    hub = Hub(replace(LIMITS, per_session=1, per_user=1, per_address=1))
+    async with connected(address=HERE) as (connection, _):
+        hub.join(connection)
+        hub.settle([Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now())])
+        assert (len(hub), hub.sessions(), hub.sessions_of([USER])) == (1, [], set())
+        hub.check_room(SESSION, USER, "192.0.2.99")
+        with pytest.raises(Full):
+            hub.check_room(PydanticObjectId(), PydanticObjectId(), HERE)
+    for _ in range(2):
+        hub.leave(connection)
+    assert len(hub) == 0
+    hub.check_room(SESSION, USER, HERE)
 
 
 async def test_a_socket_that_takes_nothing_is_given_up_after_its_second() -> None:

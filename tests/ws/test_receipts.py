@@ -1,53 +1,64 @@
-"""The gathering of receipts where thousands are told one after another: tabs are pretended."""
+"""The counting of acknowledgements, with tabs that are pretended."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.models.event import Event, Receipt
+from quartapp.models.event import Event, Verb
+from quartapp.models.receipt import SETTLED_AFTER, Receipt
 from quartapp.ws import receipts as ws_receipts
 from quartapp.ws.connection import Connection
 from quartapp.ws.receipts import Receipts
+from tests.people import SECONDS
 
 EVENT = PydanticObjectId()
-PATIENCE = 0.3
 
 
 class Tab:
-    """Answers when the test says so."""
+    """Acknowledges, or is closed, when the test says so."""
 
     def __init__(self) -> None:
-        self._answered = asyncio.Event()
+        self.answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
 
-    def answer(self) -> None:
-        self._answered.set()
+    def acknowledge(self) -> None:
+        self.answer.set_result(clock.monotonic())
 
-    @property
-    def over(self) -> bool:
-        return self._answered.is_set()
+    def break_off(self) -> None:
+        self.answer.set_result(None)
 
-    async def answered(self) -> float | None:
-        await self._answered.wait()
-        return clock.monotonic()
+
+class Kept(asyncio.Queue[Receipt]):
+    """The receipts that were written, in order. Writing fails while `failing`."""
+
+    failing = False
+
+    async def write(self, _: PydanticObjectId, receipt: Receipt) -> None:
+        if self.failing:
+            raise ConnectionError
+        self.put_nowait(receipt)
+
+    async def next(self) -> tuple[int, int, int]:
+        """How many tabs, how many of them acknowledged, and how many will not."""
+        async with asyncio.timeout(SECONDS):
+            receipt = await self.get()
+        assert receipt.missed is not None
+        return receipt.tabs, receipt.acked, receipt.missed
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[Receipt]:
-    """The receipts that were kept; patience is short."""
-    queue: asyncio.Queue[Receipt] = asyncio.Queue()
-
-    async def keep(_: PydanticObjectId, receipt: Receipt) -> None:
-        queue.put_nowait(receipt)
-
-    monkeypatch.setattr(Event, "add_receipt", keep)
-    monkeypatch.setattr(ws_receipts, "PATIENCE_SECONDS", PATIENCE)
-    return queue
+def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+    kept = Kept()
+    monkeypatch.setattr(Event, "keep_receipt", kept.write)
+    monkeypatch.setattr(ws_receipts, "FIRST_SECONDS", 0.1)
+    monkeypatch.setattr(ws_receipts, "EVERY_SECONDS", 0.05)
+    return kept
 
 
 @pytest.fixture
@@ -61,38 +72,122 @@ def expect(receipts: Receipts, tabs: Iterable[Tab]) -> None:
     receipts.expect(EVENT, cast("list[Connection]", list(tabs)))
 
 
-async def test_while_others_answer_those_are_waited_for_that_do_not(
-    receipts: Receipts, kept: asyncio.Queue[Receipt]
-) -> None:
-    tabs = [Tab() for _ in range(8)]
-    expect(receipts, tabs)
-    # Whichever is looked at first: at some time it is one of the last.
-    for tab in (*tabs[1:], tabs[0]):
-        await asyncio.sleep(PATIENCE / 2)
-        tab.answer()
-    receipt = await asyncio.wait_for(kept.get(), 5)
-    assert (receipt.tabs, receipt.acked) == (8, 8)
-
-
-async def test_when_nobody_answers_any_more_the_receipt_says_how_many_did(
-    receipts: Receipts, kept: asyncio.Queue[Receipt]
-) -> None:
-    tabs = [Tab() for _ in range(4)]
-    expect(receipts, tabs)
-    tabs[2].answer()
-    receipt = await asyncio.wait_for(kept.get(), 5)
-    assert (receipt.tabs, receipt.acked) == (4, 1)
-
-
-async def test_a_tab_is_counted_once_though_it_is_expected_again_when_the_round_is_over(
-    receipts: Receipts, kept: asyncio.Queue[Receipt]
+async def test_a_receipt_is_written_once_where_all_tabs_answer_at_once(
+    receipts: Receipts, kept: Kept
 ) -> None:
     tabs = [Tab() for _ in range(3)]
     expect(receipts, tabs)
-    await asyncio.wait_for(kept.get(), 5)
+    tabs[0].acknowledge()
+    tabs[1].break_off()
+    await asyncio.sleep(0)
+    assert kept.empty()
+    tabs[2].acknowledge()
+    assert await kept.next() == (3, 2, 1)
+    assert kept.empty()
+
+
+async def test_a_receipt_follows_tabs_that_answer_late(receipts: Receipts, kept: Kept) -> None:
+    tabs = [Tab() for _ in range(3)]
+    expect(receipts, tabs)
+    tabs[1].acknowledge()
+    assert await kept.next() == (3, 1, 0)
+    tabs[2].acknowledge()
+    assert await kept.next() == (3, 2, 0)
+    tabs[0].break_off()
+    assert await kept.next() == (3, 2, 1)
+
+
+async def test_a_tab_is_counted_once_though_it_is_expected_again(
+    receipts: Receipts, kept: Kept
+) -> None:
+    tabs = [Tab() for _ in range(3)]
+    expect(receipts, tabs)
+    for tab in tabs:
+        tab.acknowledge()
+    assert await kept.next() == (3, 3, 0)
     late = Tab()
-    late.answer()
+    late.acknowledge()
     expect(receipts, [*tabs, late])
-    receipt = await asyncio.wait_for(kept.get(), 5)
-    assert (receipt.tabs, receipt.acked) == (1, 1)
+    assert await kept.next() == (4, 4, 0)
     assert receipts.tabs(EVENT) == 4
+
+
+async def test_a_receipt_that_cannot_be_written_is_tried_again(
+    receipts: Receipts, kept: Kept
+) -> None:
+    kept.failing = True
+    tab = Tab()
+    expect(receipts, [tab])
+    tab.acknowledge()
+    await asyncio.sleep(0.2)
+    kept.failing = False
+    assert await kept.next() == (1, 1, 0)
+
+
+async def test_a_worker_that_stops_writes_what_it_knows(receipts: Receipts, kept: Kept) -> None:
+    tabs = [Tab() for _ in range(2)]
+    expect(receipts, tabs)
+    tabs[0].acknowledge()
+    await asyncio.sleep(0)
+    await receipts.stop()
+    assert await kept.next() == (2, 1, 0)
+
+
+NEW, OLD = timedelta(0), 2 * SETTLED_AFTER
+ONE = Receipt(worker="0", tabs=2, acked=1, missed=0, slowest_ms=12)
+DONE = Receipt(worker="1", tabs=2, acked=1, missed=1, slowest_ms=30)
+BEFORE = Receipt(worker="2", tabs=3, acked=2, slowest_ms=8)
+REFUSED = "refused at its next request"
+
+
+@pytest.mark.parametrize(
+    ("age", "kept", "counted", "words"),
+    [
+        (NEW, [], 0, ""),
+        (NEW, [], 2, "2 tabs not acknowledged yet"),
+        (OLD, [], 2, "2 tabs unknown because a worker stopped, refused at their next request"),
+        (NEW, [ONE], 0, "1 tab on 1 worker acknowledged, slowest 12 ms; 1 not acknowledged yet"),
+        (
+            OLD,
+            [ONE],
+            2,
+            "1 tab on 1 worker acknowledged, slowest 12 ms; "
+            f"1 unknown because a worker stopped, {REFUSED}",
+        ),
+        (
+            NEW,
+            [ONE, DONE],
+            5,
+            "2 tabs on 2 workers acknowledged, slowest 30 ms; 2 not acknowledged yet; "
+            f"1 not acknowledged in time, {REFUSED}",
+        ),
+        (
+            OLD,
+            [BEFORE],
+            0,
+            f"2 tabs on 1 worker acknowledged, slowest 8 ms; 1 not acknowledged in time, {REFUSED}",
+        ),
+    ],
+)
+def test_an_event_says_of_its_tabs_only_what_is_known(
+    age: timedelta, kept: list[Receipt], counted: int, words: str
+) -> None:
+    event = Event.model_construct(
+        verb=Verb.USER_DISABLED,
+        at=clock.now() - age,
+        receipts=kept,
+        counted_tabs=counted,
+        silent_worker=False,
+    )
+    assert str(event.reach) == words
+
+
+def test_a_worker_that_did_not_respond_is_mentioned() -> None:
+    event = Event.model_construct(
+        verb=Verb.USER_DISABLED,
+        at=clock.now(),
+        receipts=[],
+        counted_tabs=0,
+        silent_worker=True,
+    )
+    assert event.reach.sentence.startswith(" A worker did not respond, so open tabs there are not")
