@@ -29,8 +29,23 @@ LABELS = {
     Permission.EVENTS_READ: "Read the audit record",
 }
 
+# Permissions that act on other people or read about them. Every permission is either listed here or
+# safe for an account that a stranger has just created.
+MANAGEMENT = frozenset(
+    {
+        Permission.POSTS_MODERATE,
+        Permission.USERS_READ,
+        Permission.USERS_MANAGE,
+        Permission.ROLES_MANAGE,
+        Permission.SESSIONS_MANAGE,
+        Permission.EVENTS_READ,
+    }
+)
+
 ADMIN = "admin"
 MEMBER = "member"
+# Roles that every new account receives. They never allow a permission of MANAGEMENT.
+DEFAULT_ROLES = frozenset({MEMBER})
 BUILT_IN_ROLES: dict[str, tuple[str, frozenset[Permission]]] = {
     ADMIN: ("May do everything.", frozenset(Permission)),
     "moderator": (

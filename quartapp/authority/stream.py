@@ -19,7 +19,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 # Fields whose change says nothing that anybody here remembers.
 QUIET = {
     Session.Settings.name: ["ip", "online_until", "roles", "acts"],
-    User.Settings.name: ["notice_seq", "totp_step", "recovery_codes"],
+    User.Settings.name: ["notice_seq", "totp_step", "recovery_codes", "acts"],
     Role.Settings.name: ["grants", "description"],
 }
 WHOLE = ["drop", "rename", "dropDatabase", "invalidate"]

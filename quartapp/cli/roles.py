@@ -30,7 +30,7 @@ async def list_roles() -> None:
         [
             found.name,
             holders.get(found.id, 0),
-            ", ".join(found.permissions),
+            ", ".join([*found.known, *(f"{name} (unknown)" for name in found.unknown)]),
             "required" * found.requires_factor,
         ]
         for found in await Role.everyone()
@@ -71,9 +71,7 @@ async def edit(
 ) -> None:
     """Change what a role allows. Open pages of those who hold it follow."""
     found = await role_named(name)
-    permissions = (set(found.permissions) | set(map(Permission, allow))) - set(
-        map(Permission, forbid)
-    )
+    permissions = (set(found.known) | set(map(Permission, allow))) - set(map(Permission, forbid))
     await found.edit(
         name=found.name,
         description=found.description,

@@ -7,6 +7,8 @@ from beanie import Document
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from quartapp.database import brief
+from quartapp.log import log
+from quartapp.models.actor import NOBODY
 from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
 from quartapp.models.cost import Cost
@@ -23,7 +25,7 @@ from quartapp.models.session import Session
 from quartapp.models.token import Token
 from quartapp.models.user import User
 from quartapp.models.worker import Barrier, Worker
-from quartapp.policy import BUILT_IN_ROLES
+from quartapp.policy import BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT
 from quartapp.settings import StartError
 
 DOCUMENTS: list[type[Document]] = [
@@ -72,6 +74,7 @@ async def prepare() -> None:
         if await Role.named(name) is None:
             role = Role(name=name, description=description, permissions=sorted(permissions))
             await _insert_once(role)
+    await _forbid_management_by_default()
     # The role that may do everything may also do what this version brings anew.
     await Role.change(
         {"name": "admin"},
@@ -80,6 +83,25 @@ async def prepare() -> None:
     for guard in (ADMINISTRATORS, INVITATIONS):
         if await Guard.get(guard) is None:
             await _insert_once(Guard(id=guard))
+
+
+async def _forbid_management_by_default() -> None:
+    """Removes the permissions of MANAGEMENT from the roles that new accounts receive.
+
+    Earlier versions let administrators add them. Recorded in the audit log like any other edit.
+    """
+    for name in DEFAULT_ROLES:
+        role = await Role.named(name)
+        if role is None or not role.manages:
+            continue
+        await role.edit(
+            name=role.name,
+            description=role.description,
+            permissions=set(role.known) - MANAGEMENT,
+            by=NOBODY,
+        )
+        removed = sorted(MANAGEMENT.intersection(role.permissions))
+        log.warning("default_role_restricted", role=role.name, removed=removed)
 
 
 async def _insert_once(document: Document) -> None:

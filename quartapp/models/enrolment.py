@@ -75,7 +75,7 @@ async def add(
         await event.insert(session=tx)
         return Enrolled(event, codes, token if first else None)
 
-    return await acting(by, work)
+    return await acting(by, work, managing=user.id)
 
 
 async def remove(
@@ -106,7 +106,7 @@ async def remove(
         details = _details(kind, name)
         return await Event.record(Verb.FACTOR_REMOVED, by=by, subject=user.id, tx=tx, **details)
 
-    return await acting(by, work)
+    return await acting(by, work, managing=user.id)
 
 
 async def reset(user: User, *, by: Actor) -> Event | None:
@@ -128,7 +128,7 @@ async def reset(user: User, *, by: Actor) -> Event | None:
         await user.write(Letter.FACTORS_RESET, tx, by=by.username or "An operator")
         return await event.insert(session=tx)
 
-    return await acting(by, work)
+    return await acting(by, work, managing=user.id)
 
 
 def words(kind: Factor, name: str | None) -> str:

@@ -3,7 +3,7 @@
 What an invitation is worth is judged when it is taken up, not when it was written: see ADR 50.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
@@ -21,6 +21,13 @@ from quartapp.models.factor import waits_for_one
 from quartapp.models.guard import hold_invitations
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind
+from quartapp.models.privileges import (
+    INVITATION,
+    Holdings,
+    MissingPermission,
+    holdings_of,
+    require_to_give,
+)
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, linked_id, ref
 from quartapp.models.role import Role
@@ -125,8 +132,8 @@ class Invitation(Record):
         """The newest first, with their people and roles, and what has become of each."""
         match = {"_id": {"$lt": before}} if before else {}
         rows = await cls.listed(match, sort="-_id", limit=limit, fetch=SHOWN)
-        may = await _who_may_invite({linked_id(row.by) for row in rows if row.by})
-        return [(row, row._fate(may)) for row in rows]
+        inviters = await _inviters({linked_id(row.by) for row in rows if row.by})
+        return [(row, row._fate(inviters, row.allows)) for row in rows]
 
     @property
     def inviter(self) -> str | None:
@@ -138,18 +145,31 @@ class Invitation(Record):
         """The name of its role; None for one that is gone."""
         return self.role.name if isinstance(self.role, Role) else None
 
+    @property
+    def allows(self) -> list[str]:
+        """The permissions of its role, where that was fetched; none for a role that is gone."""
+        return self.role.permissions if isinstance(self.role, Role) else []
+
     async def fate(self, *, tx: Tx | None = None) -> Fate:
         """What has become of it, and of the authority behind it, by now."""
-        return self._fate(await _who_may_invite({linked_id(self.by)} if self.by else set(), tx=tx))
+        inviters = await _inviters({linked_id(self.by)} if self.by else set(), tx=tx)
+        return self._fate(inviters, await self._allowed(tx))
 
-    def _fate(self, may_invite: Collection[PydanticObjectId]) -> Fate:
+    async def _allowed(self, tx: Tx | None) -> list[str]:
+        role = await Role.get(linked_id(self.role), session=tx) if self.role else None
+        return role.permissions if role else []
+
+    def _fate(self, inviters: Mapping[PydanticObjectId, Holdings], given: Collection[str]) -> Fate:
         if self.accepted_at is not None:
             return Fate.ACCEPTED
         if self.withdrawn_at is not None:
             return Fate.WITHDRAWN
         if self.expires_at <= clock.now():
             return Fate.EXPIRED
-        return Fate.VOID if self.by and linked_id(self.by) not in may_invite else Fate.OPEN
+        if self.by is None:
+            return Fate.OPEN
+        held = inviters.get(linked_id(self.by))
+        return Fate.VOID if held is None or held.lacks(given) else Fate.OPEN
 
     # ---- writing and taking back
 
@@ -157,8 +177,9 @@ class Invitation(Record):
     async def write(
         cls, email: str, role: Role | None, *, by: Actor, at_most: int | None = None
     ) -> "Invitation":
-        """Invites whoever reads the mail of the address. Raises Taken, InvitedAlready and
-        EnoughInvitations."""
+        """Invites whoever reads the mail of the address. Raises Taken, InvitedAlready,
+        EnoughInvitations, and MissingPermission for a role that allows more than the actor holds.
+        """
         if role and role.name == policy.MEMBER:
             # Which everybody is.
             role = None
@@ -173,6 +194,7 @@ class Invitation(Record):
         )
 
         async def work(tx: Tx) -> None:
+            await require_to_give(by, [role.id] if role else [], tx)
             await invitation._require_room(by, at_most, tx)
             await invitation.insert(session=tx)
             await invitation._send(tx)
@@ -183,12 +205,14 @@ class Invitation(Record):
 
     async def send_again(self, *, by: Actor, at_most: int | None = None) -> bool:
         """Another letter, which voids those before it, and another week. Whoever sends it answers
-        for it from now on. Raises Taken, InvitedAlready and EnoughInvitations.
+        for it from now on, and has to hold what its role allows. Raises Taken, InvitedAlready,
+        EnoughInvitations and MissingPermission.
 
         Also for one that has expired; False if it was taken up or withdrawn.
         """
 
         async def work(tx: Tx) -> bool:
+            await require_to_give(by, [linked_id(self.role)] if self.role else [], tx)
             await self._require_room(by, at_most, tx)
             now = clock.now()
             changes = {
@@ -207,9 +231,15 @@ class Invitation(Record):
         return await acting(by, work)
 
     async def withdraw(self, *, by: Actor) -> bool:
-        """Makes its link dead; False if it was taken up or withdrawn already."""
+        """Makes its link dead; False if it was taken up or withdrawn already.
+
+        Raises MissingPermission if its role allows a permission that the actor does not hold.
+        """
 
         async def work(tx: Tx) -> bool:
+            held = await holdings_of(by, tx)
+            if missing := held.lacks(await self._allowed(tx)):
+                raise MissingPermission(INVITATION, missing, self.email)
             match = {"_id": self.id, "accepted_at": None, "withdrawn_at": None}
             now = {"withdrawn_at": clock.now(), "withdrawn_by": ref("users", by.user_id)}
             changed = await Invitation.change(match, {"$set": now}, tx=tx)
@@ -247,8 +277,9 @@ class Invitation(Record):
         """Makes the account that the link is for. Raises InvitationGone, and Taken: then it is as
         good as before.
 
-        The inviter's authority counts as of the commit: whatever takes it away writes their
-        document, as the notice to them does here, so the two exclude each other.
+        The inviter's authority counts as of the commit, and so does what the role allows: whatever
+        takes it away writes their document, as the notice to them does here, so the two exclude
+        each other. An edit of the role excludes this in the same way.
         """
 
         async def work(tx: Tx) -> User:
@@ -306,21 +337,23 @@ def _open() -> dict[str, Any]:
     return {"accepted_at": None, "withdrawn_at": None, "expires_at": {"$gt": clock.now()}}
 
 
-async def _who_may_invite(
+async def _inviters(
     ids: Collection[PydanticObjectId], *, tx: Tx | None = None
-) -> set[PydanticObjectId]:
-    """Those of them who may manage users by now. A role that asks for a second factor gives that to
-    who has one: whether it was shown, a session says, and there is none here."""
+) -> dict[PydanticObjectId, Holdings]:
+    """What those of the users hold who may invite now: their account is open, and they hold
+    users.manage.
+
+    A role that requires a second factor counts for users who have one. Whether it was shown, only a
+    session says, and there is none here.
+    """
     users = await User.find({"_id": {"$in": list(ids)}}, session=tx).to_list() if ids else []
-    held = {linked_id(role) for user in users for role in user.roles}
-    allowing = {"_id": {"$in": list(held)}, "permissions": policy.Permission.USERS_MANAGE}
-    roles = await Role.find(allowing, session=tx).to_list() if held else []
-    return {
-        user.id
-        for user in users
-        if user.is_open
-        and any(
-            user.holds(role) and not waits_for_one(role.__dict__, shown=bool(user.factors))
-            for role in roles
-        )
-    }
+    linked = {linked_id(link) for user in users for link in user.roles}
+    rows = await Role.find({"_id": {"$in": list(linked)}}, session=tx).to_list() if linked else []
+    found: dict[PydanticObjectId, Holdings] = {}
+    for user in users:
+        roles = [role.__dict__ for role in rows if user.holds(role)]
+        shown = bool(user.factors)
+        held = Holdings.of([role for role in roles if not waits_for_one(role, shown=shown)])
+        if user.is_open and not held.lacks([policy.Permission.USERS_MANAGE]):
+            found[user.id] = held
+    return found

@@ -54,7 +54,7 @@ async def appoint(user: User, day: date, *, by: Actor) -> Event | None:
             Verb.LAST_DAY_SET, by=by, subject=user.id, tx=tx, day=day.isoformat()
         )
 
-    return await acting(by, work)
+    return await acting(by, work, managing=user.id)
 
 
 async def lift(user: User, *, by: Actor) -> Event | None:
@@ -64,7 +64,7 @@ async def lift(user: User, *, by: Actor) -> Event | None:
         match = {"_id": user.id, "disabled_at": None, "closes_at": {"$ne": None}}
         return await _lift(user, match, by=by, tx=tx)
 
-    return await acting(by, work)
+    return await acting(by, work, managing=user.id)
 
 
 async def due() -> list[User]:

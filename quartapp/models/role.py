@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Self
 
+from beanie import PydanticObjectId
 from pydantic import BeforeValidator, Field
 from pymongo import IndexModel
 from pymongo.errors import DuplicateKeyError
@@ -11,11 +12,18 @@ from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.notice import Kind
+from quartapp.models.privileges import (
+    ADD,
+    CHANGE,
+    DELETE,
+    MissingPermission,
+    holdings_of,
+)
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, ref
 from quartapp.models.session import Reason, acting, mark_ended
 from quartapp.models.user import COMMON_EVENTS, RoleGone, User
-from quartapp.policy import ADMIN, BUILT_IN_ROLES, Permission
+from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT, Permission
 
 
 class RoleTaken(DomainError):
@@ -32,22 +40,37 @@ class BuiltInRole(DomainError):
         super().__init__(f"The role {name} is built in and cannot be {what}.")
 
 
+class ManagementByDefault(DomainError):
+    """The role is given to every new account, so it must not allow to manage others."""
+
+    def __init__(self, name: str, permissions: Collection[str]) -> None:
+        super().__init__(
+            f"The role {name} is given to every new account, so it cannot allow "
+            f"{', '.join(sorted(permissions))}."
+        )
+
+
 def _said(requires_factor: bool, worth_saying: bool) -> dict[str, Any]:
     return {"requires_factor": requires_factor} if worth_saying else {}
 
 
-def _known(values: Any) -> list[Permission]:
-    """A permission that this version does not know, from a newer one say, allows nothing."""
-    known = {p.value: p for p in Permission}
-    return [known[value] for value in values if value in known]
+KNOWN = frozenset(permission.value for permission in Permission)
+
+
+def _texts(values: Any) -> list[str]:
+    return [value for value in values if isinstance(value, str)]
 
 
 class Role(Record):
-    """A role. `grants` counts how often it was given: see User.grant."""
+    """A role. `grants` counts how often it was given: see User.grant.
+
+    `permissions` is the stored list. It may hold permissions that this version does not know, of a
+    newer one for example: they allow nothing here, and no verb removes them.
+    """
 
     name: str
     description: str = ""
-    permissions: Annotated[list[Permission], BeforeValidator(_known)] = []
+    permissions: Annotated[list[str], BeforeValidator(_texts)] = []
     requires_factor: bool = False
     grants: int = Field(default=0, ge=0)
 
@@ -58,6 +81,21 @@ class Role(Record):
     @property
     def built_in(self) -> bool:
         return self.name in BUILT_IN_ROLES
+
+    @property
+    def known(self) -> list[Permission]:
+        """What the role allows in this version."""
+        return [Permission(value) for value in self.permissions if value in KNOWN]
+
+    @property
+    def unknown(self) -> list[str]:
+        """The stored permissions that this version does not know."""
+        return [value for value in self.permissions if value not in KNOWN]
+
+    @property
+    def manages(self) -> bool:
+        """Whether the role allows to manage other people or to read about them."""
+        return not MANAGEMENT.isdisjoint(self.permissions)
 
     @classmethod
     async def named(cls, name: str) -> "Role | None":
@@ -78,7 +116,9 @@ class Role(Record):
         requires_factor: bool = False,
         by: Actor,
     ) -> "Role":
-        """Raises RoleTaken."""
+        """Creates a role. Raises RoleTaken, MissingPermission for permissions that the actor does
+        not hold, and ManagementByDefault."""
+        _require_harmless_default([name], permissions)
         role = cls(
             name=name,
             description=description,
@@ -87,6 +127,9 @@ class Role(Record):
         )
 
         async def work(tx: Tx) -> None:
+            held = await holdings_of(by, tx)
+            if missing := held.lacks(permissions):
+                raise MissingPermission(ADD, missing, name)
             try:
                 await role.insert(session=tx)
             except DuplicateKeyError:
@@ -114,32 +157,44 @@ class Role(Record):
     ) -> None:
         """Changes the role; those who hold it gain and lose permissions in place.
 
-        Raises RoleTaken, RoleGone, and BuiltInRole for the name of a built-in role or for a change
-        of the one that may do everything; that one may only ask for a second factor.
+        `permissions` are those that the role allows in this version. Stored ones that this version
+        does not know stay. Raises RoleTaken, RoleGone, MissingPermission if the actor does not hold
+        all that the role allows before and after, ManagementByDefault, and BuiltInRole for the name
+        of a built-in role or for a change of the one that may do everything; that one may only ask
+        for a second factor.
         """
-        required = self.requires_factor if requires_factor is None else requires_factor
-        new = {
-            "name": name,
-            "description": description,
-            "permissions": sorted(permissions),
-            "requires_factor": required,
-        }
-        old = self.model_dump() | {"permissions": sorted(self.permissions)}
-        differs = {field for field, value in new.items() if old[field] != value}
-        if self.name == ADMIN and differs - {"requires_factor"}:
-            raise BuiltInRole(self.name, "changed")
-        if self.built_in and "name" in differs:
-            raise BuiltInRole(self.name, "renamed")
 
         async def work(tx: Tx) -> None:
+            held = await holdings_of(by, tx)
+            old = await Role.get(self.id, session=tx)
+            if old is None:
+                raise RoleGone(self.name)
+            new = {
+                "name": name,
+                "description": description,
+                "permissions": [*sorted(permissions), *old.unknown],
+                "requires_factor": old.requires_factor
+                if requires_factor is None
+                else requires_factor,
+            }
+            before = old.model_dump() | {"permissions": [*sorted(old.known), *old.unknown]}
+            differs = {field for field, value in new.items() if before[field] != value}
+            if not differs:
+                return
+            if old.name == ADMIN and differs - {"requires_factor"}:
+                raise BuiltInRole(old.name, "changed")
+            if old.built_in and "name" in differs:
+                raise BuiltInRole(old.name, "renamed")
+            _require_harmless_default([old.name, name], permissions)
+            # Unknown permissions stay as they are, so that an edit does not have to hold them.
+            if missing := held.lacks(old.known):
+                raise MissingPermission(CHANGE, missing, old.name)
+            if missing := held.lacks(permissions):
+                raise MissingPermission(ADD, missing, old.name)
             try:
-                changed = await Role.change({"_id": self.id}, {"$set": new}, tx=tx)
+                await Role.change({"_id": self.id}, {"$set": new}, tx=tx)
             except DuplicateKeyError:
                 raise RoleTaken from None
-            if not changed:
-                if await Role.get(self.id, session=tx) is None:
-                    raise RoleGone(self.name)
-                return
             await User.change_all(
                 {"roles.$id": self.id},
                 {"$inc": {"authz_version": 1}, "$set": {"authz_by": ref("users", by.user_id)}},
@@ -150,9 +205,9 @@ class Role(Record):
                 by=by,
                 tx=tx,
                 role=name,
-                allowed=sorted(set(permissions) - set(self.permissions)),
-                forbidden=sorted(set(self.permissions) - set(permissions)),
-                **_said(required, "requires_factor" in differs),
+                allowed=sorted(set(permissions) - set(old.known)),
+                forbidden=sorted(set(old.known) - set(permissions)),
+                **_said(bool(new["requires_factor"]), "requires_factor" in differs),
             )
 
         await acting(by, work)
@@ -161,14 +216,22 @@ class Role(Record):
         """Takes the role from all who hold it, ends their sessions and removes it.
 
         Returns the audit event, which says how many held it; None if it was gone. Raises
-        BuiltInRole.
+        BuiltInRole, and MissingPermission if the role allows, or one of those who hold it holds, a
+        permission that the actor does not hold.
         """
         if self.built_in:
             raise BuiltInRole(self.name, "deleted")
 
         async def work(tx: Tx) -> Event | None:
-            if not await Role.erase(self.id, tx=tx):
+            held = await holdings_of(by, tx)
+            old = await Role.get(self.id, session=tx)
+            if old is None:
                 return None
+            if missing := held.lacks(old.permissions):
+                raise MissingPermission(CHANGE, missing, old.name)
+            if missing := held.lacks([] if held.everything else await _held_with(self.id, tx)):
+                raise MissingPermission(DELETE, missing, old.name)
+            await Role.erase(self.id, tx=tx)
             ids = await User.get_motor_collection().distinct(
                 "_id", {"roles.$id": self.id}, session=tx
             )
@@ -203,3 +266,18 @@ class Role(Record):
             [{"$unwind": "$roles"}, {"$group": {"_id": "$roles.$id", "count": {"$sum": 1}}}]
         ).to_list()
         return {row["_id"]: row["count"] for row in rows}
+
+
+def _require_harmless_default(names: Collection[str], permissions: Collection[str]) -> None:
+    """Raises ManagementByDefault."""
+    for name in DEFAULT_ROLES.intersection(each.casefold() for each in names):
+        if management := MANAGEMENT.intersection(permissions):
+            raise ManagementByDefault(name, management)
+
+
+async def _held_with(role_id: PydanticObjectId, tx: Tx) -> set[str]:
+    """All permissions of those who hold the role, by whichever role."""
+    users = User.get_motor_collection()
+    ids = await users.distinct("roles.$id", {"roles.$id": role_id}, session=tx)
+    roles = await Role.find({"_id": {"$in": ids}}, session=tx).to_list()
+    return {permission for role in roles for permission in role.permissions}

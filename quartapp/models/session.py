@@ -16,8 +16,9 @@ from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
 from quartapp.models.event import ENDING, Event, Verb
-from quartapp.models.factor import Factor, has_shown_one, waits_for_one
+from quartapp.models.factor import Factor, has_shown_one
 from quartapp.models.mail import Letter
+from quartapp.models.privileges import require_to_manage, usable
 from quartapp.models.record import Record
 from quartapp.models.references import DomainError, linked_id, ref
 
@@ -327,12 +328,20 @@ class RightsChanged(DomainError):
         super().__init__("Your permissions changed before this was done, so nothing was changed.")
 
 
-async def acting(by: Actor, work: Callable[[Tx], Coroutine[Any, Any, T]]) -> T:
+async def acting(
+    by: Actor,
+    work: Callable[[Tx], Coroutine[Any, Any, T]],
+    *,
+    managing: PydanticObjectId | None = None,
+) -> T:
     """`transaction(work)`, if the actor's authority lasts until the commit.
 
     A request may be slow, and what was taken away meanwhile must not be used at its end. So each
     transaction writes the actor's session, which makes it and the end of that session exclude each
     other. Raises SessionOver and RightsChanged. An event that ends sessions gets its mark here.
+
+    `managing` is the user whose account is changed. Raises MissingPermission if that is another
+    user who holds a permission that the actor does not hold.
     """
 
     async def checked(tx: Tx) -> T:
@@ -341,6 +350,8 @@ async def acting(by: Actor, work: Callable[[Tx], Coroutine[Any, Any, T]]) -> T:
             if not await Session.change(living, {"$inc": {"acts": 1}}, tx=tx):
                 raise SessionOver(by.session_id)
             await _require_permissions(by, tx)
+        if managing is not None:
+            await require_to_manage(by, managing, tx)
         done = await work(tx)
         if isinstance(done, Event) and done.verb in ENDING:
             await done.mark(tx, asker=by.worker)
@@ -357,16 +368,9 @@ async def _require_permissions(by: Actor, tx: Tx) -> None:
         raise SessionOver(by.session_id)
     if user.get("authz_version") == by.version:
         return
-    held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}
     session = await database["sessions"].find_one({"_id": by.session_id}, session=tx) or {}
-    shown = has_shown_one(session, user)
-    given = {
-        permission
-        for role in await database["roles"].find(held, session=tx).to_list(None)
-        if not waits_for_one(role, shown=shown)
-        for permission in role.get("permissions", ())
-    }
-    if not by.permissions <= given:
+    held = await usable(user, shown=has_shown_one(session, user), tx=tx)
+    if not by.permissions <= held.permissions:
         raise RightsChanged
 
 
@@ -379,15 +383,16 @@ async def end_sessions(
     subject: PydanticObjectId,
     **details: Any,
 ) -> Event | None:
-    """Ends the sessions that match and are not over, in one transaction with the audit event.
+    """Ends the subject's sessions that match and are not over, in one transaction with the audit
+    event.
 
-    None if there were none; else how many is in the event's details.
+    None if there were none; else how many is in the event's details. Raises MissingPermission.
     """
 
     async def work(tx: Tx) -> Event | None:
         return await end_and_record(match, reason, verb, by=by, subject=subject, tx=tx, **details)
 
-    return await acting(by, work)
+    return await acting(by, work, managing=subject)
 
 
 async def end_and_record(

@@ -1,7 +1,8 @@
 """People: who they are, and the verbs that change what they may do.
 
 Each verb is one transaction: the change, the sessions it ends, the audit event and the notice. It
-returns the event, or None where there was nothing to do.
+returns the event, or None where there was nothing to do. It raises MissingPermission when the actor
+manages another user who holds a permission that the actor does not hold.
 Sockets hear of it from the change stream, after the commit.
 """
 
@@ -23,6 +24,7 @@ from quartapp.models.factor import Factor, Totp, factors_of
 from quartapp.models.guard import hold_administrators
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind, Notice
+from quartapp.models.privileges import require_to_give
 from quartapp.models.record import Record
 from quartapp.models.references import CASELESS, DomainError, linked_id, ref
 from quartapp.models.session import (
@@ -106,6 +108,9 @@ class User(Record):
     recovery_codes: list[str] = Field(default=[], repr=False)
     notice_seq: int = 0
     notices_read: int = 0
+    # Counts checks of what this user may give or manage, and who may manage them: see
+    # models.privileges.
+    acts: int = 0
 
     class Settings:
         name = "users"
@@ -218,10 +223,12 @@ class User(Record):
         tx: Tx,
         confirmed: bool = False,
     ) -> "User":
-        """The writes of `register`, for a transaction that does more. Raises Taken.
+        """The writes of `register`, for a transaction that does more. Raises Taken, and
+        MissingPermission if a user creates the account with a role that allows more than they hold.
 
         An address that is `confirmed` needs no letter: one has led here.
         """
+        await require_to_give(by, [role.id for role in roles], tx)
         user = cls(
             username=username,
             email=email,
@@ -251,9 +258,14 @@ class User(Record):
     # ---- authority
 
     async def grant(self, role: "Role", *, by: Actor) -> Event | None:
-        """Gives the role; None if it was held. Raises RoleGone. Open pages gain it in place."""
+        """Gives the role; None if it was held. Open pages gain it in place.
+
+        Raises RoleGone, and MissingPermission if the role, or the user, has a permission that the
+        actor does not hold.
+        """
 
         async def work(tx: Tx) -> Event | None:
+            await require_to_give(by, [role.id], tx)
             changed = await self.change_authority(
                 {"roles.$id": {"$ne": role.id}},
                 {"$addToSet": {"roles": ref("roles", role.id)}},
@@ -270,7 +282,7 @@ class User(Record):
                 Verb.ROLE_GRANTED, by=by, subject=self.id, tx=tx, role=role.name
             )
 
-        return await acting(by, work)
+        return await acting(by, work, managing=self.id)
 
     async def revoke(self, role: "Role", *, by: Actor) -> Event | None:
         """Takes the role and ends the user's sessions; None if it was not held.
@@ -298,7 +310,7 @@ class User(Record):
             await self.tell(Kind.ROLE_REVOKED, tx, by=by.username, role=role.name)
             return await event.insert(session=tx)
 
-        return await acting(by, work)
+        return await acting(by, work, managing=self.id)
 
     async def disable(self, *, by: Actor) -> Event | None:
         """Closes the account and ends its sessions; None if it was closed.
@@ -322,7 +334,7 @@ class User(Record):
             await self.tell(Kind.ACCOUNT_DISABLED, tx, by=by.username)
             return await event.insert(session=tx)
 
-        return await acting(by, work)
+        return await acting(by, work, managing=self.id)
 
     async def enable(self, *, by: Actor) -> Event | None:
         """Opens the account again, without a last day; None if it was open."""
@@ -340,7 +352,7 @@ class User(Record):
             await self.tell(Kind.ACCOUNT_ENABLED, tx, by=by.username)
             return await Event.record(Verb.USER_ENABLED, by=by, subject=self.id, tx=tx)
 
-        return await acting(by, work)
+        return await acting(by, work, managing=self.id)
 
     async def close(
         self, *, by: Actor, deletes_at: datetime | None = None, with_posts: bool = False
@@ -387,7 +399,7 @@ class User(Record):
             await self.write(letter, tx, **words)
             return await event.insert(session=tx)
 
-        return await acting(by, work)
+        return await acting(by, work, managing=self.id)
 
     async def restore(self, *, by: Actor) -> Event | None:
         """Opens again what was closed, and forgets that it was to be deleted; None if there is
@@ -396,7 +408,7 @@ class User(Record):
         async def work(tx: Tx) -> Event | None:
             return await self.open_again(by=by, tx=tx)
 
-        return await acting(by, work)
+        return await acting(by, work, managing=self.id)
 
     async def open_again(self, *, by: Actor, tx: Tx) -> Event | None:
         """The writes of `restore`, for a transaction that does more."""
@@ -426,7 +438,7 @@ class User(Record):
                 await self.tell(Kind.SESSIONS_ENDED, tx, by=by.username)
             return event
 
-        return await acting(by, work)
+        return await acting(by, work, managing=self.id)
 
     @classmethod
     async def number_change(cls, user_id: PydanticObjectId, version: int) -> None:
@@ -484,7 +496,7 @@ class User(Record):
                 tx=tx,
             )
 
-        return token if await acting(by, work) else None
+        return token if await acting(by, work, managing=self.id) else None
 
     async def upgrade_hash(self, password_hash: str) -> None:
         """Stores the same password hashed anew. Its sessions go on: they are told of the hash.

@@ -325,7 +325,7 @@ async def require(name: str, required: bool = True) -> None:
     await found.edit(
         name=name,
         description=found.description,
-        permissions=found.permissions,
+        permissions=found.known,
         requires_factor=required,
         by=NOBODY,
     )
@@ -373,7 +373,7 @@ async def test_the_role_that_may_do_everything_can_only_be_told_to_ask_for_a_fac
     await require(ADMIN)
     admin = await role(ADMIN)
     assert admin.requires_factor
-    edited = {"name": ADMIN, "description": admin.description, "permissions": admin.permissions}
+    edited = {"name": ADMIN, "description": admin.description, "permissions": admin.known}
     for change in ({"description": "x"}, {"permissions": [Permission.POSTS_WRITE]}, {"name": "x"}):
         with pytest.raises(BuiltInRole):
             await admin.edit(**{**edited, **change}, requires_factor=False, by=NOBODY)

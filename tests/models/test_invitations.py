@@ -143,7 +143,13 @@ LOSSES: dict[str, tuple[Loss, Fate]] = {
     "role deleted": (lambda user, role, _: role.remove(by=NOBODY), Fate.VOID),
     "permission taken": (
         lambda user, role, _: role.edit(
-            name=role.name, description="", permissions=[Permission.USERS_READ], by=NOBODY
+            name=role.name, description="", permissions=MODERATING, by=NOBODY
+        ),
+        Fate.VOID,
+    ),
+    "a permission to give taken": (
+        lambda user, role, _: role.edit(
+            name=role.name, description="", permissions=[Permission.USERS_MANAGE], by=NOBODY
         ),
         Fate.VOID,
     ),
@@ -151,7 +157,7 @@ LOSSES: dict[str, tuple[Loss, Fate]] = {
         lambda user, role, _: role.edit(
             name=role.name,
             description="",
-            permissions=[Permission.USERS_MANAGE],
+            permissions=[Permission.USERS_MANAGE, *MODERATING],
             requires_factor=True,
             by=NOBODY,
         ),
@@ -168,9 +174,13 @@ LOSSES: dict[str, tuple[Loss, Fate]] = {
 }
 
 
+MODERATING = [Permission.POSTS_WRITE, Permission.POSTS_MODERATE, Permission.USERS_READ]
+
+
 async def host(name: str) -> tuple[User, Role]:
-    """Somebody who may invite by a role of their own."""
-    hosts = await Role.add(f"host-{name}", "", [Permission.USERS_MANAGE], by=NOBODY)
+    """A user who may invite moderators by a role of their own."""
+    permissions = [Permission.USERS_MANAGE, *MODERATING]
+    hosts = await Role.add(f"host-{name}", "", permissions, by=NOBODY)
     return await register(name, hosts.name), hosts
 
 

@@ -114,12 +114,13 @@ async def test_the_id_behind_a_link_is_the_same_fetched_or_not(mocked: object) -
     assert linked_id(Post(author=ref("users", user.id), title="", body="").author) == user.id
 
 
-async def test_a_role_from_a_newer_version_keeps_the_permissions_known_here(mocked: Any) -> None:
+async def test_a_role_tells_known_permissions_from_unknown_ones(mocked: Any) -> None:
     words = ["posts.write", "moon.land", "posts.moderate"]
     await mocked["roles"].insert_one({"name": "editor", "permissions": words})
     found = await Role.find_one({})
     assert found is not None
-    assert found.permissions == [Permission.POSTS_WRITE, Permission.POSTS_MODERATE]
+    assert found.known == [Permission.POSTS_WRITE, Permission.POSTS_MODERATE]
+    assert (found.permissions, found.unknown) == (words, ["moon.land"])
 
 
 def test_a_token_is_random_and_kept_as_its_digest() -> None:

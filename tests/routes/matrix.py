@@ -83,7 +83,7 @@ GET        /admin/users                                   users.read
 GET        /admin/users/<username>                        users.read
 POST       /admin/users/<username>/grants                 users.manage, fresh
 POST       /admin/users/<username>/grants/<role_name>/revoke    users.manage, fresh
-POST       /admin/users/<username>/sessions/end           sessions.manage
+POST       /admin/users/<username>/sessions/end           sessions.manage, fresh
 POST       /admin/users/<username>/factors/reset          users.manage, fresh
 POST       /admin/users/<username>/disable                users.manage, fresh
 POST       /admin/users/<username>/enable                 users.manage, fresh

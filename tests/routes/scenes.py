@@ -100,6 +100,12 @@ async def an_invitation(email: str, **fields: Any) -> tuple[Invitation, str]:
     return await made.insert(), token
 
 
+def enough(row: Row) -> list[Permission]:
+    """The permission that the table names; to manage the author takes the author's, too."""
+    authors = [Permission.POSTS_WRITE] if "/users/<username>" in row.rule else []
+    return [Permission(row.needs.removeprefix("author or ")), *authors]
+
+
 def path(row: Row, parts: Mapping[str, str]) -> str:
     if row.rule in parts:
         return parts[row.rule]
@@ -173,8 +179,8 @@ def form(row: Row, name: str) -> dict[str, str]:
         "/posts/new": {"title": "New", "body": "Text."},
         "/posts/<post_id>/edit": {"title": "Edited", "body": "Text."},
         "/posts/<post_id>/comments": {"body": "Another."},
-        "/admin/users/<username>/grants": {"role": "moderator"},
-        "/admin/invitations": {"email": f"new-{name}@example.org", "role": "moderator"},
+        "/admin/users/<username>/grants": {"role": f"spare-{name}"},
+        "/admin/invitations": {"email": f"new-{name}@example.org", "role": f"spare-{name}"},
         "/admin/users/<username>/last-day": {"date": f"{clock.now():%Y-%m-%d}"},
         "/admin/roles/new": {"name": f"made-{name}"},
         "/admin/roles/<name>": {"name": f"renamed-{name}"},

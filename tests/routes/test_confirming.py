@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from quartapp.models.role import Role
-from quartapp.policy import Permission
 from tests.routes.conftest import (
     ORIGIN,
     SESSION_COOKIE,
@@ -17,7 +16,7 @@ from tests.routes.conftest import (
     the_user,
 )
 from tests.routes.matrix import POSTS
-from tests.routes.scenes import filled, owning, path, scene
+from tests.routes.scenes import enough, filled, owning, path, scene
 
 TITLE = "Confirm that it is you"
 
@@ -38,8 +37,7 @@ async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_con
         author, parts = await scene(town, f"author-{number}")
         visitor = author
         if row.needs not in ("signed in", "author"):
-            permission = Permission(row.needs.removeprefix("author or "))
-            visitor = await town.holder(f"visitor-{number}", permission)
+            visitor = await town.holder(f"visitor-{number}", *enough(row))
         parts = await owning(visitor, row, parts)
         await visitor.grow_stale()
         fields, token = await filled(row, visitor, author.username), visitor.token

@@ -165,7 +165,8 @@ async def test_an_address_that_has_an_account_meanwhile_is_led_to_the_sign_in(
 async def test_an_invitation_is_worth_what_its_inviter_may_do_when_it_is_taken_up(
     town: Town, root: Visitor
 ) -> None:
-    eve = await town.holder("eve", Permission.USERS_MANAGE)
+    moderating = (await role_named("moderator")).known
+    eve = await town.holder("eve", Permission.USERS_MANAGE, *moderating)
     link = await a_link(town, eve, "moderator")
     assert (await root.post("/admin/users/eve/grants/role-of-eve/revoke")).status == 303
     assert (await take_up(town.nobody(), link)).status == 410

@@ -24,6 +24,7 @@ from tests.routes.conftest import (
 from tests.routes.matrix import MATRIX, POSTS, Row
 from tests.routes.scenes import (
     a_link,
+    enough,
     filled,
     form,
     owning,
@@ -125,7 +126,7 @@ async def test_exactly_what_the_table_says_is_enough(town: Town) -> None:
         elif row.needs == "returning":
             visitor = await returning(town, f"visitor-{number}")
         else:
-            held = [Permission(permission)] if permission in PERMISSIONS else []
+            held = enough(row) if permission in PERMISSIONS else []
             visitor = await town.holder(f"visitor-{number}", *held)
             me = await visitor.me()
             assert me is not None

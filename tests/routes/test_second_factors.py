@@ -47,7 +47,7 @@ async def require(name: str) -> None:
     await role.edit(
         name=name,
         description=role.description,
-        permissions=role.permissions,
+        permissions=role.known,
         requires_factor=True,
         by=NOBODY,
     )

@@ -55,7 +55,7 @@ async def edit(name: str) -> Any:
         data={
             "name": role.name,
             "description": role.description,
-            "permissions": [permission.value for permission in role.permissions],
+            "permissions": [permission.value for permission in role.known],
             "requires_factor": role.requires_factor,
         }
     )
@@ -63,7 +63,7 @@ async def edit(name: str) -> Any:
         name, description, permissions = _values(form)
         if role.name == ADMIN and not permissions:
             # Its boxes cannot be ticked or cleared, so a browser does not send them.
-            description, permissions = role.description, role.permissions
+            description, permissions = role.description, role.known
         try:
             await role.edit(
                 name=name,

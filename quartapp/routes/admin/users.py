@@ -83,6 +83,7 @@ async def revoke(username: str, role_name: str) -> Any:
 @blueprint.post("/users/<username>/sessions/end")
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
+@fresh_login_required
 async def end_sessions(username: str) -> Any:
     person = await find(username)
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)

@@ -1,0 +1,358 @@
+"""Nobody gives, or manages a user who holds, more than they hold themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+from beanie import PydanticObjectId
+
+from quartapp import clock, models
+from quartapp.database import Database
+from quartapp.database import Session as Tx
+from quartapp.models import (
+    Invitation,
+    Role,
+    Session,
+    User,
+    enrolment,
+    last_day,
+    principal,
+    privileges,
+)
+from quartapp.models import session as sessions
+from quartapp.models.actor import NOBODY, Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.factor import Factor
+from quartapp.models.privileges import MissingPermission, require_to_manage
+from quartapp.models.references import ref
+from quartapp.models.role import ManagementByDefault
+from quartapp.models.session import Reason, RightsChanged, SessionOver, digest_of
+from quartapp.policy import ADMIN, MANAGEMENT, MEMBER, Permission
+from tests.models.stories import (
+    acting,
+    again,
+    dump,
+    register,
+    role,
+    sign_in,
+    some,
+    why_over,
+)
+
+ALL = set(Permission)
+USERS, ROLES = Permission.USERS_MANAGE, Permission.ROLES_MANAGE
+WRITE, READ, EVENTS = Permission.POSTS_WRITE, Permission.USERS_READ, Permission.EVENTS_READ
+
+
+async def holder(name: str, *permissions: Permission, requires_factor: bool = False) -> User:
+    await Role.add(f"role-of-{name}", "", permissions, requires_factor=requires_factor, by=NOBODY)
+    return await register(name, f"role-of-{name}")
+
+
+async def in_session(user: User) -> Actor:
+    """The user as they act from a page, in a session that has just begun."""
+    _, token = await sign_in(user)
+    who = await principal.by_digest(digest_of(token))
+    assert isinstance(who, principal.Principal)
+    return Actor(
+        who.user_id, who.username, "192.0.2.7", who.session_id, who.version, who.permissions
+    )
+
+
+async def refused(db: Database, work: Awaitable[object], *missing: str) -> str:
+    """The sentence; what was refused has written nothing."""
+    before = await dump(db)
+    with pytest.raises(MissingPermission) as caught:
+        await work
+    assert set(caught.value.missing) == set(missing)
+    assert all(permission in str(caught.value) for permission in missing)
+    assert await dump(db) == before
+    return str(caught.value)
+
+
+# ---- (a) giving
+
+
+async def test_granting_a_role_takes_all_its_permissions(db: Database) -> None:
+    helper = await holder("helper", USERS, WRITE)
+    ada = await register("ada", MEMBER)
+    for target in (ada, helper):
+        sentence = await refused(
+            db, target.grant(await role("moderator"), by=acting(helper)), READ, "posts.moderate"
+        )
+        assert sentence.startswith("You cannot give the role moderator.")
+        await refused(
+            db, target.grant(await role(ADMIN), by=acting(helper)), *(ALL - {USERS, WRITE})
+        )
+    await Role.add("writer", "", [WRITE], by=NOBODY)
+    assert await ada.grant(await role("writer"), by=acting(helper))
+    assert await ada.grant(await role(ADMIN), by=NOBODY), "the operator is not limited"
+
+
+async def test_a_role_that_waits_for_a_factor_gives_its_holder_nothing_to_give(
+    db: Database,
+) -> None:
+    helper = await holder("helper", USERS, WRITE)
+    strict = await Role.add("strict", "", [EVENTS], requires_factor=True, by=NOBODY)
+    await helper.grant(strict, by=NOBODY)
+    ada = await register("ada", MEMBER)
+    by = await in_session(await again(helper))
+    await refused(db, ada.grant(strict, by=by), EVENTS)
+    await refused(db, Role.add("new", "", [EVENTS], by=by), EVENTS)
+    await User.change({"_id": helper.id}, {"$set": {"passkeys": [ref("passkeys", helper.id)]}})
+    await Session.change({"_id": by.session_id}, {"$set": {"factor": Factor.PASSKEY}})
+    assert await ada.grant(strict, by=by)
+
+
+async def test_inviting_takes_all_permissions_of_the_role(db: Database) -> None:
+    helper = await holder("helper", USERS)
+    moderator = await role("moderator")
+    missing = set(moderator.permissions)
+    await refused(db, Invitation.write("a@b.org", moderator, by=acting(helper)), *missing)
+    assert await Invitation.write("a@b.org", None, by=acting(helper)), "as a plain member"
+    strong = await Invitation.write("c@d.org", moderator, by=NOBODY)
+    await refused(db, strong.send_again(by=acting(helper)), *missing)
+    await refused(db, strong.withdraw(by=acting(helper)), *missing)
+    assert await strong.withdraw(by=acting(await register("root", ADMIN)))
+
+
+async def test_a_role_allows_no_more_than_its_creator_or_editor_holds(db: Database) -> None:
+    keeper = await holder("keeper", ROLES, WRITE)
+    by = acting(keeper)
+    await refused(db, Role.add("new", "", [USERS], by=by), USERS)
+    mine = await role("role-of-keeper")
+    for target in (mine, await Role.add("empty", "", [], by=by)):
+        edit = target.edit(name=target.name, description="", permissions=[ROLES, USERS], by=by)
+        assert "You cannot add users.manage" in await refused(db, edit, USERS)
+        await target.edit(name=target.name, description="", permissions=[ROLES], by=by)
+        assert (await role(target.name)).permissions == [ROLES]
+
+
+@pytest.mark.parametrize("change", ["name", "permissions", "requires_factor", "delete"])
+async def test_a_stronger_role_cannot_be_changed_in_any_way(db: Database, change: str) -> None:
+    by = acting(await holder("keeper", ROLES))
+    for waits in (False, True):
+        strong = await Role.add(f"strong-{waits}", "", [EVENTS], requires_factor=waits, by=NOBODY)
+        kept = {"name": strong.name, "description": "", "permissions": [EVENTS]}
+        if change == "delete":
+            await refused(db, strong.remove(by=by), EVENTS)
+            continue
+        new = {"name": "renamed", "permissions": [], "requires_factor": not waits}[change]
+        await refused(db, strong.edit(**{**kept, change: new}, by=by), EVENTS)
+    admin = await role(ADMIN)
+    edit = {"name": ADMIN, "description": admin.description, "permissions": admin.known}
+    await refused(db, admin.edit(**edit, requires_factor=True, by=by), *(ALL - {ROLES}))
+
+
+async def test_deleting_a_role_takes_the_permissions_of_all_who_hold_it(db: Database) -> None:
+    by = acting(await holder("keeper", ROLES))
+    empty = await Role.add("empty", "", [], by=NOBODY)
+    ada = await holder("ada", EVENTS)
+    await ada.grant(empty, by=NOBODY)
+    await refused(db, empty.remove(by=by), EVENTS)
+    await ada.revoke(empty, by=NOBODY)
+    assert await empty.remove(by=by)
+
+
+# ---- (b) managing
+
+Manage = Callable[[User, Actor], Awaitable[object]]
+VERBS: dict[str, Manage] = {
+    "grant": lambda user, by: _grant(user, by),
+    "revoke": lambda user, by: _revoke(user, by),
+    "disable": lambda user, by: user.disable(by=by),
+    "enable": lambda user, by: user.enable(by=by),
+    "end sessions": lambda user, by: user.end_sessions(Reason.ENDED_BY_ADMIN, by=by),
+    "end one session": lambda user, by: _end_one(user, by),
+    "close": lambda user, by: user.close(by=by),
+    "delete": lambda user, by: user.close(by=by, deletes_at=clock.now() + timedelta(days=1)),
+    "restore": lambda user, by: user.restore(by=by),
+    "set expiry": lambda user, by: last_day.appoint(user, clock.now().date(), by=by),
+    "lift expiry": lambda user, by: last_day.lift(user, by=by),
+    "reset factors": lambda user, by: enrolment.reset(user, by=by),
+    "set a password": lambda user, by: user.change_password("new", by=by),
+}
+
+
+async def _grant(user: User, by: Actor) -> object:
+    return await user.grant(await Role.named("plain") or await role(MEMBER), by=by)
+
+
+async def _revoke(user: User, by: Actor) -> object:
+    return await user.revoke(await role(f"role-of-{user.username}"), by=by)
+
+
+async def _end_one(user: User, by: Actor) -> object:
+    return await some(await Session.find_one({"user.$id": user.id})).end(
+        Reason.ENDED_BY_ADMIN, by=by
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_user_who_holds_more_cannot_be_managed(db: Database, verb: str) -> None:
+    helper = await holder("helper", USERS, WRITE)
+    await Role.add("plain", "", [], by=NOBODY)
+    strong = await holder("strong", EVENTS)
+    # What a second factor would give counts for the target, although it is withheld now.
+    waiting = await holder("waiting", EVENTS, requires_factor=True)
+    for target in (strong, waiting):
+        await sign_in(target)
+        sentence = await refused(db, VERBS[verb](target, acting(helper)), EVENTS)
+        assert sentence.startswith(f"You cannot manage {target.username}")
+    equal = await holder("equal", USERS, WRITE)
+    await sign_in(equal)
+    await VERBS[verb](equal, acting(helper))
+    await sign_in(await again(helper))
+    await VERBS[verb](await again(helper), acting(helper))
+    root = await register("root", ADMIN)
+    if verb not in ("end sessions", "end one session"):
+        # The operator is not limited.
+        await VERBS[verb](strong, NOBODY)
+    await register("other", ADMIN)
+    await VERBS[verb](waiting, acting(root))
+
+
+# ---- at the same time
+
+
+@pytest.mark.parametrize(
+    ("act", "loss"),
+    [
+        ("grant", "role edited"),
+        ("invite", "role edited"),
+        ("create a role", "role edited"),
+        ("disable", "role edited"),
+        ("grant", "factor required"),
+        ("grant", "role revoked"),
+    ],
+)
+async def test_a_permission_lost_meanwhile_is_not_used(
+    db: Database, monkeypatch: pytest.MonkeyPatch, act: str, loss: str
+) -> None:
+    """The actor loses it after the transaction has taken its snapshot, and before the check."""
+    eve = await holder("eve", USERS, EVENTS)
+    hers = await role("role-of-eve")
+    auditor = await Role.add("auditor", "", [EVENTS], by=NOBODY)
+    ada = await register("ada", "auditor" if act == "disable" else MEMBER)
+    by = await in_session(eve) if loss == "role edited" else acting(eve)
+    real, lost = privileges.holdings_of, []
+
+    async def late(by: Actor, tx: Tx) -> privileges.Holdings:
+        if not lost:
+            lost.append(True)
+            assert await User.get(by.user_id, session=tx), "the snapshot is taken"
+            if loss == "role revoked":
+                await eve.revoke(hers, by=NOBODY)
+            else:
+                kept = [USERS] if loss == "role edited" else [USERS, EVENTS]
+                await hers.edit(
+                    name=hers.name,
+                    description="",
+                    permissions=kept,
+                    requires_factor=loss == "factor required",
+                    by=NOBODY,
+                )
+        return await real(by, tx)
+
+    for name in ("privileges", "role", "invitation"):
+        monkeypatch.setattr(f"quartapp.models.{name}.holdings_of", late)
+    works = {
+        "grant": lambda: ada.grant(auditor, by=by),
+        "invite": lambda: Invitation.write("a@b.org", auditor, by=by),
+        "create a role": lambda: Role.add("new", "", [EVENTS], by=by),
+        "disable": lambda: ada.disable(by=by),
+    }
+    with pytest.raises((MissingPermission, RightsChanged, SessionOver)):
+        await works[act]()
+    assert lost
+    assert await Role.named("new") is None
+    assert await Invitation.find({}).count() == 0
+    left = await again(ada)
+    assert (left.authz_version, left.disabled) == (ada.authz_version, False)
+
+
+@pytest.mark.parametrize("verb", ["grant", "disable", "end one session", "reset factors"])
+async def test_a_user_who_gains_a_permission_meanwhile_is_not_managed(
+    db: Database, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """The target gains it after the transaction has taken its snapshot, and before the check."""
+    await Role.add("plain", "", [], by=NOBODY)
+    helper, ada = await holder("helper", USERS, WRITE), await holder("ada", WRITE)
+    strong = await Role.add("strong", "", [EVENTS], by=NOBODY)
+    _, token = await sign_in(ada)
+    gained: list[Event | None] = []
+
+    async def late(by: Actor, user_id: PydanticObjectId, tx: Tx) -> None:
+        if not gained and by is not NOBODY:
+            assert await User.get(user_id, session=tx), "the snapshot is taken"
+            gained.append(None)
+            gained.append(await ada.grant(strong, by=NOBODY))
+        await require_to_manage(by, user_id, tx)
+
+    monkeypatch.setattr(sessions, "require_to_manage", late)
+    with pytest.raises(MissingPermission, match=EVENTS):
+        await VERBS[verb](ada, acting(helper))
+    assert len(gained) == 2
+    assert await why_over(token) is None
+    assert (await again(ada)).authz_version == ada.authz_version + 1, "only the grant"
+
+
+# ---- (c) default roles
+
+
+@pytest.mark.parametrize("by_operator", [True, False])
+async def test_default_roles_never_allow_to_manage(db: Database, by_operator: bool) -> None:
+    by = NOBODY if by_operator else acting(await register("root", ADMIN))
+    member = await role(MEMBER)
+    before = await dump(db)
+    for permission in MANAGEMENT:
+        with pytest.raises(ManagementByDefault, match=permission):
+            await member.edit(name=MEMBER, description="", permissions=[WRITE, permission], by=by)
+    assert await dump(db) == before
+    await db["roles"].delete_one({"_id": member.id})
+    for number, name in enumerate((MEMBER, "Member")):
+        with pytest.raises(ManagementByDefault):
+            await Role.add(name, "", [USERS], by=by)
+        other = await Role.add(f"other-{number}", "", [READ], by=by)
+        with pytest.raises(ManagementByDefault):
+            await other.edit(name=name, description="", permissions=[READ], by=by)
+
+
+def test_every_permission_is_classified() -> None:
+    assert {WRITE} == ALL - MANAGEMENT
+
+
+async def test_preparing_removes_management_from_default_roles(db: Database) -> None:
+    ada = await register("ada", MEMBER)
+    words = ["moon.land", "users.manage", "posts.write"]
+    await db["roles"].update_one({"name": MEMBER}, {"$set": {"permissions": words}})
+    await models.prepare()
+    assert (await role(MEMBER)).permissions == ["posts.write", "moon.land"]
+    assert (await again(ada)).authz_version == ada.authz_version + 1
+    edited = some(await Event.find_one({"verb": Verb.ROLE_EDITED}))
+    assert edited.details["forbidden"] == ["users.manage"]
+
+
+# ---- unknown permissions
+
+
+async def test_an_edit_keeps_permissions_that_this_version_does_not_know(db: Database) -> None:
+    keeper = acting(await holder("keeper", ROLES, WRITE, READ))
+    new = await Role.add("new", "", [WRITE], by=NOBODY)
+    await Role.change({"_id": new.id}, {"$push": {"permissions": "moon.land"}})
+    await new.edit(name="new", description="x", permissions=[READ], by=keeper)
+    assert (await role("new")).permissions == ["users.read", "moon.land"]
+    edited = some(await Event.find_one({"verb": Verb.ROLE_EDITED}))
+    assert (edited.details["allowed"], edited.details["forbidden"]) == (
+        ["users.read"],
+        ["posts.write"],
+    )
+    _, token = await sign_in(await register("ada", "new"))
+    who = await principal.by_digest(digest_of(token))
+    assert isinstance(who, principal.Principal)
+    assert who.permissions == {"users.read"}, "it allows nothing"
+    # A newer version that knows it may serve beside this one.
+    await refused(db, new.remove(by=keeper), "moon.land")
+    assert await new.remove(by=acting(await register("root", ADMIN)))
