@@ -20,7 +20,6 @@ let pageRefused = !pageAllowed()
 let cursor = sessionStorage.getItem(`cursor:${user}`) || renderedCursor
 const heard = new Set()
 
-restoreDraft()
 connect()
 
 // The connection
@@ -210,7 +209,7 @@ function judgePage(by) {
 }
 
 function withholdPage(by) {
-  const kept = saveDraft()
+  const kept = keepDrafts()
   const needed = element("code", main.dataset.needs.replaceAll(" ", " or "))
   const words = element("p", "It takes the permission ", needed, by ? `, which ${by} has taken from you.` : ", which you no longer have.")
   words.className = "lede"
@@ -325,7 +324,7 @@ function lock({ title, message, by, action, href }) {
   if ("locked" in document.body.dataset) return
   document.body.dataset.locked = ""
   showState("stopped")
-  document.getElementById("ended-kept").hidden = !saveDraft()
+  document.getElementById("ended-kept").hidden = !keepDrafts()
   setText("#ended-title", title)
   setText("#ended-message", message)
   setText("#ended-by", by ?? "")
@@ -339,65 +338,9 @@ function lock({ title, message, by, action, href }) {
   dialog.showModal()
 }
 
-// Drafts
-
-function draftKey() {
-  return `draft:${user}:${here.split("?")[0]}`
-}
-
-function* draftFields() {
-  for (const form of document.querySelectorAll("main form[method=post]:not([data-fleeting])")) {
-    for (const field of form.elements) {
-      const typed = field.matches("input, textarea, select") && !field.matches("[type=hidden], [type=password], [type=file], [type=submit]")
-      if (!typed || !field.name || field.readOnly || /password|one-time-code/.test(field.autocomplete)) continue
-      const box = field.matches("[type=checkbox], [type=radio]")
-      const name = JSON.stringify([form.getAttribute("action"), field.name, box ? field.value : ""])
-      yield { form, field, name, property: box ? "checked" : "value" }
-    }
-  }
-}
-
-// Keeps only what the user has changed: a text that was merely shown may be a newer one next time.
-function saveDraft() {
-  const draft = {}
-  for (const { form, field, name, property } of draftFields()) {
-    if ("unsaved" in form.dataset || isChanged(field)) draft[name] = field[property]
-  }
-  const any = Object.keys(draft).length > 0
-  if (any) sessionStorage.setItem(draftKey(), JSON.stringify(draft))
-  return any
-}
-
-function isChanged(field) {
-  if (field.matches("select")) {
-    const untouched = [...field.options].find(option => option.defaultSelected) ?? field.options[0]
-    return field.value !== untouched?.value
-  }
-  return field.matches("[type=checkbox], [type=radio]") ? field.checked !== field.defaultChecked : field.value !== field.defaultValue
-}
-
-function restoreDraft() {
-  for (const key of Object.keys(sessionStorage)) {
-    if (key.startsWith("draft:") && !key.startsWith(`draft:${user}:`)) sessionStorage.removeItem(key)
-  }
-  const draft = JSON.parse(sessionStorage.getItem(draftKey()) ?? "{}")
-  let found = false
-  let restoredForm = null
-  for (const { form, field, name, property } of draftFields()) {
-    if (!(name in draft)) continue
-    found = true
-    if (field[property] === draft[name]) continue
-    field[property] = draft[name]
-    field.dispatchEvent(new Event("input", { bubbles: true }))
-    restoredForm ??= form
-  }
-  // A page without these fields, such as a refusal, leaves the draft for the one that has them.
-  if (found) sessionStorage.removeItem(draftKey())
-  if (!restoredForm) return
-  const line = element("p", "Restored what you had typed.")
-  line.className = "restored"
-  line.role = "status"
-  restoredForm.prepend(line)
+// Asks drafts.js to store what was typed. Returns whether there is a draft for a form of this page.
+function keepDrafts() {
+  return !dispatchEvent(new Event("draft:keep", { cancelable: true }))
 }
 
 // Small helpers, and what the browser says
@@ -433,10 +376,7 @@ matchMedia("(min-width: 60rem)").addEventListener("change", () => {
   for (const menu of document.querySelectorAll("[popover]:popover-open")) menu.hidePopover()
 })
 
-addEventListener("pagehide", () => {
-  if (over) saveDraft()
-  disconnect()
-})
+addEventListener("pagehide", disconnect)
 
 addEventListener("pageshow", async event => {
   if (!event.persisted) return

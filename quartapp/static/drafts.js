@@ -1,0 +1,300 @@
+// Keeps what is typed into the forms that are marked `data-draft`, in this tab's session storage, per user and form,
+// until the server has accepted the form. It is offered back to the same user only. See docs/adr/0084-drafts.md.
+
+const { user } = document.body.dataset
+const PREFIX = "draft:"
+const SIGNED_OUT = "draft:signed-out" // in local storage: when somebody last signed out in this browser
+const KEPT_FOR = 7 * 24 * 3600 * 1000
+const MOST_DRAFTS = 20
+const LONGEST_DRAFT = 200_000
+const PAUSE = 250
+
+let timer
+let filling = false // This script itself changes a field.
+let forgotten = false // This browser has signed out: store nothing until the user types again.
+const edited = new Set() // Forms with changes that are not stored yet.
+
+settleSent(true)
+for (const form of draftForms()) offer(form)
+
+// Storing
+
+addEventListener("input", ({ target }) => {
+  if (filling || !target.form?.matches("[data-draft]")) return
+  forgotten = false
+  edited.add(target.form)
+  clearTimeout(timer)
+  timer = setTimeout(save, PAUSE)
+})
+
+function save() {
+  clearTimeout(timer)
+  if (!forgotten) for (const form of edited) saveForm(form)
+  edited.clear()
+}
+
+function saveForm(form) {
+  const key = keyOf(form)
+  const old = read(key)
+  const unsaved = "unsaved" in form.dataset
+  const fields = {}
+  for (const { field, name, property } of fieldsOf(form)) {
+    if (!unsaved && !isChanged(field)) continue
+    // A form that was sent back shows what the user typed, and no longer what the server had when they began.
+    const base = unsaved ? old?.fields[name]?.initial : undefined
+    fields[name] = { value: field[property], initial: base ?? initial(field) }
+  }
+  // A draft that was sent stays as it is, unless the user has typed more since.
+  if (old && JSON.stringify(old.fields) === JSON.stringify(fields)) return
+  if (Object.keys(fields).length) write(key, { at: Date.now(), fields, caret: caretIn(form) ?? old?.caret })
+  else remove(key)
+}
+
+// live.js dispatches this before it locks or empties the page. Preventing it says that there is a draft. The caret
+// returns to its place when the user has signed in again.
+addEventListener("draft:keep", event => {
+  save()
+  for (const form of draftForms()) {
+    if (!forgotten && !read(keyOf(form))) saveForm(form)
+    const draft = read(keyOf(form))
+    if (!draft) continue
+    write(keyOf(form), { ...draft, caret: caretIn(form) ?? draft.caret, resume: true })
+    event.preventDefault()
+  }
+})
+
+addEventListener("pagehide", save)
+addEventListener("visibilitychange", save)
+
+// Sending
+
+addEventListener("submit", ({ target: form, defaultPrevented }) => {
+  if (defaultPrevented || form.getAttribute("method") !== "post") return
+  if (pathOf(form) === "/logout") return signOut()
+  save()
+  const draft = read(keyOf(form))
+  // Also for a form that sends the same fields again, such as the page that asks for the password.
+  if (draft) write(keyOf(form), { ...draft, sent: location.href.split("#")[0] })
+})
+
+// A draft that was sent is dropped when the next page shows that the server accepted the form: it answered with a
+// redirect to a page without an error. Anything else (the form with its errors, an error page, no network, the
+// sign-in page) keeps the draft.
+function settleSent(mayBeAccepted) {
+  const signedOut = Number(readLocal(SIGNED_OUT))
+  for (const key of keys()) {
+    const draft = read(key)
+    if (!draft || draft.at < Math.max(signedOut, Date.now() - KEPT_FOR)) remove(key)
+    else if (draft.sent && key.startsWith(`${PREFIX}${user}:`)) {
+      const tried = { ...draft, sent: undefined, tried: true }
+      if (mayBeAccepted && wasAccepted(key, draft.sent)) remove(key)
+      else write(key, tried)
+    }
+  }
+}
+
+function wasAccepted(key, sentFrom) {
+  const [navigation] = performance.getEntriesByType("navigation")
+  const redirected = navigation?.type === "navigate" && navigation.redirectCount > 0
+  const refused = document.querySelector("[role=alert]:not([hidden])") ?? unsavedForm(key)
+  return redirected && document.referrer === sentFrom && !refused
+}
+
+function unsavedForm(key) {
+  return [...draftForms()].find(form => "unsaved" in form.dataset && keyOf(form) === key)
+}
+
+// Offering
+
+function offer(form) {
+  const key = keyOf(form)
+  const draft = read(key)
+  const unsaved = "unsaved" in form.dataset
+  // The server has sent back what was typed.
+  if (unsaved && (!draft || draft.tried)) return saveForm(form)
+  if (!draft) return
+  const kept = [...fieldsOf(form)].filter(({ name }) => name in draft.fields)
+  const differing = kept.filter(({ field, name, property }) => field[property] !== draft.fields[name].value)
+  if (!differing.length) {
+    // The browser has put the text back itself, or else the server has it.
+    if (!unsaved && !kept.some(({ field }) => isChanged(field))) remove(key)
+    return
+  }
+  const untouched = differing.every(({ field, name }) => !isChanged(field) && initial(field) === draft.fields[name].initial)
+  if (untouched) return restore(form, draft)
+  tell(form, `You have unsaved text from ${timeOf(draft)}. This form has changed since then.`, {
+    Restore: () => restore(form, draft),
+    Discard: () => discard(form, draft),
+  })
+}
+
+function restore(form, draft) {
+  fill(form, draft, ({ name }) => draft.fields[name].value)
+  write(keyOf(form), { ...draft, resume: undefined, tried: undefined })
+  tell(form, `Restored your unsaved text from ${timeOf(draft)}.`, {
+    Discard: () => {
+      fill(form, draft, ({ field }) => initial(field))
+      discard(form, draft)
+    },
+  })
+  const [navigation] = performance.getEntriesByType("navigation")
+  if (draft.resume || ["reload", "back_forward"].includes(navigation?.type)) placeCaret(form, draft.caret)
+}
+
+function discard(form, draft) {
+  remove(keyOf(form))
+  tell(form, "Unsaved text discarded.", { Undo: () => restore(form, draft) })
+}
+
+function fill(form, draft, valueOf) {
+  filling = true
+  for (const each of fieldsOf(form)) {
+    if (!(each.name in draft.fields)) continue
+    each.field[each.property] = valueOf(each)
+    each.field.dispatchEvent(new Event("input", { bubbles: true }))
+  }
+  filling = false
+}
+
+// The first button of a note that replaces another takes the focus of the button that was pressed.
+function tell(form, text, buttons) {
+  const focused = form.querySelector(".draft-note")?.contains(document.activeElement)
+  form.querySelector(".draft-note")?.remove()
+  const words = document.createElement("p")
+  words.setAttribute("role", "status")
+  const note = document.createElement("div")
+  note.className = "draft-note"
+  note.append(words)
+  for (const [label, act] of Object.entries(buttons)) {
+    const button = document.createElement("button")
+    button.type = "button"
+    button.textContent = label
+    button.onclick = act
+    note.append(button)
+  }
+  form.prepend(note)
+  if (focused) note.querySelector("button").focus()
+  // A screen reader announces what arrives in a status that is there already.
+  setTimeout(() => { words.textContent = text }, 50)
+}
+
+function caretIn(form) {
+  const field = document.activeElement
+  if (!form.contains(field) || !field.matches("textarea, input:not([type=checkbox], [type=radio])")) return undefined
+  return { name: field.name, start: field.selectionStart, end: field.selectionEnd }
+}
+
+function placeCaret(form, caret) {
+  const field = caret && form.elements[caret.name]
+  const free = document.activeElement === document.body || document.activeElement === null
+  if (!field?.focus || !free || location.hash) return
+  field.focus()
+  if (caret.start !== null) field.setSelectionRange(caret.start, caret.end)
+}
+
+function timeOf(draft) {
+  return new Date(draft.at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC"
+}
+
+// Signing out
+
+function signOut() {
+  forget()
+  try {
+    localStorage.setItem(SIGNED_OUT, Date.now())
+  } catch {
+    // Without local storage the other tabs keep theirs until they are closed.
+  }
+}
+
+addEventListener("storage", ({ key, newValue }) => key === SIGNED_OUT && newValue && forget())
+
+function forget() {
+  forgotten = true
+  clearTimeout(timer)
+  edited.clear()
+  for (const key of keys()) remove(key)
+  document.getElementById("ended-kept").hidden = true
+}
+
+addEventListener("pageshow", ({ persisted }) => {
+  if (!persisted) return
+  settleSent(false)
+  for (const form of draftForms()) offer(form)
+})
+
+// Forms and fields
+
+function draftForms() {
+  return document.querySelectorAll("form[data-draft]")
+}
+
+function pathOf(form) {
+  return new URL(form.getAttribute("action") || location.pathname, location.href).pathname
+}
+
+function keyOf(form) {
+  return `${PREFIX}${user}:${pathOf(form)}`
+}
+
+// Never a secret, nor what a form says that browsers should not keep.
+function* fieldsOf(form) {
+  for (const field of form.elements) {
+    const typed = field.matches("textarea, select:not([multiple]), input:not([type=hidden], [type=password], [type=file], [type=submit], [type=button], [type=image], [type=reset])")
+    if (!typed || !field.name || field.readOnly || field.matches(":disabled")) continue
+    if (/\boff\b|password|one-time-code|\bcc-/.test(field.getAttribute("autocomplete") ?? form.getAttribute("autocomplete"))) continue
+    const box = field.matches("[type=checkbox], [type=radio]")
+    yield { field, name: box ? `${field.name}=${field.value}` : field.name, property: box ? "checked" : "value" }
+  }
+}
+
+function initial(field) {
+  if (field.matches("select")) return ([...field.options].find(option => option.defaultSelected) ?? field.options[0])?.value
+  return field.matches("[type=checkbox], [type=radio]") ? field.defaultChecked : field.defaultValue
+}
+
+function isChanged(field) {
+  return (field.matches("[type=checkbox], [type=radio]") ? field.checked : field.value) !== initial(field)
+}
+
+// Storage, which may be full or switched off
+
+function keys() {
+  try {
+    return Object.keys(sessionStorage).filter(key => key.startsWith(PREFIX))
+  } catch {
+    return []
+  }
+}
+
+function read(key) {
+  try {
+    return JSON.parse(sessionStorage.getItem(key))
+  } catch {
+    return null
+  }
+}
+
+function write(key, draft) {
+  const text = JSON.stringify(draft)
+  if (text.length > LONGEST_DRAFT) return
+  const others = keys().filter(each => each !== key).sort((a, b) => (read(a)?.at ?? 0) - (read(b)?.at ?? 0))
+  for (const oldest of others.slice(0, Math.max(0, others.length + 1 - MOST_DRAFTS))) remove(oldest)
+  try {
+    sessionStorage.setItem(key, text)
+  } catch {
+    // Full: the text is still on the page.
+  }
+}
+
+function remove(key) {
+  sessionStorage.removeItem(key)
+}
+
+function readLocal(key) {
+  try {
+    return localStorage.getItem(key)
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,199 @@
+"""Text that is typed into a form is kept in the tab until the server has accepted it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.async_api import Page, Route, expect
+
+from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
+from tests.people import Person, Server, until
+
+TYPED = "Line one\nline two, ünïcode & <b>"
+KEPT = "() => Object.keys(sessionStorage).filter(key => key.startsWith('draft:'))"
+
+
+@pytest.fixture
+async def name() -> str:
+    return f"eve-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
+    page = await (await new_browser(server.url)).new_page()
+    await register(page, name)
+    return page
+
+
+async def write(page: Page, text: str = TYPED) -> None:
+    """Types a post, and leaves the caret behind the first line."""
+    await page.goto("/posts/new")
+    await page.get_by_label("Title").fill("A title")
+    await page.get_by_label("Text").fill(text)
+    await page.get_by_label("Text").evaluate("el => el.setSelectionRange(8, 8)")
+
+
+async def expect_text(page: Page, text: str, title: str = "A title") -> None:
+    await expect(page.get_by_label("Text")).to_have_value(text)
+    await expect(page.get_by_label("Title")).to_have_value(title)
+
+
+async def publish(page: Page) -> None:
+    await submit(page)
+    await expect(page.get_by_role("heading", level=1)).to_have_text("A title")
+
+
+async def sign_out(page: Page) -> None:
+    await page.locator(".account-button").click()
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_role("link", name="Sign in").first).to_be_visible()
+
+
+async def test_typed_text_returns_after_leaving_the_page_until_it_is_published(page: Page) -> None:
+    note = page.get_by_role("status").filter(has_text="unsaved text")
+    await write(page)
+    await page.get_by_role("link", name="Posts", exact=True).first.click()
+    await page.get_by_role("link", name="Write a post").click()
+    await expect_text(page, TYPED)
+    await expect(note).to_have_text(re.compile(r"^Restored your unsaved text from .* UTC\.$"))
+    await page.reload()
+    await expect_text(page, TYPED)
+    await page.get_by_role("button", name="Discard").click()
+    await expect_text(page, "", "")
+    await page.get_by_role("button", name="Undo").click()
+    await expect_text(page, TYPED)
+    await page.goto("/account")
+    await page.go_back()
+    await expect_text(page, TYPED)
+    await publish(page)
+    await page.goto("/posts/new")
+    await expect_text(page, "", "")
+    await expect(note).to_have_count(0)
+    assert await page.evaluate(KEPT) == []
+
+
+async def test_what_the_server_does_not_accept_is_kept(page: Page) -> None:
+    await write(page)
+    await page.locator("main form.form").evaluate("form => form.noValidate = true")
+    await page.get_by_label("Title").fill(" ")
+    await submit(page)
+    await expect(page.get_by_label("Title")).to_have_attribute("aria-invalid", "true")
+    await page.get_by_label("Title").fill("A title")
+
+    async def answer(route: Route) -> None:
+        if route.request.method != "POST":
+            await route.fallback()
+        elif status := statuses.pop():
+            await route.fulfill(status=status, content_type="text/html", body="<p>Sorry")
+        else:
+            await route.abort()
+
+    statuses = [413, 429, 503, None]
+    await page.route("**/posts/new", answer)
+    while statuses:
+        left = len(statuses)
+        await page.get_by_role("button", name="Publish").click()
+        await page.wait_for_url(re.compile("posts/new|chrome-error"))
+        await expect(page.get_by_label("Title")).to_have_count(0)
+        assert len(statuses) == left - 1
+        # From an address that was typed nothing follows about the form.
+        await page.goto("/posts")
+        await page.goto("/posts/new")
+        await expect_text(page, TYPED)
+    await page.unroute("**/posts/new")
+    await publish(page)
+    assert await page.evaluate(KEPT) == []
+
+
+async def test_a_session_that_ends_while_the_socket_is_away_keeps_the_text_and_the_caret(
+    server: Server, page: Page, name: str
+) -> None:
+    await page.route_web_socket(re.compile(r"/ws(\?|$)"), lambda socket: None)
+    await write(page)
+    await server.run("user", "end-sessions", name)
+    await submit(page)
+    await page.wait_for_url("**/login?*")
+    await page.goto("/posts/new")
+    await sign_in(page, name)
+    await expect_text(page, TYPED)
+
+    # And with the socket: the page is locked first.
+    await page.unroute_all()
+    context = page.context
+    tab = await context.new_page()
+    await write(tab)
+    await is_live(tab)
+    await server.run("user", "end-sessions", name)
+    await expect_locked(tab, "What you typed here is kept in this tab.")
+    await tab.get_by_role("link", name="Sign in again").click()
+    await sign_in(tab, name)
+    await expect_text(tab, TYPED)
+    text = tab.get_by_label("Text")
+    await expect(text).to_be_focused()
+    assert await text.evaluate("el => el.selectionStart") == 8
+    await publish(tab)
+
+
+async def test_another_user_of_the_tab_is_not_offered_the_text_and_its_writer_is(
+    server: Server, page: Page, name: str, bob: Person
+) -> None:
+    await write(page)
+    await is_live(page)
+    await server.run("user", "end-sessions", name)
+    await page.get_by_role("link", name="Sign in again").click()
+    await sign_in(page, bob.username)
+    await page.goto("/posts/new")
+    await is_live(page)
+    await expect_text(page, "", "")
+    await expect(page.locator(".draft-note")).to_have_count(0)
+    await server.run("user", "end-sessions", bob.username)
+    await page.get_by_role("link", name="Sign in again").click()
+    await sign_in(page, name)
+    await page.goto("/posts/new")
+    await expect_text(page, TYPED)
+
+
+async def test_signing_out_clears_the_drafts_of_every_tab(page: Page, name: str) -> None:
+    other = await page.context.new_page()
+    await write(other)
+    await is_live(other)
+    await expect(other.get_by_label("Text")).to_be_focused()
+    await write(page)
+    for tab in (page, other):
+        await until(lambda tab=tab: tab.evaluate(KEPT))
+    await sign_out(page)
+    await expect_locked(other, "You signed out.")
+    await expect(other.locator("#ended-kept")).to_be_hidden()
+    for tab in (page, other):
+        assert await tab.evaluate(KEPT) == []
+    await other.get_by_role("link", name="Sign in again").click()
+    await sign_in(other, name)
+    await expect_text(other, "", "")
+
+
+async def test_text_of_an_edit_form_never_replaces_a_newer_text_by_itself(
+    server: Server, ada: Person, new_browser: NewBrowser
+) -> None:
+    answer = await ada.post("/posts/new", page="/posts/new", title="A title", body="First.")
+    edit = urlsplit(answer.headers["location"]).path + "/edit"
+    page = await (await new_browser(server.url)).new_page()
+    await sign_in(page, ada.username)
+    await page.goto(edit)
+    await page.get_by_label("Text").fill("Mine.")
+    await page.goto("/posts")
+    await ada.post(edit, page=edit, title="A title", body="Theirs.")
+    await page.goto(edit)
+    await expect_text(page, "Theirs.")
+    await expect(page.locator(".draft-note")).to_contain_text("This form has changed since then.")
+    await page.get_by_role("button", name="Restore").click()
+    await expect_text(page, "Mine.")
+    # A text that the server has meanwhile is no draft.
+    await page.goto("/posts")
+    await ada.post(edit, page=edit, title="A title", body="Mine.")
+    await page.goto(edit)
+    await expect(page.locator(".draft-note")).to_have_count(0)
+    await page.goto("/posts")
+    assert await page.evaluate(KEPT) == []
