@@ -127,6 +127,11 @@ class CurrentUser(AuthUser):
         await self.load()
         return self.signed_in
 
+    def end(self, ended: Ended) -> None:
+        """Take note that the session has ended during this request."""
+        self._standing = ended
+        g.pop("csrf_field", None)
+
     @property
     def signed_in(self) -> bool:
         return isinstance(self._standing, Principal)

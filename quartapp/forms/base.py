@@ -7,7 +7,7 @@ from typing import Any, Self
 from unicodedata import category
 
 import wtforms
-from quart import request
+from quart import g, request
 from wtforms import ValidationError
 
 from quartapp.later import TryLater
@@ -21,6 +21,8 @@ class Form(wtforms.Form):
     """
 
     _later: TryLater | None = None
+    # Whether the fields were carried through a sign-in: they are shown, and nothing is done.
+    carried: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -31,20 +33,24 @@ class Form(wtforms.Form):
     @classmethod
     async def from_request(cls, **kwargs: Any) -> Self:
         """With a POST's fields, or with the given data for the first showing."""
+        if (carried := g.get("carried")) is not None:
+            form = cls(formdata=carried, **kwargs)
+            form.carried = True
+            return form
         sent = await request.form if request.method == "POST" else None
         return cls(formdata=sent, **kwargs)
 
     @property
     def posted(self) -> bool:
         """Whether this is an answer to be judged, and it is in order."""
-        return request.method == "POST" and self.validate()
+        return request.method == "POST" and not self.carried and self.validate()
 
     @property
     def status(self) -> int:
         """Of the answer that shows the form: 422 when it comes back with its errors."""
         if self._later:
             return self._later.status
-        return 422 if request.method == "POST" else 200
+        return 422 if request.method == "POST" and not self.carried else 200
 
     @property
     def headers(self) -> dict[str, str]:

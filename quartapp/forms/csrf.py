@@ -36,15 +36,29 @@ class Stale(Exception):
 
 async def protect() -> None:
     """For before_request of what is UNSAFE. Raises CrossSite or Stale."""
-    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    site, origin = _source()
+    if _is_foreign(site, origin):
+        raise CrossSite
+    if not _fits((await request.form).get(FIELD) or request.headers.get("X-CSRF-Token") or ""):
+        raise Stale(ours=from_us())
+
+
+def from_us() -> bool:
+    """Return whether the browser says that a page of this site sent the request."""
+    site, origin = _source()
+    return not _is_foreign(site, origin) and (site == "same-origin" or bool(origin))
+
+
+def _source() -> tuple[str | None, str | None]:
+    return request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+
+
+def _is_foreign(site: str | None, origin: str | None) -> bool:
     # A page that tells nobody its address sends no origin either (Fetch 3.2): there the browser's
     # other word must do.
     silent = origin == "null" and site == "same-origin"
-    foreign = origin and not silent and not same_origin(origin)
-    if site not in (None, "same-origin", "none") or foreign:
-        raise CrossSite
-    if not _fits((await request.form).get(FIELD) or request.headers.get("X-CSRF-Token") or ""):
-        raise Stale(ours=site == "same-origin" or bool(origin))
+    foreign = bool(origin) and not silent and not same_origin(origin or "")
+    return site not in (None, "same-origin", "none") or foreign
 
 
 def same_origin(origin: str, scheme: str | None = None, host: str | None = None) -> bool:

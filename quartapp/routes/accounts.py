@@ -16,6 +16,7 @@ from quartapp.models.session import Reason, Session
 from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
 from quartapp.models.user import Taken
 from quartapp.passwords import Busy
+from quartapp.routes import carried
 from quartapp.routes.entry import let_in, sign_in, sign_in_page
 from quartapp.routes.new_passwords import count_registration, is_accepted
 from quartapp.routes.places import next_page, see_other
@@ -66,7 +67,7 @@ async def _register(form: RegisterForm) -> User | None:
 @blueprint.route("/login", methods=["GET", "POST"])
 async def login() -> Any:
     if current_user.signed_in:
-        return redirect(next_page())
+        return await carried.filled_form() or redirect(next_page())
     form = await LoginForm.from_request()
     with form.patience():
         if form.posted:

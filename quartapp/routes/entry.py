@@ -7,15 +7,16 @@ from typing import Any
 from beanie import PydanticObjectId
 from quart import render_template, request, session
 from quart_auth import login_user
-from werkzeug.wrappers import Response
 
 from quartapp import auth
 from quartapp.auth import CurrentUser, current_user, settings, settle
 from quartapp.forms.base import Form
+from quartapp.forms.factors import FactorForm
 from quartapp.log import log
 from quartapp.models import User, leaving, principal
 from quartapp.models.principal import Ended
 from quartapp.models.session import Factor, Reason, Session, fingerprint
+from quartapp.routes import carried
 from quartapp.routes.places import see_other, with_next
 
 SECOND_STEP = "/login/factor"
@@ -37,17 +38,33 @@ class HalfWay:
     remember: bool
 
 
-async def let_in(user: User, *, remember: bool, then: str) -> Response:
+async def let_in(user: User, *, remember: bool, then: str) -> Any:
     """For who has shown the password: signs in, or leads to the second step if they have one.
 
     Raises AccountClosed as `sign_in` does.
     """
     if not user.factors:
         await sign_in(user, remember=remember)
-        return see_other(then)
+        return await go_on(then)
     step = [str(user.id), fingerprint(user.password_hash), remember]
     session[_ABOUT] = auth.seal().hand_out(step, _ABOUT)
+    if await carried.field():
+        # A redirect would lose the form that is carried.
+        return await factor_page(user, FactorForm(), status=200)
     return see_other(with_next(SECOND_STEP, then))
+
+
+async def go_on(then: str) -> Any:
+    """Answer a sign-in: with the form that was carried through it, or a redirect."""
+    return await carried.filled_form() or see_other(then)
+
+
+async def factor_page(user: User, form: Form, *, status: int | None = None) -> Any:
+    """Return the page of the second step. It passes on the form that is carried."""
+    page = await render_template(
+        "accounts/factor.html", form=form, user=user, carried=await carried.field()
+    )
+    return page, status or form.status, form.headers
 
 
 async def half_way() -> HalfWay | None:
@@ -97,7 +114,9 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
 
 async def sign_in_page(form: Form) -> Any:
     """Where it begins, and where each kind comes back to that was turned down."""
-    page = await render_template("accounts/login.html", form=form, ended=await _why_ended())
+    page = await render_template(
+        "accounts/login.html", form=form, ended=await _why_ended(), carried=await carried.field()
+    )
     return page, form.status, form.headers
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from quart import (
     Quart,
+    flash,
     has_request_context,
     has_websocket_context,
     jsonify,
@@ -17,15 +18,18 @@ from quart import (
 from quart_auth import Unauthorized
 from werkzeug.exceptions import HTTPException
 
-from quartapp.auth import Forbidden, Unconfirmed, WrongPassword, current_user
+from quartapp.auth import Forbidden, Unconfirmed, WrongPassword, current_user, who
 from quartapp.database import Unavailable
 from quartapp.forms.accounts import ConfirmForm
 from quartapp.forms.csrf import FIELD, CrossSite, Stale
 from quartapp.later import TryLater
 from quartapp.log import log
+from quartapp.models import principal
+from quartapp.models.principal import Ended
 from quartapp.models.references import DomainError
 from quartapp.models.session import SessionOver
 from quartapp.policy import LABELS
+from quartapp.routes import carried
 from quartapp.routes.entry import AccountClosed
 from quartapp.routes.places import back, see_other, sign_in_page, with_next
 
@@ -74,14 +78,36 @@ async def sign_in_first(_: Unauthorized) -> Any:
         return "Sign in first.\n", 401
     if _wants_json():
         return _signed_out_json(), 401
-    return redirect(sign_in_page(ended=ended and ended.session_id), 302)
+    if ended is None:
+        return redirect(sign_in_page(), 302)
+    return await _sign_in_again(ended)
 
 
 async def session_over(error: SessionOver) -> Any:
     """As the next request would be turned away, so is this one."""
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
-    return redirect(sign_in_page(ended=error.session_id), 302)
+    user = who()
+    ended = await principal.by_id(error.session_id)
+    if not isinstance(ended, Ended):
+        ended = principal.deleted(error.session_id, user.user_id)
+    user.end(ended)
+    return await _sign_in_again(ended)
+
+
+async def _sign_in_again(ended: Ended) -> Any:
+    """Lead to the sign-in page, with the form that was sent if it may be carried."""
+    target = sign_in_page(ended=ended.session_id)
+    if request.method != "POST" or request.endpoint == "accounts.logout":
+        return redirect(target, 302)
+    page = await carried.sign_in_page(ended, query=f"?{target.partition('?')[2]}")
+    if page is None:
+        await flash(
+            "Your session had ended before this was sent, so nothing was changed. Sign in, and "
+            "try again.",
+            "warning",
+        )
+    return page or redirect(target, 302)
 
 
 async def open_again(_: AccountClosed) -> Any:
@@ -95,7 +121,10 @@ async def not_allowed(error: Forbidden) -> Any:
     if _wants_json():
         return jsonify(error="forbidden", permission=error.permission.value), 403
     page = await render_template(
-        "forbidden.html", permission=error.permission.value, label=LABELS[error.permission]
+        "forbidden.html",
+        permission=error.permission.value,
+        label=LABELS[error.permission],
+        sent=await carried.sent(),
     )
     return page, 403
 
@@ -122,6 +151,10 @@ async def old_page(error: Stale) -> Any:
     """What was sent is shown to be sent again, if the browser vouches that it came from us."""
     if current_user.ended:
         return await sign_in_first(Unauthorized())
+    if not current_user.signed_in:
+        query = f"?{sign_in_page().partition('?')[2]}"
+        if page := await carried.sign_in_page(None, query=query):
+            return page
     if not error.ours:
         log.warning("malicious_csrf", path=_route(), origin=None)
         return await _page(403, "Not from here", "This form was not one of ours, or is too old.")
@@ -172,7 +205,15 @@ async def database_away(error: Exception) -> Any:
     # The page must not ask who is signed in: that is what cannot be answered.
     if _wants_json():
         return jsonify(error="unavailable"), 503, {"Retry-After": "2"}
-    page = await render_template("error.html", status=503, title=AWAY[0], detail=AWAY[1], back=None)
+    page = await render_template(
+        "error.html",
+        status=503,
+        title=AWAY[0],
+        detail=AWAY[1],
+        back=None,
+        sent=await carried.sent(),
+        again=True,
+    )
     return page, 503, {"Retry-After": "2"}
 
 
@@ -208,7 +249,13 @@ async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
     if _wants_json():
         return jsonify(error=title), status
     page = await render_template(
-        "error.html", status=status, title=title, detail=detail, back=back()
+        "error.html",
+        status=status,
+        title=title,
+        detail=detail,
+        back=back(),
+        sent=await carried.sent(),
+        again=status in (429, 503),
     )
     return page, status
 

@@ -18,8 +18,8 @@ from quartapp.models.enrolment import Enrolled
 from quartapp.models.passkey import EnoughPasskeys, PasskeyTaken
 from quartapp.models.references import linked_id
 from quartapp.models.session import Factor
-from quartapp.routes import factors, second_step
-from quartapp.routes.entry import half_way, sign_in, sign_in_page
+from quartapp.routes import factors
+from quartapp.routes.entry import factor_page, go_on, half_way, sign_in, sign_in_page
 from quartapp.routes.paging import id_or_404
 from quartapp.routes.places import next_page, see_other
 from quartapp.routes.sites import asker, site
@@ -141,7 +141,7 @@ async def use() -> Any:
     So it needs no password before it, but may come as the second step after one.
     """
     if current_user.signed_in:
-        return see_other(next_page())
+        return await go_on(next_page())
     sent = await ShowForm.from_request()
     step = await half_way() if sent.step.data else None
     remember = step.remember if step else bool(sent.remember.data)
@@ -150,9 +150,9 @@ async def use() -> Any:
         user = await _shown(sent.credential.data or "")
         if user:
             await sign_in(user, remember=remember, factor=Factor.PASSKEY)
-            return see_other(next_page())
+            return await go_on(next_page())
         form.refuse("This passkey was not accepted. Try it again, or another way.")
-    return await (second_step.page_of(step.user, form) if step else sign_in_page(form))
+    return await (factor_page(step.user, form) if step else sign_in_page(form))
 
 
 async def _shown(answer: str) -> User | None:

@@ -12,6 +12,7 @@ from quartapp.models import Comment, Post
 from quartapp.models import comment as comments
 from quartapp.models import post as posts
 from quartapp.policy import Permission
+from quartapp.routes.carried import carriable
 from quartapp.routes.paging import cut, id_after, id_or_404
 from quartapp.routes.places import see_other
 
@@ -26,6 +27,7 @@ async def index() -> str:
 
 
 @blueprint.route("/posts/new", methods=["GET", "POST"])
+@carriable
 @login_required
 @permission_required(Permission.POSTS_WRITE)
 async def new() -> Any:
@@ -42,6 +44,7 @@ async def show(post_id: str) -> Any:
 
 
 @blueprint.route("/posts/<post_id>/edit", methods=["GET", "POST"])
+@carriable
 @login_required
 async def edit(post_id: str) -> Any:
     post = await _find(post_id)
@@ -69,6 +72,7 @@ async def delete(post_id: str) -> Any:
 
 
 @blueprint.post("/posts/<post_id>/comments")
+@carriable
 @login_required
 @permission_required(Permission.POSTS_WRITE)
 async def comment(post_id: str) -> Any:

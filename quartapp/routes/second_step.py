@@ -3,16 +3,18 @@
 from datetime import timedelta
 from typing import Any
 
-from quart import Blueprint, flash, redirect, render_template
+from quart import Blueprint, flash, redirect
 
 from quartapp import auth, throttle
 from quartapp.auth import current_user, settings
-from quartapp.forms.base import Form, digits
+from quartapp.forms.accounts import LoginForm
+from quartapp.forms.base import digits
 from quartapp.forms.factors import FactorForm
 from quartapp.log import log
 from quartapp.models import Session, User, recovery_codes, totp
 from quartapp.models.session import Factor
-from quartapp.routes.entry import SECOND_STEP, half_way, sign_in
+from quartapp.routes import carried
+from quartapp.routes.entry import SECOND_STEP, factor_page, go_on, half_way, sign_in, sign_in_page
 from quartapp.routes.places import next_page, see_other, with_next
 
 blueprint = Blueprint("second_step", __name__)
@@ -23,9 +25,11 @@ TOLD_EVERY = timedelta(days=1)
 @blueprint.route(SECOND_STEP, methods=["GET", "POST"])
 async def show() -> Any:
     if current_user.signed_in:
-        return redirect(next_page())
+        return await carried.filled_form() or redirect(next_page())
     step = await half_way()
     if step is None:
+        if await carried.field():
+            return await sign_in_page(LoginForm())
         await flash("Sign in from the start: the second step waits for ten minutes.", "info")
         return see_other(with_next("/login"))
     form = await FactorForm.from_request()
@@ -35,12 +39,7 @@ async def show() -> Any:
                 await sign_in(step.user, remember=step.remember, factor=factor)
                 return await _welcome(factor)
             form.refuse("This code is not the right one, or it was used already.", "code")
-    return await page_of(step.user, form)
-
-
-async def page_of(user: User, form: Form) -> Any:
-    page = await render_template("accounts/factor.html", form=form, user=user)
-    return page, form.status, form.headers
+    return await factor_page(step.user, form)
 
 
 async def _shown(user: User, code: str) -> Factor | None:
@@ -81,10 +80,10 @@ async def _counted_for(user: User) -> list[throttle.Key]:
 
 async def _welcome(factor: Factor) -> Any:
     if factor is not Factor.RECOVERY_CODE:
-        return see_other(next_page())
+        return await go_on(next_page())
     await flash(
         "You signed in with a recovery code, which is used up now. If you have lost your "
         "authenticator app, remove it here and set it up anew.",
         "warning",
     )
-    return see_other(with_next("/account/factors"))
+    return await go_on(with_next("/account/factors"))

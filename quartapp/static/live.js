@@ -308,9 +308,9 @@ function lockEnded({ session: ended = session, reason, message, by, at }) {
 function lockForeign(name) {
   disconnect()
   lock({
-    title: "This page has grown old",
+    title: "This page has expired",
     message: name === username
-      ? "You have signed in anew in another tab."
+      ? "You have signed in again in another tab."
       : `You are signed in as ${name} in another tab. This page was made for ${username}.`,
     action: "Reload the page",
     href: here,

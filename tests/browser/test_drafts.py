@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
+from tests.conftest import PASSWORD
 from tests.people import Person, Server, until
 
 TYPED = "Line one\nline two, ünïcode & <b>"
@@ -30,10 +31,14 @@ async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
 
 async def write(page: Page, text: str = TYPED) -> None:
     """Types a post, and leaves the caret behind the first line."""
+    await write_plainly(page, text)
+    await page.get_by_label("Text").evaluate("el => el.setSelectionRange(8, 8)")
+
+
+async def write_plainly(page: Page, text: str = TYPED) -> None:
     await page.goto("/posts/new")
     await page.get_by_label("Title").fill("A title")
     await page.get_by_label("Text").fill(text)
-    await page.get_by_label("Text").evaluate("el => el.setSelectionRange(8, 8)")
 
 
 async def expect_text(page: Page, text: str, title: str = "A title") -> None:
@@ -115,7 +120,7 @@ async def test_a_session_that_ends_while_the_socket_is_away_keeps_the_text_and_t
     await write(page)
     await server.run("user", "end-sessions", name)
     await submit(page)
-    await page.wait_for_url("**/login?*")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     await page.goto("/posts/new")
     await sign_in(page, name)
     await expect_text(page, TYPED)
@@ -135,6 +140,28 @@ async def test_a_session_that_ends_while_the_socket_is_away_keeps_the_text_and_t
     await expect(text).to_be_focused()
     assert await text.evaluate("el => el.selectionStart") == 8
     await publish(tab)
+
+
+async def test_a_form_sent_too_late_returns_filled_after_the_sign_in(
+    server: Server, new_browser: NewBrowser, name: str
+) -> None:
+    for script in (False, True):
+        context = await new_browser(server.url, java_script_enabled=script)
+        await context.route_web_socket(re.compile(r"/ws(\?|$)"), lambda socket: None)
+        page = await context.new_page()
+        await (sign_in if script else register)(page, name)
+        await write_plainly(page)
+        await server.run("user", "end-sessions", name)
+        await submit(page)
+        await expect(page.locator("main")).to_contain_text("Your text was not sent yet")
+        await page.get_by_label("Username or e-mail address").fill(name)
+        await page.get_by_label("Password").fill(PASSWORD)
+        await submit(page)
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Write a post")
+        await expect_text(page, TYPED)
+        await publish(page)
+        if script:
+            assert await page.evaluate(KEPT) == []
 
 
 async def test_another_user_of_the_tab_is_not_offered_the_text_and_its_writer_is(

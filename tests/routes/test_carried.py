@@ -1,0 +1,241 @@
+"""Text that is sent when it cannot be accepted is not lost, also without JavaScript."""
+
+from __future__ import annotations
+
+import html
+from datetime import timedelta
+
+import pytest
+
+from quartapp import clock
+from quartapp.models import Post, Session
+from quartapp.models.actor import NOBODY
+from quartapp.models.session import Reason, SessionOver
+from quartapp.throttle import TooMany
+from tests.routes.authenticator import set_up
+from tests.routes.conftest import ORIGIN, Answer, Town, Visitor, documents, role_named, the_user
+from tests.routes.test_posts import write
+
+TYPED = {"title": "Ünïcode & <b>", "body": 'Line one\nline two "quoted"'}
+FACTOR = "/login/factor?next=/posts/new"
+
+
+async def end_sessions(visitor: Visitor) -> None:
+    user = await the_user(visitor.username)
+    await user.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await visitor.app.extensions["quartapp"].barrier.passed()
+
+
+async def sent_too_late(visitor: Visitor, path: str = "/posts/new", **typed: str) -> Answer:
+    """Sends a form from a page that was opened before the session was ended elsewhere."""
+    token = await visitor.csrf_token()
+    await end_sessions(visitor)
+    return await visitor.send(path, {**(typed or TYPED), "csrf_token": token})
+
+
+async def sign_in_on(page: Answer, visitor: Visitor, password: str = "") -> Answer:
+    """Fills the sign-in form that this page shows."""
+    typed = {"login": visitor.username, "password": password or visitor.password}
+    return await visitor.send("/login?next=/posts/new", {**page.fields, **typed})
+
+
+def is_shown(page: Answer, action: str, **typed: str) -> bool:
+    """Whether the page has the form, filled and not sent."""
+    found = {name: page.fields.get(name) for name in typed}
+    return page.status == 200 and f'action="{action}"' in page.text and found == typed
+
+
+@pytest.mark.parametrize("place", ["/posts/new", "{post}/edit", "{post}/comments"])
+async def test_a_form_sent_after_its_session_ended_is_shown_again_after_the_sign_in(
+    ada: Visitor, place: str
+) -> None:
+    path = place.format(post=await write(ada))
+    typed = {"body": "A comment.\nOr two."} if "comments" in place else TYPED
+    before = await documents("posts")
+    page = await sent_too_late(ada, path, **typed)
+    assert page.status == 422
+    assert "An administrator ended your session." in page.text
+    assert typed["body"] not in page.text
+    wrong = await sign_in_on(page, ada, "another password")
+    assert wrong.status == 422
+    shown = await sign_in_on(wrong, ada)
+    assert is_shown(shown, path, **typed)
+    assert "Your text was not sent yet" in shown.text
+    assert (await documents("posts"), await documents("comments")) == (before, [])
+    done = await ada.send(path, {name: shown.fields[name] for name in ("csrf_token", *typed)})
+    assert done.status == 303
+    assert (
+        html.escape(typed["body"].partition("\n")[0])
+        in (await ada.get(done.location.partition("#")[0])).text
+    )
+
+
+async def test_a_form_is_carried_through_the_second_step(ada: Visitor) -> None:
+    await set_up(ada)
+    page = await sent_too_late(ada)
+    step = await sign_in_on(page, ada)
+    assert (step.status, "One more step" in step.text) == (200, True)
+    wrong = await ada.send(FACTOR, {**step.fields, "code": "000000"})
+    assert wrong.status == 422
+    shown = await ada.send(FACTOR, {**wrong.fields, "code": ada.codes[0]})
+    assert is_shown(shown, "/posts/new", **TYPED)
+
+
+async def test_only_the_user_who_wrote_a_text_gets_it_back(ada: Visitor, town: Town) -> None:
+    page = await sent_too_late(ada)
+    await town.account("bob", await role_named("member"))
+    bob = Visitor(town.app, "bob")
+    sent = {"csrf_token": await bob.csrf_token(), "carried": page.fields["carried"]}
+    answer = await bob.send("/login", {**sent, "login": "bob", "password": bob.password})
+    assert answer.status == 303
+    front = (await bob.get("/")).text
+    assert "another user wrote it" in front
+    assert html.escape(TYPED["title"]) not in answer.text + front
+    # Nor after a day, nor from what somebody made up.
+    at = clock.now() - timedelta(days=1, seconds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "now", lambda: at)
+        old = await sent_too_late_sealed(ada)
+    for carried in (old, "made up", "x" * 1000, page.fields["carried"][:-4]):
+        fields = {"csrf_token": await ada.csrf_token(), "carried": carried}
+        answer = await ada.send("/login", {**fields, "login": "ada", "password": ada.password})
+        assert answer.status == 303
+        await ada.post("/logout")
+
+
+async def sent_too_late_sealed(visitor: Visitor) -> str:
+    """What the form would have been sealed as at this moment of a patched clock."""
+    user = await the_user(visitor.username)
+    what = ["posts.new", {}, [["title", "Old"], ["body", "Old"]]]
+    return visitor.app.extensions["quartapp"].seal.hand_out(what, f"carried form of {user.id}")
+
+
+async def test_a_text_that_is_too_long_or_of_an_unknown_user_is_shown_to_be_copied(
+    ada: Visitor,
+) -> None:
+    long = "\N{SNOWMAN}" * 7000 + "\N{SNAKE}" * 8000
+    token = await ada.csrf_token()
+    await end_sessions(ada)
+    # As a browser sends it: without the growth of percent-encoding.
+    body = await multipart(ada, "/posts/new", csrf_token=token, title="A title", body=long)
+    assert body.status == 422
+    assert long in body.text
+    assert "carried" not in body.fields
+    # The cookie is gone: whose text it is nobody knows.
+    await ada.sign_in()
+    token = await ada.csrf_token()
+    await ada.post("/logout")
+    page = await ada.send("/posts/new", {**TYPED, "csrf_token": token})
+    assert (page.status, "carried" in page.fields) == (422, False)
+    assert html.escape(TYPED["title"]) in page.text
+    assert "Copy it from below" in page.text
+
+
+async def multipart(visitor: Visitor, path: str, **fields: str) -> Answer:
+    boundary = "----------boundary"
+    parts = "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
+    return await visitor.ask(
+        "POST",
+        path,
+        data=f"{parts}--{boundary}--\r\n".encode(),
+        headers={"Origin": ORIGIN, "Content-Type": f"multipart/form-data; boundary={boundary}"},
+    )
+
+
+async def test_the_longest_post_that_a_browser_sends_is_accepted(ada: Visitor) -> None:
+    # The limits of the fields count as browsers do, in units of UTF-16.
+    typed = {"title": "\N{SNOWMAN}" * 200, "body": "\N{SNOWMAN}" * 20_000}
+    page = await ada.get("/posts/new")
+    assert 'enctype="multipart/form-data"' in page.text
+    answer = await multipart(ada, "/posts/new", csrf_token=page.fields["csrf_token"], **typed)
+    assert answer.status == 303
+
+
+async def test_a_text_whose_place_is_gone_or_forbidden_is_shown_to_be_copied(
+    ada: Visitor,
+) -> None:
+    post = await write(ada)
+    page = await sent_too_late(ada, f"{post}/comments", body="Too late for this.")
+    other = ada.another_device()
+    await other.sign_in()
+    await other.post(f"{post}/delete")
+    shown = await sign_in_on(page, ada)
+    assert (shown.status, "Too late for this." in shown.text) == (422, True)
+    # The same for somebody who is signed in, and for who may not write any more.
+    token = await ada.csrf_token()
+    gone = await ada.send(f"{post}/comments", {"csrf_token": token, "body": "Too late again."})
+    assert (gone.status, "Too late again." in gone.text) == (404, True)
+    await (await the_user("ada")).revoke(await role_named("member"), by=NOBODY)
+    await ada.app.extensions["quartapp"].barrier.passed()
+    await ada.sign_in()
+    refused = await ada.post("/posts/new", **TYPED)
+    assert (refused.status, html.escape(TYPED["title"]) in refused.text) == (403, True)
+
+
+async def test_an_action_sent_after_the_session_ended_is_said_not_to_be_done(
+    root: Visitor, town: Town
+) -> None:
+    await town.account("bob")
+    answer = await sent_too_late(root, "/admin/users/bob/disable", reason="none")
+    assert answer.status == 302
+    page = await root.get(answer.location)
+    assert "nothing was changed" in page.text
+    assert (await the_user("bob")).is_open
+
+
+async def test_no_password_or_code_is_carried_or_shown_again(ada: Visitor) -> None:
+    secret = "a secret that is long enough"
+    typed = {"password": secret, "current_password": secret, "confirm": secret, "code": secret}
+    page = await sent_too_late(ada, **TYPED, **typed)
+    assert secret not in page.text
+    shown = await sign_in_on(page, ada)
+    assert is_shown(shown, "/posts/new", **TYPED)
+    assert secret not in shown.text
+
+
+async def test_a_page_of_another_site_cannot_have_a_text_carried(ada: Visitor) -> None:
+    token = await ada.csrf_token()
+    await end_sessions(ada)
+    for headers in ({}, {"Origin": "https://evil.example"}):
+        answer = await ada.send("/posts/new", {**TYPED, "csrf_token": token}, headers)
+        assert "carried" not in answer.fields
+        assert html.escape(TYPED["title"]) not in answer.text
+
+
+async def test_a_form_that_has_to_wait_can_be_sent_again_as_it_was(
+    ada: Visitor, root: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_many(*_: object, **__: object) -> None:
+        raise TooMany(clock.now() + timedelta(seconds=30))
+
+    invited = {"email": "new@example.org"}
+    for visitor, path, typed, verb in (
+        (ada, "/posts/new", TYPED, "quartapp.models.Post.write"),
+        (root, "/admin/invitations", invited, "quartapp.routes.admin.invitations._invite"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(verb, too_many)
+            answer = await visitor.post(path, **typed)
+        assert answer.status == 429
+        assert {name: answer.fields[name] for name in typed} == typed
+        token = {"csrf_token": answer.fields["csrf_token"]}
+        assert (await visitor.send(path, {**typed, **token})).status == 303
+
+
+async def test_a_session_that_ends_during_the_request_loses_no_text(
+    ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await ada.csrf_token()
+    session = (await ada.me() or {})["session"]
+
+    async def over(*_: object, **__: object) -> None:
+        await Session.change({}, {"$set": {"ended_at": clock.now()}})
+        raise SessionOver(session)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Post, "write", over)
+        page = await ada.send("/posts/new", {**TYPED, "csrf_token": token})
+    assert is_shown(await sign_in_on(page, ada), "/posts/new", **TYPED)
