@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ from quartapp.authority.stream import Stream
 from quartapp.eraser import Eraser
 from quartapp.forms import csrf
 from quartapp.mail.postman import Postman
+from quartapp.models.address import require_verification
 from quartapp.models.token import issue_setup
 from quartapp.pacing import Paced, Pulse
 from quartapp.password_policy import PasswordPolicy
 from quartapp.passwords import PasswordHasher
 from quartapp.proxies import Proxied
-from quartapp.request_bounds import Request, RequestBounds
 from quartapp.routes import templating
 from quartapp.routes.edge import Edge
 from quartapp.sealed import Seal
@@ -59,8 +58,6 @@ class Running:
     eraser: Eraser
     pulse: Pulse
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
-    # Held by the one request whose form is being parsed.
-    parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self) -> None:
         """What follows the database, the lowest first; stopped in the other order."""
@@ -97,7 +94,6 @@ def create_app(settings: Settings | None = None) -> Quart:
     for sentence in unknown:
         log.log.warning("setting_unknown", detail=sentence)
     app = Quart(__name__)
-    app.request_class = Request
     app.jinja_environment = templating.Environment
     _configure(app, settings)
     auth.init_app(app, settings)
@@ -107,6 +103,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     @app.before_serving
     async def start() -> None:
         await running.stack.enter_async_context(open_database(settings))
+        await require_verification(settings.verification_required)
         await running.start()
 
     @app.after_serving
@@ -116,7 +113,7 @@ def create_app(settings: Settings | None = None) -> Quart:
         await running.password_policy.close()
         running.hasher.close()
 
-    app.asgi_app = Edge(RequestBounds(app.asgi_app), settings)  # type: ignore[method-assign]
+    app.asgi_app = Edge(app.asgi_app, settings)  # type: ignore[method-assign]
     routes.init_app(app, settings)
     app.register_blueprint(ws.blueprint)
     templating.init_app(app)
@@ -147,6 +144,7 @@ async def prepare(settings: Settings) -> Prepared:
     """
     async with database.connected(settings, models.DOCUMENTS):
         await models.prepare()
+        await require_verification(settings.verification_required)
         token = await issue_setup()
         version = await database.server_version()
     return Prepared(f"MongoDB {version}", f"/setup/{token}" if token else None)

@@ -205,6 +205,8 @@ class Settings(BaseSettings):
         _matching(r"[!-~]{1,64}@[!-~]{1,253}", "write an address, like no-reply@example.org"),
     ] = None
 
+    require_verified_email: bool | None = None
+
     metrics_token: SecretStr | None = None
 
     # "off" is None here.
@@ -387,6 +389,16 @@ class Settings(BaseSettings):
     def sends_mail(self) -> bool:
         """By SMTP. Else letters are kept as files in the data folder."""
         return bool(self.smtp_host)
+
+    @property
+    def verification_required(self) -> bool:
+        """Whether an account can be used only after its email address was verified.
+
+        By default in production and wherever mail is sent by SMTP.
+        """
+        if self.require_verified_email is not None:
+            return self.require_verified_email
+        return self.production or self.sends_mail
 
     @property
     def smtp_port_or_usual(self) -> int:

@@ -117,6 +117,7 @@ async def demo(settings: Settings) -> None:
             password_hash,
             roles=[roles[role] for role in (policy.MEMBER, *held)],
             by=NOBODY,
+            verified=True,
         )
         people[name] = Actor(person.id, name)
     await _write_posts(people)

@@ -15,13 +15,15 @@ from quartapp import database, policy
 from quartapp.cli.base import Refused
 from quartapp.models import Role, User, cost
 from quartapp.models.actor import NOBODY
-from quartapp.models.user import Taken
+from quartapp.models.user import Taken, Unverified
 from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
 from quartapp.passwords import PLAIN, cost_of
 
 Rows = AsyncIterator[tuple[str, Any]]
 
 LONGEST_LINE = 64 * 1024
+# What applications call the field that says whether, or when, an address was verified.
+VERIFIED = ("email_verified", "email_verified_at", "confirmed_at", "confirmed", "email_confirmed")
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Import:
     """One run. A row stands or falls alone, in a transaction of its own."""
 
     dry: bool
+    must_verify: bool = False
     roles: dict[str, Role] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
@@ -44,12 +47,24 @@ class Import:
             # Not shown: it may be a password in clear.
             raise Refused(f"{username}: the password is no bcrypt hash of a cost from 4 to 14")
         roles = self._roles(username, row.get("roles"))
+        verified = row.get("email_verified", True)
+        if not isinstance(verified, bool):
+            raise Refused(f"{username}: email_verified must be true or false")
+        must_verify = self.must_verify and not verified
+        if must_verify and any(role.name != policy.MEMBER for role in roles):
+            raise Refused(str(Unverified(username)))
         try:
             if self.dry:
                 await self._would_be_taken(username, email)
             else:
                 await cost.highest(cost_of(hashed.encode()))
-                await User.register(username, email, hashed, roles=roles, by=NOBODY)
+                await User.register(
+                    *(username, email, hashed),
+                    roles=roles,
+                    by=NOBODY,
+                    verified=verified,
+                    must_verify=must_verify,
+                )
         except Taken as taken:
             raise Refused(f"{username}: {taken}") from None
 
@@ -71,9 +86,12 @@ class Import:
         self.seen |= {username.casefold(), email.casefold()}
 
 
-async def run(rows: Rows, *, dry: bool) -> None:
-    """Takes what it can, and names each row that it cannot, and why. Raises Refused if any."""
-    work = Import(dry, {role.name: role for role in await Role.everyone()})
+async def run(rows: Rows, *, dry: bool, must_verify: bool = False) -> None:
+    """Takes what it can, and names each row that it cannot, and why. Raises Refused if any.
+
+    `must_verify` says whether accounts can be used only after their address was verified.
+    """
+    work = Import(dry, must_verify, {role.name: role for role in await Role.everyone()})
     taken, refused = 0, 0
     async for place, row in rows:
         try:
@@ -123,6 +141,9 @@ async def _documents(collection: Any, names: dict[Any, Any]) -> Rows:
     async for row in collection.find({}, sort=[("_id", 1)]):
         if isinstance(row.get("roles"), list):
             row["roles"] = [_role_name(role, names) for role in row["roles"]]
+        said = [row[name] for name in VERIFIED if name in row]
+        if said:
+            row["email_verified"] = bool(said[0])
         yield f"document {row['_id']}", row
 
 

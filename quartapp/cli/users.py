@@ -18,6 +18,7 @@ from quartapp.models import (
     Session,
     User,
     Worker,
+    address,
     cost,
     enrolment,
     last_day,
@@ -42,10 +43,16 @@ def user() -> None:
 @click.argument("username")
 @click.argument("email")
 @click.option("--role", "roles", multiple=True, metavar="ROLE", help="May be given again.")
+@click.option("--unverified", is_flag=True, help="The user has to verify the email address.")
 @with_data
 @in_database
-async def create(username: str, email: str, roles: tuple[str, ...], settings: Settings) -> None:
-    """Make an account. The password is asked for, or read as a line where nobody can be asked."""
+async def create(
+    username: str, email: str, roles: tuple[str, ...], unverified: bool, settings: Settings
+) -> None:
+    """Create an account. The password is asked for, or read as a line where nobody can be asked.
+
+    The email address counts as verified, because you vouch for it.
+    """
     if not NAME.match(username):
         raise Refused(f"{username}: {NAME_RULE}")
     if not EMAIL.match(email):
@@ -56,9 +63,30 @@ async def create(username: str, email: str, roles: tuple[str, ...], settings: Se
     hasher = PasswordHasher.of(settings)
     # A server beside this command may have another.
     await cost.highest(settings.bcrypt_cost)
-    made = await User.register(username, email, await hasher.hash(password), roles=held, by=NOBODY)
+    who = username, email, await hasher.hash(password)
     hasher.close()
+    if unverified and settings.verification_required:
+        made = await User.claim(*who, roles=held, by=NOBODY)
+    else:
+        made = await User.register(*who, roles=held, by=NOBODY, verified=not unverified)
     click.echo(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")
+    if made.awaits_verification:
+        click.echo(
+            f"An email to {made.address} asks to verify the address. The account can be used once "
+            "that is done, and is deleted after a day if not."
+        )
+
+
+@user.command()
+@click.argument("username")
+@with_data
+@in_database
+async def verify(username: str) -> None:
+    """Count the email address of an account as verified, because you vouch for it."""
+    person = await _user(username)
+    done = await address.vouch_for(person, by=NOBODY)
+    words = "is verified" if done else "was verified already"
+    click.echo(f"The address {person.address} of {person.username} {words}.")
 
 
 @user.command()
@@ -82,9 +110,12 @@ async def invite(email: str, role: str | None) -> None:
 @click.option("--dry-run", "dry", is_flag=True, help="Only say what would be done.")
 @with_data
 @in_database
-async def import_users(file: BinaryIO | None, uri: str | None, collection: str, dry: bool) -> None:
+async def import_users(
+    file: BinaryIO | None, uri: str | None, collection: str, dry: bool, settings: Settings
+) -> None:
     """Make the accounts of a FILE with a JSON object on each line, or of a MongoEngine collection:
-    username, email, password, which is the bcrypt hash, and roles, a list of names."""
+    username, email, password, which is the bcrypt hash, roles, a list of names, and email_verified,
+    which is true unless it says false."""
     if file and not uri:
         source = imports.from_file(file)
     elif uri and not file:
@@ -92,7 +123,7 @@ async def import_users(file: BinaryIO | None, uri: str | None, collection: str, 
     else:
         raise Refused("name a FILE, or --from-mongo URI")
     async with source as rows:
-        await imports.run(rows, dry=dry)
+        await imports.run(rows, dry=dry, must_verify=settings.verification_required)
 
 
 @user.command("list")
@@ -105,7 +136,7 @@ async def list_users() -> None:
     after: str | None = None
     while found := await User.search("", after=after, limit=500):
         after = found[-1].username
-        rows += [[u.username, u.email, _held(u, names), _state(u, active="")] for u in found]
+        rows += [[u.username, u.address, _held(u, names), _states(u)] for u in found]
     table(["USERNAME", "E-MAIL", "ROLES", "STATE"], rows)
 
 
@@ -118,7 +149,8 @@ async def show(username: str) -> None:
     person = await _user(username)
     names = {role.id: role.name for role in await Role.everyone()}
     click.echo(f"username  {person.username}")
-    click.echo(f"e-mail    {person.email}")
+    verified = "" if person.verified else " (unverified)"
+    click.echo(f"e-mail    {person.address}{verified}")
     click.echo(f"roles     {_held(person, names) or 'none'}")
     click.echo(f"state     {_state(person, active='active')}")
     factors = ", ".join(sorted(NAMES[kind] for kind in person.factors))
@@ -287,6 +319,13 @@ async def _user(username: str) -> User:
 def _held(person: User, names: dict[PydanticObjectId, str]) -> str:
     ids = [linked_id(link) for link in person.roles]
     return ", ".join(sorted(names[role_id] for role_id in ids if role_id in names))
+
+
+def _states(person: User) -> str:
+    """What stands in the list: nothing for an account that is active and verified."""
+    return ", ".join(
+        filter(None, ("" if person.verified else "unverified", _state(person, active="")))
+    )
 
 
 def _state(person: User, *, active: str) -> str:

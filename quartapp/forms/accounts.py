@@ -126,7 +126,7 @@ class LinkForm(Form):
 class CodeForm(Form):
     code = StringField(
         "Code",
-        description="Six digits, from the letter.",
+        description="Six digits, from the email.",
         filters=[digits],
         validators=[
             DataRequired("Type the code that we sent."),

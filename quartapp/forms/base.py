@@ -1,7 +1,7 @@
 """The base of all forms: filled from the request, with errors beside their fields."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 from unicodedata import category
@@ -9,13 +9,8 @@ from unicodedata import category
 import wtforms
 from quart import g, request
 from wtforms import ValidationError
-from wtforms.validators import Length, StopValidation
 
 from quartapp.later import TryLater
-from quartapp.names import plain_code
-
-# Of a field that does not say how much it takes.
-LONGEST = 256
 
 
 class Form(wtforms.Form):
@@ -34,15 +29,6 @@ class Form(wtforms.Form):
         for name, value in vars(cls).items():
             if name.startswith("validate") and inspect.iscoroutinefunction(value):
                 raise TypeError(f"{cls.__name__}.{name} is async: WTForms would not await it")
-
-    def process(self, *args: Any, **kwargs: Any) -> None:
-        """Bind the fields, and let no check look at a text that is longer than its field takes."""
-        super().process(*args, **kwargs)
-        for field in self:
-            most = at_most(field)
-            texts = (text for text in field.raw_data or () if isinstance(text, str))
-            if most and any(len(text) > most for text in texts):
-                field.validators = [_too_long(field, most)]
 
     @classmethod
     async def from_request(cls, **kwargs: Any) -> Self:
@@ -92,40 +78,14 @@ class Form(wtforms.Form):
             self[field].errors = [*self[field].errors, message]
 
 
-def at_most(field: wtforms.Field) -> int | None:
-    """Return how many characters the field takes; None for passwords, which have their own bound.
-
-    That is what its Length says, else 256.
-    """
-    if isinstance(field, wtforms.PasswordField):
-        return None
-    length = _length(field)
-    return length.max if length else LONGEST
-
-
-def _length(field: wtforms.Field) -> Length | None:
-    return next((check for check in field.validators if isinstance(check, Length)), None)
-
-
-def _too_long(field: wtforms.Field, most: int) -> Callable[[wtforms.Form, wtforms.Field], None]:
-    """The one check of a field whose text is too long. It costs nothing."""
-    length = _length(field)
-    message = (length and length.message) or f"Use at most {most:,} characters."
-
-    def refuse(form: wtforms.Form, field: wtforms.Field) -> None:
-        raise StopValidation(message)
-
-    return refuse
-
-
 def tidy(text: str | None) -> str | None:
     """Names without the spaces around them."""
     return text.strip() if text else text
 
 
 def digits(text: str | None) -> str | None:
-    """A code as `plain_code` reads it. A text that is longer than any code stays as it is."""
-    return plain_code(text) if text and len(text) <= LONGEST else text
+    """A code without the spaces and dashes that people group it by."""
+    return "".join(c for c in text if not c.isspace() and c != "-") if text else text
 
 
 def printable(form: wtforms.Form, field: wtforms.Field) -> None:

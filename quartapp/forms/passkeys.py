@@ -5,9 +5,6 @@ from wtforms.validators import DataRequired, Length
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
 
-# What a browser has to say of a passkey, with a certificate of its maker, in base64.
-LONGEST_CREDENTIAL = 32 * 1024
-
 
 def name_field() -> StringField:
     return StringField(
@@ -25,7 +22,7 @@ def name_field() -> StringField:
 
 class AddForm(Form):
     name = name_field()
-    credential = HiddenField(validators=[Length(max=LONGEST_CREDENTIAL)])
+    credential = HiddenField()
 
 
 class RenameForm(Form):
@@ -33,6 +30,6 @@ class RenameForm(Form):
 
 
 class ShowForm(Form):
-    credential = HiddenField(validators=[Length(max=LONGEST_CREDENTIAL)])
+    credential = HiddenField()
     remember = BooleanField()
     step = BooleanField()

@@ -13,7 +13,8 @@ from quartapp.models.mail import Letter, Mail
 from quartapp.names import EMAIL
 
 SUBJECTS = {
-    Letter.CONFIRM: "Confirm your e-mail address",
+    Letter.CONFIRM: "Verify your email address",
+    Letter.ADDRESS_TAKEN: "You already have an account",
     Letter.RESET: "Set a new password",
     Letter.SIGNED_IN: "Signed in from a new browser",
     Letter.PASSWORD_CHANGED: "Your password was changed",
@@ -39,14 +40,24 @@ _IF_NOT_YOU = (
 # A paragraph is a line, which mail programs break where their window ends.
 TEXTS = {
     Letter.CONFIRM: (
-        "This is to confirm that {to} belongs to the account {username}.",
-        "Open this page and press the button:",
+        "Verify that {to} is your email address. Open this page:",
         "{base}/verify/{token}",
-        "Or type this code on the page that asks for it: {code}",
-        "Both work for 10 minutes. If you did not ask for this, do nothing, and nothing happens.",
+        "Or enter this code on the page that asks for it: {code}",
+        "Both work for 10 minutes.",
+        "If you did not ask for this, ignore this email: somebody else entered your address, and "
+        "can't use it without you. Do not pass on the code.",
+    ),
+    # To the holder of the address, in the place of the mail above.
+    Letter.ADDRESS_TAKEN: (
+        "Somebody, probably you, entered {to} to create an account or to change the address of "
+        "one. You already have an account with this address, so nothing was changed.",
+        "Sign in to your account:",
+        "{base}/login",
+        "If you forgot your password, set a new one: {base}/forgot",
+        "If it was not you, ignore this email.",
     ),
     Letter.RESET: (
-        "Somebody, probably you, has forgotten the password of the account {username}. "
+        "Somebody, probably you, has forgotten the password of {account}. "
         "It was asked for on {at}, from {ip}.",
         "Set a new password on this page:",
         "{base}/reset/{token}",
@@ -163,14 +174,19 @@ TEXTS = {
 MOMENTS = {"until", "when"}
 
 
-def write(mail: Mail, *, to: str, sender: str, base: str, words: Mapping[str, str]) -> EmailMessage:
-    """The letter as a message. Raises ValueError for an address that would be more than that."""
+def write(
+    mail: Mail, *, letter: Letter, to: str, sender: str, base: str, words: Mapping[str, str]
+) -> EmailMessage:
+    """Return the mail as a message, with the text of this `letter`.
+
+    Raises ValueError for an address that would be more than that.
+    """
     if not EMAIL.match(to):
         raise ValueError("this is no address")
     message = EmailMessage((SMTP if to.isascii() else SMTPUTF8).clone(max_line_length=900))
     message["From"] = f"quartapp <{sender}>"
     message["To"] = to
-    message["Subject"] = SUBJECTS[mail.letter]
+    message["Subject"] = SUBJECTS[letter]
     message["Date"] = format_datetime(clock.now())
     # The same for each try, so that a mailbox that got two can tell.
     message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
@@ -180,7 +196,7 @@ def write(mail: Mail, *, to: str, sender: str, base: str, words: Mapping[str, st
         for name, word in mail.data.items()
     }
     known = {"ip": "an unknown address", "device": "unknown"} | data | dict(words)
-    text = "\n\n".join((*TEXTS[mail.letter], ""))
+    text = "\n\n".join((*TEXTS[letter], ""))
     text = text.format(base=base, to=to, at=clock.in_full(mail.created_at), **known)
     # Never quoted-printable where it can be helped: that breaks a link into two lines.
     message.set_content(

@@ -94,19 +94,22 @@ class Postman(Background):
 
     async def _write(self, mail: Mail) -> EmailMessage | None:
         """None when nobody needs the letter any more. Raises ValueError for a useless address."""
-        to, words = mail.to, dict[str, str]()
+        letter, to, words = mail.letter, mail.to, dict[str, str]()
         if mail.letter is Letter.RESET:
             asked = await recovery.issue(mail, at_most=self._settings.reset_links_per_user)
             if asked is None:
                 return None
             user, words["token"] = asked
-            to = user.email
+            to = user.address
         elif mail.letter is Letter.CONFIRM:
             key = self._settings.secret_key.get_secret_value()
             issued = await address.issue(mail, key)
             if issued is None:
                 return None
-            user, words["token"], words["code"] = issued
+            user, to = issued.user, issued.to
+            words |= {"token": issued.token, "code": issued.code}
+            if issued.taken:
+                letter = Letter.ADDRESS_TAKEN
         elif mail.letter is Letter.INVITED:
             invited = await invitation.issue(mail)
             if invited is None:
@@ -118,8 +121,10 @@ class Postman(Background):
                 return None
         if user is not None:
             words["username"] = user.username
+            words["account"] = f"the account {user.username}" if user.verified else "your account"
         return letters.write(
             mail,
+            letter=letter,
             to=to,
             sender=self._settings.mail_sender,
             base=self._settings.base_url,

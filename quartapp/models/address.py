@@ -1,14 +1,17 @@
-"""The address of an account: confirming it, and putting another in its place.
+"""The email address of an account: verifying it, and changing it.
 
-Either way a letter goes to the address in question, with a link and a code. The account keeps its
-old address until the new one is confirmed.
+Either way a mail with a link and a code goes to the address in question. The account keeps its old
+address until the new one is verified. The link and the code prove the mailbox only: both functions
+that take one also want the account whose password, or whose browser, the visitor has shown.
 """
 
 import hmac
 import secrets
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import humanize
+from beanie import PydanticObjectId
 from limits import RateLimitItem
 from pymongo.errors import DuplicateKeyError
 
@@ -59,7 +62,31 @@ class NoCode(DomainError):
 
 def unconfirmed(user: User) -> str | None:
     """The address that waits to be confirmed: the one to come, before the one there is."""
-    return user.pending_email or (None if user.email_verified_at else user.email)
+    return user.pending_email or (None if user.verified else user.address)
+
+
+async def require_verification(required: bool) -> int:
+    """Apply the setting REQUIRE_VERIFIED_EMAIL to the accounts there are, at the start of a server.
+
+    If it is required, accounts with an unverified address cannot be used until they verify it, and
+    their sessions are over. If not, they can be used again, except those that only claim their
+    address. Returns the number of accounts that this changed.
+    """
+    unverified = {"email_verified_at": None, "claimed_email": None}
+    match = {**unverified, "must_verify": {"$ne": True} if required else True}
+    return await User.change_all(match, {"$set": {"must_verify": required}})
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What a verification mail says, and to whom. `taken` if another account holds the address:
+    then the mail says so to its owner, who gets no link and no code."""
+
+    user: User
+    to: str
+    taken: bool
+    token: str = field(repr=False)
+    code: str = field(repr=False)
 
 
 async def ask_for(user: User, email: str, *, limit: RateLimitItem, by: Actor) -> None:
@@ -82,16 +109,21 @@ async def forget(user: User) -> None:
     await User.change({"_id": user.id}, {"$set": {"pending_email": None}})
 
 
-async def issue(mail: Mail, key: str) -> tuple[User, str, str] | None:
-    """For sending the letter: whom it is for, with a fresh token and a fresh code.
+async def issue(mail: Mail, key: str) -> Issued | None:
+    """Make the link and the code of a verification mail, and void those before it.
 
-    None when it is needed no more, as after the password was changed or a newer one asked for.
+    Returns None if the mail is not needed any more: after the password was changed, the address was
+    verified, a newer mail was asked for, or the account was deleted. If another account holds the
+    address, a token is stored all the same, which no code fits: so a visitor who tries codes gets
+    the same answers.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
     if user is None or not user.is_open or mail.to != unconfirmed(user):
         return None
     if max(user.password_changed_at, *user.letters_asked) > mail.created_at:
         return None
+    holder = await User.by_email(mail.to)
+    taken = holder is not None and holder.id != user.id
     code = f"{secrets.randbelow(10**6):06}"
     token = await Token.issue(
         mail.id,
@@ -99,31 +131,43 @@ async def issue(mail: Mail, key: str) -> tuple[User, str, str] | None:
         user,
         mail.to,
         lasts=LASTS,
-        code=code_digest(key, mail.id, code),
+        code=None if taken else code_digest(key, mail.id, code),
     )
     others = {"user.$id": user.id, "purpose": Purpose.CONFIRM, "_id": {"$ne": mail.id}}
     await Token.change_all({**others, "used_at": None}, {"$set": {"used_at": clock.now()}})
-    return user, token, code
+    return Issued(user, holder.email if holder and taken else mail.to, taken, token, code)
 
 
 async def asked_by(token: str) -> tuple[str, User] | None:
-    """Which address the link confirms, and whose; None when it is dead. Does not use it up."""
+    """Return the address that the link verifies and its account, or None if the link is void.
+
+    Does not use the link up.
+    """
     found = await Token.usable(Purpose.CONFIRM, token)
-    if found is None or found[0].email not in (found[1].email, found[1].pending_email):
+    if found is None or found[0].email not in (found[1].address, found[1].pending_email):
         return None
     return found[0].email or "", found[1]
 
 
-async def confirm_by_link(token: str, *, by: Actor) -> User:
-    """Raises TokenSpent, and Taken when somebody else has the address."""
+async def confirm_by_link(user: User, token: str, *, by: Actor) -> User:
+    """Verify the address with the link that was mailed for this account, and return the account.
+
+    The caller has made sure that the visitor knows the password of `user` or is signed in to it.
+    Raises TokenSpent, also for the link of another account, and Taken when another account holds
+    the address.
+    """
     found = await Token.usable(Purpose.CONFIRM, token)
-    if found is None:
+    if found is None or found[1].id != user.id:
         raise TokenSpent
     return await _confirm(found[0], by=by)
 
 
 async def confirm_by_code(user: User, code: str, *, key: str, tries: int, by: Actor) -> User:
-    """Raises WrongCode, NoCode after too many of them, and Taken."""
+    """Verify the address with the code that was mailed for this account, and return the account.
+
+    The caller has made sure that the visitor knows the password of `user` or is signed in to it.
+    Raises WrongCode, NoCode after too many of them, and Taken.
+    """
     # Counted before it is looked at, so that guesses at once are no more than guesses in a row.
     found = await Token.get_motor_collection().find_one_and_update(
         {
@@ -175,26 +219,52 @@ async def _ask(
 
 
 async def _confirm(token: Token, *, by: Actor) -> User:
-    async def work(tx: Tx) -> User:
+    async def work(tx: Tx) -> PydanticObjectId:
         user = await token.use(tx=tx)
         actor = by.known_as(user.id, user.username)
         if token.email == user.pending_email:
             await _replace(user, token.email or "", by=actor, tx=tx)
-        elif token.email == user.email:
-            now = clock.now()
-            current = {"_id": user.id, "email": token.email, "email_verified_at": None}
-            if await User.change(current, {"$set": {"email_verified_at": now}}, tx=tx):
+        elif token.email and token.email == user.address:
+            if await user.verify(token.email, tx=tx):
                 await Event.record(Verb.EMAIL_CONFIRMED, by=actor, subject=user.id, tx=tx)
+            elif user.claimed_email is not None:
+                raise TokenSpent
         else:
             raise TokenSpent
-        return user
+        return user.id
 
-    return await transaction(work)
+    user = await User.get(await transaction(work))
+    if user is None:
+        raise TokenSpent
+    return user
+
+
+async def vouch_for(user: User, *, by: Actor) -> Event | None:
+    """Count the address as verified without a mail, because an operator says that it is the user's.
+
+    None if it was verified. Raises Taken if another account holds an address that this one claims.
+    """
+
+    async def work(tx: Tx) -> Event | None:
+        if not await user.verify(user.address, tx=tx):
+            return None
+        return await Event.record(Verb.EMAIL_CONFIRMED, by=by, subject=user.id, tx=tx)
+
+    return await acting(by, work)
 
 
 async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
-    """The new address comes, and the old one is told."""
-    update = {"email": email, "email_verified_at": clock.now(), "pending_email": None}
+    """Put the new address in the place of the old one, which is told by mail.
+
+    Deletes an account that only claims the new address.
+    """
+    await User.drop_claim(email, tx=tx)
+    update = {
+        "email": email,
+        "email_verified_at": clock.now(),
+        "pending_email": None,
+        "must_verify": False,
+    }
     match = {"_id": user.id, "email": user.email, "pending_email": email}
     try:
         if not await User.change(match, {"$set": update}, tx=tx):

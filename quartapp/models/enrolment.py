@@ -51,7 +51,7 @@ async def add(
 ) -> Enrolled:
     """Makes the change to the user's document, if it still is as said, and what is to be written
     `also` and may refuse it. Of a kind that one can have several of, each has a `name`. Raises
-    HasFactor.
+    HasFactor, and Unverified for an account whose address must be verified first.
 
     With the first factor, the session that it is set up in counts as having shown it, and those
     that have not are over: a password alone opens none any more.
@@ -59,6 +59,7 @@ async def add(
     token, digest = new_token()
 
     async def work(tx: Tx) -> Enrolled:
+        await user.require_verified(tx)
         before = await User.get(user.id, session=tx)
         first = before is not None and not before.factors
         codes = recovery_codes.make() if first else []
@@ -112,15 +113,10 @@ async def remove(
 async def reset(user: User, *, by: Actor) -> Event | None:
     """Takes all factors and recovery codes from somebody who has lost them, and ends their
     sessions; None if there were none."""
-    nothing = dict(KEPT.values())
 
     async def work(tx: Tx) -> Event | None:
-        has_some = {"$or": [{name: {"$nin": [None, []]}} for name in nothing]}
-        change = {"$set": {**nothing, "recovery_codes": []}}
-        if not await _write(user, has_some, change, {}, by=by, tx=tx):
+        if not await clear(user, by=by, tx=tx):
             return None
-        passkeys = User.get_motor_collection().database["passkeys"]
-        await passkeys.delete_many({"user.$id": user.id}, session=tx)
         event = Event.of(Verb.FACTORS_RESET, by=by, subject=user.id)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.ENDED_BY_ADMIN, by=by, event=event, tx=tx)
@@ -129,6 +125,18 @@ async def reset(user: User, *, by: Actor) -> Event | None:
         return await event.insert(session=tx)
 
     return await acting(by, work, managing=user.id)
+
+
+async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
+    """Remove all factors and recovery codes of the user; whether there were any."""
+    nothing = dict(KEPT.values())
+    has_some = {"$or": [{name: {"$nin": [None, []]}} for name in nothing]}
+    change = {"$set": {**nothing, "recovery_codes": []}}
+    if not await _write(user, has_some, change, {}, by=by, tx=tx):
+        return False
+    passkeys = User.get_motor_collection().database["passkeys"]
+    await passkeys.delete_many({"user.$id": user.id}, session=tx)
+    return True
 
 
 def words(kind: Factor, name: str | None) -> str:

@@ -253,6 +253,7 @@ class Invitation(Record):
         """For one more that is open, to this address and by this inviter."""
         await hold_invitations(tx)
         address = {"email": {"$eq": self.email}}
+        # An account that only claims the address makes room when the invitation is accepted.
         if await User.find_one(address, session=tx, collation=CASELESS):
             raise Taken("email")
         same = {**address, "_id": {"$ne": self.id}, **_open()}
@@ -289,7 +290,7 @@ class Invitation(Record):
                 raise InvitationGone(fate)
             roles = await found._roles(tx)
             user = await User.add(
-                *(username, found.email, password_hash), roles=roles, by=by, tx=tx, confirmed=True
+                *(username, found.email, password_hash), roles=roles, by=by, tx=tx, verified=True
             )
             match = {"_id": found.id, "digest": found.digest, "accepted_at": None}
             taken = {"accepted_at": clock.now(), "account": ref("users", user.id)}

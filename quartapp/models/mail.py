@@ -32,6 +32,7 @@ class Letter(StrEnum):
     """Which letter it is."""
 
     CONFIRM = "address.confirm"
+    ADDRESS_TAKEN = "address.taken"
     RESET = "password.reset"
     SIGNED_IN = "session.started"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105

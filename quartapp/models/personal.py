@@ -44,6 +44,7 @@ NOBODY_NOW, THEIR_ADDRESS = "Somebody who has left", "their address"
 A_POST = "a post of somebody who has left"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
+    *("claimed_email", "must_verify"),
     *(
         "password_changed_at",
         "letters_asked",

@@ -195,6 +195,8 @@ def _why_over(
         return _reason(row)
     if user is None or _is_shut(user, now):
         return Reason.ACCOUNT_DISABLED
+    if user.get("must_verify") and user.get("email_verified_at") is None:
+        return Reason.EMAIL_UNVERIFIED
     if _deadline(row) <= now:
         return Reason.EXPIRED
     if row.get("credential") != fingerprint(user["password_hash"]):

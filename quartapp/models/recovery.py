@@ -1,14 +1,22 @@
-"""A forgotten password: asking for a link, and setting a new password with it."""
+"""A forgotten password: asking for a link, and setting a new password with it.
+
+The link is a proof of the mailbox from outside the account. If the address was not verified before,
+somebody else may have created the account: the proof removes all that they could sign in with.
+"""
 
 from datetime import timedelta
+from typing import Any
+
+from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
 from quartapp.database import Session as Tx
+from quartapp.models import enrolment
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind
-from quartapp.models.session import Reason, acting, mark_ended
+from quartapp.models.session import Reason, Session, acting, mark_ended
 from quartapp.models.token import Purpose, Token, TokenSpent
 from quartapp.models.user import User
 
@@ -27,7 +35,7 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
     None when nobody is to get one, or the password was changed since it was asked for. Nor when
     so many links work already: whoever asks again has them in the mailbox.
     """
-    user = await User.by_email(mail.to)
+    user = await User.by_email(mail.to) or await User.claiming(mail.to)
     if user is None or not user.may_enter or user.password_changed_at > mail.created_at:
         return None
     alive = {
@@ -39,19 +47,20 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
     }
     if await Token.find(alive).count() >= at_most:
         return None
-    return user, await Token.issue(mail.id, Purpose.RESET, user, user.email, lasts=LASTS)
+    return user, await Token.issue(mail.id, Purpose.RESET, user, user.address, lasts=LASTS)
 
 
 async def asked_by(token: str) -> User | None:
     """Whose password the link sets; None when it is dead. Does not use it up."""
     found = await Token.usable(Purpose.RESET, token)
-    return found[1] if found and found[0].email == found[1].email else None
+    return found[1] if found and found[0].email == found[1].address else None
 
 
 async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
     """Sets the password, ends all sessions, and signs nobody in. Raises TokenSpent.
 
-    Who had the link reads the account's mail, so the address is confirmed too.
+    The address counts as verified from then on. If it did not before, all second factors, recovery
+    codes and known browsers are removed as well.
     """
     found = await Token.usable(Purpose.RESET, token)
     if found is None:
@@ -60,27 +69,31 @@ async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
 
     async def work(tx: Tx) -> Event:
         user = await link.use(tx=tx)
-        now = clock.now()
-        changed = await User.change(
-            {"_id": user.id, "password_hash": user.password_hash, "email": link.email},
-            {
-                "$set": {
-                    "password_hash": password_hash,
-                    "password_changed_at": now,
-                    "email_verified_at": user.email_verified_at or now,
-                    "pending_email": None,
-                }
-            },
-            tx=tx,
-        )
-        if not changed:
-            raise TokenSpent
+        email = link.email or ""
+        match: dict[str, Any] = {"_id": user.id, "email": email}
+        verified: dict[str, Any] = {}
+        if not user.verified:
+            match, verified = user.proof(email)
+        changes = {
+            "password_hash": password_hash,
+            "password_changed_at": clock.now(),
+            "pending_email": None,
+        }
+        match["password_hash"] = user.password_hash
+        try:
+            if not await User.change(match, {"$set": {**changes, **verified}}, tx=tx):
+                raise TokenSpent
+        except DuplicateKeyError:
+            raise TokenSpent from None
         actor = by.known_as(user.id, user.username)
+        if not user.verified:
+            await enrolment.clear(user, by=actor, tx=tx)
+            await Session.forget_whence(user.id, tx=tx)
         event = Event.of(Verb.PASSWORD_RESET, by=actor, subject=user.id)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
         await user.tell(Kind.PASSWORD_CHANGED, tx)
-        await user.write(Letter.PASSWORD_CHANGED, tx, ip=by.ip)
+        await Mail.queue(Letter.PASSWORD_CHANGED, email, user=user.id, tx=tx, ip=by.ip)
         return await event.insert(session=tx)
 
     return await acting(Actor(ip=by.ip, worker=by.worker), work)

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     ROLE_DELETED = "role_deleted"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105
     FACTOR_REQUIRED = "factor_required"
+    EMAIL_UNVERIFIED = "email_unverified"
     ACCOUNT_DISABLED = "account_disabled"
     EXPIRED = "expired"
 
@@ -71,6 +72,7 @@ MESSAGES = {
     Reason.ROLE_DELETED: "{by} deleted a role that you held. Sign in again to go on.",
     Reason.PASSWORD_CHANGED: "The password of your account was changed. Sign in with the new one.",
     Reason.FACTOR_REQUIRED: "Your account asks for a second factor now. Sign in again with it.",
+    Reason.EMAIL_UNVERIFIED: "Your email address has to be verified. Sign in to verify it.",
     Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
     Reason.EXPIRED: "Your session expired. Sign in again to go on.",
 }
@@ -220,6 +222,11 @@ class Session(Record):
         """
         whence = {"browser": browser} if browser else {"ip": ip}
         return await cls.find_one({"user.$id": user_id, **whence}) is not None
+
+    @classmethod
+    async def forget_whence(cls, user_id: PydanticObjectId, *, tx: Tx) -> None:
+        """Make every browser and address unknown from which the user has signed in so far."""
+        await cls.change_all({"user.$id": user_id}, {"$set": {"browser": None, "ip": None}}, tx=tx)
 
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:

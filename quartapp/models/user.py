@@ -15,10 +15,10 @@ from pydantic import Field
 from pymongo import IndexModel, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from quartapp import clock, policy
+from quartapp import clock, names, policy
 from quartapp.database import Session as Tx
 from quartapp.database import transaction
-from quartapp.models.actor import Actor
+from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.factor import Factor, Totp, factors_of
 from quartapp.models.guard import hold_administrators
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 COMMON_EVENTS = 100
 OPEN: Mapping[str, Any] = {"disabled_at": None, "closed_at": None}
+# How long an account may claim an address that nobody has verified.
+CLAIM_LASTS = timedelta(days=1)
 LAST = "This is the last active administrator"
 
 
@@ -54,6 +56,16 @@ class Taken(DomainError):
         self.field = field
         noun = "username" if field == "username" else "e-mail address"
         super().__init__(f"This {noun} is taken.")
+
+
+class Unverified(DomainError):
+    """The account cannot be used, nor receive authority, until its email address is verified."""
+
+    def __init__(self, username: str) -> None:
+        super().__init__(
+            f"The email address of {username} is not verified. Until it is, the account can hold "
+            f"no role but {policy.MEMBER} and add no second factor."
+        )
 
 
 class LastAdministrator(DomainError):
@@ -97,6 +109,11 @@ class User(Record):
     deletes_posts: bool = False
     erasing_until: datetime | None = None
     email_verified_at: datetime | None = None
+    # Whether the account cannot be used before the address is verified.
+    must_verify: bool = False
+    # The address of an account that has yet to verify it in order to hold it: see `User.claim`.
+    claimed_email: str | None = None
+    canonical_claim: str | None = None
     pending_email: str | None = None
     letters_asked: list[datetime] = []
     created_at: datetime = Field(default_factory=clock.now)
@@ -117,6 +134,13 @@ class User(Record):
         indexes = [
             IndexModel([("username", 1)], name="username", unique=True, collation=CASELESS),
             IndexModel([("email", 1)], name="email", unique=True, collation=CASELESS),
+            IndexModel(
+                [("canonical_claim", 1)],
+                name="canonical_claim",
+                unique=True,
+                # Leaves out accounts without a claim, in which the field is null.
+                partialFilterExpression={"canonical_claim": {"$gt": ""}},
+            ),
             IndexModel([("roles.$id", 1)], name="with_role"),
             IndexModel([("closes_at", 1)], name="last_day"),
             IndexModel([("deletes_at", 1)], name="leaving"),
@@ -141,6 +165,21 @@ class User(Record):
         """Whether its sessions count. Administrators disable an account; it is closed by its owner,
         or by whoever wants it deleted."""
         return not self.disabled and self.closed_at is None
+
+    @property
+    def address(self) -> str:
+        """The email address that the account holds or, if it holds none yet, claims."""
+        return self.claimed_email or self.email
+
+    @property
+    def verified(self) -> bool:
+        """Whether the email address of the account was verified."""
+        return self.email_verified_at is not None
+
+    @property
+    def awaits_verification(self) -> bool:
+        """Whether the account cannot be used before its email address is verified."""
+        return self.must_verify and not self.verified
 
     def holds(self, role: "Role") -> bool:
         return any(linked_id(link) == role.id for link in self.roles)
@@ -168,6 +207,12 @@ class User(Record):
         return await cls.find_one({"email": {"$eq": email}}, collation=CASELESS)
 
     @classmethod
+    async def claiming(cls, email: str, *, tx: Tx | None = None) -> "User | None":
+        """Return the account that claims this address without holding it yet, if there is one."""
+        claim = names.canonical_email(email)
+        return await cls.find_one({"canonical_claim": claim}, session=tx) if claim else None
+
+    @classmethod
     async def by_login(cls, login: str) -> "User | None":
         """By username, or by e-mail address: no username has an @."""
         return await (cls.by_email(login) if "@" in login else cls.by_username(login))
@@ -180,7 +225,7 @@ class User(Record):
         if text:
             # U+FFFF sorts behind every other character, so this range is the prefix.
             prefix = {"$gte": text, "$lt": text + "\uffff"}
-            match["$or"] = [{"username": prefix}, {"email": prefix}]
+            match["$or"] = [{"username": prefix}, {"email": prefix}, {"canonical_claim": prefix}]
         if after:
             match = {"$and": [match, {"username": {"$gt": after}}]}
         return await cls.listed(
@@ -202,12 +247,53 @@ class User(Record):
 
     @classmethod
     async def register(
-        cls, username: str, email: str, password_hash: str, *, roles: Collection["Role"], by: Actor
+        cls,
+        username: str,
+        email: str,
+        password_hash: str,
+        *,
+        roles: Collection["Role"],
+        by: Actor,
+        verified: bool = False,
+        must_verify: bool = False,
     ) -> "User":
-        """A new account. Raises Taken, also for the slower of two who want one name at once."""
+        """Create an account that holds the address, and return it.
+
+        `verified` says that the address counts as verified; `must_verify` that the account cannot
+        be used before it is. An unverified address gets a verification mail if a visitor registers.
+        Raises Taken, also for the slower of two registrations of one name at once, and Unverified
+        for roles that an account with `must_verify` cannot hold.
+        """
 
         async def work(tx: Tx) -> User:
-            return await cls.add(username, email, password_hash, roles=roles, by=by, tx=tx)
+            return await cls.add(
+                *(username, email, password_hash),
+                roles=roles,
+                by=by,
+                tx=tx,
+                verified=verified,
+                must_verify=must_verify,
+            )
+
+        return await transaction(work)
+
+    @classmethod
+    async def claim(
+        cls, username: str, email: str, password_hash: str, *, roles: Collection["Role"], by: Actor
+    ) -> "User":
+        """Create an account that cannot be used before the address is verified, and return it.
+
+        The account holds the username, and only claims the address: it does not look whether
+        another account holds it, so the same is written in both cases. The mail that is queued
+        tells the owner of the address which case it is. The account is deleted after CLAIM_LASTS,
+        and at once when another account claims or gets the address. Raises Taken for the username,
+        and Unverified for roles beyond the default.
+        """
+
+        async def work(tx: Tx) -> User:
+            return await cls.add(
+                *(username, email, password_hash), roles=roles, by=by, tx=tx, claim=True
+            )
 
         return await transaction(work)
 
@@ -221,12 +307,14 @@ class User(Record):
         roles: Collection["Role"],
         by: Actor,
         tx: Tx,
-        confirmed: bool = False,
+        verified: bool = False,
+        must_verify: bool = False,
+        claim: bool = False,
     ) -> "User":
-        """The writes of `register`, for a transaction that does more. Raises Taken, and
-        MissingPermission if a user creates the account with a role that allows more than they hold.
+        """The writes of `register` and `claim`, for a transaction that does more.
 
-        An address that is `confirmed` needs no letter: one has led here.
+        Deletes an account that only claims the address. Raises Taken, Unverified, and
+        MissingPermission if a user creates the account with a role that allows more than they hold.
         """
         await require_to_give(by, [role.id for role in roles], tx)
         user = cls(
@@ -234,13 +322,22 @@ class User(Record):
             email=email,
             password_hash=password_hash,
             roles=list(roles),  # type: ignore[arg-type]
+            must_verify=must_verify or claim,
         )
+        if claim:
+            user.claimed_email, user.canonical_claim = email, names.canonical_email(email)
+            user.email = f"{user.id}@unverified.invalid"
+            user.deletes_at = user.created_at + CLAIM_LASTS
         # Visitors register themselves; the command line does it for others.
         visitor = by.user_id is None and by.ip is not None
-        if confirmed:
+        sends_mail = claim or (visitor and not verified)
+        if verified:
             user.email_verified_at = user.created_at
-        elif visitor:
+        elif sends_mail:
             user.letters_asked = [user.created_at]
+        if user.awaits_verification and any(role.name != policy.MEMBER for role in roles):
+            raise Unverified(username)
+        await cls.drop_claim(email, tx=tx)
         try:
             await user.insert(session=tx)
         except DuplicateKeyError as error:
@@ -248,24 +345,76 @@ class User(Record):
                 next(iter((error.details or {}).get("keyPattern", {"username": 1})))
             ) from None
         who = by.known_as(user.id, username) if visitor else by
-        names = sorted(role.name for role in roles)
-        await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=names)
+        given = sorted(role.name for role in roles)
+        await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=given)
         await user.tell(Kind.WELCOME, tx, by=username)
-        if visitor and not confirmed:
+        if sends_mail:
             await Mail.queue(Letter.CONFIRM, email, user=user.id, tx=tx)
         return user
+
+    @classmethod
+    async def drop_claim(cls, email: str, *, tx: Tx) -> None:
+        """Delete the account that only claims this address, if there is one.
+
+        Nobody could sign in to it, so a user, its notifications and the address in its audit
+        events are all that there is to delete.
+        """
+        claiming = await cls.claiming(email, tx=tx)
+        if claiming is None:
+            return
+        await cls.erase(claiming.id, tx=tx)
+        notices = Notice.get_motor_collection()
+        await notices.delete_many({"user.$id": claiming.id}, session=tx)
+        await Event.change_all({"actor.$id": claiming.id}, {"$set": {"ip": None}}, tx=tx)
+        await Event.record(
+            Verb.USER_ERASED, by=NOBODY, subject=claiming.id, tx=tx, reason="replaced"
+        )
+
+    # ---- the email address
+
+    async def verify(self, email: str, *, tx: Tx) -> bool:
+        """Mark the address as verified, from which on the account can be used.
+
+        An account that claimed the address now holds it. Returns False if the account was verified
+        or deleted meanwhile, or has another address. Raises Taken if another account holds it.
+        """
+        match, change = self.proof(email)
+        try:
+            return await User.change(match, {"$set": change}, tx=tx)
+        except DuplicateKeyError:
+            raise Taken("email") from None
+
+    def proof(self, email: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the filter and the changes of an update that makes this address a verified one."""
+        now = clock.now()
+        change = {"email_verified_at": now, "must_verify": False}
+        match = {"_id": self.id, "email_verified_at": None}
+        if self.claimed_email is None:
+            return {**match, "email": email}, change
+        in_time = {"deletes_at": {"$gt": now}, "erasing_until": None}
+        claim_is_over = {"claimed_email": None, "canonical_claim": None, "deletes_at": None}
+        held = {"email": email, **claim_is_over}
+        return {**match, **in_time, "claimed_email": email}, {**change, **held}
+
+    async def require_verified(self, tx: Tx) -> None:
+        """Raise Unverified for an account that cannot be used yet."""
+        found = await User.get(self.id, session=tx)
+        if found is not None and found.awaits_verification:
+            raise Unverified(found.username)
 
     # ---- authority
 
     async def grant(self, role: "Role", *, by: Actor) -> Event | None:
-        """Gives the role; None if it was held. Open pages gain it in place.
+        """Give the role; None if it was held. Open pages gain it in place.
 
-        Raises RoleGone, and MissingPermission if the role, or the user, has a permission that the
-        actor does not hold.
+        Raises RoleGone, Unverified for an account that must verify its address first, and
+        MissingPermission if the role, or the user, has a permission that the actor does not hold.
         """
 
         async def work(tx: Tx) -> Event | None:
             await require_to_give(by, [role.id], tx)
+            if role.name != policy.MEMBER:
+                await self.require_verified(tx)
             changed = await self.change_authority(
                 {"roles.$id": {"$ne": role.id}},
                 {"$addToSet": {"roles": ref("roles", role.id)}},
@@ -559,8 +708,12 @@ class User(Record):
             await Notice.insert_many(notices, session=tx)
 
     async def write(self, letter: Letter, tx: Tx, **data: str | None) -> None:
-        """Queues a letter to the user, in the transaction of what it tells of."""
-        await Mail.queue(letter, self.email, user=self.id, tx=tx, **data)
+        """Queue a mail to the user, in the transaction of what it tells of.
+
+        Queues nothing for an account that only claims its address.
+        """
+        if self.claimed_email is None:
+            await Mail.queue(letter, self.email, user=self.id, tx=tx, **data)
 
     async def warn_of_wrong_codes(self, *, ip: str | None) -> None:
         """Tells of somebody who has the password, and guesses at the second factor."""

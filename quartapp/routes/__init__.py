@@ -55,6 +55,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     if not settings.production and not settings.sends_mail:
         app.register_blueprint(letters.blueprint)
         app.jinja_env.globals["letters_kept"] = True
+    app.jinja_env.globals["verification_required"] = settings.verification_required
     errors.init_app(app)
     with_token = (rule for rule in app.url_map.iter_rules() if "token" in rule.arguments)
     for name in {rule.endpoint.split(".")[0] for rule in with_token}:

@@ -34,10 +34,11 @@ async def register() -> Any:
     with form.patience():
         if form.posted and (user := await _register(form)):
             log.info("user_created", user=user.username, ip=auth.remote_address())
+            # Where verification is required, this leads to the page that asks for the code.
             await sign_in(user, remember=False)
             await flash(
-                f"Welcome. Your account is ready. A letter to {user.email} asks you to confirm "
-                "the address.",
+                f"Welcome. Your account is ready. We sent an email to {user.email}: verify your "
+                "address with it.",
                 "success",
             )
             return see_other("/")
@@ -45,14 +46,21 @@ async def register() -> Any:
 
 
 async def _register(form: RegisterForm) -> User | None:
-    """Counted before the password is scored, and before it says whose names are taken. Raises
-    TooMany and Busy."""
+    """Create the account, or say in the form what is taken. Raises TooMany and Busy.
+
+    Counted before the password is scored, and before it says which names are taken. Where
+    verification is required, it does the same work for an address that is taken as for one that is
+    free (ASVS 6.3.8).
+    """
     await count_registration()
-    if not await _is_good(form) or not await _is_free(form):
+    required = settings().verification_required
+    is_free = _has_free_username if required else _is_free
+    if not await _is_good(form) or not await is_free(form):
         return None
     member = await Role.named(policy.MEMBER)
+    create = User.claim if required else User.register
     try:
-        return await User.register(
+        return await create(
             form.username.data or "",
             form.email.data or "",
             await hasher().hash(form.password.data or ""),
@@ -76,6 +84,19 @@ async def login() -> Any:
             log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
             form.refuse("This username or address and this password do not go together.")
     return await sign_in_page(form)
+
+
+async def knows_password(user: User, password: str) -> bool:
+    """Whether this is the password of the user. Counted as a sign-in to the account.
+
+    Raises TooMany and Busy.
+    """
+    hasher().check_room()
+    async with throttle.guessing(*await _counted_for(user.username, user)) as guess:
+        guess.right = await hasher().verify(password, user.password_hash)
+    if not guess.right:
+        log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
+    return guess.right
 
 
 async def _found(login: str, password: str) -> User | None:
@@ -199,6 +220,16 @@ async def _may_set_up(form: RegisterForm) -> bool:
 
 async def _is_good(form: RegisterForm) -> bool:
     return await is_accepted(form, form.username.data or "", form.email.data or "")
+
+
+async def _has_free_username(form: RegisterForm) -> bool:
+    """Whether nobody has the username but an earlier registration of the same address, which this
+    one replaces. The index has the last word."""
+    earlier = await User.claiming(form.email.data or "")
+    holder = await User.by_username(form.username.data or "")
+    if holder and (earlier is None or earlier.id != holder.id):
+        form.refuse(str(Taken("username")), "username")
+    return not form.errors
 
 
 async def _is_free(form: RegisterForm) -> bool:

@@ -1,19 +1,34 @@
-"""One's e-mail address: confirming it, and changing it."""
+"""The email address of an account: verifying it, and changing it.
+
+An address is verified by a link or a code from a mail, and besides that by a browser that is signed
+in to the account or has shown its password. So nobody can activate an account that a stranger
+registered with their address, and the stranger cannot do it without the mail.
+"""
 
 from typing import Any
 
 from quart import Blueprint, flash, redirect, render_template
-from quart_auth import login_required
+from quart_auth import Unauthorized, login_required
 
 from quartapp import throttle
 from quartapp.auth import current_user, fresh_login_required, me, remote_address, settings
-from quartapp.forms.accounts import CodeForm, EmailForm, LinkForm
+from quartapp.forms.accounts import CodeForm, ConfirmForm, EmailForm, LinkForm
+from quartapp.forms.base import Form
 from quartapp.log import log
 from quartapp.models import User, address
 from quartapp.models.address import EnoughLetters, NoCode, WrongCode
 from quartapp.models.token import TokenSpent
 from quartapp.models.user import Taken
-from quartapp.routes.places import see_other
+from quartapp.routes.accounts import knows_password
+from quartapp.routes.entry import (
+    Unverified,
+    is_verifying,
+    let_in,
+    sign_in,
+    stop_verifying,
+    verifying,
+)
+from quartapp.routes.places import next_page, see_other, with_next
 from quartapp.throttle import TooMany
 
 blueprint = Blueprint("addresses", __name__)
@@ -28,7 +43,7 @@ async def change() -> Any:
     with form.patience():
         if form.posted:
             email = form.email.data or ""
-            if email == user.email and user.email_verified_at:
+            if email == user.email and user.verified:
                 form.refuse("This is your address already.", "email")
             else:
                 await _count(email, user)
@@ -61,11 +76,19 @@ async def keep() -> Any:
 
 
 @blueprint.route("/verify", methods=["GET", "POST"])
-@login_required
 async def by_code() -> Any:
-    user = await me()
-    if address.unconfirmed(user) is None:
-        return redirect("/account")
+    """Asks for the code, also in a browser that has registered or signed in to an account which
+    cannot be used before its address is verified."""
+    if current_user.signed_in:
+        user, waiting = await me(), None
+    else:
+        waiting = await verifying()
+        if waiting is None:
+            return await _nothing_to_verify()
+        user = waiting.user
+    email = address.unconfirmed(user)
+    if email is None:
+        return await _verified_already()
     form = await CodeForm.from_request()
     with form.patience():
         if form.posted:
@@ -75,12 +98,35 @@ async def by_code() -> Any:
                 log.warning("address_code_refused", user=user.username)
                 form.refuse(str(refused), "code")
             else:
-                return await _confirmed(user)
+                return await _verified(user, waiting)
     form.code.data = None
-    page = await render_template(
-        "account/verify.html", form=form, user=user, email=address.unconfirmed(user)
+    return await _code_page(form, email, waiting), form.status, form.headers
+
+
+async def _nothing_to_verify() -> Any:
+    if not is_verifying():
+        raise Unauthorized
+    stop_verifying()
+    await flash(
+        "Your registration was replaced by a later one, or it expired. If you cannot sign in, "
+        "register again.",
+        "info",
     )
-    return page, form.status, form.headers
+    return see_other("/login")
+
+
+async def _verified_already() -> Any:
+    if current_user.signed_in:
+        return redirect("/account")
+    stop_verifying()
+    await flash("Your email address is verified. Sign in.", "success")
+    return see_other(with_next("/login"))
+
+
+async def _code_page(form: CodeForm, email: str, waiting: Unverified | None) -> str:
+    return await render_template(
+        "account/verify.html", form=form, email=email, waiting=waiting is not None
+    )
 
 
 async def _confirm_by_code(user: User, code: str) -> User:
@@ -106,9 +152,14 @@ async def _confirm_by_code(user: User, code: str) -> User:
 
 
 @blueprint.post("/account/email/again")
-@login_required
 async def send_again() -> Any:
-    user = await me()
+    waiting = None if current_user.signed_in else await verifying()
+    if waiting is None and not current_user.signed_in:
+        return await _nothing_to_verify()
+    user = waiting.user if waiting else await me()
+    email = address.unconfirmed(user)
+    if email is None:
+        return await _verified_already()
     try:
         if user.pending_email:
             await _count(user.pending_email, user)
@@ -116,36 +167,63 @@ async def send_again() -> Any:
     except (EnoughLetters, TooMany) as enough:
         form = CodeForm()
         form.refuse(str(enough))
-        page = await render_template(
-            "account/verify.html", form=form, user=user, email=address.unconfirmed(user)
-        )
+        page = await _code_page(form, email, waiting)
         return page, 429, {"Retry-After": str(enough.retry_after)}
-    await flash("Another letter is on its way. What was in the older ones is void.", "success")
-    return see_other("/verify")
+    await flash("We sent another email. The older links and codes no longer work.", "success")
+    return see_other(with_next("/verify"))
 
 
 @blueprint.route("/verify/<token>", methods=["GET", "POST"])
 async def by_link(token: str) -> Any:
-    """Opening the link does nothing: programs that look at mail open links. A button does it."""
+    """Opening the link does nothing: programs that look at mail open links. A button does it, and
+    in a browser that has not shown whose the account is, the password of the account."""
     asked = await address.asked_by(token)
     if asked is None:
-        return await render_template("account/verify_gone.html"), 410
+        return await _gone()
     email, user = asked
-    form = await LinkForm.from_request()
-    if form.posted:
-        try:
-            user = await address.confirm_by_link(token, by=current_user.actor)
-        except TokenSpent:
-            return await render_template("account/verify_gone.html"), 410
-        except Taken as taken:
-            form.refuse(str(taken))
-        else:
-            return await _confirmed(user)
-    page = await render_template("account/verify_link.html", form=form, email=email, user=user)
-    return page, form.status
+    waiting = None if current_user.signed_in else await verifying()
+    if waiting and waiting.user.id != user.id:
+        waiting = None
+    proven = current_user.user_id == user.id or waiting is not None
+    form: Form = await (LinkForm if proven else ConfirmForm).from_request()
+    with form.patience():
+        if form.posted:
+            if not proven and not await knows_password(user, form["password"].data or ""):
+                form.refuse("Incorrect password.", "password")
+            else:
+                try:
+                    user = await address.confirm_by_link(user, token, by=current_user.actor)
+                except TokenSpent:
+                    return await _gone()
+                except Taken as taken:
+                    form.refuse(str(taken))
+                else:
+                    return await _verified(user, waiting)
+    page = await render_template(
+        "account/verify_link.html", form=form, email=email, user=user, proven=proven
+    )
+    return page, form.status, form.headers
 
 
-async def _confirmed(user: User) -> Any:
+async def _gone() -> Any:
+    return await render_template("account/verify_gone.html"), 410
+
+
+async def _verified(user: User, waiting: Unverified | None) -> Any:
+    """Sign in to the account unless the browser is signed in, to it or to another one."""
     log.info("address_confirmed", user=user.username)
-    await flash("Your e-mail address is confirmed.", "success")
-    return see_other("/account" if current_user.signed_in else "/login")
+    if current_user.signed_in:
+        mine = current_user.user_id == user.id
+        words = "Your email address is verified."
+        if not mine:
+            words = f"The email address of {user.username} is verified. You are still signed in as "
+            words += f"{current_user.username}."
+        await flash(words, "success")
+        return see_other("/account")
+    if waiting:
+        await sign_in(user, remember=waiting.remember, factor=waiting.factor)
+        answer: Any = see_other(next_page())
+    else:
+        answer = await let_in(user, remember=False, then="/")
+    await flash("Your email address is verified.", "success")
+    return answer

@@ -22,12 +22,29 @@ from quartapp.routes.places import see_other, with_next
 SECOND_STEP = "/login/factor"
 STEP_LASTS = timedelta(minutes=10)
 _ABOUT = "second step"
+# For so long after a registration or a sign-in the browser can verify the address by link or code.
+VERIFICATION_LASTS = timedelta(days=1)
+_VERIFICATION = "verification"
 # What the browser is given by which it may open a closed account again, and nothing else.
 RETURN = "return"
 
 
 class AccountClosed(Exception):
     """Who has just shown who they are closed the account: nothing but that is opened for them."""
+
+
+class MustVerify(Exception):
+    """The visitor has signed in to an account whose email address has to be verified first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unverified:
+    """An account whose owner this browser has shown to be, by its password and factor if it has
+    one, and the session that opens once the address is verified."""
+
+    user: User
+    remember: bool
+    factor: Factor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +58,7 @@ class HalfWay:
 async def let_in(user: User, *, remember: bool, then: str) -> Any:
     """For who has shown the password: signs in, or leads to the second step if they have one.
 
-    Raises AccountClosed as `sign_in` does.
+    Raises AccountClosed and MustVerify as `sign_in` does.
     """
     if not user.factors:
         await sign_in(user, remember=remember)
@@ -79,12 +96,44 @@ async def half_way() -> HalfWay | None:
     return HalfWay(user, remember) if fingerprint(user.password_hash) == credential else None
 
 
+def is_verifying() -> bool:
+    """Whether this browser was led to the page that verifies the address of an account."""
+    return _VERIFICATION in session
+
+
+async def verifying() -> Unverified | None:
+    """Return the account that this browser was led to verify, if it can still be verified or was.
+
+    None after VERIFICATION_LASTS, and when the account was deleted, closed or got a new password.
+    """
+    note = auth.seal().take_back(
+        session.get(_VERIFICATION), _VERIFICATION, within=VERIFICATION_LASTS
+    )
+    if note is None:
+        return None
+    user_id, credential, remember, factor = note
+    user = await User.get(PydanticObjectId(user_id))
+    if user is None or not user.is_open or fingerprint(user.password_hash) != credential:
+        return None
+    return Unverified(user, remember, factor and Factor(factor))
+
+
+def stop_verifying() -> None:
+    """Forget the account that this browser was led to verify."""
+    session.pop(_VERIFICATION, None)
+
+
 async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -> None:
     """Opens a session and, after the commit, gives its token to the browser.
 
     Without the factor, for those who have none: else the session is over from the start. Raises
-    AccountClosed for an account that its owner has closed, and has noted the way back.
+    AccountClosed for an account that its owner has closed, and has noted the way back; likewise
+    MustVerify for one whose email address has to be verified first.
     """
+    if user.awaits_verification:
+        note = [str(user.id), fingerprint(user.password_hash), remember, factor]
+        session[_VERIFICATION] = auth.seal().hand_out(note, _VERIFICATION)
+        raise MustVerify
     if not user.is_open:
         session[RETURN] = {
             "token": await leaving.issue(user),

@@ -29,8 +29,8 @@ from quartapp.models.principal import Ended
 from quartapp.models.references import DomainError
 from quartapp.models.session import SessionOver
 from quartapp.policy import LABELS
-from quartapp.routes import carried, confirmed
-from quartapp.routes.entry import AccountClosed
+from quartapp.routes import carried
+from quartapp.routes.entry import AccountClosed, MustVerify
 from quartapp.routes.places import back, see_other, sign_in_page, with_next
 
 TEXTS = {
@@ -55,6 +55,7 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(Stale, old_page)
     app.register_error_handler(SessionOver, session_over)
     app.register_error_handler(AccountClosed, open_again)
+    app.register_error_handler(MustVerify, verify_first)
     app.register_error_handler(DomainError, refused)
     app.register_error_handler(Unconfirmed, confirm_first)
     app.register_error_handler(TryLater, try_later)
@@ -112,6 +113,10 @@ async def _sign_in_again(ended: Ended) -> Any:
 
 async def open_again(_: AccountClosed) -> Any:
     return see_other("/account/closed")
+
+
+async def verify_first(_: MustVerify) -> Any:
+    return see_other(with_next("/verify"))
 
 
 async def not_allowed(error: Forbidden) -> Any:
@@ -172,13 +177,7 @@ async def confirm_first(error: Unconfirmed) -> Any:
             form.put_off(error.because)
         case WrongPassword():
             form.refuse(str(error.because), "password")
-    page = await render_template(
-        "confirm.html",
-        form=form,
-        back=back(),
-        does=confirmed.action(request.endpoint, request.view_args or {}, await request.form),
-        **await _to_send_again(),
-    )
+    page = await render_template("confirm.html", form=form, back=back(), **await _to_send_again())
     return page, form.status, form.headers
 
 

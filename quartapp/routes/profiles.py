@@ -14,7 +14,9 @@ blueprint = Blueprint("profiles", __name__)
 @blueprint.get("/users/<username>")
 @login_required
 async def show(username: str) -> str:
-    person = await User.by_username(username) or abort(404)
+    person = await User.by_username(username)
+    if person is None or person.awaits_verification:
+        abort(404)
     rows = await Post.page(author=person.id, before=id_after(), limit=posts.PAGE + 1)
     shown, older = cut(rows, posts.PAGE, lambda post: post.id)
     held = {linked_id(link) for link in person.roles}

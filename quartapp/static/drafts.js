@@ -288,11 +288,7 @@ function write(key, draft) {
 }
 
 function remove(key) {
-  try {
-    sessionStorage.removeItem(key)
-  } catch {
-    // Switched off: nothing is stored.
-  }
+  sessionStorage.removeItem(key)
 }
 
 function readLocal(key) {

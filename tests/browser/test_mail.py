@@ -46,16 +46,16 @@ async def test_somebody_signs_up_and_confirms_with_the_code(
 ) -> None:
     await register(page, name)
     await page.goto("/account")
-    await expect(page.locator(".notice-box")).to_contain_text("not confirmed yet")
-    await page.get_by_role("link", name="Confirm it").click()
-    code = code_in(await letter(server, name, "Confirm"))
+    await expect(page.locator(".notice-box")).to_contain_text("not verified yet")
+    await page.get_by_role("link", name="Verify it").click()
+    code = code_in(await letter(server, name, "Verify"))
     await page.get_by_label("Code").fill(f"{(int(code) + 1) % 10**6:06}")
     await submit(page)
     await expect(page.get_by_role("alert")).to_be_visible()
     await expect(page.locator("main")).to_contain_text("4 more tries")
     await page.get_by_label("Code").fill(f"{code[:3]} {code[3:]}")
     await submit(page)
-    await expect(page.locator(".flashes")).to_contain_text("confirmed")
+    await expect(page.locator(".flashes")).to_contain_text("verified")
     await expect(page.locator(".notice-box")).to_have_count(0)
 
 
@@ -64,15 +64,15 @@ async def test_somebody_without_scripts_follows_the_link_from_the_letters_of_dev
 ) -> None:
     page = await (await new_browser(server.url, java_script_enabled=False)).new_page()
     await register(page, name)
-    link = link_in(await letter(server, name, "Confirm"))
-    assert server.url + link in await letter(server, name, "Confirm"), "the address served"
+    link = link_in(await letter(server, name, "Verify"))
+    assert server.url + link in await letter(server, name, "Verify"), "the address served"
     await page.goto("/dev/mail")
     # The server is shared, and other letters may have come since.
     row = page.locator("li", has_text=f"{name}@example.org")
-    await row.get_by_role("link", name="Confirm your e-mail address").click()
+    await row.get_by_role("link", name="Verify your email address").click()
     await page.locator("pre a").click()
-    await page.get_by_role("button", name="Yes, confirm it").click()
-    await expect(page.locator(".flashes")).to_contain_text("confirmed")
+    await page.get_by_role("button", name="Verify email address").click()
+    await expect(page.locator(".flashes")).to_contain_text("verified")
 
 
 async def test_somebody_is_invited_reads_the_letter_and_is_in_with_the_role(

@@ -235,7 +235,7 @@ async def has_another_address(user: User, email: str) -> None:
     """They changed it, and read the mail there."""
     await address.ask_for(user, email, limit=limits.parse("5 per hour"), by=acting(user))
     token = await Token.issue(PydanticObjectId(), Purpose.CONFIRM, user, email, lasts=DAY)
-    await address.confirm_by_link(token, by=acting(user))
+    await address.confirm_by_link(user, token, by=acting(user))
 
 
 async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:

@@ -12,7 +12,7 @@ from quart import Quart
 
 from quartapp import clock
 from quartapp.mail.carriers import Folder
-from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, address
+from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, User, address
 from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.event import Verb
 from quartapp.models.session import new_token
@@ -33,8 +33,10 @@ def settings_of(app: Quart) -> Settings:
 
 
 async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]:
-    """An author with a post, a comment, a role and a session; and the parts of paths to them."""
+    """An author with a post, a comment, a role, a session and an unverified address; and the parts
+    of paths to them."""
     author = await town.holder(name, Permission.POSTS_WRITE)
+    await unverify(author)
     by = Actor((await the_user(name)).id, name)
     post = await Post.write("A title", "Some text.", by=by)
     comment = await Comment.write(post, "A comment.", by=by)
@@ -62,6 +64,12 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
         "role_name": f"role-of-{name}",
         "name": role.name,
     }
+
+
+async def unverify(visitor: Visitor) -> None:
+    """Their address waits to be verified, though they can use the account."""
+    unverified = {"email_verified_at": None}
+    assert await User.change({"username": visitor.username}, {"$set": unverified})
 
 
 async def something_strange(visitor: Visitor) -> str:
@@ -176,6 +184,7 @@ def form(row: Row, name: str) -> dict[str, str]:
         "/admin/users/<username>/delete": {"username": name},
         "/account/email": {"email": f"new-{name}@example.org"},
         "/verify": {"code": CODE},
+        "/verify/<token>": {"password": PASSWORD},
         "/posts/new": {"title": "New", "body": "Text."},
         "/posts/<post_id>/edit": {"title": "Edited", "body": "Text."},
         "/posts/<post_id>/comments": {"body": "Another."},

@@ -61,7 +61,7 @@ async def test_who_takes_up_an_invitation_is_signed_in_with_the_role_and_confirm
     assert (me["username"], me["roles"]) == ("bob", ["member", "moderator"])
     user = await the_user("bob")
     assert (user.email, user.email_verified_at is not None) == (BOB, True)
-    assert "not confirmed" not in (await bob.get("/account")).text
+    assert "not verified" not in (await bob.get("/account")).text
     assert "which gave: member, moderator" in (await bob.get("/account/timeline")).text
     await town.no_more_letters()
     assert len(await town.letters(BOB)) == 1

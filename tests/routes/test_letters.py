@@ -23,7 +23,7 @@ async def test_the_letters_are_listed_and_their_links_can_be_followed(
     listed = await stranger.get("/dev/mail")
     (address,) = [link for link in listed.links if link.startswith("/dev/mail/")]
     letter = await stranger.get(address)
-    assert "Confirm your e-mail address" in letter.text
+    assert "Verify your email address" in letter.text
     assert any("/verify/" in link for link in letter.links)
 
 

@@ -32,6 +32,7 @@ from tests.routes.scenes import (
     returning,
     scene,
     something_strange,
+    unverify,
 )
 
 PERMISSIONS = {permission.value for permission in Permission}
@@ -128,6 +129,7 @@ async def test_exactly_what_the_table_says_is_enough(town: Town) -> None:
         else:
             held = enough(row) if permission in PERMISSIONS else []
             visitor = await town.holder(f"visitor-{number}", *held)
+            await unverify(visitor)
             me = await visitor.me()
             assert me is not None
             parts["session_id"] = me["session"]

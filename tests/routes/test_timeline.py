@@ -122,7 +122,7 @@ async def test_a_stranger_s_passkey_and_address_are_on_the_list_and_the_old_addr
     (letter,) = await town.letters("eve@example.org")
     link = re.search(r"/verify/(\S+)", letter)
     assert link
-    await address.confirm_by_link(link[1], by=by)
+    await address.confirm_by_link(await the_user("ada"), link[1], by=by)
     assert (await ada.post(f"/account/timeline/{event}/not-me")).location == LISTED
     page = await ada.get(LISTED)
     assert "eve@example.org" in page.text
