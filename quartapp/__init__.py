@@ -26,6 +26,7 @@ from quartapp.password_policy import PasswordPolicy
 from quartapp.passwords import PasswordHasher
 from quartapp.proxies import Proxied
 from quartapp.routes import templating
+from quartapp.routes.allowed_hosts import AllowedHosts
 from quartapp.routes.edge import Edge
 from quartapp.sealed import Seal
 from quartapp.settings import Settings
@@ -113,7 +114,7 @@ def create_app(settings: Settings | None = None) -> Quart:
         await running.password_policy.close()
         running.hasher.close()
 
-    app.asgi_app = Edge(app.asgi_app, settings)  # type: ignore[method-assign]
+    app.asgi_app = Edge(AllowedHosts(app.asgi_app, settings), settings)  # type: ignore[method-assign]
     routes.init_app(app, settings)
     app.register_blueprint(ws.blueprint)
     templating.init_app(app)

@@ -8,6 +8,8 @@ from typing import Any
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+# In the scope of a request that came through one of our proxies.
+FORWARDED = "quartapp.forwarded"
 
 
 class Proxied:
@@ -39,7 +41,7 @@ class Proxied:
             client = found
             if not self._is_ours(client):
                 break
-        seen: dict[str, Any] = {"client": (str(client), 0)}
+        seen: dict[str, Any] = {"client": (str(client), 0), FORWARDED: True}
         proto = next(reversed(_entries(scope, b"x-forwarded-proto")), "").lower()
         if proto in ("http", "https"):
             secure = proto == "https"

@@ -1,16 +1,32 @@
-"""For development: the letters that no server was named for. Not routed in production."""
+"""For development: the emails that were not sent because there is no SMTP_HOST.
+
+Not routed in production. Their links open accounts, so they are served to this machine alone.
+"""
 
 import asyncio
 
 from markupsafe import Markup, escape
-from quart import Blueprint, abort, render_template
+from quart import Blueprint, abort, render_template, request
 
-from quartapp.auth import settings
+from quartapp import proxies
+from quartapp.auth import remote_address, settings
 from quartapp.mail.carriers import Folder
 
 blueprint = Blueprint("letters", __name__)
 
 PAGE = 50
+# What a proxy adds. Through one that is not in TRUSTED_PROXIES anyone may be asking.
+BY_PROXIES = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
+
+
+@blueprint.before_request
+async def only_this_machine() -> None:
+    """Answers 404 unless the client's address is a loopback address."""
+    client = proxies.parse(remote_address() or "")
+    trusted = request.scope.get(proxies.FORWARDED, False)
+    hidden = not trusted and any(name in request.headers for name in BY_PROXIES)
+    if client is None or not client.is_loopback or hidden:
+        abort(404)
 
 
 @blueprint.get("/dev/mail")

@@ -9,13 +9,13 @@ import pytest
 
 from tests.people import Server
 
-HOST = "Host: here"
+HOST = "Host: localhost"
 TO_HTTP_2 = [
     "Connection: Upgrade, HTTP2-Settings, close",
     "Upgrade: h2c",
     "HTTP2-Settings: AAMAAABk",
 ]
-SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: here\r\n\r\n"
+SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 DOUBTFUL = {
     "two lengths": ["Content-Length: 0", f"Content-Length: {len(SMUGGLED)}"],
     "a length and chunks": [f"Content-Length: {len(SMUGGLED)}", "Transfer-Encoding: chunked"],

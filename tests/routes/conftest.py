@@ -111,7 +111,7 @@ class Visitor:
     username: str = ""
     password: str = PASSWORD
     scheme: str = "http"
-    address: str = "<local>"
+    address: str = "127.0.0.1"
     codes: list[str] = field(default_factory=list)
     client: Client = field(init=False)
 
@@ -201,7 +201,7 @@ class Visitor:
             twin._jar.set_cookie(cookie)
         return twin
 
-    def another_device(self, address: str = "<local>") -> Visitor:
+    def another_device(self, address: str = "127.0.0.1") -> Visitor:
         return Visitor(self.app, self.username, self.password, address=address)
 
     async def grow_stale(self, seconds: float = 24 * 3600) -> None:

@@ -276,7 +276,11 @@ async def test_the_letter_leads_to_the_configured_origin_and_no_secret_is_stored
 ) -> None:
     token = await root.csrf_token()
     fields = {"csrf_token": token, "email": BOB}
-    headers = {"Host": "evil.example", "Sec-Fetch-Site": "same-origin"}
+    headers = {
+        "Host": "localhost:1",
+        "X-Forwarded-Host": "evil.example",
+        "Sec-Fetch-Site": "same-origin",
+    }
     assert (await root.send(HOME, fields, headers)).status == 303
     (letter,) = await town.letters(BOB)
     assert "http://127.0.0.1:5000/invited/" in letter

