@@ -151,6 +151,15 @@ async def prepare(settings: Settings) -> Prepared:
     return Prepared(f"MongoDB {version}", f"/setup/{token}" if token else None)
 
 
+async def forget_worker(settings: Settings, worker_id: str) -> None:
+    """Delete the heartbeat of a worker whose process has ended, so that nobody waits for it.
+
+    Raises StartError when the database cannot be reached, and what the driver raises.
+    """
+    async with database.connected(settings, [models.Worker]):
+        await models.Worker.leave(worker_id)
+
+
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[None]:
     """Binds the documents, to the embedded database where no other is named, and prepares it."""
@@ -186,7 +195,7 @@ def _configure(app: Quart, settings: Settings) -> None:
 
 def _assemble(settings: Settings) -> Running:
     hub = _hub(settings)
-    lease = Lease(settings.worker)
+    lease = Lease(settings.worker, settings.worker_id)
     receipts = Receipts(hub, lease.worker_id)
     feed = Feed(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
     barrier = Barrier(lease, tabs=receipts.tabs, folder=settings.neighbours)

@@ -249,6 +249,17 @@ def current() -> ReadConcern:
     return MAJORITY if [len(server.all_hosts) for server in servers] == [1] else LINEARIZABLE
 
 
+def primary_term() -> str:
+    """Return what identifies the primary and its term in office, which each election changes.
+
+    Empty where that is unknown, as behind mongos.
+    """
+    assert _client is not None, "not connected"
+    servers = _client.delegate.topology_description.server_descriptions().values()
+    terms = (server.election_id for server in servers if server.server_type_name == "RSPrimary")
+    return str(next(terms, None) or "")
+
+
 class Changes:
     """An open change stream, read a page at a time.
 

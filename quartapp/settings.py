@@ -172,6 +172,7 @@ class Settings(BaseSettings):
     quartapp_env: Literal["development", "production"] = "development"
     data: Path = Field(default=Path("data"), validation_alias="QUARTAPP_DATA")
     worker: str = Field(default="0", validation_alias="QUARTAPP_WORKER")
+    worker_id: str | None = Field(default=None, validation_alias="QUARTAPP_WORKER_ID")
     neighbours: Path | None = Field(default=None, validation_alias="QUARTAPP_NEIGHBOURS")
     mongodb_uri: SecretStr | None = None
     mongodb_db: Annotated[

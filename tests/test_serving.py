@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pymongo import MongoClient
 from structlog.testing import capture_logs
 
 from quartapp import embedded
@@ -193,6 +194,12 @@ def test_a_killed_worker_is_replaced_and_nobody_is_refused(folder: Path) -> None
         os.kill(first, signal.SIGKILL)
         assert [running.status("/livez") for _ in range(20)] == [200] * 20
         until(lambda: len(running.workers()) == 2)
+        # Nobody waits for the heartbeat of the dead one.
+        with MongoClient[dict[str, object]](embedded.Place(folder / "data").uri) as client:
+            heartbeats = client["quartapp"]["workers"]
+            until(lambda: heartbeats.count_documents({}) == 2, seconds=20)
+            until(lambda: heartbeats.count_documents({"beat": {"$gte": 3}}) == 2)
+            assert heartbeats.count_documents({}) == 2
         assert second in running.workers()
         assert first not in running.workers()
         assert "worker_died" in running.complaints.read_text()

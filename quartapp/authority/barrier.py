@@ -117,6 +117,10 @@ class Barrier(Background):
     # ---- listening
 
     def heard(self, change: Change) -> None:
+        if change.collection == Worker.Settings.name and change.operation == "delete":
+            # A worker that is gone is not waited for.
+            for waiting in self._waiting.values():
+                waiting.news.set()
         if change.collection != Mark.Settings.name:
             return
         if change.operation == "insert":
@@ -189,7 +193,7 @@ async def passed_from_outside(event: Event | None) -> Passed:
             mark = Mark.of(event)
             if not (event and event.marked):
                 await mark.insert()
-            while not await Worker.everyone() <= acks.keys():
+            while not (await Worker.everyone()).keys() <= acks.keys():
                 await asyncio.sleep(ASK_EVERY)
                 read = await Mark.get(mark.id)
                 acks = {ack.worker: ack.tabs for ack in read.acks} if read else acks

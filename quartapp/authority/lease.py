@@ -15,6 +15,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from quartapp import clock
@@ -25,19 +26,24 @@ from quartapp.models import Worker
 
 SECONDS = 2.0
 EVERY = 0.5
+# A worker that has written no heartbeat for so long may be dead.
+SILENT_SECONDS = 2 * EVERY
 
 
 class Lease(Background):
     """This worker's heartbeat, and what it has heard of the others'."""
 
-    def __init__(self, name: str) -> None:
-        self.worker_id = secrets.token_hex(8)
+    def __init__(self, name: str, worker_id: str | None = None) -> None:
+        self.worker_id = worker_id or secrets.token_hex(8)
         self._name = name
         self._sent: deque[tuple[int, float]] = deque(maxlen=16)
         self._until = 0.0
         self._peers: dict[str, float] = {}
         self._complete_since = clock.monotonic()
         self._came_back = asyncio.Event()
+        self._silent: set[str] = set()
+        self._none_silent = asyncio.Event()
+        self._writing: asyncio.Future[None] | None = None
 
     @property
     def valid(self) -> bool:
@@ -52,9 +58,10 @@ class Lease(Background):
         return {worker for worker, heard in self._peers.items() if heard > oldest}
 
     async def start(self) -> None:
-        """Returns when the first heartbeat has come back, or after a lease without one.
+        """Return when the first heartbeat has come back, or after a lease without one.
 
-        The stream must be open: who is there already is read, and who comes after is heard.
+        The stream must be open: who is there already is read, and who comes after is heard. Workers
+        that seem to be dead are given a lease to be heard, as the first barriers would have to.
         """
         opened = self._complete_since = clock.monotonic()
         try:
@@ -64,6 +71,7 @@ class Lease(Background):
             log.warning("workers_not_read", error=type(error).__name__)
         else:
             self._peers = dict.fromkeys(already, clock.monotonic()) | self._peers
+            self._silent = {each for each, age in already.items() if age > SILENT_SECONDS}
             if self._complete_since == opened:
                 self._complete_since = -math.inf
         self._run(self._beat(), "heartbeat")
@@ -72,11 +80,19 @@ class Lease(Background):
                 await self._came_back.wait()
         except TimeoutError:
             log.warning("lease_late")
+        if self._silent:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(opened + SECONDS - clock.monotonic()):
+                    await self._none_silent.wait()
 
     async def stop(self) -> None:
         """Gives the lease up, so that nobody waits for this worker."""
         self._give_up()
         await super().stop()
+        if self._writing is not None:
+            # To cancel the task does not keep the driver from writing: the document would be back
+            # after it was deleted.
+            await asyncio.wait([self._writing], timeout=SECONDS)
         try:
             await Worker.leave(self.worker_id)
         except Exception as error:
@@ -87,6 +103,9 @@ class Lease(Background):
     def heard(self, change: Change) -> None:
         if change.collection != Worker.Settings.name:
             return
+        self._silent.discard(change.id)
+        if not self._silent:
+            self._none_silent.set()
         if change.operation == "delete":
             self._peers.pop(change.id, None)
             if change.id == self.worker_id:
@@ -125,7 +144,9 @@ class Lease(Background):
             beat += 1
             self._sent.append((beat, clock.monotonic()))
             try:
-                await Worker.say(self.worker_id, self._name, beat)
+                said = Worker.say(self.worker_id, self._name, beat)
+                self._writing = asyncio.ensure_future(said)
+                await asyncio.shield(self._writing)
             except Exception as error:
                 log.warning("heartbeat_failed", error=type(error).__name__)
             await asyncio.sleep(EVERY)

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from pydantic import SecretStr
 
-from quartapp import embedded, metrics, prepare
+from quartapp import embedded, forget_worker, metrics, prepare
 from quartapp.log import adopt, configure, log
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import Nursery, Worker
@@ -91,7 +91,9 @@ async def _launch(
             uri = await stack.enter_async_context(_database(settings))
             allow_old = settings.allow_old_mongodb or settings.mongodb_uri is None
             update = {"mongodb_uri": SecretStr(uri), "allow_old_mongodb": allow_old}
-            prepared = await prepare(settings.model_copy(update=update))
+            connected = settings.model_copy(update=update)
+            prepared = await prepare(connected)
+            dead: asyncio.Queue[str] = asyncio.Queue()
             origin = _origin(listeners)
             served = {} if settings.production or settings.knows_origin else {"BASE_URL": origin}
             environment = {
@@ -103,11 +105,12 @@ async def _launch(
                 **served,
             }
             workers = [
-                Worker(index, nursery, listener, environment, haste)
+                Worker(index, nursery, listener, environment, haste, dead.put_nowait)
                 for index, listener in enumerate(listeners)
             ]
             try:
                 async with asyncio.TaskGroup() as group:
+                    group.create_task(_forget_the_dead(connected, dead))
                     for worker in workers:
                         group.create_task(worker.keep_alive())
                     for worker in workers:
@@ -119,6 +122,23 @@ async def _launch(
                     await _renew_when_told(workers, renewal, stack)
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
+            finally:
+                while not dead.empty():
+                    await _forget(connected, dead.get_nowait())
+
+
+async def _forget_the_dead(settings: Settings, dead: asyncio.Queue[str]) -> None:
+    """Delete the heartbeats of workers that were killed: nobody has to wait for them."""
+    while True:
+        await _forget(settings, await dead.get())
+
+
+async def _forget(settings: Settings, worker_id: str) -> None:
+    try:
+        await forget_worker(settings, worker_id)
+    except Exception as error:
+        # Then it goes stale: see models.Worker.
+        log.warning("dead_worker_not_removed", error=type(error).__name__)
 
 
 async def _renew_when_told(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -56,6 +57,10 @@ class Process:
     async def says_ready(self) -> bool:
         await first_of(self._ready.wait(), self.wait(), seconds=READY_SECONDS)
         return self._ready.is_set()
+
+    def when_over(self, call: Callable[[int | None], None]) -> None:
+        """Call this with the exit status when the process has ended."""
+        self._life.add_done_callback(lambda life: life.cancelled() or call(life.result()))
 
     async def wait(self) -> int | None:
         return await asyncio.shield(self._life)
@@ -166,13 +171,16 @@ class Worker:
         listener: socket.socket,
         environment: Mapping[str, str],
         haste: asyncio.Event,
+        died: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`died` is called with the id of a worker that has ended without leaving the database."""
         self.started = asyncio.Event()
         self.nursery = nursery
         self._index = index
         self._listener = listener
         self._environment = {**environment, "QUARTAPP_WORKER": str(index)}
         self._haste = haste
+        self._died = died
         self._again = asyncio.Event()
         self._current: Process | None = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -219,9 +227,17 @@ class Worker:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
 
+    async def _fork(self, nursery: Nursery) -> Process | None:
+        worker_id = secrets.token_hex(8)
+        environment = {**self._environment, "QUARTAPP_WORKER_ID": worker_id}
+        process = await nursery.fork(self._listener, environment)
+        if process is not None:
+            process.when_over(lambda status: self._died(worker_id) if status != 0 else None)
+        return process
+
     async def _live(self) -> int | None:
         """One life after another, for as long as each is replaced before it ends."""
-        process = self._current = await self.nursery.fork(self._listener, self._environment)
+        process = self._current = await self._fork(self.nursery)
         if process is None:
             return None
         if await process.says_ready():
@@ -248,7 +264,7 @@ class Worker:
             self.nursery = nursery
             self._again.set()
             return True
-        new = await nursery.fork(self._listener, self._environment)
+        new = await self._fork(nursery)
         if new is None:
             return False
         try:

@@ -1,0 +1,123 @@
+"""Workers that were killed leave their heartbeats behind, and nobody waits for them for long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from quart import Quart
+
+from quartapp import clock, create_app, database, models
+from quartapp.authority import lease as leases
+from quartapp.authority.barrier import Barrier, passed_from_outside
+from quartapp.authority.lease import Lease
+from quartapp.database import Database
+from quartapp.models import Worker
+from quartapp.models.worker import STALE_SECONDS
+from quartapp.settings import Settings
+from tests.people import until
+
+
+async def dead(db: Database, worker_id: str, seconds: float, **more: Any) -> None:
+    """A worker whose last heartbeat was so long ago by the database's clock."""
+    (now,) = await db.aggregate([{"$documents": [{"at": "$$NOW"}]}]).to_list(None)
+    at = now["at"] - timedelta(seconds=seconds)
+    beat = {"_id": worker_id, "name": "9", "beat": 7, "at": at, **more}
+    await db["workers"].insert_one(beat)
+
+
+async def test_a_stale_heartbeat_does_not_count_if_one_clock_tells(db: Database) -> None:
+    term = database.primary_term()
+    assert term
+    await dead(db, "stale", STALE_SECONDS + 5, primary=term)
+    await dead(db, "of an older version", STALE_SECONDS + 5)
+    await dead(db, "another primary's clock", STALE_SECONDS + 5, primary="0" * 24)
+    await dead(db, "silent", STALE_SECONDS - 5, primary=term)
+    await dead(db, "by a clock that went back", -3600, primary=term)
+    assert set(await Worker.everyone()) == {
+        "another primary's clock",
+        "silent",
+        "by a clock that went back",
+    }
+
+
+async def test_a_heartbeat_is_stale_long_after_its_lease_has_ended(db: Database) -> None:
+    """A worker's lease begins before its heartbeat is written, so it ends first, by any clock that
+    is off by less than the rest."""
+    assert STALE_SECONDS >= 30 * leases.SECONDS
+    await Worker.say("paused", "0", 1)
+    (stored,) = await db["workers"].find({}).to_list(None)
+    assert stored["primary"] == database.primary_term()
+    assert 0 <= (await Worker.everyone())["paused"] < leases.SECONDS
+
+
+async def test_a_command_does_not_wait_for_a_worker_that_died_long_ago(db: Database) -> None:
+    await dead(db, "stale", STALE_SECONDS + 5)
+    began = clock.monotonic()
+    assert (await passed_from_outside(None)).complete
+    assert clock.monotonic() - began < leases.SECONDS
+    await dead(db, "silent", 5)
+    began = clock.monotonic()
+    assert not (await passed_from_outside(None)).complete
+    assert clock.monotonic() - began >= leases.SECONDS
+
+
+async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart) -> None:
+    barrier: Barrier = app.extensions["quartapp"].barrier
+    lease: Lease = app.extensions["quartapp"].lease
+    await Worker.say("killed", "1", 1)
+
+    async def is_known() -> bool:
+        return "killed" in (lease.live_workers() or ())
+
+    await until(is_known)
+    began = clock.monotonic()
+    passing = asyncio.create_task(barrier.passed())
+    while not barrier._waiting:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await Worker.leave("killed")
+    assert (await passing).complete
+    assert clock.monotonic() - began < leases.SECONDS
+
+
+@pytest.fixture
+async def after_a_crash(settings: Settings) -> AsyncIterator[Quart]:
+    """An application that has started beside the heartbeat of a worker that is dead."""
+    async with database.connected(settings, models.DOCUMENTS) as db:
+        await models.prepare()
+        await dead(db, "killed", 5)
+    app = create_app(settings)
+    async with app.test_app():
+        yield app
+
+
+async def test_the_first_barrier_after_a_crash_is_complete(after_a_crash: Quart) -> None:
+    began = clock.monotonic()
+    assert (await after_a_crash.extensions["quartapp"].barrier.passed()).complete
+    assert clock.monotonic() - began < leases.SECONDS
+
+
+async def test_a_worker_that_leaves_while_it_writes_a_heartbeat_leaves_none(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver goes on with a write when whoever waits for it is cancelled."""
+    say, writing = Worker.say, asyncio.Event()
+
+    async def say_late(*beat: Any) -> None:
+        writing.set()
+        await asyncio.sleep(0.3)
+        await say(*beat)
+
+    async def say_whatever_becomes_of_it(*beat: Any) -> None:
+        await asyncio.shield(asyncio.create_task(say_late(*beat)))
+
+    monkeypatch.setattr(Worker, "say", say_whatever_becomes_of_it)
+    lease = Lease("0")
+    lease._run(lease._beat(), "heartbeat")
+    await writing.wait()
+    await lease.stop()
+    await asyncio.sleep(0.5)
+    assert await db["workers"].count_documents({}) == 0
