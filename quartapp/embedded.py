@@ -39,6 +39,13 @@ FIRST_START_BYTES = 500_000_000
 LEAST_FREE_BYTES = 16_000_000
 LOG_BYTES = 5_000_000
 REPLICA_SET = "quartapp"
+# Which slim images do without.
+DEBIAN_PACKAGES = {
+    "libcurl.so.4": "libcurl4",
+    "libssl.so.3": "libssl3",
+    "libcrypto.so.3": "libssl3",
+    "liblzma.so.5": "liblzma5",
+}
 
 log = logging.getLogger(__name__)
 
@@ -194,15 +201,19 @@ async def _start(place: Place) -> int:
     place.socket.unlink(missing_ok=True)
     # Forked by mongod itself: it must outlive whoever happened to be the first to need it, and a
     # Ctrl-C in the terminal must not reach it before its users have finished.
-    launch = await asyncio.create_subprocess_exec(
-        *[*_command(_binary()), "--dbpath", place.files, "--logpath", place.log],
-        *["--bind_ip", place.socket, "--fork"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        umask=0o077,
-    )
+    binary = _binary()
+    try:
+        launch = await asyncio.create_subprocess_exec(
+            *[*_command(binary), "--dbpath", place.files, "--logpath", place.log],
+            *["--bind_ip", place.socket, "--fork"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            umask=0o077,
+        )
+    except OSError as error:
+        raise StartError(f"{binary} cannot be run: {error.strerror}") from None
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             status = await launch.wait()
@@ -218,8 +229,33 @@ async def _start(place: Place) -> int:
             await launch.wait()
         raise
     if status != 0:
-        raise StartError(_why(place, log_from, "mongod ended"))
+        missing = await asyncio.to_thread(_missing_libraries, binary)
+        raise StartError(missing or _why(place, log_from, "mongod ended"))
     return log_from
+
+
+def _missing_libraries(binary: Path) -> str | None:
+    """Return a sentence that names the shared libraries which mongod needs and cannot find."""
+    told = ""
+    # With this variable the dynamic loader lists what the program needs, and does not run it.
+    for extra in ({}, {"LD_TRACE_LOADED_OBJECTS": "1"}):
+        with suppress(OSError, subprocess.SubprocessError):
+            ran = subprocess.run(  # noqa: S603
+                [binary, "--version"],
+                env={**os.environ, **extra},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=10,
+            )
+            told += ran.stdout + ran.stderr
+    first = re.findall(r"error while loading shared libraries: ([\w.+-]+)", told)
+    missing = list(dict.fromkeys([*first, *re.findall(r"([\w.+-]+) => not found", told)]))
+    if not missing:
+        return None
+    packages = dict.fromkeys(DEBIAN_PACKAGES[each] for each in missing if each in DEBIAN_PACKAGES)
+    advice = f"apt-get install {' '.join(packages)}" if packages else "install what has it"
+    return f"mongod needs {', '.join(missing)}: {advice}, or set MONGODB_URI"
 
 
 def _command(binary: Path) -> list[str]:

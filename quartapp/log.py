@@ -6,8 +6,10 @@ values of local variables, which structlog shows otherwise: a password may be am
 docs/security.md lists what is logged.
 """
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -20,6 +22,14 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 def note(**what: Any) -> None:
     """Adds this to each line of the request that is being answered."""
     structlog.contextvars.bind_contextvars(**what)
+
+
+def say(event: str, text: str, *, production: bool, **values: Any) -> None:
+    """Print a line on standard output: the text, or in production a JSON object with it."""
+    if production:
+        line = {"said": text, **values, "event": event, "level": "info"}
+        text = json.dumps({**line, "timestamp": datetime.now(UTC).isoformat()})
+    print(text.encode(errors="backslashreplace").decode(), flush=True)
 
 
 def adopt() -> None:

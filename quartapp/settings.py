@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -243,6 +244,7 @@ class Settings(BaseSettings):
     limit_handshake_user: Limit = limits.parse("600 per minute")
     limit_handshake_address: Limit = limits.parse("60000 per minute")
 
+    drain_seconds: float = Field(default=0, ge=0, le=3600, allow_inf_nan=False)
     live_ping_seconds: Pause = 20
     live_sweep_seconds: Pause = 30
     live_mailbox: Count = 32
@@ -376,6 +378,22 @@ class Settings(BaseSettings):
                 "(ALLOW_EMBEDDED_DATABASE=true allows the embedded database)"
             )
         return faults
+
+    @classmethod
+    def raw(cls, name: str) -> str:
+        """Return what the environment, or else `.env`, has under this name; empty if it is blank.
+
+        Also where other settings cannot be used.
+        """
+        with suppress(OSError, UnicodeError):
+            for source in (EnvSettingsSource(cls), DotEnvSettingsSource(cls)):
+                if value := (source.env_vars.get(name.lower()) or "").strip():
+                    return value
+        return ""
+
+    @classmethod
+    def wants_production(cls) -> bool:
+        return cls.raw("QUARTAPP_ENV") == "production"
 
     @property
     def production(self) -> bool:

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 import websockets
 from websockets.asyncio.client import connect
@@ -19,16 +20,18 @@ from quartapp.serving import process
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.flows.test_framing import HOST, TO_HTTP_2, talk
-from tests.people import Person
+from tests.people import Person, until
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-async def url(settings: Settings) -> AsyncIterator[str]:
+async def url(settings: Settings, tmp_path: Path) -> AsyncIterator[str]:
+    """Where two workers serve, whose numbers come together."""
     assert settings.mongodb_uri
+    (numbers := tmp_path / "numbers").mkdir()
     plain = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "hypercorn", "asgi:app", "--bind", "127.0.0.1:0"),
+        *(sys.executable, "-m", "hypercorn", "asgi:app", "--bind", "127.0.0.1:0", "--workers", "2"),
         cwd=ROOT,
         env={
             **os.environ,
@@ -36,6 +39,7 @@ async def url(settings: Settings) -> AsyncIterator[str]:
             "MONGODB_DB": settings.mongodb_db,
             "QUARTAPP_DATA": str(settings.data),
             "BCRYPT_COST": "4",
+            "PROMETHEUS_MULTIPROC_DIR": str(numbers),
         },
         stderr=asyncio.subprocess.PIPE,
     )
@@ -65,6 +69,25 @@ async def test_plain_hypercorn_is_hardened_too(url: str) -> None:
             assert "Sec-WebSocket-Extensions" not in socket.response.headers
     said = await talk(url, ["GET /livez HTTP/1.1", HOST, *TO_HTTP_2])
     assert said.startswith(b"HTTP/1.1 200")
+
+
+async def test_the_numbers_of_plain_workers_come_together_in_a_folder(url: str) -> None:
+    async def number(name: str) -> float:
+        # A connection of its own, which either worker may answer.
+        async with httpx.AsyncClient(base_url=url) as client:
+            text = (await client.get("/metrics")).text
+        found = re.search(rf"^{re.escape(name)} (\S+)", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    async def both_serve() -> bool:
+        return await number("quartapp_change_streams") == 2
+
+    await until(both_serve)
+    answers = 'quartapp_requests_total{method="GET",status="404"}'
+    for asked in range(1, 9):
+        async with httpx.AsyncClient(base_url=url) as client:
+            assert (await client.get("/nowhere")).status_code == 404
+        assert await number(answers) == asked
 
 
 def test_the_settings_to_copy_are_those_of_our_launcher() -> None:

@@ -234,6 +234,37 @@ async def test_without_a_mongod_the_error_says_what_to_do(
     )
 
 
+LOADER = "{0}: error while loading shared libraries: {1}: cannot open shared object file"
+
+
+@pytest.mark.parametrize(
+    ("library", "said"),
+    [
+        ("libcurl.so.4", "apt-get install libcurl4,"),
+        ("libssl.so.3", "apt-get install libssl3,"),
+        ("libsomething.so.1", "install what has it,"),
+    ],
+)
+async def test_a_library_that_mongod_misses_is_named_with_its_package(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, said: str
+) -> None:
+    mine = tmp_path / "mongod"
+    mine.write_text(f"#!/bin/sh\necho '{LOADER.format(mine, library)}' >&2; exit 127\n")
+    mine.chmod(0o755)
+    monkeypatch.setattr(embedded, "_binary", lambda: mine)
+    assert await refusal(data) == f"mongod needs {library}: {said} or set MONGODB_URI"
+
+
+async def test_a_mongod_for_another_kind_of_machine_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mongod"
+    mine.write_bytes(b"\x7fELF of another machine")
+    mine.chmod(0o755)
+    monkeypatch.setattr(embedded, "_binary", lambda: mine)
+    assert await refusal(data) == f"{mine} cannot be run: Exec format error"
+
+
 async def refusal(data: Path) -> str:
     with pytest.raises(StartError) as refused:
         async with embedded.running(data):

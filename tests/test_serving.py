@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ import pytest
 from pymongo import MongoClient
 from structlog.testing import capture_logs
 
-from quartapp import embedded
+from quartapp import embedded, servers
 from quartapp.serving import workers
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import Nursery, Worker
@@ -87,16 +88,26 @@ class Server:
         return self.process.wait(timeout=30)
 
 
+def ignore_sighup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @contextmanager
 def server(
-    folder: Path, *options: str, port: int = 0, stdin: int = subprocess.DEVNULL
+    folder: Path,
+    *options: str,
+    port: int = 0,
+    stdin: int = subprocess.DEVNULL,
+    nohup: bool = False,
+    **changes: str,
 ) -> Iterator[Server]:
     complaints = folder / "stderr"
     with complaints.open("w") as stderr:
         process = subprocess.Popen(
             command("--port", str(port), *options),
             cwd=folder,
-            env=environment(),
+            env=environment(**changes),
+            preexec_fn=ignore_sighup if nohup else None,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -139,6 +150,8 @@ def test_one_line_says_what_is_served_once_it_is(folder: Path) -> None:
         )
         assert running.status("/readyz") == 200
         assert len(running.workers()) == 2
+        assert (folder / "data").resolve() in servers.running()
+    assert (folder / "data").resolve() not in servers.running()
 
 
 @pytest.fixture
@@ -162,6 +175,65 @@ def test_a_signal_ends_the_workers_and_the_database(
         with pytest.raises(httpx.ConnectError):
             running.status("/livez")
         assert running.complaints.read_text() == ""
+
+
+DEPLOYED = {
+    "QUARTAPP_ENV": "production",
+    "SECRET_KEY": "x" * 32,
+    "BASE_URL": "https://people.example.org",
+    "BCRYPT_COST": "10",
+}
+
+
+def test_production_speaks_json_and_drains_before_it_stops(folder: Path) -> None:
+    """By itself, under nohup, on the embedded database where that is allowed."""
+    drain = 1.5
+    allowed = {"ALLOW_EMBEDDED_DATABASE": "true", "DRAIN_SECONDS": str(drain)}
+    with server(folder, nohup=True, **DEPLOYED, **allowed) as running:
+        started = json.loads(running.said)
+        said = r"quartapp serves (\S+) with 2 workers on (embedded MongoDB \S+ in data)"
+        found = re.fullmatch(said, started["said"])
+        assert found
+        assert (started["event"], started["workers"]) == ("server_started", 2)
+        assert (started["address"], started["database"]) == found.groups()
+        assert running.process.stdout
+        missing = json.loads(running.process.stdout.readline())
+        assert missing["event"] == "administrator_missing"
+        assert missing["link"].startswith("https://people.example.org/setup/")
+        url = found[1]
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        # Any other page is for the host of BASE_URL.
+        assert httpx.get(f"{url}/login").status_code == 421
+        began = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
+        answer = httpx.get(f"{url}/login", headers={"Host": "people.example.org"})
+        assert answer.status_code == 200
+        assert running.process.wait(timeout=30) == 0
+        assert time.monotonic() - began >= drain
+        lines = [json.loads(line) for line in running.complaints.read_text().splitlines()]
+        events = [line["event"] for line in lines if line["event"].startswith(("server", "sig"))]
+        assert events == ["sighup_ignored", "server_stopping", "server_stopped"]
+
+
+def test_in_production_a_start_that_fails_is_one_json_line(folder: Path) -> None:
+    for options, changes, reason in (
+        ([], {}, "MONGODB_URI: production needs"),
+        ([], {"MONGODB_URI": "mongodb://a:p/w@b"}, "MONGODB_URI: this address cannot be read"),
+        (["--port", "many"], {}, "'many' is not a valid integer"),
+    ):
+        done = subprocess.run(
+            command(*options),
+            cwd=folder,
+            env=environment(**DEPLOYED, **changes),
+            capture_output=True,
+            text=True,
+            timeout=40,
+        )
+        line = json.loads(done.stderr)
+        assert (done.returncode, done.stdout, line["event"]) == (1, "", "start_failed")
+        assert reason in line["reason"]
+        assert line["level"] == "error"
 
 
 def alive(process: int) -> bool:
@@ -241,7 +313,9 @@ def test_a_renewal_imports_anew_and_leaves_no_process_behind(folder: Path) -> No
         until(lambda: not any(map(alive, (*old, forked_by))))
         assert running.status("/readyz") == 200
         assert running.end() == 0
-        assert "Traceback" not in running.complaints.read_text()
+        complaints = running.complaints.read_text()
+        assert "Traceback" not in complaints
+        assert "Warning" not in complaints
 
 
 def test_workers_leave_when_the_launcher_is_killed_and_the_next_one_finds_the_database(
@@ -411,7 +485,8 @@ async def test_a_worker_that_dies_again_and_again_is_given_up_and_the_other_gets
             await sound.started.wait()
             assert await who_answers(port) == {b"1"}
             well.touch()
-            assert await sick.renew(nursery)
+            assert await sick.start_successor(nursery)
+            await sick.hand_over(nursery)
             await eventually(lambda: both_answer(port))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from pymongo.errors import PyMongoError
 
-from quartapp import log, open_database
+from quartapp import log, open_database, servers
 from quartapp.authority.barrier import passed_from_outside
 from quartapp.database import Unavailable, brief
 from quartapp.models import Event, Role
@@ -30,16 +30,25 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (StartError, DomainError) as error:
-            click.echo(f"quartapp: {error}", err=True)
+            _complain(ctx, str(error))
         except Unavailable as error:
-            click.echo(f"quartapp: the database is away ({type(error).__name__})", err=True)
+            _complain(ctx, f"the database is away ({type(error).__name__})")
         except PyMongoError as error:
-            click.echo(f"quartapp: the database refuses: {brief(error)}", err=True)
+            _complain(ctx, f"the database refuses: {brief(error)}")
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as error:
-            click.echo(f"quartapp: {error.format_message()}", err=True)
+            _complain(ctx, error.format_message())
         return ctx.exit(1)
+
+
+def _complain(ctx: click.Context, reason: str) -> None:
+    """Print one line on standard error; a log line for a server that cannot start in production."""
+    if ctx.invoked_subcommand == "serve" and Settings.wants_production():
+        log.configure(production=True)
+        log.log.error("start_failed", reason=reason)
+    else:
+        click.echo(f"quartapp: {reason}", err=True)
 
 
 def with_data(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +59,27 @@ def with_data(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DIR",
         help="The data folder.  [default: QUARTAPP_DATA, else data]",
     )(command)
+
+
+def find_data(data: Path | None) -> Path | None:
+    """Return the data folder that a command was given, or else that of the server that runs.
+
+    None means the one of the settings: they name one, or no other server runs, or the default one
+    has a database. Raises Refused where several servers could be meant.
+    """
+    if data is not None or Settings.raw("QUARTAPP_DATA") or Settings.raw("MONGODB_URI"):
+        return data
+    default = Path("data").resolve()
+    others = [each for each in servers.running() if each != default]
+    if not others or default in servers.running():
+        return None
+    if (default / "mongodb").exists():
+        click.echo(f"quartapp: using {default}; a server runs from {others[0]}", err=True)
+        return None
+    if len(others) > 1:
+        raise Refused(f"servers run from {', '.join(map(str, others))}: name one by --data")
+    click.echo(f"quartapp: using {others[0]}, from where a server runs", err=True)
+    return others[0]
 
 
 def load(data: Path | None) -> Settings:
@@ -67,7 +97,7 @@ def in_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
 
     @wraps(command)
     def run(data: Path | None, **words: Any) -> None:
-        settings = load(data)
+        settings = load(find_data(data))
         log.configure(production=settings.production)
 
         async def main() -> None:

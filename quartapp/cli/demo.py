@@ -121,7 +121,9 @@ async def demo(settings: Settings) -> None:
         )
         people[name] = Actor(person.id, name)
     await _write_posts(people)
-    click.echo(f"{len(people)} people were made, and {len(POSTS)} posts. They share a password:")
+    where = settings.data.resolve() if not settings.mongodb_uri else settings.mongodb_db
+    click.echo(f"Created {len(people)} people and {len(POSTS)} posts in {where}.")
+    click.echo("They share a password:")
     click.echo(f"  grace   {password}   (an administrator)")
     click.echo(f"  ada     {password}   (a moderator)")
     click.echo(f"  dorothy {password}   (a member)")

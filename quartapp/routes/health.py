@@ -10,6 +10,8 @@ from quartapp.auth import settings
 from quartapp.database import Unavailable, ping
 
 blueprint = Blueprint("health", __name__)
+# The launcher creates this file in the folder that it shares with its workers.
+DRAINING = "draining"
 
 
 @blueprint.get("/livez")
@@ -23,7 +25,7 @@ async def ready() -> Any:
     """200 when this worker should get requests: it is not leaving, the stream is open, the
     database answers."""
     running = current_app.extensions["quartapp"]
-    if running.hub.draining:
+    if running.hub.draining or _server_drains():
         return {"status": "draining"}, 503
     if not running.stream.live:
         return {"status": "no change stream"}, 503
@@ -32,6 +34,12 @@ async def ready() -> Any:
     except Unavailable:
         return {"status": "no database"}, 503
     return {"status": "ready"}
+
+
+def _server_drains() -> bool:
+    """Whether the launcher was told to stop, and lets requests go on for a while: DRAIN_SECONDS."""
+    folder = settings().neighbours
+    return folder is not None and (folder / DRAINING).exists()
 
 
 @blueprint.get("/metrics")

@@ -14,23 +14,26 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pydantic import SecretStr
 
-from quartapp import embedded, forget_worker, metrics, prepare
-from quartapp.log import adopt, configure, log
+from quartapp import embedded, forget_worker, metrics, prepare, servers
+from quartapp.log import adopt, configure, log, say
+from quartapp.routes import health
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import Nursery, Worker
 from quartapp.settings import Settings, StartError
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
-    """Serves until SIGTERM or SIGINT, and returns the exit status.
+    """Serve until SIGTERM or SIGINT, and return the exit status.
 
-    SIGHUP renews the workers one after the other; from a terminal, it ends the server.
-
-    Raises StartError when that cannot be.
+    SIGTERM drains first, for `drain_seconds`. SIGHUP renews the workers; from a terminal, it ends
+    the server. Raises StartError when the server cannot start.
     """
     _allow_many_files()
     nursery = Nursery.forked()
@@ -50,25 +53,48 @@ async def _until_signalled(
     settings: Settings, host: str, port: int, workers: int, nursery: Nursery
 ) -> int:
     """A signal cancels the launcher wherever it is, and each step puts its own things away."""
-    haste, renewal = asyncio.Event(), asyncio.Event()
-    launcher = asyncio.create_task(_launch(settings, host, port, workers, nursery, haste, renewal))
+    told = Told()
+    launcher = asyncio.create_task(_launch(settings, host, port, workers, nursery, told))
+    loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def stop(number: signal.Signals) -> None:
         if launcher.cancelling():
-            haste.set()
+            told.haste.set()
+            return
+        if settings.production:
+            log.info("server_stopping", signal=number.name)
+        if number is signal.SIGTERM and told.drain is not None and not told.drain.exists():
+            told.drain.touch()
+            loop.call_later(settings.drain_seconds, launcher.cancel)
         else:
             launcher.cancel()
 
-    loop = asyncio.get_running_loop()
     # A terminal that closes says SIGHUP as well, and means the end.
-    hang_up = stop if os.isatty(0) else renewal.set
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: hang_up}
-    for number, handler in handlers.items():
+    hang_up = partial(stop, signal.SIGHUP) if os.isatty(0) else told.renewal.set
+    handlers = {each: partial(stop, each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in {**handlers, signal.SIGHUP: hang_up}.items():
         if signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, handler)
+        elif number is signal.SIGHUP:
+            log.warning("sighup_ignored", detail="started by nohup: SIGHUP renews no workers")
     with suppress(asyncio.CancelledError):
         await launcher
+    if settings.production:
+        log.info("server_stopped")
     return 0
+
+
+@dataclass
+class Told:
+    """What signals tell the launcher.
+
+    `drain` is the file whose existence has `/readyz` answer 503, once the server serves and if it
+    is to drain at all.
+    """
+
+    haste: asyncio.Event = field(default_factory=asyncio.Event)
+    renewal: asyncio.Event = field(default_factory=asyncio.Event)
+    drain: Path | None = None
 
 
 async def _launch(
@@ -77,8 +103,7 @@ async def _launch(
     port: int,
     count: int,
     nursery: Nursery,
-    haste: asyncio.Event,
-    renewal: asyncio.Event,
+    told: Told,
 ) -> None:
     settings.make_data_folder()
     with (
@@ -105,7 +130,7 @@ async def _launch(
                 **served,
             }
             workers = [
-                Worker(index, nursery, listener, environment, haste, dead.put_nowait)
+                Worker(index, nursery, listener, environment, told.haste, dead.put_nowait)
                 for index, listener in enumerate(listeners)
             ]
             try:
@@ -118,8 +143,10 @@ async def _launch(
                     database = prepared.database
                     if not settings.mongodb_uri:
                         database = f"embedded {database} in {settings.data}"
-                    _announce(origin, len(listeners), database, prepared.setup_path)
-                    await _renew_when_told(workers, renewal, stack)
+                    _announce(settings, origin, len(listeners), database, prepared.setup_path)
+                    if settings.drain_seconds:
+                        told.drain = Path(folder) / health.DRAINING
+                    await _renew_when_told(workers, told.renewal, stack)
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             finally:
@@ -144,7 +171,11 @@ async def _forget(settings: Settings, worker_id: str) -> None:
 async def _renew_when_told(
     workers: list[Worker], renewal: asyncio.Event, stack: AsyncExitStack
 ) -> None:
-    """One worker at a time, so that the others serve whatever comes of it."""
+    """Replace all workers by new ones for each renewal.
+
+    The new ones start one after the other, and the old ones leave together when all are ready: a
+    page whose socket is closed comes back to a new worker, so it is told once.
+    """
     while True:
         await renewal.wait()
         renewal.clear()
@@ -153,11 +184,13 @@ async def _renew_when_told(
         stack.push_async_callback(nursery.close)
         were_in_use = {worker.nursery for worker in workers}
         for index, worker in enumerate(workers):
-            if not await worker.renew(nursery):
-                # The next ones would fare no better: what serves goes on serving.
+            if not await worker.start_successor(nursery):
+                # What serves goes on serving.
                 log.error("renewal_failed", worker=index)
+                await asyncio.gather(*(each.dismiss_successor() for each in workers))
                 break
         else:
+            await asyncio.gather(*(worker.hand_over(nursery) for worker in workers))
             log.info("renewal_done")
         for each in {nursery, *were_in_use} - {worker.nursery for worker in workers}:
             await each.close()
@@ -176,7 +209,8 @@ def _only_server(settings: Settings) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StartError(f"another quartapp serves from {settings.data} already") from None
-        yield
+        with servers.announced(settings.data):
+            yield
 
 
 @asynccontextmanager
@@ -193,12 +227,24 @@ def _origin(listeners: list[socket.socket]) -> str:
     return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
 
 
-def _announce(url: str, count: int, database: str, setup_path: str | None) -> None:
+def _announce(
+    settings: Settings, url: str, count: int, database: str, setup_path: str | None
+) -> None:
     workers = f"{count} worker{'s' if count > 1 else ''}"
-    print(f"quartapp serves {url} with {workers} on {database}", flush=True)
+    production = settings.production
+    say(
+        "server_started",
+        f"quartapp serves {url} with {workers} on {database}",
+        production=production,
+        address=url,
+        workers=count,
+        database=database,
+    )
     if setup_path:
-        print(
-            "No administrator yet. Make the first one here, once, within the hour: "
-            f"{url}{setup_path}",
-            flush=True,
+        link = f"{settings.base_url if settings.knows_origin else url}{setup_path}"
+        say(
+            "administrator_missing",
+            f"No administrator yet. Create the first one here, once, within the hour: {link}",
+            production=production,
+            link=link,
         )

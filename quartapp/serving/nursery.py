@@ -4,7 +4,7 @@ To start an interpreter and to import takes a second and more, a fork some milli
 was imported is in memory once. The nursery has no loop and no threads: with them no fork is safe.
 
 The launcher forks the first. Those that follow, which a renewal wants for the sake of new code, are
-started as `python -m quartapp.serving.nursery CONTROL`, a socket of the launcher. Each request on
+started by a new interpreter, with a socket of the launcher for its CONTROL. Each request on
 that is what to add to the environment of one worker, and comes with two open files: its listener
 and its end of its lifeline, on which it says its process id, and the nursery in the end its status.
 """
@@ -17,7 +17,6 @@ import os
 import select
 import signal
 import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,7 +115,3 @@ def main(control: socket.socket) -> int:
         # What `ps` and `top` call it, where there is such a file.
         Path("/proc/self/comm").write_text(f"worker-{os.environ['QUARTAPP_WORKER']}")
     return process.run(*born)
-
-
-if __name__ == "__main__":
-    sys.exit(main(socket.socket(fileno=int(sys.argv[1]))))

@@ -89,7 +89,12 @@ def run(listener: int, lifeline: socket.socket) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_work(listener, lifeline))
     except (StartError, LifespanFailureError) as error:
-        print(f"quartapp: {error}", file=sys.stderr)
+        if Settings.wants_production():
+            name = os.environ.get("QUARTAPP_WORKER")
+            log.configure(production=True, worker=name)
+            log.log.error("start_failed", reason=str(error))
+        else:
+            print(f"quartapp: {error}", file=sys.stderr)
         return 1
     return 0
 

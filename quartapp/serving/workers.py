@@ -24,6 +24,10 @@ from quartapp.serving.process import GRACE_SECONDS, READY, first_of
 from quartapp.settings import StartError
 
 READY_SECONDS = 30
+MAIN = (
+    "import socket, sys; from quartapp.serving import nursery; "
+    "sys.exit(nursery.main(socket.socket(fileno=int(sys.argv[1]))))"
+)
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 HEALTHY_SECONDS = 30
 DEATHS_PER_MINUTE, MINUTE = 10, 60.0
@@ -116,7 +120,8 @@ class Nursery:
         with theirs:
             # In a session of its own: a Ctrl-C in the terminal is for the launcher alone.
             process = await asyncio.create_subprocess_exec(
-                *[sys.executable, "-m", "quartapp.serving.nursery", str(theirs.fileno())],
+                # By its name alone it would be imported twice: the package imports it, too.
+                *[sys.executable, "-c", MAIN, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -183,6 +188,7 @@ class Worker:
         self._died = died
         self._again = asyncio.Event()
         self._current: Process | None = None
+        self._successor: Process | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def keep_alive(self) -> None:
@@ -218,6 +224,7 @@ class Worker:
         finally:
             # Closed first, so that the kernel queues nobody for a worker that leaves.
             self._listener.close()
+            await self.dismiss_successor()
             if self._current is not None:
                 await self._current.leave(self._haste)
             await asyncio.gather(*self._leaving)
@@ -252,32 +259,40 @@ class Worker:
                 return status
             process = successor
 
-    async def renew(self, nursery: Nursery) -> bool:
-        """Starts another process beside the old one, which leaves when the new one is ready.
+    async def start_successor(self, nursery: Nursery) -> bool:
+        """Start another process beside the current one, and return whether it is ready.
 
-        Both accept meanwhile, so nobody waits. False if the new one could not start: then the old
-        one stays. Where the old one has died, the next one comes at once. From now on the given
-        nursery forks the ones that follow, unless it could not this one.
+        Both accept until `hand_over`, so nobody waits. Where the current process has died, none is
+        started: then `hand_over` has the next one come from the given nursery.
         """
-        old = self._current
-        if old is None:
-            self.nursery = nursery
-            self._again.set()
+        if self._current is None:
             return True
-        new = await self._fork(nursery)
-        if new is None:
+        self._successor = await self._fork(nursery)
+        if self._successor is None:
             return False
-        try:
-            ready = await new.says_ready()
-        except asyncio.CancelledError:
-            await new.kill()
-            raise
-        if not ready or self._current is not old:
-            await new.kill()
-            return False
-        self._current, self.nursery = new, nursery
+        return await self._successor.says_ready()
+
+    async def dismiss_successor(self) -> None:
+        """Kill what `start_successor` has started. The current process goes on."""
+        if self._successor is not None:
+            await self._successor.kill()
+            self._successor = None
+
+    async def hand_over(self, nursery: Nursery) -> None:
+        """Have the current process leave, and return when it has gone.
+
+        From now on the given nursery forks the processes that follow.
+        """
+        self.nursery = nursery
+        old = self._current
+        if old is None or self._successor is None:
+            await self.dismiss_successor()
+            self._again.set()
+            if old is None:
+                return
+        else:
+            self._current, self._successor = self._successor, None
         leaving = asyncio.create_task(old.leave(self._haste))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
         await asyncio.shield(leaving)
-        return True

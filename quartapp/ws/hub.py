@@ -20,6 +20,8 @@ Id = PydanticObjectId
 
 # What the other workers take in without effort.
 COMEBACKS_PER_SECOND = 500
+# By then the other workers that leave accept no more.
+SOONEST_SECONDS = 0.3
 
 
 class Full(Exception):
@@ -177,7 +179,7 @@ class Hub:
         spread = max(1.0, self._size / COMEBACKS_PER_SECOND)
         await self._close_all(
             Close.RESTART,
-            lambda: f"come back in {random.uniform(0, spread):.1f} s",  # noqa: S311
+            lambda: f"come back in {random.uniform(SOONEST_SECONDS, spread):.1f} s",  # noqa: S311
         )
 
     async def give_up(self, reason: str) -> None:

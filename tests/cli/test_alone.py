@@ -2,12 +2,14 @@
 
 import asyncio
 import re
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from quartapp import clock, embedded
+from quartapp import clock, embedded, servers
+from quartapp.cli.base import Refused, find_data
 from quartapp.policy import Permission
 from tests.cli.conftest import Terminal, complaint
 from tests.conftest import PASSWORD
@@ -221,6 +223,7 @@ async def test_the_demo_fills_an_empty_database_once_and_says_how_to_sign_in(
     async with embedded.running(tmp_path):
         terminal = Terminal(tmp_path)
         out = await terminal.does("demo")
+        assert f"posts in {tmp_path}." in out
         found = re.search(r"^  grace +(\S+)   \(an administrator\)$", out, re.MULTILINE)
         assert found
         assert len(found[1]) >= 16
@@ -229,6 +232,42 @@ async def test_the_demo_fills_an_empty_database_once_and_says_how_to_sign_in(
         assert row(table, "ada")[2] == "editor, member, moderator"
         assert "empty database" in await terminal.refuses("demo")
         assert await terminal.does("user", "list") == table
+
+
+def test_a_command_finds_the_folder_of_the_running_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("tmp", "here", "one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("QUARTAPP_DATA", "MONGODB_URI"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_data(None) is None
+    with servers.announced(tmp_path / "one"):
+        assert find_data(None) == tmp_path / "one"
+        assert str(tmp_path / "one") in capsys.readouterr().err
+        assert find_data(Path("two")) == Path("two")
+        with servers.announced(tmp_path / "two"):
+            with pytest.raises(Refused, match="name one by --data"):
+                find_data(None)
+            with servers.announced(Path("data")):
+                assert find_data(None) is None
+        for name in ("QUARTAPP_DATA", "MONGODB_URI"):
+            monkeypatch.setenv(name, "named")
+            assert find_data(None) is None
+            monkeypatch.setenv(name, " ")
+        assert capsys.readouterr().err == ""
+        (tmp_path / "here/data/mongodb").mkdir(parents=True)
+        assert find_data(None) is None
+        assert str(tmp_path / "one") in capsys.readouterr().err
+    # One that was killed leaves its file, and one of another user is not believed.
+    (folder := servers._place()).chmod(0o700)
+    (folder / "killed").write_bytes(b"/elsewhere")
+    assert servers.running() == []
+    with servers.announced(tmp_path / "one"):
+        folder.chmod(0o777)
+        assert servers.running() == []
 
 
 DEPLOYED = {

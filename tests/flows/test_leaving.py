@@ -167,16 +167,27 @@ async def test_a_renewal_of_the_workers_fails_no_request_forgets_no_guess_and_se
                     answers[(await kept.get("/api/me")).status_code] += 1
                     answers[await ada.status("/account")] += 1
 
-        async with ada.tabs("0", "0", "1", "1") as tabs, asyncio.TaskGroup() as asking:
+        async def come_back(tab: Tab, places: AsyncExitStack) -> Tab:
+            """As a page does: when it was told to."""
+            assert await tab.closed(within=60) == 1012
+            told = re.fullmatch(r"come back in (\d\.\d) s", tab.socket.close_reason or "")
+            assert told
+            await asyncio.sleep(float(told[1]))
+            return await places.enter_async_context(ada.tab())
+
+        async with (
+            AsyncExitStack() as places,
+            ada.tabs("0", "0", "0", "0", "1", "1") as tabs,
+            asyncio.TaskGroup() as asking,
+        ):
             for _ in range(4):
                 asking.create_task(ask())
             server.process.send_signal(signal.SIGHUP)
-            closings = [asyncio.create_task(tab.closed(within=60)) for tab in tabs]
-            assert await asyncio.gather(*closings) == [1012] * len(tabs)
-            for tab in tabs:
-                assert re.fullmatch(r"come back in \d\.\d s", tab.socket.close_reason or "")
+            back = await asyncio.gather(*(come_back(tab, places) for tab in tabs))
             await until(lambda: both_are_new(server, old), within=60)
+            await until(lambda: renewed(server), within=60)
             over.set()
+            assert [await tab.is_open() for tab in back] == [True] * len(back)
         assert set(answers) == {200}, answers
         assert answers[200] > 8
         # Of each one that is judged, the next must be waited for: for twice as long each time.
@@ -185,6 +196,10 @@ async def test_a_renewal_of_the_workers_fails_no_request_forgets_no_guess_and_se
             assert (await ada.post("/logout")).status_code == 303
             assert [await tab.closed() for tab in again] == [4401, 4401]
         assert_unsurprised(server)
+
+
+async def renewed(server: Server) -> bool:
+    return "renewal_done" in server.said()
 
 
 async def guesses(person: Person) -> list[int]:
