@@ -19,18 +19,17 @@ NAME = re.compile(r"\A[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?\Z")
 NAME_RULE = (
     "Use 1 to 32 letters, digits, dots, dashes or underscores, with a letter or digit at both ends."
 )
-# Replaced by check_email.
-_NEVER = r"@\s\x00-\x1f\x7f-\x9f<>()\[\],;:\\\""
-EMAIL = re.compile(rf"\A[^{_NEVER}]{{1,64}}@[^{_NEVER}]{{1,190}}\.[^{_NEVER}.]{{2,63}}\Z")
-EMAIL_RULE = "This does not look like an e-mail address."
 # The page that creates roles has this name's place.
 RESERVED_ROLES = frozenset({"new"})
 
 # RFC 5321, 4.5.3.1.3, without the angle brackets.
 LONGEST_EMAIL = 254
+LONGEST_DESCRIPTION = 200
 _LONGEST_DOMAIN = 253
 _LONGEST_LABEL = 63
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Marks that turn the direction of text, with which a line can be made to look like another.
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 # Reserved, but in use: companies have mail servers below .local, and .test is made for trying.
 for _name in ("local", "test"):
@@ -82,9 +81,46 @@ def check_email(text: str, *, ascii_local_part: bool = True) -> str:
     return found.normalized
 
 
+def check_known_email(text: str) -> str:
+    """The same for an address that an account may have already. Raises Invalid."""
+    return check_email(text, ascii_local_part=False)
+
+
+def check_description(text: str) -> str:
+    """Return the description of a role, without spaces around it. Raises Invalid."""
+    text = text.strip()
+    if len(text) > LONGEST_DESCRIPTION:
+        raise Invalid(f"A description has at most {LONGEST_DESCRIPTION} characters.")
+    return check_direction(check_printable(text))
+
+
+def check_printable(text: str) -> str:
+    """Return the text. Raises Invalid for control characters, except line breaks and tabs, and for
+    halves of characters (surrogates)."""
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\r\n\t" for c in text):
+        raise Invalid("This has a character that cannot be used.")
+    return text
+
+
+def check_direction(text: str) -> str:
+    """Return the text. Raises Invalid for marks that turn the direction of text."""
+    if not _BIDI.isdisjoint(text):
+        raise Invalid("This has a character that cannot be used.")
+    return text
+
+
+def terminal_safe(text: str) -> str:
+    """Return the text with escapes for what a terminal obeys or does not show: control characters,
+    line breaks, invisible marks, and bytes that were no text (surrogates)."""
+    return "".join(
+        repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
+        for c in text
+    )
+
+
 def mail_address(email: str) -> str:
     """Return the address as mail servers know it: the domain in ASCII (IDNA). Raises Invalid."""
-    local, _, domain = check_email(email, ascii_local_part=False).rpartition("@")
+    local, _, domain = check_known_email(email).rpartition("@")
     return f"{local}@{_ascii_domain(domain)}"
 
 
@@ -115,7 +151,9 @@ def canonical_login(text: str) -> str:
 def spellings(email: str) -> list[str]:
     """Return how one address may be stored, apart from case: with its domain in Unicode, in ASCII
     and as it was typed. For documents that have no canonical form beside the address."""
-    local, _, domain = canonical_email(email).rpartition("@")
+    local, at, domain = canonical_email(email).rpartition("@")
+    if not at:
+        return [email]
     return list(dict.fromkeys((f"{local}@{_unicode_domain(domain)}", f"{local}@{domain}", email)))
 
 

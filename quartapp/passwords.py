@@ -2,7 +2,8 @@
 
 A hash is `$quartapp$<key id>$<bcrypt>`, where bcrypt sees a keyed digest of the password: bcrypt
 itself reads 72 bytes at most, and a stolen database alone cannot be searched without the key.
-A plain bcrypt hash, as Flask-Bcrypt makes them, is read too, and is outdated from the start.
+Hashes of three schemes that other applications use are read too (see SCHEMES), and are outdated
+from the start: the sign-in replaces them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from contextlib import suppress
 from typing import Self, TypeVar
 
 import bcrypt
+from pydantic import SecretStr
 
 from quartapp.later import TryLater
 from quartapp.log import log
@@ -30,6 +32,14 @@ from quartapp.settings import Settings
 # the time that NFC takes grows with the square of a run of combining marks.
 LONGEST = 256
 PLAIN = re.compile(r"\A\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}\Z")
+# What a stored hash of another application begins with. Flask-Bcrypt hashes the password itself,
+# or with BCRYPT_HANDLE_LONG_PASSWORDS the hexadecimal SHA-256 of it; Flask-Security by default the
+# base64 of HMAC-SHA512 with its SECURITY_PASSWORD_SALT.
+SCHEMES = {
+    "flask-bcrypt": "",
+    "flask-bcrypt-long": "$flask-bcrypt-long",
+    "flask-security": "$flask-security",
+}
 _PREFIX = "$quartapp$"
 T = TypeVar("T")
 
@@ -45,11 +55,15 @@ class PasswordHasher:
     the id in a stored hash, so that a key can be replaced while people sign in.
     """
 
-    def __init__(self, keys: Sequence[bytes], *, cost: int, threads: int, queue: int) -> None:
+    def __init__(
+        self, keys: Sequence[bytes], *, cost: int, threads: int, queue: int, salt: bytes = b""
+    ) -> None:
+        """`salt` is the SECURITY_PASSWORD_SALT of an application whose users were imported."""
         derived = [hmac.digest(key, b"quartapp password", "sha384") for key in keys]
         self._keys = {_key_id(key): key for key in reversed(derived)}
         self._current = _key_id(derived[0])
         self._cost = cost
+        self._salt = salt
         self._room = threads + queue
         self._pending = 0
         self._pool = ThreadPoolExecutor(
@@ -68,6 +82,7 @@ class PasswordHasher:
             cost=settings.bcrypt_cost,
             threads=settings.bcrypt_threads,
             queue=settings.bcrypt_queue,
+            salt=(settings.flask_security_salt or SecretStr("")).get_secret_value().encode(),
         )
 
     def check_room(self) -> None:
@@ -107,15 +122,16 @@ class PasswordHasher:
     def _fits(self, password: str, stored: str | None, cost: int) -> bool:
         """Make one check for each form in which the password may have been typed.
 
-        A plain hash was made of the bytes that were typed, which are NFC on most keyboards and NFD
-        on some. A hash of ours needs one check; it gets as many, so that the number of checks
+        Another application hashed the bytes that were typed, which are NFC on most keyboards and
+        NFD on some. A hash of ours needs one check; it gets as many, so that the number of checks
         says nothing about the account.
         """
         forms = _forms(password)
-        if stored and PLAIN.match(stored):
+        if stored and (scheme := scheme_of(stored)):
+            hashed = stored.removeprefix(SCHEMES[scheme]).encode()
             # All are checked before one is looked at, so that the time is the same.
-            fits = [self._check(form, stored.encode(), cost) for form in forms]
-            return any(fits)
+            fits = [self._check(self._prepare(form, scheme), hashed, cost) for form in forms]
+            return any(fits) and (scheme != "flask-security" or self._salt != b"")
         key_id, hashed = _split(stored or self._dummy)
         key = self._keys.get(key_id)
         if key is None:
@@ -123,6 +139,14 @@ class PasswordHasher:
         digest = _digest(key or b"", password)
         fits = [self._check(digest, hashed, cost) for _ in forms]
         return fits[0] and key is not None and stored is not None
+
+    def _prepare(self, typed: bytes, scheme: str) -> bytes:
+        """What bcrypt was given for this password, of which it reads 72 bytes."""
+        if scheme == "flask-bcrypt-long":
+            return hashlib.sha256(typed).hexdigest().encode()
+        if scheme == "flask-security":
+            return base64.b64encode(hmac.digest(self._salt, typed, "sha512"))[:72]
+        return typed[:72]
 
     def _check(self, digest: bytes, hashed: bytes, cost: int) -> bool:
         fits = _checkpw(digest, hashed)
@@ -153,6 +177,16 @@ class PasswordHasher:
         self._pending -= 1
 
 
+def scheme_of(stored: str) -> str | None:
+    """Return the scheme of another application's hash; None for a hash of ours, or for none."""
+    schemes = (
+        scheme
+        for scheme, prefix in SCHEMES.items()
+        if stored.startswith(prefix) and PLAIN.match(stored.removeprefix(prefix))
+    )
+    return next(schemes, None)
+
+
 def _let_others_first() -> None:
     """A thread that hashes takes a whole core, which the event loop may need. Linux alone gives
     single threads a priority; elsewhere they stay as they are."""
@@ -167,10 +201,9 @@ def _digest(key: bytes, password: str) -> bytes:
 
 
 def _forms(password: str) -> list[bytes]:
-    """The bytes that Flask-Bcrypt may have hashed for this password, the typed ones first. bcrypt
-    read 72 of them."""
+    """The bytes that another application may have hashed for this password, as typed first."""
     typed = (password, *(unicodedata.normalize(form, password) for form in ("NFC", "NFD")))
-    return list(dict.fromkeys(text.encode("utf-8", "surrogatepass")[:72] for text in typed))
+    return list(dict.fromkeys(text.encode("utf-8", "surrogatepass") for text in typed))
 
 
 def _key_id(key: bytes) -> str:

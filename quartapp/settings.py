@@ -214,6 +214,9 @@ class Settings(BaseSettings):
     # "off" is None here.
     breached_passwords: Annotated[str | None, BeforeValidator(_range_service)] = None
 
+    # The SECURITY_PASSWORD_SALT of an application whose users were imported: see README.
+    flask_security_salt: SecretStr | None = None
+
     bcrypt_cost: int = Field(default=12, ge=4, le=16)
     bcrypt_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64)
     bcrypt_queue: Count = 32

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import threading
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -374,3 +377,24 @@ async def test_a_password_is_as_much_work_whatever_the_cost_of_the_hash(
                 assert work == forms * 2 ** (cost or 7), (cost, stored, password)
     for each in (low, hasher, high):
         each.close()
+
+
+async def test_hashes_of_other_schemes_fit_their_passwords_and_are_outdated() -> None:
+    """Made as Flask-Security and Flask-Bcrypt make them; test_import has the packages."""
+    salted = PasswordHasher([KEY], cost=4, threads=1, queue=8, salt=b"salt")
+    unsalted = PasswordHasher([KEY], cost=4, threads=1, queue=8)
+    for password in (GOOD, "p\u00e4ss " * 30, "e\u0301" * 8):
+        typed = password.encode()
+        sha512 = base64.b64encode(hmac.digest(b"salt", typed, "sha512"))[:72]
+        sha256 = hashlib.sha256(typed).hexdigest().encode()
+        for prefix, digest in (("$flask-security", sha512), ("$flask-bcrypt-long", sha256)):
+            stored = prefix + bcrypt.hashpw(digest, bcrypt.gensalt(4)).decode()
+            assert await salted.verify(password, stored)
+            assert await salted.verify(unicodedata.normalize("NFC", password), stored)
+            assert not await salted.verify(f"{password}x", stored)
+            assert not await salted.verify(password, stored.removeprefix(prefix))
+            assert salted.outdated(stored)
+            assert await unsalted.verify(password, stored) is (prefix != "$flask-security")
+    assert salted.outdated(await salted.hash(GOOD)) is False
+    salted.close()
+    unsalted.close()

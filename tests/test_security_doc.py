@@ -18,8 +18,7 @@ from limits import RateLimitItem
 from wtforms import validators
 
 from quartapp import forms, password_policy
-from quartapp.forms.base import Form, bidi_free, digits, printable, tidy
-from quartapp.names import EMAIL, NAME
+from quartapp.forms.base import Checked, Form, bidi_free, digits, printable, tidy
 from quartapp.policy import BUILT_IN_ROLES
 from quartapp.settings import Settings
 from tests.routes.matrix import TABLE
@@ -137,16 +136,15 @@ def rule(field: Any, form: type[Form]) -> Iterator[str]:
         if isinstance(check, validators.Length):
             yield f"at most {check.max:,}"
         elif isinstance(check, validators.Regexp):
-            named = {NAME.pattern: "`NAME`", EMAIL.pattern: "`EMAIL`"}
-            yield named.get(check.regex.pattern, "") or f"`{check.regex.pattern}`"
-        elif isinstance(check, validators.NoneOf):
-            yield f"not {', '.join(check.values)}"
+            yield f"`{check.regex.pattern}`"
         elif isinstance(check, validators.EqualTo):
             yield f"equal to {check.fieldname}"
         elif check is printable:
             yield "printable"
         elif check is bidi_free:
             yield "one direction"
+        elif isinstance(check, Checked):
+            yield f"`{check.check.__name__}`"
         else:
             assert isinstance(check, (*required, validators.Optional)), (
                 f"say in tests/test_security_doc.py what {check} is"

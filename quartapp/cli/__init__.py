@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from quartapp.cli import demo, roles, users
-from quartapp.cli.base import Commands, in_database, load, with_data
+from quartapp.cli.base import Commands, in_database, load, say, with_data
+from quartapp.models import canonical
 
 
 @click.group(cls=Commands, context_settings={"show_default": True})
@@ -37,8 +38,14 @@ def serve(host: str, port: int, workers: int, data: Path | None) -> None:
 @with_data
 @in_database
 async def migrate() -> None:
-    """Build the indexes and built-in roles that are missing: before a new version serves."""
-    click.echo("The database is ready.")
+    """Build the indexes and built-in roles that are missing: before a new version serves.
+
+    Also checks the canonical forms of all usernames and addresses, and names those accounts that
+    have one address between them.
+    """
+    for conflict in await canonical.set_right():
+        say(f"Conflict: {conflict}")
+    say("The database is ready.")
 
 
 main.add_command(users.user)

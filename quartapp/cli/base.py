@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import wraps
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import click
 from pymongo.errors import PyMongoError
 
-from quartapp import log, open_database, servers
+from quartapp import log, names, open_database, servers
 from quartapp.authority.barrier import passed_from_outside
 from quartapp.database import Unavailable, brief
 from quartapp.models import Event, Role
 from quartapp.models.references import DomainError
+from quartapp.names import Invalid
 from quartapp.settings import Settings, StartError
+
+LONGEST_QUOTE = 80
 
 
 class Refused(DomainError):
     """What was typed cannot be used."""
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print one line. Data and arguments in it cannot command the terminal, or look like lines."""
+    click.echo(names.terminal_safe(text), err=err)
+
+
+def checked(check: Callable[[str], str], text: str) -> str:
+    """Apply a rule of `quartapp.names` to what was typed. Raises Refused."""
+    try:
+        return check(text)
+    except Invalid as invalid:
+        raise Refused(f"{text[:LONGEST_QUOTE]}: {invalid}") from None
+
+
 class Commands(click.Group):
     """A command that cannot do its work says so in one line, and the exit status is 1."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """The way in from the shell. Refuses arguments that are not text: bytes that are not UTF-8
+        arrive as halves of characters, which cannot be stored and not be printed."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                # What the terminal cannot show is escaped, too.
+                stream.reconfigure(errors="backslashreplace")
+        for number, word in enumerate(sys.argv[1:] if args is None else args, 1):
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                said = f"argument {number} is not valid UTF-8: {word[:LONGEST_QUOTE]}"
+                say(f"quartapp: {said}", err=True)
+                sys.exit(1)
+        return super().main(args, *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -48,7 +82,7 @@ def _complain(ctx: click.Context, reason: str) -> None:
         log.configure(production=True)
         log.log.error("start_failed", reason=reason)
     else:
-        click.echo(f"quartapp: {reason}", err=True)
+        say(f"quartapp: {reason}", err=True)
 
 
 def with_data(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,11 +108,11 @@ def find_data(data: Path | None) -> Path | None:
     if not others or default in servers.running():
         return None
     if (default / "mongodb").exists():
-        click.echo(f"quartapp: using {default}; a server runs from {others[0]}", err=True)
+        say(f"quartapp: using {default}; a server runs from {others[0]}", err=True)
         return None
     if len(others) > 1:
         raise Refused(f"servers run from {', '.join(map(str, others))}: name one by --data")
-    click.echo(f"quartapp: using {others[0]}, from where a server runs", err=True)
+    say(f"quartapp: using {others[0]}, from where a server runs", err=True)
     return others[0]
 
 
@@ -87,7 +121,7 @@ def load(data: Path | None) -> Settings:
     settings = Settings.load() if data is None else Settings.load(data=data)
     if not settings.production:  # There it has stopped the start.
         for sentence in Settings.unknown_names():
-            click.echo(f"quartapp: warning: {sentence}", err=True)
+            say(f"quartapp: warning: {sentence}", err=True)
     return settings
 
 
@@ -125,8 +159,8 @@ async def role_named(name: str) -> Role:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints columns as wide as what is in them."""
-    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    lines = [list(head), *([names.terminal_safe(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())

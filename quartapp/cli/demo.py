@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 
 from quartapp import clock, policy
-from quartapp.cli.base import Refused, in_database, with_data
+from quartapp.cli.base import Refused, in_database, say, with_data
 from quartapp.models import Comment, Post, Role, User
 from quartapp.models.actor import NOBODY, Actor
 from quartapp.passwords import PasswordHasher
@@ -122,11 +122,11 @@ async def demo(settings: Settings) -> None:
         people[name] = Actor(person.id, name)
     await _write_posts(people)
     where = settings.data.resolve() if not settings.mongodb_uri else settings.mongodb_db
-    click.echo(f"Created {len(people)} people and {len(POSTS)} posts in {where}.")
-    click.echo("They share a password:")
-    click.echo(f"  grace   {password}   (an administrator)")
-    click.echo(f"  ada     {password}   (a moderator)")
-    click.echo(f"  dorothy {password}   (a member)")
+    say(f"Created {len(people)} people and {len(POSTS)} posts in {where}.")
+    say("They share a password:")
+    say(f"  grace   {password}   (an administrator)")
+    say(f"  ada     {password}   (a moderator)")
+    say(f"  dorothy {password}   (a member)")
 
 
 async def _write_posts(people: dict[str, Actor]) -> None:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import click
 
-from quartapp.cli.base import Commands, Refused, in_database, role_named, settle, table, with_data
+from quartapp import names
+from quartapp.cli.base import (
+    Commands,
+    checked,
+    in_database,
+    role_named,
+    say,
+    settle,
+    table,
+    with_data,
+)
 from quartapp.models import Role
 from quartapp.models.actor import NOBODY
-from quartapp.names import NAME, NAME_RULE
 from quartapp.policy import Permission
 
 PERMISSION = click.Choice([permission.value for permission in Permission])
@@ -47,8 +56,8 @@ async def list_roles() -> None:
 @in_database
 async def create(name: str, description: str, permissions: tuple[str, ...], required: bool) -> None:
     """Make a role."""
-    if not NAME.match(name):
-        raise Refused(f"{name}: {NAME_RULE}")
+    name = checked(names.check_role_name, name)
+    description = checked(names.check_description, description)
     made = await Role.add(
         name,
         description,
@@ -56,7 +65,7 @@ async def create(name: str, description: str, permissions: tuple[str, ...], requ
         requires_factor=required,
         by=NOBODY,
     )
-    click.echo(f"The role {made.name} was made.")
+    say(f"The role {made.name} was made.")
 
 
 @role.command()
@@ -81,7 +90,7 @@ async def edit(
     )
     await settle(None)
     only = found.requires_factor if required is None else required
-    click.echo(
+    say(
         f"The role {found.name} allows {', '.join(sorted(permissions)) or 'nothing'}"
         f"{', with a second factor only' if only else ''}."
     )
@@ -97,4 +106,4 @@ async def delete(name: str) -> None:
     event = await found.remove(by=NOBODY)
     reach = await settle(event)
     holders = event.details["holders"] if event else 0
-    click.echo(f"The role {found.name} was deleted; {holders} held it.{reach}")
+    say(f"The role {found.name} was deleted; {holders} held it.{reach}")

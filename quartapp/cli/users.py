@@ -9,9 +9,19 @@ from typing import BinaryIO
 import click
 from beanie import PydanticObjectId
 
-from quartapp import clock, policy
+from quartapp import clock, names, policy
 from quartapp.cli import imports
-from quartapp.cli.base import Commands, Refused, in_database, role_named, settle, table, with_data
+from quartapp.cli.base import (
+    Commands,
+    Refused,
+    checked,
+    in_database,
+    role_named,
+    say,
+    settle,
+    table,
+    with_data,
+)
 from quartapp.models import (
     Invitation,
     Role,
@@ -28,9 +38,8 @@ from quartapp.models.actor import NOBODY
 from quartapp.models.factor import NAMES
 from quartapp.models.references import linked_id
 from quartapp.models.session import Reason
-from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
 from quartapp.password_policy import PasswordPolicy
-from quartapp.passwords import PasswordHasher
+from quartapp.passwords import SCHEMES, PasswordHasher
 from quartapp.settings import Settings
 
 
@@ -53,10 +62,8 @@ async def create(
 
     The email address counts as verified, because you vouch for it.
     """
-    if not NAME.match(username):
-        raise Refused(f"{username}: {NAME_RULE}")
-    if not EMAIL.match(email):
-        raise Refused(f"{email}: {EMAIL_RULE}")
+    username = checked(names.check_username, username)
+    email = checked(names.check_email, email)
     held = [await role_named(name) for name in dict.fromkeys((policy.MEMBER, *roles))]
     password = _password()
     await _require_good(password, settings, username, email)
@@ -69,9 +76,9 @@ async def create(
         made = await User.claim(*who, roles=held, by=NOBODY)
     else:
         made = await User.register(*who, roles=held, by=NOBODY, verified=not unverified)
-    click.echo(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")
+    say(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")
     if made.awaits_verification:
-        click.echo(
+        say(
             f"An email to {made.address} asks to verify the address. The account can be used once "
             "that is done, and is deleted after a day if not."
         )
@@ -86,7 +93,7 @@ async def verify(username: str) -> None:
     person = await _user(username)
     done = await address.vouch_for(person, by=NOBODY)
     words = "is verified" if done else "was verified already"
-    click.echo(f"The address {person.address} of {person.username} {words}.")
+    say(f"The address {person.address} of {person.username} {words}.")
 
 
 @user.command()
@@ -96,26 +103,41 @@ async def verify(username: str) -> None:
 @in_database
 async def invite(email: str, role: str | None) -> None:
     """Invite somebody by a letter, whose link makes an account for the address."""
-    if not EMAIL.match(email):
-        raise Refused(f"{email}: {EMAIL_RULE}")
+    email = checked(names.check_email, email)
     await Invitation.write(email, await role_named(role) if role else None, by=NOBODY)
     fate = "is on its way" if await Worker.everyone() else "is queued, and leaves when one serves"
-    click.echo(f"{email} is invited. The letter {fate}; its link works for 7 days.")
+    say(f"{email} is invited. The letter {fate}; its link works for 7 days.")
 
 
 @user.command("import")
 @click.argument("file", required=False, type=click.File("rb"))
 @click.option("--from-mongo", "uri", metavar="URI", help="A MongoEngine database, instead of FILE.")
 @click.option("--collection", default="user", help="Where the people are in it.")
+@click.option(
+    "--scheme",
+    type=click.Choice(list(SCHEMES)),
+    default="flask-bcrypt",
+    help="How the hashes were made: see the README.",
+)
 @click.option("--dry-run", "dry", is_flag=True, help="Only say what would be done.")
 @with_data
 @in_database
 async def import_users(
-    file: BinaryIO | None, uri: str | None, collection: str, dry: bool, settings: Settings
+    file: BinaryIO | None,
+    uri: str | None,
+    collection: str,
+    scheme: str,
+    dry: bool,
+    settings: Settings,
 ) -> None:
     """Make the accounts of a FILE with a JSON object on each line, or of a MongoEngine collection:
-    username, email, password, which is the bcrypt hash, roles, a list of names, and email_verified,
-    which is true unless it says false."""
+    username, email, password, which is the bcrypt hash, roles, a list of names, and active and
+    email_verified, which are true unless they say false."""
+    if scheme == "flask-security" and settings.flask_security_salt is None:
+        raise Refused(
+            "set FLASK_SECURITY_SALT to the SECURITY_PASSWORD_SALT of the other application first: "
+            "without it none of these people could sign in"
+        )
     if file and not uri:
         source = imports.from_file(file)
     elif uri and not file:
@@ -123,7 +145,7 @@ async def import_users(
     else:
         raise Refused("name a FILE, or --from-mongo URI")
     async with source as rows:
-        await imports.run(rows, dry=dry, must_verify=settings.verification_required)
+        await imports.run(rows, dry=dry, scheme=scheme, must_verify=settings.verification_required)
 
 
 @user.command("list")
@@ -131,12 +153,12 @@ async def import_users(
 @in_database
 async def list_users() -> None:
     """List everybody, by username."""
-    names = {role.id: role.name for role in await Role.everyone()}
+    roles = {role.id: role.name for role in await Role.everyone()}
     rows: list[list[str]] = []
     after: str | None = None
     while found := await User.search("", after=after, limit=500):
         after = found[-1].username
-        rows += [[u.username, u.address, _held(u, names), _states(u)] for u in found]
+        rows += [[u.username, u.address, _held(u, roles), _states(u)] for u in found]
     table(["USERNAME", "E-MAIL", "ROLES", "STATE"], rows)
 
 
@@ -147,19 +169,19 @@ async def list_users() -> None:
 async def show(username: str) -> None:
     """Show one account and where it is signed in."""
     person = await _user(username)
-    names = {role.id: role.name for role in await Role.everyone()}
-    click.echo(f"username  {person.username}")
+    roles = {role.id: role.name for role in await Role.everyone()}
+    say(f"username  {person.username}")
     verified = "" if person.verified else " (unverified)"
-    click.echo(f"e-mail    {person.address}{verified}")
-    click.echo(f"roles     {_held(person, names) or 'none'}")
-    click.echo(f"state     {_state(person, active='active')}")
+    say(f"e-mail    {person.address}{verified}")
+    say(f"roles     {_held(person, roles) or 'none'}")
+    say(f"state     {_state(person, active='active')}")
     factors = ", ".join(sorted(NAMES[kind] for kind in person.factors))
-    click.echo(f"factors   {factors or 'none'}")
-    click.echo(f"since     {clock.to_the_minute(person.created_at)}")
+    say(f"factors   {factors or 'none'}")
+    say(f"since     {clock.to_the_minute(person.created_at)}")
     sessions = await Session.of_user(person.id)
-    click.echo(f"sessions  {len(sessions)}")
+    say(f"sessions  {len(sessions)}")
     for session in sessions:
-        click.echo(
+        say(
             f"          {session.device}, {session.ip or 'no address'}, "
             f"last seen {clock.to_the_minute(session.seen_at)}"
         )
@@ -175,7 +197,7 @@ async def grant(username: str, role: str) -> None:
     person, given = await _user(username), await role_named(role)
     done = await person.grant(given, by=NOBODY)
     await settle(done)
-    click.echo(f"{person.username} {'now holds' if done else 'held already'} {given.name}.")
+    say(f"{person.username} {'now holds' if done else 'held already'} {given.name}.")
 
 
 @user.command()
@@ -189,7 +211,7 @@ async def revoke(username: str, role: str) -> None:
     done = await person.revoke(taken, by=NOBODY)
     reach = await settle(done)
     verb = "no longer holds" if done else "did not hold"
-    click.echo(f"{person.username} {verb} {taken.name}.{reach}")
+    say(f"{person.username} {verb} {taken.name}.{reach}")
 
 
 @user.command("end-sessions")
@@ -202,7 +224,7 @@ async def end_sessions(username: str) -> None:
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
     reach = await settle(event)
     count = event.details["count"] if event else 0
-    click.echo(f"Sessions of {person.username} ended: {count}.{reach}")
+    say(f"Sessions of {person.username} ended: {count}.{reach}")
 
 
 @user.command()
@@ -220,7 +242,7 @@ async def disable(username: str, day: datetime | None) -> None:
     else:
         done = await person.disable(by=NOBODY)
         reach = await settle(done)
-        click.echo(f"{person.username} {'is disabled' if done else 'was disabled already'}.{reach}")
+        say(f"{person.username} {'is disabled' if done else 'was disabled already'}.{reach}")
 
 
 @user.command()
@@ -232,7 +254,7 @@ async def enable(username: str) -> None:
     person = await _user(username)
     done = await person.enable(by=NOBODY) or await last_day.lift(person, by=NOBODY)
     await settle(done)
-    click.echo(f"{person.username} {'is enabled' if done else 'was enabled already'}.")
+    say(f"{person.username} {'is enabled' if done else 'was enabled already'}.")
 
 
 async def _appoint(person: User, day: date) -> None:
@@ -241,10 +263,10 @@ async def _appoint(person: User, day: date) -> None:
     done = await last_day.appoint(person, day, by=NOBODY)
     await settle(None)
     if done:
-        click.echo(f"{person.username} will be disabled when {day} is over, by UTC.")
+        say(f"{person.username} will be disabled when {day} is over, by UTC.")
     else:
         state = _state(person, active="active")
-        click.echo(f"Nothing had to be changed: {person.username} is {state}.")
+        say(f"Nothing had to be changed: {person.username} is {state}.")
 
 
 @user.command()
@@ -262,12 +284,12 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
     reach = await settle(event)
     if now:
         await leaving.erase_now(person.id)
-        click.echo(f"{person.username} was deleted.{reach}")
+        say(f"{person.username} was deleted.{reach}")
     elif event:
         until = event.details["until"]
-        click.echo(f"{person.username} is closed, and will be deleted on {until}.{reach}")
+        say(f"{person.username} is closed, and will be deleted on {until}.{reach}")
     else:
-        click.echo(f"{person.username} will be deleted before that.")
+        say(f"{person.username} will be deleted before that.")
 
 
 @user.command()
@@ -280,9 +302,9 @@ async def restore(username: str) -> None:
     done = await person.restore(by=NOBODY)
     await settle(done)
     if done:
-        click.echo(f"{username} is {_state(await _user(username), active='open again')}.")
+        say(f"{username} is {_state(await _user(username), active='open again')}.")
     else:
-        click.echo(f"{person.username} was not closed, or it is too late.")
+        say(f"{person.username} was not closed, or it is too late.")
 
 
 @user.command("reset-factors")
@@ -295,7 +317,7 @@ async def reset_factors(username: str) -> None:
     done = await enrolment.reset(person, by=NOBODY)
     reach = await settle(done)
     verb = "has no second factor any more" if done else "had no second factor"
-    click.echo(f"{person.username} {verb}.{reach}")
+    say(f"{person.username} {verb}.{reach}")
 
 
 async def _require_good(password: str, settings: Settings, *context: str) -> None:
@@ -316,9 +338,9 @@ async def _user(username: str) -> User:
     return found
 
 
-def _held(person: User, names: dict[PydanticObjectId, str]) -> str:
+def _held(person: User, roles: dict[PydanticObjectId, str]) -> str:
     ids = [linked_id(link) for link in person.roles]
-    return ", ".join(sorted(names[role_id] for role_id in ids if role_id in names))
+    return ", ".join(sorted(roles[role_id] for role_id in ids if role_id in roles))
 
 
 def _states(person: User) -> str:

@@ -1,23 +1,27 @@
 """Coming in: registering, signing in, confirming who one is, changing the password."""
 
+from collections.abc import Callable
+
 from wtforms import BooleanField, EmailField, PasswordField, StringField, ValidationError
 from wtforms.validators import DataRequired, EqualTo, InputRequired, Length, Regexp
 
-from quartapp.forms.base import Form, bidi_free, digits, printable, tidy
-from quartapp.names import EMAIL, EMAIL_RULE, NAME, NAME_RULE
+from quartapp import names
+from quartapp.forms.base import Checked, Form, digits, printable, tidy
 from quartapp.password_policy import obvious_weakness
 
 
-def email_field(label: str = "E-mail address", *, whose: str = "your") -> EmailField:
+def email_field(
+    label: str = "Email address",
+    *,
+    whose: str = "your",
+    check: Callable[[str], str] = names.check_email,
+) -> EmailField:
     return EmailField(
         label,
         filters=[tidy],
         validators=[
-            DataRequired(f"Enter {whose} e-mail address."),
-            Length(max=254, message="An address has at most 254 characters."),
-            Regexp(EMAIL, message=EMAIL_RULE),
-            printable,
-            bidi_free,
+            DataRequired(f"Enter {whose} email address."),
+            Checked(check),
         ],
     )
 
@@ -29,7 +33,7 @@ def username_field() -> StringField:
         description="Letters, digits, dot, dash and underscore; up to 32.",
         validators=[
             DataRequired("Choose a username."),
-            Regexp(NAME, message=NAME_RULE),
+            Checked(names.check_username),
         ],
     )
 
@@ -104,7 +108,7 @@ class PasswordForm(Form):
 
 
 class ForgotForm(Form):
-    email = email_field()
+    email = email_field(check=names.check_known_email)
 
 
 class ResetForm(Form):

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from wtforms import BooleanField, DateField, SelectField, SelectMultipleField, StringField
-from wtforms.validators import DataRequired, Length, NoneOf, Optional, Regexp
+from wtforms.validators import DataRequired, Optional
 from wtforms.widgets import CheckboxInput, ListWidget
 
+from quartapp import names
 from quartapp.forms.accounts import email_field
-from quartapp.forms.base import Form, bidi_free, printable, tidy
-from quartapp.names import NAME, NAME_RULE
+from quartapp.forms.base import Checked, Form, tidy
 from quartapp.policy import LABELS, MEMBER
 
 
@@ -60,19 +60,13 @@ class RoleForm(Form):
         description="Letters, digits, dot, dash and underscore; up to 32.",
         validators=[
             DataRequired("A role needs a name."),
-            Regexp(NAME, message=NAME_RULE),
-            # Its page would be the one that makes roles.
-            NoneOf(["new"], message="A role cannot have this name."),
+            Checked(names.check_role_name),
         ],
     )
     description = StringField(
         "Description",
         filters=[tidy],
-        validators=[
-            Length(max=200, message="A description has at most 200 characters."),
-            printable,
-            bidi_free,
-        ],
+        validators=[Checked(names.check_description)],
     )
     permissions = SelectMultipleField(
         "Permissions",

@@ -1,16 +1,17 @@
 """The base of all forms: filled from the request, with errors beside their fields."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
-from unicodedata import category
 
 import wtforms
 from quart import g, request
 from wtforms import ValidationError
 
+from quartapp import names
 from quartapp.later import TryLater
+from quartapp.names import Invalid
 
 
 class Form(wtforms.Form):
@@ -88,16 +89,21 @@ def digits(text: str | None) -> str | None:
     return "".join(c for c in text if not c.isspace() and c != "-") if text else text
 
 
-def printable(form: wtforms.Form, field: wtforms.Field) -> None:
-    """Refuses control characters and half characters, which no name or text needs."""
-    del form
-    text = field.data or ""
-    if any(category(c) in ("Cc", "Cs") and c not in "\r\n\t" for c in text):
-        raise ValidationError("This has a character that cannot be used.")
+class Checked:
+    """A validator that applies a rule of `quartapp.names`, which commands and imports apply too.
+
+    The field then holds the form in which the text is stored.
+    """
+
+    def __init__(self, check: Callable[[str], str]) -> None:
+        self.check = check
+
+    def __call__(self, form: wtforms.Form, field: wtforms.Field) -> None:
+        try:
+            field.data = self.check(field.data or "")
+        except Invalid as invalid:
+            raise ValidationError(str(invalid)) from None
 
 
-def bidi_free(form: wtforms.Form, field: wtforms.Field) -> None:
-    """Refuses the marks that turn the direction of text, with which a line can be made to lie."""
-    del form
-    if any(c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069" for c in field.data or ""):
-        raise ValidationError("This has a character that cannot be used.")
+printable = Checked(names.check_printable)
+bidi_free = Checked(names.check_direction)

@@ -36,7 +36,7 @@ class Undelivered(Exception):
 
 class Carrier(Protocol):
     async def carry(self, name: str, to: str, message: EmailMessage) -> None:
-        """Returns when the letter is out of our hands. Raises Undelivered."""
+        """Send the message to this address, whatever its headers say. Raises Undelivered."""
         ...
 
 
@@ -50,12 +50,16 @@ class Smtp:
 
     async def carry(self, name: str, to: str, message: EmailMessage) -> None:
         given, login = self._settings, bool(self._settings.smtp_user)
+        options = [] if to.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
         try:
             async with asyncio.timeout(SECONDS):
                 await aiosmtplib.send(
-                    message,
+                    # As bytes: the library would fold the headers of a message again, and encode
+                    # an address that is longer than its lines.
+                    message.as_bytes(),
                     sender=given.mail_sender,
                     recipients=[to],
+                    mail_options=options,
                     hostname=given.smtp_host,
                     port=given.smtp_port_or_usual,
                     use_tls=given.smtp_tls == "tls",

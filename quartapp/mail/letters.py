@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
 from email.utils import format_datetime
 
 from quartapp import clock
 from quartapp.models.mail import Letter, Mail
-from quartapp.names import EMAIL
 
 SUBJECTS = {
     Letter.CONFIRM: "Verify your email address",
@@ -175,17 +175,27 @@ MOMENTS = {"until", "when"}
 
 
 def write(
-    mail: Mail, *, letter: Letter, to: str, sender: str, base: str, words: Mapping[str, str]
+    mail: Mail,
+    *,
+    letter: Letter,
+    to: str,
+    receiver: str,
+    sender: str,
+    base: str,
+    words: Mapping[str, str],
 ) -> EmailMessage:
     """Return the mail as a message, with the text of this `letter`.
 
-    Raises ValueError for an address that would be more than that.
+    It speaks of the address `to`, and goes to the `receiver`, which is the same address as mail
+    servers know it: see `names.mail_address`. The header and the envelope have to name one
+    receiver, so the header is built from the two parts of the address: a string would be parsed,
+    and what looks encoded decoded.
     """
-    if not EMAIL.match(to):
-        raise ValueError("this is no address")
-    message = EmailMessage((SMTP if to.isascii() else SMTPUTF8).clone(max_line_length=900))
+    # The header of the longest address fits: a folded header would have the address encoded.
+    message = EmailMessage((SMTP if receiver.isascii() else SMTPUTF8).clone(max_line_length=900))
     message["From"] = f"quartapp <{sender}>"
-    message["To"] = to
+    local, _, domain = receiver.rpartition("@")
+    message["To"] = Address(username=local, domain=domain)
     message["Subject"] = SUBJECTS[letter]
     message["Date"] = format_datetime(clock.now())
     # The same for each try, so that a mailbox that got two can tell.

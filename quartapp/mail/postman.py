@@ -10,7 +10,7 @@ import asyncio
 from contextlib import suppress
 from email.message import EmailMessage
 
-from quartapp import metrics
+from quartapp import metrics, names
 from quartapp.authority.stream import Change
 from quartapp.background import Background
 from quartapp.log import log
@@ -18,6 +18,7 @@ from quartapp.mail import letters
 from quartapp.mail.carriers import Undelivered, carrier
 from quartapp.models import Mail, User, address, invitation, recovery
 from quartapp.models.mail import Letter
+from quartapp.names import Invalid
 from quartapp.settings import Settings
 
 LOOK_EVERY = 2.0
@@ -72,17 +73,17 @@ class Postman(Background):
     async def _deliver(self, mail: Mail) -> None:
         what = {"letter": mail.letter.value, "id": str(mail.id)}
         try:
-            message = await self._write(mail)
-            if message is None:
+            written = await self._write(mail)
+            if written is None:
                 await mail.done()
                 metrics.MAILS.labels("not needed").inc()
                 return
             name = f"{mail.created_at:%Y%m%dT%H%M%S%f}-{mail.id}"
-            await self._carrier.carry(name, str(message["To"]), message)
+            await self._carrier.carry(name, *written)
         except Exception as error:
             # Whatever it is, this letter must not keep the others, nor be tried for ever.
             for_good = isinstance(error, ValueError) or getattr(error, "for_good", False)
-            trouble = str(error) if isinstance(error, Undelivered) else repr(error)
+            trouble = str(error) if isinstance(error, Undelivered | Invalid) else repr(error)
             given_up = await mail.failed(trouble, for_good=for_good)
             metrics.MAILS.labels("given up" if given_up else "put off").inc()
             say = log.error if given_up else log.warning
@@ -92,8 +93,11 @@ class Postman(Background):
             metrics.MAILS.labels("sent").inc()
             log.info("mail_sent", **what)
 
-    async def _write(self, mail: Mail) -> EmailMessage | None:
-        """None when nobody needs the letter any more. Raises ValueError for a useless address."""
+    async def _write(self, mail: Mail) -> tuple[str, EmailMessage] | None:
+        """The receiver and the message; None when nobody needs the message any more.
+
+        Raises Invalid for an address that no mail server could know, such as an old version stored.
+        """
         letter, to, words = mail.letter, mail.to, dict[str, str]()
         if mail.letter is Letter.RESET:
             asked = await recovery.issue(mail, at_most=self._settings.reset_links_per_user)
@@ -122,11 +126,14 @@ class Postman(Background):
         if user is not None:
             words["username"] = user.username
             words["account"] = f"the account {user.username}" if user.verified else "your account"
-        return letters.write(
+        receiver = names.mail_address(to)
+        message = letters.write(
             mail,
             letter=letter,
             to=to,
+            receiver=receiver,
             sender=self._settings.mail_sender,
             base=self._settings.base_url,
             words=words,
         )
+        return receiver, message

@@ -8,6 +8,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from quartapp.database import brief
 from quartapp.log import log
+from quartapp.models import canonical
 from quartapp.models.actor import NOBODY
 from quartapp.models.allowance import Allowance
 from quartapp.models.comment import Comment
@@ -58,8 +59,9 @@ for document in DOCUMENTS:
 async def prepare() -> None:
     """Builds what is missing: indexes, built-in roles, the guards. Safe to run many times at once.
 
-    Never drops an index, for a version that still runs may need it. Raises StartError when one
-    cannot be built, because there are duplicates say.
+    Also sets the canonical forms of usernames and addresses where they are missing, and logs the
+    conflicts that are left. Never drops an index, for a version that still runs may need it.
+    Raises StartError when one cannot be built, because there are duplicates say.
     """
     for document in DOCUMENTS:
         settings: Any = document.get_settings()
@@ -70,6 +72,8 @@ async def prepare() -> None:
         except OperationFailure as error:
             name = document.get_collection_name()
             raise StartError(f"cannot build the indexes of {name}: {brief(error)}") from None
+    for conflict in await canonical.fill_in():
+        log.error("canonical_conflict", trouble=str(conflict))
     for name, (description, permissions) in BUILT_IN_ROLES.items():
         if await Role.named(name) is None:
             role = Role(name=name, description=description, permissions=sorted(permissions))

@@ -25,7 +25,7 @@ from quartapp.models.notice import Kind
 from quartapp.models.references import DomainError
 from quartapp.models.session import acting
 from quartapp.models.token import Purpose, Token, TokenSpent, code_digest
-from quartapp.models.user import Taken, User
+from quartapp.models.user import Taken, User, address_fields
 
 # ASVS 6.5.5: a code sent by mail lives for ten minutes at most.
 LASTS = timedelta(minutes=10)
@@ -260,7 +260,7 @@ async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
     """
     await User.drop_claim(email, tx=tx)
     update = {
-        "email": email,
+        **address_fields(email),
         "email_verified_at": clock.now(),
         "pending_email": None,
         "must_verify": False,

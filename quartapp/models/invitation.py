@@ -12,7 +12,7 @@ from beanie import Link, PydanticObjectId
 from pydantic import Field
 from pymongo import IndexModel
 
-from quartapp import clock, policy
+from quartapp import clock, names, policy
 from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
@@ -123,7 +123,7 @@ class Invitation(Record):
     @classmethod
     async def by_token(cls, token: str) -> Self | None:
         """Whatever has become of it. Does not use it up."""
-        return await cls.one(digest=digest_of(token))
+        return await cls.one(**_has(token))
 
     @classmethod
     async def page(
@@ -252,12 +252,14 @@ class Invitation(Record):
     async def _require_room(self, by: Actor, at_most: int | None, tx: Tx) -> None:
         """For one more that is open, to this address and by this inviter."""
         await hold_invitations(tx)
-        address = {"email": {"$eq": self.email}}
         # An account that only claims the address makes room when the invitation is accepted.
-        if await User.find_one(address, session=tx, collation=CASELESS):
+        if await User.by_email(self.email, tx=tx):
             raise Taken("email")
-        same = {**address, "_id": {"$ne": self.id}, **_open()}
-        if await Invitation.find_one(same, session=tx, collation=CASELESS):
+        same = {"email": {"$in": names.spellings(self.email)}, "_id": {"$ne": self.id}, **_open()}
+        # The collation compares too much as equal, such as ß and ss.
+        rows = await Invitation.find(same, session=tx, collation=CASELESS).to_list()
+        mailbox = names.canonical_email(self.email)
+        if any(names.canonical_email(row.email) == mailbox for row in rows):
             raise InvitedAlready
         if by.user_id is None or at_most is None:
             return
@@ -284,7 +286,7 @@ class Invitation(Record):
         """
 
         async def work(tx: Tx) -> User:
-            found = await cls.find_one({"digest": digest_of(token)}, session=tx)
+            found = await cls.find_one(_has(token), session=tx)
             fate = await found.fate(tx=tx) if found else None
             if found is None or fate is not Fate.OPEN:
                 raise InvitationGone(fate)
@@ -332,6 +334,12 @@ async def issue(mail: Mail) -> dict[str, str] | None:
         return None
     roles = " and ".join(filter(None, (policy.MEMBER, found.gives)))
     return {"token": token, "inviter": found.inviter or "An operator", "roles": roles}
+
+
+def _has(token: str) -> dict[str, Any]:
+    """The filter for the invitation of this token. It names the type, or the partial index would
+    not be used."""
+    return {"digest": {"$eq": digest_of(token), "$type": "string"}}
 
 
 def _open() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from beanie import Document, PydanticObjectId
 from bson import DBRef
 from pymongo.collation import Collation
 
+from quartapp import names
 from quartapp.database import Session as Tx
 from quartapp.database import transaction
 from quartapp.models.actor import Actor
@@ -77,12 +78,15 @@ class Person:
     def addressed(self, name: str, at: str) -> list[dict[str, Any]]:
         """The filters for what has an address of theirs in this field, and was written while it
         was theirs or before. To be asked without regard to case."""
-        former = [{name: was, at: {"$lte": left}} for was, left in self.former.items()]
-        return [{name: self.user.email}, *former]
+        former = [
+            {name: {"$in": names.spellings(was)}, at: {"$lte": left}}
+            for was, left in self.former.items()
+        ]
+        return [{name: {"$in": names.spellings(self.user.email)}}, *former]
 
     def has_had(self, address: str | None) -> bool:
-        theirs = {each.casefold() for each in (self.user.email, *self.former)}
-        return address is not None and address.casefold() in theirs
+        theirs = {names.canonical_email(each) for each in (self.user.email, *self.former)}
+        return address is not None and names.canonical_email(address) in theirs
 
     def is_behind(self, link: Any) -> bool:
         return link is not None and linked_id(link) == self.user.id

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from pymongo import IndexModel
 from pymongo.errors import DuplicateKeyError
 
+from quartapp import names
 from quartapp.database import Session as Tx
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
@@ -99,7 +100,11 @@ class Role(Record):
 
     @classmethod
     async def named(cls, name: str) -> "Role | None":
-        return await cls.find_one({"name": {"$eq": name}}, collation=CASELESS)
+        """Return the role of this name, in any case."""
+        # The collation compares too much as equal, such as soft hyphens and nothing.
+        wanted = names.canonical_username(name)
+        found = await cls.find_one({"name": {"$eq": name}}, collation=CASELESS) if wanted else None
+        return found if found and names.canonical_username(found.name) == wanted else None
 
     @classmethod
     async def everyone(cls) -> list[Self]:

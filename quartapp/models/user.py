@@ -6,7 +6,7 @@ manages another user who holds a permission that the actor does not hold.
 Sockets hear of it from the change stream, after the commit.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -54,7 +54,7 @@ class Taken(DomainError):
 
     def __init__(self, field: str) -> None:
         self.field = field
-        noun = "username" if field == "username" else "e-mail address"
+        noun = "username" if field == "username" else "email address"
         super().__init__(f"This {noun} is taken.")
 
 
@@ -91,10 +91,19 @@ class RoleGone(DomainError):
 
 
 class User(Record):
-    """A person. Username and e-mail are unique in any case; names are kept as they were typed."""
+    """A person.
+
+    `username` and `email` are what people see. `canonical_username` and `canonical_email` are what
+    accounts are found by and kept apart by (see `quartapp.names`). A stored document may lack them:
+    see `models.canonical`.
+    """
 
     username: str
     email: str
+    canonical_username: str = Field(
+        default_factory=lambda data: names.canonical_username(data["username"])
+    )
+    canonical_email: str = Field(default_factory=lambda data: names.canonical_email(data["email"]))
     password_hash: str = Field(repr=False)
     roles: list[Link["Role"]] = []
     authz_version: int = 1
@@ -132,6 +141,17 @@ class User(Record):
     class Settings:
         name = "users"
         indexes = [
+            *[
+                IndexModel([(field, 1)], name=field, unique=True, sparse=True)
+                for field in ("canonical_username", "canonical_email")
+            ],
+            # For `models.canonical`, which looks for documents without these fields.
+            IndexModel(
+                [("created_at", 1)],
+                name="not_canonical",
+                partialFilterExpression={"canonical_email": None},
+            ),
+            # For lists and searches; and a version that knows no canonical fields relies on them.
             IndexModel([("username", 1)], name="username", unique=True, collation=CASELESS),
             IndexModel([("email", 1)], name="email", unique=True, collation=CASELESS),
             IndexModel(
@@ -199,12 +219,16 @@ class User(Record):
     # ---- finding
 
     @classmethod
-    async def by_username(cls, username: str) -> "User | None":
-        return await cls.find_one({"username": {"$eq": username}}, collation=CASELESS)
+    async def by_username(cls, username: str, *, tx: Tx | None = None) -> "User | None":
+        """Return the account of this username, in any case."""
+        canonical = names.canonical_username
+        return await cls._found("username", canonical, username, [username], tx)
 
     @classmethod
-    async def by_email(cls, email: str) -> "User | None":
-        return await cls.find_one({"email": {"$eq": email}}, collation=CASELESS)
+    async def by_email(cls, email: str, *, tx: Tx | None = None) -> "User | None":
+        """Return the account of this address, in any of its spellings."""
+        spellings = names.spellings(email)
+        return await cls._found("email", names.canonical_email, email, spellings, tx)
 
     @classmethod
     async def claiming(cls, email: str, *, tx: Tx | None = None) -> "User | None":
@@ -214,8 +238,35 @@ class User(Record):
 
     @classmethod
     async def by_login(cls, login: str) -> "User | None":
-        """By username, or by e-mail address: no username has an @."""
+        """Return the account of this username or address: no username has an @."""
         return await (cls.by_email(login) if "@" in login else cls.by_username(login))
+
+    @classmethod
+    async def _found(
+        cls,
+        field: str,
+        canonical_form: Callable[[str], str],
+        typed: str,
+        spellings: list[str],
+        tx: Tx | None,
+    ) -> "User | None":
+        """The account whose `field` has the same canonical form as what was typed.
+
+        The field itself decides, for the canonical one beside it may be missing, or of a value
+        that has been replaced: by a version that does not know it, by another program, by hand.
+        So there are two queries, whatever the first has found: an unknown login takes no longer.
+        The second compares too much as equal, such as soft hyphens and nothing.
+        """
+        wanted = canonical_form(typed)
+        if not wanted:
+            return None
+        first = {f"canonical_{field}": wanted}
+        second = {field: {"$in": spellings}}
+        rows = [
+            *await cls.find(first, session=tx, limit=1).to_list(),
+            *await cls.find(second, session=tx, limit=10, collation=CASELESS).to_list(),
+        ]
+        return next((row for row in rows if canonical_form(getattr(row, field)) == wanted), None)
 
     @classmethod
     async def search(cls, text: str, *, after: str | None = None, limit: int = 50) -> list[Self]:
@@ -225,7 +276,13 @@ class User(Record):
         if text:
             # U+FFFF sorts behind every other character, so this range is the prefix.
             prefix = {"$gte": text, "$lt": text + "\uffff"}
-            match["$or"] = [{"username": prefix}, {"email": prefix}, {"canonical_claim": prefix}]
+            whole = {"$in": names.spellings(text)}
+            match["$or"] = [
+                {"username": prefix},
+                {"email": prefix},
+                {"email": whole},
+                {"canonical_claim": prefix},
+            ]
         if after:
             match = {"$and": [match, {"username": {"$gt": after}}]}
         return await cls.listed(
@@ -327,6 +384,7 @@ class User(Record):
         if claim:
             user.claimed_email, user.canonical_claim = email, names.canonical_email(email)
             user.email = f"{user.id}@unverified.invalid"
+            user.canonical_email = names.canonical_email(user.email)
             user.deletes_at = user.created_at + CLAIM_LASTS
         # Visitors register themselves; the command line does it for others.
         visitor = by.user_id is None and by.ip is not None
@@ -341,9 +399,8 @@ class User(Record):
         try:
             await user.insert(session=tx)
         except DuplicateKeyError as error:
-            raise Taken(
-                next(iter((error.details or {}).get("keyPattern", {"username": 1})))
-            ) from None
+            index = next(iter((error.details or {}).get("keyPattern", {"username": 1})))
+            raise Taken(index.removeprefix("canonical_")) from None
         who = by.known_as(user.id, username) if visitor else by
         given = sorted(role.name for role in roles)
         await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=given)
@@ -393,7 +450,7 @@ class User(Record):
             return {**match, "email": email}, change
         in_time = {"deletes_at": {"$gt": now}, "erasing_until": None}
         claim_is_over = {"claimed_email": None, "canonical_claim": None, "deletes_at": None}
-        held = {"email": email, **claim_is_over}
+        held = {**address_fields(email), **claim_is_over}
         return {**match, **in_time, "claimed_email": email}, {**change, **held}
 
     async def require_verified(self, tx: Tx) -> None:
@@ -742,6 +799,11 @@ class User(Record):
         update: dict[str, Any] = {**change, "$inc": {"authz_version": 1}}
         update["$set"] = {**change.get("$set", {}), "authz_by": ref("users", by.user_id)}
         return await User.change({"_id": self.id, **condition}, update, tx=tx)
+
+
+def address_fields(email: str) -> dict[str, str]:
+    """Return the fields to set wherever an account gets an address."""
+    return {"email": email, "canonical_email": names.canonical_email(email)}
 
 
 async def count_administrators(tx: Tx) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template, request, session
 from quart_auth import login_required, logout_user
 
-from quartapp import auth, policy, throttle
+from quartapp import auth, names, policy, throttle
 from quartapp.auth import WrongPassword, current_user, hasher, settings, settle
 from quartapp.forms.accounts import ConfirmForm, LoginForm, RegisterForm
 from quartapp.log import log
@@ -126,10 +126,9 @@ async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
     Strangers to the account share an allowance, which they can use up. So it is not asked of those
     who have signed in to it before, from this browser or, if not, from this address.
     """
-    # Many spellings find one account. The stored one also keeps name and address apart, so that
-    # nobody learns here which belong together.
-    found = login if user is None else user.email if "@" in login else user.username
-    name, address = found.casefold(), auth.remote_address()
+    # All spellings that find one account have one canonical form, whether there is an account or
+    # not. A username and an address are counted apart: nobody learns which belong together.
+    name, address = names.canonical_login(login), auth.remote_address()
     browser = auth.known_browser()
     if browser and await Session.is_known(user and user.id, browser=browser):
         known = f"sign-in {name} with {browser}"

@@ -10,7 +10,7 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template
 from quart_auth import Unauthorized, login_required
 
-from quartapp import throttle
+from quartapp import names, throttle
 from quartapp.auth import current_user, fresh_login_required, me, remote_address, settings
 from quartapp.forms.accounts import CodeForm, ConfirmForm, EmailForm, LinkForm
 from quartapp.forms.base import Form
@@ -62,8 +62,9 @@ async def change() -> Any:
 async def _count(email: str, user: User) -> None:
     """For the address that the letter goes to, unless the account has it: with enough accounts
     somebody's mailbox could be filled. Raises TooMany."""
-    if email.casefold() != user.email.casefold():
-        await throttle.count("letter", (email.casefold(), settings().limit_letter_address))
+    mailbox = names.canonical_email(email)
+    if mailbox != names.canonical_email(user.email):
+        await throttle.count("letter", (mailbox, settings().limit_letter_address))
 
 
 @blueprint.post("/account/email/keep")

@@ -119,7 +119,7 @@ async def test_a_role_is_made_changed_and_deleted(terminal: Terminal) -> None:
 
 MAKING = [
     (("ADA-TAKEN", "x@example.org"), LINE, "This username is taken."),
-    (("x", "ada-taken@EXAMPLE.org"), LINE, "This e-mail address is taken."),
+    (("x", "ada-taken@EXAMPLE.org"), LINE, "This email address is taken."),
     (("x", "x@example.org"), b"", "no password came"),
     (("x", "x@example.org"), b"\n", "no password came"),
     (("x", "x@example.org"), b"short\n", "at least 8"),

@@ -9,8 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 import bcrypt
+import bson
 import pytest
-from bson import DBRef
+from bson import Binary, DBRef
+from bson.datetime_ms import DatetimeMS
+from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.cli.conftest import Terminal
@@ -58,13 +61,13 @@ async def test_each_line_that_cannot_be_taken_is_named_and_the_others_are_in(
     wanted = [
         ("line 2", "not JSON"),
         ("line 3", "THERE: This username is taken."),
-        ("line 4", "bert: This e-mail address is taken."),
+        ("line 4", "bert: This email address is taken."),
         ("line 6", "carl: the password is no bcrypt hash"),
         ("line 7", "dora: the password is no bcrypt hash"),
         ("line 8", "emil: there is no role emperor"),
         ("line 9", "fred: roles must be a list of names"),
         ("line 10", "no spaces allowed"),
-        ("line 11", "gina: e-mail"),
+        ("line 11", "gina: email"),
         ("line 12", "no email"),
         ("line 13", "no JSON object"),
         ("line 14", "ANNA: This username is taken."),
@@ -91,6 +94,64 @@ async def test_each_line_that_cannot_be_taken_is_named_and_the_others_are_in(
     assert "member, moderator" in shown
     assert "roles     none" in await terminal.does("user", "show", "zoe")
     assert "roles     member" in await terminal.does("user", "show", "there")
+
+
+async def test_no_row_ends_the_import_and_a_dry_run_says_the_same(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    good = json.dumps(person("otto"))
+    huge, deep = "9" * 5000, "[" * 60_000
+    rows: list[tuple[bytes, str]] = [
+        (b"\xef\xbb\xbf" + json.dumps(person("bom")).encode() + b"\r", ""),
+        (json.dumps(person("half", email="a\ud800@example.org")).encode(), "half: email"),
+        (json.dumps(person("h\ud800")).encode(), "username 'h\\ud800': Use 1 to 32"),
+        (json.dumps(person("lone", roles=["\udfff"])).encode(), "lone: there is no role \\udfff"),
+        (good.replace("otto", "l\xe4tin").encode("latin-1"), "not UTF-8"),
+        (good.encode("utf-16"), "not UTF-8"),
+        (f'{{"username": {huge}}}'.encode(), "not JSON"),
+        (f'{{"username": "deep", "x": {deep}}}'.encode(), "not JSON"),
+        (b'{"username": "twice", "username": "two"}', "names a field twice"),
+        (json.dumps(person("nan", active=float("nan"))).encode(), "nan: active must be"),
+        (json.dumps(person("word", active="false")).encode(), "word: active must be"),
+        (json.dumps(person("mail", email_verified=1)).encode(), "mail: email_verified must be"),
+        (json.dumps(person("new\x1b[2J")).encode(), "Use 1 to 32"),
+        (json.dumps(person("idn", email="idn@b\xfccher.example")).encode(), ""),
+        (json.dumps(person("puny", email="IDN@xn--bcher-kva.example")).encode(), "is taken"),
+        (json.dumps(person("BOM", email="bom2@example.org")).encode(), "is taken"),
+        (json.dumps(person("soft", email="so\u00adft@example.org")).encode(), "soft: email"),
+        (json.dumps(person("word2", email="=?utf-8?q?v?=@example.org")).encode(), "word2: email"),
+        (b"null", "no JSON object"),
+        (b"5", "no JSON object"),
+        (json.dumps(person("u", password={"$binary": "x"})).encode(), "no password"),
+    ]
+    file = tmp_path / "odd.jsonl"
+    file.write_bytes(b"\n".join(row for row, _ in rows))
+    wanted = [(f"line {number}: ", why) for number, (_, why) in enumerate(rows, 1) if why]
+    seen = []
+    for words in (["--dry-run"], []):
+        ran = await terminal.run("user", "import", str(file), *words)
+        *named, total = ran.out.splitlines()
+        for line, (place, why) in zip(named, wanted, strict=True):
+            assert line.startswith(place), line
+            assert why in line, line
+        assert ran.status == 1
+        assert total.endswith(": 2.")
+        assert "\x1b" not in ran.out + ran.err
+        seen.append(named)
+    assert seen[0] == seen[1]
+    shown = await terminal.does("user", "show", "idn")
+    assert "idn@bücher.example" in shown
+
+
+async def test_an_inactive_account_is_imported_as_disabled(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    file = tmp_path / "inactive.jsonl"
+    rows = [person("idle", active=False), person("busy", active=True), person("unset", active=None)]
+    file.write_text(lines(*rows))
+    assert await terminal.does("user", "import", str(file)) == "Accounts made: 3.\n"
+    for name, state in (("idle", "disabled"), ("busy", "active"), ("unset", "active")):
+        assert f"state     {state}\n" in await terminal.does("user", "show", name)
 
 
 async def test_a_file_without_a_fault_ends_with_0_and_comes_in_once(
@@ -141,6 +202,32 @@ async def test_people_come_from_a_mongoengine_collection_with_roles_of_three_kin
         assert f"roles     {held}\n" in await terminal.does("user", "show", name)
 
 
+async def test_documents_that_cannot_be_read_are_named_and_the_others_are_in(
+    terminal: Terminal, flask: tuple[str, Any]
+) -> None:
+    uri, database = flask
+    users, roles = database.odd, database.role
+    far = {"born": DatetimeMS(10**16)}
+    odd_ids = [{"a": 1}, Binary(b"\xff" * 4), 5.5, "x\x1b[31m" * 40]
+    await users.insert_many([person("quinn", **far), *(person(f"r{n}") for n in range(2))])
+    await users.insert_many([{"_id": each, **person(f"id{n}")} for n, each in enumerate(odd_ids)])
+    await roles.insert_many([{"_id": {"a": 1}, "name": "member"}, {"_id": 7, "name": "moderator"}])
+    await users.insert_one(person("sven", roles=[DBRef("role", 7)], active=False))
+    latin = bson.encode(person("latin", note="e")).replace(b"\x02\0\0\0e\0", b"\x02\0\0\0\xe9\0")
+    await users.insert_one(RawBSONDocument(latin))
+    for words in (["--dry-run"], []):
+        ran = await terminal.run(
+            "user", "import", "--from-mongo", uri, "--collection", "odd", *words
+        )
+        *named, total = ran.out.splitlines()
+        assert ran.status == 1
+        assert total.endswith(": 8."), ran
+        assert len(named) == 1
+        assert "not UTF-8" in named[0]
+        assert "Traceback" not in ran.err
+    assert "roles     moderator\nstate     disabled" in await terminal.does("user", "show", "sven")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -155,3 +242,12 @@ async def test_a_source_that_is_none_is_said_in_one_line(
     terminal: Terminal, words: list[str], complaint: str
 ) -> None:
     assert complaint in await terminal.refuses("user", "import", *words)
+
+
+async def test_hashes_of_flask_security_need_its_salt(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "scheme.jsonl"
+    file.write_text(lines(person("tess")))
+    words = ("user", "import", str(file), "--scheme", "flask-security")
+    assert "FLASK_SECURITY_SALT" in await terminal.refuses(*words)
+    ran = await terminal.run(*words, FLASK_SECURITY_SALT="canary-salt")
+    assert (ran.status, ran.out) == (0, "Accounts made: 1.\n")

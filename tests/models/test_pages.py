@@ -15,6 +15,7 @@ from quartapp.models import principal
 from quartapp.models.actor import NOBODY
 from quartapp.models.comment import Comment
 from quartapp.models.event import Event, Verb
+from quartapp.models.invitation import Invitation
 from quartapp.models.notice import Kind, Notice
 from quartapp.models.post import Post
 from quartapp.models.references import linked_id, ref
@@ -108,8 +109,9 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "people past a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
     "who is on": (lambda _: Session.on_now(limit=5), 2, 10),
     "a session by its token": (lambda _: principal.by_digest(digest_of("3 3")), 1, 3),
-    "somebody by name": (lambda _: User.by_username("USER07"), 1, 1),
-    "somebody by address": (lambda _: User.by_email("07@EXAMPLE.org"), 1, 1),
+    "somebody by name": (lambda _: User.by_username("USER07"), 2, 2),
+    "somebody by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
+    "an invitation by its token": (lambda _: Invitation.by_token("x" * 43), 1, 0),
     "administrators": (lambda _: User.active_administrators(), 2, 3),
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from quart.testing.connections import WebsocketResponseError
 
+from quartapp.models import User
 from quartapp.models.actor import NOBODY
 from quartapp.models.guess import Guesses
 from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Open, Town, Visitor, code_in, the_user
@@ -93,6 +94,30 @@ async def test_a_cookie_that_somebody_made_up_is_no_known_browser(ada: Visitor) 
         stranger = ada.another_device()
         stranger.client.set_cookie("localhost", "quartapp_browser", f"made-up-{number}")
         statuses += await fail(stranger, 1)
+    assert statuses == [422] * 5 + [429]
+
+
+@pytest.mark.parametrize("typed", ["a\u00adda", "ad\u200ba", "ａda", "a\u00adda@example.org"])  # noqa: RUF001
+async def test_invisible_characters_reveal_no_account_and_reach_none(
+    ada: Visitor, town: Town, typed: str
+) -> None:
+    """The limits and the look-up fold a login in one way, whether or not there is an account."""
+    plain = typed.translate({0xAD: "", 0x200B: "", 0xFF41: "a"})
+    seen = []
+    for number, (used_up, tried) in enumerate(((plain, typed), ("nobody", "no\u00adbody"))):
+        stranger = Visitor(town.app, address=f"192.0.2.{number}")
+        assert (await fail(stranger, 6, used_up))[-1] == 429
+        seen.append(await fail(stranger, 2, tried))
+    assert seen == [[422] * 2] * 2
+    other = Visitor(town.app, address="192.0.2.99")
+    assert (await other.sign_in(typed, ada.password)).status == 422
+
+
+async def test_all_spellings_of_an_address_share_one_limit(town: Town) -> None:
+    await User.register("ida", "ida@bücher.example", "hash", roles=[], by=NOBODY)
+    spellings = ("ida@bücher.example", "ida@xn--bcher-kva.example", "IDA@BÜCHER.example")
+    stranger = Visitor(town.app, address="192.0.2.1")
+    statuses = [(await stranger.sign_in(spellings[i % 3], WRONG)).status for i in range(6)]
     assert statuses == [422] * 5 + [429]
 
 

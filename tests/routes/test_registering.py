@@ -39,6 +39,19 @@ async def test_a_name_that_is_taken_in_another_case_is_an_error_of_its_field(
     assert await nobody.me() is None
 
 
+async def test_both_spellings_of_an_address_are_one_account(town: Town) -> None:
+    """Browsers send the address in Punycode, whatever was typed; people and programs may not."""
+    unicode, ascii_form = "idn@müller.example", "idn@xn--mller-kva.example"
+    visitor = town.nobody()
+    assert (await visitor.register("idn", email=ascii_form)).status == 303
+    assert unicode in (await visitor.get("/account")).text
+    for number, typed in enumerate((unicode, ascii_form, "IDN@MÜLLER.example")):
+        answer = await town.nobody().register(f"other{number}", email=typed)
+        assert (answer.status, answer.error("email")) == (422, "This email address is taken.")
+        assert (await visitor.another_device().sign_in(typed)).status == 303
+        assert (await town.nobody().post("/forgot", email=typed)).status == 303
+
+
 async def test_of_ten_who_want_one_name_at_once_one_gets_it(town: Town) -> None:
     visitors = [town.nobody() for _ in range(10)]
     answers = await asyncio.gather(
@@ -121,7 +134,7 @@ async def test_of_many_who_want_one_address_at_once_the_losers_are_told_what_a_l
     for answer, form in zip(answers, forms, strict=True):
         if answer.status == 422:
             later = await town.nobody().post("/register", **form)
-            assert later.error("email") == "This e-mail address is taken."
+            assert later.error("email") == "This email address is taken."
             assert (answer.status, answer.anonymized) == (later.status, later.anonymized)
     assert len(await documents("users")) == 1
 

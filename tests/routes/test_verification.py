@@ -434,7 +434,7 @@ async def test_two_accounts_never_hold_one_address(town: Town) -> None:
     await User.change({"username": "bob"}, {"$set": {"email": ada.email}})
     await User.change({"username": "ada"}, {"$set": {"claimed_email": ada.email}})
     answer = await ada.post("/verify", code=code_in(letter))
-    assert (answer.status, answer.error("code")) == (422, "This e-mail address is taken.")
+    assert (answer.status, answer.error("code")) == (422, "This email address is taken.")
     assert (await the_user("bob")).email == ada.email
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp import throttle
+from quartapp import names, throttle
 from quartapp.auth import current_user, fresh_login_required, permission_required, settings
 from quartapp.forms.admin import InviteForm
 from quartapp.log import log
@@ -100,7 +100,7 @@ async def _invite(form: InviteForm) -> bool:
 
 async def _count(email: str) -> None:
     """A letter to the address, whoever sends it. Raises TooMany."""
-    await throttle.count("invitation", (email.casefold(), settings().limit_invitation))
+    await throttle.count("invitation", (names.canonical_email(email), settings().limit_invitation))
 
 
 async def _find(invitation_id: str) -> Invitation:

@@ -1,0 +1,81 @@
+"""What arguments and data may hold, and what of it reaches the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import pytest
+
+from quartapp import names
+from tests.cli.conftest import Terminal
+from tests.conftest import PASSWORD
+
+BAD = b"a\xff\x9b\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (b"user", b"show", BAD),
+        (b"user", b"create", BAD, b"a@example.org"),
+        (b"user", b"import", BAD),
+        (b"role", b"create", b"editor", b"--description", BAD),
+        (b"user", b"list", b"--data", BAD),
+        (b"serve", b"--host", BAD),
+        (b"user", BAD),
+        (BAD,),
+    ],
+)
+async def test_an_argument_that_is_no_text_is_refused_in_one_line(words: tuple[bytes, ...]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "quartapp", *words),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    said = (
+        f"quartapp: argument {words.index(BAD) + 1} is not valid UTF-8: a\\udcff\\udc9b\\x1b[2J\n"
+    )
+    assert err.decode() == said
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("user", "create", "\x1b[2J", "a@b.org"), "\\x1b[2J: Use 1 to 32 letters"),
+        (("user", "create", "a\u202eb", "a@b.org"), "a\\u202eb: Use 1 to 32 letters"),
+        (("user", "create", "a" * 33, "a@b.org"), "Use 1 to 32 letters"),
+        (("user", "create", "ada", "a@b..org"), "a@b..org: An email address cannot have two"),
+        (("user", "create", "ada", "=?utf-8?q?v?=@b.org"), "cannot contain =?"),
+        (("user", "create", "ada", "\x9b@b.org"), "\\x9b@b.org: "),
+        (("user", "invite", "a@b@c.org"), "a@b@c.org: The part after the @-sign"),
+        (("user", "show", "a\nb"), "there is no user a\\nb"),
+        (("user", "grant", "a\u202e", "member"), "there is no user a\\u202e"),
+        (("user", "\x1b]0;x\x07"), "\\x1b]0;x\\x07"),
+        (("role", "create", "new"), "new: A role cannot have this name."),
+        (("role", "create", "New"), "New: A role cannot have this name."),
+        (("role", "create", "x" * 33), "Use 1 to 32 letters"),
+        (("role", "create", "r", "--description", "x" * 201), "at most 200 characters"),
+        (("role", "create", "r", "--description", "a\x1bb"), "a character that cannot be used"),
+        (("role", "create", "r", "--description", "a\u202eb"), "a character that cannot be used"),
+        (("role", "create", "r", "--permission", "\x1b[1m"), "\\x1b[1m"),
+        (("user", "import", "/nowhere/\x1b[2J"), "\\x1b[2J"),
+    ],
+)
+async def test_commands_apply_the_rules_of_forms_and_escape_what_they_repeat(
+    terminal: Terminal, words: tuple[str, ...], complaint: str
+) -> None:
+    said = await terminal.refuses(*words, stdin=f"{PASSWORD}\n".encode())
+    assert complaint in said
+    assert names.terminal_safe(said) == said
+
+
+def test_nothing_in_data_commands_the_terminal() -> None:
+    for c in map(chr, (*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x202E, 0x2028, 0xDCFF)):
+        assert names.terminal_safe(f"a{c}b").isprintable(), hex(ord(c))
+    for text in ("Ada Lovelace", "bücher", "本", "👩", "\\"):
+        assert names.terminal_safe(text) == text
