@@ -413,3 +413,18 @@ def test_a_mail_password_crosses_no_network_in_clear_and_is_never_shown(
     assert "canary-mail" not in str(stopped.value)
     monkeypatch.setenv("SMTP_HOST", "127.0.0.1")
     assert Settings.load().sends_mail
+
+
+@pytest.mark.parametrize("said", [None, True, False])
+@pytest.mark.parametrize("where", ["development", "smtp", "production"])
+def test_verification_is_required_in_production_and_with_smtp(
+    where: str, said: bool | None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if where == "production":
+        request.getfixturevalue("production")
+    elif where == "smtp":
+        monkeypatch.setenv("SMTP_HOST", "post.example.org")
+    if said is not None:
+        monkeypatch.setenv("REQUIRE_VERIFIED_EMAIL", str(said).lower())
+    expected = where != "development" if said is None else said
+    assert Settings.load().verification_required is expected

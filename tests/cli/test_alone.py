@@ -61,6 +61,33 @@ async def test_an_account_is_made_shown_changed_and_shown_again(terminal: Termin
     assert "roles     admin, member" in await terminal.does("user", "show", "ada")
 
 
+@pytest.mark.parametrize("required", ["true", "false"])
+async def test_an_account_counts_as_verified_unless_the_operator_says_otherwise(
+    terminal: Terminal, required: str
+) -> None:
+    async def shown(name: str) -> str:
+        return await terminal.does("user", "show", name)
+
+    env = {"REQUIRE_VERIFIED_EMAIL": required}
+    name = f"eva-{required}"
+    words = ("user", "create", name, f"{name}@example.org", "--unverified")
+    refused = await terminal.run(*words, "--role", "moderator", stdin=LINE, **env)
+    assert refused.status == (1 if required == "true" else 0)
+    if required == "true":
+        assert "is not verified" in refused.err
+        assert "once that is done" in (await terminal.run(*words, stdin=LINE, **env)).out
+        assert "is not verified" in await terminal.refuses("user", "grant", name, "admin")
+    assert f"{name}@example.org (unverified)" in await shown(name)
+    assert "unverified" in row(await terminal.does("user", "list"), name)[-1]
+    done = await terminal.does("user", "verify", name)
+    assert done == f"The address {name}@example.org of {name} is verified.\n"
+    assert "was verified already" in await terminal.does("user", "verify", name)
+    assert "unverified" not in await shown(name)
+    await terminal.does("user", "grant", name, "admin")
+    await create(terminal, f"vera-{required}")
+    assert "unverified" not in await shown(f"vera-{required}")
+
+
 async def test_an_account_is_closed_and_opened_again_but_never_the_last_administrators(
     tmp_path: Path,
 ) -> None:

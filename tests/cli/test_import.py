@@ -16,6 +16,7 @@ from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient
 
+from quartapp import clock
 from tests.cli.conftest import Terminal
 
 HASH = bcrypt.hashpw(b"correct horse battery staple", bcrypt.gensalt(4)).decode()
@@ -251,3 +252,37 @@ async def test_hashes_of_flask_security_need_its_salt(terminal: Terminal, tmp_pa
     assert "FLASK_SECURITY_SALT" in await terminal.refuses(*words)
     ran = await terminal.run(*words, FLASK_SECURITY_SALT="canary-salt")
     assert (ran.status, ran.out) == (0, "Accounts made: 1.\n")
+
+
+async def test_imported_accounts_are_verified_unless_a_row_says_otherwise(
+    terminal: Terminal, tmp_path: Path, flask: tuple[str, Any]
+) -> None:
+    file = tmp_path / "people.jsonl"
+    file.write_text(
+        lines(
+            person("ruth"),
+            person("sara", email_verified=False),
+            person("toni", email_verified="no"),
+            person("ulla", email_verified=False, roles=["member", "moderator"]),
+        )
+    )
+    ran = await terminal.run("user", "import", str(file), REQUIRE_VERIFIED_EMAIL="true")
+    assert "line 3: toni: email_verified must be true or false" in ran.out
+    assert "line 4: The email address of ulla is not verified" in ran.out
+    uri, database = flask
+    await database.person.insert_many(
+        [
+            person("vivi", confirmed_at=None),
+            person("wera", confirmed_at=clock.now()),
+            person("xeni"),
+        ]
+    )
+    await terminal.does("user", "import", "--from-mongo", uri, "--collection", "person")
+    unverified = {"ruth": False, "sara": True, "vivi": True, "wera": False, "xeni": False}
+    for name, expected in unverified.items():
+        shown = await terminal.does("user", "show", name)
+        assert ("unverified" in shown) is expected, name
+    users = flask[1].client["quartapp"].users
+    sara = await users.find_one({"username": "sara"})
+    assert (sara["must_verify"], sara["deletes_at"]) == (True, None)
+    assert not (await users.find_one({"username": "vivi"}))["must_verify"]

@@ -13,6 +13,8 @@ from tests.conftest import PASSWORD
 from tests.models.stories import NOTHING, accepting
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Open, Town, Visitor, documents, link_in, the_user
+from tests.routes.scenes import add_passkey, options
+from tests.security_key import Authenticator
 
 NEW = "quite another horse and battery"
 
@@ -64,6 +66,30 @@ async def test_a_new_password_spares_nobody_the_second_factor(town: Town, ada: V
     assert await stranger.me() is None
     assert (await stranger.post("/login/factor", code=app.code(later=30))).status == 303
     assert await stranger.me() is not None
+
+
+async def test_a_reset_removes_all_that_a_stranger_left_in_an_unverified_account(
+    town: Town,
+) -> None:
+    eve, device = Visitor(town.app, "ada"), Authenticator()
+    assert (await eve.register()).location == "/"
+    await set_up(eve)
+    assert (await add_passkey(eve, device)).status == 303
+    before = await the_user("ada")
+    assert len(before.factors) == 2
+    assert before.recovery_codes
+    owner, link = town.nobody(), await a_link(town)
+    assert (await set_password(owner, link)).location == "/login"
+    user = await the_user("ada")
+    assert (user.factors, user.recovery_codes, user.verified) == (frozenset(), [], True)
+    assert await documents("passkeys") == []
+    known = [row for row in await documents("sessions") if row["browser"] or row["ip"]]
+    assert known == [], "no browser and no address of the stranger is known"
+    intruder = eve.another_device()
+    credential = device.show(await options(intruder, "/login/passkey/options"))
+    assert (await intruder.post("/login/passkey", credential=credential)).status == 422
+    assert await eve.me() is None
+    assert (await owner.sign_in("ada@example.org", NEW)).location == "/", "asks for no factor"
 
 
 async def test_the_link_works_once_and_of_many_who_use_it_at_once_for_one(town: Town) -> None:
