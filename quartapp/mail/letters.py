@@ -73,8 +73,8 @@ TEXTS = {
         "{base}/account/timeline",
     ),
     Letter.PASSWORD_CHANGED: (
-        "The password of the account {username} was changed on {at}, from {ip}. Other sessions "
-        "were signed out.",
+        "The password of the account {username} was changed on {at}, from {ip}. Any other session "
+        "has ended.",
         "If it was you, there is nothing to do. If not, set a new password at once:",
         "{base}/forgot",
     ),
@@ -119,7 +119,7 @@ TEXTS = {
     Letter.DISOWNED: (
         "Somebody signed in to the account {username} has said that this was not them:",
         "{what}, {when}",
-        "All other sessions were signed out. Whoever it was can come back by what they know or "
+        "Any other session has ended. Whoever it was can come back by what they know or "
         "have left behind, so go through this:",
         "{base}/account/timeline/not-me",
         "If you did not say so, set a new password at once, or tell an administrator if that does "

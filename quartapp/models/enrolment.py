@@ -16,7 +16,14 @@ from quartapp.models.factor import KEPT, NAMES, Factor
 from quartapp.models.mail import Letter
 from quartapp.models.notice import Kind
 from quartapp.models.references import DomainError, ref
-from quartapp.models.session import Reason, Session, acting, mark_ended, new_token
+from quartapp.models.session import (
+    Reason,
+    Session,
+    acting,
+    count_active,
+    mark_ended,
+    new_token,
+)
 from quartapp.models.user import User
 
 Also = Callable[[Tx], Awaitable[object]]
@@ -119,6 +126,7 @@ async def reset(user: User, *, by: Actor) -> Event | None:
             return None
         event = Event.of(Verb.FACTORS_RESET, by=by, subject=user.id)
         mine = {"user.$id": user.id}
+        event.note_ended_sessions(await count_active(mine, tx))
         await mark_ended(mine, Reason.ENDED_BY_ADMIN, by=by, event=event, tx=tx)
         await user.tell(Kind.FACTORS_RESET, tx, by=by.username)
         await user.write(Letter.FACTORS_RESET, tx, by=by.username or "An operator")

@@ -102,6 +102,7 @@ class Event(Record):
     counted_tabs: int = 0
     silent_worker: bool = False
     _marked: bool = PrivateAttr(default=False)
+    _ended_sessions: int = PrivateAttr(default=0)
 
     class Settings:
         name = "events"
@@ -184,6 +185,15 @@ class Event(Record):
             known = {"counted_tabs": tabs, "silent_worker": silent}
             await Event.change({"_id": self.id}, {"$set": known})
         return self.reach
+
+    def note_ended_sessions(self, count: int) -> None:
+        """Remember how many active sessions it has ended, for the answer. It is not stored."""
+        self._ended_sessions = count
+
+    @property
+    def ended_sessions(self) -> int:
+        """How many active sessions it has ended, as noted by the verb that created it."""
+        return self._ended_sessions
 
     @property
     def reach(self) -> Reach:

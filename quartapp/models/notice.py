@@ -52,7 +52,7 @@ TEXTS = {
     Kind.ROLE_GRANTED: "{by} gave you the role {role}.",
     Kind.ROLE_REVOKED: "{by} took the role {role} from you.",
     Kind.ROLE_DELETED: "{by} deleted the role {role}, which you held.",
-    Kind.PASSWORD_CHANGED: "Your password was changed. All other sessions were signed out.",
+    Kind.PASSWORD_CHANGED: "Your password was changed. Any other session has ended.",
     Kind.EMAIL_CHANGED: "Your e-mail address was changed.",
     Kind.PASSKEY_REFUSED: "A sign-in with your {factor} was refused: there may be a copy of it.",
     Kind.FACTOR_ADDED: "Your account has a new second factor: {factor}.",

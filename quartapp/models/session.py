@@ -390,10 +390,11 @@ async def end_sessions(
     subject: PydanticObjectId,
     **details: Any,
 ) -> Event | None:
-    """Ends the subject's sessions that match and are not over, in one transaction with the audit
+    """End the subject's sessions that match and are not over, in one transaction with the audit
     event.
 
-    None if there were none; else how many is in the event's details. Raises MissingPermission.
+    Return None if none of them was active, without an event; else the event, whose details say how
+    many were. Raises MissingPermission.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -414,11 +415,18 @@ async def end_and_record(
 ) -> Event | None:
     """The writes of `end_sessions`, for a transaction that does more."""
     event = Event.of(verb, by=by, subject=subject, reason=reason.value, **details)
-    ended = await mark_ended(match, reason, by=by, event=event, tx=tx)
-    if not ended:
+    active = await count_active(match, tx)
+    # Those that have expired are not active, but nothing may have marked them yet.
+    await mark_ended(match, reason, by=by, event=event if active else None, tx=tx)
+    if not active:
         return None
-    event.details["count"] = ended
+    event.details["count"] = active
     return await event.insert(session=tx)
+
+
+async def count_active(match: Mapping[str, Any], tx: Tx) -> int:
+    """How many of the sessions that match are neither over nor expired."""
+    return await Session.find({**match, **alive()}, session=tx).count()
 
 
 async def mark_ended(

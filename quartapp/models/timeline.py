@@ -12,7 +12,7 @@ from quartapp.models.event import Event, Verb
 from quartapp.models.factor import NAMES, Factor
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.references import DomainError, linked_id
-from quartapp.models.session import Reason, Session, acting, mark_ended
+from quartapp.models.session import Reason, Session, acting, count_active, mark_ended
 from quartapp.models.user import User
 
 
@@ -53,7 +53,7 @@ TEXTS = {
     Verb.USER_RESTORED: Line("The account was opened again", strange=True),
     Verb.DATA_EXPORTED: Line("All data of the account was downloaded", strange=True),
     Verb.ACTIVITY_DISOWNED: Line(
-        "You said that something was not you, and other sessions were ended"
+        "You said that something was not you, and any other session was ended"
     ),
 }
 # Of these, those that nobody did: a rule held.
@@ -168,8 +168,8 @@ async def disown(event: Event, *, by: Actor) -> Event:
             Verb.ACTIVITY_DISOWNED, by=by, subject=by.user_id, event=event.id, of=event.verb.value
         )
         others = {"user.$id": by.user_id, "_id": {"$ne": by.session_id}}
-        ended = await mark_ended(others, Reason.ENDED_BY_USER, by=by, event=said, tx=tx)
-        said.details["count"] = ended
+        said.details["count"] = await count_active(others, tx)
+        await mark_ended(others, Reason.ENDED_BY_USER, by=by, event=said, tx=tx)
         user = await User.get(by.user_id, session=tx)
         if user:
             # Whoever it was may have changed the address, and reads the mail of the new one.

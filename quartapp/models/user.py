@@ -32,6 +32,7 @@ from quartapp.models.session import (
     Reason,
     Session,
     acting,
+    count_active,
     end_and_record,
     fingerprint,
     mark_ended,
@@ -512,6 +513,7 @@ class User(Record):
             await require_an_administrator(before, tx)
             event = Event.of(Verb.ROLE_REVOKED, by=by, subject=self.id, role=role.name)
             mine = {"user.$id": self.id}
+            event.note_ended_sessions(await count_active(mine, tx))
             await mark_ended(mine, Reason.ROLE_REVOKED, by=by, event=event, tx=tx)
             await self.tell(Kind.ROLE_REVOKED, tx, by=by.username, role=role.name)
             return await event.insert(session=tx)
@@ -536,6 +538,7 @@ class User(Record):
             await require_an_administrator(before, tx)
             event = Event.of(Verb.USER_DISABLED, by=by, subject=self.id)
             mine = {"user.$id": self.id}
+            event.note_ended_sessions(await count_active(mine, tx))
             await mark_ended(mine, Reason.ACCOUNT_DISABLED, by=by, event=event, tx=tx)
             await self.tell(Kind.ACCOUNT_DISABLED, tx, by=by.username)
             return await event.insert(session=tx)

@@ -19,6 +19,7 @@ from quartapp.routes import (
     passwords,
     posts,
     profiles,
+    receipts,
     recovery,
     second_step,
     sessions,
@@ -43,6 +44,7 @@ PUBLIC = (
     leaving,
     posts,
     profiles,
+    receipts,
     health,
 )
 
@@ -56,6 +58,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         app.register_blueprint(letters.blueprint)
         app.jinja_env.globals["letters_kept"] = True
     app.jinja_env.globals["verification_required"] = settings.verification_required
+    app.jinja_env.filters["receipt"] = receipts.element
     errors.init_app(app)
     with_token = (rule for rule in app.url_map.iter_rules() if "token" in rule.arguments)
     for name in {rule.endpoint.split(".")[0] for rule in with_token}:

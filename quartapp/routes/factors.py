@@ -16,6 +16,7 @@ from quartapp.models import Session, recovery_codes, totp
 from quartapp.models.enrolment import Enrolled
 from quartapp.models.totp import WrongAppCode
 from quartapp.routes.places import next_page, see_other, with_next
+from quartapp.routes.receipts import flash_receipt
 
 blueprint = Blueprint("factors", __name__, url_prefix="/account/factors")
 
@@ -111,7 +112,7 @@ async def make_codes() -> Any:
 
 async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors") -> Any:
     """The answer to a factor that was set up just now, of whatever kind."""
-    reach = await settle(enrolled.event)
+    await settle(enrolled.event)
     log.info("user_updated", user=current_user.username, added=enrolled.event.details.get("factor"))
     if enrolled.token and (mine := await Session.get(current_user.session_id)):
         login_user(CurrentUser(enrolled.token), remember=mine.remembered)
@@ -119,7 +120,8 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
     if not enrolled.codes:
         await flash(words, "success")
         return see_other(with_next(home))
-    await flash(f"{words} From now on a password alone does not sign you in.{reach}", "success")
+    words = f"{words} From now on a password alone does not sign you in."
+    await flash_receipt(words, enrolled.event)
     return _show_codes(enrolled.codes)
 
 

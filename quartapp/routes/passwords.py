@@ -56,7 +56,7 @@ async def _change(user: User, password: str) -> Any:
     else:
         # Somebody ended this session meanwhile: the password is changed all the same.
         logout_user()
-    await flash("Your password was changed, and every other session was signed out.", "success")
+    await flash("Your password was changed. Any other session has ended.", "success")
     return see_other(AFTER_STRANGER if _after_stranger() else "/account")
 
 

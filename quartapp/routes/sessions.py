@@ -10,6 +10,7 @@ from quartapp.models import Session, User
 from quartapp.models.session import Reason
 from quartapp.routes.paging import id_or_404
 from quartapp.routes.places import see_other
+from quartapp.routes.receipts import flash_receipt
 
 blueprint = Blueprint("sessions", __name__)
 
@@ -34,7 +35,11 @@ async def end(session_id: str) -> Any:
         await settle()
         logout_user()
         return see_other("/")
-    await flash(f"{session.device} was signed out.{await settle(event)}", "success")
+    await settle(event)
+    if event:
+        await flash_receipt(f"{session.device} was signed out.", event)
+    else:
+        await flash(f"The session on {session.device} had ended already.", "info")
     return see_other("/account/sessions")
 
 
@@ -46,9 +51,9 @@ async def end_others() -> Any:
     event = user and await user.end_sessions(
         Reason.ENDED_BY_USER, by=current_user.actor, keep=current_user.session_id
     )
-    reach = await settle(event)
+    await settle(event)
     if event:
-        await flash(f"Sessions signed out: {event.details['count']}.{reach}", "success")
+        await flash_receipt(f"Sessions signed out: {event.details['count']}.", event)
     else:
         await flash("There were no others.", "info")
     return see_other("/account/sessions")

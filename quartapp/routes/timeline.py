@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quart import Blueprint, abort, flash, render_template
+from quart import Blueprint, abort, render_template
 from quart_auth import login_required
 
 from quartapp.auth import current_user, fresh_login_required, me, settle
@@ -12,6 +12,7 @@ from quartapp.models.event import Verb
 from quartapp.routes import places
 from quartapp.routes.paging import cut, id_after, id_or_404
 from quartapp.routes.places import see_other
+from quartapp.routes.receipts import flash_receipt
 
 blueprint = Blueprint("timeline", __name__)
 
@@ -41,8 +42,8 @@ async def not_me(event_id: str) -> Any:
     event = await timeline.find(id_or_404(event_id), current_user.user_id) or abort(404)
     said = await timeline.disown(event, by=current_user.actor)
     log.warning("activity_disowned", user=current_user.username, verb=event.verb.value)
-    reach = await settle(said)
-    await flash(f"Other sessions signed out: {said.details['count']}.{reach}", "success")
+    await settle(said)
+    await flash_receipt(f"Other sessions signed out: {said.details['count']}.", said)
     return see_other(places.AFTER_STRANGER)
 
 

@@ -8,8 +8,9 @@ const renderedCursor = document.body.dataset.cursor
 
 let socket = null
 let attempt = 0
-let retry, watchdog, stateText
-let submittedAt = 0
+let retry, watchdog, stateText, explanation
+let submittedAt = 0 // a form was sent: in Firefox that closes the socket, even if its answer is a download
+let leavingAt = 0 // a form was sent whose answer replaces this page
 let freshening = false
 let freshenAgain = false // something arrived meanwhile
 let over = false // the session has ended, or is no longer this page's: never connect again
@@ -21,6 +22,8 @@ let cursor = sessionStorage.getItem(`cursor:${user}`) || renderedCursor
 const heard = new Set()
 
 connect()
+
+for (const receipt of document.querySelectorAll("[data-pending]")) followReceipt(receipt)
 
 // The connection
 
@@ -54,7 +57,9 @@ async function closed({ code, reason }, lived) {
   // A server may fail right after each handshake, so only a connection that lasted clears the count.
   if (code === 1012 || lived > 10_000) attempt = 0
   if (code === 1013) attempt = Math.max(attempt, 3)
-  const longest = Math.min(30, 2 ** attempt++)
+  const justSubmitted = Date.now() - submittedAt < 10_000
+  const longest = justSubmitted && attempt === 0 ? 0.3 : Math.min(30, 2 ** attempt)
+  attempt++
   // A browser reports a refused handshake and a broken line alike as 1006: ask which it was.
   if (code === 1006 && !(await stillMe())) return
   // A server that leaves says when to come back, so that not all of its pages do at once.
@@ -150,12 +155,10 @@ const handlers = {
   },
 
   "session.ended"(message) {
-    // The line stays open for the acknowledgement; the server closes it.
-    over = true
-    // When this page itself has just sent a form (to sign out, say), its answer is under way and says it better.
-    const patience = Date.now() - submittedAt < 10_000 ? 3000 : 0
-    if (patience) setTimeout(lockEnded, patience, message)
-    else lockEnded(message)
+    // The socket stays open for the acknowledgement, which says that the page is locked. The server closes it.
+    // When this page has just sent a form (to sign out, say), the answer is under way and explains it better:
+    // then the page is locked at once too, and only the dialog waits.
+    lockEnded(message, Date.now() - leavingAt < 10_000 ? 3000 : 0)
   },
 
   notice({ id, text }) {
@@ -270,6 +273,26 @@ async function freshen() {
   }
 }
 
+// How many tabs have acknowledged that their session is over. The server says when nothing changes any more.
+async function followReceipt(receipt, wait = 500) {
+  await new Promise(resolve => setTimeout(resolve, wait))
+  if (over || wait > 20_000) return
+  try {
+    const answer = await fetch(receipt.dataset.receipt, { cache: "no-store", signal: AbortSignal.timeout(10_000) })
+    if (answer.ok) {
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html")
+      const news = page.querySelector("main [data-receipt]")
+      if (news && news.textContent !== receipt.textContent) {
+        receipt.replaceWith(news)
+        receipt = news
+      }
+    }
+  } catch {
+    // No network: the next attempt, or the next page, knows better.
+  }
+  if ("pending" in receipt.dataset) followReceipt(receipt, wait * 1.5)
+}
+
 function bumpUnread() {
   for (const badge of document.querySelectorAll("[data-unread]")) {
     badge.textContent = Number(badge.textContent) + 1
@@ -281,19 +304,21 @@ function bumpUnread() {
 function showState(state) {
   const live = document.getElementById("live")
   live.hidden = false
-  if (live.dataset.state === state) return
+  if (state === "reconnecting" && !navigator.onLine) state = "offline"
+  const before = live.dataset.state
+  if (before === state) return
   live.dataset.state = state
   live.title = { connected: "Live: changes reach this page as they happen" }[state] ?? ""
   clearTimeout(stateText)
-  const text = { reconnecting: "Reconnecting…", stopped: "Live updates stopped" }[state] ?? ""
+  const text = { reconnecting: "Reconnecting…", offline: "Offline", stopped: "Live updates stopped" }[state] ?? ""
   // A server that restarts is back within a second or two; that is not worth a word.
-  const wait = state === "reconnecting" ? 2000 : 0
+  const wait = state === "reconnecting" && before !== "offline" ? 2000 : 0
   stateText = setTimeout(setText, wait, ".live-text", text)
 }
 
 // The end
 
-function lockEnded({ session: ended = session, reason, message, by, at }) {
+function lockEnded({ session: ended = session, reason, message, by, at }, explainAfter = 0) {
   const other = ended !== session // its reason is about somebody else's page
   const when = at ? new Date(at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC" : ""
   lock({
@@ -302,6 +327,7 @@ function lockEnded({ session: ended = session, reason, message, by, at }) {
     by: other ? "" : [by && by !== username && `By ${by}`, when].filter(Boolean).join(", "),
     action: "Sign in again",
     href: `/login?${new URLSearchParams({ ended: session, next: here })}`,
+    explainAfter,
   })
 }
 
@@ -317,7 +343,8 @@ function lockForeign(name) {
   })
 }
 
-function lock({ title, message, by, action, href }) {
+// Covers the page and makes it inert at once; the dialog that explains it opens after so many milliseconds.
+function lock({ title, message, by, action, href, explainAfter = 0 }) {
   over = true
   clearTimeout(retry)
   clearTimeout(watchdog)
@@ -331,7 +358,15 @@ function lock({ title, message, by, action, href }) {
   document.getElementById("ended-by").hidden = !by
   setText("#ended-action", action)
   document.getElementById("ended-action").href = href
+  if (!explainAfter) return explain()
+  for (const part of document.querySelectorAll("body > :not(.ended)")) part.inert = true
+  explanation = setTimeout(explain, explainAfter)
+}
+
+function explain() {
+  clearTimeout(explanation)
   const dialog = document.getElementById("ended")
+  if (dialog.open) return
   dialog.oncancel = event => event.preventDefault()
   // A second Escape closes a dialog whatever its cancel event is told.
   dialog.onclose = () => dialog.showModal()
@@ -356,12 +391,19 @@ function setText(selector, text) {
 }
 
 addEventListener("submit", event => {
-  if (!event.defaultPrevented) submittedAt = Date.now()
+  if (event.defaultPrevented) return
+  submittedAt = Date.now()
+  if (!("download" in event.target.dataset)) leavingAt = submittedAt
+})
+
+addEventListener("offline", () => {
+  if (!over && !stopped) showState("offline")
 })
 
 // After a change of network the old connection may seem open for minutes.
 addEventListener("online", () => {
   disconnect()
+  if (!over && !stopped) showState("reconnecting")
   reconnectNow()
 })
 
@@ -380,6 +422,12 @@ addEventListener("pagehide", disconnect)
 
 addEventListener("pageshow", async event => {
   if (!event.persisted) return
-  if ("locked" in document.body.dataset) location.assign(here)
-  else if (await stillMe()) reconnectNow()
+  if (over) {
+    // Timers stand still in the back/forward cache, also the one that opens the dialog.
+    explain()
+    location.assign(here)
+    return
+  }
+  if (!stopped) showState("reconnecting")
+  if (await stillMe()) reconnectNow()
 })

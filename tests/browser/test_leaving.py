@@ -113,7 +113,7 @@ async def test_a_stranger_appears_on_the_open_timeline_and_is_thrown_out(
     await newest.locator(".confirm-box button").click()
 
     await page.wait_for_url("**/account/timeline/not-me")
-    await expect(page.locator("main")).to_contain_text("All other sessions were signed out")
+    await expect(page.locator("main")).to_contain_text("Any other session was ended")
     await expect_locked(stranger, "You ended this session from another device.")
     assert "/account/timeline" in await letter(server, name, "new browser")
     await page.goto("/account/timeline")

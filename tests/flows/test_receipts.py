@@ -58,7 +58,7 @@ async def test_a_tab_that_never_acknowledges_is_counted_and_closed_all_the_same(
     ), said
     await final(server, ada, "sessions.ended", acked=1, missed=1)
     audit = (await root.get("/admin/events")).text
-    assert "; 1 not acknowledged in time, refused at its next request<" in audit
+    assert "; 1 not acknowledged in time, refused at its next request.<" in audit
     assert await ada.is_refused()
 
 

@@ -216,7 +216,7 @@ async def test_a_changed_password_ends_the_others_and_renews_the_one_that_is_kep
     with pytest.raises(AssertionError):
         await why_over(stale)  # the cookie from before leads nowhere
     await cast.recorded(Verb.PASSWORD_CHANGED, subject=cast.ada)
-    await cast.told("Your password was changed. All other sessions were signed out.")
+    await cast.told("Your password was changed. Any other session has ended.")
     assert await why_over(cast.of_bob) is None
 
 

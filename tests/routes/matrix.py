@@ -78,6 +78,7 @@ POST       /posts/<post_id>/delete                        author or posts.modera
 POST       /posts/<post_id>/comments                      posts.write
 POST       /comments/<comment_id>/delete                  author or posts.moderate
 GET        /users/<username>                              signed in
+GET        /receipts/<event_id>                           signed in
 
 GET        /admin/users                                   users.read
 GET        /admin/users/<username>                        users.read

@@ -14,6 +14,7 @@ from quartapp.models.user import LastAdministrator
 from quartapp.policy import Permission
 from quartapp.routes.admin.users import find, home
 from quartapp.routes.places import see_other
+from quartapp.routes.receipts import flash_receipt
 
 blueprint = Blueprint("admin_leaving", __name__)
 
@@ -60,13 +61,11 @@ async def restore(username: str) -> Any:
 async def _closed(person: User, event: Event | None) -> Any:
     if event:
         log.info("user_closed", user=person.username, by=current_user.username)
-    reach = await settle(event)
+    await settle(event)
     if event and person.deletes_at:
         until = clock.in_full(person.deletes_at)
-        await flash(
-            f"The account of {person.username} is closed, and will be deleted on {until}.{reach}",
-            "success",
-        )
+        words = f"The account of {person.username} is closed, and will be deleted on {until}."
+        await flash_receipt(words, event)
     else:
         await flash(f"The account of {person.username} will be deleted before that.", "info")
     return see_other(home(person))

@@ -11,6 +11,7 @@ from quartapp.models import Role
 from quartapp.models.role import RoleTaken
 from quartapp.policy import ADMIN, Permission
 from quartapp.routes.places import see_other
+from quartapp.routes.receipts import flash_receipt
 
 blueprint = Blueprint("admin_roles", __name__)
 
@@ -88,9 +89,9 @@ async def edit(name: str) -> Any:
 async def delete(name: str) -> Any:
     role = await _find(name)
     event = await role.remove(by=current_user.actor)
-    reach = await settle(event)
+    await settle(event)
     holders = event.details["holders"] if event else 0
-    await flash(f"The role {role.name} was deleted; {holders} held it.{reach}", "success")
+    await flash_receipt(f"The role {role.name} was deleted; {holders} held it.", event)
     return see_other("/admin/roles")
 
 

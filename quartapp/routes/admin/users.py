@@ -15,6 +15,7 @@ from quartapp.models.user import LastAdministrator
 from quartapp.policy import Permission, may
 from quartapp.routes.paging import cut
 from quartapp.routes.places import see_other
+from quartapp.routes.receipts import flash_receipt
 
 blueprint = Blueprint("admin_users", __name__)
 
@@ -69,12 +70,10 @@ async def revoke(username: str, role_name: str) -> Any:
     role = await Role.named(role_name) or abort(404)
     event = await person.revoke(role, by=current_user.actor)
     log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
-    reach = await settle(event)
+    await settle(event)
     if event:
-        await flash(
-            f"{person.username} no longer holds the role {role.name}, and was signed out.{reach}",
-            "success",
-        )
+        words = f"{person.username} no longer holds the role {role.name}{_signed_out(event)}."
+        await flash_receipt(words, event)
     else:
         await flash(f"{person.username} did not hold the role {role.name}.", "info")
     return see_other(home(person))
@@ -87,9 +86,12 @@ async def revoke(username: str, role_name: str) -> Any:
 async def end_sessions(username: str) -> Any:
     person = await find(username)
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
-    reach = await settle(event)
-    count = event.details["count"] if event else 0
-    await flash(f"Sessions of {person.username} ended: {count}.{reach}", "success")
+    await settle(event)
+    if event:
+        words = f"Sessions of {person.username} ended: {event.details['count']}."
+        await flash_receipt(words, event)
+    else:
+        await flash(f"{person.username} had no active session.", "info")
     return see_other(home(person))
 
 
@@ -102,8 +104,12 @@ async def disable(username: str) -> Any:
     event = await person.disable(by=current_user.actor)
     if event:
         log.info("user_disabled", user=person.username, by=current_user.username)
-    reach = await settle(event)
-    await flash(f"The account of {person.username} is disabled.{reach}", "success")
+    await settle(event)
+    if event:
+        words = f"The account of {person.username} is disabled{_signed_out(event)}."
+        await flash_receipt(words, event)
+    else:
+        await flash(f"The account of {person.username} is disabled already.", "info")
     return see_other(home(person))
 
 
@@ -163,16 +169,19 @@ async def set_last_day(username: str) -> Any:
 async def reset_factors(username: str) -> Any:
     person = await find(username)
     event = await enrolment.reset(person, by=current_user.actor)
-    reach = await settle(event)
+    await settle(event)
     if event:
         log.info("user_updated", user=person.username, reset="factors", by=current_user.username)
-        await flash(
-            f"{person.username} has no second factor any more, and was signed out.{reach}",
-            "success",
-        )
+        words = f"{person.username} has no second factor any more{_signed_out(event)}."
+        await flash_receipt(words, event)
     else:
         await flash(f"{person.username} had no second factor.", "info")
     return see_other(home(person))
+
+
+def _signed_out(event: Event) -> str:
+    """How a sentence ends that says what the event has done to a user."""
+    return ", and was signed out" if event.ended_sessions else ". There was no active session"
 
 
 async def find(username: str) -> User:
