@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import bcrypt
 from pydantic import SecretStr
@@ -123,15 +123,18 @@ class PasswordHasher:
         """Make one check for each form in which the password may have been typed.
 
         Another application hashed the bytes that were typed, which are NFC on most keyboards and
-        NFD on some. A hash of ours needs one check; it gets as many, so that the number of checks
-        says nothing about the account.
+        NFD on some; Flask-Security hashed their NFKD. A hash of ours needs one check; it gets as
+        many, so that the number of checks says nothing about the account.
         """
-        forms = _forms(password)
+        forms = _forms(password, "NFC", "NFD", "NFKD")
         if stored and (scheme := scheme_of(stored)):
             hashed = stored.removeprefix(SCHEMES[scheme]).encode()
             # All are checked before one is looked at, so that the time is the same.
             fits = [self._check(self._prepare(form, scheme), hashed, cost) for form in forms]
-            return any(fits) and (scheme != "flask-security" or self._salt != b"")
+            if scheme == "flask-security":
+                return any(fits) and self._salt != b""
+            typed = _forms(password, "NFC", "NFD")
+            return any(fit for form, fit in zip(forms, fits, strict=True) if form in typed)
         key_id, hashed = _split(stored or self._dummy)
         key = self._keys.get(key_id)
         if key is None:
@@ -200,9 +203,9 @@ def _digest(key: bytes, password: str) -> bytes:
     return base64.b64encode(hmac.digest(key, text, "sha384"))
 
 
-def _forms(password: str) -> list[bytes]:
+def _forms(password: str, *normal: Literal["NFC", "NFD", "NFKD"]) -> list[bytes]:
     """The bytes that another application may have hashed for this password, as typed first."""
-    typed = (password, *(unicodedata.normalize(form, password) for form in ("NFC", "NFD")))
+    typed = (password, *(unicodedata.normalize(form, password) for form in normal))
     return list(dict.fromkeys(text.encode("utf-8", "surrogatepass") for text in typed))
 
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import hmac
+import subprocess
+import sys
 import threading
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import bcrypt
 import pytest
 
-from quartapp.passwords import Busy, PasswordHasher
+from quartapp.passwords import SCHEMES, Busy, PasswordHasher
 
 KEY, OLDER = b"k" * 32, b"o" * 32
 GOOD = "correct horse battery staple"
@@ -379,22 +380,67 @@ async def test_a_password_is_as_much_work_whatever_the_cost_of_the_hash(
         each.close()
 
 
-async def test_hashes_of_other_schemes_fit_their_passwords_and_are_outdated() -> None:
-    """Made as Flask-Security and Flask-Bcrypt make them; test_import has the packages."""
-    salted = PasswordHasher([KEY], cost=4, threads=1, queue=8, salt=b"salt")
-    unsalted = PasswordHasher([KEY], cost=4, threads=1, queue=8)
-    for password in (GOOD, "p\u00e4ss " * 30, "e\u0301" * 8):
-        typed = password.encode()
-        sha512 = base64.b64encode(hmac.digest(b"salt", typed, "sha512"))[:72]
-        sha256 = hashlib.sha256(typed).hexdigest().encode()
-        for prefix, digest in (("$flask-security", sha512), ("$flask-bcrypt-long", sha256)):
-            stored = prefix + bcrypt.hashpw(digest, bcrypt.gensalt(4)).decode()
+# Prints what the packages make of each password that it is given.
+FLASK = """
+import sys
+from flask import Flask
+from flask_bcrypt import Bcrypt
+from flask_security import RoleMixin, Security, UserMixin, hash_password
+from flask_security.datastore import UserDatastore
+
+class User(UserMixin):
+    fs_uniquifier = email = active = password = None
+
+class Role(RoleMixin):
+    name = permissions = None
+
+app = Flask("other")
+app.config.update(
+    SECRET_KEY="s", BCRYPT_HANDLE_LONG_PASSWORDS=True,
+    SECURITY_PASSWORD_HASH="bcrypt", SECURITY_PASSWORD_SALT="salt",
+)
+security = Security(app, UserDatastore(User, Role), register_blueprint=False)
+with app.app_context():
+    for password in sys.argv[1:]:
+        normal = security.password_util.normalize(password)
+        print(hash_password(normal), Bcrypt(app).generate_password_hash(password, 4).decode())
+"""
+
+
+async def test_hashes_that_the_real_packages_made_fit_and_are_outdated() -> None:
+    passwords = [
+        GOOD,
+        "p\u00e4ss w\u00f6rter " * 8,
+        "\N{LATIN SMALL LIGATURE FI}sh \u00e9 and chips",
+    ]
+    made = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "ignore", "-c", FLASK, *passwords],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    salted = PasswordHasher([KEY], cost=4, threads=2, queue=8, salt=b"salt")
+    wrong_salt = PasswordHasher([KEY], cost=4, threads=2, queue=8, salt=b"pepper")
+    unsalted = make()
+    for password, line in zip(passwords, made.stdout.splitlines(), strict=True):
+        for scheme, bare in zip(("flask-security", "flask-bcrypt-long"), line.split(), strict=True):
+            stored = SCHEMES[scheme] + bare
+            if scheme == "flask-security":
+                assert await salted.verify(unicodedata.normalize("NFD", password), stored)
             assert await salted.verify(password, stored)
-            assert await salted.verify(unicodedata.normalize("NFC", password), stored)
             assert not await salted.verify(f"{password}x", stored)
-            assert not await salted.verify(password, stored.removeprefix(prefix))
+            assert not await salted.verify(password, bare), "which is why the scheme is named"
             assert salted.outdated(stored)
-            assert await unsalted.verify(password, stored) is (prefix != "$flask-security")
-    assert salted.outdated(await salted.hash(GOOD)) is False
-    salted.close()
-    unsalted.close()
+            for other in (unsalted, wrong_salt):
+                assert await other.verify(password, stored) is (scheme != "flask-security")
+    for hasher in (salted, wrong_salt, unsalted):
+        hasher.close()
+
+
+async def test_a_scheme_without_a_salt_fits_no_password() -> None:
+    """Somebody who knows that the salt is missing could make the hash of any password fit."""
+    hasher, digest = make(), base64.b64encode(hmac.digest(b"", GOOD.encode(), "sha512"))[:72]
+    stored = "$flask-security" + bcrypt.hashpw(digest, bcrypt.gensalt(4)).decode()
+    assert not await hasher.verify(GOOD, stored)
+    hasher.close()
