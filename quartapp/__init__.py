@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from quartapp.pacing import Paced, Pulse
 from quartapp.password_policy import PasswordPolicy
 from quartapp.passwords import PasswordHasher
 from quartapp.proxies import Proxied
+from quartapp.request_bounds import Request, RequestBounds
 from quartapp.routes import templating
 from quartapp.routes.allowed_hosts import AllowedHosts
 from quartapp.routes.edge import Edge
@@ -59,6 +61,8 @@ class Running:
     eraser: Eraser
     pulse: Pulse
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    # Held by the one request whose form is being parsed.
+    parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self) -> None:
         """What follows the database, the lowest first; stopped in the other order."""
@@ -95,6 +99,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     for sentence in unknown:
         log.log.warning("setting_unknown", detail=sentence)
     app = Quart(__name__)
+    app.request_class = Request
     app.jinja_environment = templating.Environment
     _configure(app, settings)
     auth.init_app(app, settings)
@@ -114,7 +119,8 @@ def create_app(settings: Settings | None = None) -> Quart:
         await running.password_policy.close()
         running.hasher.close()
 
-    app.asgi_app = Edge(AllowedHosts(app.asgi_app, settings), settings)  # type: ignore[method-assign]
+    app.asgi_app = AllowedHosts(app.asgi_app, settings)  # type: ignore[method-assign]
+    app.asgi_app = Edge(RequestBounds(app.asgi_app), settings)  # type: ignore[method-assign]
     routes.init_app(app, settings)
     app.register_blueprint(ws.blueprint)
     templating.init_app(app)

@@ -192,3 +192,17 @@ def _unicode_domain(domain: str) -> str:
         return idna.decode(domain)
     except idna.IDNAError:
         return domain
+
+
+def plain_code(text: str) -> str:
+    """Return a typed code without what does not count: spaces, dashes and invisible characters.
+
+    Decimal digits of any script become ASCII digits, and full-width letters ASCII letters, as an
+    input method for another script may have typed them.
+    """
+    kept = (
+        c
+        for c in unicodedata.normalize("NFKC", text)
+        if not c.isspace() and c != "\N{MINUS SIGN}" and unicodedata.category(c) not in ("Pd", "Cf")
+    )
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in kept)

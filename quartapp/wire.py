@@ -26,11 +26,13 @@ from wsproto.events import Event as WSProtoEvent
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError
 
+from quartapp.request_bounds import HEADERS
 from quartapp.ws.line import CUT_SECONDS, LINE
 
 WRITER, LULL = "quartapp.writer", "quartapp.lull"
 LINGER_SECONDS = 0.5
 BREATH = 50
+PIECES = 500
 LATE_BYTES = 64 * 1024
 QUIET_SECONDS, AT_LAST_SECONDS, AT_ONCE = 0.1, 3.0, 10
 
@@ -103,6 +105,26 @@ class Connection(tcp_server.TCPServer):
                 await super()._close()
 
 
+class Http1(http1.Connection):
+    """Refuses a body in more pieces than any network makes of 64 KB.
+
+    Each piece costs as much as a small request, and hypercorn takes all that have come without a
+    pause: 64 KB in chunks of one byte held the event loop for 600 ms.
+    """
+
+    _pieces = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, http1.Request):
+            self._pieces = 0
+        elif isinstance(event, http1.Data):
+            self._pieces += 1
+            if self._pieces > PIECES:
+                raise http1.RemoteProtocolError("too many pieces", error_status_hint=413)
+        return event
+
+
 class Requests(h11.H11Protocol):
     """Speaks HTTP/1.1 alone, for behind a proxy a change to HTTP/2 is a way around what it checks.
     And takes no request of whose end the headers leave two readings: a proxy may have the other.
@@ -110,6 +132,11 @@ class Requests(h11.H11Protocol):
     What comes and goes on a socket is passed on as it is, where hypercorn first looks, for each
     frame, whether it is any of seven other things.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        most = self.config.h11_max_incomplete_size
+        self.connection = Http1(http1.SERVER, max_incomplete_event_size=most)
 
     async def handle(self, event: HTTPEvent) -> None:
         on_a_socket = isinstance(self.connection, h11.H11WSConnection)
@@ -132,10 +159,15 @@ class Requests(h11.H11Protocol):
         names = {name for name, _ in request.headers}
         doubtful = {b"content-length", b"transfer-encoding"} <= names
         if doubtful or request.http_version not in (b"1.0", b"1.1"):
-            await self._send_error_response(400)
-            await self.send(Closed())
+            await self._refuse(400)
+        elif len(request.headers) > HEADERS:
+            await self._refuse(431)
         else:
             await super()._create_stream(request)
+
+    async def _refuse(self, status: int) -> None:
+        await self._send_error_response(status)
+        await self.send(Closed())
 
 
 class Handshake(ws_stream.Handshake):

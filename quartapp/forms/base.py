@@ -8,10 +8,14 @@ from typing import Any, Self
 import wtforms
 from quart import g, request
 from wtforms import ValidationError
+from wtforms.validators import Length, StopValidation
 
 from quartapp import names
 from quartapp.later import TryLater
-from quartapp.names import Invalid
+from quartapp.names import Invalid, plain_code
+
+# Of a field that does not say how much it takes.
+LONGEST = 256
 
 
 class Form(wtforms.Form):
@@ -30,6 +34,15 @@ class Form(wtforms.Form):
         for name, value in vars(cls).items():
             if name.startswith("validate") and inspect.iscoroutinefunction(value):
                 raise TypeError(f"{cls.__name__}.{name} is async: WTForms would not await it")
+
+    def process(self, *args: Any, **kwargs: Any) -> None:
+        """Bind the fields, and let no check look at a text that is longer than its field takes."""
+        super().process(*args, **kwargs)
+        for field in self:
+            most = at_most(field)
+            texts = (text for text in field.raw_data or () if isinstance(text, str))
+            if most and any(len(text) > most for text in texts):
+                field.validators = [_too_long(field, most)]
 
     @classmethod
     async def from_request(cls, **kwargs: Any) -> Self:
@@ -79,14 +92,40 @@ class Form(wtforms.Form):
             self[field].errors = [*self[field].errors, message]
 
 
+def at_most(field: wtforms.Field) -> int | None:
+    """Return how many characters the field takes; None for passwords, which have their own bound.
+
+    That is what its Length says, else 256.
+    """
+    if isinstance(field, wtforms.PasswordField):
+        return None
+    length = _length(field)
+    return length.max if length else LONGEST
+
+
+def _length(field: wtforms.Field) -> Length | None:
+    return next((check for check in field.validators if isinstance(check, Length)), None)
+
+
+def _too_long(field: wtforms.Field, most: int) -> Callable[[wtforms.Form, wtforms.Field], None]:
+    """The one check of a field whose text is too long. It costs nothing."""
+    length = _length(field)
+    message = (length and length.message) or f"Use at most {most:,} characters."
+
+    def refuse(form: wtforms.Form, field: wtforms.Field) -> None:
+        raise StopValidation(message)
+
+    return refuse
+
+
 def tidy(text: str | None) -> str | None:
     """Names without the spaces around them."""
     return text.strip() if text else text
 
 
 def digits(text: str | None) -> str | None:
-    """A code without the spaces and dashes that people group it by."""
-    return "".join(c for c in text if not c.isspace() and c != "-") if text else text
+    """A code as `plain_code` reads it. A text that is longer than any code stays as it is."""
+    return plain_code(text) if text and len(text) <= LONGEST else text
 
 
 class Checked:

@@ -5,6 +5,9 @@ from wtforms.validators import DataRequired, Length
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
 
+# What a browser has to say of a passkey, with a certificate of its maker, in base64.
+LONGEST_CREDENTIAL = 32 * 1024
+
 
 def name_field() -> StringField:
     return StringField(
@@ -22,7 +25,7 @@ def name_field() -> StringField:
 
 class AddForm(Form):
     name = name_field()
-    credential = HiddenField()
+    credential = HiddenField(validators=[Length(max=LONGEST_CREDENTIAL)])
 
 
 class RenameForm(Form):
@@ -30,6 +33,6 @@ class RenameForm(Form):
 
 
 class ShowForm(Form):
-    credential = HiddenField()
+    credential = HiddenField(validators=[Length(max=LONGEST_CREDENTIAL)])
     remember = BooleanField()
     step = BooleanField()

@@ -15,6 +15,7 @@ from quartapp.models.notice import Kind
 from quartapp.models.references import DomainError
 from quartapp.models.session import acting, digest_of
 from quartapp.models.user import User
+from quartapp.names import plain_code
 
 HOW_MANY = 10
 GROUPS, GROUP = 6, 4
@@ -36,8 +37,9 @@ def make() -> list[str]:
 
 
 def read(text: str) -> str:
-    """A code however it was typed: without spaces and dashes, in any case, l for 1."""
-    plain = "".join(c for c in text.casefold() if c.isalnum())
+    """Return the code that was typed: in any case, without spaces and dashes, with l for 1, and
+    with the digits and letters of any keyboard (see `plain_code`)."""
+    plain = "".join(c for c in plain_code(text).casefold() if c.isalnum())
     return plain.translate(_LOOKALIKES)
 
 

@@ -73,7 +73,7 @@ def _config(listener: int) -> Config:
     # empties then, and hold the connection for ever. Quart takes in all that comes in any case.
     config.max_app_queue_size = 0
     config.keep_alive_timeout = 15
-    config.h11_max_incomplete_size = 32 * 1024
+    config.h11_max_incomplete_size = 16 * 1024
     config.websocket_max_message_size = 64 * 1024
     config.include_server_header = False
     config.accesslog = None

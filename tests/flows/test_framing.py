@@ -69,3 +69,21 @@ async def test_nobody_changes_to_another_protocol_in_clear(server: Server, path:
 async def test_nobody_begins_in_another_protocol(server: Server) -> None:
     said = await talk(server.url, ["PRI * HTTP/2.0"], "SM\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 400"), said
+
+
+@pytest.mark.parametrize(("pieces", "status"), [(400, b"422"), (2_000, b"413")])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_body_in_very_many_chunks_is_refused(
+    server: Server, method: str, pieces: int, status: bytes
+) -> None:
+    head = [f"{method} /login HTTP/1.1", HOST, "Origin: http://here", "Connection: close"]
+    head += ["Transfer-Encoding: chunked", "Content-Type: application/x-www-form-urlencoded"]
+    said = await talk(server.url, head, "1\r\na\r\n" * pieces + "0\r\n\r\n")
+    if method == "GET" and status == b"422":
+        status = b"200"
+    assert said.startswith(b"HTTP/1.1 " + status), said[:200]
+
+
+async def test_very_many_headers_are_refused(server: Server) -> None:
+    said = await talk(server.url, ["GET /login HTTP/1.1", HOST, *["a:b"] * 101], "")
+    assert said.startswith(b"HTTP/1.1 431"), said[:200]
