@@ -153,13 +153,14 @@ class House:
 
 
 @asynccontextmanager
-async def house(workers: int) -> AsyncIterator[House]:
-    """Starts `quartapp serve` on a folder of its own, with the settings that it has by itself."""
+async def house(workers: int, **env: str) -> AsyncIterator[House]:
+    """Starts `quartapp serve` on a folder of its own, with the settings that it has by itself, or
+    these."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data = Path(folder) / "d"
         async with serving(
-            data, workers=workers, LIVE_PING_SECONDS="20", LIVE_SWEEP_SECONDS="30"
+            data, workers=workers, LIVE_PING_SECONDS="20", LIVE_SWEEP_SECONDS="30", **env
         ) as server:
             # Raised only now, so that the server has to see to its own limit.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

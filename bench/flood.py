@@ -5,6 +5,8 @@ one address, and then each at another account from another address, which no lim
 the queue for passwords bounds. Meanwhile a process of its own asks for /livez and for a signed-in
 page, and the worker measures how late its loop is. Exits with 1 when that was more than its goal in
 more than one look of a hundred.
+
+`--costly` sends the costliest input of each kind instead: see `bench.costly`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
+from bench import costly
 from bench.crowd import this_machine
 from tests.conftest import PASSWORD, serving
 from tests.people import Person
@@ -185,9 +188,25 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--cost", type=int, default=12)
     parser.add_argument("--probe", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--costly", action="store_true")
+    parser.add_argument("--only", default="", help="kinds of costly input with this in their name")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each of those kinds")
+    parser.add_argument("--revocations", type=int, default=10, help="during each of those kinds")
+    parser.add_argument("--attack", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--livez", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.probe:
         asyncio.run(ask(*options.probe))
+    elif options.attack:
+        asyncio.run(costly.attack(*options.attack))
+    elif options.livez:
+        asyncio.run(costly.ask(options.livez))
+    elif options.costly:
+        with this_machine():
+            met = asyncio.run(
+                costly.measure(options.seconds, options.revocations, options.cost, options.only)
+            )
+        sys.exit(not met)
     else:
         with this_machine():
             late = asyncio.run(main(options.count, options.cost))

@@ -61,7 +61,7 @@ class Running:
     eraser: Eraser
     pulse: Pulse
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
-    # Held by the one request whose form is being parsed.
+    # Held by the request whose large form is being parsed.
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self) -> None:

@@ -7,6 +7,7 @@ A body is at most 64 KB, but its parsing takes time for each field, not for each
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -23,13 +24,14 @@ HEADERS = 100
 COOKIES = 200
 CONTENT_TYPE_BYTES = 256
 FORM_FIELDS = 100
+SMALL_FORM_BYTES = 4 * 1024
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class FormParser(FormDataParser):
-    """Reads urlencoded forms of at most 100 fields, one form in each turn of the event loop.
+    """Reads urlencoded forms of at most 100 fields, and large ones one by one.
 
     No form here has files, so multipart bodies are not read: they are forms without fields.
     """
@@ -46,12 +48,21 @@ class FormParser(FormDataParser):
         content_length: int | None,
         options: dict[str, str],
     ) -> tuple[MultiDict, MultiDict]:
-        if (await body).count(b"&") >= FORM_FIELDS:
+        data = await body
+        if data.count(b"&") >= FORM_FIELDS:
             raise RequestEntityTooLarge
-        # A client can complete many bodies at once: pages and sockets have their turn in between.
-        async with current_app.extensions["quartapp"].parsing:
-            await asyncio.sleep(0)
+        if len(data) <= SMALL_FORM_BYTES:
             return await super()._parse_urlencoded(body, mimetype, content_length, options)
+        # A client can complete many bodies at once. After each large one, the loop has as much time
+        # for everything else as it took.
+        parsing = current_app.extensions["quartapp"].parsing
+        await parsing.acquire()
+        started = time.perf_counter()
+        try:
+            return await super()._parse_urlencoded(body, mimetype, content_length, options)
+        finally:
+            took = time.perf_counter() - started
+            asyncio.get_running_loop().call_later(took, parsing.release)
 
 
 class Request(QuartRequest):
