@@ -32,32 +32,32 @@ LASTS = timedelta(minutes=10)
 
 
 class EnoughLetters(DomainError):
-    """So many were asked for that the next has to wait, for `retry_after` seconds."""
+    """Too many mails were asked for. The next can be sent in `retry_after` seconds."""
 
     def __init__(self, limit: RateLimitItem, wait: timedelta) -> None:
         self.retry_after = max(1, int(wait.total_seconds()))
         minutes = timedelta(minutes=-(-self.retry_after // 60))
         within = humanize.naturaldelta(limit.get_expiry())
         super().__init__(
-            f"{limit.amount} within {within} are as many letters as there are. The next can be "
-            f"sent in {humanize.precisedelta(minutes, minimum_unit='minutes')}."
+            f"At most {limit.amount} emails are sent within {within}. The next can be sent in "
+            f"{humanize.precisedelta(minutes, minimum_unit='minutes')}."
         )
 
 
 class WrongCode(DomainError):
-    """The code does not fit; `left` more may be tried."""
+    """The code is wrong; there are `left` more tries."""
 
     def __init__(self, left: int) -> None:
         tries = f"{left} more {'try' if left == 1 else 'tries'}" if left else "no more tries"
-        ask = "" if left else " Ask for a new code."
-        super().__init__(f"This is not the code. It has {tries}.{ask}")
+        ask = "" if left else " Send another email."
+        super().__init__(f"Incorrect code. You have {tries}.{ask}")
 
 
 class NoCode(DomainError):
     """There is no code that could be tried."""
 
     def __init__(self) -> None:
-        super().__init__("No code is waiting: it is too old, or was tried too often. Ask for one.")
+        super().__init__("The code has expired or was tried too often. Send another email.")
 
 
 def unconfirmed(user: User) -> str | None:

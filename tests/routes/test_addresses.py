@@ -80,7 +80,7 @@ async def test_a_code_has_so_many_tries_also_when_they_come_at_once(
     assert token["guesses"] == tries
     late = await type_code(ada, code_in(letter))
     assert late.status == 422
-    assert "Ask for one" in late.error("code")
+    assert "Send another email" in late.error("code")
     assert not await is_confirmed()
     assert (await ada.post("/account/email/again")).status == 303
     assert (await type_code(ada, code_in(await next_letter(town, ada.email)))).status == 303
@@ -130,7 +130,7 @@ async def test_a_new_letter_makes_the_old_one_void_and_there_is_a_limit(open_tow
     refused = await ada.post("/account/email/again")
     assert refused.status == 429
     assert 7100 < int(refused.headers["Retry-After"]) <= 7200
-    assert "3 within 2 hours are as many letters as there are." in refused.text
+    assert "At most 3 emails are sent within 2 hours." in refused.text
     assert "sent in 2 hours." in refused.text
     changing = await ada.post("/account/email", email="new@example.org")
     assert changing.status == 429
