@@ -72,6 +72,7 @@ StreamError = PyMongoError
 
 _client: AsyncIOMotorClient[Any] | None = None
 _database: AsyncIOMotorDatabase[Any] | None = None
+_settings: Settings | None = None
 _retrying = asyncio.Lock()
 
 
@@ -84,7 +85,7 @@ async def connected(
     Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
     server cannot be reached or is no replica set. Builds no index: see `models.prepare`.
     """
-    global _client, _database, _retrying
+    global _client, _database, _settings, _retrying
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
     client = _client_of(
         settings.mongodb_uri.get_secret_value(),
@@ -113,10 +114,10 @@ async def connected(
         clock.agree(hello["localTime"])
         database = client[settings.mongodb_db]
         await init_beanie(database, document_models=list(models), skip_indexes=True)
-        _client, _database, _retrying = client, database, asyncio.Lock()
+        _client, _database, _settings, _retrying = client, database, settings, asyncio.Lock()
         yield database
     finally:
-        _client = _database = None
+        _client = _database = _settings = None
         client.close()
 
 
@@ -179,6 +180,12 @@ def _require_current(version: str) -> None:
             f"MONGODB_URI: this is MongoDB {version}, production needs {LEAST_VERSION}.0 or newer "
             "(ALLOW_OLD_MONGODB=true allows it)"
         )
+
+
+def settings() -> Settings:
+    """Return the settings that the documents were bound with, for the limits that models keep."""
+    assert _settings is not None, "not connected"
+    return _settings
 
 
 async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:

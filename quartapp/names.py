@@ -143,6 +143,15 @@ def canonical_email(text: str) -> str:
     return canonical if len(canonical) <= LONGEST_EMAIL else ""
 
 
+def mailbox_of(text: str) -> str:
+    """Return the mailbox that an address leads to, for counting: the canonical form without `+tag`.
+
+    Mail servers deliver `ada+news@example.org` to `ada@example.org`.
+    """
+    local, at, domain = canonical_email(text).rpartition("@")
+    return f"{local.partition('+')[0] or local}{at}{domain}"
+
+
 def canonical_login(text: str) -> str:
     """Return the canonical form of what is typed to sign in: a username, or an address."""
     return canonical_email(text) if "@" in text else canonical_username(text)

@@ -45,6 +45,9 @@ LONGEST_SECONDS = 10 * 366 * 86400
 
 SMTP_PORTS = {"tls": 465, "starttls": 587, "none": 25}
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# Into so many parts the mail budget of a mailbox is divided: see models.mailbox.
+MAIL_SHARES = 6
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
@@ -163,6 +166,12 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Pause = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
+def _for_shares(limit: limits.RateLimitItem) -> limits.RateLimitItem:
+    if limit.amount < MAIL_SHARES:
+        raise ValueError(f"at least {MAIL_SHARES} emails, so that each kind has room")
+    return limit
+
+
 class Settings(BaseSettings):
     """What a deployment may decide. The README has the table; times are in seconds."""
 
@@ -240,6 +249,7 @@ class Settings(BaseSettings):
     limit_factor: Limit = limits.parse("5 per 5 minutes")
     limit_registration: Limit = limits.parse("1000 per hour")
     limit_recovery: Limit = limits.parse("60 per hour")
+    limit_mail: Annotated[Limit, AfterValidator(_for_shares)] = limits.parse("30 per hour")
     limit_letter: Limit = limits.parse("5 per hour")
     limit_letter_address: Limit = limits.parse("20 per day")
     limit_invitation: Limit = limits.parse("5 per day")

@@ -40,7 +40,7 @@ _IF_NOT_YOU = (
 # A paragraph is a line, which mail programs break where their window ends.
 TEXTS = {
     Letter.CONFIRM: (
-        "Verify that {to} is your email address. Open this page:",
+        "Verify that this email address is yours. Open this page:",
         "{base}/verify/{token}",
         "Or enter this code on the page that asks for it: {code}",
         "Both work for 10 minutes.",
@@ -57,8 +57,7 @@ TEXTS = {
         "If it was not you, ignore this email.",
     ),
     Letter.RESET: (
-        "Somebody, probably you, has forgotten the password of {account}. "
-        "It was asked for on {at}, from {ip}.",
+        "You, or somebody else, asked on {at} from {ip} for a new password for {account}.",
         "Set a new password on this page:",
         "{base}/reset/{token}",
         "The link works once, for 30 minutes. If it was not you, do nothing: the password stays "

@@ -18,6 +18,7 @@ from quartapp.models.guard import ADMINISTRATORS, INVITATIONS, Guard
 from quartapp.models.guess import Guesses
 from quartapp.models.invitation import Invitation
 from quartapp.models.mail import Mail
+from quartapp.models.mailbox import Mailbox
 from quartapp.models.notice import Notice
 from quartapp.models.passkey import Answered, Passkey
 from quartapp.models.post import Post
@@ -39,6 +40,7 @@ DOCUMENTS: list[type[Document]] = [
     Comment,
     Token,
     Mail,
+    Mailbox,
     Invitation,
     Passkey,
     Answered,

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from beanie import Link, PydanticObjectId
 from pymongo import IndexModel, ReturnDocument
 
-from quartapp import clock
+from quartapp import clock, database, metrics
 from quartapp.database import Session as Tx
+from quartapp.log import log
+from quartapp.models.mailbox import NOTIFICATIONS, Mailbox
 from quartapp.models.record import Record
 from quartapp.models.references import linked_id, ref
 
@@ -52,6 +54,15 @@ class Letter(StrEnum):
     RECOVERY_CODES_MADE = "recovery_codes.made"
 
 
+# Shares of the mail budget: see models.mailbox. All other kinds are notifications.
+LANES = {
+    Letter.RESET: "reset",
+    Letter.CONFIRM: "verification",
+    Letter.INVITED: "invitation",
+    Letter.ADDRESS_CHANGED: "address",
+}
+
+
 class Mail(Record):
     """One letter. Deleted when it is sent; one that was given up stays a week to be looked at.
 
@@ -84,11 +95,21 @@ class Mail(Record):
         letter: Letter,
         to: str,
         *,
+        tx: Tx,
         user: PydanticObjectId | None = None,
-        tx: Tx | None = None,
         **data: str | None,
     ) -> None:
-        """Inside a transaction, the letter stands or falls with what it tells of."""
+        """Queue an email, in the transaction of what it tells of.
+
+        Past the mail budget of the mailbox (LIMIT_MAIL) nothing is queued, which the log says:
+        nobody's action fails because a mailbox has had enough.
+        """
+        limit = database.settings().limit_mail
+        lane = LANES.get(letter, NOTIFICATIONS)
+        if not await Mailbox.take(to, letter.name, lane, limit=limit, tx=tx):
+            log.warning("mail_suppressed", letter=letter.value, user=str(user), why="budget")
+            metrics.MAILS.labels("suppressed").inc()
+            return
         now = clock.now()
         known = {name: value for name, value in data.items() if value is not None}
         await cls(

@@ -29,6 +29,7 @@ from quartapp.models.guard import Guard
 from quartapp.models.guess import Guesses
 from quartapp.models.invitation import Invitation
 from quartapp.models.mail import Mail
+from quartapp.models.mailbox import Mailbox
 from quartapp.models.notice import Kind, Notice
 from quartapp.models.passkey import Answered, Passkey
 from quartapp.models.post import Post
@@ -301,9 +302,9 @@ HELD = [
         caseless=True,
     ),
 ]
-# What somebody has typed wrong is counted under digests, for some minutes.
+# Wrong passwords and queued emails are counted under digests, for some minutes.
 IMPERSONAL: list[type[Document]] = [
-    *(Role, Guard, Allowance, Guesses, Cost, Answered, Worker, Barrier),
+    *(Role, Guard, Allowance, Guesses, Mailbox, Cost, Answered, Worker, Barrier),
 ]
 
 

@@ -11,6 +11,7 @@ from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
 from quartapp.database import Session as Tx
+from quartapp.database import transaction
 from quartapp.models import enrolment
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
@@ -19,13 +20,18 @@ from quartapp.models.notice import Kind
 from quartapp.models.session import Reason, Session, acting, mark_ended
 from quartapp.models.token import Purpose, Token, TokenSpent
 from quartapp.models.user import User
+from quartapp.names import mailbox_of
 
 LASTS = timedelta(minutes=30)
 
 
 async def ask(email: str, *, by: Actor) -> None:
-    """One write for every address alike: whose it is, is looked up when the letter is sent."""
-    await Mail.queue(Letter.RESET, email, ip=by.ip)
+    """The same writes for every address: the account is looked up when the email is sent."""
+
+    async def work(tx: Tx) -> None:
+        await Mail.queue(Letter.RESET, email, tx=tx, ip=by.ip)
+
+    await transaction(work)
 
 
 async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
@@ -37,6 +43,9 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
     """
     user = await User.by_email(mail.to) or await User.claiming(mail.to)
     if user is None or not user.may_enter or user.password_changed_at > mail.created_at:
+        return None
+    if mailbox_of(user.address) != mailbox_of(mail.to):
+        # The budget was counted for another mailbox.
         return None
     alive = {
         "_id": {"$ne": mail.id},

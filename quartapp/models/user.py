@@ -18,6 +18,7 @@ from pymongo.errors import DuplicateKeyError
 from quartapp import clock, names, policy
 from quartapp.database import Session as Tx
 from quartapp.database import transaction
+from quartapp.log import log
 from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.factor import Factor, Totp, factors_of
@@ -768,12 +769,14 @@ class User(Record):
             await Notice.insert_many(notices, session=tx)
 
     async def write(self, letter: Letter, tx: Tx, **data: str | None) -> None:
-        """Queue a mail to the user, in the transaction of what it tells of.
+        """Queue an email to the user, in the transaction of what it tells of.
 
-        Queues nothing for an account that only claims its address.
+        An address that was not verified may be somebody else's, and gets none of these.
         """
-        if self.claimed_email is None:
-            await Mail.queue(letter, self.email, user=self.id, tx=tx, **data)
+        if not self.verified:
+            log.warning("mail_suppressed", letter=letter.value, user=str(self.id), why="unverified")
+            return
+        await Mail.queue(letter, self.email, user=self.id, tx=tx, **data)
 
     async def warn_of_wrong_codes(self, *, ip: str | None) -> None:
         """Tells of somebody who has the password, and guesses at the second factor."""

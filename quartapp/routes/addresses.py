@@ -10,7 +10,7 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template
 from quart_auth import Unauthorized, login_required
 
-from quartapp import names, throttle
+from quartapp import throttle
 from quartapp.auth import current_user, fresh_login_required, me, remote_address, settings
 from quartapp.forms.accounts import CodeForm, ConfirmForm, EmailForm, LinkForm
 from quartapp.forms.base import Form
@@ -19,6 +19,7 @@ from quartapp.models import User, address
 from quartapp.models.address import EnoughLetters, NoCode, WrongCode
 from quartapp.models.token import TokenSpent
 from quartapp.models.user import Taken
+from quartapp.names import mailbox_of
 from quartapp.routes.accounts import knows_password
 from quartapp.routes.entry import (
     Unverified,
@@ -62,8 +63,8 @@ async def change() -> Any:
 async def _count(email: str, user: User) -> None:
     """For the address that the letter goes to, unless the account has it: with enough accounts
     somebody's mailbox could be filled. Raises TooMany."""
-    mailbox = names.canonical_email(email)
-    if mailbox != names.canonical_email(user.email):
+    mailbox = mailbox_of(email)
+    if mailbox != mailbox_of(user.email):
         await throttle.count("letter", (mailbox, settings().limit_letter_address))
 
 

@@ -16,7 +16,8 @@ import pytest
 from pydantic import SecretStr
 
 from quartapp import clock
-from quartapp.database import Database
+from quartapp.database import Database, transaction
+from quartapp.database import Session as Tx
 from quartapp.mail import carriers, letters
 from quartapp.models import Mail
 from quartapp.models.mail import FIRST_PAUSE, LEASE, TRIES, Letter
@@ -36,7 +37,10 @@ LONGEST = f"{'a' * 64}@{'b' * 63}.{'c' * 63}.{'d' * 57}.org"
 
 
 async def queue(user: User, to: str = "", **data: Any) -> None:
-    await Mail.queue(Letter.SIGNED_IN, to or user.email, user=user.id, **data)
+    async def work(tx: Tx) -> None:
+        await Mail.queue(Letter.SIGNED_IN, to or user.email, user=user.id, tx=tx, **data)
+
+    await transaction(work)
 
 
 async def make_due() -> None:

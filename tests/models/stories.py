@@ -31,10 +31,10 @@ async def role(name: str) -> Role:
 
 
 async def register(name: str, *roles: str) -> User:
-    """Somebody with these roles, and with no other."""
+    """Return a new user with a verified address and these roles."""
     held = [await role(each) for each in roles]
     return await User.register(
-        name, f"{name}@example.org", f"hash of {name}", roles=held, by=NOBODY
+        *(name, f"{name}@example.org", f"hash of {name}"), roles=held, by=NOBODY, verified=True
     )
 
 

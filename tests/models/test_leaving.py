@@ -22,6 +22,7 @@ from quartapp.models import (
     leaving,
     personal,
     principal,
+    recovery,
 )
 from quartapp.models.actor import NOBODY, Actor
 from quartapp.models.comment import Comment
@@ -259,7 +260,7 @@ async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
     await Comment.write(mine, "by bob", by=acting(bob))
     await some(await Comment.write(mine, "by bob", by=acting(bob))).remove(by=acting(root))
     await Token.issue(PydanticObjectId(), Purpose.CONFIRM, ada, ada.email, lasts=DAY)
-    await Mail.queue(Letter.RESET, "Canary@example.org", ip="192.0.2.7")
+    await recovery.ask("Canary@example.org", by=Actor(ip="192.0.2.7"))
     removed = await Post.write("Of canary, removed", "text", by=acting(ada))
     await removed.remove(by=acting(root))
     await sign_in(bob)
@@ -494,7 +495,7 @@ async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
     async def late(user: User) -> None:
         await forget_name(user)
         await Comment.write(post, "Late", by=acting(bob))
-        await Mail.queue(Letter.RESET, "ADA@example.org")
+        await recovery.ask("ADA@example.org", by=NOBODY)
 
     monkeypatch.setattr(personal, "forget_name", late)
     assert await erase_due() == 1

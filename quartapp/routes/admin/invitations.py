@@ -5,13 +5,14 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp import names, throttle
+from quartapp import throttle
 from quartapp.auth import current_user, fresh_login_required, permission_required, settings
 from quartapp.forms.admin import InviteForm
 from quartapp.log import log
 from quartapp.models import Invitation, Role, invitation
 from quartapp.models.invitation import EnoughInvitations, InvitedAlready
 from quartapp.models.user import Taken
+from quartapp.names import mailbox_of
 from quartapp.policy import Permission
 from quartapp.routes.paging import cut, id_after, id_or_404
 from quartapp.routes.places import see_other
@@ -99,8 +100,8 @@ async def _invite(form: InviteForm) -> bool:
 
 
 async def _count(email: str) -> None:
-    """A letter to the address, whoever sends it. Raises TooMany."""
-    await throttle.count("invitation", (names.canonical_email(email), settings().limit_invitation))
+    """Count an email to the mailbox, whoever sends it. Raises TooMany."""
+    await throttle.count("invitation", (mailbox_of(email), settings().limit_invitation))
 
 
 async def _find(invitation_id: str) -> Invitation:

@@ -1,0 +1,126 @@
+"""The mail budget: how many emails of which kind a mailbox gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from quartapp import clock
+from quartapp.database import Database, transaction
+from quartapp.database import Session as Tx
+from quartapp.models import Invitation, Mail, recovery, recovery_codes
+from quartapp.models.actor import NOBODY
+from quartapp.models.factor import Factor
+from quartapp.models.mail import Letter
+from quartapp.models.mailbox import Mailbox
+from quartapp.models.notice import Kind, Notice
+from quartapp.models.user import User
+from tests.models.stories import acting, again, register
+
+ADA = "ada@example.org"
+
+
+async def queue(letter: Letter, to: str = ADA, *, times: int = 1) -> None:
+    async def work(tx: Tx) -> None:
+        await Mail.queue(letter, to, tx=tx)
+
+    for _ in range(times):
+        await transaction(work)
+
+
+async def queued(**match: Any) -> Counter[str]:
+    return Counter([mail.letter.value async for mail in Mail.find(match)])
+
+
+async def test_forty_sets_of_recovery_codes_send_five_emails(db: Database) -> None:
+    ada = await register("ada")
+    await User.change({"_id": ada.id}, {"$set": {"totp": {"sealed": "", "added_at": clock.now()}}})
+    ada = await again(ada)
+    assert Factor.TOTP in ada.factors
+    for _ in range(40):
+        await recovery_codes.renew(ada, by=acting(ada))
+    assert await queued() == {"recovery_codes.made": 5}
+    told = {"user.$id": ada.id, "kind": Kind.RECOVERY_CODES_MADE}
+    assert await Notice.find(told).count() == 40, "in the app each of them is told"
+
+
+async def test_each_kind_has_room_when_all_others_are_used_up(db: Database) -> None:
+    for letter in Letter:
+        await queue(letter, times=12)
+    sent = await queued()
+    assert sum(sent.values()) == 30
+    for letter in (Letter.RESET, Letter.CONFIRM, Letter.INVITED, Letter.ADDRESS_CHANGED):
+        assert sent[letter.value] == 5
+    notifications = [letter for letter in sent if letter not in set(Letter) - set(sent)]
+    assert max(sent[letter] for letter in notifications) <= 5
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        [f"ada+{number}@example.org" for number in range(40)],
+        ["Ada@example.org", "ADA@EXAMPLE.ORG", "ada+x+y@Example.org", "ada+@example.org"] * 10,
+        ["ada@b\u00fccher.example", "ada@xn--bcher-kva.example", "ADA+1@B\u00dcCHER.example"] * 10,
+    ],
+    ids=["tags", "case", "domain"],
+)
+async def test_all_spellings_of_a_mailbox_share_its_budget(
+    db: Database, spellings: list[str]
+) -> None:
+    for spelling in spellings:
+        await queue(Letter.CONFIRM, spelling)
+    assert sum((await queued()).values()) == 5
+    await queue(Letter.CONFIRM, "bob@example.org")
+    assert sum((await queued()).values()) == 6, "another mailbox has a budget of its own"
+
+
+async def test_many_at_once_get_no_more_than_the_budget(db: Database) -> None:
+    asked = [recovery.ask(f"ada+{number}@example.org", by=NOBODY) for number in range(30)]
+    with capture_logs() as logs:
+        await asyncio.gather(*asked)
+    assert await queued() == {"password.reset": 5}
+    assert [line["why"] for line in logs if line["event"] == "mail_suppressed"][:25] == [
+        "budget"
+    ] * 25
+
+
+async def test_a_mailbox_has_its_budget_again_when_the_period_is_over(db: Database) -> None:
+    await queue(Letter.RESET, times=6)
+    assert await queued() == {"password.reset": 5}
+    await Mailbox.change_all({}, {"$set": {"until": clock.now()}})
+    await queue(Letter.RESET)
+    assert await queued() == {"password.reset": 6}
+
+
+async def test_an_email_that_is_not_committed_is_not_counted(db: Database) -> None:
+    async def work(tx: Tx) -> None:
+        await Mail.queue(Letter.RESET, ADA, tx=tx)
+        raise ZeroDivisionError
+
+    for _ in range(6):
+        with pytest.raises(ZeroDivisionError):
+            await transaction(work)
+    await queue(Letter.RESET)
+    assert await queued() == {"password.reset": 1}
+
+
+async def test_a_suppressed_invitation_fails_nobody(db: Database) -> None:
+    for number in range(7):
+        await Invitation.write(f"ada+{number}@example.org", None, by=NOBODY)
+    assert await queued() == {"user.invited": 5}
+    assert await Invitation.find({}).count() == 7
+
+
+async def test_an_unverified_address_gets_no_notifications(db: Database) -> None:
+    ada = await register("ada")
+    await User.change({"_id": ada.id}, {"$set": {"email_verified_at": None}})
+    ada = await again(ada)
+    await ada.change_password("another", by=acting(ada))
+    await ada.close(by=acting(ada))
+    assert await queued() == {}
+    await recovery.ask(ada.email, by=NOBODY)
+    assert await queued() == {"password.reset": 1}
