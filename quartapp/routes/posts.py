@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from limits import RateLimitItem
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp import policy
-from quartapp.auth import Forbidden, current_user, permission_required
+from quartapp import policy, throttle
+from quartapp.auth import Forbidden, current_user, permission_required, settings
 from quartapp.forms.posts import CommentForm, PostForm
 from quartapp.models import Comment, Post
 from quartapp.models import comment as comments
@@ -32,10 +33,14 @@ async def index() -> str:
 @permission_required(Permission.POSTS_WRITE)
 async def new() -> Any:
     form = await PostForm.from_request()
-    if form.posted:
-        post = await Post.write(form.title.data or "", form.body.data or "", by=current_user.actor)
-        return see_other(f"/posts/{post.id}")
-    return await render_template("posts/edit.html", form=form, post=None), form.status
+    with form.patience():
+        if form.posted:
+            await _count("post", settings().limit_post)
+            by = current_user.actor
+            post = await Post.write(form.title.data or "", form.body.data or "", by=by)
+            return see_other(f"/posts/{post.id}")
+    page = await render_template("posts/edit.html", form=form, post=None)
+    return page, form.status, form.headers
 
 
 @blueprint.get("/posts/<post_id>")
@@ -51,13 +56,15 @@ async def edit(post_id: str) -> Any:
     if not policy.may_edit(current_user, post):
         _refuse(post)
     form = await PostForm.from_request(data={"title": post.title, "body": post.body})
-    if form.posted:
-        if not await post.revise(
-            form.title.data or "", form.body.data or "", by=current_user.actor
-        ):
-            abort(404)
-        return see_other(f"/posts/{post.id}")
-    return await render_template("posts/edit.html", form=form, post=post), form.status
+    with form.patience():
+        if form.posted:
+            await _count("post", settings().limit_post)
+            by = current_user.actor
+            if not await post.revise(form.title.data or "", form.body.data or "", by=by):
+                abort(404)
+            return see_other(f"/posts/{post.id}")
+    page = await render_template("posts/edit.html", form=form, post=post)
+    return page, form.status, form.headers
 
 
 @blueprint.post("/posts/<post_id>/delete")
@@ -78,12 +85,14 @@ async def delete(post_id: str) -> Any:
 async def comment(post_id: str) -> Any:
     post = await _find(post_id)
     form = await CommentForm.from_request()
-    if not form.posted:
-        return await _page(post, form)
-    written = await Comment.write(post, form.body.data or "", by=current_user.actor)
-    if written is None:
-        abort(404)
-    return see_other(f"/posts/{post.id}#comment-{written.id}")
+    with form.patience():
+        if form.posted:
+            await _count("comment", settings().limit_comment)
+            written = await Comment.write(post, form.body.data or "", by=current_user.actor)
+            if written is None:
+                abort(404)
+            return see_other(f"/posts/{post.id}#comment-{written.id}")
+    return await _page(post, form)
 
 
 @blueprint.post("/comments/<comment_id>/delete")
@@ -97,6 +106,11 @@ async def delete_comment(comment_id: str) -> Any:
     await found.remove(by=current_user.actor)
     await flash("The comment was deleted.", "success")
     return see_other(f"/posts/{found.post_id}")
+
+
+async def _count(what: str, limit: RateLimitItem) -> None:
+    """Count what the user writes. Raises TooMany."""
+    await throttle.count(what, (str(current_user.user_id), limit))
 
 
 async def _find(post_id: str) -> Post:
@@ -116,4 +130,4 @@ async def _page(post: Post, form: CommentForm) -> Any:
     page = await render_template(
         "posts/show.html", post=post, comments=shown, older=older, form=form
     )
-    return page, form.status
+    return page, form.status, form.headers

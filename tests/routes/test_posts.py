@@ -13,7 +13,7 @@ from quartapp.models.actor import NOBODY
 from quartapp.models.references import ref
 from quartapp.policy import Permission
 from tests.people import until
-from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
+from tests.routes.conftest import Open, Town, Visitor, documents, pages, role_named, the_user
 
 MARKUP = [
     "<script>alert(1)</script>",
@@ -310,3 +310,26 @@ async def test_times_are_of_the_past_on_every_page(ada: Visitor) -> None:
     page = await ada.get(post)
     assert past.isoformat(timespec="seconds") in page.text
     assert "1 year" in (await ada.get("/posts")).text
+
+
+async def test_posts_and_comments_have_limits_that_keep_what_was_typed(open_town: Open) -> None:
+    town = await open_town(limit_post="3 per hour", limit_comment="2 per hour")
+    ada, bob = await town.member("ada"), await town.member("bob")
+    post = await write(ada)
+    assert (await ada.post("/posts/new", title="", body="")).status == 422, "does not count"
+    await write(ada)
+    assert (await ada.post(f"{post}/edit", title="Edited", body="Once")).status == 303
+    for path in ("/posts/new", f"{post}/edit"):
+        refused = await ada.post(path, title="Four", body="Too <many>")
+        assert refused.status == 429
+        assert 3000 < int(refused.headers["Retry-After"]) <= 3600
+        assert refused.fields["title"] == "Four"
+        assert refused.fields["body"] == "Too <many>"
+    for _ in range(2):
+        await comment(ada, post)
+    refused = await ada.post(f"{post}/comments", body="Too <many>")
+    assert refused.status == 429
+    assert refused.fields["body"] == "Too <many>"
+    assert await Comment.find({}).count() == 2
+    # Another user has limits of their own.
+    await comment(bob, await write(bob))
