@@ -209,7 +209,8 @@ PIPELINE: list[dict[str, Any]] = [
     },
     {
         "$unset": [
-            f"fullDocument.{name}" for name in ("digest", "password_hash", "totp", "recovery_codes")
+            f"fullDocument.{name}"
+            for name in ("digest", "password_hash", "kept_credential", "totp", "recovery_codes")
         ]
     },
 ]

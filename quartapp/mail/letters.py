@@ -29,6 +29,7 @@ SUBJECTS = {
     Letter.FACTOR_ADDED: "A second factor was added",
     Letter.FACTOR_REMOVED: "A second factor was removed",
     Letter.CODES_REFUSED: "Somebody may know your password",
+    Letter.CODES_BLOCKED: "Codes no longer sign in to your account",
     Letter.FACTORS_RESET: "Your second factors were removed",
     Letter.RECOVERY_CODE_USED: "A recovery code was used",
     Letter.RECOVERY_CODES_MADE: "New recovery codes were made",
@@ -78,11 +79,12 @@ TEXTS = {
         "{base}/forgot",
     ),
     Letter.ADDRESS_CHANGED: (
-        "The account {username} has another e-mail address since {at}, and this one gets no more "
-        "letters about it. The change came from {ip}.",
-        "If it was you, there is nothing to do. If not, change the password if you are still "
-        "signed in, and tell an administrator:",
-        "{base}/account/password",
+        "The account {username} has another email address since {at}, and this one gets no more "
+        "email about it. The change came from {ip}.",
+        "If it was you, there is nothing to do. If not, restore this address. That signs the "
+        "account out everywhere and leads to a new password:",
+        "{base}/undo/{token}",
+        "The link works once, for 72 hours after the change.",
     ),
     Letter.INVITED: (
         "{inviter} invites you to make an account for {to}. It comes with this: {roles}.",
@@ -148,6 +150,13 @@ TEXTS = {
         "in.",
         "If it was you, there is nothing to do. If not, set a new password, and they are back at "
         "the beginning:",
+        "{base}/forgot",
+    ),
+    Letter.CODES_BLOCKED: (
+        "Somebody who knows the password of the account {username} has typed so many wrong codes "
+        "in place of the second factor that codes no longer sign in. The last one came on {at} "
+        "from {ip}.",
+        "Set a new password. After that, codes work again, and whoever it was has to start over:",
         "{base}/forgot",
     ),
     Letter.FACTORS_RESET: (

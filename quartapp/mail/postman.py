@@ -114,6 +114,11 @@ class Postman(Background):
             words |= {"token": issued.token, "code": issued.code}
             if issued.taken:
                 letter = Letter.ADDRESS_TAKEN
+        elif mail.letter is Letter.ADDRESS_CHANGED:
+            undoing = await address.issue_undo(mail)
+            if undoing is None:
+                return None
+            user, words["token"] = undoing
         elif mail.letter is Letter.INVITED:
             invited = await invitation.issue(mail)
             if invited is None:

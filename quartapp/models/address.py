@@ -22,13 +22,15 @@ from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind
-from quartapp.models.references import DomainError
-from quartapp.models.session import acting
+from quartapp.models.references import DomainError, ref
+from quartapp.models.session import Reason, acting, mark_ended, new_token
 from quartapp.models.token import Purpose, Token, TokenSpent, code_digest
 from quartapp.models.user import Taken, User, address_fields
 
 # ASVS 6.5.5: a code sent by mail lives for ten minutes at most.
 LASTS = timedelta(minutes=10)
+# For so long a change of address can be undone from the old one.
+UNDO_LASTS = timedelta(hours=72)
 
 
 class EnoughLetters(DomainError):
@@ -272,5 +274,96 @@ async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
     except DuplicateKeyError:
         raise Taken("email") from None
     await user.tell(Kind.EMAIL_CHANGED, tx)
-    await user.write(Letter.ADDRESS_CHANGED, tx, ip=by.ip)
-    await Event.record(Verb.EMAIL_CHANGED, by=by, subject=user.id, tx=tx, was=user.email)
+    verified = user.email_verified_at is not None
+    if verified:
+        undo = await _prepare_undo(user, tx)
+        await user.write(Letter.ADDRESS_CHANGED, tx, ip=by.ip, undo=str(undo))
+    details = {"was": user.email, "verified": verified}
+    await Event.record(Verb.EMAIL_CHANGED, by=by, subject=user.id, tx=tx, **details)
+
+
+# ---- undoing a change of address
+
+
+async def _prepare_undo(user: User, tx: Tx) -> PydanticObjectId:
+    """Store what the link in the email to the old address is worth. Its token is created when the
+    email is sent; nobody knows the one that is here until then."""
+    now = clock.now()
+    link = Token(
+        purpose=Purpose.UNDO,
+        digest=new_token()[1],
+        created_at=now,
+        expires_at=now + UNDO_LASTS,
+        user=ref("users", user.id),
+        email=user.email,
+    )
+    await link.insert(session=tx)
+    return link.id
+
+
+async def issue_undo(mail: Mail) -> tuple[User, str] | None:
+    """For sending the email about a change: whom it is for, with a fresh token.
+
+    None when the link is void, as after an earlier change was undone.
+    """
+    user = await User.get(mail.user_id) if mail.user_id else None
+    token, digest = new_token()
+    match = {
+        "_id": PydanticObjectId(mail.data.get("undo")),
+        "purpose": Purpose.UNDO,
+        "used_at": None,
+    }
+    if user is None or not await Token.change(match, {"$set": {"digest": digest}}):
+        return None
+    return user, token
+
+
+async def undo_asked_by(token: str) -> tuple[str, User] | None:
+    """Return the address that the link restores, and the user; None when it is void."""
+    found = await Token.usable(Purpose.UNDO, token)
+    return (found[0].email or "", found[1]) if found else None
+
+
+async def undo(token: str, *, by: Actor) -> Event:
+    """Restore the address that the account had before, for whoever reads the mail there.
+
+    Ends all sessions, forgets all browsers, and voids the password and every link of the account,
+    those of later changes of address among them. A link of an earlier change goes on: it belongs to
+    an older address. Raises TokenSpent, and Taken when another account has the address by now.
+    """
+    found = await Token.usable(Purpose.UNDO, token)
+    if found is None:
+        raise TokenSpent
+    link, email = found[0], found[0].email or ""
+
+    async def work(tx: Tx) -> Event:
+        user, now = await link.use(tx=tx), clock.now()
+        # An account that only claims the address is in nobody's way.
+        await User.drop_claim(email, tx=tx)
+        restored = {
+            "email": email,
+            "email_verified_at": now,
+            "must_verify": False,
+            "pending_email": None,
+            # No password has this hash. The owner sets one next.
+            "password_hash": f"!{secrets.token_urlsafe(24)}",
+            "password_changed_at": now,
+        }
+        try:
+            if not await User.change({"_id": user.id}, {"$set": restored}, tx=tx):
+                raise TokenSpent
+        except DuplicateKeyError:
+            raise Taken("email") from None
+        later = [{"purpose": {"$ne": Purpose.UNDO}}, {"created_at": {"$gte": link.created_at}}]
+        theirs = {"user.$id": user.id, "used_at": None, "$or": later}
+        await Token.change_all(theirs, {"$set": {"used_at": now}}, tx=tx)
+        await user.forget_browsers(tx=tx)
+        actor = by.known_as(user.id, user.username)
+        event = Event.of(Verb.EMAIL_RESTORED, by=actor, subject=user.id, was=user.email)
+        mine = {"user.$id": user.id}
+        await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
+        await user.tell(Kind.EMAIL_RESTORED, tx)
+        return await event.insert(session=tx)
+
+    # The link counts, and not who is signed in here.
+    return await acting(Actor(ip=by.ip, worker=by.worker), work)

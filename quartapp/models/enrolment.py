@@ -124,6 +124,7 @@ async def reset(user: User, *, by: Actor) -> Event | None:
     async def work(tx: Tx) -> Event | None:
         if not await clear(user, by=by, tx=tx):
             return None
+        await user.forget_browsers(tx=tx)
         event = Event.of(Verb.FACTORS_RESET, by=by, subject=user.id)
         mine = {"user.$id": user.id}
         event.note_ended_sessions(await count_active(mine, tx))

@@ -46,10 +46,12 @@ class Verb(StrEnum):
     PASSWORD_RESET = "password.reset"  # noqa: S105
     EMAIL_CONFIRMED = "email.confirmed"
     EMAIL_CHANGED = "email.changed"
+    EMAIL_RESTORED = "email.restored"
     FACTOR_ADDED = "factor.added"
     FACTOR_REMOVED = "factor.removed"
     PASSKEY_REFUSED = "passkey.refused"
     FACTORS_RESET = "factors.reset"
+    CODES_BLOCKED = "codes.blocked"
     RECOVERY_CODE_USED = "recovery_code.used"
     RECOVERY_CODES_MADE = "recovery_codes.made"
     SESSION_STARTED = "session.started"
@@ -74,6 +76,7 @@ ENDING = {
     Verb.USER_LEAVING,
     Verb.ACTIVITY_DISOWNED,
     Verb.PASSWORD_RESET,
+    Verb.EMAIL_RESTORED,
     Verb.FACTORS_RESET,
     Verb.SESSION_ENDED,
     Verb.SESSIONS_ENDED,

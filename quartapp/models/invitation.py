@@ -259,8 +259,10 @@ class Invitation(Record):
         # The collation compares too much as equal, such as ß and ss.
         rows = await Invitation.find(same, session=tx, collation=CASELESS).to_list()
         mailbox = names.canonical_email(self.email)
-        if any(names.canonical_email(row.email) == mailbox for row in rows):
-            raise InvitedAlready
+        for row in (row for row in rows if names.canonical_email(row.email) == mailbox):
+            # One whose inviter may not invite any more leads nowhere, and is in nobody's way.
+            if await row.fate(tx=tx) is Fate.OPEN:
+                raise InvitedAlready
         if by.user_id is None or at_most is None:
             return
         others = {"by.$id": by.user_id, "_id": {"$ne": self.id}, **_open()}

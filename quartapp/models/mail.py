@@ -49,6 +49,7 @@ class Letter(StrEnum):
     FACTOR_REMOVED = "factor.removed"
     PASSKEY_REFUSED = "passkey.refused"
     CODES_REFUSED = "codes.refused"
+    CODES_BLOCKED = "codes.blocked"
     FACTORS_RESET = "factors.reset"
     RECOVERY_CODE_USED = "recovery_code.used"
     RECOVERY_CODES_MADE = "recovery_codes.made"

@@ -26,10 +26,12 @@ class Kind(StrEnum):
     ROLE_DELETED = "role.deleted"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105
     EMAIL_CHANGED = "email.changed"
+    EMAIL_RESTORED = "email.restored"
     FACTOR_ADDED = "factor.added"
     FACTOR_REMOVED = "factor.removed"
     PASSKEY_REFUSED = "passkey.refused"
     CODES_REFUSED = "codes.refused"
+    CODES_BLOCKED = "codes.blocked"
     FACTORS_RESET = "factors.reset"
     RECOVERY_CODE_USED = "recovery_code.used"
     RECOVERY_CODES_MADE = "recovery_codes.made"
@@ -54,10 +56,12 @@ TEXTS = {
     Kind.ROLE_DELETED: "{by} deleted the role {role}, which you held.",
     Kind.PASSWORD_CHANGED: "Your password was changed. Any other session has ended.",
     Kind.EMAIL_CHANGED: "Your e-mail address was changed.",
+    Kind.EMAIL_RESTORED: "A change of your email address was undone from the old address.",
     Kind.PASSKEY_REFUSED: "A sign-in with your {factor} was refused: there may be a copy of it.",
     Kind.FACTOR_ADDED: "Your account has a new second factor: {factor}.",
     Kind.FACTOR_REMOVED: "A second factor was removed from your account: {factor}.",
     Kind.CODES_REFUSED: "Your password was typed, then wrong codes. Whoever it was did not get in.",
+    Kind.CODES_BLOCKED: "There were too many wrong codes: codes no longer sign in to your account.",
     Kind.FACTORS_RESET: "{by} removed all second factors from your account.",
     Kind.RECOVERY_CODE_USED: "Somebody signed in with one of your recovery codes. Left: {left}.",
     Kind.RECOVERY_CODES_MADE: "New recovery codes were made. The old ones are void.",

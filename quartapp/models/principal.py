@@ -12,7 +12,7 @@ from quartapp.log import log
 from quartapp.models.actor import NOBODY
 from quartapp.models.factor import factors_of, has_shown_one, waits_for_one
 from quartapp.models.references import ref
-from quartapp.models.session import Because, Reason, Session, fingerprint, mark_ended
+from quartapp.models.session import Because, Reason, Session, credential_of, mark_ended
 from quartapp.models.user import User
 from quartapp.policy import Permission
 
@@ -199,7 +199,7 @@ def _why_over(
         return Reason.EMAIL_UNVERIFIED
     if _deadline(row) <= now:
         return Reason.EXPIRED
-    if row.get("credential") != fingerprint(user["password_hash"]):
+    if row.get("credential") != credential_of(user):
         return Reason.PASSWORD_CHANGED
     if row.get("factor") is None and factors_of(user):
         return Reason.FACTOR_REQUIRED

@@ -7,6 +7,7 @@ somebody else may have created the account: the proof removes all that they coul
 from datetime import timedelta
 from typing import Any
 
+from beanie import PydanticObjectId
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
@@ -17,7 +18,7 @@ from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.mail import Letter, Mail
 from quartapp.models.notice import Kind
-from quartapp.models.session import Reason, Session, acting, mark_ended
+from quartapp.models.session import Reason, acting, mark_ended
 from quartapp.models.token import Purpose, Token, TokenSpent
 from quartapp.models.user import User
 from quartapp.names import mailbox_of
@@ -47,16 +48,14 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
     if mailbox_of(user.address) != mailbox_of(mail.to):
         # The budget was counted for another mailbox.
         return None
-    alive = {
-        "_id": {"$ne": mail.id},
-        "purpose": Purpose.RESET,
-        "user.$id": user.id,
-        "used_at": None,
-        "expires_at": {"$gt": clock.now()},
-    }
-    if await Token.find(alive).count() >= at_most:
+    if await Token.working(Purpose.RESET, user, but=mail.id) >= at_most:
         return None
     return user, await Token.issue(mail.id, Purpose.RESET, user, user.address, lasts=LASTS)
+
+
+async def issue_now(user: User) -> str:
+    """Return a token for who has just shown, by a link, that the address is theirs."""
+    return await Token.issue(PydanticObjectId(), Purpose.RESET, user, user.email, lasts=LASTS)
 
 
 async def asked_by(token: str) -> User | None:
@@ -97,7 +96,7 @@ async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
         actor = by.known_as(user.id, user.username)
         if not user.verified:
             await enrolment.clear(user, by=actor, tx=tx)
-            await Session.forget_whence(user.id, tx=tx)
+            await user.forget_browsers(tx=tx)
         event = Event.of(Verb.PASSWORD_RESET, by=actor, subject=user.id)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)

@@ -165,7 +165,7 @@ class Session(Record):
             remembered=remembered,
             factor=factor,
             confirmed_at=now,
-            credential=fingerprint(user.password_hash),
+            credential=user.credential,
         )
 
         async def work(tx: Tx) -> None:
@@ -202,11 +202,23 @@ class Session(Record):
         return token if await acting(by, work) else None
 
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
-        """Ends it, unless it is over already: then None. Returns after the commit."""
-        match, verb = {"_id": self.id}, Verb.SESSION_ENDED
-        return await end_sessions(
-            match, reason, verb, by=by, subject=self.user_id, device=self.device
-        )
+        """End the session and return the event; None if it is over already.
+
+        A user who ends the session of another device may have lost that device: its browser is no
+        longer known.
+        """
+
+        async def work(tx: Tx) -> Event | None:
+            if reason is Reason.ENDED_BY_USER and self.id != by.session_id and self.browser:
+                same = {"user.$id": self.user_id, "browser": self.browser}
+                others = {**same, "_id": {"$ne": by.session_id}}
+                await Session.change_all(others, {"$set": {"browser": None}}, tx=tx)
+            match, verb = {"_id": self.id}, Verb.SESSION_ENDED
+            return await end_and_record(
+                match, reason, verb, by=by, subject=self.user_id, tx=tx, device=self.device
+            )
+
+        return await acting(by, work)
 
     @property
     def user_id(self) -> PydanticObjectId:
@@ -214,19 +226,27 @@ class Session(Record):
 
     @classmethod
     async def is_known(
-        cls, user_id: PydanticObjectId | None, *, browser: str | None = None, ip: str | None = None
+        cls,
+        user: "User | None",
+        *,
+        browser: str | None = None,
+        ip: str | None = None,
+        tx: Tx | None = None,
     ) -> bool:
-        """Whether the user has signed in from this browser or address within about a month.
+        """Return whether the user has signed in from this browser or address within about a month.
 
-        Asks the database for nobody too, so that it takes as long.
+        Only with the password that the account has now, and not before its browsers were
+        forgotten (see `User.forget_browsers`). Without a user the database is asked as well, so
+        that it takes as long.
         """
         whence = {"browser": browser} if browser else {"ip": ip}
-        return await cls.find_one({"user.$id": user_id, **whence}) is not None
-
-    @classmethod
-    async def forget_whence(cls, user_id: PydanticObjectId, *, tx: Tx) -> None:
-        """Make every browser and address unknown from which the user has signed in so far."""
-        await cls.change_all({"user.$id": user_id}, {"$set": {"browser": None, "ip": None}}, tx=tx)
+        match: dict[str, Any] = {"user.$id": user and user.id, **whence}
+        if user:
+            match["credential"] = user.credential
+            if forgotten := user.browsers_forgotten:
+                kept = {"_id": forgotten.keep}
+                match["$or"] = [{"created_at": {"$gt": forgotten.at}}, kept]
+        return await cls.find_one(match, session=tx) is not None
 
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
@@ -292,8 +312,13 @@ class Session(Record):
     @classmethod
     async def _end_oldest(cls, user: "User", *, keep: int, by: Actor) -> None:
         # After the commit of the new one, so that of sign-ins at once the last sees them all.
+        # Sessions of another password, or without the factor that the user has, are over and do
+        # not count.
+        theirs: dict[str, Any] = {"user.$id": user.id, "credential": user.credential, **alive()}
+        if user.factors:
+            theirs["factor"] = {"$ne": None}
         surplus = await cls.find(
-            {"user.$id": user.id, **alive()},
+            theirs,
             sort=[("created_at", DESCENDING), ("_id", DESCENDING)],
             skip=keep,
         ).to_list()
@@ -308,7 +333,7 @@ async def _is_new_here(user: "User", browser: str | None, tx: Tx) -> bool:
     sessions, theirs = Session.get_motor_collection(), {"user.$id": user.id}
     if browser is None or not await sessions.find_one(theirs, {"_id": 1}, session=tx):
         return False
-    return not await sessions.find_one({**theirs, "browser": browser}, {"_id": 1}, session=tx)
+    return not await Session.is_known(user, browser=browser, tx=tx)
 
 
 async def _existing(roles: Collection[Link["Role"]], tx: Tx) -> list[Link["Role"]]:
@@ -477,5 +502,18 @@ def digest_of(token: str) -> str:
 
 
 def fingerprint(password_hash: str) -> str:
-    """By this a session notices that the password it was opened under is gone."""
+    """Return what tells one password hash from another, and nothing else about it."""
     return hashlib.sha256(password_hash.encode()).hexdigest()[:32]
+
+
+def credential_of(user: Mapping[str, Any]) -> str:
+    """Return what tells one password of a user from another, as the user's document says it.
+
+    What was opened under another password is over: sessions, links, the second step of a sign-in.
+    It is the fingerprint of the first hash that the password had here. When the same password is
+    hashed anew, the document keeps it beside the fingerprint of the new hash; a hash that any other
+    program writes does not fit that, and is another password.
+    """
+    mark = fingerprint(user["password_hash"])
+    kept = user.get("kept_credential") or {}
+    return kept["credential"] if kept.get("hash") == mark else mark

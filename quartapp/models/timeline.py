@@ -35,10 +35,12 @@ TEXTS = {
     Verb.PASSWORD_RESET: Line("A forgotten password was replaced", strange=True),
     Verb.EMAIL_CONFIRMED: Line("The e-mail address was confirmed", strange=True),
     Verb.EMAIL_CHANGED: Line("The e-mail address was changed", strange=True),
+    Verb.EMAIL_RESTORED: Line("A change of the email address was undone", strange=True),
     Verb.FACTOR_ADDED: Line("A second factor was added: {factor}", strange=True),
     Verb.FACTOR_REMOVED: Line("A second factor was removed: {factor}", strange=True),
     Verb.FACTORS_RESET: Line("All second factors were removed"),
     Verb.PASSKEY_REFUSED: Line("A passkey was refused, for there may be a copy", strange=True),
+    Verb.CODES_BLOCKED: Line("Too many wrong codes were typed, and codes no longer sign in"),
     Verb.RECOVERY_CODE_USED: Line("A recovery code was used", strange=True),
     Verb.RECOVERY_CODES_MADE: Line("New recovery codes were made", strange=True),
     Verb.ROLE_GRANTED: Line("The role {role} was given"),
@@ -172,8 +174,10 @@ async def disown(event: Event, *, by: Actor) -> Event:
         await mark_ended(others, Reason.ENDED_BY_USER, by=by, event=said, tx=tx)
         user = await User.get(by.user_id, session=tx)
         if user:
+            await user.forget_browsers(tx=tx, keep=by.session_id)
             # Whoever it was may have changed the address, and reads the mail of the new one.
-            for email in (user.email, *await _given_up_since(event, user.id, tx)):
+            mine = [user.email] if user.email_verified_at else []
+            for email in (*mine, *await _given_up_since(event, user.id, tx)):
                 words = {"what": text(event), "when": event.at.isoformat()}
                 await Mail.queue(Letter.DISOWNED, email, user=user.id, tx=tx, **words)
         return await said.insert(session=tx)
@@ -184,4 +188,5 @@ async def disown(event: Event, *, by: Actor) -> Event:
 async def _given_up_since(event: Event, user_id: PydanticObjectId, tx: Tx) -> list[str]:
     """The addresses that the account had before, if it got another with this event or later."""
     moved = {"subject.$id": user_id, "verb": Verb.EMAIL_CHANGED, "at": {"$gte": event.at}}
-    return [each.details["was"] async for each in Event.find(moved, session=tx)]
+    found = Event.find(moved, session=tx)
+    return [e.details["was"] async for e in found if e.details.get("verified", True)]

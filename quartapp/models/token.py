@@ -17,7 +17,7 @@ from quartapp.models.guard import hold_administrators
 from quartapp.models.record import Record
 from quartapp.models.references import DomainError, linked_id, ref
 from quartapp.models.role import Role
-from quartapp.models.session import digest_of, fingerprint, new_token
+from quartapp.models.session import digest_of, new_token
 from quartapp.models.user import User
 
 SETUP_LASTS = timedelta(hours=1)
@@ -30,10 +30,12 @@ class Purpose(StrEnum):
     CONFIRM = "confirm"
     RESET = "reset"
     RETURN = "return"
+    UNDO = "undo"
 
 
-# Who has closed their account may come back, and set a forgotten password to do so.
-FOR_CLOSED = {Purpose.RESET, Purpose.RETURN}
+# Who has closed their account may come back, and set a forgotten password to do so. And an intruder
+# who has changed the address may have closed it.
+FOR_CLOSED = {Purpose.RESET, Purpose.RETURN, Purpose.UNDO}
 
 
 class TokenSpent(DomainError):
@@ -45,7 +47,8 @@ class TokenSpent(DomainError):
 
 class Token(Record):
     """What a link is worth. One that was sent to somebody is bound to their password and to the
-    address: when the account has another, the link is dead, whoever changed it and however.
+    address: when the account has another, the link is dead, whoever changed it and however. But the
+    link that undoes a change of address is for the time after it, and outlives both.
     """
 
     purpose: Purpose
@@ -93,7 +96,7 @@ class Token(Record):
             expires_at=now + lasts,
             user=ref("users", user.id),
             email=email,
-            credential=fingerprint(user.password_hash),
+            credential=user.credential,
             code=code,
         ).insert()
         return token
@@ -105,6 +108,22 @@ class Token(Record):
         user = await found.holder() if found else None
         return (found, user) if found and user else None
 
+    @classmethod
+    async def working(cls, purpose: Purpose, user: User, *, but: PydanticObjectId) -> int:
+        """Return how many links of this purpose work for the user, apart from the one of the id.
+
+        By the rule of `holder` and `usable`: a link that is void does not count.
+        """
+        match = {
+            "_id": {"$ne": but},
+            "purpose": purpose,
+            "user.$id": user.id,
+            "email": user.email,
+            "credential": user.credential,
+            **_unused(),
+        }
+        return await cls.find(match).count()
+
     async def holder(self, *, tx: Tx | None = None) -> User | None:
         """Whom it was made for, if nothing has happened since that voids it."""
         user = await User.get(linked_id(self.user), session=tx) if self.user else None
@@ -112,7 +131,9 @@ class Token(Record):
             return None
         if not (user.may_enter if self.purpose in FOR_CLOSED else user.is_open):
             return None
-        return user if self.credential == fingerprint(user.password_hash) else None
+        if self.purpose is Purpose.UNDO:
+            return user
+        return user if self.credential == user.credential else None
 
     async def use(self, *, tx: Tx) -> User:
         """Uses it up, and returns its user. Raises TokenSpent, for the slower of two as well."""
@@ -181,6 +202,9 @@ def _usable(purpose: Purpose, token: str) -> dict[str, Any]:
     return {
         "purpose": purpose,
         "digest": digest_of(token),
-        "used_at": None,
-        "expires_at": {"$gt": clock.now()},
+        **_unused(),
     }
+
+
+def _unused() -> dict[str, Any]:
+    return {"used_at": None, "expires_at": {"$gt": clock.now()}}

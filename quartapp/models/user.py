@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from beanie import Link, PydanticObjectId
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pymongo import IndexModel, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
@@ -34,6 +34,7 @@ from quartapp.models.session import (
     Session,
     acting,
     count_active,
+    credential_of,
     end_and_record,
     fingerprint,
     mark_ended,
@@ -92,6 +93,28 @@ class RoleGone(DomainError):
         super().__init__(f"The role {name} was deleted meanwhile.")
 
 
+class KeptCredential(BaseModel):
+    """The credential that a password keeps although it was hashed anew: see `credential_of`."""
+
+    hash: str = Field(repr=False)
+    credential: str = Field(repr=False)
+
+
+class WrongCodes(BaseModel):
+    """Wrong second factors in a row since this password was set: see models.wrong_codes."""
+
+    credential: str = Field(repr=False)
+    known: int = 0
+    others: int = 0
+
+
+class ForgottenBrowsers(BaseModel):
+    """Sessions opened until then no longer make a browser known, but for the one to keep."""
+
+    at: datetime
+    keep: PydanticObjectId | None = None
+
+
 class User(Record):
     """A person.
 
@@ -129,6 +152,9 @@ class User(Record):
     letters_asked: list[datetime] = []
     created_at: datetime = Field(default_factory=clock.now)
     password_changed_at: datetime = Field(default_factory=clock.now)
+    kept_credential: KeptCredential | None = Field(default=None, repr=False)
+    browsers_forgotten: ForgottenBrowsers | None = None
+    wrong_codes: WrongCodes | None = None
     totp: Totp | None = None
     # The half minute of the last code that was used: none of it or before it is taken again.
     totp_step: int = 0
@@ -296,6 +322,12 @@ class User(Record):
         """How many people with an open account hold the role that may do everything: until their
         last day is over, if they have one; only those who have none if they are to be `lasting`."""
         return await cls.find({**await administering(tx), **_open(lasting)}, session=tx).count()
+
+    @property
+    def credential(self) -> str:
+        """What tells this password from another one of the user: see `credential_of`."""
+        kept = self.kept_credential and self.kept_credential.model_dump()
+        return credential_of({"password_hash": self.password_hash, "kept_credential": kept})
 
     @property
     def factors(self) -> frozenset[Factor]:
@@ -537,6 +569,7 @@ class User(Record):
             if not changed:
                 return None
             await require_an_administrator(before, tx)
+            await self.forget_browsers(tx=tx)
             event = Event.of(Verb.USER_DISABLED, by=by, subject=self.id)
             mine = {"user.$id": self.id}
             event.note_ended_sessions(await count_active(mine, tx))
@@ -635,12 +668,16 @@ class User(Record):
     async def end_sessions(
         self, reason: Reason, *, by: Actor, keep: PydanticObjectId | None = None
     ) -> Event | None:
-        """Ends all sessions of the user, but for the one to keep: see `end_sessions`."""
+        """End all sessions of the user, and forget all browsers, but for the session to keep.
+
+        Returns the event; None if there was no session to end.
+        """
 
         async def work(tx: Tx) -> Event | None:
             match: dict[str, Any] = {"user.$id": self.id}
             if keep:
                 match["_id"] = {"$ne": keep}
+            await self.forget_browsers(tx=tx, keep=keep)
             event = await end_and_record(
                 match, reason, Verb.SESSIONS_ENDED, by=by, subject=self.id, tx=tx
             )
@@ -709,32 +746,25 @@ class User(Record):
         return token if await acting(by, work, managing=self.id) else None
 
     async def upgrade_hash(self, password_hash: str) -> None:
-        """Stores the same password hashed anew. Its sessions go on: they are told of the hash.
+        """Store the same password hashed anew. Sessions, links and known browsers stay.
 
-        This document takes the new hash only if the old one was still in place, so that a session
-        opened for it after the password was changed is over already: see Session.start.
+        Changes nothing when the hash is no longer the one that this document was read with.
         """
+        kept = KeptCredential(hash=fingerprint(password_hash), credential=self.credential)
+        changed = await User.change(
+            {"_id": self.id, "password_hash": self.password_hash},
+            {"$set": {"password_hash": password_hash, "kept_credential": kept.model_dump()}},
+        )
+        if changed:
+            self.password_hash, self.kept_credential = password_hash, kept
 
-        async def work(tx: Tx) -> bool:
-            changed = await User.change(
-                {"_id": self.id, "password_hash": self.password_hash},
-                {"$set": {"password_hash": password_hash}},
-                tx=tx,
-            )
-            if changed:
-                await Session.change_all(
-                    {
-                        "user.$id": self.id,
-                        "ended_at": None,
-                        "credential": fingerprint(self.password_hash),
-                    },
-                    {"$set": {"credential": fingerprint(password_hash)}},
-                    tx=tx,
-                )
-            return changed
+    async def forget_browsers(self, *, tx: Tx, keep: PydanticObjectId | None = None) -> None:
+        """Make every browser unknown but that of the session to keep.
 
-        if await transaction(work):
-            self.password_hash = password_hash
+        An intruder's browser is then told of again, and has no allowance of its own at the sign-in.
+        """
+        forgotten = ForgottenBrowsers(at=clock.now(), keep=keep).model_dump()
+        await User.change({"_id": self.id}, {"$set": {"browsers_forgotten": forgotten}}, tx=tx)
 
     # ---- notices
 
@@ -778,12 +808,19 @@ class User(Record):
             return
         await Mail.queue(letter, self.email, user=self.id, tx=tx, **data)
 
-    async def warn_of_wrong_codes(self, *, ip: str | None) -> None:
-        """Tells of somebody who has the password, and guesses at the second factor."""
+    async def warn_of_wrong_codes(self, *, ip: str | None, blocked: bool = False) -> None:
+        """Tell the user that somebody has the password and guesses at the second factor.
+
+        With `blocked`, that codes no longer sign in: then it is in the audit log as well.
+        """
+        kind = Kind.CODES_BLOCKED if blocked else Kind.CODES_REFUSED
+        letter = Letter.CODES_BLOCKED if blocked else Letter.CODES_REFUSED
 
         async def work(tx: Tx) -> None:
-            await self.tell(Kind.CODES_REFUSED, tx)
-            await self.write(Letter.CODES_REFUSED, tx, ip=ip)
+            await self.tell(kind, tx)
+            await self.write(letter, tx, ip=ip)
+            if blocked:
+                await Event.record(Verb.CODES_BLOCKED, by=Actor(ip=ip), subject=self.id, tx=tx)
 
         await transaction(work)
 

@@ -8,14 +8,14 @@ registered with their address, and the stranger cannot do it without the mail.
 from typing import Any
 
 from quart import Blueprint, flash, redirect, render_template
-from quart_auth import Unauthorized, login_required
+from quart_auth import Unauthorized, login_required, logout_user
 
 from quartapp import throttle
-from quartapp.auth import current_user, fresh_login_required, me, remote_address, settings
+from quartapp.auth import current_user, fresh_login_required, me, remote_address, settings, settle
 from quartapp.forms.accounts import CodeForm, ConfirmForm, EmailForm, LinkForm
 from quartapp.forms.base import Form
 from quartapp.log import log
-from quartapp.models import User, address
+from quartapp.models import User, address, recovery
 from quartapp.models.address import EnoughLetters, NoCode, WrongCode
 from quartapp.models.token import TokenSpent
 from quartapp.models.user import Taken
@@ -205,6 +205,36 @@ async def by_link(token: str) -> Any:
         "account/verify_link.html", form=form, email=email, user=user, proven=proven
     )
     return page, form.status, form.headers
+
+
+@blueprint.route("/undo/<token>", methods=["GET", "POST"])
+async def undo(token: str) -> Any:
+    """Restore the address that an account had before a change, and lead to a new password."""
+    asked = await address.undo_asked_by(token)
+    if asked is None:
+        return await render_template("account/undo_gone.html"), 410
+    email, user = asked
+    form = await LinkForm.from_request()
+    if form.posted:
+        try:
+            event = await address.undo(token, by=current_user.actor)
+        except TokenSpent:
+            return await render_template("account/undo_gone.html"), 410
+        except Taken:
+            form.refuse(f"Another account has the address {email} by now. Ask an administrator.")
+        else:
+            reach = await settle(event)
+            log.warning("address_restored", user=user.username)
+            if current_user.user_id == user.id:
+                logout_user()
+            restored = await User.get(user.id)
+            assert restored is not None, "nothing but its deletion date removes an account"
+            await flash(
+                f"Your email address was restored. Now set a new password.{reach}", "success"
+            )
+            return see_other(f"/reset/{await recovery.issue_now(restored)}")
+    page = await render_template("account/undo.html", form=form, email=email, user=user)
+    return page, form.status
 
 
 async def _gone() -> Any:

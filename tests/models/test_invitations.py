@@ -345,6 +345,17 @@ async def test_of_many_to_one_address_that_are_sent_again_at_once_one_is(
         assert await Invitation.find(open_still).count() == 1
 
 
+async def test_a_void_invitation_is_in_nobodys_way(db: Database, root: User) -> None:
+    grace = await register("grace", "admin")
+    await Invitation.write(BOB, None, by=acting(grace))
+    with pytest.raises(InvitedAlready):
+        await Invitation.write(BOB, None, by=acting(root))
+    await grace.disable(by=NOBODY)
+    assert await Invitation.write(BOB, None, by=acting(root))
+    with pytest.raises(InvitedAlready):
+        await Invitation.write(BOB, None, by=acting(root))
+
+
 async def test_one_address_has_one_open_invitation_and_one_inviter_so_many(
     db: Database, root: User
 ) -> None:

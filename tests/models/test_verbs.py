@@ -258,6 +258,23 @@ async def test_a_hash_made_anew_ends_nothing_and_tells_nobody(cast: Cast) -> Non
     assert (await again(cast.ada)).notice_seq == told
 
 
+async def test_of_two_sign_ins_that_upgrade_the_hash_both_stay(cast: Cast) -> None:
+    slower = await again(cast.ada)
+    await cast.ada.upgrade_hash("upgraded")
+    await slower.upgrade_hash("upgraded, too")
+    _, token = await sign_in(slower)
+    assert await why_over(token) is None
+    await (await again(cast.ada)).upgrade_hash("and once more")
+    assert await why_over(token) is None
+
+
+async def test_a_hash_written_by_hand_ends_sessions_also_after_an_upgrade(cast: Cast) -> None:
+    await cast.ada.upgrade_hash("upgraded")
+    _, token = await sign_in(await again(cast.ada))
+    await User.change({"_id": cast.ada.id}, {"$set": {"password_hash": "by hand"}})
+    assert await why_over(token) is Reason.PASSWORD_CHANGED
+
+
 async def test_a_hash_made_anew_revives_no_session_of_an_older_password(cast: Cast) -> None:
     stale = await sign_in(cast.ada)
     await Session.change({"_id": stale[0].id}, {"$set": {"credential": fingerprint("older")}})
@@ -471,9 +488,9 @@ VERBS: dict[str, tuple[Act, set[str]]] = {
     "start a session": (lambda c: sign_in(c.ada), {"sessions", "events"}),
     "change the password": (
         lambda c: c.ada.change_password("new", by=acting(c.ada), keep=c.laptop.id),
-        {"users", "sessions", "events", "notices", "outbox"},
+        {"users", "sessions", "events", "notices", "outbox", "mailboxes"},
     ),
-    "upgrade the hash": (lambda c: c.ada.upgrade_hash("new"), {"users", "sessions"}),
+    "upgrade the hash": (lambda c: c.ada.upgrade_hash("new"), {"users"}),
     "add a role": (lambda c: Role.add("new", "", [], by=acting(c.root)), {"roles", "events"}),
     "edit a role": (
         lambda c: c.editor.edit(name="new", description="", permissions=[], by=acting(c.root)),

@@ -286,7 +286,9 @@ class Town:
 
 def link_in(letter: str) -> str:
     """The path that a letter leads to."""
-    found = re.search(r"^https?://[^/\s]+(/(?:reset|verify|invited)/\S+)\s*$", letter, re.MULTILINE)
+    found = re.search(
+        r"^https?://[^/\s]+(/(?:reset|verify|invited|undo)/\S+)\s*$", letter, re.MULTILINE
+    )
     assert found, letter
     return found[1]
 
@@ -350,9 +352,9 @@ async def open_town(settings: Settings) -> AsyncIterator[Open]:
     """Starts workers on one database, with limits of their own."""
     async with AsyncExitStack() as stack:
 
-        async def start(**limits: str | int) -> Town:
+        async def start(**limits: Any) -> Town:
             changed = {
-                name: parse(value) if isinstance(value, str) else value
+                name: parse(value) if name.startswith("limit_") else value
                 for name, value in limits.items()
             }
             app = create_app(settings.model_copy(update=changed))

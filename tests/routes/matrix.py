@@ -34,6 +34,7 @@ GET        /forgot/sent                                   anyone
 GET POST   /invited/<token>                               anyone
 GET POST   /reset/<token>                                 anyone
 GET POST   /verify/<token>                                anyone
+GET POST   /undo/<token>                                  anyone
 GET        /dev/mail                                      anyone
 GET        /dev/mail/<name>                               anyone
 POST       /logout                                        signed in
@@ -41,6 +42,7 @@ GET        /api/me                                        signed in
 WS         /ws                                            signed in
 
 GET POST   /confirm                                       signed in
+GET        /confirm/options                               signed in
 
 GET        /account                                       signed in
 GET POST   /account/password                              signed in

@@ -10,6 +10,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Token, User
+from quartapp.models.actor import NOBODY
 from tests.conftest import PASSWORD
 from tests.routes.conftest import Answer, Open, Town, Visitor, code_in, documents, link_in, the_user
 
@@ -171,12 +172,12 @@ async def test_a_new_address_counts_once_it_is_confirmed_and_the_old_one_is_told
     assert (user.email, user.pending_email) == ("new@example.org", None)
     assert user.email_verified_at is not None
     (told,) = await town.letters("ada@example.org")
-    assert "another e-mail address" in told
+    assert "another email address" in told
     assert "new@example.org" not in told
     (notice,) = await documents("notices", kind="email.changed")
     assert notice["user"].id == user.id
     (event,) = await documents("events", verb="email.changed")
-    assert event["details"] == {"was": "ada@example.org"}
+    assert event["details"] == {"was": "ada@example.org", "verified": True}
     assert await ada.me() is not None, "no rights have changed"
     assert (await town.nobody().sign_in("new@example.org")).status == 303
     assert (await town.nobody().sign_in("ada@example.org")).status == 422
@@ -289,7 +290,8 @@ async def test_neither_code_nor_link_stands_in_the_database(town: Town) -> None:
 
 
 async def test_a_sign_in_from_a_browser_not_seen_before_is_told(town: Town) -> None:
-    ada, _ = await newcomer(town)
+    ada, letter = await newcomer(town)
+    await ada.post(link_in(letter))
     await ada.post("/logout")
     assert (await ada.sign_in()).status == 303
     other = ada.another_device()
@@ -307,3 +309,128 @@ async def test_a_changed_password_is_told(town: Town, ada: Visitor) -> None:
     await ada.post("/account/password", current_password=ada.password, **changed)
     (told,) = await town.letters(ada.email, "Your password was changed")
     assert "another horse" not in told
+
+
+# ---- undoing a change
+
+
+async def move(town: Town, visitor: Visitor, email: str) -> None:
+    """Change the address and verify the new one."""
+    assert (await visitor.post("/account/email", email=email)).location == "/verify"
+    await town.no_more_letters()
+    assert (await visitor.post(link_in((await town.letters(email, "Confirm"))[0]))).status == 303
+
+
+async def undo_link(town: Town, email: str) -> str:
+    await town.no_more_letters()
+    return link_in((await town.letters(email, "Your e-mail address was changed"))[0])
+
+
+async def test_a_hijacked_account_is_taken_back_by_its_old_address(town: Town) -> None:
+    ada = await town.member("ada")
+    thief = ada.twin()
+    await move(town, thief, "eve@example.org")
+    link = await undo_link(town, "ada@example.org")
+    # What the intruder does next changes nothing about it.
+    new = "quite another horse and battery"
+    sent = {"current_password": thief.password, "password": new, "confirm": new}
+    assert (await thief.post("/account/password", **sent)).status == 303
+    await move(town, thief, "mallory@example.org")
+    theirs = await undo_link(town, "eve@example.org")
+    await town.nobody().post("/forgot", email="mallory@example.org")
+    await town.no_more_letters()
+    reset = link_in((await town.letters("mallory@example.org", "Set a new password"))[0])
+
+    owner = town.nobody()
+    page = await owner.get(link)
+    assert (page.status, page.headers["Referrer-Policy"]) == (200, "no-referrer")
+    assert "ada@example.org" in page.text
+    assert "mallory" not in page.text
+    assert (await the_user("ada")).email == "mallory@example.org", "a page that is opened"
+    answer = await owner.post(link)
+    assert (answer.status, answer.location[:7]) == (303, "/reset/")
+    user = await the_user("ada")
+    assert (user.email, user.pending_email) == ("ada@example.org", None)
+    assert user.email_verified_at is not None
+    assert await thief.me() is None
+    for password in (new, ada.password):
+        assert (await thief.another_device().sign_in(password=password)).status == 422
+    for void in (link, theirs, reset):
+        assert (await town.nobody().get(void)).status == 410
+        assert (await town.nobody().post(void)).status == 410
+    mine = "my own horse and battery, again"
+    assert (await owner.post(answer.location, password=mine, confirm=mine)).location == "/login"
+    assert (await town.nobody().sign_in("ada@example.org", mine)).status == 303
+    (event,) = await documents("events", verb="email.restored")
+    assert event["details"] == {"was": "mallory@example.org"}
+
+
+async def test_an_intruder_with_the_newer_link_cannot_void_the_older_one(town: Town) -> None:
+    thief = await town.member("ada")
+    await move(town, thief, "eve@example.org")
+    link = await undo_link(town, "ada@example.org")
+    await move(town, thief, "mallory@example.org")
+    assert (await town.nobody().post(await undo_link(town, "eve@example.org"))).status == 303
+    assert (await the_user("ada")).email == "eve@example.org"
+    assert (await town.nobody().post(link)).status == 303
+    assert (await the_user("ada")).email == "ada@example.org"
+
+
+async def test_an_email_about_a_change_that_was_undone_meanwhile_is_not_sent(town: Town) -> None:
+    thief = await town.member("ada")
+    await move(town, thief, "eve@example.org")
+    link = await undo_link(town, "ada@example.org")
+    postman = town.app.extensions["quartapp"].postman
+    user = await the_user("ada")
+    await thief.post("/account/email", email="mallory@example.org")
+    await town.no_more_letters()
+    verify = link_in((await town.letters("mallory@example.org", "Confirm"))[0])
+    await postman.stop()
+    assert (await thief.post(verify)).status == 303
+    assert (await town.nobody().post(link)).status == 303
+    await postman.deliver()
+    assert await documents("outbox") == []
+    told = await town.letters("eve@example.org", "Your e-mail address was changed", count=0)
+    assert told == []
+    assert user.email == "eve@example.org"
+
+
+@pytest.mark.parametrize("state", ["closed", "disabled", "taken", "late", "unverified"])
+async def test_what_a_change_of_address_can_be_undone_in(town: Town, state: str) -> None:
+    thief = await town.member("ada")
+    user = await the_user("ada")
+    if state == "unverified":
+        await User.change({"_id": user.id}, {"$set": {"email_verified_at": None}})
+    await move(town, thief, "eve@example.org")
+    await town.no_more_letters()
+    if state == "unverified":
+        assert await town.letters("ada@example.org", count=0) == []
+        assert await documents("tokens", purpose="undo") == []
+        return
+    link = await undo_link(town, "ada@example.org")
+    if state == "closed":
+        assert (await thief.post("/account/deactivate")).status == 303
+    elif state == "disabled":
+        await user.disable(by=NOBODY)
+    elif state == "taken":
+        await town.account("other")
+        other = await the_user("other")
+        await User.change({"_id": other.id}, {"$set": {"email": "ada@example.org"}})
+    elif state == "late":
+        past = clock.now() - timedelta(seconds=1)
+        await Token.change_all({"purpose": "undo"}, {"$set": {"expires_at": past}})
+    answer = await town.nobody().post(link)
+    assert answer.status == {"closed": 303, "disabled": 410, "taken": 422, "late": 410}[state]
+    assert ((await the_user("ada")).email == "ada@example.org") is (state == "closed")
+    if state == "taken":
+        assert "Another account has the address" in answer.text
+        assert (await town.nobody().get(link)).status == 200, "the link is as good as before"
+
+
+async def test_of_many_who_undo_at_once_one_does(town: Town) -> None:
+    thief = await town.member("ada")
+    await move(town, thief, "eve@example.org")
+    link = await undo_link(town, "ada@example.org")
+    visitors = [town.nobody() for _ in range(5)]
+    answers = await asyncio.gather(*(visitor.post(link) for visitor in visitors))
+    assert sorted(answer.status for answer in answers) == [303, 410, 410, 410, 410]

@@ -8,6 +8,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Token, User
+from quartapp.models.actor import NOBODY
 from quartapp.models.token import Purpose
 from tests.conftest import PASSWORD
 from tests.models.stories import NOTHING, accepting
@@ -218,6 +219,39 @@ async def test_who_asks_again_and_again_has_links_that_work_and_no_flood_of_lett
     await Token.change_all({}, {"$set": {"expires_at": past}})
     await a_link(town)
     assert len(await town.letters("ada@example.org")) == 3
+
+
+@pytest.mark.parametrize("voided_by", ["password", "hand"])
+async def test_void_links_use_up_no_room(open_town: Open, voided_by: str) -> None:
+    town = await open_town(reset_links_per_user=3, limit_mail="60 per hour")
+    user = await town.account("ada")
+    for _ in range(4):
+        await town.nobody().post("/forgot", email=user.email)
+    await town.no_more_letters()
+    assert len(await town.letters(user.email, "Set a new password")) == 3
+    if voided_by == "password":
+        await user.change_password("another", by=NOBODY)
+    else:
+        await User.change({"_id": user.id}, {"$set": {"password_hash": "another"}})
+    before = len(await documents("tokens"))
+    await town.nobody().post("/forgot", email=user.email)
+    await town.no_more_letters()
+    assert len(await documents("tokens")) == before + 1
+    link = link_in((await town.letters(user.email, "Set a new password"))[0])
+    assert (await set_password(town.nobody(), link)).status == 303
+
+
+async def test_a_link_outlives_the_hash_upgrade_at_a_sign_in(town: Town) -> None:
+    user = await town.account("ada")
+    link = await a_link(town)
+    await user.upgrade_hash("the same password, hashed anew")
+    assert (await town.nobody().get(link)).status == 200
+    by_hand = {"$set": {"password_hash": "written by hand"}}
+    await User.change({"_id": user.id}, by_hand)
+    assert (await town.nobody().get(link)).status == 410
+    back = {"$set": {"password_hash": "the same password, hashed anew"}}
+    await User.change({"_id": user.id}, back)
+    assert (await set_password(town.nobody(), link)).status == 303
 
 
 async def test_links_lead_to_the_configured_origin_whatever_the_host_header_says(

@@ -1,0 +1,135 @@
+"""By which browsers an account is known, and what makes them unknown again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from quartapp import clock
+from quartapp.database import Database
+from quartapp.models import enrolment, timeline
+from quartapp.models.actor import NOBODY, Actor
+from quartapp.models.event import Event, Verb
+from quartapp.models.mail import Letter, Mail
+from quartapp.models.session import Reason, Session
+from quartapp.models.user import User
+from tests.models.stories import HOUR, acting, again, register
+
+MINE, THEIRS = "the owner's browser", "the intruder's browser"
+
+
+async def opened(user: User, browser: str, ip: str = "192.0.2.7") -> Session:
+    session, _ = await Session.start(
+        *(user,),
+        device="Firefox",
+        browser=browser,
+        by=Actor(user.id, user.username, ip),
+        idle=HOUR,
+        lifetime=HOUR,
+    )
+    return session
+
+
+async def known(user: User, browser: str) -> bool:
+    return await Session.is_known(await again(user), browser=browser)
+
+
+@pytest.fixture
+async def ada(db: Database) -> User:
+    await register("root", "admin")
+    return await register("ada", "member")
+
+
+def by(user: User, session: Session) -> Actor:
+    return Actor(user.id, user.username, "192.0.2.7", session.id, version=user.authz_version)
+
+
+async def change_password(ada: User, mine: Session) -> object:
+    return await ada.change_password("new", by=by(ada, mine), keep=mine.id)
+
+
+async def write_a_password_by_hand(ada: User, mine: Session) -> object:
+    await User.change({"_id": ada.id}, {"$set": {"password_hash": "by hand"}})
+    change = {"$set": {"credential": (await again(ada)).credential}}
+    return await Session.change({"_id": mine.id}, change)
+
+
+async def say_that_it_was_not_me(ada: User, mine: Session) -> object:
+    match = {"verb": Verb.SESSION_STARTED}
+    started = await Event.find(match, sort="-_id").to_list()
+    return await timeline.disown(started[0], by=by(ada, mine))
+
+
+async def end_other_sessions(ada: User, mine: Session) -> object:
+    return await ada.end_sessions(Reason.ENDED_BY_USER, by=by(ada, mine), keep=mine.id)
+
+
+async def end_the_session(ada: User, mine: Session) -> object:
+    other = (await Session.find({"browser": THEIRS}, sort="-_id").to_list())[0]
+    return await other.end(Reason.ENDED_BY_USER, by=by(ada, mine))
+
+
+KEEPING: list[Callable[[User, Session], Awaitable[object]]] = [
+    change_password,
+    write_a_password_by_hand,
+    say_that_it_was_not_me,
+    end_other_sessions,
+    end_the_session,
+]
+
+
+@pytest.mark.parametrize("act", KEEPING, ids=lambda act: act.__name__)
+async def test_all_browsers_but_the_one_in_use_become_unknown(
+    ada: User, act: Callable[[User, Session], Awaitable[object]]
+) -> None:
+    mine = await opened(ada, MINE)
+    old = await opened(ada, THEIRS, "198.51.100.1")
+    await old.end(Reason.SIGNED_OUT, by=NOBODY)
+    await opened(ada, THEIRS, "198.51.100.1")
+    assert await known(ada, THEIRS)
+    assert await Session.is_known(ada, ip="198.51.100.1")
+    await act(ada, mine)
+    assert not await known(ada, THEIRS)
+    assert await known(ada, MINE)
+    if act is not end_the_session:
+        assert not await Session.is_known(await again(ada), ip="198.51.100.1")
+    # The next sign-in from there is told of, and makes the browser known.
+    before = await Mail.find({"letter": Letter.SIGNED_IN}).count()
+    await opened(await again(ada), THEIRS)
+    assert await Mail.find({"letter": Letter.SIGNED_IN}).count() == before + 1
+    assert await known(ada, THEIRS)
+
+
+ALL: dict[str, Callable[[User], Awaitable[Any]]] = {
+    "an administrator ends the sessions": lambda ada: ada.end_sessions(
+        Reason.ENDED_BY_ADMIN, by=NOBODY
+    ),
+    "an administrator resets the factors": lambda ada: enrolment.reset(ada, by=NOBODY),
+    "an administrator disables the account": lambda ada: ada.disable(by=NOBODY),
+}
+
+
+@pytest.mark.parametrize("what", ALL)
+async def test_every_browser_becomes_unknown_when(ada: User, what: str) -> None:
+    await User.change({"_id": ada.id}, {"$set": {"totp": {"sealed": "", "added_at": clock.now()}}})
+    ada = await again(ada)
+    session = await opened(ada, MINE)
+    await session.end(Reason.SIGNED_OUT, by=NOBODY)
+    await ALL[what](ada)
+    assert not await known(ada, MINE)
+
+
+async def test_ending_sessions_forgets_browsers_that_have_none(ada: User) -> None:
+    session = await opened(ada, THEIRS)
+    await session.end(Reason.SIGNED_OUT, by=NOBODY)
+    assert await ada.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY) is None
+    assert not await known(ada, THEIRS)
+
+
+async def test_a_hash_made_anew_forgets_no_browser(ada: User) -> None:
+    session = await opened(ada, MINE)
+    await session.end(Reason.SIGNED_OUT, by=acting(ada))
+    await ada.upgrade_hash("upgraded")
+    assert await known(ada, MINE)
