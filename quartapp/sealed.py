@@ -50,7 +50,8 @@ class Seal:
 
     def hand_out(self, what: Any, about: str) -> str:
         """For what a browser keeps for us: it says when it was handed out."""
-        return self.close(json.dumps([clock.now().timestamp(), what]), about)
+        text = json.dumps([clock.now().timestamp(), what], ensure_ascii=False)
+        return self.close(text, about)
 
     def take_back(self, sealed: Any, about: str, *, within: timedelta) -> Any:
         """What was handed out so lately, else None."""

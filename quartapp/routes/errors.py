@@ -29,7 +29,7 @@ from quartapp.models.principal import Ended
 from quartapp.models.references import DomainError
 from quartapp.models.session import SessionOver
 from quartapp.policy import LABELS
-from quartapp.routes import carried
+from quartapp.routes import carried, confirmed
 from quartapp.routes.entry import AccountClosed, MustVerify
 from quartapp.routes.places import back, see_other, sign_in_page, with_next
 
@@ -177,7 +177,13 @@ async def confirm_first(error: Unconfirmed) -> Any:
             form.put_off(error.because)
         case WrongPassword():
             form.refuse(str(error.because), "password")
-    page = await render_template("confirm.html", form=form, back=back(), **await _to_send_again())
+    page = await render_template(
+        "confirm.html",
+        form=form,
+        back=back(),
+        does=confirmed.action(request.endpoint, request.view_args or {}, await request.form),
+        **await _to_send_again(),
+    )
     return page, form.status, form.headers
 
 

@@ -288,7 +288,11 @@ function write(key, draft) {
 }
 
 function remove(key) {
-  sessionStorage.removeItem(key)
+  try {
+    sessionStorage.removeItem(key)
+  } catch {
+    // Switched off: nothing is stored.
+  }
 }
 
 function readLocal(key) {

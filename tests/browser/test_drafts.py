@@ -80,6 +80,32 @@ async def test_typed_text_returns_after_leaving_the_page_until_it_is_published(p
     assert await page.evaluate(KEPT) == []
 
 
+async def test_accepted_forms_of_every_kind_leave_no_draft(
+    server: Server, root: Person, new_browser: NewBrowser
+) -> None:
+    answer = await root.post("/posts/new", page="/posts/new", title="A title", body="Text.")
+    post = urlsplit(answer.headers["location"]).path
+    role = f"tidy-{secrets.token_hex(4)}"
+    page = await (await new_browser(server.url)).new_page()
+    await sign_in(page, "root")
+    for path, label, typed in (
+        (post, "Your comment", TYPED),
+        (f"{post}/edit", "Text", TYPED),
+        ("/admin/roles/new", "Name", role),
+        (f"/admin/roles/{role}", "Description", "Tidies up."),
+        ("/admin/invitations", "E-mail address", f"{role}@example.org"),
+    ):
+        await page.goto(path)
+        await page.get_by_label(label).fill(typed)
+        await until(lambda: page.evaluate(KEPT))
+        await page.reload()
+        await expect(page.get_by_label(label)).to_have_value(typed)
+        async with page.expect_navigation():
+            await page.get_by_label(label).evaluate("field => field.form.requestSubmit()")
+        await is_live(page)
+        assert await page.evaluate(KEPT) == [], path
+
+
 async def test_what_the_server_does_not_accept_is_kept(page: Page) -> None:
     await write(page)
     await page.locator("main form.form").evaluate("form => form.noValidate = true")

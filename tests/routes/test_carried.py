@@ -6,6 +6,7 @@ import html
 from datetime import timedelta
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from quartapp import clock
 from quartapp.models import Post, Session
@@ -131,6 +132,15 @@ async def test_a_text_that_is_too_long_or_of_an_unknown_user_is_shown_to_be_copi
     assert "Copy it from below" in page.text
 
 
+async def test_a_long_text_in_any_alphabet_is_carried(ada: Visitor) -> None:
+    typed = {"title": "Ж" * 200, "body": "Ж" * 20_000}
+    token = await ada.csrf_token()
+    await end_sessions(ada)
+    page = await multipart(ada, "/posts/new", csrf_token=token, **typed)
+    shown = await sign_in_on(await sign_in_on(page, ada, "another password"), ada)
+    assert is_shown(shown, "/posts/new", **typed)
+
+
 async def multipart(visitor: Visitor, path: str, **fields: str) -> Answer:
     boundary = "----------boundary"
     parts = "".join(
@@ -205,24 +215,34 @@ async def test_a_page_of_another_site_cannot_have_a_text_carried(ada: Visitor) -
         assert html.escape(TYPED["title"]) not in answer.text
 
 
+@pytest.mark.parametrize("status", [429, 503])
 async def test_a_form_that_has_to_wait_can_be_sent_again_as_it_was(
-    ada: Visitor, root: Visitor, monkeypatch: pytest.MonkeyPatch
+    ada: Visitor, root: Visitor, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def too_many(*_: object, **__: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        if status == 503:
+            raise AutoReconnect
         raise TooMany(clock.now() + timedelta(seconds=30))
 
-    invited = {"email": "new@example.org"}
+    invited, role = {"email": "new@example.org"}, {"name": "tidy", "description": "Tidies up."}
     for visitor, path, typed, verb in (
         (ada, "/posts/new", TYPED, "quartapp.models.Post.write"),
         (root, "/admin/invitations", invited, "quartapp.routes.admin.invitations._invite"),
+        (root, "/admin/roles/new", role, "quartapp.models.Role.add"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(verb, too_many)
+            patch.setattr(verb, fail)
             answer = await visitor.post(path, **typed)
-        assert answer.status == 429
+        assert (answer.status, "Retry-After" in answer.headers) == (status, True)
         assert {name: answer.fields[name] for name in typed} == typed
         token = {"csrf_token": answer.fields["csrf_token"]}
         assert (await visitor.send(path, {**typed, **token})).status == 303
+    # Where a password was left out, the same cannot be sent again.
+    with monkeypatch.context() as patch:
+        patch.setattr("quartapp.auth.confirm", fail)
+        await root.grow_stale()
+        answer = await root.post("/admin/roles/new", **role, password="a secret of mine")
+    assert "a secret of mine" not in answer.text
 
 
 async def test_a_session_that_ends_during_the_request_loses_no_text(

@@ -1,10 +1,12 @@
 """What is sensitive takes a password that was typed lately, and loses nothing (ASVS 7.2.4, 7.5)."""
 
 import asyncio
+import re
 
 import pytest
 
 from quartapp.models.role import Role
+from quartapp.routes.confirmed import UNNAMED
 from tests.routes.conftest import (
     ORIGIN,
     SESSION_COOKIE,
@@ -51,6 +53,8 @@ async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_con
         if row.fresh:
             if answer.status != 422 or await contents() != before or visitor.token != token:
                 wrong[str(row)] = "something was done"
+            if re.search(f"Enter your password to <strong>({UNNAMED})?</strong>", answer.text):
+                wrong[str(row)] = "the page does not name the action"
             done = await send_again(visitor, answer, path(row, parts), visitor.password)
             if done.status != row.done or visitor.token == token:
                 wrong[str(row)] = f"{done.status} after the confirmation"
@@ -78,6 +82,26 @@ async def test_what_was_sent_comes_back_whole_and_is_done_with_the_password(root
     assert made is not None
     assert sorted(made.permissions) == ["events.read", "posts.write"]
     assert made.description == typed["description"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        ("/admin/users/ada/grants/member/revoke", {}, "revoke the role member from ada"),
+        ("/admin/users/ada/grants", {"role": "admin"}, "grant the role admin to ada"),
+        ("/admin/users/ada/grants", {}, "grant a role to ada"),
+        ("/admin/users/ada/grants", {"username": "bob", "role": "x"}, "grant the role x to ada"),
+        ("/admin/roles/new", {"name": "a\u202e\n<b>{x}"}, "create the role a &lt;b&gt;{x}"),
+    ],
+)
+async def test_the_page_that_asks_for_the_password_names_the_action(
+    root: Visitor, town: Town, path: str, fields: dict[str, str], named: str
+) -> None:
+    await town.account("ada")
+    await root.grow_stale()
+    page = await root.post(path, **fields)
+    assert f"Enter your password to <strong>{named}</strong>." in page.text
+    assert f">{named[0].upper()}{named[1:]}</button>" in page.text
 
 
 async def test_a_page_of_confirmation_never_holds_a_password(root: Visitor) -> None:
