@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import cache, lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -26,10 +27,12 @@ from ua_parser import parse
 from quartapp import clock, throttle
 from quartapp.later import TryLater
 from quartapp.log import log
-from quartapp.models import Event, Session, User
+from quartapp.models import Event, Session, User, recovery_codes, totp, wrong_codes
 from quartapp.models.actor import Actor
+from quartapp.models.factor import Factor
 from quartapp.models.principal import Ended, Principal, Standing
 from quartapp.models.session import TOKEN_LENGTH, digest_of, new_token
+from quartapp.models.wrong_codes import FactorsBlocked
 from quartapp.password_policy import PasswordPolicy
 from quartapp.passwords import PasswordHasher
 from quartapp.policy import Permission, may
@@ -39,8 +42,11 @@ from quartapp.settings import Settings
 KNOWN_FOR = 365 * 86400
 # A signed token of ours has some 160 characters.
 LONGEST_SIGNED = 256
-# The field in which a page of confirmation sends the password.
-PASSWORD = "password"  # noqa: S105
+# The fields in which a page of confirmation sends the password and a code, beside those that were
+# sent before: no form behind it has fields of these names.
+PASSWORD, CODE = "password", "factor_code"
+# Who types wrong codes is told of once in so long.
+TOLD_EVERY = timedelta(days=1)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,11 +93,13 @@ class Forbidden(Exception):
 class Unconfirmed(Exception):
     """Signed in too long ago for this. What came with the request was not acted on.
 
-    `because` says why a password that was sent along did not change that: it was wrong, or there
-    were too many tries; None if none was sent.
+    `because` says why a password or a code that was sent along did not change that: it was wrong,
+    or there were too many tries; None if none was sent.
     """
 
-    def __init__(self, because: TryLater | WrongPassword | None = None) -> None:
+    def __init__(
+        self, because: TryLater | WrongPassword | WrongFactor | FactorsBlocked | None = None
+    ) -> None:
         self.because = because
 
 
@@ -100,6 +108,13 @@ class WrongPassword(Exception):
 
     def __init__(self) -> None:
         super().__init__("This is not your password.")
+
+
+class WrongFactor(Exception):
+    """No code, or not one of the user's, whose account has a second factor."""
+
+    def __init__(self) -> None:
+        super().__init__("This code is not the right one, or it was used already.")
 
 
 class CurrentUser(AuthUser):
@@ -306,30 +321,42 @@ def fresh_login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitab
     @wraps(view)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if request.method == "POST" and not current_user.fresh:
-            password = (await request.form).get(PASSWORD)
+            sent = await request.form
+            password = sent.get(PASSWORD)
             if password is None:
                 raise Unconfirmed
             try:
-                await confirm(password)
-            except (TryLater, WrongPassword) as error:
+                await confirm(password, sent.get(CODE, ""))
+            except (TryLater, WrongPassword, WrongFactor, FactorsBlocked) as error:
                 raise Unconfirmed(error) from error
         return await view(*args, **kwargs)
 
     return wrapper
 
 
-async def confirm(password: str) -> None:
-    """Makes the session fresh, and gives its browser a new token; the old one is void at once.
+async def confirm(password: str, code: str = "") -> None:
+    """Check the password, and a code if the account has a second factor; then renew the session.
 
-    Raises WrongPassword, and TryLater when there were too many or too much is going on. Raises
-    Unauthorized when the session has ended meanwhile. Open pages stay connected.
+    A code is looked at behind a right password only. Raises WrongPassword, WrongFactor,
+    FactorsBlocked, TryLater when there were too many tries, and what `renew` raises.
     """
-    user = await User.get(current_user.user_id)
-    async with guessing_again() as guess:
-        guess.right = await hasher().verify(password, user and user.password_hash)
+    user = await me()
+    async with guessing_again(user) as guess:
+        guess.right = await hasher().verify(password, user.password_hash)
     if not guess.right:
         log.warning("authn_login_fail", login=current_user.username, ip=remote_address())
         raise WrongPassword
+    if user.factors and await shown_code(user, code) is None:
+        raise WrongFactor
+    await renew()
+
+
+async def renew() -> None:
+    """Make the session fresh, and give its browser a new token; the old one is void at once.
+
+    Call it when the user has shown who they are. Raises Unauthorized when the session has ended
+    meanwhile. Open pages stay connected.
+    """
     session = await Session.get(current_user.session_id)
     token = session and await session.confirm(by=current_user.actor)
     if not session or not token:
@@ -341,8 +368,56 @@ async def confirm(password: str) -> None:
     await current_user.load()
 
 
+async def shown_code(user: User, code: str) -> Factor | None:
+    """Return which second factor of the user the code is, and use it up; None if it is none.
+
+    Raises TooMany, and FactorsBlocked after too many wrong ones.
+    """
+    async with guessing_factor(user) as guess:
+        factor = await _factor_of(user, code)
+        guess.right = factor is not None
+    return factor
+
+
 @asynccontextmanager
-async def guessing_again() -> AsyncIterator[throttle.Guess]:
+async def guessing_factor(user: User) -> AsyncIterator[throttle.Guess]:
+    """Room for one second factor of somebody who has shown the password, to be judged inside.
+
+    Counted for the account, browsers that it is known by apart: whoever gets here knows the
+    password, and what they use up, they use up of its owner's. Wrong ones are told to the owner.
+    Raises TooMany, and FactorsBlocked after too many in a row.
+    """
+    browser = known_browser()
+    known = browser is not None and await Session.is_known(user, browser=browser)
+    account = f"second step {user.id} with {browser}" if known else f"second step {user.id}"
+    here = throttle.neighbourhood(remote_address())
+    async with throttle.guessing(
+        throttle.Key(account, settings().limit_factor, own=True),
+        throttle.Key(f"second step from {here}", settings().limit_sign_in_address),
+    ) as guess:
+        last = await wrong_codes.begin(user, known=known)
+        yield guess
+    if guess.right:
+        await wrong_codes.forgive(user, known=known)
+        return
+    log.warning("authn_login_fail", login=user.username, ip=remote_address(), step=2)
+    failed = await throttle.tally("wrong codes", str(user.id), within=TOLD_EVERY)
+    # Once, and not for a slip of the owner.
+    if last or failed == settings().limit_factor.amount:
+        await user.warn_of_wrong_codes(ip=remote_address(), blocked=last)
+
+
+async def _factor_of(user: User, code: str) -> Factor | None:
+    plain = totp.plain(code)
+    if len(plain) == totp.DIGITS and plain.isascii() and plain.isdigit():
+        return Factor.TOTP if await totp.accept(user, plain, seal=seal()) else None
+    by = Actor(user.id, user.username, remote_address())
+    left = await recovery_codes.use(user, code, by=by)
+    return None if left is None else Factor.RECOVERY_CODE
+
+
+@asynccontextmanager
+async def guessing_again(user: User | None) -> AsyncIterator[throttle.Guess]:
     """For a password that is asked of somebody signed in: see `throttle.guessing`.
 
     Counted for the session, and for the address too where the account has not been opened in this
@@ -351,7 +426,7 @@ async def guessing_again() -> AsyncIterator[throttle.Guess]:
     mine = f"confirmation {current_user.session_id}"
     keys = [throttle.Key(mine, settings().limit_confirmation, own=True)]
     browser = known_browser()
-    if not (browser and await Session.is_known(current_user.user_id, browser=browser)):
+    if not (browser and await Session.is_known(user, browser=browser)):
         here = f"confirmation from {throttle.neighbourhood(remote_address())}"
         keys.append(throttle.Key(here, settings().limit_sign_in_address))
     async with throttle.guessing(*keys) as guess:

@@ -172,6 +172,12 @@ def _for_shares(limit: limits.RateLimitItem) -> limits.RateLimitItem:
     return limit
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable() or len(text) > 200:
+        raise ValueError("write an email address, a link or a short text, on one line")
+    return text.strip()
+
+
 class Settings(BaseSettings):
     """What a deployment may decide. The README has the table; times are in seconds."""
 
@@ -217,6 +223,7 @@ class Settings(BaseSettings):
     ] = None
 
     require_verified_email: bool | None = None
+    support_contact: Annotated[str, AfterValidator(_printable)] = ""
 
     metrics_token: SecretStr | None = None
 
@@ -253,6 +260,9 @@ class Settings(BaseSettings):
     limit_letter: Limit = limits.parse("5 per hour")
     limit_letter_address: Limit = limits.parse("20 per day")
     limit_invitation: Limit = limits.parse("5 per day")
+    limit_post: Limit = limits.parse("30 per hour")
+    limit_comment: Limit = limits.parse("60 per hour")
+    limit_factor_change: Limit = limits.parse("60 per hour")
     limit_export: Limit = limits.parse("1 per 5 minutes")
     limit_handshake_user: Limit = limits.parse("600 per minute")
     limit_handshake_address: Limit = limits.parse("60000 per minute")

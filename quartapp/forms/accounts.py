@@ -96,6 +96,19 @@ class ConfirmForm(Form):
     password = PasswordField("Password", validators=[InputRequired("Enter your password.")])
 
 
+class ConfirmWithFactorForm(ConfirmForm):
+    """For users who have a second factor."""
+
+    factor_code = StringField(
+        "Code",
+        filters=[tidy],
+        validators=[
+            DataRequired("Enter a code, too."),
+            Length(max=64, message="No code is that long."),
+        ],
+    )
+
+
 class PasswordForm(Form):
     current_password = PasswordField(
         "Current password", validators=[InputRequired("Enter your current password.")]

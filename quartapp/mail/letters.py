@@ -18,7 +18,7 @@ SUBJECTS = {
     Letter.RESET: "Set a new password",
     Letter.SIGNED_IN: "Signed in from a new browser",
     Letter.PASSWORD_CHANGED: "Your password was changed",
-    Letter.ADDRESS_CHANGED: "Your e-mail address was changed",
+    Letter.ADDRESS_CHANGED: "Your email address was changed",
     Letter.INVITED: "You are invited to make an account",
     Letter.CLOSED: "Your account is closed",
     Letter.LEAVING: "Your account will be deleted",

@@ -341,7 +341,7 @@ async def undo(token: str, *, by: Actor) -> Event:
         # An account that only claims the address is in nobody's way.
         await User.drop_claim(email, tx=tx)
         restored = {
-            "email": email,
+            **address_fields(email),
             "email_verified_at": now,
             "must_verify": False,
             "pending_email": None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Self
 
 from beanie import Link, PydanticObjectId
@@ -40,7 +40,8 @@ class PasskeyTaken(DomainError):
 
 
 class Answered(Record):
-    """A challenge that was answered: while it lasts, it is not taken again."""
+    """Something that a browser keeps for us and that counts once, after it has: a challenge that
+    was answered, a note that was used. It is remembered for as long as it would count."""
 
     id: bytes  # type: ignore[assignment]
     expires_at: datetime
@@ -56,6 +57,18 @@ class Answered(Record):
             await cls(id=challenge, expires_at=clock.now() + LASTS).insert(session=tx)
         except DuplicateKeyError:
             raise Refused("the challenge was answered before") from None
+
+    @classmethod
+    async def first(cls, note: str, *, lasts: timedelta, tx: Tx | None = None) -> bool:
+        """Return whether nobody came with this note before, and remember it.
+
+        Within a transaction False means that it cannot go on.
+        """
+        try:
+            await cls(id=note.encode(), expires_at=clock.now() + lasts).insert(session=tx)
+        except DuplicateKeyError:
+            return False
+        return True
 
 
 class Passkey(Record):

@@ -1,24 +1,37 @@
 """Codes of authenticator apps (RFC 6238): six digits, another every half minute, each good once."""
 
 import hmac
+from datetime import timedelta
 
 from pyotp import random_base32
 from pyotp.totp import TOTP
 
 from quartapp import clock
+from quartapp.database import Session as Tx
 from quartapp.models import enrolment
 from quartapp.models.actor import Actor
 from quartapp.models.enrolment import Enrolled
 from quartapp.models.event import Event
 from quartapp.models.factor import Factor, Totp
+from quartapp.models.passkey import Answered
 from quartapp.models.references import DomainError
+from quartapp.models.session import digest_of
 from quartapp.models.user import User
 from quartapp.sealed import Seal
 
 DIGITS, SECONDS = 6, 30
+# A secret is offered to a browser for so long.
+OFFER_LASTS = timedelta(hours=1)
 # Clocks of phones differ, and typing takes a while: one step either way (RFC 6238, 5.2).
 DRIFT = 1
 ISSUER = "quartapp"
+
+
+class OfferUsed(DomainError):
+    """The secret was set up before, by somebody who may know it."""
+
+    def __init__(self) -> None:
+        super().__init__("This secret was used before. Scan the new one.")
 
 
 class WrongAppCode(DomainError):
@@ -26,6 +39,11 @@ class WrongAppCode(DomainError):
 
     def __init__(self) -> None:
         super().__init__("The app shows another code now. Type the one that it shows.")
+
+
+def plain(code: str) -> str:
+    """Return a code without the spaces and dashes that people group it by."""
+    return "".join(c for c in code if not c.isspace() and c != "-")
 
 
 def new_secret() -> str:
@@ -41,7 +59,7 @@ def uri(secret: str, username: str) -> str:
 async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -> Enrolled:
     """Turns it on, if the code shows that the app has the secret.
 
-    Raises WrongAppCode and HasFactor.
+    A secret can be set up once. Raises WrongAppCode, OfferUsed and HasFactor.
     """
     step = _step(secret, code)
     if step is None:
@@ -49,7 +67,14 @@ async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -
     kept = Totp(sealed=seal.close(secret, _about(user)), added_at=clock.now())
     # The code that turns it on is used by that.
     change = {"totp": kept.model_dump(), "totp_step": step}
-    return await enrolment.add(user, Factor.TOTP, {"totp": None}, {"$set": change}, by=by)
+
+    async def use_up(tx: Tx) -> None:
+        note = f"totp secret {digest_of(secret)}"
+        if not await Answered.first(note, lasts=OFFER_LASTS, tx=tx):
+            raise OfferUsed
+
+    off = {"totp": None}
+    return await enrolment.add(user, Factor.TOTP, off, {"$set": change}, by=by, also=use_up)
 
 
 async def accept(user: User, code: str, *, seal: Seal) -> bool:

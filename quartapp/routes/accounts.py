@@ -8,17 +8,19 @@ from quart import Blueprint, flash, redirect, render_template, request, session
 from quart_auth import login_required, logout_user
 
 from quartapp import auth, names, policy, throttle
-from quartapp.auth import WrongPassword, current_user, hasher, settings, settle
-from quartapp.forms.accounts import ConfirmForm, LoginForm, RegisterForm
+from quartapp.auth import WrongFactor, WrongPassword, current_user, hasher, settings, settle
+from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm, LoginForm, RegisterForm
 from quartapp.log import log
 from quartapp.models import Role, User, address, cost
 from quartapp.models.session import Reason, Session
 from quartapp.models.token import TokenSpent, make_first_administrator, setup_is_open
 from quartapp.models.user import Taken
+from quartapp.models.wrong_codes import FactorsBlocked
 from quartapp.passwords import Busy
 from quartapp.routes import carried
-from quartapp.routes.entry import let_in, sign_in, sign_in_page
+from quartapp.routes.entry import AccountShut, let_in, sign_in, sign_in_page
 from quartapp.routes.new_passwords import count_registration, is_accepted
+from quartapp.routes.passkeys import NOT_ACCEPTED, confirmed_by_passkey
 from quartapp.routes.places import next_page, see_other
 
 blueprint = Blueprint("accounts", __name__)
@@ -100,19 +102,22 @@ async def knows_password(user: User, password: str) -> bool:
 
 
 async def _found(login: str, password: str) -> User | None:
-    """Whose login and password these are. Raises TooMany and Busy.
+    """Return whose login and password these are. Raises AccountShut, TooMany and Busy.
 
-    One answer for all who are not let in, and one hash for each of them, or as much work as the
-    costliest one is (ASVS 6.3.8).
+    There is one answer for unknown logins and wrong passwords, and one hash for each of them, or as
+    much work as the costliest one is (ASVS 6.3.8). The right password of an account that is
+    disabled is told so.
     """
     hasher().check_room()
     user = await User.by_login(login)
     async with throttle.guessing(*await _counted_for(login, user)) as guess:
         work = await cost.highest(settings().bcrypt_cost)
         fits = await hasher().verify(password, user and user.password_hash, cost=work)
-        guess.right = fits and user is not None and user.may_enter
+        guess.right = fits and user is not None
     if user is None or not guess.right:
         return None
+    if not user.may_enter:
+        raise AccountShut(user)
     if hasher().outdated(user.password_hash):
         # The next sign-in can do it too: nobody is sent away whose password was right.
         with suppress(Busy):
@@ -130,7 +135,7 @@ async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
     # not. A username and an address are counted apart: nobody learns which belong together.
     name, address = names.canonical_login(login), auth.remote_address()
     browser = auth.known_browser()
-    if browser and await Session.is_known(user and user.id, browser=browser):
+    if browser and await Session.is_known(user, browser=browser):
         known = f"sign-in {name} with {browser}"
         return [throttle.Key(known, settings().limit_sign_in, own=True)]
     here = throttle.neighbourhood(address)
@@ -138,7 +143,7 @@ async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
         throttle.Key(f"sign-in {name} from {here}", settings().limit_sign_in, own=True),
         throttle.Key(f"sign-in from {here}", settings().limit_sign_in_address),
     ]
-    if not await Session.is_known(user and user.id, ip=address):
+    if not await Session.is_known(user, ip=address):
         keys.append(throttle.Key(f"sign-in {name}", settings().limit_sign_in_account))
     return keys
 
@@ -160,18 +165,31 @@ async def logout() -> Any:
 @blueprint.route("/confirm", methods=["GET", "POST"])
 @login_required
 async def confirm() -> Any:
-    """Shows anew who one is, before something sensitive asks for it."""
-    form = await ConfirmForm.from_request()
+    """Ask again who the user is, before something sensitive does: password and code, or a passkey.
+
+    A passkey is two factors in one, and needs no password beside it.
+    """
+    user = await auth.me()
+    form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
     with form.patience():
-        if form.posted:
+        if answer := request.method == "POST" and (await request.form).get("credential"):
+            if await confirmed_by_passkey(user, answer):
+                return see_other(next_page())
+            form.refuse(NOT_ACCEPTED)
+        elif form.posted:
             try:
-                await auth.confirm(form.password.data or "")
+                code = form.factor_code.data if isinstance(form, ConfirmWithFactorForm) else ""
+                await auth.confirm(form.password.data or "", code or "")
             except WrongPassword as error:
                 form.refuse(str(error), "password")
+            except WrongFactor as error:
+                form.refuse(str(error), "factor_code")
+            except FactorsBlocked as error:
+                form.refuse(str(error))
             else:
                 return see_other(next_page())
     page = await render_template(
-        "confirm.html", form=form, action=request.full_path.rstrip("?"), fields=[]
+        "confirm.html", form=form, user=user, action=request.full_path.rstrip("?"), fields=[]
     )
     return page, form.status, form.headers
 

@@ -26,7 +26,7 @@ FIELD = "carried"
 LASTS = timedelta(days=1)
 # Characters of the sealed form. With the other fields it fits in the largest body that is accepted.
 LONGEST = 60 * 1024
-SECRETS = frozenset({"confirm", "code", "credential", "carried"})
+SECRETS = frozenset({"confirm", "code", "factor_code", "credential", "carried"})
 
 View = TypeVar("View", bound=Callable[..., Awaitable[Any]])
 

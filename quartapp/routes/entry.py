@@ -13,9 +13,11 @@ from quartapp.auth import CurrentUser, current_user, settings, settle
 from quartapp.forms.base import Form
 from quartapp.forms.factors import FactorForm
 from quartapp.log import log
-from quartapp.models import User, leaving, principal
+from quartapp.models import User, leaving
+from quartapp.models.passkey import Answered
 from quartapp.models.principal import Ended
-from quartapp.models.session import Factor, Reason, Session, fingerprint
+from quartapp.models.record import new_id
+from quartapp.models.session import Factor, Reason, Session
 from quartapp.routes import carried
 from quartapp.routes.places import see_other, with_next
 
@@ -47,12 +49,20 @@ class Unverified:
     factor: Factor | None
 
 
+class AccountShut(Exception):
+    """Who has just shown who they are may not sign in: the account is disabled or to be deleted."""
+
+    def __init__(self, user: User) -> None:
+        self.user = user
+
+
 @dataclass(frozen=True, slots=True)
 class HalfWay:
     """Somebody who has shown their password and has yet to show a second factor."""
 
     user: User
     remember: bool
+    note: str
 
 
 async def let_in(user: User, *, remember: bool, then: str) -> Any:
@@ -63,7 +73,7 @@ async def let_in(user: User, *, remember: bool, then: str) -> Any:
     if not user.factors:
         await sign_in(user, remember=remember)
         return await go_on(then)
-    step = [str(user.id), fingerprint(user.password_hash), remember]
+    step = [str(user.id), user.credential, remember, f"second step {new_id()}"]
     session[_ABOUT] = auth.seal().hand_out(step, _ABOUT)
     if await carried.field():
         # A redirect would lose the form that is carried.
@@ -89,11 +99,23 @@ async def half_way() -> HalfWay | None:
     step = auth.seal().take_back(session.get(_ABOUT), _ABOUT, within=STEP_LASTS)
     if step is None:
         return None
-    user_id, credential, remember = step
+    user_id, credential, remember, note = step
     user = await User.get(PydanticObjectId(user_id))
     if user is None or not user.may_enter or not user.factors:
         return None
-    return HalfWay(user, remember) if fingerprint(user.password_hash) == credential else None
+    return HalfWay(user, remember, note) if user.credential == credential else None
+
+
+async def finish(step: HalfWay, factor: Factor) -> bool:
+    """Sign in a user who has shown a second factor as well. False if this password was used for a
+    sign-in already: an older cookie still says that it was shown.
+
+    Raises AccountClosed as `sign_in` does.
+    """
+    if not await Answered.first(step.note, lasts=STEP_LASTS):
+        return False
+    await sign_in(step.user, remember=step.remember, factor=factor)
+    return True
 
 
 def is_verifying() -> bool:
@@ -113,7 +135,7 @@ async def verifying() -> Unverified | None:
         return None
     user_id, credential, remember, factor = note
     user = await User.get(PydanticObjectId(user_id))
-    if user is None or not user.is_open or fingerprint(user.password_hash) != credential:
+    if user is None or not user.is_open or user.credential != credential:
         return None
     return Unverified(user, remember, factor and Factor(factor))
 
@@ -131,7 +153,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
     MustVerify for one whose email address has to be verified first.
     """
     if user.awaits_verification:
-        note = [str(user.id), fingerprint(user.password_hash), remember, factor]
+        note = [str(user.id), user.credential, remember, factor]
         session[_VERIFICATION] = auth.seal().hand_out(note, _VERIFICATION)
         raise MustVerify
     if not user.is_open:
@@ -164,17 +186,19 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
 async def sign_in_page(form: Form) -> Any:
     """Where it begins, and where each kind comes back to that was turned down."""
     page = await render_template(
-        "accounts/login.html", form=form, ended=await _why_ended(), carried=await carried.field()
+        "accounts/login.html", form=form, ended=_ended_here(), carried=await carried.field()
     )
     return page, form.status, form.headers
 
 
-async def _why_ended() -> str | None:
-    """Why the session named in the address is over, as a sentence."""
+def _ended_here() -> Ended | None:
+    """Return the ended session that this browser comes from, for the page to say why.
+
+    Live pages name the session in the address. Who comes with another one's id, or without the
+    cookie of the session, learns nothing about it.
+    """
+    ended = current_user.ended
     named = request.args.get("ended")
-    if not named:
-        return current_user.ended.message if current_user.ended else None
-    if not PydanticObjectId.is_valid(named):
+    if ended is None or (named and named != str(ended.session_id)):
         return None
-    standing = await principal.by_id(PydanticObjectId(named))
-    return standing.message if isinstance(standing, Ended) else None
+    return ended

@@ -18,19 +18,30 @@ from quart import (
 from quart_auth import Unauthorized
 from werkzeug.exceptions import HTTPException
 
-from quartapp.auth import Forbidden, Unconfirmed, WrongPassword, current_user, who
+from quartapp.auth import (
+    CODE,
+    Forbidden,
+    Unconfirmed,
+    WrongFactor,
+    WrongPassword,
+    current_user,
+    me,
+    remote_address,
+    who,
+)
 from quartapp.database import Unavailable
-from quartapp.forms.accounts import ConfirmForm
+from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm
 from quartapp.forms.csrf import FIELD, CrossSite, Stale
 from quartapp.later import TryLater
 from quartapp.log import log
-from quartapp.models import principal
+from quartapp.models import principal, shut
 from quartapp.models.principal import Ended
 from quartapp.models.references import DomainError
 from quartapp.models.session import SessionOver
+from quartapp.models.wrong_codes import FactorsBlocked
 from quartapp.policy import LABELS
 from quartapp.routes import carried, confirmed
-from quartapp.routes.entry import AccountClosed, MustVerify
+from quartapp.routes.entry import AccountClosed, AccountShut, MustVerify
 from quartapp.routes.places import back, see_other, sign_in_page, with_next
 
 TEXTS = {
@@ -56,6 +67,7 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(SessionOver, session_over)
     app.register_error_handler(AccountClosed, open_again)
     app.register_error_handler(MustVerify, verify_first)
+    app.register_error_handler(AccountShut, account_shut)
     app.register_error_handler(DomainError, refused)
     app.register_error_handler(Unconfirmed, confirm_first)
     app.register_error_handler(TryLater, try_later)
@@ -119,6 +131,12 @@ async def verify_first(_: MustVerify) -> Any:
     return see_other(with_next("/verify"))
 
 
+async def account_shut(error: AccountShut) -> Any:
+    """Only who knows the password, or has the passkey, is told that the account is disabled."""
+    log.warning("authn_login_fail", login=error.user.username, ip=remote_address(), why="disabled")
+    return await render_template("accounts/shut.html", why=await shut.why(error.user)), 403
+
+
 async def not_allowed(error: Forbidden) -> Any:
     if current_user.waits_for(error.permission):
         return await factor_first(error)
@@ -170,16 +188,23 @@ async def old_page(error: Stale) -> Any:
 
 
 async def confirm_first(error: Unconfirmed) -> Any:
-    """The page that asks for the password, and holds what was sent to send it again with it."""
-    form = await ConfirmForm.from_request()
+    """The page that asks for the password, and a code if the user has a second factor. It holds
+    what was sent, to send it again with them."""
+    user = await me()
+    form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
     match error.because:
         case TryLater():
             form.put_off(error.because)
         case WrongPassword():
             form.refuse(str(error.because), "password")
+        case WrongFactor():
+            form.refuse(str(error.because), "factor_code")
+        case FactorsBlocked():
+            form.refuse(str(error.because))
     page = await render_template(
         "confirm.html",
         form=form,
+        user=user,
         back=back(),
         does=confirmed.action(request.endpoint, request.view_args or {}, await request.form),
         **await _to_send_again(),
@@ -192,7 +217,7 @@ async def _to_send_again(*without: str) -> dict[str, Any]:
     fields = [
         (name, value)
         for name, value in (await request.form).items(multi=True)
-        if name not in (FIELD, "confirm", *without) and "password" not in name
+        if name not in (FIELD, "confirm", CODE, *without) and "password" not in name
     ]
     return {"action": request.full_path.rstrip("?"), "fields": fields}
 

@@ -8,19 +8,20 @@ from markupsafe import Markup
 from quart import Blueprint, flash, render_template, request, session
 from quart_auth import login_required, login_user
 
-from quartapp import auth
+from quartapp import auth, throttle
 from quartapp.auth import CurrentUser, current_user, fresh_login_required, me, settle
 from quartapp.forms.factors import AppCodeForm
 from quartapp.log import log
 from quartapp.models import Session, recovery_codes, totp
 from quartapp.models.enrolment import Enrolled
-from quartapp.models.totp import WrongAppCode
+from quartapp.models.passkey import Answered
+from quartapp.models.record import new_id
+from quartapp.models.totp import OfferUsed, WrongAppCode
 from quartapp.routes.places import next_page, see_other, with_next
 from quartapp.routes.receipts import flash_receipt
 
 blueprint = Blueprint("factors", __name__, url_prefix="/account/factors")
 
-OFFER_LASTS = timedelta(hours=1)
 CODES_LAST = timedelta(minutes=10)
 _OFFER, _CODES = "offer", "codes"
 
@@ -48,16 +49,22 @@ async def app() -> Any:
         return see_other(with_next("/account/factors"))
     secret = _offered()
     form = await AppCodeForm.from_request()
-    if form.posted:
-        try:
-            enrolled = await totp.set_up(
-                user, secret, form.code.data or "", seal=auth.seal(), by=current_user.actor
-            )
-        except WrongAppCode as error:
-            form.refuse(str(error), "code")
-        else:
-            session.pop(_OFFER, None)
-            return await added(enrolled, "Your authenticator app is set up.")
+    with form.patience():
+        if form.posted:
+            await count_change()
+            try:
+                enrolled = await totp.set_up(
+                    user, secret, form.code.data or "", seal=auth.seal(), by=current_user.actor
+                )
+            except WrongAppCode as error:
+                form.refuse(str(error), "code")
+            except OfferUsed as error:
+                session.pop(_OFFER, None)
+                secret = _offered()
+                form.refuse(str(error), "code")
+            else:
+                session.pop(_OFFER, None)
+                return await added(enrolled, "Your authenticator app is set up.")
     page = await render_template(
         "account/totp.html",
         form=form,
@@ -66,7 +73,7 @@ async def app() -> Any:
         action=request.full_path.rstrip("?"),
         onward=with_next,
     )
-    return page, form.status
+    return page, form.status, form.headers
 
 
 @blueprint.post("/totp/remove")
@@ -74,6 +81,7 @@ async def app() -> Any:
 @fresh_login_required
 async def remove_app() -> Any:
     user = await me()
+    await count_change()
     event = await totp.remove(user, by=current_user.actor)
     await settle()
     if event:
@@ -87,12 +95,16 @@ async def remove_app() -> Any:
 @blueprint.get("/recovery-codes")
 @login_required
 async def codes() -> str:
-    """Shows new ones to whoever made them, once; to all others how many are left."""
+    """Show new ones to the browser that they were created in, once; else how many are left."""
     fresh = session.pop(_CODES, None) if request.method == "GET" else None
+    note, fresh_codes = auth.seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or ("", [])
+    # An older cookie still has them: that they were shown is remembered here.
+    if note and not await Answered.first(note, lasts=CODES_LAST):
+        fresh_codes = []
     return await render_template(
         "account/recovery_codes.html",
         user=await me(),
-        codes=auth.seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or [],
+        codes=fresh_codes,
         then=next_page(),
     )
 
@@ -105,9 +117,16 @@ async def make_codes() -> Any:
     if not user.factors:
         await flash("Recovery codes are made when you set up a second factor.", "info")
         return see_other("/account/factors")
+    await count_change()
     made = await recovery_codes.renew(user, by=current_user.actor)
     log.info("user_updated", user=user.username, made="recovery codes")
     return _show_codes(made)
+
+
+async def count_change() -> None:
+    """Count a change of the user's second factors, each of which is recorded. Raises TooMany."""
+    limit = auth.settings().limit_factor_change
+    await throttle.count("factor change", (str(current_user.user_id), limit))
 
 
 async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors") -> Any:
@@ -128,14 +147,15 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
 def _show_codes(codes: list[str]) -> Any:
     """Leads to the page that shows them. Until then only this browser has them, and cannot read
     them itself."""
-    session[_CODES] = auth.seal().hand_out(codes, _mine(_CODES))
+    note = f"recovery codes {new_id()}"
+    session[_CODES] = auth.seal().hand_out([note, codes], _mine(_CODES))
     return see_other(with_next("/account/factors/recovery-codes"))
 
 
 def _offered() -> str:
     """The secret that is being set up in this session; another one after an hour."""
     seal = auth.seal()
-    secret = seal.take_back(session.get(_OFFER), _mine(_OFFER), within=OFFER_LASTS)
+    secret = seal.take_back(session.get(_OFFER), _mine(_OFFER), within=totp.OFFER_LASTS)
     if secret is None:
         secret = totp.new_secret()
         session[_OFFER] = seal.hand_out(secret, _mine(_OFFER))

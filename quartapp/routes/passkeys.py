@@ -18,8 +18,18 @@ from quartapp.models.enrolment import Enrolled
 from quartapp.models.passkey import EnoughPasskeys, PasskeyTaken
 from quartapp.models.references import linked_id
 from quartapp.models.session import Factor
-from quartapp.routes import factors
-from quartapp.routes.entry import factor_page, go_on, half_way, sign_in, sign_in_page
+from quartapp.models.wrong_codes import FactorsBlocked
+from quartapp.routes import factors, second_step
+from quartapp.routes.entry import (
+    AccountShut,
+    HalfWay,
+    factor_page,
+    finish,
+    go_on,
+    half_way,
+    sign_in,
+    sign_in_page,
+)
 from quartapp.routes.paging import id_or_404
 from quartapp.routes.places import next_page, see_other
 from quartapp.routes.sites import asker, site
@@ -27,6 +37,7 @@ from quartapp.routes.sites import asker, site
 blueprint = Blueprint("passkeys", __name__)
 
 HOME = "/account/factors/passkeys"
+NOT_ACCEPTED = "This passkey was not accepted. Try it again, or another way."
 
 
 # ---- one's own
@@ -51,17 +62,21 @@ async def options_to_add() -> Any:
 @fresh_login_required
 async def mine() -> Any:
     form = await AddForm.from_request(data={"name": auth.device()[:60]})
-    if form.posted:
-        try:
-            enrolled = await _add(form)
-        except (EnoughPasskeys, PasskeyTaken) as refused:
-            form.refuse(str(refused))
-        except Refused as refused:
-            log.warning("passkey_not_added", user=current_user.username, why=str(refused))
-            form.refuse("This took too long, or what your browser sent does not fit. Try again.")
-        else:
-            words = f"The passkey “{form.name.data}” was added."
-            return await factors.added(enrolled, words, home=HOME)
+    with form.patience():
+        if form.posted:
+            await factors.count_change()
+            try:
+                enrolled = await _add(form)
+            except (EnoughPasskeys, PasskeyTaken) as refused:
+                form.refuse(str(refused))
+            except Refused as refused:
+                log.warning("passkey_not_added", user=current_user.username, why=str(refused))
+                form.refuse(
+                    "This took too long, or what your browser sent does not fit. Try again."
+                )
+            else:
+                words = f"The passkey “{form.name.data}” was added."
+                return await factors.added(enrolled, words, home=HOME)
     return await _page(form)
 
 
@@ -85,6 +100,7 @@ async def rename(passkey_id: str) -> Any:
     form = await RenameForm.from_request()
     if not form.posted:
         return await _page(AddForm(data={"name": auth.device()[:60]}), renaming=(passkey, form))
+    await factors.count_change()
     await passkey.rename(form.name.data or "", by=current_user.actor)
     await flash(f"The passkey is called “{form.name.data}” now.", "success")
     return see_other(HOME)
@@ -95,6 +111,7 @@ async def rename(passkey_id: str) -> Any:
 @fresh_login_required
 async def remove(passkey_id: str) -> Any:
     passkey, user = await _mine_or_404(passkey_id), await me()
+    await factors.count_change()
     event = await passkey.remove(user, by=current_user.actor)
     await settle()
     if event:
@@ -115,7 +132,7 @@ async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = 
         passkeys=await Passkey.of_user(current_user.user_id),
         renaming=renaming,
     )
-    return page, form.status
+    return page, form.status, form.headers
 
 
 # ---- signing in
@@ -134,6 +151,24 @@ async def options_for_second_step() -> Any:
     return jsonify(ceremonies.ask_to_show(site() or abort(404), asker("show"), known=known))
 
 
+@blueprint.get("/confirm/options")
+@login_required
+async def options_to_confirm() -> Any:
+    known = [
+        (each.credential_id, each.transports)
+        for each in await Passkey.of_user(current_user.user_id)
+    ]
+    return jsonify(ceremonies.ask_to_show(site() or abort(404), asker("confirm"), known=known))
+
+
+async def confirmed_by_passkey(user: User, answer: str) -> bool:
+    """Renew the session of a user who shows a passkey of their own. Raises TooMany."""
+    if await _shown(answer, asked_to="confirm", of=user) is None:
+        return False
+    await auth.renew()
+    return True
+
+
 @blueprint.post("/login/passkey")
 async def use() -> Any:
     """A passkey is two factors in one: the device has it, and asks its owner for something more.
@@ -147,45 +182,72 @@ async def use() -> Any:
     remember = step.remember if step else bool(sent.remember.data)
     form = FactorForm() if step else LoginForm(data={"remember": remember})
     with form.patience():
-        user = await _shown(sent.credential.data or "")
-        if user:
-            await sign_in(user, remember=remember, factor=Factor.PASSKEY)
-            return await go_on(next_page())
-        form.refuse("This passkey was not accepted. Try it again, or another way.")
+        try:
+            user = await _shown_by(step, sent.credential.data or "")
+        except FactorsBlocked as blocked:
+            form.refuse(str(blocked))
+        else:
+            if user and step:
+                if not await finish(step, Factor.PASSKEY):
+                    return await second_step.start_over()
+                return await go_on(next_page())
+            if user:
+                await sign_in(user, remember=remember, factor=Factor.PASSKEY)
+                return await go_on(next_page())
+            form.refuse(NOT_ACCEPTED)
     return await (factor_page(step.user, form) if step else sign_in_page(form))
 
 
-async def _shown(answer: str) -> User | None:
-    """Whose passkey was shown. One answer for all who are not let in. Raises TooMany and Busy.
+async def _shown_by(step: HalfWay | None, answer: str) -> User | None:
+    """Return whose passkey was shown: in the second step, only that of who has shown the password.
 
-    Nobody guesses a key, so strangers are not counted for accounts, which they could lock so.
+    There it is counted among the account's other factors; without a password before it nobody
+    guesses a key, and strangers could lock the account. Raises FactorsBlocked and what `_shown`
+    raises.
+    """
+    if step is None:
+        return await _shown(answer)
+    async with auth.guessing_factor(step.user) as guess:
+        user = await _shown(answer, of=step.user)
+        guess.right = user is not None
+    return user
+
+
+async def _shown(answer: str, *, asked_to: str = "show", of: User | None = None) -> User | None:
+    """Return whose passkey was shown, or None for one that is not accepted.
+
+    Raises AccountShut, TooMany and Busy.
     """
     here = throttle.neighbourhood(auth.remote_address())
     key = throttle.Key(f"passkey from {here}", settings().limit_sign_in_address)
     async with throttle.guessing(key) as guess:
         try:
-            user = await _whose(answer)
+            user = await _whose(answer, asked_to, of)
         except Refused as refused:
             log.warning(
                 "authn_login_fail", factor="passkey", why=str(refused), ip=auth.remote_address()
             )
             return None
         guess.right = True
+    if not user.may_enter:
+        raise AccountShut(user)
     return user
 
 
-async def _whose(answer: str) -> User:
+async def _whose(answer: str, asked_to: str, of: User | None) -> User:
     """Raises Refused."""
     here = site()
     if here is None:
         raise Refused("there are no passkeys at this address")
-    shown = ceremonies.shown(here, asker("show"), answer)
+    shown = ceremonies.shown(here, asker(asked_to), answer)
     passkey = await Passkey.known_as(shown.credential_id)
     user = await User.get(passkey.user_id) if passkey else None
-    if passkey is None or user is None or not user.may_enter:
-        raise Refused("nobody who may come in has this passkey")
+    if passkey is None or user is None:
+        raise Refused("nobody has this passkey")
     if passkey.id not in map(linked_id, user.passkeys):
         raise Refused("somebody took the passkey from its user")
+    if of and of.id != user.id:
+        raise Refused("somebody else has this passkey")
     if shown.user_handle != user.id.binary:
         raise Refused("the passkey names another user")
     await passkey.use(user, shown, by=Actor(user.id, user.username, auth.remote_address()))

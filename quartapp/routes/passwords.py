@@ -6,12 +6,12 @@ from quart import Blueprint, flash, render_template, request
 from quart_auth import login_required, login_user, logout_user
 
 from quartapp import auth
-from quartapp.auth import CurrentUser, current_user, hasher, settle
+from quartapp.auth import CurrentUser, current_user, hasher, me, settle
 from quartapp.forms.accounts import PasswordForm
 from quartapp.log import log
 from quartapp.models import Session, User
 from quartapp.routes.new_passwords import is_accepted
-from quartapp.routes.places import AFTER_STRANGER, see_other
+from quartapp.routes.places import AFTER_STRANGER, see_other, with_next
 
 blueprint = Blueprint("passwords", __name__)
 
@@ -19,7 +19,10 @@ blueprint = Blueprint("passwords", __name__)
 @blueprint.route("/account/password", methods=["GET", "POST"])
 @login_required
 async def change() -> Any:
-    """Asks for the current password, so that it needs no confirmation besides."""
+    """Asks for the current password, which is enough for who has no second factor. Who has one
+    has to have shown it lately: see docs/adr/0078."""
+    if not current_user.fresh and (await me()).factors:
+        return see_other(with_next("/confirm", request.full_path.rstrip("?")))
     form = await PasswordForm.from_request()
     with form.patience():
         if form.posted and (user := await User.get(current_user.user_id)):
@@ -39,7 +42,7 @@ async def change() -> Any:
 
 
 async def _fits(password: str, user: User) -> bool:
-    async with auth.guessing_again() as guess:
+    async with auth.guessing_again(user) as guess:
         guess.right = await hasher().verify(password, user.password_hash)
     return guess.right
 

@@ -13,7 +13,7 @@ for (const form of document.querySelectorAll("form[data-passkey]")) {
     suggesting?.abort()
     run(form)
   })
-  if (form.dataset.passkey === "get") suggest(form)
+  if (form.dataset.passkey === "get" && !form.dataset.confirm) suggest(form)
 }
 if (words && known) words.hidden = true
 else if (words) words.textContent = "This browser knows no passkeys. Another one may: they come with phones, with newer systems, and on keys for USB."
@@ -36,11 +36,22 @@ async function ask(form, extra = {}) {
   if (!answer.ok) throw new Error(`options: ${answer.status}`)
   const { parse, call } = ceremonies[form.dataset.passkey]
   const credential = await call({ publicKey: parse(await answer.json()), ...extra })
+  if (form.dataset.confirm) return confirmFirst(form, credential)
   const tick = document.querySelector("input[type=checkbox][name=remember]")
   if (form.elements.remember) form.elements.remember.value = tick?.checked ? "y" : ""
-  form.elements.credential.value = JSON.stringify(credential.toJSON?.() ?? plain(credential))
+  form.elements.credential.value = json(credential)
   form.submit()
 }
+
+// Re-authentication: the passkey makes the session fresh, and then the form is sent that was waiting for that.
+async function confirmFirst(form, credential) {
+  const body = new URLSearchParams({ csrf_token: form.elements.csrf_token.value, credential: json(credential) })
+  const answer = await fetch(form.dataset.confirm, { method: "POST", body, redirect: "manual" })
+  if (answer.type !== "opaqueredirect") throw new DOMException("", "NotAccepted")
+  form.submit()
+}
+
+const json = credential => JSON.stringify(credential.toJSON?.() ?? plain(credential))
 
 // Offers passkeys beside the usernames that the browser remembers. A challenge lasts for five minutes, a page may for hours.
 async function suggest(form) {
@@ -79,6 +90,7 @@ function reason({ name }) {
     case "InvalidStateError": return "This device has a passkey for your account already."
     case "NotAllowedError": return "No passkey was used. Nothing has changed; you can try again."
     case "NotSupportedError": return "This device cannot make such a passkey."
+    case "NotAccepted": return "This passkey was not accepted. Try it again, or another way."
     case "SecurityError": return "Passkeys do not work at this address."
     default: return "Something went wrong between your browser and the server. Try again."
   }

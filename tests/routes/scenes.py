@@ -20,7 +20,7 @@ from quartapp.models.token import Purpose, code_digest, issue_setup
 from quartapp.policy import Permission
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
-from tests.routes.authenticator import app_code, secret_on
+from tests.routes.authenticator import app_code, codes_on, secret_on
 from tests.routes.conftest import Answer, Town, Visitor, the_user
 from tests.routes.matrix import Row
 from tests.security_key import Authenticator, a_passkey
@@ -50,6 +50,7 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
     return author, {
         "/reset/<token>": f"/reset/{await a_link(author, Purpose.RESET)}",
         "/verify/<token>": f"/verify/{await a_link(author, Purpose.CONFIRM)}",
+        "/undo/<token>": f"/undo/{await a_link(author, Purpose.UNDO)}",
         "/invited/<token>": f"/invited/{invited}",
         "/dev/mail/<name>": "/dev/mail/letter",
         "invitation_id": str(invitation.id),
@@ -139,7 +140,8 @@ async def owning(visitor: Visitor, row: Row, parts: Mapping[str, str]) -> dict[s
     """The parts of the path, with a passkey that is the visitor's own if it names one."""
     if "<passkey_id>" not in row.rule:
         return dict(parts)
-    assert (await add_passkey(visitor, Authenticator())).status == 303
+    added = await add_passkey(visitor, Authenticator())
+    visitor.codes = codes_on(await visitor.get(added.location))
     (passkey,) = await Passkey.of_user((await the_user(visitor.username)).id)
     return {**parts, "passkey_id": str(passkey.id)}
 

@@ -11,6 +11,7 @@ import pytest
 from quartapp import clock
 from quartapp.models import Token, User
 from quartapp.models.actor import NOBODY
+from quartapp.models.user import address_fields
 from tests.conftest import PASSWORD
 from tests.routes.conftest import Answer, Open, Town, Visitor, code_in, documents, link_in, the_user
 
@@ -318,12 +319,12 @@ async def move(town: Town, visitor: Visitor, email: str) -> None:
     """Change the address and verify the new one."""
     assert (await visitor.post("/account/email", email=email)).location == "/verify"
     await town.no_more_letters()
-    assert (await visitor.post(link_in((await town.letters(email, "Confirm"))[0]))).status == 303
+    assert (await visitor.post(link_in((await town.letters(email, "Verify"))[0]))).status == 303
 
 
 async def undo_link(town: Town, email: str) -> str:
     await town.no_more_letters()
-    return link_in((await town.letters(email, "Your e-mail address was changed"))[0])
+    return link_in((await town.letters(email, "Your email address was changed"))[0])
 
 
 async def test_a_hijacked_account_is_taken_back_by_its_old_address(town: Town) -> None:
@@ -384,13 +385,13 @@ async def test_an_email_about_a_change_that_was_undone_meanwhile_is_not_sent(tow
     user = await the_user("ada")
     await thief.post("/account/email", email="mallory@example.org")
     await town.no_more_letters()
-    verify = link_in((await town.letters("mallory@example.org", "Confirm"))[0])
+    verify = link_in((await town.letters("mallory@example.org", "Verify"))[0])
     await postman.stop()
     assert (await thief.post(verify)).status == 303
     assert (await town.nobody().post(link)).status == 303
     await postman.deliver()
     assert await documents("outbox") == []
-    told = await town.letters("eve@example.org", "Your e-mail address was changed", count=0)
+    told = await town.letters("eve@example.org", "Your email address was changed", count=0)
     assert told == []
     assert user.email == "eve@example.org"
 
@@ -415,7 +416,7 @@ async def test_what_a_change_of_address_can_be_undone_in(town: Town, state: str)
     elif state == "taken":
         await town.account("other")
         other = await the_user("other")
-        await User.change({"_id": other.id}, {"$set": {"email": "ada@example.org"}})
+        await User.change({"_id": other.id}, {"$set": address_fields("ada@example.org")})
     elif state == "late":
         past = clock.now() - timedelta(seconds=1)
         await Token.change_all({"purpose": "undo"}, {"$set": {"expires_at": past}})

@@ -109,7 +109,7 @@ async def test_a_disabled_account_is_out_and_stays_out_until_it_is_enabled(
     assert (await root.post("/admin/users/ada/disable")).status == 303
     assert await ada.me() is None
     assert "root disabled your account." in (await ada.get("/login")).text
-    assert (await ada.sign_in()).status == 422
+    assert (await ada.sign_in()).status == 403
     assert "disabled" in (await root.get("/admin/users/ada")).text
     assert (await root.post("/admin/users/ada/enable")).status == 303
     # The session that was ended stays so.

@@ -7,6 +7,7 @@ import pytest
 
 from quartapp.models.role import Role
 from quartapp.routes.confirmed import UNNAMED
+from tests.routes.authenticator import app_code, codes_on, secret_on, set_up
 from tests.routes.conftest import (
     ORIGIN,
     SESSION_COOKIE,
@@ -18,15 +19,19 @@ from tests.routes.conftest import (
     the_user,
 )
 from tests.routes.matrix import POSTS
-from tests.routes.scenes import enough, filled, owning, path, scene
+from tests.routes.scenes import add_passkey, enough, filled, options, owning, path, scene
+from tests.security_key import Authenticator
 
 TITLE = "Confirm that it is you"
 
 
 async def send_again(visitor: Visitor, page: Answer, action: str, password: str) -> Answer:
-    """Types the password into the page that asks for it."""
+    """Type the password into the page that asks for it, and a recovery code if it asks for one."""
     assert f'action="{action}"' in page.text
-    return await visitor.send(action, {**page.fields, "password": password})
+    fields = {**page.fields, "password": password}
+    if "factor_code" in fields:
+        fields["factor_code"] = visitor.codes.pop()
+    return await visitor.send(action, fields)
 
 
 async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_confirm(
@@ -244,3 +249,104 @@ async def test_a_remembered_session_is_remembered_after_a_confirmation(root: Vis
     cookies = answer.headers.getlist("Set-Cookie")
     (cookie,) = (text for text in cookies if text.startswith(f"{SESSION_COOKIE}="))
     assert "Max-Age=" in cookie
+
+
+# ---- with a second factor
+
+
+SENSITIVE = [
+    ("/account/factors/totp/remove", {}),
+    ("/account/factors/recovery-codes", {}),
+    ("/account/email", {"email": "eve@example.org"}),
+    ("/account/sessions/end-others", {}),
+    ("/account/export", {}),
+    ("/account/deactivate", {}),
+]
+
+
+@pytest.mark.parametrize(("action", "fields"), SENSITIVE, ids=[path for path, _ in SENSITIVE])
+async def test_who_has_a_second_factor_shows_it_too(
+    ada: Visitor, action: str, fields: dict[str, str]
+) -> None:
+    await set_up(ada)
+    await ada.grow_stale()
+    before = await contents()
+    page = await ada.post(action, **fields)
+    assert (page.status, TITLE in page.text) == (422, True)
+    assert "factor_code" in page.fields
+    token = ada.token
+    for code in ("", "000000", "not a recovery code"):
+        sent = {**page.fields, "password": ada.password, "factor_code": code}
+        refused = await ada.send(action, sent)
+        assert refused.status == 422
+        assert refused.error("factor_code")
+    # A right code behind a wrong password is not looked at, so that it is good afterwards.
+    wrong = {**page.fields, "password": "not mine", "factor_code": ada.codes[0]}
+    assert (await ada.send(action, wrong)).error("password")
+    after = await contents()
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed <= {"users", "guesses", "allowances"}, "wrong codes are counted"
+    assert ada.token == token
+    sent = {**page.fields, "password": ada.password, "factor_code": ada.codes[0]}
+    assert (await ada.send(action, sent)).status in (200, 303)
+
+
+async def test_a_changed_password_is_no_way_around_the_second_factor(ada: Visitor) -> None:
+    await set_up(ada)
+    new = "quite another horse and battery"
+    sent = {"current_password": ada.password, "password": new, "confirm": new}
+    await ada.grow_stale()
+    for answer in (
+        await ada.get("/account/password?after=not-me"),
+        await ada.post("/account/password?after=not-me", **sent),
+    ):
+        assert answer.status == 303
+        assert answer.location == "/confirm?next=%2Faccount%2Fpassword%3Fafter%3Dnot-me"
+    old = (await the_user("ada")).password_hash
+    refused = await ada.post("/confirm", password=ada.password)
+    assert refused.error("factor_code")
+    confirmed = await ada.post(answer.location, password=ada.password, factor_code=ada.codes[0])
+    assert confirmed.location == "/account/password?after=not-me"
+    assert (await ada.post(confirmed.location, **sent)).status == 303
+    assert (await the_user("ada")).password_hash != old
+
+
+async def test_the_code_of_a_form_and_that_of_the_confirmation_are_kept_apart(
+    ada: Visitor,
+) -> None:
+    added = await add_passkey(ada, Authenticator())
+    ada.codes = codes_on(await ada.get(added.location))
+    secret = secret_on(await ada.get("/account/factors/totp"))
+    await ada.grow_stale()
+    page = await ada.post("/account/factors/totp", code=app_code(secret))
+    assert page.fields["code"] == app_code(secret)
+    done = await send_again(ada, page, "/account/factors/totp", ada.password)
+    assert (done.status, done.location) == (303, "/account/factors")
+    assert (await the_user("ada")).totp is not None
+
+
+async def test_a_passkey_confirms_without_a_password(ada: Visitor, town: Town) -> None:
+    device, other = Authenticator(), Authenticator()
+    await add_passkey(ada, device)
+    bob = await town.member("bob")
+    await add_passkey(bob, other)
+    await ada.grow_stale()
+    page = await ada.post("/account/sessions/end-others")
+    assert 'data-options="/confirm/options"' in page.text
+    asked = await options(ada, "/confirm/options")
+    assert [each["id"] for each in asked["allowCredentials"]] == [device.id]
+    refusals = [
+        other.show(await options(ada, "/confirm/options")),
+        device.show(await options(ada, "/login/passkey/options")),
+        "{}",
+    ]
+    for credential in refusals:
+        refused = await ada.post("/confirm", credential=credential)
+        assert refused.status == 422
+        assert "not accepted" in refused.text
+    credential = device.show(await options(ada, "/confirm/options"))
+    done = await ada.post("/confirm?next=/account", credential=credential)
+    assert (done.status, done.location) == (303, "/account")
+    assert (await ada.post("/account/sessions/end-others")).status == 303
+    await ada.grow_stale()
+    assert (await ada.post("/confirm", credential=credential)).status == 422, "once"

@@ -275,16 +275,12 @@ async def of_nobody(device: Authenticator) -> None:
     device.user_handle = b""
 
 
-async def disabled(_: Authenticator) -> None:
-    await (await the_user("ada")).disable(by=NOBODY)
-
-
 async def removed(_: Authenticator) -> None:
     (passkey,) = await Passkey.find_all().to_list()
     await passkey.remove(await the_user("ada"), by=NOBODY)
 
 
-@pytest.mark.parametrize("spoil", [unknown, forged, of_another, of_nobody, disabled, removed])
+@pytest.mark.parametrize("spoil", [unknown, forged, of_another, of_nobody, removed])
 async def test_one_answer_for_all_who_are_not_let_in(
     ada: Visitor, device: Authenticator, spoil: Callable[[Authenticator], Awaitable[None]]
 ) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 
 from quartapp import clock
-from quartapp.models import Event, Session, User
+from quartapp.models import Event, Session, User, wrong_codes
 from quartapp.models.actor import NOBODY
 from quartapp.models.event import Verb
 from quartapp.models.session import Factor, Reason
+from quartapp.models.wrong_codes import FactorsBlocked
 from quartapp.policy import ADMIN
 from tests.routes.authenticator import app_code, codes_on, half_way, secret_on, set_up
-from tests.routes.conftest import ORIGIN, Town, Visitor, documents, role_named, the_user
+from tests.routes.conftest import ORIGIN, Open, Town, Visitor, documents, role_named, the_user
 
 TOTP, STEP, FACTORS = "/account/factors/totp", "/login/factor", "/account/factors"
 CODES = "/account/factors/recovery-codes"
@@ -114,6 +117,56 @@ async def test_new_codes_are_shown_once_and_the_old_ones_are_void(ada: Visitor, 
     await back_again(ada)
     assert (await ada.post(STEP, code=old[0])).status == 422
     assert (await ada.post(STEP, code=new[0])).status == 303
+
+
+async def test_an_old_cookie_shows_no_recovery_codes_again(ada: Visitor) -> None:
+    await set_up(ada)
+    answer = await ada.post(CODES)
+    before = ada.twin()
+    assert len(codes_on(await ada.get(answer.location))) == 10
+    assert codes_on(await before.get(answer.location)) == []
+
+
+async def test_an_old_cookie_offers_no_secret_that_was_set_up_before(
+    ada: Visitor, wait: Wait
+) -> None:
+    secret = secret_on(await ada.get(TOTP))
+    before = [cookie for cookie in ada._jar if cookie.name == "quartapp_visit"]
+    await set_up(ada)
+    wait(60)
+    assert (await ada.post(f"{TOTP}/remove")).status == 303
+    for cookie in before:
+        ada._jar.set_cookie(cookie)
+    assert secret_on(await ada.get(TOTP)) == secret
+    answer = await ada.post(TOTP, code=app_code(secret))
+    assert answer.status == 422
+    assert "used before" in answer.error("code")
+    assert secret_on(answer) != secret
+    assert (await the_user("ada")).totp is None
+
+
+async def test_a_password_that_was_shown_leads_to_one_sign_in(ada: Visitor) -> None:
+    await set_up(ada)
+    await back_again(ada)
+    before = ada.twin()
+    assert (await ada.post(STEP, code=ada.codes[0])).location == FACTORS
+    answer = await before.post(STEP, code=ada.codes[1])
+    assert (answer.status, answer.location) == (303, "/login")
+    assert await before.me() is None
+
+
+async def test_changes_of_factors_have_a_limit(open_town: Open) -> None:
+    town = await open_town(limit_factor_change="4 per hour")
+    ada = await town.member("ada")
+    await set_up(ada)
+    for _ in range(3):
+        assert (await ada.post(CODES)).status == 303
+    refused = await ada.post(CODES)
+    assert refused.status == 429
+    assert 3000 < int(refused.headers["Retry-After"]) <= 3600
+    assert (await ada.post(f"{TOTP}/remove")).status == 429
+    bob = await town.member("bob")
+    await set_up(bob)
 
 
 # ---- signing in
@@ -240,6 +293,70 @@ async def test_guesses_at_codes_are_limited_even_for_one_who_knows_the_password(
 
 
 # ---- recovery
+
+
+async def test_a_hundred_wrong_codes_in_a_row_are_all_there_is(town: Town, ada: Visitor) -> None:
+    await set_up(ada)
+    user = await the_user("ada")
+
+    async def guess(known: bool) -> bool:
+        with suppress(FactorsBlocked):
+            await wrong_codes.begin(user, known=known)
+            return True
+        return False
+
+    assert sum(await asyncio.gather(*(guess(known=True) for _ in range(30)))) == 20
+    assert sum(await asyncio.gather(*(guess(known=False) for _ in range(90)))) == 80
+    with pytest.raises(FactorsBlocked):
+        await wrong_codes.begin(user, known=False)
+    await user.change_password("another", by=NOBODY)
+    assert await wrong_codes.begin(await the_user("ada"), known=False) is False
+
+
+async def test_too_many_wrong_codes_block_strangers_but_not_the_owner(
+    town: Town, ada: Visitor
+) -> None:
+    await set_up(ada)
+    user = await the_user("ada")
+    counted = {"credential": user.credential, "others": 79, "known": 0}
+    await User.change({"_id": user.id}, {"$set": {"wrong_codes": counted}})
+    eve = ada.another_device("198.51.100.1")
+    await eve.sign_in()
+    assert (await eve.post(STEP, code="000000")).error("code")
+    (told,) = await town.letters(ada.email, "Codes no longer sign in")
+    assert "198.51.100.1" in told
+    (event,) = await Event.find({"verb": Verb.CODES_BLOCKED}).to_list()
+    assert event.subject is not None
+    assert "codes no longer sign in" in (await ada.get("/account/timeline")).text
+    for code in (ada.codes[0], "000000"):
+        refused = await eve.post(STEP, code=code)
+        assert refused.status == 422
+        assert "too many wrong codes" in refused.text
+    assert (
+        "too many wrong codes" in (await eve.post("/login/passkey", credential="{}", step="y")).text
+    )
+    # The owner's browser has a count of its own, and a right code does not open it to strangers.
+    await back_again(ada)
+    assert (await ada.post(STEP, code=ada.codes[0])).status == 303
+    assert "too many wrong codes" in (await eve.post(STEP, code=ada.codes[1])).text
+    # A new password makes a new beginning.
+    await (await the_user("ada")).change_password(user.password_hash + " ", by=NOBODY)
+    assert await wrong_codes.begin(await the_user("ada"), known=False) is False
+
+
+async def test_wrong_codes_count_until_a_right_one(ada: Visitor) -> None:
+    await set_up(ada)
+    await back_again(ada)
+    for _ in range(2):
+        assert (await ada.post(STEP, code="000000")).status == 422
+    assert (await ada.post("/login/passkey", credential="{}", step="y")).status == 422
+    counted = (await the_user("ada")).wrong_codes
+    assert counted is not None
+    assert (counted.known, counted.others) == (3, 0)
+    assert (await ada.post(STEP, code=ada.codes[0])).status == 303
+    counted = (await the_user("ada")).wrong_codes
+    assert counted is not None
+    assert counted.known == 0
 
 
 async def test_a_recovery_code_signs_in_once_warns_and_is_told(town: Town, ada: Visitor) -> None:
