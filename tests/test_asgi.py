@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import sys
 import tomllib
 from collections.abc import AsyncIterator
@@ -69,6 +70,18 @@ async def test_plain_hypercorn_is_hardened_too(url: str) -> None:
             assert "Sec-WebSocket-Extensions" not in socket.response.headers
     said = await talk(url, ["GET /livez HTTP/1.1", HOST, *TO_HTTP_2])
     assert said.startswith(b"HTTP/1.1 200")
+
+
+def test_a_setting_that_cannot_be_used_stops_plain_hypercorn_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hypercorn", "asgi:app", "--bind", "127.0.0.1:0"],
+        cwd=ROOT,
+        env={**os.environ, "BCRYPT_COST": "canary"},
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+    assert done.stderr == "quartapp: BCRYPT_COST: write a whole number from 4 to 16\n"
 
 
 async def test_the_numbers_of_plain_workers_come_together_in_a_folder(url: str) -> None:
