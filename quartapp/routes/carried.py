@@ -97,7 +97,7 @@ async def sign_in_page(ended: Ended | None, *, query: str) -> Any:
     page = await render_template(
         "accounts/login.html",
         form=LoginForm(),
-        ended=ended and ended.message,
+        ended=ended,
         query=query,
         carried=sealed,
         texts=[] if sealed else form.texts,
