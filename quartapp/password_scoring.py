@@ -23,7 +23,8 @@ from quartapp.passwords import Busy
 # knows as letters ("4@8({"). Forty characters decide whether a password is strong.
 SCORED = 40
 QUEUE = 32
-SECONDS = 3.0
+# For a process that hangs. At its low priority, on a machine that is busy, it takes seconds.
+SECONDS = 10.0
 _PROGRAM = str(Path(__file__).with_name("password_scoring_process.py"))
 
 
@@ -51,7 +52,7 @@ class PasswordScorer:
         """Return the score of the password's first 40 characters; the words count for nothing.
 
         Raises Busy when 32 passwords are waiting, when the process cannot be started, and when it
-        does not answer within 3 seconds.
+        does not answer within 10 seconds.
         """
         if len(self._tasks) >= QUEUE:
             log.warning("excess_rate_limit_exceeded", what="password scoring")
