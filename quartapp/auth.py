@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import cache, lru_cache, wraps
@@ -31,11 +31,12 @@ from quartapp.models import Event, Session, User, recovery_codes, totp, wrong_co
 from quartapp.models.actor import Actor
 from quartapp.models.factor import Factor
 from quartapp.models.principal import Ended, Principal, Standing
+from quartapp.models.privileges import Holdings
 from quartapp.models.session import TOKEN_LENGTH, digest_of, new_token
 from quartapp.models.wrong_codes import FactorsBlocked
 from quartapp.password_policy import PasswordPolicy
 from quartapp.passwords import PasswordHasher
-from quartapp.policy import Permission, may
+from quartapp.policy import ADMIN, Permission, may
 from quartapp.sealed import Seal
 from quartapp.settings import Settings
 
@@ -211,6 +212,12 @@ class CurrentUser(AuthUser):
 
     def may(self, permission: str) -> bool:
         return permission in self.permissions
+
+    def lacks(self, wanted: Collection[str]) -> frozenset[str]:
+        """The permissions that they do not hold, and so can neither give nor manage others with
+        them. Pages ask this; the verbs decide."""
+        administers = self.signed_in and ADMIN in set(self.roles) - self.withheld
+        return Holdings(self.permissions, everything=administers).lacks(wanted)
 
     @property
     def actor(self) -> Actor:

@@ -1,9 +1,16 @@
 """Administration: roles, granting them, inviting people, and their last days."""
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Protocol
 
-from wtforms import BooleanField, DateField, SelectField, SelectMultipleField, StringField
+from wtforms import (
+    BooleanField,
+    DateField,
+    SelectField,
+    SelectMultipleField,
+    StringField,
+    ValidationError,
+)
 from wtforms.validators import DataRequired, Optional
 from wtforms.widgets import CheckboxInput, ListWidget
 
@@ -16,23 +23,63 @@ from quartapp.policy import LABELS, MEMBER
 class Named(Protocol):
     name: str
 
+    @property
+    def permissions(self) -> Collection[str]: ...
+
+    @property
+    def manages(self) -> bool: ...
+
+
+# Says which of the permissions the user of the form does not hold.
+Lacks = Callable[[Collection[str]], Collection[str]]
+
+
+class RoleChoice(SelectField):
+    """A list of roles. It offers those that the user may give, and accepts every existing one: the
+    domain refuses the others, and names the permission that is missing."""
+
+    def __init__(self, label: str, **options: Any) -> None:
+        super().__init__(label, choices=[], validate_choice=False, **options)
+        self.existing: set[str] = set()
+
+    def offer(
+        self, roles: Iterable[Named], *, lacks: Lacks, first: Mapping[str, str], prefix: str = ""
+    ) -> None:
+        """Fills the list with the `first` choices, and then the roles that the user may give."""
+        roles = list(roles)
+        self.existing = {name.casefold() for name in (*first, *(role.name for role in roles))}
+        # The style sheet asks before a role with management permissions is granted.
+        marks = {True: {"data-manages": True}, False: {}}
+        self.choices = [
+            *((name, label, {}) for name, label in first.items()),
+            *(
+                (role.name, f"{prefix}{role.name}", marks[role.manages])
+                for role in roles
+                if not lacks(role.permissions)
+            ),
+        ]
+
+    def pre_validate(self, form: Any) -> None:
+        if self.data and self.data.casefold() not in self.existing:
+            raise ValidationError("There is no such role.")
+
 
 class GrantForm(Form):
-    role = SelectField("Role", validators=[DataRequired("Choose a role.")])
+    role = RoleChoice("Role", default="", validators=[DataRequired("Choose a role.")])
 
-    def offer(self, roles: Iterable[Named]) -> None:
-        self.role.choices = {role.name: role.name for role in roles}
+    def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
+        self.role.offer(roles, lacks=lacks, first={"": "Choose a role"})
 
 
 class InviteForm(Form):
     """Everybody becomes a member, so that this role, or none, is the first choice."""
 
     email = email_field(whose="an")
-    role = SelectField("Role", validators=[Optional()])
+    role = RoleChoice("Role", default=MEMBER, validators=[Optional()])
 
-    def offer(self, roles: Iterable[Named]) -> None:
-        others = {role.name: f"{MEMBER} and {role.name}" for role in roles if role.name != MEMBER}
-        self.role.choices = {MEMBER: MEMBER, **others}
+    def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
+        others = [role for role in roles if role.name != MEMBER]
+        self.role.offer(others, lacks=lacks, first={MEMBER: MEMBER}, prefix=f"{MEMBER} and ")
 
     @property
     def other_role(self) -> str | None:

@@ -28,6 +28,7 @@ class Form(wtforms.Form):
     _later: TryLater | None = None
     # Whether the fields were carried through a sign-in: they are shown, and nothing is done.
     carried: bool = False
+    _refused = 422
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -61,10 +62,11 @@ class Form(wtforms.Form):
 
     @property
     def status(self) -> int:
-        """Of the answer that shows the form: 422 when it comes back with its errors."""
+        """Of the answer that shows the form: 422, or what `refuse` was told, when it comes back
+        with its errors."""
         if self._later:
             return self._later.status
-        return 422 if request.method == "POST" and not self.carried else 200
+        return self._refused if request.method == "POST" and not self.carried else 200
 
     @property
     def headers(self) -> dict[str, str]:
@@ -84,8 +86,9 @@ class Form(wtforms.Form):
         except TryLater as later:
             self.put_off(later)
 
-    def refuse(self, message: str, field: str | None = None) -> None:
+    def refuse(self, message: str, field: str | None = None, *, status: int = 422) -> None:
         """Adds what only the domain could know, such as that a name is taken."""
+        self._refused = status
         if field is None:
             self.form_errors.append(message)
         else:

@@ -30,6 +30,7 @@ from quartapp.routes.entry import (
     verifying,
 )
 from quartapp.routes.places import next_page, see_other, with_next
+from quartapp.routes.refusals import returns_to
 from quartapp.throttle import TooMany
 
 blueprint = Blueprint("addresses", __name__)
@@ -68,7 +69,13 @@ async def _count(email: str, user: User) -> None:
         await throttle.count("letter", (mailbox, settings().limit_letter_address))
 
 
+async def show_change() -> Any:
+    """The page with the form for another address."""
+    return await render_template("account/email.html", form=EmailForm(), user=await me())
+
+
 @blueprint.post("/account/email/keep")
+@returns_to(show_change, "/account/email")
 @login_required
 async def keep() -> Any:
     """Takes back the wish for another address."""
@@ -153,7 +160,15 @@ async def _confirm_by_code(user: User, code: str) -> User:
     return user
 
 
+async def show_code() -> Any:
+    """The page with the form for the code."""
+    waiting = None if current_user.signed_in else await verifying()
+    user = waiting.user if waiting else await me()
+    return await _code_page(CodeForm(), address.unconfirmed(user) or user.email, waiting)
+
+
 @blueprint.post("/account/email/again")
+@returns_to(show_code, "/verify")
 async def send_again() -> Any:
     waiting = None if current_user.signed_in else await verifying()
     if waiting is None and not current_user.signed_in:

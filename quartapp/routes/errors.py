@@ -7,6 +7,7 @@ from typing import Any
 from quart import (
     Quart,
     flash,
+    g,
     has_request_context,
     has_websocket_context,
     jsonify,
@@ -36,11 +37,12 @@ from quartapp.later import TryLater
 from quartapp.log import log
 from quartapp.models import principal, shut
 from quartapp.models.principal import Ended
+from quartapp.models.privileges import MissingPermission
 from quartapp.models.references import DomainError
 from quartapp.models.session import SessionOver
 from quartapp.models.wrong_codes import FactorsBlocked
 from quartapp.policy import LABELS
-from quartapp.routes import carried, confirmed
+from quartapp.routes import carried, confirmed, refusals
 from quartapp.routes.entry import AccountClosed, AccountShut, MustVerify
 from quartapp.routes.places import back, see_other, sign_in_page, with_next
 
@@ -192,6 +194,8 @@ async def confirm_first(error: Unconfirmed) -> Any:
     what was sent, to send it again with them."""
     user = await me()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
+    # What was sent is kept in this page, so that its address has to stay.
+    g.pop("form_page_address", None)
     match error.because:
         case TryLater():
             form.put_off(error.because)
@@ -223,13 +227,32 @@ async def _to_send_again(*without: str) -> dict[str, Any]:
 
 
 async def refused(error: DomainError) -> Any:
-    return await _page(422, "That cannot be done", str(error))
+    status = status_of(error)
+    if not has_websocket_context() and (page := await refusals.answer(str(error))):
+        return page, status
+    return await _page(status, "That cannot be done", str(error))
+
+
+def status_of(error: DomainError) -> int:
+    """403 for a permission that is missing, which is logged; 422 for everything else."""
+    if not isinstance(error, MissingPermission):
+        return 422
+    log.warning(
+        "authz_fail",
+        user=current_user.username if current_user.signed_in else None,
+        target=error.target,
+        missing=error.missing,
+        path=_route(),
+    )
+    return 403
 
 
 async def try_later(error: TryLater) -> Any:
     headers = {"Retry-After": str(error.retry_after)}
     if has_websocket_context():
         return f"{error}\n", error.status, headers
+    if page := await refusals.answer(str(error)):
+        return page, error.status, headers
     body, status = await _page(error.status, TEXTS[error.status][0], str(error))
     return body, status, headers
 

@@ -19,6 +19,7 @@ from quartapp.models.record import new_id
 from quartapp.models.totp import OfferUsed, WrongAppCode
 from quartapp.routes.places import next_page, see_other, with_next
 from quartapp.routes.receipts import flash_receipt
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("factors", __name__, url_prefix="/account/factors")
 
@@ -77,6 +78,7 @@ async def app() -> Any:
 
 
 @blueprint.post("/totp/remove")
+@returns_to(index, "/account/factors")
 @login_required
 @fresh_login_required
 async def remove_app() -> Any:
@@ -110,6 +112,7 @@ async def codes() -> str:
 
 
 @blueprint.post("/recovery-codes")
+@returns_to(codes, "/account/factors/recovery-codes")
 @login_required
 @fresh_login_required
 async def make_codes() -> Any:

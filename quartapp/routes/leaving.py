@@ -14,8 +14,10 @@ from quartapp.models import leaving
 from quartapp.models.session import Factor
 from quartapp.models.token import TokenSpent
 from quartapp.models.user import LastAdministrator
+from quartapp.routes.accounts import account
 from quartapp.routes.entry import RETURN, sign_in
 from quartapp.routes.places import see_other
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("leaving", __name__)
 
@@ -43,6 +45,7 @@ async def delete() -> Any:
 
 
 @blueprint.post("/account/deactivate")
+@returns_to(account, "/account")
 @login_required
 @fresh_login_required
 async def deactivate() -> Any:

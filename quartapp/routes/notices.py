@@ -9,6 +9,7 @@ from quartapp.auth import current_user
 from quartapp.models import Notice, User
 from quartapp.routes.paging import cut
 from quartapp.routes.places import see_other
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("notices", __name__)
 
@@ -26,6 +27,7 @@ async def mine() -> str:
 
 
 @blueprint.post("/account/notices/read")
+@returns_to(mine, "/account/notices")
 @login_required
 async def read() -> Any:
     user = await User.get(current_user.user_id)

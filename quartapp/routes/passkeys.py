@@ -32,6 +32,7 @@ from quartapp.routes.entry import (
 )
 from quartapp.routes.paging import id_or_404
 from quartapp.routes.places import next_page, see_other
+from quartapp.routes.refusals import returns_to
 from quartapp.routes.sites import asker, site
 
 blueprint = Blueprint("passkeys", __name__)
@@ -92,7 +93,13 @@ async def _add(form: AddForm) -> Enrolled:
     )
 
 
+async def show_list(**_: object) -> Any:
+    """The page with the forms for each passkey."""
+    return await _page(AddForm(data={"name": auth.device()[:60]}))
+
+
 @blueprint.post(f"{HOME}/<passkey_id>/rename")
+@returns_to(show_list, HOME)
 @login_required
 @fresh_login_required
 async def rename(passkey_id: str) -> Any:
@@ -107,6 +114,7 @@ async def rename(passkey_id: str) -> Any:
 
 
 @blueprint.post(f"{HOME}/<passkey_id>/remove")
+@returns_to(show_list, HOME)
 @login_required
 @fresh_login_required
 async def remove(passkey_id: str) -> Any:

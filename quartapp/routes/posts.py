@@ -3,7 +3,7 @@
 from typing import Any
 
 from limits import RateLimitItem
-from quart import Blueprint, abort, flash, render_template
+from quart import Blueprint, abort, flash, g, render_template
 from quart_auth import login_required
 
 from quartapp import policy, throttle
@@ -16,6 +16,7 @@ from quartapp.policy import Permission
 from quartapp.routes.carried import carriable
 from quartapp.routes.paging import cut, id_after, id_or_404
 from quartapp.routes.places import see_other
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("posts", __name__)
 
@@ -68,6 +69,7 @@ async def edit(post_id: str) -> Any:
 
 
 @blueprint.post("/posts/<post_id>/delete")
+@returns_to(show, "/posts/{post_id}")
 @login_required
 async def delete(post_id: str) -> Any:
     post = await _find(post_id)
@@ -78,7 +80,13 @@ async def delete(post_id: str) -> Any:
     return see_other("/posts")
 
 
+async def show_with_comment(post_id: str) -> Any:
+    """The page of the post, with the comment that was sent."""
+    return await _page(await _find(post_id), await CommentForm.from_request())
+
+
 @blueprint.post("/posts/<post_id>/comments")
+@returns_to(show_with_comment, "/posts/{post_id}")
 @carriable
 @login_required
 @permission_required(Permission.POSTS_WRITE)
@@ -95,7 +103,15 @@ async def comment(post_id: str) -> Any:
     return await _page(post, form)
 
 
+async def show_commented(comment_id: str) -> Any:
+    """The page of the post that the comment is about."""
+    found = await Comment.get(id_or_404(comment_id)) or abort(404)
+    g.form_page_address = f"/posts/{found.post_id}"
+    return await _page(await _find(str(found.post_id)), CommentForm())
+
+
 @blueprint.post("/comments/<comment_id>/delete")
+@returns_to(show_commented, "/posts")
 @login_required
 async def delete_comment(comment_id: str) -> Any:
     found = await Comment.get(id_or_404(comment_id))

@@ -11,19 +11,23 @@ from quartapp.models.session import Reason
 from quartapp.routes.paging import id_or_404
 from quartapp.routes.places import see_other
 from quartapp.routes.receipts import flash_receipt
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("sessions", __name__)
+
+HOME = "/account/sessions"
 
 
 @blueprint.get("/account/sessions")
 @login_required
-async def mine() -> str:
+async def mine(**_: object) -> str:
     sessions = await Session.of_user(current_user.user_id)
     sessions.sort(key=lambda session: session.id != current_user.session_id)
     return await render_template("account/sessions.html", sessions=sessions)
 
 
 @blueprint.post("/account/sessions/<session_id>/end")
+@returns_to(mine, HOME)
 @login_required
 @fresh_login_required
 async def end(session_id: str) -> Any:
@@ -44,6 +48,7 @@ async def end(session_id: str) -> Any:
 
 
 @blueprint.post("/account/sessions/end-others")
+@returns_to(mine, HOME)
 @login_required
 @fresh_login_required
 async def end_others() -> Any:

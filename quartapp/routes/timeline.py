@@ -13,6 +13,7 @@ from quartapp.routes import places
 from quartapp.routes.paging import cut, id_after, id_or_404
 from quartapp.routes.places import see_other
 from quartapp.routes.receipts import flash_receipt
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("timeline", __name__)
 
@@ -21,7 +22,7 @@ PAGE = 30
 
 @blueprint.get("/account/timeline")
 @login_required
-async def index() -> str:
+async def index(**_: object) -> str:
     mine = current_user.user_id
     rows = await timeline.page(mine, before=id_after(), limit=PAGE + 1)
     shown, older = cut(rows, PAGE, lambda event: event.id)
@@ -36,6 +37,7 @@ async def index() -> str:
 
 
 @blueprint.post("/account/timeline/<event_id>/not-me")
+@returns_to(index, "/account/timeline")
 @login_required
 @fresh_login_required
 async def not_me(event_id: str) -> Any:

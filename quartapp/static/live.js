@@ -6,6 +6,9 @@ const here = document.body.dataset.here || location.pathname + location.search
 const main = document.querySelector("main")
 const renderedCursor = document.body.dataset.cursor
 
+// A refused POST is answered with the page that holds its form: give it that page's address, to reload and share.
+if ("refused" in document.body.dataset) history.replaceState(null, "", here)
+
 let socket = null
 let attempt = 0
 let retry, watchdog, stateText, explanation

@@ -11,11 +11,14 @@ from quartapp.forms.admin import InviteForm
 from quartapp.log import log
 from quartapp.models import Invitation, Role, invitation
 from quartapp.models.invitation import EnoughInvitations, InvitedAlready
+from quartapp.models.privileges import MissingPermission
 from quartapp.models.user import Taken
 from quartapp.names import mailbox_of
 from quartapp.policy import Permission
+from quartapp.routes.errors import status_of
 from quartapp.routes.paging import cut, id_after, id_or_404
 from quartapp.routes.places import see_other
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("admin_invitations", __name__)
 
@@ -28,7 +31,7 @@ HOME = "/admin/invitations"
 @fresh_login_required
 async def index() -> Any:
     form = await InviteForm.from_request()
-    form.offer(await Role.everyone())
+    await _offer(form)
     with form.patience():
         if form.posted and await _invite(form):
             await flash(f"A letter to {form.email.data} is on its way.", "success")
@@ -36,7 +39,15 @@ async def index() -> Any:
     return await _page(form)
 
 
+async def show_list(**_: object) -> Any:
+    """The page with the forms for each invitation."""
+    form = InviteForm()
+    await _offer(form)
+    return await _page(form)
+
+
 @blueprint.post("/invitations/<invitation_id>/withdraw")
+@returns_to(show_list, HOME)
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -51,32 +62,28 @@ async def withdraw(invitation_id: str) -> Any:
 
 
 @blueprint.post("/invitations/<invitation_id>/again")
+@returns_to(show_list, HOME)
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def send_again(invitation_id: str) -> Any:
-    found = await _find(invitation_id)
-    form = InviteForm()
-    form.offer(await Role.everyone())
-    with form.patience():
-        try:
-            await _count(found.email)
-            sent = await found.send_again(
-                by=current_user.actor, at_most=settings().invitations_per_user
-            )
-        except (Taken, InvitedAlready, EnoughInvitations) as refused:
-            form.refuse(f"{found.email}: {refused}")
-        else:
-            if sent:
-                log.info("user_invited", invitation=str(found.id), by=current_user.username)
-                await flash(
-                    f"Another letter to {found.email} is on its way. Older links are dead.",
-                    "success",
-                )
-            else:
-                await flash(f"The invitation to {found.email} was not open any more.", "info")
-            return see_other(HOME)
-    return await _page(form)
+    found, at_most = await _find(invitation_id), settings().invitations_per_user
+    await _count(found.email)
+    try:
+        sent = await found.send_again(by=current_user.actor, at_most=at_most)
+    except (Taken, InvitedAlready, EnoughInvitations) as refused:
+        form = InviteForm()
+        await _offer(form)
+        form.refuse(f"{found.email}: {refused}")
+        return await _page(form)
+    if sent:
+        log.info("user_invited", invitation=str(found.id), by=current_user.username)
+        await flash(
+            f"Another email to {found.email} is on its way. Older links are dead.", "success"
+        )
+    else:
+        await flash(f"The invitation to {found.email} was not open any more.", "info")
+    return see_other(HOME)
 
 
 async def _invite(form: InviteForm) -> bool:
@@ -92,11 +99,15 @@ async def _invite(form: InviteForm) -> bool:
     except (Taken, InvitedAlready) as refused:
         form.refuse(str(refused), "email")
         return False
-    except EnoughInvitations as enough:
-        form.refuse(str(enough))
+    except (EnoughInvitations, MissingPermission) as refused:
+        form.refuse(str(refused), status=status_of(refused))
         return False
     log.info("user_invited", invitation=str(made.id), by=current_user.username)
     return True
+
+
+async def _offer(form: InviteForm) -> None:
+    form.offer(await Role.everyone(), lacks=current_user.lacks)
 
 
 async def _count(email: str) -> None:
@@ -111,5 +122,8 @@ async def _find(invitation_id: str) -> Invitation:
 async def _page(form: InviteForm) -> Any:
     rows = await Invitation.page(before=id_after(), limit=invitation.PAGE + 1)
     shown, older = cut(rows, invitation.PAGE, lambda row: row[0].id)
-    page = await render_template("admin/invitations.html", form=form, invitations=shown, next=older)
+    lacking = {row.id: sorted(current_user.lacks(row.allows)) for row, _ in shown}
+    page = await render_template(
+        "admin/invitations.html", form=form, invitations=shown, lacking=lacking, next=older
+    )
     return page, form.status, form.headers

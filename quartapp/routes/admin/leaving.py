@@ -10,11 +10,14 @@ from quartapp.auth import current_user, fresh_login_required, permission_require
 from quartapp.forms.leaving import KEEP, REMOVE, DeleteForm
 from quartapp.log import log
 from quartapp.models import Event, User
+from quartapp.models.privileges import MissingPermission
 from quartapp.models.user import LastAdministrator
 from quartapp.policy import Permission
-from quartapp.routes.admin.users import find, home
+from quartapp.routes.admin.users import find, home, show_sent
+from quartapp.routes.errors import status_of
 from quartapp.routes.places import see_other
 from quartapp.routes.receipts import flash_receipt
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("admin_leaving", __name__)
 
@@ -33,8 +36,8 @@ async def delete(username: str) -> Any:
             event = await person.close(
                 by=current_user.actor, deletes_at=until, with_posts=form.with_posts
             )
-        except LastAdministrator as last:
-            form.refuse(str(last))
+        except (LastAdministrator, MissingPermission) as refused:
+            form.refuse(str(refused), status=status_of(refused))
         else:
             return await _closed(await find(username), event)
     until = min(until, person.deletes_at or until)
@@ -43,6 +46,7 @@ async def delete(username: str) -> Any:
 
 
 @blueprint.post("/users/<username>/restore")
+@returns_to(show_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required

@@ -16,6 +16,7 @@ from quartapp.policy import Permission, may
 from quartapp.routes.paging import cut
 from quartapp.routes.places import see_other
 from quartapp.routes.receipts import flash_receipt
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("admin_users", __name__)
 
@@ -40,14 +41,21 @@ async def show(username: str) -> Any:
     return await _page(await find(username))
 
 
+async def show_sent(username: str, **_: object) -> Any:
+    """The page of the user, with what was sent in its forms."""
+    sent = await GrantForm.from_request(), await LastDayForm.from_request()
+    return await _page(await find(username), grant=sent[0], leave=sent[1])
+
+
 @blueprint.post("/users/<username>/grants")
+@returns_to(show_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def grant(username: str) -> Any:
     person = await find(username)
     form = await GrantForm.from_request()
-    form.offer(await Role.everyone())
+    form.offer(await Role.everyone(), lacks=current_user.lacks)
     if not form.posted:
         return await _page(person, grant=form)
     role = await Role.named(form.role.data) or abort(404)
@@ -62,6 +70,7 @@ async def grant(username: str) -> Any:
 
 
 @blueprint.post("/users/<username>/grants/<role_name>/revoke")
+@returns_to(show_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -80,6 +89,7 @@ async def revoke(username: str, role_name: str) -> Any:
 
 
 @blueprint.post("/users/<username>/sessions/end")
+@returns_to(show_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
 @fresh_login_required
@@ -96,6 +106,7 @@ async def end_sessions(username: str) -> Any:
 
 
 @blueprint.post("/users/<username>/disable")
+@returns_to(show_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -114,6 +125,7 @@ async def disable(username: str) -> Any:
 
 
 @blueprint.post("/users/<username>/enable")
+@returns_to(show_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -131,6 +143,7 @@ async def enable(username: str) -> Any:
 
 
 @blueprint.post("/users/<username>/last-day")
+@returns_to(show_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -163,6 +176,7 @@ async def set_last_day(username: str) -> Any:
 
 
 @blueprint.post("/users/<username>/factors/reset")
+@returns_to(show_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -202,11 +216,15 @@ async def _page(
     ids = {linked_id(link) for link in person.roles}
     roles = await Role.everyone()
     form = grant or GrantForm()
-    form.offer(role for role in roles if role.id not in ids)
+    form.offer((role for role in roles if role.id not in ids), lacks=current_user.lacks)
+    held = [role for role in roles if role.id in ids]
+    own = person.id == current_user.user_id
+    theirs = {permission for role in held for permission in role.permissions}
     page = await render_template(
         "admin/user.html",
         person=person,
-        held=[role for role in roles if role.id in ids],
+        held=held,
+        missing=[] if own else sorted(current_user.lacks(theirs)),
         form=form,
         leave=leave or LastDayForm(),
         sessions=await Session.of_user(person.id),

@@ -1,0 +1,52 @@
+"""Showing what a POST-only route refuses on the page that holds its form."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial, wraps
+from typing import Any
+from urllib.parse import quote
+
+from quart import g
+from werkzeug.exceptions import HTTPException
+
+from quartapp.auth import Forbidden
+
+View = Callable[..., Awaitable[Any]]
+
+
+def returns_to(page: View, address: str) -> Callable[[View], View]:
+    """Answer what the view refuses with `page`, which has the same arguments as the view.
+
+    `address` is where the page can be read; names in braces are arguments. The page shows the error
+    above its content (see layout.html), and should fill its forms with what was sent. Place this
+    directly below the route. `routes.errors` calls `answer`.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        async def wrapper(**arguments: Any) -> Any:
+            g.form_page = partial(page, **arguments)
+            quoted = {name: quote(str(value), safe="") for name, value in arguments.items()}
+            g.form_page_address = address.format_map(quoted)
+            return await view(**arguments)
+
+        wrapper.returns_to = page  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+async def answer(message: str) -> Any:
+    """The body of the page that holds the form, with the message; None if the route has none, or
+    the sender may not read it."""
+    page = g.pop("form_page", None)
+    if page is None:
+        return None
+    g.refusal = message
+    try:
+        answered = await page()
+    except (Forbidden, HTTPException):
+        g.pop("refusal")
+        return None
+    return answered[0] if isinstance(answered, tuple) else answered

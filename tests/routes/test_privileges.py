@@ -1,0 +1,218 @@
+"""What pages offer to those who hold less, and what their forms are answered with."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from quart import Quart
+
+from quartapp.models import Role
+from quartapp.models.actor import NOBODY
+from quartapp.models.references import ref
+from quartapp.policy import Permission
+from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
+from tests.routes.scenes import an_invitation
+from tests.routes.test_log_events import Listen, listen
+
+__all__ = ["listen"]
+
+USERS, READ, WRITE = Permission.USERS_MANAGE, Permission.USERS_READ, Permission.POSTS_WRITE
+ROLES, SESSIONS = Permission.ROLES_MANAGE, Permission.SESSIONS_MANAGE
+
+
+def refusal(answer: Answer) -> str:
+    """The error above the content of the page."""
+    found = re.search(r'<p class="flash flash-error" role="alert"[^>]*>([^<]*)</p>', answer.text)
+    return found[1] if found else ""
+
+
+def options(answer: Answer) -> list[str]:
+    return re.findall(r'<option[^>]*value="([^"]*)"', answer.text)
+
+
+async def helper(town: Town) -> Visitor:
+    return await town.holder("helper", USERS, READ, WRITE, SESSIONS, ROLES)
+
+
+async def test_a_user_cannot_make_themselves_administrator(town: Town, listen: Listen) -> None:
+    eve, said = await helper(town), listen()
+    answer = await eve.post("/admin/users/eve/grants", role="admin")
+    assert answer.status == 404
+    answer = await eve.post("/admin/users/helper/grants", role="admin")
+    assert answer.status == 403
+    assert "events.read" in refusal(answer), "the error names what is missing"
+    assert "<h1>helper</h1>" in answer.text, "on the page that holds the form"
+    assert 'data-here="/admin/users/helper" data-refused' in answer.text
+    (line,) = [line for line in said() if line["event"] == "authz_fail"]
+    assert (line["user"], line["target"]) == ("helper", "admin")
+    assert line["missing"] == ["events.read", "posts.moderate"]
+    assert len((await the_user("helper")).roles) == 1
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "grants",
+        "grants/admin/revoke",
+        "sessions/end",
+        "disable",
+        "enable",
+        "last-day",
+        "factors/reset",
+        "restore",
+        "delete",
+    ],
+)
+async def test_a_stronger_user_cannot_be_managed(town: Town, root: Visitor, act: str) -> None:
+    eve = await helper(town)
+    await Role.add("plain", "", [], by=NOBODY)
+    sent = {"role": "plain", "date": "2030-01-02", "username": "root"}
+    answer = await eve.post(f"/admin/users/root/{act}", **sent)
+    assert answer.status == 403
+    said = refusal(answer) or answer.text
+    assert "You cannot manage root, who holds events.read, posts.moderate." in said
+    assert await root.me() is not None
+    user = await the_user("root")
+    assert (user.disabled, user.closes_at, user.closed_at) == (False, None, None)
+    assert user.authz_version == 1
+
+
+async def test_a_page_offers_only_what_its_reader_can_do(town: Town, root: Visitor) -> None:
+    eve, ada = await helper(town), await town.member("ada")
+    await Role.add("writer", "", [WRITE], by=NOBODY)
+    page = await eve.get("/admin/users/ada")
+    assert options(page) == ["", "role-of-helper", "writer"]
+    assert re.findall(r"<option[^>]*data-manages[^>]*>([^<]*)<", page.text) == ["role-of-helper"]
+    assert "selected" not in page.text.replace('<option selected value="">', "")
+    strong = await eve.get("/admin/users/root")
+    assert "You cannot manage root, who holds events.read, posts.moderate" in strong.text
+    for act in ("grants", "revoke", "sessions/end", "disable", "last-day", "delete"):
+        assert f"/{act}" not in strong.text, act
+    assert options(await eve.get("/admin/invitations")) == ["member", "role-of-helper", "writer"]
+    assert "admin" in options(await root.get("/admin/users/ada"))
+    assert await ada.me() is not None
+
+
+async def test_inviting_a_stronger_user_is_refused_with_what_was_typed(town: Town) -> None:
+    eve = await helper(town)
+    answer = await eve.post("/admin/invitations", email="bob@example.org", role="admin")
+    assert answer.status == 403
+    assert "You cannot give the role admin." in answer.text
+    assert answer.fields["email"] == "bob@example.org"
+    admin = await role_named("admin")
+    made, _ = await an_invitation("eve@example.org", role=ref("roles", admin.id))
+    page = await eve.get("/admin/invitations")
+    assert "You cannot manage this invitation" in page.text
+    for act in ("again", "withdraw"):
+        assert f"/{made.id}/{act}" not in page.text
+        refused = await eve.post(f"/admin/invitations/{made.id}/{act}")
+        assert refused.status == 403
+        assert "events.read" in refusal(refused)
+    assert len(await documents("invitations")) == 1
+
+
+async def test_a_stronger_role_can_only_be_read(town: Town) -> None:
+    eve = await helper(town)
+    page = await eve.get("/admin/roles/moderator")
+    assert "You cannot change this role. It allows posts.moderate" in page.text
+    assert ">Save</button>" not in page.text
+    answer = await eve.post("/admin/roles/moderator", name="moderator", permissions=["users.read"])
+    assert answer.status == 403
+    assert "You cannot change the role moderator." in answer.text
+    own = await eve.post(
+        "/admin/roles/role-of-helper", name="role-of-helper", permissions=["events.read"]
+    )
+    assert own.status == 403
+    assert "You cannot add events.read" in own.text
+    new = await eve.post("/admin/roles/new", name="newer", permissions=["events.read"])
+    assert (new.status, new.fields["name"]) == (403, "newer")
+    strong = await Role.add("strong", "", [Permission.EVENTS_READ], by=NOBODY)
+    deleted = await eve.post("/admin/roles/strong/delete")
+    assert deleted.status == 403
+    assert "You cannot change the role strong." in refusal(deleted)
+    assert (await role_named("strong")).id == strong.id
+
+
+async def test_default_roles_stay_harmless(root: Visitor) -> None:
+    page = await root.get("/admin/roles/member")
+    assert page.text.count("disabled") == 6
+    answer = await root.post("/admin/roles/member", name="member", permissions=["users.read"])
+    assert answer.status == 422
+    assert "The role member is given to every new account" in answer.text
+
+
+async def test_unknown_permissions_are_shown_and_kept(root: Visitor) -> None:
+    newer = await Role.add("newer", "", [WRITE], by=NOBODY)
+    await Role.change({"_id": newer.id}, {"$push": {"permissions": "moon.land"}})
+    assert 'moon.land <span class="tag">unknown' in (await root.get("/admin/roles")).text
+    page = await root.get("/admin/roles/newer")
+    assert 'moon.land</span> <span class="tag">unknown' in page.text
+    answer = await root.post("/admin/roles/newer", name="newer", permissions=["users.read"])
+    assert answer.status == 303
+    assert (await role_named("newer")).permissions == ["users.read", "moon.land"]
+
+
+async def test_questions_come_before_revoking_and_ending_sessions(
+    root: Visitor, ada: Visitor
+) -> None:
+    page = (await root.get("/admin/users/ada")).text
+    for act in ("grants/member/revoke", "sessions/end", "disable"):
+        form = page.index(f'action="/admin/users/ada/{act}"')
+        assert page.rindex('<details class="confirm"', 0, form) > page.rfind("</details>", 0, form)
+
+
+# ---- refusals
+
+
+def test_every_post_only_route_returns_to_the_page_of_its_form(app: Quart) -> None:
+    posts = {rule.rule: rule for rule in app.url_map.iter_rules() if "POST" in (rule.methods or ())}
+    gets = {rule.rule for rule in app.url_map.iter_rules() if "GET" in (rule.methods or ())}
+    # Signing out is never refused; a refused passkey comes back on the sign-in page by itself.
+    alone = {"/logout", "/login/passkey"}
+    bare = {
+        path
+        for path, rule in posts.items()
+        if path not in gets and not hasattr(app.view_functions[rule.endpoint], "returns_to")
+    }
+    assert bare == alone
+
+
+async def test_a_comment_that_cannot_be_written_comes_back_on_its_page(
+    town: Town, ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quartapp.models import Comment
+    from quartapp.models.session import RightsChanged
+    from quartapp.passwords import Busy
+
+    await ada.post("/posts/new", title="A title", body="Text.")
+    (post,) = await documents("posts")
+    for error, status in ((RightsChanged(), 422), (Busy(), 503)):
+
+        async def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Comment, "write", fail)
+        answer = await ada.post(f"/posts/{post['_id']}/comments", body="Words that took long")
+        assert answer.status == status
+        assert refusal(answer) == str(error)
+        assert "A title" in answer.text
+        assert answer.fields["body"] == "Words that took long"
+        assert f'data-here="/posts/{post["_id"]}" data-refused' in answer.text
+        assert ("Retry-After" in answer.headers) == (status == 503)
+
+
+async def test_the_last_administrator_is_told_on_the_page(root: Visitor) -> None:
+    for act in ("grants/admin/revoke", "disable"):
+        answer = await root.post(f"/admin/users/root/{act}")
+        assert answer.status == 422
+        assert "last active administrator" in refusal(answer)
+        assert "<h1>root</h1>" in answer.text
+
+
+async def test_who_may_not_read_the_page_gets_the_refusal_alone(town: Town, root: Visitor) -> None:
+    eve = await town.holder("eve", USERS)
+    answer = await eve.post("/admin/users/root/disable")
+    assert answer.status == 403
+    assert "You cannot manage root" in answer.text
+    assert "root@example.org" not in answer.text
