@@ -195,7 +195,7 @@ async def test_a_comment_that_cannot_be_written_comes_back_on_its_page(
         monkeypatch.setattr(Comment, "write", fail)
         answer = await ada.post(f"/posts/{post['_id']}/comments", body="Words that took long")
         assert answer.status == status
-        assert refusal(answer) == str(error)
+        assert str(error) in answer.text
         assert "A title" in answer.text
         assert answer.fields["body"] == "Words that took long"
         assert f'data-here="/posts/{post["_id"]}" data-refused' in answer.text
