@@ -257,7 +257,8 @@ async def test_what_is_said_after_the_close_frame_is_heard_while_somebody_listen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also while others are told that their sessions are over, for whom all else waits."""
-    monkeypatch.setattr(wire, "QUIET_SECONDS", 2 * SECONDS)
+    for wait in ("QUIET_SECONDS", "AT_LAST_SECONDS"):
+        monkeypatch.setattr(wire, wait, 2 * SECONDS)
     async with sockets(1) as (application, [client]):
         heard: asyncio.Queue[str] = asyncio.Queue()
         application.lines[0].say("over", heard.put_nowait)

@@ -124,7 +124,10 @@ async def test_a_receipt_that_cannot_be_written_is_tried_again(
     assert await kept.next() == (1, 1, 0)
 
 
-async def test_a_worker_that_stops_writes_what_it_knows(receipts: Receipts, kept: Kept) -> None:
+async def test_a_worker_that_stops_writes_what_it_knows(
+    receipts: Receipts, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ws_receipts, "FIRST_SECONDS", 2 * SECONDS)
     tabs = [Tab() for _ in range(2)]
     expect(receipts, tabs)
     tabs[0].acknowledge()
