@@ -115,7 +115,7 @@ async def register(page: Page, username: str) -> None:
 
 async def fill_account(page: Page, username: str) -> None:
     await page.get_by_label("Username").fill(username)
-    await page.get_by_label("E-mail address").fill(f"{username}@example.org")
+    await page.get_by_label("Email address").fill(f"{username}@example.org")
     await page.get_by_label("Password", exact=True).fill(PASSWORD)
     await page.get_by_label("Password again").fill(PASSWORD)
 

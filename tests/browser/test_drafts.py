@@ -93,7 +93,7 @@ async def test_accepted_forms_of_every_kind_leave_no_draft(
         (f"{post}/edit", "Text", TYPED),
         ("/admin/roles/new", "Name", role),
         (f"/admin/roles/{role}", "Description", "Tidies up."),
-        ("/admin/invitations", "E-mail address", f"{role}@example.org"),
+        ("/admin/invitations", "Email address", f"{role}@example.org"),
     ):
         await page.goto(path)
         await page.get_by_label(label).fill(typed)

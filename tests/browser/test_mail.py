@@ -81,7 +81,7 @@ async def test_somebody_is_invited_reads_the_letter_and_is_in_with_the_role(
     office = await (await new_browser(server.url)).new_page()
     await sign_in(office, "root")
     await office.goto("/admin/invitations")
-    await office.get_by_label("E-mail address").fill(f"{name}@example.org")
+    await office.get_by_label("Email address").fill(f"{name}@example.org")
     await office.get_by_label("Role").select_option("moderator")
     await office.get_by_role("button", name="Invite").click()
     row = office.get_by_role("row").filter(has_text=f"{name}@example.org")
@@ -120,7 +120,7 @@ async def test_a_forgotten_password_is_mended_and_the_other_tab_is_signed_out(
 
     await page.goto("/login")
     await page.get_by_role("link", name="Forgot your password?").click()
-    await page.get_by_label("E-mail address").fill(f"{name}@example.org")
+    await page.get_by_label("Email address").fill(f"{name}@example.org")
     await submit(page)
     await expect(page.get_by_role("heading", name="Look into your mail")).to_be_visible()
 
