@@ -170,6 +170,14 @@ async def test_what_a_client_claims_of_its_way_here_is_in_no_answer(
     assert "secure" not in str(page.headers).lower().split("set-cookie", 1)[1]
 
 
+async def test_pages_whose_address_opens_something_send_no_referrer(app: Quart) -> None:
+    rules = [rule for rule in app.url_map.iter_rules() if "token" in rule.arguments]
+    assert len(rules) >= 4
+    for rule in rules:
+        answer = await Town(app).nobody().get(rule.rule.replace("<token>", "t" * 43))
+        assert answer.headers["Referrer-Policy"] == "no-referrer", rule
+
+
 async def test_a_worker_says_nothing_of_what_it_is_made_of(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         for answer in (await client.get("/"), await client.get("/nowhere")):
