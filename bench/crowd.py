@@ -153,7 +153,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(workers: int, **env: str) -> AsyncIterator[House]:
+async def house(workers: int, **env: Any) -> AsyncIterator[House]:
     """Starts `quartapp serve` on a folder of its own, with the settings that it has by itself, or
     these."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Mutation check of docs/security.md: a test named there must fail when the line it protects is gone.
+"""Mutation check of docs/security.md: each named test must fail without the line it protects.
 
 `tests/mutations.toml` lists the mutations. Each names the rows of docs/security.md that rely on a
 piece of code, the text to find in one file, and the text to put in its place. For every row, every
@@ -115,7 +115,9 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="rows of docs/security.md, such as 6.2.8")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    chosen = [m for m in mutations() if not options.rows or {r for r, _ in m.pairs} & {*options.rows}]
+    chosen = [
+        m for m in mutations() if not options.rows or {r for r, _ in m.pairs} & {*options.rows}
+    ]
     noticed: dict[Pair, bool] = defaultdict(bool)
     with tempfile.TemporaryDirectory() as folder:
         copies: Queue[Path] = Queue()

@@ -189,7 +189,8 @@ def test_production_speaks_json_and_drains_before_it_stops(folder: Path) -> None
     """By itself, under nohup, on the embedded database where that is allowed."""
     drain = 1.5
     allowed = {"ALLOW_EMBEDDED_DATABASE": "true", "DRAIN_SECONDS": str(drain)}
-    with server(folder, nohup=True, **DEPLOYED, **allowed) as running:
+    environment: dict[str, Any] = {**DEPLOYED, **allowed}
+    with server(folder, nohup=True, **environment) as running:
         started = json.loads(running.said)
         said = r"quartapp serves (\S+) with 2 workers on (embedded MongoDB \S+ in data)"
         found = re.fullmatch(said, started["said"])

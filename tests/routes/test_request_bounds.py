@@ -56,8 +56,9 @@ def test_each_field_has_a_bound_that_comes_before_all_other_checks(
     monkeypatch.setattr(base.Checked, "__call__", reached)
     for text in ("x" * (most + 1), COSTLY):
         form = KINDS[kind](formdata=MultiDict({name: text}))
-        if isinstance(form[name], wtforms.SelectField | wtforms.SelectMultipleField):
-            form[name].choices = ["a"]
+        field = form[name]
+        if isinstance(field, wtforms.SelectField | wtforms.SelectMultipleField):
+            field.choices = ["a"]
         assert not form[name].validate(form)
         # A choice that is not offered, or a date that is none, is an error already.
         assert "at most" in form[name].errors[-1] or "long" in form[name].errors[-1]
