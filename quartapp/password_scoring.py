@@ -92,7 +92,8 @@ class PasswordScorer:
         answer = b""
         try:
             async with asyncio.timeout(SECONDS):
-                with suppress(ConnectionError):
+                # uvloop raises RuntimeError for a pipe that it has closed as the process ended.
+                with suppress(ConnectionError, RuntimeError):
                     process.stdin.write(question)
                     answer = await process.stdout.readline()
         except TimeoutError:

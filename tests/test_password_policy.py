@@ -7,10 +7,11 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from quartapp import password_scoring
 from quartapp.password_policy import COMMON, CONTEXT_WORDS, PasswordPolicy, obvious_weakness
@@ -188,6 +189,31 @@ async def test_a_scoring_process_that_has_ended_is_started_again(
     assert (await scorer.score("password", [])).score == 0
     assert await first.wait() == -number
     assert scorer._process is not first
+
+
+@pytest.mark.parametrize(
+    "loop_factory",
+    [asyncio.new_event_loop, uvloop.new_event_loop],
+    ids=["asyncio", "uvloop"],
+)
+def test_a_scoring_process_whose_end_was_noticed_is_started_again(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """uvloop, which the server runs on, closes the pipe and then raises RuntimeError."""
+
+    async def score_again() -> None:
+        scorer = PasswordScorer()
+        assert (await scorer.score(GOOD, [])).score == 4
+        assert scorer._process
+        assert scorer._process.stdin
+        os.kill(scorer._process.pid, signal.SIGALRM)
+        await scorer._process.wait()
+        await scorer._process.stdin.wait_closed()
+        assert (await scorer.score(GOOD, [])).score == 4
+        await scorer.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(score_again())
 
 
 async def test_a_scoring_process_that_hangs_is_killed(
