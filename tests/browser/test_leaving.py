@@ -24,6 +24,8 @@ async def name() -> str:
 async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
     page = await (await new_browser(server.url)).new_page()
     await register(page, name)
+    # Unverified addresses get no notifications.
+    await server.run("user", "verify", name)
     return page
 
 

@@ -64,8 +64,8 @@ async def test_the_command_line_locks_an_open_page(server: Server, page: Page, n
     await page.get_by_label("Username or e-mail address").fill(name)
     await page.get_by_label("Password").fill(PASSWORD)
     await submit(page)
-    await expect(page.get_by_role("alert")).to_contain_text("do not go together")
-    await expect(page.get_by_label("Username or e-mail address")).to_have_value(name)
+    await expect(page.get_by_role("heading", level=1)).to_have_text("You cannot sign in")
+    await expect(page.locator("main")).to_contain_text("An administrator disabled your account.")
 
 
 async def test_a_hand_in_the_database_locks_an_open_page(
