@@ -121,6 +121,8 @@ class Http1(http1.Connection):
         elif isinstance(event, http1.Data):
             self._pieces += 1
             if self._pieces > PIECES:
+                # As for errors that h11 finds: what the application answers later is dropped.
+                self._process_error(self.their_role)
                 raise http1.RemoteProtocolError("too many pieces", error_status_hint=413)
         return event
 
