@@ -20,6 +20,9 @@ def main() -> None:
 
     Ends by SIGALRM after a minute without a question.
     """
+    # uvloop passes on inheritable files of the worker, such as the socket on which hypercorn
+    # accepts. Held here, it would accept connections that no worker serves.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     # It ends with the worker, whose end closes the input: not before, when a terminal or a
     # supervisor sends a signal to all processes at once.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -253,3 +254,21 @@ async def test_the_scoring_process_ends_with_its_worker() -> None:
     process.stdin.close()
     assert await process.wait() == 0
     await scorer.close()
+
+
+def test_the_scoring_process_holds_no_socket_of_its_worker() -> None:
+    async def open_files() -> set[str]:
+        scorer = PasswordScorer()
+        await scorer.score(GOOD, [])
+        assert scorer._process
+        try:
+            return set(os.listdir(f"/proc/{scorer._process.pid}/fd"))
+        finally:
+            await scorer.close()
+
+    with (
+        socket.socket() as listener,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        listener.set_inheritable(True)
+        assert runner.run(open_files()) == {"0", "1", "2"}
