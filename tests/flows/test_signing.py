@@ -31,7 +31,7 @@ async def test_neighbours_say_so_to_each_other_and_the_database_is_left_alone(
         said = (await root.get("/admin/users")).text
         assert await asyncio.gather(*listening) == [4401, 4401]
     # Both have counted their tabs, so both have said so.
-    assert "2 tabs on 2 workers locked" in said
+    assert "2 tabs on 2 workers acknowledged" in said
     assert "silent" not in said
     mark = await mark_of(server, ada, "sessions.ended")
     assert mark["asker"] in await workers(server)
