@@ -202,7 +202,8 @@ class Session(Record):
         return token if await acting(by, work) else None
 
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
-        """End the session and return the event; None if it is over already.
+        """End the session and return the event; None if it is over already. Raises
+        MissingPermission.
 
         A user who ends the session of another device may have lost that device: its browser is no
         longer known.
@@ -218,7 +219,7 @@ class Session(Record):
                 match, reason, verb, by=by, subject=self.user_id, tx=tx, device=self.device
             )
 
-        return await acting(by, work)
+        return await acting(by, work, managing=self.user_id)
 
     @property
     def user_id(self) -> PydanticObjectId:

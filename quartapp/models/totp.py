@@ -59,7 +59,7 @@ def uri(secret: str, username: str) -> str:
 async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -> Enrolled:
     """Turns it on, if the code shows that the app has the secret.
 
-    A secret can be set up once. Raises WrongAppCode, OfferUsed and HasFactor.
+    An account can set up a secret once. Raises WrongAppCode, OfferUsed and HasFactor.
     """
     step = _step(secret, code)
     if step is None:
@@ -69,7 +69,7 @@ async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -
     change = {"totp": kept.model_dump(), "totp_step": step}
 
     async def use_up(tx: Tx) -> None:
-        note = f"totp secret {digest_of(secret)}"
+        note = f"totp secret {user.id} {digest_of(secret)}"
         if not await Answered.first(note, lasts=OFFER_LASTS, tx=tx):
             raise OfferUsed
 
