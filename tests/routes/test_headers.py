@@ -95,9 +95,11 @@ async def test_every_answer_is_hardened(
 
 @pytest.mark.parametrize("production", [True])
 async def test_cookies_in_production_are_bound_to_this_host_and_to_tls(deployed: Quart) -> None:
-    visitor = Town(deployed, "https").nobody()
+    town = Town(deployed, "https")
+    await town.account("ada")
+    visitor = town.nobody()
     page = await visitor.get("/login")
-    answer = await visitor.register("ada")
+    answer = await visitor.sign_in("ada")
     assert answer.status == 303
     cookies = [
         cookie
