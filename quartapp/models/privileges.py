@@ -90,9 +90,7 @@ async def holdings_of(by: Actor, tx: Tx) -> Holdings:
     """What the actor holds now, in the session that acts. It stays so until the commit."""
     if by.user_id is None:
         return OPERATOR
-    users = _collection("users")
-    await users.update_one({"_id": by.user_id}, {"$inc": {"acts": 1}}, session=tx)
-    user = await users.find_one({"_id": by.user_id}, session=tx) or {}
+    user = await _claimed(by.user_id, tx)
     session = await _collection("sessions").find_one({"_id": by.session_id}, session=tx) or {}
     return await usable(user, shown=has_shown_one(session, user), tx=tx)
 
@@ -103,10 +101,8 @@ async def require_to_manage(by: Actor, user_id: PydanticObjectId, tx: Tx) -> Non
     if by.user_id is None or by.user_id == user_id:
         return
     held = await holdings_of(by, tx)
-    users = _collection("users")
     # A role granted to the user at the same time writes this document, too.
-    await users.update_one({"_id": user_id}, {"$inc": {"acts": 1}}, session=tx)
-    user = await users.find_one({"_id": user_id}, session=tx) or {}
+    user = await _claimed(user_id, tx)
     theirs = Holdings.of(await roles_of(user, tx)).permissions
     if missing := held.lacks(theirs):
         raise MissingPermission(MANAGE, missing, str(user.get("username")))
@@ -122,6 +118,15 @@ async def require_to_give(by: Actor, role_ids: Collection[PydanticObjectId], tx:
     for role in await roles.to_list(None):
         if missing := held.lacks(stored(role)):
             raise MissingPermission(GIVE, missing, role["name"])
+
+
+async def _claimed(user_id: PydanticObjectId, tx: Tx) -> Mapping[str, Any]:
+    """Write the user's document, so that no other transaction does until the commit, and return it
+    as it is now. Empty if there is none."""
+    change = {"$inc": {"acts": 1}}
+    return (
+        await _collection("users").find_one_and_update({"_id": user_id}, change, session=tx) or {}
+    )
 
 
 def _collection(name: str) -> Any:
