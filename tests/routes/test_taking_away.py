@@ -101,6 +101,11 @@ async def reset_the_password(scene: Scene) -> tuple[Act, Visitor, Left]:
     return lambda: scene.town.nobody().post(link, **NEW), scene.phone, OVER
 
 
+async def undo_a_change_of_address(scene: Scene) -> tuple[Act, Visitor, Left]:
+    link = f"/undo/{await a_link(scene.laptop, Purpose.UNDO)}"
+    return lambda: scene.town.nobody().post(link), scene.phone, OVER
+
+
 async def sign_in_once_too_often(scene: Scene) -> tuple[Act, Visitor, Left]:
     return scene.laptop.another_device().sign_in, scene.laptop, OVER
 
@@ -149,6 +154,7 @@ WAYS: dict[str, list[Way]] = {
     "/logout": [in_the_same_browser("/logout")],
     "/confirm": [in_the_same_browser("/confirm", password=PASSWORD)],
     "/reset/<token>": [reset_the_password],
+    "/undo/<token>": [undo_a_change_of_address],
     "/account/password": [by_ada("/account/password", current_password=PASSWORD, **NEW)],
     "/account/factors/totp": [set_up_an_app],
     "/account/factors/totp/remove": [remove_the_app],
