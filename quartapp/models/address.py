@@ -18,6 +18,7 @@ from pymongo.errors import DuplicateKeyError
 from quartapp import clock
 from quartapp.database import Session as Tx
 from quartapp.database import transaction
+from quartapp.models import enrolment
 from quartapp.models.actor import Actor
 from quartapp.models.event import Event, Verb
 from quartapp.models.mail import Letter, Mail
@@ -329,7 +330,9 @@ async def undo(token: str, *, by: Actor) -> Event:
 
     Ends all sessions, forgets all browsers, and voids the password and every link of the account,
     those of later changes of address among them. A link of an earlier change goes on: it belongs to
-    an older address. Raises TokenSpent, and Taken when another account has the address by now.
+    an older address. Removes the second factors that were added since the change, and all recovery
+    codes: a passkey of the intruder would sign in without the password. Raises TokenSpent, and
+    Taken when another account has the address by now.
     """
     found = await Token.usable(Purpose.UNDO, token)
     if found is None:
@@ -359,6 +362,7 @@ async def undo(token: str, *, by: Actor) -> Event:
         await Token.change_all(theirs, {"$set": {"used_at": now}}, tx=tx)
         await user.forget_browsers(tx=tx)
         actor = by.known_as(user.id, user.username)
+        await enrolment.remove_added_since(user, link.created_at, by=actor, tx=tx)
         event = Event.of(Verb.EMAIL_RESTORED, by=actor, subject=user.id, was=user.email)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)

@@ -5,6 +5,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from quartapp import clock
@@ -146,6 +147,22 @@ async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
     passkeys = User.get_motor_collection().database["passkeys"]
     await passkeys.delete_many({"user.$id": user.id}, session=tx)
     return True
+
+
+async def remove_added_since(user: User, since: datetime, *, by: Actor, tx: Tx) -> None:
+    """Remove the factors that were added at this moment or later, and all recovery codes, which may
+    have been made anew. For an account that is taken back from an intruder."""
+    passkeys = User.get_motor_collection().database["passkeys"]
+    added = {"user.$id": user.id, "created_at": {"$gte": since}}
+    theirs = [row["_id"] async for row in passkeys.find(added, {"_id": 1}, session=tx)]
+    await passkeys.delete_many(added, session=tx)
+    change: dict[str, Any] = {
+        "$set": {"recovery_codes": []},
+        "$pull": {"passkeys": {"$in": [ref("passkeys", each) for each in theirs]}},
+    }
+    if user.totp and user.totp.added_at >= since:
+        change["$set"]["totp"] = None
+    await _write(user, {}, change, {}, by=by, tx=tx)
 
 
 def words(kind: Factor, name: str | None) -> str:

@@ -11,9 +11,13 @@ import pytest
 from quartapp import clock
 from quartapp.models import Token, User
 from quartapp.models.actor import NOBODY
+from quartapp.models.references import linked_id
 from quartapp.models.user import address_fields
 from tests.conftest import PASSWORD
+from tests.routes.authenticator import app_code, secret_on
 from tests.routes.conftest import Answer, Open, Town, Visitor, code_in, documents, link_in, the_user
+from tests.routes.scenes import add_passkey
+from tests.security_key import Authenticator
 
 
 async def newcomer(town: Town, username: str = "ada") -> tuple[Visitor, str]:
@@ -364,6 +368,22 @@ async def test_a_hijacked_account_is_taken_back_by_its_old_address(town: Town) -
     assert (await town.nobody().sign_in("ada@example.org", mine)).status == 303
     (event,) = await documents("events", verb="email.restored")
     assert event["details"] == {"was": "mallory@example.org"}
+
+
+async def test_undoing_removes_the_factors_of_the_intruder_and_no_others(town: Town) -> None:
+    thief = await town.member("ada")
+    assert (await add_passkey(thief, Authenticator(), name="of the owner")).status == 303
+    await move(town, thief, "eve@example.org")
+    assert (await add_passkey(thief, Authenticator(), name="of the thief")).status == 303
+    path = "/account/factors/totp"
+    code = app_code(secret_on(await thief.get(path)))
+    assert (await thief.post(path, code=code)).status == 303
+    assert (await town.nobody().post(await undo_link(town, "ada@example.org"))).status == 303
+    (passkey,) = await documents("passkeys")
+    user = await the_user("ada")
+    assert passkey["name"] == "of the owner"
+    assert [linked_id(link) for link in user.passkeys] == [passkey["_id"]]
+    assert (user.totp, user.recovery_codes) == (None, [])
 
 
 async def test_an_intruder_with_the_newer_link_cannot_void_the_older_one(town: Town) -> None:
