@@ -58,7 +58,7 @@ def test_each_field_has_a_bound_that_comes_before_all_other_checks(
         form = KINDS[kind](formdata=MultiDict({name: text}))
         field = form[name]
         if isinstance(field, wtforms.SelectField | wtforms.SelectMultipleField):
-            field.choices = ["a"]
+            field.choices = [("a", "a")]
         assert not form[name].validate(form)
         # A choice that is not offered, or a date that is none, is an error already.
         assert "at most" in form[name].errors[-1] or "long" in form[name].errors[-1]
