@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from itsdangerous import URLSafeTimedSerializer
 from quart import (
     Quart,
+    Response,
     after_this_request,
     current_app,
     g,
@@ -19,10 +20,11 @@ from quart import (
     request,
     websocket,
 )
-from quart.sessions import SecureCookieSessionInterface
+from quart.sessions import SecureCookieSessionInterface, SessionMixin
 from quart_auth import Action, AuthUser, QuartAuth, Unauthorized, login_user
 from quart_auth import current_user as _current_user
 from ua_parser import parse
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from quartapp import clock, throttle
 from quartapp.later import TryLater
@@ -41,6 +43,10 @@ from quartapp.sealed import Seal
 from quartapp.settings import Settings
 
 KNOWN_FOR = 365 * 86400
+# Of a cookie's value: browsers drop a cookie of more than 4,096 bytes.
+LONGEST_VISIT = 3500
+# Where Quart's session keeps the messages for the next page.
+_FLASHES = "_flashes"
 # A signed token of ours has some 160 characters.
 LONGEST_SIGNED = 256
 # The fields in which a page of confirmation sends the password and a code, beside those that were
@@ -81,6 +87,21 @@ class Visits(SecureCookieSessionInterface):
         # Whatever signs is the last one.
         keys = (*app.config["SECRET_KEY_FALLBACKS"], str(app.secret_key))
         return _signed(keys, self.salt, self.serializer)
+
+    async def save_session(
+        self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
+    ) -> None:
+        """Save the session. Drops messages that no page has shown yet, the oldest first, until the
+        cookie is short enough for browsers (ASVS 3.3.5)."""
+        if session.modified:
+            while session.get(_FLASHES) and len(self._value(app, session)) > LONGEST_VISIT:
+                session[_FLASHES] = session[_FLASHES][1:]
+        await super().save_session(app, session, response)
+
+    def _value(self, app: Quart, session: SessionMixin) -> str:
+        serializer = self.get_signing_serializer(app)
+        assert serializer is not None, "the application has a secret key"
+        return cast(str, serializer.dumps(dict(session)))
 
 
 class Forbidden(Exception):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from secrets import token_urlsafe
 
 import httpx
 import pytest
@@ -141,6 +142,22 @@ async def test_a_script_is_the_same_for_everybody(app: Quart) -> None:
     mine, theirs = await ada.get(path), await Town(app).nobody().get(path)
     assert mine.text == theirs.text
     assert "Set-Cookie" not in mine.headers
+
+
+async def test_the_visit_cookie_stays_below_4096_bytes(app: Quart) -> None:
+    """Whatever messages wait for the next page: a browser would drop the cookie."""
+    town = Town(app)
+    root = await town.admin()
+    token = await root.csrf_token()
+    for _ in range(150):
+        name = f"a{token_urlsafe(24)[:30]}z"  # 24 bytes, however it is compressed
+        answer = await root.send("/admin/roles/new", {"csrf_token": token, "name": name})
+        assert answer.status == 303
+        for cookie in answer.headers.getlist("Set-Cookie"):
+            assert len(cookie.partition(";")[0]) <= 4096
+    page = (await root.get("/account")).text
+    assert page.count("was created.") < 150
+    assert f"The role {name} was created." in page, "the newest message is kept"
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", ORIGIN])
