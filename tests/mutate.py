@@ -1,8 +1,9 @@
 """Mutation check of docs/security.md: each named test must fail without the line it protects.
 
 `tests/mutations.toml` lists the mutations. Each names the rows of docs/security.md that rely on a
-piece of code, the text to find in one file, and the text to put in its place. For every row, every
-test that the row names has to fail under at least one mutation of that row.
+piece of code, the text to find in one file, and the text to put in its place. Where two pieces of
+code keep one promise, `also` lists further changes that are made at the same time. For every row,
+every test that the row names has to fail under at least one mutation of that row.
 
 Each mutation runs in a copy of the checkout, so the working tree stays as it is.
 """
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_name("mutations.toml")
@@ -30,17 +32,16 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Mutation:
-    """One change to one file, and the tests that must notice it, by row of docs/security.md."""
+class Edit:
+    """One change to one file."""
 
     file: str
     find: str
     replace: str
-    pairs: frozenset[Pair]
 
-    @property
-    def tests(self) -> list[str]:
-        return sorted({test for _, test in self.pairs})
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Self:
+        return cls(entry["file"], entry["find"], entry.get("replace", ""))
 
     def apply(self, root: Path) -> None:
         """Change the file below `root`. Raises ValueError unless the text occurs exactly once."""
@@ -49,6 +50,18 @@ class Mutation:
         if text.count(self.find) != 1:
             raise ValueError(f"{self.file}: found {text.count(self.find)} times: {self.find!r}")
         path.write_text(text.replace(self.find, self.replace), "utf-8")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Changes that are made together, and the tests that must notice them, by row of the page."""
+
+    edits: tuple[Edit, ...]
+    pairs: frozenset[Pair]
+
+    @property
+    def tests(self) -> list[str]:
+        return sorted({test for _, test in self.pairs})
 
 
 def tests_by_row() -> dict[str, list[str]]:
@@ -67,7 +80,8 @@ def mutations() -> list[Mutation]:
     found = []
     for entry in tomllib.loads(TABLE.read_text("utf-8"))["mutation"]:
         pairs = frozenset(_pairs(entry["rows"], entry.get("tests"), named))
-        found.append(Mutation(entry["file"], entry["find"], entry.get("replace", ""), pairs))
+        edits = tuple(Edit.of(each) for each in (entry, *entry.get("also", ())))
+        found.append(Mutation(edits, pairs))
     return found
 
 
@@ -86,8 +100,9 @@ def _pairs(
 
 def failing(mutation: Mutation, copy: Path) -> set[str]:
     """Run the tests of the mutation in `copy`, which is left as it was. Return those that fail."""
-    original = (copy / mutation.file).read_bytes()
-    mutation.apply(copy)
+    originals = {edit.file: (copy / edit.file).read_bytes() for edit in mutation.edits}
+    for edit in mutation.edits:
+        edit.apply(copy)
     try:
         words = ["-n", "0", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=no", *mutation.tests]
         ran = subprocess.run(
@@ -101,7 +116,8 @@ def failing(mutation: Mutation, copy: Path) -> set[str]:
     except subprocess.TimeoutExpired:
         return set(mutation.tests)
     finally:
-        (copy / mutation.file).write_bytes(original)
+        for name, original in originals.items():
+            (copy / name).write_bytes(original)
     if ran.returncode not in (0, 1):
         # The change keeps the tests from being collected: all of them fail.
         return set(mutation.tests)
@@ -136,8 +152,9 @@ def main() -> int:
                 for pair in mutation.pairs:
                     noticed[pair] |= pair[1] in failed
                 missed = [test for test in mutation.tests if test not in failed]
-                print(f"{'noticed' if not missed else 'MISSED '}  {mutation.file}: ", end="")
-                print(mutation.find.strip().splitlines()[0][:80], flush=True)
+                first = mutation.edits[0]
+                print(f"{'noticed' if not missed else 'MISSED '}  {first.file}: ", end="")
+                print(first.find.strip().splitlines()[0][:80], flush=True)
                 for test in missed:
                     print(f"         {test}")
     survived = sorted(pair for pair, was_noticed in noticed.items() if not was_noticed)

@@ -21,6 +21,7 @@ from quartapp import forms, password_policy
 from quartapp.forms.base import Checked, Form, bidi_free, digits, printable, tidy
 from quartapp.policy import BUILT_IN_ROLES
 from quartapp.settings import Settings
+from tests import mutate
 from tests.routes.matrix import TABLE
 
 ROOT = Path(__file__).parents[1]
@@ -252,3 +253,23 @@ def test_the_inventory_of_the_log_has_each_event() -> None:
     logged = {(name, level) for name, level in logged if re.fullmatch("[a-z_]+", name)}
     assert logged - said == set(), "write these into docs/security.md, 'What is logged'"
     assert {name for name, _ in said} - words == set(), "nothing logs these any more"
+
+
+# ---- the mutations
+
+
+def test_each_mutation_changes_a_text_that_is_there_once() -> None:
+    wrong = {}
+    for edit in {edit for mutation in mutate.mutations() for edit in mutation.edits}:
+        times = (ROOT / edit.file).read_text("utf-8").count(edit.find)
+        if times != 1:
+            wrong[edit.file, edit.find] = times
+    assert wrong == {}, "repair these in tests/mutations.toml"
+
+
+def test_each_test_of_a_requirement_has_a_mutation() -> None:
+    kept = {row[0] for row in requirements() if row[2] in ("met", "partly")}
+    named = {(row, test) for row, tests in mutate.tests_by_row().items() for test in tests}
+    mutated = {pair for mutation in mutate.mutations() for pair in mutation.pairs}
+    missing = {(row, test) for row, test in named if row in kept} - mutated
+    assert missing == set(), "write entries for these into tests/mutations.toml"

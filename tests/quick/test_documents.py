@@ -9,7 +9,7 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.models import record
+from quartapp.models import record, recovery_codes, totp
 from quartapp.models.post import Post
 from quartapp.models.references import linked_id, ref
 from quartapp.models.role import Role
@@ -131,6 +131,16 @@ def test_a_token_is_random_and_kept_as_its_digest() -> None:
         assert digest == digest_of(token)
         assert len(digest) == 64
         assert token not in digest
+
+
+def test_app_secrets_and_recovery_codes_are_random() -> None:
+    secrets = {totp.new_secret() for _ in range(20)}
+    codes = {code for _ in range(20) for code in recovery_codes.make()}
+    assert (len(secrets), len(codes)) == (20, 20 * recovery_codes.HOW_MANY)
+    assert {len(secret) for secret in secrets} == {32}  # 160 bits in base32
+    # 24 characters of 5 bits each. All of them occur in 200 codes, unless by a miracle.
+    assert {len(recovery_codes.read(code)) for code in codes} == {24}
+    assert set("".join(map(recovery_codes.read, codes))) == set(recovery_codes.ALPHABET)
 
 
 def test_a_fingerprint_tells_hashes_apart_and_shows_none() -> None:

@@ -30,7 +30,12 @@ async def fail(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/posts/x", "/account/x.css", "/.git/config", "/.env"]
+    "path",
+    [
+        *("/nowhere", "/posts/x", "/account/x.css", "/.git/config", "/.env"),
+        # Files that are there, beside and above those that are served.
+        *("/settings.py", "/quartapp/settings.py", "/static/..%2fsettings.py"),
+    ],
 )
 async def test_what_is_not_there_is_404_in_the_clothes_of_the_site(
     nobody: Visitor, path: str
