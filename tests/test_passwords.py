@@ -117,6 +117,13 @@ async def test_a_hash_that_cannot_be_read_fits_nothing(hasher: PasswordHasher, s
         assert not await hasher.verify(password, stored)
 
 
+async def test_a_hash_that_was_damaged_fits_nothing(hasher: PasswordHasher) -> None:
+    good = await hasher.hash(GOOD)
+    key = good[: good.rindex("$2b$")]
+    for stored in (key, f"{key}plain", f"{key}$2b$04$short", good[:-1], good[:-32]):
+        assert not await hasher.verify(GOOD, stored)
+
+
 async def test_a_damaged_hash_under_the_right_key_fits_nothing(hasher: PasswordHasher) -> None:
     stored = await hasher.hash(GOOD)
     for damaged in (stored[:-1], stored[: stored.rindex("$")], stored.replace("$2b$04", "$2b$xx")):
