@@ -314,10 +314,13 @@ def init_app(app: Quart, settings: Settings) -> QuartAuth:
 
 
 async def load_current_user() -> None:
-    """For before_request: pages are built for somebody, and a used session is seen as used."""
+    """For before_request: find out who asks, and note that the session was used.
+
+    What a script of an open page fetches by itself is no use: the page may be unattended.
+    """
     user = who()
     await user.load()
-    if user.signed_in:
+    if user.signed_in and request.headers.get("Sec-Fetch-Dest") != "empty":
         current_app.extensions["quartapp"].seen.note(user.principal, remote_address)
 
 

@@ -1,9 +1,12 @@
 """Where one is signed in, ending it there, and changing the password (P1, ASVS 7.4, 6.2)."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
+from quartapp import clock
+from quartapp.models import Session
 from tests.conftest import PASSWORD
 from tests.routes.conftest import Answer, Town, Visitor, documents
 
@@ -26,6 +29,19 @@ async def phone(ada: Visitor) -> Visitor:
     phone = ada.another_device()
     await phone.sign_in()
     return phone
+
+
+async def test_what_a_script_fetches_does_not_prolong_the_session(ada: Visitor) -> None:
+    running = ada.app.extensions["quartapp"]
+    past = clock.now() - timedelta(minutes=20)
+    await Session.change_all({}, {"$set": {"seen_at": past}})
+    await running.barrier.passed()
+    for dest, prolongs in (("empty", False), ("document", True)):
+        answer = await ada.get("/account/timeline", headers={"Sec-Fetch-Dest": dest})
+        assert answer.status == 200
+        await running.seen.stop()
+        (session,) = await documents("sessions")
+        assert (session["seen_at"] > past) is prolongs
 
 
 async def test_the_list_has_each_device_of_ones_own_and_no_secret(
