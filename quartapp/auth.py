@@ -316,11 +316,12 @@ def init_app(app: Quart, settings: Settings) -> QuartAuth:
 async def load_current_user() -> None:
     """For before_request: find out who asks, and note that the session was used.
 
-    What a script of an open page fetches by itself is no use: the page may be unattended.
+    Requests with the header `X-Background`, which open pages send by themselves, are no use of the
+    session: the page may be unattended.
     """
     user = who()
     await user.load()
-    if user.signed_in and request.headers.get("Sec-Fetch-Dest") != "empty":
+    if user.signed_in and "X-Background" not in request.headers:
         current_app.extensions["quartapp"].seen.note(user.principal, remote_address)
 
 

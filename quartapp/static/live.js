@@ -76,9 +76,15 @@ function stop() {
   showState("stopped")
 }
 
+// The page asks by itself, perhaps unattended: the header says that this is no use of the session.
+function fetchInBackground(address) {
+  const headers = { "X-Background": "1" }
+  return fetch(address, { cache: "no-store", headers, signal: AbortSignal.timeout(10_000) })
+}
+
 async function whoAmI() {
   try {
-    const answer = await fetch("/api/me", { cache: "no-store", signal: AbortSignal.timeout(10_000) })
+    const answer = await fetchInBackground("/api/me")
     if (answer.status === 401) return { ended: (await answer.json().catch(() => null))?.ended ?? {} }
     if (answer.ok) return { me: await answer.json() }
   } catch {
@@ -258,7 +264,7 @@ async function freshen() {
   if (!list || freshening || document.hidden || over) return void (freshenAgain = freshening)
   freshening = true
   try {
-    const answer = await fetch(here, { cache: "no-store", signal: AbortSignal.timeout(10_000) })
+    const answer = await fetchInBackground(here)
     if (!answer.ok || answer.redirected) return
     const page = new DOMParser().parseFromString(await answer.text(), "text/html")
     const known = list.firstElementChild
@@ -281,7 +287,7 @@ async function followReceipt(receipt, wait = 500) {
   await new Promise(resolve => setTimeout(resolve, wait))
   if (over || wait > 20_000) return
   try {
-    const answer = await fetch(receipt.dataset.receipt, { cache: "no-store", signal: AbortSignal.timeout(10_000) })
+    const answer = await fetchInBackground(receipt.dataset.receipt)
     if (answer.ok) {
       const page = new DOMParser().parseFromString(await answer.text(), "text/html")
       const news = page.querySelector("main [data-receipt]")

@@ -31,13 +31,13 @@ async def phone(ada: Visitor) -> Visitor:
     return phone
 
 
-async def test_what_a_script_fetches_does_not_prolong_the_session(ada: Visitor) -> None:
+async def test_what_an_open_page_fetches_does_not_prolong_the_session(ada: Visitor) -> None:
     running = ada.app.extensions["quartapp"]
     past = clock.now() - timedelta(minutes=20)
     await Session.change_all({}, {"$set": {"seen_at": past}})
     await running.barrier.passed()
-    for dest, prolongs in (("empty", False), ("document", True)):
-        answer = await ada.get("/account/timeline", headers={"Sec-Fetch-Dest": dest})
+    for headers, prolongs in (({"X-Background": "1"}, False), ({}, True)):
+        answer = await ada.get("/account/timeline", headers=headers)
         assert answer.status == 200
         await running.seen.stop()
         (session,) = await documents("sessions")
