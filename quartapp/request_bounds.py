@@ -22,6 +22,7 @@ URL_BYTES = 8 * 1024
 PARAMETERS = 100
 HEADERS = 100
 COOKIES = 200
+COOKIE_BYTES = 8 * 1024
 CONTENT_TYPE_BYTES = 256
 FORM_FIELDS = 100
 SMALL_FORM_BYTES = 4 * 1024
@@ -99,10 +100,11 @@ def _refusal(scope: Scope) -> int | None:
     headers = scope["headers"]
     if len(headers) > HEADERS:
         return 431
-    cookies = 0
+    cookies = cookie_bytes = 0
     for name, value in headers:
         if name == b"cookie":
             cookies += value.count(b";") + 1
+            cookie_bytes += len(value)
         elif name == b"content-type" and len(value) > CONTENT_TYPE_BYTES:
             return 431
-    return 431 if cookies > COOKIES else None
+    return 431 if cookies > COOKIES or cookie_bytes > COOKIE_BYTES else None

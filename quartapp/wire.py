@@ -32,7 +32,7 @@ from quartapp.ws.line import CUT_SECONDS, LINE
 WRITER, LULL = "quartapp.writer", "quartapp.lull"
 LINGER_SECONDS = 0.5
 BREATH = 50
-PIECES = 500
+PIECES = 100
 LATE_BYTES = 64 * 1024
 QUIET_SECONDS, AT_LAST_SECONDS, AT_ONCE = 0.1, 3.0, 10
 

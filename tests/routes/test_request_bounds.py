@@ -94,6 +94,7 @@ HEADS: dict[str, tuple[str, dict[str, str], int]] = {
     "many parameters": ("/login?" + "a&" * PARAMETERS, {}, 414),
     "many headers": ("/login", {f"X-{number}": "" for number in range(HEADERS)}, 431),
     "many cookies": ("/login", {"Cookie": "a=b;" * COOKIES}, 431),
+    "a long cookie": ("/login", {"Cookie": 'a="' + r"\054" * 2048 + '"'}, 431),
     "a long content type": ("/login", {"Content-Type": "text/html" + ";a=b" * 100}, 431),
 }
 
