@@ -109,15 +109,24 @@ class Http1(http1.Connection):
     """Refuses a body in more pieces than any network makes of 64 KB.
 
     Each piece costs as much as a small request, and hypercorn takes all that have come without a
-    pause: 64 KB in chunks of one byte held the event loop for 600 ms.
+    pause: 64 KB in chunks of one byte held the event loop for 600 ms. Also refuses a head of too
+    many lines before it is parsed, which takes time for each line.
     """
 
-    _pieces = 0
+    _pieces = _lines = 0
+
+    def receive_data(self, data: bytes) -> None:
+        if self.their_state is http1.IDLE:
+            self._lines += data.partition(b"\r\n\r\n")[0].count(b"\n")
+        super().receive_data(data)
 
     def next_event(self) -> Any:
+        if self._lines > HEADERS and self.their_state is http1.IDLE:
+            self._process_error(self.their_role)
+            raise http1.RemoteProtocolError("too many headers", error_status_hint=431)
         event = super().next_event()
         if isinstance(event, http1.Request):
-            self._pieces = 0
+            self._pieces = self._lines = 0
         elif isinstance(event, http1.Data):
             self._pieces += 1
             if self._pieces > PIECES:
