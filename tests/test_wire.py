@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import h11 as http1
 import pytest
 from hypercorn import protocol
 from hypercorn.asyncio import run
@@ -395,3 +396,15 @@ async def test_few_are_put_away_at_once_and_the_others_soon(
             await asyncio.sleep(0)
             most, before = max(most, out - before), out
     assert 0 < most <= wire.AT_ONCE
+
+
+@pytest.mark.parametrize(("lines", "refused"), [(100, False), (101, True)])
+def test_a_head_of_too_many_lines_is_refused_before_it_is_parsed(lines: int, refused: bool) -> None:
+    connection = wire.Http1(http1.SERVER)
+    connection.receive_data(b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * lines)
+    if refused:
+        with pytest.raises(http1.RemoteProtocolError) as error:
+            connection.next_event()
+        assert error.value.error_status_hint == 431
+    else:
+        assert connection.next_event() is http1.NEED_DATA
