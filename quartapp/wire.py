@@ -121,7 +121,8 @@ class Http1(http1.Connection):
         super().receive_data(data)
 
     def next_event(self) -> Any:
-        if self._lines > HEADERS and self.their_state is http1.IDLE:
+        # The line of the request is one more.
+        if self._lines > HEADERS + 1 and self.their_state is http1.IDLE:
             self._process_error(self.their_role)
             raise http1.RemoteProtocolError("too many headers", error_status_hint=431)
         event = super().next_event()

