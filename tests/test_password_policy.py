@@ -188,7 +188,8 @@ async def test_a_scoring_process_that_has_ended_is_started_again(
     assert scorer._process is first
     os.kill(first.pid, number)
     assert (await scorer.score("password", [])).score == 0
-    assert await first.wait() == -number
+    # The exit code is not compared: subprocess may collect it before the watcher of asyncio does.
+    await first.wait()
     assert scorer._process is not first
 
 
