@@ -1,6 +1,6 @@
 """Forms that were sent and not acted on: carried through the sign-in, or shown to be sent again.
 
-See docs/adr/0085-text-carried-through-sign-in.md.
+See docs/adr/0085-forms-carried-through-sign-in.md.
 """
 
 from __future__ import annotations

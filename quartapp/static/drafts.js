@@ -1,5 +1,5 @@
 // Keeps what is typed into the forms that are marked `data-draft`, in this tab's session storage, per user and form,
-// until the server has accepted the form. It is offered back to the same user only. See docs/adr/0084-drafts.md.
+// until the server has accepted the form. It is offered back to the same user only. See docs/adr/0084-drafts-of-unsent-text.md.
 
 const { user } = document.body.dataset
 const PREFIX = "draft:"
