@@ -1,4 +1,4 @@
-"""What `bench.page` measures against: Quart, Quart-Auth, the same templates, and nothing behind."""
+"""The bare application that `bench.page` compares with: Quart, Quart-Auth, the same templates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quartapp.routes import templating
 
 
 class Somebody(AuthUser):
-    """Always the same person: the stateless cookie says no more than an id."""
+    """Always the same user, since the stateless cookie contains only an id."""
 
     signed_in = True
     session_id = user_id = "6b0343fbc2f3f9f070086036"
@@ -31,6 +31,7 @@ class Somebody(AuthUser):
 
 
 def create() -> tuple[Quart, str]:
+    """Return the application and the cookie header of a signed-in user."""
     app = Quart("quartapp")
     app.secret_key = "bare" * 10
     extension = QuartAuth(app, cookie_secure=False, user_class=Somebody)

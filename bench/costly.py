@@ -1,9 +1,10 @@
-"""The costliest input that was found for each anonymous route, from eight connections.
+"""Send the costliest known input for each anonymous route, over eight connections.
 
-`python -m bench.flood --costly` sends each kind for some seconds to one worker, with hashes at
-their real cost, and from another address each time, so that no limit helps. Meanwhile a process of
-its own asks for /livez, and an administrator ends the sessions of one person after the other. It
-exits with 1 when the 99th percentile of /livez was over 50 ms, or a revocation took more than 300.
+`python -m bench.flood --costly` sends each kind of input to one worker for some seconds, with
+password hashes at their real cost. Each request comes from another address, so no rate limit
+applies. Meanwhile a separate process requests /livez, and an administrator ends the sessions of one
+user after the other. The exit status is 1 if the 99th percentile of /livez is over 50 ms or a
+revocation takes more than 300 ms.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.people import Person
 CONNECTIONS = 8
 LIVEZ_GOAL, REVOCATION_GOAL = 0.050, 0.300
 PAUSE = 0.01
-# Symbols that zxcvbn knows as letters, and marks that NFC has to sort.
+# Symbols that zxcvbn reads as letters, and combining marks that NFC has to sort.
 SYMBOLS = "4z8({$<3689!1|70$5+%2!@8({[<l6&9!1|70b|+4@8({[<36&9!1|70$5+%2"
 MARKS = "a" + "\u0315\u0300" * 15_400
 
@@ -36,7 +37,7 @@ Build = Callable[[int], bytes]
 
 
 class Costly:
-    """Builds the requests, each from another address and for another name."""
+    """Builds the requests, each from another address and for another username."""
 
     def __init__(self, url: str, cookies: str, token: str) -> None:
         self._host = url.removeprefix("http://")
@@ -44,7 +45,10 @@ class Costly:
         self._token = token
 
     def cases(self) -> dict[str, Build | None]:
-        """None is for no requests at all: what the machine does by itself."""
+        """Return a function that builds a request for each kind of input, by its name.
+
+        None means no requests: the values of the idle machine.
+        """
         chunks = b"1\r\na\r\n" * 64_000 + b"0\r\n\r\n"
         part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
         multipart = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -86,7 +90,7 @@ class Costly:
     def _registering(self, password: str) -> Build:
         def build(n: int) -> bytes:
             fields = {"username": f"r{os.getpid()}-{n}", "email": f"r{os.getpid()}-{n}@example.org"}
-            # The passwords differ, but that is looked at before they are scored: so they do not.
+            # Both fields have one password: if they differed, it would not be scored.
             return self._form("/register", **fields, password=password, confirm=password)
 
         return build
@@ -123,8 +127,8 @@ def _from(n: int) -> dict[str, str]:
 
 
 async def attack(name: str, url: str, cookies: str, token: str) -> None:
-    """The life of the attackers' process: sends until a line comes on standard input, then prints
-    how often each status was answered."""
+    """Run the attacking process: send until standard input has a line, then print how often each
+    status was received, as JSON."""
     build = Costly(url, cookies, token).cases()[name]
     host, port = url.removeprefix("http://").split(":")
     told = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
@@ -148,7 +152,8 @@ async def attack(name: str, url: str, cookies: str, token: str) -> None:
 
 
 async def ask(url: str) -> None:
-    """The life of the prober's process: asks for /livez until a line comes, prints the times."""
+    """Run the probing process: request /livez until standard input has a line, then print the times
+    in seconds, as JSON."""
     host, port = url.removeprefix("http://").split(":")
     told = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -182,7 +187,8 @@ async def _stopped(process: asyncio.subprocess.Process) -> str:
 
 
 async def measure(seconds: float, revocations: int, cost: int, only: str) -> bool:
-    """Print a row for each kind of input; return whether all goals were met."""
+    """Print a row for each kind of input whose name contains `only`; return whether all goals were
+    met."""
     proxies = {"TRUSTED_PROXIES": '["127.0.0.0/8"]', "BCRYPT_COST": str(cost)}
     async with house(1, **proxies) as home, Person(home.server.url, "x", PASSWORD) as stranger:
         url, token = home.server.url, await stranger.csrf_token("/login")
@@ -214,7 +220,10 @@ async def measure(seconds: float, revocations: int, cost: int, only: str) -> boo
 async def _revoke(
     home: House, victims: Iterator[Someone], revocations: int, seconds: float
 ) -> list[float]:
-    """How long the administrator waited for each answer."""
+    """End the sessions of one user after the other, spread over `seconds`.
+
+    Returns the seconds that each answer took.
+    """
     took = []
     async with home.caller(home.root) as root:
         token = await root.csrf_token()

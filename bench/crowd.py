@@ -1,5 +1,8 @@
-"""A server with people by the thousand, who need not sign in one by one: their sessions are made as
-documents, beside the server."""
+"""A running server with thousands of signed-in users, for the other benchmarks.
+
+The users and their sessions are written directly to the database, because signing in is not what is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ PER_PERSON = 20
 
 @dataclass(frozen=True)
 class Someone:
-    """A person with a cookie for each of their sessions."""
+    """A user with one cookie for each of their sessions."""
 
     user_id: PydanticObjectId
     username: str
@@ -50,7 +53,7 @@ class Someone:
 
 @dataclass
 class House:
-    """A running server, its database at hand, and an administrator."""
+    """A running server with a connection to its database; `root` is an administrator's cookie."""
 
     server: Server
     cookie: Callable[[str], str]
@@ -59,7 +62,7 @@ class House:
     async def people(
         self, name: str, count: int, *, role: Role, sessions: int = 1
     ) -> list[Someone]:
-        """So many people who hold the role, signed in so many times."""
+        """Create `count` users who hold the role, each with this many sessions."""
 
         async def make(number: int) -> Someone:
             username = f"{name}{number}"
@@ -77,7 +80,7 @@ class House:
 
     @asynccontextmanager
     async def caller(self, cookie: str, worker: str | None = None) -> AsyncIterator[Caller]:
-        """A connection to the server; to this worker, if one is named."""
+        """Open an HTTP connection to the server, or to the named worker if there is one."""
         while True:
             caller = await Caller.open(self.server.url, cookie)
             try:
@@ -88,7 +91,7 @@ class House:
                 caller.close()
 
     def _worker_at(self, port: int) -> str | None:
-        """Which worker has the other end of the connection from this port of ours."""
+        """Return the worker that holds the other end of the connection from this local port."""
         ends = f":{urlsplit(self.server.url).port:04X}", f":{port:04X}"
         for line in Path("/proc/net/tcp").read_text().splitlines():
             _, local, remote, _, _, _, _, _, _, inode, *_ = line.split()
@@ -96,24 +99,24 @@ class House:
                 held = f"socket:[{inode}]"
                 for name, process in self.processes().items():
                     for file in Path(f"/proc/{process}/fd").iterdir():
-                        # One that was closed since the folder was read is not ours.
+                        # A file that was closed since the folder was read is not the one.
                         with suppress(FileNotFoundError):
                             if os.readlink(file) == held:
                                 return name
         return None
 
     def processes(self) -> dict[str, int]:
-        """The process ids of the workers, by their names."""
+        """Return the process ids of the workers, by their names."""
         workers = int(self.server.line.split(" with ")[1].split()[0])
         return {str(i): self.server.worker(str(i)) for i in range(workers)}
 
     def resident(self) -> int:
-        """Bytes of memory that the workers have together."""
+        """Return the resident memory of all workers together, in bytes."""
         statuses = (Path(f"/proc/{pid}/status").read_text() for pid in self.processes().values())
         return sum(int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024 for status in statuses)
 
     async def numbers(self) -> dict[str, float]:
-        """What /metrics says: values by name, those of a histogram's buckets with their bound."""
+        """Return the values of /metrics by name; a histogram bucket's name ends with its bound."""
         async with self.caller(self.root) as caller:
             status, body = await caller.get("/metrics")
         assert status == 200, body
@@ -124,7 +127,7 @@ class House:
         }
 
     async def emptied(self) -> None:
-        """Returns when no socket is left."""
+        """Wait until no WebSocket is open, at most 30 s."""
 
         async def empty() -> bool:
             return not (await self.numbers())["quartapp_sockets"]
@@ -133,11 +136,12 @@ class House:
 
     @asynccontextmanager
     async def crowd(self, processes: int) -> AsyncIterator[Crowd]:
+        """Run this many client processes (`bench.tabs`); end them on exit."""
         crowd = Crowd([await self._process() for _ in range(processes)])
         try:
             yield crowd
         finally:
-            # They end when nobody can tell them anything any more.
+            # A client process ends when its standard input is closed.
             for process in crowd.processes:
                 assert process.stdin is not None
                 process.stdin.close()
@@ -154,15 +158,17 @@ class House:
 
 @asynccontextmanager
 async def house(workers: int, **env: Any) -> AsyncIterator[House]:
-    """Starts `quartapp serve` on a folder of its own, with the settings that it has by itself, or
-    these."""
+    """Run `quartapp serve` on a temporary folder, with default settings except for these.
+
+    A ping is sent every 20 s and open sessions are checked every 30 s, so that neither disturbs.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data = Path(folder) / "d"
         async with serving(
             data, workers=workers, LIVE_PING_SECONDS="20", LIVE_SWEEP_SECONDS="30", **env
         ) as server:
-            # Raised only now, so that the server has to see to its own limit.
+            # Raised only now, so that the server does not inherit it and must raise its own limit.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             settings = Settings.load(data=data, mongodb_uri=SecretStr(Place(data).uri))
             async with database.connected(settings, models.DOCUMENTS):
@@ -175,7 +181,7 @@ async def house(workers: int, **env: Any) -> AsyncIterator[House]:
 
 
 def _cookies(settings: Settings) -> Callable[[str], str]:
-    """From the token of a session to its cookie, as Quart-Auth would sign it."""
+    """Return a function from a session's token to its cookie header, signed like Quart-Auth's."""
     app = Quart(__name__)
     app.secret_key = settings.secret_key.get_secret_value()
     extension = auth.init_app(app, settings)
@@ -183,7 +189,7 @@ def _cookies(settings: Settings) -> Callable[[str], str]:
 
 
 class Caller:
-    """One connection that is kept alive. Adds as little as can be to the time of the answer."""
+    """A keep-alive HTTP connection that adds as little as possible to the measured times."""
 
     def __init__(
         self, url: str, cookie: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -196,7 +202,7 @@ class Caller:
     async def open(cls, url: str, cookie: str) -> Self:
         address = urlsplit(url)
         caller = cls(url, cookie, *await asyncio.open_connection(address.hostname, address.port))
-        # Until it has answered something, the kernel alone has taken the connection.
+        # Before the first answer, the connection may still be in the kernel's queue.
         await caller.get("/livez")
         return caller
 
@@ -204,7 +210,7 @@ class Caller:
         return await self._ask(f"GET {path} HTTP/1.1\r\n{self._head}\r\n")
 
     async def post(self, path: str, fields: dict[str, Any]) -> tuple[int, str]:
-        """Sends a form, with the token in it that `csrf_token` found."""
+        """Send a form. `fields` must contain the token that `csrf_token` returned."""
         body = urlencode(fields, doseq=True)
         return await self._ask(
             f"POST {path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n"
@@ -212,7 +218,7 @@ class Caller:
         )
 
     async def csrf_token(self) -> str:
-        """Of the session: it fits every form."""
+        """Return the CSRF token of the session, which is valid for every form."""
         _, page = await self.get("/")
         found = re.search(r'name="csrf_token" value="([^"]+)"', page)
         assert found, page
@@ -232,13 +238,15 @@ class Caller:
 
 @dataclass
 class Crowd:
-    """The tabs of other processes, spread evenly over them."""
+    """Open tabs, spread evenly over client processes."""
 
     processes: list[asyncio.subprocess.Process]
 
     async def open(self, cookies: list[str], *, at_once: int = 64) -> int:
-        """Opens one for each cookie. How many were turned away at first: a server that is pressed
-        says 503 or closes with 1013, and a page comes again."""
+        """Open a tab for each cookie, and return how many attempts were refused and repeated.
+
+        An overloaded server answers 503 or closes with 1013, and a page then connects again.
+        """
         count = len(self.processes)
         return sum(
             await asyncio.gather(
@@ -250,19 +258,19 @@ class Crowd:
         )
 
     async def told(self, kind: str) -> list[float]:
-        """When each tab was first told this; returns when all were."""
+        """Wait until all tabs have received this type of message; return when each first did."""
         return [moment for moments in await self._all("told", kind) for moment in moments]
 
     async def codes(self) -> list[int]:
-        """With which code each tab was closed; 0 for those that are open."""
+        """Return the close code of each tab; 0 for open ones."""
         return [code for codes in await self._all("codes") for code in codes]
 
     async def forget(self) -> None:
-        """What they were told, so that it can be waited for again."""
+        """Forget which messages the tabs have received, so that `told` waits for new ones."""
         await self._all("forget")
 
     async def leave(self) -> None:
-        """Closes all tabs."""
+        """Close all tabs."""
         await self._all("leave")
 
     async def _all(self, *order: Any) -> list[Any]:
@@ -280,7 +288,8 @@ class Crowd:
 
 @contextmanager
 def this_machine() -> Iterator[None]:
-    """Says on what was measured, and how much of it the host of a virtual machine kept back."""
+    """Print the machine and the versions, and at the end how much CPU time the host of a virtual
+    machine withheld (steal)."""
     packages = ("quart", "hypercorn", "motor", "beanie")
     named = ", ".join(f"{name} {version(name)}" for name in packages)
     print(
@@ -289,11 +298,12 @@ def this_machine() -> Iterator[None]:
     before = processors()
     yield
     used, stolen = (b - a for a, b in zip(before, processors(), strict=True))
-    print(f"stolen by the host: {stolen / (used + stolen or 1):.0%} of what was wanted")
+    print(f"stolen by the host: {stolen / (used + stolen or 1):.0%} of the CPU time demanded")
 
 
 def processors() -> tuple[int, int]:
-    """Ticks that all of them have run for, and that they have waited for the host."""
+    """Return the ticks that all CPUs were busy, and those that the host withheld. Zero where
+    /proc/stat does not exist."""
     try:
         ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     except FileNotFoundError:

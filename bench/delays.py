@@ -1,9 +1,10 @@
-"""What slow and broken networks do to a revocation: the lock, the answer and the receipt.
+"""Measure a revocation when tabs are behind slow or broken networks.
 
-`python -m bench.delays` disables one user after the other. Each has two tabs: one beside the
-server, and one behind a network that delays what passes or drops it. Printed are the milliseconds
-from the sending of the request until each tab is told that its session is over and until the
-administrator is answered, what the answer says of the tabs, and what the audit log says in the end.
+`python -m bench.delays` disables one user after the other. Each user has two tabs: one with a
+direct connection to the server, and one behind a simulated network that delays or drops packets.
+The script prints the milliseconds from sending the request until each tab receives `session.ended`
+and until the administrator gets the answer; what the answer says about the tabs; and what the audit
+log says in the end.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ FINAL_SECONDS = 40
 
 @dataclass
 class Row:
+    """The results for one network. `near`, `far`, `answer` and `after` are seconds since the
+    request was sent; `far` is None for a network that drops everything."""
+
     name: str
     near: float
     far: float | None
@@ -38,12 +42,13 @@ class Row:
 
 
 async def measure(home: House, victim: Someone, delay: float | None) -> Row:
+    """Disable the user and return what was measured. A delay of None drops all packets."""
     async with network(home.server.url, delay=delay or 0.0) as between:
         near = await Tab.open(home.server.url, victim.cookies[0])
         far = await Tab.open(between.url, victim.cookies[1])
         between.broken = delay is None
         async with Person(home.server.url, "root", "") as root:
-            # The answer of a POST is shown by the page after it, which a cookie connects to it.
+            # The page after the redirect shows the answer to the POST. A cookie connects the two.
             name, _, value = home.root.partition("=")
             root.client.cookies.set(name, value)
             fields = {"csrf_token": await root.csrf_token("/")}
@@ -71,7 +76,7 @@ async def measure(home: House, victim: Someone, delay: float | None) -> Row:
 
 
 async def final(victim: Someone) -> Event:
-    """The audit event, when nothing is waited for any more."""
+    """Return the audit event once no acknowledgement is pending any more."""
     async with asyncio.timeout(FINAL_SECONDS):
         while True:
             (event,) = await Event.page(subject=victim.user_id, verbs=[Verb.USER_DISABLED])
@@ -84,7 +89,7 @@ async def run(options: argparse.Namespace) -> None:
     async with house(options.workers) as home:
         role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
         victims = await home.people("v", len(DELAYS) + 1, role=role, sessions=2)
-        # What is loaded at the first use is loaded.
+        # Warm up, so that the first row does not include what a worker loads once.
         await measure(home, victims[-1], 0.0)
         pairs = zip(victims, DELAYS, strict=False)
         rows = [await measure(home, victim, delay) for victim, delay in pairs]

@@ -1,10 +1,10 @@
-"""Parallel bad sign-ins, and what everybody else notices of them (P10).
+"""Measure how a flood of failing sign-ins affects other requests.
 
-`python -m bench.flood` sends them to one worker at the real cost of a hash: all at one account from
-one address, and then each at another account from another address, which no limit stops and only
-the queue for passwords bounds. Meanwhile a process of its own asks for /livez and for a signed-in
-page, and the worker measures how late its loop is. Exits with 1 when that was more than its goal in
-more than one look of a hundred.
+`python -m bench.flood` sends them to one worker with password hashes at their real cost: first all
+for one account from one address, then each for another account from another address. No rate limit
+applies to the second kind; only the queue for password hashing bounds it. Meanwhile a separate
+process requests /livez and a signed-in page, and the worker measures how late its event loop is.
+The exit status is 1 if more than one sample in a hundred was over 50 ms.
 
 `--costly` sends the costliest input of each kind instead: see `bench.costly`.
 """
@@ -58,13 +58,18 @@ async def main(count: int, cost: int) -> int:
                 began = time.perf_counter()
                 found, late = await measure(server.url, ada, flood.run())
                 show(name, found, flood.answers, time.perf_counter() - began)
-                print(f"  the loop was late by more than {GOAL_MS:.0f} ms: {late:.1%} of the time")
+                print(
+                    f"  the event loop was over {GOAL_MS:.0f} ms late in {late:.1%} of the samples"
+                )
                 worst = max(worst, late)
     return 1 if worst > 0.01 else 0
 
 
 class Flood:
-    """So many sign-ins at once, on a connection each."""
+    """Sends `count` sign-ins at once, each on its own connection.
+
+    With `spread`, each is for another account and from another address.
+    """
 
     def __init__(self, url: str, cookies: str, token: str, count: int, spread: bool) -> None:
         self.answers: Counter[int] = Counter()
@@ -100,7 +105,8 @@ class Flood:
 async def measure(
     url: str, ada: Person, work: Awaitable[None]
 ) -> tuple[dict[str, list[float]], float]:
-    """While the work was done: the milliseconds that pages took, how often the loop was late."""
+    """Return the milliseconds that each page took during the work, and the share of samples in
+    which the event loop was late."""
     async with probe(url, ada.cookies()) as process:
         before = await lags(ada)
         await work
@@ -111,7 +117,7 @@ async def measure(
 
 
 async def lags(ada: Person) -> tuple[float, float]:
-    """How often the worker has looked at its loop, and how often that was not too late."""
+    """Return how many samples of the loop's lag the worker has taken, and how many met the goal."""
     text = (await ada.get("/metrics")).text
     bucket = f'quartapp_loop_lag_seconds_bucket{{le="{GOAL_MS / 1000}"}}'
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines())
@@ -120,6 +126,7 @@ async def lags(ada: Person) -> tuple[float, float]:
 
 @asynccontextmanager
 async def probe(url: str, cookies: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run the probing process (see `ask`); yield it once it has started."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.flood", "--probe", url, cookies),
         stdin=asyncio.subprocess.PIPE,
@@ -136,7 +143,8 @@ async def probe(url: str, cookies: str) -> AsyncIterator[asyncio.subprocess.Proc
 
 
 async def ask(url: str, cookies: str) -> None:
-    """The life of the probe: asks until a line comes on standard input."""
+    """Run the probing process: request PAGES until standard input has a line, then print the
+    milliseconds that each took, as JSON."""
     print("ready", flush=True)
     loop = asyncio.get_running_loop()
     told = loop.run_in_executor(None, sys.stdin.readline)
@@ -189,9 +197,11 @@ if __name__ == "__main__":
     parser.add_argument("--cost", type=int, default=12)
     parser.add_argument("--probe", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--costly", action="store_true")
-    parser.add_argument("--only", default="", help="kinds of costly input with this in their name")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each of those kinds")
-    parser.add_argument("--revocations", type=int, default=10, help="during each of those kinds")
+    parser.add_argument("--only", default="", help="send only the kinds whose name contains this")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each kind of costly input")
+    parser.add_argument(
+        "--revocations", type=int, default=10, help="during each kind of costly input"
+    )
     parser.add_argument("--attack", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--livez", help=argparse.SUPPRESS)
     options = parser.parse_args()

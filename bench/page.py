@@ -1,9 +1,9 @@
-"""A signed-in page beside the same page of a bare application, one worker each.
+"""Compare the throughput of a signed-in page with that of a bare application, one worker each.
 
-The bare one is Quart and Quart-Auth with a stateless cookie, the same template and no database: so
-what the stack itself costs. `python -m bench.page` prints the medians of requests a second, and of
-the ratio of each turn to the one before it. Turns are short and many, since a machine that others
-use too is twice as quick in one second as in another.
+The bare application is Quart and Quart-Auth with a stateless cookie, the same template and no
+database, so it shows the cost of the libraries. `python -m bench.page` prints the median requests
+per second of both, and the median of the ratios of successive measurements. It makes many short
+measurements, because a shared machine may be twice as fast in one second as in the next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def main(seconds: float, rounds: int) -> None:
             bare() as (bare_url, bare_cookie),
         ):
             await ada.register()
-            # The welcome is shown once; after that her cookie is the session's alone.
+            # The welcome message is shown once. After that the cookies are the usual ones.
             await ada.get("/")
             ours = (server.url, ada.cookies())
             for path in ("/account/password", "/api/me"):
@@ -50,7 +50,10 @@ async def main(seconds: float, rounds: int) -> None:
 
 
 async def rate(url: str, cookie: str, path: str, seconds: float) -> float:
-    """Requests a second over keep-alive connections; every answer is 200."""
+    """Return the requests per second over CONNECTIONS keep-alive connections.
+
+    Raises AssertionError for a response other than 200.
+    """
     host, port = url.removeprefix("http://").split(":")
     request = (
         f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nCookie: {cookie}\r\n"
@@ -80,7 +83,7 @@ async def _ask(host: str, port: int, request: bytes, until: float) -> int:
 
 @asynccontextmanager
 async def bare() -> AsyncIterator[tuple[str, str]]:
-    """The other application in a process of its own: its address, and a signed-in cookie."""
+    """Run the bare application in a subprocess; yield its URL and a signed-in cookie."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.bare", stdout=asyncio.subprocess.PIPE
     )

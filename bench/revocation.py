@@ -1,11 +1,11 @@
-"""How long a revocation takes: until requests are refused, sockets closed, and tabs locked.
+"""Measure how long a revocation takes until requests are refused, sockets closed and tabs locked.
 
-`python -m bench.revocation` starts `quartapp serve` on a folder of its own with a crowd of sockets
-that are signed in, and takes away the authority of one person after the other by the
-administrator's pages. With `--role` it deletes the role of the whole crowd instead.
+`python -m bench.revocation` starts `quartapp serve` on a temporary folder with many signed-in
+sockets. Through the administrator's pages, it revokes the access of one user after the other. With
+`--role` it deletes a role that all users hold instead.
 
-The moment of the commit is what the database's own log says of it, to the millisecond. Times are
-given from there, from the sending of the request, and from its answer; goals are held against the
+The time of the commit comes from the oplog of the database, to the millisecond. Times are given
+since the commit, since the request was sent, and since its answer arrived. Goals apply to the
 first.
 """
 
@@ -32,7 +32,7 @@ WAYS = {
     "disable": "/admin/users/{}/disable",
 }
 TABS = 4
-# More often, and on a small machine the asking is most of what is measured.
+# With a shorter pause, the probing itself would be most of the load on a small machine.
 PROBE_EVERY = 0.005
 BARRIER_GOAL, CLOSE_GOAL, ROLE_GOAL = 0.015, 0.030, 2.0
 RECEIPT_SECONDS = 5
@@ -41,7 +41,10 @@ BARRIER = "quartapp_barrier_seconds"
 
 @dataclass
 class Times:
-    """Seconds, since the commit, since the request was sent and since it was answered."""
+    """Seconds since the commit, since the request was sent and since the answer arrived.
+
+    `noted` has the session and the time of each, until `place` is called with the commits.
+    """
 
     since_commit: list[float] = field(default_factory=list)
     since_sending: list[float] = field(default_factory=list)
@@ -54,12 +57,18 @@ class Times:
         self.since_answer.append(moment - answered)
 
     def place(self, commits: dict[str, float]) -> None:
-        """When the commits are known."""
+        """Fill `since_commit` from the time of the commit of each session."""
         self.since_commit = [moment - commits[session] for session, moment in self.noted]
 
 
 @dataclass
 class Figures:
+    """What all revocations together have shown.
+
+    `asked_after` and `let_in` count the requests that began after the answer, and those of them
+    that were accepted. `wrong` counts unexpected answers and closes.
+    """
+
     answers: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
     refusals: Times = field(default_factory=Times)
     closes: Times = field(default_factory=Times)
@@ -70,7 +79,7 @@ class Figures:
 
 @dataclass
 class Prober:
-    """Asks one worker again and again with a cookie, and notes when each request began."""
+    """Requests /api/me of one worker repeatedly; `answers` has the start and status of each."""
 
     caller: Caller
     answers: list[tuple[float, int]] = field(default_factory=list)
@@ -81,17 +90,18 @@ class Prober:
         self.answers.append((began, status))
 
     async def ask_until(self, answered: asyncio.Event) -> None:
-        """At least once after the answer."""
+        """Repeat until the event is set, and once more after that."""
         while not answered.is_set():
             await self.ask()
             await asyncio.sleep(PROBE_EVERY)
         await self.ask()
 
 
-# ---- one person after the other
+# ---- one user after the other
 
 
 async def one_by_one(options: argparse.Namespace) -> bool:
+    """Revoke one user after the other and print the times; return whether nothing went wrong."""
     figures = Figures()
     async with house(options.workers) as home, home.crowd(options.processes) as crowd:
         role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
@@ -102,15 +112,15 @@ async def one_by_one(options: argparse.Namespace) -> bool:
         for turn, victim in enumerate(victims):
             await revoke(home, victim, list(WAYS)[turn % len(WAYS)], figures)
         numbers = await home.numbers()
-        figures.wrong["sockets of the crowd closed"] += sum(map(bool, await crowd.codes()))
+        figures.wrong["sockets of other users closed"] += sum(map(bool, await crowd.codes()))
         receipts = await received(home)
         commits = await committed(home)
     for times in (figures.refusals, figures.closes):
         times.place(commits)
     print(
-        f"{options.revocations} revocations, each of one person with {TABS} tabs; "
-        f"{options.sockets} sockets over {options.workers} workers. Milliseconds; negative is "
-        f"before the answer.\n"
+        f"{options.revocations} revocations, each of one user with {TABS} tabs; "
+        f"{options.sockets} sockets over {options.workers} workers. Milliseconds; negative values "
+        f"are before the answer.\n"
     )
     heads = ("since the commit", "since the sending", "since the answer")
     print(f"{'':24}" + "".join(f"{head:^27}" for head in heads))
@@ -121,11 +131,15 @@ async def one_by_one(options: argparse.Namespace) -> bool:
     for way, seconds in figures.answers.items():
         print(f"{f'answer: {way}':24}{cells(seconds)}")
     barrier(numbers)
-    print(f"let in after the answer: {figures.let_in} of {figures.asked_after}")
+    print(f"accepted after the answer: {figures.let_in} of {figures.asked_after}")
     return verdict(figures)
 
 
 async def revoke(home: House, victim: Someone, way: str, figures: Figures) -> None:
+    """Revoke the access of one user with TABS open tabs, and add what happens to the figures.
+
+    A prober of each worker sends requests with the user's cookie all the while.
+    """
     async with AsyncExitStack() as stack:
         workers = list(home.processes())
         tabs = [
@@ -138,7 +152,7 @@ async def revoke(home: House, victim: Someone, way: str, figures: Figures) -> No
         ]
         root = await stack.enter_async_context(home.caller(home.root))
         token = await root.csrf_token()
-        # From here on both workers remember the session.
+        # From here on every worker has the session in its cache.
         await asyncio.gather(*(prober.ask() for prober in probers))
         over = asyncio.Event()
         probing = [asyncio.create_task(prober.ask_until(over)) for prober in probers]
@@ -155,7 +169,7 @@ async def revoke(home: House, victim: Someone, way: str, figures: Figures) -> No
             async with asyncio.timeout(30):
                 closed = await tab.moments["close"]
             figures.closes.note(tab.hello["session"], closed, sent, answered)
-            figures.wrong["sockets"] += (tab.code, tab.last_words) != (4401, "session.ended")
+            figures.wrong["sockets"] += (tab.code, tab.last_message) != (4401, "session.ended")
         for prober in probers:
             refused, session = refused_from(prober.answers), tabs[0].hello["session"]
             figures.refusals.note(session, refused, sent, answered)
@@ -165,6 +179,7 @@ async def revoke(home: House, victim: Someone, way: str, figures: Figures) -> No
 
 
 async def tab_at(worker: str, url: str, cookie: str) -> Tab:
+    """Open a tab on the named worker: connect until it is that one."""
     while True:
         tab = await Tab.open(url, cookie)
         if tab.hello["worker"] == worker:
@@ -174,7 +189,7 @@ async def tab_at(worker: str, url: str, cookie: str) -> Tab:
 
 
 def refused_from(answers: list[tuple[float, int]]) -> float:
-    """When the first request began of those that were refused to the end."""
+    """Return the start of the first request after which no request was accepted any more."""
     refused = float("inf")
     for began, status in reversed(answers):
         if status != 401:
@@ -187,6 +202,7 @@ def refused_from(answers: list[tuple[float, int]]) -> float:
 
 
 async def whole_role(options: argparse.Namespace) -> bool:
+    """Delete the role of all users and print the times; return whether nothing went wrong."""
     figures = Figures()
     async with house(options.workers) as home, home.crowd(options.processes) as crowd:
         role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
@@ -205,7 +221,7 @@ async def whole_role(options: argparse.Namespace) -> bool:
         figures.wrong["sockets"] += sum(code != 4401 for code in await crowd.codes())
         receipts = await received(home)
     print(
-        f"the role of {count} people with {len(closes)} sessions and sockets is deleted; "
+        f"the role of {count} users with {len(closes)} sessions and sockets is deleted; "
         f"{options.workers} workers. Milliseconds since the sending.\n"
     )
     print(f"{'answer':24}{(answered - sent) * 1000:9.0f}")
@@ -216,12 +232,13 @@ async def whole_role(options: argparse.Namespace) -> bool:
     return verdict(figures)
 
 
-# ---- what is printed
+# ---- output
 
 
 @dataclass
 class Receipts:
-    """What the audit record says of the tabs that were ended."""
+    """What the audit log says about the tabs of ended sessions: the seconds that the slowest tab of
+    each event took, the number of tabs, and how many acknowledged."""
 
     slowest: list[float]
     tabs: int
@@ -231,12 +248,12 @@ class Receipts:
         if self.slowest:
             print(
                 f"{'receipt, slowest tab':24}{cells(self.slowest)}"
-                f"  by the audit record, {self.acked} of {self.tabs} tabs"
+                f"  by the audit log, {self.acked} of {self.tabs} tabs"
             )
 
 
 async def received(home: House) -> Receipts:
-    """Reads the audit record once the workers have had the time to write what they heard."""
+    """Read the audit log after RECEIPT_SECONDS, in which the workers write their receipts."""
     await asyncio.sleep(RECEIPT_SECONDS)
     async with home.server.database() as db:
         events = await db["events"].find({"receipts.0": {"$exists": True}}).to_list(None)
@@ -249,7 +266,7 @@ async def received(home: House) -> Receipts:
 
 
 async def committed(home: House) -> dict[str, float]:
-    """When each session's end was committed, on the clock of the measuring process."""
+    """Return when the end of each session was committed, by the clock of this process."""
     ahead = time.time() - now()
     ending = {"ns": "quartapp.sessions", "o.diff.u.ended_at": {"$exists": True}}
     async with home.server.database() as db:
@@ -264,7 +281,7 @@ async def committed(home: House) -> dict[str, float]:
 
 
 def barrier(numbers: dict[str, float]) -> None:
-    """From a histogram, so a percentile is known to lie below one of its bounds."""
+    """Print the time of the barrier. It comes from a histogram, so percentiles are upper bounds."""
     count = numbers[f"{BARRIER}_count"]
     buckets = {
         float(name.split()[1]): value
@@ -277,7 +294,7 @@ def barrier(numbers: dict[str, float]) -> None:
     ]
     print(
         f"{'barrier':24}{'<= %g' % (bounds[0] * 1000):>9}{'<= %g' % (bounds[1] * 1000):>9}"
-        f"{numbers[f'{BARRIER}_sum'] / count * 1000:9.1f} the mean  {goal(bounds[1], BARRIER_GOAL)}"
+        f"{numbers[f'{BARRIER}_sum'] / count * 1000:9.1f} mean  {goal(bounds[1], BARRIER_GOAL)}"
     )
 
 
@@ -299,17 +316,17 @@ def goal(reached: float, at_most: float) -> str:
 def verdict(figures: Figures) -> bool:
     for what, count in figures.wrong.items():
         if count:
-            print(f"not as they should be: {count} {what}")
+            print(f"unexpected: {count} {what}")
     return not figures.let_in and not figures.wrong.total()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sockets", type=int, help="signed in; 1000, of a --role 5000")
+    parser.add_argument("--sockets", type=int, help="default: 1000; with --role 5000")
     parser.add_argument("--revocations", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--processes", type=int, default=2, help="of clients")
-    parser.add_argument("--role", action="store_true", help="delete one role that all hold")
+    parser.add_argument("--processes", type=int, default=2, help="that run the clients")
+    parser.add_argument("--role", action="store_true", help="delete one role that all users hold")
     options = parser.parse_args()
     options.sockets = options.sockets or (5000 if options.role else 1000)
     with this_machine():

@@ -1,7 +1,7 @@
-"""What thousands of open pages cost: memory, handshakes, news for all of them, coming and going.
+"""Measure the cost of thousands of open pages: memory, handshakes, broadcasts and reconnects.
 
-`python -m bench.sockets` starts `quartapp serve` on a folder of its own. Memory is what the system
-says is resident in the workers together; of the clients nothing is counted.
+`python -m bench.sockets` starts `quartapp serve` on a temporary folder. Memory is the resident
+memory of all workers together, as the operating system reports it, without that of the clients.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FEW = 200
 
 
 async def measure(sockets: int, rounds: int, workers: int, processes: int) -> None:
-    print(f"{sockets} sockets over {workers} workers, from {processes} processes of clients\n")
+    print(f"{sockets} sockets over {workers} workers, from {processes} client processes\n")
     async with house(workers) as home, home.crowd(processes) as crowd:
         role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
         people = await home.people("p", -(-sockets // PER_PERSON), role=role, sessions=PER_PERSON)
         cookies = [cookie for person in people for cookie in person.cookies][:sockets]
 
-        # A few come and go first, so that what a worker loads once is not counted for the rest.
+        # A few sockets connect and leave first, so that what a worker loads once is not counted.
         await crowd.open(cookies[:FEW])
         await crowd.leave()
         await home.emptied()
@@ -43,7 +43,7 @@ async def measure(sockets: int, rounds: int, workers: int, processes: int) -> No
             "idle and signed in", f"{each / KIB:.1f} KiB each", goal(each <= MEMORY_GOAL, "64 KiB")
         )
         told("permissions.changed", await edit_role(home, crowd))
-        told("a notice", await notify(crowd, people))
+        told("a notification", await notify(crowd, people))
         await crowd.leave()
         await home.emptied()
 
@@ -61,17 +61,20 @@ async def measure(sockets: int, rounds: int, workers: int, processes: int) -> No
 
 
 async def come(crowd: Crowd, cookies: list[str]) -> float:
-    """Opens them all; handshakes a second, each up to its hello."""
+    """Open a socket per cookie; return the handshakes per second, each up to its `hello`."""
     began = now()
     returned = await crowd.open(cookies)
     seconds = now() - began
     if returned:
-        print(f"{returned} were turned away at first: the server was pressed")
+        print(f"{returned} were refused at first because the server was overloaded")
     return len(cookies) / seconds
 
 
 async def edit_role(home: House, crowd: Crowd) -> list[float]:
-    """Everybody's permissions change by one edit of their role. Seconds since it was sent."""
+    """Change the permissions of all users by editing their role.
+
+    Returns for each tab the seconds from sending the request until `permissions.changed` arrived.
+    """
     await crowd.forget()
     async with home.caller(home.root) as root:
         token = await root.csrf_token()
@@ -84,7 +87,10 @@ async def edit_role(home: House, crowd: Crowd) -> list[float]:
 
 
 async def notify(crowd: Crowd, people: list[Someone]) -> list[float]:
-    """Everybody gets a notice, in one transaction. Seconds since its commit."""
+    """Send a notification to every user, in one transaction.
+
+    Returns for each tab the seconds from the commit until the notification arrived.
+    """
     users = [await User.get(person.user_id) for person in people]
 
     async def work(tx: Tx) -> None:
@@ -114,9 +120,9 @@ def goal(met: bool, text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sockets", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=10, help="of all coming and going")
+    parser.add_argument("--rounds", type=int, default=10, help="of connecting and leaving")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--processes", type=int, default=2, help="of clients")
+    parser.add_argument("--processes", type=int, default=2, help="that run the clients")
     options = parser.parse_args()
     with this_machine():
         asyncio.run(measure(options.sockets, options.rounds, options.workers, options.processes))

@@ -1,8 +1,8 @@
-"""Open pages by the thousand, in a process that does nothing else.
+"""Simulate thousands of open pages in a process that does nothing else.
 
-A client library spends more time on a frame than the server does, and that would be measured too.
-So a tab here is a bare protocol that understands what this server says, and no more of WebSockets.
-`python -m bench.tabs URL` is told on stdin what to do: see `Crowd` in bench.crowd.
+A client library spends more time on a frame than the server does, which would distort the results.
+So a tab is an asyncio protocol that implements only what this server uses of WebSockets.
+`python -m bench.tabs URL` reads its commands from standard input: see `Crowd` in bench.crowd.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ LINE_BYTES = 2**26
 PATIENCE_SECONDS = 120
 ATTEMPTS = 20
 
-# One clock for all processes of the machine.
+# The monotonic clock is the same for all processes of the machine.
 now = time.monotonic
 
 
 class Tab(asyncio.Protocol):
-    """One page's socket. Answers as the page would, and remembers when it was first told what.
+    """The WebSocket of one page. Answers as the page would.
 
-    `moments` has a future for each type of message; for `close`, the close frame; and for `gone`,
-    the end of the connection.
+    `moments` has a future for each type of message, with the time at which the first one arrived;
+    `close` stands for the close frame, and `gone` for the end of the connection. `code` is the
+    close code, or 0. `last_message` is the type of the last message.
     """
 
     def __init__(self, url: str, cookie: str) -> None:
         address = urlsplit(url)
         self.hello: dict[str, Any] = {}
         self.code = 0
-        self.last_words = ""
+        self.last_message = ""
         loop = asyncio.get_running_loop()
         self.moments: defaultdict[str, asyncio.Future[float]] = defaultdict(loop.create_future)
         self._open = False
@@ -57,7 +58,7 @@ class Tab(asyncio.Protocol):
 
     @classmethod
     async def open(cls, url: str, cookie: str) -> Self:
-        """Returns when it was greeted. Raises ConnectionError when it is turned away."""
+        """Connect, and return after the `hello`. Raises ConnectionError when the server refuses."""
         tab, address = cls(url, cookie), urlsplit(url)
         assert address.hostname
         assert address.port
@@ -68,13 +69,13 @@ class Tab(asyncio.Protocol):
         return tab
 
     def leave(self) -> None:
-        """As a browser leaves a page."""
+        """Send the close frame that a browser sends when its user leaves the page."""
         self._send(CLOSE, GOING_AWAY)
 
-    # ---- what asyncio calls
+    # ---- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are no subclass of it.
+        # uvloop's transports are not subclasses of asyncio.Transport.
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(self._handshake)
 
@@ -98,7 +99,7 @@ class Tab(asyncio.Protocol):
         for awaited in self.moments.values():
             if not awaited.done():
                 awaited.set_exception(exc or ConnectionError(f"closed with {self.code}"))
-                awaited.exception()  # Nobody may be waiting for it.
+                awaited.exception()  # Marks it as retrieved: it may have no waiter.
 
     # ---- helpers
 
@@ -112,10 +113,10 @@ class Tab(asyncio.Protocol):
         return self._open
 
     def _frames(self) -> Iterator[tuple[int, bytes]]:
-        """The frames that have come whole. The server masks none, and sends none in pieces."""
+        """Yield the complete frames. The server neither masks nor fragments frames."""
         while len(self._buffer) >= 4:
             size, start = self._buffer[1], 2
-            assert size < 127, "this server says nothing that is so long"
+            assert size < 127, "this server sends no frame that long"
             if size == 126:
                 size, start = int.from_bytes(self._buffer[2:4], "big"), 4
             if len(self._buffer) < start + size:
@@ -125,7 +126,7 @@ class Tab(asyncio.Protocol):
             yield opcode, payload
 
     def _hear(self, message: dict[str, Any], moment: float) -> None:
-        kind = self.last_words = message["type"]
+        kind = self.last_message = message["type"]
         if kind == "hello":
             self.hello = message
         elif kind == "ping":
@@ -142,19 +143,19 @@ class Tab(asyncio.Protocol):
         self._send(TEXT, json.dumps(message).encode())
 
     def _send(self, opcode: int, payload: bytes) -> None:
-        # A client must mask; nothing says that the mask may not be four zeros.
+        # A client must mask its frames, and a mask of four zeros is allowed.
         self._transport.write(bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
 
 
 class Tabs:
-    """All tabs of this process, told together."""
+    """All tabs of this process. The public methods are the commands of `main`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._tabs: list[Tab] = []
 
     async def open(self, cookies: list[str], at_once: int) -> int:
-        """Opens one for each cookie. How many were turned away at first, and came again."""
+        """Open a tab for each cookie; return how many attempts were refused and repeated."""
         self._returns = 0
         self._tabs += await several(self._come, cookies, at_once=at_once)
         return self._returns
@@ -169,7 +170,7 @@ class Tabs:
         return await Tab.open(self._url, cookie)
 
     async def told(self, kind: str) -> list[float]:
-        """When each was first told this; returns when all were."""
+        """Wait until all tabs have received this type of message; return when each first did."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             return await asyncio.gather(*(tab.moments[kind] for tab in self._tabs))
 
@@ -177,15 +178,15 @@ class Tabs:
         return [tab.code for tab in self._tabs]
 
     async def forget(self) -> None:
-        """What was told so far; also the tabs that are closed."""
+        """Forget the messages received so far, and the tabs that are closed."""
         self._tabs = [tab for tab in self._tabs if not tab.code]
         for tab in self._tabs:
             tab.moments.clear()
 
     async def leave(self) -> None:
-        """Closes all of them. Returns when the server has closed its end."""
+        """Close all tabs. Returns when the server has closed the connections."""
         for tab in self._tabs:
-            # A server that is pressed may have closed it.
+            # An overloaded server may have closed it.
             if not tab.code:
                 tab.leave()
         await self.told("gone")
@@ -195,7 +196,7 @@ class Tabs:
 async def several(
     work: Callable[[T], Awaitable[R]], items: Iterable[T], *, at_once: int
 ) -> list[R]:
-    """What the work makes of each item, so many at once."""
+    """Apply `work` to each item, at most `at_once` at a time; return the results in order."""
     gate = asyncio.Semaphore(at_once)
 
     async def one(item: T) -> R:
@@ -206,8 +207,8 @@ async def several(
 
 
 async def main(url: str) -> None:
-    """Does one thing after the other, until nobody is there to ask for more."""
-    # A collection over thousands of tabs would look like a slow server.
+    """Run the commands from standard input one after the other, until it is closed."""
+    # A garbage collection over thousands of tabs would look like a slow server.
     gc.disable()
     tabs = Tabs(url)
     orders = asyncio.StreamReader(limit=LINE_BYTES)
