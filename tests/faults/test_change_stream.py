@@ -1,4 +1,4 @@
-"""P6: a change stream that breaks, in whatever way, costs nobody their log-out."""
+"""A change stream that breaks, in whatever way, costs nobody their log-out."""
 
 from __future__ import annotations
 

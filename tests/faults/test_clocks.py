@@ -1,4 +1,4 @@
-"""F8: hosts whose clocks are ten minutes apart are of one mind about who is signed in."""
+"""Hosts whose clocks are ten minutes apart are of one mind about who is signed in."""
 
 from __future__ import annotations
 

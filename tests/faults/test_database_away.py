@@ -1,4 +1,4 @@
-"""F4, F7: without the database nobody is trusted, and when it is back nothing was forgotten."""
+"""Without the database nobody is trusted, and when it is back nothing was forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F28: the disk on which the embedded database is fills up."""
+"""The disk on which the embedded database is fills up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F4, F7: a host that is cut off from the database trusts nobody, and catches up afterwards."""
+"""A host that is cut off from the database trusts nobody, and catches up afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F1, F2, F3: nodes of the database die, freeze and are cut off, and no revocation is undone."""
+"""Nodes of the database die, freeze and are cut off, and no revocation is undone."""
 
 from __future__ import annotations
 

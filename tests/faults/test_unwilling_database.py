@@ -1,4 +1,4 @@
-"""F27, F28: a database that takes no writes, all of them or the audit record's, changes nothing."""
+"""A database that takes no writes, all of them or the audit record's, changes nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def truth(database: Any) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-# ---- F27
+# ---- the audit log cannot be written
 
 
 @asynccontextmanager
@@ -116,7 +116,7 @@ async def test_nobody_leaves_or_comes_unrecorded(scene: Scene) -> None:
             assert await ada.is_signed_in()
 
 
-# ---- F28
+# ---- no writes
 
 
 @asynccontextmanager
