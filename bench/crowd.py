@@ -29,10 +29,11 @@ from pydantic import SecretStr
 from quart import Quart
 
 from bench.tabs import LINE_BYTES, several
-from quartapp import auth, database, models
-from quartapp.embedded import Place
+from quartapp import auth, models
+from quartapp.db import mongo
+from quartapp.db.embedded import Place
 from quartapp.models import Role, Session, User
-from quartapp.models.actor import NOBODY
+from quartapp.models.base.actor import NOBODY
 from quartapp.policy import ADMIN
 from quartapp.settings import Settings
 from tests.conftest import serving
@@ -171,7 +172,7 @@ async def house(workers: int, **env: Any) -> AsyncIterator[House]:
             # Raised only now, so that the server does not inherit it and must raise its own limit.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             settings = Settings.load(data=data, mongodb_uri=SecretStr(Place(data).uri))
-            async with database.connected(settings, models.DOCUMENTS):
+            async with mongo.connected(settings, models.DOCUMENTS):
                 house = House(server, _cookies(settings))
                 admin = await Role.named(ADMIN)
                 assert admin is not None

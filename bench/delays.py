@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from bench.crowd import House, Someone, house, this_machine
 from bench.tabs import Tab, now
 from quartapp.models import Event, Role
-from quartapp.models.actor import NOBODY
-from quartapp.models.event import Verb
+from quartapp.models.audit.event import Verb
+from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
 from tests.networks import network
 from tests.people import Person

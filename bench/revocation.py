@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from bench.crowd import PER_PERSON, Caller, House, Someone, house, percentile, this_machine
 from bench.tabs import Tab, now
 from quartapp.models import Role
-from quartapp.models.actor import NOBODY
+from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
 
 WAYS = {

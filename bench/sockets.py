@@ -12,11 +12,11 @@ import statistics
 
 from bench.crowd import PER_PERSON, Crowd, House, Someone, house, this_machine
 from bench.tabs import now
-from quartapp.database import Session as Tx
-from quartapp.database import transaction
+from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import transaction
 from quartapp.models import Role, User
-from quartapp.models.actor import NOBODY
-from quartapp.models.notice import Kind
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.notifications.notice import Kind
 from quartapp.policy import Permission
 
 KIB, MIB = 1024, 1024**2

@@ -10,30 +10,31 @@ from dataclasses import dataclass, field
 from pydantic import SecretStr
 from quart import Quart, abort, request
 
-from quartapp import auth, database, embedded, log, models, routes
+from quartapp import auth, log, models, routes
 from quartapp.authority.barrier import Barrier
-from quartapp.authority.departures import Departures
+from quartapp.authority.change_stream import Stream
 from quartapp.authority.lease import Lease
-from quartapp.authority.principals import Principals
-from quartapp.authority.seen import Seen
-from quartapp.authority.stream import Stream
-from quartapp.eraser import Eraser
+from quartapp.authority.principal_cache import Principals
+from quartapp.db import embedded, mongo
 from quartapp.forms import csrf
-from quartapp.mail.postman import Postman
-from quartapp.models.address import require_verification
-from quartapp.models.token import issue_setup
-from quartapp.pacing import Paced, Pulse
-from quartapp.password_policy import PasswordPolicy
-from quartapp.passwords import PasswordHasher
-from quartapp.proxies import Proxied
-from quartapp.request_bounds import Request, RequestBounds
+from quartapp.jobs.account_expiry import Departures
+from quartapp.jobs.erasure import Eraser
+from quartapp.jobs.last_seen import Seen
+from quartapp.jobs.outbox_worker import Postman
+from quartapp.middleware.allowed_hosts import AllowedHosts
+from quartapp.middleware.forwarded import Proxied
+from quartapp.middleware.headers import Edge
+from quartapp.middleware.post_serializer import Paced, Pulse
+from quartapp.middleware.request_bounds import Request, RequestBounds
+from quartapp.models.accounts.email_address import require_verification
+from quartapp.models.accounts.one_time_token import issue_setup
 from quartapp.routes import templating
-from quartapp.routes.allowed_hosts import AllowedHosts
-from quartapp.routes.edge import Edge
-from quartapp.sealed import Seal
+from quartapp.security.encryption import Seal
+from quartapp.security.password_policy import PasswordPolicy
+from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
-from quartapp.ws import routes as ws
-from quartapp.ws.feed import Feed
+from quartapp.ws import endpoint as ws
+from quartapp.ws.dispatcher import Feed
 from quartapp.ws.hub import Hub, Limits
 from quartapp.ws.receipts import Receipts
 
@@ -149,11 +150,11 @@ async def prepare(settings: Settings) -> Prepared:
 
     Raises StartError when it cannot be reached or indexed.
     """
-    async with database.connected(settings, models.DOCUMENTS):
+    async with mongo.connected(settings, models.DOCUMENTS):
         await models.prepare()
         await require_verification(settings.verification_required)
         token = await issue_setup()
-        version = await database.server_version()
+        version = await mongo.server_version()
     return Prepared(f"MongoDB {version}", f"/setup/{token}" if token else None)
 
 
@@ -162,7 +163,7 @@ async def forget_worker(settings: Settings, worker_id: str) -> None:
 
     Raises StartError when the database cannot be reached, and what the driver raises.
     """
-    async with database.connected(settings, [models.Worker]):
+    async with mongo.connected(settings, [models.Worker]):
         await models.Worker.leave(worker_id)
 
 
@@ -176,7 +177,7 @@ async def open_database(settings: Settings) -> AsyncIterator[None]:
             # Whoever allows the embedded database in production allows the version that it has.
             update = {"mongodb_uri": SecretStr(mongod.uri), "allow_old_mongodb": True}
             settings = settings.model_copy(update=update)
-        await stack.enter_async_context(database.connected(settings, models.DOCUMENTS))
+        await stack.enter_async_context(mongo.connected(settings, models.DOCUMENTS))
         await models.prepare()
         yield
 

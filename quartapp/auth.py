@@ -27,19 +27,20 @@ from ua_parser import parse
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from quartapp import clock, throttle
-from quartapp.later import TryLater
+from quartapp.authority.session_rule import Ended, Principal, Standing
+from quartapp.errors import TryLater
 from quartapp.log import log
-from quartapp.models import Event, Session, User, recovery_codes, totp, wrong_codes
-from quartapp.models.actor import Actor
-from quartapp.models.factor import Factor
-from quartapp.models.principal import Ended, Principal, Standing
-from quartapp.models.privileges import Holdings
-from quartapp.models.session import TOKEN_LENGTH, digest_of, new_token
-from quartapp.models.wrong_codes import FactorsBlocked
-from quartapp.password_policy import PasswordPolicy
-from quartapp.passwords import PasswordHasher
+from quartapp.models import Event, Session, User
+from quartapp.models.authorization.privileges import Holdings
+from quartapp.models.base.actor import Actor
+from quartapp.models.factors import recovery_codes, totp, wrong_codes
+from quartapp.models.factors.factor import Factor
+from quartapp.models.factors.wrong_codes import FactorsBlocked
+from quartapp.models.sessions.session import TOKEN_LENGTH, digest_of, new_token
 from quartapp.policy import ADMIN, Permission, may
-from quartapp.sealed import Seal
+from quartapp.security.encryption import Seal
+from quartapp.security.password_policy import PasswordPolicy
+from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
 
 KNOWN_FOR = 365 * 86400

@@ -46,7 +46,7 @@ LONGEST_SECONDS = 10 * 366 * 86400
 SMTP_PORTS = {"tls": 465, "starttls": 587, "none": 25}
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Into so many parts the mail budget of a mailbox is divided: see models.mailbox.
+# Into so many parts the mail budget of a mailbox is divided: see models.email.mailbox.
 MAIL_SHARES = 6
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")

@@ -16,12 +16,13 @@ from beanie import PydanticObjectId
 from limits import RateLimitItem
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from quartapp import clock, proxies
-from quartapp.later import TryLater
+from quartapp import clock
+from quartapp.errors import TryLater
 from quartapp.log import log
-from quartapp.models.allowance import Allowances
-from quartapp.models.guess import Guesses
-from quartapp.passwords import Busy
+from quartapp.middleware import forwarded
+from quartapp.models.limits.counter import Allowances
+from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.security.passwords import Busy
 
 IN_LINE = 32
 LINE_SECONDS = 5.0
@@ -152,7 +153,7 @@ async def _begun(key: Key, guess: PydanticObjectId) -> bool:
 
 def neighbourhood(address: str | None) -> str:
     """The address as it is counted. Whoever has one of IPv6 has its whole /64."""
-    parsed = proxies.parse(address or "")
+    parsed = forwarded.parse(address or "")
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((parsed, 64), strict=False))
     return str(parsed or address)

@@ -26,7 +26,7 @@ from wsproto.events import Event as WSProtoEvent
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError
 
-from quartapp.request_bounds import HEADERS
+from quartapp.middleware.request_bounds import HEADERS
 from quartapp.ws.line import CUT_SECONDS, LINE
 
 WRITER, LULL = "quartapp.writer", "quartapp.lull"

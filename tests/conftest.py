@@ -20,7 +20,8 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from quart import Quart
 
-from quartapp import create_app, database, embedded, models
+from quartapp import create_app, models
+from quartapp.db import embedded, mongo
 from quartapp.settings import Settings
 from tests.people import SECONDS, First, Person, Running, Server
 
@@ -102,9 +103,9 @@ async def _empty(database: AsyncDatabase[Any]) -> None:
 
 
 @pytest.fixture
-async def db(settings: Settings) -> AsyncIterator[database.Database]:
+async def db(settings: Settings) -> AsyncIterator[mongo.Database]:
     """The documents, bound to an empty and prepared database; itself for raw writes."""
-    async with database.connected(settings, models.DOCUMENTS) as connected:
+    async with mongo.connected(settings, models.DOCUMENTS) as connected:
         await models.prepare()
         yield connected
 

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from webauthn import base64url_to_bytes
 from webauthn.helpers import bytes_to_base64url, encode_cbor
 
-from quartapp.ceremonies import Made
 from quartapp.models import Passkey, User
-from quartapp.models.actor import NOBODY, Actor
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.security.webauthn import Made
 
 PRESENT, VERIFIED, BACKED_UP, HAS_KEY = 0x01, 0x04, 0x18, 0x40
 

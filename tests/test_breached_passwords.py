@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from quartapp import breached_passwords
-from quartapp.breached_passwords import BreachedPasswords
-from quartapp.password_policy import PasswordPolicy
+from quartapp.security import breached_passwords
+from quartapp.security.breached_passwords import BreachedPasswords
+from quartapp.security.password_policy import PasswordPolicy
 from quartapp.settings import Settings, StartError
 
 BREACHED = "correct horse battery staple"

@@ -10,7 +10,8 @@ import pytest
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
-from quartapp import database, models
+from quartapp import models
+from quartapp.db import mongo
 from quartapp.settings import Settings, StartError
 from tests.faults.replicas import replicas
 from tests.people import until
@@ -21,13 +22,13 @@ async def test_a_node_is_asked_for_the_last_word_of_all_as_soon_as_it_is_not_alo
     tmp_path: Path, direct: bool
 ) -> None:
     async def are_linearizable() -> bool:
-        return database.current() is database.LINEARIZABLE
+        return mongo.current() is mongo.LINEARIZABLE
 
     async with replicas(tmp_path / "nodes", count=1) as nodes:
         uri = nodes.nodes[0].uri if direct else nodes.uri
         settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
-        async with database.connected(settings, models.DOCUMENTS) as connected:
-            assert database.current() is database.MAJORITY
+        async with mongo.connected(settings, models.DOCUMENTS) as connected:
+            assert mongo.current() is mongo.MAJORITY
             admin = connected.client.admin
             config = (await admin.command("replSetGetConfig"))["config"]
             # Nobody is there. It has no vote, so the one that is stays primary.
@@ -38,11 +39,11 @@ async def test_a_node_is_asked_for_the_last_word_of_all_as_soon_as_it_is_not_alo
 
 
 async def _written() -> None:
-    await database.transaction(lambda session: models.Barrier.of(None).insert(session=session))
+    await mongo.transaction(lambda session: models.Barrier.of(None).insert(session=session))
 
 
 async def _followed() -> None:
-    async with database.changes([], after=None):
+    async with mongo.changes([], after=None):
         pass
 
 
@@ -56,7 +57,7 @@ async def test_a_connection_from_before_the_node_was_ready_is_not_kept(
     async def works() -> bool:
         try:
             await work()
-        except database.Unavailable:
+        except mongo.Unavailable:
             return False
         return True
 
@@ -67,7 +68,7 @@ async def test_a_connection_from_before_the_node_was_ready_is_not_kept(
         await beside.admin.command({"replSetStepDown": 100, "force": True})
         await beside.admin.command("replSetMaintenance", True)
         settings = Settings.load(mongodb_uri=SecretStr(nodes.nodes[0].uri), data=tmp_path)
-        async with database.connected(settings, models.DOCUMENTS):
+        async with mongo.connected(settings, models.DOCUMENTS):
             await beside.admin.command("replSetMaintenance", False)
             await beside.admin.command("replSetFreeze", 0)
             await nodes.primary()
@@ -115,8 +116,8 @@ async def test_an_address_that_cannot_be_read_is_one_line_without_a_secret(
 ) -> None:
     settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
     for named, opening in (
-        ("MONGODB_URI", database.connected(settings, [])),
-        ("--from-mongo", database.another(uri)),
+        ("MONGODB_URI", mongo.connected(settings, [])),
+        ("--from-mongo", mongo.another(uri)),
     ):
         with pytest.raises(StartError) as stopped:
             async with opening:
@@ -132,7 +133,7 @@ async def test_a_wrong_option_of_the_address_is_named(tmp_path: Path) -> None:
     for option in ("replicaSett=x", "w=-1", "tls=perhaps", "maxPoolSize=many"):
         settings = Settings.load(mongodb_uri=SecretStr(f"mongodb://a.example/?{option}"))
         with pytest.raises(StartError, match=f"the option {option.split('=')[0]} "):
-            async with database.connected(settings, []):
+            async with mongo.connected(settings, []):
                 pass
 
 
@@ -141,7 +142,7 @@ async def test_a_database_that_does_not_answer_is_one_short_line(host: str, tmp_
     uri = f"mongodb://ada:canary@{host}/?serverSelectionTimeoutMS=200"
     settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
     with pytest.raises(StartError, match=f"MONGODB_URI: no database answers: {host}") as stopped:
-        async with database.connected(settings, []):
+        async with mongo.connected(settings, []):
             pass
     said = str(stopped.value)
     assert "canary" not in said
@@ -151,8 +152,8 @@ async def test_a_database_that_does_not_answer_is_one_short_line(host: str, tmp_
 
 async def test_production_refuses_an_old_database_unless_it_is_allowed(settings: Settings) -> None:
     async def connects(**changes: object) -> None:
-        async with database.connected(settings.model_copy(update=changes), models.DOCUMENTS):
-            assert await database.server_version()
+        async with mongo.connected(settings.model_copy(update=changes), models.DOCUMENTS):
+            assert await mongo.server_version()
 
     await connects(quartapp_env="development", allow_old_mongodb=False)
     await connects(quartapp_env="production", allow_old_mongodb=True)
@@ -163,6 +164,6 @@ async def test_production_refuses_an_old_database_unless_it_is_allowed(settings:
         with pytest.raises(StartError, match=rf"MongoDB {version}.*ALLOW_OLD_MONGODB"):
             await connects(quartapp_env="production", allow_old_mongodb=False)
     with pytest.raises(StartError, match=r"MongoDB 6\.0\.27"):
-        database._require_current("6.0.27")
+        mongo._require_current("6.0.27")
     for current in ("7.0.0", "8.0.4", "10.0.0-rc1"):
-        database._require_current(current)
+        mongo._require_current(current)

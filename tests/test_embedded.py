@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from quartapp import embedded
+from quartapp.db import embedded
 from quartapp.settings import StartError
 
 HOLDER = """

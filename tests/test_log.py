@@ -12,7 +12,7 @@ import structlog
 from quart import Quart
 
 from quartapp import log
-from quartapp.models.user import User
+from quartapp.models.accounts.user import User
 
 CANARY = "canary-of-a-password"
 HOSTILE = [

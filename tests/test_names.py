@@ -8,15 +8,15 @@ from time import process_time
 
 import pytest
 
-from quartapp import names
-from quartapp.names import NAME, Invalid
+from quartapp import validation
+from quartapp.validation import NAME, Invalid
 
 
 @pytest.mark.parametrize("name", ["a", "Ada", "ada-1", "a.b_c-d", "0", "a" * 32, "a..b"])
 def test_names_of_letters_digits_and_marks_between_them(name: str) -> None:
     assert NAME.match(name)
-    assert names.check_username(name) == name
-    assert names.check_role_name(name) == name
+    assert validation.check_username(name) == name
+    assert validation.check_role_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_names_of_letters_digits_and_marks_between_them(name: str) -> None:
 )
 def test_other_names_are_refused(name: str) -> None:
     assert not NAME.match(name)
-    for check in (names.check_username, names.check_role_name):
+    for check in (validation.check_username, validation.check_role_name):
         with pytest.raises(Invalid, match="Use 1 to 32 letters"):
             check(name)
 
@@ -37,8 +37,8 @@ def test_other_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["new", "New", "NEW"])
 def test_a_role_cannot_take_the_name_of_a_page(name: str) -> None:
     with pytest.raises(Invalid, match="cannot have this name"):
-        names.check_role_name(name)
-    assert names.check_username(name) == name
+        validation.check_role_name(name)
+    assert validation.check_username(name) == name
 
 
 # As typed, as shown, and as mail servers know it.
@@ -60,11 +60,13 @@ ADDRESSES = [
 def test_an_address_is_shown_in_unicode_and_sent_to_in_ascii(
     typed: str, shown: str, sent: str
 ) -> None:
-    assert names.check_email(typed) == shown
-    assert names.mail_address(typed) == names.mail_address(shown) == sent
-    spelled = {typed, shown, sent, typed.upper(), *names.spellings(typed)} - {"ADA@STRASSE.EXAMPLE"}
-    assert {names.canonical_email(each) for each in spelled} == {sent.lower()}
-    assert {shown.lower(), sent.lower()} <= {each.lower() for each in names.spellings(typed)}
+    assert validation.check_email(typed) == shown
+    assert validation.mail_address(typed) == validation.mail_address(shown) == sent
+    spelled = {typed, shown, sent, typed.upper(), *validation.spellings(typed)} - {
+        "ADA@STRASSE.EXAMPLE"
+    }
+    assert {validation.canonical_email(each) for each in spelled} == {sent.lower()}
+    assert {shown.lower(), sent.lower()} <= {each.lower() for each in validation.spellings(typed)}
 
 
 @pytest.mark.parametrize(
@@ -83,13 +85,13 @@ def test_an_address_is_shown_in_unicode_and_sent_to_in_ascii(
 )
 def test_what_no_mailbox_can_be_called_is_refused(address: str) -> None:
     with pytest.raises(Invalid):
-        names.check_email(address)
+        validation.check_email(address)
 
 
 def test_a_local_part_that_needs_smtputf8_is_refused_for_new_accounts_only() -> None:
     with pytest.raises(Invalid, match="before the @-sign"):
-        names.check_email("jürgen@bücher.example")
-    assert names.mail_address("jürgen@bücher.example") == "jürgen@xn--bcher-kva.example"
+        validation.check_email("jürgen@bücher.example")
+    assert validation.mail_address("jürgen@bücher.example") == "jürgen@xn--bcher-kva.example"
 
 
 @pytest.mark.parametrize(
@@ -115,12 +117,12 @@ def test_a_local_part_that_needs_smtputf8_is_refused_for_new_accounts_only() -> 
 def test_what_looks_alike_but_is_another_login_has_another_canonical_form(
     one: str, other: str
 ) -> None:
-    assert names.canonical_login(one) != names.canonical_login(other)
+    assert validation.canonical_login(one) != validation.canonical_login(other)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 255, "a" * 300 + "@b.cd", "a\ud800@b.cd", "\udfff"])
 def test_what_can_be_no_login_has_one_canonical_form(text: str) -> None:
-    assert names.canonical_login(text) == ""
+    assert validation.canonical_login(text) == ""
 
 
 def test_canonical_forms_are_stable_and_agree_with_what_is_valid() -> None:
@@ -133,21 +135,26 @@ def test_canonical_forms_are_stable_and_agree_with_what_is_valid() -> None:
     valid = 0
     for _ in range(10_000):
         text = f"{part()}@{part()}.{part()}"
-        canonical = names.canonical_login(text)
-        assert names.canonical_login(canonical) == canonical, ascii(text)
+        canonical = validation.canonical_login(text)
+        assert validation.canonical_login(canonical) == canonical, ascii(text)
         with suppress(Invalid):
-            shown = names.check_email(text)
+            shown = validation.check_email(text)
             valid += 1
-            assert names.check_email(shown) == shown
-            assert names.canonical_email(shown) == canonical
-            assert canonical == names.mail_address(text).lower()
+            assert validation.check_email(shown) == shown
+            assert validation.canonical_email(shown) == canonical
+            assert canonical == validation.mail_address(text).lower()
             assert canonical.isascii()
     assert valid > 200
 
 
 @pytest.mark.parametrize(
     "check",
-    [names.check_email, names.canonical_email, names.canonical_username, names.spellings],
+    [
+        validation.check_email,
+        validation.canonical_email,
+        validation.canonical_username,
+        validation.spellings,
+    ],
     ids=lambda check: check.__name__,
 )
 @pytest.mark.parametrize("length", [254, 1_000_000])

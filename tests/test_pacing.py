@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from quartapp import metrics
-from quartapp.pacing import Paced, Pulse
+from quartapp.middleware.post_serializer import Paced, Pulse
 
 
 async def flood(method: str, path: str = "/", *, count: int = 40, seconds: float = 0.005) -> float:

@@ -14,10 +14,15 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from quartapp import password_scoring
-from quartapp.password_policy import COMMON, CONTEXT_WORDS, PasswordPolicy, obvious_weakness
-from quartapp.password_scoring import QUEUE, SCORED, PasswordScorer
-from quartapp.passwords import Busy
+from quartapp.security import password_scoring
+from quartapp.security.password_policy import (
+    COMMON,
+    CONTEXT_WORDS,
+    PasswordPolicy,
+    obvious_weakness,
+)
+from quartapp.security.password_scoring import QUEUE, SCORED, PasswordScorer
+from quartapp.security.passwords import Busy
 
 GOOD = "correct horse battery staple"
 LONG = hashlib.sha512(b"").hexdigest() * 2

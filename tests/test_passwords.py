@@ -14,7 +14,7 @@ from typing import Any
 import bcrypt
 import pytest
 
-from quartapp.passwords import SCHEMES, Busy, PasswordHasher
+from quartapp.security.passwords import SCHEMES, Busy, PasswordHasher
 
 KEY, OLDER = b"k" * 32, b"o" * 32
 GOOD = "correct horse battery staple"

@@ -17,9 +17,10 @@ import wtforms
 from limits import RateLimitItem
 from wtforms import validators
 
-from quartapp import forms, password_policy
+from quartapp import forms
 from quartapp.forms.base import Checked, Form, bidi_free, digits, printable, tidy
 from quartapp.policy import BUILT_IN_ROLES
+from quartapp.security import password_policy
 from quartapp.settings import Settings
 from tests import mutate
 from tests.routes.matrix import TABLE

@@ -22,7 +22,8 @@ import pytest
 from pymongo import MongoClient
 from structlog.testing import capture_logs
 
-from quartapp import embedded, servers
+from quartapp import servers
+from quartapp.db import embedded
 from quartapp.serving import workers
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import Nursery, Worker

@@ -12,15 +12,15 @@ from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
 from quartapp.authority import lease as leases
+from quartapp.authority.change_stream import Change
 from quartapp.authority.lease import Lease
-from quartapp.authority.neighbours import Neighbours
-from quartapp.authority.stream import Change
+from quartapp.authority.local_peers import Neighbours
 from quartapp.background import Background
 from quartapp.log import log
 from quartapp.models import Barrier as Mark
 from quartapp.models import Event, Worker
-from quartapp.models.receipt import Reach
-from quartapp.models.worker import Ack
+from quartapp.models.audit.receipt import Reach
+from quartapp.models.cluster.worker import Ack
 
 Id = PydanticObjectId
 ASK_EVERY = 0.01

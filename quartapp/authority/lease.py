@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from quartapp import clock
-from quartapp.authority.stream import Change
+from quartapp.authority.change_stream import Change
 from quartapp.background import Background
 from quartapp.log import log
 from quartapp.models import Worker

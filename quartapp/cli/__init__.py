@@ -13,7 +13,7 @@ import click
 
 from quartapp.cli import demo, roles, users
 from quartapp.cli.base import Commands, in_database, load, say, with_data
-from quartapp.models import canonical
+from quartapp.models.accounts import canonical
 
 
 @click.group(cls=Commands, context_settings={"show_default": True})

@@ -13,13 +13,13 @@ from typing import Any
 import click
 from pymongo.errors import PyMongoError
 
-from quartapp import log, names, open_database, servers
+from quartapp import log, open_database, servers, validation
 from quartapp.authority.barrier import passed_from_outside
-from quartapp.database import Unavailable, brief
+from quartapp.db.mongo import Unavailable, brief
 from quartapp.models import Event, Role
-from quartapp.models.references import DomainError
-from quartapp.names import Invalid
+from quartapp.models.base.references import DomainError
 from quartapp.settings import Settings, StartError
+from quartapp.validation import Invalid
 
 LONGEST_QUOTE = 80
 
@@ -30,11 +30,11 @@ class Refused(DomainError):
 
 def say(text: str, *, err: bool = False) -> None:
     """Print one line. Data and arguments in it cannot command the terminal, or look like lines."""
-    click.echo(names.terminal_safe(text), err=err)
+    click.echo(validation.terminal_safe(text), err=err)
 
 
 def checked(check: Callable[[str], str], text: str) -> str:
-    """Apply a rule of `quartapp.names` to what was typed. Raises Refused."""
+    """Apply a rule of `quartapp.validation` to what was typed. Raises Refused."""
     try:
         return check(text)
     except Invalid as invalid:
@@ -159,7 +159,7 @@ async def role_named(name: str) -> Role:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints columns as wide as what is in them."""
-    lines = [list(head), *([names.terminal_safe(str(cell)) for cell in row] for row in rows)]
+    lines = [list(head), *([validation.terminal_safe(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

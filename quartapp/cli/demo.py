@@ -10,9 +10,9 @@ import click
 from quartapp import clock, policy
 from quartapp.cli.base import Refused, in_database, say, with_data
 from quartapp.models import Comment, Post, Role, User
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.passwords import PasswordHasher
+from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.policy import Permission
+from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
 
 PEOPLE = {

@@ -15,17 +15,19 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
-from quartapp import database, names, policy
+from quartapp import policy, validation
 from quartapp.cli.base import Refused, say
-from quartapp.database import Session as Tx
-from quartapp.database import transaction
-from quartapp.models import Event, Role, User, cost
-from quartapp.models.actor import NOBODY
-from quartapp.models.event import Verb
-from quartapp.models.references import DomainError
-from quartapp.models.user import Taken, Unverified
-from quartapp.names import Invalid
-from quartapp.passwords import PLAIN, SCHEMES, cost_of
+from quartapp.db import mongo
+from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import transaction
+from quartapp.models import Event, Role, User
+from quartapp.models.accounts.user import Taken, Unverified
+from quartapp.models.audit.event import Verb
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.references import DomainError
+from quartapp.models.limits import hash_cost
+from quartapp.security.passwords import PLAIN, SCHEMES, cost_of
+from quartapp.validation import Invalid
 
 Rows = AsyncIterator[tuple[str, Any]]
 
@@ -78,11 +80,11 @@ class Import:
         """Apply the rules that forms apply. Raises Refused."""
         username, email = _text(row, "username"), _text(row, "email")
         try:
-            username = names.check_username(username)
+            username = validation.check_username(username)
         except Invalid as invalid:
             raise Refused(f"username {username[:40]!r}: {invalid}") from None
         try:
-            email = names.check_email(email)
+            email = validation.check_email(email)
         except Invalid as invalid:
             raise Refused(f"{username}: email {email[:60]!r}: {invalid}") from None
         hashed = _text(row, "password")
@@ -116,8 +118,8 @@ class Import:
     async def _require_free(self, entry: Entry) -> None:
         """Raises Taken, also for what an earlier row of this run has taken."""
         forms = {
-            "username": names.canonical_username(entry.username),
-            "email": names.canonical_email(entry.email),
+            "username": validation.canonical_username(entry.username),
+            "email": validation.canonical_email(entry.email),
         }
         if forms["username"] in self.seen or await User.by_username(entry.username):
             raise Taken("username")
@@ -127,7 +129,7 @@ class Import:
 
     async def _create(self, entry: Entry) -> None:
         hashed = entry.password_hash.removeprefix(SCHEMES[self.scheme])
-        await cost.highest(cost_of(hashed.encode()))
+        await hash_cost.highest(cost_of(hashed.encode()))
 
         async def work(tx: Tx) -> None:
             user = await User.add(
@@ -215,7 +217,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 @asynccontextmanager
 async def from_mongo(uri: str, collection: str) -> AsyncIterator[Rows]:
     """The rows of a collection as MongoEngine writes them."""
-    async with database.another(uri) as found:
+    async with mongo.another(uri) as found:
         roles = found["role"].with_options(codec_options=RAW)
         known: dict[Any, Any] = {}
         async for raw in roles.find({}, {"name": 1}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from quartapp import names
+from quartapp import validation
 from quartapp.cli.base import (
     Commands,
     checked,
@@ -16,7 +16,7 @@ from quartapp.cli.base import (
     with_data,
 )
 from quartapp.models import Role
-from quartapp.models.actor import NOBODY
+from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
 
 PERMISSION = click.Choice([permission.value for permission in Permission])
@@ -56,8 +56,8 @@ async def list_roles() -> None:
 @in_database
 async def create(name: str, description: str, permissions: tuple[str, ...], required: bool) -> None:
     """Make a role."""
-    name = checked(names.check_role_name, name)
-    description = checked(names.check_description, description)
+    name = checked(validation.check_role_name, name)
+    description = checked(validation.check_description, description)
     made = await Role.add(
         name,
         description,

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import click
 from beanie import PydanticObjectId
 
-from quartapp import clock, names, policy
+from quartapp import clock, policy, validation
 from quartapp.cli import imports
 from quartapp.cli.base import (
     Commands,
@@ -22,24 +22,17 @@ from quartapp.cli.base import (
     table,
     with_data,
 )
-from quartapp.models import (
-    Invitation,
-    Role,
-    Session,
-    User,
-    Worker,
-    address,
-    cost,
-    enrolment,
-    last_day,
-    leaving,
-)
-from quartapp.models.actor import NOBODY
-from quartapp.models.factor import NAMES
-from quartapp.models.references import linked_id
-from quartapp.models.session import Reason
-from quartapp.password_policy import PasswordPolicy
-from quartapp.passwords import SCHEMES, PasswordHasher
+from quartapp.models import Invitation, Role, Session, User, Worker
+from quartapp.models.accounts import account_expiry, email_address
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.references import linked_id
+from quartapp.models.factors import enrolment
+from quartapp.models.factors.factor import NAMES
+from quartapp.models.limits import hash_cost
+from quartapp.models.privacy import account_deletion
+from quartapp.models.sessions.session import Reason
+from quartapp.security.password_policy import PasswordPolicy
+from quartapp.security.passwords import SCHEMES, PasswordHasher
 from quartapp.settings import Settings
 
 
@@ -62,14 +55,14 @@ async def create(
 
     The email address counts as verified, because you vouch for it.
     """
-    username = checked(names.check_username, username)
-    email = checked(names.check_email, email)
+    username = checked(validation.check_username, username)
+    email = checked(validation.check_email, email)
     held = [await role_named(name) for name in dict.fromkeys((policy.MEMBER, *roles))]
     password = _password()
     await _require_good(password, settings, username, email)
     hasher = PasswordHasher.of(settings)
     # A server beside this command may have another.
-    await cost.highest(settings.bcrypt_cost)
+    await hash_cost.highest(settings.bcrypt_cost)
     who = username, email, await hasher.hash(password)
     hasher.close()
     if unverified and settings.verification_required:
@@ -91,7 +84,7 @@ async def create(
 async def verify(username: str) -> None:
     """Count the email address of an account as verified, because you vouch for it."""
     person = await _user(username)
-    done = await address.vouch_for(person, by=NOBODY)
+    done = await email_address.vouch_for(person, by=NOBODY)
     words = "is verified" if done else "was verified already"
     say(f"The address {person.address} of {person.username} {words}.")
 
@@ -103,7 +96,7 @@ async def verify(username: str) -> None:
 @in_database
 async def invite(email: str, role: str | None) -> None:
     """Invite somebody by a letter, whose link makes an account for the address."""
-    email = checked(names.check_email, email)
+    email = checked(validation.check_email, email)
     await Invitation.write(email, await role_named(role) if role else None, by=NOBODY)
     fate = "is on its way" if await Worker.everyone() else "is queued, and leaves when one serves"
     say(f"{email} is invited. The letter {fate}; its link works for 7 days.")
@@ -252,15 +245,15 @@ async def disable(username: str, day: datetime | None) -> None:
 async def enable(username: str) -> None:
     """Open an account again, without a last day."""
     person = await _user(username)
-    done = await person.enable(by=NOBODY) or await last_day.lift(person, by=NOBODY)
+    done = await person.enable(by=NOBODY) or await account_expiry.lift(person, by=NOBODY)
     await settle(done)
     say(f"{person.username} {'is enabled' if done else 'was enabled already'}.")
 
 
 async def _appoint(person: User, day: date) -> None:
-    if not last_day.is_possible(day):
+    if not account_expiry.is_possible(day):
         raise Refused(f"{day}: a last day is today or within the next ten years")
-    done = await last_day.appoint(person, day, by=NOBODY)
+    done = await account_expiry.appoint(person, day, by=NOBODY)
     await settle(None)
     if done:
         say(f"{person.username} will be disabled when {day} is over, by UTC.")
@@ -283,7 +276,7 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
     event = await person.close(by=NOBODY, deletes_at=at, with_posts=with_posts)
     reach = await settle(event)
     if now:
-        await leaving.erase_now(person.id)
+        await account_deletion.erase_now(person.id)
         say(f"{person.username} was deleted.{reach}")
     elif event:
         until = event.details["until"]

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from wtforms import BooleanField, EmailField, PasswordField, StringField, ValidationError
 from wtforms.validators import DataRequired, EqualTo, InputRequired, Length, Regexp
 
-from quartapp import names
+from quartapp import validation
 from quartapp.forms.base import Checked, Form, digits, printable, tidy
-from quartapp.password_policy import obvious_weakness
+from quartapp.security.password_policy import obvious_weakness
 
 
 def email_field(
     label: str = "Email address",
     *,
     whose: str = "your",
-    check: Callable[[str], str] = names.check_email,
+    check: Callable[[str], str] = validation.check_email,
 ) -> EmailField:
     return EmailField(
         label,
@@ -33,7 +33,7 @@ def username_field() -> StringField:
         description="Letters, digits, dot, dash and underscore; up to 32.",
         validators=[
             DataRequired("Choose a username."),
-            Checked(names.check_username),
+            Checked(validation.check_username),
         ],
     )
 
@@ -121,7 +121,7 @@ class PasswordForm(Form):
 
 
 class ForgotForm(Form):
-    email = email_field(check=names.check_known_email)
+    email = email_field(check=validation.check_known_email)
 
 
 class ResetForm(Form):

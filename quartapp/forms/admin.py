@@ -14,7 +14,7 @@ from wtforms import (
 from wtforms.validators import DataRequired, Optional
 from wtforms.widgets import CheckboxInput, ListWidget
 
-from quartapp import names
+from quartapp import validation
 from quartapp.forms.accounts import email_field
 from quartapp.forms.base import Checked, Form, tidy
 from quartapp.policy import LABELS, MEMBER
@@ -107,13 +107,13 @@ class RoleForm(Form):
         description="Letters, digits, dot, dash and underscore; up to 32.",
         validators=[
             DataRequired("A role needs a name."),
-            Checked(names.check_role_name),
+            Checked(validation.check_role_name),
         ],
     )
     description = StringField(
         "Description",
         filters=[tidy],
-        validators=[Checked(names.check_description)],
+        validators=[Checked(validation.check_description)],
     )
     permissions = SelectMultipleField(
         "Permissions",

@@ -10,9 +10,9 @@ from quart import g, request
 from wtforms import ValidationError
 from wtforms.validators import Length, StopValidation
 
-from quartapp import names
-from quartapp.later import TryLater
-from quartapp.names import Invalid, plain_code
+from quartapp import validation
+from quartapp.errors import TryLater
+from quartapp.validation import Invalid, plain_code
 
 # Of a field that does not say how much it takes.
 LONGEST = 256
@@ -132,7 +132,7 @@ def digits(text: str | None) -> str | None:
 
 
 class Checked:
-    """A validator that applies a rule of `quartapp.names`, which commands and imports apply too.
+    """A validator that applies a rule of `quartapp.validation`, as commands and imports do.
 
     The field then holds the form in which the text is stored.
     """
@@ -147,5 +147,5 @@ class Checked:
             raise ValidationError(str(invalid)) from None
 
 
-printable = Checked(names.check_printable)
-bidi_free = Checked(names.check_direction)
+printable = Checked(validation.check_printable)
+bidi_free = Checked(validation.check_direction)

@@ -6,27 +6,27 @@ from typing import Any
 from beanie import Document
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from quartapp.database import brief
+from quartapp.db.mongo import brief
 from quartapp.log import log
-from quartapp.models import canonical
-from quartapp.models.actor import NOBODY
-from quartapp.models.allowance import Allowance
-from quartapp.models.comment import Comment
-from quartapp.models.cost import Cost
-from quartapp.models.event import Event
-from quartapp.models.guard import ADMINISTRATORS, INVITATIONS, Guard
-from quartapp.models.guess import Guesses
-from quartapp.models.invitation import Invitation
-from quartapp.models.mail import Mail
-from quartapp.models.mailbox import Mailbox
-from quartapp.models.notice import Notice
-from quartapp.models.passkey import Answered, Passkey
-from quartapp.models.post import Post
-from quartapp.models.role import Role
-from quartapp.models.session import Session
-from quartapp.models.token import Token
-from quartapp.models.user import User
-from quartapp.models.worker import Barrier, Worker
+from quartapp.models.accounts import canonical
+from quartapp.models.accounts.one_time_token import Token
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.write_lock import ADMINISTRATORS, INVITATIONS, Guard
+from quartapp.models.cluster.worker import Barrier, Worker
+from quartapp.models.email.mailbox import Mailbox
+from quartapp.models.email.outbox import Mail
+from quartapp.models.factors.passkey import Answered, Passkey
+from quartapp.models.invitations.invitation import Invitation
+from quartapp.models.limits.counter import Allowance
+from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.models.limits.hash_cost import Cost
+from quartapp.models.notifications.notice import Notice
+from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.post import Post
+from quartapp.models.roles.role import Role
+from quartapp.models.sessions.session import Session
 from quartapp.policy import BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT
 from quartapp.settings import StartError
 

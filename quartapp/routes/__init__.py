@@ -2,60 +2,63 @@
 
 from quart import Quart, Response, request
 
-from quartapp.routes import (
-    accounts,
-    addresses,
-    admin,
-    errors,
-    exports,
-    factors,
-    front,
-    health,
-    invitations,
-    leaving,
-    letters,
-    notices,
-    passkeys,
-    passwords,
-    posts,
-    profiles,
-    receipts,
-    recovery,
-    second_step,
-    sessions,
-    timeline,
-)
+from quartapp.routes import dev_mail, errors, health, home
+from quartapp.routes.accounts import admin as admin_accounts
+from quartapp.routes.accounts import email_address, password, password_reset, profiles
+from quartapp.routes.accounts import pages as accounts
+from quartapp.routes.audit import activity, receipts
+from quartapp.routes.audit import admin as admin_audit
+from quartapp.routes.factors import pages as factors
+from quartapp.routes.factors import passkeys
+from quartapp.routes.invitations import admin as admin_invitations
+from quartapp.routes.invitations import pages as invitations
+from quartapp.routes.notifications import pages as notifications
+from quartapp.routes.posts import pages as posts
+from quartapp.routes.privacy import account_deletion, export
+from quartapp.routes.privacy import admin as admin_privacy
+from quartapp.routes.roles import admin as admin_roles
+from quartapp.routes.sessions import admin as admin_sessions
+from quartapp.routes.sessions import pages as sessions
+from quartapp.routes.sessions import second_step
 from quartapp.settings import Settings
 
 PUBLIC = (
-    front,
+    home,
     accounts,
     invitations,
     second_step,
-    recovery,
-    addresses,
+    password_reset,
+    email_address,
     factors,
-    passwords,
+    password,
     passkeys,
     sessions,
-    timeline,
-    notices,
-    exports,
-    leaving,
+    activity,
+    notifications,
+    export,
+    account_deletion,
     posts,
     profiles,
     receipts,
     health,
+)
+ADMIN = (
+    admin_accounts,
+    admin_audit,
+    admin_invitations,
+    admin_privacy,
+    admin_roles,
+    admin_sessions,
 )
 
 
 def init_app(app: Quart, settings: Settings) -> None:
     for module in PUBLIC:
         app.register_blueprint(module.blueprint)
-    for module in admin.MODULES:
+    for module in ADMIN:
         app.register_blueprint(module.blueprint, url_prefix="/admin")
     if not settings.production and not settings.sends_mail:
-        app.register_blueprint(letters.blueprint)
+        app.register_blueprint(dev_mail.blueprint)
         app.jinja_env.globals["letters_kept"] = True
     app.jinja_env.globals["verification_required"] = settings.verification_required
     app.jinja_env.filters["receipt"] = receipts.element

@@ -30,21 +30,23 @@ from quartapp.auth import (
     remote_address,
     who,
 )
-from quartapp.database import Unavailable
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Ended
+from quartapp.db.mongo import Unavailable
+from quartapp.errors import TryLater
 from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm
 from quartapp.forms.csrf import FIELD, CrossSite, Stale
-from quartapp.later import TryLater
 from quartapp.log import log
-from quartapp.models import principal, shut
-from quartapp.models.principal import Ended
-from quartapp.models.privileges import MissingPermission
-from quartapp.models.references import DomainError
-from quartapp.models.session import SessionOver
-from quartapp.models.wrong_codes import FactorsBlocked
+from quartapp.models.accounts import closed
+from quartapp.models.authorization.privileges import MissingPermission
+from quartapp.models.base.references import DomainError
+from quartapp.models.factors.wrong_codes import FactorsBlocked
+from quartapp.models.sessions.session import SessionOver
 from quartapp.policy import LABELS
-from quartapp.routes import carried, confirmed, refusals
-from quartapp.routes.entry import AccountClosed, AccountShut, MustVerify
-from quartapp.routes.places import back, see_other, sign_in_page, with_next
+from quartapp.routes import carried_forms, refusals
+from quartapp.routes.redirects import back, see_other, sign_in_page, with_next
+from quartapp.routes.sessions import reauthentication
+from quartapp.routes.sessions.sign_in import AccountClosed, AccountShut, MustVerify
 
 TEXTS = {
     400: ("This request makes no sense", "Go back and try again."),
@@ -103,9 +105,9 @@ async def session_over(error: SessionOver) -> Any:
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
     user = who()
-    ended = await principal.by_id(error.session_id)
+    ended = await session_rule.by_id(error.session_id)
     if not isinstance(ended, Ended):
-        ended = principal.deleted(error.session_id, user.user_id)
+        ended = session_rule.deleted(error.session_id, user.user_id)
     user.end(ended)
     return await _sign_in_again(ended)
 
@@ -115,7 +117,7 @@ async def _sign_in_again(ended: Ended) -> Any:
     target = sign_in_page(ended=ended.session_id)
     if request.method != "POST" or request.endpoint == "accounts.logout":
         return redirect(target, 302)
-    page = await carried.sign_in_page(ended, query=f"?{target.partition('?')[2]}")
+    page = await carried_forms.sign_in_page(ended, query=f"?{target.partition('?')[2]}")
     if page is None:
         await flash(
             "Your session had ended before this was sent, so nothing was changed. Sign in, and "
@@ -136,7 +138,7 @@ async def verify_first(_: MustVerify) -> Any:
 async def account_shut(error: AccountShut) -> Any:
     """Only who knows the password, or has the passkey, is told that the account is disabled."""
     log.warning("authn_login_fail", login=error.user.username, ip=remote_address(), why="disabled")
-    return await render_template("accounts/shut.html", why=await shut.why(error.user)), 403
+    return await render_template("accounts/shut.html", why=await closed.why(error.user)), 403
 
 
 async def not_allowed(error: Forbidden) -> Any:
@@ -149,7 +151,7 @@ async def not_allowed(error: Forbidden) -> Any:
         "forbidden.html",
         permission=error.permission.value,
         label=LABELS[error.permission],
-        sent=await carried.sent(),
+        sent=await carried_forms.sent(),
     )
     return page, 403
 
@@ -178,7 +180,7 @@ async def old_page(error: Stale) -> Any:
         return await sign_in_first(Unauthorized())
     if not current_user.signed_in:
         query = f"?{sign_in_page().partition('?')[2]}"
-        if page := await carried.sign_in_page(None, query=query):
+        if page := await carried_forms.sign_in_page(None, query=query):
             return page
     if not error.ours:
         log.warning("malicious_csrf", path=_route(), origin=None)
@@ -210,7 +212,7 @@ async def confirm_first(error: Unconfirmed) -> Any:
         form=form,
         user=user,
         back=back(),
-        does=confirmed.action(request.endpoint, request.view_args or {}, await request.form),
+        does=reauthentication.action(request.endpoint, request.view_args or {}, await request.form),
         **await _to_send_again(),
     )
     return page, form.status, form.headers
@@ -270,7 +272,7 @@ async def database_away(error: Exception) -> Any:
         title=AWAY[0],
         detail=AWAY[1],
         back=None,
-        sent=await carried.sent(),
+        sent=await carried_forms.sent(),
         again=True,
     )
     return page, 503, {"Retry-After": "2"}
@@ -313,7 +315,7 @@ async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
         title=title,
         detail=detail,
         back=back(),
-        sent=await carried.sent(),
+        sent=await carried_forms.sent(),
         again=status in (429, 503),
     )
     return page, status

@@ -7,7 +7,7 @@ from quart import Blueprint, abort, current_app, request
 
 from quartapp import metrics
 from quartapp.auth import settings
-from quartapp.database import Unavailable, ping
+from quartapp.db.mongo import Unavailable, ping
 
 blueprint = Blueprint("health", __name__)
 # The launcher creates this file in the folder that it shares with its workers.

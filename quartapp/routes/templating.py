@@ -17,9 +17,9 @@ from quart.templating import Environment as QuartEnvironment
 
 from quartapp import auth, clock
 from quartapp.forms.csrf import csrf_field
-from quartapp.models.factor import NAMES, Factor
+from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
-from quartapp.routes import sites
+from quartapp.routes.factors import relying_party
 
 
 class Template(jinja2.Template):
@@ -44,7 +44,9 @@ class Environment(QuartEnvironment):
 
 def init_app(app: Quart) -> None:
     app.jinja_env.globals.update(csrf_field=csrf_field, needs=needs, labels=LABELS)
-    app.jinja_env.globals.update(passkeys_work=sites.site, passkeys_elsewhere=sites.elsewhere)
+    app.jinja_env.globals.update(
+        passkeys_work=relying_party.site, passkeys_elsewhere=relying_party.elsewhere
+    )
     app.jinja_env.globals["support_contact"] = lambda: auth.settings().support_contact
     app.jinja_env.globals["static"] = _stamped(Path(app.root_path) / "static").__getitem__
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)

@@ -21,7 +21,8 @@ from tempfile import TemporaryDirectory
 
 from pydantic import SecretStr
 
-from quartapp import embedded, forget_worker, metrics, prepare, servers
+from quartapp import forget_worker, metrics, prepare, servers
+from quartapp.db import embedded
 from quartapp.log import adopt, configure, log, say
 from quartapp.routes import health
 from quartapp.serving.listeners import listening

@@ -11,10 +11,10 @@ from itertools import count
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
-from quartapp.database import Unavailable
+from quartapp.authority.session_rule import Ended, Principal
+from quartapp.db.mongo import Unavailable
 from quartapp.log import log
-from quartapp.models.notice import Notice
-from quartapp.models.principal import Ended, Principal
+from quartapp.models.notifications.notice import Notice
 from quartapp.ws import protocol
 from quartapp.ws.line import CUT_SECONDS, Line, Socket
 from quartapp.ws.protocol import Close, Message, SessionEnded

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
-from quartapp.models.notice import Notice
-from quartapp.models.principal import Ended, Standing
+from quartapp.authority.session_rule import Ended, Standing
+from quartapp.models.notifications.notice import Notice
 from quartapp.ws.connection import Connection
 from quartapp.ws.protocol import Close
 

@@ -11,10 +11,10 @@ from weakref import WeakSet
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.authority.stream import Change
+from quartapp.authority.change_stream import Change
 from quartapp.log import log
 from quartapp.models import Event, Session
-from quartapp.models.receipt import Receipt
+from quartapp.models.audit.receipt import Receipt
 from quartapp.ws.connection import Connection
 from quartapp.ws.hub import Hub
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from quart import Quart
 
-from quartapp import clock, create_app, database, models
+from quartapp import clock, create_app, models
 from quartapp.authority import lease as leases
 from quartapp.authority.barrier import Barrier, passed_from_outside
 from quartapp.authority.lease import Lease
-from quartapp.database import Database
+from quartapp.db import mongo
+from quartapp.db.mongo import Database
 from quartapp.models import Worker
-from quartapp.models.worker import STALE_SECONDS
+from quartapp.models.cluster.worker import STALE_SECONDS
 from quartapp.settings import Settings
 from tests.people import until
 
@@ -30,7 +31,7 @@ async def dead(db: Database, worker_id: str, seconds: float, **more: Any) -> Non
 
 
 async def test_a_stale_heartbeat_does_not_count_if_one_clock_tells(db: Database) -> None:
-    term = database.primary_term()
+    term = mongo.primary_term()
     assert term
     await dead(db, "stale", STALE_SECONDS + 5, primary=term)
     await dead(db, "of an older version", STALE_SECONDS + 5)
@@ -50,7 +51,7 @@ async def test_a_heartbeat_is_stale_long_after_its_lease_has_ended(db: Database)
     assert STALE_SECONDS >= 30 * leases.SECONDS
     await Worker.say("paused", "0", 1)
     (stored,) = await db["workers"].find({}).to_list(None)
-    assert stored["primary"] == database.primary_term()
+    assert stored["primary"] == mongo.primary_term()
     assert 0 <= (await Worker.everyone())["paused"] < leases.SECONDS
 
 
@@ -87,7 +88,7 @@ async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart)
 @pytest.fixture
 async def after_a_crash(settings: Settings) -> AsyncIterator[Quart]:
     """An application that has started beside the heartbeat of a worker that is dead."""
-    async with database.connected(settings, models.DOCUMENTS) as db:
+    async with mongo.connected(settings, models.DOCUMENTS) as db:
         await models.prepare()
         await dead(db, "killed", 5)
     app = create_app(settings)

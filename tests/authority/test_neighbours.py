@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quartapp.authority.neighbours import Neighbours
+from quartapp.authority.local_peers import Neighbours
 
 
 @dataclass

@@ -11,10 +11,11 @@ import pytest
 from quart import Quart
 
 from quartapp import Running
-from quartapp.models import Role, Session, User, principal
-from quartapp.models.actor import NOBODY
-from quartapp.models.principal import Ended, Principal, Standing
-from quartapp.models.session import Reason
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Ended, Principal, Standing
+from quartapp.models import Role, Session, User
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.sessions.session import Reason
 from tests.people import until
 
 
@@ -45,13 +46,13 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
     day = timedelta(days=1)
     session, token = await Session.start(user, device="x", by=NOBODY, idle=day, lifetime=day)
     ada = Ada(user, session, token, app.extensions["quartapp"])
-    ask = principal.standings
+    ask = session_rule.standings
 
     async def counted(match: Any) -> list[Standing]:
         ada.asked += 1
         return await ask(match)
 
-    monkeypatch.setattr(principal, "standings", counted)
+    monkeypatch.setattr(session_rule, "standings", counted)
     await until(ada.is_remembered)
     return ada
 
@@ -162,7 +163,7 @@ async def test_an_answer_that_was_overtaken_is_not_remembered(
     """The end is written, and heard, while the answer from before it is still on its way."""
     day = timedelta(days=1)
     session, token = await Session.start(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
-    ask, asked, may_answer = principal.standings, asyncio.Event(), asyncio.Event()
+    ask, asked, may_answer = session_rule.standings, asyncio.Event(), asyncio.Event()
 
     async def slow(match: Any) -> list[Standing]:
         found = await ask(match)
@@ -170,10 +171,10 @@ async def test_an_answer_that_was_overtaken_is_not_remembered(
         await may_answer.wait()
         return found
 
-    monkeypatch.setattr(principal, "standings", slow)
+    monkeypatch.setattr(session_rule, "standings", slow)
     late = asyncio.create_task(ada.running.principals.by_token(token))
     await asked.wait()
-    monkeypatch.setattr(principal, "standings", ask)
+    monkeypatch.setattr(session_rule, "standings", ask)
     await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
     await ada.running.barrier.passed()
     may_answer.set()

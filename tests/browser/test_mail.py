@@ -7,7 +7,7 @@ import secrets
 import pytest
 from playwright.async_api import Page, expect
 
-from quartapp.mail.carriers import Folder
+from quartapp.email.transports import Folder
 from tests.browser.conftest import NewBrowser, is_live, register, sign_in, submit
 from tests.people import Server, until
 from tests.routes.conftest import code_in, link_in

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quartapp import embedded
+from quartapp.db import embedded
 from tests.people import Ran, command
 
 

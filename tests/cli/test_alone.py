@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from quartapp import clock, embedded, servers
+from quartapp import clock, servers
 from quartapp.cli.base import Refused, find_data
+from quartapp.db import embedded
 from quartapp.policy import Permission
 from tests.cli.conftest import Terminal, complaint
 from tests.conftest import PASSWORD

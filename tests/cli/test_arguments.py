@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from quartapp import names
+from quartapp import validation
 from tests.cli.conftest import Terminal
 from tests.conftest import PASSWORD
 
@@ -71,11 +71,11 @@ async def test_commands_apply_the_rules_of_forms_and_escape_what_they_repeat(
 ) -> None:
     said = await terminal.refuses(*words, stdin=f"{PASSWORD}\n".encode())
     assert complaint in said
-    assert names.terminal_safe(said) == said
+    assert validation.terminal_safe(said) == said
 
 
 def test_nothing_in_data_commands_the_terminal() -> None:
     for c in map(chr, (*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x202E, 0x2028, 0xDCFF)):
-        assert names.terminal_safe(f"a{c}b").isprintable(), hex(ord(c))
+        assert validation.terminal_safe(f"a{c}b").isprintable(), hex(ord(c))
     for text in ("Ada Lovelace", "bücher", "本", "👩", "\\"):
-        assert names.terminal_safe(text) == text
+        assert validation.terminal_safe(text) == text

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 
 from quartapp import clock
-from quartapp.mail.carriers import Folder
+from quartapp.email.transports import Folder
 from tests.cli.conftest import complaint
 from tests.conftest import PASSWORD
 from tests.people import Person, Server, command, until

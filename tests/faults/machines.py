@@ -11,7 +11,7 @@ from pathlib import Path
 
 import time_machine
 
-from quartapp.ws import feed
+from quartapp.ws import dispatcher
 from tests.people import First
 
 
@@ -40,7 +40,7 @@ def distrust(seconds: float) -> First:
 
 
 def _distrust(seconds: float) -> None:
-    feed.DISTRUST_SECONDS = seconds
+    dispatcher.DISTRUST_SECONDS = seconds
 
 
 def disk(folder: Path, *, megabytes: int) -> First:

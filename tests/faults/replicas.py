@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo.errors import PyMongoError
 
-from quartapp import embedded
+from quartapp.db import embedded
 from tests.people import until
 
 ELECTION_MS = 2000

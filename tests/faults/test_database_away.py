@@ -12,8 +12,9 @@ import httpx
 import pytest
 from pymongo.errors import AutoReconnect
 
-from quartapp import clock, embedded
+from quartapp import clock
 from quartapp.authority import lease
+from quartapp.db import embedded
 from tests.conftest import serving
 from tests.people import Person, Server, until
 

@@ -13,7 +13,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.authority import lease
-from quartapp.ws import feed
+from quartapp.ws import dispatcher
 from tests.faults import machines
 from tests.faults.hosts import Hosts, hosts
 from tests.faults.oracle import Load
@@ -153,7 +153,7 @@ async def test_sockets_of_a_host_that_stays_cut_off_are_told_to_go_elsewhere(
     scene: Scene, mode: Mode, patience: float | None
 ) -> None:
     """Half a minute is too long for every run: the short form is less patient."""
-    seconds = patience or feed.DISTRUST_SECONDS
+    seconds = patience or dispatcher.DISTRUST_SECONDS
     first = machines.distrust(patience) if patience else None
     ada = await scene.member()
     async with (

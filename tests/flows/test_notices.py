@@ -12,10 +12,11 @@ import pytest
 import websockets
 from pydantic import SecretStr
 
-from quartapp import database, models
-from quartapp.database import transaction
+from quartapp import models
+from quartapp.db import mongo
+from quartapp.db.mongo import transaction
 from quartapp.models import User
-from quartapp.models.notice import Kind
+from quartapp.models.notifications.notice import Kind
 from quartapp.settings import Settings
 from tests.people import Person, Server, Tab
 
@@ -27,7 +28,7 @@ async def another_service(server: Server) -> AsyncIterator[None]:
     settings = Settings.load(
         mongodb_uri=SecretStr(f"mongodb://{socket}/?directConnection=true"), data=server.data
     )
-    async with database.connected(settings, models.DOCUMENTS):
+    async with mongo.connected(settings, models.DOCUMENTS):
         yield
 
 

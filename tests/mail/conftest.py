@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from quartapp.mail.postman import Postman
+from quartapp.jobs.outbox_worker import Postman
 from quartapp.models import Mail
 from quartapp.settings import Settings
 

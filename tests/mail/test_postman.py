@@ -16,12 +16,12 @@ import pytest
 from pydantic import SecretStr
 
 from quartapp import clock
-from quartapp.database import Database, transaction
-from quartapp.database import Session as Tx
-from quartapp.mail import carriers, letters
+from quartapp.db.mongo import Database, transaction
+from quartapp.db.mongo import Session as Tx
+from quartapp.email import messages, transports
 from quartapp.models import Mail
-from quartapp.models.mail import FIRST_PAUSE, LEASE, TRIES, Letter
-from quartapp.models.user import User
+from quartapp.models.accounts.user import User
+from quartapp.models.email.outbox import FIRST_PAUSE, LEASE, TRIES, Letter
 from quartapp.settings import Settings
 from tests.mail.conftest import PostOffice, postman, the_outbox
 from tests.mail.server import LOGIN
@@ -140,8 +140,8 @@ async def test_a_server_that_hangs_holds_nobody_for_long(
     ada: User,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert timedelta(seconds=carriers.SECONDS) < LEASE
-    monkeypatch.setattr(carriers, "SECONDS", 0.5)
+    assert timedelta(seconds=transports.SECONDS) < LEASE
+    monkeypatch.setattr(transports, "SECONDS", 0.5)
     server = await asyncio.start_server(behave, "127.0.0.1", 0)
     async with server:
         silent = PostOffice(server.sockets[0].getsockname()[1], settings.data)
@@ -183,14 +183,14 @@ async def test_a_letter_that_cannot_be_written_is_given_up_in_the_end_and_keeps_
     await queue(ada)
     poison = some(await Mail.find_one({}))
     await queue(ada, "reader@example.org")
-    told = letters.write
+    told = messages.write
 
     def write(mail: Mail, **words: Any) -> EmailMessage:
         if mail.id == poison.id:
             raise KeyError("token")
         return told(mail, **words)
 
-    monkeypatch.setattr(letters, "write", write)
+    monkeypatch.setattr(messages, "write", write)
     await postman(settings, office).deliver()
     assert [envelope.rcpt_tos for envelope in office.envelopes] == [["reader@example.org"]]
     await Mail.change({"_id": poison.id}, {"$set": {"tries": TRIES - 1}})
@@ -332,7 +332,7 @@ async def test_what_is_told_cannot_become_a_header(
 async def test_without_a_server_letters_are_files_that_their_owner_alone_can_read(
     settings: Settings, ada: User, office: PostOffice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carriers, "FILES", 3)
+    monkeypatch.setattr(transports, "FILES", 3)
     for number in range(5):
         await queue(ada, f"reader{number}@example.org")
         await postman(settings, office, smtp_host="").deliver()

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from quartapp.database import Database
-from quartapp.models import principal
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.principal import Ended
-from quartapp.models.role import Role
-from quartapp.models.session import Reason, Session, digest_of
-from quartapp.models.user import User
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Ended
+from quartapp.db.mongo import Database
+from quartapp.models.accounts.user import User
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.roles.role import Role
+from quartapp.models.sessions.session import Reason, Session, digest_of
 
 T = TypeVar("T")
 NOTHING: Mapping[str, Any] = {"_id": {"$exists": False}}
@@ -55,7 +55,7 @@ async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
 
 async def why_over(token: str) -> Reason | None:
     """Why the session of the token is over; None while it lives."""
-    standing = await principal.by_digest(digest_of(token))
+    standing = await session_rule.by_digest(digest_of(token))
     assert standing is not None
     return standing.reason if isinstance(standing, Ended) else None
 

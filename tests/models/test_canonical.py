@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from quartapp import clock, models
-from quartapp.database import Database
-from quartapp.models import Invitation, Role, User, canonical
-from quartapp.models.actor import NOBODY
-from quartapp.models.invitation import InvitedAlready
-from quartapp.models.user import Taken, address_fields
+from quartapp.db.mongo import Database
+from quartapp.models import Invitation, Role, User
+from quartapp.models.accounts import canonical
+from quartapp.models.accounts.user import Taken, address_fields
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.invitations.invitation import InvitedAlready
 from tests.models.stories import again, at_once, some
 
 UNICODE, ASCII = "ada@bücher.example", "ada@xn--bcher-kva.example"

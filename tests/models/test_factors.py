@@ -10,21 +10,21 @@ import pytest
 from pyotp.totp import TOTP
 
 from quartapp import clock
-from quartapp.database import Database
-from quartapp.models import enrolment, recovery_codes, totp
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.enrolment import Enrolled, HasFactor
-from quartapp.models.event import Event, Verb
-from quartapp.models.mail import Mail
-from quartapp.models.notice import Notice
-from quartapp.models.principal import Principal, by_digest
-from quartapp.models.recovery_codes import NothingToRecover
-from quartapp.models.role import BuiltInRole, Role
-from quartapp.models.session import Factor, Reason, RightsChanged, Session, digest_of
-from quartapp.models.totp import SECONDS, WrongAppCode
-from quartapp.models.user import User
+from quartapp.authority.session_rule import Principal, by_digest
+from quartapp.db.mongo import Database
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.email.outbox import Mail
+from quartapp.models.factors import enrolment, recovery_codes, totp
+from quartapp.models.factors.enrolment import Enrolled, HasFactor
+from quartapp.models.factors.recovery_codes import NothingToRecover
+from quartapp.models.factors.totp import SECONDS, WrongAppCode
+from quartapp.models.notifications.notice import Notice
+from quartapp.models.roles.role import BuiltInRole, Role
+from quartapp.models.sessions.session import Factor, Reason, RightsChanged, Session, digest_of
 from quartapp.policy import ADMIN, Permission
-from quartapp.sealed import Seal
+from quartapp.security.encryption import Seal
 from tests.models.stories import (
     accepting,
     acting,

@@ -10,10 +10,10 @@ import pytest
 from limits import RateLimitItem, parse
 
 from quartapp import clock, throttle
-from quartapp.database import Database
-from quartapp.models.allowance import Allowance
-from quartapp.models.guess import Guesses
-from quartapp.passwords import Busy
+from quartapp.db.mongo import Database
+from quartapp.models.limits.counter import Allowance
+from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.security.passwords import Busy
 from quartapp.throttle import Key, TooMany, count, guessing
 
 FIVE = parse("5 per 5 minutes")

@@ -8,15 +8,22 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
-from quartapp.database import Database
-from quartapp.models import Invitation, Mail, invitation, last_day
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.event import Event, Verb
-from quartapp.models.invitation import EnoughInvitations, Fate, InvitationGone, InvitedAlready
-from quartapp.models.notice import Notice
-from quartapp.models.references import ref
-from quartapp.models.role import Role
-from quartapp.models.user import Taken, User
+from quartapp.db.mongo import Database
+from quartapp.models import Invitation, Mail
+from quartapp.models.accounts import account_expiry
+from quartapp.models.accounts.user import Taken, User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.references import ref
+from quartapp.models.invitations import invitation
+from quartapp.models.invitations.invitation import (
+    EnoughInvitations,
+    Fate,
+    InvitationGone,
+    InvitedAlready,
+)
+from quartapp.models.notifications.notice import Notice
+from quartapp.models.roles.role import Role
 from quartapp.policy import Permission
 from tests.models.stories import (
     NOTHING,
@@ -403,6 +410,6 @@ async def test_the_letter_and_the_account_stand_or_fall_with_what_is_written(
 
 async def test_an_inviter_with_a_last_day_may_invite_until_then(db: Database, root: User) -> None:
     eve, _ = await host("eve")
-    await last_day.appoint(eve, clock.now().date(), by=NOBODY)
+    await account_expiry.appoint(eve, clock.now().date(), by=NOBODY)
     await Invitation.write(BOB, None, by=acting(eve))
     assert await take_up(await sent())

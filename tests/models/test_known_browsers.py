@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from quartapp import clock
-from quartapp.database import Database
-from quartapp.models import enrolment, timeline
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.event import Event, Verb
-from quartapp.models.mail import Letter, Mail
-from quartapp.models.session import Reason, Session
-from quartapp.models.user import User
+from quartapp.db.mongo import Database
+from quartapp.models.accounts.user import User
+from quartapp.models.audit import activity
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.email.outbox import Letter, Mail
+from quartapp.models.factors import enrolment
+from quartapp.models.sessions.session import Reason, Session
 from tests.models.stories import HOUR, acting, again, register
 
 MINE, THEIRS = "the owner's browser", "the intruder's browser"
@@ -59,7 +60,7 @@ async def write_a_password_by_hand(ada: User, mine: Session) -> object:
 async def say_that_it_was_not_me(ada: User, mine: Session) -> object:
     match = {"verb": Verb.SESSION_STARTED}
     started = await Event.find(match, sort="-_id").to_list()
-    return await timeline.disown(started[0], by=by(ada, mine))
+    return await activity.disown(started[0], by=by(ada, mine))
 
 
 async def end_other_sessions(ada: User, mine: Session) -> object:

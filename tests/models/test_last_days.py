@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from quartapp import clock
-from quartapp.authority import departures
-from quartapp.authority.stream import Change
-from quartapp.database import Database
-from quartapp.models import last_day
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.event import Event, Verb
-from quartapp.models.notice import Notice
-from quartapp.models.session import Reason, SessionOver
-from quartapp.models.user import LastAdministrator, User
+from quartapp.authority.change_stream import Change
+from quartapp.db.mongo import Database
+from quartapp.jobs.account_expiry import Departures, see_off
+from quartapp.models.accounts import account_expiry
+from quartapp.models.accounts.user import LastAdministrator, User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.notifications.notice import Notice
+from quartapp.models.sessions.session import Reason, SessionOver
 from tests.models.stories import (
     acting,
     again,
@@ -57,17 +57,17 @@ async def test_a_last_day_is_set_told_moved_and_taken_back_and_ends_nothing(db: 
     _, token = await sign_in(ada)
     by = acting(root)
     first, second = ahead(), ahead(31)
-    assert await last_day.appoint(ada, first, by=by)
-    assert await last_day.appoint(ada, first, by=by) is None, "it is so already"
+    assert await account_expiry.appoint(ada, first, by=by)
+    assert await account_expiry.appoint(ada, first, by=by) is None, "it is so already"
     closes = (await again(ada)).closes_at
     assert closes is not None
     assert closes.date() == first + timedelta(days=1)
     assert (closes.hour, closes.minute, closes.second, closes.microsecond) == (0, 0, 0, 0)
     assert (await again(ada)).last_day == first
-    assert await last_day.appoint(ada, second, by=by)
+    assert await account_expiry.appoint(ada, second, by=by)
     assert (await again(ada)).last_day == second
-    assert await last_day.lift(ada, by=by)
-    assert await last_day.lift(ada, by=by) is None
+    assert await account_expiry.lift(ada, by=by)
+    assert await account_expiry.lift(ada, by=by) is None
     assert (await again(ada)).last_day is None
     assert await why_over(token) is None
     assert (await again(ada)).authz_version == ada.authz_version
@@ -107,7 +107,7 @@ async def test_it_is_put_on_record_once_however_many_see_it(db: Database, worker
     ada = await register("ada", "member")
     session, _ = await sign_in(ada)
     ada = await let_it_pass(ada)
-    done = await at_once(*(last_day.close(ada) for _ in range(workers)))
+    done = await at_once(*(account_expiry.close(ada) for _ in range(workers)))
     (event,) = [each for each in done if each]
     closed = await again(ada)
     assert (closed.disabled_at, closed.closes_at) == (ada.closes_at, None)
@@ -121,7 +121,7 @@ async def test_it_is_put_on_record_once_however_many_see_it(db: Database, worker
     (told,) = await Notice.after(ada.id, 1)
     assert told.text.startswith("Your last day was ")
     assert session.id == over["_id"]
-    assert await last_day.due() == []
+    assert await account_expiry.due() == []
 
 
 async def test_one_that_cannot_be_closed_does_not_keep_the_others(
@@ -129,15 +129,15 @@ async def test_one_that_cannot_be_closed_does_not_keep_the_others(
 ) -> None:
     await register("root", "admin")
     people = [await let_it_pass(await register(name, "member")) for name in ("ada", "bob", "eve")]
-    close = last_day.close
+    close = account_expiry.close
 
     async def fails(user: User) -> Event | None:
         if user.username == "bob":
             raise OSError("not this one")
         return await close(user)
 
-    monkeypatch.setattr(last_day, "close", fails)
-    await departures.see_off()
+    monkeypatch.setattr(account_expiry, "close", fails)
+    await see_off()
     shut = [(await again(user)).disabled_at is not None for user in people]
     assert shut == [True, False, True]
 
@@ -147,27 +147,29 @@ async def test_who_is_not_due_or_was_given_more_time_meanwhile_stays(db: Databas
     ada, bob = await register("ada", "member"), await register("bob", "member")
     await move(bob, clock.now() + timedelta(seconds=30))
     ada = await let_it_pass(ada)
-    assert [user.username for user in await last_day.due()] == ["ada"]
-    await last_day.appoint(ada, ahead(), by=NOBODY)
-    assert await last_day.close(ada) is None
-    assert await last_day.close(await again(bob)) is not None, "close itself does not ask when"
+    assert [user.username for user in await account_expiry.due()] == ["ada"]
+    await account_expiry.appoint(ada, ahead(), by=NOBODY)
+    assert await account_expiry.close(ada) is None
+    assert await account_expiry.close(await again(bob)) is not None, (
+        "close itself does not ask when"
+    )
     assert not (await again(ada)).disabled
 
 
 async def test_the_next_closing_is_the_soonest_to_come(db: Database) -> None:
-    assert await last_day.next_closing() is None
+    assert await account_expiry.next_closing() is None
     ada, bob, eve = [await register(name) for name in ("ada", "bob", "eve")]
-    await last_day.appoint(ada, ahead(2), by=NOBODY)
-    await last_day.appoint(bob, ahead(1), by=NOBODY)
+    await account_expiry.appoint(ada, ahead(2), by=NOBODY)
+    await account_expiry.appoint(bob, ahead(1), by=NOBODY)
     await let_it_pass(eve)
-    assert await last_day.next_closing() == last_day.closing(ahead(1))
+    assert await account_expiry.next_closing() == account_expiry.closing(ahead(1))
 
 
 def test_a_last_day_is_today_or_within_ten_years(monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime(2026, 11, 28, 23, 59, tzinfo=UTC)
     monkeypatch.setattr(clock, "now", lambda: now)
-    first, last = now.date(), now.date() + last_day.AT_MOST
-    possible = [last_day.is_possible(day) for day in (first - DAY, first, last, last + DAY)]
+    first, last = now.date(), now.date() + account_expiry.AT_MOST
+    possible = [account_expiry.is_possible(day) for day in (first - DAY, first, last, last + DAY)]
     assert possible == [False, True, True, False]
 
 
@@ -181,7 +183,7 @@ def test_a_last_day_is_today_or_within_ten_years(monkeypatch: pytest.MonkeyPatch
     ],
 )
 async def test_news_of_days_wake_who_waits_for_them(what: Change, wakes: bool) -> None:
-    watch = departures.Departures()
+    watch = Departures()
     watch.heard(what)
     assert watch._news.is_set() is wakes
 
@@ -189,10 +191,10 @@ async def test_news_of_days_wake_who_waits_for_them(what: Change, wakes: bool) -
 async def test_opening_an_account_again_leaves_no_last_day(db: Database) -> None:
     await register("root", "admin")
     ada = await register("ada", "member")
-    await last_day.appoint(ada, ahead(), by=NOBODY)
+    await account_expiry.appoint(ada, ahead(), by=NOBODY)
     await ada.disable(by=NOBODY)
     assert (await again(ada)).last_day is None
-    assert await last_day.appoint(ada, ahead(), by=NOBODY) is None, "it is closed as it is"
+    assert await account_expiry.appoint(ada, ahead(), by=NOBODY) is None, "it is closed as it is"
     assert await ada.enable(by=NOBODY)
     assert (await let_it_pass(ada)).closes_at is not None
     assert await ada.enable(by=NOBODY), "also one that nobody has put on record yet"
@@ -206,13 +208,13 @@ async def test_an_administrator_with_a_last_day_counts_until_then_and_one_withou
     admin = await role("admin")
     root = await register("root", "admin")
     with pytest.raises(LastAdministrator):
-        await last_day.appoint(root, ahead(), by=NOBODY)
+        await account_expiry.appoint(root, ahead(), by=NOBODY)
     grace = await register("grace", "admin")
-    await last_day.appoint(grace, ahead(), by=NOBODY)
+    await account_expiry.appoint(grace, ahead(), by=NOBODY)
     assert await User.active_administrators() == 2
     for verb in (
-        last_day.appoint(root, ahead(5), by=NOBODY),
-        last_day.appoint(root, ahead(60), by=NOBODY),
+        account_expiry.appoint(root, ahead(5), by=NOBODY),
+        account_expiry.appoint(root, ahead(60), by=NOBODY),
         root.disable(by=NOBODY),
         root.revoke(admin, by=NOBODY),
     ):
@@ -220,13 +222,13 @@ async def test_an_administrator_with_a_last_day_counts_until_then_and_one_withou
             await verb
     assert (await again(root)).closes_at is None
     # Who leaves anyway may leave sooner or later, or at once.
-    assert await last_day.appoint(grace, ahead(90), by=NOBODY)
+    assert await account_expiry.appoint(grace, ahead(90), by=NOBODY)
     await let_it_pass(grace)
     assert await User.active_administrators() == 1
     with pytest.raises(LastAdministrator, match="last active"):
         await root.disable(by=NOBODY)
     assert await grace.enable(by=NOBODY)
-    assert await last_day.appoint(root, ahead(5), by=NOBODY)
+    assert await account_expiry.appoint(root, ahead(5), by=NOBODY)
 
 
 @pytest.mark.parametrize("administrators", [2, 6])
@@ -243,8 +245,8 @@ async def test_of_administrators_who_send_each_other_away_one_stays_for_good(
                 [
                     lambda: user.disable(by=NOBODY),
                     lambda: user.revoke(admin, by=NOBODY),
-                    lambda: last_day.appoint(user, ahead(dice.randint(1, 9)), by=NOBODY),
-                    lambda: last_day.appoint(user, ahead(5), by=NOBODY),
+                    lambda: account_expiry.appoint(user, ahead(dice.randint(1, 9)), by=NOBODY),
+                    lambda: account_expiry.appoint(user, ahead(5), by=NOBODY),
                 ]
             )()
 
@@ -254,7 +256,9 @@ async def test_of_administrators_who_send_each_other_away_one_stays_for_good(
         for user in people:
             if (await again(user)).closes_at:
                 await let_it_pass(user)
-        await at_once(*(last_day.close(u) for u in await last_day.due() for _ in range(2)))
+        await at_once(
+            *(account_expiry.close(u) for u in await account_expiry.due() for _ in range(2))
+        )
         assert await User.active_administrators() == 1
         for user in people:
             await user.enable(by=NOBODY)
@@ -270,11 +274,11 @@ async def test_when_a_hand_in_the_database_sends_all_of_them_away_the_last_one_s
         await let_it_pass(user, 10 - number)
     await let_it_pass(ada)
     assert await User.active_administrators() == 0
-    due = await last_day.due()
+    due = await account_expiry.due()
     assert [user.username for user in due] == ["ada", "admin2", "admin1", "admin0"]
     # Many workers, which get along with their lists at different speeds.
     for user in due:
-        await at_once(*(last_day.close(user) for _ in range(4)))
+        await at_once(*(account_expiry.close(user) for _ in range(4)))
     assert await User.active_administrators() == 1
     assert not (await again(people[2])).disabled
     assert (await again(ada)).disabled
@@ -288,8 +292,8 @@ async def test_of_many_who_are_due_at_one_instant_one_administrator_stays(db: Da
     for _ in range(3):
         for user in people:
             await let_it_pass(user)
-        due = await last_day.due()
-        await at_once(*(last_day.close(user) for user in due for _ in range(2)))
+        due = await account_expiry.due()
+        await at_once(*(account_expiry.close(user) for user in due for _ in range(2)))
         assert await User.active_administrators(lasting=True) == 1
         for user in people:
             await user.enable(by=NOBODY)
@@ -302,10 +306,10 @@ async def test_nothing_that_happens_in_between_undoes_the_rule(db: Database) -> 
         root = await register(f"root{number}", "admin")
         grace = await let_it_pass(await register(f"grace{number}", "admin"))
         await at_once(
-            last_day.close(grace),
+            account_expiry.close(grace),
             root.revoke(admin, by=NOBODY),
             root.disable(by=NOBODY),
-            last_day.appoint(root, ahead(), by=NOBODY),
+            account_expiry.appoint(root, ahead(), by=NOBODY),
             unless=LastAdministrator,
         )
         assert await User.active_administrators(lasting=True) == 1
@@ -314,15 +318,15 @@ async def test_nothing_that_happens_in_between_undoes_the_rule(db: Database) -> 
 
 @pytest.mark.parametrize("days", [-400_000, -1, 3661])
 async def test_a_last_day_is_not_over_yet_and_not_ten_years_away(days: int) -> None:
-    assert not last_day.is_possible(
+    assert not account_expiry.is_possible(
         date.min if days < -9999 else clock.now().date() + timedelta(days=days)
     )
 
 
 async def test_today_can_be_a_last_day_and_the_end_of_time_cannot(db: Database) -> None:
-    assert last_day.is_possible(clock.now().date())
-    assert not last_day.is_possible(date.max)
+    assert account_expiry.is_possible(clock.now().date())
+    assert not account_expiry.is_possible(date.max)
     ada = await register("ada", "member")
     _, token = await sign_in(ada)
-    await last_day.appoint(ada, clock.now().date(), by=NOBODY)
+    await account_expiry.appoint(ada, clock.now().date(), by=NOBODY)
     assert await why_over(token) is None

@@ -12,29 +12,25 @@ import pytest
 from beanie import PydanticObjectId
 from bson import DBRef
 
-from quartapp import clock, database
-from quartapp.database import Database
-from quartapp.models import (
-    DOCUMENTS,
-    Invitation,
-    address,
-    invitation,
-    leaving,
-    personal,
-    principal,
-    recovery,
-)
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.comment import Comment
-from quartapp.models.event import Event, Verb
-from quartapp.models.mail import Letter, Mail
-from quartapp.models.notice import Kind, Notice
-from quartapp.models.post import Post
-from quartapp.models.principal import Ended
-from quartapp.models.role import Role
-from quartapp.models.session import Reason, digest_of
-from quartapp.models.token import Purpose, Token, TokenSpent
-from quartapp.models.user import LastAdministrator, User
+from quartapp import clock
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Ended
+from quartapp.db import mongo
+from quartapp.db.mongo import Database
+from quartapp.models import DOCUMENTS, Invitation
+from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
+from quartapp.models.accounts.user import LastAdministrator, User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.email.outbox import Letter, Mail
+from quartapp.models.invitations import invitation
+from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.post import Post
+from quartapp.models.privacy import account_deletion, personal_data
+from quartapp.models.roles.role import Role
+from quartapp.models.sessions.session import Reason, digest_of
 from tests.models.stories import (
     acting,
     again,
@@ -65,8 +61,8 @@ async def time_passes(user: User) -> None:
 async def erase_due() -> int:
     """How many were erased."""
     erased = 0
-    while user := await leaving.claim():
-        erased += await leaving.erase(user)
+    while user := await account_deletion.claim():
+        erased += await account_deletion.erase(user)
     return erased
 
 
@@ -81,7 +77,7 @@ async def test_who_closes_their_account_is_told_so_in_every_session(db: Database
     _, second = await sign_in(ada)
     event = some(await ada.close(by=acting(ada)))
     for token in (first, second):
-        standing = await principal.by_digest(digest_of(token))
+        standing = await session_rule.by_digest(digest_of(token))
         assert isinstance(standing, Ended)
         assert (standing.reason, standing.event) == (Reason.ACCOUNT_DISABLED, event.id)
         assert standing.message == "You closed your account."
@@ -94,12 +90,12 @@ async def test_what_another_closes_says_who_it_was(db: Database) -> None:
     root, ada = await register("root", "admin"), await register("ada")
     _, token = await sign_in(ada)
     event = some(await leave(ada, by=acting(root)))
-    standing = await principal.by_digest(digest_of(token))
+    standing = await session_rule.by_digest(digest_of(token))
     assert isinstance(standing, Ended)
     assert standing.message == "root closed your account, and it will be deleted."
     # What the change stream says of it leads to the same words.
     row = some(await db["sessions"].find_one({}))
-    (heard,) = await principal.ended({row["_id"]: row}, {})
+    (heard,) = await session_rule.ended({row["_id"]: row}, {})
     assert isinstance(heard, Ended)
     assert heard.message == standing.message
     assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
@@ -124,16 +120,16 @@ async def test_a_session_of_a_closed_account_is_over_whoever_closed_it_and_howev
 async def test_its_owner_comes_back_once_with_the_token_and_all_is_as_it_was(db: Database) -> None:
     ada = await register("ada", "member")
     await leave(ada, with_posts=True)
-    token = await leaving.issue(await again(ada))
-    assert some(await leaving.asked_by(token)).id == ada.id
-    back = await leaving.come_back(token, by=Actor(ip="192.0.2.8"))
+    token = await account_deletion.issue(await again(ada))
+    assert some(await account_deletion.asked_by(token)).id == ada.id
+    back = await account_deletion.come_back(token, by=Actor(ip="192.0.2.8"))
     assert (back.is_open, back.deletes_at, back.deletes_posts) == (True, None, False)
     assert await names_of_roles(ada) == {"member"}
     assert Letter.RESTORED in await letters(ada)
     event = some(await Event.find_one({"verb": Verb.USER_RESTORED}))
     assert some(event.actor).ref.id == ada.id
     with pytest.raises(TokenSpent):
-        await leaving.come_back(token, by=NOBODY)
+        await account_deletion.come_back(token, by=NOBODY)
     assert await erase_due() == 0
     (welcome,) = await Notice.page(ada.id)
     assert welcome.kind is Kind.WELCOME, "they know that they came back"
@@ -145,7 +141,7 @@ async def test_its_owner_comes_back_once_with_the_token_and_all_is_as_it_was(db:
 async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
     root, ada = await register("root", "admin"), await register("ada")
     await leave(ada, by=acting(root) if why == "by another" else None)
-    token = await leaving.issue(await again(ada))
+    token = await account_deletion.issue(await again(ada))
     if why == "disabled":
         await ada.disable(by=acting(root))
     elif why == "too late":
@@ -156,9 +152,9 @@ async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
         await ada.restore(by=acting(root))
         assert (await Notice.page(ada.id))[0].text == "root opened your account again."
     before = await dump(db)
-    assert await leaving.asked_by(token) is None
+    assert await account_deletion.asked_by(token) is None
     with pytest.raises(TokenSpent):
-        await leaving.come_back(token, by=NOBODY)
+        await account_deletion.come_back(token, by=NOBODY)
     assert await dump(db) == before
 
 
@@ -191,13 +187,13 @@ async def test_whom_an_administrator_deletes_cannot_come_back_though_they_were_f
     await leave(ada)
     first = some((await again(ada)).deletes_at)
     assert await leave(ada) is None, "that puts nothing off"
-    token = await leaving.issue(await again(ada))
+    token = await account_deletion.issue(await again(ada))
     event = some(await leave(ada, by=acting(root), with_posts=True))
     after = await again(ada)
     assert (after.closed_by_owner, after.deletes_at, after.deletes_posts) == (False, first, True)
     assert event.details == {"until": clock.to_the_minute(first), "posts": "removed"}
     with pytest.raises(TokenSpent):
-        await leaving.come_back(token, by=NOBODY)
+        await account_deletion.come_back(token, by=NOBODY)
     assert await letters(ada) == [Letter.LEAVING, Letter.REMOVED]
     assert await leave(ada, by=acting(root)) is None, "nor a third time"
     assert await leave(ada) is None, "nor does it become theirs again"
@@ -234,9 +230,9 @@ async def invited(email: str, *, by: User) -> Invitation:
 
 async def has_another_address(user: User, email: str) -> None:
     """They changed it, and read the mail there."""
-    await address.ask_for(user, email, limit=limits.parse("5 per hour"), by=acting(user))
+    await email_address.ask_for(user, email, limit=limits.parse("5 per hour"), by=acting(user))
     token = await Token.issue(PydanticObjectId(), Purpose.CONFIRM, user, email, lasts=DAY)
-    await address.confirm_by_link(user, token, by=acting(user))
+    await email_address.confirm_by_link(user, token, by=acting(user))
 
 
 async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
@@ -260,7 +256,7 @@ async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
     await Comment.write(mine, "by bob", by=acting(bob))
     await some(await Comment.write(mine, "by bob", by=acting(bob))).remove(by=acting(root))
     await Token.issue(PydanticObjectId(), Purpose.CONFIRM, ada, ada.email, lasts=DAY)
-    await recovery.ask("Canary@example.org", by=Actor(ip="192.0.2.7"))
+    await password_reset.ask("Canary@example.org", by=Actor(ip="192.0.2.7"))
     removed = await Post.write("Of canary, removed", "text", by=acting(ada))
     await removed.remove(by=acting(root))
     await sign_in(bob)
@@ -300,13 +296,13 @@ async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool)
         {"posts": "removed" if with_posts else "kept"},
     )
     assert [each.text for each in await Notice.page(bob.id, limit=3)] == [
-        f"{personal.NOBODY_NOW} ended your sessions.",
+        f"{personal_data.NOBODY_NOW} ended your sessions.",
         "root removed your comment on “a post of somebody who has left”.",
-        f"{personal.NOBODY_NOW} commented on “Of bob”.",
+        f"{personal_data.NOBODY_NOW} commented on “Of bob”.",
     ]
     root = some(await User.by_username("root"))
     assert (await Notice.page(root.id, limit=1))[0].text == (
-        f"{personal.NOBODY_NOW} took up your invitation to their address."
+        f"{personal_data.NOBODY_NOW} took up your invitation to their address."
     )
     if with_posts:
         (post,) = after["posts"]
@@ -316,7 +312,7 @@ async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool)
 
 async def test_one_is_shown_what_is_held_and_of_others_not_who_they_are(db: Database) -> None:
     ada, _, _ = await a_life(db)
-    found = json.loads("".join([piece async for piece in personal.export(ada)]))
+    found = json.loads("".join([piece async for piece in personal_data.export(ada)]))
     invitations = sorted(found["invitations"], key=lambda each: each["created_at"])
     told = [
         (each["by"], each["to"], each.get("email"), "withdrawn_at" in each, "accepted_at" in each)
@@ -350,7 +346,7 @@ async def test_what_came_to_a_former_address_after_it_was_given_up_is_not_theirs
     root, ada = await register("root", "admin"), await register("ada")
     await has_another_address(ada, "new@example.org")
     later = await invited("ada@example.org", by=root)
-    found = json.loads("".join([piece async for piece in personal.export(await again(ada))]))
+    found = json.loads("".join([piece async for piece in personal_data.export(await again(ada))]))
     assert found["invitations"] == []
     assert "user.invited" not in {each["verb"] for each in found["events"]}
     await leave(ada)
@@ -365,7 +361,7 @@ async def test_erasing_reads_no_more_than_it_has_to(db: Database) -> None:
     ada, _, _ = await a_life(db)
     await leave(ada, with_posts=True)
     await time_passes(ada)
-    held = {holding.name for holding in personal.HELD}
+    held = {holding.name for holding in personal_data.HELD}
     for name in held:
         await db[name].insert_many([of_another(number) for number in range(100)])
         # How it was read when there was next to nothing in it.
@@ -387,7 +383,7 @@ def of_another(number: int) -> dict[str, Any]:
 
 
 async def why_over_or_gone(token: str) -> bool:
-    return await principal.by_digest(digest_of(token)) is None
+    return await session_rule.by_digest(digest_of(token)) is None
 
 
 async def test_names_are_free_again_when_their_bearer_is_gone_and_not_before(db: Database) -> None:
@@ -417,15 +413,15 @@ async def test_what_a_worker_that_died_has_begun_another_ends(db: Database) -> N
     ada, _, told = await a_life(db)
     await leave(ada, with_posts=True)
     await time_passes(ada)
-    begun = some(await leaving.claim())
-    for holding in personal.HELD[:6]:
-        await holding.erase(await personal.Person.of(begun))
-    assert await leaving.claim() is None, "the lease lasts"
+    begun = some(await account_deletion.claim())
+    for holding in personal_data.HELD[:6]:
+        await holding.erase(await personal_data.Person.of(begun))
+    assert await account_deletion.claim() is None, "the lease lasts"
     over = {"$set": {"erasing_until": clock.now() - timedelta(seconds=1)}}
     assert await User.change({"_id": ada.id}, over)
     assert await erase_due() == 1
     # The first one was only slow, and comes to its end after all.
-    assert await leaving.erase(begun) is False
+    assert await account_deletion.erase(begun) is False
     assert await Event.find({"verb": Verb.USER_ERASED}).count() == 1
     assert some(await Post.get(told["other"])).comment_count == 1
 
@@ -459,7 +455,7 @@ async def test_who_is_being_erased_cannot_be_restored(db: Database) -> None:
     await time_passes(ada)
     assert await ada.restore(by=NOBODY) is None
     # Whatever their clock says.
-    assert await leaving.claim()
+    assert await account_deletion.claim()
     await User.change({"_id": ada.id}, {"$set": {"deletes_at": clock.now() + DAY}})
     assert await ada.restore(by=NOBODY) is None
 
@@ -475,9 +471,9 @@ async def test_what_is_said_below_a_post_at_the_moment_of_its_end_goes_with_it(
 
     async def late(work: Any) -> Any:
         said.append(await Comment.write(post, "Late", by=acting(bob)))
-        return await database.transaction(work)
+        return await mongo.transaction(work)
 
-    monkeypatch.setattr(personal, "transaction", late)
+    monkeypatch.setattr(personal_data, "transaction", late)
     assert await erase_due() == 1
     assert said[0] is not None
     assert await Comment.find({}).count() == 0
@@ -490,22 +486,22 @@ async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
     post = await Post.write("A post", "text", by=acting(ada))
     await leave(ada)
     await time_passes(ada)
-    forget_name = personal.forget_name
+    forget_name = personal_data.forget_name
 
     async def late(user: User) -> None:
         await forget_name(user)
         await Comment.write(post, "Late", by=acting(bob))
-        await recovery.ask("ADA@example.org", by=NOBODY)
+        await password_reset.ask("ADA@example.org", by=NOBODY)
 
-    monkeypatch.setattr(personal, "forget_name", late)
+    monkeypatch.setattr(personal_data, "forget_name", late)
     assert await erase_due() == 1
     assert await Notice.find({"user.$id": ada.id}).count() == 0
     assert await Mail.find({}).count() == 0
 
 
 def test_every_collection_says_what_it_holds_about_people() -> None:
-    held = [holding.document for holding in personal.HELD]
-    assert {User, *held, *personal.IMPERSONAL} == set(DOCUMENTS)
-    for document in personal.IMPERSONAL:
+    held = [holding.document for holding in personal_data.HELD]
+    assert {User, *held, *personal_data.IMPERSONAL} == set(DOCUMENTS)
+    for document in personal_data.IMPERSONAL:
         fields = {str(field.annotation) for field in document.model_fields.values()}
         assert not [each for each in fields if "User" in each], document

@@ -10,15 +10,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from quartapp import clock
-from quartapp.database import Database, transaction
-from quartapp.database import Session as Tx
-from quartapp.models import Invitation, Mail, recovery, recovery_codes
-from quartapp.models.actor import NOBODY
-from quartapp.models.factor import Factor
-from quartapp.models.mail import Letter
-from quartapp.models.mailbox import Mailbox
-from quartapp.models.notice import Kind, Notice
-from quartapp.models.user import User
+from quartapp.db.mongo import Database, transaction
+from quartapp.db.mongo import Session as Tx
+from quartapp.models import Invitation, Mail
+from quartapp.models.accounts import password_reset
+from quartapp.models.accounts.user import User
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.email.mailbox import Mailbox
+from quartapp.models.email.outbox import Letter
+from quartapp.models.factors import recovery_codes
+from quartapp.models.factors.factor import Factor
+from quartapp.models.notifications.notice import Kind, Notice
 from tests.models.stories import acting, again, register
 
 ADA = "ada@example.org"
@@ -79,7 +81,7 @@ async def test_all_spellings_of_a_mailbox_share_its_budget(
 
 
 async def test_many_at_once_get_no_more_than_the_budget(db: Database) -> None:
-    asked = [recovery.ask(f"ada+{number}@example.org", by=NOBODY) for number in range(30)]
+    asked = [password_reset.ask(f"ada+{number}@example.org", by=NOBODY) for number in range(30)]
     with capture_logs() as logs:
         await asyncio.gather(*asked)
     assert await queued() == {"password.reset": 5}
@@ -122,5 +124,5 @@ async def test_an_unverified_address_gets_no_notifications(db: Database) -> None
     await ada.change_password("another", by=acting(ada))
     await ada.close(by=acting(ada))
     assert await queued() == {}
-    await recovery.ask(ada.email, by=NOBODY)
+    await password_reset.ask(ada.email, by=NOBODY)
     assert await queued() == {"password.reset": 1}

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from quartapp.database import Database
-from quartapp.models.actor import NOBODY
-from quartapp.models.comment import Comment
-from quartapp.models.notice import Notice
-from quartapp.models.post import Post
-from quartapp.models.user import User
+from quartapp.db.mongo import Database
+from quartapp.models.accounts.user import User
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.notifications.notice import Notice
+from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.post import Post
 from tests.models.stories import acting, again, register, role, some
 
 

@@ -10,18 +10,18 @@ import pytest
 from beanie import Link, PydanticObjectId
 
 from quartapp import clock
-from quartapp.database import Database
-from quartapp.models import principal
-from quartapp.models.actor import NOBODY
-from quartapp.models.comment import Comment
-from quartapp.models.event import Event, Verb
-from quartapp.models.invitation import Invitation
-from quartapp.models.notice import Kind, Notice
-from quartapp.models.post import Post
-from quartapp.models.references import linked_id, ref
-from quartapp.models.role import Role
-from quartapp.models.session import Session, digest_of, fingerprint
-from quartapp.models.user import User
+from quartapp.authority import session_rule
+from quartapp.db.mongo import Database
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.references import linked_id, ref
+from quartapp.models.invitations.invitation import Invitation
+from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.post import Post
+from quartapp.models.roles.role import Role
+from quartapp.models.sessions.session import Session, digest_of, fingerprint
 from tests.models.stories import HOUR, acting, register, role, some
 
 CROWD, EACH = 30, 10
@@ -108,7 +108,7 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "people": (lambda _: User.search("", limit=5), 2, 7),
     "people past a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
     "who is on": (lambda _: Session.on_now(limit=5), 2, 10),
-    "a session by its token": (lambda _: principal.by_digest(digest_of("3 3")), 1, 3),
+    "a session by its token": (lambda _: session_rule.by_digest(digest_of("3 3")), 1, 3),
     "somebody by name": (lambda _: User.by_username("USER07"), 2, 2),
     "somebody by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
     "an invitation by its token": (lambda _: Invitation.by_token("x" * 43), 1, 0),

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from quartapp import ceremonies, clock
-from quartapp.ceremonies import Asker, Refused, Shown, Site
-from quartapp.database import Database
-from quartapp.models.enrolment import Enrolled
-from quartapp.models.event import Event, Verb
-from quartapp.models.passkey import EnoughPasskeys, Passkey, PasskeyTaken
-from quartapp.models.user import User
+from quartapp import clock
+from quartapp.db.mongo import Database
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.factors.enrolment import Enrolled
+from quartapp.models.factors.passkey import EnoughPasskeys, Passkey, PasskeyTaken
+from quartapp.security import webauthn
+from quartapp.security.webauthn import Asker, Refused, Shown, Site
 from tests.models.stories import NOTHING, accepting, acting, again, at_once, dump, register, some
 from tests.security_key import Authenticator, a_passkey
 
@@ -22,7 +23,7 @@ ASKER = Asker("key" * 16, "show visitor x")
 
 
 def shown(device: Authenticator) -> Shown:
-    return ceremonies.shown(SITE, ASKER, device.show(ceremonies.ask_to_show(SITE, ASKER)))
+    return webauthn.shown(SITE, ASKER, device.show(webauthn.ask_to_show(SITE, ASKER)))
 
 
 async def the_passkey(device: Authenticator) -> Passkey:

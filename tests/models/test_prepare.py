@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from pymongo import IndexModel
 
-from quartapp import database, models
-from quartapp.database import Database
-from quartapp.models.actor import NOBODY
-from quartapp.models.role import Role
+from quartapp import models
+from quartapp.db import mongo
+from quartapp.db.mongo import Database
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.roles.role import Role
 from quartapp.policy import BUILT_IN_ROLES, Permission
 from quartapp.settings import Settings, StartError
 from tests.models.stories import at_once, dump, role
@@ -30,7 +31,7 @@ async def indexes(db: Database) -> dict[str, Any]:
 @pytest.fixture
 async def db(unprepared: Settings) -> AsyncIterator[Database]:
     """A database of its own: what happens to the indexes of others is felt by the next test."""
-    async with database.connected(unprepared, models.DOCUMENTS) as connected:
+    async with mongo.connected(unprepared, models.DOCUMENTS) as connected:
         await models.prepare()
         yield connected
 
@@ -47,7 +48,7 @@ async def expect_ready(db: Database) -> None:
 
 
 async def test_many_connections_at_once_prepare_one_empty_database(unprepared: Settings) -> None:
-    async with database.connected(unprepared, models.DOCUMENTS) as db:
+    async with mongo.connected(unprepared, models.DOCUMENTS) as db:
         await at_once(*(models.prepare() for _ in range(8)))
         await expect_ready(db)
 
@@ -73,7 +74,7 @@ async def test_many_processes_at_once_prepare_one_empty_database(
     for process in processes:
         _, complaint = await process.communicate()
         assert process.returncode == 0, complaint.decode()
-    async with database.connected(unprepared, models.DOCUMENTS) as db:
+    async with mongo.connected(unprepared, models.DOCUMENTS) as db:
         await expect_ready(db)
 
 

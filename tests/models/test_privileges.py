@@ -9,26 +9,21 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock, models
-from quartapp.database import Database
-from quartapp.database import Session as Tx
-from quartapp.models import (
-    Invitation,
-    Role,
-    Session,
-    User,
-    enrolment,
-    last_day,
-    principal,
-    privileges,
-)
-from quartapp.models import session as sessions
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.event import Event, Verb
-from quartapp.models.factor import Factor
-from quartapp.models.privileges import MissingPermission, require_to_manage
-from quartapp.models.references import ref
-from quartapp.models.role import ManagementByDefault
-from quartapp.models.session import Reason, RightsChanged, SessionOver, digest_of
+from quartapp.authority import session_rule
+from quartapp.db.mongo import Database
+from quartapp.db.mongo import Session as Tx
+from quartapp.models import Invitation, Role, Session, User
+from quartapp.models.accounts import account_expiry
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization import privileges
+from quartapp.models.authorization.privileges import MissingPermission, require_to_manage
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.references import ref
+from quartapp.models.factors import enrolment
+from quartapp.models.factors.factor import Factor
+from quartapp.models.roles.role import ManagementByDefault
+from quartapp.models.sessions import session as sessions
+from quartapp.models.sessions.session import Reason, RightsChanged, SessionOver, digest_of
 from quartapp.policy import ADMIN, MANAGEMENT, MEMBER, Permission
 from tests.models.stories import (
     acting,
@@ -54,8 +49,8 @@ async def holder(name: str, *permissions: Permission, requires_factor: bool = Fa
 async def in_session(user: User) -> Actor:
     """The user as they act from a page, in a session that has just begun."""
     _, token = await sign_in(user)
-    who = await principal.by_digest(digest_of(token))
-    assert isinstance(who, principal.Principal)
+    who = await session_rule.by_digest(digest_of(token))
+    assert isinstance(who, session_rule.Principal)
     return Actor(
         who.user_id, who.username, "192.0.2.7", who.session_id, who.version, who.permissions
     )
@@ -169,8 +164,8 @@ VERBS: dict[str, Manage] = {
     "close": lambda user, by: user.close(by=by),
     "delete": lambda user, by: user.close(by=by, deletes_at=clock.now() + timedelta(days=1)),
     "restore": lambda user, by: user.restore(by=by),
-    "set expiry": lambda user, by: last_day.appoint(user, clock.now().date(), by=by),
-    "lift expiry": lambda user, by: last_day.lift(user, by=by),
+    "set expiry": lambda user, by: account_expiry.appoint(user, clock.now().date(), by=by),
+    "lift expiry": lambda user, by: account_expiry.lift(user, by=by),
     "reset factors": lambda user, by: enrolment.reset(user, by=by),
     "set a password": lambda user, by: user.change_password("new", by=by),
 }
@@ -256,7 +251,7 @@ async def test_a_permission_lost_meanwhile_is_not_used(
                 )
         return await real(by, tx)
 
-    for name in ("privileges", "role", "invitation"):
+    for name in ("authorization.privileges", "roles.role", "invitations.invitation"):
         monkeypatch.setattr(f"quartapp.models.{name}.holdings_of", late)
     works = {
         "grant": lambda: ada.grant(auditor, by=by),
@@ -350,8 +345,8 @@ async def test_an_edit_keeps_permissions_that_this_version_does_not_know(db: Dat
         ["posts.write"],
     )
     _, token = await sign_in(await register("ada", "new"))
-    who = await principal.by_digest(digest_of(token))
-    assert isinstance(who, principal.Principal)
+    who = await session_rule.by_digest(digest_of(token))
+    assert isinstance(who, session_rule.Principal)
     assert who.permissions == {"users.read"}, "it allows nothing"
     # A newer version that knows it may serve beside this one.
     await refused(db, new.remove(by=keeper), "moon.land")

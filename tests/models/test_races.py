@@ -7,17 +7,21 @@ import random
 
 import pytest
 
-from quartapp.database import Database, InDoubt, transaction
-from quartapp.database import Session as Tx
-from quartapp.models import principal
-from quartapp.models.actor import NOBODY
-from quartapp.models.event import Event, Verb
-from quartapp.models.notice import Kind, Notice
-from quartapp.models.principal import Ended
-from quartapp.models.role import Role, RoleTaken
-from quartapp.models.session import Reason, Session, digest_of
-from quartapp.models.token import TokenSpent, issue_setup, make_first_administrator
-from quartapp.models.user import LastAdministrator, PasswordMoved, RoleGone, Taken, User
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Ended
+from quartapp.db.mongo import Database, InDoubt, transaction
+from quartapp.db.mongo import Session as Tx
+from quartapp.models.accounts.one_time_token import (
+    TokenSpent,
+    issue_setup,
+    make_first_administrator,
+)
+from quartapp.models.accounts.user import LastAdministrator, PasswordMoved, RoleGone, Taken, User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.roles.role import Role, RoleTaken
+from quartapp.models.sessions.session import Reason, Session, digest_of
 from tests.models.stories import (
     acting,
     again,
@@ -246,7 +250,7 @@ async def test_a_sign_in_at_that_instant_outlives_nothing_that_was_taken_away(
 
         _, *opened = await asyncio.gather(take(), late(), late(), late())
         for _, token in opened:
-            standing = await principal.by_digest(digest_of(token))
+            standing = await session_rule.by_digest(digest_of(token))
             # One who comes after the deletion of a role may enter without it.
             assert isinstance(standing, Ended) or (
                 verb == "remove" and standing and standing.roles == ("member",)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from quartapp.database import Database
-from quartapp.models.actor import NOBODY
-from quartapp.models.comment import Comment
-from quartapp.models.post import Post
-from quartapp.models.role import Role
-from quartapp.models.session import Reason
-from quartapp.models.token import issue_setup, make_first_administrator
-from quartapp.models.user import User
-from quartapp.passwords import PasswordHasher
+from quartapp.db.mongo import Database
+from quartapp.models.accounts.one_time_token import issue_setup, make_first_administrator
+from quartapp.models.accounts.user import User
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.post import Post
+from quartapp.models.roles.role import Role
+from quartapp.models.sessions.session import Reason
+from quartapp.security.passwords import PasswordHasher
 from tests.models.stories import acting, again, dump, role, sign_in, why_over
 
 FIRST, SECOND, KEY = "canary-first-password", "canary-second-password", b"canary-key" * 4

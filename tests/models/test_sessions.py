@@ -12,14 +12,14 @@ from beanie import PydanticObjectId
 from bson import DBRef
 
 from quartapp import clock
-from quartapp.authority.seen import Seen
-from quartapp.database import Database
-from quartapp.models import principal
-from quartapp.models.actor import NOBODY
-from quartapp.models.principal import Ended, Principal
-from quartapp.models.role import Role
-from quartapp.models.session import Reason, Session, digest_of
-from quartapp.models.user import User
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Ended, Principal
+from quartapp.db.mongo import Database
+from quartapp.jobs.last_seen import Seen
+from quartapp.models.accounts.user import User
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.roles.role import Role
+from quartapp.models.sessions.session import Reason, Session, digest_of
 from quartapp.policy import Permission
 from tests.models.stories import (
     HOUR,
@@ -44,13 +44,13 @@ async def ada(db: Database) -> User:
 
 
 async def speaks(token: str) -> Principal:
-    standing = await principal.by_digest(digest_of(token))
+    standing = await session_rule.by_digest(digest_of(token))
     assert isinstance(standing, Principal)
     return standing
 
 
 async def over(token: str) -> Ended:
-    standing = await principal.by_digest(digest_of(token))
+    standing = await session_rule.by_digest(digest_of(token))
     assert isinstance(standing, Ended)
     return standing
 
@@ -66,14 +66,14 @@ async def move(session: Session, **times: timedelta) -> None:
 async def test_a_session_speaks_for_its_user_by_its_token_alone(ada: User) -> None:
     session, token = await sign_in(ada)
     found = await speaks(token)
-    assert found == await principal.by_id(session.id)
+    assert found == await session_rule.by_id(session.id)
     assert (found.session_id, found.user_id, found.username) == (session.id, ada.id, "ada")
     assert found.roles == ("editor", "member")
     assert found.permissions == {"posts.write", "posts.moderate"}
     assert found.cursor == found.unread == 1
     for other in ("", token[:-1], token + "=", session.digest, digest_of(session.digest), "\0"):
-        assert await principal.by_digest(digest_of(other)) is None
-    assert await principal.by_id(PydanticObjectId()) is None
+        assert await session_rule.by_digest(digest_of(other)) is None
+    assert await session_rule.by_id(PydanticObjectId()) is None
 
 
 async def test_a_session_remembers_the_address_and_the_device(ada: User) -> None:
@@ -182,8 +182,8 @@ async def test_a_raw_write_ends_the_session_for_its_reason_and_for_good(
 async def test_a_deleted_session_speaks_for_nobody(db: Database, ada: User) -> None:
     session, token = await sign_in(ada)
     await db["sessions"].delete_one({"_id": session.id})
-    assert await principal.by_digest(digest_of(token)) is None
-    assert await principal.by_id(session.id) is None
+    assert await session_rule.by_digest(digest_of(token)) is None
+    assert await session_rule.by_id(session.id) is None
 
 
 async def test_a_role_given_and_taken_by_hand_ends_the_session_that_acted_with_it(
@@ -308,7 +308,7 @@ async def test_an_end_is_dated_and_kept_whoever_comes_later(ada: User) -> None:
 async def test_many_who_look_at_once_agree(db: Database, ada: User) -> None:
     session, token = await sign_in(ada)
     await db["users"].update_one({"_id": ada.id}, {"$set": {"roles": []}})
-    seen = await at_once(*(principal.by_digest(digest_of(token)) for _ in range(20)))
+    seen = await at_once(*(session_rule.by_digest(digest_of(token)) for _ in range(20)))
     assert {type(each) for each in seen} == {Ended}
     assert {each.reason for each in seen if isinstance(each, Ended)} == {Reason.ROLE_REVOKED}
     assert some(await Session.get(session.id)).ended_reason == Reason.ROLE_REVOKED
@@ -319,7 +319,7 @@ async def test_many_sessions_are_judged_in_one_question(db: Database, ada: User)
     sessions = [await sign_in(user) for user in (ada, ada, bob)]
     await db["users"].update_one({"_id": ada.id}, {"$set": {"disabled_at": clock.now()}})
     ids = [session.id for session, _ in sessions]
-    judged = {each.session_id: each for each in await principal.standings({"_id": {"$in": ids}})}
+    judged = {each.session_id: each for each in await session_rule.standings({"_id": {"$in": ids}})}
     assert [isinstance(judged[i], Ended) for i in ids] == [True, True, False]
 
 

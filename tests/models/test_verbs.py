@@ -11,22 +11,23 @@ import pytest
 from pymongo.errors import OperationFailure
 
 from quartapp import clock
-from quartapp.database import Database
-from quartapp.models import personal, timeline
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.comment import Comment
-from quartapp.models.event import Event, Verb
-from quartapp.models.notice import Notice
-from quartapp.models.post import Post
-from quartapp.models.role import BuiltInRole, Role, RoleTaken
-from quartapp.models.session import Reason, Session, fingerprint
-from quartapp.models.token import (
+from quartapp.db.mongo import Database
+from quartapp.models.accounts.one_time_token import (
     TokenSpent,
     issue_setup,
     make_first_administrator,
     setup_is_open,
 )
-from quartapp.models.user import LastAdministrator, PasswordMoved, RoleGone, Taken, User
+from quartapp.models.accounts.user import LastAdministrator, PasswordMoved, RoleGone, Taken, User
+from quartapp.models.audit import activity
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.notifications.notice import Notice
+from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.post import Post
+from quartapp.models.privacy import personal_data
+from quartapp.models.roles.role import BuiltInRole, Role, RoleTaken
+from quartapp.models.sessions.session import Reason, Session, fingerprint
 from quartapp.policy import Permission
 from tests.models.stories import (
     NOTHING,
@@ -311,11 +312,13 @@ async def test_each_holder_of_a_deleted_role_finds_that_among_what_has_happened(
     ben = await register("ben", "editor")
     deleted = some(await cast.editor.remove(by=acting(cast.root)))
     for user, concerned in ((cast.ada, True), (ben, True), (cast.bob, False)):
-        events = await timeline.page(user.id, before=None, limit=10)
-        texts = [timeline.text(event) for event in events if event.id == deleted.id]
+        events = await activity.page(user.id, before=None, limit=10)
+        texts = [activity.text(event) for event in events if event.id == deleted.id]
         assert texts == ["The role editor, which you held, was deleted"] * concerned
-        assert await timeline.page(user.id, before=deleted.id, limit=10)
-        shown = json.loads("".join([piece async for piece in personal.export(await again(user))]))
+        assert await activity.page(user.id, before=deleted.id, limit=10)
+        shown = json.loads(
+            "".join([piece async for piece in personal_data.export(await again(user))])
+        )
         found = [each for each in shown["events"] if each["verb"] == "role.deleted"]
         assert [(each["by"], each["to"], each["details"]["role"]) for each in found] == [
             ("somebody else", "you", "editor")

@@ -9,12 +9,13 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.models import record, recovery_codes, totp
-from quartapp.models.post import Post
-from quartapp.models.references import linked_id, ref
-from quartapp.models.role import Role
-from quartapp.models.session import digest_of, fingerprint, new_token
-from quartapp.models.user import User
+from quartapp.models.accounts.user import User
+from quartapp.models.base import record
+from quartapp.models.base.references import linked_id, ref
+from quartapp.models.factors import recovery_codes, totp
+from quartapp.models.posts.post import Post
+from quartapp.models.roles.role import Role
+from quartapp.models.sessions.session import digest_of, fingerprint, new_token
 from quartapp.policy import Permission
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from quartapp.models.notice import Kind, Notice, notice_text
-from quartapp.models.references import ref
-from quartapp.models.session import Reason
+from quartapp.models.base.references import ref
+from quartapp.models.notifications.notice import Kind, Notice, notice_text
+from quartapp.models.sessions.session import Reason
 
 DATA = {
     "by": "ada",

@@ -9,8 +9,8 @@ import pytest
 from beanie import PydanticObjectId
 from bson import DBRef
 
-from quartapp.models.principal import Ended, Principal, judge
-from quartapp.models.session import Reason, fingerprint
+from quartapp.authority.session_rule import Ended, Principal, judge
+from quartapp.models.sessions.session import Reason, fingerprint
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TICK = timedelta(milliseconds=1)

@@ -9,12 +9,12 @@ from beanie import PydanticObjectId
 from pydantic import SecretStr
 
 from quartapp import auth, clock
-from quartapp.models.principal import Principal
-from quartapp.models.references import ref
-from quartapp.models.session import Session, digest_of, fingerprint, new_token
-from quartapp.models.token import Purpose, Token
-from quartapp.models.user import User
-from quartapp.passwords import PasswordHasher
+from quartapp.authority.session_rule import Principal
+from quartapp.models.accounts.one_time_token import Purpose, Token
+from quartapp.models.accounts.user import User
+from quartapp.models.base.references import ref
+from quartapp.models.sessions.session import Session, digest_of, fingerprint, new_token
+from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
 
 CANARY = "canary-of-a-password"

@@ -22,9 +22,9 @@ from quart.typing import TestClientProtocol as Client
 from werkzeug.datastructures import Headers
 
 from quartapp import clock, create_app
-from quartapp.mail.carriers import Folder
+from quartapp.email.transports import Folder
 from quartapp.models import Role, Session, User
-from quartapp.models.actor import NOBODY
+from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD

@@ -11,12 +11,13 @@ from beanie import PydanticObjectId
 from quart import Quart
 
 from quartapp import clock
-from quartapp.mail.carriers import Folder
-from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, User, address
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.event import Verb
-from quartapp.models.session import new_token
-from quartapp.models.token import Purpose, code_digest, issue_setup
+from quartapp.email.transports import Folder
+from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, User
+from quartapp.models.accounts import email_address
+from quartapp.models.accounts.one_time_token import Purpose, code_digest, issue_setup
+from quartapp.models.audit.event import Verb
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.sessions.session import new_token
 from quartapp.policy import Permission
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
@@ -95,7 +96,9 @@ async def a_link(visitor: Visitor, purpose: Purpose) -> str:
     """A token as a letter to them has it, beside the code of `form`."""
     user, token_id = await the_user(visitor.username), PydanticObjectId()
     code = code_digest(settings_of(visitor.app).secret_key.get_secret_value(), token_id, CODE)
-    return await Token.issue(token_id, purpose, user, user.email, lasts=address.LASTS, code=code)
+    return await Token.issue(
+        token_id, purpose, user, user.email, lasts=email_address.LASTS, code=code
+    )
 
 
 async def an_invitation(email: str, **fields: Any) -> tuple[Invitation, str]:

@@ -10,9 +10,9 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Token, User
-from quartapp.models.actor import NOBODY
-from quartapp.models.references import linked_id
-from quartapp.models.user import address_fields
+from quartapp.models.accounts.user import address_fields
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.references import linked_id
 from tests.conftest import PASSWORD
 from tests.routes.authenticator import app_code, secret_on
 from tests.routes.conftest import Answer, Open, Town, Visitor, code_in, documents, link_in, the_user

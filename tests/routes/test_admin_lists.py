@@ -6,9 +6,9 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Event, Session
-from quartapp.models.event import Verb
-from quartapp.models.references import ref
-from quartapp.models.session import new_token
+from quartapp.models.audit.event import Verb
+from quartapp.models.base.references import ref
+from quartapp.models.sessions.session import new_token
 from quartapp.policy import Permission
 from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
 

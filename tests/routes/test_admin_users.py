@@ -6,8 +6,8 @@ from urllib.parse import urlencode
 import pytest
 
 from quartapp.models import Role, User
-from quartapp.models.actor import NOBODY
-from quartapp.models.references import ref
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.references import ref
 from quartapp.policy import Permission
 from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
 

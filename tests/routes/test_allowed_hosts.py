@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quartapp.routes.allowed_hosts import AllowedHosts
+from quartapp.middleware.allowed_hosts import AllowedHosts
 from quartapp.settings import Settings
 from tests.flows.test_framing import talk
 from tests.people import Server

@@ -10,8 +10,8 @@ from pymongo.errors import AutoReconnect
 
 from quartapp import clock
 from quartapp.models import Post, Session
-from quartapp.models.actor import NOBODY
-from quartapp.models.session import Reason, SessionOver
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.sessions.session import Reason, SessionOver
 from quartapp.throttle import TooMany
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
@@ -211,7 +211,7 @@ async def test_a_form_that_has_to_wait_can_be_sent_again_as_it_was(
     invited, role = {"email": "new@example.org"}, {"name": "tidy", "description": "Tidies up."}
     for visitor, path, typed, verb in (
         (ada, "/posts/new", TYPED, "quartapp.models.Post.write"),
-        (root, "/admin/invitations", invited, "quartapp.routes.admin.invitations._invite"),
+        (root, "/admin/invitations", invited, "quartapp.routes.invitations.admin._invite"),
         (root, "/admin/roles/new", role, "quartapp.models.Role.add"),
     ):
         with monkeypatch.context() as patch:

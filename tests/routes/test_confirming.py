@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from quartapp.models.role import Role
-from quartapp.routes.confirmed import UNNAMED
+from quartapp.models.roles.role import Role
+from quartapp.routes.sessions.reauthentication import UNNAMED
 from tests.routes.authenticator import app_code, codes_on, secret_on, set_up
 from tests.routes.conftest import (
     ORIGIN,

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from quartapp import create_app, embedded
+from quartapp import create_app
 from quartapp.authority import lease
+from quartapp.db import embedded
 from quartapp.settings import Settings
 from tests.people import until
 from tests.routes.conftest import Town

@@ -8,10 +8,11 @@ from quart import Quart
 from quart.testing.connections import WebsocketDisconnectError
 
 from quartapp import clock
-from quartapp.models import User, principal
-from quartapp.models.actor import NOBODY
-from quartapp.models.principal import Standing
-from quartapp.models.session import Reason
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Standing
+from quartapp.models import User
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.sessions.session import Reason
 from quartapp.routes import errors
 from quartapp.settings import Settings
 from tests.routes.conftest import ORIGIN, Town, Visitor, the_user
@@ -111,7 +112,7 @@ async def test_a_failure_in_one_sockets_handler_leaves_no_trace_of_it_and_the_ot
     async with live(ada) as tab:
         assert (await tab.receive_json())["type"] == "hello"
         with monkeypatch.context() as patched:
-            patched.setattr(principal, "by_id", fail)
+            patched.setattr(session_rule, "by_id", fail)
             with pytest.raises((RuntimeError, WebsocketDisconnectError)) as failed:
                 async with live(ada) as other:
                     await other.receive()
@@ -123,7 +124,7 @@ async def test_a_failure_in_one_sockets_handler_leaves_no_trace_of_it_and_the_ot
 async def test_a_failure_in_what_tells_the_sockets_is_made_good(
     ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failed = principal.standings, asyncio.Event()
+    real, failed = session_rule.standings, asyncio.Event()
 
     async def once(match: Any) -> list[Standing]:
         if not failed.is_set():
@@ -133,7 +134,7 @@ async def test_a_failure_in_what_tells_the_sockets_is_made_good(
 
     async with live(ada) as tab:
         assert (await tab.receive_json())["type"] == "hello"
-        monkeypatch.setattr(principal, "standings", once)
+        monkeypatch.setattr(session_rule, "standings", once)
         await User.change({"username": "ada"}, {"$set": {"disabled_at": clock.now()}})
         assert await ended(tab) == "account_disabled"
     assert failed.is_set()
@@ -167,10 +168,10 @@ async def test_when_the_page_for_failures_fails_too_there_is_still_an_answer(
 async def test_when_asking_who_it_is_fails_the_answer_is_500_and_not_somebodys_page(
     app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quartapp.models import principal
+    from quartapp.authority import session_rule
 
     app.extensions["quartapp"].principals.interrupted()
-    monkeypatch.setattr(principal, "by_digest", fail)
+    monkeypatch.setattr(session_rule, "by_digest", fail)
     for path in ("/account", "/", "/posts"):
         answer = await ada.get(path)
         assert answer.status == 500

@@ -8,11 +8,12 @@ from typing import Any
 
 from beanie import PydanticObjectId
 
-from quartapp.models import Comment, Post, Token, User, personal
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.references import ref
-from quartapp.models.session import Reason, fingerprint
-from quartapp.models.token import Purpose, code_digest
+from quartapp.models import Comment, Post, Token, User
+from quartapp.models.accounts.one_time_token import Purpose, code_digest
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.references import ref
+from quartapp.models.privacy import personal_data
+from quartapp.models.sessions.session import Reason, fingerprint
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Town, Visitor, documents, role_named, the_user
 from tests.routes.scenes import add_passkey
@@ -65,7 +66,7 @@ async def test_all_that_is_held_is_in_it_and_nothing_that_opens_anything(
     await User.change({"_id": user.id}, {"$set": {"totp_backup": "canary-totp"}})
     found, text = await export(ada)
 
-    assert set(found) == {"account", *(holding.name for holding in personal.HELD)}
+    assert set(found) == {"account", *(holding.name for holding in personal_data.HELD)}
     assert found["account"]["username"] == "ada"
     assert found["account"]["roles"] == ["member", "moderator"]
     assert len(found["sessions"]) == 2
@@ -102,7 +103,7 @@ async def test_one_that_fails_does_not_count(ada: Visitor, monkeypatch: Any) -> 
         raise OSError("no space left")
 
     with monkeypatch.context() as broken:
-        broken.setattr(personal, "export", fails)
+        broken.setattr(personal_data, "export", fails)
         assert (await ada.post("/account/export")).status == 500
     await export(ada)
     assert (await ada.post("/account/export")).status == 429
@@ -118,9 +119,9 @@ async def test_it_is_made_only_so_often_and_says_when_again(ada: Visitor) -> Non
 
 
 async def test_much_of_it_is_read_page_by_page(town: Town, ada: Visitor, monkeypatch: Any) -> None:
-    monkeypatch.setattr(personal, "BATCH", 10)
-    monkeypatch.setattr("quartapp.routes.exports.CHUNK", 1000)
-    monkeypatch.setattr("quartapp.routes.exports.IN_MEMORY", 1000)
+    monkeypatch.setattr(personal_data, "BATCH", 10)
+    monkeypatch.setattr("quartapp.routes.privacy.export.CHUNK", 1000)
+    monkeypatch.setattr("quartapp.routes.privacy.export.IN_MEMORY", 1000)
     author = (await the_user("ada")).id
     posts = [
         Post(author=ref("users", author), title=str(number), body="word " * 50)

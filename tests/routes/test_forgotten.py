@@ -8,8 +8,8 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Session, Token, User
-from quartapp.models.actor import NOBODY
-from quartapp.models.token import Purpose
+from quartapp.models.accounts.one_time_token import Purpose
+from quartapp.models.base.actor import NOBODY
 from tests.conftest import PASSWORD
 from tests.models.stories import NOTHING, accepting
 from tests.routes.authenticator import set_up

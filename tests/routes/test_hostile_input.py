@@ -10,7 +10,7 @@ import pytest
 from bson import ObjectId
 
 from quartapp.models import Post
-from quartapp.models.actor import Actor
+from quartapp.models.base.actor import Actor
 from tests.routes.conftest import ORIGIN, Town, Visitor, contents, documents, the_user
 from tests.routes.matrix import MATRIX
 from tests.routes.scenes import path

@@ -9,8 +9,8 @@ from beanie import PydanticObjectId
 
 from quartapp import clock
 from quartapp.models import Invitation, Role, User
-from quartapp.models.actor import NOBODY
-from quartapp.models.references import ref
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.references import ref
 from quartapp.policy import Permission
 from tests.conftest import PASSWORD
 from tests.routes.conftest import (

@@ -7,8 +7,8 @@ import pytest
 from quart.testing.connections import WebsocketResponseError
 
 from quartapp.models import User
-from quartapp.models.actor import NOBODY
-from quartapp.models.guess import Guesses
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.limits.failed_attempts import Guesses
 from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Open, Town, Visitor, code_in, the_user
 from tests.routes.scenes import unverify
 from tests.routes.test_forgotten import a_link

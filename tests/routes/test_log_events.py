@@ -11,7 +11,7 @@ import structlog
 from quart.testing.connections import WebsocketResponseError
 
 from quartapp import log
-from quartapp.models.token import Purpose
+from quartapp.models.accounts.one_time_token import Purpose
 from tests.conftest import PASSWORD
 from tests.routes.conftest import ORIGIN, Town, Visitor
 from tests.routes.scenes import a_link

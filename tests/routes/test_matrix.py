@@ -7,8 +7,8 @@ from bson import json_util
 from quart import Quart
 from quart.testing.connections import WebsocketResponseError
 
-from quartapp.models.references import linked_id
-from quartapp.models.token import Purpose
+from quartapp.models.accounts.one_time_token import Purpose
+from quartapp.models.base.references import linked_id
 from quartapp.policy import Permission
 from tests.routes.authenticator import half_way
 from tests.routes.conftest import (

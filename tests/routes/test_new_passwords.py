@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from quartapp.models.token import issue_setup
-from quartapp.password_scoring import PasswordScorer
-from quartapp.passwords import Busy
+from quartapp.models.accounts.one_time_token import issue_setup
+from quartapp.security.password_scoring import PasswordScorer
+from quartapp.security.passwords import Busy
 from tests.routes.conftest import Open, Town, Visitor
 from tests.routes.test_forgotten import a_link
 from tests.routes.test_invitations import a_link as an_invitation

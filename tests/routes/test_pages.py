@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-from quartapp.models.token import Purpose
+from quartapp.models.accounts.one_time_token import Purpose
 from quartapp.policy import Permission
 from tests.routes.conftest import Answer, Town
 from tests.routes.matrix import MATRIX

@@ -12,10 +12,11 @@ from quart import Quart
 
 from quartapp import create_app
 from quartapp.models import Passkey, Role, Session, User
-from quartapp.models.actor import NOBODY
-from quartapp.models.event import Event, Verb
-from quartapp.models.notice import Notice
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.notifications.notice import Notice
 from quartapp.policy import Permission
+from quartapp.security import webauthn
 from quartapp.settings import Settings
 from tests.routes.authenticator import codes_on, half_way
 from tests.routes.conftest import Answer, Open, Town, Visitor, documents, the_user
@@ -326,8 +327,8 @@ async def test_a_challenge_lasts_five_minutes(
 ) -> None:
     asked = await options(ada, "/login/passkey/options")
     with monkeypatch.context() as later:
-        now = __import__("quartapp.ceremonies").ceremonies._milliseconds
-        later.setattr("quartapp.ceremonies._milliseconds", lambda: now() + 301_000)
+        now = webauthn._milliseconds
+        later.setattr("quartapp.security.webauthn._milliseconds", lambda: now() + 301_000)
         late = await ada.post("/login/passkey", credential=device.show(asked))
     assert late.status == 422
     assert (await ada.post("/login/passkey", credential=device.show(asked))).status == 303

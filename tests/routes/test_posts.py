@@ -7,10 +7,10 @@ from beanie import PydanticObjectId
 
 from quartapp import clock
 from quartapp.models import Comment, Post, Role, User
-from quartapp.models import comment as comments
-from quartapp.models import post as posts
-from quartapp.models.actor import NOBODY
-from quartapp.models.references import ref
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.references import ref
+from quartapp.models.posts import comment as comments
+from quartapp.models.posts import post as posts
 from quartapp.policy import Permission
 from tests.people import until
 from tests.routes.conftest import Open, Town, Visitor, documents, pages, role_named, the_user

@@ -8,8 +8,8 @@ import pytest
 from quart import Quart
 
 from quartapp.models import Role
-from quartapp.models.actor import NOBODY
-from quartapp.models.references import ref
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.references import ref
 from quartapp.policy import Permission
 from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
 from tests.routes.scenes import an_invitation
@@ -182,8 +182,8 @@ async def test_a_comment_that_cannot_be_written_comes_back_on_its_page(
     town: Town, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quartapp.models import Comment
-    from quartapp.models.session import RightsChanged
-    from quartapp.passwords import Busy
+    from quartapp.models.sessions.session import RightsChanged
+    from quartapp.security.passwords import Busy
 
     await ada.post("/posts/new", title="A title", body="Text.")
     (post,) = await documents("posts")

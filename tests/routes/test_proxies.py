@@ -11,7 +11,7 @@ from quart import Quart, request, websocket
 
 from quartapp import create_app
 from quartapp.auth import remote_address
-from quartapp.proxies import Proxied
+from quartapp.middleware.forwarded import Proxied
 from quartapp.settings import Settings
 from tests.routes.conftest import Answer, Town, documents
 

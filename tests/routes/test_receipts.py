@@ -8,9 +8,9 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Event, Session
-from quartapp.models.actor import Actor
-from quartapp.models.event import Verb
-from quartapp.models.receipt import SETTLED_AFTER, Receipt
+from quartapp.models.audit.event import Verb
+from quartapp.models.audit.receipt import SETTLED_AFTER, Receipt
+from quartapp.models.base.actor import Actor
 from quartapp.policy import Permission
 from tests.routes.conftest import Answer, Town, Visitor, role_named, the_user
 

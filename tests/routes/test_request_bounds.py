@@ -16,7 +16,7 @@ from quartapp.forms import base
 from quartapp.forms.accounts import CodeForm
 from quartapp.forms.base import Form, at_most
 from quartapp.forms.factors import AppCodeForm
-from quartapp.request_bounds import COOKIES, FORM_FIELDS, HEADERS, PARAMETERS, URL_BYTES
+from quartapp.middleware.request_bounds import COOKIES, FORM_FIELDS, HEADERS, PARAMETERS, URL_BYTES
 from tests.routes.conftest import ORIGIN, Town, Visitor
 
 FORM = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded"}

@@ -11,11 +11,12 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
-from quartapp.models import Event, Session, User, wrong_codes
-from quartapp.models.actor import NOBODY
-from quartapp.models.event import Verb
-from quartapp.models.session import Factor, Reason
-from quartapp.models.wrong_codes import FactorsBlocked
+from quartapp.models import Event, Session, User
+from quartapp.models.audit.event import Verb
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.factors import wrong_codes
+from quartapp.models.factors.wrong_codes import FactorsBlocked
+from quartapp.models.sessions.session import Factor, Reason
 from quartapp.policy import ADMIN
 from tests.routes.authenticator import app_code, codes_on, half_way, secret_on, set_up
 from tests.routes.conftest import ORIGIN, Open, Town, Visitor, documents, role_named, the_user

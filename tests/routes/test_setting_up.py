@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
-from quartapp.models.token import Token, issue_setup
+from quartapp.models.accounts.one_time_token import Token, issue_setup
 from tests.conftest import PASSWORD
 from tests.routes.conftest import Answer, Town, Visitor, documents
 

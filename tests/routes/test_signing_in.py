@@ -11,9 +11,11 @@ import pytest
 from quart import Quart
 
 from quartapp import clock, create_app
-from quartapp.models import User, cost, last_day
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.passwords import Busy
+from quartapp.models import User
+from quartapp.models.accounts import account_expiry
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.limits import hash_cost
+from quartapp.security.passwords import Busy
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.models.stories import again, some
@@ -146,7 +148,7 @@ async def shut_by_its_last_day(user: User) -> str:
 async def shut_by_its_last_day_and_recorded(user: User) -> str:
     said = await shut_by_its_last_day(user)
     # The application may have been first.
-    await last_day.close(await again(user))
+    await account_expiry.close(await again(user))
     assert (await again(user)).disabled_at
     return said
 
@@ -222,7 +224,7 @@ async def test_they_are_one_answer_also_where_a_hash_costs_more_than_those_of_to
     for name in ("of-before", "closed"):
         await User.register(name, f"{name}@example.org", costly, roles=[], by=NOBODY)
     await (await the_user("closed")).disable(by=NOBODY)
-    await cost.highest(6)
+    await hash_cost.highest(6)
     work = []
     for login in ("nobody-at-all", "of-today", "of-before", "closed"):
         with monkeypatch.context() as patch:

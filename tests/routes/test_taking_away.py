@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from quartapp.models.role import Role
-from quartapp.models.token import Purpose
+from quartapp.models.accounts.one_time_token import Purpose
+from quartapp.models.roles.role import Role
 from quartapp.policy import Permission
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD

@@ -5,9 +5,10 @@ import re
 import limits
 from beanie import PydanticObjectId
 
-from quartapp.models import Event, Session, address
-from quartapp.models.actor import Actor
-from quartapp.models.event import Verb
+from quartapp.models import Event, Session
+from quartapp.models.accounts import email_address
+from quartapp.models.audit.event import Verb
+from quartapp.models.base.actor import Actor
 from tests.routes.conftest import Town, Visitor, contents, documents, pages, role_named, the_user
 from tests.routes.scenes import add_passkey, something_strange
 from tests.security_key import Authenticator
@@ -118,11 +119,11 @@ async def test_a_stranger_s_passkey_and_address_are_on_the_list_and_the_old_addr
     event = await something_strange(ada)
     by = Actor((await the_user("ada")).id, "ada", "192.0.2.9")
     limit = limits.parse("5 per hour")
-    await address.ask_for(await the_user("ada"), "eve@example.org", limit=limit, by=by)
+    await email_address.ask_for(await the_user("ada"), "eve@example.org", limit=limit, by=by)
     (letter,) = await town.letters("eve@example.org")
     link = re.search(r"/verify/(\S+)", letter)
     assert link
-    await address.confirm_by_link(await the_user("ada"), link[1], by=by)
+    await email_address.confirm_by_link(await the_user("ada"), link[1], by=by)
     assert (await ada.post(f"/account/timeline/{event}/not-me")).location == LISTED
     page = await ada.get(LISTED)
     assert "eve@example.org" in page.text

@@ -11,12 +11,15 @@ import pytest
 from quart import Quart
 
 from quartapp import clock, create_app
-from quartapp.models import User, address, enrolment, leaving
-from quartapp.models.actor import NOBODY, Actor
-from quartapp.models.factor import Factor
-from quartapp.models.session import Reason
-from quartapp.models.token import issue_setup
-from quartapp.models.user import Unverified
+from quartapp.models import User
+from quartapp.models.accounts import email_address
+from quartapp.models.accounts.one_time_token import issue_setup
+from quartapp.models.accounts.user import Unverified
+from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.factors import enrolment
+from quartapp.models.factors.factor import Factor
+from quartapp.models.privacy import account_deletion
+from quartapp.models.sessions.session import Reason
 from quartapp.settings import Settings
 from tests.conftest import COMPILED, PASSWORD
 from tests.routes.conftest import (
@@ -208,8 +211,8 @@ async def test_no_code_verifies_an_address_that_another_account_holds(town: Town
     (token,) = await documents("tokens")
     assert token["code"] is None
     eve_now = await the_user("eve")
-    with pytest.raises(address.WrongCode):
-        await address.confirm_by_code(eve_now, "123456", key="k", tries=5, by=NOBODY)
+    with pytest.raises(email_address.WrongCode):
+        await email_address.confirm_by_code(eve_now, "123456", key="k", tries=5, by=NOBODY)
     assert (await Visitor(town.app, "taken").sign_in()).location == "/"
     assert not (await the_user("eve")).verified
 
@@ -291,7 +294,7 @@ async def test_an_unverified_account_is_erased_after_a_day(town: Town) -> None:
     past = clock.now() - timedelta(seconds=1)
     assert await User.change({"_id": user.id}, {"$set": {"deletes_at": past}})
     assert (await ada.post("/verify", code=code_in(letter))).status == 422
-    await leaving.erase_now(user.id)
+    await account_deletion.erase_now(user.id)
     assert await documents("users") == []
     assert (await ada.get("/verify")).location == "/login"
     await newcomer(town, "ada", email="other@example.org")
@@ -300,7 +303,7 @@ async def test_an_unverified_account_is_erased_after_a_day(town: Town) -> None:
 async def test_verification_keeps_the_account_for_good(town: Town) -> None:
     ada = await newcomer(town)
     await ada.post("/verify", code=code_in(await mail_to(town, ada.email)))
-    assert await leaving.claim() is None
+    assert await account_deletion.claim() is None
     assert (await documents("users", claimed_email={"$ne": None})) == []
 
 
@@ -368,12 +371,12 @@ async def test_no_session_of_an_unverified_account_is_accepted(town: Town) -> No
 async def test_turning_the_setting_on_asks_older_accounts_to_verify(
     town: Town, settings: Settings
 ) -> None:
-    await address.require_verification(False)
+    await email_address.require_verification(False)
     old = await town.account("old")
     await User.change({"_id": old.id}, {"$set": {"email_verified_at": None}})
     ada = Visitor(town.app, "old")
     assert (await ada.sign_in()).location == "/"
-    assert await address.require_verification(True) == 1
+    assert await email_address.require_verification(True) == 1
     assert await ada.is_out()
     # The account holds its address: a registration does not replace it.
     await newcomer(town, "eve", email=old.email)
@@ -382,7 +385,7 @@ async def test_turning_the_setting_on_asks_older_accounts_to_verify(
     await ada.post("/account/email/again")
     assert (await ada.post("/verify", code=code_in(await mail_to(town, old.email)))).status == 303
     assert await ada.me() is not None
-    assert await address.require_verification(False) == 0, "a claim stays a claim"
+    assert await email_address.require_verification(False) == 0, "a claim stays a claim"
     assert (await the_user("eve")).awaits_verification
 
 

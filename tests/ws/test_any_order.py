@@ -14,17 +14,18 @@ from typing import Any, cast
 import pytest
 from beanie import PydanticObjectId
 
+from quartapp.authority import session_rule
+from quartapp.authority.change_stream import Change, Stream
 from quartapp.authority.lease import Lease
-from quartapp.authority.principals import Principals
-from quartapp.authority.stream import Change, Stream
-from quartapp.database import Database
-from quartapp.models import Role, Session, User, principal
-from quartapp.models.actor import NOBODY
-from quartapp.models.principal import Ended, Principal
-from quartapp.models.session import Reason
+from quartapp.authority.principal_cache import Principals
+from quartapp.authority.session_rule import Ended, Principal
+from quartapp.db.mongo import Database
+from quartapp.models import Role, Session, User
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.sessions.session import Reason
 from quartapp.policy import Permission
 from quartapp.ws.connection import Connection
-from quartapp.ws.feed import Feed
+from quartapp.ws.dispatcher import Feed
 from quartapp.ws.hub import Hub, Limits
 from quartapp.ws.line import PlainLine
 from quartapp.ws.receipts import Receipts
@@ -124,7 +125,7 @@ class Worker:
                 ping_seconds=3600,
             )
             self.hub.join(connection)
-            standing = await principal.by_id(session.id)
+            standing = await session_rule.by_id(session.id)
             assert isinstance(standing, Principal)
             connection.greet(standing, cursor=None, worker="0")
             greeted.set()
@@ -136,7 +137,7 @@ class Worker:
 
     async def is_true(self, page: Page) -> bool:
         """Whether what the page believes, and what is remembered, is what the database says."""
-        standing = await principal.by_id(page.session.id)
+        standing = await session_rule.by_id(page.session.id)
         assert isinstance(standing, Principal)
         rights = list(standing.roles), sorted(standing.permissions)
         return page.believes[1:] == rights and standing == await self.principals.by_token(
@@ -247,7 +248,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
         for page in alive:
             assert page.socket.code is None, "somebody alive was hung up"
             assert "session.ended" not in [m["type"] for m in page.socket.said]
-            standing = await principal.by_id(page.session.id)
+            standing = await session_rule.by_id(page.session.id)
             assert isinstance(standing, Principal)
             first = int(page.socket.said[0]["cursor"]) + 1
             assert page.notices == list(range(first, standing.cursor + 1))

@@ -15,10 +15,10 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.models.notice import Kind, Notice
-from quartapp.models.principal import Ended, Principal
-from quartapp.models.references import ref
-from quartapp.models.session import Reason
+from quartapp.authority.session_rule import Ended, Principal
+from quartapp.models.base.references import ref
+from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.sessions.session import Reason
 from quartapp.ws import connection as ws_connection
 from quartapp.ws import line as ws_line
 from quartapp.ws.connection import Connection

@@ -16,11 +16,12 @@ from quart.testing.connections import WebsocketDisconnectError
 from quart_auth import authenticated_client
 
 from quartapp import clock, create_app
-from quartapp.models import Role, Session, User, principal
-from quartapp.models.actor import NOBODY
-from quartapp.models.principal import Standing
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Standing
+from quartapp.models import Role, Session, User
+from quartapp.models.base.actor import NOBODY
 from quartapp.settings import Settings
-from quartapp.ws import feed
+from quartapp.ws import dispatcher
 from tests.models.stories import sign_in
 from tests.people import SECONDS
 
@@ -36,7 +37,7 @@ class Pause:
 @pytest.fixture
 def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
     pause = Pause(asyncio.Event(), asyncio.Event())
-    real = principal.by_id
+    real = session_rule.by_id
 
     async def by_id(session_id: Any) -> Any:
         answer = await real(session_id)
@@ -44,7 +45,7 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
         await pause.go.wait()
         return answer
 
-    monkeypatch.setattr(principal, "by_id", by_id)
+    monkeypatch.setattr(session_rule, "by_id", by_id)
     return pause
 
 
@@ -144,8 +145,8 @@ async def test_without_a_database_for_too_long_every_socket_is_closed(
         listening = asyncio.create_task(heard(app, token, said))
         while not said:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        monkeypatch.setattr(feed, "DISTRUST_SECONDS", 0.5)
-        monkeypatch.setattr(principal, "standings", away)
+        monkeypatch.setattr(dispatcher, "DISTRUST_SECONDS", 0.5)
+        monkeypatch.setattr(session_rule, "standings", away)
         app.extensions["quartapp"].stream.live = False
         assert await listening == 1013
 
@@ -154,7 +155,7 @@ async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow one, under thousands of sockets: whoever is closed comes back, and makes it slower."""
-    ask, asked, failed = principal.standings, count(), count()
+    ask, asked, failed = session_rule.standings, count(), count()
 
     async def every_other(match: Mapping[str, Any]) -> list[Standing]:
         if next(asked) % 2:
@@ -173,9 +174,9 @@ async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away
         listening = [asyncio.create_task(heard(app, token, words)) for token, words in both]
         while not all(said):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        monkeypatch.setattr(feed, "DISTRUST_SECONDS", 0.5)
-        monkeypatch.setattr(feed, "AT_ONCE", 1)
-        monkeypatch.setattr(principal, "standings", every_other)
+        monkeypatch.setattr(dispatcher, "DISTRUST_SECONDS", 0.5)
+        monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
+        monkeypatch.setattr(session_rule, "standings", every_other)
         app.extensions["quartapp"].stream.live = False
         # Ten in a second: no look at all of them comes to its end, for twice as long as that.
         began = asyncio.get_running_loop().time()

@@ -13,12 +13,13 @@ import pytest
 from beanie import PydanticObjectId
 from quart import Quart
 
-from quartapp.models import Role, Session, principal
-from quartapp.models.actor import NOBODY
-from quartapp.models.principal import Standing
-from quartapp.models.session import Reason
+from quartapp.authority import session_rule
+from quartapp.authority.session_rule import Standing
+from quartapp.models import Role, Session
+from quartapp.models.base.actor import NOBODY
+from quartapp.models.sessions.session import Reason
 from quartapp.policy import Permission
-from quartapp.ws import feed
+from quartapp.ws import dispatcher
 from tests.models.stories import register, sign_in
 from tests.people import until
 from tests.ws.test_joining import heard
@@ -37,8 +38,8 @@ class Answers:
 
 @pytest.fixture
 def answers(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Answers:
-    monkeypatch.setattr(feed, "AT_ONCE", AT_ONCE)
-    answers, ask = Answers(), principal.standings
+    monkeypatch.setattr(dispatcher, "AT_ONCE", AT_ONCE)
+    answers, ask = Answers(), session_rule.standings
     answers.may_come.set()
 
     async def standings(match: Mapping[str, Any]) -> list[Standing]:
@@ -48,7 +49,7 @@ def answers(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Answers:
         answers.about.append([standing.session_id for standing in found])
         return found
 
-    monkeypatch.setattr(principal, "standings", standings)
+    monkeypatch.setattr(session_rule, "standings", standings)
     return answers
 
 

@@ -11,8 +11,8 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.models.event import Event, Verb
-from quartapp.models.receipt import SETTLED_AFTER, Receipt
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.receipt import SETTLED_AFTER, Receipt
 from quartapp.ws import receipts as ws_receipts
 from quartapp.ws.connection import Connection
 from quartapp.ws.receipts import Receipts

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 
 from quartapp import create_app
-from quartapp.models import principal
+from quartapp.authority import session_rule
 from quartapp.settings import Settings
 from quartapp.ws import protocol
 from tests.conftest import PASSWORD, serving_here
@@ -39,7 +39,7 @@ async def ada(app: Quart) -> AsyncIterator[Person]:
 
 
 BROKEN = {
-    "before the first words": (principal, "by_id"),
+    "before the first words": (session_rule, "by_id"),
     "while it writes": (protocol, "encode"),
     "while it reads": (protocol, "acknowledged"),
 }

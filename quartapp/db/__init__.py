@@ -1,0 +1,1 @@
+"""The connection to MongoDB: client, transactions, change feed, and the embedded server."""

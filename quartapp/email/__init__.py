@@ -1,0 +1,1 @@
+"""Email messages and the ways to send them."""

@@ -1,0 +1,1 @@
+"""Background tasks of a worker, one class in each module."""

@@ -1,0 +1,82 @@
+"""Accounts whose last day is over, turned into disabled ones.
+
+Nobody is let in after that moment, whether this runs or not: see authority.session_rule. It puts on
+record what is so, and tells the open pages at the moment rather than at the next sweep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from quartapp import clock
+from quartapp.authority.change_stream import Change
+from quartapp.background import Background
+from quartapp.log import log
+from quartapp.models import User
+from quartapp.models.accounts import account_expiry
+from quartapp.models.audit.event import Verb
+
+LOOK_EVERY = 10.0
+LEAST = 0.01
+
+
+class Departures(Background):
+    """Runs in each worker. A conditional update lets one of them do what is to be done."""
+
+    def __init__(self) -> None:
+        self._news = asyncio.Event()
+
+    async def start(self) -> None:
+        self._run(self._watch(), "departures")
+
+    # ---- listening
+
+    def heard(self, change: Change) -> None:
+        if change.collection == User.Settings.name and (
+            "closes_at" in change.fields or change.document
+        ):
+            self._news.set()
+
+    def interrupted(self) -> None:
+        self._news.set()
+
+    def lost(self) -> None:
+        """The look every ten seconds does without the stream."""
+
+    # ---- watching
+
+    async def _watch(self) -> None:
+        while True:
+            wait = LOOK_EVERY
+            try:
+                await see_off()
+                wait = await _until_next()
+            except Exception as error:
+                log.warning("departures_not_read", error=type(error).__name__)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._news.wait()
+            self._news.clear()
+
+
+async def see_off() -> None:
+    """Closes all accounts that are due; one that cannot be closed does not keep the others. Raises
+    what the driver raises when it looks for them."""
+    for user in await account_expiry.due():
+        try:
+            event = await account_expiry.close(user)
+        except Exception as error:
+            log.warning("departure_failed", user=user.username, error=type(error).__name__)
+            continue
+        if event and event.verb is Verb.USER_DISABLED:
+            log.info("user_disabled", user=user.username, last_day=event.details["last_day"])
+        elif event:
+            log.error("last_administrator_stays", user=user.username)
+
+
+async def _until_next() -> float:
+    at = await account_expiry.next_closing()
+    if at is None:
+        return LOOK_EVERY
+    return min(LOOK_EVERY, max(LEAST, (at - clock.now()).total_seconds()))

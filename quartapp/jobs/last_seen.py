@@ -1,0 +1,61 @@
+"""Which sessions were used, and when: written together, and never told on the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from quartapp import clock
+from quartapp.authority.session_rule import Principal
+from quartapp.background import Background
+from quartapp.log import log
+from quartapp.models.sessions.session import SEEN_EVERY, Session
+
+FLUSH_SECONDS = 2.0
+
+
+class Seen(Background):
+    """Notes each session at most once a minute."""
+
+    def __init__(self) -> None:
+        # What its principal said, and until when, by our own clock, a use is not worth a write.
+        self._noted: dict[Any, tuple[datetime, float]] = {}
+        self._pending: dict[Any, tuple[datetime, str | None]] = {}
+
+    async def start(self) -> None:
+        self._run(self._flush_often(), "seen")
+
+    async def stop(self) -> None:
+        """Writes what is noted, if the database will have it."""
+        await super().stop()
+        await self._flush()
+
+    def note(self, principal: Principal, address: Callable[[], str | None]) -> None:
+        """The session was used for a page. Costs nothing: the write comes later."""
+        # Most uses end here, for telling the time costs more than all else in this.
+        seen_at, until = self._noted.get(principal.session_id, (None, 0.0))
+        if seen_at == principal.seen_at and clock.monotonic() < until:
+            return
+        now = clock.now()
+        left = principal.seen_at + SEEN_EVERY - now
+        if left <= timedelta(0):
+            self._pending[principal.session_id] = (now, address())
+            left = SEEN_EVERY
+        until = clock.monotonic() + left.total_seconds()
+        self._noted[principal.session_id] = (principal.seen_at, until)
+
+    async def _flush_often(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self._flush()
+            now = clock.monotonic()
+            self._noted = {key: noted for key, noted in self._noted.items() if noted[1] > now}
+
+    async def _flush(self) -> None:
+        pending, self._pending = self._pending, {}
+        try:
+            await Session.were_seen(pending)
+        except Exception as error:
+            log.warning("seen_not_written", sessions=len(pending), error=type(error).__name__)

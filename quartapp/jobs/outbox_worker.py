@@ -1,0 +1,146 @@
+"""Takes letters from the outbox and sends them, one after another, in each worker.
+
+The change stream says that there is a new one; a look every other second finds those whose pause is
+over, or whose worker died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from email.message import EmailMessage
+
+from quartapp import metrics, validation
+from quartapp.authority.change_stream import Change
+from quartapp.background import Background
+from quartapp.email import messages
+from quartapp.email.transports import Undelivered, carrier
+from quartapp.log import log
+from quartapp.models import Mail, User
+from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.email.outbox import Letter
+from quartapp.models.invitations import invitation
+from quartapp.settings import Settings
+from quartapp.validation import Invalid
+
+LOOK_EVERY = 2.0
+
+
+class Postman(Background):
+    """Nothing here is waited for by a request.
+
+    A letter that is under way when it stops is due again when its lease is over.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._carrier = carrier(settings)
+        self._news = asyncio.Event()
+
+    async def start(self) -> None:
+        if self._settings.production and not self._settings.sends_mail:
+            log.warning("mail_is_kept_in_files", folder=str(self._settings.data / "mail"))
+        self._run(self._go_round(), "postman")
+
+    # ---- listening
+
+    def heard(self, change: Change) -> None:
+        if change.collection == Mail.Settings.name:
+            self._news.set()
+
+    def interrupted(self) -> None:
+        self._news.set()
+
+    def lost(self) -> None:
+        """The look every other second does without the stream."""
+
+    # ---- going round
+
+    async def _go_round(self) -> None:
+        while True:
+            try:
+                await self.deliver()
+            except Exception as error:
+                log.warning("outbox_not_read", error=type(error).__name__)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._news.wait()
+            self._news.clear()
+
+    async def deliver(self) -> None:
+        """Sends all letters that are due. Raises what the driver raises."""
+        while (mail := await Mail.claim()) is not None:
+            await self._deliver(mail)
+
+    async def _deliver(self, mail: Mail) -> None:
+        what = {"letter": mail.letter.value, "id": str(mail.id)}
+        try:
+            written = await self._write(mail)
+            if written is None:
+                await mail.done()
+                metrics.MAILS.labels("not needed").inc()
+                return
+            name = f"{mail.created_at:%Y%m%dT%H%M%S%f}-{mail.id}"
+            await self._carrier.carry(name, *written)
+        except Exception as error:
+            # Whatever it is, this letter must not keep the others, nor be tried for ever.
+            for_good = isinstance(error, ValueError) or getattr(error, "for_good", False)
+            trouble = str(error) if isinstance(error, Undelivered | Invalid) else repr(error)
+            given_up = await mail.failed(trouble, for_good=for_good)
+            metrics.MAILS.labels("given up" if given_up else "put off").inc()
+            say = log.error if given_up else log.warning
+            say("mail_given_up" if given_up else "mail_put_off", **what, trouble=trouble)
+        else:
+            await mail.done()
+            metrics.MAILS.labels("sent").inc()
+            log.info("mail_sent", **what)
+
+    async def _write(self, mail: Mail) -> tuple[str, EmailMessage] | None:
+        """The receiver and the message; None when nobody needs the message any more.
+
+        Raises Invalid for an address that no mail server could know, such as an old version stored.
+        """
+        letter, to, words = mail.letter, mail.to, dict[str, str]()
+        if mail.letter is Letter.RESET:
+            asked = await password_reset.issue(mail, at_most=self._settings.reset_links_per_user)
+            if asked is None:
+                return None
+            user, words["token"] = asked
+            to = user.address
+        elif mail.letter is Letter.CONFIRM:
+            key = self._settings.secret_key.get_secret_value()
+            issued = await email_address.issue(mail, key)
+            if issued is None:
+                return None
+            user, to = issued.user, issued.to
+            words |= {"token": issued.token, "code": issued.code}
+            if issued.taken:
+                letter = Letter.ADDRESS_TAKEN
+        elif mail.letter is Letter.ADDRESS_CHANGED:
+            undoing = await email_address.issue_undo(mail)
+            if undoing is None:
+                return None
+            user, words["token"] = undoing
+        elif mail.letter is Letter.INVITED:
+            invited = await invitation.issue(mail)
+            if invited is None:
+                return None
+            user, words = None, invited
+        else:
+            user = await User.get(mail.user_id) if mail.user_id else None
+            if user is None:
+                return None
+        if user is not None:
+            words["username"] = user.username
+            words["account"] = f"the account {user.username}" if user.verified else "your account"
+        receiver = validation.mail_address(to)
+        message = messages.write(
+            mail,
+            letter=letter,
+            to=to,
+            receiver=receiver,
+            sender=self._settings.mail_sender,
+            base=self._settings.base_url,
+            words=words,
+        )
+        return receiver, message

@@ -1,1 +1,0 @@
-"""Letters: `postman` takes them from the outbox, `letters` words them, `carriers` carry them."""

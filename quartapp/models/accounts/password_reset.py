@@ -1,0 +1,107 @@
+"""A forgotten password: asking for a link, and setting a new password with it.
+
+The link is a proof of the mailbox from outside the account. If the address was not verified before,
+somebody else may have created the account: the proof removes all that they could sign in with.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from beanie import PydanticObjectId
+from pymongo.errors import DuplicateKeyError
+
+from quartapp import clock
+from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import transaction
+from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import Actor
+from quartapp.models.email.outbox import Letter, Mail
+from quartapp.models.factors import enrolment
+from quartapp.models.notifications.notice import Kind
+from quartapp.models.sessions.session import Reason, acting, mark_ended
+from quartapp.validation import mailbox_of
+
+LASTS = timedelta(minutes=30)
+
+
+async def ask(email: str, *, by: Actor) -> None:
+    """The same writes for every address: the account is looked up when the email is sent."""
+
+    async def work(tx: Tx) -> None:
+        await Mail.queue(Letter.RESET, email, tx=tx, ip=by.ip)
+
+    await transaction(work)
+
+
+async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
+    """For sending the letter: whom it is for, with a fresh token; it belongs to the address that
+    the account has, whatever was typed.
+
+    None when nobody is to get one, or the password was changed since it was asked for. Nor when
+    so many links work already: whoever asks again has them in the mailbox.
+    """
+    user = await User.by_email(mail.to) or await User.claiming(mail.to)
+    if user is None or not user.may_enter or user.password_changed_at > mail.created_at:
+        return None
+    if mailbox_of(user.address) != mailbox_of(mail.to):
+        # The budget was counted for another mailbox.
+        return None
+    if await Token.working(Purpose.RESET, user, but=mail.id) >= at_most:
+        return None
+    return user, await Token.issue(mail.id, Purpose.RESET, user, user.address, lasts=LASTS)
+
+
+async def issue_now(user: User) -> str:
+    """Return a token for who has just shown, by a link, that the address is theirs."""
+    return await Token.issue(PydanticObjectId(), Purpose.RESET, user, user.email, lasts=LASTS)
+
+
+async def asked_by(token: str) -> User | None:
+    """Whose password the link sets; None when it is dead. Does not use it up."""
+    found = await Token.usable(Purpose.RESET, token)
+    return found[1] if found and found[0].email == found[1].address else None
+
+
+async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
+    """Sets the password, ends all sessions, and signs nobody in. Raises TokenSpent.
+
+    The address counts as verified from then on. If it did not before, all second factors, recovery
+    codes and known browsers are removed as well.
+    """
+    found = await Token.usable(Purpose.RESET, token)
+    if found is None:
+        raise TokenSpent
+    link = found[0]
+
+    async def work(tx: Tx) -> Event:
+        user = await link.use(tx=tx)
+        email = link.email or ""
+        match: dict[str, Any] = {"_id": user.id, "email": email}
+        verified: dict[str, Any] = {}
+        if not user.verified:
+            match, verified = user.proof(email)
+        changes = {
+            "password_hash": password_hash,
+            "password_changed_at": clock.now(),
+            "pending_email": None,
+        }
+        match["password_hash"] = user.password_hash
+        try:
+            if not await User.change(match, {"$set": {**changes, **verified}}, tx=tx):
+                raise TokenSpent
+        except DuplicateKeyError:
+            raise TokenSpent from None
+        actor = by.known_as(user.id, user.username)
+        if not user.verified:
+            await enrolment.clear(user, by=actor, tx=tx)
+            await user.forget_browsers(tx=tx)
+        event = Event.of(Verb.PASSWORD_RESET, by=actor, subject=user.id)
+        mine = {"user.$id": user.id}
+        await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
+        await user.tell(Kind.PASSWORD_CHANGED, tx)
+        await Mail.queue(Letter.PASSWORD_CHANGED, email, user=user.id, tx=tx, ip=by.ip)
+        return await event.insert(session=tx)
+
+    return await acting(Actor(ip=by.ip, worker=by.worker), work)

@@ -1,0 +1,1 @@
+"""The audit log, and the list of activity that users see."""

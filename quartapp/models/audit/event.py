@@ -1,0 +1,230 @@
+"""The audit record: who did what to whom, from where and when. Only ever added to."""
+
+import asyncio
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field, PrivateAttr
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.db.mongo import Session as Tx
+from quartapp.models.audit.receipt import SETTLED_AFTER, Reach, Receipt
+from quartapp.models.base.actor import Actor
+from quartapp.models.base.record import Record
+from quartapp.models.base.references import CASELESS, ref
+from quartapp.models.cluster.worker import Barrier
+
+if TYPE_CHECKING:
+    from quartapp.models.accounts.user import User
+
+KEPT = timedelta(days=400)
+ASK_FIRST, ASK_LAST = 0.01, 0.1
+RECEIPTS = 200
+
+
+class Verb(StrEnum):
+    """What was done."""
+
+    USER_REGISTERED = "user.registered"
+    USER_DISABLED = "user.disabled"
+    USER_ENABLED = "user.enabled"
+    LAST_DAY_SET = "last_day.set"
+    LAST_DAY_LIFTED = "last_day.lifted"
+    USER_INVITED = "user.invited"
+    INVITATION_SENT_AGAIN = "invitation.sent_again"
+    INVITATION_WITHDRAWN = "invitation.withdrawn"
+    INVITATION_ACCEPTED = "invitation.accepted"
+    USER_DEACTIVATED = "user.deactivated"
+    USER_LEAVING = "user.leaving"
+    USER_RESTORED = "user.restored"
+    USER_ERASED = "user.erased"
+    PASSWORD_CHANGED = "password.changed"  # noqa: S105
+    PASSWORD_RESET = "password.reset"  # noqa: S105
+    EMAIL_CONFIRMED = "email.confirmed"
+    EMAIL_CHANGED = "email.changed"
+    EMAIL_RESTORED = "email.restored"
+    FACTOR_ADDED = "factor.added"
+    FACTOR_REMOVED = "factor.removed"
+    PASSKEY_REFUSED = "passkey.refused"
+    FACTORS_RESET = "factors.reset"
+    CODES_BLOCKED = "codes.blocked"
+    RECOVERY_CODE_USED = "recovery_code.used"
+    RECOVERY_CODES_MADE = "recovery_codes.made"
+    SESSION_STARTED = "session.started"
+    SESSION_CONFIRMED = "session.confirmed"
+    SESSION_ENDED = "session.ended"
+    SESSIONS_ENDED = "sessions.ended"
+    ROLE_GRANTED = "role.granted"
+    ROLE_REVOKED = "role.revoked"
+    ROLE_CREATED = "role.created"
+    ROLE_EDITED = "role.edited"
+    ROLE_DELETED = "role.deleted"
+    POST_REMOVED = "post.removed"
+    COMMENT_REMOVED = "comment.removed"
+    DATA_EXPORTED = "data.exported"
+    ACTIVITY_DISOWNED = "activity.disowned"
+
+
+# What ends sessions. The sooner it is known everywhere, the sooner it is answered.
+ENDING = {
+    Verb.USER_DISABLED,
+    Verb.USER_DEACTIVATED,
+    Verb.USER_LEAVING,
+    Verb.ACTIVITY_DISOWNED,
+    Verb.PASSWORD_RESET,
+    Verb.EMAIL_RESTORED,
+    Verb.FACTORS_RESET,
+    Verb.SESSION_ENDED,
+    Verb.SESSIONS_ENDED,
+    Verb.ROLE_REVOKED,
+    Verb.ROLE_DELETED,
+}
+
+
+class Event(Record):
+    """One line of the record. `subject` is the user it happened to, if there is one; `session` the
+    one in which it was done, or that was begun by it.
+
+    The receipts, and `counted_tabs` and `silent_worker` beside them, come after the fact, and are
+    all that is ever added to a line. When a person is erased their lines stay, without a word about
+    them: see `models.privacy.personal_data`.
+    """
+
+    actor: Link["User"] | None = None
+    verb: Verb
+    subject: Link["User"] | None = None
+    session: PydanticObjectId | None = None
+    ip: str | None = None
+    at: datetime = Field(default_factory=clock.now)
+    details: dict[str, Any] = {}
+    receipts: list[Receipt] = []
+    counted_tabs: int = 0
+    silent_worker: bool = False
+    _marked: bool = PrivateAttr(default=False)
+    _ended_sessions: int = PrivateAttr(default=0)
+
+    class Settings:
+        name = "events"
+        indexes = [
+            IndexModel([("subject.$id", 1), ("_id", -1)], name="of_subject"),
+            IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
+            # Of those invited, who have no account yet.
+            IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),
+            IndexModel([("details.author", 1)], name="quoting", sparse=True),
+            IndexModel([("at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())),
+        ]
+
+    @classmethod
+    async def record(
+        cls,
+        verb: Verb,
+        *,
+        by: Actor,
+        subject: PydanticObjectId | None = None,
+        tx: Tx | None = None,
+        **details: Any,
+    ) -> "Event":
+        """Adds a line; inside a transaction it stands or falls with what it tells of."""
+        return await cls.of(verb, by=by, subject=subject, **details).insert(session=tx)
+
+    @classmethod
+    def of(
+        cls, verb: Verb, *, by: Actor, subject: PydanticObjectId | None = None, **details: Any
+    ) -> "Event":
+        """A line that is not written yet, so that what it causes can already name it."""
+        return cls(
+            verb=verb,
+            actor=ref("users", by.user_id),
+            subject=ref("users", subject),
+            session=by.session_id,
+            ip=by.ip,
+            details=details,
+        )
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether nobody did it: a day came that was set before."""
+        last_day = not self.details.keys().isdisjoint({"last_day", "why"})
+        return self.actor is None and (last_day or self.verb is Verb.USER_ERASED)
+
+    async def mark(self, tx: Tx, *, asker: str | None) -> None:
+        """Writes a mark for the barrier, which must be the last write of the transaction: whoever
+        hears of it has heard of all that was taken away. The asker is the worker that waits."""
+        self._marked = True
+        await Barrier.of(self, asker=asker).insert(session=tx)
+
+    @property
+    def marked(self) -> bool:
+        """Whether a mark of the same id was written with it."""
+        return self._marked
+
+    @classmethod
+    async def keep_receipt(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:
+        """Add the receipt to the event, or put it in the place of the same worker's last one."""
+        row, worker = receipt.model_dump(), receipt.worker
+        pushed = {"$push": {"receipts": {"$each": [row], "$slice": -RECEIPTS}}}
+        if not await cls.change({"_id": event_id, "receipts.worker": {"$ne": worker}}, pushed):
+            mine = {"_id": event_id, "receipts.worker": worker}
+            await cls.change(mine, {"$set": {"receipts.$": row}})
+
+    async def wait_for_receipts(self, tabs: int, *, silent: bool, seconds: float) -> Reach:
+        """Wait until all tabs are accounted for, at most so long, and return what is known then.
+
+        `tabs` is how many the workers counted at the barrier, and `silent` whether a worker did not
+        acknowledge it. The event is told of both where the receipts alone would not show it.
+        """
+        self.counted_tabs, self.silent_worker = tabs, silent
+        deadline, pause = clock.monotonic() + seconds, ASK_FIRST
+        while tabs and self.reach.pending and clock.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, ASK_LAST)
+            if read := await Event.get(self.id):
+                self.receipts = read.receipts
+        if self.reach.pending or silent:
+            known = {"counted_tabs": tabs, "silent_worker": silent}
+            await Event.change({"_id": self.id}, {"$set": known})
+        return self.reach
+
+    def note_ended_sessions(self, count: int) -> None:
+        """Remember how many active sessions it has ended, for the answer. It is not stored."""
+        self._ended_sessions = count
+
+    @property
+    def ended_sessions(self) -> int:
+        """How many active sessions it has ended, as noted by the verb that created it."""
+        return self._ended_sessions
+
+    @property
+    def reach(self) -> Reach:
+        """What became of the open tabs, as far as is known now."""
+        return Reach.of(
+            self.receipts,
+            tabs=self.counted_tabs,
+            silent=self.silent_worker,
+            settled=clock.now() - self.at > SETTLED_AFTER,
+        )
+
+    @classmethod
+    async def page(
+        cls,
+        *,
+        subject: PydanticObjectId | None = None,
+        common: Collection[PydanticObjectId] = (),
+        verbs: Collection[Verb] = (),
+        before: PydanticObjectId | None = None,
+        limit: int = 50,
+    ) -> list[Self]:
+        """The newest first, with their actors and subjects; of these verbs, or of all. Those of one
+        subject and, beside them, what is `common` to many."""
+        match: dict[str, Any] = {"subject.$id": subject} if subject else {}
+        if common:
+            match = {"$or": [match, {"_id": {"$in": list(common)}}]}
+        if verbs:
+            match["verb"] = {"$in": list(verbs)}
+        if before:
+            match["_id"] = {"$lt": before}
+        return await cls.listed(match, sort="-_id", limit=limit, fetch=["actor", "subject"])

@@ -1,0 +1,1 @@
+"""What an actor may do, checked in the transaction that does it."""

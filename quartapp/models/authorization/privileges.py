@@ -1,0 +1,133 @@
+"""What users hold, and the rule that nobody gives or manages more than they hold themselves.
+
+Every check runs inside the transaction of the change, and writes the user documents of the actor
+and of the user who is managed. Whatever changes what they hold writes these documents too
+(granting, revoking or editing a role, removing a second factor), so of two transactions at once one
+runs again and sees the other's outcome. The command line acts as the operator, has no user, and is
+not limited. See docs/adr/0074.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from beanie import PydanticObjectId
+
+from quartapp import policy
+from quartapp.db.mongo import Session as Tx
+from quartapp.models.base.actor import Actor
+from quartapp.models.base.references import DomainError
+from quartapp.models.base.write_lock import Guard
+from quartapp.models.factors.factor import has_shown_one, waits_for_one
+
+
+class MissingPermission(DomainError):
+    """The actor lacks the permissions in `missing`, which `target` (a user, role or invitation)
+    holds or would give."""
+
+    def __init__(self, sentence: str, missing: Collection[str], target: str) -> None:
+        self.missing = sorted(missing)
+        self.target = target
+        super().__init__(sentence.format(missing=", ".join(self.missing), target=target))
+
+
+GIVE = "You cannot give the role {target}. It allows {missing}, which you do not hold."
+CHANGE = "You cannot change the role {target}. It allows {missing}, which you do not hold."
+ADD = "You cannot add {missing} to the role {target}, because you do not hold it."
+DELETE = (
+    "You cannot delete the role {target}. Users with this role hold {missing}, which you do not."
+)
+MANAGE = "You cannot manage {target}, who holds {missing}. You do not hold that permission."
+INVITATION = (
+    "You cannot manage the invitation to {target}. It gives {missing}, which you do not hold."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """Permissions as the database stores them, also those that this version does not know.
+
+    `everything` is true for holders of the administrator's role, whatever a newer version stores.
+    """
+
+    permissions: frozenset[str] = frozenset()
+    everything: bool = False
+
+    @classmethod
+    def of(cls, roles: Collection[Mapping[str, Any]]) -> "Holdings":
+        return cls(
+            frozenset(p for role in roles for p in stored(role)),
+            any(role.get("name") == policy.ADMIN for role in roles),
+        )
+
+    def lacks(self, wanted: Collection[str]) -> frozenset[str]:
+        """The wanted permissions that are not held."""
+        return frozenset() if self.everything else frozenset(wanted) - self.permissions
+
+
+OPERATOR = Holdings(everything=True)
+
+
+def stored(role: Mapping[str, Any]) -> list[str]:
+    """The permissions in the document of a role. Other values, written by hand, are ignored."""
+    return [p for p in role.get("permissions") or () if isinstance(p, str)]
+
+
+async def roles_of(user: Mapping[str, Any], tx: Tx | None) -> list[Mapping[str, Any]]:
+    """The stored documents of the user's roles."""
+    held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}
+    return await _collection("roles").find(held, session=tx).to_list(None)
+
+
+async def usable(user: Mapping[str, Any], *, shown: bool, tx: Tx | None) -> Holdings:
+    """What the user's roles allow now. Roles that require a second factor allow nothing unless one
+    was `shown`."""
+    roles = await roles_of(user, tx)
+    return Holdings.of([role for role in roles if not waits_for_one(role, shown=shown)])
+
+
+async def holdings_of(by: Actor, tx: Tx) -> Holdings:
+    """What the actor holds now, in the session that acts. It stays so until the commit."""
+    if by.user_id is None:
+        return OPERATOR
+    user = await _claimed(by.user_id, tx)
+    session = await _collection("sessions").find_one({"_id": by.session_id}, session=tx) or {}
+    return await usable(user, shown=has_shown_one(session, user), tx=tx)
+
+
+async def require_to_manage(by: Actor, user_id: PydanticObjectId, tx: Tx) -> None:
+    """Raises MissingPermission if the user holds, or could hold with a second factor, a permission
+    that the actor does not hold. Users may always manage themselves."""
+    if by.user_id is None or by.user_id == user_id:
+        return
+    held = await holdings_of(by, tx)
+    # A role granted to the user at the same time writes this document, too.
+    user = await _claimed(user_id, tx)
+    theirs = Holdings.of(await roles_of(user, tx)).permissions
+    if missing := held.lacks(theirs):
+        raise MissingPermission(MANAGE, missing, str(user.get("username")))
+
+
+async def require_to_give(by: Actor, role_ids: Collection[PydanticObjectId], tx: Tx) -> None:
+    """Raises MissingPermission if one of the roles allows a permission that the actor does not
+    hold."""
+    if by.user_id is None or not role_ids:
+        return
+    held = await holdings_of(by, tx)
+    roles = _collection("roles").find({"_id": {"$in": list(role_ids)}}, session=tx)
+    for role in await roles.to_list(None):
+        if missing := held.lacks(stored(role)):
+            raise MissingPermission(GIVE, missing, role["name"])
+
+
+async def _claimed(user_id: PydanticObjectId, tx: Tx) -> Mapping[str, Any]:
+    """Write the user's document, so that no other transaction does until the commit, and return it
+    as it is now. Empty if there is none."""
+    change = {"$inc": {"acts": 1}}
+    return (
+        await _collection("users").find_one_and_update({"_id": user_id}, change, session=tx) or {}
+    )
+
+
+def _collection(name: str) -> Any:
+    return Guard.get_motor_collection().database[name]

@@ -1,0 +1,1 @@
+"""What all documents are built from."""

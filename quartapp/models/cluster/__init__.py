@@ -1,0 +1,1 @@
+"""The workers that serve, and the barrier marks that they acknowledge."""

@@ -1,0 +1,1 @@
+"""The outbox, and the budget of each mailbox."""

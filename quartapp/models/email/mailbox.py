@@ -1,0 +1,63 @@
+"""The mail budget of a mailbox: how many emails it has been sent within the period of LIMIT_MAIL.
+
+Every kind of email counts. The kinds that people need to get into their account, and those that
+strangers can cause, have a share each, so that none can use up the room of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from limits import RateLimitItem
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.db.mongo import Session as Tx
+from quartapp.models.base.record import Record
+from quartapp.settings import MAIL_SHARES
+from quartapp.validation import mailbox_of
+
+# What is in no lane of its own is a notification by email: together they have two shares.
+NOTIFICATIONS = "notifications"
+ROOM = {"reset": 1, "verification": 1, "invitation": 1, "address": 1, NOTIFICATIONS: 2}
+
+
+class Mailbox(Record):
+    """Emails queued for one mailbox since its period began, by lane and within it by kind.
+
+    The id is a digest of the address without its `+tag`.
+    """
+
+    id: str  # type: ignore[assignment]
+    sent: dict[str, dict[str, int]]
+    until: datetime
+
+    class Settings:
+        name = "mailboxes"
+        indexes = [IndexModel([("until", 1)], name="kept", expireAfterSeconds=60)]
+
+    @classmethod
+    async def take(cls, to: str, kind: str, lane: str, *, limit: RateLimitItem, tx: Tx) -> bool:
+        """Count one email, and return True; False without a write if the mailbox has had enough.
+
+        Two transactions that count one mailbox at once conflict: the driver's error makes one of
+        them run again.
+        """
+        now, mailbox = clock.now(), hashlib.sha256(mailbox_of(to).encode()).hexdigest()
+        found = await cls.find_one({"_id": mailbox, "until": {"$gt": now}}, session=tx)
+        sent = found.sent if found else {}
+        if not _has_room(sent.get(lane, {}), kind, lane, limit.amount // MAIL_SHARES):
+            return False
+        counted = {**sent, lane: {**sent.get(lane, {}), kind: sent.get(lane, {}).get(kind, 0) + 1}}
+        until = found.until if found else now + timedelta(seconds=limit.get_expiry())
+        await cls.get_motor_collection().replace_one(
+            {"_id": mailbox}, {"sent": counted, "until": until}, upsert=True, session=tx
+        )
+        return True
+
+
+def _has_room(sent: Mapping[str, int], kind: str, lane: str, share: int) -> bool:
+    """One kind has at most a share, so that it alone cannot fill a lane of two."""
+    return sent.get(kind, 0) < share and sum(sent.values()) < share * ROOM[lane]

@@ -1,0 +1,195 @@
+"""Passkeys: keys on people's devices that sign them in. Here is the half that is no secret."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field
+from pymongo import IndexModel
+from pymongo.errors import DuplicateKeyError
+
+from quartapp import clock
+from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import transaction
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import Actor
+from quartapp.models.base.record import Record
+from quartapp.models.base.references import DomainError, linked_id, ref
+from quartapp.models.email.outbox import Letter
+from quartapp.models.factors import enrolment
+from quartapp.models.factors.enrolment import Enrolled, HasFactor
+from quartapp.models.factors.factor import Factor
+from quartapp.models.notifications.notice import Kind
+from quartapp.models.sessions.session import acting
+from quartapp.security.webauthn import LASTS, Made, Refused, Shown
+
+
+class EnoughPasskeys(DomainError):
+    def __init__(self, at_most: int) -> None:
+        super().__init__(f"An account has at most {at_most} passkeys. Remove one first.")
+
+
+class PasskeyTaken(DomainError):
+    """The authenticator's key is known already, of this user or of another."""
+
+    def __init__(self) -> None:
+        super().__init__("This passkey was added before.")
+
+
+class Answered(Record):
+    """Something that a browser keeps for us and that counts once, after it has: a challenge that
+    was answered, a note that was used. It is remembered for as long as it would count."""
+
+    id: bytes  # type: ignore[assignment]
+    expires_at: datetime
+
+    class Settings:
+        name = "answered"
+        indexes = [IndexModel([("expires_at", 1)], name="kept", expireAfterSeconds=60)]
+
+    @classmethod
+    async def once(cls, challenge: bytes, *, tx: Tx) -> None:
+        """Raises Refused for whoever comes later with the same."""
+        try:
+            await cls(id=challenge, expires_at=clock.now() + LASTS).insert(session=tx)
+        except DuplicateKeyError:
+            raise Refused("the challenge was answered before") from None
+
+    @classmethod
+    async def first(cls, note: str, *, lasts: timedelta, tx: Tx | None = None) -> bool:
+        """Return whether nobody came with this note before, and remember it.
+
+        Within a transaction False means that it cannot go on.
+        """
+        try:
+            await cls(id=note.encode(), expires_at=clock.now() + lasts).insert(session=tx)
+        except DuplicateKeyError:
+            return False
+        return True
+
+
+class Passkey(Record):
+    """One passkey of a user. `sign_count` is its authenticator's; many stay at 0 for ever."""
+
+    user: Link[User]
+    credential_id: str
+    public_key: bytes = Field(repr=False)
+    sign_count: int
+    name: str
+    transports: list[str] = []
+    backed_up: bool
+    created_at: datetime = Field(default_factory=clock.now)
+    last_used_at: datetime | None = None
+    uses: int = 0
+
+    class Settings:
+        name = "passkeys"
+        indexes = [
+            IndexModel([("credential_id", 1)], name="by_credential", unique=True),
+            IndexModel([("user.$id", 1), ("created_at", 1)], name="of_user"),
+        ]
+
+    @classmethod
+    async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
+        """The oldest first."""
+        return await cls.find({"user.$id": user_id}, sort="created_at").to_list()
+
+    @classmethod
+    async def known_as(cls, credential_id: str) -> Self | None:
+        return await cls.find_one({"credential_id": credential_id})
+
+    @property
+    def user_id(self) -> PydanticObjectId:
+        return linked_id(self.user)
+
+    @classmethod
+    async def add(
+        cls, user: User, made: Made, *, name: str, by: Actor, at_most: int = 20
+    ) -> Enrolled:
+        """Raises EnoughPasskeys, PasskeyTaken, and Refused when the answer was used before."""
+        passkey = cls(
+            user=ref("users", user.id),
+            credential_id=made.credential_id,
+            public_key=made.public_key,
+            sign_count=made.sign_count,
+            name=name,
+            transports=list(made.transports),
+            backed_up=made.backed_up,
+        )
+
+        async def keep(tx: Tx) -> None:
+            await Answered.once(made.challenge, tx=tx)
+            try:
+                await passkey.insert(session=tx)
+            except DuplicateKeyError:
+                raise PasskeyTaken from None
+
+        room = {f"passkeys.{at_most - 1}": {"$exists": False}}
+        change = {"$push": {"passkeys": ref("passkeys", passkey.id)}}
+        try:
+            return await enrolment.add(
+                user, Factor.PASSKEY, room, change, by=by, name=name, also=keep
+            )
+        except HasFactor:
+            raise EnoughPasskeys(at_most) from None
+
+    async def rename(self, name: str, *, by: Actor) -> bool:
+        """Whether it is there still, and had another name."""
+
+        async def work(tx: Tx) -> bool:
+            return await Passkey.change({"_id": self.id}, {"$set": {"name": name}}, tx=tx)
+
+        return await acting(by, work)
+
+    async def remove(self, user: User, *, by: Actor) -> Event | None:
+        """None if it is gone already."""
+
+        async def erase(tx: Tx) -> None:
+            await Passkey.erase(self.id, tx=tx)
+
+        listed = {"passkeys.$id": self.id}
+        change = {"$pull": {"passkeys": ref("passkeys", self.id)}}
+        return await enrolment.remove(
+            user, Factor.PASSKEY, listed, change, by=by, name=self.name, also=erase
+        )
+
+    async def use(self, user: User, shown: Shown, *, by: Actor) -> None:
+        """Takes the answer for true, once. Raises Refused.
+
+        A counter that does not go on means that two devices have the key: then its owner is told.
+        """
+        count, backed_up = shown.verify(self.public_key)
+        goes_on = [{"sign_count": {"$lt": count}}] + ([{"sign_count": 0}] if count == 0 else [])
+
+        async def work(tx: Tx) -> bool:
+            await Answered.once(shown.challenge, tx=tx)
+            used = await Passkey.change(
+                {"_id": self.id, "$or": goes_on},
+                {
+                    "$set": {
+                        "sign_count": count,
+                        "backed_up": backed_up,
+                        "last_used_at": clock.now(),
+                    },
+                    # Else two uses in one millisecond, without a counter, would be one change.
+                    "$inc": {"uses": 1},
+                },
+                tx=tx,
+            )
+            if not used:
+                if await Passkey.get(self.id, session=tx) is None:
+                    raise Refused("the passkey was removed")
+                await self._tell_of_a_copy(user, by=by, tx=tx)
+            return used
+
+        if not await transaction(work):
+            raise Refused("the counter went back: the passkey may have been copied")
+
+    async def _tell_of_a_copy(self, user: User, *, by: Actor, tx: Tx) -> None:
+        factor = enrolment.words(Factor.PASSKEY, self.name)
+        await user.tell(Kind.PASSKEY_REFUSED, tx, factor=factor)
+        await user.write(Letter.PASSKEY_REFUSED, tx, ip=by.ip, factor=factor)
+        await Event.record(Verb.PASSKEY_REFUSED, by=by, subject=user.id, tx=tx, name=self.name)

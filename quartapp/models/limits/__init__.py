@@ -1,0 +1,1 @@
+"""Counters and failed attempts, shared by all workers."""

@@ -1,0 +1,90 @@
+"""Comments, which link their authors and their posts by reference."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.db.mongo import Session as Tx
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import Actor
+from quartapp.models.base.record import Record
+from quartapp.models.base.references import linked_id, ref
+from quartapp.models.notifications.notice import Kind
+from quartapp.models.posts.post import Post
+from quartapp.models.sessions.session import acting
+
+PAGE = 50
+
+
+class Comment(Record):
+    author: Link[User]
+    post: Link[Post]
+    body: str
+    created_at: datetime = Field(default_factory=clock.now)
+
+    class Settings:
+        name = "comments"
+        indexes = [
+            IndexModel([("post.$id", 1), ("_id", 1)], name="on_post"),
+            IndexModel([("author.$id", 1), ("_id", -1)], name="of_author"),
+        ]
+
+    @property
+    def author_id(self) -> PydanticObjectId:
+        return linked_id(self.author)
+
+    @property
+    def post_id(self) -> PydanticObjectId:
+        return linked_id(self.post)
+
+    @classmethod
+    async def write(cls, post: Post, body: str, *, by: Actor) -> "Comment | None":
+        """Adds a comment and tells the author of the post. None if the post is gone."""
+        comment = cls(author=ref("users", by.user_id), post=ref("posts", post.id), body=body)
+
+        async def work(tx: Tx) -> bool:
+            counted = await Post.change({"_id": post.id}, {"$inc": {"comment_count": 1}}, tx=tx)
+            if not counted:
+                return False
+            await comment.insert(session=tx)
+            if by.user_id != post.author_id:
+                author = await User.get(post.author_id, session=tx)
+                if author:
+                    await author.tell(Kind.COMMENT_ADDED, tx, by=by.username, title=post.title)
+            return True
+
+        return comment if await acting(by, work) else None
+
+    @classmethod
+    async def page(
+        cls, post_id: PydanticObjectId, *, after: PydanticObjectId | None = None, limit: int = PAGE
+    ) -> list[Self]:
+        """The oldest first, as a conversation is read, with their authors."""
+        match: dict[str, Any] = {"post.$id": post_id}
+        if after:
+            match["_id"] = {"$gt": after}
+        return await cls.listed(match, sort="_id", limit=limit, fetch=["author"])
+
+    async def remove(self, *, by: Actor) -> None:
+        """Deletes it. An author who loses it to another is told."""
+
+        async def work(tx: Tx) -> None:
+            if not await Comment.erase(self.id, tx=tx):
+                return
+            await Post.change({"_id": self.post_id}, {"$inc": {"comment_count": -1}}, tx=tx)
+            if by.user_id == self.author_id:
+                return
+            post = await Post.get(self.post_id, session=tx)
+            # Whose words the title is, for the day on which they are erased.
+            words = {"title": post.title, "author": post.author_id} if post else {"title": ""}
+            await Event.record(Verb.COMMENT_REMOVED, by=by, subject=self.author_id, tx=tx, **words)
+            author = await User.get(self.author_id, session=tx)
+            if author:
+                await author.tell(Kind.COMMENT_REMOVED, tx, by=by.username, **words)
+
+        await acting(by, work)

@@ -1,0 +1,100 @@
+"""Posts, which link their authors by reference."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.db.mongo import Session as Tx
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import Actor
+from quartapp.models.base.record import Record
+from quartapp.models.base.references import linked_id, ref
+from quartapp.models.notifications.notice import Kind
+from quartapp.models.sessions.session import acting
+
+PAGE = 20
+
+
+class Post(Record):
+    """A post. Lists are paged by the id, which rises with time."""
+
+    author: Link[User]
+    title: str
+    body: str
+    created_at: datetime = Field(default_factory=clock.now)
+    edited_at: datetime | None = None
+    comment_count: int = 0
+
+    class Settings:
+        name = "posts"
+        indexes = [IndexModel([("author.$id", 1), ("_id", -1)], name="of_author")]
+
+    @property
+    def author_id(self) -> PydanticObjectId:
+        return linked_id(self.author)
+
+    @property
+    def excerpt(self) -> str:
+        line = " ".join(self.body.split())
+        return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + "…"
+
+    @classmethod
+    async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
+        post = cls(author=ref("users", by.user_id), title=title, body=body)
+
+        async def work(tx: Tx) -> Post:
+            return await post.insert(session=tx)
+
+        return await acting(by, work)
+
+    @classmethod
+    async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
+        found = await cls.listed({"_id": post_id}, sort="_id", limit=1, fetch=["author"])
+        return found[0] if found else None
+
+    @classmethod
+    async def page(
+        cls,
+        *,
+        author: PydanticObjectId | None = None,
+        before: PydanticObjectId | None = None,
+        limit: int = PAGE,
+    ) -> list[Self]:
+        """The newest first, with their authors."""
+        match: dict[str, Any] = {"author.$id": author} if author else {}
+        if before:
+            match["_id"] = {"$lt": before}
+        return await cls.listed(match, sort="-_id", limit=limit, fetch=["author"])
+
+    async def revise(self, title: str, body: str, *, by: Actor) -> bool:
+        """False if the post is gone."""
+        new = {"title": title, "body": body, "edited_at": clock.now()}
+
+        async def work(tx: Tx) -> bool:
+            return await Post.change({"_id": self.id}, {"$set": new}, tx=tx)
+
+        return await acting(by, work)
+
+    async def remove(self, *, by: Actor) -> None:
+        """Deletes it and what was said below it. An author who loses it to another is told."""
+
+        async def work(tx: Tx) -> None:
+            if not await Post.erase(self.id, tx=tx):
+                return
+            comments = Post.get_motor_collection().database["comments"]
+            await comments.delete_many({"post.$id": self.id}, session=tx)
+            if by.user_id == self.author_id:
+                return
+            await Event.record(
+                Verb.POST_REMOVED, by=by, subject=self.author_id, tx=tx, title=self.title
+            )
+            author = await User.get(self.author_id, session=tx)
+            if author:
+                await author.tell(Kind.POST_REMOVED, tx, by=by.username, title=self.title)
+
+        await acting(by, work)

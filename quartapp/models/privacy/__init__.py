@@ -1,0 +1,1 @@
+"""Export of personal data, and deletion of accounts."""

@@ -1,0 +1,395 @@
+"""What is held about a person: the one list of it, by which it is shown to them and erased.
+
+A collection that holds something about people has a line in HELD; one that does not is named in
+IMPERSONAL. A test fails for a collection that is in neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self
+
+from beanie import Document, PydanticObjectId
+from bson import DBRef
+from pymongo.collation import Collation
+
+from quartapp import validation
+from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import transaction
+from quartapp.models.accounts.one_time_token import Token
+from quartapp.models.accounts.user import User
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.base.actor import Actor
+from quartapp.models.base.references import CASELESS, linked_id
+from quartapp.models.base.write_lock import Guard
+from quartapp.models.cluster.worker import Barrier, Worker
+from quartapp.models.email.mailbox import Mailbox
+from quartapp.models.email.outbox import Mail
+from quartapp.models.factors.factor import NAMES
+from quartapp.models.factors.passkey import Answered, Passkey
+from quartapp.models.invitations.invitation import Invitation
+from quartapp.models.limits.counter import Allowance
+from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.models.limits.hash_cost import Cost
+from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.post import Post
+from quartapp.models.roles.role import Role
+from quartapp.models.sessions.session import Session, acting
+
+Row = Mapping[str, Any]
+BATCH = 500
+NOBODY_NOW, THEIR_ADDRESS = "Somebody who has left", "their address"
+A_POST = "a post of somebody who has left"
+ACCOUNT = (
+    *("username", "email", "email_verified_at", "pending_email", "created_at"),
+    *("claimed_email", "must_verify"),
+    *(
+        "password_changed_at",
+        "letters_asked",
+        "disabled_at",
+        "closes_at",
+        "closed_at",
+        "deletes_at",
+    ),
+)
+# Of an event's details, what says nothing about the person.
+LASTING = ("role", "roles", "reason", "count", "until", "posts")
+
+
+@dataclass(frozen=True)
+class Person:
+    """Whose data it is. `former` are the addresses that the account has had, each with the moment
+    at which it was given up: from then on it may be somebody else's. `roles` has the names."""
+
+    user: User
+    former: Mapping[str, datetime]
+    roles: Mapping[PydanticObjectId, str] = field(default_factory=dict)
+
+    @classmethod
+    async def of(cls, user: User, roles: Collection[Role] = ()) -> Self:
+        changed = {"subject.$id": user.id, "verb": Verb.EMAIL_CHANGED}
+        events = await Event.find(changed, sort="_id").to_list()
+        former = {event.details["was"]: event.at for event in events if "was" in event.details}
+        return cls(user, former, {role.id: role.name for role in roles})
+
+    def addressed(self, name: str, at: str) -> list[dict[str, Any]]:
+        """The filters for what has an address of theirs in this field, and was written while it
+        was theirs or before. To be asked without regard to case."""
+        former = [
+            {name: {"$in": validation.spellings(was)}, at: {"$lte": left}}
+            for was, left in self.former.items()
+        ]
+        return [{name: {"$in": validation.spellings(self.user.email)}}, *former]
+
+    def has_had(self, address: str | None) -> bool:
+        theirs = {validation.canonical_email(each) for each in (self.user.email, *self.former)}
+        return address is not None and validation.canonical_email(address) in theirs
+
+    def is_behind(self, link: Any) -> bool:
+        return link is not None and linked_id(link) == self.user.id
+
+
+def fields(*names: str) -> Callable[[Row, Person], dict[str, Any]]:
+    """Shows these fields of a document and no others, so that no secret is shown unawares."""
+    return lambda row, person: {name: row[name] for name in names if row.get(name) is not None}
+
+
+def linked(name: str) -> Callable[[Person], dict[str, Any]]:
+    """Finds the documents whose link of this name leads to the person."""
+    return lambda person: {f"{name}.$id": person.user.id}
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one collection holds about a person: how it is found, shown to them, and erased.
+
+    Erased is deleted, unless `erase_with` says another way. What is found by an address is
+    `caseless`.
+    """
+
+    document: type[Document]
+    find: Callable[[Person], dict[str, Any]]
+    show: Callable[[Row, Person], dict[str, Any]]
+    erase_with: Callable[[Person], Awaitable[None]] | None = field(default=None, kw_only=True)
+    caseless: bool = field(default=False, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return self.document.get_collection_name()
+
+    @property
+    def collation(self) -> Collation | None:
+        return CASELESS if self.caseless else None
+
+    async def rows(self, person: Person) -> AsyncIterator[dict[str, Any]]:
+        """As they are shown; never more than a page of them in memory."""
+        found = self.document.get_motor_collection().find(
+            self.find(person), batch_size=BATCH, collation=self.collation
+        )
+        async for row in found:
+            yield self.show(row, person)
+
+    async def erase(self, person: Person) -> None:
+        if self.erase_with:
+            return await self.erase_with(person)
+        return await _delete(self.document, self.find(person), self.collation)
+
+
+def _letters(person: Person) -> dict[str, Any]:
+    """Those of the account, and those that go to an address of theirs and belong to none."""
+    unclaimed = {"user": None, "$or": person.addressed("to", "created_at")}
+    return {"$or": [{"user.$id": person.user.id}, unclaimed]}
+
+
+def _invitation(row: Row, person: Person) -> dict[str, Any]:
+    """The addresses of others are their own affair, also where the person invited them."""
+    shown = fields("created_at", "accepted_at", "withdrawn_at", "expires_at")(row, person)
+    theirs = person.is_behind(row.get("account")) or person.has_had(row["email"])
+    by_them = person.is_behind(row.get("by"))
+    shown["by"] = "you" if by_them else "somebody else" if row.get("by") else "the system"
+    shown["to"] = "you" if theirs else "somebody else"
+    if role := row.get("role"):
+        shown["role"] = person.roles.get(role.id, "one that is gone")
+    return shown | (fields("email")(row, person) if theirs else {})
+
+
+def _invitations_to(person: Person) -> dict[str, Any]:
+    """Taken up or not."""
+    return {"$or": [linked("account")(person), *person.addressed("email", "created_at")]}
+
+
+async def _erase_invitations(person: Person) -> None:
+    """Those to them go. Those that they wrote are about others, and void from now on."""
+    await _delete(Invitation, _invitations_to(person), CASELESS)
+
+
+def _invited(person: Person) -> dict[str, Any]:
+    """What was done about an invitation to their address, when there was no account yet."""
+    return {"subject": None, "$or": person.addressed("details.email", "at")}
+
+
+def _events(person: Person) -> dict[str, Any]:
+    common = {"_id": {"$in": person.user.common_events}}
+    return {"$or": [linked("subject")(person), linked("actor")(person), _invited(person), common]}
+
+
+def _event(row: Row, person: Person) -> dict[str, Any]:
+    """Who and where others are is their own affair, also where they did something to the person."""
+    actor, subject = row.get("actor"), row.get("subject")
+    by_them = person.is_behind(actor)
+    to_them = (
+        person.is_behind(subject)
+        or row["_id"] in person.user.common_events
+        or (subject is None and person.has_had(row["details"].get("email")))
+    )
+    shown = fields("at", "verb")(row, person)
+    shown["by"] = "you" if by_them else "somebody else" if actor else "the system"
+    if subject is not None or to_them:
+        shown["to"] = "you" if to_them else "somebody else"
+    if by_them:
+        shown |= fields("session", "ip")(row, person)
+    if to_them:
+        shown |= fields("details")(row, person)
+    return shown
+
+
+async def _blank_events(person: Person) -> None:
+    """The record keeps its lines and the numbers of those concerned; nothing says who it was."""
+    events = Event.get_motor_collection()
+    details = {name: f"$details.{name}" for name in LASTING}
+    blank = {"$replaceWith": {"$mergeObjects": ["$$ROOT", {"details": details}]}}
+    # Last those that say which addresses were theirs: this may have to begin again in between.
+    for match, collation in ((_invited(person), CASELESS), (linked("subject")(person), None)):
+        async for ids in _batches(Event, match, collation):
+            await events.update_many({"_id": {"$in": ids}}, [blank])
+    async for ids in _batches(Event, linked("actor")(person)):
+        await events.update_many({"_id": {"$in": ids}}, {"$set": {"ip": None}})
+    async for ids in _batches(Event, {"details.author": person.user.id}):
+        await events.update_many({"_id": {"$in": ids}}, {"$set": {"details.title": A_POST}})
+
+
+async def _erase_posts(person: Person) -> None:
+    """Those that stay keep the number of their author, behind which there is nobody any more."""
+    if person.user.deletes_posts:
+        async for ids in _batches(Post, linked("author")(person)):
+            await _delete(Comment, {"post.$id": {"$in": ids}})
+            await _remove_posts(ids)
+
+
+async def _remove_posts(ids: list[PydanticObjectId]) -> None:
+    """With what was said below them a moment ago: a comment writes its post, and so is there before
+    this or never."""
+
+    async def work(tx: Tx) -> None:
+        await Post.get_motor_collection().delete_many({"_id": {"$in": ids}}, session=tx)
+        below = Comment.get_motor_collection()
+        await below.delete_many({"post.$id": {"$in": ids}}, session=tx)
+
+    await transaction(work)
+
+
+async def _erase_comments(person: Person) -> None:
+    if person.user.deletes_posts:
+        async for ids in _batches(Comment, linked("author")(person)):
+            await _remove_comments(ids)
+
+
+async def _remove_comments(ids: list[PydanticObjectId]) -> None:
+    """Those that are still there, and takes them off the counts of their posts."""
+
+    async def work(tx: Tx) -> None:
+        comments = Comment.get_motor_collection()
+        group = {"$group": {"_id": "$post.$id", "count": {"$sum": 1}}}
+        there = {"_id": {"$in": ids}}
+        counted = comments.aggregate([{"$match": there}, group], session=tx)
+        for row in await counted.to_list(None):
+            taken = {"$inc": {"comment_count": -row["count"]}}
+            await Post.change({"_id": row["_id"]}, taken, tx=tx)
+        await comments.delete_many(there, session=tx)
+
+    await transaction(work)
+
+
+HELD = [
+    Holding(
+        Session,
+        linked("user"),
+        fields(
+            *("_id", "device", "ip", "created_at", "seen_at", "expires_at", "remembered"),
+            *("factor", "confirmed_at", "ended_at", "ended_reason"),
+        ),
+    ),
+    Holding(
+        Passkey,
+        linked("user"),
+        fields("name", "transports", "backed_up", "created_at", "last_used_at"),
+    ),
+    Holding(Notice, linked("user"), fields("kind", "data", "created_at", "read_at")),
+    Holding(
+        Token, linked("user"), fields("purpose", "email", "created_at", "expires_at", "used_at")
+    ),
+    Holding(
+        Mail, _letters, fields("letter", "to", "data", "created_at", "gave_up_at"), caseless=True
+    ),
+    Holding(
+        Post,
+        linked("author"),
+        fields("_id", "title", "body", "created_at", "edited_at"),
+        erase_with=_erase_posts,
+    ),
+    Holding(
+        Comment,
+        linked("author"),
+        fields("_id", "post", "body", "created_at"),
+        erase_with=_erase_comments,
+    ),
+    Holding(
+        Invitation,
+        lambda person: {"$or": [linked("by")(person), _invitations_to(person)]},
+        _invitation,
+        erase_with=_erase_invitations,
+        caseless=True,
+    ),
+    Holding(
+        Event,
+        _events,
+        _event,
+        erase_with=_blank_events,
+        caseless=True,
+    ),
+]
+# Wrong passwords and queued emails are counted under digests, for some minutes.
+IMPERSONAL: list[type[Document]] = [
+    *(Role, Guard, Allowance, Guesses, Mailbox, Cost, Answered, Worker, Barrier),
+]
+
+
+async def export(user: User) -> AsyncIterator[str]:
+    """All that is held about the person as one JSON object, a piece at a time."""
+    roles = await Role.everyone()
+    person = await Person.of(user, roles)
+    held = [role.name for role in roles if user.holds(role)]
+    document = await User.get_motor_collection().find_one({"_id": user.id}) or {}
+    factors = sorted(NAMES[kind] for kind in user.factors)
+    account = fields(*ACCOUNT)(document, person) | {"roles": held, "second_factors": factors}
+    yield f'{{\n"account": {_json(account)}'
+    for holding in HELD:
+        yield f',\n"{holding.name}": ['
+        comma = "\n"
+        async for row in holding.rows(person):
+            yield comma + _json(row)
+            comma = ",\n"
+        yield "\n]"
+    yield "\n}\n"
+
+
+async def note_export(user: User, *, by: Actor) -> None:
+    """Writes down that somebody takes it away. Raises SessionOver."""
+
+    async def work(tx: Tx) -> None:
+        await Event.record(Verb.DATA_EXPORTED, by=by, subject=user.id, tx=tx)
+
+    await acting(by, work)
+
+
+async def forget_name(user: User) -> None:
+    """Others were told who did something to them; from now on it was somebody who has left. Who
+    invited them was told their address besides, and who lost a comment of theirs the title of the
+    post that it was on."""
+    async for ids in _batches(Notice, {"data.by": user.username}):
+        told = {"_id": {"$in": ids}}
+        invited = {**told, "kind": Kind.INVITATION_ACCEPTED}
+        await Notice.change_all(invited, {"$set": {"data.email": THEIR_ADDRESS}})
+        await Notice.change_all(told, {"$set": {"data.by": NOBODY_NOW}})
+    async for ids in _batches(Notice, {"data.author": user.id}):
+        blank = {"$set": {"data.title": A_POST}, "$unset": {"data.author": ""}}
+        await Notice.change_all({"_id": {"$in": ids}}, blank)
+
+
+async def sweep(person: Person, tx: Tx) -> None:
+    """What has come since the collections were erased, in the transaction that ends it."""
+    for holding in HELD:
+        if holding.erase_with is None:
+            await holding.document.get_motor_collection().delete_many(
+                holding.find(person), collation=holding.collation, session=tx
+            )
+
+
+async def _delete(
+    document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
+) -> None:
+    async for ids in _batches(document, match, collation):
+        await document.get_motor_collection().delete_many({"_id": {"$in": ids}})
+
+
+async def _batches(
+    document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
+) -> AsyncIterator[list[PydanticObjectId]]:
+    """The ids of all documents that match, a batch at a time: no write takes long."""
+    collection, last = document.get_motor_collection(), None
+    while True:
+        behind = {"$and": [match, {"_id": {"$gt": last}}]} if last else match
+        found = (
+            await collection.find(behind, {"_id": 1}, collation=collation)
+            .sort("_id", 1)
+            .to_list(BATCH)
+        )
+        if not found:
+            return
+        ids = [row["_id"] for row in found]
+        yield ids
+        last = ids[-1]
+
+
+def _json(thing: Any) -> str:
+    return json.dumps(thing, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value.id if isinstance(value, DBRef) else value)

@@ -1,0 +1,235 @@
+"""People: finding them, granting and revoking, disabling, ending their sessions."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template, request
+from quart_auth import login_required
+
+from quartapp.auth import Forbidden, current_user, fresh_login_required, permission_required, settle
+from quartapp.forms.admin import GrantForm, LastDayForm
+from quartapp.log import log
+from quartapp.models import Event, Role, Session, User
+from quartapp.models.accounts import account_expiry
+from quartapp.models.accounts.user import LastAdministrator
+from quartapp.models.base.references import linked_id
+from quartapp.models.factors import enrolment
+from quartapp.models.sessions.session import Reason
+from quartapp.policy import Permission, may
+from quartapp.routes.audit.receipts import flash_receipt
+from quartapp.routes.pagination import cut
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+
+blueprint = Blueprint("admin_users", __name__)
+
+PAGE = 50
+
+
+@blueprint.get("/users")
+@login_required
+@permission_required(Permission.USERS_READ)
+async def index() -> str:
+    text = request.args.get("q", "").strip()[:254]
+    after = request.args.get("after", "")[:254] or None
+    rows = await User.search(text, after=after, limit=PAGE + 1)
+    people, older = cut(rows, PAGE, lambda user: user.username)
+    return await render_template("admin/users.html", users=people, q=text, next=older)
+
+
+@blueprint.get("/users/<username>")
+@login_required
+@permission_required(Permission.USERS_READ)
+async def show(username: str) -> Any:
+    return await _page(await find(username))
+
+
+async def show_sent(username: str, **_: object) -> Any:
+    """The page of the user, with what was sent in its forms."""
+    sent = await GrantForm.from_request(), await LastDayForm.from_request()
+    return await _page(await find(username), grant=sent[0], leave=sent[1])
+
+
+@blueprint.post("/users/<username>/grants")
+@returns_to(show_sent, "/admin/users/{username}")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def grant(username: str) -> Any:
+    person = await find(username)
+    form = await GrantForm.from_request()
+    form.offer(await Role.everyone(), lacks=current_user.lacks)
+    if not form.posted:
+        return await _page(person, grant=form)
+    role = await Role.named(form.role.data) or abort(404)
+    granted = await person.grant(role, by=current_user.actor)
+    log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
+    await settle()
+    if granted:
+        await flash(f"{person.username} now holds the role {role.name}.", "success")
+    else:
+        await flash(f"{person.username} holds the role {role.name} already.", "info")
+    return see_other(home(person))
+
+
+@blueprint.post("/users/<username>/grants/<role_name>/revoke")
+@returns_to(show_sent, "/admin/users/{username}")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def revoke(username: str, role_name: str) -> Any:
+    person = await find(username)
+    role = await Role.named(role_name) or abort(404)
+    event = await person.revoke(role, by=current_user.actor)
+    log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
+    await settle(event)
+    if event:
+        words = f"{person.username} no longer holds the role {role.name}{_signed_out(event)}."
+        await flash_receipt(words, event)
+    else:
+        await flash(f"{person.username} did not hold the role {role.name}.", "info")
+    return see_other(home(person))
+
+
+@blueprint.post("/users/<username>/sessions/end")
+@returns_to(show_sent, "/admin/users/{username}")
+@login_required
+@permission_required(Permission.SESSIONS_MANAGE)
+@fresh_login_required
+async def end_sessions(username: str) -> Any:
+    person = await find(username)
+    event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
+    await settle(event)
+    if event:
+        words = f"Sessions of {person.username} ended: {event.details['count']}."
+        await flash_receipt(words, event)
+    else:
+        await flash(f"{person.username} had no active session.", "info")
+    return see_other(home(person))
+
+
+@blueprint.post("/users/<username>/disable")
+@returns_to(show_sent, "/admin/users/{username}")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def disable(username: str) -> Any:
+    person = await find(username)
+    event = await person.disable(by=current_user.actor)
+    if event:
+        log.info("user_disabled", user=person.username, by=current_user.username)
+    await settle(event)
+    if event:
+        words = f"The account of {person.username} is disabled{_signed_out(event)}."
+        await flash_receipt(words, event)
+    else:
+        await flash(f"The account of {person.username} is disabled already.", "info")
+    return see_other(home(person))
+
+
+@blueprint.post("/users/<username>/enable")
+@returns_to(show_sent, "/admin/users/{username}")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def enable(username: str) -> Any:
+    person = await find(username)
+    by = current_user.actor
+    enabled = await person.enable(by=by) or await account_expiry.lift(person, by=by)
+    await settle()
+    if enabled:
+        log.info("user_enabled", user=person.username, by=current_user.username)
+        await flash(f"The account of {person.username} is enabled.", "success")
+    else:
+        await flash("Nothing had to be changed.", "info")
+    return see_other(home(person))
+
+
+@blueprint.post("/users/<username>/last-day")
+@returns_to(show_sent, "/admin/users/{username}")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def set_last_day(username: str) -> Any:
+    person = await find(username)
+    form = await LastDayForm.from_request()
+    if not form.posted:
+        return await _page(person, leave=form)
+    day, by = form.date.data, current_user.actor
+    if day is None:
+        event = await account_expiry.lift(person, by=by)
+        words = f"{person.username} has no last day any more."
+    elif not account_expiry.is_possible(day):
+        form.refuse("A last day is today or within the next ten years.", "date")
+        return await _page(person, leave=form)
+    else:
+        try:
+            event = await account_expiry.appoint(person, day, by=by)
+        except LastAdministrator as error:
+            form.refuse(str(error), "date")
+            return await _page(person, leave=form)
+        words = f"The account of {person.username} will be disabled when {day} is over."
+    await settle()
+    if event:
+        log.info("user_updated", user=person.username, last_day=str(day or ""), by=by.username)
+        await flash(words, "success")
+    else:
+        await flash("Nothing had to be changed.", "info")
+    return see_other(home(person))
+
+
+@blueprint.post("/users/<username>/factors/reset")
+@returns_to(show_sent, "/admin/users/{username}")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def reset_factors(username: str) -> Any:
+    person = await find(username)
+    event = await enrolment.reset(person, by=current_user.actor)
+    await settle(event)
+    if event:
+        log.info("user_updated", user=person.username, reset="factors", by=current_user.username)
+        words = f"{person.username} has no second factor any more{_signed_out(event)}."
+        await flash_receipt(words, event)
+    else:
+        await flash(f"{person.username} had no second factor.", "info")
+    return see_other(home(person))
+
+
+def _signed_out(event: Event) -> str:
+    """How a sentence ends that says what the event has done to a user."""
+    return ", and was signed out" if event.ended_sessions else ". There was no active session"
+
+
+async def find(username: str) -> User:
+    """Answers 404 for nobody."""
+    return await User.by_username(username) or abort(404)
+
+
+def home(person: User) -> str:
+    return f"/admin/users/{person.username}"
+
+
+async def _page(
+    person: User, *, grant: GrantForm | None = None, leave: LastDayForm | None = None
+) -> Any:
+    # A form that is turned down comes back on this page, which its sender may not be one to read.
+    if not may(current_user, Permission.USERS_READ):
+        raise Forbidden(Permission.USERS_READ)
+    ids = {linked_id(link) for link in person.roles}
+    roles = await Role.everyone()
+    form = grant or GrantForm()
+    form.offer((role for role in roles if role.id not in ids), lacks=current_user.lacks)
+    held = [role for role in roles if role.id in ids]
+    own = person.id == current_user.user_id
+    theirs = {permission for role in held for permission in role.permissions}
+    page = await render_template(
+        "admin/user.html",
+        person=person,
+        held=held,
+        missing=[] if own else sorted(current_user.lacks(theirs)),
+        form=form,
+        leave=leave or LastDayForm(),
+        sessions=await Session.of_user(person.id),
+        events=await Event.page(subject=person.id, common=person.common_events, limit=10),
+    )
+    return page, (leave or form).status

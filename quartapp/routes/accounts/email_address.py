@@ -1,0 +1,277 @@
+"""The email address of an account: verifying it, and changing it.
+
+An address is verified by a link or a code from a mail, and besides that by a browser that is signed
+in to the account or has shown its password. So nobody can activate an account that a stranger
+registered with their address, and the stranger cannot do it without the mail.
+"""
+
+from typing import Any
+
+from quart import Blueprint, flash, redirect, render_template
+from quart_auth import Unauthorized, login_required, logout_user
+
+from quartapp import throttle
+from quartapp.auth import current_user, fresh_login_required, me, remote_address, settings, settle
+from quartapp.forms.accounts import CodeForm, ConfirmForm, EmailForm, LinkForm
+from quartapp.forms.base import Form
+from quartapp.log import log
+from quartapp.models import User
+from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.accounts.email_address import EnoughLetters, NoCode, WrongCode
+from quartapp.models.accounts.one_time_token import TokenSpent
+from quartapp.models.accounts.user import Taken
+from quartapp.routes.accounts.pages import knows_password
+from quartapp.routes.redirects import next_page, see_other, with_next
+from quartapp.routes.refusals import returns_to
+from quartapp.routes.sessions.sign_in import (
+    Unverified,
+    is_verifying,
+    let_in,
+    sign_in,
+    stop_verifying,
+    verifying,
+)
+from quartapp.throttle import TooMany
+from quartapp.validation import mailbox_of
+
+blueprint = Blueprint("addresses", __name__)
+
+
+@blueprint.route("/account/email", methods=["GET", "POST"])
+@login_required
+@fresh_login_required
+async def change() -> Any:
+    user = await me()
+    form = await EmailForm.from_request()
+    with form.patience():
+        if form.posted:
+            email = form.email.data or ""
+            if email == user.email and user.verified:
+                form.refuse("This is your address already.", "email")
+            else:
+                await _count(email, user)
+                try:
+                    limit = settings().limit_letter
+                    await email_address.ask_for(user, email, limit=limit, by=current_user.actor)
+                except EnoughLetters as enough:
+                    form.refuse(str(enough))
+                    page = await render_template("account/email.html", form=form, user=user)
+                    return page, 429, {"Retry-After": str(enough.retry_after)}
+                return see_other("/verify")
+    page = await render_template("account/email.html", form=form, user=user)
+    return page, form.status, form.headers
+
+
+async def _count(email: str, user: User) -> None:
+    """For the address that the letter goes to, unless the account has it: with enough accounts
+    somebody's mailbox could be filled. Raises TooMany."""
+    mailbox = mailbox_of(email)
+    if mailbox != mailbox_of(user.email):
+        await throttle.count("letter", (mailbox, settings().limit_letter_address))
+
+
+async def show_change() -> Any:
+    """The page with the form for another address."""
+    return await render_template("account/email.html", form=EmailForm(), user=await me())
+
+
+@blueprint.post("/account/email/keep")
+@returns_to(show_change, "/account/email")
+@login_required
+async def keep() -> Any:
+    """Takes back the wish for another address."""
+    await email_address.forget(await me())
+    await flash("Your address stays as it is.", "info")
+    return see_other("/account")
+
+
+@blueprint.route("/verify", methods=["GET", "POST"])
+async def by_code() -> Any:
+    """Asks for the code, also in a browser that has registered or signed in to an account which
+    cannot be used before its address is verified."""
+    if current_user.signed_in:
+        user, waiting = await me(), None
+    else:
+        waiting = await verifying()
+        if waiting is None:
+            return await _nothing_to_verify()
+        user = waiting.user
+    email = email_address.unconfirmed(user)
+    if email is None:
+        return await _verified_already()
+    form = await CodeForm.from_request()
+    with form.patience():
+        if form.posted:
+            try:
+                user = await _confirm_by_code(user, form.code.data or "")
+            except (WrongCode, NoCode, Taken) as refused:
+                log.warning("address_code_refused", user=user.username)
+                form.refuse(str(refused), "code")
+            else:
+                return await _verified(user, waiting)
+    form.code.data = None
+    return await _code_page(form, email, waiting), form.status, form.headers
+
+
+async def _nothing_to_verify() -> Any:
+    if not is_verifying():
+        raise Unauthorized
+    stop_verifying()
+    await flash(
+        "Your registration was replaced by a later one, or it expired. If you cannot sign in, "
+        "register again.",
+        "info",
+    )
+    return see_other("/login")
+
+
+async def _verified_already() -> Any:
+    if current_user.signed_in:
+        return redirect("/account")
+    stop_verifying()
+    await flash("Your email address is verified. Sign in.", "success")
+    return see_other(with_next("/login"))
+
+
+async def _code_page(form: CodeForm, email: str, waiting: Unverified | None) -> str:
+    return await render_template(
+        "account/verify.html", form=form, email=email, waiting=waiting is not None
+    )
+
+
+async def _confirm_by_code(user: User, code: str) -> User:
+    """Counted for the address, which may have many accounts. Raises TooMany and what
+    `address.confirm_by_code` raises."""
+    here = f"code from {throttle.neighbourhood(remote_address())}"
+    wrong = None
+    async with throttle.guessing(throttle.Key(here, settings().limit_sign_in_address)) as guess:
+        try:
+            user = await email_address.confirm_by_code(
+                user,
+                code,
+                key=settings().secret_key.get_secret_value(),
+                tries=settings().tries_per_code,
+                by=current_user.actor,
+            )
+            guess.right = True
+        except WrongCode as error:
+            wrong = error
+    if wrong:
+        raise wrong
+    return user
+
+
+async def show_code() -> Any:
+    """The page with the form for the code."""
+    waiting = None if current_user.signed_in else await verifying()
+    user = waiting.user if waiting else await me()
+    return await _code_page(CodeForm(), email_address.unconfirmed(user) or user.email, waiting)
+
+
+@blueprint.post("/account/email/again")
+@returns_to(show_code, "/verify")
+async def send_again() -> Any:
+    waiting = None if current_user.signed_in else await verifying()
+    if waiting is None and not current_user.signed_in:
+        return await _nothing_to_verify()
+    user = waiting.user if waiting else await me()
+    email = email_address.unconfirmed(user)
+    if email is None:
+        return await _verified_already()
+    try:
+        if user.pending_email:
+            await _count(user.pending_email, user)
+        await email_address.ask_again(user, limit=settings().limit_letter, by=current_user.actor)
+    except (EnoughLetters, TooMany) as enough:
+        form = CodeForm()
+        form.refuse(str(enough))
+        page = await _code_page(form, email, waiting)
+        return page, 429, {"Retry-After": str(enough.retry_after)}
+    await flash("We sent another email. The older links and codes no longer work.", "success")
+    return see_other(with_next("/verify"))
+
+
+@blueprint.route("/verify/<token>", methods=["GET", "POST"])
+async def by_link(token: str) -> Any:
+    """Opening the link does nothing: programs that look at mail open links. A button does it, and
+    in a browser that has not shown whose the account is, the password of the account."""
+    asked = await email_address.asked_by(token)
+    if asked is None:
+        return await _gone()
+    email, user = asked
+    waiting = None if current_user.signed_in else await verifying()
+    if waiting and waiting.user.id != user.id:
+        waiting = None
+    proven = current_user.user_id == user.id or waiting is not None
+    form: Form = await (LinkForm if proven else ConfirmForm).from_request()
+    with form.patience():
+        if form.posted:
+            if not proven and not await knows_password(user, form["password"].data or ""):
+                form.refuse("Incorrect password.", "password")
+            else:
+                try:
+                    user = await email_address.confirm_by_link(user, token, by=current_user.actor)
+                except TokenSpent:
+                    return await _gone()
+                except Taken as taken:
+                    form.refuse(str(taken))
+                else:
+                    return await _verified(user, waiting)
+    page = await render_template(
+        "account/verify_link.html", form=form, email=email, user=user, proven=proven
+    )
+    return page, form.status, form.headers
+
+
+@blueprint.route("/undo/<token>", methods=["GET", "POST"])
+async def undo(token: str) -> Any:
+    """Restore the address that an account had before a change, and lead to a new password."""
+    asked = await email_address.undo_asked_by(token)
+    if asked is None:
+        return await render_template("account/undo_gone.html"), 410
+    email, user = asked
+    form = await LinkForm.from_request()
+    if form.posted:
+        try:
+            event = await email_address.undo(token, by=current_user.actor)
+        except TokenSpent:
+            return await render_template("account/undo_gone.html"), 410
+        except Taken:
+            form.refuse(f"Another account has the address {email} by now. Ask an administrator.")
+        else:
+            reach = await settle(event)
+            log.warning("address_restored", user=user.username)
+            if current_user.user_id == user.id:
+                logout_user()
+            restored = await User.get(user.id)
+            assert restored is not None, "nothing but its deletion date removes an account"
+            await flash(
+                f"Your email address was restored. Now set a new password.{reach}", "success"
+            )
+            return see_other(f"/reset/{await password_reset.issue_now(restored)}")
+    page = await render_template("account/undo.html", form=form, email=email, user=user)
+    return page, form.status
+
+
+async def _gone() -> Any:
+    return await render_template("account/verify_gone.html"), 410
+
+
+async def _verified(user: User, waiting: Unverified | None) -> Any:
+    """Sign in to the account unless the browser is signed in, to it or to another one."""
+    log.info("address_confirmed", user=user.username)
+    if current_user.signed_in:
+        mine = current_user.user_id == user.id
+        words = "Your email address is verified."
+        if not mine:
+            words = f"The email address of {user.username} is verified. You are still signed in as "
+            words += f"{current_user.username}."
+        await flash(words, "success")
+        return see_other("/account")
+    if waiting:
+        await sign_in(user, remember=waiting.remember, factor=waiting.factor)
+        answer: Any = see_other(next_page())
+    else:
+        answer = await let_in(user, remember=False, then="/")
+    await flash("Your email address is verified.", "success")
+    return answer

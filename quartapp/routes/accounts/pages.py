@@ -1,0 +1,264 @@
+"""Coming and going: registering, signing in and out, and the first administrator."""
+
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from quart import Blueprint, flash, redirect, render_template, request, session
+from quart_auth import login_required, logout_user
+
+from quartapp import auth, policy, throttle, validation
+from quartapp.auth import WrongFactor, WrongPassword, current_user, hasher, settings, settle
+from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm, LoginForm, RegisterForm
+from quartapp.log import log
+from quartapp.models import Role, User
+from quartapp.models.accounts import email_address
+from quartapp.models.accounts.one_time_token import (
+    TokenSpent,
+    make_first_administrator,
+    setup_is_open,
+)
+from quartapp.models.accounts.user import Taken
+from quartapp.models.factors.wrong_codes import FactorsBlocked
+from quartapp.models.limits import hash_cost
+from quartapp.models.sessions.session import Reason, Session
+from quartapp.routes import carried_forms
+from quartapp.routes.accounts.new_password import count_registration, is_accepted
+from quartapp.routes.factors.passkeys import NOT_ACCEPTED, confirmed_by_passkey
+from quartapp.routes.redirects import next_page, see_other
+from quartapp.routes.sessions.sign_in import AccountShut, let_in, sign_in, sign_in_page
+from quartapp.security.passwords import Busy
+
+blueprint = Blueprint("accounts", __name__)
+
+BROWSER_KEPT = timedelta(days=400)
+
+
+@blueprint.route("/register", methods=["GET", "POST"])
+async def register() -> Any:
+    if current_user.signed_in:
+        return redirect("/")
+    form = await RegisterForm.from_request()
+    with form.patience():
+        if form.posted and (user := await _register(form)):
+            log.info("user_created", user=user.username, ip=auth.remote_address())
+            # Where verification is required, this leads to the page that asks for the code.
+            await sign_in(user, remember=False)
+            await flash(
+                f"Welcome. Your account is ready. We sent an email to {user.email}: verify your "
+                "address with it.",
+                "success",
+            )
+            return see_other("/")
+    return await render_template("accounts/register.html", form=form), form.status, form.headers
+
+
+async def _register(form: RegisterForm) -> User | None:
+    """Create the account, or say in the form what is taken. Raises TooMany and Busy.
+
+    Counted before the password is scored, and before it says which names are taken. Where
+    verification is required, it does the same work for an address that is taken as for one that is
+    free (ASVS 6.3.8).
+    """
+    await count_registration()
+    required = settings().verification_required
+    is_free = _has_free_username if required else _is_free
+    if not await _is_good(form) or not await is_free(form):
+        return None
+    member = await Role.named(policy.MEMBER)
+    create = User.claim if required else User.register
+    try:
+        return await create(
+            form.username.data or "",
+            form.email.data or "",
+            await hasher().hash(form.password.data or ""),
+            roles=[member] if member else [],
+            by=current_user.actor,
+        )
+    except Taken as taken:
+        form.refuse(str(taken), taken.field)
+        return None
+
+
+@blueprint.route("/login", methods=["GET", "POST"])
+async def login() -> Any:
+    if current_user.signed_in:
+        return await carried_forms.filled_form() or redirect(next_page())
+    form = await LoginForm.from_request()
+    with form.patience():
+        if form.posted:
+            if user := await _found(form.login.data or "", form.password.data or ""):
+                return await let_in(user, remember=bool(form.remember.data), then=next_page())
+            log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
+            form.refuse("This username or address and this password do not go together.")
+    return await sign_in_page(form)
+
+
+async def knows_password(user: User, password: str) -> bool:
+    """Whether this is the password of the user. Counted as a sign-in to the account.
+
+    Raises TooMany and Busy.
+    """
+    hasher().check_room()
+    async with throttle.guessing(*await _counted_for(user.username, user)) as guess:
+        guess.right = await hasher().verify(password, user.password_hash)
+    if not guess.right:
+        log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
+    return guess.right
+
+
+async def _found(login: str, password: str) -> User | None:
+    """Return whose login and password these are. Raises AccountShut, TooMany and Busy.
+
+    There is one answer for unknown logins and wrong passwords, and one hash for each of them, or as
+    much work as the costliest one is (ASVS 6.3.8). The right password of an account that is
+    disabled is told so.
+    """
+    hasher().check_room()
+    user = await User.by_login(login)
+    async with throttle.guessing(*await _counted_for(login, user)) as guess:
+        work = await hash_cost.highest(settings().bcrypt_cost)
+        fits = await hasher().verify(password, user and user.password_hash, cost=work)
+        guess.right = fits and user is not None
+    if user is None or not guess.right:
+        return None
+    if not user.may_enter:
+        raise AccountShut(user)
+    if hasher().outdated(user.password_hash):
+        # The next sign-in can do it too: nobody is sent away whose password was right.
+        with suppress(Busy):
+            await user.upgrade_hash(await hasher().hash(password))
+    return user
+
+
+async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
+    """What a failing sign-in is counted for: see docs/adr/0031.
+
+    Strangers to the account share an allowance, which they can use up. So it is not asked of those
+    who have signed in to it before, from this browser or, if not, from this address.
+    """
+    # All spellings that find one account have one canonical form, whether there is an account or
+    # not. A username and an address are counted apart: nobody learns which belong together.
+    name, address = validation.canonical_login(login), auth.remote_address()
+    browser = auth.known_browser()
+    if browser and await Session.is_known(user, browser=browser):
+        known = f"sign-in {name} with {browser}"
+        return [throttle.Key(known, settings().limit_sign_in, own=True)]
+    here = throttle.neighbourhood(address)
+    keys = [
+        throttle.Key(f"sign-in {name} from {here}", settings().limit_sign_in, own=True),
+        throttle.Key(f"sign-in from {here}", settings().limit_sign_in_address),
+    ]
+    if not await Session.is_known(user, ip=address):
+        keys.append(throttle.Key(f"sign-in {name}", settings().limit_sign_in_account))
+    return keys
+
+
+@blueprint.post("/logout")
+@login_required
+async def logout() -> Any:
+    found = await Session.get(current_user.session_id)
+    if found:
+        await found.end(Reason.SIGNED_OUT, by=current_user.actor)
+        await settle()
+    logout_user()
+    session.clear()
+    response = see_other("/")
+    response.headers["Clear-Site-Data"] = '"storage"'
+    return response
+
+
+@blueprint.route("/confirm", methods=["GET", "POST"])
+@login_required
+async def confirm() -> Any:
+    """Ask again who the user is, before something sensitive does: password and code, or a passkey.
+
+    A passkey is two factors in one, and needs no password beside it.
+    """
+    user = await auth.me()
+    form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
+    with form.patience():
+        if answer := request.method == "POST" and (await request.form).get("credential"):
+            if await confirmed_by_passkey(user, answer):
+                return see_other(next_page())
+            form.refuse(NOT_ACCEPTED)
+        elif form.posted:
+            try:
+                code = form.factor_code.data if isinstance(form, ConfirmWithFactorForm) else ""
+                await auth.confirm(form.password.data or "", code or "")
+            except WrongPassword as error:
+                form.refuse(str(error), "password")
+            except WrongFactor as error:
+                form.refuse(str(error), "factor_code")
+            except FactorsBlocked as error:
+                form.refuse(str(error))
+            else:
+                return see_other(next_page())
+    page = await render_template(
+        "confirm.html", form=form, user=user, action=request.full_path.rstrip("?"), fields=[]
+    )
+    return page, form.status, form.headers
+
+
+@blueprint.get("/account")
+@login_required
+async def account() -> str:
+    user = await User.get(current_user.user_id)
+    unconfirmed = email_address.unconfirmed(user) if user else None
+    return await render_template("account/overview.html", user=user, unconfirmed=unconfirmed)
+
+
+@blueprint.route("/setup/<token>", methods=["GET", "POST"])
+async def setup(token: str) -> Any:
+    """Makes the first administrator. The link is printed at the start of a server without one."""
+    if not await setup_is_open(token):
+        return await render_template("accounts/setup_gone.html"), 410
+    form = await RegisterForm.from_request()
+    with form.patience():
+        if form.posted and await _may_set_up(form):
+            try:
+                user = await make_first_administrator(
+                    token,
+                    form.username.data or "",
+                    form.email.data or "",
+                    await hasher().hash(form.password.data or ""),
+                    by=current_user.actor,
+                )
+            except Taken as taken:
+                form.refuse(str(taken), taken.field)
+            except TokenSpent:
+                return await render_template("accounts/setup_gone.html"), 410
+            else:
+                await sign_in(user, remember=False)
+                await flash("You are the administrator. Welcome.", "success")
+                return see_other("/admin/users")
+    return await render_template("accounts/setup.html", form=form), form.status, form.headers
+
+
+async def _may_set_up(form: RegisterForm) -> bool:
+    """Raises TooMany and Busy."""
+    await count_registration()
+    return await _is_good(form) and await _is_free(form)
+
+
+async def _is_good(form: RegisterForm) -> bool:
+    return await is_accepted(form, form.username.data or "", form.email.data or "")
+
+
+async def _has_free_username(form: RegisterForm) -> bool:
+    """Whether nobody has the username but an earlier registration of the same address, which this
+    one replaces. The index has the last word."""
+    earlier = await User.claiming(form.email.data or "")
+    holder = await User.by_username(form.username.data or "")
+    if holder and (earlier is None or earlier.id != holder.id):
+        form.refuse(str(Taken("username")), "username")
+    return not form.errors
+
+
+async def _is_free(form: RegisterForm) -> bool:
+    """Whether nobody has the name or the address. The index has the last word."""
+    if await User.by_username(form.username.data or ""):
+        form.refuse(str(Taken("username")), "username")
+    if await User.by_email(form.email.data or ""):
+        form.refuse(str(Taken("email")), "email")
+    return not form.errors

@@ -1,0 +1,67 @@
+"""Changing one's password."""
+
+from typing import Any
+
+from quart import Blueprint, flash, render_template, request
+from quart_auth import login_required, login_user, logout_user
+
+from quartapp import auth
+from quartapp.auth import CurrentUser, current_user, hasher, me, settle
+from quartapp.forms.accounts import PasswordForm
+from quartapp.log import log
+from quartapp.models import Session, User
+from quartapp.routes.accounts.new_password import is_accepted
+from quartapp.routes.redirects import AFTER_STRANGER, see_other, with_next
+
+blueprint = Blueprint("passwords", __name__)
+
+
+@blueprint.route("/account/password", methods=["GET", "POST"])
+@login_required
+async def change() -> Any:
+    """Asks for the current password, which is enough for who has no second factor. Who has one
+    has to have shown it lately: see docs/adr/0078."""
+    if not current_user.fresh and (await me()).factors:
+        return see_other(with_next("/confirm", request.full_path.rstrip("?")))
+    form = await PasswordForm.from_request()
+    with form.patience():
+        if form.posted and (user := await User.get(current_user.user_id)):
+            # First, because it is counted: nobody else has passwords scored here.
+            if not await _fits(form.current_password.data or "", user):
+                log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
+                form.refuse("This is not your current password.", "current_password")
+            elif await is_accepted(form, user.username, user.email):
+                return await _change(user, form.password.data or "")
+    page = await render_template(
+        "account/password.html",
+        form=form,
+        action=request.full_path.rstrip("?"),
+        after_stranger=_after_stranger(),
+    )
+    return page, form.status, form.headers
+
+
+async def _fits(password: str, user: User) -> bool:
+    async with auth.guessing_again(user) as guess:
+        guess.right = await hasher().verify(password, user.password_hash)
+    return guess.right
+
+
+async def _change(user: User, password: str) -> Any:
+    token = await user.change_password(
+        await hasher().hash(password), by=current_user.actor, keep=current_user.session_id
+    )
+    await settle()
+    log.info("authn_password_change", user=user.username)
+    kept = await Session.get(current_user.session_id)
+    if token and kept:
+        login_user(CurrentUser(token), remember=kept.remembered)
+    else:
+        # Somebody ended this session meanwhile: the password is changed all the same.
+        logout_user()
+    await flash("Your password was changed. Any other session has ended.", "success")
+    return see_other(AFTER_STRANGER if _after_stranger() else "/account")
+
+
+def _after_stranger() -> bool:
+    return request.args.get("after") == "not-me"

@@ -1,0 +1,69 @@
+"""A forgotten password: asking for a link, and setting a new one with it."""
+
+from typing import Any
+
+from quart import Blueprint, flash, render_template
+from quart_auth import logout_user
+
+from quartapp import auth, throttle
+from quartapp.auth import current_user, hasher, settle
+from quartapp.forms.accounts import ForgotForm, ResetForm
+from quartapp.log import log
+from quartapp.models.accounts import password_reset
+from quartapp.models.accounts.one_time_token import TokenSpent
+from quartapp.models.base.references import linked_id
+from quartapp.routes.accounts.new_password import is_accepted
+from quartapp.routes.redirects import see_other
+
+blueprint = Blueprint("recovery", __name__)
+
+
+@blueprint.route("/forgot", methods=["GET", "POST"])
+async def forgot() -> Any:
+    """The same answer and the same work for every address (ASVS 6.3.8, 6.4.3)."""
+    form = await ForgotForm.from_request()
+    with form.patience():
+        if form.posted:
+            here = throttle.neighbourhood(auth.remote_address())
+            await throttle.count("recovery", (here, auth.settings().limit_recovery))
+            await password_reset.ask(form.email.data or "", by=current_user.actor)
+            log.info("password_reset_asked", ip=auth.remote_address())
+            return see_other("/forgot/sent")
+    return await render_template("recovery/forgot.html", form=form), form.status, form.headers
+
+
+@blueprint.get("/forgot/sent")
+async def sent() -> str:
+    return await render_template("recovery/sent.html")
+
+
+@blueprint.route("/reset/<token>", methods=["GET", "POST"])
+async def reset(token: str) -> Any:
+    user = await password_reset.asked_by(token)
+    if user is None:
+        return await render_template("recovery/gone.html"), 410
+    form = await ResetForm.from_request()
+    with form.patience():
+        if form.posted:
+            here = throttle.neighbourhood(auth.remote_address())
+            await throttle.count("new password", (here, auth.settings().limit_recovery))
+            if await is_accepted(form, user.username, user.email):
+                return await _reset(token, form.password.data or "")
+    page = await render_template("recovery/reset.html", form=form, username=user.username)
+    return page, form.status, form.headers
+
+
+async def _reset(token: str, password: str) -> Any:
+    try:
+        event = await password_reset.reset(
+            token, await hasher().hash(password), by=current_user.actor
+        )
+    except TokenSpent:
+        return await render_template("recovery/gone.html"), 410
+    reach = await settle(event)
+    owner = linked_id(event.subject)
+    log.info("authn_password_reset", user=str(owner))
+    if current_user.user_id == owner:
+        logout_user()
+    await flash(f"Your password was changed. Sign in with the new one.{reach}", "success")
+    return see_other("/login")

@@ -1,0 +1,26 @@
+"""People, as everybody who is signed in sees them."""
+
+from quart import Blueprint, abort, render_template
+from quart_auth import login_required
+
+from quartapp.models import Post, Role, User
+from quartapp.models.base.references import linked_id
+from quartapp.models.posts import post as posts
+from quartapp.routes.pagination import cut, id_after
+
+blueprint = Blueprint("profiles", __name__)
+
+
+@blueprint.get("/users/<username>")
+@login_required
+async def show(username: str) -> str:
+    person = await User.by_username(username)
+    if person is None or person.awaits_verification:
+        abort(404)
+    rows = await Post.page(author=person.id, before=id_after(), limit=posts.PAGE + 1)
+    shown, older = cut(rows, posts.PAGE, lambda post: post.id)
+    held = {linked_id(link) for link in person.roles}
+    roles = [role.name for role in await Role.everyone() if role.id in held]
+    return await render_template(
+        "profiles/show.html", person=person, roles=roles, posts=shown, older=older
+    )

@@ -1,0 +1,63 @@
+"""What has happened to one's account, and saying that it was somebody else."""
+
+from typing import Any
+
+from quart import Blueprint, abort, render_template
+from quart_auth import login_required
+
+from quartapp.auth import current_user, fresh_login_required, me, settle
+from quartapp.log import log
+from quartapp.models import Session
+from quartapp.models.audit import activity
+from quartapp.models.audit.event import Verb
+from quartapp.routes import redirects
+from quartapp.routes.audit.receipts import flash_receipt
+from quartapp.routes.pagination import cut, id_after, id_or_404
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+
+blueprint = Blueprint("timeline", __name__)
+
+PAGE = 30
+
+
+@blueprint.get("/account/timeline")
+@login_required
+async def index(**_: object) -> str:
+    mine = current_user.user_id
+    rows = await activity.page(mine, before=id_after(), limit=PAGE + 1)
+    shown, older = cut(rows, PAGE, lambda event: event.id)
+    sessions = await Session.named({event.session for event in shown if event.session})
+    return await render_template(
+        "account/timeline.html",
+        entries=[activity.Entry.of(event, mine, sessions) for event in shown],
+        disowned=await activity.disowned(mine, [event.id for event in shown]),
+        first=id_after() is None,
+        older=older,
+    )
+
+
+@blueprint.post("/account/timeline/<event_id>/not-me")
+@returns_to(index, "/account/timeline")
+@login_required
+@fresh_login_required
+async def not_me(event_id: str) -> Any:
+    event = await activity.find(id_or_404(event_id), current_user.user_id) or abort(404)
+    said = await activity.disown(event, by=current_user.actor)
+    log.warning("activity_disowned", user=current_user.username, verb=event.verb.value)
+    await settle(said)
+    await flash_receipt(f"Other sessions signed out: {said.details['count']}.", said)
+    return see_other(redirects.AFTER_STRANGER)
+
+
+@blueprint.get(redirects.AFTER_STRANGER)
+@login_required
+async def remains() -> str:
+    """What a stranger may have left behind, for whoever has said that there was one."""
+    user = await me()
+    return await render_template(
+        "account/not_me.html",
+        user=user,
+        said=await activity.latest(user.id, Verb.ACTIVITY_DISOWNED),
+        moved=await activity.latest(user.id, Verb.EMAIL_CHANGED),
+    )

@@ -1,0 +1,56 @@
+"""What became of the open tabs that an event has ended, while acknowledgements still arrive."""
+
+from markupsafe import Markup
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required
+
+from quartapp.auth import current_user
+from quartapp.models import Event
+from quartapp.models.base.references import linked_id
+from quartapp.policy import Permission, may
+from quartapp.routes.pagination import id_or_404
+
+blueprint = Blueprint("receipts", __name__)
+
+
+@blueprint.get("/receipts/<event_id>")
+@login_required
+async def show(event_id: str) -> str:
+    """For the user who caused the event, and for those who read the audit log. Answers 404 to
+    others."""
+    event = await Event.get(id_or_404(event_id))
+    if event is None or not _may_read(event):
+        abort(404)
+    return await render_template("receipt.html", event=event)
+
+
+async def flash_receipt(words: str, event: Event | None) -> None:
+    """Flash the words, and behind them what became of the open tabs.
+
+    Call it after `settle`. While tabs are waited for, the page that shows it follows the receipt:
+    see `element`.
+    """
+    text = Markup("{} {}").format(words, element(event)).rstrip() if event else words
+    await flash(text, "success")
+
+
+def element(event: Event) -> Markup:
+    """The receipt of an event as HTML; empty if it has ended no open tab.
+
+    While tabs are waited for it is marked with `data-pending`, which the page's script follows, and
+    has a link to the page of the receipt, for those without a script.
+    """
+    words = event.reach.sentence.strip()
+    if not words:
+        return Markup("")
+    address = f"/receipts/{event.id}"
+    if not event.reach.pending:
+        return Markup('<span class="receipt" data-receipt="{}">{}</span>').format(address, words)
+    return Markup(
+        '<span class="receipt" data-receipt="{0}" data-pending>{1} <a href="{0}">Refresh</a></span>'
+    ).format(address, words)
+
+
+def _may_read(event: Event) -> bool:
+    own = event.actor is not None and linked_id(event.actor) == current_user.user_id
+    return own or may(current_user, Permission.EVENTS_READ)

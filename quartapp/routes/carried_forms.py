@@ -1,0 +1,162 @@
+"""Forms that were sent and not acted on: carried through the sign-in, or shown to be sent again.
+
+See docs/adr/0085-forms-carried-through-sign-in.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from quart import current_app, flash, g, render_template, request
+from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import HTTPException
+
+from quartapp import auth
+from quartapp.auth import Forbidden, Unconfirmed
+from quartapp.authority.session_rule import Ended
+from quartapp.forms import csrf
+from quartapp.forms.accounts import LoginForm
+from quartapp.policy import LABELS
+
+# The field of the sign-in forms that holds the sealed form.
+FIELD = "carried"
+LASTS = timedelta(days=1)
+# Characters of the sealed form. With the other fields it fits in the largest body that is accepted.
+LONGEST = 60 * 1024
+SECRETS = frozenset({"confirm", "code", "factor_code", "credential", "carried"})
+
+View = TypeVar("View", bound=Callable[..., Awaitable[Any]])
+
+
+def carriable(view: View) -> View:
+    """Mark a view whose form may be carried through a sign-in.
+
+    After the sign-in the view is called once more with the fields, to show its form filled. Such a
+    view must do nothing unless `form.posted` is true, and return the page with the form otherwise.
+    """
+    view.carriable = True  # type: ignore[attr-defined]
+    return view
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The fields of a form that a page of ours sent with this request.
+
+    `fields` has neither the CSRF token nor passwords nor codes. `complete` says that there were
+    none besides the token, so that the same fields can be sent again.
+    """
+
+    action: str
+    token: str
+    fields: list[tuple[str, str]]
+    complete: bool
+    carriable: bool
+
+    @property
+    def texts(self) -> list[str]:
+        """What the user typed, for a page from which it can be copied."""
+        return [value for _, value in self.fields if value.strip()] if self.carriable else []
+
+
+async def sent() -> Sent | None:
+    """Return the form that came with this request.
+
+    None for other methods, for a body that could not be read, and for a request of which the
+    browser does not say that a page of ours sent it.
+    """
+    if request.method != "POST" or not csrf.from_us():
+        return None
+    try:
+        form = await request.form
+    except HTTPException:
+        return None
+    fields = [(name, value) for name, value in form.items(multi=True) if name != csrf.FIELD]
+    kept = [(name, value) for name, value in fields if not _is_secret(name)]
+    return Sent(
+        action=request.full_path.rstrip("?"),
+        token=form.get(csrf.FIELD, ""),
+        fields=kept,
+        complete=len(kept) == len(fields),
+        carriable=_is_carriable(request.endpoint),
+    )
+
+
+async def sign_in_page(ended: Ended | None, *, query: str) -> Any:
+    """Return the sign-in page that carries the form which came with this request.
+
+    The form is sealed for the user of the ended session. Where that is not known, or the form is
+    too long, the page shows the text to be copied. None if the request has no form to carry.
+    """
+    form = await sent()
+    if form is None or not form.carriable or not form.texts:
+        return None
+    sealed = _seal(form, ended.user_id) if ended else None
+    page = await render_template(
+        "accounts/login.html",
+        form=LoginForm(),
+        ended=ended,
+        query=query,
+        carried=sealed,
+        texts=[] if sealed else form.texts,
+    )
+    return page, 422
+
+
+async def field() -> str:
+    """Return the sealed form that a sign-in form brought along, or an empty string."""
+    return (await request.form).get(FIELD, "") if request.method == "POST" else ""
+
+
+async def filled_form() -> Any:
+    """Return the page with the form that was carried through this sign-in, filled but not sent.
+
+    None if there is none for the user who has signed in now.
+    """
+    sealed = await field()
+    if not sealed:
+        return None
+    user = auth.who()
+    await user.load()
+    # The page belongs to the new session.
+    g.pop("csrf_field", None)
+    found = auth.seal().take_back(sealed, _about(user.user_id), within=LASTS)
+    if found is None or not _is_carriable(found[0]):
+        await flash(
+            "The text that was sent before you signed in is not shown, because another user wrote "
+            "it or it is older than a day.",
+            "info",
+        )
+        return None
+    endpoint, arguments, fields = found
+    g.carried = MultiDict(fields)
+    view: Any = current_app.view_functions[endpoint]
+    try:
+        return await view(**arguments)
+    except Forbidden as error:
+        reason = f"You no longer have the permission to {LABELS[error.permission].lower()}."
+    except (Unconfirmed, HTTPException):
+        reason = "The page that it belongs to is no longer there, or no longer yours to change."
+    texts = [value for _, value in fields if value.strip()]
+    return await render_template("carried.html", reason=reason, texts=texts), 422
+
+
+def _seal(form: Sent, user_id: object) -> str | None:
+    """None if it would be too long."""
+    what = [request.endpoint, request.view_args or {}, form.fields]
+    sealed = auth.seal().hand_out(what, _about(user_id))
+    return sealed if len(sealed) <= LONGEST else None
+
+
+def _about(user_id: object) -> str:
+    return f"carried form of {user_id}"
+
+
+def _is_carriable(endpoint: str | None) -> bool:
+    return getattr(current_app.view_functions.get(endpoint or ""), "carriable", False)
+
+
+def _is_secret(name: str) -> bool:
+    return name in SECRETS or "password" in name

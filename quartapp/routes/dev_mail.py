@@ -1,0 +1,59 @@
+"""For development: the emails that were not sent because there is no SMTP_HOST.
+
+Not routed in production. Their links open accounts, so they are served to this machine alone.
+"""
+
+import asyncio
+
+from markupsafe import Markup, escape
+from quart import Blueprint, abort, render_template, request
+
+from quartapp.auth import remote_address, settings
+from quartapp.email.transports import Folder
+from quartapp.middleware import forwarded
+
+blueprint = Blueprint("letters", __name__)
+
+PAGE = 50
+# What a proxy adds. Through one that is not in TRUSTED_PROXIES anyone may be asking.
+BY_PROXIES = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
+
+
+@blueprint.before_request
+async def only_this_machine() -> None:
+    """Answers 404 unless the client's address is a loopback address."""
+    client = forwarded.parse(remote_address() or "")
+    trusted = request.scope.get(forwarded.FORWARDED, False)
+    hidden = not trusted and any(name in request.headers for name in BY_PROXIES)
+    if client is None or not client.is_loopback or hidden:
+        abort(404)
+
+
+@blueprint.get("/dev/mail")
+async def all_of_them() -> str:
+    letters = await asyncio.to_thread(_folder().newest, PAGE)
+    return await render_template("dev/mail.html", letters=letters, folder=_folder().path)
+
+
+@blueprint.get("/dev/mail/<name>")
+async def one(name: str) -> str:
+    letter = await asyncio.to_thread(_folder().letter, name)
+    if letter is None:
+        abort(404)
+    return await render_template("dev/letter.html", letter=letter, text=_with_links(letter.text))
+
+
+def _with_links(text: str) -> Markup:
+    """Our own addresses can be followed, as in a mail program."""
+    base = settings().base_url
+    lines = []
+    for line in text.splitlines():
+        if line.startswith(f"{base}/"):
+            lines.append(Markup('<a href="{0}">{0}</a>').format(line))
+        else:
+            lines.append(escape(line))
+    return Markup("\n").join(lines)
+
+
+def _folder() -> Folder:
+    return Folder(settings().data / "mail")

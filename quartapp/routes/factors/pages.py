@@ -1,0 +1,178 @@
+"""One's second factors: what one has, adding to it and taking away from it."""
+
+from datetime import timedelta
+from typing import Any
+
+import segno
+from markupsafe import Markup
+from quart import Blueprint, flash, render_template, request, session
+from quart_auth import login_required, login_user
+
+from quartapp import auth, throttle
+from quartapp.auth import CurrentUser, current_user, fresh_login_required, me, settle
+from quartapp.forms.factors import AppCodeForm
+from quartapp.log import log
+from quartapp.models import Session
+from quartapp.models.base.record import new_id
+from quartapp.models.factors import recovery_codes, totp
+from quartapp.models.factors.enrolment import Enrolled
+from quartapp.models.factors.passkey import Answered
+from quartapp.models.factors.totp import OfferUsed, WrongAppCode
+from quartapp.routes.audit.receipts import flash_receipt
+from quartapp.routes.redirects import next_page, see_other, with_next
+from quartapp.routes.refusals import returns_to
+
+blueprint = Blueprint("factors", __name__, url_prefix="/account/factors")
+
+CODES_LAST = timedelta(minutes=10)
+_OFFER, _CODES = "offer", "codes"
+
+
+@blueprint.get("")
+@login_required
+async def index() -> str:
+    return await render_template(
+        "account/factors.html",
+        user=await me(),
+        waiting=sorted(current_user.withheld),
+        then=next_page(),
+        onward=with_next,
+    )
+
+
+@blueprint.route("/totp", methods=["GET", "POST"])
+@login_required
+@fresh_login_required
+async def app() -> Any:
+    """Sets up an authenticator app. What it is to share with us waits in the visitor's cookie."""
+    user = await me()
+    if user.totp is not None:
+        await flash("Your authenticator app is set up already.", "info")
+        return see_other(with_next("/account/factors"))
+    secret = _offered()
+    form = await AppCodeForm.from_request()
+    with form.patience():
+        if form.posted:
+            await count_change()
+            try:
+                enrolled = await totp.set_up(
+                    user, secret, form.code.data or "", seal=auth.seal(), by=current_user.actor
+                )
+            except WrongAppCode as error:
+                form.refuse(str(error), "code")
+            except OfferUsed as error:
+                session.pop(_OFFER, None)
+                secret = _offered()
+                form.refuse(str(error), "code")
+            else:
+                session.pop(_OFFER, None)
+                return await added(enrolled, "Your authenticator app is set up.")
+    page = await render_template(
+        "account/totp.html",
+        form=form,
+        secret=secret,
+        picture=_picture(totp.uri(secret, user.username)),
+        action=request.full_path.rstrip("?"),
+        onward=with_next,
+    )
+    return page, form.status, form.headers
+
+
+@blueprint.post("/totp/remove")
+@returns_to(index, "/account/factors")
+@login_required
+@fresh_login_required
+async def remove_app() -> Any:
+    user = await me()
+    await count_change()
+    event = await totp.remove(user, by=current_user.actor)
+    await settle()
+    if event:
+        log.info("user_updated", user=user.username, removed="totp")
+        await flash("Your authenticator app was removed.", "success")
+    else:
+        await flash("There was no authenticator app to remove.", "info")
+    return see_other("/account/factors")
+
+
+@blueprint.get("/recovery-codes")
+@login_required
+async def codes() -> str:
+    """Show new ones to the browser that they were created in, once; else how many are left."""
+    fresh = session.pop(_CODES, None) if request.method == "GET" else None
+    note, fresh_codes = auth.seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or ("", [])
+    # An older cookie still has them: that they were shown is remembered here.
+    if note and not await Answered.first(note, lasts=CODES_LAST):
+        fresh_codes = []
+    return await render_template(
+        "account/recovery_codes.html",
+        user=await me(),
+        codes=fresh_codes,
+        then=next_page(),
+    )
+
+
+@blueprint.post("/recovery-codes")
+@returns_to(codes, "/account/factors/recovery-codes")
+@login_required
+@fresh_login_required
+async def make_codes() -> Any:
+    user = await me()
+    if not user.factors:
+        await flash("Recovery codes are made when you set up a second factor.", "info")
+        return see_other("/account/factors")
+    await count_change()
+    made = await recovery_codes.renew(user, by=current_user.actor)
+    log.info("user_updated", user=user.username, made="recovery codes")
+    return _show_codes(made)
+
+
+async def count_change() -> None:
+    """Count a change of the user's second factors, each of which is recorded. Raises TooMany."""
+    limit = auth.settings().limit_factor_change
+    await throttle.count("factor change", (str(current_user.user_id), limit))
+
+
+async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors") -> Any:
+    """The answer to a factor that was set up just now, of whatever kind."""
+    await settle(enrolled.event)
+    log.info("user_updated", user=current_user.username, added=enrolled.event.details.get("factor"))
+    if enrolled.token and (mine := await Session.get(current_user.session_id)):
+        login_user(CurrentUser(enrolled.token), remember=mine.remembered)
+        await current_user.load()
+    if not enrolled.codes:
+        await flash(words, "success")
+        return see_other(with_next(home))
+    words = f"{words} From now on a password alone does not sign you in."
+    await flash_receipt(words, enrolled.event)
+    return _show_codes(enrolled.codes)
+
+
+def _show_codes(codes: list[str]) -> Any:
+    """Leads to the page that shows them. Until then only this browser has them, and cannot read
+    them itself."""
+    note = f"recovery codes {new_id()}"
+    session[_CODES] = auth.seal().hand_out([note, codes], _mine(_CODES))
+    return see_other(with_next("/account/factors/recovery-codes"))
+
+
+def _offered() -> str:
+    """The secret that is being set up in this session; another one after an hour."""
+    seal = auth.seal()
+    secret = seal.take_back(session.get(_OFFER), _mine(_OFFER), within=totp.OFFER_LASTS)
+    if secret is None:
+        secret = totp.new_secret()
+        session[_OFFER] = seal.hand_out(secret, _mine(_OFFER))
+    return str(secret)
+
+
+def _mine(what: str) -> str:
+    return f"{what} of session {current_user.session_id}"
+
+
+def _picture(text: str) -> Markup:
+    """Dark on light on every page: many apps read no other."""
+    code = segno.make(text, error="m", micro=False)
+    picture = code.svg_inline(omitsize=True, border=3, light="#fff", svgclass="qr")
+    # Paths and numbers: there is no text of anybody's in it.
+    return Markup(picture)  # noqa: S704

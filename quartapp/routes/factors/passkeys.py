@@ -1,0 +1,274 @@
+"""Passkeys: one's own, and signing in with one. A script asks the browser; see passkeys.js."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, jsonify, render_template
+from quart_auth import login_required
+
+from quartapp import auth, throttle
+from quartapp.auth import current_user, fresh_login_required, me, settings, settle
+from quartapp.forms.accounts import LoginForm
+from quartapp.forms.factors import FactorForm
+from quartapp.forms.passkeys import AddForm, RenameForm, ShowForm
+from quartapp.log import log
+from quartapp.models import Passkey, User
+from quartapp.models.base.actor import Actor
+from quartapp.models.base.references import linked_id
+from quartapp.models.factors.enrolment import Enrolled
+from quartapp.models.factors.passkey import EnoughPasskeys, PasskeyTaken
+from quartapp.models.factors.wrong_codes import FactorsBlocked
+from quartapp.models.sessions.session import Factor
+from quartapp.routes.factors import pages
+from quartapp.routes.factors.relying_party import asker, site
+from quartapp.routes.pagination import id_or_404
+from quartapp.routes.redirects import next_page, see_other
+from quartapp.routes.refusals import returns_to
+from quartapp.routes.sessions import second_step
+from quartapp.routes.sessions.sign_in import (
+    AccountShut,
+    HalfWay,
+    factor_page,
+    finish,
+    go_on,
+    half_way,
+    sign_in,
+    sign_in_page,
+)
+from quartapp.security import webauthn
+from quartapp.security.webauthn import Refused
+
+blueprint = Blueprint("passkeys", __name__)
+
+HOME = "/account/factors/passkeys"
+NOT_ACCEPTED = "This passkey was not accepted. Try it again, or another way."
+
+
+# ---- one's own
+
+
+@blueprint.get(f"{HOME}/options")
+@login_required
+async def options_to_add() -> Any:
+    user = await me()
+    options = webauthn.ask_to_make(
+        site() or abort(404),
+        asker("make"),
+        user_handle=user.id.binary,
+        username=user.username,
+        existing=[(each.credential_id, each.transports) for each in await Passkey.of_user(user.id)],
+    )
+    return jsonify(options)
+
+
+@blueprint.route(HOME, methods=["GET", "POST"])
+@login_required
+@fresh_login_required
+async def mine() -> Any:
+    form = await AddForm.from_request(data={"name": auth.device()[:60]})
+    with form.patience():
+        if form.posted:
+            await pages.count_change()
+            try:
+                enrolled = await _add(form)
+            except (EnoughPasskeys, PasskeyTaken) as refused:
+                form.refuse(str(refused))
+            except Refused as refused:
+                log.warning("passkey_not_added", user=current_user.username, why=str(refused))
+                form.refuse(
+                    "This took too long, or what your browser sent does not fit. Try again."
+                )
+            else:
+                words = f"The passkey “{form.name.data}” was added."
+                return await pages.added(enrolled, words, home=HOME)
+    return await _page(form)
+
+
+async def _add(form: AddForm) -> Enrolled:
+    made = webauthn.made(site() or abort(404), asker("make"), form.credential.data or "")
+    user = await me()
+    return await Passkey.add(
+        user,
+        made,
+        name=form.name.data or "",
+        by=current_user.actor,
+        at_most=settings().passkeys_per_user,
+    )
+
+
+async def show_list(**_: object) -> Any:
+    """The page with the forms for each passkey."""
+    return await _page(AddForm(data={"name": auth.device()[:60]}))
+
+
+@blueprint.post(f"{HOME}/<passkey_id>/rename")
+@returns_to(show_list, HOME)
+@login_required
+@fresh_login_required
+async def rename(passkey_id: str) -> Any:
+    passkey = await _mine_or_404(passkey_id)
+    form = await RenameForm.from_request()
+    if not form.posted:
+        return await _page(AddForm(data={"name": auth.device()[:60]}), renaming=(passkey, form))
+    await pages.count_change()
+    await passkey.rename(form.name.data or "", by=current_user.actor)
+    await flash(f"The passkey is called “{form.name.data}” now.", "success")
+    return see_other(HOME)
+
+
+@blueprint.post(f"{HOME}/<passkey_id>/remove")
+@returns_to(show_list, HOME)
+@login_required
+@fresh_login_required
+async def remove(passkey_id: str) -> Any:
+    passkey, user = await _mine_or_404(passkey_id), await me()
+    await pages.count_change()
+    event = await passkey.remove(user, by=current_user.actor)
+    await settle()
+    if event:
+        log.info("user_updated", user=user.username, removed="passkey")
+    await flash(
+        f"The passkey “{passkey.name}” opens nothing here any more. You can delete it from "
+        "the device that keeps it, too.",
+        "success",
+    )
+    return see_other(HOME)
+
+
+async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = None) -> Any:
+    page = await render_template(
+        "account/passkeys.html",
+        form=form,
+        user=await me(),
+        passkeys=await Passkey.of_user(current_user.user_id),
+        renaming=renaming,
+    )
+    return page, form.status, form.headers
+
+
+# ---- signing in
+
+
+@blueprint.get("/login/passkey/options")
+async def options_to_sign_in() -> Any:
+    return jsonify(webauthn.ask_to_show(site() or abort(404), asker("show")))
+
+
+@blueprint.get("/login/factor/options")
+async def options_for_second_step() -> Any:
+    """For who is half way in: one of their own."""
+    step = await half_way() or abort(404)
+    known = [(each.credential_id, each.transports) for each in await Passkey.of_user(step.user.id)]
+    return jsonify(webauthn.ask_to_show(site() or abort(404), asker("show"), known=known))
+
+
+@blueprint.get("/confirm/options")
+@login_required
+async def options_to_confirm() -> Any:
+    known = [
+        (each.credential_id, each.transports)
+        for each in await Passkey.of_user(current_user.user_id)
+    ]
+    return jsonify(webauthn.ask_to_show(site() or abort(404), asker("confirm"), known=known))
+
+
+async def confirmed_by_passkey(user: User, answer: str) -> bool:
+    """Renew the session of a user who shows a passkey of their own. Raises TooMany."""
+    if await _shown(answer, asked_to="confirm", of=user) is None:
+        return False
+    await auth.renew()
+    return True
+
+
+@blueprint.post("/login/passkey")
+async def use() -> Any:
+    """A passkey is two factors in one: the device has it, and asks its owner for something more.
+
+    So it needs no password before it, but may come as the second step after one.
+    """
+    if current_user.signed_in:
+        return await go_on(next_page())
+    sent = await ShowForm.from_request()
+    step = await half_way() if sent.step.data else None
+    remember = step.remember if step else bool(sent.remember.data)
+    form = FactorForm() if step else LoginForm(data={"remember": remember})
+    with form.patience():
+        try:
+            user = await _shown_by(step, sent.credential.data or "")
+        except FactorsBlocked as blocked:
+            form.refuse(str(blocked))
+        else:
+            if user and step:
+                if not await finish(step, Factor.PASSKEY):
+                    return await second_step.start_over()
+                return await go_on(next_page())
+            if user:
+                await sign_in(user, remember=remember, factor=Factor.PASSKEY)
+                return await go_on(next_page())
+            form.refuse(NOT_ACCEPTED)
+    return await (factor_page(step.user, form) if step else sign_in_page(form))
+
+
+async def _shown_by(step: HalfWay | None, answer: str) -> User | None:
+    """Return whose passkey was shown: in the second step, only that of who has shown the password.
+
+    There it is counted among the account's other factors; without a password before it nobody
+    guesses a key, and strangers could lock the account. Raises FactorsBlocked and what `_shown`
+    raises.
+    """
+    if step is None:
+        return await _shown(answer)
+    async with auth.guessing_factor(step.user) as guess:
+        user = await _shown(answer, of=step.user)
+        guess.right = user is not None
+    return user
+
+
+async def _shown(answer: str, *, asked_to: str = "show", of: User | None = None) -> User | None:
+    """Return whose passkey was shown, or None for one that is not accepted.
+
+    Raises AccountShut, TooMany and Busy.
+    """
+    here = throttle.neighbourhood(auth.remote_address())
+    key = throttle.Key(f"passkey from {here}", settings().limit_sign_in_address)
+    async with throttle.guessing(key) as guess:
+        try:
+            user = await _whose(answer, asked_to, of)
+        except Refused as refused:
+            log.warning(
+                "authn_login_fail", factor="passkey", why=str(refused), ip=auth.remote_address()
+            )
+            return None
+        guess.right = True
+    if not user.may_enter:
+        raise AccountShut(user)
+    return user
+
+
+async def _whose(answer: str, asked_to: str, of: User | None) -> User:
+    """Raises Refused."""
+    here = site()
+    if here is None:
+        raise Refused("there are no passkeys at this address")
+    shown = webauthn.shown(here, asker(asked_to), answer)
+    passkey = await Passkey.known_as(shown.credential_id)
+    user = await User.get(passkey.user_id) if passkey else None
+    if passkey is None or user is None:
+        raise Refused("nobody has this passkey")
+    if passkey.id not in map(linked_id, user.passkeys):
+        raise Refused("somebody took the passkey from its user")
+    if of and of.id != user.id:
+        raise Refused("somebody else has this passkey")
+    if shown.user_handle != user.id.binary:
+        raise Refused("the passkey names another user")
+    await passkey.use(user, shown, by=Actor(user.id, user.username, auth.remote_address()))
+    return user
+
+
+# ---- helpers
+
+
+async def _mine_or_404(passkey_id: str) -> Passkey:
+    passkey = await Passkey.get(id_or_404(passkey_id))
+    if passkey is None or passkey.user_id != current_user.user_id:
+        abort(404)
+    return passkey

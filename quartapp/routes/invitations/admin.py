@@ -1,0 +1,130 @@
+"""Inviting people, and what has become of it."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required
+
+from quartapp import throttle
+from quartapp.auth import current_user, fresh_login_required, permission_required, settings
+from quartapp.forms.admin import InviteForm
+from quartapp.log import log
+from quartapp.models import Invitation, Role
+from quartapp.models.accounts.user import Taken
+from quartapp.models.authorization.privileges import MissingPermission
+from quartapp.models.invitations import invitation
+from quartapp.models.invitations.invitation import EnoughInvitations, InvitedAlready
+from quartapp.policy import Permission
+from quartapp.routes.errors import status_of
+from quartapp.routes.pagination import cut, id_after, id_or_404
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+from quartapp.validation import mailbox_of
+
+blueprint = Blueprint("admin_invitations", __name__)
+
+HOME = "/admin/invitations"
+
+
+@blueprint.route("/invitations", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def index() -> Any:
+    form = await InviteForm.from_request()
+    await _offer(form)
+    with form.patience():
+        if form.posted and await _invite(form):
+            await flash(f"A letter to {form.email.data} is on its way.", "success")
+            return see_other(HOME)
+    return await _page(form)
+
+
+async def show_list(**_: object) -> Any:
+    """The page with the forms for each invitation."""
+    form = InviteForm()
+    await _offer(form)
+    return await _page(form)
+
+
+@blueprint.post("/invitations/<invitation_id>/withdraw")
+@returns_to(show_list, HOME)
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def withdraw(invitation_id: str) -> Any:
+    found = await _find(invitation_id)
+    if await found.withdraw(by=current_user.actor):
+        log.info("invitation_withdrawn", invitation=str(found.id), by=current_user.username)
+        await flash(f"The invitation to {found.email} is withdrawn. Its link is dead.", "success")
+    else:
+        await flash(f"The invitation to {found.email} was not open any more.", "info")
+    return see_other(HOME)
+
+
+@blueprint.post("/invitations/<invitation_id>/again")
+@returns_to(show_list, HOME)
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def send_again(invitation_id: str) -> Any:
+    found, at_most = await _find(invitation_id), settings().invitations_per_user
+    await _count(found.email)
+    try:
+        sent = await found.send_again(by=current_user.actor, at_most=at_most)
+    except (Taken, InvitedAlready, EnoughInvitations) as refused:
+        form = InviteForm()
+        await _offer(form)
+        form.refuse(f"{found.email}: {refused}")
+        return await _page(form)
+    if sent:
+        log.info("user_invited", invitation=str(found.id), by=current_user.username)
+        await flash(
+            f"Another email to {found.email} is on its way. Older links are dead.", "success"
+        )
+    else:
+        await flash(f"The invitation to {found.email} was not open any more.", "info")
+    return see_other(HOME)
+
+
+async def _invite(form: InviteForm) -> bool:
+    """Raises TooMany."""
+    email = form.email.data or ""
+    other = form.other_role
+    role = (await Role.named(other) or abort(404)) if other else None
+    await _count(email)
+    try:
+        made = await Invitation.write(
+            email, role, by=current_user.actor, at_most=settings().invitations_per_user
+        )
+    except (Taken, InvitedAlready) as refused:
+        form.refuse(str(refused), "email")
+        return False
+    except (EnoughInvitations, MissingPermission) as refused:
+        form.refuse(str(refused), status=status_of(refused))
+        return False
+    log.info("user_invited", invitation=str(made.id), by=current_user.username)
+    return True
+
+
+async def _offer(form: InviteForm) -> None:
+    form.offer(await Role.everyone(), lacks=current_user.lacks)
+
+
+async def _count(email: str) -> None:
+    """Count an email to the mailbox, whoever sends it. Raises TooMany."""
+    await throttle.count("invitation", (mailbox_of(email), settings().limit_invitation))
+
+
+async def _find(invitation_id: str) -> Invitation:
+    return await Invitation.get(id_or_404(invitation_id)) or abort(404)
+
+
+async def _page(form: InviteForm) -> Any:
+    rows = await Invitation.page(before=id_after(), limit=invitation.PAGE + 1)
+    shown, older = cut(rows, invitation.PAGE, lambda row: row[0].id)
+    lacking = {row.id: sorted(current_user.lacks(row.allows)) for row, _ in shown}
+    page = await render_template(
+        "admin/invitations.html", form=form, invitations=shown, lacking=lacking, next=older
+    )
+    return page, form.status, form.headers

@@ -1,0 +1,70 @@
+"""Taking up an invitation: an account for an address that its letter has confirmed."""
+
+from typing import Any
+
+from quart import Blueprint, flash, render_template
+
+from quartapp import auth
+from quartapp.auth import Actor, hasher
+from quartapp.forms.accounts import InvitedForm
+from quartapp.log import log
+from quartapp.models import Invitation, User
+from quartapp.models.accounts.user import Taken
+from quartapp.models.invitations.invitation import Fate, InvitationGone
+from quartapp.routes.accounts.new_password import count_registration, is_accepted
+from quartapp.routes.redirects import see_other
+from quartapp.routes.sessions.sign_in import sign_in
+
+blueprint = Blueprint("invitations", __name__)
+
+
+@blueprint.route("/invited/<token>", methods=["GET", "POST"])
+async def take_up(token: str) -> Any:
+    """Counts as a registration, which it is."""
+    found = await Invitation.by_token(token)
+    fate = await found.fate() if found else None
+    if found is None or fate is not Fate.OPEN:
+        return await _gone(fate)
+    if await User.by_email(found.email):
+        return await _gone("taken", found.email)
+    form = await InvitedForm.from_request()
+    form.email = found.email
+    with form.patience():
+        if form.posted and await _may_register(form):
+            try:
+                user = await Invitation.take_up(
+                    token,
+                    form.username.data or "",
+                    await hasher().hash(form.password.data or ""),
+                    by=Actor(ip=auth.remote_address()),
+                )
+            except InvitationGone as gone:
+                return await _gone(gone.fate)
+            except Taken as taken:
+                if taken.field == "email":
+                    return await _gone("taken", found.email)
+                form.refuse(str(taken), "username")
+            else:
+                log.info("user_created", user=user.username, ip=auth.remote_address())
+                await sign_in(user, remember=False)
+                await flash("Welcome. Your account is ready.", "success")
+                return see_other("/")
+    page = await render_template("invitations/take_up.html", form=form, invitation=found)
+    return page, form.status, form.headers
+
+
+async def _may_register(form: InvitedForm) -> bool:
+    """Counted before the password is scored, and before it says whether the name is taken. The
+    index has the last word. Raises TooMany and Busy."""
+    await count_registration()
+    if not await is_accepted(form, form.username.data or "", form.email):
+        return False
+    if await User.by_username(form.username.data or ""):
+        form.refuse(str(Taken("username")), "username")
+    return not form.errors
+
+
+async def _gone(why: str | None, email: str | None = None) -> Any:
+    if why == Fate.ACCEPTED:
+        log.warning("authn_token_reuse", ip=auth.remote_address())
+    return await render_template("invitations/gone.html", why=why, email=email), 410

@@ -1,0 +1,36 @@
+"""What one was told."""
+
+from typing import Any
+
+from quart import Blueprint, render_template, request
+from quart_auth import login_required
+
+from quartapp.auth import current_user
+from quartapp.models import Notice, User
+from quartapp.routes.pagination import cut
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+
+blueprint = Blueprint("notices", __name__)
+
+PAGE = 30
+
+
+@blueprint.get("/account/notices")
+@login_required
+async def mine() -> str:
+    after = request.args.get("after", "")
+    before = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else None
+    rows = await Notice.page(current_user.user_id, before=before, limit=PAGE + 1)
+    notices, older = cut(rows, PAGE, lambda notice: notice.seq)
+    return await render_template("account/notices.html", notices=notices, older=older)
+
+
+@blueprint.post("/account/notices/read")
+@returns_to(mine, "/account/notices")
+@login_required
+async def read() -> Any:
+    user = await User.get(current_user.user_id)
+    if user:
+        await user.read_notices()
+    return see_other("/account/notices")

@@ -1,0 +1,149 @@
+"""Posts and comments: reading is for everybody, writing for those who may."""
+
+from typing import Any
+
+from limits import RateLimitItem
+from quart import Blueprint, abort, flash, g, render_template
+from quart_auth import login_required
+
+from quartapp import policy, throttle
+from quartapp.auth import Forbidden, current_user, permission_required, settings
+from quartapp.forms.posts import CommentForm, PostForm
+from quartapp.models import Comment, Post
+from quartapp.models.posts import comment as comments
+from quartapp.models.posts import post as posts
+from quartapp.policy import Permission
+from quartapp.routes.carried_forms import carriable
+from quartapp.routes.pagination import cut, id_after, id_or_404
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+
+blueprint = Blueprint("posts", __name__)
+
+
+@blueprint.get("/posts")
+async def index() -> str:
+    rows = await Post.page(before=id_after(), limit=posts.PAGE + 1)
+    shown, older = cut(rows, posts.PAGE, lambda post: post.id)
+    return await render_template("posts/list.html", posts=shown, older=older)
+
+
+@blueprint.route("/posts/new", methods=["GET", "POST"])
+@carriable
+@login_required
+@permission_required(Permission.POSTS_WRITE)
+async def new() -> Any:
+    form = await PostForm.from_request()
+    with form.patience():
+        if form.posted:
+            await _count("post", settings().limit_post)
+            by = current_user.actor
+            post = await Post.write(form.title.data or "", form.body.data or "", by=by)
+            return see_other(f"/posts/{post.id}")
+    page = await render_template("posts/edit.html", form=form, post=None)
+    return page, form.status, form.headers
+
+
+@blueprint.get("/posts/<post_id>")
+async def show(post_id: str) -> Any:
+    return await _page(await _find(post_id), CommentForm())
+
+
+@blueprint.route("/posts/<post_id>/edit", methods=["GET", "POST"])
+@carriable
+@login_required
+async def edit(post_id: str) -> Any:
+    post = await _find(post_id)
+    if not policy.may_edit(current_user, post):
+        _refuse(post)
+    form = await PostForm.from_request(data={"title": post.title, "body": post.body})
+    with form.patience():
+        if form.posted:
+            await _count("post", settings().limit_post)
+            by = current_user.actor
+            if not await post.revise(form.title.data or "", form.body.data or "", by=by):
+                abort(404)
+            return see_other(f"/posts/{post.id}")
+    page = await render_template("posts/edit.html", form=form, post=post)
+    return page, form.status, form.headers
+
+
+@blueprint.post("/posts/<post_id>/delete")
+@returns_to(show, "/posts/{post_id}")
+@login_required
+async def delete(post_id: str) -> Any:
+    post = await _find(post_id)
+    if not policy.may_delete(current_user, post):
+        raise Forbidden(Permission.POSTS_MODERATE)
+    await post.remove(by=current_user.actor)
+    await flash("The post was deleted.", "success")
+    return see_other("/posts")
+
+
+async def show_with_comment(post_id: str) -> Any:
+    """The page of the post, with the comment that was sent."""
+    return await _page(await _find(post_id), await CommentForm.from_request())
+
+
+@blueprint.post("/posts/<post_id>/comments")
+@returns_to(show_with_comment, "/posts/{post_id}")
+@carriable
+@login_required
+@permission_required(Permission.POSTS_WRITE)
+async def comment(post_id: str) -> Any:
+    post = await _find(post_id)
+    form = await CommentForm.from_request()
+    with form.patience():
+        if form.posted:
+            await _count("comment", settings().limit_comment)
+            written = await Comment.write(post, form.body.data or "", by=current_user.actor)
+            if written is None:
+                abort(404)
+            return see_other(f"/posts/{post.id}#comment-{written.id}")
+    return await _page(post, form)
+
+
+async def show_commented(comment_id: str) -> Any:
+    """The page of the post that the comment is about."""
+    found = await Comment.get(id_or_404(comment_id)) or abort(404)
+    g.form_page_address = f"/posts/{found.post_id}"
+    return await _page(await _find(str(found.post_id)), CommentForm())
+
+
+@blueprint.post("/comments/<comment_id>/delete")
+@returns_to(show_commented, "/posts")
+@login_required
+async def delete_comment(comment_id: str) -> Any:
+    found = await Comment.get(id_or_404(comment_id))
+    if found is None:
+        abort(404)
+    if not policy.may_delete(current_user, found):
+        raise Forbidden(Permission.POSTS_MODERATE)
+    await found.remove(by=current_user.actor)
+    await flash("The comment was deleted.", "success")
+    return see_other(f"/posts/{found.post_id}")
+
+
+async def _count(what: str, limit: RateLimitItem) -> None:
+    """Count what the user writes. Raises TooMany."""
+    await throttle.count(what, (str(current_user.user_id), limit))
+
+
+async def _find(post_id: str) -> Post:
+    return await Post.with_author(id_or_404(post_id)) or abort(404)
+
+
+def _refuse(post: Post) -> None:
+    """Whose words they are nobody can be granted; that one may write at all, one can."""
+    if policy.owns(current_user, post):
+        raise Forbidden(Permission.POSTS_WRITE)
+    abort(403, "Only its author can change a post.")
+
+
+async def _page(post: Post, form: CommentForm) -> Any:
+    rows = await Comment.page(post.id, after=id_after(), limit=comments.PAGE + 1)
+    shown, older = cut(rows, comments.PAGE, lambda row: row.id)
+    page = await render_template(
+        "posts/show.html", post=post, comments=shown, older=older, form=form
+    )
+    return page, form.status, form.headers

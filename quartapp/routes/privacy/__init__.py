@@ -1,0 +1,1 @@
+"""Pages for exporting personal data and deleting accounts."""

@@ -1,0 +1,89 @@
+"""Closing one's account, having it deleted, and coming back in time."""
+
+from typing import Any
+
+from quart import Blueprint, flash, redirect, render_template, session
+from quart_auth import Unauthorized, login_required, logout_user
+
+from quartapp import auth, clock
+from quartapp.auth import current_user, fresh_login_required, me, settings, settle
+from quartapp.forms.accounts import LinkForm
+from quartapp.forms.privacy import DeleteForm
+from quartapp.log import log
+from quartapp.models.accounts.one_time_token import TokenSpent
+from quartapp.models.accounts.user import LastAdministrator
+from quartapp.models.privacy import account_deletion
+from quartapp.models.sessions.session import Factor
+from quartapp.routes.accounts.pages import account
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+from quartapp.routes.sessions.sign_in import RETURN, sign_in
+
+blueprint = Blueprint("leaving", __name__)
+
+
+@blueprint.route("/account/delete", methods=["GET", "POST"])
+@login_required
+@fresh_login_required
+async def delete() -> Any:
+    user = await me()
+    form = await DeleteForm.from_request()
+    form.expect(user.username)
+    until = clock.now() + settings().deletion_grace
+    if form.posted:
+        try:
+            await user.close(by=current_user.actor, deletes_at=until, with_posts=form.with_posts)
+        except LastAdministrator as last:
+            form.refuse(str(last))
+        else:
+            return await _leave(
+                f"Your account is closed, and will be deleted on {clock.in_full(until)}. Sign in "
+                "before then if you want to keep it."
+            )
+    page = await render_template("account/delete.html", form=form, user=user, until=until)
+    return page, form.status
+
+
+@blueprint.post("/account/deactivate")
+@returns_to(account, "/account")
+@login_required
+@fresh_login_required
+async def deactivate() -> Any:
+    await (await me()).close(by=current_user.actor)
+    return await _leave("Your account is closed. To open it again, sign in.")
+
+
+@blueprint.route("/account/closed", methods=["GET", "POST"])
+async def closed() -> Any:
+    """For who has signed in to an account that they closed: all they can do is to open it again."""
+    if current_user.signed_in:
+        return redirect("/account")
+    noted = session.get(RETURN, {})
+    token = str(noted.get("token"))
+    user = await account_deletion.asked_by(token)
+    if user is None:
+        raise Unauthorized
+    form = await LinkForm.from_request()
+    if form.posted:
+        try:
+            user = await account_deletion.come_back(token, by=current_user.actor)
+        except TokenSpent:
+            raise Unauthorized from None
+        log.info("user_restored", user=user.username, by=user.username)
+        factor = noted.get("factor")
+        await sign_in(user, remember=bool(noted.get("remember")), factor=factor and Factor(factor))
+        await flash("Welcome back. Your account is open again.", "success")
+        return see_other("/account")
+    return await render_template("account/closed.html", form=form, user=user)
+
+
+async def _leave(words: str) -> Any:
+    """The sessions have ended, this one too."""
+    log.info("user_closed", user=current_user.username, ip=auth.remote_address())
+    await settle()
+    logout_user()
+    session.clear()
+    await flash(words, "success")
+    response = see_other("/")
+    response.headers["Clear-Site-Data"] = '"storage"'
+    return response

@@ -1,0 +1,75 @@
+"""Having the accounts of others deleted, and taking that back in time."""
+
+from typing import Any
+
+from quart import Blueprint, flash, render_template
+from quart_auth import login_required
+
+from quartapp import clock
+from quartapp.auth import current_user, fresh_login_required, permission_required, settings, settle
+from quartapp.forms.privacy import KEEP, REMOVE, DeleteForm
+from quartapp.log import log
+from quartapp.models import Event, User
+from quartapp.models.accounts.user import LastAdministrator
+from quartapp.models.authorization.privileges import MissingPermission
+from quartapp.policy import Permission
+from quartapp.routes.accounts.admin import find, home, show_sent
+from quartapp.routes.audit.receipts import flash_receipt
+from quartapp.routes.errors import status_of
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+
+blueprint = Blueprint("admin_leaving", __name__)
+
+
+@blueprint.route("/users/<username>/delete", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def delete(username: str) -> Any:
+    person = await find(username)
+    form = await DeleteForm.from_request(data={"posts": REMOVE if person.deletes_posts else KEEP})
+    form.expect(person.username)
+    until = clock.now() + settings().deletion_grace
+    if form.posted:
+        try:
+            event = await person.close(
+                by=current_user.actor, deletes_at=until, with_posts=form.with_posts
+            )
+        except (LastAdministrator, MissingPermission) as refused:
+            form.refuse(str(refused), status=status_of(refused))
+        else:
+            return await _closed(await find(username), event)
+    until = min(until, person.deletes_at or until)
+    page = await render_template("admin/delete.html", form=form, person=person, until=until)
+    return page, form.status
+
+
+@blueprint.post("/users/<username>/restore")
+@returns_to(show_sent, "/admin/users/{username}")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def restore(username: str) -> Any:
+    person = await find(username)
+    restored = await person.restore(by=current_user.actor)
+    await settle()
+    if restored:
+        log.info("user_restored", user=person.username, by=current_user.username)
+        await flash(f"The account of {person.username} is kept.", "success")
+    else:
+        await flash(f"The account of {person.username} was not closed, or it is too late.", "info")
+    return see_other(home(person))
+
+
+async def _closed(person: User, event: Event | None) -> Any:
+    if event:
+        log.info("user_closed", user=person.username, by=current_user.username)
+    await settle(event)
+    if event and person.deletes_at:
+        until = clock.in_full(person.deletes_at)
+        words = f"The account of {person.username} is closed, and will be deleted on {until}."
+        await flash_receipt(words, event)
+    else:
+        await flash(f"The account of {person.username} will be deleted before that.", "info")
+    return see_other(home(person))

@@ -1,0 +1,85 @@
+"""All that is held about oneself, to take away."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+from zipfile import ZIP_DEFLATED, ZipFile
+
+from quart import Blueprint, Response, render_template
+from quart_auth import login_required
+
+from quartapp import throttle
+from quartapp.auth import current_user, fresh_login_required, settings
+from quartapp.forms.accounts import LinkForm
+from quartapp.log import log
+from quartapp.models import User
+from quartapp.models.privacy import personal_data
+
+blueprint = Blueprint("exports", __name__)
+
+IN_MEMORY = 1024 * 1024
+CHUNK = 64 * 1024
+SECONDS = 600
+
+
+@blueprint.route("/account/export", methods=["GET", "POST"])
+@login_required
+@fresh_login_required
+async def export() -> Any:
+    form = await LinkForm.from_request()
+    with form.patience():
+        if form.posted and (user := await User.get(current_user.user_id)):
+            whom = str(user.id), settings().limit_export
+            await throttle.count("export", whom)
+            try:
+                await personal_data.note_export(user, by=current_user.actor)
+                log.info("user_exported", user=user.username)
+                return await _attachment(user)
+            except Exception:
+                await throttle.give_back("export", *whom)
+                raise
+    page = await render_template("account/export.html", form=form)
+    return page, form.status, form.headers
+
+
+async def _attachment(user: User) -> Response:
+    """The archive is made before it is sent, so that what goes wrong is still an answer. It is on
+    the disk when it is large, and nowhere after it was sent."""
+    file: IO[bytes] = SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+    try:
+        size = await _pack(user, file)
+    except BaseException:
+        file.close()
+        raise
+    response = Response(_read(file), content_type="application/zip")
+    response.timeout = SECONDS
+    response.content_length = size
+    response.headers["Content-Disposition"] = f'attachment; filename="{user.username}.zip"'
+    return response
+
+
+async def _pack(user: User, file: IO[bytes]) -> int:
+    """Returns how many bytes were written. Deflating and writing is work for another thread."""
+    name = f"{user.username}.json"
+    with ZipFile(file, "w", ZIP_DEFLATED) as archive, archive.open(name, "w") as entry:
+        waiting: list[str] = []
+        length = 0
+        async for piece in personal_data.export(user):
+            waiting.append(piece)
+            length += len(piece)
+            if length >= CHUNK:
+                await asyncio.to_thread(entry.write, "".join(waiting).encode())
+                waiting, length = [], 0
+        await asyncio.to_thread(entry.write, "".join(waiting).encode())
+    size = file.tell()
+    file.seek(0)
+    return size
+
+
+async def _read(file: IO[bytes]) -> AsyncIterator[bytes]:
+    try:
+        while chunk := await asyncio.to_thread(file.read, CHUNK):
+            yield chunk
+    finally:
+        file.close()

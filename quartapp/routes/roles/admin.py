@@ -1,0 +1,137 @@
+"""Roles: what there are, and what each allows."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required
+
+from quartapp.auth import current_user, fresh_login_required, permission_required, settle
+from quartapp.forms.admin import RoleForm
+from quartapp.models import Role
+from quartapp.models.base.references import DomainError
+from quartapp.models.roles.role import RoleTaken
+from quartapp.models.sessions.session import SessionOver
+from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT, Permission
+from quartapp.routes.audit.receipts import flash_receipt
+from quartapp.routes.errors import status_of
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+
+blueprint = Blueprint("admin_roles", __name__)
+
+
+@blueprint.get("/roles")
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+async def index() -> str:
+    return await render_template(
+        "admin/roles.html", roles=await Role.everyone(), holders=await Role.holders()
+    )
+
+
+@blueprint.route("/roles/new", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+@fresh_login_required
+async def new() -> Any:
+    form = await RoleForm.from_request()
+    if form.posted:
+        try:
+            role = await Role.add(
+                *_values(form),
+                requires_factor=bool(form.requires_factor.data),
+                by=current_user.actor,
+            )
+        except RoleTaken as taken:
+            form.refuse(str(taken), "name")
+        except SessionOver:
+            raise
+        except DomainError as refused:
+            form.refuse(str(refused), status=status_of(refused))
+        else:
+            await flash(f"The role {role.name} was created.", "success")
+            return see_other("/admin/roles")
+    return await _page(form)
+
+
+@blueprint.route("/roles/<name>", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+@fresh_login_required
+async def edit(name: str) -> Any:
+    role = await _find(name)
+    form = await RoleForm.from_request(data=_stored(role))
+    if form.posted:
+        name, description, permissions = _values(form)
+        if role.name == ADMIN and not permissions:
+            # Its boxes cannot be ticked or cleared, so a browser does not send them.
+            description, permissions = role.description, role.known
+        try:
+            await role.edit(
+                name=name,
+                description=description,
+                permissions=permissions,
+                requires_factor=bool(form.requires_factor.data),
+                by=current_user.actor,
+            )
+        except RoleTaken as taken:
+            form.refuse(str(taken), "name")
+        except SessionOver:
+            raise
+        except DomainError as refused:
+            form.refuse(str(refused), status=status_of(refused))
+        else:
+            await settle()
+            await flash(f"The role {name} was changed, in every open page too.", "success")
+            return see_other("/admin/roles")
+    return await _page(form, role)
+
+
+async def show_stored(name: str) -> Any:
+    """The page of the role, as it is stored."""
+    role = await _find(name)
+    return await _page(RoleForm(data=_stored(role)), role)
+
+
+@blueprint.post("/roles/<name>/delete")
+@returns_to(show_stored, "/admin/roles/{name}")
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+@fresh_login_required
+async def delete(name: str) -> Any:
+    role = await _find(name)
+    event = await role.remove(by=current_user.actor)
+    await settle(event)
+    holders = event.details["holders"] if event else 0
+    await flash_receipt(f"The role {role.name} was deleted; {holders} held it.", event)
+    return see_other("/admin/roles")
+
+
+async def _find(name: str) -> Role:
+    return await Role.named(name) or abort(404)
+
+
+def _values(form: RoleForm) -> tuple[str, str, list[Permission]]:
+    chosen = [Permission(value) for value in form.permissions.data or []]
+    return form.name.data or "", form.description.data or "", chosen
+
+
+def _stored(role: Role) -> dict[str, Any]:
+    return {
+        "name": role.name,
+        "description": role.description,
+        "permissions": [permission.value for permission in role.known],
+        "requires_factor": role.requires_factor,
+    }
+
+
+async def _page(form: RoleForm, role: Role | None = None) -> Any:
+    page = await render_template(
+        "admin/role.html",
+        form=form,
+        role=role,
+        missing=sorted(current_user.lacks(role.known)) if role else [],
+        lacking=current_user.lacks(list(Permission)),
+        forbidden=MANAGEMENT if role and role.name in DEFAULT_ROLES else frozenset(),
+    )
+    return page, form.status

@@ -1,0 +1,1 @@
+"""Pages of sessions: signing in and out."""

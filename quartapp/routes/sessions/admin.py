@@ -1,0 +1,22 @@
+"""Who is on now."""
+
+from quart import Blueprint, render_template
+from quart_auth import login_required
+
+from quartapp.auth import permission_required
+from quartapp.models import Session
+from quartapp.policy import Permission
+from quartapp.routes.pagination import cut, moment_and_id_after
+
+blueprint = Blueprint("admin_sessions", __name__)
+
+PAGE = 50
+
+
+@blueprint.get("/sessions")
+@login_required
+@permission_required(Permission.SESSIONS_MANAGE)
+async def index() -> str:
+    rows = await Session.on_now(before=moment_and_id_after(), limit=PAGE + 1)
+    sessions, older = cut(rows, PAGE, lambda row: f"{row.seen_at.isoformat()}_{row.id}")
+    return await render_template("admin/sessions.html", sessions=sessions, next=older)

@@ -1,0 +1,64 @@
+"""One's own sessions: where one is signed in, and ending it there."""
+
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template
+from quart_auth import login_required, logout_user
+
+from quartapp.auth import current_user, fresh_login_required, settle
+from quartapp.models import Session, User
+from quartapp.models.sessions.session import Reason
+from quartapp.routes.audit.receipts import flash_receipt
+from quartapp.routes.pagination import id_or_404
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+
+blueprint = Blueprint("sessions", __name__)
+
+HOME = "/account/sessions"
+
+
+@blueprint.get("/account/sessions")
+@login_required
+async def mine(**_: object) -> str:
+    sessions = await Session.of_user(current_user.user_id)
+    sessions.sort(key=lambda session: session.id != current_user.session_id)
+    return await render_template("account/sessions.html", sessions=sessions)
+
+
+@blueprint.post("/account/sessions/<session_id>/end")
+@returns_to(mine, HOME)
+@login_required
+@fresh_login_required
+async def end(session_id: str) -> Any:
+    session = await Session.get(id_or_404(session_id))
+    if session is None or session.user_id != current_user.user_id:
+        abort(404)
+    event = await session.end(Reason.ENDED_BY_USER, by=current_user.actor)
+    if session.id == current_user.session_id:
+        await settle()
+        logout_user()
+        return see_other("/")
+    await settle(event)
+    if event:
+        await flash_receipt(f"{session.device} was signed out.", event)
+    else:
+        await flash(f"The session on {session.device} had ended already.", "info")
+    return see_other("/account/sessions")
+
+
+@blueprint.post("/account/sessions/end-others")
+@returns_to(mine, HOME)
+@login_required
+@fresh_login_required
+async def end_others() -> Any:
+    user = await User.get(current_user.user_id)
+    event = user and await user.end_sessions(
+        Reason.ENDED_BY_USER, by=current_user.actor, keep=current_user.session_id
+    )
+    await settle(event)
+    if event:
+        await flash_receipt(f"Sessions signed out: {event.details['count']}.", event)
+    else:
+        await flash("There were no others.", "info")
+    return see_other("/account/sessions")

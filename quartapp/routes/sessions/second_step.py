@@ -1,0 +1,67 @@
+"""The second step of a sign-in: after the password, something that only its owner has."""
+
+from typing import Any
+
+from quart import Blueprint, flash, redirect
+
+from quartapp import auth
+from quartapp.auth import WrongFactor, current_user
+from quartapp.forms.accounts import LoginForm
+from quartapp.forms.factors import FactorForm
+from quartapp.models.factors.wrong_codes import FactorsBlocked
+from quartapp.models.sessions.session import Factor
+from quartapp.routes import carried_forms
+from quartapp.routes.redirects import next_page, see_other, with_next
+from quartapp.routes.sessions.sign_in import (
+    SECOND_STEP,
+    factor_page,
+    finish,
+    go_on,
+    half_way,
+    sign_in_page,
+)
+
+blueprint = Blueprint("second_step", __name__)
+
+
+@blueprint.route(SECOND_STEP, methods=["GET", "POST"])
+async def show() -> Any:
+    if current_user.signed_in:
+        return await carried_forms.filled_form() or redirect(next_page())
+    step = await half_way()
+    if step is None:
+        return await start_over()
+    form = await FactorForm.from_request()
+    with form.patience():
+        if form.posted:
+            try:
+                factor = await auth.shown_code(step.user, form.code.data or "")
+            except FactorsBlocked as blocked:
+                form.refuse(str(blocked))
+            else:
+                if factor is None:
+                    form.refuse(str(WrongFactor()), "code")
+                elif await finish(step, factor):
+                    return await _welcome(factor)
+                else:
+                    return await start_over()
+    return await factor_page(step.user, form)
+
+
+async def start_over() -> Any:
+    """Lead to the sign-in page: the password was shown too long ago, or for another sign-in."""
+    if await carried_forms.field():
+        return await sign_in_page(LoginForm())
+    await flash("Sign in from the start: the second step waits for ten minutes.", "info")
+    return see_other(with_next("/login"))
+
+
+async def _welcome(factor: Factor) -> Any:
+    if factor is not Factor.RECOVERY_CODE:
+        return await go_on(next_page())
+    await flash(
+        "You signed in with a recovery code, which is used up now. If you have lost your "
+        "authenticator app, remove it here and set it up anew.",
+        "warning",
+    )
+    return await go_on(with_next("/account/factors"))

@@ -1,0 +1,1 @@
+"""Passwords, encryption and WebAuthn. Nothing here reads the database or a request."""

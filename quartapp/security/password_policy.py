@@ -1,0 +1,92 @@
+"""Which passwords are accepted: one rule for forms and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from quartapp.policy import BUILT_IN_ROLES
+from quartapp.security.breached_passwords import BreachedPasswords
+from quartapp.security.password_scoring import PasswordScorer
+from quartapp.security.passwords import LONGEST
+from quartapp.settings import Settings
+
+SHORTEST = 8
+LEAST_SCORE = 3
+# Words that many people would try here. Words that are known of a person come to these.
+CONTEXT_WORDS = ("quartapp", "administrator", *BUILT_IN_ROLES)
+# Those of the 20,000 passwords most often found in leaks that zxcvbn takes for good ones.
+COMMON = frozenset(Path(__file__).with_name("common_passwords.txt").read_text("utf-8").split())
+
+
+def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | None:
+    """Return why the password is refused without scoring it, as a sentence for the user, or None.
+
+    Length in code points, at least 8 and at most 256 (ASVS 6.2.1, 6.2.9); no rule of composition
+    (6.2.5); none that is common (6.2.4, 6.2.12); and none that is little more than a word of the
+    context, such as the username (6.2.11): those words count for nothing. Takes microseconds.
+    """
+    if len(password) < SHORTEST:
+        return f"Use at least {SHORTEST} characters."
+    if len(password) > LONGEST:
+        return f"Use at most {LONGEST} characters."
+    if "\0" in password or any(0xD800 <= ord(c) <= 0xDFFF for c in password):
+        return "This password has a character that cannot be stored."
+    if len(_without(_words(context), password)) < SHORTEST:
+        return "This password is little more than a word that anybody would try here."
+    if password.strip().lower() in COMMON:
+        return "This password is too easy to guess. It was found in leaks again and again."
+    return None
+
+
+class PasswordPolicy:
+    """The whole rule: what is obvious, zxcvbn's score, and, if configured, known breaches.
+
+    `close` ends its process and its connections.
+    """
+
+    def __init__(self, breached: BreachedPasswords | None = None) -> None:
+        self._scorer = PasswordScorer()
+        self._breached = breached
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        url = settings.breached_passwords
+        return cls(BreachedPasswords(url) if url else None)
+
+    async def weakness(self, password: str, *, context: Sequence[str] = ()) -> str | None:
+        """Return why the password is refused, as a sentence for the user, or None if it is good.
+
+        Awaits the scoring process, and asks for breaches only for a password that is good
+        otherwise. Raises Busy when too many wait for the process. Callers count limits before.
+        """
+        if reason := obvious_weakness(password, context=context):
+            return reason
+        scored = await self._scorer.score(password, _words(context))
+        if scored.score < LEAST_SCORE:
+            return " ".join(["This password is too easy to guess.", scored.warning]).rstrip()
+        if self._breached and await self._breached.contains(password):
+            return "This password is known from a data breach. Choose another one."
+        return None
+
+    async def close(self) -> None:
+        await self._scorer.close()
+        if self._breached:
+            await self._breached.close()
+
+
+def _words(context: Sequence[str]) -> list[str]:
+    known = (*context, *(part for word in context for part in word.split("@")))
+    # No longer word can be in a password.
+    return [word for word in (*CONTEXT_WORDS, *known) if word and len(word) <= LONGEST]
+
+
+def _without(words: Sequence[str], password: str) -> str:
+    """What is left of the password, the longest words taken out first. Very short ones stay: they
+    are in everything."""
+    left = password.casefold()
+    for word in sorted(words, key=len, reverse=True):
+        if len(word) >= 3:
+            left = left.replace(word.casefold(), "")
+    return left

@@ -1,0 +1,231 @@
+"""Passwords: how their hashes are made and checked. `password_policy` says which are accepted.
+
+A hash is `$quartapp$<key id>$<bcrypt>`, where bcrypt sees a keyed digest of the password: bcrypt
+itself reads 72 bytes at most, and a stolen database alone cannot be searched without the key.
+Hashes of three schemes that other applications use are read too (see SCHEMES), and are outdated
+from the start: the sign-in replaces them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import os
+import re
+import threading
+import unicodedata
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Literal, Self, TypeVar
+
+import bcrypt
+from pydantic import SecretStr
+
+from quartapp.errors import TryLater
+from quartapp.log import log
+from quartapp.settings import Settings
+
+# In code points. No longer password is stored, so a longer one fits no hash and is not processed:
+# the time that NFC takes grows with the square of a run of combining marks.
+LONGEST = 256
+PLAIN = re.compile(r"\A\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}\Z")
+# What a stored hash of another application begins with. Flask-Bcrypt hashes the password itself,
+# or with BCRYPT_HANDLE_LONG_PASSWORDS the hexadecimal SHA-256 of it; Flask-Security by default the
+# base64 of HMAC-SHA512 with its SECURITY_PASSWORD_SALT.
+SCHEMES = {
+    "flask-bcrypt": "",
+    "flask-bcrypt-long": "$flask-bcrypt-long",
+    "flask-security": "$flask-security",
+}
+_PREFIX = "$quartapp$"
+T = TypeVar("T")
+
+
+class Busy(TryLater):
+    """More passwords wait to be checked than the queue holds."""
+
+
+class PasswordHasher:
+    """bcrypt in threads of its own, never on the event loop, with a queue that has an end.
+
+    `keys` are the secrets for the keyed digest: the first makes new hashes, all are tried by
+    the id in a stored hash, so that a key can be replaced while people sign in.
+    """
+
+    def __init__(
+        self, keys: Sequence[bytes], *, cost: int, threads: int, queue: int, salt: bytes = b""
+    ) -> None:
+        """`salt` is the SECURITY_PASSWORD_SALT of an application whose users were imported."""
+        derived = [hmac.digest(key, b"quartapp password", "sha384") for key in keys]
+        self._keys = {_key_id(key): key for key in reversed(derived)}
+        self._current = _key_id(derived[0])
+        self._cost = cost
+        self._salt = salt
+        self._room = threads + queue
+        self._pending = 0
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="bcrypt", initializer=_let_others_first
+        )
+        # Fits no password: checked when there is no user, so that nobody can tell (P9).
+        self._dummy = (
+            f"{_PREFIX}{self._current}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
+        )
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        keys = [settings.secret_key, *settings.secret_key_fallbacks]
+        return cls(
+            [key.get_secret_value().encode() for key in keys],
+            cost=settings.bcrypt_cost,
+            threads=settings.bcrypt_threads,
+            queue=settings.bcrypt_queue,
+            salt=(settings.flask_security_salt or SecretStr("")).get_secret_value().encode(),
+        )
+
+    def check_room(self) -> None:
+        """Raises Busy when the queue is full, for whoever has work to do before."""
+        if self._pending >= self._room:
+            log.warning("excess_rate_limit_exceeded", what="passwords")
+            raise Busy
+
+    async def hash(self, password: str) -> str:
+        """Return a new hash of the password, made in a thread of the pool.
+
+        Raises Busy when the queue is full, and ValueError for a password of more than 256 code
+        points, which the password policy refuses before.
+        """
+        if len(password) > LONGEST:
+            raise ValueError("the password is too long")
+        return await self._run(lambda: self._hash(password))
+
+    async def verify(self, password: str, stored: str | None, *, cost: int = 0) -> bool:
+        """Return whether the password fits the hash. None, for an unknown user, fits nothing.
+
+        Runs in a thread of the pool. Raises Busy when the queue is full. A hash that cannot be
+        read fits nothing, and a password of more than 256 code points fits no hash. The time
+        depends on the typed password alone: a hash of a lower cost takes as long as one of ours,
+        or of the given cost where that is higher.
+        """
+        # A password that fits nothing takes the place of one that is too long.
+        typed = password if len(password) <= LONGEST else "\0"
+        fits = await self._run(lambda: self._fits(typed, stored, cost))
+        return fits and typed == password
+
+    def _hash(self, password: str) -> str:
+        digest = _digest(self._keys[self._current], password)
+        hashed = bcrypt.hashpw(digest, bcrypt.gensalt(self._cost))
+        return f"{_PREFIX}{self._current}${hashed.decode()}"
+
+    def _fits(self, password: str, stored: str | None, cost: int) -> bool:
+        """Make one check for each form in which the password may have been typed.
+
+        Another application hashed the bytes that were typed, which are NFC on most keyboards and
+        NFD on some; Flask-Security hashed their NFKD. A hash of ours needs one check; it gets as
+        many, so that the number of checks says nothing about the account.
+        """
+        forms = _forms(password, "NFC", "NFD", "NFKD")
+        if stored and (scheme := scheme_of(stored)):
+            hashed = stored.removeprefix(SCHEMES[scheme]).encode()
+            # All are checked before one is looked at, so that the time is the same.
+            fits = [self._check(self._prepare(form, scheme), hashed, cost) for form in forms]
+            if scheme == "flask-security":
+                return any(fits) and self._salt != b""
+            typed = _forms(password, "NFC", "NFD")
+            return any(fit for form, fit in zip(forms, fits, strict=True) if form in typed)
+        key_id, hashed = _split(stored or self._dummy)
+        key = self._keys.get(key_id)
+        if key is None:
+            _, hashed = _split(self._dummy)
+        digest = _digest(key or b"", password)
+        fits = [self._check(digest, hashed, cost) for _ in forms]
+        return fits[0] and key is not None and stored is not None
+
+    def _prepare(self, typed: bytes, scheme: str) -> bytes:
+        """What bcrypt was given for this password, of which it reads 72 bytes."""
+        if scheme == "flask-bcrypt-long":
+            return hashlib.sha256(typed).hexdigest().encode()
+        if scheme == "flask-security":
+            return base64.b64encode(hmac.digest(self._salt, typed, "sha512"))[:72]
+        return typed[:72]
+
+    def _check(self, digest: bytes, hashed: bytes, cost: int) -> bool:
+        fits = _checkpw(digest, hashed)
+        # Each cost is twice the work of the one before: together they make up the difference. Also
+        # where it fits, for the account may be a closed one.
+        for missing in range(cost_of(hashed), max(self._cost, cost)):
+            bcrypt.hashpw(digest, bcrypt.gensalt(missing))
+        return fits
+
+    def outdated(self, stored: str) -> bool:
+        """Whether the hash was made with an older key or a lower cost, so should be made anew."""
+        key_id, hashed = _split(stored)
+        return key_id != self._current or cost_of(hashed) < self._cost
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        self.check_room()
+        self._pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        # Counted until the thread is done, not until the caller is: a caller who was cancelled
+        # has not made the thread free.
+        future.add_done_callback(lambda _: self._release())
+        return await asyncio.shield(future)
+
+    def _release(self) -> None:
+        self._pending -= 1
+
+
+def scheme_of(stored: str) -> str | None:
+    """Return the scheme of another application's hash; None for a hash of ours, or for none."""
+    schemes = (
+        scheme
+        for scheme, prefix in SCHEMES.items()
+        if stored.startswith(prefix) and PLAIN.match(stored.removeprefix(prefix))
+    )
+    return next(schemes, None)
+
+
+def _let_others_first() -> None:
+    """A thread that hashes takes a whole core, which the event loop may need. Linux alone gives
+    single threads a priority; elsewhere they stay as they are."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _digest(key: bytes, password: str) -> bytes:
+    """64 characters that bcrypt reads whole. NFC, so that one password is one on each keyboard."""
+    text = unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
+    return base64.b64encode(hmac.digest(key, text, "sha384"))
+
+
+def _forms(password: str, *normal: Literal["NFC", "NFD", "NFKD"]) -> list[bytes]:
+    """The bytes that another application may have hashed for this password, as typed first."""
+    typed = (password, *(unicodedata.normalize(form, password) for form in normal))
+    return list(dict.fromkeys(text.encode("utf-8", "surrogatepass") for text in typed))
+
+
+def _key_id(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()[:8]
+
+
+def _split(stored: str) -> tuple[str, bytes]:
+    key_id, _, hashed = stored.removeprefix(_PREFIX).partition("$")
+    return key_id, hashed.encode()
+
+
+def cost_of(hashed: bytes) -> int:
+    """The cost of a bcrypt hash; for what is none, the lowest that there is."""
+    found = re.match(rb"\$2[aby]\$(\d\d)\$", hashed)
+    return max(4, int(found[1])) if found else 4
+
+
+def _checkpw(digest: bytes, hashed: bytes) -> bool:
+    try:
+        return bcrypt.checkpw(digest, hashed)
+    except ValueError:
+        return False
