@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from quartapp.environment import misspelt
 from quartapp.settings import Settings, StartError
+from quartapp.settings.misspelt import misspelt
 
 KEY = "k" * 32
 NAMES = {

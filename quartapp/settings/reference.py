@@ -1,0 +1,108 @@
+"""Writes docs/settings.md: `python -m quartapp.settings.reference docs/settings.md`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import humanize
+from limits import RateLimitItem
+from pydantic.fields import FieldInfo
+
+from quartapp.settings.fields import GROUPS, Group
+from quartapp.settings.sources import bounds_of, name_of
+from quartapp.settings.values import UNBOUNDED, Doc
+
+INTRODUCTION = """\
+# Settings
+
+<!-- Written by python -m quartapp.settings.reference from quartapp/settings/fields.py -->
+
+Settings are read from the environment, or from a file named `.env` in the working directory. The
+environment has precedence. A blank value counts as unset. Times are in seconds. A value that
+cannot be used stops the start with a message that names the setting. A name that looks like a
+misspelt setting is a warning in development, and stops the start in production. SIGHUP makes a
+running server read `.env` again.
+
+Rate limits are counted in the database, for all workers together. A rate is written as an amount,
+a period and a unit: `5 per 5 minutes`, `60 per hour`, `20 per day`. Failed passwords and codes
+are free up to the limit. After that, each further attempt has to wait: one second at first, then
+twice as long each time, up to the period of the limit. Successful sign-ins do not count.
+"""
+
+
+def write() -> str:
+    """Return the text of docs/settings.md."""
+    return "\n".join([INTRODUCTION, *map(_section, GROUPS)])
+
+
+def _section(group: type[Group]) -> str:
+    heading, _, text = inspect.cleandoc(group.__doc__ or "").partition("\n\n")
+    rows = [
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in _row(name, field)) + " |"
+        for name, field in group.model_fields.items()
+    ]
+    table = ["| setting | default | accepts | description |", "|---|---|---|---|", *rows, ""]
+    return "\n".join([f"## {heading}", "", *([text, ""] if text else []), *table])
+
+
+def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
+    docs = [each for each in field.metadata if isinstance(each, Doc)]
+    unit = "seconds" if name.endswith("_seconds") else ""
+    default = next((each.default for each in docs if each.default), None)
+    takes = next((each.takes for each in docs if each.takes), None)
+    return (
+        f"`{name_of(name, field)}`",
+        default or _default(field.default, unit),
+        takes or _takes(field, unit),
+        " ".join((field.description or "").split()),
+    )
+
+
+def _default(value: Any, unit: str) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, RateLimitItem):
+        every = value.multiples if value.multiples > 1 else ""
+        period = value.GRANULARITY.name + ("s" if value.multiples > 1 else "")
+        return " ".join(f"`{value.amount} per {every} {period}`".split())
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if hasattr(value, "get_secret_value"):
+        value = value.get_secret_value()
+    text = f"`{value}`" if str(value) else "none"
+    if unit and value >= 60:
+        text += f" ({_duration(value)})"
+    return text
+
+
+def _takes(field: FieldInfo, unit: str) -> str:
+    kinds = {field.annotation, *get_args(field.annotation)} - {NoneType}
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(f"`{each}`" for each in get_args(field.annotation))
+    if bool in kinds:
+        return "`true` or `false`"
+    if Path in kinds:
+        return "a path"
+    if RateLimitItem in kinds:
+        return "a rate"
+    if not kinds & {int, float}:
+        return "text"
+    least, above, most = bounds_of(field)
+    start = f"{least}" if above is None else f"more than {above}"
+    return f"{start} or more" if most == UNBOUNDED else f"{start} to {most} {unit}".rstrip()
+
+
+def _duration(seconds: int) -> str:
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds % size == 0:
+            count = seconds // size
+            return f"{count} {name}{'s' if count > 1 else ''}"
+    return humanize.precisedelta(seconds)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(write(), "utf-8")

@@ -1,0 +1,175 @@
+"""The kinds of values that settings take: types whose validators explain what to write instead."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import limits
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+
+LONGEST_SECONDS = 10 * 366 * 86400
+# The largest value of counts that need no bound of their own.
+UNBOUNDED = 10**9
+# The mail budget of a mailbox (LIMIT_MAIL) is divided into this many shares.
+MAIL_SHARES = 6
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+DEFAULT_PORTS = {"http": 80, "https": 443}
+HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
+
+
+class StartError(Exception):
+    """The application cannot start. The message is one line for the person who starts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """What docs/settings.md says about a value, where its type does not say it."""
+
+    takes: str = ""
+    default: str = ""
+
+
+def _origin(text: str) -> str:
+    """Return the origin as browsers write it: in lower case, without the scheme's default port."""
+    example = "write an origin, like https://people.example.org"
+    try:
+        parts = urlsplit(text.rstrip("/").lower())
+        port = parts.port
+    except ValueError:
+        raise ValueError(example) from None
+    host = parts.hostname or ""
+    if parts.scheme not in DEFAULT_PORTS or port == 0 or not is_host(host):
+        raise ValueError(example)
+    origin = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
+    with_port = f"{origin}:{port or DEFAULT_PORTS[parts.scheme]}"
+    if text.rstrip("/").lower() not in (origin, with_port):
+        raise ValueError("write the origin alone, without a path or a user")
+    return origin if port in (None, DEFAULT_PORTS[parts.scheme]) else with_port
+
+
+def is_host(text: str) -> bool:
+    """Whether the text is an IP address without brackets, or an ASCII host name."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return bool(HOST.fullmatch(text.lower())) and ".." not in text and len(text) <= 253
+    return "%" not in text
+
+
+def _range_service(text: object) -> object:
+    """Return None for "off", else the https address of a service. A loopback one may use http."""
+    if not isinstance(text, str) or text.strip().lower() in ("", "off"):
+        return None
+    parts = urlsplit(text)
+    plain = text.isascii() and text.isprintable() and " " not in text
+    secure = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+    if not plain or not secure or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError('write "off", or an address like https://api.pwnedpasswords.com/range')
+    return text
+
+
+def _limit(value: object) -> object:
+    """Parse a rate such as "10 per 5 minutes"."""
+    if not isinstance(value, str):
+        return value
+    try:
+        limit = limits.parse(value)
+        period = limit.get_expiry()
+    except (ValueError, OverflowError):
+        raise ValueError('write it like "10 per 5 minutes"') from None
+    if limit.amount < 1 or limit.multiples < 1:
+        raise ValueError("write an amount and a period of at least 1")
+    if period > LONGEST_SECONDS:
+        raise ValueError("write a period of at most ten years")
+    return limit
+
+
+def _at_least_a_share_each(limit: limits.RateLimitItem) -> limits.RateLimitItem:
+    if limit.amount < MAIL_SHARES:
+        raise ValueError(f"at least {MAIL_SHARES} emails, so that each kind has room")
+    return limit
+
+
+def listed(example: str) -> Callable[[object], object]:
+    """Return a validator that parses a JSON list of strings, none of them blank."""
+
+    def parse(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, list) or not all(isinstance(e, str) and e.strip() for e in found):
+            raise ValueError(f"write a JSON list of texts, like {example}")
+        return found
+
+    return parse
+
+
+def _network(text: object) -> object:
+    """Parse an IP address or network. The host bits of a network must be zero."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return ip_network(text)
+    except ValueError:
+        pass
+    try:
+        meant = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            "write addresses and networks, like 192.0.2.1 or 10.0.0.0/8, not names"
+        ) from None
+    raise ValueError(f"this network begins at another address: write {meant}")
+
+
+def _host_or_blank(text: str) -> str:
+    if text and not is_host(text):
+        raise ValueError("write the name of a host alone, like smtp.example.org")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable() or len(text) > 200:
+        raise ValueError("write an email address, a link or a short text, on one line")
+    return text.strip()
+
+
+def matching(pattern: str, rule: str) -> AfterValidator:
+    """Return a validator that accepts None and full matches of `pattern`, else says the `rule`."""
+
+    def check(text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(pattern, text):
+            raise ValueError(rule)
+        return text
+
+    return AfterValidator(check)
+
+
+Limit = Annotated[
+    limits.RateLimitItem, BeforeValidator(_limit), PlainSerializer(repr, return_type=str)
+]
+MailLimit = Annotated[Limit, AfterValidator(_at_least_a_share_each)]
+Seconds = Annotated[int, Field(ge=60, le=LONGEST_SECONDS)]
+Count = Annotated[int, Field(ge=1, le=UNBOUNDED)]
+Pause = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+Origin = Annotated[
+    str, AfterValidator(_origin), Doc(takes="an origin, such as `https://people.example.org`")
+]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Host = Annotated[str, AfterValidator(_host_or_blank), Doc(takes="a host name or IP address")]
+OneLine = Annotated[
+    str, AfterValidator(_one_line), Doc(takes="text on one line, at most 200 characters")
+]
+RangeService = Annotated[
+    str | None,
+    BeforeValidator(_range_service),
+    Doc(takes="`off` or an `https` URL", default="`off`"),
+]
