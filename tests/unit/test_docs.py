@@ -51,6 +51,11 @@ def test_index_lists_each_record_once_with_title_and_status() -> None:
     assert len(rows) == len(expected)
 
 
+def test_index_of_the_docs_links_each_page() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "README.md").read_text("utf-8")))
+    assert linked == {path.name for path in DOCS.glob("*.md")} - {"README.md"}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=record_id)
 def test_links_between_pages_lead_to_files_and_headings(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
