@@ -35,6 +35,15 @@ async def until(condition: Callable[[], Awaitable[object]], *, within: float = S
             await asyncio.sleep(0.02)
 
 
+def http_client(url: str, *, timeout: float = SECONDS, **options: Any) -> httpx.AsyncClient:
+    """Return a client of a server that is reached without TLS.
+
+    Without `verify=False` each client would load all certificates, which takes as long as several
+    requests.
+    """
+    return httpx.AsyncClient(base_url=url, timeout=timeout, verify=False, **options)
+
+
 @dataclass(frozen=True)
 class Ran:
     """What a command left behind."""
@@ -46,7 +55,7 @@ class Ran:
 
 # Forks a process for each command from one that has imported all: that is what takes long.
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["quartapp.cli", "quartapp.serving"])
+_forks.set_forkserver_preload(["quartapp.cli", "quartapp.serving", "tests.people"])
 # The library looks at all of its processes when it starts another: two threads could read a status.
 _one_thread = ThreadPoolExecutor(1)
 
@@ -195,7 +204,7 @@ class Server:
 
     async def metric(self, name: str) -> float:
         """What /metrics says of it, of all workers together."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=SECONDS) as client:
+        async with http_client(self.url) as client:
             text = (await client.get("/metrics")).text
         found = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
@@ -307,7 +316,7 @@ class Person:
     client: httpx.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx.AsyncClient(base_url=self.url, timeout=SECONDS)
+        self.client = http_client(self.url)
 
     async def __aenter__(self) -> Self:
         return self

@@ -60,7 +60,7 @@ def _similarity(one: str, other: str) -> float:
 def _edits(one: str, other: str) -> int:
     """Return the Levenshtein distance of the texts.
 
-    If their lengths differ by more than MOST_EDITS, return MOST_EDITS + 1 without counting.
+    If there are more than MOST_EDITS, stop counting and return a number greater than that.
     """
     if abs(len(one) - len(other)) > MOST_EDITS:
         return MOST_EDITS + 1
@@ -69,4 +69,7 @@ def _edits(one: str, other: str) -> int:
         last, row = row, [i]
         for j, b in enumerate(other, 1):
             row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (a != b)))
+        # No row has a smaller minimum than the one before it.
+        if min(row) > MOST_EDITS:
+            return MOST_EDITS + 1
     return row[-1]

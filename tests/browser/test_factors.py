@@ -9,7 +9,7 @@ from playwright.async_api import Page, expect
 from pyotp.totp import TOTP
 
 from tests.browser.conftest import NewBrowser, register, submit
-from tests.browser.test_looks import judge_this
+from tests.browser.test_looks import assert_accessible
 from tests.conftest import PASSWORD
 from tests.people import Server
 
@@ -49,13 +49,13 @@ async def test_somebody_sets_up_an_app_signs_in_with_it_and_loses_it(
     await show_code(page, app.at(now))
     codes = await page.locator("#recovery-codes code").all_inner_texts()
     assert len(codes) == 10
-    await judge_this(page)
+    await assert_accessible(page)
     await page.get_by_role("link", name="I have kept them").click()
     await expect(page.locator("main")).to_contain_text("10 are left")
 
     await sign_out(page)
     await show_password(page, name)
-    await judge_this(page)
+    await assert_accessible(page)
     # The code of this half minute is used; the clock of an app may be one ahead.
     await show_code(page, app.at(now))
     await expect(page.locator("#code-error")).to_be_visible()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import httpx
 import pytest
 from bson.datetime_ms import DatetimeMS
 
 from quartapp import clock
 from tests.conftest import PASSWORD, serving
 from tests.faults.oracle import Load
-from tests.people import Person, Server, until
+from tests.people import Person, Server, http_client, until
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +151,7 @@ async def test_a_broken_stream_is_not_ready_and_repairs_itself(server: Server) -
             return len(await streams(database)) == 2
 
         await until(repaired)
-        async with httpx.AsyncClient(base_url=server.url) as client:
+        async with http_client(server.url) as client:
 
             async def ready() -> bool:
                 return (await client.get("/readyz")).status_code == 200

@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from pymongo.errors import AutoReconnect
 
@@ -16,7 +15,7 @@ from quartapp import clock
 from quartapp.authority import lease
 from quartapp.db import embedded
 from tests.conftest import serving
-from tests.people import Person, Server, until
+from tests.people import Person, Server, http_client, until
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def kept_from_starting(server: Server) -> Iterator[None]:
 
 
 async def answer(server: Server, path: str) -> int:
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with http_client(server.url) as client:
         return (await client.get(path)).status_code
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import pytest
 from pymongo import AsyncMongoClient
 from pymongo.errors import AutoReconnect, WriteError
 
 from tests.conftest import PASSWORD, serving
 from tests.faults import machines
-from tests.people import Person, Server, until
+from tests.people import Person, Server, http_client, until
 
 MEGABYTES = 620
 
@@ -102,7 +101,7 @@ async def test_a_full_disk_loses_nothing_that_was_confirmed_and_serves_again_whe
     server = disk.server
 
     async def answers(status: int, path: str) -> bool:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        async with http_client(server.url) as client:
             return (await client.get(path)).status_code == status
 
     async with Person(server.url, "ada", PASSWORD) as ada:

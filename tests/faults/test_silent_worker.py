@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import PASSWORD, serving
-from tests.people import Person, Server
+from tests.people import Person, Server, http_client
 
 
 @pytest.fixture
@@ -78,13 +78,7 @@ async def browsers(
 ) -> AsyncIterator[list[httpx.AsyncClient]]:
     """Each with a connection of its own, so that the kernel chooses a worker for it."""
     async with AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(
-                # Without TLS, so that making two dozen takes no time.
-                httpx.AsyncClient(base_url=server.url, timeout=20, verify=False)
-            )
-            for _ in range(count)
-        ]
+        clients = [await stack.enter_async_context(http_client(server.url)) for _ in range(count)]
         if warm:
             await asyncio.gather(*(client.get("/livez") for client in clients))
         yield clients

@@ -14,13 +14,12 @@ from itertools import permutations
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-import httpx
 import pytest
 
 from tests.conftest import PASSWORD, serving
 from tests.faults.oracle import Load, at
 from tests.flows.conftest import assert_unsurprised
-from tests.people import SECONDS, Person, Server, Tab, until
+from tests.people import SECONDS, Person, Server, Tab, http_client, until
 
 # LIMIT_SIGN_IN, as it is unless it is set.
 FREE = 5
@@ -162,7 +161,7 @@ async def test_a_renewal_of_the_workers_fails_no_request_forgets_no_guess_and_se
 
         async def ask() -> None:
             """In turn on a connection that is kept, and on one of its own."""
-            async with httpx.AsyncClient(base_url=server.url, cookies=ada.client.cookies) as kept:
+            async with http_client(server.url, cookies=ada.client.cookies) as kept:
                 while not over.is_set():
                     answers[(await kept.get("/api/me")).status_code] += 1
                     answers[await ada.status("/account")] += 1
