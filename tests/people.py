@@ -55,7 +55,7 @@ class Ran:
 
 # Forks a process for each command from one that has imported all: that is what takes long.
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["quartapp.cli", "quartapp.serving", "tests.people"])
+_forks.set_forkserver_preload(["quartapp.cli", "quartapp.serving.launcher", "tests.people"])
 # The library looks at all of its processes when it starts another: two threads could read a status.
 _one_thread = ThreadPoolExecutor(1)
 
@@ -184,8 +184,8 @@ def workers_of(launcher: int) -> Iterator[tuple[int, str]]:
         with suppress(OSError):
             found[int(process.name)] = Stat.of(int(process.name))
     for process, stat in found.items():
-        nursery = found.get(stat.parent)
-        if stat.called.startswith("worker-") and nursery and nursery.parent == launcher:
+        fork_server = found.get(stat.parent)
+        if stat.called.startswith("worker-") and fork_server and fork_server.parent == launcher:
             yield process, stat.called
 
 

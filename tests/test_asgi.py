@@ -17,7 +17,7 @@ import pytest
 import websockets
 from websockets.asyncio.client import connect
 
-from quartapp.serving import process
+from quartapp.serving import worker_process
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.flows.test_framing import HOST, TO_HTTP_2, talk
@@ -108,5 +108,5 @@ def test_the_settings_to_copy_are_those_of_our_launcher() -> None:
     told = re.search(r"```toml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
     assert told
     of_the_launcher_alone = {"_bind", "backlog", "accesslog", "errorlog"}
-    ours = vars(process._config(0)).items()
+    ours = vars(worker_process._config(0)).items()
     assert tomllib.loads(told[1]) == {k: v for k, v in ours if k not in of_the_launcher_alone}

@@ -26,7 +26,7 @@ from quartapp import servers
 from quartapp.db import embedded
 from quartapp.serving import workers
 from quartapp.serving.listeners import listening
-from quartapp.serving.workers import Nursery, Worker
+from quartapp.serving.workers import ForkServerClient, WorkerSlot
 from quartapp.settings import Settings, StartError
 from tests.people import Stat, workers_of
 from tests.people import until as eventually
@@ -383,59 +383,63 @@ def listener() -> Iterator[socket.socket]:
         yield listener
 
 
-Pretend = Callable[[str], Awaitable[Nursery]]
+Pretend = Callable[[str], Awaitable[ForkServerClient]]
 
 
 @pytest.fixture
 async def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pretend]:
-    """A nursery of workers that do this with their `listener` and their end of the `lifeline`."""
-    nurseries = AsyncExitStack()
+    """A fork server whose workers run this code, with their `listener` and `lifeline`."""
+    fork_servers = AsyncExitStack()
 
-    async def pretend(worker: str) -> Nursery:
-        script = folder / "nursery"
+    async def pretend(worker: str) -> ForkServerClient:
+        script = folder / "fork_server"
         script.write_text(
             f"#!{sys.executable}\n"
             "import os, signal, socket, sys, time\n"
-            "from quartapp.serving import nursery, process\n"
+            "from quartapp.serving import fork_server, worker_process\n"
             "def run(listener, lifeline):\n"
             + "".join(f"    {line}\n" for line in worker.splitlines())
-            + "process.run = run\n"
-            "sys.exit(nursery.main(socket.socket(fileno=int(sys.argv[3]))))\n"
+            + "worker_process.run = run\n"
+            "sys.exit(fork_server.main(socket.socket(fileno=int(sys.argv[3]))))\n"
         )
         script.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(script))
-        nursery = await Nursery.started()
-        nurseries.push_async_callback(nursery.close)
-        return nursery
+        fork_server = await ForkServerClient.start()
+        fork_servers.push_async_callback(fork_server.close)
+        return fork_server
 
-    async with nurseries:
+    async with fork_servers:
         yield pretend
 
 
 async def test_a_worker_that_cannot_start_ends_the_start(
     pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nursery = await pretend("sys.exit(3)")
+    fork_server = await pretend("sys.exit(3)")
     with pytest.raises(StartError, match="a worker could not start"):
-        await Worker(0, nursery, listener, {}, asyncio.Event()).keep_alive()
+        await WorkerSlot(0, fork_server, listener, {}, asyncio.Event()).keep_alive()
 
 
 async def test_a_worker_that_does_not_get_ready_ends_the_start(
     pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nursery = await pretend("time.sleep(60)")
+    fork_server = await pretend("time.sleep(60)")
     # It takes longer to import than a worker has to get ready here.
-    first = await nursery.fork(listener, {"QUARTAPP_WORKER": "0"})
+    first = await fork_server.fork(listener, {"QUARTAPP_WORKER": "0"})
     assert first
     assert await first.kill() == -signal.SIGKILL
     monkeypatch.setattr(workers, "READY_SECONDS", 0.5)
     with pytest.raises(StartError, match="a worker could not start"):
-        await Worker(0, nursery, listener, {}, asyncio.Event()).keep_alive()
+        await WorkerSlot(0, fork_server, listener, {}, asyncio.Event()).keep_alive()
 
 
 @asynccontextmanager
-async def kept_alive(nursery: Nursery, *listeners: socket.socket) -> AsyncIterator[list[Worker]]:
-    slots = [Worker(i, nursery, each, {}, asyncio.Event()) for i, each in enumerate(listeners)]
+async def kept_alive(
+    fork_server: ForkServerClient, *listeners: socket.socket
+) -> AsyncIterator[list[WorkerSlot]]:
+    slots = [
+        WorkerSlot(i, fork_server, each, {}, asyncio.Event()) for i, each in enumerate(listeners)
+    ]
     tasks = [asyncio.create_task(slot.keep_alive()) for slot in slots]
     try:
         yield slots
@@ -468,7 +472,7 @@ async def test_a_worker_that_dies_again_and_again_is_given_up_and_the_other_gets
     folder: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     well = folder / "well"
-    nursery = await pretend(
+    fork_server = await pretend(
         "listener = socket.socket(fileno=listener)\n"
         "listener.listen()\n"
         "lifeline.send(b'ready\\n')\n"
@@ -476,31 +480,31 @@ async def test_a_worker_that_dies_again_and_again_is_given_up_and_the_other_gets
         f"while name == b'1' or os.path.exists({str(well)!r}):\n"
         "    with listener.accept()[0] as line: line.send(name)",
     )
-    monkeypatch.setattr(workers, "DEATHS_PER_MINUTE", 1)
+    monkeypatch.setattr(workers, "EXITS_PER_MINUTE", 1)
     with (
         listening(Settings.load(data=folder), "127.0.0.1", 0, 2) as listeners,
         capture_logs() as said,
     ):
         port = listeners[0].getsockname()[1]
-        async with kept_alive(nursery, *listeners) as (sick, sound):
+        async with kept_alive(fork_server, *listeners) as (sick, sound):
             await eventually(lambda: has_rested(said))
             await sound.started.wait()
             assert await who_answers(port) == {b"1"}
             well.touch()
-            assert await sick.start_successor(nursery)
-            await sick.hand_over(nursery)
+            assert await sick.start_successor(fork_server)
+            await sick.hand_over(fork_server)
             await eventually(lambda: both_answer(port))
 
 
 async def test_a_worker_that_was_given_up_is_back_after_the_minute(
     pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nursery = await pretend("lifeline.send(b'ready\\n')")
-    monkeypatch.setattr(workers, "DEATHS_PER_MINUTE", 0)
+    fork_server = await pretend("lifeline.send(b'ready\\n')")
+    monkeypatch.setattr(workers, "EXITS_PER_MINUTE", 0)
     monkeypatch.setattr(workers, "MINUTE", minute := 1.0)
     began = time.monotonic()
     with capture_logs() as said:
-        async with kept_alive(nursery, listener):
+        async with kept_alive(fork_server, listener):
             await eventually(lambda: has_rested(said, times=2))
     assert time.monotonic() - began >= minute
 
@@ -513,7 +517,7 @@ async def test_a_worker_that_does_not_leave_is_killed(
     monkeypatch: pytest.MonkeyPatch,
     hasty: bool,
 ) -> None:
-    nursery = await pretend(
+    fork_server = await pretend(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "lifeline.send(b'ready\\n')\n"
@@ -521,7 +525,7 @@ async def test_a_worker_that_does_not_leave_is_killed(
     )
     monkeypatch.setattr(workers, "GRACE_SECONDS", 60 if hasty else 0.5)
     haste = asyncio.Event()
-    worker = Worker(0, nursery, listener, {}, haste)
+    worker = WorkerSlot(0, fork_server, listener, {}, haste)
     task = asyncio.create_task(worker.keep_alive())
     await worker.started.wait()
     task.cancel()

@@ -71,6 +71,8 @@ class Principals:
 
     def _remember(self, digest: str, standing: Standing, until: float) -> None:
         self._forget(digest)
+        if not self._at_most:
+            return
         while len(self._entries) >= self._at_most:
             self._forget(next(iter(self._entries)))
         self._entries[digest] = Entry(standing, until)

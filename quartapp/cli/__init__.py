@@ -29,9 +29,10 @@ def main() -> None:
 @with_data
 def serve(host: str, port: int, workers: int, data: Path | None) -> None:
     """Serve until interrupted."""
-    from quartapp import serving  # hypercorn is slow to import, and the other commands do without
+    # hypercorn is slow to import, and no other command needs it.
+    from quartapp.serving import launcher
 
-    sys.exit(serving.serve(load(data), host=host, port=port, workers=workers))
+    sys.exit(launcher.serve(load(data), host=host, port=port, workers=workers))
 
 
 @main.command()

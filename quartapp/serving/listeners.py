@@ -1,4 +1,8 @@
-"""The sockets on which workers accept. The launcher holds them, whatever becomes of a worker."""
+"""The listening sockets of the workers.
+
+The launcher keeps them open, so that connections wait in the kernel's queue while a worker is
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from contextlib import ExitStack, contextmanager
 from quartapp.settings import Settings, StartError
 
 BACKLOG = 2048
-# A client that takes nothing in for so long is cut off by the kernel, with all that waits for it.
+# The kernel resets a connection whose client has acknowledged nothing for so long, and frees what
+# was queued for it.
 UNACKNOWLEDGED_MS = 30_000
 
 
@@ -19,12 +24,18 @@ UNACKNOWLEDGED_MS = 30_000
 def listening(
     settings: Settings, host: str, port: int, count: int
 ) -> Iterator[list[socket.socket]]:
-    """A socket for each worker on the same port: so the kernel spreads connections evenly."""
+    """Yield `count` listening sockets on one port, among which the kernel spreads connections.
+
+    They are closed at the end. With port 0, the kernel chooses a free port. Raises StartError if
+    the host cannot be resolved, if it is not a loopback address in development, or if the port is
+    in use or cannot be bound.
+    """
     family, ip = _address(settings, host)
     with ExitStack() as stack:
         try:
-            # Sockets that share a port would share it with another server's too. And one whose port
-            # the kernel chose would get another port when it stops listening and begins again.
+            # A socket that does not share its port fails if another server has the port. It also
+            # chooses the port, because a port that the kernel chose for one of the others would
+            # change when that one stops listening and starts again.
             with _listen(family, ip, port, shared=False) as alone:
                 port = alone.getsockname()[1]
             listeners = [
@@ -38,6 +49,10 @@ def listening(
 
 
 def _address(settings: Settings, host: str) -> tuple[socket.AddressFamily, str]:
+    """Return the family and IP address to listen on, IPv4 if the host has one.
+
+    Raises StartError if the host has no address, or in development one that other machines reach.
+    """
     try:
         found = socket.getaddrinfo(
             host or None, None, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
@@ -62,7 +77,7 @@ def _listen(family: socket.AddressFamily, ip: str, port: int, *, shared: bool) -
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # What is accepted inherits it.
+            # Accepted connections inherit it.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
         listener.bind((ip, port))
         listener.listen(BACKLOG)

@@ -1,7 +1,8 @@
-"""The workers as the launcher sees them: processes that are kept alive, renewed, and ended.
+"""The launcher's side of the workers: their processes are started, replaced and ended here.
 
-Each holds one end of a lifeline whose other end only the launcher has: it says on it that it is
-ready, and leaves when it breaks. Its nursery has that end too, and says how it has ended.
+Between the launcher and each worker process there is a socket pair, its lifeline. The worker writes
+to its end that it is ready, and exits when the launcher's end is closed. The fork server holds the
+worker's end open too, and writes the worker's exit status to it.
 """
 
 from __future__ import annotations
@@ -19,235 +20,283 @@ from contextlib import suppress
 
 from quartapp import metrics
 from quartapp.log import log
-from quartapp.serving import nursery
-from quartapp.serving.process import GRACE_SECONDS, READY, first_of
+from quartapp.serving import fork_server as fork_server_process
+from quartapp.serving.worker_process import GRACE_SECONDS, READY, first_of
 from quartapp.settings import StartError
 
+# A worker that is not ready after so long is killed.
 READY_SECONDS = 30
 MAIN = (
-    "import socket, sys; from quartapp.serving import nursery; "
-    "sys.exit(nursery.main(socket.socket(fileno=int(sys.argv[1]))))"
+    "import socket, sys; from quartapp.serving import fork_server; "
+    "sys.exit(fork_server.main(socket.socket(fileno=int(sys.argv[1]))))"
 )
+# The pause before a worker process is replaced doubles each time, until one has run for
+# HEALTHY_SECONDS. A worker whose process exits more than EXITS_PER_MINUTE times is not replaced for
+# the rest of the minute.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 HEALTHY_SECONDS = 30
-DEATHS_PER_MINUTE, MINUTE = 10, 60.0
+EXITS_PER_MINUTE, MINUTE = 10, 60.0
 
 
-class Process:
-    """One life of a worker."""
+class WorkerProcess:
+    """A running process of a worker. `lifeline` is the launcher's end of its lifeline."""
 
     def __init__(
-        self, pid: int, numbers: str, said: asyncio.StreamReader, ours: asyncio.StreamWriter
+        self,
+        pid: int,
+        metrics_folder: str,
+        lifeline: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
         self._pid = pid
-        self._numbers = numbers
+        self._metrics_folder = metrics_folder
         self._ready = asyncio.Event()
-        self._ours = ours
-        self._life = asyncio.create_task(self._follow(said))
+        self._exit = asyncio.create_task(self._follow(*lifeline))
 
-    async def _follow(self, said: asyncio.StreamReader) -> int | None:
-        """Until the lifeline breaks. The exit status, if the nursery lived to say it."""
+    async def _follow(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> int | None:
+        """Read the lifeline until it is closed at the other end, which is when the process exits.
+
+        Then removes the metrics that count its open sockets and the like. Returns the exit status,
+        or None if the fork server was killed before it wrote one.
+        """
         status = None
         with suppress(ConnectionError):
-            async for line in said:
+            async for line in reader:
                 if line == READY:
                     self._ready.set()
                 else:
                     status = int(line)
-        self._ours.close()
-        metrics.forget(self._pid, self._numbers)
+        writer.close()
+        metrics.forget(self._pid, self._metrics_folder)
         return status
 
-    async def says_ready(self) -> bool:
+    async def wait_until_ready(self) -> bool:
+        """Return True once the process serves, False if it exits first or takes READY_SECONDS."""
         await first_of(self._ready.wait(), self.wait(), seconds=READY_SECONDS)
         return self._ready.is_set()
 
-    def when_over(self, call: Callable[[int | None], None]) -> None:
-        """Call this with the exit status when the process has ended."""
-        self._life.add_done_callback(lambda life: life.cancelled() or call(life.result()))
+    def on_exit(self, call: Callable[[int | None], None]) -> None:
+        """Call `call` with the exit status, as `wait` returns it, once the process has exited."""
+        self._exit.add_done_callback(lambda done: done.cancelled() or call(done.result()))
 
     async def wait(self) -> int | None:
-        return await asyncio.shield(self._life)
+        """Wait until the process has exited, and return its exit status.
 
-    async def leave(self, haste: asyncio.Event) -> None:
-        """Asks it to finish what it does. Kills it after the grace, or at once when in haste."""
+        The status is negative for a signal, and None if the fork server was killed.
+        """
+        return await asyncio.shield(self._exit)
+
+    async def stop(self, kill_now: asyncio.Event) -> None:
+        """Send SIGTERM and wait until the process has exited.
+
+        Kills it after GRACE_SECONDS, or as soon as `kill_now` is set.
+        """
         self._signal(signal.SIGTERM)
-        await first_of(self.wait(), haste.wait(), seconds=GRACE_SECONDS)
+        await first_of(self.wait(), kill_now.wait(), seconds=GRACE_SECONDS)
         await self.kill()
 
     async def kill(self) -> int | None:
+        """Send SIGKILL, unless the process has exited, and return its exit status."""
         self._signal(signal.SIGKILL)
         return await self.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        if not self._life.done():
+        if not self._exit.done():
             with suppress(ProcessLookupError):
                 os.kill(self._pid, number)
 
 
-class Nursery:
-    """The process that forks workers, as the launcher sees it: quartapp.serving.nursery.
+class ForkServerClient:
+    """The launcher's connection to a fork server (`quartapp.serving.fork_server`).
 
-    It has the code as it was when it was imported. One that has died is replaced by a new one when
-    the next worker is wanted; those that it has forked live on.
+    The workers of one fork server run the code as it was when that process imported it. A fork
+    server that was killed is started anew for the next worker; workers that it forked go on.
     """
 
-    def __init__(self, control: socket.socket, end: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, control: socket.socket, wait: Callable[[], Awaitable[object]]) -> None:
+        """`control` is the launcher's end of the control socket. `wait()` returns when the fork
+        server's process has exited."""
         self._control = control
-        self._end = end
-        self._turn = asyncio.Lock()
+        self._wait = wait
+        self._lock = asyncio.Lock()
 
     @classmethod
-    def forked(cls) -> Nursery:
-        """One that has what this process has. Only while there is neither a loop nor a thread."""
+    def fork_here(cls) -> ForkServerClient:
+        """Fork this process to be the fork server, and return the connection to it.
+
+        In the child it never returns. Call it before an event loop or a thread is started.
+        """
         control, theirs = socket.socketpair()
         pid = os.fork()
         if not pid:
             control.close()
             os.setsid()
-            sys.exit(nursery.main(theirs))
+            sys.exit(fork_server_process.main(theirs))
         theirs.close()
         return cls(control, lambda: asyncio.to_thread(os.waitpid, pid, 0))
 
     @classmethod
-    async def started(cls) -> Nursery:
-        """One that imports all anew."""
-        return cls(*await cls._start())
+    async def start(cls) -> ForkServerClient:
+        """Start a fork server in a new Python interpreter, and return the connection to it."""
+        return cls(*await cls._start_process())
 
     @staticmethod
-    async def _start() -> tuple[socket.socket, Callable[[], Awaitable[object]]]:
+    async def _start_process() -> tuple[socket.socket, Callable[[], Awaitable[object]]]:
         control, theirs = socket.socketpair()
         with theirs:
-            # In a session of its own: a Ctrl-C in the terminal is for the launcher alone.
+            # In a session of its own, so that Ctrl-C in a terminal signals the launcher alone.
             process = await asyncio.create_subprocess_exec(
-                # By its name alone it would be imported twice: the package imports it, too.
+                # With `-m`, the module would be imported twice: as `__main__` and by its name.
                 *[sys.executable, "-c", MAIN, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
 
-        async def end() -> None:
+        async def wait() -> None:
             if process.returncode is None:
-                # Heard only while it is still importing.
+                # Has an effect only while it still imports: afterwards it ignores SIGTERM.
                 process.terminate()
             await process.wait()
 
-        return control, end
+        return control, wait
 
-    async def fork(self, listener: socket.socket, environment: Mapping[str, str]) -> Process | None:
-        """A worker, with this added to its environment. None if the nursery cannot."""
-        lifeline, theirs = socket.socketpair()
-        said, ours = await asyncio.open_connection(sock=lifeline)
+    async def fork(
+        self, listener: socket.socket, environment: Mapping[str, str]
+    ) -> WorkerProcess | None:
+        """Fork a worker that serves `listener`, with `environment` added to its environment.
+
+        Starts another fork server if this one was killed. Returns None if there is no worker after
+        READY_SECONDS, or if the fork server fails.
+        """
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
         request = json.dumps(environment).encode()
         try:
             with theirs:
                 files = [listener.fileno(), theirs.fileno()]
-                async with self._turn, asyncio.timeout(READY_SECONDS):
+                async with self._lock, asyncio.timeout(READY_SECONDS):
                     try:
                         socket.send_fds(self._control, [request], files)
-                    except OSError:  # It has died.
+                    except OSError:  # The fork server was killed.
                         await self.close()
-                        self._control, self._end = await self._start()
+                        self._control, self._wait = await self._start_process()
                         socket.send_fds(self._control, [request], files)
                     theirs.close()
-                    pid = int(await said.readline())
+                    pid = int(await reader.readline())
         except BaseException as error:
-            # A worker that comes too late finds its lifeline broken, and leaves.
-            ours.close()
+            # A worker that is forked too late finds its lifeline closed, and exits.
+            writer.close()
             if isinstance(error, OSError | ValueError):
                 return None
             raise
-        return Process(pid, environment.get(metrics.FOLDER, ""), said, ours)
+        return WorkerProcess(pid, environment.get(metrics.FOLDER, ""), (reader, writer))
 
     async def close(self) -> None:
-        """Returns when it has gone, which it does when its workers have. May be called again."""
+        """Close the control socket, and wait until the fork server and its workers have exited.
+
+        It does not stop the workers. Does nothing when called again.
+        """
         if self._control.fileno() >= 0:
             self._control.close()
-            await self._end()
+            await self._wait()
 
 
-class Worker:
-    """A place that always has a process."""
+class WorkerSlot:
+    """Keeps one worker process running: a process that exits is replaced by another.
+
+    All processes of a slot accept on the same listening socket. `fork_server` forks the next one.
+    `started` is set when the first process serves.
+    """
 
     def __init__(
         self,
         index: int,
-        nursery: Nursery,
+        fork_server: ForkServerClient,
         listener: socket.socket,
         environment: Mapping[str, str],
-        haste: asyncio.Event,
-        died: Callable[[str], None] = lambda _: None,
+        kill_now: asyncio.Event,
+        on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`died` is called with the id of a worker that has ended without leaving the database."""
+        """Once `kill_now` is set, a process that was told to exit is killed.
+
+        `on_failure` is called with the worker id of each process that exits with another status
+        than 0, and so may not have deleted its heartbeat.
+        """
         self.started = asyncio.Event()
-        self.nursery = nursery
+        self.fork_server = fork_server
         self._index = index
         self._listener = listener
         self._environment = {**environment, "QUARTAPP_WORKER": str(index)}
-        self._haste = haste
-        self._died = died
-        self._again = asyncio.Event()
-        self._current: Process | None = None
-        self._successor: Process | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._kill_now = kill_now
+        self._on_failure = on_failure
+        self._retry_now = asyncio.Event()
+        self._current: WorkerProcess | None = None
+        self._successor: WorkerProcess | None = None
+        self._stopping: set[asyncio.Task[None]] = set()
 
     async def keep_alive(self) -> None:
-        """Runs a process, and another in its place when it dies; ends it when cancelled.
+        """Run a process, and replace it each time it exits. Runs until cancelled.
 
-        Those that die again and again are given up for the rest of the minute. Raises StartError
-        when the first cannot start.
+        The pauses between processes grow, as the constants above say, and while there is no
+        process for the rest of a minute, the kernel gives connections to the other workers. When
+        cancelled, closes the listening socket, stops the processes and waits for them. Raises
+        StartError if the first process does not get ready.
         """
         loop = asyncio.get_running_loop()
-        deaths: deque[float] = deque(maxlen=DEATHS_PER_MINUTE + 1)
+        exits: deque[float] = deque(maxlen=EXITS_PER_MINUTE + 1)
         pause = SHORTEST_PAUSE
         try:
             while True:
-                born = loop.time()
-                status = await self._live()
+                started_at = loop.time()
+                status = await self._run_process()
                 if not self.started.is_set():
                     raise StartError("a worker could not start, it says why above")
-                deaths.append(loop.time())
+                exits.append(loop.time())
                 log.warning("worker_died", worker=self._index, status=status)
-                if deaths[-1] - born > HEALTHY_SECONDS:
+                if exits[-1] - started_at > HEALTHY_SECONDS:
                     pause = SHORTEST_PAUSE
-                left = deaths[0] + MINUTE - deaths[-1]
-                if len(deaths) > DEATHS_PER_MINUTE and left > 0:
+                left = exits[0] + MINUTE - exits[-1]
+                if len(exits) > EXITS_PER_MINUTE and left > 0:
                     log.error("worker_paused", worker=self._index, seconds=round(left))
                     self._stop_listening()
-                    deaths.clear()
+                    exits.clear()
                     pause = left
-                self._again.clear()
+                self._retry_now.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
-                        await self._again.wait()
+                        await self._retry_now.wait()
                 pause = min(2 * pause, LONGEST_PAUSE)
         finally:
-            # Closed first, so that the kernel queues nobody for a worker that leaves.
+            # Closed first, so that the kernel queues no connection for a worker that exits.
             self._listener.close()
-            await self.dismiss_successor()
+            await self.kill_successor()
             if self._current is not None:
-                await self._current.leave(self._haste)
-            await asyncio.gather(*self._leaving)
+                await self._current.stop(self._kill_now)
+            await asyncio.gather(*self._stopping)
 
     def _stop_listening(self) -> None:
-        """Until the next process listens, the kernel leaves connections to the other workers."""
+        """Have the kernel give connections to the other workers, until a process listens again."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
 
-    async def _fork(self, nursery: Nursery) -> Process | None:
+    async def _fork(self, fork_server: ForkServerClient) -> WorkerProcess | None:
         worker_id = secrets.token_hex(8)
         environment = {**self._environment, "QUARTAPP_WORKER_ID": worker_id}
-        process = await nursery.fork(self._listener, environment)
+        process = await fork_server.fork(self._listener, environment)
         if process is not None:
-            process.when_over(lambda status: self._died(worker_id) if status != 0 else None)
+            process.on_exit(lambda status: self._on_failure(worker_id) if status != 0 else None)
         return process
 
-    async def _live(self) -> int | None:
-        """One life after another, for as long as each is replaced before it ends."""
-        process = self._current = await self._fork(self.nursery)
+    async def _run_process(self) -> int | None:
+        """Run a process until it exits, or the successor that `hand_over` has put in its place.
+
+        Returns the exit status; None also when no process could be forked.
+        """
+        process = self._current = await self._fork(self.fork_server)
         if process is None:
             return None
-        if await process.says_ready():
+        if await process.wait_until_ready():
             self.started.set()
         else:
             await process.kill()
@@ -259,40 +308,42 @@ class Worker:
                 return status
             process = successor
 
-    async def start_successor(self, nursery: Nursery) -> bool:
+    async def start_successor(self, fork_server: ForkServerClient) -> bool:
         """Start another process beside the current one, and return whether it is ready.
 
-        Both accept until `hand_over`, so nobody waits. Where the current process has died, none is
-        started: then `hand_over` has the next one come from the given nursery.
+        Both accept connections until `hand_over`, so that none has to wait. If there is no current
+        process, starts none and returns True.
         """
         if self._current is None:
             return True
-        self._successor = await self._fork(nursery)
+        self._successor = await self._fork(fork_server)
         if self._successor is None:
             return False
-        return await self._successor.says_ready()
+        return await self._successor.wait_until_ready()
 
-    async def dismiss_successor(self) -> None:
-        """Kill what `start_successor` has started. The current process goes on."""
+    async def kill_successor(self) -> None:
+        """Kill the process that `start_successor` started, if any. The current one goes on."""
         if self._successor is not None:
             await self._successor.kill()
             self._successor = None
 
-    async def hand_over(self, nursery: Nursery) -> None:
-        """Have the current process leave, and return when it has gone.
+    async def hand_over(self, fork_server: ForkServerClient) -> None:
+        """Replace the current process by its successor, and wait until the old one has exited.
 
-        From now on the given nursery forks the processes that follow.
+        From now on `fork_server` forks the processes of this slot. If there is no successor, the
+        current process is stopped and `keep_alive` starts another; if there is no current process,
+        `keep_alive` starts one at once, without the rest of its pause.
         """
-        self.nursery = nursery
+        self.fork_server = fork_server
         old = self._current
         if old is None or self._successor is None:
-            await self.dismiss_successor()
-            self._again.set()
+            await self.kill_successor()
+            self._retry_now.set()
             if old is None:
                 return
         else:
             self._current, self._successor = self._successor, None
-        leaving = asyncio.create_task(old.leave(self._haste))
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
-        await asyncio.shield(leaving)
+        stopping = asyncio.create_task(old.stop(self._kill_now))
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopping.discard)
+        await asyncio.shield(stopping)

@@ -79,6 +79,10 @@ class Deployment(Group):
     drain_seconds: float = Field(default=0, ge=0, le=3600, allow_inf_nan=False)
     """Time for which a server that received SIGTERM still serves requests, while `/readyz` answers
     503, so that a load balancer can stop sending requests."""
+    fast_path: bool = True
+    """`off` runs without the classes that only make the server faster
+    (`quartapp/serving/hypercorn_latency.py`). Everything behaves the same. Use it to find out
+    whether one of them causes a problem."""
 
 
 class Database(Group):

@@ -16,7 +16,7 @@ from quartapp.db.mongo import Unavailable
 from quartapp.log import log
 from quartapp.models.notifications.notice import Notice
 from quartapp.ws import protocol
-from quartapp.ws.line import CUT_SECONDS, Line, Socket
+from quartapp.ws.fast_path import CUT_SECONDS, Channel, Socket
 from quartapp.ws.protocol import Close, Message, SessionEnded
 
 # How long the close frame waits for the acknowledgement of `session.ended`: a browser sends nothing
@@ -40,7 +40,7 @@ class Connection:
     def __init__(
         self,
         socket: Socket,
-        line: Line,
+        channel: Channel,
         *,
         session_id: PydanticObjectId,
         user_id: PydanticObjectId,
@@ -55,7 +55,7 @@ class Connection:
         self.expires = math.inf
         self.changed = asyncio.Event()
         self._socket = socket
-        self._line = line
+        self._channel = channel
         self._mailbox: asyncio.Queue[Message | Notice | None] = asyncio.Queue(mailbox)
         self._ping_seconds = ping_seconds
         self._cursor = 0
@@ -67,8 +67,8 @@ class Connection:
         self._writer: asyncio.Task[None] | None = None
         self._closing: tuple[Close, str] | None = None
         self._gone = asyncio.Event()
-        self._last_words: str | None = None
-        self._last_words_timer: asyncio.TimerHandle | None = None
+        self._end_notice_id: str | None = None
+        self._close_timer: asyncio.TimerHandle | None = None
         # The time at which the client acknowledged `session.ended`, by our monotonic clock; None
         # when it is certain that no acknowledgement can come any more.
         self.answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
@@ -158,10 +158,10 @@ class Connection:
         if words is None:
             self._hang_up()
         else:
-            self._last_words = words.id
-            self._line.say(protocol.encode(words), self._hear)
+            self._end_notice_id = words.id
+            self._channel.send_end_notice(protocol.encode(words), self._hear)
             loop, late = asyncio.get_running_loop(), LISTEN_SECONDS - ACK_SECONDS
-            self._last_words_timer = loop.call_later(ACK_SECONDS, self._hang_up, late)
+            self._close_timer = loop.call_later(ACK_SECONDS, self._hang_up, late)
 
     def stop_listening(self) -> None:
         """Close without waiting for an acknowledgement any longer. For a socket that is closing."""
@@ -333,19 +333,19 @@ class Connection:
     def _hear(self, frame: str | bytes) -> None:
         with suppress(protocol.BadMessage):
             message_id = protocol.acknowledged(frame)
-            if message_id is not None and message_id == self._last_words:
+            if message_id is not None and message_id == self._end_notice_id:
                 self._settle_answer(clock.monotonic())
                 self._hang_up()
 
     def _settle_answer(self, acked_at: float | None) -> None:
-        if self._last_words_timer is not None:
-            self._last_words_timer.cancel()
+        if self._close_timer is not None:
+            self._close_timer.cancel()
         if not self.answer.done():
             self.answer.set_result(acked_at)
 
     def _hang_up(self, listen: float = 0.0) -> None:
         if self._closing is not None:
-            self._line.hang_up(*self._closing, listen=listen)
+            self._channel.close(*self._closing, listen=listen)
 
     def _next_id(self) -> str:
         # Another one in each connection: a client knows by it what it has heard already.

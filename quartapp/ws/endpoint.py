@@ -15,8 +15,8 @@ from quartapp.db.mongo import Unavailable
 from quartapp.forms.csrf import same_origin
 from quartapp.log import log
 from quartapp.ws.connection import Connection
+from quartapp.ws.fast_path import DIRECT_CHANNEL, QueuedChannel
 from quartapp.ws.hub import Full, Hub
-from quartapp.ws.line import LINE, PlainLine
 from quartapp.ws.protocol import Close
 
 blueprint = Blueprint("ws", __name__)
@@ -62,7 +62,7 @@ async def live() -> None:
     socket = websocket._get_current_object()  # type: ignore[attr-defined]
     connection = Connection(
         socket,
-        (socket.scope.get("extensions") or {}).get(LINE) or PlainLine(socket),
+        (socket.scope.get("extensions") or {}).get(DIRECT_CHANNEL) or QueuedChannel(socket),
         session_id=session_id,
         user_id=user_id,
         address=remote_address(),

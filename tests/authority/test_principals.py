@@ -62,6 +62,15 @@ async def test_who_was_asked_about_once_is_remembered(ada: Ada) -> None:
     assert await ada.is_remembered()
 
 
+async def test_a_cache_of_size_zero_asks_the_database_each_time(
+    ada: Ada, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada.running.principals.interrupted()
+    monkeypatch.setattr(ada.running.principals, "_at_most", 0)
+    assert isinstance(await ada.standing(), Principal)
+    assert not await ada.is_remembered()
+
+
 async def test_nobody_is_remembered_when_the_lease_is_over(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:

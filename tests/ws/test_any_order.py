@@ -26,8 +26,8 @@ from quartapp.models.sessions.session import Reason
 from quartapp.policy import Permission
 from quartapp.ws.connection import Connection
 from quartapp.ws.dispatcher import Feed
+from quartapp.ws.fast_path import QueuedChannel
 from quartapp.ws.hub import Hub, Limits
-from quartapp.ws.line import PlainLine
 from quartapp.ws.receipts import Receipts
 from tests.people import until
 
@@ -118,7 +118,7 @@ class Worker:
         async def handler() -> None:
             connection = Connection(
                 page.socket,
-                PlainLine(page.socket),
+                QueuedChannel(page.socket),
                 session_id=session.id,
                 user_id=user.id,
                 mailbox=1000,

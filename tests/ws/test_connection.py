@@ -20,10 +20,10 @@ from quartapp.models.base.references import ref
 from quartapp.models.notifications.notice import Kind, Notice
 from quartapp.models.sessions.session import Reason
 from quartapp.ws import connection as ws_connection
-from quartapp.ws import line as ws_line
+from quartapp.ws import fast_path
 from quartapp.ws.connection import Connection
+from quartapp.ws.fast_path import QueuedChannel
 from quartapp.ws.hub import Full, Hub, Limits
-from quartapp.ws.line import PlainLine
 from quartapp.ws.protocol import Close
 from tests.people import SECONDS
 
@@ -105,7 +105,7 @@ async def connected(**changes: Any) -> AsyncIterator[tuple[Connection, Socket]]:
 
 def connection_of(socket: Socket, **changes: Any) -> Connection:
     words = {"session_id": SESSION, "user_id": USER, "mailbox": MAILBOX, "ping_seconds": 60}
-    return Connection(socket, PlainLine(socket), **(words | changes))
+    return Connection(socket, QueuedChannel(socket), **(words | changes))
 
 
 def notice(seq: int) -> Notice:
@@ -278,7 +278,7 @@ async def test_the_close_frame_waits_for_the_acknowledgement(
 
 
 async def test_a_pong_is_no_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ws_line, "CUT_SECONDS", 0.1)
+    monkeypatch.setattr(fast_path, "CUT_SECONDS", 0.1)
     async with connected() as (connection, socket):
         connection.close(Close.TOO_SLOW)
         socket.answers.put_nowait('{"type": "pong"}')
@@ -307,7 +307,7 @@ async def test_a_client_that_never_acknowledges_is_cut_off_when_its_time_is_over
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 0.1)
     monkeypatch.setattr(ws_connection, "LISTEN_SECONDS", 0.2)
-    monkeypatch.setattr(ws_line, "CUT_SECONDS", 0.1)
+    monkeypatch.setattr(fast_path, "CUT_SECONDS", 0.1)
     async with connected() as (connection, socket):
         connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
         assert (await socket.next())["type"] == "session.ended"
@@ -322,7 +322,7 @@ async def test_a_worker_that_leaves_listens_to_nobody_any_longer(
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 2 * SECONDS)
     monkeypatch.setattr(ws_connection, "LISTEN_SECONDS", 4 * SECONDS)
-    monkeypatch.setattr(ws_line, "CUT_SECONDS", 0.1)
+    monkeypatch.setattr(fast_path, "CUT_SECONDS", 0.1)
     hub = Hub(LIMITS)
     async with connected() as (connection, _):
         hub.join(connection)

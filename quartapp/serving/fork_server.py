@@ -1,0 +1,136 @@
+"""The fork server: a process that has imported the application and forks the workers.
+
+Starting an interpreter and importing takes a second and more, a fork some milliseconds, and workers
+share the memory of what was imported before. The fork server runs no event loop and no threads,
+because forking with them is not safe.
+
+The launcher forks the first fork server. A renewal (SIGHUP) starts another one in a new
+interpreter, so that its workers have the code that is installed then.
+
+The launcher sends requests on a Unix socket, the control socket. Each request is a JSON object of
+variables for the environment of one worker, and carries two open files: the listening socket, and
+the worker's end of its lifeline. On the lifeline the worker writes its process id; after it has
+exited, the fork server writes its exit status.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from quartapp import auth
+from quartapp.serving import worker_process
+
+# A supervisor may send these to every process. They are for the launcher alone, which then ends
+# the workers and the fork server.
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+REQUEST_BYTES = 64 * 1024
+
+
+class ForkServer:
+    """Forks a worker for each request on the control socket, and reports how workers exit."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        # A signal writes a byte to the second, so that `select` returns.
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+        self._lifelines: dict[int, socket.socket] = {}
+
+    def run(self) -> tuple[int, socket.socket] | None:
+        """Serve requests. Returns in this process and in each forked worker.
+
+        In a worker: the file descriptor of its listening socket and its end of the lifeline, with
+        the request's variables added to `os.environ`. In the fork server: None, once the launcher
+        has closed the control socket and all workers have exited.
+        """
+        self._prepare()
+        watched = [self._wakeup, self._control]
+        while self._control in watched or self._lifelines:
+            for ready in select.select(watched, [], [])[0]:
+                if ready is self._wakeup:
+                    self._wakeup.recv(REQUEST_BYTES)
+                    self._reap()
+                    continue
+                request, files = self._receive_request()
+                if not request:
+                    watched.remove(self._control)
+                elif self._fork(listener := files[0], lifeline := socket.socket(fileno=files[1])):
+                    os.environ.update(json.loads(request))
+                    return listener, lifeline
+        return None
+
+    def _receive_request(self) -> tuple[bytes, list[int]]:
+        """Return the next request and its two files; no bytes when the launcher has gone."""
+        try:
+            return socket.recv_fds(self._control, REQUEST_BYTES, 2)[:2]
+        except ConnectionResetError:  # The launcher was killed before it had read all.
+            return b"", []
+
+    def _prepare(self) -> None:
+        """Set up signal handling, and load what is better shared by the workers."""
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        for end in (self._wakeup, self._wakeup_writer):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno())
+        auth.preload()
+        # The garbage collector writes to each object that it looks at, and a page of memory that is
+        # written to is no longer shared.
+        gc.collect()
+        gc.freeze()
+
+    def _fork(self, listener: int, lifeline: socket.socket) -> bool:
+        """Fork a worker, and return True in the worker, False in the fork server."""
+        worker = os.fork()
+        if not worker:
+            self._reset()
+            # The worker writes it itself, so that it comes before anything else it writes.
+            self._write(lifeline, os.getpid())
+            return True
+        os.close(listener)
+        self._lifelines[worker] = lifeline
+        return False
+
+    def _reset(self) -> None:
+        """In a new worker: restore signal handlers, and close the files of the fork server.
+
+        A worker that held another worker's lifeline open would hide that the other has exited.
+        """
+        signal.set_wakeup_fd(-1)
+        for number in (*IGNORED, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        for end in (self._control, self._wakeup, self._wakeup_writer, *self._lifelines.values()):
+            end.close()
+
+    def _reap(self) -> None:
+        """Write the exit status of each worker that has exited to its lifeline, and close that."""
+        while self._lifelines:
+            worker, status = os.waitpid(-1, os.WNOHANG)
+            if not worker:
+                break
+            with self._lifelines.pop(worker) as lifeline:
+                self._write(lifeline, os.waitstatus_to_exitcode(status))
+
+    @staticmethod
+    def _write(lifeline: socket.socket, number: int) -> None:
+        # The launcher may have gone.
+        with suppress(OSError):
+            lifeline.sendall(b"%d\n" % number)
+
+
+def main(control: socket.socket) -> int:
+    """Run a fork server, and in each process that it forks a worker. Returns the exit status."""
+    worker = ForkServer(control).run()
+    if worker is None:
+        return 0
+    with suppress(OSError):
+        # The name that `ps` and `top` show. Only Linux has this file.
+        Path("/proc/self/comm").write_text(f"worker-{os.environ['QUARTAPP_WORKER']}")
+    return worker_process.run(*worker)

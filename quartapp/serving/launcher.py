@@ -1,0 +1,270 @@
+"""The launcher: starts one process per worker, and replaces those that exit.
+
+hypercorn's own `workers=N` stops every worker when one of them exits, and drops WebSockets without
+a close frame. Here the launcher keeps the listening sockets open, so that no connection is refused
+while a worker is replaced. See docs/adr/0004.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import SecretStr
+
+from quartapp import forget_worker, metrics, prepare, servers
+from quartapp.db import embedded
+from quartapp.log import adopt, configure, log, say
+from quartapp.routes import health
+from quartapp.serving.listeners import listening
+from quartapp.serving.workers import ForkServerClient, WorkerSlot
+from quartapp.settings import Settings, StartError
+
+
+def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
+    """Serve until SIGTERM or SIGINT, and return exit status 0.
+
+    On SIGTERM, `/readyz` answers 503 for `drain_seconds` before the workers are told to exit. A
+    signal that comes while they exit kills them. SIGHUP replaces the workers by new ones; if stdin
+    is a terminal, it ends the server instead. Raises StartError if the data folder is in use, or if
+    the database or one of the workers cannot be started.
+    """
+    _allow_many_files()
+    fork_server = ForkServerClient.fork_here()
+    configure(production=settings.production)
+    adopt()
+    return asyncio.run(_until_signalled(settings, host, port, workers, fork_server))
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files to the hard limit: each connection is an open file."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _until_signalled(
+    settings: Settings, host: str, port: int, workers: int, fork_server: ForkServerClient
+) -> int:
+    """Run `_launch` until a signal cancels it, and return exit status 0.
+
+    Wherever `_launch` is cancelled, each of its context managers cleans up after itself.
+    """
+    requests = SignalRequests()
+    launcher = asyncio.create_task(_launch(settings, host, port, workers, fork_server, requests))
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if launcher.cancelling():
+            requests.kill.set()
+            return
+        if settings.production:
+            log.info("server_stopping", signal=number.name)
+        if number is signal.SIGTERM and requests.drain is not None and not requests.drain.exists():
+            requests.drain.touch()
+            loop.call_later(settings.drain_seconds, launcher.cancel)
+        else:
+            launcher.cancel()
+
+    # A terminal that is closed sends SIGHUP too, and then the server should end.
+    hang_up = partial(stop, signal.SIGHUP) if os.isatty(0) else requests.renewal.set
+    handlers = {each: partial(stop, each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in {**handlers, signal.SIGHUP: hang_up}.items():
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, handler)
+        elif number is signal.SIGHUP:
+            log.warning("sighup_ignored", detail="started by nohup: SIGHUP renews no workers")
+    with suppress(asyncio.CancelledError):
+        await launcher
+    if settings.production:
+        log.info("server_stopped")
+    return 0
+
+
+@dataclass
+class SignalRequests:
+    """What signal handlers ask of the launcher.
+
+    `kill` is set to kill workers that are exiting, `renewal` to replace all workers. While the file
+    `drain` exists, `/readyz` answers 503; it is None until the server has started, and always if
+    `drain_seconds` is 0.
+    """
+
+    kill: asyncio.Event = field(default_factory=asyncio.Event)
+    renewal: asyncio.Event = field(default_factory=asyncio.Event)
+    drain: Path | None = None
+
+
+async def _launch(
+    settings: Settings,
+    host: str,
+    port: int,
+    count: int,
+    fork_server: ForkServerClient,
+    requests: SignalRequests,
+) -> None:
+    """Start the database and the workers, announce the address, and keep the workers running.
+
+    Runs until cancelled, then ends them in the reverse order. Raises StartError.
+    """
+    settings.make_data_folder()
+    with (
+        _exclusive_data_folder(settings),
+        listening(settings, host, port, count) as listeners,
+        TemporaryDirectory(prefix="quartapp-") as folder,
+    ):
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(fork_server.close)
+            uri = await stack.enter_async_context(_database(settings))
+            allow_old = settings.allow_old_mongodb or settings.mongodb_uri is None
+            update = {"mongodb_uri": SecretStr(uri), "allow_old_mongodb": allow_old}
+            connected = settings.model_copy(update=update)
+            prepared = await prepare(connected)
+            dead: asyncio.Queue[str] = asyncio.Queue()
+            origin = _origin(listeners)
+            served = {} if settings.production or settings.knows_origin else {"BASE_URL": origin}
+            environment = {
+                "QUARTAPP_DATA": str(settings.data),
+                "MONGODB_URI": uri,
+                "ALLOW_OLD_MONGODB": str(allow_old),
+                metrics.FOLDER: folder,
+                "QUARTAPP_NEIGHBOURS": folder,
+                **served,
+            }
+            workers = [
+                WorkerSlot(
+                    index, fork_server, listener, environment, requests.kill, dead.put_nowait
+                )
+                for index, listener in enumerate(listeners)
+            ]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(_remove_dead_workers(connected, dead))
+                    for worker in workers:
+                        group.create_task(worker.keep_alive())
+                    for worker in workers:
+                        await worker.started.wait()
+                    database = prepared.database
+                    if not settings.mongodb_uri:
+                        database = f"embedded {database} in {settings.data}"
+                    _announce(settings, origin, len(listeners), database, prepared.setup_path)
+                    if settings.drain_seconds:
+                        requests.drain = Path(folder) / health.DRAINING
+                    await _renew_on_request(workers, requests.renewal, stack)
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                while not dead.empty():
+                    await _remove(connected, dead.get_nowait())
+
+
+async def _remove_dead_workers(settings: Settings, dead: asyncio.Queue[str]) -> None:
+    """Delete the heartbeat of each worker in the queue, so that no barrier waits for it."""
+    while True:
+        await _remove(settings, await dead.get())
+
+
+async def _remove(settings: Settings, worker_id: str) -> None:
+    try:
+        await forget_worker(settings, worker_id)
+    except Exception as error:
+        # Barriers ignore it once it is old: see models.Worker.
+        log.warning("dead_worker_not_removed", error=type(error).__name__)
+
+
+async def _renew_on_request(
+    workers: list[WorkerSlot], renewal: asyncio.Event, stack: AsyncExitStack
+) -> None:
+    """Replace all worker processes each time `renewal` is set. Runs until cancelled.
+
+    The new processes start one after the other, from a new fork server. When all are ready, the old
+    ones exit together: a page whose socket is closed reconnects to a new worker, so it reconnects
+    once. If a new process does not get ready, all new ones are killed and the old ones stay.
+    """
+    while True:
+        await renewal.wait()
+        renewal.clear()
+        log.info("renewal_begins")
+        fork_server = await ForkServerClient.start()
+        stack.push_async_callback(fork_server.close)
+        used_before = {worker.fork_server for worker in workers}
+        for index, worker in enumerate(workers):
+            if not await worker.start_successor(fork_server):
+                log.error("renewal_failed", worker=index)
+                await asyncio.gather(*(each.kill_successor() for each in workers))
+                break
+        else:
+            await asyncio.gather(*(worker.hand_over(fork_server) for worker in workers))
+            log.info("renewal_done")
+        used_now = {worker.fork_server for worker in workers}
+        for unused in {fork_server, *used_before} - used_now:
+            await unused.close()
+
+
+@contextmanager
+def _exclusive_data_folder(settings: Settings) -> Iterator[None]:
+    """Lock the data folder, and announce this server to commands that use the folder.
+
+    Does nothing when the database is not embedded. Raises StartError if another server has the
+    lock.
+    """
+    if settings.mongodb_uri:
+        yield
+        return
+    place = embedded.Place(settings.data)
+    place.make()
+    with place.lock.with_name("server.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another quartapp serves from {settings.data} already") from None
+        with servers.announced(settings.data):
+            yield
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[str]:
+    """Yield the URI of the database, after starting the embedded one if none is configured."""
+    if settings.mongodb_uri:
+        yield settings.mongodb_uri.get_secret_value()
+        return
+    async with embedded.running(settings.data) as database:
+        yield database.uri
+
+
+def _origin(listeners: list[socket.socket]) -> str:
+    ip, port = listeners[0].getsockname()[:2]
+    return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+
+
+def _announce(
+    settings: Settings, url: str, count: int, database: str, setup_path: str | None
+) -> None:
+    workers = f"{count} worker{'s' if count > 1 else ''}"
+    production = settings.production
+    say(
+        "server_started",
+        f"quartapp serves {url} with {workers} on {database}",
+        production=production,
+        address=url,
+        workers=count,
+        database=database,
+    )
+    if setup_path:
+        link = f"{settings.base_url if settings.knows_origin else url}{setup_path}"
+        say(
+            "administrator_missing",
+            f"No administrator yet. Create the first one here, once, within the hour: {link}",
+            production=production,
+            link=link,
+        )

@@ -1,0 +1,131 @@
+"""The process of one worker: it runs hypercorn until the launcher tells it to exit."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import uvloop
+from hypercorn.asyncio import serve as serve_http
+from hypercorn.config import Config
+from hypercorn.utils import LifespanFailureError
+
+from quartapp import create_app, log, metrics
+from quartapp.serving import hypercorn_latency, hypercorn_security
+from quartapp.serving.listeners import BACKLOG
+from quartapp.settings import Settings, StartError
+
+# Written to the lifeline when the worker accepts connections.
+READY = b"ready\n"
+# A worker that was told to exit has so long to finish its requests.
+GRACE_SECONDS = 10
+ACCEPTED_PER_TURN = 32
+
+
+def run(listener: int, lifeline: socket.socket) -> int:
+    """Serve connections to the listening socket, given as a file descriptor.
+
+    Writes READY to the lifeline once connections are accepted. Stops on SIGTERM or SIGINT, or when
+    the other end of the lifeline is closed, and then closes sockets and finishes requests for at
+    most GRACE_SECONDS. Returns the exit status: 0, or 1 with the reason logged if the application
+    could not start.
+    """
+    lifeline.setblocking(False)
+    metrics.share(os.environ[metrics.FOLDER])
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(listener, lifeline))
+    except (StartError, LifespanFailureError) as error:
+        if Settings.wants_production():
+            name = os.environ.get("QUARTAPP_WORKER")
+            log.configure(production=True, worker=name)
+            log.log.error("start_failed", reason=str(error))
+        else:
+            print(f"quartapp: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(listener: int, lifeline: socket.socket) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    settings = Settings.load()
+    hypercorn_security.install()
+    if settings.fast_path:
+        hypercorn_latency.install()
+    log.adopt()
+    app = create_app(settings)
+    config = _config(listener)
+    draining: list[asyncio.Task[None]] = []
+
+    async def serve_until_stopped() -> None:
+        """The `shutdown_trigger` of hypercorn, which begins when the application has started.
+
+        When it returns, hypercorn accepts no more and waits for requests to finish.
+        """
+        _tune_collector(settings)
+        # asyncio has set the length of the kernel's queue to `config.backlog`.
+        with socket.socket(fileno=os.dup(listener)) as same:
+            same.listen(BACKLOG)
+        with suppress(ConnectionError):
+            await loop.sock_sendall(lifeline, READY)
+            await first_of(stop.wait(), loop.sock_recv(lifeline, 1))
+        # SIGALRM ends a process that hangs, also when the launcher was killed and cannot.
+        signal.alarm(GRACE_SECONDS)
+        # From now on each answer closes its connection.
+        config.keep_alive_max_requests = 0
+        draining.append(asyncio.create_task(app.extensions["quartapp"].drain()))
+
+    await serve_http(app, config, shutdown_trigger=serve_until_stopped)
+
+
+def _tune_collector(settings: Settings) -> None:
+    """Have the garbage collector ignore what is loaded by now, and look at all objects seldom.
+
+    Looking at thousands of open sockets takes it half a second, in which the worker does nothing
+    else. With the fast path on, sockets leave no reference cycles: see docs/adr/0014.
+    """
+    gc.collect()
+    gc.freeze()
+    if settings.fast_path:
+        gc.set_threshold(700, 10, 1000)
+
+
+def _config(listener: int) -> Config:
+    config = Config()
+    config.bind = [f"fd://{listener}"]
+    # asyncio accepts up to this many connections in one turn of its loop.
+    config.backlog = ACCEPTED_PER_TURN
+    config.graceful_timeout = GRACE_SECONDS - 2
+    # Unbounded: frames that arrive after a handler has returned would fill a bounded queue, which
+    # nothing empties, and the connection would never be closed. Quart reads all frames in any case.
+    config.max_app_queue_size = 0
+    config.keep_alive_timeout = 15
+    config.h11_max_incomplete_size = 16 * 1024
+    config.websocket_max_message_size = 64 * 1024
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
+
+
+async def first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
+    """Return when the first of the coroutines has returned or raised, or after so many seconds.
+
+    The others are cancelled. Results and exceptions are dropped.
+    """
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
