@@ -80,7 +80,7 @@ class Deployment(Group):
     """Time for which a server that received SIGTERM still serves requests, while `/readyz` answers
     503, so that a load balancer can stop sending requests."""
     fast_path: bool = True
-    """`off` runs without the classes that only make the server faster
+    """`false` or `off` runs without the classes that only make the server faster
     (`quartapp/serving/hypercorn_latency.py`). Everything behaves the same. Use it to find out
     whether one of them causes a problem."""
 
