@@ -4,7 +4,8 @@
   page and of `/api/me`.
 - `python -m bench.mechanisms sockets`: everybody's role is deleted, so that all sockets are closed.
   Time until the median and the last close frame, and processor time of the workers for each socket.
-- `python -m bench.mechanisms workers`: memory of the server, and the time until it is ready.
+- `python -m bench.mechanisms workers --count 2`: the time until the server is ready, the memory of
+  its processes, and the longest answer after a worker was killed.
 
 Each prints the medians over `--rounds`, and of the ratios without/with of each round: above 1, the
 mechanism gains. Processor time is what the kernel counted, so that it matters little what else runs
@@ -16,6 +17,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -32,12 +35,12 @@ from typing import Any
 import jinja2
 from quart.templating import Environment
 from quart_auth import QuartAuth
-from quartapp.models.actor import NOBODY
 
 from bench.crowd import PER_PERSON, house, this_machine
 from bench.tabs import now
 from quartapp import auth
 from quartapp.models import Role
+from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
 from quartapp.routes import templating
 from quartapp.serving import hypercorn_latency, worker_process, workers
@@ -107,9 +110,10 @@ def without_fork_server() -> None:
         lifeline, theirs = socket.socketpair()
         ends = await asyncio.open_connection(sock=lifeline)
         files = (listener.fileno(), theirs.fileno())
-        # Its children are `worker-0` and so on, under a process in place of the fork server.
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", INTERPRETER, *map(str, files)),
+            # The shell is the parent of the worker, as the fork server would be.
+            *("sh", "-c", '"$@"; exit', "sh", sys.executable, "-c", INTERPRETER),
+            *map(str, files),
             pass_fds=files,
             env={**os.environ, **environment},
         )
@@ -118,7 +122,14 @@ def without_fork_server() -> None:
         del process
         return workers.WorkerProcess(pid, environment["PROMETHEUS_MULTIPROC_DIR"], ends)
 
+    async def nothing() -> None:
+        pass
+
+    def fork_here() -> workers.ForkServerClient:
+        return workers.ForkServerClient(socket.socketpair()[0], nothing)
+
     workers.ForkServerClient.fork = fork  # type: ignore[method-assign]
+    workers.ForkServerClient.fork_here = fork_here  # type: ignore[method-assign]
 
 
 INTERPRETER = """
@@ -131,8 +142,8 @@ sys.exit(worker_process.run(int(sys.argv[1]), lifeline))
 """
 
 # The settings for a variant, and what to call for it.
-Variant = tuple[dict[str, str], Callable[[], None]]
-NOTHING: Callable[[], None] = partial(bool)
+Variant = tuple[dict[str, str], Callable[[], object]]
+NOTHING: Callable[[], object] = partial(bool)
 WITH: Variant = ({}, NOTHING)
 FAST_PATH: Variant = ({"FAST_PATH": "off"}, NOTHING)
 PAGE: dict[str, Variant] = {
@@ -154,8 +165,7 @@ SOCKETS: dict[str, Variant] = {
 }
 WORKERS: dict[str, Variant] = {"fork server": ({}, without_fork_server)}
 
-REQUESTS = 200
-CONNECTIONS = 4
+REQUESTS = 100
 
 
 # ---- a page
@@ -175,7 +185,7 @@ async def page(variants: dict[str, Variant], rounds: int, _: int) -> dict[str, l
             await ada.get("/")
             people[name] = server, ada
         for number in range(rounds + 1):
-            for name, (server, ada) in people.items():
+            for name, (server, ada) in random.sample(list(people.items()), len(people)):
                 figures = {
                     f"{path}, microseconds": await processor_time_of_requests(server, ada, path)
                     for path in ("/account/password", "/api/me")
@@ -194,19 +204,18 @@ async def processor_time_of_requests(server: Server, person: Person, path: str) 
         "Accept: text/html\r\nUser-Agent: bench\r\n\r\n"
     ).encode()
 
-    async def ask() -> None:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        for _ in range(REQUESTS // CONNECTIONS):
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200"), head
-            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            await reader.readexactly(length)
-        writer.close()
-
+    # One connection: how many requests one turn of the event loop handles would depend on the load.
+    reader, writer = await asyncio.open_connection(host, int(port))
     before = processor_time(server)
-    await asyncio.gather(*(ask() for _ in range(CONNECTIONS)))
-    return (processor_time(server) - before) / REQUESTS * 1e6
+    for _ in range(REQUESTS):
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(length)
+    used = processor_time(server) - before
+    writer.close()
+    return used / REQUESTS * 1e6
 
 
 def processor_time(server: Server) -> float:
@@ -269,11 +278,17 @@ async def start(variants: dict[str, Variant], rounds: int, count: int) -> dict[s
                     async with Person(server.url, "ada", PASSWORD) as ada:
                         await ada.register()
                         await asyncio.gather(*(ada.status("/account") for _ in range(20 * count)))
+                        used = memory(server)
+                        os.kill(server.worker("0"), signal.SIGKILL)
+                        killed = time.monotonic()
+                        # About half of these connections wait for the next process of the worker.
+                        await asyncio.gather(*(ada.status("/livez") for _ in range(8 * count)))
+                        waited = time.monotonic() - killed
                     found[name].append(
                         {
                             "ready, ms": ready * 1000,
-                            "memory, MiB": memory(server) / 2**20,
-                            "per worker, MiB": memory(server) / count / 2**20,
+                            "memory of all processes, MiB": used / 2**20,
+                            "longest answer after a worker was killed, ms": waited * 1000,
                         }
                     )
     return found

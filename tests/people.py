@@ -69,7 +69,7 @@ async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> Ra
         return await running.end()
 
 
-First = Callable[[], None]
+First = Callable[[], object]
 
 
 class Running:
