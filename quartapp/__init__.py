@@ -124,7 +124,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     app.asgi_app = Edge(RequestBounds(app.asgi_app), settings)  # type: ignore[method-assign]
     routes.init_app(app, settings)
     app.register_blueprint(ws.blueprint)
-    templating.init_app(app)
+    templating.init_app(app, settings)
     app.asgi_app = Paced(app.asgi_app)  # type: ignore[method-assign]
     if settings.trusted_proxies:
         proxied = Proxied(app.asgi_app, settings.trusted_proxies)

@@ -101,6 +101,11 @@ def test_development_needs_no_setting_at_all(tmp_path: Path) -> None:
         ("SMTP_TLS", "maybe"),
         ("MAIL_FROM", "no address"),
         ("MAIL_FROM", "a@b\r\nBcc:c@d"),
+        ("SITE_NAME", "people\r\nBcc: eve@example.org"),
+        ("SITE_NAME", "peo\tple"),
+        ("SITE_NAME", "peo\u202eple"),
+        ("SITE_NAME", "=?utf-8?q?people?="),
+        ("SITE_NAME", "x" * 61),
     ],
 )
 def test_a_bad_value_names_itself(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +209,7 @@ def test_names_of_other_programs_are_not_taken_for_misspelt_ones() -> None:
         "MONGODB_VERSION MOTOR_MAX_WORKERS PROMETHEUS_MULTIPROC_DIR XDG_RUNTIME_DIR "
         "QUARTAPP_SERVICE_HOST QUARTAPP_SERVICE_PORT QUARTAPP_SERVICE_PORT_HTTP QUARTAPP_PORT "
         "QUARTAPP_PORT_80_TCP QUARTAPP_PORT_80_TCP_ADDR SMTP_PORT_25_TCP MONGODB_PORT "
-        "MONGODB_SERVICE_HOST LIVE_RELOAD PYTHONWARNINGS BASE_IMAGE"
+        "MONGODB_SERVICE_HOST SITE_URL LIVE_RELOAD PYTHONWARNINGS BASE_IMAGE"
     )
     assert misspelt(others.split(), NAMES) == {}
     assert misspelt(NAMES, NAMES) == {}

@@ -41,7 +41,7 @@ _IF_NOT_YOU = (
 # A paragraph is a line, which mail programs break where their window ends.
 TEXTS = {
     Letter.CONFIRM: (
-        "Verify that this email address is yours. Open this page:",
+        "Verify that this email address is yours, to use it at {site}. Open this page:",
         "{base}/verify/{token}",
         "Or enter this code on the page that asks for it: {code}",
         "Both work for 10 minutes.",
@@ -51,7 +51,7 @@ TEXTS = {
     # To the holder of the address, in the place of the mail above.
     Letter.ADDRESS_TAKEN: (
         "Somebody, probably you, entered {to} to create an account or to change the address of "
-        "one. You already have an account with this address, so nothing was changed.",
+        "one at {site}. You already have an account with this address, so nothing was changed.",
         "Sign in to your account:",
         "{base}/login",
         "If you forgot your password, set a new one: {base}/forgot",
@@ -87,7 +87,8 @@ TEXTS = {
         "The link works once, for 72 hours after the change.",
     ),
     Letter.INVITED: (
-        "{inviter} invites you to make an account for {to}. It comes with this: {roles}.",
+        "{inviter} invites you to create an account for {to} at {site}. It comes with this: "
+        "{roles}.",
         "Choose a username and a password on this page:",
         "{base}/invited/{token}",
         "The link works once, for 7 days. If you do not want an account, do nothing, and none is "
@@ -189,6 +190,7 @@ def write(
     to: str,
     receiver: str,
     sender: str,
+    site_name: str,
     base: str,
     words: Mapping[str, str],
 ) -> EmailMessage:
@@ -201,10 +203,11 @@ def write(
     """
     # The header of the longest address fits: a folded header would have the address encoded.
     message = EmailMessage((SMTP if receiver.isascii() else SMTPUTF8).clone(max_line_length=900))
-    message["From"] = f"quartapp <{sender}>"
+    local, _, domain = sender.rpartition("@")
+    message["From"] = Address(display_name=site_name, username=local, domain=domain)
     local, _, domain = receiver.rpartition("@")
     message["To"] = Address(username=local, domain=domain)
-    message["Subject"] = SUBJECTS[letter]
+    message["Subject"] = f"[{site_name}] {SUBJECTS[letter]}"
     message["Date"] = format_datetime(clock.now())
     # The same for each try, so that a mailbox that got two can tell.
     message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
@@ -215,7 +218,7 @@ def write(
     }
     known = {"ip": "an unknown address", "device": "unknown"} | data | dict(words)
     text = "\n\n".join((*TEXTS[letter], ""))
-    text = text.format(base=base, to=to, at=clock.in_full(mail.created_at), **known)
+    text = text.format(base=base, to=to, site=site_name, at=clock.in_full(mail.created_at), **known)
     # Never quoted-printable where it can be helped: that breaks a link into two lines.
     message.set_content(
         text.removesuffix("\n"), cte="7bit" if text.isascii() else "quoted-printable"

@@ -140,6 +140,7 @@ class Postman(Background):
             to=to,
             receiver=receiver,
             sender=self._settings.mail_sender,
+            site_name=self._settings.site_name,
             base=self._settings.base_url,
             words=words,
         )

@@ -20,6 +20,7 @@ from quartapp.forms.csrf import csrf_field
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
 from quartapp.routes.factors import relying_party
+from quartapp.settings import Settings
 
 
 class Template(jinja2.Template):
@@ -42,11 +43,12 @@ class Environment(QuartEnvironment):
         self.is_async = False
 
 
-def init_app(app: Quart) -> None:
+def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.globals.update(csrf_field=csrf_field, needs=needs, labels=LABELS)
     app.jinja_env.globals.update(
         passkeys_work=relying_party.site, passkeys_elsewhere=relying_party.elsewhere
     )
+    app.jinja_env.globals["site_name"] = settings.site_name
     app.jinja_env.globals["support_contact"] = lambda: auth.settings().support_contact
     app.jinja_env.globals["static"] = _stamped(Path(app.root_path) / "static").__getitem__
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)

@@ -46,14 +46,16 @@ class PasswordPolicy:
     `close` ends its process and its connections.
     """
 
-    def __init__(self, breached: BreachedPasswords | None = None) -> None:
+    def __init__(self, breached: BreachedPasswords | None = None, *, site_name: str = "") -> None:
         self._scorer = PasswordScorer()
         self._breached = breached
+        self._site_words = (site_name, *site_name.split())
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         url = settings.breached_passwords
-        return cls(BreachedPasswords(url) if url else None)
+        breached = BreachedPasswords(url) if url else None
+        return cls(breached, site_name=settings.site_name)
 
     async def weakness(self, password: str, *, context: Sequence[str] = ()) -> str | None:
         """Return why the password is refused, as a sentence for the user, or None if it is good.
@@ -61,6 +63,7 @@ class PasswordPolicy:
         Awaits the scoring process, and asks for breaches only for a password that is good
         otherwise. Raises Busy when too many wait for the process. Callers count limits before.
         """
+        context = (*context, *self._site_words)
         if reason := obvious_weakness(password, context=context):
             return reason
         scored = await self._scorer.score(password, _words(context))

@@ -30,7 +30,6 @@ from webauthn.helpers.structs import (
 from quartapp import clock
 
 LASTS = timedelta(minutes=5)
-NAME = "quartapp"
 # WebAuthn allows no more (4, "Credential ID"); the largest keys in use have half a kilobyte.
 LONGEST_ID, LONGEST_KEY = 1023, 2048
 _RANDOM, _TIME = 16, 8
@@ -134,6 +133,7 @@ def ask_to_make(
     site: Site,
     asker: Asker,
     *,
+    site_name: str,
     user_handle: bytes,
     username: str,
     existing: Iterable[tuple[str, Iterable[str]]],
@@ -142,7 +142,7 @@ def ask_to_make(
     and that asks its owner for a finger, a face or a PIN. `existing` are ids and transports."""
     options = webauthn.generate_registration_options(
         rp_id=site.rp_id,
-        rp_name=NAME,
+        rp_name=site_name,
         user_id=user_handle,
         user_name=username,
         challenge=asker.challenge(),

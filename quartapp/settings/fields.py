@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import limits
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
-from pydantic_settings import NoDecode
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from quartapp.settings.sources import FromEnvironment
 from quartapp.settings.values import (
     LONGEST_SECONDS,
     UNBOUNDED,
@@ -28,17 +29,16 @@ from quartapp.settings.values import (
     Pause,
     RangeService,
     Seconds,
+    SiteName,
     listed,
     matching,
 )
 
 
-class Group(BaseModel):
+class Group(FromEnvironment):
     """Settings that belong together. The docstring is the heading in docs/settings.md."""
 
-    model_config = ConfigDict(
-        arbitrary_types_allowed=True, frozen=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
 
 class Deployment(Group):
@@ -55,6 +55,11 @@ class Deployment(Group):
     """The origin under which people open the site. Links in emails and on the terminal start with
     it, and passkeys belong to its host. The `Host` header is never used for that. Required in
     production, with `https`."""
+    site_name: SiteName = "quartapp"
+    """Name of the site, as people read it: in page titles, the page header and emails, and in
+    authenticator apps and passkey prompts. New passwords may not be little more than this name.
+    Changing it affects no key, password, session or link. Apps and passkeys that were set up
+    before keep showing the old name."""
     allowed_origins: Annotated[
         list[Origin],
         NoDecode,

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from quartapp.settings import fields
-from quartapp.settings.sources import FromEnvironment
 from quartapp.settings.values import LOOPBACK, StartError
 
 LEAST_SECRET_BYTES = 32
@@ -31,7 +30,6 @@ class Settings(
     fields.RateLimits,
     fields.LivePages,
     fields.Launcher,
-    FromEnvironment,
 ):
     """All settings of a deployment, declared in `fields`. Frozen.
 

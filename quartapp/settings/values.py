@@ -20,6 +20,7 @@ UNBOUNDED = 10**9
 MAIL_SHARES = 6
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 DEFAULT_PORTS = {"http": 80, "https": 443}
+LONGEST_SITE_NAME = 60
 HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
 
@@ -142,6 +143,15 @@ def _one_line(text: str) -> str:
     return text.strip()
 
 
+def _site_name(text: str) -> str:
+    """Check a name that stands on pages, in email headers, and in authenticator apps."""
+    name = text.strip()
+    # Email programs would decode what looks like an encoded word.
+    if not name.isprintable() or not 0 < len(name) <= LONGEST_SITE_NAME or "=?" in name:
+        raise ValueError(f"write a name of 1 to {LONGEST_SITE_NAME} characters, on one line")
+    return name
+
+
 def matching(pattern: str, rule: str) -> AfterValidator:
     """Return a validator that accepts None and full matches of `pattern`, else says the `rule`."""
 
@@ -167,6 +177,9 @@ Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Host = Annotated[str, AfterValidator(_host_or_blank), Doc(takes="a host name or IP address")]
 OneLine = Annotated[
     str, AfterValidator(_one_line), Doc(takes="text on one line, at most 200 characters")
+]
+SiteName = Annotated[
+    str, AfterValidator(_site_name), Doc(takes=f"1 to {LONGEST_SITE_NAME} printable characters")
 ]
 RangeService = Annotated[
     str | None,

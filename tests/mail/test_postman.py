@@ -56,7 +56,7 @@ async def test_a_letter_arrives_and_nothing_of_it_stays(
     (envelope,), (letter,) = office.envelopes, office.letters
     assert envelope.rcpt_tos == ["ada@example.org"]
     assert envelope.mail_from == "no-reply@people.example.org"
-    assert letter["Subject"] == "Signed in from a new browser"
+    assert letter["Subject"] == "[quartapp] Signed in from a new browser"
     assert letter["To"] == "ada@example.org"
     assert letter["Auto-Submitted"] == "auto-generated"
     text = letter.get_content()

@@ -24,7 +24,6 @@ DIGITS, SECONDS = 6, 30
 OFFER_LASTS = timedelta(hours=1)
 # Clocks of phones differ, and typing takes a while: one step either way (RFC 6238, 5.2).
 DRIFT = 1
-ISSUER = "quartapp"
 
 
 class OfferUsed(DomainError):
@@ -51,9 +50,13 @@ def new_secret() -> str:
     return random_base32()
 
 
-def uri(secret: str, username: str) -> str:
-    """What the QR code says to the app."""
-    return TOTP(secret).provisioning_uri(name=username, issuer_name=ISSUER)
+def uri(secret: str, username: str, *, issuer: str) -> str:
+    """Return the `otpauth` URI for the QR code.
+
+    A colon separates the issuer from the username, so colons in the issuer become spaces.
+    """
+    issuer = " ".join(issuer.replace(":", " ").split())
+    return TOTP(secret).provisioning_uri(name=username, issuer_name=issuer)
 
 
 async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -> Enrolled:

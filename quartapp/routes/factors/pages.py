@@ -71,7 +71,7 @@ async def app() -> Any:
         "account/totp.html",
         form=form,
         secret=secret,
-        picture=_picture(totp.uri(secret, user.username)),
+        picture=_picture(totp.uri(secret, user.username, issuer=auth.settings().site_name)),
         action=request.full_path.rstrip("?"),
         onward=with_next,
     )

@@ -53,6 +53,7 @@ async def options_to_add() -> Any:
     options = webauthn.ask_to_make(
         site() or abort(404),
         asker("make"),
+        site_name=settings().site_name,
         user_handle=user.id.binary,
         username=user.username,
         existing=[(each.credential_id, each.transports) for each in await Passkey.of_user(user.id)],

@@ -1,0 +1,62 @@
+"""SITE_NAME on pages, in emails and in passkey options, with characters that need escaping."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from markupsafe import Markup, escape
+from quart import Quart
+
+from quartapp import create_app
+from quartapp.email.transports import Folder
+from quartapp.routes.factors import pages
+from quartapp.settings import Settings
+from tests.routes.conftest import Town
+from tests.routes.scenes import options
+
+NAME = 'Müller & "Söhne"'
+
+
+@pytest.fixture
+async def named(settings: Settings) -> AsyncIterator[Quart]:
+    app = create_app(
+        settings.model_copy(update={"site_name": NAME, "base_url": "http://localhost"})
+    )
+    async with app.test_app():
+        yield app
+
+
+async def test_the_site_name_is_shown_escaped_wherever_people_read_it(
+    named: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_text(uri: str) -> Markup:
+        return Markup('<img alt="{}">').format(uri)
+
+    monkeypatch.setattr(pages, "_picture", as_text)
+    town = Town(named)
+    nobody, ada = town.nobody(), await town.member()
+
+    for page in (await nobody.get("/"), await ada.get("/posts"), await nobody.get("/nowhere")):
+        title = re.search(r"<title>(.*?)</title>", page.text)
+        assert title
+        assert html.unescape(title[1]).endswith(f" \N{EN DASH} {NAME}")
+        assert f'<p class="brand"><a href="/">{escape(NAME)}</a></p>' in page.text
+        assert NAME not in page.text
+        assert "quartapp" not in re.sub(r"<pre.*?</pre>", "", page.text, flags=re.DOTALL)
+
+    asked = await options(ada, "/account/factors/passkeys/options")
+    assert asked["rp"] == {"id": "localhost", "name": NAME}
+
+    page = await ada.get("/account/factors/totp")
+    uri = re.search(r'alt="(otpauth:[^"]*)"', page.text)
+    assert uri
+    assert parse_qs(urlsplit(html.unescape(uri[1])).query)["issuer"] == [NAME]
+
+    assert (await nobody.post("/forgot", email="ada@example.org")).status == 303
+    await town.letters("ada@example.org", f"[{NAME}] ")
+    (letter,) = Folder(named.extensions["quartapp"].settings.data / "mail").newest(1)
+    assert letter.subject == f"[{NAME}] Set a new password"
