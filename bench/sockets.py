@@ -96,7 +96,7 @@ async def notify(crowd: Crowd, people: list[Someone]) -> list[float]:
     async def work(tx: Tx) -> None:
         for user in users:
             assert user is not None
-            await user.tell(Kind.ROLE_GRANTED, tx, by="root", role="crew")
+            await user.notify(Kind.ROLE_GRANTED, tx, by="root", role="crew")
 
     await crowd.forget()
     await transaction(work)

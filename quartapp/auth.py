@@ -33,10 +33,11 @@ from quartapp.log import log
 from quartapp.models import Event, Session, User
 from quartapp.models.authorization.privileges import Holdings
 from quartapp.models.base.actor import Actor
+from quartapp.models.base.tokens import TOKEN_LENGTH, digest_of, new_token
 from quartapp.models.factors import recovery_codes, totp, wrong_codes
 from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.wrong_codes import FactorsBlocked
-from quartapp.models.sessions.session import TOKEN_LENGTH, digest_of, new_token
+from quartapp.models.sessions.opening import is_known_browser
 from quartapp.policy import ADMIN, Permission, may
 from quartapp.security.encryption import Seal
 from quartapp.security.password_policy import PasswordPolicy
@@ -421,7 +422,7 @@ async def guessing_factor(user: User) -> AsyncIterator[throttle.Guess]:
     Raises TooMany, and FactorsBlocked after too many in a row.
     """
     browser = known_browser()
-    known = browser is not None and await Session.is_known(user, browser=browser)
+    known = browser is not None and await is_known_browser(user, browser=browser)
     account = f"second step {user.id} with {browser}" if known else f"second step {user.id}"
     here = throttle.neighbourhood(remote_address())
     async with throttle.guessing(
@@ -459,7 +460,7 @@ async def guessing_again(user: User | None) -> AsyncIterator[throttle.Guess]:
     mine = f"confirmation {current_user.session_id}"
     keys = [throttle.Key(mine, settings().limit_confirmation, own=True)]
     browser = known_browser()
-    if not (browser and await Session.is_known(user, browser=browser)):
+    if not (browser and await is_known_browser(user, browser=browser)):
         here = f"confirmation from {throttle.neighbourhood(remote_address())}"
         keys.append(throttle.Key(here, settings().limit_sign_in_address))
     async with throttle.guessing(*keys) as guess:

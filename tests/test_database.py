@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
-from quartapp import models
+from quartapp import clock, models
 from quartapp.db import mongo
 from quartapp.settings import Settings, StartError
 from tests.faults.replicas import replicas
@@ -39,7 +39,9 @@ async def test_a_node_is_asked_for_the_last_word_of_all_as_soon_as_it_is_not_alo
 
 
 async def _written() -> None:
-    await mongo.transaction(lambda session: models.Barrier.of(None).insert(session=session))
+    await mongo.transaction(
+        lambda session: models.BarrierMark(at=clock.now()).insert(session=session)
+    )
 
 
 async def _followed() -> None:

@@ -17,10 +17,9 @@ from quartapp.authority.lease import Lease
 from quartapp.authority.local_peers import Neighbours
 from quartapp.background import Background
 from quartapp.log import log
-from quartapp.models import Barrier as Mark
-from quartapp.models import Event, Worker
+from quartapp.models import BarrierMark, Event, Worker
 from quartapp.models.audit.receipt import Reach
-from quartapp.models.cluster.worker import Ack
+from quartapp.models.cluster.barrier_mark import Ack
 
 Id = PydanticObjectId
 ASK_EVERY = 0.01
@@ -92,7 +91,7 @@ class Barrier(Background):
         Never raises what the driver raises: waiting for a lease does as well.
         """
         committed = clock.monotonic()
-        mark = Mark.of(event, asker=self._lease.worker_id)
+        mark = _mark_of(event, asker=self._lease.worker_id)
         mine = self._waiting[mark.id] = self._heard.pop(mark.id, None) or Waiting()
         try:
             async with asyncio.timeout(leases.SECONDS):
@@ -121,7 +120,7 @@ class Barrier(Background):
             # A worker that is gone is not waited for.
             for waiting in self._waiting.values():
                 waiting.news.set()
-        if change.collection != Mark.Settings.name:
+        if change.collection != BarrierMark.Settings.name:
             return
         if change.operation == "insert":
             self._passed_by(change)
@@ -175,7 +174,7 @@ class Barrier(Background):
             self._news.clear()
             acks, self._unacknowledged = self._unacknowledged, {}
             try:
-                await Mark.acknowledge(acks)
+                await BarrierMark.acknowledge(acks)
             except Exception as error:
                 log.warning("acknowledgement_failed", error=type(error).__name__)
 
@@ -190,12 +189,12 @@ async def passed_from_outside(event: Event | None) -> Passed:
     acks: dict[str, int] = {}
     try:
         async with asyncio.timeout(leases.SECONDS):
-            mark = Mark.of(event)
+            mark = _mark_of(event)
             if not (event and event.marked):
                 await mark.insert()
             while not (await Worker.everyone()).keys() <= acks.keys():
                 await asyncio.sleep(ASK_EVERY)
-                read = await Mark.get(mark.id)
+                read = await BarrierMark.get(mark.id)
                 acks = {ack.worker: ack.tabs for ack in read.acks} if read else acks
         return Passed(True, sum(acks.values()))
     except Exception as error:
@@ -207,3 +206,11 @@ async def _whole_lease(committed: float, acks: Mapping[str, int], error: Excepti
     log.warning("barrier_incomplete", error=type(error).__name__)
     await asyncio.sleep(max(0.0, committed + leases.SECONDS - clock.monotonic()))
     return Passed(False, sum(acks.values()))
+
+
+def _mark_of(event: Event | None, *, asker: str | None = None) -> BarrierMark:
+    """Return the mark that was written with the event. If there is none, return a new one, which
+    the caller inserts."""
+    if event and event.marked:
+        return event.barrier_mark(asker)
+    return BarrierMark(at=clock.now(), event=event and event.id, asker=asker)

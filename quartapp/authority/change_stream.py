@@ -11,7 +11,7 @@ from quartapp import metrics
 from quartapp.background import Background
 from quartapp.db.mongo import Unavailable, changes
 from quartapp.log import log
-from quartapp.models import Barrier, Mail, Notice, Role, Session, User, Worker
+from quartapp.models import BarrierMark, Mail, Notice, Role, Session, User, Worker
 
 # Requests go on while thousands of changes are told, and no mailbox fills for want of a turn.
 BREATH = 10
@@ -191,7 +191,7 @@ def _loud(collection: str) -> dict[str, Any]:
 _INSERTED = [
     Notice.Settings.name,
     Session.Settings.name,
-    Barrier.Settings.name,
+    BarrierMark.Settings.name,
     Mail.Settings.name,
 ]
 
@@ -201,7 +201,7 @@ PIPELINE: list[dict[str, Any]] = [
             "$or": [
                 {"operationType": {"$in": WHOLE}},
                 {"operationType": "insert", "ns.coll": {"$in": _INSERTED}},
-                {"operationType": "update", "ns.coll": Barrier.Settings.name},
+                {"operationType": "update", "ns.coll": BarrierMark.Settings.name},
                 {"ns.coll": Worker.Settings.name},
                 *map(_loud, QUIET),
             ]

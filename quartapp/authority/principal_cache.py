@@ -13,7 +13,7 @@ from quartapp.authority.change_stream import Change
 from quartapp.authority.lease import Lease
 from quartapp.authority.session_rule import Ended, Standing
 from quartapp.models import Notice, Role, Session, User
-from quartapp.models.sessions.session import digest_of
+from quartapp.models.base.tokens import digest_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ from beanie import PydanticObjectId
 from quartapp import clock
 from quartapp.db import mongo
 from quartapp.log import log
+from quartapp.models.accounts.credential import credential_of
 from quartapp.models.accounts.user import User
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.base.references import ref
+from quartapp.models.base.references import role_ref
 from quartapp.models.factors.factor import factors_of, has_shown_one, waits_for_one
-from quartapp.models.sessions.session import Because, Reason, Session, credential_of, mark_ended
+from quartapp.models.sessions.reason import Because, Reason
+from quartapp.models.sessions.session import Session, mark_ended
 from quartapp.policy import Permission
 
 ANSWER_MS = 2000
@@ -258,7 +260,7 @@ def _permissions(roles: Collection[Mapping[str, Any]]) -> frozenset[str]:
 
 async def _remember(row: Mapping[str, Any]) -> None:
     known = {link.id for link in row.get("roles", ())}
-    fresh = [ref("roles", role["_id"]) for role in row["held"] if role["_id"] not in known]
+    fresh = [role_ref(role["_id"]) for role in row["held"] if role["_id"] not in known]
     if fresh:
         await Session.change(
             {"_id": row["_id"], "ended_at": None}, {"$addToSet": {"roles": {"$each": fresh}}}

@@ -10,6 +10,7 @@ import click
 from quartapp import clock, policy
 from quartapp.cli.base import Refused, in_database, say, with_data
 from quartapp.models import Comment, Post, Role, User
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.policy import Permission
 from quartapp.security.passwords import PasswordHasher
@@ -111,7 +112,7 @@ async def demo(settings: Settings) -> None:
             roles[name] = await Role.add(name, description, permissions, by=NOBODY)
     people: dict[str, Actor] = {}
     for name, held in PEOPLE.items():
-        person = await User.register(
+        person = await register_account(
             name,
             f"{name}@example.org",
             password_hash,

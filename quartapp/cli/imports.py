@@ -21,7 +21,8 @@ from quartapp.db import mongo
 from quartapp.db.mongo import Session as Tx
 from quartapp.db.mongo import transaction
 from quartapp.models import Event, Role, User
-from quartapp.models.accounts.user import Taken, Unverified
+from quartapp.models.accounts.account import Taken, Unverified
+from quartapp.models.accounts.registration import add_user
 from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import DomainError
@@ -132,7 +133,7 @@ class Import:
         await hash_cost.highest(cost_of(hashed.encode()))
 
         async def work(tx: Tx) -> None:
-            user = await User.add(
+            user = await add_user(
                 *(entry.username, entry.email, entry.password_hash),
                 roles=entry.roles,
                 by=NOBODY,

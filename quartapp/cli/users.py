@@ -24,13 +24,15 @@ from quartapp.cli.base import (
 )
 from quartapp.models import Invitation, Role, Session, User, Worker
 from quartapp.models.accounts import account_expiry, email_address
+from quartapp.models.accounts.registration import claim as claim_account
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import linked_id
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import NAMES
 from quartapp.models.limits import hash_cost
 from quartapp.models.privacy import account_deletion
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import SCHEMES, PasswordHasher
 from quartapp.settings import Settings
@@ -66,9 +68,9 @@ async def create(
     who = username, email, await hasher.hash(password)
     hasher.close()
     if unverified and settings.verification_required:
-        made = await User.claim(*who, roles=held, by=NOBODY)
+        made = await claim_account(*who, roles=held, by=NOBODY)
     else:
-        made = await User.register(*who, roles=held, by=NOBODY, verified=not unverified)
+        made = await register_account(*who, roles=held, by=NOBODY, verified=not unverified)
     say(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")
     if made.awaits_verification:
         say(

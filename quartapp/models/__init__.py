@@ -14,7 +14,8 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.write_lock import ADMINISTRATORS, INVITATIONS, Guard
-from quartapp.models.cluster.worker import Barrier, Worker
+from quartapp.models.cluster.barrier_mark import BarrierMark
+from quartapp.models.cluster.worker import Worker
 from quartapp.models.email.mailbox import Mailbox
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors.passkey import Answered, Passkey
@@ -49,13 +50,13 @@ DOCUMENTS: list[type[Document]] = [
     Guesses,
     Cost,
     Worker,
-    Barrier,
+    BarrierMark,
 ]
 
-# Users link roles, sessions link users, and so on in a circle: the modules name each other's
-# classes as text, and here, where all are known, the text gets its meaning.
+# Resolve the references of models.base.references, now that all classes exist.
+_LINKED = {"User": User, "Role": Role, "Passkey": Passkey, "Event": Event}
 for document in DOCUMENTS:
-    document.model_rebuild(_types_namespace={"Role": Role, "User": User, "Passkey": Passkey})
+    document.model_rebuild(_types_namespace=_LINKED)
 
 
 async def prepare() -> None:

@@ -39,9 +39,9 @@ from quartapp.forms.csrf import FIELD, CrossSite, Stale
 from quartapp.log import log
 from quartapp.models.accounts import closed
 from quartapp.models.authorization.privileges import MissingPermission
+from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
 from quartapp.models.factors.wrong_codes import FactorsBlocked
-from quartapp.models.sessions.session import SessionOver
 from quartapp.policy import LABELS
 from quartapp.routes import carried_forms, refusals
 from quartapp.routes.redirects import back, see_other, sign_in_page, with_next

@@ -14,8 +14,10 @@ from quartapp import Running
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended, Principal, Standing
 from quartapp.models import Role, Session, User
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.opening import open_session
+from quartapp.models.sessions.reason import Reason
 from tests.people import until
 
 
@@ -42,9 +44,9 @@ class Ada:
 async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
     member = await Role.named("member")
     assert member
-    user = await User.register("ada", "ada@example.org", "hash", roles=[member], by=NOBODY)
+    user = await register_account("ada", "ada@example.org", "hash", roles=[member], by=NOBODY)
     day = timedelta(days=1)
-    session, token = await Session.start(user, device="x", by=NOBODY, idle=day, lifetime=day)
+    session, token = await open_session(user, device="x", by=NOBODY, idle=day, lifetime=day)
     ada = Ada(user, session, token, app.extensions["quartapp"])
     ask = session_rule.standings
 
@@ -136,9 +138,7 @@ async def test_being_used_is_no_reason_to_forget(ada: Ada) -> None:
 async def test_after_the_barrier_the_end_is_known(ada: Ada) -> None:
     for _ in range(20):
         day = timedelta(days=1)
-        session, token = await Session.start(
-            ada.user, device="x", by=NOBODY, idle=day, lifetime=day
-        )
+        session, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
         assert isinstance(await ada.running.principals.by_token(token), Principal)
         await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
         await ada.running.barrier.passed()
@@ -148,7 +148,7 @@ async def test_after_the_barrier_the_end_is_known(ada: Ada) -> None:
 async def test_a_mark_that_names_no_asker_is_waited_for_by_whoever_does(ada: Ada) -> None:
     for _ in range(5):
         day = timedelta(days=1)
-        session, _ = await Session.start(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+        session, _ = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
         event = await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
         assert (await ada.running.barrier.passed(event)).complete
 
@@ -171,7 +171,7 @@ async def test_an_answer_that_was_overtaken_is_not_remembered(
 ) -> None:
     """The end is written, and heard, while the answer from before it is still on its way."""
     day = timedelta(days=1)
-    session, token = await Session.start(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+    session, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
     ask, asked, may_answer = session_rule.standings, asyncio.Event(), asyncio.Event()
 
     async def slow(match: Any) -> list[Standing]:
@@ -198,7 +198,7 @@ async def test_no_more_are_remembered_than_there_is_room_for(
     day = timedelta(days=1)
     tokens = []
     for _ in range(6):
-        _, token = await Session.start(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+        _, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
         tokens.append(token)
         await ada.running.principals.by_token(token)
     assert len(ada.running.principals) <= 3

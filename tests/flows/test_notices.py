@@ -37,7 +37,9 @@ async def tell(person: Person, count: int) -> None:
     user = await User.by_username(person.username)
     assert user
     for number in range(count):
-        await transaction(lambda tx: user.tell(Kind.COMMENT_ADDED, tx, by="bob", title=str(number)))  # noqa: B023
+        await transaction(
+            lambda tx, title=str(number): user.notify(Kind.COMMENT_ADDED, tx, by="bob", title=title)
+        )
 
 
 async def ids(tab: Tab, count: int) -> list[int]:

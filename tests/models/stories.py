@@ -11,10 +11,14 @@ from typing import Any, TypeVar
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended
 from quartapp.db.mongo import Database
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
 from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import Reason, Session, digest_of
+from quartapp.models.sessions.opening import open_session
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session
 
 T = TypeVar("T")
 NOTHING: Mapping[str, Any] = {"_id": {"$exists": False}}
@@ -33,7 +37,7 @@ async def role(name: str) -> Role:
 async def register(name: str, *roles: str) -> User:
     """Return a new user with a verified address and these roles."""
     held = [await role(each) for each in roles]
-    return await User.register(
+    return await register_account(
         *(name, f"{name}@example.org", f"hash of {name}"), roles=held, by=NOBODY, verified=True
     )
 
@@ -48,7 +52,7 @@ def acting(user: User) -> Actor:
 
 
 async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
-    return await Session.start(
+    return await open_session(
         user, device="Firefox", by=acting(user), idle=HOUR / 2, lifetime=HOUR, at_most=at_most
     )
 

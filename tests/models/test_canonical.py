@@ -12,7 +12,8 @@ from quartapp import clock, models
 from quartapp.db.mongo import Database
 from quartapp.models import Invitation, Role, User
 from quartapp.models.accounts import canonical
-from quartapp.models.accounts.user import Taken, address_fields
+from quartapp.models.accounts.account import Taken, address_fields
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.invitations.invitation import InvitedAlready
 from tests.models.stories import again, at_once, some
@@ -29,7 +30,7 @@ def without_forms(name: str, email: str, days_ago: int = 0) -> dict[str, Any]:
 
 
 async def register(name: str, email: str) -> User:
-    return await User.register(name, email, "hash", roles=[], by=NOBODY)
+    return await register_account(name, email, "hash", roles=[], by=NOBODY)
 
 
 @pytest.mark.parametrize("stored", SPELLINGS)

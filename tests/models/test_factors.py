@@ -14,15 +14,19 @@ from quartapp.authority.session_rule import Principal, by_digest
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import RightsChanged
 from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors import enrolment, recovery_codes, totp
 from quartapp.models.factors.enrolment import Enrolled, HasFactor
+from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.recovery_codes import NothingToRecover
 from quartapp.models.factors.totp import SECONDS, WrongAppCode
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import BuiltInRole, Role
-from quartapp.models.sessions.session import Factor, Reason, RightsChanged, Session, digest_of
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session
 from quartapp.policy import ADMIN, Permission
 from quartapp.security.encryption import Seal
 from tests.models.stories import (

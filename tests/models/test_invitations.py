@@ -11,7 +11,9 @@ from quartapp import clock
 from quartapp.db.mongo import Database
 from quartapp.models import Invitation, Mail
 from quartapp.models.accounts import account_expiry
-from quartapp.models.accounts.user import Taken, User
+from quartapp.models.accounts.account import Taken
+from quartapp.models.accounts.registration import register as register_account
+from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.base.references import ref
@@ -131,7 +133,7 @@ async def test_a_name_or_an_address_that_is_taken_leaves_it_as_it_was(
         await take_up(token, "ROOT")
     assert taken.value.field == "username"
     assert await dump(db) == before
-    await User.register("bobby", BOB.upper(), "hash", roles=[], by=NOBODY)
+    await register_account("bobby", BOB.upper(), "hash", roles=[], by=NOBODY)
     with pytest.raises(Taken) as taken:
         await take_up(token)
     assert taken.value.field == "email"
@@ -251,14 +253,14 @@ async def test_a_transaction_of_before_the_loss_is_not_committed_after_it(
     eve, hosts = await host("eve")
     await Invitation.write(BOB, None, by=acting(eve))
     token = await sent()
-    add, lost = User.add, []
+    add, lost = invitation.add_user, []
 
     async def slow(*args: object, **options: object) -> User:
         if not lost:
             lost.append(await eve.revoke(hosts, by=NOBODY))
         return await add(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(User, "add", slow)
+    monkeypatch.setattr(invitation, "add_user", slow)
     assert await why_not(token) is Fate.VOID
     assert lost
 

@@ -15,14 +15,16 @@ from quartapp.models.audit.event import Event, Verb
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.email.outbox import Letter, Mail
 from quartapp.models.factors import enrolment
-from quartapp.models.sessions.session import Reason, Session
+from quartapp.models.sessions.opening import is_known_browser, open_session
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session
 from tests.models.stories import HOUR, acting, again, register
 
 MINE, THEIRS = "the owner's browser", "the intruder's browser"
 
 
 async def opened(user: User, browser: str, ip: str = "192.0.2.7") -> Session:
-    session, _ = await Session.start(
+    session, _ = await open_session(
         *(user,),
         device="Firefox",
         browser=browser,
@@ -34,7 +36,7 @@ async def opened(user: User, browser: str, ip: str = "192.0.2.7") -> Session:
 
 
 async def known(user: User, browser: str) -> bool:
-    return await Session.is_known(await again(user), browser=browser)
+    return await is_known_browser(await again(user), browser=browser)
 
 
 @pytest.fixture
@@ -90,12 +92,12 @@ async def test_all_browsers_but_the_one_in_use_become_unknown(
     await old.end(Reason.SIGNED_OUT, by=NOBODY)
     await opened(ada, THEIRS, "198.51.100.1")
     assert await known(ada, THEIRS)
-    assert await Session.is_known(ada, ip="198.51.100.1")
+    assert await is_known_browser(ada, ip="198.51.100.1")
     await act(ada, mine)
     assert not await known(ada, THEIRS)
     assert await known(ada, MINE)
     if act is not end_the_session:
-        assert not await Session.is_known(await again(ada), ip="198.51.100.1")
+        assert not await is_known_browser(await again(ada), ip="198.51.100.1")
     # The next sign-in from there is told of, and makes the browser known.
     before = await Mail.find({"letter": Letter.SIGNED_IN}).count()
     await opened(await again(ada), THEIRS)

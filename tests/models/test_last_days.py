@@ -13,11 +13,13 @@ from quartapp.authority.change_stream import Change
 from quartapp.db.mongo import Database
 from quartapp.jobs.account_expiry import Departures, see_off
 from quartapp.models.accounts import account_expiry
-from quartapp.models.accounts.user import LastAdministrator, User
+from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
+from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.notifications.notice import Notice
-from quartapp.models.sessions.session import Reason, SessionOver
+from quartapp.models.sessions.reason import Reason
 from tests.models.stories import (
     acting,
     again,
@@ -211,7 +213,7 @@ async def test_an_administrator_with_a_last_day_counts_until_then_and_one_withou
         await account_expiry.appoint(root, ahead(), by=NOBODY)
     grace = await register("grace", "admin")
     await account_expiry.appoint(grace, ahead(), by=NOBODY)
-    assert await User.active_administrators() == 2
+    assert await active_administrators() == 2
     for verb in (
         account_expiry.appoint(root, ahead(5), by=NOBODY),
         account_expiry.appoint(root, ahead(60), by=NOBODY),
@@ -224,7 +226,7 @@ async def test_an_administrator_with_a_last_day_counts_until_then_and_one_withou
     # Who leaves anyway may leave sooner or later, or at once.
     assert await account_expiry.appoint(grace, ahead(90), by=NOBODY)
     await let_it_pass(grace)
-    assert await User.active_administrators() == 1
+    assert await active_administrators() == 1
     with pytest.raises(LastAdministrator, match="last active"):
         await root.disable(by=NOBODY)
     assert await grace.enable(by=NOBODY)
@@ -252,14 +254,14 @@ async def test_of_administrators_who_send_each_other_away_one_stays_for_good(
 
         done = await at_once(*(away(user) for user in people), unless=LastAdministrator)
         assert len(done) == administrators - 1
-        assert await User.active_administrators(lasting=True) == 1
+        assert await active_administrators(lasting=True) == 1
         for user in people:
             if (await again(user)).closes_at:
                 await let_it_pass(user)
         await at_once(
             *(account_expiry.close(u) for u in await account_expiry.due() for _ in range(2))
         )
-        assert await User.active_administrators() == 1
+        assert await active_administrators() == 1
         for user in people:
             await user.enable(by=NOBODY)
             await user.grant(admin, by=NOBODY)
@@ -273,13 +275,13 @@ async def test_when_a_hand_in_the_database_sends_all_of_them_away_the_last_one_s
     for number, user in enumerate(people):
         await let_it_pass(user, 10 - number)
     await let_it_pass(ada)
-    assert await User.active_administrators() == 0
+    assert await active_administrators() == 0
     due = await account_expiry.due()
     assert [user.username for user in due] == ["ada", "admin2", "admin1", "admin0"]
     # Many workers, which get along with their lists at different speeds.
     for user in due:
         await at_once(*(account_expiry.close(user) for _ in range(4)))
-    assert await User.active_administrators() == 1
+    assert await active_administrators() == 1
     assert not (await again(people[2])).disabled
     assert (await again(ada)).disabled
     assert await recorded(people[2]) == [(Verb.LAST_DAY_LIFTED, {"why": "the last administrator"})]
@@ -294,7 +296,7 @@ async def test_of_many_who_are_due_at_one_instant_one_administrator_stays(db: Da
             await let_it_pass(user)
         due = await account_expiry.due()
         await at_once(*(account_expiry.close(user) for user in due for _ in range(2)))
-        assert await User.active_administrators(lasting=True) == 1
+        assert await active_administrators(lasting=True) == 1
         for user in people:
             await user.enable(by=NOBODY)
 
@@ -312,7 +314,7 @@ async def test_nothing_that_happens_in_between_undoes_the_rule(db: Database) -> 
             account_expiry.appoint(root, ahead(), by=NOBODY),
             unless=LastAdministrator,
         )
-        assert await User.active_administrators(lasting=True) == 1
+        assert await active_administrators(lasting=True) == 1
         await User.change_all({}, {"$set": {"roles": []}})
 
 

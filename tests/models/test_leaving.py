@@ -19,10 +19,12 @@ from quartapp.db import mongo
 from quartapp.db.mongo import Database
 from quartapp.models import DOCUMENTS, Invitation
 from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
-from quartapp.models.accounts.user import LastAdministrator, User
+from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.email.outbox import Letter, Mail
 from quartapp.models.invitations import invitation
 from quartapp.models.notifications.notice import Kind, Notice
@@ -30,7 +32,7 @@ from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.privacy import account_deletion, personal_data
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import Reason, digest_of
+from quartapp.models.sessions.reason import Reason
 from tests.models.stories import (
     acting,
     again,
@@ -217,7 +219,7 @@ async def test_administrators_who_leave_at_once_leave_one_behind(
             return ways[(i + number) % len(ways)]()
 
         done = await at_once(*(work(i) for i in range(administrators)), unless=LastAdministrator)
-        assert await User.active_administrators() == 1
+        assert await active_administrators() == 1
         assert len(done) == administrators - 1
         for user in people:
             await user.enable(by=NOBODY)

@@ -12,16 +12,20 @@ from beanie import Link, PydanticObjectId
 from quartapp import clock
 from quartapp.authority import session_rule
 from quartapp.db.mongo import Database
+from quartapp.models.accounts.administrators import active_administrators
+from quartapp.models.accounts.credential import fingerprint
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.base.references import linked_id, ref
+from quartapp.models.base.references import linked_id, ref, role_ref, user_ref
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.invitations.invitation import Invitation
 from quartapp.models.notifications.notice import Kind, Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import Session, digest_of, fingerprint
+from quartapp.models.sessions.session import Session
 from tests.models.stories import HOUR, acting, register, role, some
 
 CROWD, EACH = 30, 10
@@ -37,7 +41,7 @@ async def crowd(db: Database) -> list[User]:
             username=f"user{i:02}",
             email=f"{i:02}@example.org",
             password_hash="hash",
-            roles=[Link(ref("roles", member.id), Role)],
+            roles=[Link(role_ref(member.id), Role)],
         )
         for i in range(CROWD)
     ]
@@ -45,7 +49,7 @@ async def crowd(db: Database) -> list[User]:
     posts, comments, notices, sessions, events = [], [], [], [], []
     for number in range(EACH):
         for i, user in enumerate(people):
-            author: Any = ref("users", user.id)
+            author: Any = user_ref(user.id)
             posts.append(Post(author=author, title=f"{i} {number}", body="…"))
             comments.append(Comment(author=author, post=ref("posts", posts[i].id), body="…"))
             notices.append(Notice(user=author, seq=number + 1, kind=Kind.WELCOME))
@@ -112,7 +116,7 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "somebody by name": (lambda _: User.by_username("USER07"), 2, 2),
     "somebody by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
     "an invitation by its token": (lambda _: Invitation.by_token("x" * 43), 1, 0),
-    "administrators": (lambda _: User.active_administrators(), 2, 3),
+    "administrators": (lambda _: active_administrators(), 2, 3),
 }
 
 
@@ -240,7 +244,7 @@ async def people(db: Database) -> None:
         ("x.y_z", "dots@example.org"),
         ("zoe", "zoe@Example.org"),
     ]:
-        await User.register(name, email, "hash", roles=[await role("member")], by=NOBODY)
+        await register_account(name, email, "hash", roles=[await role("member")], by=NOBODY)
 
 
 @pytest.mark.parametrize(

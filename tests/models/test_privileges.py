@@ -15,15 +15,16 @@ from quartapp.db.mongo import Session as Tx
 from quartapp.models import Invitation, Role, Session, User
 from quartapp.models.accounts import account_expiry
 from quartapp.models.audit.event import Event, Verb
-from quartapp.models.authorization import privileges
+from quartapp.models.authorization import privileges, transaction
 from quartapp.models.authorization.privileges import MissingPermission, require_to_manage
+from quartapp.models.authorization.transaction import RightsChanged, SessionOver
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.base.references import ref
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import Factor
 from quartapp.models.roles.role import ManagementByDefault
-from quartapp.models.sessions import session as sessions
-from quartapp.models.sessions.session import Reason, RightsChanged, SessionOver, digest_of
+from quartapp.models.sessions.reason import Reason
 from quartapp.policy import ADMIN, MANAGEMENT, MEMBER, Permission
 from tests.models.stories import (
     acting,
@@ -286,7 +287,7 @@ async def test_a_user_who_gains_a_permission_meanwhile_is_not_managed(
             gained.append(await ada.grant(strong, by=NOBODY))
         await require_to_manage(by, user_id, tx)
 
-    monkeypatch.setattr(sessions, "require_to_manage", late)
+    monkeypatch.setattr(transaction, "require_to_manage", late)
     with pytest.raises(MissingPermission, match=EVENTS):
         await VERBS[verb](ada, acting(helper))
     assert len(gained) == 2

@@ -11,17 +11,22 @@ from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended
 from quartapp.db.mongo import Database, InDoubt, transaction
 from quartapp.db.mongo import Session as Tx
+from quartapp.models.accounts.account import Taken
+from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
 from quartapp.models.accounts.one_time_token import (
     TokenSpent,
     issue_setup,
     make_first_administrator,
 )
-from quartapp.models.accounts.user import LastAdministrator, PasswordMoved, RoleGone, Taken, User
+from quartapp.models.accounts.registration import register as register_account
+from quartapp.models.accounts.user import PasswordMoved, User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.notifications.notice import Kind, Notice
-from quartapp.models.roles.role import Role, RoleTaken
-from quartapp.models.sessions.session import Reason, Session, digest_of
+from quartapp.models.roles.role import Role, RoleGone, RoleTaken
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session
 from tests.models.stories import (
     acting,
     again,
@@ -57,7 +62,7 @@ async def test_one_of_fifty_who_want_one_name_at_once_gets_it(db: Database, fiel
             )
 
         made = await at_once(
-            *(User.register(*want(i), "hash", roles=[member], by=NOBODY) for i in range(50)),
+            *(register_account(*want(i), "hash", roles=[member], by=NOBODY) for i in range(50)),
             unless=Taken,
         )
         assert len(made) == 1
@@ -70,7 +75,7 @@ async def test_who_comes_too_late_is_told_which_field(db: Database) -> None:
     await register("ada", "member")
     for name, email, field in (("ADA", "x@y.zz", "username"), ("eve", "Ada@Example.org", "email")):
         with pytest.raises(Taken) as taken:
-            await User.register(name, email, "hash", roles=[], by=NOBODY)
+            await register_account(name, email, "hash", roles=[], by=NOBODY)
         assert taken.value.field == field
 
 
@@ -99,7 +104,7 @@ async def test_administrators_who_take_each_other_down_leave_one(
 
         works = [work(i) for i in range(administrators)]
         done = sum(await at_once(*works, unless=LastAdministrator))
-        left = await User.active_administrators()
+        left = await active_administrators()
         assert left == administrators - done
         assert 1 <= left <= 1 + len(gave_up)
         for user in people:
@@ -184,7 +189,7 @@ async def test_one_of_many_who_want_to_be_the_first_administrator_is(db: Databas
         unless=TokenSpent,
     )
     assert len(made) == 1
-    assert await User.find({}).count() == await User.active_administrators() == 1
+    assert await User.find({}).count() == await active_administrators() == 1
 
 
 async def test_one_of_many_roles_of_one_name_is_made(db: Database) -> None:
@@ -199,7 +204,7 @@ async def test_notices_told_at_once_are_numbered_without_a_gap(db: Database) -> 
     ada, bob = await register("ada"), await register("bob")
 
     async def tell(user: User, by: str) -> None:
-        await transaction(lambda tx: user.tell(Kind.ACCOUNT_ENABLED, tx, by=by))
+        await transaction(lambda tx: user.notify(Kind.ACCOUNT_ENABLED, tx, by=by))
 
     await at_once(*(tell(ada, f"{i}") for i in range(50)), *(tell(bob, f"{i}") for i in range(10)))
     for user, count in ((ada, 50), (bob, 10)):

@@ -9,12 +9,12 @@ import pytest
 
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.one_time_token import issue_setup, make_first_administrator
-from quartapp.models.accounts.user import User
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.security.passwords import PasswordHasher
 from tests.models.stories import acting, again, dump, role, sign_in, why_over
 
@@ -38,7 +38,7 @@ async def test_no_secret_stands_in_the_database_in_clear(db: Database) -> None:
         setup, "root", "r@b.org", await hasher.hash(FIRST), by=NOBODY
     )
     unused = await issue_setup()
-    ada = await User.register(
+    ada = await register_account(
         "ada", "ada@b.org", await hasher.hash(FIRST), roles=[await role("member")], by=NOBODY
     )
     editor = await Role.add("editor", "", [], by=acting(root))
@@ -77,7 +77,7 @@ async def test_no_secret_stands_in_the_database_in_clear(db: Database) -> None:
 
 
 async def test_a_stolen_digest_is_no_token(db: Database) -> None:
-    ada = await User.register("ada", "ada@b.org", "hash", roles=[], by=NOBODY)
+    ada = await register_account("ada", "ada@b.org", "hash", roles=[], by=NOBODY)
     session, _ = await sign_in(ada)
     for stolen in (session.digest, session.credential, str(session.id)):
         with pytest.raises(AssertionError):

@@ -18,8 +18,10 @@ from quartapp.db.mongo import Database
 from quartapp.jobs.last_seen import Seen
 from quartapp.models.accounts.user import User
 from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import Reason, Session, digest_of
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session
 from quartapp.policy import Permission
 from tests.models.stories import (
     HOUR,

@@ -12,13 +12,17 @@ from pymongo.errors import OperationFailure
 
 from quartapp import clock
 from quartapp.db.mongo import Database
+from quartapp.models.accounts.account import Taken
+from quartapp.models.accounts.administrators import LastAdministrator
+from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.one_time_token import (
     TokenSpent,
     issue_setup,
     make_first_administrator,
     setup_is_open,
 )
-from quartapp.models.accounts.user import LastAdministrator, PasswordMoved, RoleGone, Taken, User
+from quartapp.models.accounts.registration import register as register_account
+from quartapp.models.accounts.user import PasswordMoved, User
 from quartapp.models.audit import activity
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.base.actor import NOBODY, Actor
@@ -26,8 +30,9 @@ from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.privacy import personal_data
-from quartapp.models.roles.role import BuiltInRole, Role, RoleTaken
-from quartapp.models.sessions.session import Reason, Session, fingerprint
+from quartapp.models.roles.role import BuiltInRole, Role, RoleGone, RoleTaken
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session
 from quartapp.policy import Permission
 from tests.models.stories import (
     NOTHING,
@@ -107,7 +112,7 @@ async def test_registering_makes_an_account_a_line_in_the_record_and_a_welcome(
     db: Database, address: str | None
 ) -> None:
     by = Actor(ip=address)
-    ada = await User.register("Ada", "Ada@B.org", "hash", roles=[await role("member")], by=by)
+    ada = await register_account("Ada", "Ada@B.org", "hash", roles=[await role("member")], by=by)
     found = await again(ada)
     assert (found.username, found.email, found.password_hash) == ("Ada", "Ada@B.org", "hash")
     assert await names_of_roles(ada) == {"member"}
@@ -124,7 +129,7 @@ async def test_registering_makes_an_account_a_line_in_the_record_and_a_welcome(
 
 @pytest.mark.parametrize("login", ["Ada", "ada", "ADA", "ada@b.org", "ADA@B.ORG"])
 async def test_people_are_found_in_any_case(db: Database, login: str) -> None:
-    ada = await User.register("Ada", "Ada@B.org", "hash", roles=[], by=NOBODY)
+    ada = await register_account("Ada", "Ada@B.org", "hash", roles=[], by=NOBODY)
     found = await User.by_login(login)
     assert found is not None
     assert found.id == ada.id
@@ -132,7 +137,7 @@ async def test_people_are_found_in_any_case(db: Database, login: str) -> None:
 
 @pytest.mark.parametrize("login", ["", "ad", "ada2", "ad@b.org", ".*", "$ne", "(", "@"])
 async def test_nobody_is_found_by_less_than_a_name(db: Database, login: str) -> None:
-    await User.register("Ada", "Ada@B.org", "hash", roles=[], by=NOBODY)
+    await register_account("Ada", "Ada@B.org", "hash", roles=[], by=NOBODY)
     assert await User.by_login(login) is None
 
 
@@ -471,7 +476,7 @@ async def _removed_comment(cast: Cast) -> None:
 
 VERBS: dict[str, tuple[Act, set[str]]] = {
     "register": (
-        lambda c: User.register("eve", "e@b.org", "hash", roles=[c.editor], by=NOBODY),
+        lambda c: register_account("eve", "e@b.org", "hash", roles=[c.editor], by=NOBODY),
         {"users", "events", "notices"},
     ),
     "grant": (

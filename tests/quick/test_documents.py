@@ -9,18 +9,19 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
+from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.user import User
 from quartapp.models.base import record
-from quartapp.models.base.references import linked_id, ref
+from quartapp.models.base.references import linked_id, user_ref
+from quartapp.models.base.tokens import digest_of, new_token
 from quartapp.models.factors import recovery_codes, totp
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import digest_of, fingerprint, new_token
 from quartapp.policy import Permission
 
 
 def post(body: str) -> Post:
-    return Post(author=ref("users", PydanticObjectId()), title="t", body=body)
+    return Post(author=user_ref(PydanticObjectId()), title="t", body=body)
 
 
 @pytest.mark.parametrize("turn", [0, 2**24 - 1])
@@ -106,13 +107,13 @@ async def test_references_are_stored_as_references(mocked: Any) -> None:
     raw = await mocked["posts"].find_one()
     assert raw["author"].collection == "users"
     assert raw["author"].id == stored.author_id
-    assert ref("users", None) is None
+    assert user_ref(None) is None
 
 
 async def test_the_id_behind_a_link_is_the_same_fetched_or_not(mocked: object) -> None:
     user = User(username="ada", email="a@b.cd", password_hash="hash")
     assert linked_id(user) == user.id
-    assert linked_id(Post(author=ref("users", user.id), title="", body="").author) == user.id
+    assert linked_id(Post(author=user_ref(user.id), title="", body="").author) == user.id
 
 
 async def test_a_role_tells_known_permissions_from_unknown_ones(mocked: Any) -> None:

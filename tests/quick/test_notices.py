@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from quartapp.models.base.references import ref
+from quartapp.models.base.references import user_ref
 from quartapp.models.notifications.notice import Kind, Notice, notice_text
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 
 DATA = {
     "by": "ada",
@@ -51,7 +51,7 @@ def test_a_title_is_quoted_and_never_read_as_a_pattern() -> None:
 
 async def test_a_notice_speaks_with_its_own_data(mocked: object) -> None:
     notice = Notice(
-        user=ref("users", Notice.model_fields["id"].get_default(call_default_factory=True)),
+        user=user_ref(Notice.model_fields["id"].get_default(call_default_factory=True)),
         seq=1,
         kind=Kind.ROLE_GRANTED,
         data={"by": "ada", "role": "editor"},

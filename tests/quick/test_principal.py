@@ -10,7 +10,8 @@ from beanie import PydanticObjectId
 from bson import DBRef
 
 from quartapp.authority.session_rule import Ended, Principal, judge
-from quartapp.models.sessions.session import Reason, fingerprint
+from quartapp.models.accounts.credential import fingerprint
+from quartapp.models.sessions.reason import Reason
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TICK = timedelta(milliseconds=1)

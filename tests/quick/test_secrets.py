@@ -10,10 +10,12 @@ from pydantic import SecretStr
 
 from quartapp import auth, clock
 from quartapp.authority.session_rule import Principal
+from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.one_time_token import Purpose, Token
 from quartapp.models.accounts.user import User
-from quartapp.models.base.references import ref
-from quartapp.models.sessions.session import Session, digest_of, fingerprint, new_token
+from quartapp.models.base.references import user_ref
+from quartapp.models.base.tokens import digest_of, new_token
+from quartapp.models.sessions.session import Session
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
 
@@ -25,7 +27,7 @@ def secrets_of_a_session() -> tuple[Session, list[str]]:
     now = clock.now()
     session = Session(
         digest=digest,
-        user=ref("users", PydanticObjectId()),
+        user=user_ref(PydanticObjectId()),
         device="Firefox",
         created_at=now,
         seen_at=now,

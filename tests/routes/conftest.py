@@ -24,6 +24,7 @@ from werkzeug.datastructures import Headers
 from quartapp import clock, create_app
 from quartapp.email.transports import Folder
 from quartapp.models import Role, Session, User
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
 from quartapp.settings import Settings
@@ -233,7 +234,7 @@ class Town:
     async def account(self, username: str, *roles: Role) -> User:
         if not self._hash:
             self._hash = await self.app.extensions["quartapp"].hasher.hash(PASSWORD)
-        return await User.register(
+        return await register_account(
             *(username, f"{username}@example.org", self._hash),
             roles=list(roles),
             by=NOBODY,

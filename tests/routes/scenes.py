@@ -17,7 +17,7 @@ from quartapp.models.accounts import email_address
 from quartapp.models.accounts.one_time_token import Purpose, code_digest, issue_setup
 from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY, Actor
-from quartapp.models.sessions.session import new_token
+from quartapp.models.base.tokens import new_token
 from quartapp.policy import Permission
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD

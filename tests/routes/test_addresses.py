@@ -10,7 +10,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Token, User
-from quartapp.models.accounts.user import address_fields
+from quartapp.models.accounts.account import address_fields
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import linked_id
 from tests.conftest import PASSWORD

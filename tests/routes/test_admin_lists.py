@@ -7,8 +7,8 @@ import pytest
 from quartapp import clock
 from quartapp.models import Event, Session
 from quartapp.models.audit.event import Verb
-from quartapp.models.base.references import ref
-from quartapp.models.sessions.session import new_token
+from quartapp.models.base.references import user_ref
+from quartapp.models.base.tokens import new_token
 from quartapp.policy import Permission
 from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
 
@@ -135,7 +135,7 @@ async def test_every_role_that_can_be_made_has_a_page(root: Visitor) -> None:
 async def test_the_audit_record_is_paged_newest_first_each_once(root: Visitor) -> None:
     admin = await the_user("root")
     rows = [
-        Event(verb=Verb.ROLE_EDITED, actor=ref("users", admin.id), details={"role": f"r{n:03}x"})
+        Event(verb=Verb.ROLE_EDITED, actor=user_ref(admin.id), details={"role": f"r{n:03}x"})
         for n in range(120)
     ]
     await Event.insert_many(rows)
@@ -159,7 +159,7 @@ async def test_who_is_on_is_paged_by_when_they_were_seen_each_once(
         sessions.append(
             Session(
                 digest=new_token()[1],
-                user=ref("users", ada.id),
+                user=user_ref(ada.id),
                 device=f"Device {number:02}.",
                 created_at=now,
                 seen_at=seen,

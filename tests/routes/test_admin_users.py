@@ -7,7 +7,7 @@ import pytest
 
 from quartapp.models import Role, User
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.base.references import ref
+from quartapp.models.base.references import role_ref
 from quartapp.policy import Permission
 from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
 
@@ -21,7 +21,7 @@ async def crowd(count: int) -> list[str]:
             username=name,
             email=f"{name.lower()}@{'north' if number % 2 else 'south'}.example.org",
             password_hash="x",
-            roles=[ref("roles", member.id)],
+            roles=[role_ref(member.id)],
         )
         for number, name in enumerate(names)
     )

@@ -10,8 +10,9 @@ from pymongo.errors import AutoReconnect
 
 from quartapp import clock
 from quartapp.models import Post, Session
+from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.sessions.session import Reason, SessionOver
+from quartapp.models.sessions.reason import Reason
 from quartapp.throttle import TooMany
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user

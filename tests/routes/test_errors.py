@@ -12,7 +12,7 @@ from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Standing
 from quartapp.models import User
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.routes import errors
 from quartapp.settings import Settings
 from tests.routes.conftest import ORIGIN, Town, Visitor, the_user

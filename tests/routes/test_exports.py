@@ -9,11 +9,12 @@ from typing import Any
 from beanie import PydanticObjectId
 
 from quartapp.models import Comment, Post, Token, User
+from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.one_time_token import Purpose, code_digest
 from quartapp.models.base.actor import NOBODY, Actor
-from quartapp.models.base.references import ref
+from quartapp.models.base.references import user_ref
 from quartapp.models.privacy import personal_data
-from quartapp.models.sessions.session import Reason, fingerprint
+from quartapp.models.sessions.reason import Reason
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Town, Visitor, documents, role_named, the_user
 from tests.routes.scenes import add_passkey
@@ -124,8 +125,7 @@ async def test_much_of_it_is_read_page_by_page(town: Town, ada: Visitor, monkeyp
     monkeypatch.setattr("quartapp.routes.privacy.export.IN_MEMORY", 1000)
     author = (await the_user("ada")).id
     posts = [
-        Post(author=ref("users", author), title=str(number), body="word " * 50)
-        for number in range(95)
+        Post(author=user_ref(author), title=str(number), body="word " * 50) for number in range(95)
     ]
     await Post.insert_many(posts)
     found, _ = await export(ada)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from quartapp import clock
-from quartapp.models import Session, Token, User
+from quartapp.models import Token, User
 from quartapp.models.accounts.one_time_token import Purpose
 from quartapp.models.base.actor import NOBODY
+from quartapp.models.sessions.opening import is_known_browser
 from tests.conftest import PASSWORD
 from tests.models.stories import NOTHING, accepting
 from tests.routes.authenticator import set_up
@@ -85,8 +86,8 @@ async def test_a_reset_removes_all_that_a_stranger_left_in_an_unverified_account
     assert (user.factors, user.recovery_codes, user.verified) == (frozenset(), [], True)
     assert await documents("passkeys") == []
     for row in await documents("sessions"):
-        assert not await Session.is_known(user, browser=row["browser"])
-        assert not await Session.is_known(user, ip=row["ip"])
+        assert not await is_known_browser(user, browser=row["browser"])
+        assert not await is_known_browser(user, ip=row["ip"])
     intruder = eve.another_device()
     credential = device.show(await options(intruder, "/login/passkey/options"))
     assert (await intruder.post("/login/passkey", credential=credential)).status == 422

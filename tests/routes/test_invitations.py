@@ -8,9 +8,10 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.models import Invitation, Role, User
+from quartapp.models import Invitation, Role
+from quartapp.models.accounts.administrators import active_administrators
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.base.references import ref
+from quartapp.models.base.references import role_ref, user_ref
 from quartapp.policy import Permission
 from tests.conftest import PASSWORD
 from tests.routes.conftest import (
@@ -122,8 +123,8 @@ async def test_a_dead_link_says_why(town: Town, root: Visitor) -> None:
         ("older than 7 days", {"expires_at": past}),
         ("was withdrawn", {"withdrawn_at": now}),
         ("has been taken up", {"accepted_at": now}),
-        ("may not invite anybody any more", {"by": ref("users", eve.id)}),
-        ("may not invite anybody any more", {"by": ref("users", PydanticObjectId())}),
+        ("may not invite anybody any more", {"by": user_ref(eve.id)}),
+        ("may not invite anybody any more", {"by": user_ref(PydanticObjectId())}),
     ):
         _, token = await an_invitation("x@example.org", **fields)
         for answer in (
@@ -231,7 +232,7 @@ async def test_an_address_gets_so_many_letters_and_an_inviter_has_so_many_open(
     await town.no_more_letters()
     me = await the_user("root")
     for number in range(limits.invitations_per_user - 1):
-        await an_invitation(f"{number}@example.org", by=ref("users", me.id))
+        await an_invitation(f"{number}@example.org", by=user_ref(me.id))
     full = await invite(root, "other@example.org")
     assert full.status == 422
     assert "as many as may be" in full.text
@@ -246,7 +247,7 @@ async def test_the_list_is_paged_and_says_what_became_of_each(town: Town, root: 
     assert "Nobody was invited lately" in (await root.get(HOME)).text
     me = await the_user("root")
     editor = await Role.add("editor", "", [], by=NOBODY)
-    mine = {"by": ref("users", me.id), "role": ref("roles", editor.id)}
+    mine = {"by": user_ref(me.id), "role": role_ref(editor.id)}
     for number in range(103):
         await an_invitation(f"guest{number:03}@example.org", **mine)
     shown = await pages(root, HOME)
@@ -316,4 +317,4 @@ async def test_a_role_is_what_it_is_when_the_invitation_is_taken_up(
     me = await bob.me()
     assert me is not None
     assert (me["roles"], me["permissions"]) == (["member", "reader"], ["posts.write"])
-    assert await User.active_administrators() == 1
+    assert await active_administrators() == 1

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from quart.testing.connections import WebsocketResponseError
 
-from quartapp.models import User
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.limits.failed_attempts import Guesses
 from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Open, Town, Visitor, code_in, the_user
@@ -114,7 +114,7 @@ async def test_invisible_characters_reveal_no_account_and_reach_none(
 
 
 async def test_all_spellings_of_an_address_share_one_limit(town: Town) -> None:
-    await User.register("ida", "ida@bücher.example", "hash", roles=[], by=NOBODY)
+    await register_account("ida", "ida@bücher.example", "hash", roles=[], by=NOBODY)
     spellings = ("ida@bücher.example", "ida@xn--bcher-kva.example", "IDA@BÜCHER.example")
     stranger = Visitor(town.app, address="192.0.2.1")
     statuses = [(await stranger.sign_in(spellings[i % 3], WRONG)).status for i in range(6)]

@@ -8,7 +8,7 @@ from beanie import PydanticObjectId
 from quartapp import clock
 from quartapp.models import Comment, Post, Role, User
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.base.references import ref
+from quartapp.models.base.references import ref, user_ref
 from quartapp.models.posts import comment as comments
 from quartapp.models.posts import post as posts
 from quartapp.policy import Permission
@@ -207,7 +207,7 @@ async def test_a_text_in_any_script_is_kept_whole(ada: Visitor, title: str, body
 async def many_posts(author: str, count: int) -> list[str]:
     user = await the_user(author)
     rows = [
-        Post(author=ref("users", user.id), title=f"Number {number}", body="Text.")
+        Post(author=user_ref(user.id), title=f"Number {number}", body="Text.")
         for number in range(count)
     ]
     if rows:
@@ -237,7 +237,7 @@ async def test_comments_are_paged_oldest_first_each_once(
     post = await write(ada)
     user, post_id = await the_user("ada"), PydanticObjectId(post.rpartition("/")[2])
     rows = [
-        Comment(author=ref("users", user.id), post=ref("posts", post_id), body=f"Said {number}.")
+        Comment(author=user_ref(user.id), post=ref("posts", post_id), body=f"Said {number}.")
         for number in range(count)
     ]
     await Comment.insert_many(rows)

@@ -9,7 +9,7 @@ from quart import Quart
 
 from quartapp.models import Role
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.base.references import ref
+from quartapp.models.base.references import role_ref
 from quartapp.policy import Permission
 from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
 from tests.routes.scenes import an_invitation
@@ -101,7 +101,7 @@ async def test_inviting_a_stronger_user_is_refused_with_what_was_typed(town: Tow
     assert "You cannot give the role admin." in answer.text
     assert answer.fields["email"] == "bob@example.org"
     admin = await role_named("admin")
-    made, _ = await an_invitation("eve@example.org", role=ref("roles", admin.id))
+    made, _ = await an_invitation("eve@example.org", role=role_ref(admin.id))
     page = await eve.get("/admin/invitations")
     assert "You cannot manage this invitation" in page.text
     for act in ("again", "withdraw"):
@@ -182,7 +182,7 @@ async def test_a_comment_that_cannot_be_written_comes_back_on_its_page(
     town: Town, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quartapp.models import Comment
-    from quartapp.models.sessions.session import RightsChanged
+    from quartapp.models.authorization.transaction import RightsChanged
     from quartapp.security.passwords import Busy
 
     await ada.post("/posts/new", title="A title", body="Text.")

@@ -15,8 +15,9 @@ from quartapp.models import Event, Session, User
 from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.factors import wrong_codes
+from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.wrong_codes import FactorsBlocked
-from quartapp.models.sessions.session import Factor, Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.policy import ADMIN
 from tests.routes.authenticator import app_code, codes_on, half_way, secret_on, set_up
 from tests.routes.conftest import ORIGIN, Open, Town, Visitor, documents, role_named, the_user

@@ -13,6 +13,7 @@ from quart import Quart
 from quartapp import clock, create_app
 from quartapp.models import User
 from quartapp.models.accounts import account_expiry
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.limits import hash_cost
 from quartapp.security.passwords import Busy
@@ -222,7 +223,7 @@ async def test_they_are_one_answer_also_where_a_hash_costs_more_than_those_of_to
     await town.account("of-today")
     costly = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
     for name in ("of-before", "closed"):
-        await User.register(name, f"{name}@example.org", costly, roles=[], by=NOBODY)
+        await register_account(name, f"{name}@example.org", costly, roles=[], by=NOBODY)
     await (await the_user("closed")).disable(by=NOBODY)
     await hash_cost.highest(6)
     work = []
@@ -336,7 +337,7 @@ async def test_somebody_from_a_flask_bcrypt_application_signs_in_and_gets_a_hash
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = bcrypt.hashpw(b"secret of 2014", bcrypt.gensalt(5)).decode()
-    await User.register("ada", "ada@example.org", old, roles=[], by=NOBODY)
+    await register_account("ada", "ada@example.org", old, roles=[], by=NOBODY)
     ada = Visitor(town.app, "ada", "secret of 2014")
     assert (await ada.sign_in(password="secret of 2015")).status == 422
     assert (await the_user("ada")).password_hash == old

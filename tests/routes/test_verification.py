@@ -13,13 +13,14 @@ from quart import Quart
 from quartapp import clock, create_app
 from quartapp.models import User
 from quartapp.models.accounts import email_address
+from quartapp.models.accounts.account import Unverified
 from quartapp.models.accounts.one_time_token import issue_setup
-from quartapp.models.accounts.user import Unverified
+from quartapp.models.accounts.registration import claim as claim_account
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import Factor
 from quartapp.models.privacy import account_deletion
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.settings import Settings
 from tests.conftest import COMPILED, PASSWORD
 from tests.routes.conftest import (
@@ -354,7 +355,7 @@ async def test_an_unverified_account_receives_no_role_and_no_factor(
     hashed = stored.password_hash
     roles = [await role_named("admin")]
     with pytest.raises(Unverified):
-        await User.claim("bob", "bob@example.org", hashed, roles=roles, by=NOBODY)
+        await claim_account("bob", "bob@example.org", hashed, roles=roles, by=NOBODY)
 
 
 async def test_no_session_of_an_unverified_account_is_accepted(town: Town) -> None:

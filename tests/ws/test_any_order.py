@@ -21,8 +21,10 @@ from quartapp.authority.principal_cache import Principals
 from quartapp.authority.session_rule import Ended, Principal
 from quartapp.db.mongo import Database
 from quartapp.models import Role, Session, User
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.opening import open_session
+from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
 from quartapp.ws.connection import Connection
 from quartapp.ws.dispatcher import Feed
@@ -112,7 +114,7 @@ class Worker:
         self.feed.heard(change)
 
     async def open(self, user: User) -> Page:
-        session, token = await Session.start(user, device="x", by=NOBODY, idle=DAY, lifetime=DAY)
+        session, token = await open_session(user, device="x", by=NOBODY, idle=DAY, lifetime=DAY)
         page, greeted = Page(session, token), asyncio.Event()
 
         async def handler() -> None:
@@ -184,7 +186,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
     member, moderator = await role("member"), await role("moderator")
     helper = await Role.add(f"helper-{name}", "", [Permission.USERS_READ], by=NOBODY)
     ada, bob, eve = [
-        await User.register(
+        await register_account(
             f"{who}-{name}", f"{who}-{name}@x.org", "hash", roles=[member], by=NOBODY
         )
         for who in ("ada", "bob", "eve")

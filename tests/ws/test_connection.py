@@ -16,9 +16,9 @@ from beanie import PydanticObjectId
 
 from quartapp import clock
 from quartapp.authority.session_rule import Ended, Principal
-from quartapp.models.base.references import ref
+from quartapp.models.base.references import user_ref
 from quartapp.models.notifications.notice import Kind, Notice
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.ws import connection as ws_connection
 from quartapp.ws import fast_path
 from quartapp.ws.connection import Connection
@@ -110,7 +110,7 @@ def connection_of(socket: Socket, **changes: Any) -> Connection:
 
 def notice(seq: int) -> Notice:
     return Notice.model_construct(
-        user=ref("users", USER), seq=seq, kind=Kind.WELCOME, data={}, created_at=clock.now()
+        user=user_ref(USER), seq=seq, kind=Kind.WELCOME, data={}, created_at=clock.now()
     )
 
 

@@ -19,7 +19,9 @@ from quartapp import clock, create_app
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Standing
 from quartapp.models import Role, Session, User
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
+from quartapp.models.sessions.opening import open_session
 from quartapp.settings import Settings
 from quartapp.ws import dispatcher
 from tests.models.stories import sign_in
@@ -52,8 +54,8 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
 async def somebody() -> tuple[User, Session, str]:
     member = await Role.named("member")
     assert member
-    ada = await User.register("ada", "ada@example.org", "no hash", roles=[member], by=NOBODY)
-    session, token = await Session.start(
+    ada = await register_account("ada", "ada@example.org", "no hash", roles=[member], by=NOBODY)
+    session, token = await open_session(
         ada,
         device="a test",
         by=NOBODY,

@@ -17,7 +17,7 @@ from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Standing
 from quartapp.models import Role, Session
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
 from quartapp.ws import dispatcher
 from tests.models.stories import register, sign_in

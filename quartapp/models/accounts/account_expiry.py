@@ -8,17 +8,20 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from quartapp import clock
 from quartapp.db.mongo import Session as Tx
-from quartapp.models.accounts.user import (
-    User,
+from quartapp.models.accounts.administrators import (
+    active_administrators,
     administering,
     count_administrators,
     require_an_administrator,
 )
+from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.base.write_lock import hold_administrators
 from quartapp.models.notifications.notice import Kind
-from quartapp.models.sessions.session import Because, Reason, acting, mark_ended
+from quartapp.models.sessions.reason import Because, Reason
+from quartapp.models.sessions.session import mark_ended
 
 AT_MOST = timedelta(days=3660)
 AT_ONCE = 100
@@ -49,12 +52,12 @@ async def appoint(user: User, day: date, *, by: Actor) -> Event | None:
         if not await User.change(match, {"$set": {"closes_at": at}}, tx=tx):
             return None
         await require_an_administrator(before, tx)
-        await user.tell(Kind.LAST_DAY_SET, tx, by=by.username, day=day.isoformat())
+        await user.notify(Kind.LAST_DAY_SET, tx, by=by.username, day=day.isoformat())
         return await Event.record(
             Verb.LAST_DAY_SET, by=by, subject=user.id, tx=tx, day=day.isoformat()
         )
 
-    return await acting(by, work, managing=user.id)
+    return await authorized_transaction(by, work, managing=user.id)
 
 
 async def lift(user: User, *, by: Actor) -> Event | None:
@@ -64,7 +67,7 @@ async def lift(user: User, *, by: Actor) -> Event | None:
         match = {"_id": user.id, "disabled_at": None, "closes_at": {"$ne": None}}
         return await _lift(user, match, by=by, tx=tx)
 
-    return await acting(by, work, managing=user.id)
+    return await authorized_transaction(by, work, managing=user.id)
 
 
 async def due() -> list[User]:
@@ -91,7 +94,7 @@ async def close(user: User) -> Event | None:
 
     async def work(tx: Tx) -> Event | None:
         await hold_administrators(tx)
-        if not await User.active_administrators(tx=tx) and await User.find_one(
+        if not await active_administrators(tx=tx) and await User.find_one(
             {"_id": user.id, **await administering(tx)}, session=tx
         ):
             match = {"_id": user.id, **moment}
@@ -103,10 +106,10 @@ async def close(user: User) -> Event | None:
         mine = {"user.$id": user.id}
         reason, because = Reason.ACCOUNT_DISABLED, Because.LAST_DAY
         await mark_ended(mine, reason, by=NOBODY, event=event, because=because, tx=tx)
-        await user.tell(Kind.LAST_DAY_OVER, tx, day=day)
+        await user.notify(Kind.LAST_DAY_OVER, tx, day=day)
         return await event.insert(session=tx)
 
-    return await acting(NOBODY, work)
+    return await authorized_transaction(NOBODY, work, ends_sessions=True)
 
 
 async def _lift(
@@ -114,6 +117,6 @@ async def _lift(
 ) -> Event | None:
     if not await User.change(match, {"$set": {"closes_at": None}}, tx=tx):
         return None
-    await user.tell(Kind.LAST_DAY_LIFTED, tx, by=by.username)
+    await user.notify(Kind.LAST_DAY_LIFTED, tx, by=by.username)
     details = {"why": why} if why else {}
     return await Event.record(Verb.LAST_DAY_LIFTED, by=by, subject=user.id, tx=tx, **details)

@@ -18,15 +18,20 @@ from pymongo.errors import DuplicateKeyError
 from quartapp import clock
 from quartapp.db.mongo import Session as Tx
 from quartapp.db.mongo import transaction
+from quartapp.models.accounts.account import Taken, address_fields
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent, code_digest
-from quartapp.models.accounts.user import Taken, User, address_fields
+from quartapp.models.accounts.registration import drop_claim
+from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.references import DomainError, ref
+from quartapp.models.base.references import DomainError, user_ref
+from quartapp.models.base.tokens import new_token
 from quartapp.models.email.outbox import Letter, Mail
 from quartapp.models.factors import enrolment
 from quartapp.models.notifications.notice import Kind
-from quartapp.models.sessions.session import Reason, acting, mark_ended, new_token
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import mark_ended
 
 # ASVS 6.5.5: a code sent by mail lives for ten minutes at most.
 LASTS = timedelta(minutes=10)
@@ -218,7 +223,7 @@ async def _ask(
             raise EnoughLetters(limit, asked_at + within - now)
         await Mail.queue(Letter.CONFIRM, email, user=user.id, tx=tx)
 
-    await acting(by, work)
+    await authorized_transaction(by, work)
 
 
 async def _confirm(token: Token, *, by: Actor) -> User:
@@ -253,7 +258,7 @@ async def vouch_for(user: User, *, by: Actor) -> Event | None:
             return None
         return await Event.record(Verb.EMAIL_CONFIRMED, by=by, subject=user.id, tx=tx)
 
-    return await acting(by, work)
+    return await authorized_transaction(by, work)
 
 
 async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
@@ -261,7 +266,7 @@ async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
 
     Deletes an account that only claims the new address.
     """
-    await User.drop_claim(email, tx=tx)
+    await drop_claim(email, tx=tx)
     update = {
         **address_fields(email),
         "email_verified_at": clock.now(),
@@ -274,11 +279,11 @@ async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
             raise TokenSpent
     except DuplicateKeyError:
         raise Taken("email") from None
-    await user.tell(Kind.EMAIL_CHANGED, tx)
+    await user.notify(Kind.EMAIL_CHANGED, tx)
     verified = user.email_verified_at is not None
     if verified:
         undo = await _prepare_undo(user, tx)
-        await user.write(Letter.ADDRESS_CHANGED, tx, ip=by.ip, undo=str(undo))
+        await user.queue_email(Letter.ADDRESS_CHANGED, tx, ip=by.ip, undo=str(undo))
     details = {"was": user.email, "verified": verified}
     await Event.record(Verb.EMAIL_CHANGED, by=by, subject=user.id, tx=tx, **details)
 
@@ -295,7 +300,7 @@ async def _prepare_undo(user: User, tx: Tx) -> PydanticObjectId:
         digest=new_token()[1],
         created_at=now,
         expires_at=now + UNDO_LASTS,
-        user=ref("users", user.id),
+        user=user_ref(user.id),
         email=user.email,
     )
     await link.insert(session=tx)
@@ -342,7 +347,7 @@ async def undo(token: str, *, by: Actor) -> Event:
     async def work(tx: Tx) -> Event:
         user, now = await link.use(tx=tx), clock.now()
         # An account that only claims the address is in nobody's way.
-        await User.drop_claim(email, tx=tx)
+        await drop_claim(email, tx=tx)
         restored = {
             **address_fields(email),
             "email_verified_at": now,
@@ -366,8 +371,8 @@ async def undo(token: str, *, by: Actor) -> Event:
         event = Event.of(Verb.EMAIL_RESTORED, by=actor, subject=user.id, was=user.email)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
-        await user.tell(Kind.EMAIL_RESTORED, tx)
+        await user.notify(Kind.EMAIL_RESTORED, tx)
         return await event.insert(session=tx)
 
     # The link counts, and not who is signed in here.
-    return await acting(Actor(ip=by.ip, worker=by.worker), work)
+    return await authorized_transaction(Actor(ip=by.ip, worker=by.worker), work, ends_sessions=True)

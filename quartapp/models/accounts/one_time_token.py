@@ -12,13 +12,15 @@ from pymongo import IndexModel
 from quartapp import clock, policy
 from quartapp.db.mongo import Session as Tx
 from quartapp.db.mongo import transaction
+from quartapp.models.accounts.administrators import active_administrators
+from quartapp.models.accounts.registration import add_user
 from quartapp.models.accounts.user import User
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
-from quartapp.models.base.references import DomainError, linked_id, ref
+from quartapp.models.base.references import DomainError, linked_id, user_ref
+from quartapp.models.base.tokens import digest_of, new_token
 from quartapp.models.base.write_lock import hold_administrators
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import digest_of, new_token
 
 SETUP_LASTS = timedelta(hours=1)
 
@@ -94,7 +96,7 @@ class Token(Record):
             digest=digest,
             created_at=now,
             expires_at=now + lasts,
-            user=ref("users", user.id),
+            user=user_ref(user.id),
             email=email,
             credential=user.credential,
             code=code,
@@ -157,7 +159,7 @@ async def issue_setup() -> str | None:
 
     None when there is an administrator.
     """
-    if await User.active_administrators():
+    if await active_administrators():
         return None
     now = clock.now()
     await Token.change_all({"purpose": Purpose.SETUP, "used_at": None}, {"$set": {"used_at": now}})
@@ -171,7 +173,7 @@ async def issue_setup() -> str | None:
 async def setup_is_open(token: str) -> bool:
     """Whether the link still leads anywhere."""
     found = await Token.find_one(_usable(Purpose.SETUP, token))
-    return found is not None and not await User.active_administrators()
+    return found is not None and not await active_administrators()
 
 
 async def make_first_administrator(
@@ -189,9 +191,9 @@ async def make_first_administrator(
         used = await Token.change(
             _usable(Purpose.SETUP, token), {"$set": {"used_at": clock.now()}}, tx=tx
         )
-        if not used or await User.active_administrators(tx=tx):
+        if not used or await active_administrators(tx=tx):
             raise TokenSpent
-        return await User.add(
+        return await add_user(
             username, email, password_hash, roles=roles, by=by, tx=tx, verified=True
         )
 

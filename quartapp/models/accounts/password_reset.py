@@ -16,11 +16,13 @@ from quartapp.db.mongo import transaction
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.email.outbox import Letter, Mail
 from quartapp.models.factors import enrolment
 from quartapp.models.notifications.notice import Kind
-from quartapp.models.sessions.session import Reason, acting, mark_ended
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import mark_ended
 from quartapp.validation import mailbox_of
 
 LASTS = timedelta(minutes=30)
@@ -100,8 +102,8 @@ async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
         event = Event.of(Verb.PASSWORD_RESET, by=actor, subject=user.id)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
-        await user.tell(Kind.PASSWORD_CHANGED, tx)
+        await user.notify(Kind.PASSWORD_CHANGED, tx)
         await Mail.queue(Letter.PASSWORD_CHANGED, email, user=user.id, tx=tx, ip=by.ip)
         return await event.insert(session=tx)
 
-    return await acting(Actor(ip=by.ip, worker=by.worker), work)
+    return await authorized_transaction(Actor(ip=by.ip, worker=by.worker), work, ends_sessions=True)

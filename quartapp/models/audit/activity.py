@@ -9,11 +9,13 @@ from beanie import PydanticObjectId
 from quartapp.db.mongo import Session as Tx
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import DomainError, linked_id
 from quartapp.models.email.outbox import Letter, Mail
 from quartapp.models.factors.factor import NAMES, Factor
-from quartapp.models.sessions.session import Reason, Session, acting, count_active, mark_ended
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session, count_active, mark_ended
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ async def disown(event: Event, *, by: Actor) -> Event:
                 await Mail.queue(Letter.DISOWNED, email, user=user.id, tx=tx, **words)
         return await said.insert(session=tx)
 
-    return await acting(by, work)
+    return await authorized_transaction(by, work, ends_sessions=True)
 
 
 async def _given_up_since(event: Event, user_id: PydanticObjectId, tx: Tx) -> list[str]:

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Collection
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from beanie import Link, PydanticObjectId
+from beanie import PydanticObjectId
 from pydantic import Field, PrivateAttr
 from pymongo import IndexModel
 
@@ -15,11 +15,8 @@ from quartapp.db.mongo import Session as Tx
 from quartapp.models.audit.receipt import SETTLED_AFTER, Reach, Receipt
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
-from quartapp.models.base.references import CASELESS, ref
-from quartapp.models.cluster.worker import Barrier
-
-if TYPE_CHECKING:
-    from quartapp.models.accounts.user import User
+from quartapp.models.base.references import CASELESS, EVENTS, UserRef, user_ref
+from quartapp.models.cluster.barrier_mark import BarrierMark
 
 KEPT = timedelta(days=400)
 ASK_FIRST, ASK_LAST = 0.01, 0.1
@@ -94,9 +91,9 @@ class Event(Record):
     them: see `models.privacy.personal_data`.
     """
 
-    actor: Link["User"] | None = None
+    actor: UserRef | None = None
     verb: Verb
-    subject: Link["User"] | None = None
+    subject: UserRef | None = None
     session: PydanticObjectId | None = None
     ip: str | None = None
     at: datetime = Field(default_factory=clock.now)
@@ -108,7 +105,7 @@ class Event(Record):
     _ended_sessions: int = PrivateAttr(default=0)
 
     class Settings:
-        name = "events"
+        name = EVENTS
         indexes = [
             IndexModel([("subject.$id", 1), ("_id", -1)], name="of_subject"),
             IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
@@ -138,8 +135,8 @@ class Event(Record):
         """A line that is not written yet, so that what it causes can already name it."""
         return cls(
             verb=verb,
-            actor=ref("users", by.user_id),
-            subject=ref("users", subject),
+            actor=user_ref(by.user_id),
+            subject=user_ref(subject),
             session=by.session_id,
             ip=by.ip,
             details=details,
@@ -152,10 +149,17 @@ class Event(Record):
         return self.actor is None and (last_day or self.verb is Verb.USER_ERASED)
 
     async def mark(self, tx: Tx, *, asker: str | None) -> None:
-        """Writes a mark for the barrier, which must be the last write of the transaction: whoever
-        hears of it has heard of all that was taken away. The asker is the worker that waits."""
+        """Insert the barrier mark of this event, as the last write of the transaction.
+
+        A worker that has seen the mark in the change stream has seen everything that the event took
+        away. `asker` is the worker that waits for the acknowledgements.
+        """
         self._marked = True
-        await Barrier.of(self, asker=asker).insert(session=tx)
+        await self.barrier_mark(asker).insert(session=tx)
+
+    def barrier_mark(self, asker: str | None) -> BarrierMark:
+        """Return the mark that has this event's id."""
+        return BarrierMark(id=self.id, at=self.at, event=self.id, asker=asker)
 
     @property
     def marked(self) -> bool:

@@ -16,8 +16,8 @@ from beanie import PydanticObjectId
 from quartapp import policy
 from quartapp.db.mongo import Session as Tx
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.references import DomainError
-from quartapp.models.base.write_lock import Guard
+from quartapp.models.base.record import documents
+from quartapp.models.base.references import ROLES, SESSIONS, USERS, DomainError
 from quartapp.models.factors.factor import has_shown_one, waits_for_one
 
 
@@ -76,7 +76,7 @@ def stored(role: Mapping[str, Any]) -> list[str]:
 async def roles_of(user: Mapping[str, Any], tx: Tx | None) -> list[Mapping[str, Any]]:
     """The stored documents of the user's roles."""
     held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}
-    return await _collection("roles").find(held, session=tx).to_list(None)
+    return await documents(ROLES).find(held, session=tx).to_list(None)
 
 
 async def usable(user: Mapping[str, Any], *, shown: bool, tx: Tx | None) -> Holdings:
@@ -91,7 +91,7 @@ async def holdings_of(by: Actor, tx: Tx) -> Holdings:
     if by.user_id is None:
         return OPERATOR
     user = await _claimed(by.user_id, tx)
-    session = await _collection("sessions").find_one({"_id": by.session_id}, session=tx) or {}
+    session = await documents(SESSIONS).find_one({"_id": by.session_id}, session=tx) or {}
     return await usable(user, shown=has_shown_one(session, user), tx=tx)
 
 
@@ -114,7 +114,7 @@ async def require_to_give(by: Actor, role_ids: Collection[PydanticObjectId], tx:
     if by.user_id is None or not role_ids:
         return
     held = await holdings_of(by, tx)
-    roles = _collection("roles").find({"_id": {"$in": list(role_ids)}}, session=tx)
+    roles = documents(ROLES).find({"_id": {"$in": list(role_ids)}}, session=tx)
     for role in await roles.to_list(None):
         if missing := held.lacks(stored(role)):
             raise MissingPermission(GIVE, missing, role["name"])
@@ -124,10 +124,4 @@ async def _claimed(user_id: PydanticObjectId, tx: Tx) -> Mapping[str, Any]:
     """Write the user's document, so that no other transaction does until the commit, and return it
     as it is now. Empty if there is none."""
     change = {"$inc": {"acts": 1}}
-    return (
-        await _collection("users").find_one_and_update({"_id": user_id}, change, session=tx) or {}
-    )
-
-
-def _collection(name: str) -> Any:
-    return Guard.get_motor_collection().database[name]
+    return await documents(USERS).find_one_and_update({"_id": user_id}, change, session=tx) or {}

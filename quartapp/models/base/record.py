@@ -76,6 +76,15 @@ class Record(Document):
         return (await collection.delete_one({"_id": document_id}, session=tx)).deleted_count == 1
 
 
+def documents(collection: str) -> Any:
+    """Return the driver's collection of this name (see `references`).
+
+    For modules that read or change documents of a package above them, whose class they cannot
+    import.
+    """
+    return Record.get_motor_collection().database[collection]
+
+
 async def _fetch(rows: Collection[Record], field: str) -> None:
     """Puts documents in the place of links. A link to a document that is gone stays one."""
     values = [getattr(row, field) for row in rows]

@@ -1,20 +1,11 @@
-"""Workers that serve, and the barriers at which they say that they have heard."""
+"""Workers that serve, with their heartbeats."""
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
 
-from beanie import Document, PydanticObjectId
-from pydantic import BaseModel
-from pymongo import IndexModel, UpdateOne
+from beanie import Document
+from pymongo import IndexModel
 
-from quartapp import clock
 from quartapp.db import mongo
-from quartapp.models.base.record import Record
-
-if TYPE_CHECKING:
-    from quartapp.models.audit.event import Event
-
 
 # Far more than a lease, which is what a worker may trust its memory for after a heartbeat.
 STALE_SECONDS = 60.0
@@ -70,43 +61,3 @@ class Worker(Document):
     @classmethod
     async def leave(cls, worker_id: str) -> None:
         await cls.get_motor_collection().delete_one({"_id": worker_id})
-
-
-class Ack(BaseModel):
-    """A worker has passed the mark, with so many open tabs of sessions that the event ended."""
-
-    worker: str
-    tabs: int
-
-
-class Barrier(Record):
-    """A mark in the order of the writes, after those of an event if there is one.
-
-    Whoever has passed it in the stream tells the worker that asks, where the two are neighbours;
-    else it adds its name.
-    """
-
-    at: datetime
-    asker: str | None = None
-    event: PydanticObjectId | None = None
-    acks: list[Ack] = []
-
-    class Settings:
-        name = "barriers"
-        indexes = [IndexModel([("at", 1)], name="kept", expireAfterSeconds=60)]
-
-    @classmethod
-    def of(cls, event: "Event | None", *, asker: str | None = None) -> Self:
-        """The mark that was written with the event; if none was, a new one, to be inserted."""
-        if event and event.marked:
-            return cls(id=event.id, at=event.at, event=event.id, asker=asker)
-        return cls(at=clock.now(), event=event and event.id, asker=asker)
-
-    @classmethod
-    async def acknowledge(cls, acks: Mapping[Any, Ack]) -> None:
-        """Adds these to the marks, in one round."""
-        writes = [
-            UpdateOne({"_id": mark_id}, {"$push": {"acks": ack.model_dump()}})
-            for mark_id, ack in acks.items()
-        ]
-        await cls.get_motor_collection().bulk_write(writes, ordered=False)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from beanie import Link, PydanticObjectId
+from beanie import PydanticObjectId
 from pymongo import IndexModel, ReturnDocument
 
 from quartapp import clock, metrics
@@ -18,11 +18,8 @@ from quartapp.db import mongo
 from quartapp.db.mongo import Session as Tx
 from quartapp.log import log
 from quartapp.models.base.record import Record
-from quartapp.models.base.references import linked_id, ref
+from quartapp.models.base.references import UserRef, linked_id, user_ref
 from quartapp.models.email.mailbox import NOTIFICATIONS, Mailbox
-
-if TYPE_CHECKING:
-    from quartapp.models.accounts.user import User
 
 # Longer than sending may take: until then nobody else tries.
 LEASE = timedelta(minutes=2)
@@ -74,7 +71,7 @@ class Mail(Record):
 
     letter: Letter
     to: str
-    user: Link[User] | None = None
+    user: UserRef | None = None
     data: dict[str, str] = {}
     created_at: datetime
     due_at: datetime
@@ -117,7 +114,7 @@ class Mail(Record):
         await cls(
             letter=letter,
             to=to,
-            user=ref("users", user),
+            user=user_ref(user),
             data=known,
             created_at=now,
             due_at=now,

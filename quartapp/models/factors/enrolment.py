@@ -12,20 +12,17 @@ from quartapp import clock
 from quartapp.db.mongo import Session as Tx
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.references import DomainError, ref
+from quartapp.models.base.record import documents
+from quartapp.models.base.references import PASSKEYS, DomainError, ref, user_ref
+from quartapp.models.base.tokens import new_token
 from quartapp.models.email.outbox import Letter
 from quartapp.models.factors import recovery_codes
 from quartapp.models.factors.factor import KEPT, NAMES, Factor
 from quartapp.models.notifications.notice import Kind
-from quartapp.models.sessions.session import (
-    Reason,
-    Session,
-    acting,
-    count_active,
-    mark_ended,
-    new_token,
-)
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session, count_active, mark_ended
 
 Also = Callable[[Tx], Awaitable[object]]
 
@@ -77,14 +74,14 @@ async def add(
         if also:
             await also(tx)
         event = Event.of(Verb.FACTOR_ADDED, by=by, subject=user.id, **_details(kind, name))
-        await user.tell(Kind.FACTOR_ADDED, tx, factor=words(kind, name))
-        await user.write(Letter.FACTOR_ADDED, tx, ip=by.ip, factor=words(kind, name))
+        await user.notify(Kind.FACTOR_ADDED, tx, factor=words(kind, name))
+        await user.queue_email(Letter.FACTOR_ADDED, tx, ip=by.ip, factor=words(kind, name))
         if first:
             await _show(kind, digest, event, by=by, tx=tx)
         await event.insert(session=tx)
         return Enrolled(event, codes, token if first else None)
 
-    return await acting(by, work, managing=user.id)
+    return await authorized_transaction(by, work, managing=user.id)
 
 
 async def remove(
@@ -110,12 +107,12 @@ async def remove(
         after = await User.get(user.id, session=tx)
         if after is not None and not after.factors:
             await User.change({"_id": user.id}, {"$set": {"recovery_codes": []}}, tx=tx)
-        await user.tell(Kind.FACTOR_REMOVED, tx, factor=words(kind, name))
-        await user.write(Letter.FACTOR_REMOVED, tx, ip=by.ip, factor=words(kind, name))
+        await user.notify(Kind.FACTOR_REMOVED, tx, factor=words(kind, name))
+        await user.queue_email(Letter.FACTOR_REMOVED, tx, ip=by.ip, factor=words(kind, name))
         details = _details(kind, name)
         return await Event.record(Verb.FACTOR_REMOVED, by=by, subject=user.id, tx=tx, **details)
 
-    return await acting(by, work, managing=user.id)
+    return await authorized_transaction(by, work, managing=user.id)
 
 
 async def reset(user: User, *, by: Actor) -> Event | None:
@@ -130,11 +127,11 @@ async def reset(user: User, *, by: Actor) -> Event | None:
         mine = {"user.$id": user.id}
         event.note_ended_sessions(await count_active(mine, tx))
         await mark_ended(mine, Reason.ENDED_BY_ADMIN, by=by, event=event, tx=tx)
-        await user.tell(Kind.FACTORS_RESET, tx, by=by.username)
-        await user.write(Letter.FACTORS_RESET, tx, by=by.username or "An operator")
+        await user.notify(Kind.FACTORS_RESET, tx, by=by.username)
+        await user.queue_email(Letter.FACTORS_RESET, tx, by=by.username or "An operator")
         return await event.insert(session=tx)
 
-    return await acting(by, work, managing=user.id)
+    return await authorized_transaction(by, work, managing=user.id, ends_sessions=True)
 
 
 async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
@@ -144,7 +141,7 @@ async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
     change = {"$set": {**nothing, "recovery_codes": []}}
     if not await _write(user, has_some, change, {}, by=by, tx=tx):
         return False
-    passkeys = User.get_motor_collection().database["passkeys"]
+    passkeys = documents(PASSKEYS)
     await passkeys.delete_many({"user.$id": user.id}, session=tx)
     return True
 
@@ -152,13 +149,13 @@ async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
 async def remove_added_since(user: User, since: datetime, *, by: Actor, tx: Tx) -> None:
     """Remove the factors that were added at this moment or later, and all recovery codes, which may
     have been made anew. For an account that is taken back from an intruder."""
-    passkeys = User.get_motor_collection().database["passkeys"]
+    passkeys = documents(PASSKEYS)
     added = {"user.$id": user.id, "created_at": {"$gte": since}}
     theirs = [row["_id"] async for row in passkeys.find(added, {"_id": 1}, session=tx)]
     await passkeys.delete_many(added, session=tx)
     change: dict[str, Any] = {
         "$set": {"recovery_codes": []},
-        "$pull": {"passkeys": {"$in": [ref("passkeys", each) for each in theirs]}},
+        "$pull": {"passkeys": {"$in": [ref(PASSKEYS, each) for each in theirs]}},
     }
     if user.totp and user.totp.added_at >= since:
         change["$set"]["totp"] = None
@@ -183,7 +180,7 @@ async def _write(
     tx: Tx,
 ) -> bool:
     """The conditional update. It may change what roles give, so it raises the version too."""
-    settings = {**change.get("$set", {}), **besides, "authz_by": ref("users", by.user_id)}
+    settings = {**change.get("$set", {}), **besides, "authz_by": user_ref(by.user_id)}
     update = {**change, "$set": settings, "$inc": {"authz_version": 1}}
     return await User.change({"_id": user.id, **condition}, update, tx=tx)
 

@@ -15,15 +15,15 @@ from quartapp.db.mongo import Session as Tx
 from quartapp.db.mongo import transaction
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
-from quartapp.models.base.references import DomainError, linked_id, ref
+from quartapp.models.base.references import PASSKEYS, DomainError, linked_id, ref, user_ref
 from quartapp.models.email.outbox import Letter
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.enrolment import Enrolled, HasFactor
 from quartapp.models.factors.factor import Factor
 from quartapp.models.notifications.notice import Kind
-from quartapp.models.sessions.session import acting
 from quartapp.security.webauthn import LASTS, Made, Refused, Shown
 
 
@@ -111,7 +111,7 @@ class Passkey(Record):
     ) -> Enrolled:
         """Raises EnoughPasskeys, PasskeyTaken, and Refused when the answer was used before."""
         passkey = cls(
-            user=ref("users", user.id),
+            user=user_ref(user.id),
             credential_id=made.credential_id,
             public_key=made.public_key,
             sign_count=made.sign_count,
@@ -128,7 +128,7 @@ class Passkey(Record):
                 raise PasskeyTaken from None
 
         room = {f"passkeys.{at_most - 1}": {"$exists": False}}
-        change = {"$push": {"passkeys": ref("passkeys", passkey.id)}}
+        change = {"$push": {"passkeys": ref(PASSKEYS, passkey.id)}}
         try:
             return await enrolment.add(
                 user, Factor.PASSKEY, room, change, by=by, name=name, also=keep
@@ -142,7 +142,7 @@ class Passkey(Record):
         async def work(tx: Tx) -> bool:
             return await Passkey.change({"_id": self.id}, {"$set": {"name": name}}, tx=tx)
 
-        return await acting(by, work)
+        return await authorized_transaction(by, work)
 
     async def remove(self, user: User, *, by: Actor) -> Event | None:
         """None if it is gone already."""
@@ -151,7 +151,7 @@ class Passkey(Record):
             await Passkey.erase(self.id, tx=tx)
 
         listed = {"passkeys.$id": self.id}
-        change = {"$pull": {"passkeys": ref("passkeys", self.id)}}
+        change = {"$pull": {"passkeys": ref(PASSKEYS, self.id)}}
         return await enrolment.remove(
             user, Factor.PASSKEY, listed, change, by=by, name=self.name, also=erase
         )
@@ -190,6 +190,6 @@ class Passkey(Record):
 
     async def _tell_of_a_copy(self, user: User, *, by: Actor, tx: Tx) -> None:
         factor = enrolment.words(Factor.PASSKEY, self.name)
-        await user.tell(Kind.PASSKEY_REFUSED, tx, factor=factor)
-        await user.write(Letter.PASSKEY_REFUSED, tx, ip=by.ip, factor=factor)
+        await user.notify(Kind.PASSKEY_REFUSED, tx, factor=factor)
+        await user.queue_email(Letter.PASSKEY_REFUSED, tx, ip=by.ip, factor=factor)
         await Event.record(Verb.PASSKEY_REFUSED, by=by, subject=user.id, tx=tx, name=self.name)

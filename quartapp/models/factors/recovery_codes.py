@@ -10,11 +10,12 @@ from quartapp.db.mongo import Session as Tx
 from quartapp.db.mongo import transaction
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import DomainError
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.email.outbox import Letter
 from quartapp.models.notifications.notice import Kind
-from quartapp.models.sessions.session import acting, digest_of
 from quartapp.validation import plain_code
 
 HOW_MANY = 10
@@ -62,8 +63,8 @@ async def use(user: User, code: str, *, by: Actor) -> int | None:
         after = await User.get(user.id, session=tx)
         left = len(after.recovery_codes) if after else 0
         await Event.record(Verb.RECOVERY_CODE_USED, by=by, subject=user.id, tx=tx, left=left)
-        await user.tell(Kind.RECOVERY_CODE_USED, tx, left=left)
-        await user.write(Letter.RECOVERY_CODE_USED, tx, ip=by.ip, left=str(left))
+        await user.notify(Kind.RECOVERY_CODE_USED, tx, left=left)
+        await user.queue_email(Letter.RECOVERY_CODE_USED, tx, ip=by.ip, left=str(left))
         return left
 
     return await transaction(work)
@@ -80,10 +81,10 @@ async def renew(user: User, *, by: Actor) -> list[str]:
         change = {"recovery_codes": [digest(user, code) for code in codes]}
         await User.change({"_id": user.id}, {"$set": change}, tx=tx)
         await Event.record(Verb.RECOVERY_CODES_MADE, by=by, subject=user.id, tx=tx)
-        await user.tell(Kind.RECOVERY_CODES_MADE, tx)
-        await user.write(Letter.RECOVERY_CODES_MADE, tx, ip=by.ip)
+        await user.notify(Kind.RECOVERY_CODES_MADE, tx)
+        await user.queue_email(Letter.RECOVERY_CODES_MADE, tx, ip=by.ip)
 
-    await acting(by, work)
+    await authorized_transaction(by, work)
     return codes
 
 

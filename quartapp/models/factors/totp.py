@@ -12,11 +12,11 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import DomainError
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.enrolment import Enrolled
 from quartapp.models.factors.factor import Factor, Totp
 from quartapp.models.factors.passkey import Answered
-from quartapp.models.sessions.session import digest_of
 from quartapp.security.encryption import Seal
 
 DIGITS, SECONDS = 6, 30

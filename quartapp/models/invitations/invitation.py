@@ -15,7 +15,9 @@ from pymongo import IndexModel
 from quartapp import clock, policy, validation
 from quartapp.db.mongo import Session as Tx
 from quartapp.db.mongo import transaction
-from quartapp.models.accounts.user import Taken, User
+from quartapp.models.accounts.account import Taken
+from quartapp.models.accounts.registration import add_user
+from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.authorization.privileges import (
     INVITATION,
@@ -24,15 +26,22 @@ from quartapp.models.authorization.privileges import (
     holdings_of,
     require_to_give,
 )
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
-from quartapp.models.base.references import CASELESS, DomainError, linked_id, ref
+from quartapp.models.base.references import (
+    CASELESS,
+    DomainError,
+    linked_id,
+    role_ref,
+    user_ref,
+)
+from quartapp.models.base.tokens import digest_of, new_token
 from quartapp.models.base.write_lock import hold_invitations
 from quartapp.models.email.outbox import Letter, Mail
 from quartapp.models.factors.factor import waits_for_one
 from quartapp.models.notifications.notice import Kind
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import acting, digest_of, new_token
 
 LASTS = timedelta(days=7)
 KEPT = timedelta(days=90)
@@ -186,8 +195,8 @@ class Invitation(Record):
         now = clock.now()
         invitation = cls(
             email=email,
-            role=ref("roles", role and role.id),
-            by=ref("users", by.user_id),
+            role=role_ref(role and role.id),
+            by=user_ref(by.user_id),
             created_at=now,
             asked_at=now,
             expires_at=now + LASTS,
@@ -200,7 +209,7 @@ class Invitation(Record):
             await invitation._send(tx)
             await invitation._record(Verb.USER_INVITED, by, tx, role=role and role.name)
 
-        await acting(by, work)
+        await authorized_transaction(by, work)
         return invitation
 
     async def send_again(self, *, by: Actor, at_most: int | None = None) -> bool:
@@ -219,7 +228,7 @@ class Invitation(Record):
                 "asked_at": now,
                 "expires_at": now + LASTS,
                 "digest": None,
-                "by": ref("users", by.user_id),
+                "by": user_ref(by.user_id),
             }
             match = {"_id": self.id, "accepted_at": None, "withdrawn_at": None}
             if not await Invitation.change(match, {"$set": changes}, tx=tx):
@@ -228,7 +237,7 @@ class Invitation(Record):
             await self._record(Verb.INVITATION_SENT_AGAIN, by, tx)
             return True
 
-        return await acting(by, work)
+        return await authorized_transaction(by, work)
 
     async def withdraw(self, *, by: Actor) -> bool:
         """Makes its link dead; False if it was taken up or withdrawn already.
@@ -241,13 +250,13 @@ class Invitation(Record):
             if missing := held.lacks(await self._allowed(tx)):
                 raise MissingPermission(INVITATION, missing, self.email)
             match = {"_id": self.id, "accepted_at": None, "withdrawn_at": None}
-            now = {"withdrawn_at": clock.now(), "withdrawn_by": ref("users", by.user_id)}
+            now = {"withdrawn_at": clock.now(), "withdrawn_by": user_ref(by.user_id)}
             changed = await Invitation.change(match, {"$set": now}, tx=tx)
             if changed:
                 await self._record(Verb.INVITATION_WITHDRAWN, by, tx)
             return changed
 
-        return await acting(by, work)
+        return await authorized_transaction(by, work)
 
     async def _require_room(self, by: Actor, at_most: int | None, tx: Tx) -> None:
         """For one more that is open, to this address and by this inviter."""
@@ -297,11 +306,11 @@ class Invitation(Record):
             if found is None or fate is not Fate.OPEN:
                 raise InvitationGone(fate)
             roles = await found._roles(tx)
-            user = await User.add(
+            user = await add_user(
                 *(username, found.email, password_hash), roles=roles, by=by, tx=tx, verified=True
             )
             match = {"_id": found.id, "digest": found.digest, "accepted_at": None}
-            taken = {"accepted_at": clock.now(), "account": ref("users", user.id)}
+            taken = {"accepted_at": clock.now(), "account": user_ref(user.id)}
             if not await cls.change(match, {"$set": taken}, tx=tx):
                 raise InvitationGone(Fate.ACCEPTED)
             who = by.known_as(user.id, username)
@@ -310,7 +319,7 @@ class Invitation(Record):
                 Verb.INVITATION_ACCEPTED, by=who, subject=user.id, tx=tx, roles=names
             )
             if found.by and (inviter := await User.get(linked_id(found.by), session=tx)):
-                await inviter.tell(Kind.INVITATION_ACCEPTED, tx, by=username, email=found.email)
+                await inviter.notify(Kind.INVITATION_ACCEPTED, tx, by=username, email=found.email)
             return user
 
         return await transaction(work)

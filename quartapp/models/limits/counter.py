@@ -9,7 +9,7 @@ from pymongo.errors import PyMongoError
 
 from quartapp import clock
 from quartapp.models.base.record import Record
-from quartapp.models.sessions.session import digest_of
+from quartapp.models.base.tokens import digest_of
 
 # A count that a failover loses is no loss; waiting for a majority at each handshake would be.
 SWIFT = WriteConcern(w=1)

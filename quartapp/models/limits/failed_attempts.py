@@ -13,8 +13,8 @@ from limits import RateLimitItem
 from pymongo import IndexModel, ReturnDocument
 
 from quartapp.models.base.record import Record
+from quartapp.models.base.tokens import digest_of
 from quartapp.models.limits.counter import SWIFT
-from quartapp.models.sessions.session import digest_of
 
 # Longer than a check of a password can take: by then its worker has died.
 UNDER_WAY = timedelta(seconds=20)

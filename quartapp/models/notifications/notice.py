@@ -1,18 +1,18 @@
 """Notices: what a person is told. Stored before it is sent, numbered for each without a gap."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from beanie import Link, PydanticObjectId
+from beanie import PydanticObjectId
 from pydantic import Field
-from pymongo import IndexModel
+from pymongo import IndexModel, ReturnDocument
 
 from quartapp import clock
-from quartapp.models.base.record import Record
-
-if TYPE_CHECKING:
-    from quartapp.models.accounts.user import User
+from quartapp.db.mongo import Session as Tx
+from quartapp.models.base.record import Record, documents
+from quartapp.models.base.references import USERS, UserRef, user_ref
 
 KEPT = timedelta(days=90)
 
@@ -87,7 +87,7 @@ class Notice(Record):
     transaction that stores the notice. Object ids, made by many workers, have no such order.
     """
 
-    user: Link["User"]
+    user: UserRef
     seq: int
     kind: Kind
     data: dict[str, Any] = {}
@@ -126,6 +126,35 @@ class Notice(Record):
         if before is not None:
             match["seq"] = {"$lt": before}
         return await cls.find(match, sort="-seq", limit=limit).to_list()
+
+
+async def notify(user_id: PydanticObjectId, kind: Kind, tx: Tx, **data: Any) -> None:
+    """Store a notification with the user's next number, in the transaction of what it is about."""
+    numbered = await documents(USERS).find_one_and_update(
+        {"_id": user_id},
+        {"$inc": {"notice_seq": 1}},
+        projection={"notice_seq": 1},
+        return_document=ReturnDocument.AFTER,
+        session=tx,
+    )
+    if numbered:
+        seq = numbered["notice_seq"]
+        await Notice(user=user_ref(user_id), seq=seq, kind=kind, data=data).insert(session=tx)
+
+
+async def notify_all(
+    user_ids: Collection[PydanticObjectId], kind: Kind, tx: Tx, **data: Any
+) -> None:
+    """Store the same notification for many users, in three operations however many they are."""
+    match = {"_id": {"$in": list(user_ids)}}
+    await documents(USERS).update_many(match, {"$inc": {"notice_seq": 1}}, session=tx)
+    numbered = documents(USERS).find(match, {"notice_seq": 1}, session=tx)
+    notices = [
+        Notice(user=user_ref(row["_id"]), seq=row["notice_seq"], kind=kind, data=data)
+        for row in await numbered.to_list(None)
+    ]
+    if notices:
+        await Notice.insert_many(notices, session=tx)
 
 
 def notice_text(kind: str, data: dict[str, Any]) -> str:

@@ -11,12 +11,12 @@ from quartapp import clock
 from quartapp.db.mongo import Session as Tx
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
-from quartapp.models.base.references import linked_id, ref
+from quartapp.models.base.references import POSTS, linked_id, ref, user_ref
 from quartapp.models.notifications.notice import Kind
 from quartapp.models.posts.post import Post
-from quartapp.models.sessions.session import acting
 
 PAGE = 50
 
@@ -45,7 +45,7 @@ class Comment(Record):
     @classmethod
     async def write(cls, post: Post, body: str, *, by: Actor) -> "Comment | None":
         """Adds a comment and tells the author of the post. None if the post is gone."""
-        comment = cls(author=ref("users", by.user_id), post=ref("posts", post.id), body=body)
+        comment = cls(author=user_ref(by.user_id), post=ref(POSTS, post.id), body=body)
 
         async def work(tx: Tx) -> bool:
             counted = await Post.change({"_id": post.id}, {"$inc": {"comment_count": 1}}, tx=tx)
@@ -55,10 +55,10 @@ class Comment(Record):
             if by.user_id != post.author_id:
                 author = await User.get(post.author_id, session=tx)
                 if author:
-                    await author.tell(Kind.COMMENT_ADDED, tx, by=by.username, title=post.title)
+                    await author.notify(Kind.COMMENT_ADDED, tx, by=by.username, title=post.title)
             return True
 
-        return comment if await acting(by, work) else None
+        return comment if await authorized_transaction(by, work) else None
 
     @classmethod
     async def page(
@@ -85,6 +85,6 @@ class Comment(Record):
             await Event.record(Verb.COMMENT_REMOVED, by=by, subject=self.author_id, tx=tx, **words)
             author = await User.get(self.author_id, session=tx)
             if author:
-                await author.tell(Kind.COMMENT_REMOVED, tx, by=by.username, **words)
+                await author.notify(Kind.COMMENT_REMOVED, tx, by=by.username, **words)
 
-        await acting(by, work)
+        await authorized_transaction(by, work)

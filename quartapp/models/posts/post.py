@@ -11,11 +11,11 @@ from quartapp import clock
 from quartapp.db.mongo import Session as Tx
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.record import Record
-from quartapp.models.base.references import linked_id, ref
+from quartapp.models.base.record import Record, documents
+from quartapp.models.base.references import COMMENTS, linked_id, user_ref
 from quartapp.models.notifications.notice import Kind
-from quartapp.models.sessions.session import acting
 
 PAGE = 20
 
@@ -45,12 +45,12 @@ class Post(Record):
 
     @classmethod
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
-        post = cls(author=ref("users", by.user_id), title=title, body=body)
+        post = cls(author=user_ref(by.user_id), title=title, body=body)
 
         async def work(tx: Tx) -> Post:
             return await post.insert(session=tx)
 
-        return await acting(by, work)
+        return await authorized_transaction(by, work)
 
     @classmethod
     async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
@@ -78,7 +78,7 @@ class Post(Record):
         async def work(tx: Tx) -> bool:
             return await Post.change({"_id": self.id}, {"$set": new}, tx=tx)
 
-        return await acting(by, work)
+        return await authorized_transaction(by, work)
 
     async def remove(self, *, by: Actor) -> None:
         """Deletes it and what was said below it. An author who loses it to another is told."""
@@ -86,7 +86,7 @@ class Post(Record):
         async def work(tx: Tx) -> None:
             if not await Post.erase(self.id, tx=tx):
                 return
-            comments = Post.get_motor_collection().database["comments"]
+            comments = documents(COMMENTS)
             await comments.delete_many({"post.$id": self.id}, session=tx)
             if by.user_id == self.author_id:
                 return
@@ -95,6 +95,6 @@ class Post(Record):
             )
             author = await User.get(self.author_id, session=tx)
             if author:
-                await author.tell(Kind.POST_REMOVED, tx, by=by.username, title=self.title)
+                await author.notify(Kind.POST_REMOVED, tx, by=by.username, title=self.title)
 
-        await acting(by, work)
+        await authorized_transaction(by, work)

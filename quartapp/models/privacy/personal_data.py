@@ -22,10 +22,12 @@ from quartapp.db.mongo import transaction
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import CASELESS, linked_id
 from quartapp.models.base.write_lock import Guard
-from quartapp.models.cluster.worker import Barrier, Worker
+from quartapp.models.cluster.barrier_mark import BarrierMark
+from quartapp.models.cluster.worker import Worker
 from quartapp.models.email.mailbox import Mailbox
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors.factor import NAMES
@@ -38,7 +40,7 @@ from quartapp.models.notifications.notice import Kind, Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.session import Session, acting
+from quartapp.models.sessions.session import Session
 
 Row = Mapping[str, Any]
 BATCH = 500
@@ -304,7 +306,7 @@ HELD = [
 ]
 # Wrong passwords and queued emails are counted under digests, for some minutes.
 IMPERSONAL: list[type[Document]] = [
-    *(Role, Guard, Allowance, Guesses, Mailbox, Cost, Answered, Worker, Barrier),
+    *(Role, Guard, Allowance, Guesses, Mailbox, Cost, Answered, Worker, BarrierMark),
 ]
 
 
@@ -333,7 +335,7 @@ async def note_export(user: User, *, by: Actor) -> None:
     async def work(tx: Tx) -> None:
         await Event.record(Verb.DATA_EXPORTED, by=by, subject=user.id, tx=tx)
 
-    await acting(by, work)
+    await authorized_transaction(by, work)
 
 
 async def forget_name(user: User) -> None:

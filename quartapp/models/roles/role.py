@@ -10,7 +10,6 @@ from pymongo.errors import DuplicateKeyError
 
 from quartapp import validation
 from quartapp.db.mongo import Session as Tx
-from quartapp.models.accounts.user import COMMON_EVENTS, RoleGone, User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.authorization.privileges import (
     ADD,
@@ -19,12 +18,24 @@ from quartapp.models.authorization.privileges import (
     MissingPermission,
     holdings_of,
 )
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.record import Record
-from quartapp.models.base.references import CASELESS, DomainError, ref
-from quartapp.models.notifications.notice import Kind
-from quartapp.models.sessions.session import Reason, acting, mark_ended
+from quartapp.models.base.record import Record, documents
+from quartapp.models.base.references import (
+    CASELESS,
+    ROLES,
+    USERS,
+    DomainError,
+    role_ref,
+    user_ref,
+)
+from quartapp.models.notifications.notice import Kind, notify_all
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import mark_ended
 from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT, Permission
+
+# How many events that happened to many users at once a user document names.
+COMMON_EVENTS = 100
 
 
 class RoleTaken(DomainError):
@@ -62,6 +73,13 @@ def _texts(values: Any) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
+class RoleGone(DomainError):
+    """The role was deleted meanwhile."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The role {name} was deleted meanwhile.")
+
+
 class Role(Record):
     """A role. `grants` counts how often it was given: see User.grant.
 
@@ -76,7 +94,7 @@ class Role(Record):
     grants: int = Field(default=0, ge=0)
 
     class Settings:
-        name = "roles"
+        name = ROLES
         indexes = [IndexModel([("name", 1)], name="name", unique=True, collation=CASELESS)]
 
     @property
@@ -148,7 +166,7 @@ class Role(Record):
                 **_said(requires_factor, requires_factor),
             )
 
-        await acting(by, work)
+        await authorized_transaction(by, work)
         return role
 
     async def edit(
@@ -200,10 +218,10 @@ class Role(Record):
                 await Role.change({"_id": self.id}, {"$set": new}, tx=tx)
             except DuplicateKeyError:
                 raise RoleTaken from None
-            await User.change_all(
+            await documents(USERS).update_many(
                 {"roles.$id": self.id},
-                {"$inc": {"authz_version": 1}, "$set": {"authz_by": ref("users", by.user_id)}},
-                tx=tx,
+                {"$inc": {"authz_version": 1}, "$set": {"authz_by": user_ref(by.user_id)}},
+                session=tx,
             )
             await Event.record(
                 Verb.ROLE_EDITED,
@@ -215,7 +233,7 @@ class Role(Record):
                 **_said(bool(new["requires_factor"]), "requires_factor" in differs),
             )
 
-        await acting(by, work)
+        await authorized_transaction(by, work)
 
     async def remove(self, *, by: Actor) -> Event | None:
         """Takes the role from all who hold it, ends their sessions and removes it.
@@ -237,29 +255,27 @@ class Role(Record):
             if missing := held.lacks([] if held.everything else await _held_with(self.id, tx)):
                 raise MissingPermission(DELETE, missing, old.name)
             await Role.erase(self.id, tx=tx)
-            ids = await User.get_motor_collection().distinct(
-                "_id", {"roles.$id": self.id}, session=tx
-            )
+            ids = await documents(USERS).distinct("_id", {"roles.$id": self.id}, session=tx)
             event = Event.of(Verb.ROLE_DELETED, by=by, role=self.name, holders=len(ids))
             theirs = {"user.$id": {"$in": ids}}
             # First, for the order in which it is heard: a session that is known to be over need not
             # be judged for its user's sake, which takes long where there are thousands.
             await mark_ended(theirs, Reason.ROLE_DELETED, by=by, event=event, tx=tx)
-            await User.change_all(
+            await documents(USERS).update_many(
                 {"_id": {"$in": ids}},
                 {
-                    "$pull": {"roles": ref("roles", self.id)},
+                    "$pull": {"roles": role_ref(self.id)},
                     "$inc": {"authz_version": 1},
-                    "$set": {"authz_by": ref("users", by.user_id)},
+                    "$set": {"authz_by": user_ref(by.user_id)},
                     # A line of the record for each of thousands would make it slow.
                     "$push": {"common_events": {"$each": [event.id], "$slice": -COMMON_EVENTS}},
                 },
-                tx=tx,
+                session=tx,
             )
-            await User.tell_all(ids, Kind.ROLE_DELETED, tx, by=by.username, role=self.name)
+            await notify_all(ids, Kind.ROLE_DELETED, tx, by=by.username, role=self.name)
             return await event.insert(session=tx)
 
-        return await acting(by, work)
+        return await authorized_transaction(by, work, ends_sessions=True)
 
     async def count_grant(self, tx: Tx) -> bool:
         return await Role.change({"_id": self.id}, {"$inc": {"grants": 1}}, tx=tx)
@@ -267,9 +283,13 @@ class Role(Record):
     @classmethod
     async def holders(cls) -> dict[Any, int]:
         """How many people hold each role, by the role's id."""
-        rows = await User.aggregate(
-            [{"$unwind": "$roles"}, {"$group": {"_id": "$roles.$id", "count": {"$sum": 1}}}]
-        ).to_list()
+        rows = (
+            await documents(USERS)
+            .aggregate(
+                [{"$unwind": "$roles"}, {"$group": {"_id": "$roles.$id", "count": {"$sum": 1}}}]
+            )
+            .to_list(None)
+        )
         return {row["_id"]: row["count"] for row in rows}
 
 
@@ -282,7 +302,6 @@ def _require_harmless_default(names: Collection[str], permissions: Collection[st
 
 async def _held_with(role_id: PydanticObjectId, tx: Tx) -> set[str]:
     """All permissions of those who hold the role, by whichever role."""
-    users = User.get_motor_collection()
-    ids = await users.distinct("roles.$id", {"roles.$id": role_id}, session=tx)
+    ids = await documents(USERS).distinct("roles.$id", {"roles.$id": role_id}, session=tx)
     roles = await Role.find({"_id": {"$in": ids}}, session=tx).to_list()
     return {permission for role in roles for permission in role.permissions}

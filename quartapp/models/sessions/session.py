@@ -1,86 +1,36 @@
 """Sessions: one signed-in device. Ended, not deleted, so that the reason can still be told."""
 
-import hashlib
-import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self
 
-from beanie import Link, PydanticObjectId, SortDirection
+from beanie import PydanticObjectId, SortDirection
 from pydantic import Field
 from pymongo import IndexModel, UpdateOne
 
 from quartapp import clock
 from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
-from quartapp.models.audit.event import ENDING, Event, Verb
-from quartapp.models.authorization.privileges import require_to_manage, usable
+from quartapp.models.audit.event import Event, Verb
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
-from quartapp.models.base.references import DomainError, linked_id, ref
-from quartapp.models.email.outbox import Letter
-from quartapp.models.factors.factor import Factor, has_shown_one
+from quartapp.models.base.references import (
+    EVENTS,
+    SESSIONS,
+    EventRef,
+    RoleRef,
+    UserRef,
+    linked_id,
+    ref,
+    user_ref,
+)
+from quartapp.models.base.tokens import new_token
+from quartapp.models.factors.factor import Factor
+from quartapp.models.sessions.reason import Because, Reason
 
-if TYPE_CHECKING:
-    from quartapp.models.accounts.user import User
-    from quartapp.models.roles.role import Role
-
-T = TypeVar("T")
 DESCENDING = SortDirection.DESCENDING
 SEEN_EVERY = timedelta(minutes=1)
 KEPT = timedelta(days=30)
-TOKEN_LENGTH = 43
-
-
-class Reason(StrEnum):
-    """Why a session is over."""
-
-    SIGNED_OUT = "signed_out"
-    ENDED_BY_USER = "ended_by_user"
-    ENDED_BY_ADMIN = "ended_by_admin"
-    ROLE_REVOKED = "role_revoked"
-    ROLE_DELETED = "role_deleted"
-    PASSWORD_CHANGED = "password_changed"  # noqa: S105
-    FACTOR_REQUIRED = "factor_required"
-    EMAIL_UNVERIFIED = "email_unverified"
-    ACCOUNT_DISABLED = "account_disabled"
-    EXPIRED = "expired"
-
-    def message(
-        self, by: str | None, *, own: bool = False, because: "Because | None" = None
-    ) -> str:
-        """The sentence that the person who was signed out reads; `own` if they did it."""
-        texts = MESSAGES | OWN_MESSAGES if own else MESSAGES
-        text = BECAUSE_MESSAGES[because] if because and not own else texts[self]
-        return text.format(by=by or "An administrator")
-
-
-class Because(StrEnum):
-    """What a disabled account is, where it is more than that. Reasons are names that programs
-    know, so this stands beside them, for people."""
-
-    LAST_DAY = "last_day"
-    DELETED = "deleted"
-
-
-MESSAGES = {
-    Reason.SIGNED_OUT: "You signed out.",
-    Reason.ENDED_BY_USER: "You ended this session from another device.",
-    Reason.ENDED_BY_ADMIN: "{by} ended your session.",
-    Reason.ROLE_REVOKED: "{by} took a role from you. Sign in again to go on with the others.",
-    Reason.ROLE_DELETED: "{by} deleted a role that you held. Sign in again to go on.",
-    Reason.PASSWORD_CHANGED: "The password of your account was changed. Sign in with the new one.",
-    Reason.FACTOR_REQUIRED: "Your account asks for a second factor now. Sign in again with it.",
-    Reason.EMAIL_UNVERIFIED: "Your email address has to be verified. Sign in to verify it.",
-    Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
-    Reason.EXPIRED: "Your session expired. Sign in again to go on.",
-}
-BECAUSE_MESSAGES = {
-    Because.LAST_DAY: "The last day of your account is over.",
-    Because.DELETED: "{by} closed your account, and it will be deleted.",
-}
-OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You closed your account."}
 
 
 class Session(Record):
@@ -93,7 +43,7 @@ class Session(Record):
     """
 
     digest: str = Field(repr=False)
-    user: Link["User"]
+    user: UserRef
     device: str
     browser: str | None = Field(default=None, repr=False)
     ip: str | None = None
@@ -105,18 +55,18 @@ class Session(Record):
     factor: Factor | None = None
     confirmed_at: datetime
     credential: str = Field(repr=False)
-    roles: list[Link["Role"]] = []
+    roles: list[RoleRef] = []
     uses: int = 0
     acts: int = 0
     online_until: datetime | None = None
     ended_at: datetime | None = None
     ended_reason: str | None = None
     ended_because: str | None = None
-    ended_by: Link["User"] | None = None
-    ended_event: Link[Event] | None = None
+    ended_by: UserRef | None = None
+    ended_event: EventRef | None = None
 
     class Settings:
-        name = "sessions"
+        name = SESSIONS
         indexes = [
             IndexModel([("digest", 1)], name="by_token", unique=True),
             # `ended_at` is in none of them: a deleted role may end thousands in one transaction,
@@ -128,58 +78,6 @@ class Session(Record):
                 [("expires_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
             ),
         ]
-
-    @classmethod
-    async def start(
-        cls,
-        user: "User",
-        *,
-        device: str,
-        by: Actor,
-        idle: timedelta,
-        lifetime: timedelta,
-        remembered: bool = False,
-        factor: Factor | None = None,
-        browser: str | None = None,
-        at_most: int = 20,
-    ) -> tuple["Session", str]:
-        """Opens a session for the user as just read, and returns it with its token.
-
-        The token is a random 256 bits (ASVS 7.2.3) and stands nowhere but in the answer. A user
-        who was disabled, lost a role or got a new password since `user` was read has opened a
-        session that is over already. Past `at_most` sessions the oldest ones are ended. A letter
-        tells of a `browser` (what it is known again by) that had no session of this user yet.
-        """
-        token, digest = new_token()
-        now = clock.now()
-        session = cls(
-            digest=digest,
-            user=user,  # type: ignore[arg-type]
-            device=device,
-            browser=browser,
-            ip=by.ip,
-            created_at=now,
-            seen_at=now,
-            expires_at=now + lifetime,
-            idle_seconds=int(idle.total_seconds()),
-            remembered=remembered,
-            factor=factor,
-            confirmed_at=now,
-            credential=user.credential,
-        )
-
-        async def work(tx: Tx) -> None:
-            session.roles = await _existing(user.roles, tx)
-            if await _is_new_here(user, browser, tx):
-                await user.write(Letter.SIGNED_IN, tx, device=device, ip=by.ip)
-            await session.insert(session=tx)
-            event = Event.of(Verb.SESSION_STARTED, by=by, subject=user.id, device=device)
-            event.session = session.id
-            await event.insert(session=tx)
-
-        await transaction(work)
-        await cls._end_oldest(user, keep=at_most, by=by)
-        return session, token
 
     async def confirm(self, *, by: Actor) -> str | None:
         """Its user has shown who they are just now. Returns its new token; the old one is void.
@@ -199,7 +97,7 @@ class Session(Record):
                 await Event.record(Verb.SESSION_CONFIRMED, by=by, subject=self.user_id, tx=tx)
             return changed
 
-        return token if await acting(by, work) else None
+        return token if await authorized_transaction(by, work) else None
 
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
         """End the session and return the event; None if it is over already. Raises
@@ -219,35 +117,11 @@ class Session(Record):
                 match, reason, verb, by=by, subject=self.user_id, tx=tx, device=self.device
             )
 
-        return await acting(by, work, managing=self.user_id)
+        return await authorized_transaction(by, work, managing=self.user_id, ends_sessions=True)
 
     @property
     def user_id(self) -> PydanticObjectId:
         return linked_id(self.user)
-
-    @classmethod
-    async def is_known(
-        cls,
-        user: "User | None",
-        *,
-        browser: str | None = None,
-        ip: str | None = None,
-        tx: Tx | None = None,
-    ) -> bool:
-        """Return whether the user has signed in from this browser or address within about a month.
-
-        Only with the password that the account has now, and not before its browsers were
-        forgotten (see `User.forget_browsers`). Without a user the database is asked as well, so
-        that it takes as long.
-        """
-        whence = {"browser": browser} if browser else {"ip": ip}
-        match: dict[str, Any] = {"user.$id": user and user.id, **whence}
-        if user:
-            match["credential"] = user.credential
-            if forgotten := user.browsers_forgotten:
-                kept = {"_id": forgotten.keep}
-                match["$or"] = [{"created_at": {"$gt": forgotten.at}}, kept]
-        return await cls.find_one(match, session=tx) is not None
 
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
@@ -310,102 +184,6 @@ class Session(Record):
         match = {"_id": {"$in": list(ids)}, "ended_at": None}
         await cls.change_all(match, {"$set": {"online_until": until}})
 
-    @classmethod
-    async def _end_oldest(cls, user: "User", *, keep: int, by: Actor) -> None:
-        # After the commit of the new one, so that of sign-ins at once the last sees them all.
-        # Sessions of another password, or without the factor that the user has, are over and do
-        # not count.
-        theirs: dict[str, Any] = {"user.$id": user.id, "credential": user.credential, **alive()}
-        if user.factors:
-            theirs["factor"] = {"$ne": None}
-        surplus = await cls.find(
-            theirs,
-            sort=[("created_at", DESCENDING), ("_id", DESCENDING)],
-            skip=keep,
-        ).to_list()
-        if surplus:
-            match = {"_id": {"$in": [session.id for session in surplus]}}
-            reason, verb = Reason.ENDED_BY_USER, Verb.SESSIONS_ENDED
-            await end_sessions(match, reason, verb, by=by, subject=user.id)
-
-
-async def _is_new_here(user: "User", browser: str | None, tx: Tx) -> bool:
-    """Whether others have signed in to this account, but not this browser."""
-    sessions, theirs = Session.get_motor_collection(), {"user.$id": user.id}
-    if browser is None or not await sessions.find_one(theirs, {"_id": 1}, session=tx):
-        return False
-    return not await Session.is_known(user, browser=browser, tx=tx)
-
-
-async def _existing(roles: Collection[Link["Role"]], tx: Tx) -> list[Link["Role"]]:
-    """Those not deleted. A link that some other program left behind gives nothing, so a session
-    cannot lose it: it would be over from the start, and its user shut out."""
-    collection = Session.get_motor_collection().database["roles"]
-    match = {"_id": {"$in": [linked_id(role) for role in roles]}}
-    found = {row["_id"] async for row in collection.find(match, {"_id": 1}, session=tx)}
-    return [role for role in roles if linked_id(role) in found]
-
-
-class SessionOver(DomainError):
-    """The session in which something was begun ended before it was done."""
-
-    def __init__(self, session_id: PydanticObjectId) -> None:
-        self.session_id = session_id
-        super().__init__("Your session ended before this was done, so nothing was changed.")
-
-
-class RightsChanged(DomainError):
-    """A permission that the actor came with was taken away before it was done."""
-
-    def __init__(self) -> None:
-        super().__init__("Your permissions changed before this was done, so nothing was changed.")
-
-
-async def acting(
-    by: Actor,
-    work: Callable[[Tx], Coroutine[Any, Any, T]],
-    *,
-    managing: PydanticObjectId | None = None,
-) -> T:
-    """`transaction(work)`, if the actor's authority lasts until the commit.
-
-    A request may be slow, and what was taken away meanwhile must not be used at its end. So each
-    transaction writes the actor's session, which makes it and the end of that session exclude each
-    other. Raises SessionOver and RightsChanged. An event that ends sessions gets its mark here.
-
-    `managing` is the user whose account is changed. Raises MissingPermission if that is another
-    user who holds a permission that the actor does not hold.
-    """
-
-    async def checked(tx: Tx) -> T:
-        if by.session_id is not None:
-            living = {"_id": by.session_id, "ended_at": None}
-            if not await Session.change(living, {"$inc": {"acts": 1}}, tx=tx):
-                raise SessionOver(by.session_id)
-            await _require_permissions(by, tx)
-        if managing is not None:
-            await require_to_manage(by, managing, tx)
-        done = await work(tx)
-        if isinstance(done, Event) and done.verb in ENDING:
-            await done.mark(tx, asker=by.worker)
-        return done
-
-    return await transaction(checked)
-
-
-async def _require_permissions(by: Actor, tx: Tx) -> None:
-    database = Session.get_motor_collection().database
-    user = await database["users"].find_one({"_id": by.user_id}, session=tx) or {}
-    closes_at = user.get("closes_at")
-    if by.session_id is not None and closes_at is not None and closes_at <= clock.now():
-        raise SessionOver(by.session_id)
-    if user.get("authz_version") == by.version:
-        return
-    session = await database["sessions"].find_one({"_id": by.session_id}, session=tx) or {}
-    held = await usable(user, shown=has_shown_one(session, user), tx=tx)
-    if not by.permissions <= held.permissions:
-        raise RightsChanged
-
 
 async def end_sessions(
     match: Mapping[str, Any],
@@ -426,7 +204,7 @@ async def end_sessions(
     async def work(tx: Tx) -> Event | None:
         return await end_and_record(match, reason, verb, by=by, subject=subject, tx=tx, **details)
 
-    return await acting(by, work, managing=subject)
+    return await authorized_transaction(by, work, managing=subject, ends_sessions=True)
 
 
 async def end_and_record(
@@ -472,8 +250,8 @@ async def mark_ended(
                 "ended_at": clock.now(),
                 "ended_reason": reason.value,
                 **({"ended_because": because.value} if because else {}),
-                "ended_by": ref("users", by.user_id),
-                "ended_event": ref("events", event and event.id),
+                "ended_by": user_ref(by.user_id),
+                "ended_event": ref(EVENTS, event and event.id),
             }
         },
         tx=tx,
@@ -489,32 +267,3 @@ def alive(now: datetime | None = None) -> dict[str, Any]:
         "expires_at": {"$gt": now},
         "$expr": {"$gt": [idle_since, now]},
     }
-
-
-def new_token() -> tuple[str, str]:
-    """A random token of 256 bits, and the digest by which it is kept."""
-    token = secrets.token_urlsafe(32)
-    return token, digest_of(token)
-
-
-def digest_of(token: str) -> str:
-    """SHA-256: enough for a random token, and the same in every worker."""
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def fingerprint(password_hash: str) -> str:
-    """Return what tells one password hash from another, and nothing else about it."""
-    return hashlib.sha256(password_hash.encode()).hexdigest()[:32]
-
-
-def credential_of(user: Mapping[str, Any]) -> str:
-    """Return what tells one password of a user from another, as the user's document says it.
-
-    What was opened under another password is over: sessions, links, the second step of a sign-in.
-    It is the fingerprint of the first hash that the password had here. When the same password is
-    hashed anew, the document keeps it beside the fingerprint of the new hash; a hash that any other
-    program writes does not fit that, and is another password.
-    """
-    mark = fingerprint(user["password_hash"])
-    kept = user.get("kept_credential") or {}
-    return kept["credential"] if kept.get("hash") == mark else mark

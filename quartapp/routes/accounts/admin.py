@@ -10,10 +10,10 @@ from quartapp.forms.admin import GrantForm, LastDayForm
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
 from quartapp.models.accounts import account_expiry
-from quartapp.models.accounts.user import LastAdministrator
+from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.base.references import linked_id
 from quartapp.models.factors import enrolment
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission, may
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.pagination import cut

@@ -17,9 +17,9 @@ from quartapp.forms.base import Form
 from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.email_address import EnoughLetters, NoCode, WrongCode
 from quartapp.models.accounts.one_time_token import TokenSpent
-from quartapp.models.accounts.user import Taken
 from quartapp.routes.accounts.pages import knows_password
 from quartapp.routes.redirects import next_page, see_other, with_next
 from quartapp.routes.refusals import returns_to

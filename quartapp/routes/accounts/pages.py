@@ -13,15 +13,19 @@ from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm, LoginFor
 from quartapp.log import log
 from quartapp.models import Role, User
 from quartapp.models.accounts import email_address
+from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.one_time_token import (
     TokenSpent,
     make_first_administrator,
     setup_is_open,
 )
-from quartapp.models.accounts.user import Taken
+from quartapp.models.accounts.registration import claim as claim_account
+from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.models.limits import hash_cost
-from quartapp.models.sessions.session import Reason, Session
+from quartapp.models.sessions.opening import is_known_browser
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session
 from quartapp.routes import carried_forms
 from quartapp.routes.accounts.new_password import count_registration, is_accepted
 from quartapp.routes.factors.passkeys import NOT_ACCEPTED, confirmed_by_passkey
@@ -66,7 +70,7 @@ async def _register(form: RegisterForm) -> User | None:
     if not await _is_good(form) or not await is_free(form):
         return None
     member = await Role.named(policy.MEMBER)
-    create = User.claim if required else User.register
+    create = claim_account if required else register_account
     try:
         return await create(
             form.username.data or "",
@@ -141,7 +145,7 @@ async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
     # not. A username and an address are counted apart: nobody learns which belong together.
     name, address = validation.canonical_login(login), auth.remote_address()
     browser = auth.known_browser()
-    if browser and await Session.is_known(user, browser=browser):
+    if browser and await is_known_browser(user, browser=browser):
         known = f"sign-in {name} with {browser}"
         return [throttle.Key(known, settings().limit_sign_in, own=True)]
     here = throttle.neighbourhood(address)
@@ -149,7 +153,7 @@ async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
         throttle.Key(f"sign-in {name} from {here}", settings().limit_sign_in, own=True),
         throttle.Key(f"sign-in from {here}", settings().limit_sign_in_address),
     ]
-    if not await Session.is_known(user, ip=address):
+    if not await is_known_browser(user, ip=address):
         keys.append(throttle.Key(f"sign-in {name}", settings().limit_sign_in_account))
     return keys
 

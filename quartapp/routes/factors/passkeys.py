@@ -15,9 +15,9 @@ from quartapp.models import Passkey, User
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import linked_id
 from quartapp.models.factors.enrolment import Enrolled
+from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.passkey import EnoughPasskeys, PasskeyTaken
 from quartapp.models.factors.wrong_codes import FactorsBlocked
-from quartapp.models.sessions.session import Factor
 from quartapp.routes.factors import pages
 from quartapp.routes.factors.relying_party import asker, site
 from quartapp.routes.pagination import id_or_404

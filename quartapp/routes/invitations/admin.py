@@ -10,7 +10,7 @@ from quartapp.auth import current_user, fresh_login_required, permission_require
 from quartapp.forms.admin import InviteForm
 from quartapp.log import log
 from quartapp.models import Invitation, Role
-from quartapp.models.accounts.user import Taken
+from quartapp.models.accounts.account import Taken
 from quartapp.models.authorization.privileges import MissingPermission
 from quartapp.models.invitations import invitation
 from quartapp.models.invitations.invitation import EnoughInvitations, InvitedAlready

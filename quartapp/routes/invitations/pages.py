@@ -9,7 +9,7 @@ from quartapp.auth import Actor, hasher
 from quartapp.forms.accounts import InvitedForm
 from quartapp.log import log
 from quartapp.models import Invitation, User
-from quartapp.models.accounts.user import Taken
+from quartapp.models.accounts.account import Taken
 from quartapp.models.invitations.invitation import Fate, InvitationGone
 from quartapp.routes.accounts.new_password import count_registration, is_accepted
 from quartapp.routes.redirects import see_other

@@ -10,10 +10,10 @@ from quartapp.auth import current_user, fresh_login_required, me, settings, sett
 from quartapp.forms.accounts import LinkForm
 from quartapp.forms.privacy import DeleteForm
 from quartapp.log import log
+from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.accounts.one_time_token import TokenSpent
-from quartapp.models.accounts.user import LastAdministrator
+from quartapp.models.factors.factor import Factor
 from quartapp.models.privacy import account_deletion
-from quartapp.models.sessions.session import Factor
 from quartapp.routes.accounts.pages import account
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to

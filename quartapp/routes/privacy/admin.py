@@ -10,7 +10,7 @@ from quartapp.auth import current_user, fresh_login_required, permission_require
 from quartapp.forms.privacy import KEEP, REMOVE, DeleteForm
 from quartapp.log import log
 from quartapp.models import Event, User
-from quartapp.models.accounts.user import LastAdministrator
+from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.authorization.privileges import MissingPermission
 from quartapp.policy import Permission
 from quartapp.routes.accounts.admin import find, home, show_sent

@@ -8,9 +8,9 @@ from quart_auth import login_required
 from quartapp.auth import current_user, fresh_login_required, permission_required, settle
 from quartapp.forms.admin import RoleForm
 from quartapp.models import Role
+from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.role import RoleTaken
-from quartapp.models.sessions.session import SessionOver
 from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT, Permission
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.errors import status_of

@@ -7,7 +7,7 @@ from quart_auth import login_required, logout_user
 
 from quartapp.auth import current_user, fresh_login_required, settle
 from quartapp.models import Session, User
-from quartapp.models.sessions.session import Reason
+from quartapp.models.sessions.reason import Reason
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.pagination import id_or_404
 from quartapp.routes.redirects import see_other

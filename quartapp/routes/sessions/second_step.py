@@ -8,8 +8,8 @@ from quartapp import auth
 from quartapp.auth import WrongFactor, current_user
 from quartapp.forms.accounts import LoginForm
 from quartapp.forms.factors import FactorForm
+from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.wrong_codes import FactorsBlocked
-from quartapp.models.sessions.session import Factor
 from quartapp.routes import carried_forms
 from quartapp.routes.redirects import next_page, see_other, with_next
 from quartapp.routes.sessions.sign_in import (

@@ -16,9 +16,12 @@ from quartapp.forms.factors import FactorForm
 from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.base.record import new_id
+from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.passkey import Answered
 from quartapp.models.privacy import account_deletion
-from quartapp.models.sessions.session import Factor, Reason, Session
+from quartapp.models.sessions.opening import open_session
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session
 from quartapp.routes import carried_forms
 from quartapp.routes.redirects import see_other, with_next
 
@@ -166,7 +169,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
         raise AccountClosed
     if current_user.signed_in and (old := await Session.get(current_user.session_id)):
         await old.end(Reason.SIGNED_OUT, by=current_user.actor)
-    opened, token = await Session.start(
+    opened, token = await open_session(
         user,
         device=auth.device(),
         browser=auth.browser(),

@@ -1,0 +1,53 @@
+"""Why a session ended, and the sentence that its user reads."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a session is over."""
+
+    SIGNED_OUT = "signed_out"
+    ENDED_BY_USER = "ended_by_user"
+    ENDED_BY_ADMIN = "ended_by_admin"
+    ROLE_REVOKED = "role_revoked"
+    ROLE_DELETED = "role_deleted"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    FACTOR_REQUIRED = "factor_required"
+    EMAIL_UNVERIFIED = "email_unverified"
+    ACCOUNT_DISABLED = "account_disabled"
+    EXPIRED = "expired"
+
+    def message(
+        self, by: str | None, *, own: bool = False, because: "Because | None" = None
+    ) -> str:
+        """The sentence that the person who was signed out reads; `own` if they did it."""
+        texts = MESSAGES | OWN_MESSAGES if own else MESSAGES
+        text = BECAUSE_MESSAGES[because] if because and not own else texts[self]
+        return text.format(by=by or "An administrator")
+
+
+class Because(StrEnum):
+    """What a disabled account is, where it is more than that. Reasons are names that programs
+    know, so this stands beside them, for people."""
+
+    LAST_DAY = "last_day"
+    DELETED = "deleted"
+
+
+MESSAGES = {
+    Reason.SIGNED_OUT: "You signed out.",
+    Reason.ENDED_BY_USER: "You ended this session from another device.",
+    Reason.ENDED_BY_ADMIN: "{by} ended your session.",
+    Reason.ROLE_REVOKED: "{by} took a role from you. Sign in again to go on with the others.",
+    Reason.ROLE_DELETED: "{by} deleted a role that you held. Sign in again to go on.",
+    Reason.PASSWORD_CHANGED: "The password of your account was changed. Sign in with the new one.",
+    Reason.FACTOR_REQUIRED: "Your account asks for a second factor now. Sign in again with it.",
+    Reason.EMAIL_UNVERIFIED: "Your email address has to be verified. Sign in to verify it.",
+    Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
+    Reason.EXPIRED: "Your session expired. Sign in again to go on.",
+}
+BECAUSE_MESSAGES = {
+    Because.LAST_DAY: "The last day of your account is over.",
+    Because.DELETED: "{by} closed your account, and it will be deleted.",
+}
+OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You closed your account."}
