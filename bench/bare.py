@@ -13,6 +13,7 @@ from quart_auth import AuthUser, QuartAuth, login_required
 
 from quartapp.forms.accounts import PasswordForm
 from quartapp.routes import templating
+from quartapp.settings import Settings
 
 
 class Somebody(AuthUser):
@@ -35,7 +36,7 @@ def create() -> tuple[Quart, str]:
     app = Quart("quartapp")
     app.secret_key = "bare" * 10
     extension = QuartAuth(app, cookie_secure=False, user_class=Somebody)
-    templating.init_app(app)
+    templating.init_app(app, Settings.load())
     app.jinja_env.globals["csrf_field"] = lambda: ""
 
     @app.get("/account/password")

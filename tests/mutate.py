@@ -1,7 +1,8 @@
-"""Mutation check of docs/security.md: each named test must fail without the line it protects.
+"""Mutation check of docs/security.md and docs/guarantees.md: each named test must fail without the
+line that it protects.
 
-`tests/mutations.toml` lists the mutations. Each names the rows of docs/security.md that rely on a
-piece of code, the text to find in one file, and the text to put in its place. Where two pieces of
+`tests/mutations.toml` lists the mutations. Each names the rows of these pages that rely on a piece
+of code, the text to find in one file, and the text to put in its place. Where two pieces of
 code keep one promise, `also` lists further changes that are made at the same time. For every row,
 every test that the row names has to fail under at least one mutation of that row.
 
@@ -27,6 +28,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_name("mutations.toml")
+PAGES = (ROOT / "docs/security.md", ROOT / "docs/guarantees.md")
 TIMEOUT_SECONDS = 300
 Pair = tuple[str, str]
 
@@ -65,12 +67,17 @@ class Mutation:
 
 
 def tests_by_row() -> dict[str, list[str]]:
-    """Return the tests that each row of docs/security.md names, without the checks of the page."""
+    """Return the tests that each row of the two pages names, without the checks of the pages.
+
+    A row is named by its first cell: an ASVS number, or the name of a guarantee.
+    """
     found = {}
-    for line in (ROOT / "docs/security.md").read_text("utf-8").splitlines():
-        if row := re.match(r"\| (\d+\.\d+\.\d+) \|", line):
+    for page in PAGES:
+        for line in page.read_text("utf-8").splitlines():
+            row = re.match(r"\| (\d+\.\d+\.\d+|[a-z][a-z ]+) \|", line)
             named = re.findall(r"`(tests/[\w/]+\.py::\w+)`", line.split(" | ")[-1])
-            found[row[1]] = [test for test in named if "test_security_doc.py" not in test]
+            if row and named:
+                found[row[1]] = [test for test in named if "test_security_doc.py" not in test]
     return found
 
 
@@ -91,10 +98,10 @@ def _pairs(
     """Yield row and test; `tests` are the names of test functions, None for all of each row."""
     for row in rows:
         if not named.get(row):
-            raise ValueError(f"row {row} of docs/security.md names no test")
+            raise ValueError(f"row {row} names no test")
         kept = [t for t in named[row] if tests is None or t.partition("::")[2] in tests]
         if not kept:
-            raise ValueError(f"row {row} of docs/security.md names none of {tests}")
+            raise ValueError(f"row {row} names none of {tests}")
         yield from ((row, test) for test in kept)
 
 
@@ -128,7 +135,7 @@ def failing(mutation: Mutation, copy: Path) -> set[str]:
 def main() -> int:
     """Print each test that does not fail when its line is gone. Return the exit status."""
     parser = argparse.ArgumentParser(prog="script/mutate")
-    parser.add_argument("rows", nargs="*", help="rows of docs/security.md, such as 6.2.8")
+    parser.add_argument("rows", nargs="*", help="rows such as 6.2.8 or atomicity")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     chosen = [
