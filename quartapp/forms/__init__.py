@@ -1,1 +1,1 @@
-"""Forms: WTForms over a small base of our own. They know nothing of the database."""
+"""The forms, by noun. They use WTForms and `forms.base`, and never the database."""

@@ -1,4 +1,4 @@
-"""Coming in: registering, signing in, confirming who one is, changing the password."""
+"""Forms for registering, signing in, re-entering the password, and changing password or address."""
 
 from collections.abc import Callable
 
@@ -30,9 +30,9 @@ def username_field() -> StringField:
     return StringField(
         "Username",
         filters=[tidy],
-        description="Letters, digits, dot, dash and underscore; up to 32.",
+        description="Up to 32 letters, digits, dots, dashes and underscores.",
         validators=[
-            DataRequired("Choose a username."),
+            DataRequired("Enter a username."),
             Checked(validation.check_username),
         ],
     )
@@ -41,8 +41,8 @@ def username_field() -> StringField:
 def new_password_field(label: str) -> PasswordField:
     return PasswordField(
         label,
-        description="At least 8 characters. A few unrelated words make a good one.",
-        validators=[InputRequired("Choose a password.")],
+        description="At least 8 characters. A few unrelated words make a good password.",
+        validators=[InputRequired("Enter a password.")],
     )
 
 
@@ -50,8 +50,8 @@ def repeated_field(label: str) -> PasswordField:
     return PasswordField(
         label,
         validators=[
-            InputRequired("Repeat the password."),
-            EqualTo("password", message="The two passwords differ."),
+            InputRequired("Enter the password again."),
+            EqualTo("password", message="The passwords do not match."),
         ],
     )
 
@@ -60,18 +60,18 @@ class RegisterForm(Form):
     username = username_field()
     email = email_field()
     password = new_password_field("Password")
-    confirm = repeated_field("Password again")
+    confirm = repeated_field("Repeat password")
 
     def validate_password(self, field: PasswordField) -> None:
         _not_obvious(field, [self.username.data or "", self.email.data or ""])
 
 
 class InvitedForm(Form):
-    """Registering for an address that is known. Set `email` first."""
+    """Accepting an invitation. Set `email` to the invited address before validating."""
 
     username = username_field()
     password = new_password_field("Password")
-    confirm = repeated_field("Password again")
+    confirm = repeated_field("Repeat password")
     email = ""
 
     def validate_password(self, field: PasswordField) -> None:
@@ -80,11 +80,11 @@ class InvitedForm(Form):
 
 class LoginForm(Form):
     login = StringField(
-        "Username or e-mail address",
+        "Username or email address",
         filters=[tidy],
         validators=[
-            DataRequired("Enter your username or e-mail address."),
-            Length(max=254, message="This is too long for a username or an address."),
+            DataRequired("Enter your username or email address."),
+            Length(max=254, message="A username or email address has at most 254 characters."),
             printable,
         ],
     )
@@ -97,14 +97,14 @@ class ConfirmForm(Form):
 
 
 class ConfirmWithFactorForm(ConfirmForm):
-    """For users who have a second factor."""
+    """Re-entering the password, for users who have a second factor."""
 
     factor_code = StringField(
         "Code",
         filters=[tidy],
         validators=[
-            DataRequired("Enter a code, too."),
-            Length(max=64, message="No code is that long."),
+            DataRequired("Enter a code."),
+            Length(max=64, message="A code has at most 64 characters."),
         ],
     )
 
@@ -114,7 +114,7 @@ class PasswordForm(Form):
         "Current password", validators=[InputRequired("Enter your current password.")]
     )
     password = new_password_field("New password")
-    confirm = repeated_field("New password again")
+    confirm = repeated_field("Repeat new password")
 
     def validate_password(self, field: PasswordField) -> None:
         _not_obvious(field, [])
@@ -126,34 +126,37 @@ class ForgotForm(Form):
 
 class ResetForm(Form):
     password = new_password_field("New password")
-    confirm = repeated_field("New password again")
+    confirm = repeated_field("Repeat new password")
 
     def validate_password(self, field: PasswordField) -> None:
         _not_obvious(field, [])
 
 
 class EmailForm(Form):
-    email = email_field("New e-mail address")
+    email = email_field("New email address")
 
 
 class LinkForm(Form):
-    """A button."""
+    """A form without fields, for pages that have only a button."""
 
 
 class CodeForm(Form):
     code = StringField(
         "Code",
-        description="Six digits, from the email.",
+        description="The six-digit code from the email.",
         filters=[digits],
         validators=[
-            DataRequired("Type the code that we sent."),
-            Regexp(r"\A[0-9]{6}\Z", message="A code has six digits."),
+            DataRequired("Enter the code from the email."),
+            Regexp(r"\A[0-9]{6}\Z", message="The code has six digits."),
         ],
     )
 
 
 def _not_obvious(field: PasswordField, context: list[str]) -> None:
-    """What costs nothing to see. The route asks the whole policy, after it has counted."""
+    """Raise ValidationError for a password that can be rejected without scoring it.
+
+    The route applies the whole policy after it has counted the attempt.
+    """
     weakness = obvious_weakness(field.data or "", context=context)
     if weakness:
         raise ValidationError(weakness)

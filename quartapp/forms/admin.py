@@ -1,4 +1,4 @@
-"""Administration: roles, granting them, inviting people, and their last days."""
+"""Forms for administrators: roles, granting them, invitations, and account expiry."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
@@ -30,13 +30,16 @@ class Named(Protocol):
     def manages(self) -> bool: ...
 
 
-# Says which of the permissions the user of the form does not hold.
+# Returns those of the permissions that the user of the form does not have.
 Lacks = Callable[[Collection[str]], Collection[str]]
 
 
 class RoleChoice(SelectField):
-    """A list of roles. It offers those that the user may give, and accepts every existing one: the
-    domain refuses the others, and names the permission that is missing."""
+    """A list of roles that offers those which the user may grant.
+
+    Any existing role passes validation: the models refuse the others with an error that names
+    the missing permission.
+    """
 
     def __init__(self, label: str, **options: Any) -> None:
         super().__init__(label, choices=[], validate_choice=False, **options)
@@ -45,10 +48,10 @@ class RoleChoice(SelectField):
     def offer(
         self, roles: Iterable[Named], *, lacks: Lacks, first: Mapping[str, str], prefix: str = ""
     ) -> None:
-        """Fills the list with the `first` choices, and then the roles that the user may give."""
+        """Set the choices: `first`, then the roles that the user may grant, with `prefix`."""
         roles = list(roles)
         self.existing = {name.casefold() for name in (*first, *(role.name for role in roles))}
-        # The style sheet asks before a role with management permissions is granted.
+        # app.css asks for a confirmation before a role with management permissions is granted.
         marks = {True: {"data-manages": True}, False: {}}
         self.choices = [
             *((name, label, {}) for name, label in first.items()),
@@ -61,18 +64,18 @@ class RoleChoice(SelectField):
 
     def pre_validate(self, form: Any) -> None:
         if self.data and self.data.casefold() not in self.existing:
-            raise ValidationError("There is no such role.")
+            raise ValidationError("This role does not exist.")
 
 
 class GrantForm(Form):
-    role = RoleChoice("Role", default="", validators=[DataRequired("Choose a role.")])
+    role = RoleChoice("Role", default="", validators=[DataRequired("Select a role.")])
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
-        self.role.offer(roles, lacks=lacks, first={"": "Choose a role"})
+        self.role.offer(roles, lacks=lacks, first={"": "Select a role"})
 
 
 class InviteForm(Form):
-    """Everybody becomes a member, so that this role, or none, is the first choice."""
+    """Inviting a person. Every account gets the role member, so that is the default choice."""
 
     email = email_field(whose="an")
     role = RoleChoice("Role", default=MEMBER, validators=[Optional()])
@@ -91,22 +94,26 @@ class Day(DateField):
         try:
             super().process_formdata(valuelist)
         except ValueError:
-            raise ValueError("Write the day like 2030-12-31.") from None
+            raise ValueError("Enter a date such as 2030-12-31.") from None
 
 
 class LastDayForm(Form):
-    """Without a date it takes the last day back."""
+    """Setting the expiry date of an account, or removing it if the field is empty."""
 
-    date = Day("Last day", validators=[Optional()])
+    date = Day(
+        "Account expiry",
+        description="The account is disabled at the end of this date (UTC).",
+        validators=[Optional()],
+    )
 
 
 class RoleForm(Form):
     name = StringField(
         "Name",
         filters=[tidy],
-        description="Letters, digits, dot, dash and underscore; up to 32.",
+        description="Up to 32 letters, digits, dots, dashes and underscores.",
         validators=[
-            DataRequired("A role needs a name."),
+            DataRequired("Enter a name."),
             Checked(validation.check_role_name),
         ],
     )
@@ -121,4 +128,4 @@ class RoleForm(Form):
         widget=ListWidget(prefix_label=False),
         option_widget=CheckboxInput(),
     )
-    requires_factor = BooleanField("Only with a second factor")
+    requires_factor = BooleanField("Require a second factor")

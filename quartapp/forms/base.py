@@ -1,4 +1,4 @@
-"""The base of all forms: filled from the request, with errors beside their fields."""
+"""The base class of all forms, and the filters and validators that they share."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,19 +14,23 @@ from quartapp import validation
 from quartapp.errors import TryLater
 from quartapp.validation import Invalid, plain_code
 
-# Of a field that does not say how much it takes.
+# Maximum length of a field without a Length validator.
 LONGEST = 256
 
 
 class Form(wtforms.Form):
-    """A WTForms form that is filled from the request's body and nothing else.
+    """A WTForms form that takes its data from the body of the request only.
 
-    Call `fails` once. An async check belongs in the route: WTForms would take a coroutine for
-    a passed check, so one is refused when the class is made.
+    Use it as `form = await SomeForm.from_request()`, then read `form.posted` once, and answer
+    with the page, `form.status` and `form.headers` if it is false or if `refuse` was called.
+
+    Async checks belong in the route: WTForms would not await a validator, and would count the
+    coroutine as a passed check. Defining one raises TypeError.
     """
 
     _later: TryLater | None = None
-    # Whether the fields were carried through a sign-in: they are shown, and nothing is done.
+    # Whether the data was carried through a sign-in (see routes.carried_forms). Such a form is
+    # shown filled, and is not processed.
     carried: bool = False
     _refused = 422
 
@@ -37,7 +41,8 @@ class Form(wtforms.Form):
                 raise TypeError(f"{cls.__name__}.{name} is async: WTForms would not await it")
 
     def process(self, *args: Any, **kwargs: Any) -> None:
-        """Bind the fields, and let no check look at a text that is longer than its field takes."""
+        """Bind the fields. A field whose text is too long gets one validator, which rejects it, so
+        that no other validator spends time on the text."""
         super().process(*args, **kwargs)
         for field in self:
             most = at_most(field)
@@ -47,7 +52,7 @@ class Form(wtforms.Form):
 
     @classmethod
     async def from_request(cls, **kwargs: Any) -> Self:
-        """With a POST's fields, or with the given data for the first showing."""
+        """Return the form with the data of a POST, otherwise with `kwargs` (see wtforms.Form)."""
         if (carried := g.get("carried")) is not None:
             form = cls(formdata=carried, **kwargs)
             form.carried = True
@@ -57,37 +62,42 @@ class Form(wtforms.Form):
 
     @property
     def posted(self) -> bool:
-        """Whether this is an answer to be judged, and it is in order."""
+        """Whether the form was submitted and is valid. Runs the validators, which set errors."""
         return request.method == "POST" and not self.carried and self.validate()
 
     @property
     def status(self) -> int:
-        """Of the answer that shows the form: 422, or what `refuse` was told, when it comes back
-        with its errors."""
+        """The status of the answer that shows this form.
+
+        200 unless it was submitted; then that of `put_off` or `refuse`, or 422.
+        """
         if self._later:
             return self._later.status
         return self._refused if request.method == "POST" and not self.carried else 200
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of that answer: when to come back, if `put_off` has something to say."""
+        """The headers of that answer: Retry-After if `put_off` was called."""
         return {"Retry-After": str(self._later.retry_after)} if self._later else {}
 
     def put_off(self, later: TryLater) -> None:
-        """Says in the form to come back later, so that nothing typed is lost."""
+        """Show the error on the form, which keeps its fields. Sets `status` and `headers`."""
         self._later = later
         self.refuse(str(later))
 
     @contextmanager
     def patience(self) -> Iterator[None]:
-        """Puts the form off for what asks for it inside."""
+        """Call `put_off` with a TryLater that is raised in the block, and suppress it."""
         try:
             yield
         except TryLater as later:
             self.put_off(later)
 
     def refuse(self, message: str, field: str | None = None, *, status: int = 422) -> None:
-        """Adds what only the domain could know, such as that a name is taken."""
+        """Add an error that only the models could find, such as a username that is taken.
+
+        The error belongs to the named field or, without one, to the form. Sets `status`.
+        """
         self._refused = status
         if field is None:
             self.form_errors.append(message)
@@ -96,9 +106,9 @@ class Form(wtforms.Form):
 
 
 def at_most(field: wtforms.Field) -> int | None:
-    """Return how many characters the field takes; None for passwords, which have their own bound.
+    """Return the maximum length of the field in characters: that of its Length validator, or 256.
 
-    That is what its Length says, else 256.
+    None for passwords, whose length the password policy limits.
     """
     if isinstance(field, wtforms.PasswordField):
         return None
@@ -111,7 +121,7 @@ def _length(field: wtforms.Field) -> Length | None:
 
 
 def _too_long(field: wtforms.Field, most: int) -> Callable[[wtforms.Form, wtforms.Field], None]:
-    """The one check of a field whose text is too long. It costs nothing."""
+    """Return a validator that rejects every value with the message of the Length validator."""
     length = _length(field)
     message = (length and length.message) or f"Use at most {most:,} characters."
 
@@ -122,20 +132,18 @@ def _too_long(field: wtforms.Field, most: int) -> Callable[[wtforms.Form, wtform
 
 
 def tidy(text: str | None) -> str | None:
-    """Names without the spaces around them."""
+    """Return the text without surrounding white space."""
     return text.strip() if text else text
 
 
 def digits(text: str | None) -> str | None:
-    """A code as `plain_code` reads it. A text that is longer than any code stays as it is."""
+    """Return a code as `validation.plain_code` does. A text longer than 256 characters is returned
+    unchanged."""
     return plain_code(text) if text and len(text) <= LONGEST else text
 
 
 class Checked:
-    """A validator that applies a rule of `quartapp.validation`, as commands and imports do.
-
-    The field then holds the form in which the text is stored.
-    """
+    """Validator that calls a function of `quartapp.validation` and stores what it returns."""
 
     def __init__(self, check: Callable[[str], str]) -> None:
         self.check = check

@@ -1,4 +1,4 @@
-"""Second factors: setting up an authenticator app, and showing one at the sign-in."""
+"""Forms for setting up an authenticator app and for the second step of a sign-in."""
 
 from wtforms import StringField
 from wtforms.validators import DataRequired, Length, Regexp
@@ -9,11 +9,11 @@ from quartapp.forms.base import Form, digits, tidy
 class AppCodeForm(Form):
     code = StringField(
         "Code",
-        description="Six digits, from the app.",
+        description="The six-digit code from the app.",
         filters=[digits],
         validators=[
-            DataRequired("Type the code that the app shows."),
-            Regexp(r"\A[0-9]{6}\Z", message="The app shows six digits."),
+            DataRequired("Enter the code that the app shows."),
+            Regexp(r"\A[0-9]{6}\Z", message="The code has six digits."),
         ],
     )
 
@@ -21,10 +21,10 @@ class AppCodeForm(Form):
 class FactorForm(Form):
     code = StringField(
         "Code",
-        description="The six digits of your authenticator app, or one of your recovery codes.",
+        description="The six-digit code from your authenticator app, or a recovery code.",
         filters=[tidy],
         validators=[
-            DataRequired("Type a code."),
-            Length(max=64, message="No code is that long."),
+            DataRequired("Enter a code."),
+            Length(max=64, message="A code has at most 64 characters."),
         ],
     )

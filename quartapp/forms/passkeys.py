@@ -1,11 +1,11 @@
-"""Passkeys: adding, naming and showing them. A script fills in what the browser has to say."""
+"""Forms for adding, renaming and using passkeys. passkeys.js fills in the `credential` fields."""
 
 from wtforms import BooleanField, HiddenField, StringField
 from wtforms.validators import DataRequired, Length
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
 
-# What a browser has to say of a passkey, with a certificate of its maker, in base64.
+# Characters of a credential as JSON; an attestation with certificates is the longest part.
 LONGEST_CREDENTIAL = 32 * 1024
 
 
@@ -13,9 +13,9 @@ def name_field() -> StringField:
     return StringField(
         "Name",
         filters=[tidy],
-        description="By which you tell it from your others.",
+        description="For example, the device on which you store the passkey.",
         validators=[
-            DataRequired("A passkey needs a name."),
+            DataRequired("Enter a name."),
             Length(max=60, message="A name has at most 60 characters."),
             printable,
             bidi_free,

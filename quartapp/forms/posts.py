@@ -1,4 +1,4 @@
-"""Writing: posts and comments."""
+"""Forms for posts and comments."""
 
 from wtforms import StringField, TextAreaField
 from wtforms.validators import DataRequired, Length
@@ -11,7 +11,7 @@ class PostForm(Form):
         "Title",
         filters=[tidy],
         validators=[
-            DataRequired("A post needs a title."),
+            DataRequired("Enter a title."),
             Length(max=200, message="A title has at most 200 characters."),
             printable,
             bidi_free,
@@ -21,7 +21,7 @@ class PostForm(Form):
         "Text",
         filters=[tidy],
         validators=[
-            DataRequired("A post needs some text."),
+            DataRequired("Enter the text of the post."),
             Length(max=20_000, message="A post has at most 20,000 characters."),
             printable,
         ],
@@ -33,7 +33,7 @@ class CommentForm(Form):
         "Your comment",
         filters=[tidy],
         validators=[
-            DataRequired("A comment needs some text."),
+            DataRequired("Enter a comment."),
             Length(max=4_000, message="A comment has at most 4,000 characters."),
             printable,
         ],

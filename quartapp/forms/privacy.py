@@ -1,4 +1,4 @@
-"""Leaving: one's own account, or that of somebody else."""
+"""The form for deleting an account."""
 
 from wtforms import RadioField, StringField, ValidationError
 from wtforms.validators import DataRequired
@@ -9,18 +9,18 @@ KEEP, REMOVE = "keep", "remove"
 
 
 class DeleteForm(Form):
-    """Deletes the account of whoever it is asked to `expect`."""
+    """Deleting an account. Call `expect` with its username first: the user must enter the same."""
 
     username = StringField(
         "Username",
         filters=[tidy],
-        validators=[DataRequired("Type the username, so that nothing is deleted by mistake.")],
+        validators=[DataRequired("Enter the username to confirm.")],
     )
     posts = RadioField(
         "Posts and comments",
         choices={
-            KEEP: "Keep them, as by a deleted user",
-            REMOVE: "Remove them, with what others said below the posts",
+            KEEP: "Keep them, shown as written by a deleted user",
+            REMOVE: "Delete them, including the comments of others on the posts",
         },
         default=KEEP,
     )
@@ -31,7 +31,7 @@ class DeleteForm(Form):
 
     def validate_username(self, field: StringField) -> None:
         if field.data != self._expected:
-            raise ValidationError(f"Type {self._expected}, exactly so.")
+            raise ValidationError(f"Enter {self._expected} exactly as shown.")
 
     @property
     def with_posts(self) -> bool:

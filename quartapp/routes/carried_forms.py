@@ -138,7 +138,7 @@ async def filled_form() -> Any:
     except Forbidden as error:
         reason = f"You no longer have the permission to {LABELS[error.permission].lower()}."
     except (Unconfirmed, HTTPException):
-        reason = "The page that it belongs to is no longer there, or no longer yours to change."
+        reason = "Its page no longer exists, or you can no longer change it."
     texts = [value for _, value in fields if value.strip()]
     return await render_template("carried.html", reason=reason, texts=texts), 422
 

@@ -49,18 +49,21 @@ from quartapp.routes.sessions import reauthentication
 from quartapp.routes.sessions.sign_in import AccountClosed, AccountShut, MustVerify
 
 TEXTS = {
-    400: ("This request makes no sense", "Go back and try again."),
-    403: ("Not allowed", "You may not do this."),
-    404: ("Nothing here", "There is no such page, or it was removed."),
-    405: ("Not like this", "This page cannot be used in this way."),
-    408: ("Too slow", "The request took too long to arrive. Try again."),
-    413: ("Too much", "This is more than can be taken at once."),
-    429: ("Too many", "Wait a little, and try again."),
-    500: ("Something broke", "It was our fault, and it was written down. Try again later."),
-    503: ("Busy", "Too much is going on right now. Try again in a moment."),
+    400: ("Bad request", "The server could not understand this request. Go back and try again."),
+    403: ("Not allowed", "You do not have permission to do this."),
+    404: ("Page not found", "This page does not exist or was deleted. Check the address."),
+    405: ("Method not allowed", "This address does not accept this kind of request."),
+    408: ("Request timed out", "The request took too long to arrive. Try again."),
+    413: ("Request too large", "Send less data at once."),
+    429: ("Too many requests", "Wait a moment, then try again."),
+    500: (
+        "Something went wrong",
+        "This is an error of the site, and it was logged. Try again later.",
+    ),
+    503: ("Service busy", "There are too many requests right now. Try again in a moment."),
 }
 FACTORS = "/account/factors"
-AWAY = ("The database is away", "Nothing was changed that we could confirm. Try again in a moment.")
+AWAY = ("Database unavailable", "No change could be confirmed. Try again in a moment.")
 
 
 def init_app(app: Quart) -> None:
@@ -120,8 +123,8 @@ async def _sign_in_again(ended: Ended) -> Any:
     page = await carried_forms.sign_in_page(ended, query=f"?{target.partition('?')[2]}")
     if page is None:
         await flash(
-            "Your session had ended before this was sent, so nothing was changed. Sign in, and "
-            "try again.",
+            "Your session ended before you sent this, so nothing was changed. Sign in and try "
+            "again.",
             "warning",
         )
     return page or redirect(target, 302)
@@ -171,7 +174,9 @@ async def factor_first(error: Forbidden) -> Any:
 
 async def cross_site(_: CrossSite) -> Any:
     log.warning("malicious_csrf", path=_route(), origin=request.headers.get("Origin"))
-    return await _page(403, "Not from here", "Another site sent this request. Nothing was done.")
+    return await _page(
+        403, "Request blocked", "Another site sent this request. Nothing was changed."
+    )
 
 
 async def old_page(error: Stale) -> Any:
@@ -184,7 +189,8 @@ async def old_page(error: Stale) -> Any:
             return page
     if not error.ours:
         log.warning("malicious_csrf", path=_route(), origin=None)
-        return await _page(403, "Not from here", "This form was not one of ours, or is too old.")
+        detail = "This form has expired or is not from this site. Reload the page and try again."
+        return await _page(403, "Request blocked", detail)
     page = await render_template(
         "resend.html", no_cookies=not request.cookies, **await _to_send_again("code")
     )
@@ -232,7 +238,7 @@ async def refused(error: DomainError) -> Any:
     status = status_of(error)
     if not has_websocket_context() and (page := await refusals.answer(str(error))):
         return page, status
-    return await _page(status, "That cannot be done", str(error))
+    return await _page(status, "This cannot be done", str(error))
 
 
 def status_of(error: DomainError) -> int:
@@ -298,12 +304,12 @@ def write_down(what: Any) -> None:
 async def broken(_: Exception) -> Any:
     """The last resort. Says nothing of what happened; the log does."""
     if has_websocket_context():
-        return "Something broke.\n", 500
+        return "Something went wrong.\n", 500
     try:
         return await _page(500, *TEXTS[500])
     except Exception:
         log.exception("error_page_failed")
-        return "Something broke.\n", 500, {"Content-Type": "text/plain; charset=utf-8"}
+        return "Something went wrong.\n", 500, {"Content-Type": "text/plain; charset=utf-8"}
 
 
 async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:

@@ -100,7 +100,7 @@ async def sign_in(page: Page, username: str) -> None:
     """Signs in, on the sign-in page that is open or else on a new one."""
     if "/login" not in page.url:
         await page.goto("/login")
-    await page.get_by_label("Username or e-mail address").fill(username)
+    await page.get_by_label("Username or email address").fill(username)
     await page.get_by_label("Password").fill(PASSWORD)
     await submit(page)
     await page.wait_for_url(lambda url: "/login" not in url)
@@ -117,7 +117,7 @@ async def fill_account(page: Page, username: str) -> None:
     await page.get_by_label("Username").fill(username)
     await page.get_by_label("Email address").fill(f"{username}@example.org")
     await page.get_by_label("Password", exact=True).fill(PASSWORD)
-    await page.get_by_label("Password again").fill(PASSWORD)
+    await page.get_by_label("Repeat password").fill(PASSWORD)
 
 
 async def submit(page: Page) -> None:

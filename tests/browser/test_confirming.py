@@ -80,7 +80,7 @@ async def test_a_stale_session_confirms_and_what_was_typed_is_done(
     assert [message["type"] for message in live.said].count("session.ended") == 0
     await other.goto("/account")
     await is_live(other)
-    await page.get_by_text("Delete this role").first.click()
+    await page.get_by_text("Delete role").first.click()
     await page.locator(".confirm-box button").click()
     await expect(page.locator(".flash")).to_contain_text("was deleted")
 
@@ -96,11 +96,11 @@ async def test_the_same_without_a_script(
     await page.goto(f"/admin/users/{ada.username}")
     await page.get_by_label("Role", exact=True).select_option("moderator")
     await page.locator(".grant-asks summary").click()
-    await page.get_by_role("button", name="Grant this role").click()
+    await page.get_by_role("button", name="Grant role", exact=True).click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Confirm that it is you")
     await page.get_by_label("Password").fill(PASSWORD)
     await submit(page)
-    await expect(page.locator(".flash")).to_contain_text("now holds the role moderator")
+    await expect(page.locator(".flash")).to_contain_text("now has the role moderator")
     assert page.url.endswith(f"/admin/users/{ada.username}")
 
 
@@ -112,14 +112,14 @@ async def test_too_many_sign_ins_say_when_to_come_back_and_keep_the_name(
     # The first waits are short, and a slow browser sits them out.
     alert = page.get_by_role("alert")
     for _ in range(12):
-        await page.get_by_label("Username or e-mail address").fill(ada.username)
+        await page.get_by_label("Username or email address").fill(ada.username)
         await page.get_by_label("Password").fill("something else altogether")
         async with page.expect_navigation():
             await submit(page)
         if "Try again in" in await alert.inner_text():
             break
     await expect(alert).to_contain_text("Try again in")
-    await expect(page.get_by_label("Username or e-mail address")).to_have_value(ada.username)
+    await expect(page.get_by_label("Username or email address")).to_have_value(ada.username)
     # The owner, whose browser is known, is not concerned.
     await ada.post("/logout")
     await ada.sign_in()

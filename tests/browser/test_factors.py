@@ -16,10 +16,10 @@ from tests.people import Server
 
 async def show_password(page: Page, name: str) -> None:
     await page.goto("/login?next=/account/sessions")
-    await page.get_by_label("Username or e-mail address").fill(name)
+    await page.get_by_label("Username or email address").fill(name)
     await page.get_by_label("Password").fill(PASSWORD)
     await submit(page)
-    await expect(page.get_by_role("heading", name="One more step")).to_be_visible()
+    await expect(page.get_by_role("heading", name="Two-factor authentication")).to_be_visible()
 
 
 async def show_code(page: Page, code: str) -> None:
@@ -41,7 +41,7 @@ async def test_somebody_sets_up_an_app_signs_in_with_it_and_loses_it(
     await register(page, name)
     await page.goto("/account/factors")
     await page.get_by_role("link", name="Set up an app").click()
-    await expect(page.get_by_role("img", name="Picture for the app")).to_be_visible()
+    await expect(page.get_by_role("img", name="QR code")).to_be_visible()
     app = TOTP(await page.locator("#totp-secret").inner_text())
     now = int(time.time())
     await show_code(page, app.at(now + 3600))
@@ -50,8 +50,8 @@ async def test_somebody_sets_up_an_app_signs_in_with_it_and_loses_it(
     codes = await page.locator("#recovery-codes code").all_inner_texts()
     assert len(codes) == 10
     await assert_accessible(page)
-    await page.get_by_role("link", name="I have kept them").click()
-    await expect(page.locator("main")).to_contain_text("10 are left")
+    await page.get_by_role("link", name="I have saved my codes").click()
+    await expect(page.locator("main")).to_contain_text("10 recovery codes left")
 
     await sign_out(page)
     await show_password(page, name)
@@ -66,7 +66,7 @@ async def test_somebody_sets_up_an_app_signs_in_with_it_and_loses_it(
     await show_password(page, name)
     await show_code(page, codes[0].upper())
     await expect(page.locator(".flash-warning")).to_contain_text("recovery code")
-    await expect(page.locator("main")).to_contain_text("9 are left")
-    await page.get_by_text("Remove the app", exact=True).first.click()
-    await page.get_by_role("button", name="Remove the app").click()
+    await expect(page.locator("main")).to_contain_text("9 recovery codes left")
+    await page.get_by_text("Remove app", exact=True).first.click()
+    await page.get_by_role("button", name="Remove app").click()
     await expect(page.get_by_role("link", name="Set up an app")).to_be_visible()

@@ -31,9 +31,9 @@ async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
 
 async def delete(page: Page, name: str) -> None:
     await page.goto("/account")
-    await page.get_by_role("link", name="Delete the account…").click()
+    await page.get_by_role("link", name="Delete account…").click()
     await page.get_by_label("Username").fill(name)
-    await page.get_by_role("button", name="Delete my account").click()
+    await page.get_by_role("button", name="Delete account").click()
 
 
 async def test_somebody_leaves_comes_back_and_leaves_for_good(
@@ -83,7 +83,7 @@ async def test_somebody_leaves_comes_back_and_leaves_for_good(
 
 async def test_somebody_takes_their_data_along(page: Page, name: str) -> None:
     await page.goto("/account")
-    await page.get_by_role("link", name="Take your data with you").click()
+    await page.get_by_role("link", name="Export your data").click()
     async with page.expect_download() as download:
         await page.get_by_role("button", name="Download").click()
     file = await download.value
@@ -115,7 +115,7 @@ async def test_a_stranger_appears_on_the_open_timeline_and_is_thrown_out(
     await newest.locator(".confirm-box button").click()
 
     await page.wait_for_url("**/account/timeline/not-me")
-    await expect(page.locator("main")).to_contain_text("Any other session was ended")
+    await expect(page.locator("main")).to_contain_text("All your other sessions were ended")
     await expect_locked(stranger, "You ended this session from another device.")
     assert "/account/timeline" in await letter(server, name, "new browser")
     await page.goto("/account/timeline")

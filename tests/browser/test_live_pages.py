@@ -39,7 +39,7 @@ async def test_every_tab_of_the_browser_locks_and_no_other_browser(
     await expect(page.locator("#toasts")).to_contain_text("Signed in on another device")
 
     await elsewhere.goto("/account/sessions")
-    await elsewhere.get_by_role("button", name="End the session on").click()
+    await elsewhere.get_by_role("button", name="End session on").click()
 
     for tab in (page, second):
         await expect_locked(tab, "You ended this session from another device.")
@@ -61,11 +61,11 @@ async def test_the_command_line_locks_an_open_page(server: Server, page: Page, n
     await server.run("user", "disable", name)
     await expect_locked(page, "An administrator disabled your account.")
     await page.get_by_role("link", name="Sign in again").click()
-    await page.get_by_label("Username or e-mail address").fill(name)
+    await page.get_by_label("Username or email address").fill(name)
     await page.get_by_label("Password").fill(PASSWORD[::-1])
     await submit(page)
-    await expect(page.get_by_role("alert")).to_contain_text("do not go together")
-    await expect(page.get_by_label("Username or e-mail address")).to_have_value(name)
+    await expect(page.get_by_role("alert")).to_contain_text("Incorrect username or password")
+    await expect(page.get_by_label("Username or email address")).to_have_value(name)
     await page.get_by_label("Password").fill(PASSWORD)
     await submit(page)
     await expect(page.get_by_role("heading", level=1)).to_have_text("You cannot sign in")
@@ -134,7 +134,7 @@ async def test_changing_the_password_keeps_this_browser_and_ends_the_other(
     await page.goto("/account/password")
     await page.get_by_label("Current password").fill(PASSWORD)
     await page.get_by_label("New password", exact=True).fill(PASSWORD[::-1])
-    await page.get_by_label("New password again").fill(PASSWORD[::-1])
+    await page.get_by_label("Repeat new password").fill(PASSWORD[::-1])
     await submit(page)
 
     await expect(page.locator(".flash")).to_contain_text("Your password was changed")
@@ -179,7 +179,7 @@ async def test_what_a_browser_keeps_is_no_secret(server: Server, page: Page, nam
     secret = "an entirely different phrase"
     await page.goto("/account/password")
     await is_live(page)
-    for label in ("Current password", "New password", "New password again"):
+    for label in ("Current password", "New password", "Repeat new password"):
         await page.get_by_label(label, exact=True).fill(secret)
     await server.run("user", "end-sessions", name)
     await expect_locked(page, "An administrator ended your session.")
@@ -215,5 +215,5 @@ async def test_a_refused_form_keeps_what_was_typed_and_names_the_field(page: Pag
     await submit(page)
     title = page.get_by_label("Title")
     await expect(title).to_have_attribute("aria-invalid", "true")
-    await expect(title).to_have_accessible_description("A post needs a title.")
+    await expect(title).to_have_accessible_description("Enter a title.")
     await expect(page.get_by_label("Text")).to_have_value("A text without a title")

@@ -99,7 +99,7 @@ async def test_a_passkey_from_its_making_to_its_end(
 
     await page.get_by_text("Remove").first.click()
     await page.locator(".confirm-box button").click()
-    await expect(page.locator(".flash")).to_contain_text("opens nothing here any more")
+    await expect(page.locator(".flash")).to_contain_text("can no longer be used to sign in")
     await context.clear_cookies()
 
     # The device does not know that, and is refused.
@@ -125,7 +125,7 @@ async def test_an_older_browser_and_the_second_step(
     await context.clear_cookies()
 
     await page.goto("/login?next=/posts")
-    await page.get_by_label("Username or e-mail address").fill(name)
+    await page.get_by_label("Username or email address").fill(name)
     await page.get_by_label("Password").fill("correct horse battery staple")
     await submit(page)
     await page.wait_for_url(lambda url: "/login/factor" in url)
@@ -149,7 +149,7 @@ async def test_where_there_are_no_passkeys_the_pages_say_so(
     await expect(page.get_by_role("button", name="Sign in with a passkey")).to_be_hidden()
     await register(page, f"ada-{secrets.token_hex(4)}")
     await page.goto(HOME)
-    await expect(page.get_by_text("takes JavaScript, which is off here")).to_be_visible()
+    await expect(page.get_by_text("Turn on JavaScript")).to_be_visible()
 
     # An address is no name: there is a link to where they work.
     page = await (await new_browser(server.url)).new_page()

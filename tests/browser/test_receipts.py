@@ -24,8 +24,8 @@ async def test_the_page_follows_an_acknowledgement_that_arrives_late(
     async with network(server.url) as slow, through(slow.url, ada).tab() as tab:
         listening = asyncio.create_task(tab.closed())
         await admin.goto(f"/admin/users/{ada.username}")
-        await admin.locator("summary", has_text="Revoke member").click()
-        revoke = admin.get_by_role("button", name="Revoke", exact=True)
+        await admin.locator("summary", has_text="Revoke role member").click()
+        revoke = admin.get_by_role("button", name="Revoke role", exact=True)
         await expect(revoke).to_be_visible()
         # Only now: the server closes a socket that is silent for four seconds.
         slow.delay = 2.5

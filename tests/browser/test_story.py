@@ -48,9 +48,9 @@ async def test_a_newcomer_makes_the_first_administrator_and_a_revocation_is_seen
         await ada.get_by_label("Title").fill("Half a thought")
         await root.get_by_label("Role", exact=True).select_option("moderator")
         # The role has management permissions, so that the page asks first.
-        await expect(root.get_by_role("button", name="Grant", exact=True)).to_be_hidden()
+        await expect(root.get_by_role("button", name="Grant role", exact=True)).to_be_hidden()
         await root.locator(".grant-asks summary").click()
-        await root.get_by_role("button", name="Grant this role").click()
+        await root.get_by_role("button", name="Grant role", exact=True).click()
         await expect(ada.get_by_role("link", name="Users", exact=True)).to_be_visible()
         await expect(ada.locator("#toasts")).to_contain_text("root gave you the role moderator.")
         await expect(ada.get_by_label("Title")).to_have_value("Half a thought")
@@ -58,8 +58,8 @@ async def test_a_newcomer_makes_the_first_administrator_and_a_revocation_is_seen
 
         # A revocation hangs up: the tab locks, says why and who, and keeps what was typed.
         await ada.get_by_label("Text").fill("A whole one takes longer.")
-        await root.locator("summary", has_text="Revoke moderator").click()
-        await root.get_by_role("button", name="Revoke", exact=True).click()
+        await root.locator("summary", has_text="Revoke role moderator").click()
+        await root.get_by_role("button", name="Revoke role", exact=True).click()
         dialog = ada.get_by_role("alertdialog")
         await expect(dialog).to_be_visible()
         await expect(dialog).to_contain_text("root took a role from you")

@@ -84,9 +84,9 @@ async def test_an_invitation_leaves_at_once_and_a_last_day_is_known_in_pages(
     await until(came)
     day = f"{clock.now():%Y-%m-%d}"
     await server.run("user", "disable", ada.username, "--on", day)
-    assert "Last day" in (await ada.get("/account")).text
+    assert "Expires on" in (await ada.get("/account")).text
     await server.run("user", "enable", ada.username)
-    assert "Last day" not in (await ada.get("/account")).text
+    assert "Expires on" not in (await ada.get("/account")).text
 
 
 async def test_a_refusal_disturbs_nobody(server: Server, ada: Person) -> None:

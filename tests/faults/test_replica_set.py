@@ -217,7 +217,7 @@ async def test_without_a_majority_nothing_is_said_to_be_done(scene: Scene, stop:
             print(f"not confirmed after {took:.1f} s", end=", ")
             for answer in (disabled, left):
                 assert answer.status_code == 503
-                assert "Nothing was changed that we could confirm" in answer.text
+                assert "No change could be confirmed" in answer.text
                 # Whoever is still signed in must be able to try again.
                 assert "set-cookie" not in answer.headers
             assert took < CONFIRMED_SECONDS

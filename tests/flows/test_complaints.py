@@ -229,7 +229,7 @@ async def test_what_was_being_written_survives_a_forced_log_out(
     await page.get_by_label(label).press("End")
     await page.keyboard.type(" and then")
     await done(root.post(f"/admin/users/{name}/sessions/end"))
-    await expect_locked(page, "What you typed here is kept in this tab")
+    await expect_locked(page, "Your unsaved text is kept in this tab")
 
     await page.get_by_role("link", name="Sign in again").click()
     await sign_in(page, name)
@@ -257,7 +257,7 @@ async def test_the_controls_of_an_open_tab_follow_the_role_without_a_reload(
     role = f"reader-{secrets.token_hex(4)}"
     menu = page.get_by_role("navigation", name="Main")
     users = menu.get_by_role("link", name="Users", exact=True)
-    events = menu.get_by_role("link", name="Events", exact=True)
+    events = menu.get_by_role("link", name="Audit log", exact=True)
     await done(root.post("/admin/roles/new", name=role, permissions=["users.read"]))
     await page.goto("/posts/new")
     await is_live(page)

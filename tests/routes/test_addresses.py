@@ -444,7 +444,7 @@ async def test_what_a_change_of_address_can_be_undone_in(town: Town, state: str)
     assert answer.status == {"closed": 303, "disabled": 410, "taken": 422, "late": 410}[state]
     assert ((await the_user("ada")).email == "ada@example.org") is (state == "closed")
     if state == "taken":
-        assert "Another account has the address" in answer.text
+        assert "Another account now uses" in answer.text
         assert (await town.nobody().get(link)).status == 200, "the link is as good as before"
 
 

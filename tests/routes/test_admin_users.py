@@ -64,7 +64,7 @@ async def test_granting_and_revoking_is_seen_by_the_person_at_once(
 ) -> None:
     answer = await root.post("/admin/users/ADA/grants", role="moderator")
     assert (answer.status, answer.location) == (303, "/admin/users/ada")
-    assert "now holds the role moderator" in (await root.get(answer.location)).text
+    assert "now has the role moderator" in (await root.get(answer.location)).text
     me = await ada.me()
     assert me is not None
     assert me["roles"] == ["member", "moderator"]

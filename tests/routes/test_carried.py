@@ -76,7 +76,7 @@ async def test_a_form_is_carried_through_the_second_step(ada: Visitor) -> None:
     await set_up(ada)
     page = await sent_too_late(ada)
     step = await sign_in_on(page, ada)
-    assert (step.status, "One more step" in step.text) == (200, True)
+    assert (step.status, "Two-factor authentication" in step.text) == (200, True)
     wrong = await ada.send(FACTOR, {**step.fields, "code": "000000"})
     assert wrong.status == 422
     shown = await ada.send(FACTOR, {**wrong.fields, "code": ada.codes[0]})

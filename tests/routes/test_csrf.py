@@ -131,7 +131,7 @@ async def test_an_old_page_of_ours_comes_back_with_what_was_typed_and_can_be_sen
 
 async def test_who_keeps_no_cookies_is_told_that_nobody_signs_in_without(nobody: Visitor) -> None:
     sent = {"csrf_token": await nobody.csrf_token(), "login": "ada", "password": "x"}
-    told = "sends no cookies to this site"
+    told = "does not send cookies to this site"
     assert told not in (await nobody.send("/login", {**sent, "csrf_token": "old"})).text
     forgetful = Visitor(nobody.app)
     answer = await forgetful.send("/login", sent)

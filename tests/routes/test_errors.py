@@ -57,7 +57,7 @@ async def test_no_page_of_somebodys_answers_to_the_name_of_a_file(ada: Visitor) 
 async def test_a_page_that_was_used_in_another_way_is_405(ada: Visitor) -> None:
     answer = await ada.get("/logout")
     assert answer.status == 405
-    assert "Not like this" in answer.text
+    assert "Method not allowed" in answer.text
     assert "POST" in answer.headers["Allow"]
 
 
@@ -80,7 +80,7 @@ async def test_a_body_that_does_not_come_to_its_end_is_waited_for_no_longer_than
             await connection.send(b"login=ada&password=")
         answer = await connection.as_response()
         assert answer.status_code == 408
-        assert "Too slow" in await answer.get_data(as_text=True)
+        assert "Request timed out" in await answer.get_data(as_text=True)
     assert await ada.me() is not None
 
 
@@ -159,7 +159,7 @@ async def test_when_the_page_for_failures_fails_too_there_is_still_an_answer(
     monkeypatch.setitem(app.view_functions, "front.home", fail)
     for path in ("/", "/nowhere", "/admin/users"):
         answer = await ada.get(path)
-        assert (answer.status, answer.text) == (500, "Something broke.\n")
+        assert (answer.status, answer.text) == (500, "Something went wrong.\n")
         assert answer.headers["Content-Type"].startswith("text/plain")
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Cache-Control"] == "no-store"

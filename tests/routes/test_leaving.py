@@ -138,7 +138,7 @@ async def test_a_closed_account_waits_as_it_is_until_its_owner_signs_in(
     user = await the_user("ada")
     assert (user.is_open, user.deletes_at) == (False, None)
     assert (await ada.sign_in()).location == "/account/closed"
-    assert "Open my account again" in (await ada.get("/account/closed")).text
+    assert "Reactivate my account" in (await ada.get("/account/closed")).text
     assert (await ada.post("/account/closed")).status == 303
     assert await ada.me()
     assert await town.letters(ada.email, "is closed")

@@ -17,7 +17,7 @@ from tests.routes.conftest import Town, Visitor, documents
 async def test_the_letters_are_listed_and_their_links_can_be_followed(
     town: Town, nobody: Visitor
 ) -> None:
-    assert "No letters yet" in (await nobody.get("/dev/mail")).text
+    assert "No emails yet" in (await nobody.get("/dev/mail")).text
     await nobody.register("ada")
     await town.letters("ada@example.org")
     stranger = town.nobody()

@@ -94,7 +94,7 @@ async def test_the_current_password_is_checked_before_a_new_one_is_scored(
     wrong = {"current_password": "something else", "password": NEW, "confirm": NEW}
     for _ in range(2):
         answer = await ada.post("/account/password", **wrong)
-        assert "not your current password" in answer.error("current_password")
+        assert "Incorrect password" in answer.error("current_password")
     assert scored == []
     answer = await ada.post("/account/password", **{**wrong, "current_password": ada.password})
     assert answer.status == 303

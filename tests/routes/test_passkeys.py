@@ -82,7 +82,7 @@ async def test_several_are_added_named_and_removed(town: Town, ada: Visitor) -> 
     assert first.transports == ["hybrid", "internal"]
     assert (await ada.post(f"{HOME}/{first.id}/rename", name="Old phone")).location == HOME
     assert (await ada.post(f"{HOME}/{second.id}/remove")).location == HOME
-    assert "signs no other device out" in (await ada.get(HOME)).text
+    assert "does not sign out your other devices" in (await ada.get(HOME)).text
     page = await ada.get(HOME)
     assert "<h2>Old phone</h2>" in page.text
     assert "<h2>Key" not in page.text
@@ -110,7 +110,7 @@ async def test_a_name_that_cannot_be_used_comes_back_with_the_reason(ada: Visito
     (passkey,) = await documents("passkeys")
     refused = await ada.post(f"{HOME}/{passkey['_id']}/rename", name="  ")
     assert refused.status == 422
-    assert "A passkey needs a name." in refused.text
+    assert "Enter a name." in refused.text
     assert f'id="name-{passkey["_id"]}"' in refused.text
     assert await documents("passkeys") == [passkey]
 
@@ -174,7 +174,7 @@ async def test_no_passkey_is_made_from_an_answer_that_is_not_quite_right(ada: Vi
     for fault, spoiled in SPOILED.items():
         answer = await add(ada, Authenticator(**spoiled))
         assert answer.status == 422, fault
-        assert "does not fit. Try again." in answer.text
+        assert "was not valid. Try again." in answer.text
     assert await Passkey.count() == 0
     assert await documents("answered") == []
 
@@ -414,7 +414,7 @@ async def test_the_first_one_brings_recovery_codes_and_ends_what_a_password_open
     assert (await add(ada, Authenticator())).location == HOME
     page = await ada.get("/account/factors")
     assert "2 passkeys sign you in" in page.text
-    assert "10 are left" in page.text
+    assert "10 recovery codes left" in page.text
     assert "passkey" in (await ada.get("/account")).text
     root = await town.admin()
     assert "<dd>passkey</dd>" in (await root.get("/admin/users/ada")).text
@@ -435,7 +435,7 @@ async def test_after_the_password_a_passkey_is_the_second_step(
     fields = {"credential": forger.show(asked), "step": "y"}
     refused = await ada.post("/login/passkey?next=/posts", **fields)
     assert (refused.status, REFUSED in refused.text) == (422, True)
-    assert "One more step" in refused.text
+    assert "Two-factor authentication" in refused.text
     assert 'action="/login/factor?next=' in refused.text
 
     fields["credential"] = device.show(await options(ada, "/login/factor/options"))
@@ -528,7 +528,7 @@ async def test_in_development_a_page_at_an_address_says_where_they_work(ada: Vis
     for visitor, path in ((ada, HOME), (ada.another_device(), "/login")):
         page = await visitor.get(f"{path}?next=/posts", headers={"Host": "127.0.0.1:5000"})
         assert f"http://localhost:5000{path}?next=/posts" in page.links
-        assert "Passkeys need a name, and this is an address." in page.text
+        assert "Passkeys need a domain name." in page.text
     app = ada.app.extensions["quartapp"]
     app.settings = app.settings.model_copy(update={"quartapp_env": "production"})
     page = await ada.another_device().get("/login", headers={"Host": "127.0.0.1:5000"})

@@ -15,9 +15,9 @@ from quartapp.policy import Permission
 from tests.routes.conftest import Answer, Town, Visitor, role_named, the_user
 
 ACTIONS = {
-    "grants/member/revoke": ("and was signed out", "There was no active session."),
-    "disable": ("and was signed out", "There was no active session."),
-    "sessions/end": ("Sessions of ada ended: 1.", "ada had no active session."),
+    "grants/member/revoke": ("and was signed out", "There were no active sessions."),
+    "disable": ("and was signed out", "There were no active sessions."),
+    "sessions/end": ("Sessions of ada ended: 1.", "ada had no active sessions."),
 }
 
 
@@ -54,7 +54,7 @@ async def test_the_second_to_end_a_session_is_told_that_it_had_ended(town: Town)
     await other.sign_in()
     me = await other.me()
     assert me is not None
-    for words in ("was signed out.", "had ended already."):
+    for words in ("was signed out.", "had already ended."):
         answer = await ada.post(f"/account/sessions/{me['session']}/end")
         assert words in (await ada.get(answer.location)).text
 

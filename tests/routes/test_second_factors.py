@@ -184,7 +184,7 @@ async def test_after_the_password_there_is_no_session_until_the_code_is_right(
     assert await ada.me() is None
     assert (await ada.get("/account")).status == 302
     page = await ada.get(STEP)
-    assert "One more step" in page.text
+    assert "Two-factor authentication" in page.text
     wait(30)
     for wrong in ("", "000000", "abcd-efgh", "x" * 65, "$ne"):
         answer = await ada.post(STEP, code=wrong)
@@ -368,7 +368,7 @@ async def test_a_recovery_code_signs_in_once_warns_and_is_told(town: Town, ada: 
     assert (answer.status, answer.location) == (303, FACTORS)
     page = await ada.get(FACTORS)
     assert 'class="flash flash-warning"' in page.text
-    assert "9 are left" in page.text
+    assert "9 recovery codes left" in page.text
     assert "Left: 9." in (await ada.get("/account/notices")).text
     (letter,) = await town.letters(ada.email, "recovery code was used")
     assert "Codes left: 9" in letter
@@ -381,10 +381,10 @@ async def test_removing_the_app_is_told_and_a_password_is_enough_again(
 ) -> None:
     await set_up(ada)
     assert (await ada.post(f"{TOTP}/remove")).location == FACTORS
-    assert "signs no other device out" in (await ada.get(FACTORS)).text
+    assert "does not sign out your other devices" in (await ada.get(FACTORS)).text
     (letter,) = await town.letters(ada.email, "factor was removed")
     assert "authenticator app" in letter
-    assert "You have none" in (await ada.get(CODES)).text
+    assert "You have no recovery codes" in (await ada.get(CODES)).text
     await ada.post("/logout")
     assert (await ada.sign_in()).location == "/"
     assert await ada.me()

@@ -462,4 +462,4 @@ async def test_an_invitation_is_a_duplicate_once_its_address_was_verified(
     ada = await newcomer(town)
     await ada.post("/verify", code=code_in(await mail_to(town, ada.email)))
     gone = await town.nobody().get(link)
-    assert (gone.status, "You have an account already" in gone.text) == (410, True)
+    assert (gone.status, "You already have an account" in gone.text) == (410, True)

@@ -65,9 +65,9 @@ async def grant(username: str) -> Any:
     log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
     await settle()
     if granted:
-        await flash(f"{person.username} now holds the role {role.name}.", "success")
+        await flash(f"{person.username} now has the role {role.name}.", "success")
     else:
-        await flash(f"{person.username} holds the role {role.name} already.", "info")
+        await flash(f"{person.username} already has the role {role.name}.", "info")
     return see_other(home(person))
 
 
@@ -83,10 +83,10 @@ async def revoke(username: str, role_name: str) -> Any:
     log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
     await settle(event)
     if event:
-        words = f"{person.username} no longer holds the role {role.name}{_signed_out(event)}."
+        words = f"{person.username} no longer has the role {role.name}{_signed_out(event)}."
         await flash_receipt(words, event)
     else:
-        await flash(f"{person.username} did not hold the role {role.name}.", "info")
+        await flash(f"{person.username} did not have the role {role.name}.", "info")
     return see_other(home(person))
 
 
@@ -103,7 +103,7 @@ async def end_sessions(username: str) -> Any:
         words = f"Sessions of {person.username} ended: {event.details['count']}."
         await flash_receipt(words, event)
     else:
-        await flash(f"{person.username} had no active session.", "info")
+        await flash(f"{person.username} had no active sessions.", "info")
     return see_other(home(person))
 
 
@@ -122,7 +122,7 @@ async def disable(username: str) -> Any:
         words = f"The account of {person.username} is disabled{_signed_out(event)}."
         await flash_receipt(words, event)
     else:
-        await flash(f"The account of {person.username} is disabled already.", "info")
+        await flash(f"The account of {person.username} is already disabled.", "info")
     return see_other(home(person))
 
 
@@ -140,7 +140,7 @@ async def enable(username: str) -> Any:
         log.info("user_enabled", user=person.username, by=current_user.username)
         await flash(f"The account of {person.username} is enabled.", "success")
     else:
-        await flash("Nothing had to be changed.", "info")
+        await flash("Nothing was changed.", "info")
     return see_other(home(person))
 
 
@@ -157,9 +157,9 @@ async def set_last_day(username: str) -> Any:
     day, by = form.date.data, current_user.actor
     if day is None:
         event = await account_expiry.lift(person, by=by)
-        words = f"{person.username} has no last day any more."
+        words = f"The account of {person.username} no longer expires."
     elif not account_expiry.is_possible(day):
-        form.refuse("A last day is today or within the next ten years.", "date")
+        form.refuse("Enter a date from today up to ten years ahead.", "date")
         return await _page(person, leave=form)
     else:
         try:
@@ -167,13 +167,13 @@ async def set_last_day(username: str) -> Any:
         except LastAdministrator as error:
             form.refuse(str(error), "date")
             return await _page(person, leave=form)
-        words = f"The account of {person.username} will be disabled when {day} is over."
+        words = f"The account of {person.username} expires at the end of {day} (UTC)."
     await settle()
     if event:
         log.info("user_updated", user=person.username, last_day=str(day or ""), by=by.username)
         await flash(words, "success")
     else:
-        await flash("Nothing had to be changed.", "info")
+        await flash("Nothing was changed.", "info")
     return see_other(home(person))
 
 
@@ -188,7 +188,7 @@ async def reset_factors(username: str) -> Any:
     await settle(event)
     if event:
         log.info("user_updated", user=person.username, reset="factors", by=current_user.username)
-        words = f"{person.username} has no second factor any more{_signed_out(event)}."
+        words = f"{person.username} no longer has second factors{_signed_out(event)}."
         await flash_receipt(words, event)
     else:
         await flash(f"{person.username} had no second factor.", "info")
@@ -196,8 +196,8 @@ async def reset_factors(username: str) -> Any:
 
 
 def _signed_out(event: Event) -> str:
-    """How a sentence ends that says what the event has done to a user."""
-    return ", and was signed out" if event.ended_sessions else ". There was no active session"
+    """The end of a sentence about the user: whether the event ended sessions of theirs."""
+    return " and was signed out" if event.ended_sessions else ". There were no active sessions"
 
 
 async def find(username: str) -> User:

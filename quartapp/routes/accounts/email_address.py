@@ -47,7 +47,7 @@ async def change() -> Any:
         if form.posted:
             email = form.email.data or ""
             if email == user.email and user.verified:
-                form.refuse("This is your address already.", "email")
+                form.refuse("This is already your email address.", "email")
             else:
                 await _count(email, user)
                 try:
@@ -81,7 +81,7 @@ async def show_change() -> Any:
 async def keep() -> Any:
     """Takes back the wish for another address."""
     await email_address.forget(await me())
-    await flash("Your address stays as it is.", "info")
+    await flash("The change was cancelled. Your email address stays the same.", "info")
     return see_other("/account")
 
 
@@ -118,7 +118,7 @@ async def _nothing_to_verify() -> Any:
         raise Unauthorized
     stop_verifying()
     await flash(
-        "Your registration was replaced by a later one, or it expired. If you cannot sign in, "
+        "Your registration has expired or was replaced by a later one. If you cannot sign in, "
         "register again.",
         "info",
     )
@@ -237,7 +237,7 @@ async def undo(token: str) -> Any:
         except TokenSpent:
             return await render_template("account/undo_gone.html"), 410
         except Taken:
-            form.refuse(f"Another account has the address {email} by now. Ask an administrator.")
+            form.refuse(f"Another account now uses {email}. Contact an administrator.")
         else:
             reach = await settle(event)
             log.warning("address_restored", user=user.username)

@@ -49,8 +49,8 @@ async def register() -> Any:
             # Where verification is required, this leads to the page that asks for the code.
             await sign_in(user, remember=False)
             await flash(
-                f"Welcome. Your account is ready. We sent an email to {user.email}: verify your "
-                "address with it.",
+                "Welcome. Your account is ready. To verify your email address, open the email that "
+                f"we sent to {user.email}.",
                 "success",
             )
             return see_other("/")
@@ -94,7 +94,7 @@ async def login() -> Any:
             if user := await _found(form.login.data or "", form.password.data or ""):
                 return await let_in(user, remember=bool(form.remember.data), then=next_page())
             log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
-            form.refuse("This username or address and this password do not go together.")
+            form.refuse("Incorrect username or password.")
     return await sign_in_page(form)
 
 
@@ -234,7 +234,7 @@ async def setup(token: str) -> Any:
                 return await render_template("accounts/setup_gone.html"), 410
             else:
                 await sign_in(user, remember=False)
-                await flash("You are the administrator. Welcome.", "success")
+                await flash("Welcome. Your account is the first administrator.", "success")
                 return see_other("/admin/users")
     return await render_template("accounts/setup.html", form=form), form.status, form.headers
 

@@ -29,7 +29,7 @@ async def change() -> Any:
             # First, because it is counted: nobody else has passwords scored here.
             if not await _fits(form.current_password.data or "", user):
                 log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
-                form.refuse("This is not your current password.", "current_password")
+                form.refuse("Incorrect password.", "current_password")
             elif await is_accepted(form, user.username, user.email):
                 return await _change(user, form.password.data or "")
     page = await render_template(
@@ -59,7 +59,7 @@ async def _change(user: User, password: str) -> Any:
     else:
         # Somebody ended this session meanwhile: the password is changed all the same.
         logout_user()
-    await flash("Your password was changed. Any other session has ended.", "success")
+    await flash("Your password was changed. All your other sessions have ended.", "success")
     return see_other(AFTER_STRANGER if _after_stranger() else "/account")
 
 

@@ -47,7 +47,7 @@ async def app() -> Any:
     """Sets up an authenticator app. What it is to share with us waits in the visitor's cookie."""
     user = await me()
     if user.totp is not None:
-        await flash("Your authenticator app is set up already.", "info")
+        await flash("You have already set up an authenticator app.", "info")
         return see_other(with_next("/account/factors"))
     secret = _offered()
     form = await AppCodeForm.from_request()
@@ -119,7 +119,7 @@ async def codes() -> str:
 async def make_codes() -> Any:
     user = await me()
     if not user.factors:
-        await flash("Recovery codes are made when you set up a second factor.", "info")
+        await flash("Set up a second factor first. You then receive recovery codes.", "info")
         return see_other("/account/factors")
     await count_change()
     made = await recovery_codes.renew(user, by=current_user.actor)
@@ -143,7 +143,7 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
     if not enrolled.codes:
         await flash(words, "success")
         return see_other(with_next(home))
-    words = f"{words} From now on a password alone does not sign you in."
+    words = f"{words} Your password alone no longer signs you in."
     await flash_receipt(words, enrolled.event)
     return _show_codes(enrolled.codes)
 

@@ -40,7 +40,7 @@ from quartapp.security.webauthn import Refused
 blueprint = Blueprint("passkeys", __name__)
 
 HOME = "/account/factors/passkeys"
-NOT_ACCEPTED = "This passkey was not accepted. Try it again, or another way."
+NOT_ACCEPTED = "This passkey was not accepted. Try again, or sign in another way."
 
 
 # ---- one's own
@@ -76,7 +76,7 @@ async def mine() -> Any:
             except Refused as refused:
                 log.warning("passkey_not_added", user=current_user.username, why=str(refused))
                 form.refuse(
-                    "This took too long, or what your browser sent does not fit. Try again."
+                    "The passkey was not added. The request expired or was not valid. Try again."
                 )
             else:
                 words = f"The passkey “{form.name.data}” was added."
@@ -112,7 +112,7 @@ async def rename(passkey_id: str) -> Any:
         return await _page(AddForm(data={"name": auth.device()[:60]}), renaming=(passkey, form))
     await pages.count_change()
     await passkey.rename(form.name.data or "", by=current_user.actor)
-    await flash(f"The passkey is called “{form.name.data}” now.", "success")
+    await flash(f"The passkey was renamed to “{form.name.data}”.", "success")
     return see_other(HOME)
 
 
@@ -128,8 +128,8 @@ async def remove(passkey_id: str) -> Any:
     if event:
         log.info("user_updated", user=user.username, removed="passkey")
     await flash(
-        f"The passkey “{passkey.name}” opens nothing here any more. You can delete it from "
-        "the device that keeps it, too.",
+        f"The passkey “{passkey.name}” was removed. It can no longer be used to sign in. You can "
+        "also delete it from your device.",
         "success",
     )
     return see_other(HOME)

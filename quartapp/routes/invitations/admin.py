@@ -35,7 +35,7 @@ async def index() -> Any:
     await _offer(form)
     with form.patience():
         if form.posted and await _invite(form):
-            await flash(f"A letter to {form.email.data} is on its way.", "success")
+            await flash(f"An invitation to {form.email.data} is on its way.", "success")
             return see_other(HOME)
     return await _page(form)
 
@@ -56,9 +56,11 @@ async def withdraw(invitation_id: str) -> Any:
     found = await _find(invitation_id)
     if await found.withdraw(by=current_user.actor):
         log.info("invitation_withdrawn", invitation=str(found.id), by=current_user.username)
-        await flash(f"The invitation to {found.email} is withdrawn. Its link is dead.", "success")
+        await flash(
+            f"The invitation to {found.email} was withdrawn. Its link no longer works.", "success"
+        )
     else:
-        await flash(f"The invitation to {found.email} was not open any more.", "info")
+        await flash(f"The invitation to {found.email} was no longer pending.", "info")
     return see_other(HOME)
 
 
@@ -80,10 +82,10 @@ async def send_again(invitation_id: str) -> Any:
     if sent:
         log.info("user_invited", invitation=str(found.id), by=current_user.username)
         await flash(
-            f"Another email to {found.email} is on its way. Older links are dead.", "success"
+            f"Another email to {found.email} is on its way. Older links no longer work.", "success"
         )
     else:
-        await flash(f"The invitation to {found.email} was not open any more.", "info")
+        await flash(f"The invitation to {found.email} was no longer pending.", "info")
     return see_other(HOME)
 
 

@@ -37,8 +37,8 @@ async def delete() -> Any:
             form.refuse(str(last))
         else:
             return await _leave(
-                f"Your account is closed, and will be deleted on {clock.in_full(until)}. Sign in "
-                "before then if you want to keep it."
+                f"Your account will be permanently deleted on {clock.in_full(until)}. To keep it, "
+                "sign in before then."
             )
     page = await render_template("account/delete.html", form=form, user=user, until=until)
     return page, form.status
@@ -50,7 +50,7 @@ async def delete() -> Any:
 @fresh_login_required
 async def deactivate() -> Any:
     await (await me()).close(by=current_user.actor)
-    return await _leave("Your account is closed. To open it again, sign in.")
+    return await _leave("Your account is deactivated. To reactivate it, sign in.")
 
 
 @blueprint.route("/account/closed", methods=["GET", "POST"])
@@ -72,7 +72,7 @@ async def closed() -> Any:
         log.info("user_restored", user=user.username, by=user.username)
         factor = noted.get("factor")
         await sign_in(user, remember=bool(noted.get("remember")), factor=factor and Factor(factor))
-        await flash("Welcome back. Your account is open again.", "success")
+        await flash("Welcome back. Your account is active again.", "success")
         return see_other("/account")
     return await render_template("account/closed.html", form=form, user=user)
 

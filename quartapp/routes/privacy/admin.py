@@ -56,9 +56,9 @@ async def restore(username: str) -> Any:
     await settle()
     if restored:
         log.info("user_restored", user=person.username, by=current_user.username)
-        await flash(f"The account of {person.username} is kept.", "success")
+        await flash(f"The account of {person.username} was restored.", "success")
     else:
-        await flash(f"The account of {person.username} was not closed, or it is too late.", "info")
+        await flash(f"The account of {person.username} cannot be restored now.", "info")
     return see_other(home(person))
 
 
@@ -68,8 +68,8 @@ async def _closed(person: User, event: Event | None) -> Any:
     await settle(event)
     if event and person.deletes_at:
         until = clock.in_full(person.deletes_at)
-        words = f"The account of {person.username} is closed, and will be deleted on {until}."
+        words = f"The account of {person.username} will be permanently deleted on {until}."
         await flash_receipt(words, event)
     else:
-        await flash(f"The account of {person.username} will be deleted before that.", "info")
+        await flash(f"The account of {person.username} will be deleted before that date.", "info")
     return see_other(home(person))

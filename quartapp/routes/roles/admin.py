@@ -82,7 +82,7 @@ async def edit(name: str) -> Any:
             form.refuse(str(refused), status=status_of(refused))
         else:
             await settle()
-            await flash(f"The role {name} was changed, in every open page too.", "success")
+            await flash(f"The role {name} was changed, also on all open pages.", "success")
             return see_other("/admin/roles")
     return await _page(form, role)
 
@@ -103,7 +103,7 @@ async def delete(name: str) -> Any:
     event = await role.remove(by=current_user.actor)
     await settle(event)
     holders = event.details["holders"] if event else 0
-    await flash_receipt(f"The role {role.name} was deleted; {holders} held it.", event)
+    await flash_receipt(f"The role {role.name} was deleted. Users who had it: {holders}.", event)
     return see_other("/admin/roles")
 
 

@@ -43,7 +43,7 @@ async def end(session_id: str) -> Any:
     if event:
         await flash_receipt(f"{session.device} was signed out.", event)
     else:
-        await flash(f"The session on {session.device} had ended already.", "info")
+        await flash(f"The session on {session.device} had already ended.", "info")
     return see_other("/account/sessions")
 
 
@@ -58,7 +58,7 @@ async def end_others() -> Any:
     )
     await settle(event)
     if event:
-        await flash_receipt(f"Sessions signed out: {event.details['count']}.", event)
+        await flash_receipt(f"Sessions ended: {event.details['count']}.", event)
     else:
-        await flash("There were no others.", "info")
+        await flash("You have no other active sessions.", "info")
     return see_other("/account/sessions")

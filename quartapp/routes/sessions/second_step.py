@@ -52,7 +52,9 @@ async def start_over() -> Any:
     """Lead to the sign-in page: the password was shown too long ago, or for another sign-in."""
     if await carried_forms.field():
         return await sign_in_page(LoginForm())
-    await flash("Sign in from the start: the second step waits for ten minutes.", "info")
+    await flash(
+        "The sign-in has expired. Sign in again and enter the code within 10 minutes.", "info"
+    )
     return see_other(with_next("/login"))
 
 
@@ -60,8 +62,8 @@ async def _welcome(factor: Factor) -> Any:
     if factor is not Factor.RECOVERY_CODE:
         return await go_on(next_page())
     await flash(
-        "You signed in with a recovery code, which is used up now. If you have lost your "
-        "authenticator app, remove it here and set it up anew.",
+        "You signed in with a recovery code, which cannot be used again. If you have lost your "
+        "authenticator app, remove it here and set it up again.",
         "warning",
     )
     return await go_on(with_next("/account/factors"))
