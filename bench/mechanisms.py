@@ -58,11 +58,6 @@ def without_plain_templates() -> None:
     templating.Environment.template_class = jinja2.Template
 
 
-def without_cookie_cache() -> None:
-    """The signature of the session cookie checked with each request."""
-    auth.Extension._checked = QuartAuth.load_token  # type: ignore[assignment]
-
-
 def without_coroutine_context() -> None:
     """Quart-Auth's template context as a plain function, which Quart runs in a thread."""
     auth.Extension._template_context = QuartAuth._template_context  # type: ignore[method-assign]
@@ -148,7 +143,6 @@ WITH: Variant = ({}, NOTHING)
 FAST_PATH: Variant = ({"FAST_PATH": "off"}, NOTHING)
 PAGE: dict[str, Variant] = {
     "plain templates": ({}, without_plain_templates),
-    "cookie cache": ({}, without_cookie_cache),
     "coroutine context": ({}, without_coroutine_context),
     "uvloop": ({}, without_uvloop),
     "single idle task": ({}, without_single_idle_task),

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import cache, lru_cache, wraps
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from itsdangerous import URLSafeTimedSerializer
@@ -49,8 +49,6 @@ KNOWN_FOR = 365 * 86400
 LONGEST_VISIT = 3500
 # Where Quart's session keeps the messages for the next page.
 _FLASHES = "_flashes"
-# A signed token of ours has some 160 characters.
-LONGEST_SIGNED = 256
 # The fields in which a page of confirmation sends the password and a code, beside those that were
 # sent before: no form behind it has fields of these names.
 PASSWORD, CODE = "password", "factor_code"
@@ -273,12 +271,6 @@ def who() -> CurrentUser:
 
 class Extension(QuartAuth):
     """Quart-Auth, but for what would cost each request more than it has to."""
-
-    def load_token(self, token: str, app: Quart | None = None) -> str | None:
-        """A session's cookie comes with each of its requests: its signature is checked once."""
-        return self._checked(token, app) if len(token) <= LONGEST_SIGNED else None
-
-    _checked = lru_cache(maxsize=10_000)(QuartAuth.load_token)
 
     def load_user(self) -> AuthUser:
         """Asked for several times in each request: theirs makes a nobody each time, in case."""

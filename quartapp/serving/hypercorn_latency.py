@@ -173,10 +173,12 @@ class DirectChannelStream(WebSocketStream):
     _writer: asyncio.StreamWriter
     _teardown: TeardownScheduler
     _on_message: Callable[[str | bytes], None] | None = None
+    _in_use = False
 
     def send_end_notice(self, text: str, on_message: Callable[[str | bytes], None]) -> None:
         if self.closed:
             return
+        self._in_use = True
         self._on_message = on_message
         self._teardown.postpone()
         self._write(TextMessage(data=text))
@@ -184,6 +186,7 @@ class DirectChannelStream(WebSocketStream):
     def close(self, code: int, reason: str, *, listen: float = 0.0) -> None:
         if self.closed:
             return
+        self._in_use = True
         if self.state is not ASGIWebsocketState.CLOSED:
             self._teardown.postpone()
             self._write(CloseConnection(code=code, reason=reason))
@@ -218,12 +221,10 @@ class DirectChannelStream(WebSocketStream):
                 self.scope["extensions"][DIRECT_CHANNEL] = self  # type: ignore[assignment]
 
     async def _deliver(self, message: Any) -> None:
-        if message["type"] == "websocket.disconnect":
+        if message["type"] == "websocket.disconnect" or not self._in_use:
             await super()._deliver(message)
         elif self._on_message is not None:
             self._on_message(message["text"] or message["bytes"])
-        elif self.state is not ASGIWebsocketState.CLOSED:
-            await super()._deliver(message)
 
     async def _cut(self) -> None:
         await self._teardown.wait()

@@ -133,6 +133,14 @@ async def test_an_idle_connection_is_closed_soon_after_the_server_shuts_down() -
         assert await client.closed() - began >= hypercorn_security.LINGER_SECONDS
 
 
+async def test_a_message_after_the_close_frame_reaches_the_application() -> None:
+    async with websockets(1) as (application, [client]):
+        await application.sends[0]({"type": "websocket.close", "code": 4400})
+        # The client has not read the close frame yet.
+        client.send(TextMessage("acknowledged"))
+        assert await application.next_received() == "acknowledged"
+
+
 async def test_a_client_that_floods_after_the_close_frame_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
