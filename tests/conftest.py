@@ -28,12 +28,41 @@ from tests.people import SECONDS, First, Person, Running, Server
 PASSWORD = "correct horse battery staple"
 
 
-# They take longest, and in the end one process would be left with them.
-FIRST = ("tests/browser/", "tests/faults/", "tests/test_serving.py", "tests/flows/")
+# The files that take longest, the longest first. One that came last would run alone in the end.
+LONGEST = (
+    "tests/flows/test_endings.py",
+    "tests/test_serving.py",
+    "tests/flows/test_complaints.py",
+    "tests/faults/test_replica_set.py",
+    "tests/faults/test_partition.py",
+    "tests/browser/test_looks.py",
+    "tests/faults/test_database_away.py",
+    "tests/faults/test_clocks.py",
+    "tests/faults/test_hostile_sockets.py",
+    "tests/flows/test_leaving.py",
+    "tests/faults/test_change_stream.py",
+    "tests/flows/test_manners.py",
+    "tests/browser/test_live_pages.py",
+    "tests/browser/test_drafts.py",
+    "tests/flows/test_no_answer_after_the_end.py",
+    "tests/cli/test_alone.py",
+    "tests/browser/test_confirming.py",
+    "tests/faults/test_unwilling_database.py",
+    "tests/flows/test_receipts.py",
+    "tests/flows/test_herd.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    """Sort the tests so that those files come first, then the others that use real servers."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    servers = ("tests/browser/", "tests/flows/", "tests/faults/", "tests/cli/")
+
+    def rank(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        return ranks.get(file, len(ranks) + (not file.startswith(servers)))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session", autouse=True)

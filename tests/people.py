@@ -1,4 +1,4 @@
-"""People and their browsers, as tests see them: over real sockets, with nothing of the server's."""
+"""Servers, commands and users for tests, over real processes and real sockets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import UpdateOne
 from websockets.asyncio.client import ClientConnection, connect
 
-# For what hangs. Longer than anything takes on a machine that has much else to do.
+# After this time a test that hangs fails. Nothing takes as long, also on a busy machine.
 SECONDS = 30.0
 
 
 async def until(condition: Callable[[], Awaitable[object]], *, within: float = SECONDS) -> None:
-    """Asks again and again until it is so. For what nobody announces."""
+    """Poll the condition until it is true. Raises TimeoutError."""
     async with asyncio.timeout(within):
         while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -46,22 +46,22 @@ def http_client(url: str, *, timeout: float = SECONDS, **options: Any) -> httpx.
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left behind."""
+    """The result of a command."""
 
     status: int
     out: str
     err: str
 
 
-# Forks a process for each command from one that has imported all: that is what takes long.
+# Commands are forked from a process that has imported everything, which is what takes long.
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["quartapp.cli", "quartapp.serving.launcher", "tests.people"])
-# The library looks at all of its processes when it starts another: two threads could read a status.
+# multiprocessing reads the status of all its processes when it starts one, so one thread does both.
 _one_thread = ThreadPoolExecutor(1)
 
 
 async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> Ran:
-    """Runs `quartapp` as somebody at a terminal does, with this on its standard input."""
+    """Run a `quartapp` command to its end, with this on its standard input."""
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "in").write_bytes(stdin)
         running = Running(*words, "--data", str(data), folder=Path(folder), stdin=file, env=env)
@@ -73,7 +73,10 @@ First = Callable[[], object]
 
 
 class Running:
-    """A `quartapp` process, with its standard streams in files. It may do something else first."""
+    """A `quartapp` process with its standard streams in files.
+
+    It calls `first` before anything else.
+    """
 
     def __init__(
         self,
@@ -117,12 +120,12 @@ class Running:
         return await self._status() is not None
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Nothing if it has ended."""
+        """Send a signal, unless the process has ended."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     async def line(self, *, within: float) -> str:
-        """The next line that it prints. What it printed last if it has ended."""
+        """Wait for the next line of its output, or for its end, and return the line."""
 
         async def there() -> bool:
             return await self._has_ended() or "\n" in self.out[self._read :]
@@ -133,7 +136,7 @@ class Running:
         return line + newline
 
     async def end(self, *, within: float = 2 * SECONDS) -> Ran:
-        """Waits for it. Kills it and raises TimeoutError if it takes too long."""
+        """Wait until it ends. If it takes too long, kill it and raise TimeoutError."""
         try:
             await until(self._has_ended, within=within)
         except TimeoutError:
@@ -145,7 +148,7 @@ class Running:
 def _become(
     words: tuple[str, ...], streams: tuple[Path, ...], env: dict[str, str], first: First | None
 ) -> None:
-    """In the new process: the command, with its streams and its environment."""
+    """Run the command in the new process, with its streams and its environment."""
     from quartapp import cli
 
     for number, (path, mode) in enumerate(zip(streams, ("r", "w", "w"), strict=True)):
@@ -162,7 +165,7 @@ def _become(
 
 @dataclass(frozen=True)
 class Stat:
-    """What the kernel says of a process."""
+    """A line of /proc/<pid>/stat."""
 
     called: str
     state: str
@@ -170,7 +173,7 @@ class Stat:
 
     @classmethod
     def of(cls, process: int) -> Self:
-        """Raises OSError if there is none."""
+        """Read the line of a process. Raises OSError if there is none."""
         text = Path(f"/proc/{process}/stat").read_text()
         called, _, rest = text.partition("(")[2].rpartition(")")
         state, parent, *_ = rest.split()
@@ -178,7 +181,7 @@ class Stat:
 
 
 def workers_of(launcher: int) -> Iterator[tuple[int, str]]:
-    """The process ids of its workers, and what `ps` calls each: children of its children."""
+    """Yield the process id and the name of each worker: the children of its fork server."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -199,18 +202,18 @@ class Server:
     line: str
 
     def said(self) -> str:
-        """What it wrote to stderr so far: its log, and whatever went wrong."""
+        """Return what it has written to standard error so far, which includes its log."""
         return self.process.err
 
     async def metric(self, name: str) -> float:
-        """What /metrics says of it, of all workers together."""
+        """Return the value of a metric, summed over all workers."""
         async with http_client(self.url) as client:
             text = (await client.get("/metrics")).text
         found = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
     def worker(self, name: str) -> int:
-        """The process id of the worker that sockets are greeted by under this name."""
+        """Return the process id of the worker that has this name in `hello`."""
         for process, called in workers_of(self.process.pid):
             if called == f"worker-{name}":
                 return process
@@ -218,7 +221,7 @@ class Server:
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
-        """The database, as a mongo shell would open it."""
+        """Open the database directly, as the mongo shell does."""
         path = quote(str(self.data / "mongod.sock"), safe="")
         client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
             f"mongodb://{path}/?directConnection=true", tz_aware=True
@@ -229,7 +232,7 @@ class Server:
             client.close()
 
     async def last_event(self, username: str, verb: str) -> dict[str, Any]:
-        """What the audit record says of the last time that this happened to somebody."""
+        """Return the newest event of this kind about the user from the audit log."""
         async with self.database() as database:
             user = await database["users"].find_one({"username": username})
             assert user
@@ -239,14 +242,14 @@ class Server:
             return event
 
     async def run(self, *words: str, stdin: str = "", status: int = 0) -> str:
-        """Runs a `quartapp` command beside the server; its output, or its complaint."""
+        """Run a `quartapp` command beside the server, and return its output or its error."""
         ran = await command(*words, data=self.data, stdin=f"{stdin}\n".encode())
         assert ran.status == status, f"{words}: {ran.out}{ran.err}"
         return ran.err if status else ran.out
 
 
 class Tab:
-    """One open page's socket. Remembers what it was told."""
+    """The socket of one open page. `said` holds all messages received."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -257,12 +260,12 @@ class Tab:
         return self.said[0]
 
     async def next(self, kind: str | None = None) -> dict[str, Any]:
-        """The next message, or the next of a kind; what comes before it is remembered too."""
+        """Return the next message, or the next of this kind. Answers pings and acknowledges."""
         async with asyncio.timeout(SECONDS):
             while True:
                 message = json.loads(await self.socket.recv())
                 self.said.append(message)
-                # Last words are read when the close frame behind them has come too.
+                # The end notice may be read after the close frame behind it has arrived.
                 with suppress(websockets.ConnectionClosed):
                     if message["type"] == "ping":
                         await self.say(type="pong", at=message["at"])
@@ -275,9 +278,9 @@ class Tab:
         await self.socket.send(json.dumps(message))
 
     async def heard(self, kind: str) -> list[dict[str, Any]]:
-        """All messages of a kind that were said until now, or in the life of a closed socket."""
+        """Return all messages of this kind so far; of a closed socket, all that it received."""
         with suppress(websockets.ConnectionClosed):
-            # The answer comes behind all that was said before it.
+            # The answer comes after all messages that were sent before it.
             await (await self.socket.ping())
         with suppress(websockets.ConnectionClosed, TimeoutError):
             while True:
@@ -286,7 +289,7 @@ class Tab:
         return [message for message in self.said if message["type"] == kind]
 
     async def closed(self, *, within: float = SECONDS) -> int:
-        """The code with which the server closes; messages before that are remembered."""
+        """Wait until the server closes the socket, and return the code."""
         try:
             async with asyncio.timeout(within):
                 while True:
@@ -297,7 +300,7 @@ class Tab:
             return closed.rcvd.code
 
     async def is_open(self) -> bool:
-        """Whether it still answers, asked by a ping of the protocol below ours."""
+        """Return whether the server answers a ping frame."""
         try:
             async with asyncio.timeout(SECONDS):
                 await (await self.socket.ping())
@@ -308,7 +311,7 @@ class Tab:
 
 @dataclass
 class Person:
-    """Somebody with one browser: a cookie jar that pages and sockets share."""
+    """A user with one browser, whose cookies pages and sockets share."""
 
     url: str
     username: str
@@ -332,7 +335,7 @@ class Person:
         return await self.client.get(path)
 
     async def status(self, path: str, **headers: str) -> int:
-        """Of a GET on a connection of its own, so that any of the workers may answer."""
+        """Send a GET on a new connection, so that any worker may answer, and return the status."""
         address = urlsplit(self.url)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         lines = {"Host": address.netloc, "Cookie": self.cookies(), "Connection": "close"} | headers
@@ -345,7 +348,7 @@ class Person:
             writer.close()
 
     async def post(self, path: str, *, page: str | None = None, **fields: Any) -> httpx.Response:
-        """Sends a form, with the token of the page that shows it."""
+        """Send a form with the CSRF token of a page, by default of the home page."""
         token = await self.csrf_token(page or "/")
         data = {"csrf_token": token, **fields}
         return await self.client.post(path, data=data, headers={"Origin": self.url})
@@ -379,7 +382,7 @@ class Person:
         return answer
 
     async def me(self) -> dict[str, Any] | None:
-        """What /api/me says; None when signed out."""
+        """Return the JSON of /api/me, or None when signed out."""
         answer = await self.get("/api/me")
         if answer.status_code == 401:
             return None
@@ -387,14 +390,14 @@ class Person:
         return answer.json()
 
     async def is_refused(self) -> bool:
-        """Whether the session is accepted no more; on whichever worker answers."""
+        """Return whether a worker, whichever answers, refuses the session."""
         return await self.status("/api/me") == 401
 
     async def is_signed_in(self) -> bool:
         return await self.me() is not None
 
     def another_device(self) -> Person:
-        """The same person at another browser, not signed in yet."""
+        """Return the same user with another browser, not signed in yet."""
         return Person(self.url, self.username, self.password)
 
     def cookies(self) -> str:
@@ -404,7 +407,7 @@ class Person:
     async def tab(
         self, *, cursor: str | None = None, worker: str | None = None
     ) -> AsyncIterator[Tab]:
-        """An open page, greeted; on the given worker if one is named."""
+        """Open a socket and wait for `hello`; on the given worker if one is named."""
         for _ in range(100):
             async with connect(
                 self.url.replace("http", "ws", 1) + "/ws" + (f"?cursor={cursor}" if cursor else ""),
@@ -421,7 +424,7 @@ class Person:
 
     @asynccontextmanager
     async def tabs(self, *workers: str) -> AsyncIterator[list[Tab]]:
-        """An open page on each of the workers, or of both."""
+        """Open a socket on each of these workers, by default on both."""
         async with AsyncExitStack() as stack:
             yield [
                 await stack.enter_async_context(self.tab(worker=worker))
@@ -430,9 +433,10 @@ class Person:
 
 
 async def keep_busy(server: Server, somebody: Person) -> None:
-    """Puts a crowd of changes of somebody else before the next one on every worker's stream.
+    """Put thousands of changes of this user on the change stream before the next change.
 
-    A worker hears of a change some milliseconds after its commit: too few to be caught at it.
+    Otherwise a worker hears of a change within milliseconds, and a request that should have been
+    refused would seldom be faster.
     """
     nudge = UpdateOne({"username": somebody.username}, {"$inc": {"nudges": 1}})
     async with server.database() as database:

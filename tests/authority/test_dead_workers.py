@@ -77,9 +77,11 @@ async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart)
     await until(is_known)
     began = clock.monotonic()
     passing = asyncio.create_task(barrier.passed())
-    # Only the dead worker's acknowledgement is missing.
-    while not any(each.returned for each in barrier._waiting.values()):  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+
+    async def misses_only_the_dead_worker() -> bool:
+        return any(each.returned for each in barrier._waiting.values())
+
+    await until(misses_only_the_dead_worker)
     await Worker.leave("killed")
     assert (await passing).complete
     assert clock.monotonic() - began < leases.SECONDS
@@ -105,21 +107,34 @@ async def test_the_first_barrier_after_a_crash_is_complete(after_a_crash: Quart)
 async def test_a_worker_that_leaves_while_it_writes_a_heartbeat_leaves_none(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver goes on with a write when whoever waits for it is cancelled."""
-    say, writing = Worker.say, asyncio.Event()
+    """The driver goes on with a write when the task that waits for it is cancelled."""
+    say, leave = Worker.say, Worker.leave
+    writing, may_write = asyncio.Event(), asyncio.Event()
+    writes: list[asyncio.Task[None]] = []
+    done: list[str] = []
 
     async def say_late(*beat: Any) -> None:
         writing.set()
-        await asyncio.sleep(0.3)
+        await may_write.wait()
         await say(*beat)
+        done.append("written")
 
-    async def say_whatever_becomes_of_it(*beat: Any) -> None:
-        await asyncio.shield(asyncio.create_task(say_late(*beat)))
+    async def say_in_the_driver(*beat: Any) -> None:
+        writes.append(asyncio.create_task(say_late(*beat)))
+        await asyncio.shield(writes[-1])
 
-    monkeypatch.setattr(Worker, "say", say_whatever_becomes_of_it)
+    async def leave_noted(worker_id: str) -> None:
+        done.append("left")
+        await leave(worker_id)
+
+    monkeypatch.setattr(Worker, "say", say_in_the_driver)
+    monkeypatch.setattr(Worker, "leave", leave_noted)
     lease = Lease("0")
-    lease._run(lease._beat(), "heartbeat")
+    beating = lease._run(lease._beat(), "heartbeat")
     await writing.wait()
-    await lease.stop()
-    await asyncio.sleep(0.5)
+    stopping = asyncio.create_task(lease.stop())
+    await asyncio.wait([beating])
+    may_write.set()
+    await asyncio.gather(stopping, *writes)
+    assert done == ["written", "left"]
     assert await db["workers"].count_documents({}) == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Any, Literal, NamedTuple
 
+import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.async_api import Page
 
@@ -45,13 +46,18 @@ SIGNED_IN = [
 ]
 
 
-async def test_pages_are_accessible_and_fit(server: Server, new_browser: NewBrowser) -> None:
+@pytest.mark.parametrize(
+    ("username", "paths"),
+    [(None, SIGNED_OUT), ("root", SIGNED_IN[::2]), ("root", SIGNED_IN[1::2])],
+    ids=["signed out", "signed in", "signed in, others"],
+)
+async def test_pages_are_accessible_and_fit(
+    server: Server, new_browser: NewBrowser, username: str | None, paths: list[str]
+) -> None:
     page = await (await new_browser(server.url)).new_page()
-    for path in SIGNED_OUT:
-        await page.goto(path)
-        await assert_accessible(page)
-    await sign_in(page, "root")
-    for path in SIGNED_IN:
+    if username:
+        await sign_in(page, username)
+    for path in paths:
         await page.goto(path)
         await assert_accessible(page)
 

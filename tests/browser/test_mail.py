@@ -8,7 +8,14 @@ import pytest
 from playwright.async_api import Page, expect
 
 from quartapp.email.transports import Folder
-from tests.browser.conftest import NewBrowser, is_live, register, sign_in, submit
+from tests.browser.conftest import (
+    NewBrowser,
+    is_live,
+    register,
+    register_by_form,
+    sign_in,
+    submit,
+)
 from tests.people import Server, until
 from tests.routes.conftest import code_in, link_in
 
@@ -44,7 +51,7 @@ async def letter(server: Server, name: str, subject: str) -> str:
 async def test_somebody_signs_up_and_confirms_with_the_code(
     server: Server, page: Page, name: str
 ) -> None:
-    await register(page, name)
+    await register_by_form(page, name)
     await page.goto("/account")
     await expect(page.locator(".notice-box")).to_contain_text("not verified yet")
     await page.get_by_role("link", name="Verify it").click()

@@ -12,7 +12,7 @@ from tests.browser.conftest import (
     fill_account,
     is_live,
     open_on,
-    register,
+    register_by_form,
     sign_in,
     submit,
 )
@@ -39,7 +39,7 @@ async def test_a_newcomer_makes_the_first_administrator_and_a_revocation_is_seen
 
         ada = await (await new_browser(server.url)).new_page()
         ada_live = Live(ada)
-        await register(ada, "ada")
+        await register_by_form(ada, "ada")
         await expect(ada.get_by_role("link", name="Users", exact=True)).to_be_hidden()
         await open_on(ada, "/posts/new", ada_live, worker="1")
         await open_on(root, "/admin/users/ada", root_live, worker="0")

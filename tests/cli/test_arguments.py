@@ -5,46 +5,55 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from quartapp import validation
-from tests.cli.conftest import Terminal
+from tests.cli.conftest import Terminal, complaint
 from tests.conftest import PASSWORD
+from tests.people import command
 
 BAD = b"a\xff\x9b\x1b[2J"
+# As Python decodes it.
+DECODED = BAD.decode(errors="surrogateescape")
+REFUSED = "argument {} is not valid UTF-8: a\\udcff\\udc9b\\x1b[2J"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        (b"user", b"show", BAD),
-        (b"user", b"create", BAD, b"a@example.org"),
-        (b"user", b"import", BAD),
-        (b"role", b"create", b"editor", b"--description", BAD),
-        (b"user", b"list", b"--data", BAD),
-        (b"serve", b"--host", BAD),
-        (b"user", BAD),
-        (BAD,),
-    ],
-)
-async def test_an_argument_that_is_no_text_is_refused_in_one_line(words: tuple[bytes, ...]) -> None:
+async def test_an_argument_from_the_shell_that_is_no_text_is_refused_in_one_line() -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "quartapp", *words),
+        *(sys.executable, "-m", "quartapp", b"user", b"show", BAD),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONUTF8": "1"},
     )
     out, err = await process.communicate()
     assert (process.returncode, out) == (1, b"")
-    said = (
-        f"quartapp: argument {words.index(BAD) + 1} is not valid UTF-8: a\\udcff\\udc9b\\x1b[2J\n"
-    )
-    assert err.decode() == said
+    assert err.decode() == f"quartapp: {REFUSED.format(3)}\n"
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    "words",
+    [
+        ("user", "create", DECODED, "a@example.org"),
+        ("user", "import", DECODED),
+        ("role", "create", "editor", "--description", DECODED),
+        ("user", "list", "--data", DECODED),
+        ("serve", "--host", DECODED),
+        ("user", DECODED),
+        (DECODED,),
+    ],
+    ids=lambda words: " ".join(words[:-1]),
+)
+async def test_an_argument_that_is_no_text_is_refused_in_one_line(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    ran = await command(*words, data=tmp_path)
+    assert complaint(ran) == REFUSED.format(words.index(DECODED) + 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
     [
         (("user", "create", "\x1b[2J", "a@b.org"), "\\x1b[2J: Use 1 to 32 letters"),
         (("user", "create", "a\u202eb", "a@b.org"), "a\\u202eb: Use 1 to 32 letters"),
@@ -67,10 +76,10 @@ async def test_an_argument_that_is_no_text_is_refused_in_one_line(words: tuple[b
     ],
 )
 async def test_commands_apply_the_rules_of_forms_and_escape_what_they_repeat(
-    terminal: Terminal, words: tuple[str, ...], complaint: str
+    terminal: Terminal, words: tuple[str, ...], reason: str
 ) -> None:
     said = await terminal.refuses(*words, stdin=f"{PASSWORD}\n".encode())
-    assert complaint in said
+    assert reason in said
     assert validation.terminal_safe(said) == said
 
 

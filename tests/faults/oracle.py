@@ -1,7 +1,7 @@
-"""The oracle of every test of a revocation: nobody is let in by a request that began after it.
+"""The check of every test of a revocation: no request that begins after it is accepted.
 
-Askers keep asking on every server with one person's cookie while something goes wrong, and each
-request is written down: when it began, when it ended, where it was asked and how it was answered.
+A load of requests with one user's cookie goes to every server while a fault is injected. Each
+request is recorded: when it began and ended, which server it went to, and its status.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from tests.people import Person, Server
+from tests.people import Person, Server, until
 
-# An answer that never came: the connection broke, or nothing was said in time.
+# The status of a request without an answer: the connection broke, or the time was over.
 NO_ANSWER = 0
 
 
@@ -31,7 +31,7 @@ class Asked:
 
 @dataclass
 class Load:
-    """A few who ask at once, each on a connection of its own for each request."""
+    """Requests that several askers send at once, each on a new connection."""
 
     person: Person
     servers: Mapping[str, Server]
@@ -42,7 +42,7 @@ class Load:
     acknowledged: float | None = None
 
     async def __aenter__(self) -> Self:
-        # With the cookie as it is now, whatever an answer will make of it.
+        # An answer may clear the cookie, so each asker has a copy of it.
         self._at = {name: at(server, self.person) for name, server in self.servers.items()}
         self._tasks = [
             asyncio.create_task(self._ask(name, asker))
@@ -59,18 +59,30 @@ class Load:
             await asker.client.aclose()
 
     def revoked(self) -> None:
-        """Call it when the answer that says so is there."""
+        """Call this when the revocation has been answered."""
         self.acknowledged = time.monotonic()
 
-    async def more(self, count: int, *, status: int | None = None, within: float = 30) -> None:
-        """Waits until each server was asked that often again, and has answered so if given."""
-        since = time.monotonic()
-        async with asyncio.timeout(within):
-            while min(self._answered(name, since, status) for name in self.servers) < count:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+    async def more(
+        self,
+        count: int,
+        *,
+        status: int | None = None,
+        since: float | None = None,
+        within: float = 30,
+    ) -> None:
+        """Wait until each server has answered that many requests, with this status if given.
+
+        Only requests that began after `since` count, by default those that begin from now on.
+        """
+        began = time.monotonic() if since is None else since
+
+        async def answered() -> bool:
+            return min(self._answered(name, began, status) for name in self.servers) >= count
+
+        await until(answered, within=within)
 
     def burst(self, at: str, count: int) -> list[asyncio.Task[None]]:
-        """So many more who ask once there, all at once."""
+        """Send that many more requests to one server at once."""
         return [asyncio.create_task(self._ask_once(at, self._at[at])) for _ in range(count)]
 
     def statuses(self, *, at: str | None = None, since: float = 0) -> Counter[int]:
@@ -79,15 +91,15 @@ class Load:
         )
 
     def longest(self) -> float:
-        """The seconds for which the most patient asker waited for an answer."""
+        """Return how long the slowest answer took, in seconds."""
         return max(each.ended - each.began for each in self.asked)
 
     def let_in(self) -> list[Asked]:
-        """What must be empty: those accepted that began after the revocation was acknowledged."""
+        """Return the accepted requests that began after the revocation, which must be none."""
         assert self.acknowledged is not None, "nothing was revoked"
         before = [each for each in self.asked if each.began <= self.acknowledged]
         after = [each for each in self.asked if each.began > self.acknowledged]
-        # Else the oracle would be silent because nobody asked, or because nobody was ever let in.
+        # Otherwise the check would pass without requests, or with a cookie that was never accepted.
         for name in self.servers:
             assert any(each.at == name and accepted(each) for each in before), f"{name}: never in"
             assert any(each.at == name for each in after), f"{name}: not asked afterwards"
@@ -118,7 +130,7 @@ def accepted(asked: Asked) -> bool:
 
 
 def at(server: Server, person: Person) -> Person:
-    """The same person with the same cookie, at another server of the same database."""
+    """Return the same user with the same cookies, at another server of the same database."""
     elsewhere = Person(server.url, person.username, person.password)
     for name, value in person.client.cookies.items():
         elsewhere.client.cookies.set(name, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -200,10 +199,13 @@ async def test_a_session_lives_as_long_as_it_should(scene: Scene, here: str, the
     elsewhere = await scene.moved(person, there)
     async with scene.nodes.database() as database:
         born = (await newest_session(database, person))["seen_at"]
-        while await time_of(database) - born < timedelta(seconds=IDLE_SECONDS - 5):
-            assert await person.status("/api/me") == 200
-            assert await elsewhere.status("/api/me") == 200
-            await asyncio.sleep(0.5)
+
+        async def is_nearly_idle() -> bool:
+            for each in (person, elsewhere):
+                assert await each.status("/api/me") == 200
+            return await time_of(database) - born >= timedelta(seconds=IDLE_SECONDS - 5)
+
+        await until(is_nearly_idle, within=IDLE_SECONDS)
         for each in (person, elsewhere):
             await until(each.is_refused, within=10)
         assert await time_of(database) - born >= timedelta(seconds=IDLE_SECONDS)

@@ -1,4 +1,4 @@
-"""The server of the flows: one on which nothing is put right by a sweep."""
+"""The server of these tests, which does not sweep."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from tests.conftest import PASSWORD, serving
 from tests.people import Server
 
-# What stands in the log when a task, a handler or hypercorn was surprised.
+# Signs of an unexpected error in the log.
 SURPRISES = ("Traceback", "never retrieved", "Error in ASGI", "unhandled", "_failed")
 
 
 @pytest.fixture(scope="session")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
-    """Two workers, on which a sweep would come an hour late. Has a `root`.
+    """Return a server with two workers and an administrator `root`.
 
-    A sweep a second later would hide that the change stream was not heard.
+    Its next sweep is an hour away: a sweep would hide that the change stream was not heard.
     """
-    # Tabs answer when their test listens, which it does not while it runs a command.
+    # A tab answers pings only while its test listens, so the interval is long.
     async with serving(
         tmp_path_factory.mktemp("flows"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="20"
     ) as server:
@@ -31,6 +31,6 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 def assert_unsurprised(server: Server) -> None:
-    """People who come and go, however they do it, are nothing to write a traceback about."""
+    """Check that the server has logged no unexpected error."""
     surprised = [line for line in server.said().splitlines() if any(s in line for s in SURPRISES)]
     assert not surprised, server.said()[-4000:]

@@ -1,4 +1,4 @@
-"""Who gets a socket: the right page, a living session, and nobody slips in while it ends."""
+"""The handshake of sockets: its origin, its session, and sessions that end during it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEVICES, SOCKETS_EACH = 5, 10
 
 
 async def shake_hands(person: Person, *origins: str, cookie: str | None = None) -> int:
-    """The HTTP status with which the handshake ends."""
+    """Try a handshake and return its HTTP status."""
     headers = [("Origin", origin) for origin in origins]
     headers.append(("Cookie", person.cookies() if cookie is None else cookie))
     url = person.url.replace("http", "ws", 1) + "/ws"

@@ -1,4 +1,4 @@
-"""What was taken away while a request was under way is not used at its end."""
+"""A session or permission that is revoked while a request runs is not used at its commit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import httpx
 import pytest
 from bson import ObjectId
 
-from tests.people import Person, Server
+from tests.people import Person, Server, until
 
 ADMIN = "/admin/users/{}"
 
 
 @asynccontextmanager
 async def held(server: Server, collection: str, document: ObjectId) -> AsyncIterator[None]:
-    """Nobody can write the document meanwhile: transactions that try begin again and again."""
+    """Lock the document, so that transactions which write it are tried again and again."""
     async with (
         server.database() as database,
         await database.client.start_session() as session,
@@ -34,7 +34,7 @@ async def held(server: Server, collection: str, document: ObjectId) -> AsyncIter
 
 
 async def tries(server: Server) -> int:
-    """How many transactions the database has given up so far."""
+    """Return how many transactions the database has aborted so far."""
     async with server.database() as database:
         status = await database.client.admin.command("serverStatus")
     return status["transactions"]["totalAborted"]
@@ -47,12 +47,14 @@ async def post_by(person: Person) -> ObjectId:
 
 
 async def under_way(server: Server, request: Any) -> asyncio.Task[httpx.Response]:
-    """The request, once it stands before the document that is held."""
+    """Start the request, and return its task when it has met the locked document."""
     before = await tries(server)
     task = asyncio.create_task(request)
-    async with asyncio.timeout(10):
-        while await tries(server) == before:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+
+    async def has_tried() -> bool:
+        return await tries(server) > before
+
+    await until(has_tried)
     return task
 
 

@@ -25,7 +25,7 @@ from quartapp.models.sessions.opening import open_session
 from quartapp.settings import Settings
 from quartapp.ws import dispatcher
 from tests.models.stories import sign_in
-from tests.people import SECONDS
+from tests.people import SECONDS, until
 
 
 @dataclass
@@ -108,13 +108,16 @@ async def test_rights_that_change_between_the_look_and_the_first_words_are_in_th
         await ada.grant(moderator, by=NOBODY)
         await judged
         pause.go.set()
-        while not said:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: is_greeted(said))
         await Session.change({"_id": session.id}, {"$set": {"ended_at": clock.now()}})
         assert await listening == 4401
     assert said[0]["type"] == "hello"
     assert said[0]["roles"] == ["member", "moderator"]
     assert said[0]["version"] == 2
+
+
+async def is_greeted(said: list[dict[str, Any]]) -> bool:
+    return bool(said)
 
 
 def judgement(app: Quart) -> asyncio.Future[None]:
@@ -145,8 +148,7 @@ async def test_without_a_database_for_too_long_every_socket_is_closed(
 
     async with asyncio.timeout(10):
         listening = asyncio.create_task(heard(app, token, said))
-        while not said:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: is_greeted(said))
         monkeypatch.setattr(dispatcher, "DISTRUST_SECONDS", 0.5)
         monkeypatch.setattr(session_rule, "standings", away)
         app.extensions["quartapp"].stream.live = False
@@ -174,16 +176,19 @@ async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away
         said: list[list[dict[str, Any]]] = [[], []]
         both = zip(tokens, said, strict=True)
         listening = [asyncio.create_task(heard(app, token, words)) for token, words in both]
-        while not all(said):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        for words in said:
+            await until(lambda words=words: is_greeted(words))
         monkeypatch.setattr(dispatcher, "DISTRUST_SECONDS", 0.5)
         monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
         monkeypatch.setattr(session_rule, "standings", every_other)
         app.extensions["quartapp"].stream.live = False
-        # Ten in a second: no look at all of them comes to its end, for twice as long as that.
-        began = asyncio.get_running_loop().time()
-        while asyncio.get_running_loop().time() - began < 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        # Ten looks in a second, none of which reads all sessions, for longer than it may last.
+        until_then = clock.monotonic() + 2 * dispatcher.DISTRUST_SECONDS
+
+        async def is_over() -> bool:
+            return clock.monotonic() > until_then
+
+        await until(is_over)
         assert next(failed) > 1
         assert not any(task.done() for task in listening)
         for task in listening:

@@ -39,8 +39,13 @@ class Kept(asyncio.Queue[Receipt]):
 
     failing = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = asyncio.Event()
+
     async def write(self, _: PydanticObjectId, receipt: Receipt) -> None:
         if self.failing:
+            self.refused.set()
             raise ConnectionError
         self.put_nowait(receipt)
 
@@ -119,7 +124,8 @@ async def test_a_receipt_that_cannot_be_written_is_tried_again(
     tab = Tab()
     expect(receipts, [tab])
     tab.acknowledge()
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(SECONDS):
+        await kept.refused.wait()
     kept.failing = False
     assert await kept.next() == (1, 1, 0)
 
