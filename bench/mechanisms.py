@@ -234,6 +234,7 @@ async def sockets(
     for _ in range(rounds):
         for name, (env, first) in variants.items():
             found[name].append(await end_of_sockets(count, first=first, **env))
+            print(f"{name}: {found[name][-1]}", file=sys.stderr)
     return found
 
 
