@@ -129,14 +129,14 @@ class WrongPassword(Exception):
     """Not the password of whoever is signed in."""
 
     def __init__(self) -> None:
-        super().__init__("This is not your password.")
+        super().__init__("Incorrect password.")
 
 
 class WrongFactor(Exception):
     """No code, or not one of the user's, whose account has a second factor."""
 
     def __init__(self) -> None:
-        super().__init__("This code is not the right one, or it was used already.")
+        super().__init__("Incorrect code, or a code that was already used. Try again.")
 
 
 class CurrentUser(AuthUser):

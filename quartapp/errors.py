@@ -9,5 +9,5 @@ class TryLater(Exception):
     status = 503
     retry_after = 2
 
-    def __init__(self, text: str = "Too much is going on just now. Try again in a moment.") -> None:
+    def __init__(self, text: str = "The service is busy. Try again in a moment.") -> None:
         super().__init__(text)

@@ -22,11 +22,11 @@ class Permission(StrEnum):
 LABELS = {
     Permission.POSTS_WRITE: "Write posts and comments",
     Permission.POSTS_MODERATE: "Remove anyone's posts and comments",
-    Permission.USERS_READ: "See who has an account",
+    Permission.USERS_READ: "See all users",
     Permission.USERS_MANAGE: "Grant and revoke roles, disable accounts",
     Permission.ROLES_MANAGE: "Create, change and delete roles",
-    Permission.SESSIONS_MANAGE: "See who is on, and end sessions",
-    Permission.EVENTS_READ: "Read the audit record",
+    Permission.SESSIONS_MANAGE: "See active sessions and end them",
+    Permission.EVENTS_READ: "Read the audit log",
 }
 
 # Permissions that act on other people or read about them. Every permission is either listed here or
@@ -47,9 +47,9 @@ MEMBER = "member"
 # Roles that every new account receives. They never allow a permission of MANAGEMENT.
 DEFAULT_ROLES = frozenset({MEMBER})
 BUILT_IN_ROLES: dict[str, tuple[str, frozenset[Permission]]] = {
-    ADMIN: ("May do everything.", frozenset(Permission)),
+    ADMIN: ("Has all permissions.", frozenset(Permission)),
     "moderator": (
-        "Keeps conversations civil.",
+        "Moderates posts and comments.",
         frozenset({Permission.POSTS_WRITE, Permission.POSTS_MODERATE, Permission.USERS_READ}),
     ),
     MEMBER: ("Writes posts and comments.", frozenset({Permission.POSTS_WRITE})),

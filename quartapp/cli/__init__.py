@@ -1,7 +1,7 @@
-"""The `quartapp` command: serving, and what an operator does from a terminal.
+"""The `quartapp` command: running the server, and administration from a terminal.
 
-Each command works alone and beside a running server. What it changes is noticed there through
-the database, as every other change is.
+Each command works with and without a running server. The workers of a running server learn of
+changes from the change stream of the database, as for changes made on pages.
 """
 
 from __future__ import annotations
@@ -12,41 +12,48 @@ from pathlib import Path
 import click
 
 from quartapp.cli import demo, roles, users
-from quartapp.cli.base import Commands, in_database, load, say, with_data
+from quartapp.cli.base import CommandGroup, data_option, echo, load_settings, with_database
 from quartapp.models.accounts import canonical
 
 
-@click.group(cls=Commands, context_settings={"show_default": True})
+@click.group(cls=CommandGroup, context_settings={"show_default": True})
 @click.version_option(package_name="quartapp")
 def main() -> None:
-    """User management in which authority is live."""
+    """Manage users, roles and sessions. Changes take effect immediately on all open pages."""
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", help="The address to listen on.")
-@click.option("--port", default=5000, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--workers", default=2, type=click.IntRange(1, 64), help="Processes that serve.")
-@with_data
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option(
+    "--port",
+    default=5000,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 selects a free port.",
+)
+@click.option(
+    "--workers", default=2, type=click.IntRange(1, 64), help="Number of worker processes."
+)
+@data_option
 def serve(host: str, port: int, workers: int, data: Path | None) -> None:
-    """Serve until interrupted."""
-    # hypercorn is slow to import, and no other command needs it.
+    """Run the server until it is interrupted."""
+    # Importing hypercorn is slow, and no other command needs it.
     from quartapp.serving import launcher
 
-    sys.exit(launcher.serve(load(data), host=host, port=port, workers=workers))
+    sys.exit(launcher.serve(load_settings(data), host=host, port=port, workers=workers))
 
 
 @main.command()
-@with_data
-@in_database
+@data_option
+@with_database
 async def migrate() -> None:
-    """Build the indexes and built-in roles that are missing: before a new version serves.
+    """Prepare the database for this version. Run it before starting a new version.
 
-    Also checks the canonical forms of all usernames and addresses, and names those accounts that
-    have one address between them.
+    Creates missing indexes and built-in roles. Corrects the canonical forms of usernames and
+    email addresses, and lists accounts that share one address.
     """
     for conflict in await canonical.set_right():
-        say(f"Conflict: {conflict}")
-    say("The database is ready.")
+        echo(f"Conflict: {conflict}")
+    echo("The database is ready.")
 
 
 main.add_command(users.user)

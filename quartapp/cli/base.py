@@ -1,4 +1,4 @@
-"""What the commands share: the data folder, the database, and one line for what goes wrong."""
+"""What all commands share: the data folder, the database connection, and error messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pymongo.errors import PyMongoError
 from quartapp import log, open_database, servers, validation
 from quartapp.authority.barrier import passed_from_outside
 from quartapp.db.mongo import Unavailable, brief
-from quartapp.models import Event, Role
+from quartapp.models import Event, Role, User
 from quartapp.models.base.references import DomainError
 from quartapp.settings import Settings, StartError
 from quartapp.validation import Invalid
@@ -24,39 +24,44 @@ from quartapp.validation import Invalid
 LONGEST_QUOTE = 80
 
 
-class Refused(DomainError):
-    """What was typed cannot be used."""
+class CommandError(DomainError):
+    """A command cannot do its work. The text is the line that is printed on standard error."""
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print one line. Data and arguments in it cannot command the terminal, or look like lines."""
+def echo(text: str, *, err: bool = False) -> None:
+    """Print one line, with control characters and line breaks escaped."""
     click.echo(validation.terminal_safe(text), err=err)
 
 
-def checked(check: Callable[[str], str], text: str) -> str:
-    """Apply a rule of `quartapp.validation` to what was typed. Raises Refused."""
+def validated(check: Callable[[str], str], text: str) -> str:
+    """Return `check(text)`, where `check` is a function of `quartapp.validation`.
+
+    Raises CommandError with the text and the reason if it is invalid.
+    """
     try:
         return check(text)
     except Invalid as invalid:
-        raise Refused(f"{text[:LONGEST_QUOTE]}: {invalid}") from None
+        raise CommandError(f"{text[:LONGEST_QUOTE]}: {invalid}") from None
 
 
-class Commands(click.Group):
-    """A command that cannot do its work says so in one line, and the exit status is 1."""
+class CommandGroup(click.Group):
+    """A group whose commands report an error in one line on standard error and exit with 1."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """The way in from the shell. Refuses arguments that are not text: bytes that are not UTF-8
-        arrive as halves of characters, which cannot be stored and not be printed."""
+        """Run the command line. Exits with 1 if an argument is not valid UTF-8.
+
+        Python represents such bytes as surrogates, which can be neither stored nor printed.
+        """
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
-                # What the terminal cannot show is escaped, too.
+                # Escape characters that the terminal's encoding lacks.
                 stream.reconfigure(errors="backslashreplace")
         for number, word in enumerate(sys.argv[1:] if args is None else args, 1):
             try:
                 word.encode()
             except UnicodeEncodeError:
-                said = f"argument {number} is not valid UTF-8: {word[:LONGEST_QUOTE]}"
-                say(f"quartapp: {said}", err=True)
+                message = f"argument {number} is not valid UTF-8: {word[:LONGEST_QUOTE]}"
+                echo(f"quartapp: {message}", err=True)
                 sys.exit(1)
         return super().main(args, *rest, **options)
 
@@ -64,42 +69,43 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (StartError, DomainError) as error:
-            _complain(ctx, str(error))
+            _report(ctx, str(error))
         except Unavailable as error:
-            _complain(ctx, f"the database is away ({type(error).__name__})")
+            _report(ctx, f"the database is unavailable ({type(error).__name__})")
         except PyMongoError as error:
-            _complain(ctx, f"the database refuses: {brief(error)}")
+            _report(ctx, f"the database rejected the operation: {brief(error)}")
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as error:
-            _complain(ctx, error.format_message())
+            _report(ctx, error.format_message())
         return ctx.exit(1)
 
 
-def _complain(ctx: click.Context, reason: str) -> None:
-    """Print one line on standard error; a log line for a server that cannot start in production."""
+def _report(ctx: click.Context, reason: str) -> None:
+    """Print the reason on standard error. In production, `serve` logs it as JSON instead."""
     if ctx.invoked_subcommand == "serve" and Settings.wants_production():
         log.configure(production=True)
         log.log.error("start_failed", reason=reason)
     else:
-        say(f"quartapp: {reason}", err=True)
+        echo(f"quartapp: {reason}", err=True)
 
 
-def with_data(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option that every command has: where the data is. Given to the command as `data`."""
+def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option --data to a command, which receives it as `data`."""
     return click.option(
         "--data",
         type=click.Path(file_okay=False, path_type=Path),
         metavar="DIR",
-        help="The data folder.  [default: QUARTAPP_DATA, else data]",
+        help="Data folder.  [default: QUARTAPP_DATA, or else data]",
     )(command)
 
 
-def find_data(data: Path | None) -> Path | None:
-    """Return the data folder that a command was given, or else that of the server that runs.
+def find_data_folder(data: Path | None) -> Path | None:
+    """Return the data folder for a command: `data` if given, else that of the running server.
 
-    None means the one of the settings: they name one, or no other server runs, or the default one
-    has a database. Raises Refused where several servers could be meant.
+    Returns None if the folder of the settings should be used: they name one, no other server is
+    running, or the default folder already has a database. Prints a line on standard error if a
+    server is running elsewhere. Raises CommandError if several servers are running elsewhere.
     """
     if data is not None or Settings.raw("QUARTAPP_DATA") or Settings.raw("MONGODB_URI"):
         return data
@@ -108,30 +114,39 @@ def find_data(data: Path | None) -> Path | None:
     if not others or default in servers.running():
         return None
     if (default / "mongodb").exists():
-        say(f"quartapp: using {default}; a server runs from {others[0]}", err=True)
+        echo(f"quartapp: using {default}; a server is running with {others[0]}", err=True)
         return None
     if len(others) > 1:
-        raise Refused(f"servers run from {', '.join(map(str, others))}: name one by --data")
-    say(f"quartapp: using {others[0]}, from where a server runs", err=True)
+        folders = ", ".join(map(str, others))
+        raise CommandError(f"several servers are running: choose one with --data ({folders})")
+    echo(f"quartapp: using {others[0]}, the data folder of the running server", err=True)
     return others[0]
 
 
-def load(data: Path | None) -> Settings:
-    """Return the settings, and warn of those in the environment whose names look misspelt."""
+def load_settings(data: Path | None) -> Settings:
+    """Return the settings, with `data` as the data folder if given.
+
+    In development, prints a warning for each misspelt name in the environment; in production,
+    such a name raises StartError, as invalid values always do.
+    """
     settings = Settings.load() if data is None else Settings.load(data=data)
-    if not settings.production:  # There it has stopped the start.
+    if not settings.production:
         for sentence in Settings.unknown_names():
-            say(f"quartapp: warning: {sentence}", err=True)
+            echo(f"quartapp: warning: {sentence}", err=True)
     return settings
 
 
-def in_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Runs an async command with the documents bound; one that wants `settings` is given them."""
+def with_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Turn an async command into a synchronous one that runs with the database open.
+
+    Starts the embedded database for the time of the command if none is running. A command with
+    the parameter `settings` receives the settings.
+    """
     wants_settings = "settings" in command.__annotations__
 
     @wraps(command)
     def run(data: Path | None, **words: Any) -> None:
-        settings = load(find_data(data))
+        settings = load_settings(find_data_folder(data))
         log.configure(production=settings.production)
 
         async def main() -> None:
@@ -143,24 +158,38 @@ def in_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
     return run
 
 
-async def settle(event: Event | None) -> str:
-    """Returns when no worker of a running server goes by the old authority: see `auth.settle`."""
+async def wait_until_enforced(event: Event | None) -> str:
+    """Wait until no worker of a running server accepts the sessions that a change has ended.
+
+    Writes a barrier mark unless one was written with the `event`, and waits until all workers
+    have acknowledged it; if one does not, for the length of a lease, after which no worker trusts
+    its cache. Returns a sentence on the open tabs that the event ended, which begins with a space;
+    an empty string if there were none.
+    """
     passed = await passed_from_outside(event)
     return (await passed.reach(event)).sentence
 
 
-async def role_named(name: str) -> Role:
-    """Raises Refused."""
-    found = await Role.named(name)
+async def find_user(username: str) -> User:
+    """Return the user of this name. Raises CommandError if there is none."""
+    found = await User.by_username(username)
     if found is None:
-        raise Refused(f"there is no role {name}")
+        raise CommandError(f"there is no user {username}")
     return found
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints columns as wide as what is in them."""
+async def find_role(name: str) -> Role:
+    """Return the role of this name. Raises CommandError if there is none."""
+    found = await Role.named(name)
+    if found is None:
+        raise CommandError(f"there is no role {name}")
+    return found
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print the rows below the head, in columns that are as wide as their longest cell."""
     lines = [list(head), *([validation.terminal_safe(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        say("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())

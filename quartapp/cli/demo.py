@@ -1,4 +1,4 @@
-"""`quartapp demo`: an empty database becomes one worth looking at."""
+"""`quartapp demo`: fill an empty database with sample data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 
 from quartapp import clock, policy
-from quartapp.cli.base import Refused, in_database, say, with_data
+from quartapp.cli.base import CommandError, data_option, echo, with_database
 from quartapp.models import Comment, Post, Role, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY, Actor
@@ -30,11 +30,11 @@ PEOPLE = {
 }
 
 ROLES = {
-    "editor": ("Looks after the words.", [Permission.POSTS_WRITE, Permission.POSTS_MODERATE]),
-    "auditor": ("Reads the record.", [Permission.EVENTS_READ, Permission.USERS_READ]),
+    "editor": ("Edits and moderates posts.", [Permission.POSTS_WRITE, Permission.POSTS_MODERATE]),
+    "auditor": ("Reads the audit log.", [Permission.EVENTS_READ, Permission.USERS_READ]),
 }
 
-# Author, title, text, and who said what below it; the oldest first.
+# Author, title, text, and the comments with their authors; oldest first.
 POSTS = [
     (
         "grace",
@@ -96,12 +96,12 @@ POSTS = [
 
 
 @click.command()
-@with_data
-@in_database
+@data_option
+@with_database
 async def demo(settings: Settings) -> None:
-    """Fill an empty database with people, roles and posts. Prints how to sign in."""
+    """Fill an empty database with sample users, roles and posts, and print how to sign in."""
     if await User.find_one({}) is not None:
-        raise Refused("the demo is for an empty database, and this one has users")
+        raise CommandError("the demo is for an empty database, and this one has users")
     hasher = PasswordHasher.of(settings)
     password = "-".join(secrets.token_hex(2) for _ in range(4))
     password_hash = await hasher.hash(password)
@@ -123,21 +123,22 @@ async def demo(settings: Settings) -> None:
         people[name] = Actor(person.id, name)
     await _write_posts(people)
     where = settings.data.resolve() if not settings.mongodb_uri else settings.mongodb_db
-    say(f"Created {len(people)} people and {len(POSTS)} posts in {where}.")
-    say("They share a password:")
-    say(f"  grace   {password}   (an administrator)")
-    say(f"  ada     {password}   (a moderator)")
-    say(f"  dorothy {password}   (a member)")
+    echo(f"Created {len(people)} users and {len(POSTS)} posts in {where}.")
+    echo("All users have the same password:")
+    echo(f"  grace   {password}   (an administrator)")
+    echo(f"  ada     {password}   (a moderator)")
+    echo(f"  dorothy {password}   (a member)")
 
 
 async def _write_posts(people: dict[str, Actor]) -> None:
+    """Write the posts, the latest of them dated yesterday, each a day after the one before."""
     start = clock.now() - timedelta(days=len(POSTS))
     for day, (author, title, body, comments) in enumerate(POSTS):
         post = await Post.write(title, body, by=people[author])
         at = start + timedelta(days=day, minutes=37 * day)
         await Post.change({"_id": post.id}, {"$set": {"created_at": at}})
-        for later, (who, words) in enumerate(comments, 1):
-            comment = await Comment.write(post, words, by=people[who])
+        for later, (commenter, text) in enumerate(comments, 1):
+            comment = await Comment.write(post, text, by=people[commenter])
             if comment:
                 moment = at + timedelta(minutes=11 * later)
                 await Comment.change({"_id": comment.id}, {"$set": {"created_at": moment}})

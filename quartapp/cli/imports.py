@@ -1,4 +1,4 @@
-"""`quartapp user import`: people of another application, with the bcrypt hashes that it made."""
+"""`quartapp user import`: import accounts of another application with their bcrypt hashes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from quartapp import policy, validation
-from quartapp.cli.base import Refused, say
+from quartapp.cli.base import CommandError, echo
 from quartapp.db import mongo
 from quartapp.db.mongo import Session as Tx
 from quartapp.db.mongo import transaction
@@ -30,20 +30,22 @@ from quartapp.models.limits import hash_cost
 from quartapp.security.passwords import PLAIN, SCHEMES, cost_of
 from quartapp.validation import Invalid
 
+# Each item is the place of a row, for messages, and the row. The row is a CommandError if it
+# cannot be read.
 Rows = AsyncIterator[tuple[str, Any]]
 
 LONGEST_LINE = 64 * 1024
-# What applications call the field that says whether, or when, an address was verified.
+# Common names of the field that says whether, or when, an address was verified.
 VERIFIED = ("email_verified", "email_verified_at", "confirmed_at", "confirmed", "email_confirmed")
 RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
-# A date may be of any year: a DatetimeMS where Python has no datetime for it.
+# Decode a date outside the range of datetime as DatetimeMS.
 STRICT: CodecOptions[Any] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 LENIENT = STRICT.with_options(unicode_decode_error_handler="replace")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One account to be created, checked."""
+class ImportedAccount:
+    """A row that has passed all checks: the account to create."""
 
     username: str
     email: str
@@ -55,8 +57,8 @@ class Entry:
 
 
 @dataclass
-class Import:
-    """One run. Each row is imported alone, in a transaction of its own."""
+class UserImport:
+    """One run of the import. Each row is imported in its own transaction."""
 
     dry: bool
     scheme: str
@@ -64,40 +66,42 @@ class Import:
     roles: dict[str, Role] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
-    async def take(self, row: Any) -> None:
+    async def import_row(self, row: Any) -> None:
         """Create the account of a row. A dry run makes the same checks and creates nothing.
 
-        Raises Refused, which says why the account cannot be created.
+        Raises CommandError with the reason if the account cannot be created.
         """
-        entry = self._check(row)
+        account = self._check(row)
         try:
-            await self._require_free(entry)
+            await self._require_free(account)
             if not self.dry:
-                await self._create(entry)
+                await self._create(account)
         except Taken as taken:
-            raise Refused(f"{entry.username}: {taken}") from None
+            raise CommandError(f"{account.username}: {taken}") from None
 
-    def _check(self, row: Any) -> Entry:
-        """Apply the rules that forms apply. Raises Refused."""
+    def _check(self, row: Any) -> ImportedAccount:
+        """Validate a row by the rules that forms apply. Raises CommandError."""
         username, email = _text(row, "username"), _text(row, "email")
         try:
             username = validation.check_username(username)
         except Invalid as invalid:
-            raise Refused(f"username {username[:40]!r}: {invalid}") from None
+            raise CommandError(f"username {username[:40]!r}: {invalid}") from None
         try:
             email = validation.check_email(email)
         except Invalid as invalid:
-            raise Refused(f"{username}: email {email[:60]!r}: {invalid}") from None
+            raise CommandError(f"{username}: email {email[:60]!r}: {invalid}") from None
         hashed = _text(row, "password")
         if not PLAIN.match(hashed):
-            # Not shown: it may be a password in clear.
-            raise Refused(f"{username}: the password is no bcrypt hash of a cost from 4 to 14")
-        active, verified = _truth(row, "active"), _truth(row, "email_verified")
+            # The value is not shown, because it may be a password in plain text.
+            raise CommandError(
+                f"{username}: the password is not a bcrypt hash with a cost from 4 to 14"
+            )
+        active, verified = _boolean(row, "active"), _boolean(row, "email_verified")
         roles = self._roles(username, row.get("roles"))
         must_verify = self.must_verify and not verified
         if must_verify and any(role.name != policy.MEMBER for role in roles):
-            raise Refused(str(Unverified(username)))
-        return Entry(
+            raise CommandError(str(Unverified(username)))
+        return ImportedAccount(
             username,
             email,
             SCHEMES[self.scheme] + hashed,
@@ -111,13 +115,13 @@ class Import:
         if wanted is None:
             wanted = [policy.MEMBER]
         if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
-            raise Refused(f"{username}: roles must be a list of names")
+            raise CommandError(f"{username}: roles must be a list of names")
         if unknown := [name for name in wanted if name not in self.roles]:
-            raise Refused(f"{username}: there is no role {unknown[0][:40]}")
+            raise CommandError(f"{username}: there is no role {unknown[0][:40]}")
         return [self.roles[name] for name in dict.fromkeys(wanted)]
 
-    async def _require_free(self, entry: Entry) -> None:
-        """Raises Taken, also for what an earlier row of this run has taken."""
+    async def _require_free(self, entry: ImportedAccount) -> None:
+        """Raise Taken if the username or address belongs to an account or to an earlier row."""
         forms = {
             "username": validation.canonical_username(entry.username),
             "email": validation.canonical_email(entry.email),
@@ -128,7 +132,7 @@ class Import:
             raise Taken("email")
         self.seen |= set(forms.values())
 
-    async def _create(self, entry: Entry) -> None:
+    async def _create(self, entry: ImportedAccount) -> None:
         hashed = entry.password_hash.removeprefix(SCHEMES[self.scheme])
         await hash_cost.highest(cost_of(hashed.encode()))
 
@@ -149,36 +153,38 @@ class Import:
         await transaction(work)
 
 
-async def run(rows: Rows, *, dry: bool, scheme: str, must_verify: bool = False) -> None:
-    """Import the rows, and print each that cannot be imported with the reason.
+async def import_rows(rows: Rows, *, dry: bool, scheme: str, must_verify: bool = False) -> None:
+    """Create an account for each row; with `dry`, only check the rows.
 
-    `must_verify` says whether accounts can be used only after their address was verified.
-    Raises Refused if a row cannot be imported.
+    Prints each row that cannot be imported with the reason, and then the number of accounts.
+    With `must_verify`, an account whose address is not verified can be used only after that.
+    Raises CommandError at the end if a row could not be imported.
     """
     roles = {role.name: role for role in await Role.everyone()}
-    work = Import(dry, scheme, must_verify, roles)
-    taken, refused = 0, 0
+    work = UserImport(dry, scheme, must_verify, roles)
+    created, failed = 0, 0
     async for place, row in rows:
         try:
-            if isinstance(row, Refused):
+            if isinstance(row, CommandError):
                 raise row
-            await work.take(row)
-            taken += 1
+            await work.import_row(row)
+            created += 1
         except DomainError as error:
-            refused += 1
-            say(f"{place}: {error}")
+            failed += 1
+            echo(f"{place}: {error}")
         except (ValueError, TypeError, OverflowError, BSONError) as error:
-            # Whatever else a row may hold, it must not end the import.
-            refused += 1
-            say(f"{place}: this cannot be stored ({type(error).__name__})")
-    say(f"Accounts {'that would be made' if dry else 'made'}: {taken}.")
-    if refused:
-        raise Refused(f"{refused} of {taken + refused} could not be taken; each is named above")
+            # A row with unexpected content must not stop the import.
+            failed += 1
+            echo(f"{place}: the row cannot be stored ({type(error).__name__})")
+    echo(f"Accounts {'that would be created' if dry else 'created'}: {created}.")
+    if failed:
+        total = created + failed
+        raise CommandError(f"{failed} of {total} could not be imported; each is listed above")
 
 
 @asynccontextmanager
-async def from_file(file: BinaryIO) -> AsyncIterator[Rows]:
-    """The rows of a file with a JSON object on each line."""
+async def rows_of_file(file: BinaryIO) -> AsyncIterator[Rows]:
+    """Yield the rows of a file that has a JSON object on each line."""
     yield _lines(file)
 
 
@@ -192,32 +198,35 @@ async def _lines(file: BinaryIO) -> Rows:
         if len(line) > LONGEST_LINE:
             while line and not line.endswith(b"\n"):
                 line = file.readline(LONGEST_LINE)
-            yield place, Refused("this line is too long")
+            yield place, CommandError("the line is longer than 64 KiB")
         elif line.strip():
             yield place, _json(line)
 
 
 def _json(line: bytes) -> Any:
     try:
-        return json.loads(line.decode(), object_pairs_hook=_without_doubles)
+        return json.loads(line.decode(), object_pairs_hook=_unique_fields)
     except UnicodeDecodeError:
-        return Refused("this line is not UTF-8")
+        return CommandError("the line is not UTF-8")
     except (ValueError, RecursionError):
-        return Refused("this is not JSON")
-    except Refused as refused:
-        return refused
+        return CommandError("the line is not valid JSON")
+    except CommandError as error:
+        return error
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise Refused("this names a field twice")
+        raise CommandError("a field occurs twice")
     return found
 
 
 @asynccontextmanager
-async def from_mongo(uri: str, collection: str) -> AsyncIterator[Rows]:
-    """The rows of a collection as MongoEngine writes them."""
+async def rows_of_collection(uri: str, collection: str) -> AsyncIterator[Rows]:
+    """Yield the documents of a collection that MongoEngine wrote, with the names of their roles.
+
+    Raises StartError if the database cannot be used.
+    """
     async with mongo.another(uri) as found:
         roles = found["role"].with_options(codec_options=RAW)
         known: dict[Any, Any] = {}
@@ -242,32 +251,38 @@ async def _documents(collection: Any, known: dict[Any, Any]) -> Rows:
             if isinstance(row.get("roles"), list):
                 row["roles"] = [_role_name(role, known) for role in row["roles"]]
         except (BSONError, ValueError, TypeError, OverflowError, RecursionError):
-            yield place, Refused("this has text that is not UTF-8, or cannot be read")
+            yield (
+                place,
+                CommandError("the document contains text that is not UTF-8, or cannot be decoded"),
+            )
         else:
             yield place, row
 
 
 def _role_name(role: Any, known: dict[Any, Any]) -> Any:
-    """Of a ReferenceField, whichever of its two forms, the name of what it refers to."""
+    """Return the name of the role to which a ReferenceField refers, as DBRef or as plain id."""
     key = role.id if isinstance(role, DBRef) else role
     if isinstance(role, DBRef) and isinstance(key, int | str):
         return known.get(key, str(key))
     return known.get(key, str(key)) if isinstance(key, ObjectId) else role
 
 
-def _truth(row: dict[str, Any], name: str) -> bool:
-    """A field that is true unless it says false. Raises Refused."""
+def _boolean(row: dict[str, Any], name: str) -> bool:
+    """Return a field that counts as true if it is missing. Raises CommandError."""
     value = row.get(name)
     if value is not None and not isinstance(value, bool):
-        raise Refused(f"{row['username']}: {name} must be true or false")
+        raise CommandError(f"{row['username']}: {name} must be true or false")
     return value is not False
 
 
 def _text(row: Any, name: str) -> str:
+    """Return a text field. Raises CommandError if it is missing, empty or not a text."""
     value = row.get(name) if isinstance(row, dict) else None
     if isinstance(value, bytes):
-        # Flask-Bcrypt returns bytes, and some store what they got.
+        # Flask-Bcrypt returns bytes, which some applications store as they are.
         value = value.decode("ascii", "replace")
     if not isinstance(value, str) or not value:
-        raise Refused(f"this has no {name}" if isinstance(row, dict) else "this is no JSON object")
+        raise CommandError(
+            f"{name} is missing" if isinstance(row, dict) else "this is not a JSON object"
+        )
     return value

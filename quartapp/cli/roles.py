@@ -1,4 +1,4 @@
-"""`quartapp role`: what roles there are, and what they allow."""
+"""`quartapp role`: list, create, edit and delete roles."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import click
 
 from quartapp import validation
 from quartapp.cli.base import (
-    Commands,
-    checked,
-    in_database,
-    role_named,
-    say,
-    settle,
-    table,
-    with_data,
+    CommandGroup,
+    data_option,
+    echo,
+    find_role,
+    print_table,
+    validated,
+    wait_until_enforced,
+    with_database,
 )
 from quartapp.models import Role
 from quartapp.models.base.actor import NOBODY
@@ -21,19 +21,19 @@ from quartapp.policy import Permission
 
 PERMISSION = click.Choice([permission.value for permission in Permission])
 
-REQUIRES = "Whether it gives anything to those without a second factor."
+REQUIRES = "Whether the permissions apply only to users with a second factor."
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def role() -> None:
-    """Roles: list, create, edit, delete."""
+    """List, create, edit and delete roles."""
 
 
 @role.command("list")
-@with_data
-@in_database
+@data_option
+@with_database
 async def list_roles() -> None:
-    """List the roles, who holds them and what they allow."""
+    """List the roles with their permissions and how many users have them."""
     holders = await Role.holders()
     rows = [
         [
@@ -44,42 +44,44 @@ async def list_roles() -> None:
         ]
         for found in await Role.everyone()
     ]
-    table(["NAME", "HELD BY", "PERMISSIONS", "FACTOR"], rows)
+    print_table(["NAME", "USERS", "PERMISSIONS", "SECOND FACTOR"], rows)
 
 
 @role.command()
 @click.argument("name")
-@click.option("--description", default="")
-@click.option("--permission", "permissions", multiple=True, type=PERMISSION)
+@click.option("--description", default="", help="Text for administrators.")
+@click.option(
+    "--permission", "permissions", multiple=True, type=PERMISSION, help="Can be repeated."
+)
 @click.option("--require-factor/--no-require-factor", "required", help=REQUIRES)
-@with_data
-@in_database
+@data_option
+@with_database
 async def create(name: str, description: str, permissions: tuple[str, ...], required: bool) -> None:
-    """Make a role."""
-    name = checked(validation.check_role_name, name)
-    description = checked(validation.check_description, description)
-    made = await Role.add(
+    """Create a role."""
+    name = validated(validation.check_role_name, name)
+    description = validated(validation.check_description, description)
+    created = await Role.add(
         name,
         description,
         {Permission(p) for p in permissions},
         requires_factor=required,
         by=NOBODY,
     )
-    say(f"The role {made.name} was made.")
+    echo(f"Created the role {created.name}.")
 
 
 @role.command()
 @click.argument("name")
-@click.option("--allow", multiple=True, type=PERMISSION)
-@click.option("--forbid", multiple=True, type=PERMISSION)
+@click.option("--allow", multiple=True, type=PERMISSION, help="Add a permission.")
+@click.option("--forbid", multiple=True, type=PERMISSION, help="Remove a permission.")
 @click.option("--require-factor/--no-require-factor", "required", default=None, help=REQUIRES)
-@with_data
-@in_database
+@data_option
+@with_database
 async def edit(
     name: str, allow: tuple[str, ...], forbid: tuple[str, ...], required: bool | None
 ) -> None:
-    """Change what a role allows. Open pages of those who hold it follow."""
-    found = await role_named(name)
+    """Change the permissions of a role. Open pages of its users are updated."""
+    found = await find_role(name)
     permissions = (set(found.known) | set(map(Permission, allow))) - set(map(Permission, forbid))
     await found.edit(
         name=found.name,
@@ -88,22 +90,22 @@ async def edit(
         requires_factor=required,
         by=NOBODY,
     )
-    await settle(None)
+    await wait_until_enforced(None)
     only = found.requires_factor if required is None else required
-    say(
+    echo(
         f"The role {found.name} allows {', '.join(sorted(permissions)) or 'nothing'}"
-        f"{', with a second factor only' if only else ''}."
+        f"{', only with a second factor' if only else ''}."
     )
 
 
 @role.command()
 @click.argument("name")
-@with_data
-@in_database
+@data_option
+@with_database
 async def delete(name: str) -> None:
-    """Delete a role. The sessions of those who hold it are ended."""
-    found = await role_named(name)
+    """Delete a role. Ends all sessions of its users."""
+    found = await find_role(name)
     event = await found.remove(by=NOBODY)
-    reach = await settle(event)
+    reach = await wait_until_enforced(event)
     holders = event.details["holders"] if event else 0
-    say(f"The role {found.name} was deleted; {holders} held it.{reach}")
+    echo(f"Deleted the role {found.name}. Users who had it: {holders}.{reach}")

@@ -1,4 +1,4 @@
-"""`quartapp user`: people, their roles and their sessions."""
+"""`quartapp user`: create, show and change user accounts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from beanie import PydanticObjectId
 from quartapp import clock, policy, validation
 from quartapp.cli import imports
 from quartapp.cli.base import (
-    Commands,
-    Refused,
-    checked,
-    in_database,
-    role_named,
-    say,
-    settle,
-    table,
-    with_data,
+    CommandError,
+    CommandGroup,
+    data_option,
+    echo,
+    find_role,
+    find_user,
+    print_table,
+    validated,
+    wait_until_enforced,
+    with_database,
 )
 from quartapp.models import Invitation, Role, Session, User, Worker
 from quartapp.models.accounts import account_expiry, email_address
@@ -38,85 +39,92 @@ from quartapp.security.passwords import SCHEMES, PasswordHasher
 from quartapp.settings import Settings
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def user() -> None:
-    """People: make, show, grant, revoke, disable."""
+    """Create, show and change user accounts."""
 
 
 @user.command()
 @click.argument("username")
 @click.argument("email")
-@click.option("--role", "roles", multiple=True, metavar="ROLE", help="May be given again.")
-@click.option("--unverified", is_flag=True, help="The user has to verify the email address.")
-@with_data
-@in_database
+@click.option(
+    "--role", "roles", multiple=True, metavar="ROLE", help="Role besides member; can be repeated."
+)
+@click.option("--unverified", is_flag=True, help="The user has to verify the email address first.")
+@data_option
+@with_database
 async def create(
     username: str, email: str, roles: tuple[str, ...], unverified: bool, settings: Settings
 ) -> None:
-    """Create an account. The password is asked for, or read as a line where nobody can be asked.
+    """Create an account. Asks for the password, or reads a line of standard input.
 
-    The email address counts as verified, because you vouch for it.
+    The email address counts as verified because you vouch for it, unless you say --unverified.
     """
-    username = checked(validation.check_username, username)
-    email = checked(validation.check_email, email)
-    held = [await role_named(name) for name in dict.fromkeys((policy.MEMBER, *roles))]
-    password = _password()
-    await _require_good(password, settings, username, email)
+    username = validated(validation.check_username, username)
+    email = validated(validation.check_email, email)
+    held = [await find_role(name) for name in dict.fromkeys((policy.MEMBER, *roles))]
+    password = _read_password()
+    await _require_accepted_password(password, settings, username, email)
     hasher = PasswordHasher.of(settings)
-    # A server beside this command may have another.
+    # A running server may have a different BCRYPT_COST.
     await hash_cost.highest(settings.bcrypt_cost)
     who = username, email, await hasher.hash(password)
     hasher.close()
     if unverified and settings.verification_required:
-        made = await claim_account(*who, roles=held, by=NOBODY)
+        created = await claim_account(*who, roles=held, by=NOBODY)
     else:
-        made = await register_account(*who, roles=held, by=NOBODY, verified=not unverified)
-    say(f"{made.username} was made, with the roles {', '.join(role.name for role in held)}.")
-    if made.awaits_verification:
-        say(
-            f"An email to {made.address} asks to verify the address. The account can be used once "
-            "that is done, and is deleted after a day if not."
+        created = await register_account(*who, roles=held, by=NOBODY, verified=not unverified)
+    echo(f"Created {created.username} with the roles {', '.join(role.name for role in held)}.")
+    if created.awaits_verification:
+        echo(
+            f"{created.address} must be verified within a day, by the link in an email. The "
+            "account can be used once that is done, and is deleted otherwise."
         )
 
 
 @user.command()
 @click.argument("username")
-@with_data
-@in_database
+@data_option
+@with_database
 async def verify(username: str) -> None:
-    """Count the email address of an account as verified, because you vouch for it."""
-    person = await _user(username)
+    """Mark the email address of an account as verified, because you vouch for it."""
+    person = await find_user(username)
     done = await email_address.vouch_for(person, by=NOBODY)
-    words = "is verified" if done else "was verified already"
-    say(f"The address {person.address} of {person.username} {words}.")
+    words = "is verified" if done else "was already verified"
+    echo(f"The email address {person.address} of {person.username} {words}.")
 
 
 @user.command()
 @click.argument("email")
-@click.option("--role", metavar="ROLE", help="Beside member.")
-@with_data
-@in_database
+@click.option("--role", metavar="ROLE", help="Role besides member.")
+@data_option
+@with_database
 async def invite(email: str, role: str | None) -> None:
-    """Invite somebody by a letter, whose link makes an account for the address."""
-    email = checked(validation.check_email, email)
-    await Invitation.write(email, await role_named(role) if role else None, by=NOBODY)
-    fate = "is on its way" if await Worker.everyone() else "is queued, and leaves when one serves"
-    say(f"{email} is invited. The letter {fate}; its link works for 7 days.")
+    """Send an invitation: an email with a link that creates an account for the address."""
+    email = validated(validation.check_email, email)
+    await Invitation.write(email, await find_role(role) if role else None, by=NOBODY)
+    state = "is on its way" if await Worker.everyone() else "will be sent when a server is running"
+    echo(f"Invited {email}. The email {state}. Its link works for 7 days.")
 
 
 @user.command("import")
 @click.argument("file", required=False, type=click.File("rb"))
-@click.option("--from-mongo", "uri", metavar="URI", help="A MongoEngine database, instead of FILE.")
-@click.option("--collection", default="user", help="Where the people are in it.")
+@click.option(
+    "--from-mongo",
+    "uri",
+    metavar="URI",
+    help="Import from a MongoEngine database instead of a FILE.",
+)
+@click.option("--collection", default="user", help="Collection of that database.")
 @click.option(
     "--scheme",
     type=click.Choice(list(SCHEMES)),
     default="flask-bcrypt",
-    help="How the hashes were made: see the README.",
+    help="How the hashes were created: see docs/operations.md.",
 )
-@click.option("--dry-run", "dry", is_flag=True, help="Only say what would be done.")
-@with_data
-@in_database
+@click.option("--dry-run", "dry", is_flag=True, help="Check everything, but create nothing.")
+@data_option
+@with_database
 async def import_users(
     file: BinaryIO | None,
     uri: str | None,
@@ -125,245 +133,246 @@ async def import_users(
     dry: bool,
     settings: Settings,
 ) -> None:
-    """Make the accounts of a FILE with a JSON object on each line, or of a MongoEngine collection:
-    username, email, password, which is the bcrypt hash, roles, a list of names, and active and
-    email_verified, which are true unless they say false."""
+    """Import the accounts of another application, with their bcrypt hashes.
+
+    FILE has a JSON object on each line, with the fields username, email, password (the bcrypt
+    hash), roles (a list of names; optional), active and email_verified (true unless false).
+    Prints each account that cannot be imported, with the reason, and then exits with 1.
+    """
     if scheme == "flask-security" and settings.flask_security_salt is None:
-        raise Refused(
+        raise CommandError(
             "set FLASK_SECURITY_SALT to the SECURITY_PASSWORD_SALT of the other application first: "
-            "without it none of these people could sign in"
+            "without it, none of these users could sign in"
         )
     if file and not uri:
-        source = imports.from_file(file)
+        source = imports.rows_of_file(file)
     elif uri and not file:
-        source = imports.from_mongo(uri, collection)
+        source = imports.rows_of_collection(uri, collection)
     else:
-        raise Refused("name a FILE, or --from-mongo URI")
+        raise CommandError("name a FILE or use --from-mongo URI")
     async with source as rows:
-        await imports.run(rows, dry=dry, scheme=scheme, must_verify=settings.verification_required)
+        await imports.import_rows(
+            rows, dry=dry, scheme=scheme, must_verify=settings.verification_required
+        )
 
 
 @user.command("list")
-@with_data
-@in_database
+@data_option
+@with_database
 async def list_users() -> None:
-    """List everybody, by username."""
+    """List all accounts by username."""
     roles = {role.id: role.name for role in await Role.everyone()}
     rows: list[list[str]] = []
     after: str | None = None
     while found := await User.search("", after=after, limit=500):
         after = found[-1].username
-        rows += [[u.username, u.address, _held(u, roles), _states(u)] for u in found]
-    table(["USERNAME", "E-MAIL", "ROLES", "STATE"], rows)
+        rows += [[u.username, u.address, _role_names(u, roles), _states(u)] for u in found]
+    print_table(["USERNAME", "EMAIL", "ROLES", "STATE"], rows)
 
 
 @user.command()
 @click.argument("username")
-@with_data
-@in_database
+@data_option
+@with_database
 async def show(username: str) -> None:
-    """Show one account and where it is signed in."""
-    person = await _user(username)
+    """Show an account and its active sessions."""
+    person = await find_user(username)
     roles = {role.id: role.name for role in await Role.everyone()}
-    say(f"username  {person.username}")
+    echo(f"username  {person.username}")
     verified = "" if person.verified else " (unverified)"
-    say(f"e-mail    {person.address}{verified}")
-    say(f"roles     {_held(person, roles) or 'none'}")
-    say(f"state     {_state(person, active='active')}")
+    echo(f"email     {person.address}{verified}")
+    echo(f"roles     {_role_names(person, roles) or 'none'}")
+    echo(f"state     {_state(person, active='active')}")
     factors = ", ".join(sorted(NAMES[kind] for kind in person.factors))
-    say(f"factors   {factors or 'none'}")
-    say(f"since     {clock.to_the_minute(person.created_at)}")
+    echo(f"factors   {factors or 'none'}")
+    echo(f"since     {clock.to_the_minute(person.created_at)}")
     sessions = await Session.of_user(person.id)
-    say(f"sessions  {len(sessions)}")
+    echo(f"sessions  {len(sessions)}")
     for session in sessions:
-        say(
-            f"          {session.device}, {session.ip or 'no address'}, "
-            f"last seen {clock.to_the_minute(session.seen_at)}"
+        echo(
+            f"          {session.device}, {session.ip or 'no IP address'}, "
+            f"last active {clock.to_the_minute(session.seen_at)}"
         )
 
 
 @user.command()
 @click.argument("username")
 @click.argument("role")
-@with_data
-@in_database
+@data_option
+@with_database
 async def grant(username: str, role: str) -> None:
-    """Give a role. Open pages gain it in place."""
-    person, given = await _user(username), await role_named(role)
-    done = await person.grant(given, by=NOBODY)
-    await settle(done)
-    say(f"{person.username} {'now holds' if done else 'held already'} {given.name}.")
+    """Grant a role. Open pages are updated."""
+    person, granted = await find_user(username), await find_role(role)
+    done = await person.grant(granted, by=NOBODY)
+    await wait_until_enforced(done)
+    echo(f"{person.username} {'now has' if done else 'already has'} the role {granted.name}.")
 
 
 @user.command()
 @click.argument("username")
 @click.argument("role")
-@with_data
-@in_database
+@data_option
+@with_database
 async def revoke(username: str, role: str) -> None:
-    """Take a role. The sessions of the account are ended."""
-    person, taken = await _user(username), await role_named(role)
-    done = await person.revoke(taken, by=NOBODY)
-    reach = await settle(done)
-    verb = "no longer holds" if done else "did not hold"
-    say(f"{person.username} {verb} {taken.name}.{reach}")
+    """Revoke a role. Ends all sessions of the account."""
+    person, revoked = await find_user(username), await find_role(role)
+    done = await person.revoke(revoked, by=NOBODY)
+    reach = await wait_until_enforced(done)
+    verb = "no longer has" if done else "did not have"
+    echo(f"{person.username} {verb} the role {revoked.name}.{reach}")
 
 
 @user.command("end-sessions")
 @click.argument("username")
-@with_data
-@in_database
+@data_option
+@with_database
 async def end_sessions(username: str) -> None:
-    """Sign an account out everywhere."""
-    person = await _user(username)
+    """End all sessions of an account."""
+    person = await find_user(username)
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
-    reach = await settle(event)
+    reach = await wait_until_enforced(event)
     count = event.details["count"] if event else 0
-    say(f"Sessions of {person.username} ended: {count}.{reach}")
+    echo(f"Sessions of {person.username} ended: {count}.{reach}")
 
 
 @user.command()
 @click.argument("username")
-@click.option(
-    "--on", "day", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Its last day."
-)
-@with_data
-@in_database
+@click.option("--on", "day", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Expiry date.")
+@data_option
+@with_database
 async def disable(username: str, day: datetime | None) -> None:
-    """Close an account: now, which ends its sessions, or when the DATE is over, by UTC."""
-    person = await _user(username)
+    """Disable an account and end its sessions: now, or at the end of the DATE (UTC)."""
+    person = await find_user(username)
     if day is not None:
-        await _appoint(person, day.date())
+        await _set_expiry(person, day.date())
     else:
         done = await person.disable(by=NOBODY)
-        reach = await settle(done)
-        say(f"{person.username} {'is disabled' if done else 'was disabled already'}.{reach}")
+        reach = await wait_until_enforced(done)
+        echo(f"{person.username} {'is disabled' if done else 'was already disabled'}.{reach}")
 
 
 @user.command()
 @click.argument("username")
-@with_data
-@in_database
+@data_option
+@with_database
 async def enable(username: str) -> None:
-    """Open an account again, without a last day."""
-    person = await _user(username)
+    """Enable an account, or remove its expiry date."""
+    person = await find_user(username)
     done = await person.enable(by=NOBODY) or await account_expiry.lift(person, by=NOBODY)
-    await settle(done)
-    say(f"{person.username} {'is enabled' if done else 'was enabled already'}.")
+    await wait_until_enforced(done)
+    echo(f"{person.username} {'is enabled' if done else 'was already enabled'}.")
 
 
-async def _appoint(person: User, day: date) -> None:
+async def _set_expiry(person: User, day: date) -> None:
     if not account_expiry.is_possible(day):
-        raise Refused(f"{day}: a last day is today or within the next ten years")
+        raise CommandError(f"{day}: use a date from today up to ten years ahead")
     done = await account_expiry.appoint(person, day, by=NOBODY)
-    await settle(None)
+    await wait_until_enforced(None)
     if done:
-        say(f"{person.username} will be disabled when {day} is over, by UTC.")
+        echo(f"{person.username} will be disabled at the end of {day} (UTC).")
     else:
         state = _state(person, active="active")
-        say(f"Nothing had to be changed: {person.username} is {state}.")
+        echo(f"Nothing was changed: {person.username} is {state}.")
 
 
 @user.command()
 @click.argument("username")
-@click.option("--remove-posts", is_flag=True, help="Posts and comments go too.")
-@click.option("--now", is_flag=True, help="At once, so that nobody can take it back.")
-@with_data
-@in_database
+@click.option("--remove-posts", is_flag=True, help="Also delete posts and comments.")
+@click.option("--now", is_flag=True, help="Delete immediately. This cannot be undone.")
+@data_option
+@with_database
 async def delete(username: str, remove_posts: bool, now: bool, settings: Settings) -> None:
-    """Close an account, and delete it when the time to take that back is over."""
-    person = await _user(username)
+    """Delete an account. Ends its sessions; until the deletion date it can be restored."""
+    person = await find_user(username)
     at = clock.now() if now else clock.now() + settings.deletion_grace
     with_posts = remove_posts or person.deletes_posts
     event = await person.close(by=NOBODY, deletes_at=at, with_posts=with_posts)
-    reach = await settle(event)
+    reach = await wait_until_enforced(event)
     if now:
         await account_deletion.erase_now(person.id)
-        say(f"{person.username} was deleted.{reach}")
+        echo(f"{person.username} was deleted.{reach}")
     elif event:
         until = event.details["until"]
-        say(f"{person.username} is closed, and will be deleted on {until}.{reach}")
+        echo(f"{person.username} can no longer sign in and will be deleted on {until}.{reach}")
     else:
-        say(f"{person.username} will be deleted before that.")
+        echo(f"{person.username} will already be deleted before that date.")
 
 
 @user.command()
 @click.argument("username")
-@with_data
-@in_database
+@data_option
+@with_database
 async def restore(username: str) -> None:
-    """Open an account again that is closed, or is to be deleted."""
-    person = await _user(username)
+    """Restore an account that was deactivated or is waiting to be deleted."""
+    person = await find_user(username)
     done = await person.restore(by=NOBODY)
-    await settle(done)
+    await wait_until_enforced(done)
     if done:
-        say(f"{username} is {_state(await _user(username), active='open again')}.")
+        echo(f"{username} is {_state(await find_user(username), active='active again')}.")
     else:
-        say(f"{person.username} was not closed, or it is too late.")
+        echo(f"Nothing was changed: {person.username} cannot be restored.")
 
 
 @user.command("reset-factors")
 @click.argument("username")
-@with_data
-@in_database
+@data_option
+@with_database
 async def reset_factors(username: str) -> None:
-    """Take all second factors from an account whose owner has lost them. Its sessions are ended."""
-    person = await _user(username)
+    """Remove all second factors of an account, for a user who has lost them. Ends its sessions."""
+    person = await find_user(username)
     done = await enrolment.reset(person, by=NOBODY)
-    reach = await settle(done)
-    verb = "has no second factor any more" if done else "had no second factor"
-    say(f"{person.username} {verb}.{reach}")
+    reach = await wait_until_enforced(done)
+    verb = "no longer has second factors" if done else "had no second factors"
+    echo(f"{person.username} {verb}.{reach}")
 
 
-async def _require_good(password: str, settings: Settings, *context: str) -> None:
-    """Raises Refused."""
+async def _require_accepted_password(password: str, settings: Settings, *context: str) -> None:
+    """Raise CommandError unless the password policy accepts the password."""
     policy = PasswordPolicy.of(settings)
     try:
         reason = await policy.weakness(password, context=context)
     finally:
         await policy.close()
     if reason:
-        raise Refused(reason)
+        raise CommandError(reason)
 
 
-async def _user(username: str) -> User:
-    found = await User.by_username(username)
-    if found is None:
-        raise Refused(f"there is no user {username}")
-    return found
-
-
-def _held(person: User, roles: dict[PydanticObjectId, str]) -> str:
+def _role_names(person: User, roles: dict[PydanticObjectId, str]) -> str:
     ids = [linked_id(link) for link in person.roles]
     return ", ".join(sorted(roles[role_id] for role_id in ids if role_id in roles))
 
 
 def _states(person: User) -> str:
-    """What stands in the list: nothing for an account that is active and verified."""
+    """Return the state for the list: empty for an account that is active and verified."""
     return ", ".join(
         filter(None, ("" if person.verified else "unverified", _state(person, active="")))
     )
 
 
 def _state(person: User, *, active: str) -> str:
+    """Return the state of an account; `active` if there is nothing else to say."""
     words = ["disabled"] if person.disabled else []
     if person.deletes_at:
-        words.append(f"deletes on {clock.to_the_minute(person.deletes_at)}")
+        words.append(f"to be deleted on {clock.to_the_minute(person.deletes_at)}")
     elif person.closed_at:
-        words.append("closed by its owner")
+        words.append("deactivated")
     elif person.last_day and not person.disabled:
-        words.append(f"until {person.last_day}")
+        words.append(f"expires on {person.last_day}")
     return ", ".join(words) or active
 
 
-def _password() -> str:
+def _read_password() -> str:
+    """Return the password from the terminal or, without one, from a line of standard input.
+
+    Raises CommandError for an empty line and for bytes that are not UTF-8.
+    """
     if sys.stdin.isatty():
         return click.prompt("Password", hide_input=True, confirmation_prompt=True)
     try:
-        # Some programs write a byte order mark before UTF-8; it is no part of the password.
+        # Some programs write a byte order mark first, which is not part of the password.
         password = sys.stdin.readline().removeprefix("\ufeff").rstrip("\r\n")
     except UnicodeDecodeError:
-        raise Refused("the password on standard input is not UTF-8") from None
+        raise CommandError("the password on standard input is not UTF-8") from None
     if not password:
-        raise Refused("no password came on standard input")
+        raise CommandError("no password on standard input")
     return password

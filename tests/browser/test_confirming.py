@@ -39,7 +39,7 @@ async def begin_a_role(page: Page, name: str) -> None:
     await page.get_by_label("Name").fill(name)
     await page.get_by_label("Description").fill("Waters the plants & “talks” to them.")
     await page.get_by_label("Write posts and comments").check()
-    await page.get_by_label("Read the audit record").check()
+    await page.get_by_label("Read the audit log").check()
 
 
 async def test_a_stale_session_confirms_and_what_was_typed_is_done(
@@ -61,7 +61,7 @@ async def test_a_stale_session_confirms_and_what_was_typed_is_done(
     await page.get_by_label("Password").fill("not this one")
     await submit(page)
     await expect(page.get_by_label("Password")).to_have_accessible_description(
-        "The password of root. This is not your password."
+        "The password of root. Incorrect password."
     )
     await expect(page.get_by_label("Password")).to_have_value("")
 
@@ -72,7 +72,7 @@ async def test_a_stale_session_confirms_and_what_was_typed_is_done(
     await expect(page.get_by_label("Description")).to_have_value(
         "Waters the plants & “talks” to them."
     )
-    await expect(page.get_by_label("Read the audit record")).to_be_checked()
+    await expect(page.get_by_label("Read the audit log")).to_be_checked()
     await expect(page.get_by_label("Create, change and delete roles")).not_to_be_checked()
 
     # The other tab was not disturbed, and the next act needs no password.

@@ -53,7 +53,7 @@ async def test_somebody_leaves_comes_back_and_leaves_for_good(
     await expect(page.get_by_role("alert")).to_be_visible()
     await delete(page, name)
     await expect(page.locator(".flashes")).to_contain_text("will be deleted on")
-    await expect_locked(elsewhere, "You closed your account.")
+    await expect_locked(elsewhere, "You deactivated or deleted your account.")
     assert "/login" in await letter(server, name, "will be deleted")
 
     await elsewhere.get_by_role("link", name="Sign in again").click()

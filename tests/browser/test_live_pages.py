@@ -77,7 +77,7 @@ async def test_a_hand_in_the_database_locks_an_open_page(
 ) -> None:
     async with server.database() as database:
         await database.users.update_one({"username": name}, {"$set": {"roles": []}})
-    await expect_locked(page, "took a role from you")
+    await expect_locked(page, "revoked one of your roles")
 
 
 async def test_controls_follow_the_role_while_the_page_stays(
@@ -104,7 +104,7 @@ async def test_controls_follow_the_role_while_the_page_stays(
     await expect(page.get_by_label("Your comment")).to_have_value("I was typing this")
     await expect(page.get_by_role("alertdialog")).to_be_hidden()
     await server.run("role", "delete", role)
-    await expect_locked(page, "deleted a role that you held")
+    await expect_locked(page, "deleted a role that you had")
 
 
 async def test_a_page_that_is_no_longer_allowed_is_emptied(
@@ -138,7 +138,7 @@ async def test_changing_the_password_keeps_this_browser_and_ends_the_other(
     await submit(page)
 
     await expect(page.locator(".flash")).to_contain_text("Your password was changed")
-    await expect_locked(elsewhere, "The password of your account was changed.")
+    await expect_locked(elsewhere, "Your password was changed.")
     await expect(tab.get_by_role("alertdialog")).to_be_hidden()
     await tab.goto("/account")
     await expect(tab.get_by_role("heading", level=1)).to_contain_text("Account")

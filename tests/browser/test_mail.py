@@ -143,7 +143,7 @@ async def test_a_forgotten_password_is_mended_and_the_other_tab_is_signed_out(
     await page.wait_for_url("**/login")
     await expect(page.locator(".flashes")).to_contain_text("Your password was changed")
     dialog = elsewhere.get_by_role("alertdialog")
-    await expect(dialog).to_contain_text("The password of your account was changed")
+    await expect(dialog).to_contain_text("Your password was changed")
 
     await page.get_by_label("Username or email address").fill(name)
     await page.get_by_label("Password").fill(NEW)

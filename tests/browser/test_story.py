@@ -62,7 +62,7 @@ async def test_a_newcomer_makes_the_first_administrator_and_a_revocation_is_seen
         await root.get_by_role("button", name="Revoke role", exact=True).click()
         dialog = ada.get_by_role("alertdialog")
         await expect(dialog).to_be_visible()
-        await expect(dialog).to_contain_text("root took a role from you")
+        await expect(dialog).to_contain_text("root revoked one of your roles")
         await ada.keyboard.press("Escape")
         await ada.keyboard.press("Escape")
         await expect(dialog).to_be_visible()
@@ -71,7 +71,7 @@ async def test_a_newcomer_makes_the_first_administrator_and_a_revocation_is_seen
 
         # Sign-in says the reason again, leads back, and the words are there.
         await dialog.get_by_role("link", name="Sign in again").click()
-        await expect(ada.locator("main")).to_contain_text("root took a role from you")
+        await expect(ada.locator("main")).to_contain_text("root revoked one of your roles")
         await sign_in(ada, "ada")
         await ada.wait_for_url("**/posts/new")
         await expect(ada.get_by_label("Title")).to_have_value("Half a thought")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quartapp import clock, servers
-from quartapp.cli.base import Refused, find_data
+from quartapp.cli.base import CommandError, find_data_folder
 from quartapp.db import embedded
 from quartapp.policy import Permission
 from tests.cli.conftest import Terminal, complaint
@@ -46,16 +46,16 @@ async def test_a_command_starts_the_database_for_itself_and_leaves_what_it_wrote
 
 async def test_an_account_is_made_shown_changed_and_shown_again(terminal: Terminal) -> None:
     out = await create(terminal, "ada", "moderator", "moderator")
-    assert out == "ada was made, with the roles member, moderator.\n"
+    assert out == "Created ada with the roles member, moderator.\n"
     shown = await terminal.does("user", "show", "ADA")
-    for line in ("username  ada", "e-mail    ada@example.org", "state     active", "sessions  0"):
+    for line in ("username  ada", "email     ada@example.org", "state     active", "sessions  0"):
         assert line in shown
     assert "roles     member, moderator" in shown
     for words, said in (
-        (("revoke", "ada", "Moderator"), "ada no longer holds moderator."),
-        (("revoke", "ada", "moderator"), "ada did not hold moderator."),
-        (("grant", "ada", "admin"), "ada now holds admin."),
-        (("grant", "ada", "admin"), "ada held already admin."),
+        (("revoke", "ada", "Moderator"), "ada no longer has the role moderator."),
+        (("revoke", "ada", "moderator"), "ada did not have the role moderator."),
+        (("grant", "ada", "admin"), "ada now has the role admin."),
+        (("grant", "ada", "admin"), "ada already has the role admin."),
         (("end-sessions", "ada"), "Sessions of ada ended: 0."),
     ):
         assert await terminal.does("user", *words) == f"{said}\n"
@@ -81,8 +81,8 @@ async def test_an_account_counts_as_verified_unless_the_operator_says_otherwise(
     assert f"{name}@example.org (unverified)" in await shown(name)
     assert "unverified" in row(await terminal.does("user", "list"), name)[-1]
     done = await terminal.does("user", "verify", name)
-    assert done == f"The address {name}@example.org of {name} is verified.\n"
-    assert "was verified already" in await terminal.does("user", "verify", name)
+    assert done == f"The email address {name}@example.org of {name} is verified.\n"
+    assert "was already verified" in await terminal.does("user", "verify", name)
     assert "unverified" not in await shown(name)
     await terminal.does("user", "grant", name, "admin")
     await create(terminal, f"vera-{required}")
@@ -99,15 +99,15 @@ async def test_an_account_is_closed_and_opened_again_but_never_the_last_administ
         assert "last active" in await terminal.refuses("user", "revoke", "ada", "admin")
         await create(terminal, "grace", "admin")
         assert await terminal.does("user", "disable", "ada") == "ada is disabled.\n"
-        assert await terminal.does("user", "disable", "ada") == "ada was disabled already.\n"
+        assert await terminal.does("user", "disable", "ada") == "ada was already disabled.\n"
         table = await terminal.does("user", "list")
         assert row(table, "ada") == ["ada", "ada@example.org", "admin, member", "disabled"]
         assert await terminal.does("user", "enable", "ada") == "ada is enabled.\n"
         assert row(await terminal.does("user", "list"), "ada")[3:] == []
         day = f"{clock.now() + timedelta(days=9):%Y-%m-%d}"
         out = await terminal.does("user", "disable", "ada", "--on", day)
-        assert out == f"ada will be disabled when {day} is over, by UTC.\n"
-        assert row(await terminal.does("user", "list"), "ada")[3:] == [f"until {day}"]
+        assert out == f"ada will be disabled at the end of {day} (UTC).\n"
+        assert row(await terminal.does("user", "list"), "ada")[3:] == [f"expires on {day}"]
         assert "last day" in await terminal.refuses("user", "disable", "grace", "--on", day)
         assert await terminal.does("user", "enable", "ada") == "ada is enabled.\n"
         assert "state     active\n" in await terminal.does("user", "show", "ada")
@@ -116,10 +116,10 @@ async def test_an_account_is_closed_and_opened_again_but_never_the_last_administ
 async def test_an_invitation_waits_for_somebody_to_send_it(terminal: Terminal) -> None:
     out = await terminal.does("user", "invite", "guest@example.org", "--role", "Moderator")
     assert out == (
-        "guest@example.org is invited. The letter is queued, and leaves when one serves; its link "
+        "Invited guest@example.org. The email will be sent when a server is running. Its link "
         "works for 7 days.\n"
     )
-    assert "invited already" in await terminal.refuses("user", "invite", "GUEST@example.org")
+    assert "already invited" in await terminal.refuses("user", "invite", "GUEST@example.org")
 
 
 async def test_a_role_is_made_changed_and_deleted(terminal: Terminal) -> None:
@@ -127,7 +127,7 @@ async def test_a_role_is_made_changed_and_deleted(terminal: Terminal) -> None:
         *("role", "create", "editor", "--description", "Words."),
         *("--permission", "posts.moderate", "--permission", "users.read"),
     )
-    assert out == "The role editor was made.\n"
+    assert out == "Created the role editor.\n"
     await create(terminal, "eve", "editor")
     assert row(await terminal.does("role", "list"), "editor") == [
         "editor",
@@ -139,7 +139,7 @@ async def test_a_role_is_made_changed_and_deleted(terminal: Terminal) -> None:
     )
     assert out == "The role editor allows posts.moderate, posts.write.\n"
     assert await terminal.does("role", "delete", "editor") == (
-        "The role editor was deleted; 1 held it.\n"
+        "Deleted the role editor. Users who had it: 1.\n"
     )
     assert row(await terminal.does("role", "list"), "editor") == []
     assert row(await terminal.does("user", "list"), "eve")[2] == "member"
@@ -148,8 +148,8 @@ async def test_a_role_is_made_changed_and_deleted(terminal: Terminal) -> None:
 MAKING = [
     (("ADA-TAKEN", "x@example.org"), LINE, "This username is taken."),
     (("x", "ada-taken@EXAMPLE.org"), LINE, "This email address is taken."),
-    (("x", "x@example.org"), b"", "no password came"),
-    (("x", "x@example.org"), b"\n", "no password came"),
+    (("x", "x@example.org"), b"", "no password on"),
+    (("x", "x@example.org"), b"\n", "no password on"),
     (("x", "x@example.org"), b"short\n", "at least 8"),
     (("x", "x@example.org"), b"x@example.org\n", "little more than a word"),
     (("two words", "x@example.org"), LINE, "Use 1 to 32"),
@@ -167,7 +167,7 @@ CHANGING = [
     (("user", "end-sessions", "nobody"), "there is no user nobody"),
     (("user", "disable", "nobody"), "there is no user nobody"),
     (("user", "enable", "nobody"), "there is no user nobody"),
-    (("user", "disable", "ada-taken", "--on", "2020-02-02"), "within the next ten years"),
+    (("user", "disable", "ada-taken", "--on", "2020-02-02"), "up to ten years ahead"),
     (("user", "disable", "ada-taken", "--on", "soon"), "does not match the format"),
     (("user", "invite", "no-address"), "must have an @-sign"),
     (("user", "invite", "ADA-taken@example.org"), "is taken"),
@@ -176,7 +176,7 @@ CHANGING = [
     (("user", "list", "--sideways"), "No such option"),
 ]
 OTHERS = [
-    (("role", "create", "Moderator"), "a role of this name already"),
+    (("role", "create", "Moderator"), "this name already exists"),
     (("role", "create", "a/b"), "Use 1 to 32"),
     (("role", "create", "x", "--permission", "everything"), "'everything'"),
     (("role", "edit", "no", "--allow", "posts.write"), "there is no role no"),
@@ -271,23 +271,23 @@ def test_a_command_finds_the_folder_of_the_running_server(
     monkeypatch.chdir(tmp_path / "here")
     for name in ("QUARTAPP_DATA", "MONGODB_URI"):
         monkeypatch.delenv(name, raising=False)
-    assert find_data(None) is None
+    assert find_data_folder(None) is None
     with servers.announced(tmp_path / "one"):
-        assert find_data(None) == tmp_path / "one"
+        assert find_data_folder(None) == tmp_path / "one"
         assert str(tmp_path / "one") in capsys.readouterr().err
-        assert find_data(Path("two")) == Path("two")
+        assert find_data_folder(Path("two")) == Path("two")
         with servers.announced(tmp_path / "two"):
-            with pytest.raises(Refused, match="name one by --data"):
-                find_data(None)
+            with pytest.raises(CommandError, match="choose one with --data"):
+                find_data_folder(None)
             with servers.announced(Path("data")):
-                assert find_data(None) is None
+                assert find_data_folder(None) is None
         for name in ("QUARTAPP_DATA", "MONGODB_URI"):
             monkeypatch.setenv(name, "named")
-            assert find_data(None) is None
+            assert find_data_folder(None) is None
             monkeypatch.setenv(name, " ")
         assert capsys.readouterr().err == ""
         (tmp_path / "here/data/mongodb").mkdir(parents=True)
-        assert find_data(None) is None
+        assert find_data_folder(None) is None
         assert str(tmp_path / "one") in capsys.readouterr().err
     # One that was killed leaves its file, and one of another user is not believed.
     (folder := servers._place()).chmod(0o700)

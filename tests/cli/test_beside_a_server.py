@@ -13,7 +13,7 @@ from tests.people import Person, Server, command, until
 async def test_an_account_made_here_signs_in_there(server: Server) -> None:
     name = f"cli-{secrets.token_hex(4)}"
     out = await server.run("user", "create", name, f"{name}@example.org", stdin=PASSWORD)
-    assert out == f"{name} was made, with the roles member.\n"
+    assert out == f"Created {name} with the roles member.\n"
     async with Person(server.url, name, PASSWORD) as person:
         await person.sign_in()
         shown = await server.run("user", "show", name)
@@ -115,10 +115,10 @@ async def test_an_account_is_deleted_later_or_now_and_its_tabs_are_told(
             tab.closed(), server.run("user", "delete", ada.username, "--remove-posts")
         )
         assert (code, tab.said[-1]["reason"]) == (4401, "account_disabled")
-    assert "is closed, and will be deleted on " in said
-    assert "deletes on " in await server.run("user", "show", ada.username)
-    assert "before that" in await server.run("user", "delete", ada.username)
-    assert "is open again" in await server.run("user", "restore", ada.username)
+    assert "can no longer sign in and will be deleted on " in said
+    assert "to be deleted on " in await server.run("user", "show", ada.username)
+    assert "before that date" in await server.run("user", "delete", ada.username)
+    assert "is active again" in await server.run("user", "restore", ada.username)
     await ada.sign_in()
     async with bob.tab() as tab:
         code, said = await asyncio.gather(

@@ -60,37 +60,37 @@ async def test_each_line_that_cannot_be_taken_is_named_and_the_others_are_in(
         )
     )
     wanted = [
-        ("line 2", "not JSON"),
+        ("line 2", "not valid JSON"),
         ("line 3", "THERE: This username is taken."),
         ("line 4", "bert: This email address is taken."),
-        ("line 6", "carl: the password is no bcrypt hash"),
-        ("line 7", "dora: the password is no bcrypt hash"),
+        ("line 6", "carl: the password is not a bcrypt hash"),
+        ("line 7", "dora: the password is not a bcrypt hash"),
         ("line 8", "emil: there is no role emperor"),
         ("line 9", "fred: roles must be a list of names"),
         ("line 10", "no spaces allowed"),
         ("line 11", "gina: email"),
-        ("line 12", "no email"),
-        ("line 13", "no JSON object"),
+        ("line 12", "email is missing"),
+        ("line 13", "not a JSON object"),
         ("line 14", "ANNA: This username is taken."),
-        ("line 15", "no email"),
-        ("line 16", "too long"),
-        ("line 17", "not JSON"),
+        ("line 15", "email is missing"),
+        ("line 16", "longer than 64 KiB"),
+        ("line 17", "not valid JSON"),
     ]
     before = await terminal.does("user", "list")
     for words in (["--dry-run"], []):
         ran = await terminal.run("user", "import", str(file), *words)
         *named, total = ran.out.splitlines()
         assert ran.status == 1
-        assert ran.err == "quartapp: 15 of 17 could not be taken; each is named above\n"
+        assert ran.err == "quartapp: 15 of 17 could not be imported; each is listed above\n"
         assert len(named) == len(wanted)
         for line, (place, why) in zip(named, wanted, strict=True):
             assert line.startswith(f"{place}: "), line
             assert why in line
         assert "in clear!" not in ran.out + ran.err
         if words:
-            assert total == "Accounts that would be made: 2."
+            assert total == "Accounts that would be created: 2."
             assert await terminal.does("user", "list") == before
-    assert total == "Accounts made: 2."
+    assert total == "Accounts created: 2."
     shown = await terminal.does("user", "show", "anna")
     assert "member, moderator" in shown
     assert "roles     none" in await terminal.does("user", "show", "zoe")
@@ -109,9 +109,9 @@ async def test_no_row_ends_the_import_and_a_dry_run_says_the_same(
         (json.dumps(person("lone", roles=["\udfff"])).encode(), "lone: there is no role \\udfff"),
         (good.replace("otto", "l\xe4tin").encode("latin-1"), "not UTF-8"),
         (good.encode("utf-16"), "not UTF-8"),
-        (f'{{"username": {huge}}}'.encode(), "not JSON"),
-        (f'{{"username": "deep", "x": {deep}}}'.encode(), "not JSON"),
-        (b'{"username": "twice", "username": "two"}', "names a field twice"),
+        (f'{{"username": {huge}}}'.encode(), "not valid JSON"),
+        (f'{{"username": "deep", "x": {deep}}}'.encode(), "not valid JSON"),
+        (b'{"username": "twice", "username": "two"}', "a field occurs twice"),
         (json.dumps(person("nan", active=float("nan"))).encode(), "nan: active must be"),
         (json.dumps(person("word", active="false")).encode(), "word: active must be"),
         (json.dumps(person("mail", email_verified=1)).encode(), "mail: email_verified must be"),
@@ -121,9 +121,9 @@ async def test_no_row_ends_the_import_and_a_dry_run_says_the_same(
         (json.dumps(person("BOM", email="bom2@example.org")).encode(), "is taken"),
         (json.dumps(person("soft", email="so\u00adft@example.org")).encode(), "soft: email"),
         (json.dumps(person("word2", email="=?utf-8?q?v?=@example.org")).encode(), "word2: email"),
-        (b"null", "no JSON object"),
-        (b"5", "no JSON object"),
-        (json.dumps(person("u", password={"$binary": "x"})).encode(), "no password"),
+        (b"null", "not a JSON object"),
+        (b"5", "not a JSON object"),
+        (json.dumps(person("u", password={"$binary": "x"})).encode(), "password is missing"),
     ]
     file = tmp_path / "odd.jsonl"
     file.write_bytes(b"\n".join(row for row, _ in rows))
@@ -150,7 +150,7 @@ async def test_an_inactive_account_is_imported_as_disabled(
     file = tmp_path / "inactive.jsonl"
     rows = [person("idle", active=False), person("busy", active=True), person("unset", active=None)]
     file.write_text(lines(*rows))
-    assert await terminal.does("user", "import", str(file)) == "Accounts made: 3.\n"
+    assert await terminal.does("user", "import", str(file)) == "Accounts created: 3.\n"
     for name, state in (("idle", "disabled"), ("busy", "active"), ("unset", "active")):
         assert f"state     {state}\n" in await terminal.does("user", "show", name)
 
@@ -161,12 +161,12 @@ async def test_a_file_without_a_fault_ends_with_0_and_comes_in_once(
     file = tmp_path / "people.jsonl"
     costly = bcrypt.hashpw(b"correct horse battery staple", bcrypt.gensalt(6)).decode()
     file.write_text(lines(person("kurt", password=costly), person("lena")))
-    assert await terminal.does("user", "import", str(file)) == "Accounts made: 2.\n"
+    assert await terminal.does("user", "import", str(file)) == "Accounts created: 2.\n"
     noted = await flask[1].client["quartapp"].costs.find_one()
     assert noted["highest"] == 6, "so that nobody can tell them by the time that they take"
     again = await terminal.run("user", "import", str(file))
     assert (again.status, again.out.count("is taken")) == (1, 2)
-    assert "Accounts made: 0." in again.out
+    assert "Accounts created: 0." in again.out
 
 
 @pytest.fixture
@@ -193,10 +193,10 @@ async def test_people_come_from_a_mongoengine_collection_with_roles_of_three_kin
         ]
     )
     ran = await terminal.run("user", "import", "--from-mongo", uri, "--dry-run")
-    assert "Accounts that would be made: 3." in ran.out
+    assert "Accounts that would be created: 3." in ran.out
     ran = await terminal.run("user", "import", "--from-mongo", uri)
     assert ran.status == 1
-    assert "Accounts made: 3." in ran.out
+    assert "Accounts created: 3." in ran.out
     assert "document " in ran.out
     assert "paul: " in ran.out
     for name, held in (("mona", "moderator"), ("nils", "moderator"), ("olga", "member")):
@@ -251,7 +251,7 @@ async def test_hashes_of_flask_security_need_its_salt(terminal: Terminal, tmp_pa
     words = ("user", "import", str(file), "--scheme", "flask-security")
     assert "FLASK_SECURITY_SALT" in await terminal.refuses(*words)
     ran = await terminal.run(*words, FLASK_SECURITY_SALT="canary-salt")
-    assert (ran.status, ran.out) == (0, "Accounts made: 1.\n")
+    assert (ran.status, ran.out) == (0, "Accounts created: 1.\n")
 
 
 async def test_imported_accounts_are_verified_unless_a_row_says_otherwise(

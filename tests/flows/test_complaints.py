@@ -153,8 +153,8 @@ async def test_the_page_of_the_oldest_session_is_signed_out_without_a_refresh(
 ENDINGS = {
     "ended by an administrator": ("sessions/end", "root ended your session."),
     "disabled": ("disable", "root disabled your account."),
-    "a role revoked": ("grants/member/revoke", "root took a role from you."),
-    "password changed": (None, "The password of your account was changed."),
+    "a role revoked": ("grants/member/revoke", "root revoked one of your roles."),
+    "password changed": (None, "Your password was changed."),
     "expired": (None, "Your session expired."),
 }
 
@@ -274,7 +274,7 @@ async def test_the_controls_of_an_open_tab_follow_the_role_without_a_reload(
         await expect(page.get_by_label("Title")).to_have_value("I was typing this")
         # A role that is taken away takes the whole page along: that is how it is lost here.
         await done(root.post(f"/admin/users/{name}/grants/{role}/revoke"))
-        await expect_locked(page, "root took a role from you.")
+        await expect_locked(page, "root revoked one of your roles.")
 
 
 # ---- nothing more can be done

@@ -82,7 +82,7 @@ async def test_who_closes_their_account_is_told_so_in_every_session(db: Database
         standing = await session_rule.by_digest(digest_of(token))
         assert isinstance(standing, Ended)
         assert (standing.reason, standing.event) == (Reason.ACCOUNT_DISABLED, event.id)
-        assert standing.message == "You closed your account."
+        assert standing.message == "You deactivated or deleted your account."
     assert event.verb is Verb.USER_DEACTIVATED
     assert await letters(ada) == [Letter.CLOSED]
     assert await ada.close(by=acting(ada)) is None

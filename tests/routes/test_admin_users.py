@@ -71,7 +71,7 @@ async def test_granting_and_revoking_is_seen_by_the_person_at_once(
     answer = await root.post("/admin/users/ada/grants/moderator/revoke")
     assert (answer.status, answer.location) == (303, "/admin/users/ada")
     assert await ada.me() is None
-    assert "root took a role from you" in (await ada.get("/login")).text
+    assert "root revoked one of your roles" in (await ada.get("/login")).text
     assert (await ada.sign_in()).status == 303
     me = await ada.me()
     assert me is not None

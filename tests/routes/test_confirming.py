@@ -116,7 +116,7 @@ async def test_a_page_of_confirmation_never_holds_a_password(root: Visitor) -> N
     answer = await root.post("/admin/roles/new", name="x", **typed)
     assert (answer.status, TITLE in answer.text) == (422, True)
     wrong = await root.post("/admin/roles/new", name="x", password=secret)
-    assert wrong.error("password") == "This is not your password."
+    assert wrong.error("password") == "Incorrect password."
     assert secret not in answer.text + wrong.text
 
 

@@ -32,7 +32,7 @@ async def test_a_last_day_is_shown_to_those_it_concerns_until_it_is_taken_back(
     answer = await root.post(PATH, date=day.isoformat())
     assert (answer.status, answer.location) == (303, "/admin/users/ada")
     page = await root.get("/admin/users/ada")
-    assert f"will be disabled when {day} is over" in page.text
+    assert f"expires at the end of {day} (UTC)" in page.text
     # The field that changes it, and the hidden one of the button that removes it.
     dates = re.findall(r'<input[^>]* name="date"[^>]* value="([^"]*)"', page.text)
     assert dates == [day.isoformat(), ""]
@@ -41,7 +41,7 @@ async def test_a_last_day_is_shown_to_those_it_concerns_until_it_is_taken_back(
     assert words in (await ada.get("/account")).text
     assert f"root set your last day: {day}" in (await ada.get("/account/notices")).text
     assert (await root.post(PATH, date=day.isoformat())).status == 303
-    assert "Nothing had to be changed" in (await root.get("/admin/users/ada")).text
+    assert "Nothing was changed" in (await root.get("/admin/users/ada")).text
     assert (await root.post(PATH, date="")).status == 303
     for place in ("/admin/users/ada", "/admin/users"):
         assert words not in (await root.get(place)).text.partition("Audit log</h2>")[0]
@@ -79,7 +79,7 @@ async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_
     await let_it_pass(town, "ada")
     assert await ada.me() is None
     for _ in range(2):
-        assert "The last day of your account is over." in (await ada.get("/login")).text
+        assert "Your account has expired." in (await ada.get("/login")).text
     refused = await ada.another_device().sign_in()
     assert refused.status == 403
     assert "Your account expired" in refused.text
@@ -95,7 +95,7 @@ async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_
     assert "is enabled" in (await root.get("/admin/users/ada")).text
     assert (await ada.sign_in()).status == 303
     await root.post("/admin/users/ada/enable")
-    assert "Nothing had to be changed" in (await root.get("/admin/users/ada")).text
+    assert "Nothing was changed" in (await root.get("/admin/users/ada")).text
 
 
 async def test_the_closing_is_put_on_record_by_whatever_is_up(
@@ -111,7 +111,7 @@ async def test_the_closing_is_put_on_record_by_whatever_is_up(
     assert (event["actor"], event["details"].keys()) == (None, {"last_day"})
     assert (await the_user("ada")).disabled_at is not None
     assert await ada.me() is None
-    assert "The last day of your account is over." in (await ada.get("/login")).text
+    assert "Your account has expired." in (await ada.get("/login")).text
     page = re.sub(r"\s+", " ", (await root.get("/admin/users/ada")).text)
     assert "Enable account" in page
     assert ">the system<" in page
@@ -137,7 +137,7 @@ async def test_the_last_administrator_without_a_last_day_keeps_none(
     ):
         refused = await root.post(path, **fields)
         assert refused.status == 422
-        assert "Every other administrator has a last day" in refused.text
+        assert "The accounts of all other administrators expire" in refused.text
     assert await grace.me() is not None
 
 

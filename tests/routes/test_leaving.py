@@ -34,7 +34,7 @@ async def test_who_deletes_their_account_is_out_at_once_and_told_until_when(
     assert day in letter
     assert "/login" in letter
     again = await phone.get("/account")
-    assert "You closed your account." in (await phone.get(again.location)).text
+    assert "You deactivated or deleted your account." in (await phone.get(again.location)).text
 
 
 @pytest.mark.parametrize("typed", ["", "Ada", "bob", "ada@example.org"])
@@ -171,7 +171,7 @@ async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
     assert (answer.status, answer.location) == (303, "/admin/users/ada")
     assert await ada.me() is None
     for path in ("/admin/users", "/admin/users/ada"):
-        assert "deletes on" in (await root.get(path)).text
+        assert "to be deleted on" in (await root.get(path)).text
     (letter,) = await town.letters(ada.email, "will be deleted")
     assert "An administrator" in letter
     again = await root.post("/admin/users/ada/delete", username="ada")

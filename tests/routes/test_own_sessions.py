@@ -106,7 +106,7 @@ async def test_a_new_password_ends_the_others_and_this_one_goes_on_under_a_new_t
     assert await thief.me() is None
     assert await phone.me() is None
     page = await phone.get("/login")
-    assert "password of your account was changed" in page.text
+    assert "Your password was changed" in page.text
     assert (await ada.another_device().sign_in()).status == 422
     assert (await ada.another_device().sign_in(password=NEW)).status == 303
 

@@ -131,7 +131,7 @@ async def test_one_device_is_added_once_by_whomever(town: Town, ada: Visitor) ->
     for visitor in (ada, bob):
         answer = await add(visitor, device)
         assert answer.status == 422
-        assert "This passkey was added before." in answer.text
+        assert "This passkey has already been added." in answer.text
     assert await Passkey.count() == 1
 
 

@@ -103,7 +103,7 @@ async def test_it_is_on_with_the_right_code_and_codes_are_shown_once(ada: Visito
     # Whoever came with a password alone has to come again.
     told = await other.get("/account")
     assert told.status == 302
-    assert "asks for a second factor" in (await other.get(told.location)).text
+    assert "requires a second factor" in (await other.get(told.location)).text
     assert (await ada.get(TOTP)).location == FACTORS, "it is set up already"
 
 

@@ -158,7 +158,7 @@ async def shut_to_be_deleted(user: User) -> str:
     until = clock.now() + timedelta(days=14)
     root = await the_user("root")
     await user.close(by=Actor(root.id, root.username), deletes_at=until)
-    return f"Your account is closed. It will be deleted on {clock.in_full(until)}."
+    return f"Your account will be deleted on {clock.in_full(until)}."
 
 
 @pytest.mark.parametrize("way", ["password", "password and factor", "passkey"])

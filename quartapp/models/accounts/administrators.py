@@ -15,8 +15,8 @@ class LastAdministrator(DomainError):
     """The change would leave nobody in charge, now or on a day to come."""
 
     def __init__(self, *, others_leave: bool = False) -> None:
-        only = "Every other administrator has a last day" if others_leave else LAST
-        super().__init__(f"{only}. Make somebody else one first.")
+        only = "The accounts of all other administrators expire" if others_leave else LAST
+        super().__init__(f"{only}. Make another user an administrator first.")
 
 
 async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) -> int:

@@ -9,9 +9,9 @@ from quartapp.models.audit.event import Verb
 async def why(user: User) -> str:
     """Return what happened to a user who may not enter (`User.may_enter`), as a sentence."""
     if user.deletes_at is not None:
-        return f"Your account is closed. It will be deleted on {clock.in_full(user.deletes_at)}."
+        return f"Your account will be deleted on {clock.in_full(user.deletes_at)}."
     if not user.disabled:
-        return "Your account is closed."
+        return "Your account is deactivated."
     if day := user.last_day or await _expired_on(user):
         return f"Your account expired at the end of {day} (UTC)."
     return "An administrator disabled your account."

@@ -44,7 +44,7 @@ class TokenSpent(DomainError):
     """The token was used, is too old, or has no purpose any more."""
 
     def __init__(self) -> None:
-        super().__init__("This link was used already, or it is too old.")
+        super().__init__("This link was used already or has expired.")
 
 
 class Token(Record):

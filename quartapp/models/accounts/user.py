@@ -49,7 +49,7 @@ class PasswordMoved(DomainError):
     """The password was changed by somebody else meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__("The password was changed meanwhile. Start again.")
+        super().__init__("The password was changed in the meantime. Start again.")
 
 
 class User(Account):

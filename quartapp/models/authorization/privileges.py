@@ -31,8 +31,8 @@ class MissingPermission(DomainError):
         super().__init__(sentence.format(missing=", ".join(self.missing), target=target))
 
 
-GIVE = "You cannot give the role {target}. It allows {missing}, which you do not hold."
-CHANGE = "You cannot change the role {target}. It allows {missing}, which you do not hold."
+GIVE = "You cannot grant the role {target}. It includes {missing}, which you do not have."
+CHANGE = "You cannot change the role {target}. It includes {missing}, which you do not have."
 ADD = "You cannot add {missing} to the role {target}, because you do not hold it."
 DELETE = (
     "You cannot delete the role {target}. Users with this role hold {missing}, which you do not."

@@ -31,7 +31,7 @@ class HasFactor(DomainError):
     """It was set up meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__("This was set up already. Remove it first to set it up anew.")
+        super().__init__("This is already set up. To set it up again, remove it first.")
 
 
 @dataclass(frozen=True, slots=True)

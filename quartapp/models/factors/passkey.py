@@ -36,7 +36,7 @@ class PasskeyTaken(DomainError):
     """The authenticator's key is known already, of this user or of another."""
 
     def __init__(self) -> None:
-        super().__init__("This passkey was added before.")
+        super().__init__("This passkey has already been added.")
 
 
 class Answered(Record):

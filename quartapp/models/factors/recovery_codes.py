@@ -29,7 +29,7 @@ class NothingToRecover(DomainError):
     """There is no second factor that a code could stand in for."""
 
     def __init__(self) -> None:
-        super().__init__("You have no second factor. Its set-up makes recovery codes.")
+        super().__init__("Set up a second factor first. You then receive recovery codes.")
 
 
 def make() -> list[str]:

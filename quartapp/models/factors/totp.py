@@ -30,14 +30,14 @@ class OfferUsed(DomainError):
     """The secret was set up before, by somebody who may know it."""
 
     def __init__(self) -> None:
-        super().__init__("This secret was used before. Scan the new one.")
+        super().__init__("This setup key was already used. Scan the new QR code.")
 
 
 class WrongAppCode(DomainError):
     """Not what the app shows at this moment, if it has the secret."""
 
     def __init__(self) -> None:
-        super().__init__("The app shows another code now. Type the one that it shows.")
+        super().__init__("Incorrect code. Enter the code that the app shows now.")
 
 
 def plain(code: str) -> str:

@@ -64,7 +64,7 @@ class InvitationGone(DomainError):
 
     def __init__(self, fate: Fate | None = None) -> None:
         self.fate = fate
-        super().__init__("This invitation is not open any more.")
+        super().__init__("This invitation is no longer valid.")
 
 
 class InvitedAlready(DomainError):
@@ -72,7 +72,7 @@ class InvitedAlready(DomainError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This address is invited already. Send that letter again, or withdraw it first."
+            "This address was already invited. Send that email again, or withdraw it first."
         )
 
 
@@ -81,8 +81,8 @@ class EnoughInvitations(DomainError):
 
     def __init__(self, at_most: int) -> None:
         super().__init__(
-            f"{at_most} of your invitations are open, and that is as many as may be. "
-            "Withdraw one, or wait until one is taken up."
+            f"You have {at_most} pending invitations, which is the maximum. "
+            "Withdraw one, or wait until one is accepted."
         )
 
 

@@ -42,7 +42,7 @@ class RoleTaken(DomainError):
     """There is a role of this name."""
 
     def __init__(self) -> None:
-        super().__init__("There is a role of this name already.")
+        super().__init__("A role with this name already exists.")
 
 
 class BuiltInRole(DomainError):
@@ -57,7 +57,7 @@ class ManagementByDefault(DomainError):
 
     def __init__(self, name: str, permissions: Collection[str]) -> None:
         super().__init__(
-            f"The role {name} is given to every new account, so it cannot allow "
+            f"The role {name} is given to every new account, so it cannot include "
             f"{', '.join(sorted(permissions))}."
         )
 
@@ -74,10 +74,10 @@ def _texts(values: Any) -> list[str]:
 
 
 class RoleGone(DomainError):
-    """The role was deleted meanwhile."""
+    """The role was deleted in the meantime."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"The role {name} was deleted meanwhile.")
+        super().__init__(f"The role {name} was deleted in the meantime.")
 
 
 class Role(Record):

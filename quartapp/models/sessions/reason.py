@@ -38,16 +38,16 @@ MESSAGES = {
     Reason.SIGNED_OUT: "You signed out.",
     Reason.ENDED_BY_USER: "You ended this session from another device.",
     Reason.ENDED_BY_ADMIN: "{by} ended your session.",
-    Reason.ROLE_REVOKED: "{by} took a role from you. Sign in again to go on with the others.",
-    Reason.ROLE_DELETED: "{by} deleted a role that you held. Sign in again to go on.",
-    Reason.PASSWORD_CHANGED: "The password of your account was changed. Sign in with the new one.",
-    Reason.FACTOR_REQUIRED: "Your account asks for a second factor now. Sign in again with it.",
-    Reason.EMAIL_UNVERIFIED: "Your email address has to be verified. Sign in to verify it.",
+    Reason.ROLE_REVOKED: "{by} revoked one of your roles. Sign in again to continue.",
+    Reason.ROLE_DELETED: "{by} deleted a role that you had. Sign in again to continue.",
+    Reason.PASSWORD_CHANGED: "Your password was changed. Sign in with the new one.",
+    Reason.FACTOR_REQUIRED: "Your account now requires a second factor. Sign in again with it.",
+    Reason.EMAIL_UNVERIFIED: "Your email address must be verified. Sign in to verify it.",
     Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
-    Reason.EXPIRED: "Your session expired. Sign in again to go on.",
+    Reason.EXPIRED: "Your session expired. Sign in again to continue.",
 }
 BECAUSE_MESSAGES = {
-    Because.LAST_DAY: "The last day of your account is over.",
-    Because.DELETED: "{by} closed your account, and it will be deleted.",
+    Because.LAST_DAY: "Your account has expired.",
+    Because.DELETED: "{by} disabled your account. It will be deleted.",
 }
-OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You closed your account."}
+OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You deactivated or deleted your account."}
