@@ -1,4 +1,4 @@
-"""A terminal at a machine where nothing serves."""
+"""Fixtures for tests of the command line."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tests.people import Ran, command
 
 @dataclass(frozen=True)
 class Terminal:
-    """Runs commands on one data folder. They find its database running, so that they are quick."""
+    """Runs commands on one data folder, whose database is already running to save time."""
 
     data: Path
 
@@ -29,7 +29,7 @@ class Terminal:
 
 
 def complaint(ran: Ran) -> str:
-    """The one line with which a command that could not do its work said so."""
+    """Return the line on standard error of a command that must have failed with exactly one."""
     assert (ran.status, ran.out) == (1, ""), ran
     assert ran.err.startswith("quartapp: "), ran.err
     assert ran.err.count("\n") == 1, ran.err
@@ -40,7 +40,7 @@ def complaint(ran: Ran) -> str:
 
 @pytest.fixture(scope="module")
 async def terminal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Terminal]:
-    """On a database that the tests of one module share."""
+    """A terminal whose database the tests of one module share."""
     data = tmp_path_factory.mktemp("cli")
     async with embedded.running(data):
         yield Terminal(data)

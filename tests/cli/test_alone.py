@@ -1,4 +1,4 @@
-"""Commands where nothing serves: people, roles, the demo."""
+"""Commands without a running server: users, roles, sample data and settings."""
 
 import asyncio
 import re
@@ -25,12 +25,12 @@ async def create(terminal: Terminal, name: str, *roles: str) -> str:
 
 
 def row(table: str, name: str) -> list[str]:
-    """The cells of a row that begins with the name; none if there is no such row."""
+    """Return the cells of the row that begins with the name; an empty list if there is none."""
     rows = (re.split(r"  +", line) for line in table.splitlines())
     return next((cells for cells in rows if cells[0] == name), [])
 
 
-async def test_a_command_starts_the_database_for_itself_and_leaves_what_it_wrote(
+async def test_command_without_server_starts_database_and_keeps_changes(
     tmp_path: Path,
 ) -> None:
     data = tmp_path / "fresh"
@@ -44,7 +44,7 @@ async def test_a_command_starts_the_database_for_itself_and_leaves_what_it_wrote
     assert embedded.Place(data).process() is None
 
 
-async def test_an_account_is_made_shown_changed_and_shown_again(terminal: Terminal) -> None:
+async def test_user_commands_create_show_and_change_an_account(terminal: Terminal) -> None:
     out = await create(terminal, "ada", "moderator", "moderator")
     assert out == "Created ada with the roles member, moderator.\n"
     shown = await terminal.does("user", "show", "ADA")
@@ -63,7 +63,7 @@ async def test_an_account_is_made_shown_changed_and_shown_again(terminal: Termin
 
 
 @pytest.mark.parametrize("required", ["true", "false"])
-async def test_an_account_counts_as_verified_unless_the_operator_says_otherwise(
+async def test_created_account_is_verified_unless_option_says_otherwise(
     terminal: Terminal, required: str
 ) -> None:
     async def shown(name: str) -> str:
@@ -89,7 +89,7 @@ async def test_an_account_counts_as_verified_unless_the_operator_says_otherwise(
     assert "unverified" not in await shown(f"vera-{required}")
 
 
-async def test_an_account_is_closed_and_opened_again_but_never_the_last_administrators(
+async def test_disable_and_enable_never_lose_the_last_administrator(
     tmp_path: Path,
 ) -> None:
     async with embedded.running(tmp_path):
@@ -113,7 +113,7 @@ async def test_an_account_is_closed_and_opened_again_but_never_the_last_administ
         assert "state     active\n" in await terminal.does("user", "show", "ada")
 
 
-async def test_an_invitation_waits_for_somebody_to_send_it(terminal: Terminal) -> None:
+async def test_invitation_without_server_is_queued(terminal: Terminal) -> None:
     out = await terminal.does("user", "invite", "guest@example.org", "--role", "Moderator")
     assert out == (
         "Invited guest@example.org. The email will be sent when a server is running. Its link "
@@ -122,7 +122,7 @@ async def test_an_invitation_waits_for_somebody_to_send_it(terminal: Terminal) -
     assert "already invited" in await terminal.refuses("user", "invite", "GUEST@example.org")
 
 
-async def test_a_role_is_made_changed_and_deleted(terminal: Terminal) -> None:
+async def test_role_commands_create_edit_and_delete_a_role(terminal: Terminal) -> None:
     out = await terminal.does(
         *("role", "create", "editor", "--description", "Words."),
         *("--permission", "posts.moderate", "--permission", "users.read"),
@@ -203,11 +203,11 @@ async def taken(terminal: Terminal) -> None:
     ids=["making an account", "changing one", "the rest"],
 )
 @pytest.mark.timeout(240)
-async def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(
+async def test_failing_command_prints_one_line_and_changes_nothing(
     terminal: Terminal, refused: list[tuple[tuple[str, ...], bytes, str]]
 ) -> None:
     before = await terminal.does("user", "list"), await terminal.does("role", "list")
-    # A few at a time: each is a process of its own.
+    # Three at a time, because each is a process of its own.
     turn = asyncio.Semaphore(3)
 
     async def refusal(words: tuple[str, ...], stdin: bytes) -> str:
@@ -227,7 +227,7 @@ async def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("errors", "said"), [("strict", "not UTF-8"), ("surrogateescape", "cannot be stored")]
 )
-async def test_a_password_that_is_no_text_is_refused_however_the_terminal_reads(
+async def test_password_that_is_not_utf8_is_rejected(
     terminal: Terminal, errors: str, said: str
 ) -> None:
     line = await terminal.refuses(
@@ -238,14 +238,14 @@ async def test_a_password_that_is_no_text_is_refused_however_the_terminal_reads(
     assert said in line
 
 
-async def test_migrating_builds_what_is_missing_and_may_be_done_again(terminal: Terminal) -> None:
+async def test_migrate_creates_what_is_missing_and_can_be_repeated(terminal: Terminal) -> None:
     for _ in range(2):
         assert await terminal.does("migrate") == "The database is ready.\n"
     listed = await terminal.does("role", "list")
     assert row(listed, "admin")[2] == ", ".join(sorted(Permission))
 
 
-async def test_the_demo_fills_an_empty_database_once_and_says_how_to_sign_in(
+async def test_demo_fills_only_an_empty_database_and_prints_the_password(
     tmp_path: Path,
 ) -> None:
     async with embedded.running(tmp_path):
@@ -262,7 +262,7 @@ async def test_the_demo_fills_an_empty_database_once_and_says_how_to_sign_in(
         assert await terminal.does("user", "list") == table
 
 
-def test_a_command_finds_the_folder_of_the_running_server(
+def test_command_uses_the_data_folder_of_the_running_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("tmp", "here", "one", "two"):
@@ -289,7 +289,7 @@ def test_a_command_finds_the_folder_of_the_running_server(
         (tmp_path / "here/data/mongodb").mkdir(parents=True)
         assert find_data_folder(None) is None
         assert str(tmp_path / "one") in capsys.readouterr().err
-    # One that was killed leaves its file, and one of another user is not believed.
+    # The file of a server that was killed is ignored, and so is a folder that others can write to.
     (folder := servers._place()).chmod(0o700)
     (folder / "killed").write_bytes(b"/elsewhere")
     assert servers.running() == []
@@ -321,16 +321,16 @@ DEPLOYED = {
     ],
     ids=str,
 )
-async def test_a_setting_that_cannot_be_used_is_named_in_one_line(
+async def test_invalid_setting_is_named_in_one_line(
     tmp_path: Path, env: dict[str, str], named: str
 ) -> None:
     ran = await Terminal(tmp_path / "none").run("user", "list", stdin=b"", **env)
     assert named in complaint(ran)
-    # Nothing was begun that would have to be ended.
+    # The database was not started.
     assert not (tmp_path / "none" / "mongodb").exists()
 
 
-async def test_a_misspelt_setting_is_a_warning_in_development(terminal: Terminal) -> None:
+async def test_misspelt_setting_prints_a_warning_in_development(terminal: Terminal) -> None:
     ran = await terminal.run("role", "list", SMTP_HOSTT="canary")
     assert ran.status == 0
     assert "admin" in ran.out
@@ -339,7 +339,7 @@ async def test_a_misspelt_setting_is_a_warning_in_development(terminal: Terminal
     )
 
 
-async def test_a_data_folder_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
+async def test_invalid_data_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/below", "x" * 200):
         assert complaint(await command("user", "list", data=tmp_path / folder))

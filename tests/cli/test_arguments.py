@@ -1,4 +1,4 @@
-"""What arguments and data may hold, and what of it reaches the terminal."""
+"""Validation of arguments, and escaping of data that is printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECODED = BAD.decode(errors="surrogateescape")
 REFUSED = "argument {} is not valid UTF-8: a\\udcff\\udc9b\\x1b[2J"
 
 
-async def test_an_argument_from_the_shell_that_is_no_text_is_refused_in_one_line() -> None:
+async def test_shell_argument_that_is_not_utf8_is_rejected_in_one_line() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "quartapp", b"user", b"show", BAD),
         stdout=asyncio.subprocess.PIPE,
@@ -83,7 +83,7 @@ async def test_commands_apply_the_rules_of_forms_and_escape_what_they_repeat(
     assert validation.terminal_safe(said) == said
 
 
-def test_nothing_in_data_commands_the_terminal() -> None:
+def test_terminal_safe_escapes_control_characters() -> None:
     for c in map(chr, (*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x202E, 0x2028, 0xDCFF)):
         assert validation.terminal_safe(f"a{c}b").isprintable(), hex(ord(c))
     for text in ("Ada Lovelace", "bücher", "本", "👩", "\\"):

@@ -1,4 +1,4 @@
-"""Commands beside a running server, whose pages and tabs notice (P1, P3)."""
+"""Commands while a server is running: its open pages and tabs follow the changes."""
 
 import asyncio
 import secrets
@@ -10,7 +10,7 @@ from tests.conftest import PASSWORD
 from tests.people import Person, Server, command, until
 
 
-async def test_an_account_made_here_signs_in_there(server: Server) -> None:
+async def test_created_account_can_sign_in_to_the_running_server(server: Server) -> None:
     name = f"cli-{secrets.token_hex(4)}"
     out = await server.run("user", "create", name, f"{name}@example.org", stdin=PASSWORD)
     assert out == f"Created {name} with the roles member.\n"
@@ -21,11 +21,9 @@ async def test_an_account_made_here_signs_in_there(server: Server) -> None:
         assert "127.0.0.1" in shown
 
 
-async def test_a_grant_arrives_in_the_open_tab_and_a_revocation_closes_it(
-    server: Server, ada: Person
-) -> None:
+async def test_grant_updates_an_open_tab_and_revoke_closes_it(server: Server, ada: Person) -> None:
     async with ada.tab() as tab:
-        # It reads while the commands run, and so answers pings.
+        # The tab reads messages, and so answers pings, while the commands run.
         changed, _ = await asyncio.gather(
             tab.next("permissions.changed"),
             server.run("user", "grant", ada.username, "moderator"),
@@ -36,11 +34,13 @@ async def test_a_grant_arrives_in_the_open_tab_and_a_revocation_closes_it(
         )
         ended = tab.said[-1]
         assert (code, ended["reason"], ended["by"]) == (4401, "role_revoked", None)
-    # The command had returned: no page believes the session any more.
+    # After the command has returned, no worker accepts the session.
     assert not await ada.is_signed_in()
 
 
-async def test_each_way_to_sign_somebody_out_gives_its_reason(server: Server, ada: Person) -> None:
+async def test_end_sessions_and_disable_close_tabs_with_their_reason(
+    server: Server, ada: Person
+) -> None:
     for words, reason in (
         (("user", "end-sessions", ada.username), "ended_by_admin"),
         (("user", "disable", ada.username), "account_disabled"),
@@ -53,14 +53,14 @@ async def test_each_way_to_sign_somebody_out_gives_its_reason(server: Server, ad
         await ada.sign_in()
 
 
-async def test_a_role_that_is_edited_changes_tabs_in_place_and_a_deleted_one_closes_them(
+async def test_role_edit_updates_open_tabs_and_role_delete_closes_them(
     server: Server, ada: Person
 ) -> None:
     role = f"role-{secrets.token_hex(4)}"
     await server.run("role", "create", role, "--permission", "users.read")
     await server.run("user", "grant", ada.username, role)
     async with ada.tab() as tab:
-        # It reads while the command runs, and so answers pings.
+        # The tab reads messages, and so answers pings, while the command runs.
         changed, _ = await asyncio.gather(
             tab.next("permissions.changed"),
             server.run("role", "edit", role, "--allow", "events.read", "--forbid", "users.read"),
@@ -72,7 +72,7 @@ async def test_a_role_that_is_edited_changes_tabs_in_place_and_a_deleted_one_clo
         assert (code, tab.said[-1]["reason"]) == (4401, "role_deleted")
 
 
-async def test_an_invitation_leaves_at_once_and_a_last_day_is_known_in_pages(
+async def test_invitation_is_sent_at_once_and_expiry_appears_on_pages(
     server: Server, ada: Person
 ) -> None:
     email = f"guest-{secrets.token_hex(4)}@example.org"
@@ -89,9 +89,9 @@ async def test_an_invitation_leaves_at_once_and_a_last_day_is_known_in_pages(
     assert "Expires on" not in (await ada.get("/account")).text
 
 
-async def test_a_refusal_disturbs_nobody(server: Server, ada: Person) -> None:
+async def test_failing_commands_leave_open_tabs_connected(server: Server, ada: Person) -> None:
     async with ada.tab() as tab:
-        # It reads on, and so answers pings, for as long as the commands take.
+        # The tab reads messages, and so answers pings, while the commands run.
         reading = asyncio.create_task(tab.closed(within=60))
         for words in (
             ("user", "grant", ada.username, "nothing"),
@@ -107,7 +107,7 @@ async def test_a_refusal_disturbs_nobody(server: Server, ada: Person) -> None:
         await asyncio.wait([reading])
 
 
-async def test_an_account_is_deleted_later_or_now_and_its_tabs_are_told(
+async def test_delete_closes_tabs_and_deletes_later_or_immediately(
     server: Server, ada: Person, bob: Person
 ) -> None:
     async with ada.tab() as tab:

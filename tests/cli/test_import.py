@@ -1,4 +1,4 @@
-"""People of another application come in with the hashes that they have."""
+"""`quartapp user import`: from JSON lines and from MongoEngine, with bcrypt hashes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lines(*rows: Any) -> str:
     return "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
 
 
-async def test_each_line_that_cannot_be_taken_is_named_and_the_others_are_in(
+async def test_import_lists_each_invalid_line_and_imports_the_others(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     await terminal.does(
@@ -97,7 +97,7 @@ async def test_each_line_that_cannot_be_taken_is_named_and_the_others_are_in(
     assert "roles     member" in await terminal.does("user", "show", "there")
 
 
-async def test_no_row_ends_the_import_and_a_dry_run_says_the_same(
+async def test_no_line_stops_the_import_and_dry_run_reports_the_same(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     good = json.dumps(person("otto"))
@@ -155,7 +155,7 @@ async def test_an_inactive_account_is_imported_as_disabled(
         assert f"state     {state}\n" in await terminal.does("user", "show", name)
 
 
-async def test_a_file_without_a_fault_ends_with_0_and_comes_in_once(
+async def test_valid_file_exits_with_0_and_is_imported_once(
     terminal: Terminal, tmp_path: Path, flask: tuple[str, Any]
 ) -> None:
     file = tmp_path / "people.jsonl"
@@ -163,7 +163,7 @@ async def test_a_file_without_a_fault_ends_with_0_and_comes_in_once(
     file.write_text(lines(person("kurt", password=costly), person("lena")))
     assert await terminal.does("user", "import", str(file)) == "Accounts created: 2.\n"
     noted = await flask[1].client["quartapp"].costs.find_one()
-    assert noted["highest"] == 6, "so that nobody can tell them by the time that they take"
+    assert noted["highest"] == 6, "unknown names take as long to check as these accounts"
     again = await terminal.run("user", "import", str(file))
     assert (again.status, again.out.count("is taken")) == (1, 2)
     assert "Accounts created: 0." in again.out
@@ -171,7 +171,7 @@ async def test_a_file_without_a_fault_ends_with_0_and_comes_in_once(
 
 @pytest.fixture
 async def flask(terminal: Terminal) -> AsyncIterator[tuple[str, Any]]:
-    """A database as MongoEngine leaves it, and its address."""
+    """An empty database for documents in the format of MongoEngine, and its URI."""
     path = quote(str(terminal.data / "mongod.sock"), safe="")
     uri = f"mongodb://{path}/flask?directConnection=true"
     client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(uri)
@@ -179,7 +179,7 @@ async def flask(terminal: Terminal) -> AsyncIterator[tuple[str, Any]]:
     client.close()
 
 
-async def test_people_come_from_a_mongoengine_collection_with_roles_of_three_kinds(
+async def test_mongoengine_import_resolves_three_kinds_of_role_references(
     terminal: Terminal, flask: tuple[str, Any]
 ) -> None:
     uri, database = flask
@@ -203,7 +203,7 @@ async def test_people_come_from_a_mongoengine_collection_with_roles_of_three_kin
         assert f"roles     {held}\n" in await terminal.does("user", "show", name)
 
 
-async def test_documents_that_cannot_be_read_are_named_and_the_others_are_in(
+async def test_import_lists_unreadable_documents_and_imports_the_others(
     terminal: Terminal, flask: tuple[str, Any]
 ) -> None:
     uri, database = flask
@@ -239,13 +239,13 @@ async def test_documents_that_cannot_be_read_are_named_and_the_others_are_in(
         (["--from-mongo", "mongodb://127.0.0.1:9/flask"], "--from-mongo"),
     ],
 )
-async def test_a_source_that_is_none_is_said_in_one_line(
+async def test_invalid_import_source_is_reported_in_one_line(
     terminal: Terminal, words: list[str], complaint: str
 ) -> None:
     assert complaint in await terminal.refuses("user", "import", *words)
 
 
-async def test_hashes_of_flask_security_need_its_salt(terminal: Terminal, tmp_path: Path) -> None:
+async def test_flask_security_import_requires_its_salt(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "scheme.jsonl"
     file.write_text(lines(person("tess")))
     words = ("user", "import", str(file), "--scheme", "flask-security")
@@ -254,7 +254,7 @@ async def test_hashes_of_flask_security_need_its_salt(terminal: Terminal, tmp_pa
     assert (ran.status, ran.out) == (0, "Accounts created: 1.\n")
 
 
-async def test_imported_accounts_are_verified_unless_a_row_says_otherwise(
+async def test_imported_account_is_verified_unless_the_row_says_otherwise(
     terminal: Terminal, tmp_path: Path, flask: tuple[str, Any]
 ) -> None:
     file = tmp_path / "people.jsonl"
