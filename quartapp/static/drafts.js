@@ -1,16 +1,16 @@
-// Keeps what is typed into the forms that are marked `data-draft`, in this tab's session storage, per user and form,
-// until the server has accepted the form. It is offered back to the same user only. See docs/adr/0084-drafts-of-unsent-text.md.
+// Stores unsaved text of forms marked `data-draft` in the session storage of this tab, per user and form, until the
+// server has accepted the form. Restores it for the same user only. See docs/adr/0084-drafts-of-unsent-text.md.
 
 const { user } = document.body.dataset
 const PREFIX = "draft:"
-const SIGNED_OUT = "draft:signed-out" // in local storage: when somebody last signed out in this browser
+const SIGNED_OUT = "draft:signed-out" // key in local storage: when a user last signed out in this browser
 const KEPT_FOR = 7 * 24 * 3600 * 1000
 const MOST_DRAFTS = 20
 const LONGEST_DRAFT = 200_000
 const PAUSE = 250
 
 let timer
-let filling = false // This script itself changes a field.
+let filling = false // This script is changing a field.
 let forgotten = false // This browser has signed out: store nothing until the user types again.
 const edited = new Set() // Forms with changes that are not stored yet.
 
@@ -40,18 +40,18 @@ function saveForm(form) {
   const fields = {}
   for (const { field, name, property } of fieldsOf(form)) {
     if (!unsaved && !isChanged(field)) continue
-    // A form that was sent back shows what the user typed, and no longer what the server had when they began.
+    // A rejected form shows what the user typed, not what the server had stored when they began.
     const base = unsaved ? old?.fields[name]?.initial : undefined
     fields[name] = { value: field[property], initial: base ?? initial(field) }
   }
-  // A draft that was sent stays as it is, unless the user has typed more since.
+  // A submitted draft is kept unless the user has typed more since.
   if (old && JSON.stringify(old.fields) === JSON.stringify(fields)) return
   if (Object.keys(fields).length) write(key, { at: Date.now(), fields, caret: caretIn(form) ?? old?.caret })
   else remove(key)
 }
 
-// live.js dispatches this before it locks or empties the page. Preventing it says that there is a draft. The caret
-// returns to its place when the user has signed in again.
+// live.js dispatches this event before it locks or empties the page. Stores all drafts and the position of the caret,
+// and prevents the event if there is a draft.
 addEventListener("draft:keep", event => {
   save()
   for (const form of draftForms()) {
@@ -73,7 +73,7 @@ addEventListener("submit", ({ target: form, defaultPrevented }) => {
   if (pathOf(form) === "/logout") return signOut()
   save()
   const draft = read(keyOf(form))
-  // Also for a form that sends the same fields again, such as the page that asks for the password.
+  // This includes forms that submit the same fields again, such as the page that asks for the password.
   if (draft) write(keyOf(form), { ...draft, sent: location.href.split("#")[0] })
 })
 
@@ -110,19 +110,19 @@ function offer(form) {
   const key = keyOf(form)
   const draft = read(key)
   const unsaved = "unsaved" in form.dataset
-  // The server has sent back what was typed.
+  // The server rejected the form and returned the text: store it.
   if (unsaved && (!draft || draft.tried)) return saveForm(form)
   if (!draft) return
   const kept = [...fieldsOf(form)].filter(({ name }) => name in draft.fields)
   const differing = kept.filter(({ field, name, property }) => field[property] !== draft.fields[name].value)
   if (!differing.length) {
-    // The browser has put the text back itself, or else the server has it.
+    // Either the browser has restored the text, or the server has stored it.
     if (!unsaved && !kept.some(({ field }) => isChanged(field))) remove(key)
     return
   }
   const untouched = differing.every(({ field, name }) => !isChanged(field) && initial(field) === draft.fields[name].initial)
   if (untouched) return restore(form, draft)
-  tell(form, `You have unsaved text from ${timeOf(draft)}. This form has changed since then.`, {
+  showNote(form, `You have unsaved text from ${timeOf(draft)}. This form has changed since then.`, {
     Restore: () => restore(form, draft),
     Discard: () => discard(form, draft),
   })
@@ -131,7 +131,7 @@ function offer(form) {
 function restore(form, draft) {
   fill(form, draft, ({ name }) => draft.fields[name].value)
   write(keyOf(form), { ...draft, resume: undefined, tried: undefined })
-  tell(form, `Restored your unsaved text from ${timeOf(draft)}.`, {
+  showNote(form, `Restored your unsaved text from ${timeOf(draft)}.`, {
     Discard: () => {
       fill(form, draft, ({ field }) => initial(field))
       discard(form, draft)
@@ -143,7 +143,7 @@ function restore(form, draft) {
 
 function discard(form, draft) {
   remove(keyOf(form))
-  tell(form, "Unsaved text discarded.", { Undo: () => restore(form, draft) })
+  showNote(form, "Unsaved text discarded.", { Undo: () => restore(form, draft) })
 }
 
 function fill(form, draft, valueOf) {
@@ -156,8 +156,8 @@ function fill(form, draft, valueOf) {
   filling = false
 }
 
-// The first button of a note that replaces another takes the focus of the button that was pressed.
-function tell(form, text, buttons) {
+// Shows a note with buttons above the form. If a button of the previous note had the focus, the first one gets it.
+function showNote(form, text, buttons) {
   const focused = form.querySelector(".draft-note")?.contains(document.activeElement)
   form.querySelector(".draft-note")?.remove()
   const words = document.createElement("p")
@@ -174,7 +174,7 @@ function tell(form, text, buttons) {
   }
   form.prepend(note)
   if (focused) note.querySelector("button").focus()
-  // A screen reader announces what arrives in a status that is there already.
+  // Screen readers announce a change of an existing status element, not a new element.
   setTimeout(() => { words.textContent = text }, 50)
 }
 
@@ -203,7 +203,7 @@ function signOut() {
   try {
     localStorage.setItem(SIGNED_OUT, Date.now())
   } catch {
-    // Without local storage the other tabs keep theirs until they are closed.
+    // Without local storage, other tabs keep their drafts until they are closed.
   }
 }
 
@@ -237,7 +237,7 @@ function keyOf(form) {
   return `${PREFIX}${user}:${pathOf(form)}`
 }
 
-// Never a secret, nor what a form says that browsers should not keep.
+// Yields the fields to store. Never passwords, codes or fields with autocomplete=off.
 function* fieldsOf(form) {
   for (const field of form.elements) {
     const typed = field.matches("textarea, select:not([multiple]), input:not([type=hidden], [type=password], [type=file], [type=submit], [type=button], [type=image], [type=reset])")
@@ -257,7 +257,7 @@ function isChanged(field) {
   return (field.matches("[type=checkbox], [type=radio]") ? field.checked : field.value) !== initial(field)
 }
 
-// Storage, which may be full or switched off
+// Storage, which may be full or disabled
 
 function keys() {
   try {
@@ -283,7 +283,7 @@ function write(key, draft) {
   try {
     sessionStorage.setItem(key, text)
   } catch {
-    // Full: the text is still on the page.
+    // Storage is full: the text is only on the page.
   }
 }
 
@@ -291,7 +291,7 @@ function remove(key) {
   try {
     sessionStorage.removeItem(key)
   } catch {
-    // Switched off: nothing is stored.
+    // Storage is disabled: nothing is stored.
   }
 }
 

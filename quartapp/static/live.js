@@ -1,28 +1,28 @@
-// Keeps an open page true to what its user may do now: follows /ws, shows and hides what depends on a
-// permission, tells what arrives, and locks the page when its session is over. Every page works without it.
+// Connects an open page to /ws: shows and hides elements when the user's permissions change, shows notifications
+// as toasts, and locks the page when its session has ended. All pages work without this script.
 
 const { session, user, username } = document.body.dataset
 const here = document.body.dataset.here || location.pathname + location.search
 const main = document.querySelector("main")
 const renderedCursor = document.body.dataset.cursor
 
-// A refused POST is answered with the page that holds its form: give it that page's address, to reload and share.
+// The answer to a rejected POST is the page that holds its form. Show the URL of that page, which can be reloaded.
 if ("refused" in document.body.dataset) history.replaceState(null, "", here)
 
 let socket = null
 let attempt = 0
 let retry, watchdog, stateText, explanation
-let submittedAt = 0 // a form was sent: in Firefox that closes the socket, even if its answer is a download
-let leavingAt = 0 // a form was sent whose answer replaces this page
-let freshening = false
-let freshenAgain = false // something arrived meanwhile
-let over = false // the session has ended, or is no longer this page's: never connect again
-let stopped = false
+let submittedAt = 0 // when a form was last submitted; Firefox then closes the socket, even if the answer is a download
+let leavingAt = 0 // when a form was last submitted whose answer replaces this page
+let refreshing = false
+let refreshAgain = false // a refresh was requested while another was running
+let over = false // the session has ended or belongs to another page: never connect again
+let stopped = false // the server and this script disagree about the protocol: never connect again
 let version = Number(document.body.dataset.version)
 let permissions = new Set(document.body.dataset.permissions.split(" ").filter(Boolean))
 let pageRefused = !pageAllowed()
 let cursor = sessionStorage.getItem(`cursor:${user}`) || renderedCursor
-const heard = new Set()
+const received = new Set() // ids of messages that were handled
 
 connect()
 
@@ -38,7 +38,7 @@ function connect() {
   if (cursor) url.searchParams.set("cursor", cursor)
   const mine = (socket = new WebSocket(url))
   const begun = Date.now()
-  mine.onmessage = event => socket === mine && hear(JSON.parse(event.data))
+  mine.onmessage = event => socket === mine && receive(JSON.parse(event.data))
   mine.onclose = event => socket === mine && closed(event, Date.now() - begun)
 }
 
@@ -57,42 +57,44 @@ async function closed({ code, reason }, lived) {
   if (code === 4401) return explainEnd()
   if (code === 4400) return stop()
   showState("reconnecting")
-  // A server may fail right after each handshake, so only a connection that lasted clears the count.
+  // A server may fail right after each handshake, so only a connection that lasted resets the back-off.
   if (code === 1012 || lived > 10_000) attempt = 0
   if (code === 1013) attempt = Math.max(attempt, 3)
   const justSubmitted = Date.now() - submittedAt < 10_000
   const longest = justSubmitted && attempt === 0 ? 0.3 : Math.min(30, 2 ** attempt)
   attempt++
-  // A browser reports a refused handshake and a broken line alike as 1006: ask which it was.
+  // A browser reports a rejected handshake and a lost connection as 1006. Ask the server which it was.
   if (code === 1006 && !(await stillMe())) return
-  // A server that leaves says when to come back, so that not all of its pages do at once.
-  const told = code === 1012 && Number(/in (\d+(\.\d+)?) s$/.exec(reason)?.[1])
-  retry = setTimeout(connect, (told || Math.random() * longest) * 1000)
+  // A server that shuts down tells each page when to reconnect, so that they do not reconnect all at once.
+  const delay = code === 1012 && Number(/in (\d+(\.\d+)?) s$/.exec(reason)?.[1])
+  retry = setTimeout(connect, (delay || Math.random() * longest) * 1000)
 }
 
-// A 4400 means that this script and the server disagree about the protocol; trying again would not help.
+// Close code 4400: the server did not accept a message of this script. Reconnecting would not help.
 function stop() {
   stopped = true
   showState("stopped")
 }
 
-// The page asks by itself, perhaps unattended: the header says that this is no use of the session.
+// Fetch for the page itself. The header tells the server not to count this as use of the session, which would extend it.
 function fetchInBackground(address) {
   const headers = { "X-Background": "1" }
   return fetch(address, { cache: "no-store", headers, signal: AbortSignal.timeout(10_000) })
 }
 
+// Returns { me } for a session that is active, { ended } for one that has ended, and {} if the server cannot be reached.
 async function whoAmI() {
   try {
     const answer = await fetchInBackground("/api/me")
     if (answer.status === 401) return { ended: (await answer.json().catch(() => null))?.ended ?? {} }
     if (answer.ok) return { me: await answer.json() }
   } catch {
-    // No network: nothing is known, which is for the caller to say.
+    // No network: the caller gets neither.
   }
   return {}
 }
 
+// Returns whether this page may reconnect. Locks it if its session has ended or another user is signed in.
 async function stillMe() {
   const { me, ended } = await whoAmI()
   if (over) return false
@@ -101,7 +103,7 @@ async function stillMe() {
   return !over
 }
 
-// For a close that came without its session.ended. The page locks first and learns the reason after.
+// The server closed the socket with 4401. Lock the page, then fetch the reason if no session.ended message gave it.
 async function explainEnd() {
   lockEnded({})
   const { ended } = await whoAmI()
@@ -114,21 +116,21 @@ function reconnectNow() {
   connect()
 }
 
-// What the server says
+// Messages from the server
 
-function hear(message) {
+function receive(message) {
   const { type, id } = message
   try {
-    if (id === undefined || !heard.has(id)) handlers[type]?.(message)
+    if (id === undefined || !received.has(id)) handlers[type]?.(message)
   } finally {
     if (id !== undefined) {
-      heard.add(id)
-      say({ type: "ack", id })
+      received.add(id)
+      send({ type: "ack", id })
     }
   }
 }
 
-function say(message) {
+function send(message) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message))
 }
 
@@ -137,21 +139,21 @@ const handlers = {
     if (message.user.id !== user || message.session !== session) return lockForeign(message.user.username)
     showState("connected")
     if (!cursor) rememberCursor(message.cursor)
-    adopt(message)
-    freshen()
+    applyPermissions(message)
+    refreshList()
   },
 
   ping({ at }) {
-    say({ type: "pong", at })
-    // A line that died without a word shows only as silence, for example after the lid was closed.
+    send({ type: "pong", at })
+    // Silence is the only sign of a connection that was lost without a close, for example when a laptop was asleep.
     clearTimeout(watchdog)
     watchdog = setTimeout(() => { disconnect(); connect() }, 90_000)
-    freshen()
+    refreshList()
   },
 
   "permissions.changed"(message) {
-    freshen()
-    if (!adopt(message)) return
+    refreshList()
+    if (!applyPermissions(message)) return
     const gained = message.added?.length ? `You now have: ${message.added.join(", ")}.` : ""
     const lost = message.removed?.length ? `You no longer have: ${message.removed.join(", ")}.` : ""
     const by = message.by ? `Changed by ${message.by}.` : ""
@@ -159,23 +161,23 @@ const handlers = {
   },
 
   "session.started"({ session: { device, ip } }) {
-    toast(`Signed in on another device: ${device}, ${ip}.`, { href: "/account/sessions", label: "See your sessions" })
-    freshen()
+    toast(`New sign-in: ${device}, ${ip}.`, { href: "/account/sessions", label: "Review active sessions" })
+    refreshList()
   },
 
   "session.ended"(message) {
-    // The socket stays open for the acknowledgement, which says that the page is locked. The server closes it.
-    // When this page has just sent a form (to sign out, say), the answer is under way and explains it better:
-    // then the page is locked at once too, and only the dialog waits.
+    // The acknowledgement tells the server that the page is locked; then the server closes the socket.
+    // If this page has just submitted a form (for example to sign out), the answer explains the end better than the
+    // dialog does. Then the page is also locked now, but the dialog waits for three seconds.
     lockEnded(message, Date.now() - leavingAt < 10_000 ? 3000 : 0)
   },
 
   notice({ id, text }) {
     if (!isLater(id, cursor)) return
     rememberCursor(id)
-    freshen()
-    // What came between the last page and this one is already counted in this page's badge.
-    if (isLater(id, renderedCursor)) bumpUnread()
+    refreshList()
+    // The badge of this page already counts notifications up to its cursor.
+    if (isLater(id, renderedCursor)) countUnread()
     toast(text)
   },
 }
@@ -189,10 +191,10 @@ function rememberCursor(id) {
   sessionStorage.setItem(`cursor:${user}`, id)
 }
 
-// What the user may do
+// Permissions
 
-// Takes over what the user may do, unless something newer is known; says whether it did.
-function adopt(message) {
+// Applies the roles and permissions of a message unless newer ones are known. Returns whether it did.
+function applyPermissions(message) {
   if (message.version < version) return false
   version = message.version
   permissions = new Set(message.permissions)
@@ -201,7 +203,7 @@ function adopt(message) {
   }
   setText("[data-roles]", message.roles.join(", ") || "none")
   setText("[data-permission-list]", [...permissions].sort().join(", ") || "none")
-  judgePage(message.by)
+  updatePage(message.by)
   return true
 }
 
@@ -213,26 +215,28 @@ function pageAllowed() {
   return !main.dataset.needs || mayAny(main.dataset.needs)
 }
 
-function judgePage(by) {
+// Hides the content of a page that the user may no longer see, and offers it again when they may.
+function updatePage(by) {
   if (pageAllowed() === !pageRefused) return
   pageRefused = !pageRefused
-  if (pageRefused) withholdPage(by)
-  else toast("You may open this page now.", { href: here, label: "Open it", stays: true })
+  if (pageRefused) hidePage(by)
+  else toast("You now have permission to see this page.", { href: here, label: "Reload the page", stays: true })
 }
 
-function withholdPage(by) {
+function hidePage(by) {
   const kept = keepDrafts()
   const needed = element("code", main.dataset.needs.replaceAll(" ", " or "))
-  const words = element("p", "It takes the permission ", needed, by ? `, which ${by} has taken from you.` : ", which you no longer have.")
+  const words = element("p", "It requires the permission ", needed, by ? `, which ${by} removed from your roles.` : ", which you no longer have.")
   words.className = "lede"
   main.className = "plate"
-  main.replaceChildren(element("h1", "You may no longer see this page"), words)
-  if (kept) main.append(element("p", "What you typed is kept in this tab, and will be back if you may open it again."))
+  main.replaceChildren(element("h1", "You no longer have permission to see this page"), words)
+  if (kept) main.append(element("p", "Your unsaved text is kept in this tab. It is restored if you get the permission again."))
   main.focus()
 }
 
-// What is told
+// Notifications and lists
 
+// Shows a message with an optional link for 12 seconds, or until it is dismissed if `stays` is true.
 function toast(text, { href, label, stays = false } = {}) {
   const words = element("p", text)
   if (href) {
@@ -252,17 +256,17 @@ function toast(text, { href, label, stays = false } = {}) {
   if (!stays) fade(box)
 }
 
-// Notices stay readable on their own page, so a toast may go; never while somebody points at it.
+// Removes the toast after 12 seconds, but not while it has the pointer or the focus.
 function fade(box) {
   setTimeout(() => (box.matches(":hover, :focus-within") ? fade(box) : box.remove()), 12_000)
 }
 
-// A list that grows while it is looked at. What arrives says only that something has happened, so the page is
-// asked for again; what nothing was said of is found with the next ping. Rows that are known stay where they are.
-async function freshen() {
+// Updates the list marked `data-fresh`, if the page has one: fetches the page again, inserts new rows at the top and
+// replaces rows whose state changed. Called for messages and for pings, since not every change sends a message.
+async function refreshList() {
   const list = document.querySelector("[data-fresh]")
-  if (!list || freshening || document.hidden || over) return void (freshenAgain = freshening)
-  freshening = true
+  if (!list || refreshing || document.hidden || over) return void (refreshAgain = refreshing)
+  refreshing = true
   try {
     const answer = await fetchInBackground(here)
     if (!answer.ok || answer.redirected) return
@@ -274,15 +278,15 @@ async function freshen() {
       else if (old.dataset.state !== row.dataset.state) old.replaceWith(row)
     }
   } catch {
-    // No network: the next ping, or the next page, knows better.
+    // No network: the next ping tries again.
   } finally {
-    freshening = false
-    if (freshenAgain) setTimeout(freshen)
-    freshenAgain = false
+    refreshing = false
+    if (refreshAgain) setTimeout(refreshList)
+    refreshAgain = false
   }
 }
 
-// How many tabs have acknowledged that their session is over. The server says when nothing changes any more.
+// Updates a receipt (how many tabs have acknowledged the end of their session) until the server marks it as final.
 async function followReceipt(receipt, wait = 500) {
   await new Promise(resolve => setTimeout(resolve, wait))
   if (over || wait > 20_000) return
@@ -297,12 +301,12 @@ async function followReceipt(receipt, wait = 500) {
       }
     }
   } catch {
-    // No network: the next attempt, or the next page, knows better.
+    // No network: the next attempt tries again.
   }
   if ("pending" in receipt.dataset) followReceipt(receipt, wait * 1.5)
 }
 
-function bumpUnread() {
+function countUnread() {
   for (const badge of document.querySelectorAll("[data-unread]")) {
     badge.textContent = Number(badge.textContent) + 1
     badge.hidden = false
@@ -317,18 +321,19 @@ function showState(state) {
   const before = live.dataset.state
   if (before === state) return
   live.dataset.state = state
-  live.title = { connected: "Live: changes reach this page as they happen" }[state] ?? ""
+  live.title = { connected: "Connected: this page updates immediately" }[state] ?? ""
   clearTimeout(stateText)
   const text = { reconnecting: "Reconnecting…", offline: "Offline", stopped: "Live updates stopped" }[state] ?? ""
-  // A server that restarts is back within a second or two; that is not worth a word.
+  // A restart takes a second or two. Show nothing for so short a time.
   const wait = state === "reconnecting" && before !== "offline" ? 2000 : 0
   stateText = setTimeout(setText, wait, ".live-text", text)
 }
 
-// The end
+// Locking the page
 
+// Locks the page after the end of a session. The dialog opens after `explainAfter` milliseconds.
 function lockEnded({ session: ended = session, reason, message, by, at }, explainAfter = 0) {
-  const other = ended !== session // its reason is about somebody else's page
+  const other = ended !== session // the reason belongs to a different session
   const when = at ? new Date(at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC" : ""
   lock({
     title: reason === "signed_out" ? "You have signed out" : "You have been signed out",
@@ -340,19 +345,20 @@ function lockEnded({ session: ended = session, reason, message, by, at }, explai
   })
 }
 
+// Locks the page because this browser now has a different session, of the user `name`.
 function lockForeign(name) {
   disconnect()
   lock({
     title: "This page has expired",
     message: name === username
       ? "You have signed in again in another tab."
-      : `You are signed in as ${name} in another tab. This page was made for ${username}.`,
+      : `You are signed in as ${name} in another tab. This page belongs to ${username}.`,
     action: "Reload the page",
     href: here,
   })
 }
 
-// Covers the page and makes it inert at once; the dialog that explains it opens after so many milliseconds.
+// Makes the page inert and never connects again. The dialog that explains it opens after `explainAfter` milliseconds.
 function lock({ title, message, by, action, href, explainAfter = 0 }) {
   over = true
   clearTimeout(retry)
@@ -377,22 +383,22 @@ function explain() {
   const dialog = document.getElementById("ended")
   if (dialog.open) return
   dialog.oncancel = event => event.preventDefault()
-  // A second Escape closes a dialog whatever its cancel event is told.
+  // Browsers close a dialog on the second Escape even if the cancel event is prevented.
   dialog.onclose = () => dialog.showModal()
   dialog.showModal()
 }
 
-// Asks drafts.js to store what was typed. Returns whether there is a draft for a form of this page.
+// Asks drafts.js to store unsaved text. Returns whether there is a draft for a form of this page.
 function keepDrafts() {
   return !dispatchEvent(new Event("draft:keep", { cancelable: true }))
 }
 
-// Small helpers, and what the browser says
+// Helpers, and events of the browser
 
 function element(name, ...children) {
-  const made = document.createElement(name)
-  made.append(...children)
-  return made
+  const created = document.createElement(name)
+  created.append(...children)
+  return created
 }
 
 function setText(selector, text) {
@@ -409,7 +415,7 @@ addEventListener("offline", () => {
   if (!over && !stopped) showState("offline")
 })
 
-// After a change of network the old connection may seem open for minutes.
+// After a change of network, a dead connection can look open for minutes.
 addEventListener("online", () => {
   disconnect()
   if (!over && !stopped) showState("reconnecting")
@@ -419,10 +425,10 @@ addEventListener("online", () => {
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return
   reconnectNow()
-  freshen()
+  refreshList()
 })
 
-// An open popover is in the browser's top layer, where the layout of the other width does not apply.
+// An open popover is in the top layer, where the layout for the other width does not apply. Close it.
 matchMedia("(min-width: 60rem)").addEventListener("change", () => {
   for (const menu of document.querySelectorAll("[popover]:popover-open")) menu.hidePopover()
 })
@@ -432,7 +438,7 @@ addEventListener("pagehide", disconnect)
 addEventListener("pageshow", async event => {
   if (!event.persisted) return
   if (over) {
-    // Timers stand still in the back/forward cache, also the one that opens the dialog.
+    // Timers do not run in the back/forward cache, so the dialog may not have opened.
     explain()
     location.assign(here)
     return

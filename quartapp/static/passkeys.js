@@ -1,12 +1,12 @@
-// Passkeys: asks the browser for one, and sends what it answers as a form is sent. The forms are hidden without
-// this script, and where the browser knows no passkeys; the password goes on working.
+// Passkeys: asks the browser to create or use a passkey, and submits the result with the form. The forms stay hidden
+// without this script and in browsers without passkeys.
 
 const words = document.querySelector("[data-passkey-words]")
-const known = window.isSecureContext && "PublicKeyCredential" in window
-let suggesting = null // the offer in the list under the username, until a button is pressed
+const supported = window.isSecureContext && "PublicKeyCredential" in window
+let suggesting = null // AbortController of the autofill suggestions, which end when a button is pressed
 
 for (const form of document.querySelectorAll("form[data-passkey]")) {
-  if (!known) break
+  if (!supported) break
   form.hidden = false
   form.addEventListener("submit", event => {
     event.preventDefault()
@@ -15,8 +15,8 @@ for (const form of document.querySelectorAll("form[data-passkey]")) {
   })
   if (form.dataset.passkey === "get" && !form.dataset.confirm) suggest(form)
 }
-if (words && known) words.hidden = true
-else if (words) words.textContent = "This browser knows no passkeys. Another one may: they come with phones, with newer systems, and on keys for USB."
+if (words && supported) words.hidden = true
+else if (words) words.textContent = "This browser does not support passkeys. Use another browser or device."
 
 async function run(form) {
   const error = form.querySelector("[role=alert]")
@@ -31,7 +31,7 @@ async function run(form) {
 
 async function ask(form, extra = {}) {
   const answer = await fetch(form.dataset.options, { cache: "no-store" })
-  // Signed out meanwhile: the page itself knows best what to say.
+  // The user has been signed out: reload to show why.
   if (answer.redirected) return location.reload()
   if (!answer.ok) throw new Error(`options: ${answer.status}`)
   const { parse, call } = ceremonies[form.dataset.passkey]
@@ -43,7 +43,7 @@ async function ask(form, extra = {}) {
   form.submit()
 }
 
-// Re-authentication: the passkey makes the session fresh, and then the form is sent that was waiting for that.
+// Re-authentication: sends the passkey to /confirm, which makes the session fresh, then submits the waiting form.
 async function confirmFirst(form, credential) {
   const body = new URLSearchParams({ csrf_token: form.elements.csrf_token.value, credential: json(credential) })
   const answer = await fetch(form.dataset.confirm, { method: "POST", body, redirect: "manual" })
@@ -53,15 +53,15 @@ async function confirmFirst(form, credential) {
 
 const json = credential => JSON.stringify(credential.toJSON?.() ?? plain(credential))
 
-// Offers passkeys beside the usernames that the browser remembers. A challenge lasts for five minutes, a page may for hours.
+// Offers passkeys in the browser's list of usernames. A challenge expires after 5 minutes, so it is renewed after 4.
 async function suggest(form) {
-  // This page says that a passkey was refused: to offer it at once again could go on for ever.
+  // After a rejected passkey, do not offer it again: that could repeat without end.
   if (location.pathname === new URL(form.action).pathname) return
   if (!(await PublicKeyCredential.isConditionalMediationAvailable?.())) return
   suggesting = new AbortController()
   const renewal = setTimeout(() => { suggesting.abort(); suggest(form) }, 4 * 60_000)
   suggesting.signal.addEventListener("abort", () => clearTimeout(renewal))
-  // Nobody has asked for it, so nobody is told when it fails.
+  // The user did not ask for this, so errors are not shown.
   await ask(form, { mediation: "conditional", signal: suggesting.signal }).catch(() => {})
 }
 
@@ -87,16 +87,16 @@ const ceremonies = {
 
 function reason({ name }) {
   switch (name) {
-    case "InvalidStateError": return "This device has a passkey for your account already."
-    case "NotAllowedError": return "No passkey was used. Nothing has changed; you can try again."
-    case "NotSupportedError": return "This device cannot make such a passkey."
-    case "NotAccepted": return "This passkey was not accepted. Try it again, or another way."
+    case "InvalidStateError": return "This device already has a passkey for your account."
+    case "NotAllowedError": return "No passkey was used. Try again."
+    case "NotSupportedError": return "This device cannot create this kind of passkey."
+    case "NotAccepted": return "This passkey was not accepted. Try again, or sign in another way."
     case "SecurityError": return "Passkeys do not work at this address."
-    default: return "Something went wrong between your browser and the server. Try again."
+    default: return "The passkey could not be used. Check your connection and try again."
   }
 }
 
-// For browsers from before 2025
+// Fallbacks for browsers older than 2025
 
 function bytes(text) {
   return Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), letter => letter.charCodeAt(0))
@@ -107,10 +107,10 @@ function text(buffer) {
 }
 
 function plain({ id, rawId, type, authenticatorAttachment, response }) {
-  const said = { clientDataJSON: text(response.clientDataJSON) }
+  const fields = { clientDataJSON: text(response.clientDataJSON) }
   for (const part of ["attestationObject", "authenticatorData", "signature", "userHandle"]) {
-    if (response[part]) said[part] = text(response[part])
+    if (response[part]) fields[part] = text(response[part])
   }
-  if (response.getTransports) said.transports = response.getTransports()
-  return { id, rawId: text(rawId), type, authenticatorAttachment, response: said }
+  if (response.getTransports) fields.transports = response.getTransports()
+  return { id, rawId: text(rawId), type, authenticatorAttachment, response: fields }
 }

@@ -36,7 +36,7 @@ async def test_every_tab_of_the_browser_locks_and_no_other_browser(
     elsewhere = await (await new_browser(server.url)).new_page()
     await sign_in(elsewhere, name)
     await is_live(elsewhere)
-    await expect(page.locator("#toasts")).to_contain_text("Signed in on another device")
+    await expect(page.locator("#toasts")).to_contain_text("New sign-in: ")
 
     await elsewhere.goto("/account/sessions")
     await elsewhere.get_by_role("button", name="End session on").click()
@@ -117,7 +117,7 @@ async def test_a_page_that_is_no_longer_allowed_is_emptied(
     await is_live(page)
     await expect(page.get_by_role("table")).to_be_visible()
     await server.run("role", "edit", role, "--forbid", "users.read")
-    await expect(page.get_by_role("heading", name="You may no longer see")).to_be_visible()
+    await expect(page.get_by_role("heading", name="You no longer have permission")).to_be_visible()
     await expect(page.get_by_role("table")).to_have_count(0)
 
 

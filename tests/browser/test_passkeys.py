@@ -75,7 +75,7 @@ async def test_a_passkey_from_its_making_to_its_end(
     await expect(page.get_by_role("heading", name="Laptop")).to_be_visible()
     # The same device does not make a second one.
     await add(page, "Again")
-    await expect(page.get_by_role("alert")).to_contain_text("has a passkey for your account")
+    await expect(page.get_by_role("alert")).to_contain_text("already has a passkey")
     await page.get_by_text("Rename").first.click()
     await page.get_by_label("New name").fill("My laptop")
     await page.locator(".rename-form button").click()
@@ -141,7 +141,7 @@ async def test_where_there_are_no_passkeys_the_pages_say_so(
     await page.add_init_script("delete window.PublicKeyCredential")
     await register(page, f"ada-{secrets.token_hex(4)}")
     await page.goto(HOME)
-    await expect(page.get_by_text("This browser knows no passkeys.")).to_be_visible()
+    await expect(page.get_by_text("This browser does not support passkeys.")).to_be_visible()
     await expect(page.get_by_role("button", name="Add a passkey")).to_be_hidden()
 
     page = await (await new_browser(by_name(server), java_script_enabled=False)).new_page()
