@@ -1,11 +1,11 @@
-"""Usernames, role names and email addresses: what is valid, and when two spellings are one.
+"""Validation and canonical forms of usernames, role names and email addresses.
 
-Forms, commands and imports call the same `check_...` functions. They return the form that is
-stored and shown, and raise Invalid with a sentence for the person who typed it.
+Forms, commands and imports call the same `check_...` functions. They return the text to store and
+show, and raise Invalid with a sentence for the user.
 
-The `canonical_...` functions return the form by which accounts are found, counted and kept apart:
-two spellings of one username or one mailbox have one canonical form. They accept any text and
-never raise. Each looks at 254 characters at most, so that their cost is bounded.
+The `canonical_...` functions return the text by which accounts are looked up, compared and
+counted: all spellings of one username or mailbox have the same canonical form. They accept any
+text, return an empty string for texts longer than 254 characters, and never raise.
 """
 
 import re
@@ -14,64 +14,65 @@ import unicodedata
 import email_validator
 import idna
 
-# Of users and of roles. No @, so that a login is one of a username and an address.
+# Usernames and role names. Without @, so that a login is either a username or an address.
 NAME = re.compile(r"\A[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?\Z")
 NAME_RULE = (
     "Use 1 to 32 letters, digits, dots, dashes or underscores, with a letter or digit at both ends."
 )
-# The page that creates roles has this name's place.
+# /admin/roles/new is the page that creates roles.
 RESERVED_ROLES = frozenset({"new"})
 
-# RFC 5321, 4.5.3.1.3, without the angle brackets.
+# RFC 5321, section 4.5.3.1.3, without the angle brackets.
 LONGEST_EMAIL = 254
 LONGEST_DESCRIPTION = 200
 _LONGEST_DOMAIN = 253
 _LONGEST_LABEL = 63
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Marks that turn the direction of text, with which a line can be made to look like another.
+# Marks that change the direction of text and can make a line look like a different one.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
-# Reserved, but in use: companies have mail servers below .local, and .test is made for trying.
+# Reserved but in use: some companies have mail servers below .local, and .test is for testing.
 for _name in ("local", "test"):
     email_validator.SPECIAL_USE_DOMAIN_NAMES.remove(_name)
 
 
 class Invalid(ValueError):
-    """A name or an address that cannot be used. The text says why, to the person who typed it."""
+    """A name or an address that cannot be used. The text tells the user why."""
 
 
 def check_username(text: str) -> str:
-    """Return the username. Raises Invalid."""
+    """Return the username unchanged. Raises Invalid unless NAME matches it."""
     if not NAME.match(text):
         raise Invalid(NAME_RULE)
     return text
 
 
 def check_role_name(text: str) -> str:
-    """Return the name of a role. Raises Invalid."""
+    """Return the role name unchanged.
+
+    Raises Invalid unless NAME matches it, and for the names in RESERVED_ROLES.
+    """
     if not NAME.match(text):
         raise Invalid(NAME_RULE)
     if canonical_username(text) in RESERVED_ROLES:
-        raise Invalid("A role cannot have this name.")
+        raise Invalid("This name is reserved. Choose another one.")
     return text
 
 
 def check_email(text: str, *, ascii_local_part: bool = True) -> str:
-    """Return the address as it is stored and shown: the domain in Unicode and in lower case.
+    """Return the address to store and show, with the domain in Unicode and in lower case.
 
-    The syntax is that of RFC 5321, without quoted local parts and without IP addresses. Only mail
-    servers with SMTPUTF8 accept a local part that is not ASCII, so that no account is created with
-    one; accounts that have one already keep it.
-
-    Raises Invalid.
+    Raises Invalid unless the address has the syntax of RFC 5321, without quoted local parts and
+    IP addresses. By default it also raises Invalid for a local part that is not ASCII, because
+    only mail servers with SMTPUTF8 accept one. Does not ask the DNS.
     """
     if len(text) > LONGEST_EMAIL:
         raise Invalid(f"An email address has at most {LONGEST_EMAIL} characters.")
-    # RFC 2047: a program that reads the header would show, and might use, another address.
+    # RFC 2047: a mail program would decode this and could show or use a different address.
     if "=?" in text:
-        raise Invalid("An email address cannot contain =?, which has a meaning of its own in mail.")
+        raise Invalid("An email address cannot contain =?.")
     if any(len(label) > _LONGEST_LABEL for label in text.rpartition("@")[2].split(".")):
-        raise Invalid(f"Between two dots, a domain has at most {_LONGEST_LABEL} characters.")
+        raise Invalid(f"Each part of a domain has at most {_LONGEST_LABEL} characters.")
     try:
         found = email_validator.validate_email(
             text, check_deliverability=False, allow_smtputf8=not ascii_local_part, strict=True
@@ -82,12 +83,19 @@ def check_email(text: str, *, ascii_local_part: bool = True) -> str:
 
 
 def check_known_email(text: str) -> str:
-    """The same for an address that an account may have already. Raises Invalid."""
+    """Do the same as `check_email`, but accept local parts that are not ASCII.
+
+    For addresses of existing accounts, which may have one. Raises Invalid.
+    """
     return check_email(text, ascii_local_part=False)
 
 
 def check_description(text: str) -> str:
-    """Return the description of a role, without spaces around it. Raises Invalid."""
+    """Return the description of a role without surrounding white space.
+
+    Raises Invalid if it is longer than 200 characters or if check_printable or check_direction
+    does.
+    """
     text = text.strip()
     if len(text) > LONGEST_DESCRIPTION:
         raise Invalid(f"A description has at most {LONGEST_DESCRIPTION} characters.")
@@ -95,23 +103,25 @@ def check_description(text: str) -> str:
 
 
 def check_printable(text: str) -> str:
-    """Return the text. Raises Invalid for control characters, except line breaks and tabs, and for
-    halves of characters (surrogates)."""
+    """Return the text unchanged.
+
+    Raises Invalid for surrogates and for control characters other than line breaks and tabs.
+    """
     if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\r\n\t" for c in text):
-        raise Invalid("This has a character that cannot be used.")
+        raise Invalid("This contains a character that cannot be used.")
     return text
 
 
 def check_direction(text: str) -> str:
-    """Return the text. Raises Invalid for marks that turn the direction of text."""
+    """Return the text unchanged. Raises Invalid for marks that change the direction of text."""
     if not _BIDI.isdisjoint(text):
-        raise Invalid("This has a character that cannot be used.")
+        raise Invalid("This contains a character that cannot be used.")
     return text
 
 
 def terminal_safe(text: str) -> str:
-    """Return the text with escapes for what a terminal obeys or does not show: control characters,
-    line breaks, invisible marks, and bytes that were no text (surrogates)."""
+    """Return the text with control characters, line breaks, invisible marks and surrogates escaped
+    as in a Python string, so that it cannot control the terminal."""
     return "".join(
         repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
         for c in text
@@ -119,22 +129,22 @@ def terminal_safe(text: str) -> str:
 
 
 def mail_address(email: str) -> str:
-    """Return the address as mail servers know it: the domain in ASCII (IDNA). Raises Invalid."""
+    """Return the address for mail servers, with the domain in ASCII (IDNA). Raises Invalid."""
     local, _, domain = check_known_email(email).rpartition("@")
     return f"{local}@{_ascii_domain(domain)}"
 
 
 def canonical_username(text: str) -> str:
-    """Return the form of a username, or of a role's name, in which case makes no difference."""
+    """Return the canonical form of a username or role name, which is in lower case."""
     return _fold(text) if _is_possible(text) else ""
 
 
 def canonical_email(text: str) -> str:
-    """Return the form of an address that all spellings of one mailbox share.
+    """Return the canonical form of an address.
 
-    The local part in lower case; the domain in lower case and in ASCII (UTS 46, IDNA), which is
-    how browsers send `<input type=email>`. A text that can be no address has some form, too, or
-    the empty one.
+    The local part is in lower case, the domain in lower case and in ASCII (UTS 46, IDNA), as
+    browsers send the value of `<input type=email>`. Returns some text, possibly an empty one, for
+    a text that is not an address.
     """
     if not _is_possible(text):
         return ""
@@ -144,22 +154,24 @@ def canonical_email(text: str) -> str:
 
 
 def mailbox_of(text: str) -> str:
-    """Return the mailbox that an address leads to, for counting: the canonical form without `+tag`.
+    """Return the canonical form of an address without its `+tag`, for limits per mailbox.
 
-    Mail servers deliver `ada+news@example.org` to `ada@example.org`.
+    Many mail servers deliver `ada+news@example.org` to `ada@example.org`.
     """
     local, at, domain = canonical_email(text).rpartition("@")
     return f"{local.partition('+')[0] or local}{at}{domain}"
 
 
 def canonical_login(text: str) -> str:
-    """Return the canonical form of what is typed to sign in: a username, or an address."""
+    """Return the canonical form of a login, which is an address if it contains @."""
     return canonical_email(text) if "@" in text else canonical_username(text)
 
 
 def spellings(email: str) -> list[str]:
-    """Return how one address may be stored, apart from case: with its domain in Unicode, in ASCII
-    and as it was typed. For documents that have no canonical form beside the address."""
+    """Return the spellings under which an address may be stored, apart from case.
+
+    The domain is in Unicode, in ASCII and as given. For documents that lack the canonical field.
+    """
     local, at, domain = canonical_email(email).rpartition("@")
     if not at:
         return [email]
@@ -167,22 +179,22 @@ def spellings(email: str) -> list[str]:
 
 
 def _is_possible(text: str) -> bool:
-    """Whether a database could hold it as a name: half a character (a surrogate) is no text."""
+    """Whether the text is short enough and can be stored. Surrogates cannot be stored."""
     return len(text) <= LONGEST_EMAIL and not _SURROGATE.search(text)
 
 
 def _fold(text: str) -> str:
-    # Lower case only: str.casefold would make ß and ss one, which are two mailboxes.
+    # Not str.casefold, which maps ß to ss: those are two different mailboxes.
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
 
 
 def _ascii_domain(domain: str) -> str:
-    """Encodes what UTS 46 can map, whether or not IDNA allows it; `check_email` decides that."""
+    """Return the domain in ASCII, also if IDNA forbids it, which `check_email` would reject."""
     try:
         mapped = idna.uts46_remap(domain, std3_rules=False)
     except idna.IDNAError:
         return _fold(domain)
-    # UTS 46 maps one character to as many as eighteen, and Punycode takes quadratic time.
+    # UTS 46 can map one character to eighteen, and Punycode takes quadratic time.
     if len(mapped) > _LONGEST_DOMAIN:
         return mapped
     return ".".join(map(_ascii_label, mapped.split(".")))
@@ -204,10 +216,10 @@ def _unicode_domain(domain: str) -> str:
 
 
 def plain_code(text: str) -> str:
-    """Return a typed code without what does not count: spaces, dashes and invisible characters.
+    """Return a code that was typed, without spaces, dashes and invisible characters.
 
-    Decimal digits of any script become ASCII digits, and full-width letters ASCII letters, as an
-    input method for another script may have typed them.
+    Converts decimal digits of other scripts to ASCII digits and full-width letters to ASCII
+    letters, because input methods for other scripts produce them.
     """
     kept = (
         c

@@ -36,7 +36,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["new", "New", "NEW"])
 def test_a_role_cannot_take_the_name_of_a_page(name: str) -> None:
-    with pytest.raises(Invalid, match="cannot have this name"):
+    with pytest.raises(Invalid, match="This name is reserved"):
         validation.check_role_name(name)
     assert validation.check_username(name) == name
 

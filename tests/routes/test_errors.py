@@ -43,7 +43,7 @@ async def test_what_is_not_there_is_404_in_the_clothes_of_the_site(
 ) -> None:
     answer = await nobody.get(path)
     assert answer.status == 404
-    assert "Nothing here" in answer.text
+    assert "Page not found" in answer.text
     assert '<a href="/login"' in answer.text
 
 
@@ -64,7 +64,7 @@ async def test_a_page_that_was_used_in_another_way_is_405(ada: Visitor) -> None:
 async def test_more_than_a_form_may_hold_is_413(ada: Visitor) -> None:
     answer = await ada.post("/posts/new", title="A", body="x" * 70_000)
     assert answer.status == 413
-    assert "Too much" in answer.text
+    assert "Request too large" in answer.text
     assert await ada.me() is not None
 
 

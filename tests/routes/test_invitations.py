@@ -67,7 +67,7 @@ async def test_who_takes_up_an_invitation_is_signed_in_with_the_role_and_confirm
     await town.no_more_letters()
     assert len(await town.letters(BOB)) == 1
     assert f"bob took up your invitation to {BOB}." in (await root.get("/account/notices")).text
-    assert "taken up by" in re.sub(r"\s+", " ", (await root.get(HOME)).text)
+    assert "accepted by" in re.sub(r"\s+", " ", (await root.get(HOME)).text)
 
 
 @pytest.mark.parametrize("role", ["", "member"])
@@ -133,7 +133,7 @@ async def test_a_dead_link_says_why(town: Town, root: Visitor) -> None:
         ):
             assert answer.status == 410
             assert words in answer.text
-    assert "sent by somebody who has left" in (await root.get(HOME)).text
+    assert "sent by a deleted user" in (await root.get(HOME)).text
     for token in ("x", "0" * 43, "%00", "$ne"):
         answer = await take_up(town.nobody(), f"/invited/{token}")
         assert answer.status == 410
@@ -172,7 +172,7 @@ async def test_an_invitation_is_worth_what_its_inviter_may_do_when_it_is_taken_u
     assert (await root.post("/admin/users/eve/grants/role-of-eve/revoke")).status == 303
     assert (await take_up(town.nobody(), link)).status == 410
     page = (await root.get(HOME)).text
-    assert "void" in page
+    assert "not valid" in page
     (found,) = await documents("invitations")
     assert (await root.post(f"{HOME}/{found['_id']}/again")).status == 303
     newer = link_in((await town.letters(BOB, "invited", count=2))[0])
@@ -256,7 +256,7 @@ async def test_the_list_is_paged_and_says_what_became_of_each(town: Town, root: 
     assert [name for page in found for name in page] == [f"guest{n:03}" for n in range(102, -1, -1)]
     assert "editor" in shown[0].text
     await editor.remove(by=NOBODY)
-    assert "one that is gone" in (await root.get(HOME)).text
+    assert "deleted role" in (await root.get(HOME)).text
 
 
 async def test_who_is_signed_in_as_somebody_else_becomes_the_new_account(

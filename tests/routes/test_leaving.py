@@ -201,7 +201,7 @@ async def test_who_is_leaving_anyway_can_be_deleted_by_administrators_besides(
         await root.post("/admin/users/ada/delete", username="ada", posts="remove")
     ).status == 303
     page = await root.get("/admin/users/ada")
-    assert f"will be deleted on {until}" in page.text
+    assert f"permanently deleted on {until}" in page.text
     assert "/admin/users/ada/delete" not in page.links
     assert (await ada.another_device().sign_in()).status == 403
 

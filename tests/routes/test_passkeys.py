@@ -25,7 +25,7 @@ from tests.routes.scenes import options
 from tests.security_key import BACKED_UP, PRESENT, VERIFIED, Authenticator
 
 HOME = "/account/factors/passkeys"
-REFUSED = "This passkey was not accepted. Try it again, or another way."
+REFUSED = "This passkey was not accepted. Try again, or sign in another way."
 
 
 async def show(visitor: Visitor, device: Authenticator, query: str = "", **fields: str) -> Answer:
@@ -413,7 +413,7 @@ async def test_the_first_one_brings_recovery_codes_and_ends_what_a_password_open
     # Another one makes none, and ends nothing.
     assert (await add(ada, Authenticator())).location == HOME
     page = await ada.get("/account/factors")
-    assert "2 passkeys sign you in" in page.text
+    assert "You have 2 passkeys" in page.text
     assert "10 recovery codes left" in page.text
     assert "passkey" in (await ada.get("/account")).text
     root = await town.admin()
@@ -528,7 +528,7 @@ async def test_in_development_a_page_at_an_address_says_where_they_work(ada: Vis
     for visitor, path in ((ada, HOME), (ada.another_device(), "/login")):
         page = await visitor.get(f"{path}?next=/posts", headers={"Host": "127.0.0.1:5000"})
         assert f"http://localhost:5000{path}?next=/posts" in page.links
-        assert "Passkeys need a domain name." in page.text
+        assert "Passkeys need a domain name" in page.text
     app = ada.app.extensions["quartapp"]
     app.settings = app.settings.model_copy(update={"quartapp_env": "production"})
     page = await ada.another_device().get("/login", headers={"Host": "127.0.0.1:5000"})

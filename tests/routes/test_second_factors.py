@@ -98,7 +98,7 @@ async def test_it_is_on_with_the_right_code_and_codes_are_shown_once(ada: Visito
     assert {**(await ada.me() or {}), "version": 0} == {**(me or {}), "version": 0}
     again = await ada.get(CODES)
     assert codes_on(again) == []
-    assert "10 of your recovery codes are left" in again.text
+    assert "You have 10 recovery codes left" in again.text
     assert ada.codes[0] not in (await ada.get(FACTORS)).text
     # Whoever came with a password alone has to come again.
     told = await other.get("/account")
@@ -423,7 +423,7 @@ async def test_who_lacks_a_factor_is_led_to_it_and_goes_on_from_there(
     assert (answer.status, answer.location) == (302, f"{FACTORS}?next=%2Fadmin%2Fusers%3Fq%3Da")
     assert FACTORS in (await root.get("/")).links, "each page says so"
     page = await root.get(answer.location)
-    assert "The role admin waits for your second factor" in page.text
+    assert "The role admin requires a second factor" in page.text
     refused = await root.post("/admin/users/root/disable")
     assert refused.status == 403
     assert FACTORS in [link.partition("?")[0] for link in refused.links]

@@ -126,7 +126,7 @@ async def test_guesses_at_the_password_beside_a_link_are_limited(town: Town) -> 
 async def test_a_browser_that_is_signed_in_as_another_user_stays_so(town: Town) -> None:
     ada, bob = await newcomer(town), await town.member("bob")
     link = link_in(await mail_to(town, ada.email))
-    assert "another account" in (await bob.get(link)).text
+    assert "a different account" in (await bob.get(link)).text
     assert (await bob.post(link)).status == 422
     assert (await bob.post(link, password=PASSWORD)).location == "/account"
     assert "still signed in as bob" in (await bob.get("/account")).text
