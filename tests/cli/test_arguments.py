@@ -45,7 +45,7 @@ async def test_shell_argument_that_is_not_utf8_is_rejected_in_one_line() -> None
     ],
     ids=lambda words: " ".join(words[:-1]),
 )
-async def test_an_argument_that_is_no_text_is_refused_in_one_line(
+async def test_argument_that_is_not_utf8_is_rejected_in_one_line(
     words: tuple[str, ...], tmp_path: Path
 ) -> None:
     ran = await command(*words, data=tmp_path)
@@ -75,7 +75,7 @@ async def test_an_argument_that_is_no_text_is_refused_in_one_line(
         (("user", "import", "/nowhere/\x1b[2J"), "\\x1b[2J"),
     ],
 )
-async def test_commands_apply_the_rules_of_forms_and_escape_what_they_repeat(
+async def test_commands_validate_arguments_and_escape_them_in_messages(
     terminal: Terminal, words: tuple[str, ...], reason: str
 ) -> None:
     said = await terminal.refuses(*words, stdin=f"{PASSWORD}\n".encode())
