@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -14,15 +15,13 @@ from typing import Any
 import pytest
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
-from jinja2.bccache import Bucket, BytecodeCache
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
-from pymongo.asynchronous.database import AsyncDatabase
 from quart import Quart
 
-from quartapp import create_app, models
 from quartapp.db import embedded, mongo
 from quartapp.settings import Settings
+from tests.application import Shared
 from tests.people import SECONDS, First, Person, Running, Server
 
 PASSWORD = "correct horse battery staple"
@@ -88,29 +87,19 @@ async def client(mongod: str) -> AsyncIterator[AsyncMongoClient[Any]]:
         yield client
 
 
-@pytest.fixture
-async def settings(
-    mongod: str, client: AsyncMongoClient[Any], tmp_path: Path
-) -> AsyncIterator[Settings]:
-    """Settings for a database without a document in it."""
-    yield _settings(mongod, "test", tmp_path)
-    await _empty(client["test"])
+@pytest.fixture(scope="session")
+async def _shared(client: AsyncMongoClient[Any]) -> AsyncIterator[Shared]:
+    shared = Shared(client["test"])
+    yield shared
+    await shared.close()
 
 
-@pytest.fixture
-async def unprepared(
-    mongod: str, client: AsyncMongoClient[Any], tmp_path: Path
-) -> AsyncIterator[Settings]:
-    """Settings for a database that does not exist yet."""
-    yield _settings(mongod, "unprepared", tmp_path)
-    await client.drop_database("unprepared")
-
-
-def _settings(mongod: str, name: str, data: Path) -> Settings:
+@pytest.fixture(scope="session")
+def _settings(mongod: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return Settings.load(
         mongodb_uri=SecretStr(mongod),
-        mongodb_db=name,
-        data=data,
+        mongodb_db="test",
+        data=tmp_path_factory.mktemp("data"),
         # The packaged mongod, also where a test has the application run as in production.
         allow_old_mongodb=True,
         bcrypt_cost=4,
@@ -120,49 +109,46 @@ def _settings(mongod: str, name: str, data: Path) -> Settings:
     )
 
 
-async def _empty(database: AsyncDatabase[Any]) -> None:
-    """Building collections with their indexes takes ten times as long as emptying them. What else
-    a test may have changed in one goes with the whole."""
-    collections = await (await database.list_collections()).to_list()
-    if any(collection["options"] for collection in collections):
-        await database.client.drop_database(database)
-    else:
-        for collection in collections:
-            await database[collection["name"]].delete_many({})
+@pytest.fixture
+async def settings(
+    _settings: Settings, _shared: Shared, request: pytest.FixtureRequest
+) -> Settings:
+    """Settings for the database of the tests.
+
+    It is empty, unless the test also uses one of the fixtures `app` and `db`, which prepare it.
+    """
+    if "shared" not in request.fixturenames:
+        await _shared.close()
+        shutil.rmtree(_settings.data / "mail", ignore_errors=True)
+    return _settings.model_copy()
 
 
 @pytest.fixture
-async def db(settings: Settings) -> AsyncIterator[mongo.Database]:
-    """The documents, bound to an empty and prepared database; itself for raw writes."""
-    async with mongo.connected(settings, models.DOCUMENTS) as connected:
-        await models.prepare()
-        yield connected
-
-
-class Compiled(BytecodeCache):
-    """Templates as they were compiled once. Each application would do so anew."""
-
-    def __init__(self) -> None:
-        self._templates: dict[str, bytes] = {}
-
-    def load_bytecode(self, bucket: Bucket) -> None:
-        if template := self._templates.get(bucket.key):
-            bucket.bytecode_from_string(template)
-
-    def dump_bytecode(self, bucket: Bucket) -> None:
-        self._templates[bucket.key] = bucket.bytecode_to_string()
-
-
-COMPILED = Compiled()
+async def unprepared(
+    _settings: Settings, _shared: Shared, client: AsyncMongoClient[Any]
+) -> AsyncIterator[Settings]:
+    """Settings for a database that does not exist yet."""
+    await _shared.close()
+    yield _settings.model_copy(update={"mongodb_db": "unprepared"})
+    await client.drop_database("unprepared")
 
 
 @pytest.fixture
-async def app(settings: Settings) -> AsyncIterator[Quart]:
-    """The application, started. The documents are bound to its database."""
-    app = create_app(settings)
-    app.jinja_env.bytecode_cache = COMPILED
-    async with app.test_app():
-        yield app
+def shared(_shared: Shared) -> Shared:
+    """The application that the tests of this process share."""
+    return _shared
+
+
+@pytest.fixture
+async def db(shared: Shared, settings: Settings) -> mongo.Database:
+    """A prepared database without accounts, to which the documents are bound."""
+    return await shared.connection(settings)
+
+
+@pytest.fixture
+async def app(shared: Shared, settings: Settings) -> Quart:
+    """The application, started. Its database is prepared and has no accounts."""
+    return await shared.app(settings)
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """The headers of every answer, whatever it says (ASVS 3.3, 3.4, 4.1.1, 13.4, 14.3.2)."""
 
 import re
-from collections.abc import AsyncIterator
 from secrets import token_urlsafe
 
 import httpx
@@ -9,8 +8,8 @@ import pytest
 from pydantic import SecretStr
 from quart import Quart
 
-from quartapp import create_app
 from quartapp.settings import Settings
+from tests.application import Shared
 from tests.people import Server
 from tests.routes.conftest import ORIGIN, Answer, Town
 
@@ -18,15 +17,13 @@ CSP = "Content-Security-Policy"
 
 
 @pytest.fixture
-async def deployed(settings: Settings, production: bool) -> AsyncIterator[Quart]:
+async def deployed(shared: Shared, settings: Settings, production: bool) -> Quart:
     """The application as it is deployed, or as it is developed."""
     update = {"bcrypt_cost": 10, "secret_key": SecretStr("0123456789abcdef" * 4)}
     if production:
         update |= {"quartapp_env": "production", "base_url": "https://localhost"}
         settings = settings.model_copy(update=update)
-    app = create_app(settings)
-    async with app.test_app():
-        yield app
+    return await shared.app(settings)
 
 
 async def every_kind_of_answer(town: Town, monkeypatch: pytest.MonkeyPatch) -> dict[str, Answer]:

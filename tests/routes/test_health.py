@@ -1,13 +1,11 @@
 """What those who watch over a worker are told, and who else is told nothing."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 from pydantic import SecretStr
 from quart import Quart
 
-from quartapp import create_app
 from quartapp.settings import Settings
+from tests.application import Shared
 from tests.routes.conftest import Town, Visitor
 
 TOKEN = "a token for the one who scrapes"
@@ -23,16 +21,14 @@ async def test_a_worker_is_ready_until_it_leaves_and_alive_all_the_time(
 
 
 @pytest.fixture
-async def visitor(settings: Settings, token: str | None) -> AsyncIterator[Visitor]:
+async def visitor(shared: Shared, settings: Settings, token: str | None) -> Visitor:
     """Of an application in production, whose numbers are for whoever has the token."""
     update = {
         "quartapp_env": "production",
         "bcrypt_cost": 10,
         "metrics_token": token and SecretStr(token),
     }
-    app = create_app(settings.model_copy(update=update))
-    async with app.test_app():
-        yield Town(app, "https").nobody()
+    return Town(await shared.app(settings.model_copy(update=update)), "https").nobody()
 
 
 @pytest.mark.parametrize(

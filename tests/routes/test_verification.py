@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from quart import Quart
 
-from quartapp import clock, create_app
+from quartapp import clock
 from quartapp.models import User
 from quartapp.models.accounts import email_address
 from quartapp.models.accounts.account import Unverified
@@ -22,7 +20,7 @@ from quartapp.models.factors.factor import Factor
 from quartapp.models.privacy import account_deletion
 from quartapp.models.sessions.reason import Reason
 from quartapp.settings import Settings
-from tests.conftest import COMPILED, PASSWORD
+from tests.conftest import PASSWORD
 from tests.routes.conftest import (
     Answer,
     Town,
@@ -39,12 +37,9 @@ OTHER_PASSWORD = "another horse and battery"
 
 
 @pytest.fixture
-async def app(settings: Settings) -> AsyncIterator[Quart]:
-    """The application, where an address must be verified before its account can be used."""
-    app = create_app(settings.model_copy(update={"require_verified_email": True}))
-    app.jinja_env.bytecode_cache = COMPILED
-    async with app.test_app():
-        yield app
+async def settings(settings: Settings) -> Settings:
+    """An address must be verified before its account can be used."""
+    return settings.model_copy(update={"require_verified_email": True})
 
 
 async def newcomer(town: Town, username: str = "ada", **fields: str) -> Visitor:

@@ -1,0 +1,187 @@
+"""One application, kept running for tests of a process that ask for the same settings.
+
+To start and to stop the application takes longer than most tests. `Shared` keeps it running and
+gives each test a database as it is after a first start, so that no test sees what another has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from jinja2.bccache import Bucket, BytecodeCache
+from pymongo.asynchronous.database import AsyncDatabase
+from quart import Quart
+
+from quartapp import Running, create_app, log, models
+from quartapp.background import Background
+from quartapp.db import mongo
+from quartapp.models import Guard, Role, Worker
+from quartapp.settings import Settings
+
+# Collections with documents that a start of the application creates.
+PREPARED = [Role.Settings.name, Guard.Settings.name]
+HEARTBEATS = Worker.Settings.name
+NAMES = [document.Settings.name for document in models.DOCUMENTS]  # type: ignore[attr-defined]
+
+Documents = dict[str, list[dict[str, Any]]]
+
+
+class CompiledTemplates(BytecodeCache):
+    """Keeps the compiled templates of this process, which each application would compile again."""
+
+    def __init__(self) -> None:
+        self._templates: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if template := self._templates.get(bucket.key):
+            bucket.bytecode_from_string(template)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._templates[bucket.key] = bucket.bytecode_to_string()
+
+
+COMPILED = CompiledTemplates()
+
+
+class Shared:
+    """The application of this process, or only its connection to the database.
+
+    `database` is the one that the tests of this process use, over a connection of their own.
+    """
+
+    def __init__(self, database: AsyncDatabase[Any]) -> None:
+        self._database = database
+        self._stack = AsyncExitStack()
+        self._settings: Settings | None = None
+        self._connected: mongo.Database | None = None
+        self._app: Quart | None = None
+        self._prepared: Documents = {}
+
+    async def connection(self, settings: Settings) -> mongo.Database:
+        """Return the database, to which the documents are bound. No application is running."""
+        if self._app or not self._is_connected(settings) or not await self._restore():
+            await self.close()
+            self._connected = await self._stack.enter_async_context(_connected(settings))
+            await self._remember(settings)
+        assert self._connected is not None
+        return self._connected
+
+    async def app(self, settings: Settings) -> Quart:
+        """Return the started application: the running one if a test has not changed its state."""
+        if (
+            self._app is None
+            or not self._is_connected(settings)
+            or not await self._is_as_started(self._app.extensions["quartapp"])
+        ):
+            await self.close()
+            self._app = create_app(settings)
+            self._app.jinja_env.bytecode_cache = COMPILED
+            await self._stack.enter_async_context(self._app.test_app())
+            self._connected = mongo._database
+            await self._remember(settings)
+        return self._app
+
+    async def close(self) -> None:
+        """Stop what is running, and delete every document."""
+        stack, self._stack = self._stack, AsyncExitStack()
+        self._app = self._connected = self._settings = None
+        await stack.aclose()
+        await empty(self._database)
+
+    def _is_connected(self, settings: Settings) -> bool:
+        # A test may have bound the documents to a connection of its own.
+        return self._settings == settings and mongo._database is self._connected is not None
+
+    async def _is_as_started(self, running: Running) -> bool:
+        """Bring the application into the state that it has after a start. False if that fails."""
+        listening = running.stream.live and running.lease.live_workers() is not None
+        if not listening or running.hub.draining or running.hub.sessions():
+            return False
+        log.configure(production=running.settings.production, worker=running.settings.worker)
+        # They may hold work of the last test, or be stopped by it.
+        jobs = (running.seen, running.postman, running.departures, running.eraser)
+        for job in jobs:
+            await job.stop()
+        if not await self._restore(but=running.lease.worker_id):
+            return False
+        # Behind the mark the application has heard of every change that was made here.
+        passed = await running.barrier.passed()
+        shutil.rmtree(running.settings.data / "mail", ignore_errors=True)
+        for job in jobs:
+            await job.start()
+        return passed.complete and all(map(_is_running, vars(running).values()))
+
+    async def _remember(self, settings: Settings) -> None:
+        self._settings = settings
+        self._prepared = await self._contents()
+
+    async def _contents(self) -> Documents:
+        """Return the prepared documents, and one document of each other collection that has any."""
+        pipelines = [
+            [
+                *([] if name in PREPARED else [{"$limit": 1}]),
+                {"$project": {"_id": False, "collection": name, "document": "$$ROOT"}},
+            ]
+            for name in NAMES
+        ]
+        unions = [
+            {"$unionWith": {"coll": name, "pipeline": pipeline}}
+            for name, pipeline in zip(NAMES[1:], pipelines[1:], strict=True)
+        ]
+        found: Documents = {}
+        async for row in await self._database[NAMES[0]].aggregate([*pipelines[0], *unions]):
+            found.setdefault(row["collection"], []).append(row["document"])
+        return found
+
+    async def _restore(self, but: str = "") -> bool:
+        """Make the database what it was after the start. False if it cannot be done so.
+
+        The heartbeat of the worker `but` stays.
+        """
+        if not await _is_plain(self._database):
+            return False
+        found, prepared = await self._contents(), self._prepared
+        await asyncio.gather(
+            *(
+                self._database[name].delete_many({"_id": {"$ne": but}})
+                for name in found
+                if name not in PREPARED or found[name] != prepared.get(name)
+            )
+        )
+        for name in PREPARED:
+            if found.get(name) != prepared[name]:
+                await self._database[name].insert_many(prepared[name])
+        return True
+
+
+@asynccontextmanager
+async def _connected(settings: Settings) -> AsyncIterator[mongo.Database]:
+    async with mongo.connected(settings, models.DOCUMENTS) as database:
+        await models.prepare()
+        yield database
+
+
+def _is_running(part: object) -> bool:
+    tasks = part._task if isinstance(part, Background) else getattr(part, "_tasks", ())
+    tasks = tasks if isinstance(tasks, list | set | tuple) else [tasks]
+    return not any(isinstance(task, asyncio.Task) and task.done() for task in tasks)
+
+
+async def _is_plain(database: AsyncDatabase[Any]) -> bool:
+    """Whether it has only the collections of the application, without validators or the like."""
+    async for collection in await database.list_collections():
+        if collection["options"] or collection["name"] not in NAMES:
+            return False
+    return True
+
+
+async def empty(database: AsyncDatabase[Any]) -> None:
+    """Delete every document. To create collections again takes ten times as long."""
+    if await _is_plain(database):
+        await asyncio.gather(*(database[name].delete_many({}) for name in NAMES))
+    else:
+        await database.client.drop_database(database)
