@@ -174,7 +174,11 @@ def _is_running(part: object) -> bool:
 async def _is_plain(database: AsyncDatabase[Any]) -> bool:
     """Whether it has only the collections of the application, without validators or the like."""
     async for collection in await database.list_collections():
-        if collection["options"] or collection["name"] not in NAMES:
+        # What `collMod` leaves behind when it takes a validator away.
+        inactive = {"validator": {}, "validationLevel": "strict", "validationAction": "error"}
+        if not collection["options"].items() <= inactive.items():
+            return False
+        if collection["name"] not in NAMES:
             return False
     return True
 

@@ -405,6 +405,7 @@ app = Flask("other")
 app.config.update(
     SECRET_KEY="s", BCRYPT_HANDLE_LONG_PASSWORDS=True,
     SECURITY_PASSWORD_HASH="bcrypt", SECURITY_PASSWORD_SALT="salt",
+    SECURITY_PASSWORD_HASH_PASSLIB_OPTIONS={"bcrypt__rounds": 4},
 )
 security = Security(app, UserDatastore(User, Role), register_blueprint=False)
 with app.app_context():

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import pytest
+
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended
 from quartapp.db.mongo import Database
@@ -23,6 +25,21 @@ from quartapp.models.sessions.session import Session
 T = TypeVar("T")
 NOTHING: Mapping[str, Any] = {"_id": {"$exists": False}}
 HOUR = timedelta(hours=1)
+
+
+def race(rounds: int, *, short: int) -> pytest.MarkDecorator:
+    """Give a test its argument `rounds`: the numbers of all rounds in the long form of the test.
+
+    In the short form it gets so many of these numbers, spread evenly.
+    """
+    some_of_them = range(0, rounds, -(-rounds // short))
+    return pytest.mark.parametrize(
+        "rounds",
+        [
+            pytest.param(some_of_them, id="short"),
+            pytest.param(range(rounds), id="long", marks=pytest.mark.long),
+        ],
+    )
 
 
 def some(value: T | None) -> T:

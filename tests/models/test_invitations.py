@@ -35,6 +35,7 @@ from tests.models.stories import (
     at_once,
     dump,
     names_of_roles,
+    race,
     register,
     role,
     some,
@@ -104,10 +105,11 @@ async def test_member_is_no_role_beside_member(db: Database, root: User) -> None
 
 
 @pytest.mark.parametrize("names", ["one", "many"])
+@race(4, short=1)
 async def test_of_many_who_take_one_up_at_once_one_gets_the_account(
-    db: Database, root: User, names: str
+    db: Database, root: User, names: str, rounds: range
 ) -> None:
-    for number in range(4):
+    for number in rounds:
         await Invitation.write(f"{number}{BOB}", None, by=acting(root))
         token = await sent()
         made = await at_once(
@@ -118,9 +120,9 @@ async def test_of_many_who_take_one_up_at_once_one_gets_the_account(
             unless=InvitationGone,
         )
         assert len(made) == 1
-    assert await User.find({}).count() == 5
-    assert await Event.find({"verb": Verb.INVITATION_ACCEPTED}).count() == 4
-    assert (await again(root)).notice_seq == 5
+    assert await User.find({}).count() == 1 + len(rounds)
+    assert await Event.find({"verb": Verb.INVITATION_ACCEPTED}).count() == len(rounds)
+    assert (await again(root)).notice_seq == 1 + len(rounds)
 
 
 async def test_a_name_or_an_address_that_is_taken_leaves_it_as_it_was(
@@ -223,13 +225,14 @@ async def test_who_may_invite_again_has_invited_all_along(db: Database) -> None:
 
 
 @pytest.mark.parametrize("loss", ["disabled", "role revoked", "permission taken", "withdrawn"])
+@race(10, short=3)
 async def test_what_is_taken_away_at_that_instant_comes_before_or_after_but_never_between(
-    db: Database, loss: str
+    db: Database, loss: str, rounds: range
 ) -> None:
     """The notice to the inviter of an account that was made stands before the loss."""
     lose, fate = LOSSES[loss]
     await register("root", "admin")
-    for number in range(10):
+    for number in rounds:
         eve, hosts = await host(f"eve{number}")
         written = await Invitation.write(f"{number}{BOB}", None, by=acting(eve))
         token = await sent()
@@ -275,10 +278,11 @@ async def test_a_role_that_is_gone_gives_nothing(db: Database, root: User) -> No
     assert await names_of_roles(await take_up(token)) == {"member"}
 
 
+@race(10, short=3)
 async def test_a_role_that_is_deleted_at_that_instant_is_held_by_nobody(
-    db: Database, root: User
+    db: Database, root: User, rounds: range
 ) -> None:
-    for number in range(10):
+    for number in rounds:
         editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
         await Invitation.write(f"{number}{BOB}", editor, by=acting(root))
         token = await sent()
@@ -338,11 +342,12 @@ async def test_one_that_is_too_old_can_be_sent_again(db: Database, root: User) -
     assert (await take_up(await sent())).email == BOB
 
 
+@race(4, short=1)
 async def test_of_many_to_one_address_that_are_sent_again_at_once_one_is(
-    db: Database, root: User
+    db: Database, root: User, rounds: range
 ) -> None:
     past = clock.now() - timedelta(days=8)
-    for number in range(4):
+    for number in rounds:
         email = f"{number}{BOB}"
         expired = [
             await Invitation(email=email, created_at=past, asked_at=past, expires_at=past).insert()

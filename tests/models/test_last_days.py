@@ -24,13 +24,13 @@ from tests.models.stories import (
     acting,
     again,
     at_once,
+    race,
     register,
     role,
     sign_in,
     why_over,
 )
 
-ROUNDS = 10
 DAY = timedelta(days=1)
 FAR = date(2999, 12, 31)
 
@@ -234,12 +234,13 @@ async def test_an_administrator_with_a_last_day_counts_until_then_and_one_withou
 
 
 @pytest.mark.parametrize("administrators", [2, 6])
+@race(10, short=2)
 async def test_of_administrators_who_send_each_other_away_one_stays_for_good(
-    db: Database, administrators: int
+    db: Database, administrators: int, rounds: range
 ) -> None:
     admin = await role("admin")
     people = [await register(f"admin{i}", "admin") for i in range(administrators)]
-    for number in range(ROUNDS if administrators == 2 else 3):
+    for number in rounds:
         dice = random.Random(number)
 
         def away(user: User, dice: random.Random = dice) -> Any:
@@ -301,10 +302,11 @@ async def test_of_many_who_are_due_at_one_instant_one_administrator_stays(db: Da
             await user.enable(by=NOBODY)
 
 
-async def test_nothing_that_happens_in_between_undoes_the_rule(db: Database) -> None:
+@race(10, short=2)
+async def test_nothing_that_happens_in_between_undoes_the_rule(db: Database, rounds: range) -> None:
     """A closing and the removal of the last other administrator, at the same instant."""
     admin = await role("admin")
-    for number in range(ROUNDS):
+    for number in rounds:
         root = await register(f"root{number}", "admin")
         grace = await let_it_pass(await register(f"grace{number}", "admin"))
         await at_once(

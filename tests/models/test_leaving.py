@@ -39,6 +39,7 @@ from tests.models.stories import (
     at_once,
     dump,
     names_of_roles,
+    race,
     register,
     sign_in,
     some,
@@ -202,11 +203,12 @@ async def test_whom_an_administrator_deletes_cannot_come_back_though_they_were_f
 
 
 @pytest.mark.parametrize("administrators", [2, 6])
+@race(8, short=2)
 async def test_administrators_who_leave_at_once_leave_one_behind(
-    db: Database, administrators: int
+    db: Database, administrators: int, rounds: range
 ) -> None:
     people = [await register(f"admin{i}", "admin") for i in range(administrators)]
-    for number in range(8):
+    for number in rounds:
 
         def work(i: int, number: int = number) -> Any:
             user = people[i]
@@ -428,8 +430,11 @@ async def test_what_a_worker_that_died_has_begun_another_ends(db: Database) -> N
     assert some(await Post.get(told["other"])).comment_count == 1
 
 
-async def test_who_is_restored_at_the_last_moment_is_whole_or_gone(db: Database) -> None:
-    for number in range(12):
+@race(12, short=3)
+async def test_who_is_restored_at_the_last_moment_is_whole_or_gone(
+    db: Database, rounds: range
+) -> None:
+    for number in rounds:
         ada = await register(f"ada{number}")
         await Post.write("A post", "text", by=acting(ada))
         until = clock.now() + timedelta(milliseconds=20)

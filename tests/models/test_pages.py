@@ -86,7 +86,9 @@ def questions(db: Database) -> Callable[[Awaitable[Any]], Awaitable[list[dict[st
         seen = db["system.profile"].find(
             {"op": {"$in": ["query", "command", "getmore"]}, "command.profile": {"$exists": False}}
         )
-        return await seen.to_list(None)
+        asked = await seen.to_list(None)
+        await db.drop_collection("system.profile")
+        return asked
 
     return ask
 

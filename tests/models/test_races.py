@@ -32,14 +32,13 @@ from tests.models.stories import (
     again,
     at_once,
     names_of_roles,
+    race,
     register,
     role,
     sign_in,
     why_over,
 )
 from tests.people import until
-
-ROUNDS = 20
 
 
 def cases(word: str, number: int) -> str:
@@ -48,9 +47,12 @@ def cases(word: str, number: int) -> str:
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
-async def test_one_of_fifty_who_want_one_name_at_once_gets_it(db: Database, field: str) -> None:
+@race(20, short=2)
+async def test_one_of_fifty_who_want_one_name_at_once_gets_it(
+    db: Database, field: str, rounds: range
+) -> None:
     member = await role("member")
-    for number in range(ROUNDS):
+    for number in rounds:
         name = f"lovelace{number}"
 
         def want(i: int, name: str = name) -> tuple[str, str]:
@@ -66,9 +68,9 @@ async def test_one_of_fifty_who_want_one_name_at_once_gets_it(db: Database, fiel
             unless=Taken,
         )
         assert len(made) == 1
-    assert await db["users"].count_documents({}) == ROUNDS
-    assert await Event.find({"verb": Verb.USER_REGISTERED}).count() == ROUNDS
-    assert await Notice.find({}).count() == ROUNDS
+    assert await db["users"].count_documents({}) == len(rounds)
+    assert await Event.find({"verb": Verb.USER_REGISTERED}).count() == len(rounds)
+    assert await Notice.find({}).count() == len(rounds)
 
 
 async def test_who_comes_too_late_is_told_which_field(db: Database) -> None:
@@ -79,7 +81,15 @@ async def test_who_comes_too_late_is_told_which_field(db: Database) -> None:
         assert taken.value.field == field
 
 
-@pytest.mark.parametrize(("administrators", "rounds"), [(2, ROUNDS), (8, 4), (50, 1)])
+@pytest.mark.parametrize(
+    ("administrators", "rounds"),
+    [
+        *((2, 4), (8, 1)),
+        pytest.param(2, 20, marks=pytest.mark.long),
+        pytest.param(8, 4, marks=pytest.mark.long),
+        pytest.param(50, 1, marks=pytest.mark.long),
+    ],
+)
 async def test_administrators_who_take_each_other_down_leave_one(
     db: Database, administrators: int, rounds: int
 ) -> None:
@@ -112,9 +122,12 @@ async def test_administrators_who_take_each_other_down_leave_one(
             await user.grant(admin, by=NOBODY)
 
 
-async def test_a_role_that_is_deleted_while_it_is_given_is_held_by_nobody(db: Database) -> None:
+@race(20, short=4)
+async def test_a_role_that_is_deleted_while_it_is_given_is_held_by_nobody(
+    db: Database, rounds: range
+) -> None:
     people = [await register(f"person{i}", "member") for i in range(6)]
-    for number in range(ROUNDS):
+    for number in rounds:
         editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
         grants = [user.grant(editor, by=NOBODY) for user in people]
         works = [editor.remove(by=NOBODY), *grants]
@@ -229,11 +242,12 @@ async def test_sign_ins_at_once_leave_no_more_sessions_than_allowed(
 
 
 @pytest.mark.parametrize("verb", ["revoke", "disable", "change_password", "remove"])
+@race(20, short=4)
 async def test_a_sign_in_at_that_instant_outlives_nothing_that_was_taken_away(
-    db: Database, verb: str
+    db: Database, verb: str, rounds: range
 ) -> None:
     await register("root", "admin")
-    for number in range(ROUNDS):
+    for number in rounds:
         editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
         ada = await register(f"ada{number}", "member", editor.name)
 
@@ -262,8 +276,11 @@ async def test_a_sign_in_at_that_instant_outlives_nothing_that_was_taken_away(
             )
 
 
-async def test_an_old_password_opens_nothing_while_its_hash_is_made_anew(db: Database) -> None:
-    for number in range(ROUNDS):
+@race(20, short=4)
+async def test_an_old_password_opens_nothing_while_its_hash_is_made_anew(
+    db: Database, rounds: range
+) -> None:
+    for number in rounds:
         read = await register(f"ada{number}", "member")
         changer = await again(read)
 
