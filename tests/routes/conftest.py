@@ -156,7 +156,8 @@ class Visitor:
         )
 
     async def csrf_token(self) -> str:
-        for page in ("/", "/login"):
+        # Signed out, only the second has a form for certain; signed in, only the first.
+        for page in ("/", "/login") if self.token else ("/login", "/"):
             token = (await self.get(page)).fields.get("csrf_token")
             if token:
                 return token
