@@ -10,6 +10,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from jinja2.bccache import Bucket, BytecodeCache
@@ -50,16 +51,19 @@ COMPILED = CompiledTemplates()
 class Shared:
     """The application of this process, or only its connection to the database.
 
-    `database` is the one that the tests of this process use, over a connection of their own.
+    `database` is the one that the tests of this process use, over a connection of their own, and
+    `data` the application's data folder.
     """
 
-    def __init__(self, database: AsyncDatabase[Any]) -> None:
+    def __init__(self, database: AsyncDatabase[Any], data: Path) -> None:
         self._database = database
+        self._data = data
         self._stack = AsyncExitStack()
         self._settings: Settings | None = None
         self._connected: mongo.Database | None = None
         self._app: Quart | None = None
         self._prepared: Documents = {}
+        self._parts: dict[str, object] = {}
 
     async def connection(self, settings: Settings) -> mongo.Database:
         """Return the database, to which the documents are bound. No application is running."""
@@ -81,16 +85,18 @@ class Shared:
             self._app = create_app(settings)
             self._app.jinja_env.bytecode_cache = COMPILED
             await self._stack.enter_async_context(self._app.test_app())
+            self._parts = dict(vars(self._app.extensions["quartapp"]))
             self._connected = mongo._database
             await self._remember(settings)
         return self._app
 
     async def close(self) -> None:
-        """Stop what is running, and delete every document."""
+        """Stop what is running, and delete every document and every email."""
         stack, self._stack = self._stack, AsyncExitStack()
         self._app = self._connected = self._settings = None
         await stack.aclose()
         await empty(self._database)
+        shutil.rmtree(self._data / "mail", ignore_errors=True)
 
     def _is_connected(self, settings: Settings) -> bool:
         # A test may have bound the documents to a connection of its own.
@@ -101,6 +107,8 @@ class Shared:
         listening = running.stream.live and running.lease.live_workers() is not None
         if not listening or running.hub.draining or running.hub.sessions():
             return False
+        if any(part is not self._parts[name] for name, part in vars(running).items()):
+            return False
         log.configure(production=running.settings.production, worker=running.settings.worker)
         # They may hold work of the last test, or be stopped by it.
         jobs = (running.seen, running.postman, running.departures, running.eraser)
@@ -110,7 +118,7 @@ class Shared:
             return False
         # Behind the mark the application has heard of every change that was made here.
         passed = await running.barrier.passed()
-        shutil.rmtree(running.settings.data / "mail", ignore_errors=True)
+        shutil.rmtree(self._data / "mail", ignore_errors=True)
         for job in jobs:
             await job.start()
         return passed.complete and all(map(_is_running, vars(running).values()))

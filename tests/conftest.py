@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -52,8 +51,15 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests so that those files come first, then the others that use real servers."""
+    """Sort the tests so that those files come first, then the others that use real servers.
+
+    Tests in tests/faults get the marker `fault`.
+    """
+    for item in items:
+        if item.nodeid.startswith("tests/faults/"):
+            item.add_marker("fault")
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     servers = ("tests/browser/", "tests/flows/", "tests/faults/", "tests/cli/")
 
@@ -88,8 +94,8 @@ async def client(mongod: str) -> AsyncIterator[AsyncMongoClient[Any]]:
 
 
 @pytest.fixture(scope="session")
-async def _shared(client: AsyncMongoClient[Any]) -> AsyncIterator[Shared]:
-    shared = Shared(client["test"])
+async def _shared(client: AsyncMongoClient[Any], _settings: Settings) -> AsyncIterator[Shared]:
+    shared = Shared(client["test"], _settings.data)
     yield shared
     await shared.close()
 
@@ -119,8 +125,7 @@ async def settings(
     """
     if "shared" not in request.fixturenames:
         await _shared.close()
-        shutil.rmtree(_settings.data / "mail", ignore_errors=True)
-    return _settings.model_copy()
+    return _settings
 
 
 @pytest.fixture

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import structlog
+from quart import Quart
 from quart.testing.connections import WebsocketResponseError
 
 from quartapp import log
 from quartapp.models.accounts.one_time_token import Purpose
+from quartapp.models.accounts.user import User
 from tests.conftest import PASSWORD
 from tests.routes.conftest import ORIGIN, Town, Visitor
 from tests.routes.scenes import a_link
 
+CANARY = "canary-of-a-password"
 WRONG = "something else altogether"
 CHANGED = "an entirely different phrase"
 ADDRESS = "198.51.100.7"
@@ -149,3 +153,36 @@ async def test_what_breaks_is_logged_without_the_address_that_opens_something(
     (line,) = said()
     assert (line["event"], line["path"]) == ("unhandled", "/reset/<token>")
     assert "a-token-that-works" not in json.dumps(line)
+
+
+@pytest.mark.parametrize("production", [True, False])
+async def test_a_page_that_breaks_logs_no_password(
+    app: Quart,
+    production: bool,
+    listen: Listen,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(User, "register", broken)
+    client = app.test_client()
+    page = await (await client.get("/register")).get_data(as_text=True)
+    token = re.findall(r'name="csrf_token" value="([^"]+)"', page)[0]
+    log.configure(production=production)
+    answer = await client.post(
+        "/register",
+        form={
+            "csrf_token": token,
+            "username": "ada",
+            "email": "ada@example.org",
+            "password": CANARY,
+            "confirm": CANARY,
+        },
+        headers={"Origin": "http://localhost"},
+    )
+    assert answer.status_code == 500
+    said = capsys.readouterr().err
+    assert "LookupError" in said
+    assert CANARY not in said

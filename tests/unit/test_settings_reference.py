@@ -9,7 +9,7 @@ from quartapp.settings import Settings, reference
 from quartapp.settings.fields import GROUPS
 from quartapp.settings.sources import name_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMAND = "python -m quartapp.settings.reference docs/settings.md"
 
 

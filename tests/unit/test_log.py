@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator
 
 import pytest
 import structlog
-from quart import Quart
 
 from quartapp import log
-from quartapp.models.accounts.user import User
 
 CANARY = "canary-of-a-password"
 HOSTILE = [
@@ -110,36 +107,3 @@ def test_what_libraries_say_is_a_line_like_ours(capsys: pytest.CaptureFixture[st
     assert (said["event"], said["level"], said["worker"]) == ("library", "error", "7")
     assert (said["logger"], said["said"]) == ("hypercorn.error", "Error in\nASGI")
     assert said["exception"][0]["exc_value"] == "no such thing"
-
-
-@pytest.mark.parametrize("production", [True, False])
-async def test_a_page_that_breaks_logs_no_password(
-    app: Quart,
-    production: bool,
-    configured: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    async def broken(*_: object, **__: object) -> None:
-        raise LookupError
-
-    monkeypatch.setattr(User, "register", broken)
-    client = app.test_client()
-    page = await (await client.get("/register")).get_data(as_text=True)
-    token = re.findall(r'name="csrf_token" value="([^"]+)"', page)[0]
-    log.configure(production=production)
-    answer = await client.post(
-        "/register",
-        form={
-            "csrf_token": token,
-            "username": "ada",
-            "email": "ada@example.org",
-            "password": CANARY,
-            "confirm": CANARY,
-        },
-        headers={"Origin": "http://localhost"},
-    )
-    assert answer.status_code == 500
-    said = capsys.readouterr().err
-    assert "LookupError" in said
-    assert CANARY not in said

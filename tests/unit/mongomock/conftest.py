@@ -1,7 +1,7 @@
 """No mongod here: documents on a database that is a dict, for what it answers truthfully.
 
 It knows neither transactions nor look-ups nor collations, and finds nothing by a link's id:
-whatever rests on those stands in tests/models/.
+tests of those are in tests/models.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from quartapp.settings import Settings
 from tests import mutate
 from tests.routes.matrix import TABLE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs/security.md").read_text("utf-8")
 # How many requirements each section of ASVS 5.0 has, of the chapters that are answered in full.
 SECTIONS = """
@@ -149,7 +149,7 @@ def rule(field: Any, form: type[Form]) -> Iterator[str]:
             yield f"`{check.check.__name__}`"
         else:
             assert isinstance(check, (*required, validators.Optional)), (
-                f"say in tests/test_security_doc.py what {check} is"
+                f"say in tests/unit/test_security_doc.py what {check} is"
             )
     yield from (
         word for way, word in ((tidy, "trimmed"), (digits, "ungrouped")) if way in field.filters
