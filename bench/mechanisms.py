@@ -38,7 +38,7 @@ from quart_auth import QuartAuth
 
 from bench.crowd import PER_PERSON, house, this_machine
 from bench.tabs import now
-from quartapp import auth
+from quartapp.auth.current_user import QuartAuthExtension
 from quartapp.models import Role
 from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
@@ -60,7 +60,7 @@ def without_plain_templates() -> None:
 
 def without_coroutine_context() -> None:
     """Quart-Auth's template context as a plain function, which Quart runs in a thread."""
-    auth.Extension._template_context = QuartAuth._template_context  # type: ignore[method-assign]
+    QuartAuthExtension._template_context = QuartAuth._template_context  # type: ignore[method-assign]
 
 
 def without_uvloop() -> None:

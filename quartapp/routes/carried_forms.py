@@ -15,11 +15,12 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 
 from quartapp import auth
-from quartapp.auth import Forbidden, Unconfirmed
+from quartapp.auth import Forbidden, ReauthenticationRequired
 from quartapp.authority.session_rule import Ended
 from quartapp.forms import csrf
 from quartapp.forms.accounts import LoginForm
 from quartapp.policy import LABELS
+from quartapp.runtime import seal
 
 # The field of the sign-in forms that holds the sealed form.
 FIELD = "carried"
@@ -118,11 +119,11 @@ async def filled_form() -> Any:
     sealed = await field()
     if not sealed:
         return None
-    user = auth.who()
+    user = auth.unwrapped_current_user()
     await user.load()
     # The page belongs to the new session.
     g.pop("csrf_field", None)
-    found = auth.seal().take_back(sealed, _about(user.user_id), within=LASTS)
+    found = seal().take_back(sealed, _about(user.user_id), within=LASTS)
     if found is None or not _is_carriable(found[0]):
         await flash(
             "The text that was sent before you signed in is not shown, because another user wrote "
@@ -137,7 +138,7 @@ async def filled_form() -> Any:
         return await view(**arguments)
     except Forbidden as error:
         reason = f"You no longer have the permission to {LABELS[error.permission].lower()}."
-    except (Unconfirmed, HTTPException):
+    except (ReauthenticationRequired, HTTPException):
         reason = "Its page no longer exists, or you can no longer change it."
     texts = [value for _, value in fields if value.strip()]
     return await render_template("carried.html", reason=reason, texts=texts), 422
@@ -146,7 +147,7 @@ async def filled_form() -> Any:
 def _seal(form: Sent, user_id: object) -> str | None:
     """None if it would be too long."""
     what = [request.endpoint, request.view_args or {}, form.fields]
-    sealed = auth.seal().hand_out(what, _about(user_id))
+    sealed = seal().hand_out(what, _about(user_id))
     return sealed if len(sealed) <= LONGEST else None
 
 

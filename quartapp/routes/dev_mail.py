@@ -8,9 +8,10 @@ import asyncio
 from markupsafe import Markup, escape
 from quart import Blueprint, abort, render_template, request
 
-from quartapp.auth import remote_address, settings
+from quartapp.auth import remote_address
 from quartapp.email.transports import Folder
 from quartapp.middleware import forwarded
+from quartapp.runtime import settings
 
 blueprint = Blueprint("letters", __name__)
 

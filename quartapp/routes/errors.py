@@ -20,15 +20,15 @@ from quart_auth import Unauthorized
 from werkzeug.exceptions import HTTPException
 
 from quartapp.auth import (
-    CODE,
+    CODE_FIELD,
     Forbidden,
-    Unconfirmed,
-    WrongFactor,
-    WrongPassword,
+    IncorrectCode,
+    IncorrectPassword,
+    ReauthenticationRequired,
     current_user,
-    me,
     remote_address,
-    who,
+    signed_in_user,
+    unwrapped_current_user,
 )
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended
@@ -76,7 +76,7 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(MustVerify, verify_first)
     app.register_error_handler(AccountShut, account_shut)
     app.register_error_handler(DomainError, refused)
-    app.register_error_handler(Unconfirmed, confirm_first)
+    app.register_error_handler(ReauthenticationRequired, confirm_first)
     app.register_error_handler(TryLater, try_later)
     for error in Unavailable:
         app.register_error_handler(error, database_away)
@@ -107,7 +107,7 @@ async def session_over(error: SessionOver) -> Any:
     """As the next request would be turned away, so is this one."""
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
-    user = who()
+    user = unwrapped_current_user()
     ended = await session_rule.by_id(error.session_id)
     if not isinstance(ended, Ended):
         ended = session_rule.deleted(error.session_id, user.user_id)
@@ -197,22 +197,22 @@ async def old_page(error: Stale) -> Any:
     return page, 422
 
 
-async def confirm_first(error: Unconfirmed) -> Any:
+async def confirm_first(error: ReauthenticationRequired) -> Any:
     """The page that asks for the password, and a code if the user has a second factor. It holds
     what was sent, to send it again with them."""
-    user = await me()
+    user = await signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
     # What was sent is kept in this page, so that its address has to stay.
     g.pop("form_page_address", None)
-    match error.because:
+    match error.reason:
         case TryLater():
-            form.put_off(error.because)
-        case WrongPassword():
-            form.refuse(str(error.because), "password")
-        case WrongFactor():
-            form.refuse(str(error.because), "factor_code")
+            form.put_off(error.reason)
+        case IncorrectPassword():
+            form.refuse(str(error.reason), "password")
+        case IncorrectCode():
+            form.refuse(str(error.reason), "factor_code")
         case FactorsBlocked():
-            form.refuse(str(error.because))
+            form.refuse(str(error.reason))
     page = await render_template(
         "confirm.html",
         form=form,
@@ -229,7 +229,7 @@ async def _to_send_again(*without: str) -> dict[str, Any]:
     fields = [
         (name, value)
         for name, value in (await request.form).items(multi=True)
-        if name not in (FIELD, "confirm", CODE, *without) and "password" not in name
+        if name not in (FIELD, "confirm", CODE_FIELD, *without) and "password" not in name
     ]
     return {"action": request.full_path.rstrip("?"), "fields": fields}
 

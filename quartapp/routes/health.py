@@ -6,8 +6,8 @@ from typing import Any
 from quart import Blueprint, abort, current_app, request
 
 from quartapp import metrics
-from quartapp.auth import settings
 from quartapp.db.mongo import Unavailable, ping
+from quartapp.runtime import settings
 
 blueprint = Blueprint("health", __name__)
 # The launcher creates this file in the folder that it shares with its workers.

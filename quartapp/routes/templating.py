@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from quart import Quart, request
 from quart.templating import Environment as QuartEnvironment
 
-from quartapp import auth, clock
+from quartapp import clock, runtime
 from quartapp.forms.csrf import csrf_field
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
@@ -49,7 +49,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         passkeys_work=relying_party.site, passkeys_elsewhere=relying_party.elsewhere
     )
     app.jinja_env.globals["site_name"] = settings.site_name
-    app.jinja_env.globals["support_contact"] = lambda: auth.settings().support_contact
+    app.jinja_env.globals["support_contact"] = lambda: runtime.settings().support_contact
     app.jinja_env.globals["static"] = _stamped(Path(app.root_path) / "static").__getitem__
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
     app.jinja_env.filters["factors"] = factors

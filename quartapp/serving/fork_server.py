@@ -80,7 +80,7 @@ class ForkServer:
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_writer.fileno())
-        auth.preload()
+        auth.preload_user_agent_parser()
         # The garbage collector writes to each object that it looks at, and a page of memory that is
         # written to is no longer shared.
         gc.collect()

@@ -7,13 +7,13 @@ from functools import wraps
 from quart import Blueprint, abort, current_app, g, websocket
 from quart_auth import login_required
 
-from quartapp import throttle
-from quartapp.auth import current_user, remote_address, settings
+from quartapp.auth import current_user, rate_limits, remote_address
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.forms.csrf import same_origin
 from quartapp.log import log
+from quartapp.runtime import settings
 from quartapp.ws.connection import Connection
 from quartapp.ws.fast_path import DIRECT_CHANNEL, QueuedChannel
 from quartapp.ws.hub import Full, Hub
@@ -47,10 +47,10 @@ async def live() -> None:
     """The live layer of one page. `?cursor=` resumes behind the notice of that number."""
     hub = _hub()
     session_id, user_id = current_user.session_id, current_user.user_id
-    await throttle.count(
+    await rate_limits.count(
         "handshake",
         (f"user {user_id}", settings().limit_handshake_user),
-        (throttle.neighbourhood(remote_address()), settings().limit_handshake_address),
+        (rate_limits.network_of(remote_address()), settings().limit_handshake_address),
     )
     # Nothing that waits between this and the joining: what others take meanwhile is not seen.
     try:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from limits import RateLimitItem, parse
 
-from quartapp import clock, throttle
+from quartapp import clock
+from quartapp.auth import rate_limits
+from quartapp.auth.rate_limits import Key, RateLimitExceeded, attempt, count
 from quartapp.db.mongo import Database
 from quartapp.models.limits.counter import Allowance
 from quartapp.models.limits.failed_attempts import Guesses
 from quartapp.security.passwords import Busy
-from quartapp.throttle import Key, TooMany, count, guessing
 
 FIVE = parse("5 per 5 minutes")
 
@@ -22,19 +23,19 @@ FIVE = parse("5 per 5 minutes")
 @pytest.fixture(autouse=True)
 def bound(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of these write to the database. Its machine may be busy with other things."""
-    monkeypatch.setattr(throttle, "LINE_SECONDS", 30)
+    monkeypatch.setattr(rate_limits, "WAIT_SECONDS", 30)
 
 
 async def guess(*keys: Key, right: bool = False) -> None:
-    async with guessing(*keys) as attempt:
-        attempt.right = right
+    async with attempt(*keys) as mine:
+        mine.succeeded = right
 
 
 async def outcome(*keys: Key, right: bool = False) -> str | int:
     """`judged`, or after how many seconds to come back."""
     try:
         await guess(*keys, right=right)
-    except TooMany as refused:
+    except RateLimitExceeded as refused:
         return refused.retry_after
     return "judged"
 
@@ -123,51 +124,51 @@ async def test_a_right_guess_forgives_what_is_ones_own_and_costs_nothing_of_what
 async def test_of_forty_failures_at_once_exactly_five_are_judged() -> None:
     key, judged = Key("ada", FIVE), 0
 
-    async def attempt() -> str:
+    async def attempt_once() -> str:
         nonlocal judged
         try:
-            async with guessing(key):
+            async with attempt(key):
                 judged += 1
                 await asyncio.sleep(0.3)
-        except TooMany:
+        except RateLimitExceeded:
             return "too many"
         except Busy:
             return "busy"
         return "judged"
 
-    found = await asyncio.gather(*(attempt() for _ in range(40)))
+    found = await asyncio.gather(*(attempt_once() for _ in range(40)))
     assert judged == 5
     assert found.count("too many") + found.count("busy") == 35
-    assert found.count("busy") <= 40 - 5 - throttle.IN_LINE
+    assert found.count("busy") <= 40 - 5 - rate_limits.MAX_WAITING
 
 
 async def test_of_right_guesses_at_once_none_is_refused() -> None:
     key, judging, most = Key("office", FIVE), 0, 0
 
-    async def attempt() -> None:
+    async def attempt_once() -> None:
         nonlocal judging, most
-        async with guessing(key) as mine:
+        async with attempt(key) as mine:
             judging += 1
             most = max(most, judging)
             await asyncio.sleep(0.05)
             judging -= 1
-            mine.right = True
+            mine.succeeded = True
 
-    await asyncio.gather(*(attempt() for _ in range(25)))
+    await asyncio.gather(*(attempt_once() for _ in range(25)))
     assert most <= 5
 
 
 async def test_the_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throttle, "LINE_SECONDS", 0.3)
-    monkeypatch.setattr(throttle, "IN_LINE", 3)
+    monkeypatch.setattr(rate_limits, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(rate_limits, "MAX_WAITING", 3)
     key = Key("ada", parse("1 per minute"))
-    async with guessing(key):
+    async with attempt(key):
         found = await asyncio.gather(*(guess(key) for _ in range(10)), return_exceptions=True)
     assert [type(each) for each in found] == [Busy] * 10
 
 
 async def test_a_line_costs_no_more_looks_than_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throttle, "LINE_SECONDS", 0.5)
+    monkeypatch.setattr(rate_limits, "WAIT_SECONDS", 0.5)
     key, looks, begin = Key("ada", parse("1 per minute")), 0, Guesses.begin
 
     async def look(*args: Any) -> Any:
@@ -175,7 +176,7 @@ async def test_a_line_costs_no_more_looks_than_its_first(monkeypatch: pytest.Mon
         looks += 1
         return await begin(*args)
 
-    async with guessing(key):
+    async with attempt(key):
         monkeypatch.setattr(Guesses, "begin", look)
         await asyncio.gather(*(guess(key) for _ in range(20)), return_exceptions=True)
     # Each when it came, the first five times more, and each when it has become the first.
@@ -186,7 +187,7 @@ async def test_what_was_never_judged_counts_for_nothing() -> None:
     key = Key("ada", parse("1 per minute"))
     for _ in range(3):
         with pytest.raises(RuntimeError):
-            async with guessing(key):
+            async with attempt(key):
                 raise RuntimeError
     # Refused for one key, a guess is not held against the other.
     full = Key("full", parse("1 per minute"))
@@ -220,7 +221,7 @@ async def test_who_hangs_up_while_a_guess_is_judged_has_failed() -> None:
 
 
 async def _forever(key: Key, judging: asyncio.Event) -> None:
-    async with guessing(key):
+    async with attempt(key):
         judging.set()
         await asyncio.Event().wait()
 
@@ -228,7 +229,7 @@ async def _forever(key: Key, judging: asyncio.Event) -> None:
 async def hits(limit: RateLimitItem, key: str = "home") -> bool:
     try:
         await count("registration", (key, limit))
-    except TooMany:
+    except RateLimitExceeded:
         return False
     return True
 
@@ -237,7 +238,7 @@ async def test_counts_are_exact_over_many_at_once_and_begin_anew_with_the_window
     found = await asyncio.gather(*(hits(FIVE) for _ in range(40)))
     assert found.count(True) == 5
     assert await hits(FIVE, "elsewhere")
-    with pytest.raises(TooMany) as refused:
+    with pytest.raises(RateLimitExceeded) as refused:
         await count("registration", ("home", FIVE))
     assert 290 < refused.value.retry_after <= 300
     await let_pass(300)
@@ -265,14 +266,14 @@ async def test_keys_are_kept_as_digests_alone() -> None:
     ],
 )
 def test_an_address_of_ipv6_is_counted_by_its_network(address: str | None, counted: str) -> None:
-    assert throttle.neighbourhood(address) == counted
+    assert rate_limits.network_of(address) == counted
 
 
 def test_it_says_until_when_in_words() -> None:
-    refused = TooMany(clock.now() + timedelta(seconds=89.5))
+    refused = RateLimitExceeded(clock.now() + timedelta(seconds=89.5))
     assert refused.retry_after == 90
     assert "Try again in 1 minute and 30 seconds, at " in str(refused)
     assert str(refused).endswith(" UTC.")
-    later = TooMany(clock.now() + timedelta(seconds=299.5))
+    later = RateLimitExceeded(clock.now() + timedelta(seconds=299.5))
     assert later.retry_after == 300
     assert "Try again in 5 minutes, at " in str(later)

@@ -9,11 +9,11 @@ import pytest
 from pymongo.errors import AutoReconnect
 
 from quartapp import clock
+from quartapp.auth.rate_limits import RateLimitExceeded
 from quartapp.models import Post, Session
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.reason import Reason
-from quartapp.throttle import TooMany
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
 from tests.routes.test_posts import write
@@ -207,7 +207,7 @@ async def test_a_form_that_has_to_wait_can_be_sent_again_as_it_was(
     async def fail(*_: object, **__: object) -> None:
         if status == 503:
             raise AutoReconnect
-        raise TooMany(clock.now() + timedelta(seconds=30))
+        raise RateLimitExceeded(clock.now() + timedelta(seconds=30))
 
     invited, role = {"email": "new@example.org"}, {"name": "tidy", "description": "Tidies up."}
     for visitor, path, typed, verb in (
@@ -224,7 +224,7 @@ async def test_a_form_that_has_to_wait_can_be_sent_again_as_it_was(
         assert (await visitor.send(path, {**typed, **token})).status == 303
     # Where a password was left out, the same cannot be sent again.
     with monkeypatch.context() as patch:
-        patch.setattr("quartapp.auth.confirm", fail)
+        patch.setattr("quartapp.auth.reauthentication.reauthenticate", fail)
         await root.grow_stale()
         answer = await root.post("/admin/roles/new", **role, password="a secret of mine")
     assert "a secret of mine" not in answer.text

@@ -5,7 +5,13 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template, request
 from quart_auth import login_required
 
-from quartapp.auth import Forbidden, current_user, fresh_login_required, permission_required, settle
+from quartapp.auth import (
+    Forbidden,
+    current_user,
+    fresh_login_required,
+    permission_required,
+    wait_until_enforced,
+)
 from quartapp.forms.admin import GrantForm, LastDayForm
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
@@ -63,7 +69,7 @@ async def grant(username: str) -> Any:
     role = await Role.named(form.role.data) or abort(404)
     granted = await person.grant(role, by=current_user.actor)
     log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
-    await settle()
+    await wait_until_enforced()
     if granted:
         await flash(f"{person.username} now has the role {role.name}.", "success")
     else:
@@ -81,7 +87,7 @@ async def revoke(username: str, role_name: str) -> Any:
     role = await Role.named(role_name) or abort(404)
     event = await person.revoke(role, by=current_user.actor)
     log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
-    await settle(event)
+    await wait_until_enforced(event)
     if event:
         words = f"{person.username} no longer has the role {role.name}{_signed_out(event)}."
         await flash_receipt(words, event)
@@ -98,7 +104,7 @@ async def revoke(username: str, role_name: str) -> Any:
 async def end_sessions(username: str) -> Any:
     person = await find(username)
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
-    await settle(event)
+    await wait_until_enforced(event)
     if event:
         words = f"Sessions of {person.username} ended: {event.details['count']}."
         await flash_receipt(words, event)
@@ -117,7 +123,7 @@ async def disable(username: str) -> Any:
     event = await person.disable(by=current_user.actor)
     if event:
         log.info("user_disabled", user=person.username, by=current_user.username)
-    await settle(event)
+    await wait_until_enforced(event)
     if event:
         words = f"The account of {person.username} is disabled{_signed_out(event)}."
         await flash_receipt(words, event)
@@ -135,7 +141,7 @@ async def enable(username: str) -> Any:
     person = await find(username)
     by = current_user.actor
     enabled = await person.enable(by=by) or await account_expiry.lift(person, by=by)
-    await settle()
+    await wait_until_enforced()
     if enabled:
         log.info("user_enabled", user=person.username, by=current_user.username)
         await flash(f"The account of {person.username} is enabled.", "success")
@@ -168,7 +174,7 @@ async def set_last_day(username: str) -> Any:
             form.refuse(str(error), "date")
             return await _page(person, leave=form)
         words = f"The account of {person.username} expires at the end of {day} (UTC)."
-    await settle()
+    await wait_until_enforced()
     if event:
         log.info("user_updated", user=person.username, last_day=str(day or ""), by=by.username)
         await flash(words, "success")
@@ -185,7 +191,7 @@ async def set_last_day(username: str) -> Any:
 async def reset_factors(username: str) -> Any:
     person = await find(username)
     event = await enrolment.reset(person, by=current_user.actor)
-    await settle(event)
+    await wait_until_enforced(event)
     if event:
         log.info("user_updated", user=person.username, reset="factors", by=current_user.username)
         words = f"{person.username} no longer has second factors{_signed_out(event)}."

@@ -10,8 +10,15 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template
 from quart_auth import Unauthorized, login_required, logout_user
 
-from quartapp import throttle
-from quartapp.auth import current_user, fresh_login_required, me, remote_address, settings, settle
+from quartapp.auth import (
+    current_user,
+    fresh_login_required,
+    rate_limits,
+    remote_address,
+    signed_in_user,
+    wait_until_enforced,
+)
+from quartapp.auth.rate_limits import RateLimitExceeded
 from quartapp.forms.accounts import CodeForm, ConfirmForm, EmailForm, LinkForm
 from quartapp.forms.base import Form
 from quartapp.log import log
@@ -31,7 +38,7 @@ from quartapp.routes.sessions.sign_in import (
     stop_verifying,
     verifying,
 )
-from quartapp.throttle import TooMany
+from quartapp.runtime import settings
 from quartapp.validation import mailbox_of
 
 blueprint = Blueprint("addresses", __name__)
@@ -41,7 +48,7 @@ blueprint = Blueprint("addresses", __name__)
 @login_required
 @fresh_login_required
 async def change() -> Any:
-    user = await me()
+    user = await signed_in_user()
     form = await EmailForm.from_request()
     with form.patience():
         if form.posted:
@@ -64,15 +71,17 @@ async def change() -> Any:
 
 async def _count(email: str, user: User) -> None:
     """For the address that the letter goes to, unless the account has it: with enough accounts
-    somebody's mailbox could be filled. Raises TooMany."""
+    somebody's mailbox could be filled. Raises RateLimitExceeded."""
     mailbox = mailbox_of(email)
     if mailbox != mailbox_of(user.email):
-        await throttle.count("letter", (mailbox, settings().limit_letter_address))
+        await rate_limits.count("letter", (mailbox, settings().limit_letter_address))
 
 
 async def show_change() -> Any:
     """The page with the form for another address."""
-    return await render_template("account/email.html", form=EmailForm(), user=await me())
+    return await render_template(
+        "account/email.html", form=EmailForm(), user=await signed_in_user()
+    )
 
 
 @blueprint.post("/account/email/keep")
@@ -80,7 +89,7 @@ async def show_change() -> Any:
 @login_required
 async def keep() -> Any:
     """Takes back the wish for another address."""
-    await email_address.forget(await me())
+    await email_address.forget(await signed_in_user())
     await flash("The change was cancelled. Your email address stays the same.", "info")
     return see_other("/account")
 
@@ -90,7 +99,7 @@ async def by_code() -> Any:
     """Asks for the code, also in a browser that has registered or signed in to an account which
     cannot be used before its address is verified."""
     if current_user.signed_in:
-        user, waiting = await me(), None
+        user, waiting = await signed_in_user(), None
     else:
         waiting = await verifying()
         if waiting is None:
@@ -140,11 +149,13 @@ async def _code_page(form: CodeForm, email: str, waiting: Unverified | None) -> 
 
 
 async def _confirm_by_code(user: User, code: str) -> User:
-    """Counted for the address, which may have many accounts. Raises TooMany and what
+    """Counted for the address, which may have many accounts. Raises RateLimitExceeded and what
     `address.confirm_by_code` raises."""
-    here = f"code from {throttle.neighbourhood(remote_address())}"
+    here = f"code from {rate_limits.network_of(remote_address())}"
     wrong = None
-    async with throttle.guessing(throttle.Key(here, settings().limit_sign_in_address)) as guess:
+    async with rate_limits.attempt(
+        rate_limits.Key(here, settings().limit_sign_in_address)
+    ) as attempt:
         try:
             user = await email_address.confirm_by_code(
                 user,
@@ -153,7 +164,7 @@ async def _confirm_by_code(user: User, code: str) -> User:
                 tries=settings().tries_per_code,
                 by=current_user.actor,
             )
-            guess.right = True
+            attempt.succeeded = True
         except WrongCode as error:
             wrong = error
     if wrong:
@@ -164,7 +175,7 @@ async def _confirm_by_code(user: User, code: str) -> User:
 async def show_code() -> Any:
     """The page with the form for the code."""
     waiting = None if current_user.signed_in else await verifying()
-    user = waiting.user if waiting else await me()
+    user = waiting.user if waiting else await signed_in_user()
     return await _code_page(CodeForm(), email_address.unconfirmed(user) or user.email, waiting)
 
 
@@ -174,7 +185,7 @@ async def send_again() -> Any:
     waiting = None if current_user.signed_in else await verifying()
     if waiting is None and not current_user.signed_in:
         return await _nothing_to_verify()
-    user = waiting.user if waiting else await me()
+    user = waiting.user if waiting else await signed_in_user()
     email = email_address.unconfirmed(user)
     if email is None:
         return await _verified_already()
@@ -182,7 +193,7 @@ async def send_again() -> Any:
         if user.pending_email:
             await _count(user.pending_email, user)
         await email_address.ask_again(user, limit=settings().limit_letter, by=current_user.actor)
-    except (EnoughLetters, TooMany) as enough:
+    except (EnoughLetters, RateLimitExceeded) as enough:
         form = CodeForm()
         form.refuse(str(enough))
         page = await _code_page(form, email, waiting)
@@ -239,7 +250,7 @@ async def undo(token: str) -> Any:
         except Taken:
             form.refuse(f"Another account now uses {email}. Contact an administrator.")
         else:
-            reach = await settle(event)
+            reach = await wait_until_enforced(event)
             log.warning("address_restored", user=user.username)
             if current_user.user_id == user.id:
                 logout_user()

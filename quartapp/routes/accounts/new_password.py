@@ -1,14 +1,14 @@
 """Whether a new password is accepted: the same for every page that sets one."""
 
-from quartapp import throttle
-from quartapp.auth import password_policy, remote_address, settings
+from quartapp.auth import rate_limits, remote_address
 from quartapp.forms.base import Form
+from quartapp.runtime import password_policy, settings
 
 
 async def count_registration() -> None:
-    """Count a try to create an account from this address. Raises TooMany."""
-    here = throttle.neighbourhood(remote_address())
-    await throttle.count("registration", (here, settings().limit_registration))
+    """Count a try to create an account from this address. Raises RateLimitExceeded."""
+    here = rate_limits.network_of(remote_address())
+    await rate_limits.count("registration", (here, settings().limit_registration))
 
 
 async def is_accepted(form: Form, *context: str) -> bool:

@@ -7,8 +7,14 @@ from typing import Any
 from quart import Blueprint, flash, redirect, render_template, request, session
 from quart_auth import login_required, logout_user
 
-from quartapp import auth, policy, throttle, validation
-from quartapp.auth import WrongFactor, WrongPassword, current_user, hasher, settings, settle
+from quartapp import auth, policy, validation
+from quartapp.auth import (
+    IncorrectCode,
+    IncorrectPassword,
+    current_user,
+    rate_limits,
+    wait_until_enforced,
+)
 from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm, LoginForm, RegisterForm
 from quartapp.log import log
 from quartapp.models import Role, User
@@ -31,6 +37,7 @@ from quartapp.routes.accounts.new_password import count_registration, is_accepte
 from quartapp.routes.factors.passkeys import NOT_ACCEPTED, confirmed_by_passkey
 from quartapp.routes.redirects import next_page, see_other
 from quartapp.routes.sessions.sign_in import AccountShut, let_in, sign_in, sign_in_page
+from quartapp.runtime import hasher, settings
 from quartapp.security.passwords import Busy
 
 blueprint = Blueprint("accounts", __name__)
@@ -58,7 +65,7 @@ async def register() -> Any:
 
 
 async def _register(form: RegisterForm) -> User | None:
-    """Create the account, or say in the form what is taken. Raises TooMany and Busy.
+    """Create the account, or say in the form what is taken. Raises RateLimitExceeded and Busy.
 
     Counted before the password is scored, and before it says which names are taken. Where
     verification is required, it does the same work for an address that is taken as for one that is
@@ -101,18 +108,18 @@ async def login() -> Any:
 async def knows_password(user: User, password: str) -> bool:
     """Whether this is the password of the user. Counted as a sign-in to the account.
 
-    Raises TooMany and Busy.
+    Raises RateLimitExceeded and Busy.
     """
     hasher().check_room()
-    async with throttle.guessing(*await _counted_for(user.username, user)) as guess:
-        guess.right = await hasher().verify(password, user.password_hash)
-    if not guess.right:
+    async with rate_limits.attempt(*await _counted_for(user.username, user)) as attempt:
+        attempt.succeeded = await hasher().verify(password, user.password_hash)
+    if not attempt.succeeded:
         log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
-    return guess.right
+    return attempt.succeeded
 
 
 async def _found(login: str, password: str) -> User | None:
-    """Return whose login and password these are. Raises AccountShut, TooMany and Busy.
+    """Return whose login and password these are. Raises AccountShut, RateLimitExceeded and Busy.
 
     There is one answer for unknown logins and wrong passwords, and one hash for each of them, or as
     much work as the costliest one is (ASVS 6.3.8). The right password of an account that is
@@ -120,11 +127,11 @@ async def _found(login: str, password: str) -> User | None:
     """
     hasher().check_room()
     user = await User.by_login(login)
-    async with throttle.guessing(*await _counted_for(login, user)) as guess:
+    async with rate_limits.attempt(*await _counted_for(login, user)) as attempt:
         work = await hash_cost.highest(settings().bcrypt_cost)
         fits = await hasher().verify(password, user and user.password_hash, cost=work)
-        guess.right = fits and user is not None
-    if user is None or not guess.right:
+        attempt.succeeded = fits and user is not None
+    if user is None or not attempt.succeeded:
         return None
     if not user.may_enter:
         raise AccountShut(user)
@@ -135,7 +142,7 @@ async def _found(login: str, password: str) -> User | None:
     return user
 
 
-async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
+async def _counted_for(login: str, user: User | None) -> list[rate_limits.Key]:
     """What a failing sign-in is counted for: see docs/adr/0031.
 
     Strangers to the account share an allowance, which they can use up. So it is not asked of those
@@ -147,14 +154,14 @@ async def _counted_for(login: str, user: User | None) -> list[throttle.Key]:
     browser = auth.known_browser()
     if browser and await is_known_browser(user, browser=browser):
         known = f"sign-in {name} with {browser}"
-        return [throttle.Key(known, settings().limit_sign_in, own=True)]
-    here = throttle.neighbourhood(address)
+        return [rate_limits.Key(known, settings().limit_sign_in, own=True)]
+    here = rate_limits.network_of(address)
     keys = [
-        throttle.Key(f"sign-in {name} from {here}", settings().limit_sign_in, own=True),
-        throttle.Key(f"sign-in from {here}", settings().limit_sign_in_address),
+        rate_limits.Key(f"sign-in {name} from {here}", settings().limit_sign_in, own=True),
+        rate_limits.Key(f"sign-in from {here}", settings().limit_sign_in_address),
     ]
     if not await is_known_browser(user, ip=address):
-        keys.append(throttle.Key(f"sign-in {name}", settings().limit_sign_in_account))
+        keys.append(rate_limits.Key(f"sign-in {name}", settings().limit_sign_in_account))
     return keys
 
 
@@ -164,7 +171,7 @@ async def logout() -> Any:
     found = await Session.get(current_user.session_id)
     if found:
         await found.end(Reason.SIGNED_OUT, by=current_user.actor)
-        await settle()
+        await wait_until_enforced()
     logout_user()
     session.clear()
     response = see_other("/")
@@ -179,7 +186,7 @@ async def confirm() -> Any:
 
     A passkey is two factors in one, and needs no password beside it.
     """
-    user = await auth.me()
+    user = await auth.signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
     with form.patience():
         if answer := request.method == "POST" and (await request.form).get("credential"):
@@ -189,10 +196,10 @@ async def confirm() -> Any:
         elif form.posted:
             try:
                 code = form.factor_code.data if isinstance(form, ConfirmWithFactorForm) else ""
-                await auth.confirm(form.password.data or "", code or "")
-            except WrongPassword as error:
+                await auth.reauthenticate(form.password.data or "", code or "")
+            except IncorrectPassword as error:
                 form.refuse(str(error), "password")
-            except WrongFactor as error:
+            except IncorrectCode as error:
                 form.refuse(str(error), "factor_code")
             except FactorsBlocked as error:
                 form.refuse(str(error))
@@ -240,7 +247,7 @@ async def setup(token: str) -> Any:
 
 
 async def _may_set_up(form: RegisterForm) -> bool:
-    """Raises TooMany and Busy."""
+    """Raises RateLimitExceeded and Busy."""
     await count_registration()
     return await _is_good(form) and await _is_free(form)
 

@@ -6,12 +6,13 @@ from quart import Blueprint, flash, render_template, request
 from quart_auth import login_required, login_user, logout_user
 
 from quartapp import auth
-from quartapp.auth import CurrentUser, current_user, hasher, me, settle
+from quartapp.auth import CurrentUser, current_user, signed_in_user, wait_until_enforced
 from quartapp.forms.accounts import PasswordForm
 from quartapp.log import log
 from quartapp.models import Session, User
 from quartapp.routes.accounts.new_password import is_accepted
 from quartapp.routes.redirects import AFTER_STRANGER, see_other, with_next
+from quartapp.runtime import hasher
 
 blueprint = Blueprint("passwords", __name__)
 
@@ -21,7 +22,7 @@ blueprint = Blueprint("passwords", __name__)
 async def change() -> Any:
     """Asks for the current password, which is enough for who has no second factor. Who has one
     has to have shown it lately: see docs/adr/0078."""
-    if not current_user.fresh and (await me()).factors:
+    if not current_user.fresh and (await signed_in_user()).factors:
         return see_other(with_next("/confirm", request.full_path.rstrip("?")))
     form = await PasswordForm.from_request()
     with form.patience():
@@ -42,16 +43,16 @@ async def change() -> Any:
 
 
 async def _fits(password: str, user: User) -> bool:
-    async with auth.guessing_again(user) as guess:
-        guess.right = await hasher().verify(password, user.password_hash)
-    return guess.right
+    async with auth.password_attempt(user) as attempt:
+        attempt.succeeded = await hasher().verify(password, user.password_hash)
+    return attempt.succeeded
 
 
 async def _change(user: User, password: str) -> Any:
     token = await user.change_password(
         await hasher().hash(password), by=current_user.actor, keep=current_user.session_id
     )
-    await settle()
+    await wait_until_enforced()
     log.info("authn_password_change", user=user.username)
     kept = await Session.get(current_user.session_id)
     if token and kept:

@@ -5,8 +5,8 @@ from typing import Any
 from quart import Blueprint, flash, render_template
 from quart_auth import logout_user
 
-from quartapp import auth, throttle
-from quartapp.auth import current_user, hasher, settle
+from quartapp import auth
+from quartapp.auth import current_user, rate_limits, wait_until_enforced
 from quartapp.forms.accounts import ForgotForm, ResetForm
 from quartapp.log import log
 from quartapp.models.accounts import password_reset
@@ -14,6 +14,7 @@ from quartapp.models.accounts.one_time_token import TokenSpent
 from quartapp.models.base.references import linked_id
 from quartapp.routes.accounts.new_password import is_accepted
 from quartapp.routes.redirects import see_other
+from quartapp.runtime import hasher, settings
 
 blueprint = Blueprint("recovery", __name__)
 
@@ -24,8 +25,8 @@ async def forgot() -> Any:
     form = await ForgotForm.from_request()
     with form.patience():
         if form.posted:
-            here = throttle.neighbourhood(auth.remote_address())
-            await throttle.count("recovery", (here, auth.settings().limit_recovery))
+            here = rate_limits.network_of(auth.remote_address())
+            await rate_limits.count("recovery", (here, settings().limit_recovery))
             await password_reset.ask(form.email.data or "", by=current_user.actor)
             log.info("password_reset_asked", ip=auth.remote_address())
             return see_other("/forgot/sent")
@@ -45,8 +46,8 @@ async def reset(token: str) -> Any:
     form = await ResetForm.from_request()
     with form.patience():
         if form.posted:
-            here = throttle.neighbourhood(auth.remote_address())
-            await throttle.count("new password", (here, auth.settings().limit_recovery))
+            here = rate_limits.network_of(auth.remote_address())
+            await rate_limits.count("new password", (here, settings().limit_recovery))
             if await is_accepted(form, user.username, user.email):
                 return await _reset(token, form.password.data or "")
     page = await render_template("recovery/reset.html", form=form, username=user.username)
@@ -60,7 +61,7 @@ async def _reset(token: str, password: str) -> Any:
         )
     except TokenSpent:
         return await render_template("recovery/gone.html"), 410
-    reach = await settle(event)
+    reach = await wait_until_enforced(event)
     owner = linked_id(event.subject)
     log.info("authn_password_reset", user=str(owner))
     if current_user.user_id == owner:

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user, fresh_login_required, me, settle
+from quartapp.auth import current_user, fresh_login_required, signed_in_user, wait_until_enforced
 from quartapp.log import log
 from quartapp.models import Session
 from quartapp.models.audit import activity
@@ -45,7 +45,7 @@ async def not_me(event_id: str) -> Any:
     event = await activity.find(id_or_404(event_id), current_user.user_id) or abort(404)
     said = await activity.disown(event, by=current_user.actor)
     log.warning("activity_disowned", user=current_user.username, verb=event.verb.value)
-    await settle(said)
+    await wait_until_enforced(said)
     await flash_receipt(f"Other sessions signed out: {said.details['count']}.", said)
     return see_other(redirects.AFTER_STRANGER)
 
@@ -54,7 +54,7 @@ async def not_me(event_id: str) -> Any:
 @login_required
 async def remains() -> str:
     """What a stranger may have left behind, for whoever has said that there was one."""
-    user = await me()
+    user = await signed_in_user()
     return await render_template(
         "account/not_me.html",
         user=user,

@@ -8,8 +8,14 @@ from markupsafe import Markup
 from quart import Blueprint, flash, render_template, request, session
 from quart_auth import login_required, login_user
 
-from quartapp import auth, throttle
-from quartapp.auth import CurrentUser, current_user, fresh_login_required, me, settle
+from quartapp.auth import (
+    CurrentUser,
+    current_user,
+    fresh_login_required,
+    rate_limits,
+    signed_in_user,
+    wait_until_enforced,
+)
 from quartapp.forms.factors import AppCodeForm
 from quartapp.log import log
 from quartapp.models import Session
@@ -21,6 +27,7 @@ from quartapp.models.factors.totp import OfferUsed, WrongAppCode
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.redirects import next_page, see_other, with_next
 from quartapp.routes.refusals import returns_to
+from quartapp.runtime import seal, settings
 
 blueprint = Blueprint("factors", __name__, url_prefix="/account/factors")
 
@@ -33,7 +40,7 @@ _OFFER, _CODES = "offer", "codes"
 async def index() -> str:
     return await render_template(
         "account/factors.html",
-        user=await me(),
+        user=await signed_in_user(),
         waiting=sorted(current_user.withheld),
         then=next_page(),
         onward=with_next,
@@ -45,7 +52,7 @@ async def index() -> str:
 @fresh_login_required
 async def app() -> Any:
     """Sets up an authenticator app. What it is to share with us waits in the visitor's cookie."""
-    user = await me()
+    user = await signed_in_user()
     if user.totp is not None:
         await flash("You have already set up an authenticator app.", "info")
         return see_other(with_next("/account/factors"))
@@ -56,7 +63,7 @@ async def app() -> Any:
             await count_change()
             try:
                 enrolled = await totp.set_up(
-                    user, secret, form.code.data or "", seal=auth.seal(), by=current_user.actor
+                    user, secret, form.code.data or "", seal=seal(), by=current_user.actor
                 )
             except WrongAppCode as error:
                 form.refuse(str(error), "code")
@@ -71,7 +78,7 @@ async def app() -> Any:
         "account/totp.html",
         form=form,
         secret=secret,
-        picture=_picture(totp.uri(secret, user.username, issuer=auth.settings().site_name)),
+        picture=_picture(totp.uri(secret, user.username, issuer=settings().site_name)),
         action=request.full_path.rstrip("?"),
         onward=with_next,
     )
@@ -83,10 +90,10 @@ async def app() -> Any:
 @login_required
 @fresh_login_required
 async def remove_app() -> Any:
-    user = await me()
+    user = await signed_in_user()
     await count_change()
     event = await totp.remove(user, by=current_user.actor)
-    await settle()
+    await wait_until_enforced()
     if event:
         log.info("user_updated", user=user.username, removed="totp")
         await flash("Your authenticator app was removed.", "success")
@@ -100,13 +107,13 @@ async def remove_app() -> Any:
 async def codes() -> str:
     """Show new ones to the browser that they were created in, once; else how many are left."""
     fresh = session.pop(_CODES, None) if request.method == "GET" else None
-    note, fresh_codes = auth.seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or ("", [])
+    note, fresh_codes = seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or ("", [])
     # An older cookie still has them: that they were shown is remembered here.
     if note and not await Answered.first(note, lasts=CODES_LAST):
         fresh_codes = []
     return await render_template(
         "account/recovery_codes.html",
-        user=await me(),
+        user=await signed_in_user(),
         codes=fresh_codes,
         then=next_page(),
     )
@@ -117,7 +124,7 @@ async def codes() -> str:
 @login_required
 @fresh_login_required
 async def make_codes() -> Any:
-    user = await me()
+    user = await signed_in_user()
     if not user.factors:
         await flash("Set up a second factor first. You then receive recovery codes.", "info")
         return see_other("/account/factors")
@@ -128,14 +135,14 @@ async def make_codes() -> Any:
 
 
 async def count_change() -> None:
-    """Count a change of the user's second factors, each of which is recorded. Raises TooMany."""
-    limit = auth.settings().limit_factor_change
-    await throttle.count("factor change", (str(current_user.user_id), limit))
+    """Count a change of the user's second factors. Raises RateLimitExceeded."""
+    limit = settings().limit_factor_change
+    await rate_limits.count("factor change", (str(current_user.user_id), limit))
 
 
 async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors") -> Any:
     """The answer to a factor that was set up just now, of whatever kind."""
-    await settle(enrolled.event)
+    await wait_until_enforced(enrolled.event)
     log.info("user_updated", user=current_user.username, added=enrolled.event.details.get("factor"))
     if enrolled.token and (mine := await Session.get(current_user.session_id)):
         login_user(CurrentUser(enrolled.token), remember=mine.remembered)
@@ -152,17 +159,16 @@ def _show_codes(codes: list[str]) -> Any:
     """Leads to the page that shows them. Until then only this browser has them, and cannot read
     them itself."""
     note = f"recovery codes {new_id()}"
-    session[_CODES] = auth.seal().hand_out([note, codes], _mine(_CODES))
+    session[_CODES] = seal().hand_out([note, codes], _mine(_CODES))
     return see_other(with_next("/account/factors/recovery-codes"))
 
 
 def _offered() -> str:
     """The secret that is being set up in this session; another one after an hour."""
-    seal = auth.seal()
-    secret = seal.take_back(session.get(_OFFER), _mine(_OFFER), within=totp.OFFER_LASTS)
+    secret = seal().take_back(session.get(_OFFER), _mine(_OFFER), within=totp.OFFER_LASTS)
     if secret is None:
         secret = totp.new_secret()
-        session[_OFFER] = seal.hand_out(secret, _mine(_OFFER))
+        session[_OFFER] = seal().hand_out(secret, _mine(_OFFER))
     return str(secret)
 
 

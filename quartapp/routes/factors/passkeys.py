@@ -5,8 +5,14 @@ from typing import Any
 from quart import Blueprint, abort, flash, jsonify, render_template
 from quart_auth import login_required
 
-from quartapp import auth, throttle
-from quartapp.auth import current_user, fresh_login_required, me, settings, settle
+from quartapp import auth
+from quartapp.auth import (
+    current_user,
+    fresh_login_required,
+    rate_limits,
+    signed_in_user,
+    wait_until_enforced,
+)
 from quartapp.forms.accounts import LoginForm
 from quartapp.forms.factors import FactorForm
 from quartapp.forms.passkeys import AddForm, RenameForm, ShowForm
@@ -34,6 +40,7 @@ from quartapp.routes.sessions.sign_in import (
     sign_in,
     sign_in_page,
 )
+from quartapp.runtime import settings
 from quartapp.security import webauthn
 from quartapp.security.webauthn import Refused
 
@@ -49,7 +56,7 @@ NOT_ACCEPTED = "This passkey was not accepted. Try again, or sign in another way
 @blueprint.get(f"{HOME}/options")
 @login_required
 async def options_to_add() -> Any:
-    user = await me()
+    user = await signed_in_user()
     options = webauthn.ask_to_make(
         site() or abort(404),
         asker("make"),
@@ -65,7 +72,7 @@ async def options_to_add() -> Any:
 @login_required
 @fresh_login_required
 async def mine() -> Any:
-    form = await AddForm.from_request(data={"name": auth.device()[:60]})
+    form = await AddForm.from_request(data={"name": auth.device_name()[:60]})
     with form.patience():
         if form.posted:
             await pages.count_change()
@@ -86,7 +93,7 @@ async def mine() -> Any:
 
 async def _add(form: AddForm) -> Enrolled:
     made = webauthn.made(site() or abort(404), asker("make"), form.credential.data or "")
-    user = await me()
+    user = await signed_in_user()
     return await Passkey.add(
         user,
         made,
@@ -98,7 +105,7 @@ async def _add(form: AddForm) -> Enrolled:
 
 async def show_list(**_: object) -> Any:
     """The page with the forms for each passkey."""
-    return await _page(AddForm(data={"name": auth.device()[:60]}))
+    return await _page(AddForm(data={"name": auth.device_name()[:60]}))
 
 
 @blueprint.post(f"{HOME}/<passkey_id>/rename")
@@ -109,7 +116,9 @@ async def rename(passkey_id: str) -> Any:
     passkey = await _mine_or_404(passkey_id)
     form = await RenameForm.from_request()
     if not form.posted:
-        return await _page(AddForm(data={"name": auth.device()[:60]}), renaming=(passkey, form))
+        return await _page(
+            AddForm(data={"name": auth.device_name()[:60]}), renaming=(passkey, form)
+        )
     await pages.count_change()
     await passkey.rename(form.name.data or "", by=current_user.actor)
     await flash(f"The passkey was renamed to “{form.name.data}”.", "success")
@@ -121,10 +130,10 @@ async def rename(passkey_id: str) -> Any:
 @login_required
 @fresh_login_required
 async def remove(passkey_id: str) -> Any:
-    passkey, user = await _mine_or_404(passkey_id), await me()
+    passkey, user = await _mine_or_404(passkey_id), await signed_in_user()
     await pages.count_change()
     event = await passkey.remove(user, by=current_user.actor)
-    await settle()
+    await wait_until_enforced()
     if event:
         log.info("user_updated", user=user.username, removed="passkey")
     await flash(
@@ -139,7 +148,7 @@ async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = 
     page = await render_template(
         "account/passkeys.html",
         form=form,
-        user=await me(),
+        user=await signed_in_user(),
         passkeys=await Passkey.of_user(current_user.user_id),
         renaming=renaming,
     )
@@ -173,10 +182,10 @@ async def options_to_confirm() -> Any:
 
 
 async def confirmed_by_passkey(user: User, answer: str) -> bool:
-    """Renew the session of a user who shows a passkey of their own. Raises TooMany."""
+    """Renew the session of a user who shows a passkey of their own. Raises RateLimitExceeded."""
     if await _shown(answer, asked_to="confirm", of=user) is None:
         return False
-    await auth.renew()
+    await auth.renew_session()
     return True
 
 
@@ -218,20 +227,20 @@ async def _shown_by(step: HalfWay | None, answer: str) -> User | None:
     """
     if step is None:
         return await _shown(answer)
-    async with auth.guessing_factor(step.user) as guess:
+    async with auth.factor_attempt(step.user) as attempt:
         user = await _shown(answer, of=step.user)
-        guess.right = user is not None
+        attempt.succeeded = user is not None
     return user
 
 
 async def _shown(answer: str, *, asked_to: str = "show", of: User | None = None) -> User | None:
     """Return whose passkey was shown, or None for one that is not accepted.
 
-    Raises AccountShut, TooMany and Busy.
+    Raises AccountShut, RateLimitExceeded and Busy.
     """
-    here = throttle.neighbourhood(auth.remote_address())
-    key = throttle.Key(f"passkey from {here}", settings().limit_sign_in_address)
-    async with throttle.guessing(key) as guess:
+    here = rate_limits.network_of(auth.remote_address())
+    key = rate_limits.Key(f"passkey from {here}", settings().limit_sign_in_address)
+    async with rate_limits.attempt(key) as attempt:
         try:
             user = await _whose(answer, asked_to, of)
         except Refused as refused:
@@ -239,7 +248,7 @@ async def _shown(answer: str, *, asked_to: str = "show", of: User | None = None)
                 "authn_login_fail", factor="passkey", why=str(refused), ip=auth.remote_address()
             )
             return None
-        guess.right = True
+        attempt.succeeded = True
     if not user.may_enter:
         raise AccountShut(user)
     return user

@@ -4,8 +4,8 @@ from urllib.parse import urlsplit
 
 from quart import request
 
-from quartapp.auth import settings
 from quartapp.forms import csrf
+from quartapp.runtime import settings
 from quartapp.security.webauthn import Asker, Site
 from quartapp.settings import LOOPBACK
 

@@ -5,8 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp import throttle
-from quartapp.auth import current_user, fresh_login_required, permission_required, settings
+from quartapp.auth import current_user, fresh_login_required, permission_required, rate_limits
 from quartapp.forms.admin import InviteForm
 from quartapp.log import log
 from quartapp.models import Invitation, Role
@@ -19,6 +18,7 @@ from quartapp.routes.errors import status_of
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
+from quartapp.runtime import settings
 from quartapp.validation import mailbox_of
 
 blueprint = Blueprint("admin_invitations", __name__)
@@ -90,7 +90,7 @@ async def send_again(invitation_id: str) -> Any:
 
 
 async def _invite(form: InviteForm) -> bool:
-    """Raises TooMany."""
+    """Raises RateLimitExceeded."""
     email = form.email.data or ""
     other = form.other_role
     role = (await Role.named(other) or abort(404)) if other else None
@@ -114,8 +114,8 @@ async def _offer(form: InviteForm) -> None:
 
 
 async def _count(email: str) -> None:
-    """Count an email to the mailbox, whoever sends it. Raises TooMany."""
-    await throttle.count("invitation", (mailbox_of(email), settings().limit_invitation))
+    """Count an email to the mailbox, whoever sends it. Raises RateLimitExceeded."""
+    await rate_limits.count("invitation", (mailbox_of(email), settings().limit_invitation))
 
 
 async def _find(invitation_id: str) -> Invitation:

@@ -5,15 +5,16 @@ from typing import Any
 from quart import Blueprint, flash, render_template
 
 from quartapp import auth
-from quartapp.auth import Actor, hasher
 from quartapp.forms.accounts import InvitedForm
 from quartapp.log import log
 from quartapp.models import Invitation, User
 from quartapp.models.accounts.account import Taken
+from quartapp.models.base.actor import Actor
 from quartapp.models.invitations.invitation import Fate, InvitationGone
 from quartapp.routes.accounts.new_password import count_registration, is_accepted
 from quartapp.routes.redirects import see_other
 from quartapp.routes.sessions.sign_in import sign_in
+from quartapp.runtime import hasher
 
 blueprint = Blueprint("invitations", __name__)
 
@@ -55,7 +56,7 @@ async def take_up(token: str) -> Any:
 
 async def _may_register(form: InvitedForm) -> bool:
     """Counted before the password is scored, and before it says whether the name is taken. The
-    index has the last word. Raises TooMany and Busy."""
+    index has the last word. Raises RateLimitExceeded and Busy."""
     await count_registration()
     if not await is_accepted(form, form.username.data or "", form.email):
         return False

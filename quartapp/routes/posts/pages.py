@@ -6,8 +6,8 @@ from limits import RateLimitItem
 from quart import Blueprint, abort, flash, g, render_template
 from quart_auth import login_required
 
-from quartapp import policy, throttle
-from quartapp.auth import Forbidden, current_user, permission_required, settings
+from quartapp import policy
+from quartapp.auth import Forbidden, current_user, permission_required, rate_limits
 from quartapp.forms.posts import CommentForm, PostForm
 from quartapp.models import Comment, Post
 from quartapp.models.posts import comment as comments
@@ -17,6 +17,7 @@ from quartapp.routes.carried_forms import carriable
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
+from quartapp.runtime import settings
 
 blueprint = Blueprint("posts", __name__)
 
@@ -125,8 +126,8 @@ async def delete_comment(comment_id: str) -> Any:
 
 
 async def _count(what: str, limit: RateLimitItem) -> None:
-    """Count what the user writes. Raises TooMany."""
-    await throttle.count(what, (str(current_user.user_id), limit))
+    """Count what the user writes. Raises RateLimitExceeded."""
+    await rate_limits.count(what, (str(current_user.user_id), limit))
 
 
 async def _find(post_id: str) -> Post:

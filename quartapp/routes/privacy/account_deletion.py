@@ -6,7 +6,7 @@ from quart import Blueprint, flash, redirect, render_template, session
 from quart_auth import Unauthorized, login_required, logout_user
 
 from quartapp import auth, clock
-from quartapp.auth import current_user, fresh_login_required, me, settings, settle
+from quartapp.auth import current_user, fresh_login_required, signed_in_user, wait_until_enforced
 from quartapp.forms.accounts import LinkForm
 from quartapp.forms.privacy import DeleteForm
 from quartapp.log import log
@@ -18,6 +18,7 @@ from quartapp.routes.accounts.pages import account
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
 from quartapp.routes.sessions.sign_in import RETURN, sign_in
+from quartapp.runtime import settings
 
 blueprint = Blueprint("leaving", __name__)
 
@@ -26,7 +27,7 @@ blueprint = Blueprint("leaving", __name__)
 @login_required
 @fresh_login_required
 async def delete() -> Any:
-    user = await me()
+    user = await signed_in_user()
     form = await DeleteForm.from_request()
     form.expect(user.username)
     until = clock.now() + settings().deletion_grace
@@ -49,7 +50,7 @@ async def delete() -> Any:
 @login_required
 @fresh_login_required
 async def deactivate() -> Any:
-    await (await me()).close(by=current_user.actor)
+    await (await signed_in_user()).close(by=current_user.actor)
     return await _leave("Your account is deactivated. To reactivate it, sign in.")
 
 
@@ -80,7 +81,7 @@ async def closed() -> Any:
 async def _leave(words: str) -> Any:
     """The sessions have ended, this one too."""
     log.info("user_closed", user=current_user.username, ip=auth.remote_address())
-    await settle()
+    await wait_until_enforced()
     logout_user()
     session.clear()
     await flash(words, "success")

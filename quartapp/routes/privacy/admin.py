@@ -6,7 +6,12 @@ from quart import Blueprint, flash, render_template
 from quart_auth import login_required
 
 from quartapp import clock
-from quartapp.auth import current_user, fresh_login_required, permission_required, settings, settle
+from quartapp.auth import (
+    current_user,
+    fresh_login_required,
+    permission_required,
+    wait_until_enforced,
+)
 from quartapp.forms.privacy import KEEP, REMOVE, DeleteForm
 from quartapp.log import log
 from quartapp.models import Event, User
@@ -18,6 +23,7 @@ from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.errors import status_of
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
+from quartapp.runtime import settings
 
 blueprint = Blueprint("admin_leaving", __name__)
 
@@ -53,7 +59,7 @@ async def delete(username: str) -> Any:
 async def restore(username: str) -> Any:
     person = await find(username)
     restored = await person.restore(by=current_user.actor)
-    await settle()
+    await wait_until_enforced()
     if restored:
         log.info("user_restored", user=person.username, by=current_user.username)
         await flash(f"The account of {person.username} was restored.", "success")
@@ -65,7 +71,7 @@ async def restore(username: str) -> Any:
 async def _closed(person: User, event: Event | None) -> Any:
     if event:
         log.info("user_closed", user=person.username, by=current_user.username)
-    await settle(event)
+    await wait_until_enforced(event)
     if event and person.deletes_at:
         until = clock.in_full(person.deletes_at)
         words = f"The account of {person.username} will be permanently deleted on {until}."

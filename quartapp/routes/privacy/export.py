@@ -9,12 +9,12 @@ from zipfile import ZIP_DEFLATED, ZipFile
 from quart import Blueprint, Response, render_template
 from quart_auth import login_required
 
-from quartapp import throttle
-from quartapp.auth import current_user, fresh_login_required, settings
+from quartapp.auth import current_user, fresh_login_required, rate_limits
 from quartapp.forms.accounts import LinkForm
 from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.privacy import personal_data
+from quartapp.runtime import settings
 
 blueprint = Blueprint("exports", __name__)
 
@@ -31,13 +31,13 @@ async def export() -> Any:
     with form.patience():
         if form.posted and (user := await User.get(current_user.user_id)):
             whom = str(user.id), settings().limit_export
-            await throttle.count("export", whom)
+            await rate_limits.count("export", whom)
             try:
                 await personal_data.note_export(user, by=current_user.actor)
                 log.info("user_exported", user=user.username)
                 return await _attachment(user)
             except Exception:
-                await throttle.give_back("export", *whom)
+                await rate_limits.uncount("export", *whom)
                 raise
     page = await render_template("account/export.html", form=form)
     return page, form.status, form.headers

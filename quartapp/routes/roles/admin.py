@@ -5,7 +5,12 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user, fresh_login_required, permission_required, settle
+from quartapp.auth import (
+    current_user,
+    fresh_login_required,
+    permission_required,
+    wait_until_enforced,
+)
 from quartapp.forms.admin import RoleForm
 from quartapp.models import Role
 from quartapp.models.authorization.transaction import SessionOver
@@ -81,7 +86,7 @@ async def edit(name: str) -> Any:
         except DomainError as refused:
             form.refuse(str(refused), status=status_of(refused))
         else:
-            await settle()
+            await wait_until_enforced()
             await flash(f"The role {name} was changed, also on all open pages.", "success")
             return see_other("/admin/roles")
     return await _page(form, role)
@@ -101,7 +106,7 @@ async def show_stored(name: str) -> Any:
 async def delete(name: str) -> Any:
     role = await _find(name)
     event = await role.remove(by=current_user.actor)
-    await settle(event)
+    await wait_until_enforced(event)
     holders = event.details["holders"] if event else 0
     await flash_receipt(f"The role {role.name} was deleted. Users who had it: {holders}.", event)
     return see_other("/admin/roles")

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required, logout_user
 
-from quartapp.auth import current_user, fresh_login_required, settle
+from quartapp.auth import current_user, fresh_login_required, wait_until_enforced
 from quartapp.models import Session, User
 from quartapp.models.sessions.reason import Reason
 from quartapp.routes.audit.receipts import flash_receipt
@@ -36,10 +36,10 @@ async def end(session_id: str) -> Any:
         abort(404)
     event = await session.end(Reason.ENDED_BY_USER, by=current_user.actor)
     if session.id == current_user.session_id:
-        await settle()
+        await wait_until_enforced()
         logout_user()
         return see_other("/")
-    await settle(event)
+    await wait_until_enforced(event)
     if event:
         await flash_receipt(f"{session.device} was signed out.", event)
     else:
@@ -56,7 +56,7 @@ async def end_others() -> Any:
     event = user and await user.end_sessions(
         Reason.ENDED_BY_USER, by=current_user.actor, keep=current_user.session_id
     )
-    await settle(event)
+    await wait_until_enforced(event)
     if event:
         await flash_receipt(f"Sessions ended: {event.details['count']}.", event)
     else:

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, flash, redirect
 
 from quartapp import auth
-from quartapp.auth import WrongFactor, current_user
+from quartapp.auth import IncorrectCode, current_user
 from quartapp.forms.accounts import LoginForm
 from quartapp.forms.factors import FactorForm
 from quartapp.models.factors.factor import Factor
@@ -35,12 +35,12 @@ async def show() -> Any:
     with form.patience():
         if form.posted:
             try:
-                factor = await auth.shown_code(step.user, form.code.data or "")
+                factor = await auth.use_factor_code(step.user, form.code.data or "")
             except FactorsBlocked as blocked:
                 form.refuse(str(blocked))
             else:
                 if factor is None:
-                    form.refuse(str(WrongFactor()), "code")
+                    form.refuse(str(IncorrectCode()), "code")
                 elif await finish(step, factor):
                     return await _welcome(factor)
                 else:

@@ -9,12 +9,13 @@ from quart import render_template, request, session
 from quart_auth import login_user
 
 from quartapp import auth
-from quartapp.auth import CurrentUser, current_user, settings, settle
+from quartapp.auth import CurrentUser, current_user, wait_until_enforced
 from quartapp.authority.session_rule import Ended
 from quartapp.forms.base import Form
 from quartapp.forms.factors import FactorForm
 from quartapp.log import log
 from quartapp.models import User
+from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import new_id
 from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.passkey import Answered
@@ -24,6 +25,7 @@ from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
 from quartapp.routes import carried_forms
 from quartapp.routes.redirects import see_other, with_next
+from quartapp.runtime import seal, settings
 
 SECOND_STEP = "/login/factor"
 STEP_LASTS = timedelta(minutes=10)
@@ -78,7 +80,7 @@ async def let_in(user: User, *, remember: bool, then: str) -> Any:
         await sign_in(user, remember=remember)
         return await go_on(then)
     step = [str(user.id), user.credential, remember, f"second step {new_id()}"]
-    session[_ABOUT] = auth.seal().hand_out(step, _ABOUT)
+    session[_ABOUT] = seal().hand_out(step, _ABOUT)
     if await carried_forms.field():
         # A redirect would lose the form that is carried.
         return await factor_page(user, FactorForm(), status=200)
@@ -100,7 +102,7 @@ async def factor_page(user: User, form: Form, *, status: int | None = None) -> A
 
 async def half_way() -> HalfWay | None:
     """Who is on the second step in this browser, unless it took too long or the account changed."""
-    step = auth.seal().take_back(session.get(_ABOUT), _ABOUT, within=STEP_LASTS)
+    step = seal().take_back(session.get(_ABOUT), _ABOUT, within=STEP_LASTS)
     if step is None:
         return None
     user_id, credential, remember, note = step
@@ -132,9 +134,7 @@ async def verifying() -> Unverified | None:
 
     None after VERIFICATION_LASTS, and when the account was deleted, closed or got a new password.
     """
-    note = auth.seal().take_back(
-        session.get(_VERIFICATION), _VERIFICATION, within=VERIFICATION_LASTS
-    )
+    note = seal().take_back(session.get(_VERIFICATION), _VERIFICATION, within=VERIFICATION_LASTS)
     if note is None:
         return None
     user_id, credential, remember, factor = note
@@ -158,7 +158,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
     """
     if user.awaits_verification:
         note = [str(user.id), user.credential, remember, factor]
-        session[_VERIFICATION] = auth.seal().hand_out(note, _VERIFICATION)
+        session[_VERIFICATION] = seal().hand_out(note, _VERIFICATION)
         raise MustVerify
     if not user.is_open:
         session[RETURN] = {
@@ -171,9 +171,9 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
         await old.end(Reason.SIGNED_OUT, by=current_user.actor)
     opened, token = await open_session(
         user,
-        device=auth.device(),
-        browser=auth.browser(),
-        by=auth.Actor(user.id, user.username, auth.remote_address()),
+        device=auth.device_name(),
+        browser=auth.remember_browser(),
+        by=Actor(user.id, user.username, auth.remote_address()),
         idle=settings().session_idle(remembered=remember),
         lifetime=settings().session_lifetime(remembered=remember),
         remembered=remember,
@@ -181,7 +181,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
         at_most=settings().sessions_per_user,
     )
     # Signing in ends the session that this browser had, and the oldest of too many.
-    await settle()
+    await wait_until_enforced()
     log.info("session_created", user=user.username, session=str(opened.id))
     session.clear()
     login_user(CurrentUser(token), remember=remember)

@@ -1,0 +1,63 @@
+"""Authentication of requests: who sends them, what they may do, and how often."""
+
+from quartapp.auth.current_user import (
+    CurrentUser,
+    current_user,
+    init_app,
+    load_current_user,
+    signed_in_user,
+    unwrapped_current_user,
+)
+from quartapp.auth.device import (
+    device_name,
+    known_browser,
+    preload_user_agent_parser,
+    remember_browser,
+    remote_address,
+)
+from quartapp.auth.enforcement import wait_until_enforced
+from quartapp.auth.guards import (
+    CODE_FIELD,
+    PASSWORD_FIELD,
+    Forbidden,
+    ReauthenticationRequired,
+    fresh_login_required,
+    permission_required,
+)
+from quartapp.auth.reauthentication import (
+    IncorrectCode,
+    IncorrectPassword,
+    factor_attempt,
+    password_attempt,
+    reauthenticate,
+    renew_session,
+    use_factor_code,
+)
+
+__all__ = [
+    "CODE_FIELD",
+    "PASSWORD_FIELD",
+    "CurrentUser",
+    "Forbidden",
+    "IncorrectCode",
+    "IncorrectPassword",
+    "ReauthenticationRequired",
+    "current_user",
+    "device_name",
+    "factor_attempt",
+    "fresh_login_required",
+    "init_app",
+    "known_browser",
+    "load_current_user",
+    "password_attempt",
+    "permission_required",
+    "preload_user_agent_parser",
+    "reauthenticate",
+    "remember_browser",
+    "remote_address",
+    "renew_session",
+    "signed_in_user",
+    "unwrapped_current_user",
+    "use_factor_code",
+    "wait_until_enforced",
+]

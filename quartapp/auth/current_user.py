@@ -1,0 +1,216 @@
+"""The user of the current request, and the Quart-Auth extension that reads their cookie."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, cast
+
+from quart import Quart, g, request
+from quart_auth import Action, AuthUser, QuartAuth, Unauthorized
+from quart_auth import current_user as _current_user
+
+from quartapp import clock
+from quartapp.auth import cookies
+from quartapp.auth.device import preload_user_agent_parser, remote_address
+from quartapp.authority.session_rule import Ended, Principal, Standing
+from quartapp.models import User
+from quartapp.models.authorization.privileges import Holdings
+from quartapp.models.base.actor import Actor
+from quartapp.policy import ADMIN
+from quartapp.runtime import runtime, settings
+from quartapp.settings import Settings
+
+
+class CurrentUser(AuthUser):
+    """The user of a request: the principal of an active session, or nobody.
+
+    Await `load()` before the properties are read; `load_current_user` does so for each request.
+    `ended` is set when the request carries the cookie of a session that has ended.
+    """
+
+    def __init__(self, auth_id: str | None, action: Action = Action.PASS) -> None:
+        super().__init__(auth_id if isinstance(auth_id, str) else None, action)
+        self._standing: Standing | None = None
+        self._loaded = False
+
+    async def load(self) -> None:
+        """Find the session of the token, once. Raises what the driver raises."""
+        if not self._loaded:
+            principals = runtime().principals
+            self._standing = await principals.by_token(self.auth_id) if self.auth_id else None
+            self._loaded = True
+
+    @property
+    async def is_authenticated(self) -> bool:
+        """Load the user, and return whether they are signed in. `login_required` awaits this."""
+        await self.load()
+        return self.signed_in
+
+    def end(self, ended: Ended) -> None:
+        """Treat the session as ended for the rest of this request. Writes nothing to the database.
+
+        Also drops the CSRF field that was created for the session.
+        """
+        self._standing = ended
+        g.pop("csrf_field", None)
+
+    @property
+    def signed_in(self) -> bool:
+        return isinstance(self._standing, Principal)
+
+    @property
+    def ended(self) -> Ended | None:
+        return self._standing if isinstance(self._standing, Ended) else None
+
+    @property
+    def principal(self) -> Principal:
+        """The principal of the session. Raises Unauthorized when nobody is signed in."""
+        if isinstance(self._standing, Principal):
+            return self._standing
+        raise Unauthorized
+
+    @property
+    def user_id(self) -> Any:
+        return self.principal.user_id if self.signed_in else None
+
+    @property
+    def permissions(self) -> frozenset[str]:
+        return self.principal.permissions if self.signed_in else frozenset()
+
+    @property
+    def session_id(self) -> Any:
+        return self.principal.session_id
+
+    @property
+    def username(self) -> str:
+        return self.principal.username
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.principal.roles
+
+    @property
+    def withheld(self) -> frozenset[str]:
+        """Names of the roles that give no permissions until the user sets up a second factor."""
+        return self.principal.withheld if self.signed_in else frozenset()
+
+    def waits_for(self, permission: str) -> bool:
+        """Return whether a role gives the permission as soon as the user uses a second factor."""
+        return self.signed_in and permission in self.principal.withheld_permissions
+
+    @property
+    def version(self) -> int:
+        return self.principal.version
+
+    @property
+    def cursor(self) -> str:
+        return str(self.principal.cursor)
+
+    @property
+    def unread(self) -> int:
+        return self.principal.unread
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the user signed in or re-entered the password within FRESH_SECONDS."""
+        age = clock.now() - self.principal.confirmed_at
+        return age.total_seconds() < settings().fresh_seconds
+
+    def may(self, permission: str) -> bool:
+        return permission in self.permissions
+
+    def lacks(self, wanted: Collection[str]) -> frozenset[str]:
+        """Return which of the permissions the user cannot grant, because they do not hold them.
+
+        For pages that offer choices. The models check again when something is granted.
+        """
+        administers = self.signed_in and ADMIN in set(self.roles) - self.withheld
+        return Holdings(self.permissions, everything=administers).lacks(wanted)
+
+    @property
+    def actor(self) -> Actor:
+        """The actor to pass as `by=` to the models. Anonymous when nobody is signed in."""
+        worker = runtime().lease.worker_id
+        if not self.signed_in:
+            return Actor(ip=remote_address(), worker=worker)
+        return Actor(
+            self.principal.user_id,
+            self.principal.username,
+            remote_address(),
+            self.principal.session_id,
+            self.principal.version,
+            self.principal.permissions,
+            worker,
+        )
+
+    def __repr__(self) -> str:
+        # The inherited method would show the token.
+        name = self.username if self.signed_in else "nobody"
+        return f"CurrentUser({name})"
+
+
+current_user = cast(CurrentUser, _current_user)
+
+
+def unwrapped_current_user() -> CurrentUser:
+    """Return the object behind the proxy `current_user`.
+
+    Each access to an attribute of the proxy looks the object up again, so code that reads many
+    attributes uses this.
+    """
+    return _current_user._get_current_object()  # type: ignore[attr-defined]
+
+
+async def signed_in_user() -> User:
+    """Read the document of the signed-in user from the database and return it."""
+    user = await User.get(current_user.user_id)
+    assert user is not None, "a principal has a user"
+    return user
+
+
+class QuartAuthExtension(QuartAuth):
+    """Quart-Auth with fewer allocations and no thread switch in each request."""
+
+    def load_user(self) -> AuthUser:
+        """Return the user of this request. The inherited method creates an anonymous user on each
+        call, even if it does not need it."""
+        if g and (user := g.get(self.attribute_name)):
+            return user
+        return super().load_user()
+
+    # The inherited method is a plain function, which Quart would run in a thread for each page.
+    async def _template_context(self) -> dict[str, AuthUser]:  # type: ignore[override]
+        return {"current_user": self.load_user()}
+
+
+def init_app(app: Quart, settings: Settings) -> QuartAuth:
+    """Install the session interface and Quart-Auth, and return the extension.
+
+    The cookie expires after the longest lifetime of a session. Also preloads the user agent parser,
+    which takes half a second once in each process.
+    """
+    secure = settings.production
+    preload_user_agent_parser()
+    app.session_interface = cookies.CookieSessionInterface()
+    return QuartAuthExtension(
+        app,
+        serializer_class=cast(Any, cookies.serializer_class),
+        cookie_name="__Host-session" if secure else "quartapp_session",
+        cookie_secure=secure,
+        cookie_http_only=True,
+        cookie_samesite="Lax",
+        duration=settings.remembered_lifetime_seconds,
+        user_class=CurrentUser,
+    )
+
+
+async def load_current_user() -> None:
+    """Load the current user, and note that their session was used. For before_request.
+
+    A request with the header `X-Background` does not count as a use of the session: open pages send
+    it by themselves, also when nobody looks at them.
+    """
+    user = unwrapped_current_user()
+    await user.load()
+    if user.signed_in and "X-Background" not in request.headers:
+        runtime().seen.note(user.principal, remote_address)

@@ -1,0 +1,77 @@
+"""The device that a request comes from: its address, its name, and whether it is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import after_this_request, has_request_context, request, websocket
+from ua_parser import parse
+
+from quartapp.models.base.tokens import TOKEN_LENGTH, digest_of, new_token
+from quartapp.runtime import settings
+
+KNOWN_BROWSER_SECONDS = 365 * 86400
+
+
+def remote_address() -> str | None:
+    """Return the address of the client, as trusted proxies report it, else that of the peer."""
+    scope = request if has_request_context() else websocket
+    return scope.remote_addr
+
+
+def device_name() -> str:
+    """Return the browser and operating system of the request, such as "Firefox on Linux"."""
+    header = request.headers.get("User-Agent", "")[:512]
+    found = parse(header)
+    browser = found.user_agent.family if found.user_agent else ""
+    system = found.os.family if found.os else ""
+    return " on ".join(part for part in (browser, system) if part) or "Unknown device"
+
+
+def preload_user_agent_parser() -> None:
+    """Build the tables of the user agent parser, which takes half a second.
+
+    Otherwise the first request that needs them would wait for it.
+    """
+    parse("")
+
+
+def known_browser() -> str | None:
+    """Return the digest that identifies this browser, or None if nobody has signed in with it.
+
+    It comes from a cookie that lasts a year. The cookie grants no access: it tells rate limits and
+    notifications that an account was used in this browser before.
+    """
+    token = _browser_token()
+    return token and digest_of(token)
+
+
+def remember_browser() -> str:
+    """Return the digest that identifies this browser, and renew its cookie for another year.
+
+    A browser that has no such cookie receives a new one with the response.
+    """
+    token = _browser_token() or new_token()[0]
+
+    @after_this_request
+    async def set_cookie(response: Any) -> Any:
+        response.set_cookie(
+            _browser_cookie(),
+            token,
+            max_age=KNOWN_BROWSER_SECONDS,
+            secure=settings().production,
+            httponly=True,
+            samesite="Lax",
+        )
+        return response
+
+    return digest_of(token)
+
+
+def _browser_token() -> str | None:
+    token = request.cookies.get(_browser_cookie(), "")
+    return token if len(token) == TOKEN_LENGTH else None
+
+
+def _browser_cookie() -> str:
+    return "__Host-browser" if settings().production else "quartapp_browser"

@@ -1,0 +1,170 @@
+"""Rate limits. Each limit is a setting; all counts are in the database, shared by the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from ipaddress import IPv6Address, IPv6Network
+from weakref import WeakValueDictionary
+
+import humanize
+from beanie import PydanticObjectId
+from limits import RateLimitItem
+from limits.aio.strategies import FixedWindowRateLimiter
+
+from quartapp import clock
+from quartapp.errors import TryLater
+from quartapp.log import log
+from quartapp.middleware import forwarded
+from quartapp.models.limits.counter import Allowances
+from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.security.passwords import Busy
+
+# Attempts of one worker that may wait for the outcome of others, and for how long.
+MAX_WAITING = 32
+WAIT_SECONDS = 5.0
+POLL_SECONDS = 0.1
+
+
+class RateLimitExceeded(TryLater):
+    """A limit is used up. The text says how long to wait, and until when."""
+
+    status = 429
+
+    def __init__(self, until: datetime) -> None:
+        # The clocks of this host and of the database differ by up to TOLERANCE. Without it, the
+        # time left could be rounded up to one more second.
+        left = until - clock.now() - clock.TOLERANCE
+        self.retry_after = max(1, math.ceil(left.total_seconds()))
+        wait, unit, time = timedelta(seconds=self.retry_after), "seconds", "%H:%M:%S"
+        if self.retry_after > 120:
+            # For longer times, minutes are precise enough.
+            minutes = math.ceil(self.retry_after / 60)
+            wait, unit, time = timedelta(minutes=minutes), "minutes", "%H:%M"
+        words = humanize.precisedelta(wait, minimum_unit=unit)
+        at = (clock.now() + wait).strftime(time)
+        super().__init__(f"Too many tries. Try again in {words}, at {at} UTC.")
+
+
+async def count(action: str, *keys: tuple[str, RateLimitItem]) -> None:
+    """Count one action for each key, in turn. Raises RateLimitExceeded at the first key whose limit
+    is used up; the keys before it stay counted."""
+    limiter = FixedWindowRateLimiter(Allowances())
+    for key, limit in keys:
+        if not await limiter.hit(limit, action, key):
+            log.warning("excess_rate_limit_exceeded", what=action)
+            window = await limiter.get_window_stats(limit, action, key)
+            raise RateLimitExceeded(datetime.fromtimestamp(window.reset_time, clock.now().tzinfo))
+
+
+async def increment(action: str, key: str, *, within: timedelta) -> int:
+    """Count one action without a limit. Return the count, which restarts after the time `within`,
+    counted from the first action."""
+    return await Allowances().incr(f"{action} {key}", int(within.total_seconds()))
+
+
+async def uncount(action: str, key: str, limit: RateLimitItem) -> None:
+    """Take back one action that `count` has counted, because it did not take place."""
+    await Allowances().incr(limit.key_for(action, key), limit.get_expiry(), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The name under which failed attempts are counted, and their limit.
+
+    A successful attempt resets the count of a key that is `own`, such as an account's. It does not
+    reset that of a key which many users share, such as the address of an office.
+    """
+
+    text: str
+    limit: RateLimitItem
+    own: bool = False
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt to authenticate. It has failed unless `succeeded` is set."""
+
+    succeeded: bool = False
+
+
+@asynccontextmanager
+async def attempt(*keys: Key) -> AsyncIterator[Attempt]:
+    """Reserve an attempt under each key, and record its outcome at the end.
+
+    Check the password inside, and set `succeeded`. A failure counts against every key, a success
+    resets the keys that are `own`. An exception inside counts as neither, with one exception: a
+    client that disconnects has already made the worker hash, so its attempt counts as failed.
+
+    Concurrent attempts cannot exceed the limit: where the limit depends on the outcome of others
+    that are under way, this waits up to WAIT_SECONDS for them. Raises RateLimitExceeded before the
+    body runs, and Busy when too many wait or the wait takes too long.
+    """
+    outcome, attempt_id = Attempt(), PydanticObjectId()
+    begun: list[Key] = []
+    checked = False
+    try:
+        for key in keys:
+            # Appended first, because a write that is cancelled may have taken place.
+            begun.append(key)
+            await _begin(key, attempt_id)
+        try:
+            yield outcome
+        except asyncio.CancelledError:
+            outcome.succeeded, checked = False, True
+            raise
+        checked = True
+    finally:
+        for key in begun:
+            if checked and outcome.succeeded and key.own:
+                await Guesses.forgive(key.text)
+            elif checked and not outcome.succeeded:
+                await Guesses.fail(key.text, attempt_id, key.limit)
+            else:
+                await Guesses.withdraw(key.text, attempt_id)
+
+
+# One lock for each key with waiting attempts of this worker. Only the attempt that holds the lock
+# polls the database: if all did, waiting would cost more than the attempts.
+_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+_waiting = 0
+
+
+async def _begin(key: Key, attempt_id: PydanticObjectId) -> None:
+    global _waiting
+    if await _has_begun(key, attempt_id):
+        return
+    if _waiting >= MAX_WAITING:
+        raise Busy
+    lock = _locks.setdefault(key.text, asyncio.Lock())
+    _waiting += 1
+    try:
+        async with asyncio.timeout(WAIT_SECONDS), lock:
+            while not await _has_begun(key, attempt_id):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        raise Busy from None
+    finally:
+        _waiting -= 1
+
+
+async def _has_begun(key: Key, attempt_id: PydanticObjectId) -> bool:
+    """Try to reserve the attempt. Return False if that depends on the outcome of others."""
+    begun, until = await Guesses.begin(key.text, attempt_id, key.limit)
+    if until and not begun:
+        log.warning("excess_rate_limit_exceeded", what=key.text.partition(" ")[0])
+        raise RateLimitExceeded(until)
+    return begun
+
+
+def network_of(address: str | None) -> str:
+    """Return the key under which an address is counted: the /64 network of an IPv6 address, because
+    one client can use all of it, else the address itself."""
+    parsed = forwarded.parse(address or "")
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((parsed, 64), strict=False))
+    return str(parsed or address)

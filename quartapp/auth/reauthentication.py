@@ -1,0 +1,144 @@
+"""Checking the password and the second factor of users who have signed in or are about to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from quart_auth import Unauthorized, login_user
+
+from quartapp.auth import rate_limits
+from quartapp.auth.current_user import CurrentUser, current_user, signed_in_user
+from quartapp.auth.device import known_browser, remote_address
+from quartapp.auth.enforcement import wait_until_enforced
+from quartapp.log import log
+from quartapp.models import Session, User
+from quartapp.models.base.actor import Actor
+from quartapp.models.factors import recovery_codes, totp, wrong_codes
+from quartapp.models.factors.factor import Factor
+from quartapp.models.sessions.opening import is_known_browser
+from quartapp.runtime import hasher, seal, settings
+
+# The owner of an account is warned of wrong codes at most once in this time.
+WARNING_INTERVAL = timedelta(days=1)
+
+
+class IncorrectPassword(Exception):
+    """The password is not that of the signed-in user."""
+
+    def __init__(self) -> None:
+        super().__init__("This is not your password.")
+
+
+class IncorrectCode(Exception):
+    """The user has a second factor, and the request has no valid code of it."""
+
+    def __init__(self) -> None:
+        super().__init__("This code is not the right one, or it was used already.")
+
+
+async def reauthenticate(password: str, code: str = "") -> None:
+    """Check the password of the signed-in user, and the code if they have a second factor; then
+    renew the session as `renew_session` does.
+
+    The code is checked, and a correct one used up, only if the password is correct. Failed attempts
+    are counted. Raises IncorrectPassword, IncorrectCode, FactorsBlocked, TryLater after too many
+    attempts, and what `renew_session` raises.
+    """
+    user = await signed_in_user()
+    async with password_attempt(user) as attempt:
+        attempt.succeeded = await hasher().verify(password, user.password_hash)
+    if not attempt.succeeded:
+        log.warning("authn_login_fail", login=current_user.username, ip=remote_address())
+        raise IncorrectPassword
+    if user.factors and await use_factor_code(user, code) is None:
+        raise IncorrectCode
+    await renew_session()
+
+
+async def renew_session() -> None:
+    """Make the session fresh, and replace its token and cookie by new ones.
+
+    Call it after the user has shown the password or a passkey. Waits until no worker accepts the
+    old token. Open pages stay connected. Raises Unauthorized when the session has ended meanwhile.
+    """
+    session = await Session.get(current_user.session_id)
+    token = session and await session.confirm(by=current_user.actor)
+    if not session or not token:
+        raise Unauthorized
+    # The caches of all workers, of this one too, drop the old token before the new one is used.
+    await wait_until_enforced()
+    log.info("session_renewed", user=current_user.username, session=str(session.id))
+    login_user(CurrentUser(token), remember=session.remembered)
+    await current_user.load()
+
+
+async def use_factor_code(user: User, code: str) -> Factor | None:
+    """Use up a code of the authenticator app or a recovery code of the user.
+
+    Return which factor it belongs to, or None if it is not valid, which counts as a failed attempt.
+    Raises RateLimitExceeded, and FactorsBlocked after too many wrong codes.
+    """
+    async with factor_attempt(user) as attempt:
+        factor = await _use_code(user, code)
+        attempt.succeeded = factor is not None
+    return factor
+
+
+async def _use_code(user: User, code: str) -> Factor | None:
+    plain = totp.plain(code)
+    if len(plain) == totp.DIGITS and plain.isascii() and plain.isdigit():
+        return Factor.TOTP if await totp.accept(user, plain, seal=seal()) else None
+    by = Actor(user.id, user.username, remote_address())
+    left = await recovery_codes.use(user, code, by=by)
+    return None if left is None else Factor.RECOVERY_CODE
+
+
+@asynccontextmanager
+async def factor_attempt(user: User) -> AsyncIterator[rate_limits.Attempt]:
+    """Count an attempt at a second factor of a user whose password was correct.
+
+    Check the factor inside, and set `succeeded`. Attempts are counted for the account, separately
+    for browsers in which the user has signed in before, so that somebody else who knows the
+    password cannot lock the owner out. They are also counted for the address.
+
+    A failure is logged, and the owner is warned once a day, when the failures reach the limit or
+    block the factors. Raises RateLimitExceeded, and FactorsBlocked after too many failures in a
+    row.
+    """
+    browser = known_browser()
+    known = browser is not None and await is_known_browser(user, browser=browser)
+    account = f"second step {user.id} with {browser}" if known else f"second step {user.id}"
+    network = rate_limits.network_of(remote_address())
+    async with rate_limits.attempt(
+        rate_limits.Key(account, settings().limit_factor, own=True),
+        rate_limits.Key(f"second step from {network}", settings().limit_sign_in_address),
+    ) as attempt:
+        last = await wrong_codes.begin(user, known=known)
+        yield attempt
+    if attempt.succeeded:
+        await wrong_codes.forgive(user, known=known)
+        return
+    log.warning("authn_login_fail", login=user.username, ip=remote_address(), step=2)
+    failed = await rate_limits.increment("wrong codes", str(user.id), within=WARNING_INTERVAL)
+    # A single typing error of the owner sends no warning.
+    if last or failed == settings().limit_factor.amount:
+        await user.warn_of_wrong_codes(ip=remote_address(), blocked=last)
+
+
+@asynccontextmanager
+async def password_attempt(user: User | None) -> AsyncIterator[rate_limits.Attempt]:
+    """Count an attempt at the password of the signed-in user. See `rate_limits.attempt`.
+
+    Counted for the session; and for the address too if the user has never signed in with this
+    browser, as when somebody tries the stolen cookies of many users.
+    """
+    key = f"confirmation {current_user.session_id}"
+    keys = [rate_limits.Key(key, settings().limit_confirmation, own=True)]
+    browser = known_browser()
+    if not (browser and await is_known_browser(user, browser=browser)):
+        address = f"confirmation from {rate_limits.network_of(remote_address())}"
+        keys.append(rate_limits.Key(address, settings().limit_sign_in_address))
+    async with rate_limits.attempt(*keys) as attempt:
+        yield attempt
