@@ -72,11 +72,6 @@ def without_single_idle_task() -> None:
         delattr(hypercorn_latency.FastServerConnection, name)
 
 
-def without_pass_through() -> None:
-    for name in ("handle", "stream_send"):
-        delattr(hypercorn_latency.FastH11Protocol, name)
-
-
 def without_direct_channel() -> None:
     hypercorn_latency.DIRECT_CHANNEL = "unused"
 
@@ -152,7 +147,6 @@ PAGE: dict[str, Variant] = {
 SOCKETS: dict[str, Variant] = {
     "direct channel": ({}, without_direct_channel),
     "teardown scheduler": ({}, without_teardown_scheduler),
-    "pass-through": ({}, without_pass_through),
     "freed cycles": ({}, without_freed_cycles),
     "uvloop": ({}, without_uvloop),
     "fast path": FAST_PATH,

@@ -18,10 +18,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from hypercorn import protocol
 from hypercorn.asyncio import run
 from hypercorn.events import Event as HTTPEvent
-from hypercorn.events import RawData, Updated
+from hypercorn.events import Updated
 from hypercorn.protocol import h2, h11
 from hypercorn.protocol.events import Body, Data, Event, Request, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState
@@ -32,7 +31,6 @@ from wsproto.utilities import LocalProtocolError
 from quartapp.serving.hypercorn_security import (
     LATE_BYTES,
     LINGER_SECONDS,
-    H11Protocol,
     ServerConnection,
     WebSocketStream,
 )
@@ -92,27 +90,6 @@ class FastServerConnection(ServerConnection):
     async def _initiate_server_close(self) -> None:
         if "protocol" in vars(self):
             await super()._initiate_server_close()
-
-
-class FastH11Protocol(H11Protocol):
-    """Passes the frames of a WebSocket on as they are.
-
-    hypercorn first checks each for being one of seven other things.
-    """
-
-    async def handle(self, event: HTTPEvent) -> None:
-        is_websocket = isinstance(self.connection, h11.H11WSConnection)
-        # Empty data is the end of what the client sends.
-        if is_websocket and isinstance(event, RawData) and event.data and self.stream is not None:
-            await self.stream.handle(Data(stream_id=h11.STREAM_ID, data=event.data))
-        else:
-            await super().handle(event)
-
-    async def stream_send(self, event: Event) -> None:
-        if isinstance(event, Data):
-            await self.send(RawData(data=event.data))
-        else:
-            await super().stream_send(event)
 
 
 class TeardownScheduler:
@@ -237,5 +214,4 @@ def install() -> None:
     Call it after `hypercorn_security.install()`, whose other classes stay.
     """
     run.TCPServer = FastServerConnection  # type: ignore[misc]
-    protocol.H11Protocol = FastH11Protocol  # type: ignore[misc]
     h11.WSStream = h2.WSStream = DirectChannelStream  # type: ignore[misc]
