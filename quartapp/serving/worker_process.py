@@ -19,7 +19,7 @@ from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 
 from quartapp import create_app, log, metrics
-from quartapp.serving import hypercorn_latency, hypercorn_security
+from quartapp.serving import patch_hypercorn
 from quartapp.serving.listeners import BACKLOG
 from quartapp.settings import Settings, StartError
 
@@ -60,9 +60,7 @@ async def _serve(listener: int, lifeline: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     settings = Settings.load()
-    hypercorn_security.install()
-    if settings.fast_path:
-        hypercorn_latency.install()
+    patch_hypercorn(settings)
     log.adopt()
     app = create_app(settings)
     config = _config(listener)
