@@ -41,7 +41,7 @@ async def test_somebody_sets_up_an_app_signs_in_with_it_and_loses_it(
     await register(page, name)
     await page.goto("/account/factors")
     await page.get_by_role("link", name="Set up an app").click()
-    await expect(page.get_by_role("img", name="QR code")).to_be_visible()
+    await expect(page.get_by_role("img", name="Image to scan")).to_be_visible()
     app = TOTP(await page.locator("#totp-secret").inner_text())
     now = int(time.time())
     await show_code(page, app.at(now + 3600))
