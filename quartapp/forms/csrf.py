@@ -1,8 +1,8 @@
-"""Every POST must come from a page of ours, shown to the one who sends it.
+"""Protection against cross-site request forgery (ASVS 3.5.1).
 
-Deny by default, before any route runs: the browser's own word on where the request comes from
-(Sec-Fetch-Site, Origin), and a masked token bound to the session, or for those not signed in to a
-random value in a signed cookie (ASVS 3.5.1).
+A request that changes something needs two things. Its headers Sec-Fetch-Site and Origin, as far as
+the browser sends them, must name this site. And it must carry a masked token that is bound to the
+session or, for visitors, to a random value in the signed session cookie.
 """
 
 import base64
@@ -21,13 +21,13 @@ _SIZE = 32
 
 
 class CrossSite(Exception):
-    """The request was made by a page of another site."""
+    """The headers say that a page of another site sent the request."""
 
 
 class Stale(Exception):
-    """The token is missing or not of this session: an old page, most of the time.
+    """The token is missing or belongs to another session, mostly because the page is old.
 
-    `ours` says whether the browser vouches that a page of ours made the request.
+    `ours` is whether the headers say that a page of this site sent the request.
     """
 
     def __init__(self, *, ours: bool) -> None:
@@ -35,7 +35,11 @@ class Stale(Exception):
 
 
 async def protect() -> None:
-    """For before_request of what is UNSAFE. Raises CrossSite or Stale."""
+    """Check the current request. Raises CrossSite or Stale.
+
+    Call it before each request whose method is in UNSAFE; it does not look at the method. Reads
+    the form, and may add a random value to the visitor's session (see `bound_to`).
+    """
     site, origin = _source()
     if _is_foreign(site, origin):
         raise CrossSite
@@ -44,7 +48,7 @@ async def protect() -> None:
 
 
 def from_us() -> bool:
-    """Return whether the browser says that a page of this site sent the request."""
+    """Whether the headers say that a page of this site sent the request. False without headers."""
     site, origin = _source()
     return not _is_foreign(site, origin) and (site == "same-origin" or bool(origin))
 
@@ -54,36 +58,36 @@ def _source() -> tuple[str | None, str | None]:
 
 
 def _is_foreign(site: str | None, origin: str | None) -> bool:
-    # A page that tells nobody its address sends no origin either (Fetch 3.2): there the browser's
-    # other word must do.
+    # A page with Referrer-Policy no-referrer sends the origin "null" (Fetch, section 3.2). Then
+    # Sec-Fetch-Site decides.
     silent = origin == "null" and site == "same-origin"
     foreign = bool(origin) and not silent and not same_origin(origin or "")
     return site not in (None, "same-origin", "none") or foreign
 
 
 def same_origin(origin: str, scheme: str | None = None, host: str | None = None) -> bool:
-    """Whether the origin is this site, or one of those listed; compared whole, never in part.
+    """Whether the origin equals this site's origin or one of ALLOWED_ORIGINS.
 
-    This site is what the Host header says: a browser writes there where it sends the request, and
-    the cookies with it are those of that host, whatever else leads to us.
+    The host of this site is that of the Host header (or `host`): a browser sends the cookies of
+    that host. In production https is accepted besides the scheme of the request.
     """
     settings = current_app.extensions["quartapp"].settings
     scheme, host = scheme or request.scheme, host or request.host
-    # Behind a proxy that ends TLS the request arrives as http.
+    # Behind a proxy that terminates TLS, the request arrives as http.
     schemes = {scheme, "https"} if settings.production else {scheme}
     return origin in {*settings.allowed_origins, *(f"{each}://{host}" for each in schemes)}
 
 
 def csrf_field() -> Markup:
-    """The hidden input that each form carries, the same in all of a page's."""
+    """Return the hidden input with the token. All forms of a page get the same one."""
     if "csrf_field" not in g:
-        # Base64 has nothing to be escaped.
+        # Base64 contains nothing that needs escaping.
         g.csrf_field = Markup(f'<input type="hidden" name="{FIELD}" value="{csrf_token()}">')  # noqa: S704
     return g.csrf_field
 
 
 def csrf_token() -> str:
-    """Masked anew each time, so that compression says nothing of it (BREACH)."""
+    """Return the token, masked with random bytes so that compression cannot leak it (BREACH)."""
     mask = secrets.token_bytes(_SIZE)
     return base64.urlsafe_b64encode(mask + _xor(mask, _expected())).decode()
 
@@ -107,8 +111,11 @@ def _expected() -> bytes:
 
 
 def bound_to() -> str:
-    """What the pages of this visit are bound to: the session, or a visitor's random value."""
-    # The session's id, not its token: a form that was open while the token changed still fits.
+    """Return the text that tokens are bound to: the session's id, or a random value of the visitor.
+
+    Stores a random value in the visitor's session cookie if there is none yet.
+    """
+    # The id, not the token: forms stay valid when the token of the session is replaced.
     user: Any = current_user._get_current_object()  # type: ignore[attr-defined]
     if user.signed_in:
         return f"session {user.session_id}"
