@@ -211,8 +211,15 @@ async def serving_here(
 
 @pytest.fixture(scope="session")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
-    """One server of two workers for all tests that leave it as they found it. Has a `root`."""
-    async with serving(tmp_path_factory.mktemp("srv")) as server:
+    """Return a server with two workers and an administrator `root`.
+
+    All tests that leave it as they found it share it. Its next sweep is an hour away: a sweep would
+    hide that the change stream was not heard.
+    """
+    # The socket of a test answers pings only while the test reads it, so the interval is long.
+    async with serving(
+        tmp_path_factory.mktemp("srv"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="20"
+    ) as server:
         await server.run(
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
         )

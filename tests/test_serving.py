@@ -64,7 +64,7 @@ def mongod(folder: Path) -> int | None:
     return embedded.Place(folder / "data").process()
 
 
-def until(condition: Callable[[], object], seconds: float = people.SECONDS) -> None:
+def until(condition: Callable[[], object], seconds: float = 2 * people.SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
