@@ -158,7 +158,7 @@ async def test_a_session_that_ends_while_the_socket_is_away_keeps_the_text_and_t
     await write(tab)
     await is_live(tab)
     await server.run("user", "end-sessions", name)
-    await expect_locked(tab, "Your unsaved text is kept in this tab.")
+    await expect_locked(tab, "Your unsaved text is kept in this tab")
     await tab.get_by_role("link", name="Sign in again").click()
     await sign_in(tab, name)
     await expect_text(tab, TYPED)
