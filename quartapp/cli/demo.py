@@ -99,7 +99,10 @@ POSTS = [
 @data_option
 @with_database
 async def demo(settings: Settings) -> None:
-    """Fill an empty database with sample users, roles and posts, and print how to sign in."""
+    """Fill an empty database with sample data.
+
+    Creates users, roles and posts, and prints how to sign in.
+    """
     if await User.find_one({}) is not None:
         raise CommandError("the demo is for an empty database, and this one has users")
     hasher = PasswordHasher.of(settings)

@@ -33,7 +33,7 @@ def role() -> None:
 @data_option
 @with_database
 async def list_roles() -> None:
-    """List the roles with their permissions and how many users have them."""
+    """List all roles. Shows their permissions and how many users have them."""
     holders = await Role.holders()
     rows = [
         [

@@ -87,7 +87,7 @@ async def create(
 @data_option
 @with_database
 async def verify(username: str) -> None:
-    """Mark the email address of an account as verified, because you vouch for it."""
+    """Mark an email address as verified. You vouch that the address belongs to the user."""
     person = await find_user(username)
     done = await email_address.vouch_for(person, by=NOBODY)
     words = "is verified" if done else "was already verified"
@@ -100,7 +100,7 @@ async def verify(username: str) -> None:
 @data_option
 @with_database
 async def invite(email: str, role: str | None) -> None:
-    """Send an invitation: an email with a link that creates an account for the address."""
+    """Invite a person. Sends an email with a link that creates an account for the address."""
     email = validated(validation.check_email, email)
     await Invitation.write(email, await find_role(role) if role else None, by=NOBODY)
     state = "is on its way" if await Worker.everyone() else "will be sent when a server is running"
@@ -133,7 +133,7 @@ async def import_users(
     dry: bool,
     settings: Settings,
 ) -> None:
-    """Import the accounts of another application, with their bcrypt hashes.
+    """Import accounts with their bcrypt hashes.
 
     FILE has a JSON object on each line, with the fields username, email, password (the bcrypt
     hash), roles (a list of names; optional), active and email_verified (true unless false).
@@ -241,7 +241,7 @@ async def end_sessions(username: str) -> None:
 @data_option
 @with_database
 async def disable(username: str, day: datetime | None) -> None:
-    """Disable an account and end its sessions: now, or at the end of the DATE (UTC)."""
+    """Disable an account. Ends its sessions now or, with --on, at the end of the DATE (UTC)."""
     person = await find_user(username)
     if day is not None:
         await _set_expiry(person, day.date())
@@ -303,7 +303,7 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
 @data_option
 @with_database
 async def restore(username: str) -> None:
-    """Restore an account that was deactivated or is waiting to be deleted."""
+    """Restore an account. Reverses a deactivation, or a deletion that is not due yet."""
     person = await find_user(username)
     done = await person.restore(by=NOBODY)
     await wait_until_enforced(done)
@@ -318,7 +318,10 @@ async def restore(username: str) -> None:
 @data_option
 @with_database
 async def reset_factors(username: str) -> None:
-    """Remove all second factors of an account, for a user who has lost them. Ends its sessions."""
+    """Remove all second factors of an account.
+
+    For a user who has lost them. Ends all sessions of the account.
+    """
     person = await find_user(username)
     done = await enrolment.reset(person, by=NOBODY)
     reach = await wait_until_enforced(done)
