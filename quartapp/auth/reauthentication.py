@@ -28,14 +28,14 @@ class IncorrectPassword(Exception):
     """The password is not that of the signed-in user."""
 
     def __init__(self) -> None:
-        super().__init__("This is not your password.")
+        super().__init__("Incorrect password.")
 
 
 class IncorrectCode(Exception):
     """The user has a second factor, and the request has no valid code of it."""
 
     def __init__(self) -> None:
-        super().__init__("This code is not the right one, or it was used already.")
+        super().__init__("Incorrect code, or a code that was already used. Try again.")
 
 
 async def reauthenticate(password: str, code: str = "") -> None:
