@@ -14,7 +14,7 @@ from quart.testing.connections import WebsocketResponseError
 
 from quartapp import log
 from quartapp.models.accounts.one_time_token import Purpose
-from quartapp.models.accounts.user import User
+from quartapp.routes.accounts import pages
 from tests.conftest import PASSWORD
 from tests.routes.conftest import ORIGIN, Town, Visitor
 from tests.routes.scenes import a_link
@@ -166,7 +166,7 @@ async def test_a_page_that_breaks_logs_no_password(
     async def broken(*_: object, **__: object) -> None:
         raise LookupError
 
-    monkeypatch.setattr(User, "register", broken)
+    monkeypatch.setattr(pages, "register_account", broken)
     client = app.test_client()
     page = await (await client.get("/register")).get_data(as_text=True)
     token = re.findall(r'name="csrf_token" value="([^"]+)"', page)[0]
