@@ -228,7 +228,7 @@ function hidePage(by) {
   const needed = element("code", main.dataset.needs.replaceAll(" ", " or "))
   const words = element("p", "It requires the permission ", needed, by ? `, which ${by} removed from your roles.` : ", which you no longer have.")
   words.className = "lede"
-  main.className = "plate"
+  main.className = "message-page"
   main.replaceChildren(element("h1", "You no longer have permission to see this page"), words)
   if (kept) main.append(element("p", "Your unsaved text is kept in this tab. It is restored if you get the permission again."))
   main.focus()

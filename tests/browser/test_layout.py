@@ -58,7 +58,7 @@ async def test_the_audit_log_prints_as_a_table_of_whole_rows(
     await page.goto("/admin/events")
     await page.evaluate(
         """() => {
-          const rows = document.querySelector(".ledger tbody")
+          const rows = document.querySelector(".data-table tbody")
           while (rows.children.length < 50) rows.append(rows.lastElementChild.cloneNode(true))
           while (rows.children.length > 50) rows.lastElementChild.remove()
         }"""
@@ -68,7 +68,7 @@ async def test_the_audit_log_prints_as_a_table_of_whole_rows(
     # A sheet of paper is as wide as a large phone.
     await page.set_viewport_size({"width": 718, "height": 1000})
     await page.emulate_media(media="print")
-    row = page.locator(".ledger tbody tr").first
+    row = page.locator(".data-table tbody tr").first
     assert await row.evaluate("el => getComputedStyle(el).display") == "table-row"
     assert await row.evaluate("el => getComputedStyle(el).breakInside") == "avoid"
     for path in ("/admin/users/root", "/posts/new", "/admin/invitations", "/account/sessions"):

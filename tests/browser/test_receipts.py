@@ -36,7 +36,7 @@ async def test_the_page_follows_an_acknowledgement_that_arrives_late(
         await expect(receipt).to_have_text(ACKNOWLEDGED)
         await expect(receipt.get_by_role("link")).to_have_count(0)
         assert await listening == 4401
-    await expect(admin.locator(".ledger-events [data-receipt]").first).to_have_text(ACKNOWLEDGED)
+    await expect(admin.locator(".audit-table [data-receipt]").first).to_have_text(ACKNOWLEDGED)
 
 
 async def test_a_slow_and_busy_page_is_acknowledged(
