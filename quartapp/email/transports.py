@@ -1,4 +1,4 @@
-"""How a letter leaves: by SMTP, or into a folder where no server is named."""
+"""Sending emails by SMTP, or storing them in a folder if SMTP_HOST is not set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ FILES = 500
 
 
 class Undelivered(Exception):
-    """It did not leave. `for_good` if another try would end alike. Its text is for the log."""
+    """The email was not sent. `for_good` is true if another attempt would fail as well.
+
+    The text is for the log.
+    """
 
     def __init__(self, trouble: str, *, for_good: bool = False) -> None:
         super().__init__(trouble)
@@ -36,7 +39,10 @@ class Undelivered(Exception):
 
 class Carrier(Protocol):
     async def carry(self, name: str, to: str, message: EmailMessage) -> None:
-        """Send the message to this address, whatever its headers say. Raises Undelivered."""
+        """Send the message to the address `to`, ignoring its To header. Raises Undelivered.
+
+        `name` identifies the email; a folder uses it as the name of the file.
+        """
         ...
 
 
@@ -54,8 +60,8 @@ class Smtp:
         try:
             async with asyncio.timeout(SECONDS):
                 await aiosmtplib.send(
-                    # As bytes: the library would fold the headers of a message again, and encode
-                    # an address that is longer than its lines.
+                    # As bytes, because the library would fold the headers of a message object
+                    # again and encode an address that is longer than a line.
                     message.as_bytes(),
                     sender=given.mail_sender,
                     recipients=[to],
@@ -73,12 +79,12 @@ class Smtp:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the server has refused this letter, rather than us or this moment (RFC 5321)."""
+    """Whether the server rejected this email permanently (RFC 5321), so that a retry is useless."""
     if isinstance(error, SMTPRecipientsRefused):
         return all(each.code >= 500 for each in error.recipients)
     if isinstance(error, SMTPDataError):
         return error.code >= 500
-    # A wrong password is ours to mend, and the letters should still be there then.
+    # A wrong SMTP_PASSWORD can be corrected, and the emails should still be in the outbox then.
     return isinstance(error, SMTPNotSupported) and not isinstance(error, SMTPAuthenticationError)
 
 
@@ -88,7 +94,7 @@ def _brief(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """A letter in the folder."""
+    """An email in the folder."""
 
     name: str
     sender: str
@@ -99,14 +105,14 @@ class Kept:
 
 
 class Folder:
-    """Letters as `.eml` files, which only their owner may read. The oldest of too many go."""
+    """Stores emails as `.eml` files with mode 0600 and keeps the newest 500."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     async def carry(self, name: str, to: str, message: EmailMessage) -> None:
         try:
-            # Lines as this machine's other text files have them.
+            # With line feeds, as in other text files.
             content = message.as_bytes(policy=message.policy.clone(linesep="\n"))
             await asyncio.to_thread(self._write, name, content)
         except OSError as error:
@@ -118,18 +124,18 @@ class Folder:
         draft.unlink(missing_ok=True)
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
-        # Whoever sees the file sees all of it, and a second try replaces the first.
+        # Readers see either the whole file or none, and a retry replaces the first attempt.
         draft.replace(self.path / f"{name}.eml")
         for old in sorted(self.path.glob("*.eml"))[:-FILES]:
             old.unlink(missing_ok=True)
 
     def newest(self, limit: int) -> list[Kept]:
-        """Reads files: call it in a thread."""
+        """Return the newest emails, most recent first. Reads files, so call it in a thread."""
         names = [file.stem for file in sorted(self.path.glob("*.eml"), reverse=True)]
         return [kept for name in names[:limit] if (kept := self.letter(name))]
 
     def letter(self, name: str) -> Kept | None:
-        """None if there is none of that name."""
+        """Return the email of this name, or None if there is none or the name is not valid."""
         if not name.replace("-", "").isalnum():
             return None
         try:
