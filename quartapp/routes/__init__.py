@@ -1,4 +1,7 @@
-"""Pages. A route finds, asks whether one may, validates, does, and answers."""
+"""The pages and their routes.
+
+A view finds its documents, checks the permission, validates the form, calls a model and answers.
+"""
 
 from quart import Quart, Response, request
 
@@ -69,7 +72,7 @@ def init_app(app: Quart, settings: Settings) -> None:
 
 
 async def tell_nobody(response: Response) -> Response:
-    """The address opens something: it is told to nobody, not even to ourselves."""
+    """Set Referrer-Policy: no-referrer on pages whose URL contains a token."""
     if "token" in (request.view_args or {}):
         response.headers["Referrer-Policy"] = "no-referrer"
     return response

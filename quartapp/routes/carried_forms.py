@@ -1,4 +1,4 @@
-"""Forms that were sent and not acted on: carried through the sign-in, or shown to be sent again.
+"""Forms that were submitted but not processed, carried through sign-in or shown for resending.
 
 See docs/adr/0085-forms-carried-through-sign-in.md.
 """
@@ -44,10 +44,10 @@ def carriable(view: View) -> View:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The fields of a form that a page of ours sent with this request.
+    """The form of this request, which a page of this site sent.
 
-    `fields` has neither the CSRF token nor passwords nor codes. `complete` says that there were
-    none besides the token, so that the same fields can be sent again.
+    `fields` has neither the CSRF token nor passwords nor codes. `complete` is true if there were no
+    passwords or codes, so that the same fields can be sent again.
     """
 
     action: str
@@ -65,8 +65,8 @@ class Sent:
 async def sent() -> Sent | None:
     """Return the form that came with this request.
 
-    None for other methods, for a body that could not be read, and for a request of which the
-    browser does not say that a page of ours sent it.
+    None for other methods, for a body that could not be read, and for a request that, by its
+    headers, was not sent by a page of this site.
     """
     if request.method != "POST" or not csrf.from_us():
         return None
@@ -107,7 +107,7 @@ async def sign_in_page(ended: Ended | None, *, query: str) -> Any:
 
 
 async def field() -> str:
-    """Return the sealed form that a sign-in form brought along, or an empty string."""
+    """Return the sealed form in the hidden field of a sign-in form, or an empty string."""
     return (await request.form).get(FIELD, "") if request.method == "POST" else ""
 
 
@@ -145,7 +145,7 @@ async def filled_form() -> Any:
 
 
 def _seal(form: Sent, user_id: object) -> str | None:
-    """None if it would be too long."""
+    """Return the form, sealed for this user; None if it would be longer than LONGEST."""
     what = [request.endpoint, request.view_args or {}, form.fields]
     sealed = seal().hand_out(what, _about(user_id))
     return sealed if len(sealed) <= LONGEST else None

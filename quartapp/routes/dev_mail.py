@@ -1,6 +1,7 @@
-"""For development: the emails that were not sent because there is no SMTP_HOST.
+"""Pages for development: the emails that were stored because SMTP_HOST is not set.
 
-Not routed in production. Their links open accounts, so they are served to this machine alone.
+Not registered in production. The emails contain links that give access to accounts, so the pages
+are served to loopback addresses only.
 """
 
 import asyncio
@@ -16,13 +17,13 @@ from quartapp.runtime import settings
 blueprint = Blueprint("letters", __name__)
 
 PAGE = 50
-# What a proxy adds. Through one that is not in TRUSTED_PROXIES anyone may be asking.
+# Headers that proxies add. Behind a proxy that is not in TRUSTED_PROXIES, the client is unknown.
 BY_PROXIES = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 
 
 @blueprint.before_request
 async def only_this_machine() -> None:
-    """Answers 404 unless the client's address is a loopback address."""
+    """Answer 404 unless the client's address is a loopback address."""
     client = forwarded.parse(remote_address() or "")
     trusted = request.scope.get(forwarded.FORWARDED, False)
     hidden = not trusted and any(name in request.headers for name in BY_PROXIES)
@@ -45,7 +46,7 @@ async def one(name: str) -> str:
 
 
 def _with_links(text: str) -> Markup:
-    """Our own addresses can be followed, as in a mail program."""
+    """Return the text as HTML, with lines that are URLs of this site as links."""
     base = settings().base_url
     lines = []
     for line in text.splitlines():

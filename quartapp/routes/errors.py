@@ -1,4 +1,4 @@
-"""What goes wrong, and how each kind is answered. The one place that knows."""
+"""The error handlers: which answer each kind of error gets."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def sign_in_first(_: Unauthorized) -> Any:
 
 
 async def session_over(error: SessionOver) -> Any:
-    """As the next request would be turned away, so is this one."""
+    """Answer a request whose session ended while it ran, as the next request would be answered."""
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
     user = unwrapped_current_user()
@@ -116,7 +116,7 @@ async def session_over(error: SessionOver) -> Any:
 
 
 async def _sign_in_again(ended: Ended) -> Any:
-    """Lead to the sign-in page, with the form that was sent if it may be carried."""
+    """Answer with the sign-in page, which carries the submitted form if that is possible."""
     target = sign_in_page(ended=ended.session_id)
     if request.method != "POST" or request.endpoint == "accounts.logout":
         return redirect(target, 302)
@@ -139,7 +139,8 @@ async def verify_first(_: MustVerify) -> Any:
 
 
 async def account_shut(error: AccountShut) -> Any:
-    """Only who knows the password, or has the passkey, is told that the account is disabled."""
+    """Explain why the account is disabled, to a user who has entered the right password or used a
+    passkey."""
     log.warning("authn_login_fail", login=error.user.username, ip=remote_address(), why="disabled")
     return await render_template("accounts/shut.html", why=await closed.why(error.user)), 403
 
@@ -160,7 +161,7 @@ async def not_allowed(error: Forbidden) -> Any:
 
 
 async def factor_first(error: Forbidden) -> Any:
-    """A role of theirs gives it as soon as they have a second factor, so they are led to one."""
+    """Lead users to set up a second factor, where one of their roles requires it."""
     log.warning("authz_fail", user=current_user.username, withheld=error.permission.value)
     if _wants_json():
         return jsonify(error="factor_required", permission=error.permission.value), 403
@@ -180,7 +181,10 @@ async def cross_site(_: CrossSite) -> Any:
 
 
 async def old_page(error: Stale) -> Any:
-    """What was sent is shown to be sent again, if the browser vouches that it came from us."""
+    """Answer a form with an old CSRF token.
+
+    Shows the form for resending if the headers say that a page of this site sent it.
+    """
     if current_user.ended:
         return await sign_in_first(Unauthorized())
     if not current_user.signed_in:
@@ -198,11 +202,13 @@ async def old_page(error: Stale) -> Any:
 
 
 async def confirm_first(error: ReauthenticationRequired) -> Any:
-    """The page that asks for the password, and a code if the user has a second factor. It holds
-    what was sent, to send it again with them."""
+    """Ask for the password, and a code if the user has a second factor.
+
+    The page contains the submitted fields, which are submitted again with the password.
+    """
     user = await signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
-    # What was sent is kept in this page, so that its address has to stay.
+    # The page contains the submitted form, so the browser must not replace its URL.
     g.pop("form_page_address", None)
     match error.reason:
         case TryLater():
@@ -225,7 +231,7 @@ async def confirm_first(error: ReauthenticationRequired) -> Any:
 
 
 async def _to_send_again(*without: str) -> dict[str, Any]:
-    """Where a form went to, and what was in it; but for passwords, which only their owner knows."""
+    """Return the URL and the fields of the submitted form, without passwords, codes and token."""
     fields = [
         (name, value)
         for name, value in (await request.form).items(multi=True)
@@ -269,7 +275,7 @@ async def database_away(error: Exception) -> Any:
     log.error("database_away", error=type(error).__name__, detail=str(error)[:300])
     if has_websocket_context():
         return "Try again later.\n", 503
-    # The page must not ask who is signed in: that is what cannot be answered.
+    # The page must not load the current user, because the database is unavailable.
     if _wants_json():
         return jsonify(error="unavailable"), 503, {"Retry-After": "2"}
     page = await render_template(
@@ -296,13 +302,13 @@ async def http_error(error: HTTPException) -> Any:
 
 
 def write_down(what: Any) -> None:
-    """In the place of Quart's own way, whose line has the whole path."""
+    """Log an unhandled exception. Replaces Quart's method, which logs the path with its tokens."""
     inside = has_request_context() or has_websocket_context()
     log.error("unhandled", exc_info=what, path=_route() if inside else None)
 
 
 async def broken(_: Exception) -> Any:
-    """The last resort. Says nothing of what happened; the log does."""
+    """Answer an unhandled exception without details, which are only in the log."""
     if has_websocket_context():
         return "Something went wrong.\n", 500
     try:
@@ -328,7 +334,7 @@ async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
 
 
 def _route() -> str | None:
-    """The path as the log may have it: what stands in one may open something."""
+    """Return the pattern of the route for the log. The path itself may contain a token."""
     rule = (websocket if has_websocket_context() else request).url_rule
     return rule and rule.rule
 

@@ -1,4 +1,4 @@
-"""For those who watch over the process. Says little, for anybody may ask."""
+"""Liveness, readiness and metrics. The first two are public and reveal little."""
 
 import hmac
 from typing import Any
@@ -16,14 +16,16 @@ DRAINING = "draining"
 
 @blueprint.get("/livez")
 async def alive() -> Any:
-    """200 for as long as the event loop turns."""
+    """Answer 200 while the event loop runs."""
     return {"status": "alive"}
 
 
 @blueprint.get("/readyz")
 async def ready() -> Any:
-    """200 when this worker should get requests: it is not leaving, the stream is open, the
-    database answers."""
+    """Answer 200 if this worker should receive requests, else 503.
+
+    That is, if it is not shutting down, follows the change stream and reaches the database.
+    """
     running = current_app.extensions["quartapp"]
     if running.hub.draining or _server_drains():
         return {"status": "draining"}, 503
@@ -37,14 +39,18 @@ async def ready() -> Any:
 
 
 def _server_drains() -> bool:
-    """Whether the launcher was told to stop, and lets requests go on for a while: DRAIN_SECONDS."""
+    """Whether the launcher is stopping and still serves requests for DRAIN_SECONDS."""
     folder = settings().neighbours
     return folder is not None and (folder / DRAINING).exists()
 
 
 @blueprint.get("/metrics")
 async def numbers() -> Any:
-    """For Prometheus, with `Authorization: Bearer METRICS_TOKEN`; in development for anybody."""
+    """Answer with the metrics for Prometheus.
+
+    Requires `Authorization: Bearer METRICS_TOKEN`; without that setting, answers 404 in production
+    and is public in development.
+    """
     token = settings().metrics_token
     if not token and settings().production:
         abort(404)

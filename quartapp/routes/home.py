@@ -1,4 +1,4 @@
-"""The front page, and who a program's request comes from."""
+"""The home page, and /api/me, which says who is signed in."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Lists that go on: one row more than a page says whether there is another."""
+"""Pagination with cursors. A query for one row more than a page tells whether there is another."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def cut(rows: list[T], size: int, cursor: Callable[[T], object]) -> tuple[list[T], str | None]:
-    """The rows of this page, and where the next one begins, as a link; None at the end."""
+    """Return the rows of this page, and the URL of the next page, or None if there is none."""
     if len(rows) <= size:
         return rows, None
     shown = rows[:size]
@@ -22,6 +22,7 @@ def cut(rows: list[T], size: int, cursor: Callable[[T], object]) -> tuple[list[T
 
 
 def id_or_404(text: str) -> PydanticObjectId:
+    """Return the text as an id. Answers 404 if it is not one."""
     try:
         return PydanticObjectId(text)
     except InvalidId:
@@ -29,13 +30,13 @@ def id_or_404(text: str) -> PydanticObjectId:
 
 
 def id_after() -> PydanticObjectId | None:
-    """The cursor of a list by ids; one that is none begins at the beginning."""
+    """Return the cursor of a list by ids; None if it is missing or invalid."""
     text = request.args.get("after", "")
     return PydanticObjectId(text) if PydanticObjectId.is_valid(text) else None
 
 
 def moment_and_id_after() -> tuple[datetime, PydanticObjectId] | None:
-    """The cursor of a list by time, `<time>_<id>`."""
+    """Return the cursor `<time>_<id>` of a list by time; None if it is missing or invalid."""
     moment, _, last = request.args.get("after", "").partition("_")
     try:
         at = datetime.fromisoformat(moment).astimezone(UTC)

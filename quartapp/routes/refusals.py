@@ -1,4 +1,4 @@
-"""Showing what a POST-only route refuses on the page that holds its form."""
+"""Showing the error of a POST-only route on the page that contains its form."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ View = Callable[..., Awaitable[Any]]
 
 
 def returns_to(page: View, address: str) -> Callable[[View], View]:
-    """Answer what the view refuses with `page`, which has the same arguments as the view.
+    """Answer errors of the view with `page`, a view with the same arguments.
 
-    `address` is where the page can be read; names in braces are arguments. The page shows the error
-    above its content (see layout.html), and should fill its forms with what was sent. Place this
+    `address` is the URL of the page; names in braces are arguments. The page shows the error above
+    its content (see layout.html) and should fill its forms with the submitted values. Place this
     directly below the route. `routes.errors` calls `answer`.
     """
 
@@ -38,8 +38,10 @@ def returns_to(page: View, address: str) -> Callable[[View], View]:
 
 
 async def answer(message: str) -> Any:
-    """The body of the page that holds the form, with the message; None if the route has none, or
-    the sender may not read it."""
+    """Return the page that contains the form, with the message.
+
+    None if the route has no such page, or if the user may not read it.
+    """
     page = g.pop("form_page", None)
     if page is None:
         return None

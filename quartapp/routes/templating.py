@@ -1,4 +1,4 @@
-"""What templates can say beyond Jinja's own words."""
+"""Globals and filters of the templates, and a Jinja environment that renders synchronously."""
 
 import hashlib
 from collections.abc import Iterable
@@ -25,15 +25,15 @@ from quartapp.settings import Settings
 
 class Template(jinja2.Template):
     async def render_async(self, *args: Any, **kwargs: Any) -> str:
-        """What Quart asks for."""
+        """Render synchronously. Quart calls this method."""
         return self.render(*args, **kwargs)
 
 
 class Environment(QuartEnvironment):
-    """Quart's, but it compiles templates into plain functions.
+    """Quart's environment, but with templates that are compiled to synchronous functions.
 
-    Ours find all that they show in their context. If each of their calls could be awaited, a page
-    would cost a sixth more.
+    Templates get all data in their context and await nothing. Asynchronous rendering would take a
+    sixth more time.
     """
 
     template_class = Template
@@ -56,8 +56,8 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
     for name in app.blueprints:
-        # Flask gives each blueprint a word for templates that Quart has too, and it is a plain
-        # function: Quart would go to a thread and back for each page.
+        # Each blueprint has a synchronous context processor that repeats one of the app. Quart
+        # would run it in a thread for each page.
         app.template_context_processors[name].clear()
 
     @app.context_processor
@@ -71,10 +71,10 @@ def init_app(app: Quart, settings: Settings) -> None:
 
 @pass_context
 def needs(context: Context, *permissions: str) -> Markup:
-    """Attributes of an element that is for those who hold one of the permissions.
+    """Return the attributes of an element for users who have one of the permissions.
 
-    Live pages show and hide it when rights change, so it is always there; what it leads to is
-    refused by the server all the same.
+    The element is always in the page, so that live.js can show or hide it when permissions change.
+    The server checks the permission again when it is used.
     """
     words = " ".join(permissions)
     user = context["current_user"]
@@ -87,8 +87,10 @@ def _needs(words: str, shown: bool) -> Markup:
 
 
 def _stamped(folder: Path) -> dict[str, str]:
-    """The addresses of our own files. Each changes with what is in the file, so browsers may keep
-    it for ever."""
+    """Return the URLs of the static files by name.
+
+    They contain a hash of the file, so that browsers can cache them for ever.
+    """
     return {
         path.name: f"/static/{path.name}?v={hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
         for path in folder.iterdir()
@@ -97,7 +99,7 @@ def _stamped(folder: Path) -> dict[str, str]:
 
 
 def when(at: datetime) -> Markup:
-    """How long ago it was; the full time is in the tooltip, and in the page for scripts."""
+    """Return a relative time such as "2 hours ago", with the full time as tooltip and attribute."""
     delta = clock.now() - at
     if delta.total_seconds() < 45:
         return _time(at, "just now")
@@ -105,6 +107,7 @@ def when(at: datetime) -> Markup:
 
 
 def moment(at: datetime) -> Markup:
+    """Return the date and time in full."""
     return _time(at, clock.in_full(at))
 
 
@@ -113,7 +116,7 @@ def day(on: date) -> Markup:
 
 
 def paragraphs(text: str) -> Markup:
-    """Plain text as paragraphs, with the line breaks that were typed."""
+    """Return plain text as HTML paragraphs that keep its line breaks."""
     blocks = [block.strip() for block in text.replace("\r\n", "\n").split("\n\n")]
     line_break = Markup("<br>\n")
     return Markup("\n").join(

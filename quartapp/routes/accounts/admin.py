@@ -1,4 +1,4 @@
-"""People: finding them, granting and revoking, disabling, ending their sessions."""
+"""Administration of users: search, roles, sessions, disabling, expiry and second factors."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ async def show(username: str) -> Any:
 
 
 async def show_sent(username: str, **_: object) -> Any:
-    """The page of the user, with what was sent in its forms."""
+    """Return the user's page with the submitted values in its forms."""
     sent = await GrantForm.from_request(), await LastDayForm.from_request()
     return await _page(await find(username), grant=sent[0], leave=sent[1])
 
@@ -207,7 +207,7 @@ def _signed_out(event: Event) -> str:
 
 
 async def find(username: str) -> User:
-    """Answers 404 for nobody."""
+    """Return the user of this name. Answers 404 if there is none."""
     return await User.by_username(username) or abort(404)
 
 
@@ -218,7 +218,7 @@ def home(person: User) -> str:
 async def _page(
     person: User, *, grant: GrantForm | None = None, leave: LastDayForm | None = None
 ) -> Any:
-    # A form that is turned down comes back on this page, which its sender may not be one to read.
+    # A rejected form is shown on this page, which its sender may have no permission to read.
     if not may(current_user, Permission.USERS_READ):
         raise Forbidden(Permission.USERS_READ)
     ids = {linked_id(link) for link in person.roles}

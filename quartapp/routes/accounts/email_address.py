@@ -1,8 +1,8 @@
-"""The email address of an account: verifying it, and changing it.
+"""Verifying and changing the email address of an account.
 
-An address is verified by a link or a code from a mail, and besides that by a browser that is signed
-in to the account or has shown its password. So nobody can activate an account that a stranger
-registered with their address, and the stranger cannot do it without the mail.
+Verification needs two things: the link or code from an email, and a browser that is signed in to
+the account or knows its password. So the owner of a mailbox cannot activate an account that a
+stranger registered with their address, and the stranger cannot activate it without the email.
 """
 
 from typing import Any
@@ -70,15 +70,17 @@ async def change() -> Any:
 
 
 async def _count(email: str, user: User) -> None:
-    """For the address that the letter goes to, unless the account has it: with enough accounts
-    somebody's mailbox could be filled. Raises RateLimitExceeded."""
+    """Count an email to the mailbox, unless it is that of the account.
+
+    Otherwise a person with many accounts could flood a mailbox. Raises RateLimitExceeded.
+    """
     mailbox = mailbox_of(email)
     if mailbox != mailbox_of(user.email):
         await rate_limits.count("letter", (mailbox, settings().limit_letter_address))
 
 
 async def show_change() -> Any:
-    """The page with the form for another address."""
+    """Return the page with the form that changes the address."""
     return await render_template(
         "account/email.html", form=EmailForm(), user=await signed_in_user()
     )
@@ -88,7 +90,7 @@ async def show_change() -> Any:
 @returns_to(show_change, "/account/email")
 @login_required
 async def keep() -> Any:
-    """Takes back the wish for another address."""
+    """Cancel a change of the address that is not verified yet."""
     await email_address.forget(await signed_in_user())
     await flash("The change was cancelled. Your email address stays the same.", "info")
     return see_other("/account")
@@ -96,8 +98,11 @@ async def keep() -> Any:
 
 @blueprint.route("/verify", methods=["GET", "POST"])
 async def by_code() -> Any:
-    """Asks for the code, also in a browser that has registered or signed in to an account which
-    cannot be used before its address is verified."""
+    """Verify the address by a code.
+
+    For signed-in users, and for browsers that have registered or signed in to an account that
+    cannot be used until its address is verified.
+    """
     if current_user.signed_in:
         user, waiting = await signed_in_user(), None
     else:
@@ -149,8 +154,11 @@ async def _code_page(form: CodeForm, email: str, waiting: Unverified | None) -> 
 
 
 async def _confirm_by_code(user: User, code: str) -> User:
-    """Counted for the address, which may have many accounts. Raises RateLimitExceeded and what
-    `address.confirm_by_code` raises."""
+    """Verify the address of the user by a code and return the user.
+
+    Wrong codes are also counted per network, for all accounts together. Raises
+    RateLimitExceeded and what `email_address.confirm_by_code` raises.
+    """
     here = f"code from {rate_limits.network_of(remote_address())}"
     wrong = None
     async with rate_limits.attempt(
@@ -173,7 +181,7 @@ async def _confirm_by_code(user: User, code: str) -> User:
 
 
 async def show_code() -> Any:
-    """The page with the form for the code."""
+    """Return the page with the form for the code."""
     waiting = None if current_user.signed_in else await verifying()
     user = waiting.user if waiting else await signed_in_user()
     return await _code_page(CodeForm(), email_address.unconfirmed(user) or user.email, waiting)
@@ -204,8 +212,11 @@ async def send_again() -> Any:
 
 @blueprint.route("/verify/<token>", methods=["GET", "POST"])
 async def by_link(token: str) -> Any:
-    """Opening the link does nothing: programs that look at mail open links. A button does it, and
-    in a browser that has not shown whose the account is, the password of the account."""
+    """Verify the address by a link.
+
+    A GET changes nothing, because mail scanners open links. The POST of the button verifies the
+    address. It requires the password of the account in a browser that is not signed in to it.
+    """
     asked = await email_address.asked_by(token)
     if asked is None:
         return await _gone()
@@ -269,7 +280,7 @@ async def _gone() -> Any:
 
 
 async def _verified(user: User, waiting: Unverified | None) -> Any:
-    """Sign in to the account unless the browser is signed in, to it or to another one."""
+    """Answer a verification. Signs in to the account if the browser is not signed in."""
     log.info("address_confirmed", user=user.username)
     if current_user.signed_in:
         mine = current_user.user_id == user.id

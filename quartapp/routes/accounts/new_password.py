@@ -1,4 +1,4 @@
-"""Whether a new password is accepted: the same for every page that sets one."""
+"""The check of a new password, for all pages that set one."""
 
 from quartapp.auth import rate_limits, remote_address
 from quartapp.forms.base import Form
@@ -6,7 +6,7 @@ from quartapp.runtime import password_policy, settings
 
 
 async def count_registration() -> None:
-    """Count a try to create an account from this address. Raises RateLimitExceeded."""
+    """Count an attempt to create an account from this network. Raises RateLimitExceeded."""
     here = rate_limits.network_of(remote_address())
     await rate_limits.count("registration", (here, settings().limit_registration))
 
@@ -14,8 +14,8 @@ async def count_registration() -> None:
 async def is_accepted(form: Form, *context: str) -> bool:
     """Return whether the policy accepts the form's `password`; if not, the field says why.
 
-    The context are words that are known of the user. Raises Busy. Scoring is costly, so a route
-    counts its limits before it calls this.
+    `context` has words that are known about the user, such as the username. Raises Busy. Scoring is
+    costly, so routes count the attempt before they call this.
     """
     weakness = await password_policy().weakness(form["password"].data or "", context=context)
     if weakness:

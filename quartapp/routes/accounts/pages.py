@@ -1,4 +1,4 @@
-"""Coming and going: registering, signing in and out, and the first administrator."""
+"""Registration, sign-in, sign-out, re-authentication and the first administrator."""
 
 from contextlib import suppress
 from datetime import timedelta
@@ -65,11 +65,11 @@ async def register() -> Any:
 
 
 async def _register(form: RegisterForm) -> User | None:
-    """Create the account, or say in the form what is taken. Raises RateLimitExceeded and Busy.
+    """Create the account, or return None with an error in the form.
 
-    Counted before the password is scored, and before it says which names are taken. Where
-    verification is required, it does the same work for an address that is taken as for one that is
-    free (ASVS 6.3.8).
+    Raises RateLimitExceeded and Busy. The attempt is counted before the password is scored and
+    before the form says that a name is taken. Where verification is required, the work is the same
+    whether the address is taken or free (ASVS 6.3.8).
     """
     await count_registration()
     required = settings().verification_required
@@ -106,7 +106,7 @@ async def login() -> Any:
 
 
 async def knows_password(user: User, password: str) -> bool:
-    """Whether this is the password of the user. Counted as a sign-in to the account.
+    """Whether this is the password of the user. Counts as an attempt to sign in to the account.
 
     Raises RateLimitExceeded and Busy.
     """
@@ -119,11 +119,11 @@ async def knows_password(user: User, password: str) -> bool:
 
 
 async def _found(login: str, password: str) -> User | None:
-    """Return whose login and password these are. Raises AccountShut, RateLimitExceeded and Busy.
+    """Return the user with this login and password, or None.
 
-    There is one answer for unknown logins and wrong passwords, and one hash for each of them, or as
-    much work as the costliest one is (ASVS 6.3.8). The right password of an account that is
-    disabled is told so.
+    Unknown logins and wrong passwords take the same time: one hash of the highest cost in use
+    (ASVS 6.3.8). Replaces an outdated hash. Raises AccountShut for the right password of an
+    account that is disabled or will be deleted; RateLimitExceeded; and Busy.
     """
     hasher().check_room()
     user = await User.by_login(login)
@@ -136,20 +136,21 @@ async def _found(login: str, password: str) -> User | None:
     if not user.may_enter:
         raise AccountShut(user)
     if hasher().outdated(user.password_hash):
-        # The next sign-in can do it too: nobody is sent away whose password was right.
+        # Ignore Busy: the next sign-in can replace the hash.
         with suppress(Busy):
             await user.upgrade_hash(await hasher().hash(password))
     return user
 
 
 async def _counted_for(login: str, user: User | None) -> list[rate_limits.Key]:
-    """What a failing sign-in is counted for: see docs/adr/0031.
+    """Return the limits that a failed sign-in counts against (see docs/adr/0031).
 
-    Strangers to the account share an allowance, which they can use up. So it is not asked of those
-    who have signed in to it before, from this browser or, if not, from this address.
+    Browsers that have signed in to the account before have a limit of their own. Others share
+    limits per network and per account, so an attacker cannot lock the owner out. The limit per
+    account does not apply at an IP address from which the account was used before.
     """
-    # All spellings that find one account have one canonical form, whether there is an account or
-    # not. A username and an address are counted apart: nobody learns which belong together.
+    # All spellings of a login have one canonical form, also if there is no such account. A username
+    # and an address have separate counts, so that the limits do not reveal which belong together.
     name, address = validation.canonical_login(login), auth.remote_address()
     browser = auth.known_browser()
     if browser and await is_known_browser(user, browser=browser):
@@ -182,9 +183,9 @@ async def logout() -> Any:
 @blueprint.route("/confirm", methods=["GET", "POST"])
 @login_required
 async def confirm() -> Any:
-    """Ask again who the user is, before something sensitive does: password and code, or a passkey.
+    """Re-authenticate the user: by password and, with a second factor, a code; or by a passkey.
 
-    A passkey is two factors in one, and needs no password beside it.
+    A passkey counts as two factors, so it needs no password.
     """
     user = await auth.signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
@@ -221,7 +222,7 @@ async def account() -> str:
 
 @blueprint.route("/setup/<token>", methods=["GET", "POST"])
 async def setup(token: str) -> Any:
-    """Makes the first administrator. The link is printed at the start of a server without one."""
+    """Create the first administrator. A server without one prints the link at its start."""
     if not await setup_is_open(token):
         return await render_template("accounts/setup_gone.html"), 410
     form = await RegisterForm.from_request()
@@ -247,7 +248,7 @@ async def setup(token: str) -> Any:
 
 
 async def _may_set_up(form: RegisterForm) -> bool:
-    """Raises RateLimitExceeded and Busy."""
+    """Count the attempt and check the form. Raises RateLimitExceeded and Busy."""
     await count_registration()
     return await _is_good(form) and await _is_free(form)
 
@@ -257,8 +258,11 @@ async def _is_good(form: RegisterForm) -> bool:
 
 
 async def _has_free_username(form: RegisterForm) -> bool:
-    """Whether nobody has the username but an earlier registration of the same address, which this
-    one replaces. The index has the last word."""
+    """Whether the username is free; if not, the form says so.
+
+    It counts as free if an unverified registration of the same address has it, which this one
+    replaces. The unique index decides in a race.
+    """
     earlier = await User.claiming(form.email.data or "")
     holder = await User.by_username(form.username.data or "")
     if holder and (earlier is None or earlier.id != holder.id):
@@ -267,7 +271,10 @@ async def _has_free_username(form: RegisterForm) -> bool:
 
 
 async def _is_free(form: RegisterForm) -> bool:
-    """Whether nobody has the name or the address. The index has the last word."""
+    """Whether username and address are free; if not, the form says so.
+
+    The unique indexes decide in a race.
+    """
     if await User.by_username(form.username.data or ""):
         form.refuse(str(Taken("username")), "username")
     if await User.by_email(form.email.data or ""):

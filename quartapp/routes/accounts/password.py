@@ -1,4 +1,4 @@
-"""Changing one's password."""
+"""Changing the password."""
 
 from typing import Any
 
@@ -20,14 +20,16 @@ blueprint = Blueprint("passwords", __name__)
 @blueprint.route("/account/password", methods=["GET", "POST"])
 @login_required
 async def change() -> Any:
-    """Asks for the current password, which is enough for who has no second factor. Who has one
-    has to have shown it lately: see docs/adr/0078."""
+    """Change the password, with the current password as re-authentication.
+
+    Users with a second factor must have re-authenticated recently (see docs/adr/0078).
+    """
     if not current_user.fresh and (await signed_in_user()).factors:
         return see_other(with_next("/confirm", request.full_path.rstrip("?")))
     form = await PasswordForm.from_request()
     with form.patience():
         if form.posted and (user := await User.get(current_user.user_id)):
-            # First, because it is counted: nobody else has passwords scored here.
+            # Check this first: it is counted, and scoring the new password is costly.
             if not await _fits(form.current_password.data or "", user):
                 log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
                 form.refuse("Incorrect password.", "current_password")
@@ -58,7 +60,7 @@ async def _change(user: User, password: str) -> Any:
     if token and kept:
         login_user(CurrentUser(token), remember=kept.remembered)
     else:
-        # Somebody ended this session meanwhile: the password is changed all the same.
+        # The session was ended in the meantime. The password was changed anyway.
         logout_user()
     await flash("Your password was changed. All your other sessions have ended.", "success")
     return see_other(AFTER_STRANGER if _after_stranger() else "/account")

@@ -1,4 +1,4 @@
-"""A forgotten password: asking for a link, and setting a new one with it."""
+"""Password recovery: requesting a link and setting a new password."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ blueprint = Blueprint("recovery", __name__)
 
 @blueprint.route("/forgot", methods=["GET", "POST"])
 async def forgot() -> Any:
-    """The same answer and the same work for every address (ASVS 6.3.8, 6.4.3)."""
+    """Send a link by email. Answer and work are the same for all addresses (ASVS 6.3.8, 6.4.3)."""
     form = await ForgotForm.from_request()
     with form.patience():
         if form.posted:

@@ -1,4 +1,4 @@
-"""People, as everybody who is signed in sees them."""
+"""Profile pages, for all signed-in users."""
 
 from quart import Blueprint, abort, render_template
 from quart_auth import login_required

@@ -1,1 +1,1 @@
-"""Pages of the audit log and of one's activity."""
+"""Pages of the audit log and of a user's own activity."""

@@ -1,4 +1,4 @@
-"""What has happened to one's account, and saying that it was somebody else."""
+"""The activity page of a user, and reporting an activity as "This wasn't me"."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ async def not_me(event_id: str) -> Any:
 @blueprint.get(redirects.AFTER_STRANGER)
 @login_required
 async def remains() -> str:
-    """What a stranger may have left behind, for whoever has said that there was one."""
+    """Show the steps that secure an account after a report."""
     user = await signed_in_user()
     return await render_template(
         "account/not_me.html",

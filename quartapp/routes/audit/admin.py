@@ -1,4 +1,4 @@
-"""The audit record."""
+"""The audit log for administrators."""
 
 from quart import Blueprint, render_template
 from quart_auth import login_required

@@ -1,4 +1,4 @@
-"""What became of the open tabs that an event has ended, while acknowledgements still arrive."""
+"""Receipts: how many open tabs have acknowledged that an event ended their session."""
 
 from markupsafe import Markup
 from quart import Blueprint, abort, flash, render_template
@@ -16,8 +16,7 @@ blueprint = Blueprint("receipts", __name__)
 @blueprint.get("/receipts/<event_id>")
 @login_required
 async def show(event_id: str) -> str:
-    """For the user who caused the event, and for those who read the audit log. Answers 404 to
-    others."""
+    """Show the receipt of an event. Answers 404 unless the user caused it or may read events."""
     event = await Event.get(id_or_404(event_id))
     if event is None or not _may_read(event):
         abort(404)
@@ -25,20 +24,20 @@ async def show(event_id: str) -> str:
 
 
 async def flash_receipt(words: str, event: Event | None) -> None:
-    """Flash the words, and behind them what became of the open tabs.
+    """Flash the words, followed by the receipt of the event.
 
-    Call it after `settle`. While tabs are waited for, the page that shows it follows the receipt:
-    see `element`.
+    Call it after `settle`. live.js updates the receipt while acknowledgements are missing: see
+    `element`.
     """
     text = Markup("{} {}").format(words, element(event)).rstrip() if event else words
     await flash(text, "success")
 
 
 def element(event: Event) -> Markup:
-    """The receipt of an event as HTML; empty if it has ended no open tab.
+    """Return the receipt of an event as HTML, empty if the event ended no open tab.
 
-    While tabs are waited for it is marked with `data-pending`, which the page's script follows, and
-    has a link to the page of the receipt, for those without a script.
+    While acknowledgements are missing, it has the attribute `data-pending`, which makes live.js
+    update it, and a link to the page of the receipt, for browsers without JavaScript.
     """
     words = event.reach.sentence.strip()
     if not words:

@@ -1,4 +1,4 @@
-"""One's second factors: what one has, adding to it and taking away from it."""
+"""Pages of a user's second factors: overview, authenticator app and recovery codes."""
 
 from datetime import timedelta
 from typing import Any
@@ -51,7 +51,7 @@ async def index() -> str:
 @login_required
 @fresh_login_required
 async def app() -> Any:
-    """Sets up an authenticator app. What it is to share with us waits in the visitor's cookie."""
+    """Set up an authenticator app. Until then its secret is sealed in the session cookie."""
     user = await signed_in_user()
     if user.totp is not None:
         await flash("You have already set up an authenticator app.", "info")
@@ -105,10 +105,10 @@ async def remove_app() -> Any:
 @blueprint.get("/recovery-codes")
 @login_required
 async def codes() -> str:
-    """Show new ones to the browser that they were created in, once; else how many are left."""
+    """Show new codes once, in the browser that created them; otherwise how many are left."""
     fresh = session.pop(_CODES, None) if request.method == "GET" else None
     note, fresh_codes = seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or ("", [])
-    # An older cookie still has them: that they were shown is remembered here.
+    # A copy of the cookie may contain the codes, so the database records that they were shown.
     if note and not await Answered.first(note, lasts=CODES_LAST):
         fresh_codes = []
     return await render_template(
@@ -141,7 +141,11 @@ async def count_change() -> None:
 
 
 async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors") -> Any:
-    """The answer to a factor that was set up just now, of whatever kind."""
+    """Answer after a factor was set up: show recovery codes if some were created, else `home`.
+
+    Waits until ended sessions are refused everywhere, and replaces the token of this session if
+    it was renewed. Flashes the words.
+    """
     await wait_until_enforced(enrolled.event)
     log.info("user_updated", user=current_user.username, added=enrolled.event.details.get("factor"))
     if enrolled.token and (mine := await Session.get(current_user.session_id)):
@@ -156,15 +160,14 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
 
 
 def _show_codes(codes: list[str]) -> Any:
-    """Leads to the page that shows them. Until then only this browser has them, and cannot read
-    them itself."""
+    """Redirect to the page that shows the codes. Until then the session cookie has them, sealed."""
     note = f"recovery codes {new_id()}"
     session[_CODES] = seal().hand_out([note, codes], _mine(_CODES))
     return see_other(with_next("/account/factors/recovery-codes"))
 
 
 def _offered() -> str:
-    """The secret that is being set up in this session; another one after an hour."""
+    """Return the secret that this session is setting up. Creates a new one after an hour."""
     secret = seal().take_back(session.get(_OFFER), _mine(_OFFER), within=totp.OFFER_LASTS)
     if secret is None:
         secret = totp.new_secret()
@@ -177,8 +180,8 @@ def _mine(what: str) -> str:
 
 
 def _picture(text: str) -> Markup:
-    """Dark on light on every page: many apps read no other."""
+    """Return a QR code as SVG, always dark on light, because many apps read nothing else."""
     code = segno.make(text, error="m", micro=False)
     picture = code.svg_inline(omitsize=True, border=3, light="#fff", svgclass="qr")
-    # Paths and numbers: there is no text of anybody's in it.
+    # The SVG has only paths and numbers, no text from users.
     return Markup(picture)  # noqa: S704

@@ -1,4 +1,4 @@
-"""Passkeys: one's own, and signing in with one. A script asks the browser; see passkeys.js."""
+"""Managing passkeys and signing in with them. passkeys.js talks to the browser's API."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ HOME = "/account/factors/passkeys"
 NOT_ACCEPTED = "This passkey was not accepted. Try again, or sign in another way."
 
 
-# ---- one's own
+# ---- managing passkeys
 
 
 @blueprint.get(f"{HOME}/options")
@@ -104,7 +104,7 @@ async def _add(form: AddForm) -> Enrolled:
 
 
 async def show_list(**_: object) -> Any:
-    """The page with the forms for each passkey."""
+    """Return the list of passkeys with its forms."""
     return await _page(AddForm(data={"name": auth.device_name()[:60]}))
 
 
@@ -165,7 +165,7 @@ async def options_to_sign_in() -> Any:
 
 @blueprint.get("/login/factor/options")
 async def options_for_second_step() -> Any:
-    """For who is half way in: one of their own."""
+    """Return options for the second step of a sign-in, limited to the passkeys of the user."""
     step = await half_way() or abort(404)
     known = [(each.credential_id, each.transports) for each in await Passkey.of_user(step.user.id)]
     return jsonify(webauthn.ask_to_show(site() or abort(404), asker("show"), known=known))
@@ -182,7 +182,10 @@ async def options_to_confirm() -> Any:
 
 
 async def confirmed_by_passkey(user: User, answer: str) -> bool:
-    """Renew the session of a user who shows a passkey of their own. Raises RateLimitExceeded."""
+    """Re-authenticate the user with one of their passkeys. Returns whether it was accepted.
+
+    Renews the session if it was. Raises RateLimitExceeded.
+    """
     if await _shown(answer, asked_to="confirm", of=user) is None:
         return False
     await auth.renew_session()
@@ -191,9 +194,9 @@ async def confirmed_by_passkey(user: User, answer: str) -> bool:
 
 @blueprint.post("/login/passkey")
 async def use() -> Any:
-    """A passkey is two factors in one: the device has it, and asks its owner for something more.
+    """Sign in with a passkey, alone or as the second step after a password.
 
-    So it needs no password before it, but may come as the second step after one.
+    A passkey counts as two factors: the device, and what the device asks of its owner.
     """
     if current_user.signed_in:
         return await go_on(next_page())
@@ -219,11 +222,10 @@ async def use() -> Any:
 
 
 async def _shown_by(step: HalfWay | None, answer: str) -> User | None:
-    """Return whose passkey was shown: in the second step, only that of who has shown the password.
+    """Return the user whose passkey was used, or None. In the second step only that user's count.
 
-    There it is counted among the account's other factors; without a password before it nobody
-    guesses a key, and strangers could lock the account. Raises FactorsBlocked and what `_shown`
-    raises.
+    There, failures count like wrong codes. Without a password they do not: keys cannot be guessed,
+    and strangers could block the account. Raises FactorsBlocked and what `_shown` raises.
     """
     if step is None:
         return await _shown(answer)
@@ -234,7 +236,7 @@ async def _shown_by(step: HalfWay | None, answer: str) -> User | None:
 
 
 async def _shown(answer: str, *, asked_to: str = "show", of: User | None = None) -> User | None:
-    """Return whose passkey was shown, or None for one that is not accepted.
+    """Return the user whose passkey was used, or None for one that is not accepted.
 
     Raises AccountShut, RateLimitExceeded and Busy.
     """
@@ -255,7 +257,7 @@ async def _shown(answer: str, *, asked_to: str = "show", of: User | None = None)
 
 
 async def _whose(answer: str, asked_to: str, of: User | None) -> User:
-    """Raises Refused."""
+    """Verify the answer and return the user of the passkey. Raises Refused."""
     here = site()
     if here is None:
         raise Refused("there are no passkeys at this address")

@@ -1,4 +1,4 @@
-"""Where passkeys work. They are bound to a name, and no stranger's word for it is taken."""
+"""The relying party: the domain name for which passkeys are valid (WebAuthn)."""
 
 from urllib.parse import urlsplit
 
@@ -11,10 +11,10 @@ from quartapp.settings import LOOPBACK
 
 
 def site() -> Site | None:
-    """What BASE_URL says; in development, this machine under its name. None where there are
-    none, as with the BASE_URL that is there unset.
+    """Return the relying party of BASE_URL; in development also of localhost.
 
-    The Host header is what a stranger says, so in production it is not asked.
+    None if BASE_URL has no domain name, so that passkeys do not work. In production the Host
+    header is not used, because clients choose it.
     """
     if not settings().production and _host() == "localhost":
         return Site.at(f"{request.scheme}://{request.host}")
@@ -22,7 +22,7 @@ def site() -> Site | None:
 
 
 def elsewhere() -> str | None:
-    """In development, this page where passkeys work, for those who came by an address."""
+    """Return the URL of this page at localhost, in development at an IP address; else None."""
     if settings().production or site() or _host() not in LOOPBACK:
         return None
     port = urlsplit(f"//{request.host}").port
@@ -32,7 +32,7 @@ def elsewhere() -> str | None:
 
 
 def asker(what: str) -> Asker:
-    """Makes challenges for `what` that only pages of this visit can answer."""
+    """Return what creates challenges for `what`, bound to the session or visitor."""
     return Asker(settings().secret_key.get_secret_value(), f"{what} {csrf.bound_to()}")
 
 

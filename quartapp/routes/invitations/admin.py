@@ -1,4 +1,4 @@
-"""Inviting people, and what has become of it."""
+"""Administration of invitations: send, list, send again and withdraw."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ async def index() -> Any:
 
 
 async def show_list(**_: object) -> Any:
-    """The page with the forms for each invitation."""
+    """Return the list of invitations with its forms."""
     form = InviteForm()
     await _offer(form)
     return await _page(form)
@@ -90,7 +90,10 @@ async def send_again(invitation_id: str) -> Any:
 
 
 async def _invite(form: InviteForm) -> bool:
-    """Raises RateLimitExceeded."""
+    """Send the invitation. False with an error in the form if that is not possible.
+
+    Raises RateLimitExceeded.
+    """
     email = form.email.data or ""
     other = form.other_role
     role = (await Role.named(other) or abort(404)) if other else None
@@ -114,7 +117,7 @@ async def _offer(form: InviteForm) -> None:
 
 
 async def _count(email: str) -> None:
-    """Count an email to the mailbox, whoever sends it. Raises RateLimitExceeded."""
+    """Count an email to the mailbox, for all senders together. Raises RateLimitExceeded."""
     await rate_limits.count("invitation", (mailbox_of(email), settings().limit_invitation))
 
 

@@ -1,4 +1,4 @@
-"""Taking up an invitation: an account for an address that its letter has confirmed."""
+"""Accepting an invitation, which creates an account with a verified address."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ blueprint = Blueprint("invitations", __name__)
 
 @blueprint.route("/invited/<token>", methods=["GET", "POST"])
 async def take_up(token: str) -> Any:
-    """Counts as a registration, which it is."""
+    """Create the account of an invitation and sign in. Counts as a registration."""
     found = await Invitation.by_token(token)
     fate = await found.fate() if found else None
     if found is None or fate is not Fate.OPEN:
@@ -55,8 +55,10 @@ async def take_up(token: str) -> Any:
 
 
 async def _may_register(form: InvitedForm) -> bool:
-    """Counted before the password is scored, and before it says whether the name is taken. The
-    index has the last word. Raises RateLimitExceeded and Busy."""
+    """Count the attempt, then check the password and the username; errors go to the form.
+
+    The unique index decides in a race. Raises RateLimitExceeded and Busy.
+    """
     await count_registration()
     if not await is_accepted(form, form.username.data or "", form.email):
         return False

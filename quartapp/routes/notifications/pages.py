@@ -1,4 +1,4 @@
-"""What one was told."""
+"""The notifications of a user."""
 
 from typing import Any
 

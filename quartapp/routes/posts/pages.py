@@ -1,4 +1,4 @@
-"""Posts and comments: reading is for everybody, writing for those who may."""
+"""Posts and comments. All visitors can read them."""
 
 from typing import Any
 
@@ -82,7 +82,7 @@ async def delete(post_id: str) -> Any:
 
 
 async def show_with_comment(post_id: str) -> Any:
-    """The page of the post, with the comment that was sent."""
+    """Return the page of the post with the submitted comment in its form."""
     return await _page(await _find(post_id), await CommentForm.from_request())
 
 
@@ -105,7 +105,7 @@ async def comment(post_id: str) -> Any:
 
 
 async def show_commented(comment_id: str) -> Any:
-    """The page of the post that the comment is about."""
+    """Return the page of the post to which the comment belongs."""
     found = await Comment.get(id_or_404(comment_id)) or abort(404)
     g.form_page_address = f"/posts/{found.post_id}"
     return await _page(await _find(str(found.post_id)), CommentForm())
@@ -126,7 +126,7 @@ async def delete_comment(comment_id: str) -> Any:
 
 
 async def _count(what: str, limit: RateLimitItem) -> None:
-    """Count what the user writes. Raises RateLimitExceeded."""
+    """Count a post or comment of the user. Raises RateLimitExceeded."""
     await rate_limits.count(what, (str(current_user.user_id), limit))
 
 
@@ -135,7 +135,10 @@ async def _find(post_id: str) -> Post:
 
 
 def _refuse(post: Post) -> None:
-    """Whose words they are nobody can be granted; that one may write at all, one can."""
+    """Answer a user who may not edit the post. Raises Forbidden, or answers 403.
+
+    An author lacks a permission, which can be granted. Others can never edit the post.
+    """
     if policy.owns(current_user, post):
         raise Forbidden(Permission.POSTS_WRITE)
     abort(403, "Only its author can change a post.")

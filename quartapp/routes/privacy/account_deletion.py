@@ -1,4 +1,4 @@
-"""Closing one's account, having it deleted, and coming back in time."""
+"""Deactivating and deleting one's own account, and restoring it."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ async def deactivate() -> Any:
 
 @blueprint.route("/account/closed", methods=["GET", "POST"])
 async def closed() -> Any:
-    """For who has signed in to an account that they closed: all they can do is to open it again."""
+    """Offer to restore the account to a user who has signed in to a deactivated or deleted one."""
     if current_user.signed_in:
         return redirect("/account")
     noted = session.get(RETURN, {})
@@ -79,7 +79,10 @@ async def closed() -> Any:
 
 
 async def _leave(words: str) -> Any:
-    """The sessions have ended, this one too."""
+    """Answer after the account was closed: sign out this browser and flash the words.
+
+    Waits until the end of all sessions is enforced.
+    """
     log.info("user_closed", user=current_user.username, ip=auth.remote_address())
     await wait_until_enforced()
     logout_user()

@@ -1,4 +1,4 @@
-"""Having the accounts of others deleted, and taking that back in time."""
+"""Deleting and restoring accounts as an administrator."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""All that is held about oneself, to take away."""
+"""Export of the personal data of a user."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,8 +44,11 @@ async def export() -> Any:
 
 
 async def _attachment(user: User) -> Response:
-    """The archive is made before it is sent, so that what goes wrong is still an answer. It is on
-    the disk when it is large, and nowhere after it was sent."""
+    """Return the archive as a download.
+
+    The archive is complete before the first byte is sent, so that an error still gets an error
+    page. It is a temporary file if it is large, and is deleted after it was sent.
+    """
     file: IO[bytes] = SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
     try:
         size = await _pack(user, file)
@@ -60,7 +63,7 @@ async def _attachment(user: User) -> Response:
 
 
 async def _pack(user: User, file: IO[bytes]) -> int:
-    """Returns how many bytes were written. Deflating and writing is work for another thread."""
+    """Write the archive and return its size in bytes. Compresses and writes in a thread."""
     name = f"{user.username}.json"
     with ZipFile(file, "w", ZIP_DEFLATED) as archive, archive.open(name, "w") as entry:
         waiting: list[str] = []

@@ -1,4 +1,4 @@
-"""Roles: what there are, and what each allows."""
+"""Administration of roles: list, create, edit and delete."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ async def edit(name: str) -> Any:
     if form.posted:
         name, description, permissions = _values(form)
         if role.name == ADMIN and not permissions:
-            # Its boxes cannot be ticked or cleared, so a browser does not send them.
+            # The checkboxes of admin are disabled, so browsers do not send them.
             description, permissions = role.description, role.known
         try:
             await role.edit(
@@ -93,7 +93,7 @@ async def edit(name: str) -> Any:
 
 
 async def show_stored(name: str) -> Any:
-    """The page of the role, as it is stored."""
+    """Return the page of the role with the stored values."""
     role = await _find(name)
     return await _page(RoleForm(data=_stored(role)), role)
 

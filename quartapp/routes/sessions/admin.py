@@ -1,4 +1,4 @@
-"""Who is on now."""
+"""The list of active sessions for administrators."""
 
 from quart import Blueprint, render_template
 from quart_auth import login_required

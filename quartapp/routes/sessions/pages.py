@@ -1,4 +1,4 @@
-"""One's own sessions: where one is signed in, and ending it there."""
+"""The active sessions of a user, and ending them."""
 
 from typing import Any
 

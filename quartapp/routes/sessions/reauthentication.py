@@ -1,10 +1,10 @@
-"""The actions for which a user re-enters the password, as the page that asks for it names them."""
+"""Names of the actions that require re-authentication, for the page that asks for it."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# By endpoint. Names in braces are those of the address and of the form. The first phrase of which
-# all names have a value is used.
+# Phrases by endpoint. Names in braces are arguments of the URL and fields of the form. The first
+# phrase whose names all have values is used.
 ACTIONS: Mapping[str, tuple[str, ...]] = {
     "addresses.change": ("change your email address to {email}", "change your email address"),
     "admin_invitations.index": ("invite {email} with the role {role}", "invite {email}"),
@@ -44,7 +44,7 @@ UNNAMED = "continue"
 def action(endpoint: str | None, *values: Mapping[str, Any]) -> str:
     """Return what a request would do, such as "revoke the role editor from ada".
 
-    The first of the mappings that has a name gives its value: the address before the form.
+    The mappings give the values of names; an earlier one takes precedence.
     """
     named = {
         name: short

@@ -1,4 +1,4 @@
-"""The second step of a sign-in: after the password, something that only its owner has."""
+"""The second step of a sign-in: a code or passkey after the password."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ async def show() -> Any:
 
 
 async def start_over() -> Any:
-    """Lead to the sign-in page: the password was shown too long ago, or for another sign-in."""
+    """Lead back to the sign-in page, because the first step has expired or was used already."""
     if await carried_forms.field():
         return await sign_in_page(LoginForm())
     await flash(

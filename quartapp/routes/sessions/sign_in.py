@@ -1,4 +1,4 @@
-"""The one way in: every kind of sign-in ends here, once it is known who somebody is."""
+"""The end of every kind of sign-in: what happens once the user is authenticated."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,25 +30,27 @@ from quartapp.runtime import seal, settings
 SECOND_STEP = "/login/factor"
 STEP_LASTS = timedelta(minutes=10)
 _ABOUT = "second step"
-# For so long after a registration or a sign-in the browser can verify the address by link or code.
+# How long after a registration or sign-in a browser can verify the address by link or code.
 VERIFICATION_LASTS = timedelta(days=1)
 _VERIFICATION = "verification"
-# What the browser is given by which it may open a closed account again, and nothing else.
+# Key in the session cookie of the token that restores a deactivated account.
 RETURN = "return"
 
 
 class AccountClosed(Exception):
-    """Who has just shown who they are closed the account: nothing but that is opened for them."""
+    """The authenticated user has deactivated or deleted the account, and can only restore it."""
 
 
 class MustVerify(Exception):
-    """The visitor has signed in to an account whose email address has to be verified first."""
+    """The email address of the authenticated user must be verified before the sign-in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """An account whose owner this browser has shown to be, by its password and factor if it has
-    one, and the session that opens once the address is verified."""
+    """An account to which this browser has authenticated, but whose address is not verified.
+
+    `remember` and `factor` describe the session that is opened after the verification.
+    """
 
     user: User
     remember: bool
@@ -56,7 +58,7 @@ class Unverified:
 
 
 class AccountShut(Exception):
-    """Who has just shown who they are may not sign in: the account is disabled or to be deleted."""
+    """The authenticated user may not sign in: see `User.may_enter`."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -64,7 +66,7 @@ class AccountShut(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HalfWay:
-    """Somebody who has shown their password and has yet to show a second factor."""
+    """A sign-in that has passed the password and still needs a second factor."""
 
     user: User
     remember: bool
@@ -72,7 +74,7 @@ class HalfWay:
 
 
 async def let_in(user: User, *, remember: bool, then: str) -> Any:
-    """For who has shown the password: signs in, or leads to the second step if they have one.
+    """Answer the right password: sign in, or lead to the second step if the user has a factor.
 
     Raises AccountClosed and MustVerify as `sign_in` does.
     """
@@ -88,12 +90,12 @@ async def let_in(user: User, *, remember: bool, then: str) -> Any:
 
 
 async def go_on(then: str) -> Any:
-    """Answer a sign-in: with the form that was carried through it, or a redirect."""
+    """Answer a completed sign-in: with the form carried through it, or a redirect to `then`."""
     return await carried_forms.filled_form() or see_other(then)
 
 
 async def factor_page(user: User, form: Form, *, status: int | None = None) -> Any:
-    """Return the page of the second step. It passes on the form that is carried."""
+    """Return the page of the second step, which passes on a carried form."""
     page = await render_template(
         "accounts/factor.html", form=form, user=user, carried=await carried_forms.field()
     )
@@ -101,7 +103,10 @@ async def factor_page(user: User, form: Form, *, status: int | None = None) -> A
 
 
 async def half_way() -> HalfWay | None:
-    """Who is on the second step in this browser, unless it took too long or the account changed."""
+    """Return the sign-in of this browser that waits for its second step.
+
+    None after STEP_LASTS, and if the account was closed or changed its password or factors.
+    """
     step = seal().take_back(session.get(_ABOUT), _ABOUT, within=STEP_LASTS)
     if step is None:
         return None
@@ -113,8 +118,8 @@ async def half_way() -> HalfWay | None:
 
 
 async def finish(step: HalfWay, factor: Factor) -> bool:
-    """Sign in a user who has shown a second factor as well. False if this password was used for a
-    sign-in already: an older cookie still says that it was shown.
+    """Complete the second step. False if this first step was already used for a sign-in, as by a
+    copy of the cookie.
 
     Raises AccountClosed as `sign_in` does.
     """
@@ -125,12 +130,12 @@ async def finish(step: HalfWay, factor: Factor) -> bool:
 
 
 def is_verifying() -> bool:
-    """Whether this browser was led to the page that verifies the address of an account."""
+    """Whether this browser has an account whose address it can verify, valid or not."""
     return _VERIFICATION in session
 
 
 async def verifying() -> Unverified | None:
-    """Return the account that this browser was led to verify, if it can still be verified or was.
+    """Return the account whose address this browser can verify, also if that was done already.
 
     None after VERIFICATION_LASTS, and when the account was deleted, closed or got a new password.
     """
@@ -145,16 +150,20 @@ async def verifying() -> Unverified | None:
 
 
 def stop_verifying() -> None:
-    """Forget the account that this browser was led to verify."""
+    """Remove the account to verify from the session cookie."""
     session.pop(_VERIFICATION, None)
 
 
 async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -> None:
-    """Opens a session and, after the commit, gives its token to the browser.
+    """Open a session and set its cookie.
 
-    Without the factor, for those who have none: else the session is over from the start. Raises
-    AccountClosed for an account that its owner has closed, and has noted the way back; likewise
-    MustVerify for one whose email address has to be verified first.
+    Ends the session that this browser had, and the oldest one if the user has too many; waits
+    until that is enforced on all workers. A user with second factors must pass the `factor` that
+    was used: without it the session is not valid.
+
+    Raises AccountClosed for an account that its owner has deactivated or deleted, and MustVerify
+    for one whose address is not verified; both leave in the session cookie what the next page
+    needs.
     """
     if user.awaits_verification:
         note = [str(user.id), user.credential, remember, factor]
@@ -180,7 +189,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
         factor=factor,
         at_most=settings().sessions_per_user,
     )
-    # Signing in ends the session that this browser had, and the oldest of too many.
+    # This sign-in may have ended the browser's previous session and the user's oldest one.
     await wait_until_enforced()
     log.info("session_created", user=user.username, session=str(opened.id))
     session.clear()
@@ -188,7 +197,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
 
 
 async def sign_in_page(form: Form) -> Any:
-    """Where it begins, and where each kind comes back to that was turned down."""
+    """Return the sign-in page, also after a sign-in of any kind was rejected."""
     page = await render_template(
         "accounts/login.html", form=form, ended=_ended_here(), carried=await carried_forms.field()
     )
@@ -196,10 +205,9 @@ async def sign_in_page(form: Form) -> Any:
 
 
 def _ended_here() -> Ended | None:
-    """Return the ended session that this browser comes from, for the page to say why.
+    """Return the ended session of this browser, so that the page can say why it ended.
 
-    Live pages name the session in the address. Who comes with another one's id, or without the
-    cookie of the session, learns nothing about it.
+    None if the URL names a different session, or if the browser lacks the session's cookie.
     """
     ended = current_user.ended
     named = request.args.get("ended")
