@@ -125,7 +125,8 @@ def test_what_can_be_no_login_has_one_canonical_form(text: str) -> None:
     assert validation.canonical_login(text) == ""
 
 
-def test_canonical_forms_are_stable_and_agree_with_what_is_valid() -> None:
+@pytest.mark.parametrize("cases", [3_000, pytest.param(30_000, marks=pytest.mark.long)])
+def test_canonical_forms_are_stable_and_agree_with_what_is_valid(cases: int) -> None:
     dice = random.Random(13)
     plain, strange = "abAB01.-_", "üÜ@=?ßſKİıﬁａ。＠\u00ad\u200b\u0308\u202e☃本ك\ufdfa\ud800 "
 
@@ -133,7 +134,7 @@ def test_canonical_forms_are_stable_and_agree_with_what_is_valid() -> None:
         return "".join(dice.choices(plain + strange * dice.randint(0, 1), k=dice.randint(1, 5)))
 
     valid = 0
-    for _ in range(10_000):
+    for _ in range(cases):
         text = f"{part()}@{part()}.{part()}"
         canonical = validation.canonical_login(text)
         assert validation.canonical_login(canonical) == canonical, ascii(text)
@@ -144,7 +145,7 @@ def test_canonical_forms_are_stable_and_agree_with_what_is_valid() -> None:
             assert validation.canonical_email(shown) == canonical
             assert canonical == validation.mail_address(text).lower()
             assert canonical.isascii()
-    assert valid > 200
+    assert valid > cases // 50
 
 
 @pytest.mark.parametrize(
