@@ -11,7 +11,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from jinja2.bccache import Bucket, BytecodeCache
 from pymongo.asynchronous.database import AsyncDatabase
@@ -51,9 +51,12 @@ COMPILED = CompiledTemplates()
 class Shared:
     """The application of this process, or only its connection to the database.
 
+    It must not run beside a test that binds the documents to another database: see `stop`.
     `database` is the one that the tests of this process use, over a connection of their own, and
     `data` the application's data folder.
     """
+
+    _running: ClassVar[Self | None] = None
 
     def __init__(self, database: AsyncDatabase[Any], data: Path) -> None:
         self._database = database
@@ -90,17 +93,24 @@ class Shared:
             await self._remember(settings)
         return self._app
 
+    @classmethod
+    async def stop(cls) -> None:
+        """Close what is running in this process, if anything is."""
+        if cls._running:
+            await cls._running.close()
+
     async def close(self) -> None:
         """Stop what is running, and delete every document and every email."""
         stack, self._stack = self._stack, AsyncExitStack()
         self._app = self._connected = self._settings = None
+        Shared._running = None
         await stack.aclose()
-        await empty(self._database)
-        shutil.rmtree(self._data / "mail", ignore_errors=True)
+        await empty(self._database, self._data)
 
     def _is_connected(self, settings: Settings) -> bool:
         # A test may have bound the documents to a connection of its own.
-        return self._settings == settings and mongo._database is self._connected is not None
+        bound = mongo._database is self._connected is not None
+        return bound and self._settings == settings
 
     async def _is_as_started(self, running: Running) -> bool:
         """Bring the application into the state that it has after a start. False if that fails."""
@@ -118,13 +128,14 @@ class Shared:
             return False
         # Behind the mark the application has heard of every change that was made here.
         passed = await running.barrier.passed()
-        shutil.rmtree(self._data / "mail", ignore_errors=True)
+        _delete_mail(self._data)
         for job in jobs:
             await job.start()
         return passed.complete and all(map(_is_running, vars(running).values()))
 
     async def _remember(self, settings: Settings) -> None:
         self._settings = settings
+        Shared._running = self
         self._prepared = await self._contents()
 
     async def _contents(self) -> Documents:
@@ -179,6 +190,10 @@ def _is_running(part: object) -> bool:
     return not any(isinstance(task, asyncio.Task) and task.done() for task in tasks)
 
 
+def _delete_mail(data: Path) -> None:
+    shutil.rmtree(data / "mail", ignore_errors=True)
+
+
 async def _is_plain(database: AsyncDatabase[Any]) -> bool:
     """Whether it has only the collections of the application, without validators or the like."""
     async for collection in await database.list_collections():
@@ -191,8 +206,12 @@ async def _is_plain(database: AsyncDatabase[Any]) -> bool:
     return True
 
 
-async def empty(database: AsyncDatabase[Any]) -> None:
-    """Delete every document. To create collections again takes ten times as long."""
+async def empty(database: AsyncDatabase[Any], data: Path) -> None:
+    """Delete every document, and every email in the data folder.
+
+    To create the collections again would take ten times as long.
+    """
+    _delete_mail(data)
     if await _is_plain(database):
         await asyncio.gather(*(database[name].delete_many({}) for name in NAMES))
     else:

@@ -1,4 +1,4 @@
-"""What tests stand on: a real mongod, the application in this process, real workers beside it."""
+"""Fixtures: a mongod, the application in this process, and servers in processes of their own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quart import Quart
 
 from quartapp.db import embedded, mongo
 from quartapp.settings import Settings
-from tests.application import Shared
+from tests.application import Shared, empty
 from tests.people import SECONDS, First, Person, Running, Server
 
 PASSWORD = "correct horse battery staple"
@@ -72,8 +72,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def signals() -> None:
-    """What runs in the background of a script, or by nohup, ignores some signals, and so would the
-    servers that it starts. To do nothing on one is not inherited."""
+    """Handle SIGINT and SIGHUP where they are ignored, as under nohup.
+
+    The servers that a test starts would inherit that they are ignored, but not a handler.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -81,14 +83,14 @@ def signals() -> None:
 
 @pytest.fixture(scope="session")
 async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The address of a mongod that this run of the tests started, and ends."""
+    """The address of a mongod, which is stopped at the end of the session."""
     async with embedded.running(tmp_path_factory.mktemp("db")) as mongod:
         yield mongod.uri
 
 
 @pytest.fixture(scope="session")
 async def client(mongod: str) -> AsyncIterator[AsyncMongoClient[Any]]:
-    """A connection beside the application's."""
+    """A connection to it that is not the application's."""
     async with AsyncMongoClient[Any](mongod) as client:
         yield client
 
@@ -115,25 +117,29 @@ def _settings(mongod: str, tmp_path_factory: pytest.TempPathFactory) -> Settings
     )
 
 
+@pytest.fixture(autouse=True)
+async def _stop_shared(request: pytest.FixtureRequest) -> None:
+    """Stop the shared application before a test that does not use it."""
+    if "shared" not in request.fixturenames:
+        await Shared.stop()
+
+
 @pytest.fixture
 async def settings(
-    _settings: Settings, _shared: Shared, request: pytest.FixtureRequest
+    _settings: Settings, client: AsyncMongoClient[Any], request: pytest.FixtureRequest
 ) -> Settings:
     """Settings for the database of the tests.
 
     It is empty, unless the test also uses one of the fixtures `app` and `db`, which prepare it.
     """
     if "shared" not in request.fixturenames:
-        await _shared.close()
+        await empty(client["test"], _settings.data)
     return _settings
 
 
 @pytest.fixture
-async def unprepared(
-    _settings: Settings, _shared: Shared, client: AsyncMongoClient[Any]
-) -> AsyncIterator[Settings]:
+async def unprepared(_settings: Settings, client: AsyncMongoClient[Any]) -> AsyncIterator[Settings]:
     """Settings for a database that does not exist yet."""
-    await _shared.close()
     yield _settings.model_copy(update={"mongodb_db": "unprepared"})
     await client.drop_database("unprepared")
 
