@@ -47,7 +47,7 @@ class RateLimitExceeded(TryLater):
             wait, unit, time = timedelta(minutes=minutes), "minutes", "%H:%M"
         words = humanize.precisedelta(wait, minimum_unit=unit)
         at = (clock.now() + wait).strftime(time)
-        super().__init__(f"Too many tries. Try again in {words}, at {at} UTC.")
+        super().__init__(f"Too many attempts. Try again in {words}, at {at} UTC.")
 
 
 async def count(action: str, *keys: tuple[str, RateLimitItem]) -> None:

@@ -32,11 +32,11 @@ def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | Non
     if len(password) > LONGEST:
         return f"Use at most {LONGEST} characters."
     if "\0" in password or any(0xD800 <= ord(c) <= 0xDFFF for c in password):
-        return "This password has a character that cannot be stored."
+        return "This password contains a character that cannot be used."
     if len(_without(_words(context), password)) < SHORTEST:
-        return "This password is little more than a word that anybody would try here."
+        return "This password is too similar to your username or another obvious word."
     if password.strip().lower() in COMMON:
-        return "This password is too easy to guess. It was found in leaks again and again."
+        return "This password is too easy to guess. It is on lists of leaked passwords."
     return None
 
 
@@ -70,7 +70,7 @@ class PasswordPolicy:
         if scored.score < LEAST_SCORE:
             return " ".join(["This password is too easy to guess.", scored.warning]).rstrip()
         if self._breached and await self._breached.contains(password):
-            return "This password is known from a data breach. Choose another one."
+            return "This password is known from a data breach. Choose a different one."
         return None
 
     async def close(self) -> None:

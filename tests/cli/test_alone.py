@@ -153,7 +153,7 @@ MAKING = [
     (("x", "x@example.org"), b"", "no password on"),
     (("x", "x@example.org"), b"\n", "no password on"),
     (("x", "x@example.org"), b"short\n", "at least 8"),
-    (("x", "x@example.org"), b"x@example.org\n", "little more than a word"),
+    (("x", "x@example.org"), b"x@example.org\n", "too similar to"),
     (("two words", "x@example.org"), LINE, "Use 1 to 32"),
     (("x\x1b[31m", "x@example.org"), LINE, "Use 1 to 32"),
     (("x", "no-address"), LINE, "must have an @-sign"),
@@ -227,7 +227,7 @@ async def test_failing_command_prints_one_line_and_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("errors", "said"), [("strict", "not UTF-8"), ("surrogateescape", "cannot be stored")]
+    ("errors", "said"), [("strict", "not UTF-8"), ("surrogateescape", "cannot be used")]
 )
 async def test_password_that_is_not_utf8_is_rejected(
     terminal: Terminal, errors: str, said: str

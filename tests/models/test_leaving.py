@@ -301,7 +301,7 @@ async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool)
     )
     assert [each.text for each in await Notice.page(bob.id, limit=3)] == [
         f"{personal_data.NOBODY_NOW} ended your sessions.",
-        "root removed your comment on “a post of somebody who has left”.",
+        "root removed your comment on “a post of a deleted user”.",
         f"{personal_data.NOBODY_NOW} commented on “Of bob”.",
     ]
     root = some(await User.by_username("root"))

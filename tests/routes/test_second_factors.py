@@ -280,7 +280,7 @@ async def test_guesses_at_codes_are_limited_even_for_one_who_knows_the_password(
     later = await thief.post(STEP, code=app.code(later=30))
     assert later.status == 429
     assert int(later.headers["Retry-After"]) >= 1
-    assert "Too many tries" in later.text
+    assert "Too many attempts" in later.text
     # The owner is told of it once: whoever gets here knows the password.
     (told,) = await town.letters(ada.email, "Somebody may know your password")
     assert "192.0.2.66" in told

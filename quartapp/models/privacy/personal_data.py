@@ -44,8 +44,8 @@ from quartapp.models.sessions.session import Session
 
 Row = Mapping[str, Any]
 BATCH = 500
-NOBODY_NOW, THEIR_ADDRESS = "Somebody who has left", "their address"
-A_POST = "a post of somebody who has left"
+NOBODY_NOW, THEIR_ADDRESS = "A deleted user", "their address"
+A_POST = "a post of a deleted user"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
     *("claimed_email", "must_verify"),
