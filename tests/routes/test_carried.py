@@ -10,10 +10,11 @@ from pymongo.errors import AutoReconnect
 
 from quartapp import clock
 from quartapp.auth.rate_limits import RateLimitExceeded
-from quartapp.models import Post, Session
+from quartapp.models import Post, Role, Session
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.reason import Reason
+from quartapp.routes.invitations import admin as admin_pages
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
 from tests.routes.test_posts import write
@@ -210,13 +211,13 @@ async def test_a_form_that_has_to_wait_can_be_sent_again_as_it_was(
         raise RateLimitExceeded(clock.now() + timedelta(seconds=30))
 
     invited, role = {"email": "new@example.org"}, {"name": "tidy", "description": "Tidies up."}
-    for visitor, path, typed, verb in (
-        (ada, "/posts/new", TYPED, "quartapp.models.Post.write"),
-        (root, "/admin/invitations", invited, "quartapp.routes.invitations.admin._invite"),
-        (root, "/admin/roles/new", role, "quartapp.models.Role.add"),
+    for visitor, path, typed, owner, verb in (
+        (ada, "/posts/new", TYPED, Post, "write"),
+        (root, "/admin/invitations", invited, admin_pages, "_invite"),
+        (root, "/admin/roles/new", role, Role, "add"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(verb, fail)
+            patch.setattr(owner, verb, fail)
             answer = await visitor.post(path, **typed)
         assert (answer.status, "Retry-After" in answer.headers) == (status, True)
         assert {name: answer.fields[name] for name in typed} == typed
