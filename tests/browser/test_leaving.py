@@ -52,7 +52,7 @@ async def test_somebody_leaves_comes_back_and_leaves_for_good(
     await expect(page.get_by_label("Username")).to_have_value("somebody else")
     await expect(page.get_by_role("alert")).to_be_visible()
     await delete(page, name)
-    await expect(page.locator(".flashes")).to_contain_text("will be deleted on")
+    await expect(page.locator(".flashes")).to_contain_text("permanently deleted on")
     await expect_locked(elsewhere, "You deactivated or deleted your account.")
     assert "/login" in await letter(server, name, "will be deleted")
 
@@ -66,7 +66,7 @@ async def test_somebody_leaves_comes_back_and_leaves_for_good(
     await is_live(elsewhere)
 
     await delete(elsewhere, name)
-    await expect(elsewhere.locator(".flashes")).to_contain_text("will be deleted on")
+    await expect(elsewhere.locator(".flashes")).to_contain_text("permanently deleted on")
     async with server.database() as database:
         due = {"$set": {"deletes_at": clock.now()}}
         await database.users.update_one({"username": name}, due)

@@ -95,7 +95,7 @@ async def test_what_another_closes_says_who_it_was(db: Database) -> None:
     event = some(await leave(ada, by=acting(root)))
     standing = await session_rule.by_digest(digest_of(token))
     assert isinstance(standing, Ended)
-    assert standing.message == "root closed your account, and it will be deleted."
+    assert standing.message == "root disabled your account. It will be deleted."
     # What the change stream says of it leads to the same words.
     row = some(await db["sessions"].find_one({}))
     (heard,) = await session_rule.ended({row["_id"]: row}, {})

@@ -78,7 +78,7 @@ async def test_granting_a_role_takes_all_its_permissions(db: Database) -> None:
         sentence = await refused(
             db, target.grant(await role("moderator"), by=acting(helper)), READ, "posts.moderate"
         )
-        assert sentence.startswith("You cannot give the role moderator.")
+        assert sentence.startswith("You cannot grant the role moderator.")
         await refused(
             db, target.grant(await role(ADMIN), by=acting(helper)), *(ALL - {USERS, WRITE})
         )

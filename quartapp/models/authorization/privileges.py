@@ -33,13 +33,11 @@ class MissingPermission(DomainError):
 
 GIVE = "You cannot grant the role {target}. It includes {missing}, which you do not have."
 CHANGE = "You cannot change the role {target}. It includes {missing}, which you do not have."
-ADD = "You cannot add {missing} to the role {target}, because you do not hold it."
-DELETE = (
-    "You cannot delete the role {target}. Users with this role hold {missing}, which you do not."
-)
-MANAGE = "You cannot manage {target}, who holds {missing}. You do not hold that permission."
+ADD = "You cannot add {missing} to the role {target}, because you do not have it."
+DELETE = "You cannot delete the role {target}. Its users have {missing}, which you do not have."
+MANAGE = "You cannot manage {target}, who has permissions that you do not have: {missing}."
 INVITATION = (
-    "You cannot manage the invitation to {target}. It gives {missing}, which you do not hold."
+    "You cannot manage the invitation to {target}. It includes {missing}, which you do not have."
 )
 
 
