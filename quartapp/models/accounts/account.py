@@ -40,8 +40,8 @@ class Unverified(DomainError):
 
     def __init__(self, username: str) -> None:
         super().__init__(
-            f"The email address of {username} is not verified. Until it is, the account can hold "
-            f"no role but {policy.MEMBER} and add no second factor."
+            f"The email address of {username} is not verified. Until it is, the account can have "
+            f"no role other than {policy.MEMBER} and no second factor."
         )
 
 
