@@ -11,7 +11,7 @@ if ("refused" in document.body.dataset) history.replaceState(null, "", here)
 
 let socket = null
 let attempt = 0
-let retry, watchdog, stateText, explanation
+let retry, watchdog, stateText, dialogTimer
 let submittedAt = 0 // when a form was last submitted; Firefox then closes the socket, even if the answer is a download
 let leavingAt = 0 // when a form was last submitted whose answer replaces this page
 let refreshing = false
@@ -39,7 +39,7 @@ function connect() {
   const mine = (socket = new WebSocket(url))
   const begun = Date.now()
   mine.onmessage = event => socket === mine && receive(JSON.parse(event.data))
-  mine.onclose = event => socket === mine && closed(event, Date.now() - begun)
+  mine.onclose = event => socket === mine && handleClose(event, Date.now() - begun)
 }
 
 function disconnect() {
@@ -50,11 +50,11 @@ function disconnect() {
   old?.close()
 }
 
-async function closed({ code, reason }, lived) {
+async function handleClose({ code, reason }, lived) {
   socket = null
   clearTimeout(watchdog)
   if (over) return
-  if (code === 4401) return explainEnd()
+  if (code === 4401) return lockWithReason()
   if (code === 4400) return stop()
   showState("reconnecting")
   // A server may fail right after each handshake, so only a connection that lasted resets the back-off.
@@ -64,7 +64,7 @@ async function closed({ code, reason }, lived) {
   const longest = justSubmitted && attempt === 0 ? 0.3 : Math.min(30, 2 ** attempt)
   attempt++
   // A browser reports a rejected handshake and a lost connection as 1006. Ask the server which it was.
-  if (code === 1006 && !(await stillMe())) return
+  if (code === 1006 && !(await mayReconnect())) return
   // A server that shuts down tells each page when to reconnect, so that they do not reconnect all at once.
   const delay = code === 1012 && Number(/in (\d+(\.\d+)?) s$/.exec(reason)?.[1])
   retry = setTimeout(connect, (delay || Math.random() * longest) * 1000)
@@ -83,7 +83,7 @@ function fetchInBackground(address) {
 }
 
 // Returns { me } for a session that is active, { ended } for one that has ended, and {} if the server cannot be reached.
-async function whoAmI() {
+async function fetchCurrentSession() {
   try {
     const answer = await fetchInBackground("/api/me")
     if (answer.status === 401) return { ended: (await answer.json().catch(() => null))?.ended ?? {} }
@@ -95,8 +95,8 @@ async function whoAmI() {
 }
 
 // Returns whether this page may reconnect. Locks it if its session has ended or another user is signed in.
-async function stillMe() {
-  const { me, ended } = await whoAmI()
+async function mayReconnect() {
+  const { me, ended } = await fetchCurrentSession()
   if (over) return false
   if (ended) lockEnded(ended)
   else if (me && (me.session !== session || me.username !== username)) lockForeign(me.username)
@@ -104,9 +104,9 @@ async function stillMe() {
 }
 
 // The server closed the socket with 4401. Lock the page, then fetch the reason if no session.ended message gave it.
-async function explainEnd() {
+async function lockWithReason() {
   lockEnded({})
-  const { ended } = await whoAmI()
+  const { ended } = await fetchCurrentSession()
   if (ended?.session === session && ended.message) setText("#ended-message", ended.message)
 }
 
@@ -253,12 +253,12 @@ function toast(text, { href, label, stays = false } = {}) {
   const region = document.getElementById("toasts")
   region.append(box)
   if (region.children.length > 4) region.firstElementChild.remove()
-  if (!stays) fade(box)
+  if (!stays) dismissLater(box)
 }
 
 // Removes the toast after 12 seconds, but not while it has the pointer or the focus.
-function fade(box) {
-  setTimeout(() => (box.matches(":hover, :focus-within") ? fade(box) : box.remove()), 12_000)
+function dismissLater(box) {
+  setTimeout(() => (box.matches(":hover, :focus-within") ? dismissLater(box) : box.remove()), 12_000)
 }
 
 // Updates the list marked `data-fresh`, if the page has one: fetches the page again, inserts new rows at the top and
@@ -373,13 +373,13 @@ function lock({ title, message, by, action, href, explainAfter = 0 }) {
   document.getElementById("ended-by").hidden = !by
   setText("#ended-action", action)
   document.getElementById("ended-action").href = href
-  if (!explainAfter) return explain()
+  if (!explainAfter) return openDialog()
   for (const part of document.querySelectorAll("body > :not(.ended)")) part.inert = true
-  explanation = setTimeout(explain, explainAfter)
+  dialogTimer = setTimeout(openDialog, explainAfter)
 }
 
-function explain() {
-  clearTimeout(explanation)
+function openDialog() {
+  clearTimeout(dialogTimer)
   const dialog = document.getElementById("ended")
   if (dialog.open) return
   dialog.oncancel = event => event.preventDefault()
@@ -439,10 +439,10 @@ addEventListener("pageshow", async event => {
   if (!event.persisted) return
   if (over) {
     // Timers do not run in the back/forward cache, so the dialog may not have opened.
-    explain()
+    openDialog()
     location.assign(here)
     return
   }
   if (!stopped) showState("reconnecting")
-  if (await stillMe()) reconnectNow()
+  if (await mayReconnect()) reconnectNow()
 })
