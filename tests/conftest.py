@@ -28,26 +28,26 @@ PASSWORD = "correct horse battery staple"
 
 # The files that take longest, the longest first. One that came last would run alone in the end.
 LONGEST = (
-    "tests/flows/test_endings.py",
+    "tests/flows/test_ending_sessions.py",
     "tests/test_serving.py",
-    "tests/flows/test_complaints.py",
+    "tests/flows/test_issues_of_other_projects.py",
     "tests/faults/test_replica_set.py",
     "tests/faults/test_partition.py",
-    "tests/browser/test_looks.py",
-    "tests/faults/test_database_away.py",
+    "tests/browser/test_accessibility.py",
+    "tests/faults/test_database_outage.py",
     "tests/faults/test_clocks.py",
     "tests/faults/test_hostile_sockets.py",
-    "tests/flows/test_leaving.py",
+    "tests/flows/test_restarts_and_disconnects.py",
     "tests/faults/test_change_stream.py",
-    "tests/flows/test_manners.py",
+    "tests/flows/test_socket_limits.py",
     "tests/browser/test_live_pages.py",
     "tests/browser/test_drafts.py",
-    "tests/flows/test_no_answer_after_the_end.py",
+    "tests/flows/test_requests_while_sessions_end.py",
     "tests/cli/test_alone.py",
-    "tests/browser/test_confirming.py",
-    "tests/faults/test_unwilling_database.py",
+    "tests/browser/test_reauthentication.py",
+    "tests/faults/test_failing_writes.py",
     "tests/flows/test_receipts.py",
-    "tests/flows/test_herd.py",
+    "tests/flows/test_reconnecting_many.py",
 )
 
 

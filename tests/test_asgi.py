@@ -20,7 +20,7 @@ from websockets.asyncio.client import connect
 from quartapp.serving import worker_process
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
-from tests.flows.test_framing import HOST, TO_HTTP_2, talk
+from tests.flows.test_http_framing import HOST, TO_HTTP_2, talk
 from tests.people import Person, until
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ async def url(settings: Settings, tmp_path: Path) -> AsyncIterator[str]:
             await plain.communicate()
 
 
-async def test_plain_hypercorn_is_hardened_too(url: str) -> None:
+async def test_plain_hypercorn_refuses_compression_and_http_2(url: str) -> None:
     async with Person(url, "ada", PASSWORD) as ada:
         await ada.register()
         async with connect(
@@ -72,7 +72,7 @@ async def test_plain_hypercorn_is_hardened_too(url: str) -> None:
     assert said.startswith(b"HTTP/1.1 200")
 
 
-def test_a_setting_that_cannot_be_used_stops_plain_hypercorn_in_one_line() -> None:
+def test_plain_hypercorn_reports_an_invalid_setting_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "hypercorn", "asgi:app", "--bind", "127.0.0.1:0"],
         cwd=ROOT,
@@ -84,7 +84,7 @@ def test_a_setting_that_cannot_be_used_stops_plain_hypercorn_in_one_line() -> No
     assert done.stderr == "quartapp: BCRYPT_COST: write a whole number from 4 to 16\n"
 
 
-async def test_the_numbers_of_plain_workers_come_together_in_a_folder(url: str) -> None:
+async def test_metrics_of_plain_hypercorn_workers_are_summed(url: str) -> None:
     async def number(name: str) -> float:
         # A connection of its own, which either worker may answer.
         async with httpx.AsyncClient(base_url=url) as client:
@@ -103,7 +103,7 @@ async def test_the_numbers_of_plain_workers_come_together_in_a_folder(url: str) 
         assert await number(answers) == asked
 
 
-def test_the_settings_to_copy_are_those_of_our_launcher() -> None:
+def test_the_documented_hypercorn_settings_match_the_launcher() -> None:
     """hypercorn has no options for them, only a file, in which it ignores what it does not know."""
     told = re.search(r"```toml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
     assert told

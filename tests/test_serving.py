@@ -150,7 +150,7 @@ async def refused(data: Path, *options: str, **changes: str) -> str:
     return ran.err.removeprefix("quartapp: ").rstrip()
 
 
-def test_one_line_says_what_is_served_once_it_is(folder: Path) -> None:
+def test_the_server_prints_one_line_when_it_is_ready(folder: Path) -> None:
     with server(folder) as running:
         assert re.fullmatch(
             r"quartapp serves http://127\.0\.0\.1:\d+ with 2 workers "
@@ -172,7 +172,7 @@ def terminal() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_the_workers_and_the_database(
+def test_a_signal_stops_the_workers_and_the_database(
     folder: Path, number: signal.Signals, terminal: int
 ) -> None:
     """Also the one by which a terminal says that it closes; without one, it means another thing."""
@@ -194,7 +194,7 @@ DEPLOYED = {
 }
 
 
-def test_production_speaks_json_and_drains_before_it_stops(folder: Path) -> None:
+def test_production_logs_json_and_drains_before_it_stops(folder: Path) -> None:
     """By itself, under nohup, on the embedded database where that is allowed."""
     # Long enough for the requests below on a busy machine.
     drain = 4.0
@@ -236,7 +236,7 @@ def test_production_speaks_json_and_drains_before_it_stops(folder: Path) -> None
     ],
     ids=["no database", "unreadable address", "no number"],
 )
-async def test_in_production_a_start_that_fails_is_one_json_line(
+async def test_in_production_a_failed_start_logs_one_json_line(
     folder: Path, options: list[str], changes: dict[str, str], reason: str
 ) -> None:
     ran = await people.command("serve", *options, data=folder / "data", **DEPLOYED, **changes)
@@ -253,7 +253,7 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_every_worker_takes_connections(shared: Server) -> None:
+def test_every_worker_accepts_connections(shared: Server) -> None:
     for worker in shared.workers():
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -271,7 +271,7 @@ def answers_soon(url: str) -> bool:
         return False
 
 
-def test_a_killed_worker_is_replaced_and_nobody_is_refused(folder: Path) -> None:
+def test_a_killed_worker_is_replaced_and_no_request_fails(folder: Path) -> None:
     with server(folder) as running:
         first, second = running.workers()
         os.kill(first, signal.SIGKILL)
@@ -288,7 +288,7 @@ def test_a_killed_worker_is_replaced_and_nobody_is_refused(folder: Path) -> None
         assert "worker_died" in running.complaints.read_text()
 
 
-def test_workers_outlive_the_process_that_forked_them_and_are_replaced_without_it(
+def test_workers_survive_the_fork_server_and_are_replaced_without_it(
     folder: Path,
 ) -> None:
     with server(folder) as running:
@@ -312,7 +312,7 @@ def test_workers_outlive_the_process_that_forked_them_and_are_replaced_without_i
         assert "Traceback" not in said
 
 
-def test_a_renewal_imports_anew_and_leaves_no_process_behind(folder: Path) -> None:
+def test_a_rolling_restart_starts_a_new_fork_server(folder: Path) -> None:
     with server(folder) as running:
         old = running.workers()
         forked_by = Stat.of(old[0]).parent
@@ -329,7 +329,7 @@ def test_a_renewal_imports_anew_and_leaves_no_process_behind(folder: Path) -> No
         assert "Warning" not in complaints
 
 
-def test_workers_leave_when_the_launcher_is_killed_and_the_next_one_finds_the_database(
+def test_workers_exit_with_the_launcher_and_the_database_is_reused(
     folder: Path,
 ) -> None:
     with server(folder) as running:
@@ -364,19 +364,19 @@ async def test_the_port_of_another_server_is_not_shared(folder: Path, shared: Se
     assert reason == f"port {port} on 127.0.0.1 is in use: choose another --port"
 
 
-async def test_development_serves_this_machine_alone(folder: Path) -> None:
+async def test_development_refuses_other_addresses_than_loopback(folder: Path) -> None:
     reason = await refused(folder / "data", "--host", "0.0.0.0")
     assert "development serves this machine alone" in reason
 
 
-async def test_an_unreachable_database_is_one_clear_line(folder: Path) -> None:
+async def test_an_unreachable_database_is_reported_in_one_line(folder: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         uri = f"mongodb://127.0.0.1:{nobody.getsockname()[1]}/?serverSelectionTimeoutMS=500"
         assert await refused(folder / "data", "--port", "0", MONGODB_URI=uri)
 
 
-def test_a_signal_during_the_start_leaves_nothing(folder: Path) -> None:
+def test_a_signal_during_the_start_leaves_no_process(folder: Path) -> None:
     with subprocess.Popen(
         command("--port", "0"), cwd=folder, env=environment(), stdout=subprocess.DEVNULL
     ) as process:
@@ -421,7 +421,7 @@ async def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield pretend
 
 
-async def test_a_worker_that_cannot_start_ends_the_start(
+async def test_a_worker_that_exits_at_once_fails_the_start(
     pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fork_server = await pretend("sys.exit(3)")
@@ -429,7 +429,7 @@ async def test_a_worker_that_cannot_start_ends_the_start(
         await WorkerSlot(0, fork_server, listener, {}, asyncio.Event()).keep_alive()
 
 
-async def test_a_worker_that_does_not_get_ready_ends_the_start(
+async def test_a_worker_that_is_not_ready_in_time_fails_the_start(
     pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fork_server = await pretend("time.sleep(60)")
@@ -477,7 +477,7 @@ async def has_rested(said: list[MutableMapping[str, Any]], times: int = 1) -> bo
     return [line["event"] for line in said].count("worker_paused") >= times
 
 
-async def test_a_worker_that_dies_again_and_again_is_given_up_and_the_other_gets_its_connections(
+async def test_connections_of_a_crashing_worker_go_to_the_other_worker(
     folder: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     well = folder / "well"
@@ -505,7 +505,7 @@ async def test_a_worker_that_dies_again_and_again_is_given_up_and_the_other_gets
             await eventually(lambda: both_answer(port))
 
 
-async def test_a_worker_that_was_given_up_is_back_after_the_minute(
+async def test_a_paused_worker_is_started_again_after_a_minute(
     pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fork_server = await pretend("lifeline.send(b'ready\\n')")
@@ -519,7 +519,7 @@ async def test_a_worker_that_was_given_up_is_back_after_the_minute(
 
 
 @pytest.mark.parametrize("hasty", [False, True])
-async def test_a_worker_that_does_not_leave_is_killed(
+async def test_a_worker_that_ignores_sigterm_is_killed(
     folder: Path,
     pretend: Pretend,
     listener: socket.socket,

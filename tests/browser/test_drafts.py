@@ -57,7 +57,7 @@ async def sign_out(page: Page) -> None:
     await expect(page.get_by_role("link", name="Sign in").first).to_be_visible()
 
 
-async def test_typed_text_returns_after_leaving_the_page_until_it_is_published(page: Page) -> None:
+async def test_a_draft_is_restored_until_it_is_published_or_discarded(page: Page) -> None:
     note = page.get_by_role("status").filter(has_text="unsaved text")
     await write(page)
     await page.get_by_role("link", name="Posts", exact=True).first.click()
@@ -106,7 +106,7 @@ async def test_accepted_forms_of_every_kind_leave_no_draft(
         assert await page.evaluate(KEPT) == [], path
 
 
-async def test_what_the_server_does_not_accept_is_kept(page: Page) -> None:
+async def test_a_refused_form_keeps_its_draft(page: Page) -> None:
     await write(page)
     await page.locator("main form.form").evaluate("form => form.noValidate = true")
     await page.get_by_label("Title").fill(" ")
@@ -139,7 +139,7 @@ async def test_what_the_server_does_not_accept_is_kept(page: Page) -> None:
     assert await page.evaluate(KEPT) == []
 
 
-async def test_a_session_that_ends_while_the_socket_is_away_keeps_the_text_and_the_caret(
+async def test_a_draft_survives_the_end_of_the_session_with_its_caret(
     server: Server, page: Page, name: str
 ) -> None:
     await page.route_web_socket(re.compile(r"/ws(\?|$)"), lambda socket: None)
@@ -168,7 +168,7 @@ async def test_a_session_that_ends_while_the_socket_is_away_keeps_the_text_and_t
     await publish(tab)
 
 
-async def test_a_form_sent_too_late_returns_filled_after_the_sign_in(
+async def test_a_form_sent_after_the_session_ended_returns_after_sign_in(
     server: Server, new_browser: NewBrowser, name: str
 ) -> None:
     for script in (False, True):
@@ -190,7 +190,7 @@ async def test_a_form_sent_too_late_returns_filled_after_the_sign_in(
             assert await page.evaluate(KEPT) == []
 
 
-async def test_another_user_of_the_tab_is_not_offered_the_text_and_its_writer_is(
+async def test_a_draft_is_offered_only_to_its_author(
     server: Server, page: Page, name: str, bob: Person
 ) -> None:
     await write(page)
@@ -227,7 +227,7 @@ async def test_signing_out_clears_the_drafts_of_every_tab(page: Page, name: str)
     await expect_text(other, "", "")
 
 
-async def test_text_of_an_edit_form_never_replaces_a_newer_text_by_itself(
+async def test_a_draft_of_an_edit_form_never_replaces_a_newer_version(
     server: Server, ada: Person, new_browser: NewBrowser
 ) -> None:
     answer = await ada.post("/posts/new", page="/posts/new", title="A title", body="First.")

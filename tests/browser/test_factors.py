@@ -9,7 +9,7 @@ from playwright.async_api import Page, expect
 from pyotp.totp import TOTP
 
 from tests.browser.conftest import NewBrowser, register, submit
-from tests.browser.test_looks import assert_accessible
+from tests.browser.test_accessibility import assert_accessible
 from tests.conftest import PASSWORD
 from tests.people import Server
 
@@ -33,7 +33,7 @@ async def sign_out(page: Page) -> None:
     await expect(page.get_by_role("link", name="Sign in").first).to_be_visible()
 
 
-async def test_somebody_sets_up_an_app_signs_in_with_it_and_loses_it(
+async def test_an_authenticator_app_from_setup_to_recovery(
     server: Server, new_browser: NewBrowser
 ) -> None:
     name = f"tot-{secrets.token_hex(4)}"

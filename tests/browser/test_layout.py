@@ -51,7 +51,7 @@ async def test_the_post_editor_is_tall_and_grows_within_the_window(
     assert await text.evaluate("el => el.offsetHeight") < 844
 
 
-async def test_the_audit_log_prints_as_a_table_of_whole_rows(
+async def test_the_audit_log_prints_as_a_table_of_unbroken_rows(
     server: Server, new_browser: NewBrowser
 ) -> None:
     page = await page_of_root(server, new_browser)

@@ -27,7 +27,7 @@ async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
     return page
 
 
-async def test_every_tab_of_the_browser_locks_and_no_other_browser(
+async def test_ending_a_session_locks_every_tab_of_its_browser_only(
     server: Server, new_browser: NewBrowser, page: Page, name: str
 ) -> None:
     second = await page.context.new_page()
@@ -72,7 +72,7 @@ async def test_the_command_line_locks_an_open_page(server: Server, page: Page, n
     await expect(page.locator("main")).to_contain_text("An administrator disabled your account.")
 
 
-async def test_a_hand_in_the_database_locks_an_open_page(
+async def test_an_update_in_the_database_locks_an_open_page(
     server: Server, page: Page, name: str
 ) -> None:
     async with server.database() as database:
@@ -80,7 +80,7 @@ async def test_a_hand_in_the_database_locks_an_open_page(
     await expect_locked(page, "revoked one of your roles")
 
 
-async def test_controls_follow_the_role_while_the_page_stays(
+async def test_controls_follow_role_edits_without_a_reload(
     server: Server, page: Page, name: str, root: Person
 ) -> None:
     role = f"sweeper-{secrets.token_hex(4)}"
@@ -107,7 +107,7 @@ async def test_controls_follow_the_role_while_the_page_stays(
     await expect_locked(page, "deleted a role that you had")
 
 
-async def test_a_page_that_is_no_longer_allowed_is_emptied(
+async def test_a_page_is_emptied_when_its_permission_is_revoked(
     server: Server, page: Page, name: str
 ) -> None:
     role = f"reader-{secrets.token_hex(4)}"
@@ -121,7 +121,7 @@ async def test_a_page_that_is_no_longer_allowed_is_emptied(
     await expect(page.get_by_role("table")).to_have_count(0)
 
 
-async def test_changing_the_password_keeps_this_browser_and_ends_the_other(
+async def test_changing_the_password_locks_the_other_browsers_only(
     server: Server, new_browser: NewBrowser, page: Page, name: str
 ) -> None:
     elsewhere = await (await new_browser(server.url)).new_page()
@@ -144,7 +144,7 @@ async def test_changing_the_password_keeps_this_browser_and_ends_the_other(
     await expect(tab.get_by_role("heading", level=1)).to_contain_text("Account")
 
 
-async def test_what_is_typed_is_text_wherever_it_is_shown(
+async def test_user_input_is_escaped_wherever_it_is_shown(
     server: Server, page: Page, name: str, bob: Person
 ) -> None:
     """Also names that no form lets in, and in what arrives while the page is open (ASVS 3.2.2)."""
@@ -174,7 +174,7 @@ async def test_what_is_typed_is_text_wherever_it_is_shown(
         await expect(page.locator("main img, main script, #toasts img")).to_have_count(0)
 
 
-async def test_what_a_browser_keeps_is_no_secret(server: Server, page: Page, name: str) -> None:
+async def test_browser_storage_contains_no_secret(server: Server, page: Page, name: str) -> None:
     """Of what was typed only what anybody may read over a shoulder (ASVS 14.3.3)."""
     secret = "an entirely different phrase"
     await page.goto("/account/password")
@@ -189,7 +189,7 @@ async def test_what_a_browser_keeps_is_no_secret(server: Server, page: Page, nam
     assert await page.evaluate("() => document.cookie") == ""
 
 
-async def test_everything_works_without_a_script(
+async def test_posting_and_signing_in_again_work_without_javascript(
     server: Server, new_browser: NewBrowser, name: str
 ) -> None:
     page = await (await new_browser(server.url, java_script_enabled=False)).new_page()
@@ -208,7 +208,7 @@ async def test_everything_works_without_a_script(
     await page.wait_for_url("**/account")
 
 
-async def test_a_refused_form_keeps_what_was_typed_and_names_the_field(page: Page) -> None:
+async def test_a_refused_form_keeps_its_input_and_marks_the_field(page: Page) -> None:
     await page.goto("/posts/new")
     await page.get_by_label("Text").fill("A text without a title")
     await page.locator("main form.form").evaluate("form => form.noValidate = true")

@@ -57,9 +57,7 @@ async def add(page: Page, name: str) -> None:
     await page.get_by_role("button", name="Add a passkey").click()
 
 
-async def test_a_passkey_from_its_making_to_its_end(
-    server: Server, new_browser: NewBrowser
-) -> None:
+async def test_a_passkey_from_creation_to_removal(server: Server, new_browser: NewBrowser) -> None:
     context = await new_browser(by_name(server))
     page = await context.new_page()
     devtools, device = await give_device(page)
@@ -110,7 +108,7 @@ async def test_a_passkey_from_its_making_to_its_end(
     await expect(page.get_by_role("alert").first).to_contain_text("was not accepted")
 
 
-async def test_an_older_browser_and_the_second_step(
+async def test_a_passkey_as_second_factor_in_an_older_browser(
     server: Server, new_browser: NewBrowser
 ) -> None:
     context = await new_browser(by_name(server))
@@ -134,7 +132,7 @@ async def test_an_older_browser_and_the_second_step(
     await is_live(page)
 
 
-async def test_where_there_are_no_passkeys_the_pages_say_so(
+async def test_pages_explain_where_passkeys_are_not_available(
     server: Server, new_browser: NewBrowser
 ) -> None:
     page = await (await new_browser(by_name(server))).new_page()

@@ -16,7 +16,7 @@ from tests.people import Person, Server, until
 ACKNOWLEDGED = re.compile(r"1 tab on 1 worker acknowledged, slowest \d+ ms\.$")
 
 
-async def test_the_page_follows_an_acknowledgement_that_arrives_late(
+async def test_the_receipt_on_the_page_shows_a_late_acknowledgement(
     server: Server, root: Person, ada: Person, new_browser: NewBrowser
 ) -> None:
     """With a delay of 2.5 s each way the answer cannot know yet."""
@@ -39,7 +39,7 @@ async def test_the_page_follows_an_acknowledgement_that_arrives_late(
     await expect(admin.locator(".audit-table [data-receipt]").first).to_have_text(ACKNOWLEDGED)
 
 
-async def test_a_slow_and_busy_page_is_acknowledged(
+async def test_a_slow_and_busy_page_still_acknowledges(
     server: Server, ada: Person, new_browser: NewBrowser
 ) -> None:
     """A browser sends nothing after the close frame, so that frame must not come too soon."""
@@ -66,7 +66,7 @@ async def is_acknowledged(server: Server, person: Person) -> None:
     await until(told)
 
 
-async def test_going_offline_and_coming_back_is_shown_at_once(
+async def test_going_offline_and_online_is_shown_at_once(
     ada: Person, new_browser: NewBrowser
 ) -> None:
     page = await page_of(ada, new_browser)
@@ -96,7 +96,7 @@ SHOW_AGAIN = """() => {
 }"""
 
 
-async def test_a_page_that_sent_a_form_is_locked_at_once_and_explained_later(
+async def test_a_page_that_is_submitting_locks_at_once_and_explains_later(
     server: Server, ada: Person, new_browser: NewBrowser
 ) -> None:
     page = await page_of(ada, new_browser)
@@ -114,7 +114,7 @@ async def test_a_page_that_sent_a_form_is_locked_at_once_and_explained_later(
     await expect_locked(page, "disabled your account")
 
 
-async def test_a_download_does_not_delay_the_explanation(
+async def test_a_download_does_not_delay_the_dialog(
     server: Server, ada: Person, new_browser: NewBrowser
 ) -> None:
     page = await page_of(ada, new_browser)
@@ -128,7 +128,7 @@ async def test_a_download_does_not_delay_the_explanation(
     await expect_locked(page, "disabled your account")
 
 
-async def test_a_page_that_was_locked_says_so_when_it_is_shown_again(
+async def test_a_page_restored_from_the_cache_shows_that_it_is_locked(
     server: Server, ada: Person, new_browser: NewBrowser
 ) -> None:
     """From the back/forward cache, in which timers stand still."""

@@ -93,7 +93,7 @@ async def wire(ada: Person, new_browser: NewBrowser) -> Wire:
     return wire
 
 
-async def test_what_is_older_than_what_is_known_changes_nothing(wire: Wire) -> None:
+async def test_a_message_with_an_older_version_is_ignored(wire: Wire) -> None:
     users = wire.page.locator("[data-needs='users.read']").first
     toasts = wire.page.locator(".toast p")
 
@@ -118,7 +118,7 @@ async def test_what_is_older_than_what_is_known_changes_nothing(wire: Wire) -> N
     await expect(users).to_be_hidden()
 
 
-async def test_a_page_comes_back_when_it_was_told_and_behind_what_it_has_heard(wire: Wire) -> None:
+async def test_a_page_reconnects_at_the_requested_time_with_its_cursor(wire: Wire) -> None:
     async def notice(number: int) -> None:
         await wire.say(type="notice", id=str(number), kind="k", text=f"No. {number}", at="now")
 
@@ -134,7 +134,7 @@ async def test_a_page_comes_back_when_it_was_told_and_behind_what_it_has_heard(w
     await expect(toasts).to_have_text(["No. 7", "No. 8", "No. 9"])
 
 
-async def test_a_page_gives_a_server_that_fails_more_and_more_time_until_it_is_well(
+async def test_reconnecting_backs_off_while_the_server_fails(
     wire: Wire,
 ) -> None:
     for longest in (1, 2, 4, 8, 16, 30, 30):
@@ -148,7 +148,7 @@ async def test_a_page_gives_a_server_that_fails_more_and_more_time_until_it_is_w
     await wire.comes_back_after(4)
 
 
-async def test_what_happened_while_the_server_restarted_is_told_once_and_in_order(
+async def test_notifications_during_a_restart_arrive_once_and_in_order(
     server: Server, ada: Person, bob: Person, new_browser: NewBrowser
 ) -> None:
     posts = []

@@ -80,7 +80,7 @@ async def losses_counted(server: Server) -> float:
         (write_what_cannot_be_read, False),
     ],
 )
-async def test_who_is_turned_away_while_the_stream_is_broken_is_let_in_by_nobody(
+async def test_a_revocation_while_the_change_stream_breaks_is_enforced(
     server: Server,
     root: Person,
     ada: Person,
@@ -126,7 +126,7 @@ async def test_who_is_turned_away_while_the_stream_is_broken_is_let_in_by_nobody
     ],
     ids=["user of no year", "session of no year", "session of no length", "session of no sense"],
 )
-async def test_a_document_that_makes_no_sense_ends_its_own_session_and_hides_nobody_elses_end(
+async def test_an_invalid_document_ends_only_its_own_session(
     server: Server, ada: Person, bob: Person, collection: str, change: dict[str, Any]
 ) -> None:
     async with ada.tabs() as tabs, bob.tabs() as bobs, server.database() as database:
@@ -142,7 +142,7 @@ async def test_a_document_that_makes_no_sense_ends_its_own_session_and_hides_nob
             assert await tab.closed() == 4401
 
 
-async def test_a_broken_stream_is_not_ready_and_repairs_itself(server: Server) -> None:
+async def test_a_broken_change_stream_is_opened_again(server: Server) -> None:
     async with server.database() as database:
         assert len(await streams(database)) == 2
         await kill_the_cursors(database)
@@ -161,7 +161,7 @@ async def test_a_broken_stream_is_not_ready_and_repairs_itself(server: Server) -
 
 
 @pytest.mark.parametrize("drop", ["sessions", "users", "everything"])
-async def test_sessions_whose_documents_are_gone_are_over(
+async def test_dropping_a_collection_ends_the_sessions_in_it(
     server: Server, ada: Person, drop: str
 ) -> None:
     """The last of this server: what is dropped is its own."""

@@ -62,7 +62,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
         yield Scene(nodes, them, servers, root)
 
 
-async def test_the_clocks_are_apart(scene: Scene) -> None:
+async def test_the_clocks_of_the_hosts_differ(scene: Scene) -> None:
     """Or the others here would prove nothing."""
     said = {}
     for name, server in scene.servers.items():
@@ -76,7 +76,7 @@ async def wall_clock(visitor: Person) -> datetime:
     return datetime.strptime(answer.headers["Date"], "%a, %d %b %Y %H:%M:%S %Z")
 
 
-async def test_a_clock_that_steps_ends_nobodys_session_and_prolongs_none(scene: Scene) -> None:
+async def test_a_stepping_clock_neither_ends_nor_extends_a_session(scene: Scene) -> None:
     """By an hour, ahead and back and back again: sessions live two minutes here."""
     server = await scene.hosts.serve(
         "stepping", scene.nodes.uri, first=machines.stepping, **SHORT_LIVES
@@ -107,7 +107,7 @@ async def test_a_clock_that_steps_ends_nobodys_session_and_prolongs_none(scene: 
 
 
 @pytest.mark.parametrize(("here", "there"), EACH_WAY)
-async def test_who_signs_in_on_one_is_signed_in_on_the_other(
+async def test_a_session_from_one_host_is_accepted_by_the_other(
     scene: Scene, here: str, there: str
 ) -> None:
     person = await scene.member(here)
@@ -122,7 +122,7 @@ async def test_who_signs_in_on_one_is_signed_in_on_the_other(
 
 
 @pytest.mark.parametrize(("here", "there"), EACH_WAY)
-async def test_a_form_from_one_can_be_sent_to_the_other(
+async def test_a_form_from_one_host_is_accepted_by_the_other(
     scene: Scene, here: str, there: str
 ) -> None:
     visitor = await scene.hosts.visitor(scene.servers[here], f"visitor-{next(scene.numbers)}")
@@ -139,7 +139,7 @@ async def test_a_form_from_one_can_be_sent_to_the_other(
 
 
 @pytest.mark.parametrize("here", NAMES)
-async def test_the_length_of_a_session_is_counted_by_one_clock(scene: Scene, here: str) -> None:
+async def test_session_times_come_from_the_database_clock(scene: Scene, here: str) -> None:
     """What is written down is what every other host will go by, for as long as the session is."""
     person = await scene.member(here)
     async with scene.nodes.database() as database:
@@ -152,7 +152,7 @@ async def test_the_length_of_a_session_is_counted_by_one_clock(scene: Scene, her
 
 
 @pytest.mark.parametrize("here", NAMES)
-async def test_a_session_whose_time_is_up_is_over_on_all(scene: Scene, here: str) -> None:
+async def test_a_session_expires_on_all_hosts(scene: Scene, here: str) -> None:
     person = await scene.member(here)
     people = [await scene.moved(person, name) for name in NAMES]
     async with people[0].tab() as first, people[1].tab() as second:
@@ -168,7 +168,9 @@ async def test_a_session_whose_time_is_up_is_over_on_all(scene: Scene, here: str
 
 
 @pytest.mark.parametrize(("here", "there"), EACH_WAY)
-async def test_a_session_was_used_when_it_was_used(scene: Scene, here: str, there: str) -> None:
+async def test_the_time_of_last_use_comes_from_the_database_clock(
+    scene: Scene, here: str, there: str
+) -> None:
     """Or it would idle for too long, or too short a time, on the other hosts."""
     person = await scene.member(here)
     elsewhere = await scene.moved(person, there)
@@ -193,7 +195,9 @@ async def test_a_session_was_used_when_it_was_used(scene: Scene, here: str, ther
 @pytest.mark.long
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize(("here", "there"), EACH_WAY)
-async def test_a_session_lives_as_long_as_it_should(scene: Scene, here: str, there: str) -> None:
+async def test_a_session_lasts_for_its_idle_time_on_all_hosts(
+    scene: Scene, here: str, there: str
+) -> None:
     """For a minute without use, whoever is asked; a use within the minute is not written."""
     person = await scene.member(here)
     elsewhere = await scene.moved(person, there)
@@ -212,7 +216,7 @@ async def test_a_session_lives_as_long_as_it_should(scene: Scene, here: str, the
 
 
 @pytest.mark.parametrize(("here", "there"), EACH_WAY)
-async def test_who_is_turned_away_on_one_is_turned_away_on_all_at_once(
+async def test_disabling_an_account_on_one_host_is_enforced_on_all(
     scene: Scene, here: str, there: str
 ) -> None:
     person = await scene.member(here)

@@ -95,7 +95,7 @@ async def titles(person: Person) -> set[str]:
     return {title for title in ("before", "at the brim", "too late", "after") if title in page}
 
 
-async def test_a_full_disk_loses_nothing_that_was_confirmed_and_serves_again_when_it_is_not(
+async def test_a_full_disk_loses_no_acknowledged_change(
     disk: Disk,
 ) -> None:
     server = disk.server

@@ -21,7 +21,7 @@ import websockets
 
 from tests.conftest import PASSWORD, serving
 from tests.flows.conftest import SURPRISES
-from tests.flows.test_manners import deaf, more_than_buffers_hold, pile_up
+from tests.flows.test_socket_limits import deaf, more_than_buffers_hold, pile_up
 from tests.people import Person, Server, until
 
 PING, PER_SESSION = 2, 100
@@ -213,13 +213,13 @@ async def all_left(person: Person, before: int) -> None:
 # ---- compression
 
 
-async def test_compression_is_not_agreed_to(ada: Person) -> None:
+async def test_the_server_declines_compression(ada: Person) -> None:
     offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
     async with Line.upgraded(ada, **offer) as line:
         assert b"sec-websocket-extensions" not in line.head.lower()
 
 
-async def test_a_compressed_frame_is_cut_off_and_never_inflated(
+async def test_a_compressed_frame_closes_the_socket_and_is_not_inflated(
     server: Server, ada: Person
 ) -> None:
     packer = zlib.compressobj(wbits=-15)
@@ -253,7 +253,7 @@ async def again_and_again(
 
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY], ids=["text", "binary"])
-async def test_a_message_that_is_too_long_is_cut_off_and_not_kept(
+async def test_a_frame_that_is_too_long_closes_the_socket_and_is_not_kept(
     server: Server, ada: Person, opcode: int
 ) -> None:
     start = frame(b"", first=FIN | opcode, length=1 << 40)
@@ -261,16 +261,14 @@ async def test_a_message_that_is_too_long_is_cut_off_and_not_kept(
         await again_and_again(ada, start, b"x" * MEGABYTE, codes={1009})
 
 
-async def test_a_message_that_never_ends_is_cut_off_and_not_kept(
-    server: Server, ada: Person
-) -> None:
+async def test_an_endless_fragmented_message_closes_the_socket(server: Server, ada: Person) -> None:
     start = frame(b"x", first=TEXT)
     with little_memory(server):
         chunk = frame(b"x" * 1000, first=CONTINUATION) * 1000
         await again_and_again(ada, start, chunk, codes={1009})
 
 
-async def test_one_whose_pieces_are_empty_holds_no_place_for_long(
+async def test_a_message_of_endless_empty_fragments_is_closed_as_silent(
     server: Server, ada: Person
 ) -> None:
     """It never grows too long. But whoever says nothing whole is silent."""
@@ -304,7 +302,7 @@ async def forever(line: Line, chunk: bytes) -> None:
     ],
     ids=["long pongs", "pongs", "acknowledgements", "junk", "long junk"],
 )
-async def test_a_flood_is_cut_off_and_keeps_nobody_else_waiting(
+async def test_a_flood_of_messages_is_closed_and_delays_no_other_socket(
     server: Server, ada: Person, bob: Person, said: bytes
 ) -> None:
     chunk = frame(said) * max(1, MEGABYTE // 10 // len(frame(said)))
@@ -334,7 +332,7 @@ async def floods(person: Person, chunk: bytes) -> None:
         assert await line.closed() == 4400
 
 
-async def test_whoever_pings_and_hears_no_answer_holds_no_place_and_no_memory(
+async def test_a_client_that_pings_and_does_not_read_is_closed(
     server: Server, ada: Person, bob: Person
 ) -> None:
     """Each ping is answered below the application, and nobody takes the answers."""
@@ -398,7 +396,7 @@ async def test_whoever_pings_and_hears_no_answer_holds_no_place_and_no_memory(
         "another request",
     ],
 )
-async def test_what_is_no_protocol_ends_the_socket_and_nothing_else(
+async def test_a_protocol_error_ends_only_its_own_socket(
     server: Server, ada: Person, bob: Person, sent: bytes, code: int | None
 ) -> None:
     before = await sockets(ada)
@@ -424,7 +422,7 @@ async def test_what_is_no_protocol_ends_the_socket_and_nothing_else(
     ],
     ids=str,
 )
-async def test_a_strange_handshake_is_answered_and_ends_nothing_else(
+async def test_a_malformed_handshake_is_answered_and_the_worker_lives(
     ada: Person, more: dict[str, str]
 ) -> None:
     async with Line.open(ada, more=more) as line:
@@ -436,7 +434,7 @@ async def test_a_strange_handshake_is_answered_and_ends_nothing_else(
 # ---- those who come and go
 
 
-async def test_something_right_behind_the_handshake_leaves_nothing_behind(
+async def test_bytes_sent_right_after_the_handshake_leak_no_socket(
     server: Server, ada: Person
 ) -> None:
     """hypercorn refuses it and does not tell the application, which has begun to serve it."""
@@ -466,7 +464,7 @@ async def there_is_room(person: Person) -> bool:
     [({}, b"x"), ({"Sec-WebSocket-Version": "12"}, b"")],
     ids=["something behind it", "another version"],
 )
-async def test_a_handshake_that_is_refused_holds_no_line_open(
+async def test_a_refused_handshake_closes_the_connection(
     server: Server, ada: Person, more: dict[str, str], behind: bytes
 ) -> None:
     async with Line.open(ada, more=more, behind=behind) as line:
@@ -477,7 +475,7 @@ async def test_a_handshake_that_is_refused_holds_no_line_open(
 
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(10, marks=pytest.mark.long)])
-async def test_sockets_that_come_and_are_killed_leave_no_place_taken_and_no_memory(
+async def test_sockets_that_are_reset_leak_no_place_and_no_memory(
     server: Server, ada: Person, rounds: int
 ) -> None:
     before = await sockets(ada)
@@ -500,7 +498,7 @@ async def test_sockets_that_come_and_are_killed_leave_no_place_taken_and_no_memo
 
 @pytest.mark.long
 @pytest.mark.timeout(150)
-async def test_the_kernel_cuts_off_a_client_that_takes_nothing_in(
+async def test_the_kernel_closes_a_client_that_does_not_receive(
     server: Server, ada: Person
 ) -> None:
     """Its handler is over long before. But the line waits for what it was sent to be taken."""

@@ -80,7 +80,7 @@ async def answers(person: Person, status: int, path: str = "/api/me") -> None:
     await until(does, within=20)
 
 
-async def test_a_host_whose_workers_are_no_neighbours_signs_in_the_database(scene: Scene) -> None:
+async def test_workers_of_another_host_acknowledge_in_the_database(scene: Scene) -> None:
     ada = await scene.member()
     await scene.root.post(f"/admin/users/{ada.username}/disable")
     assert "silent" not in (await scene.root.get("/admin/users")).text
@@ -95,7 +95,7 @@ async def test_a_host_whose_workers_are_no_neighbours_signs_in_the_database(scen
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("mode", ["freeze", "drop"])
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.long)])
-async def test_a_host_that_is_cut_off_lets_nobody_in_whom_another_turned_away(
+async def test_an_isolated_host_admits_no_user_revoked_on_another_host(
     scene: Scene, mode: Mode, rounds: int
 ) -> None:
     bob = await scene.member()
@@ -149,7 +149,7 @@ async def test_a_host_that_is_cut_off_lets_nobody_in_whom_another_turned_away(
         pytest.param("drop", None, marks=pytest.mark.long),
     ],
 )
-async def test_sockets_of_a_host_that_stays_cut_off_are_told_to_go_elsewhere(
+async def test_an_isolated_host_closes_its_sockets_with_1013(
     scene: Scene, mode: Mode, patience: float | None
 ) -> None:
     """Half a minute is too long for every run: the short form is less patient."""
@@ -178,7 +178,7 @@ async def test_sockets_of_a_host_that_stays_cut_off_are_told_to_go_elsewhere(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("mode", ["freeze", "drop"])
-async def test_who_was_turned_away_in_a_history_that_is_lost_is_turned_away(
+async def test_a_revocation_missing_from_the_oplog_is_enforced_on_reconnect(
     scene: Scene, mode: Mode
 ) -> None:
     """No sweep helps, and nothing that is on the stream again tells of it."""
@@ -255,7 +255,7 @@ async def disabled(root: Person, person: Person) -> bool:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("breakage", [kill_all_sessions, step_down])
-async def test_who_is_turned_away_while_the_stream_is_broken_is_turned_away(
+async def test_a_revocation_while_the_database_drops_cursors_is_enforced(
     scene: Scene, breakage: Callable[[Any], Awaitable[None]]
 ) -> None:
     ada, bob = await scene.member(), await scene.member()

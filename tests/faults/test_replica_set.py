@@ -88,7 +88,9 @@ class Writer:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("rounds", [1, pytest.param(8, marks=pytest.mark.long)])
-async def test_what_was_acknowledged_outlives_the_primary(scene: Scene, rounds: int) -> None:
+async def test_acknowledged_changes_survive_the_loss_of_the_primary(
+    scene: Scene, rounds: int
+) -> None:
     writers = [Writer(scene, f"w{next(scene.numbers)}") for _ in range(2)]
     tasks = [asyncio.create_task(writer.write()) for writer in writers]
     try:
@@ -168,7 +170,7 @@ async def is_served(person: Person) -> bool:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.long)])
-async def test_a_primary_that_slept_through_a_revocation_lets_nobody_in(
+async def test_a_primary_frozen_during_a_revocation_admits_no_revoked_user(
     scene: Scene, rounds: int
 ) -> None:
     """One host knows only the primary that freezes, and asks it again when it continues."""
@@ -204,7 +206,7 @@ async def freeze_and_revoke(scene: Scene, left: Server, old: Node) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("stop", [Stop.FREEZE, pytest.param(Stop.KILL, marks=pytest.mark.long)])
-async def test_without_a_majority_nothing_is_said_to_be_done(scene: Scene, stop: Stop) -> None:
+async def test_without_a_majority_no_change_is_acknowledged(scene: Scene, stop: Stop) -> None:
     ada, bob = await scene.member(), await scene.member()
     primary = await scene.nodes.primary()
     others = [node for node in scene.nodes.nodes if node is not primary]

@@ -51,32 +51,32 @@ def origins_of_others(url: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("whose", origins_of_others(""))
-async def test_a_page_of_another_origin_gets_no_socket(ada: Person, whose: str) -> None:
+async def test_a_handshake_from_another_origin_is_refused(ada: Person, whose: str) -> None:
     assert await shake_hands(ada, *origins_of_others(ada.url)[whose]) == 403
 
 
-async def test_a_page_of_ours_gets_one(ada: Person) -> None:
+async def test_a_handshake_from_the_same_origin_is_accepted(ada: Person) -> None:
     assert await shake_hands(ada, ada.url) == 101
 
 
-async def test_nobody_gets_no_socket(ada: Person) -> None:
+async def test_a_handshake_without_a_valid_cookie_is_refused(ada: Person) -> None:
     name, _, value = ada.cookies().partition("=")
     forged = f"{name}={value[:-2]}xx"
     for cookie in ("", f"{name}=", f"{name}=nonsense", forged):
         assert await shake_hands(ada, ada.url, cookie=cookie) == 401
 
 
-async def test_whoever_signed_out_gets_no_socket(ada: Person) -> None:
+async def test_a_handshake_after_signing_out_is_refused(ada: Person) -> None:
     cookies = ada.cookies()
     assert (await ada.post("/logout")).status_code == 303
     assert await shake_hands(ada, ada.url, cookie=cookies) == 401
 
 
-async def test_an_origin_that_is_refused_says_nothing_of_the_session(ada: Person) -> None:
+async def test_the_origin_is_checked_before_the_session(ada: Person) -> None:
     assert await shake_hands(ada, "http://evil.example", cookie="") == 403
 
 
-async def test_hello_says_who_and_what_as_the_pages_do(ada: Person) -> None:
+async def test_hello_has_the_same_user_and_permissions_as_api_me(ada: Person) -> None:
     me = await ada.me()
     assert me
     async with ada.tab() as tab:

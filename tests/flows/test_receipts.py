@@ -30,7 +30,7 @@ async def receipts(server: Server, username: str, verb: str) -> list[dict[str, o
     return (await server.last_event(username, verb))["receipts"]
 
 
-async def test_the_answer_says_how_many_tabs_were_locked_on_how_many_workers_and_how_fast(
+async def test_the_response_counts_acknowledged_tabs_workers_and_delay(
     server: Server, root: Person, ada: Person
 ) -> None:
     async with ada.tabs("0", "0", "1") as tabs:
@@ -44,7 +44,7 @@ async def test_the_answer_says_how_many_tabs_were_locked_on_how_many_workers_and
     assert "3 tabs on 2 workers acknowledged" in (await root.get("/admin/events")).text
 
 
-async def test_a_tab_that_never_acknowledges_is_counted_and_closed_all_the_same(
+async def test_a_tab_that_never_acknowledges_is_counted_and_closed(
     server: Server, root: Person, ada: Person
 ) -> None:
     async with ada.tabs("0", "1") as tabs:
@@ -62,7 +62,7 @@ async def test_a_tab_that_never_acknowledges_is_counted_and_closed_all_the_same(
     assert await ada.is_refused()
 
 
-async def test_receipts_wait_for_slow_networks_and_give_broken_ones_up(
+async def test_receipts_wait_for_slow_networks_and_time_out_on_broken_ones(
     server: Server, root: Person, ada: Person
 ) -> None:
     """Nothing is called "not acknowledged in time" before it is known, and nobody waits for it."""
@@ -113,7 +113,7 @@ def through(url: str, person: Person) -> Person:
     return other
 
 
-async def test_without_open_tabs_nothing_is_said_of_them(
+async def test_without_open_tabs_there_is_no_receipt(
     server: Server, root: Person, ada: Person
 ) -> None:
     await root.post(ADMIN.format(ada.username) + "/sessions/end")
@@ -123,7 +123,7 @@ async def test_without_open_tabs_nothing_is_said_of_them(
     assert await receipts(server, ada.username, "sessions.ended") == []
 
 
-async def test_a_command_says_it_as_well(server: Server, ada: Person) -> None:
+async def test_a_command_prints_the_receipt(server: Server, ada: Person) -> None:
     async with ada.tabs() as tabs:
         listening = [asyncio.create_task(tab.closed()) for tab in tabs]
         said = await server.run("user", "disable", ada.username)
@@ -134,7 +134,7 @@ async def test_a_command_says_it_as_well(server: Server, ada: Person) -> None:
     assert await ada.status("/api/me") == 401
 
 
-async def test_many_tabs_that_come_and_go_are_each_counted_at_most_once(
+async def test_tabs_that_disconnect_meanwhile_are_counted_at_most_once(
     server: Server, root: Person, ada: Person
 ) -> None:
     async with AsyncExitStack() as stack:

@@ -9,7 +9,7 @@ import pytest
 
 from quartapp.middleware.allowed_hosts import AllowedHosts
 from quartapp.settings import Settings
-from tests.flows.test_framing import talk
+from tests.flows.test_http_framing import talk
 from tests.people import Server
 
 Ask = Callable[..., Awaitable[int]]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import PASSWORD, serving
 from tests.flows.conftest import assert_unsurprised
-from tests.flows.test_manners import deaf, more_than_buffers_hold, pile_up
+from tests.flows.test_socket_limits import deaf, more_than_buffers_hold, pile_up
 from tests.people import Person, Server, until
 
 

@@ -100,13 +100,13 @@ async def test_the_idle_timeout_begins_after_the_answer(takes: float) -> None:
         assert await client.closed() - answered >= SHORT
 
 
-async def test_the_connection_of_a_client_that_has_gone_is_closed_at_once() -> None:
+async def test_the_connection_of_a_disconnected_client_is_closed_at_once() -> None:
     async with answered_once() as (_, client):
         client.writer.write_eof()
         await client.closed()
 
 
-async def test_a_client_that_leaves_after_a_refused_handshake_is_no_error(
+async def test_disconnecting_after_a_refused_handshake_is_no_error(
     unhandled: list[dict[str, Any]],
 ) -> None:
     async with Server(LONG).client() as client:
@@ -117,7 +117,7 @@ async def test_a_client_that_leaves_after_a_refused_handshake_is_no_error(
     assert not unhandled
 
 
-async def test_a_request_on_its_way_is_answered_while_the_server_shuts_down() -> None:
+async def test_a_request_sent_during_shutdown_is_answered() -> None:
     async with answered_once() as (server, client):
         server.shut_down.set()
         await asyncio.sleep(0)

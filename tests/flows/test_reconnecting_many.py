@@ -19,7 +19,7 @@ HERD = 150
 
 
 @pytest.mark.timeout(120)
-async def test_a_herd_is_let_in_bit_by_bit_and_all_of_it_in_the_end(tmp_path: Path) -> None:
+async def test_many_reconnecting_clients_are_throttled_and_all_admitted(tmp_path: Path) -> None:
     async with (
         serving(
             tmp_path,

@@ -1,4 +1,4 @@
-"""A mail server, to be run by itself: `python -m tests.mail.server FOLDER [CERTIFICATE]`.
+"""A mail server, to be run by itself: `python -m tests.email.smtp_server FOLDER [CERTIFICATE]`.
 
 It prints on which port it listens in which way. What it is given it keeps in the folder, and the
 next letters it answers with what stands there.

@@ -64,12 +64,12 @@ class PostOffice:
 async def post_offices(
     folder: Path, certificate: Path | None = None
 ) -> AsyncIterator[dict[str, PostOffice]]:
-    """A mail server in a process of its own, by each way into it: see `tests.mail.server`."""
+    """A mail server in a process of its own, by each way into it: see `tests.email.smtp_server`."""
     process = await asyncio.create_subprocess_exec(
         *(
             sys.executable,
             "-m",
-            "tests.mail.server",
+            "tests.email.smtp_server",
             folder,
             *([certificate] if certificate else []),
         ),

@@ -51,7 +51,7 @@ async def newest(person: Person) -> int:
         return int(tab.hello["cursor"])
 
 
-async def test_a_notice_is_in_the_database_when_it_arrives_and_reaches_every_tab(
+async def test_a_notification_is_stored_before_every_tab_receives_it(
     server: Server, root: Person, ada: Person, bob: Person
 ) -> None:
     async with ada.tabs() as tabs, bob.tabs() as bobs, server.database() as database:
@@ -70,7 +70,7 @@ async def test_a_notice_is_in_the_database_when_it_arrives_and_reaches_every_tab
 
 
 @pytest.mark.parametrize("missed", [1, 100, 250])
-async def test_a_client_gets_what_it_missed_in_order_and_each_once(
+async def test_a_client_receives_missed_notifications_once_and_in_order(
     server: Server, ada: Person, missed: int
 ) -> None:
     cursor = await newest(ada)
@@ -84,7 +84,7 @@ async def test_a_client_gets_what_it_missed_in_order_and_each_once(
             assert len(await tab.heard("notice")) == missed + 1
 
 
-async def test_nothing_is_missed_or_repeated_by_a_client_that_comes_and_goes_while_notices_come(
+async def test_a_client_that_keeps_reconnecting_gets_each_notification_once(
     server: Server, ada: Person
 ) -> None:
     writers, each = 3, 40
@@ -104,7 +104,7 @@ async def test_nothing_is_missed_or_repeated_by_a_client_that_comes_and_goes_whi
     assert got == list(range(start + 1, start + writers * each + 1))
 
 
-async def test_a_tab_that_stays_hears_all_that_many_writers_write_in_order(
+async def test_an_open_tab_receives_concurrent_notifications_in_order(
     server: Server, ada: Person
 ) -> None:
     async with another_service(server), ada.tabs() as tabs:
@@ -141,13 +141,13 @@ async def test_without_a_cursor_a_client_starts_at_the_newest(server: Server, ad
         "'",
     ],
 )
-async def test_a_cursor_that_is_none_counts_as_none(ada: Person, cursor: str) -> None:
+async def test_an_invalid_cursor_is_ignored(ada: Person, cursor: str) -> None:
     async with ada.tab(cursor=cursor) as tab:
         assert int(tab.hello["cursor"]) == await newest(ada)
         assert await tab.heard("notice") == []
 
 
-async def test_a_cursor_from_the_future_is_brought_back_and_costs_no_notice(
+async def test_a_cursor_beyond_the_newest_is_reset_and_loses_nothing(
     server: Server, ada: Person
 ) -> None:
     now = await newest(ada)
@@ -157,7 +157,9 @@ async def test_a_cursor_from_the_future_is_brought_back_and_costs_no_notice(
         assert await ids(tab, 1) == [now + 1]
 
 
-async def test_a_cursor_speaks_of_ones_own_notices_alone(ada: Person, bob: Person) -> None:
+async def test_a_cursor_gives_access_only_to_ones_own_notifications(
+    ada: Person, bob: Person
+) -> None:
     async with bob.tab(cursor="0") as tab:
         welcome = await tab.next("notice")
         assert bob.username in welcome["text"]

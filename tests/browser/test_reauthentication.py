@@ -42,7 +42,7 @@ async def begin_a_role(page: Page, name: str) -> None:
     await page.get_by_label("Read the audit log").check()
 
 
-async def test_a_stale_session_confirms_and_what_was_typed_is_done(
+async def test_reauthenticating_resumes_the_interrupted_form(
     server: Server, new_browser: NewBrowser
 ) -> None:
     page = await (await new_browser(server.url)).new_page()
@@ -85,7 +85,7 @@ async def test_a_stale_session_confirms_and_what_was_typed_is_done(
     await expect(page.locator(".flash")).to_contain_text("was deleted")
 
 
-async def test_the_same_without_a_script(
+async def test_reauthentication_works_without_javascript(
     server: Server, new_browser: NewBrowser, ada: Person
 ) -> None:
     context = await new_browser(server.url, java_script_enabled=False)
@@ -104,7 +104,7 @@ async def test_the_same_without_a_script(
     assert page.url.endswith(f"/admin/users/{ada.username}")
 
 
-async def test_too_many_sign_ins_say_when_to_come_back_and_keep_the_name(
+async def test_rate_limited_sign_ins_show_the_wait_and_keep_the_username(
     server: Server, new_browser: NewBrowser, ada: Person
 ) -> None:
     page = await (await new_browser(server.url)).new_page()

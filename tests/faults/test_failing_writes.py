@@ -73,7 +73,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_what_cannot_be_recorded_is_not_done(scene: Scene, change: str) -> None:
+async def test_a_change_that_cannot_be_audited_is_not_made(scene: Scene, change: str) -> None:
     ada, root = await scene.member(), scene.root
     path, fields = CHANGES[change]
     path = path.format(name=ada.username)
@@ -96,7 +96,7 @@ async def test_what_cannot_be_recorded_is_not_done(scene: Scene, change: str) ->
         assert await truth(database) != before
 
 
-async def test_nobody_leaves_or_comes_unrecorded(scene: Scene) -> None:
+async def test_signing_in_or_out_without_an_audit_log_is_refused(scene: Scene) -> None:
     ada = await scene.member()
     async with scene.nodes.database() as database:
         before = await truth(database)
@@ -137,7 +137,7 @@ async def timed(asking: Awaitable[httpx.Response]) -> tuple[httpx.Response, floa
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.long)])
-async def test_a_database_that_only_reads_is_read_and_nothing_is_half_written(
+async def test_a_read_only_database_serves_pages_and_refuses_changes(
     scene: Scene, rounds: int
 ) -> None:
     for _ in range(rounds):

@@ -51,7 +51,7 @@ SIGNED_IN = [
     [(None, SIGNED_OUT), ("root", SIGNED_IN[::2]), ("root", SIGNED_IN[1::2])],
     ids=["signed out", "signed in", "signed in, others"],
 )
-async def test_pages_are_accessible_and_fit(
+async def test_pages_are_accessible_and_fit_the_window(
     server: Server, new_browser: NewBrowser, username: str | None, paths: list[str]
 ) -> None:
     page = await (await new_browser(server.url)).new_page()

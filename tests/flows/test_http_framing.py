@@ -43,7 +43,7 @@ async def talk(url: str, head: list[str], body: str = "") -> bytes:
 
 
 @pytest.mark.parametrize("kind", DOUBTFUL)
-async def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_behind_it_is_answered(
+async def test_a_request_of_ambiguous_length_is_refused_with_all_after_it(
     server: Server, kind: str
 ) -> None:
     head = ["POST /login HTTP/1.1", HOST, *DOUBTFUL[kind]]
@@ -52,7 +52,7 @@ async def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_behind_it_
     assert said.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501")), said
 
 
-async def test_a_chunk_that_is_none_ends_the_connection(server: Server) -> None:
+async def test_an_invalid_chunk_ends_the_connection(server: Server) -> None:
     head = ["POST /login HTTP/1.1", HOST, "Transfer-Encoding: chunked"]
     said = await talk(server.url, head, f"zz\r\n{SMUGGLED}")
     assert said.count(b"HTTP/1.1 ") <= 1, said
@@ -60,20 +60,20 @@ async def test_a_chunk_that_is_none_ends_the_connection(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/ws"])
-async def test_nobody_changes_to_another_protocol_in_clear(server: Server, path: str) -> None:
+async def test_an_upgrade_to_cleartext_http_2_is_refused(server: Server, path: str) -> None:
     said = await talk(server.url, [f"GET {path} HTTP/1.1", HOST, *TO_HTTP_2])
     assert said.startswith(b"HTTP/1.1 ")
     assert b" 101 " not in said.split(b"\r\n")[0]
 
 
-async def test_nobody_begins_in_another_protocol(server: Server) -> None:
+async def test_a_connection_that_starts_with_http_2_is_refused(server: Server) -> None:
     said = await talk(server.url, ["PRI * HTTP/2.0"], "SM\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 400"), said
 
 
 @pytest.mark.parametrize(("pieces", "status"), [(90, b"422"), (2_000, b"413")])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_body_in_very_many_chunks_is_refused(
+async def test_a_body_of_too_many_chunks_is_refused(
     server: Server, method: str, pieces: int, status: bytes
 ) -> None:
     head = [f"{method} /login HTTP/1.1", HOST, "Origin: http://localhost", "Connection: close"]
@@ -84,6 +84,6 @@ async def test_a_body_in_very_many_chunks_is_refused(
     assert said.startswith(b"HTTP/1.1 " + status), said[:200]
 
 
-async def test_very_many_headers_are_refused(server: Server) -> None:
+async def test_too_many_headers_are_refused(server: Server) -> None:
     said = await talk(server.url, ["GET /login HTTP/1.1", HOST, *["a:b"] * 101], "")
     assert said.startswith(b"HTTP/1.1 431"), said[:200]

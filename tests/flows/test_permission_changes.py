@@ -85,7 +85,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(("act", "added", "removed", "by"), WAYS.values(), ids=WAYS)
-async def test_every_open_tab_learns_its_new_rights_in_place(
+async def test_every_open_tab_receives_its_new_permissions_and_stays_open(
     scene: Scene,
     bob: Person,
     act: Callable[[Scene], Awaitable[None]],
@@ -121,7 +121,7 @@ async def test_every_open_tab_learns_its_new_rights_in_place(
                 assert await person.is_signed_in()
 
 
-async def test_what_was_granted_in_place_can_be_used_at_once_and_ends_the_session_when_it_goes(
+async def test_a_granted_role_works_at_once_and_revoking_it_ends_the_session(
     scene: Scene,
 ) -> None:
     assert (await scene.ada.get("/admin/users")).status_code == 403
@@ -136,7 +136,7 @@ async def test_what_was_granted_in_place_can_be_used_at_once_and_ends_the_sessio
             assert tab.said[-1]["reason"] == "role_revoked"
 
 
-async def test_versions_only_rise_and_the_last_word_is_true_however_many_hands_write(
+async def test_concurrent_changes_raise_the_version_and_end_in_the_true_state(
     scene: Scene,
 ) -> None:
     """Raw edits, page edits and grants at once: what each tab heard last is what the pages say."""
@@ -172,7 +172,7 @@ def last_rights(tab: Tab) -> list[str]:
     return [m for m in tab.said if m["type"] == CHANGED][-1]["permissions"]
 
 
-async def test_another_device_is_announced_to_the_others_and_to_nobody_else(
+async def test_a_new_sign_in_is_announced_to_the_users_other_sessions_only(
     ada: Person, bob: Person
 ) -> None:
     async with ada.tabs() as laptop, bob.tabs() as bobs, ada.another_device() as phone:

@@ -62,7 +62,7 @@ async def disable(ada: Person, phone: Person, root: Person) -> int:
 @pytest.mark.parametrize(
     "attempt", [1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 6))]
 )
-async def test_no_request_that_begins_after_the_end_was_answered_is_let_in(
+async def test_requests_are_refused_once_the_end_is_acknowledged(
     server: Server,
     root: Person,
     ada: Person,

@@ -23,8 +23,8 @@ from quartapp.models import Mail
 from quartapp.models.accounts.user import User
 from quartapp.models.email.outbox import FIRST_PAUSE, LEASE, TRIES, Letter
 from quartapp.settings import Settings
-from tests.mail.conftest import PostOffice, postman, the_outbox
-from tests.mail.server import LOGIN
+from tests.email.conftest import PostOffice, postman, the_outbox
+from tests.email.smtp_server import LOGIN
 from tests.models.stories import register, some
 
 
@@ -48,7 +48,7 @@ async def make_due() -> None:
     await Mail.change_all({}, {"$set": {"due_at": clock.now() - timedelta(milliseconds=1)}})
 
 
-async def test_a_letter_arrives_and_nothing_of_it_stays(
+async def test_a_delivered_email_leaves_the_outbox(
     settings: Settings, ada: User, office: PostOffice
 ) -> None:
     await queue(ada, device="Firefox on Linux", ip="192.0.2.7")
@@ -65,7 +65,7 @@ async def test_a_letter_arrives_and_nothing_of_it_stays(
     assert await the_outbox() == []
 
 
-async def test_a_server_that_says_later_is_asked_again_after_a_longer_pause_each_time(
+async def test_a_temporary_failure_is_retried_with_exponential_backoff(
     settings: Settings, ada: User, office: PostOffice
 ) -> None:
     await queue(ada)
@@ -85,7 +85,7 @@ async def test_a_server_that_says_later_is_asked_again_after_a_longer_pause_each
 
 
 @pytest.mark.parametrize("to", ["nobody@example.org", "ada@example.org"])
-async def test_a_letter_that_is_refused_for_good_is_given_up_at_once(
+async def test_a_permanently_refused_email_is_not_retried(
     settings: Settings, ada: User, office: PostOffice, to: str
 ) -> None:
     await queue(ada, to)
@@ -99,7 +99,7 @@ async def test_a_letter_that_is_refused_for_good_is_given_up_at_once(
     assert office.envelopes == []
 
 
-async def test_a_server_that_is_not_there_is_tried_a_bounded_number_of_times(
+async def test_an_unreachable_server_is_tried_a_bounded_number_of_times(
     settings: Settings, ada: User
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed_again:
@@ -134,7 +134,7 @@ async def say_little(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 @pytest.mark.parametrize("behave", [say_nothing, say_little])
-async def test_a_server_that_hangs_holds_nobody_for_long(
+async def test_a_hanging_server_is_given_up_after_a_timeout(
     behave: Callable[..., Awaitable[None]],
     settings: Settings,
     ada: User,
@@ -154,7 +154,7 @@ async def test_a_server_that_hangs_holds_nobody_for_long(
     assert "Timeout" in waiting["trouble"]
 
 
-async def test_of_many_workers_one_sends_each_letter(
+async def test_concurrent_workers_send_each_email_once(
     settings: Settings, ada: User, office: PostOffice
 ) -> None:
     for number in range(20):
@@ -165,7 +165,7 @@ async def test_of_many_workers_one_sends_each_letter(
     assert await the_outbox() == []
 
 
-async def test_the_letter_of_a_worker_that_died_is_due_again_when_its_lease_is_over(
+async def test_an_email_claimed_by_a_dead_worker_is_sent_after_its_lease(
     settings: Settings, ada: User, office: PostOffice
 ) -> None:
     await queue(ada)
@@ -177,7 +177,7 @@ async def test_the_letter_of_a_worker_that_died_is_due_again_when_its_lease_is_o
     assert len(office.envelopes) == 1
 
 
-async def test_a_letter_that_cannot_be_written_is_given_up_in_the_end_and_keeps_no_other(
+async def test_an_email_that_cannot_be_rendered_does_not_block_others(
     settings: Settings, ada: User, office: PostOffice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await queue(ada)
@@ -199,7 +199,7 @@ async def test_a_letter_that_cannot_be_written_is_given_up_in_the_end_and_keeps_
     assert (await the_outbox())[0]["gave_up_at"] is not None
 
 
-async def test_whoever_has_lost_the_letter_decides_nothing(ada: User) -> None:
+async def test_a_worker_that_lost_its_claim_cannot_change_the_email(ada: User) -> None:
     await queue(ada)
     frozen = some(await Mail.claim())
     await make_due()
@@ -212,7 +212,7 @@ async def test_whoever_has_lost_the_letter_decides_nothing(ada: User) -> None:
     assert await the_outbox() == []
 
 
-async def test_the_server_is_told_who_sends(
+async def test_the_worker_logs_in_to_the_server(
     settings: Settings, ada: User, offices: dict[str, PostOffice]
 ) -> None:
     office, password = offices["login"], LOGIN.password.decode()
@@ -230,7 +230,7 @@ async def test_the_server_is_told_who_sends(
 
 
 @pytest.mark.parametrize("mode", ["starttls", "tls"])
-async def test_a_letter_is_shown_to_no_server_that_cannot_prove_who_it_is(
+async def test_a_server_with_an_untrusted_certificate_gets_no_email(
     mode: str,
     settings: Settings,
     ada: User,
@@ -250,7 +250,7 @@ async def test_a_letter_is_shown_to_no_server_that_cannot_prove_who_it_is(
     assert len(office.envelopes) == 1
 
 
-async def test_a_server_without_tls_gets_nothing_where_tls_is_asked_for(
+async def test_a_server_without_the_required_tls_gets_no_email(
     settings: Settings, ada: User, office: PostOffice
 ) -> None:
     await queue(ada)
@@ -285,7 +285,7 @@ async def test_a_server_without_tls_gets_nothing_where_tls_is_asked_for(
         "ada@" + "b" * 64 + ".org",
     ],
 )
-async def test_no_address_can_smuggle_a_header_or_a_receiver(
+async def test_an_address_cannot_inject_a_header_or_a_recipient(
     settings: Settings, ada: User, office: PostOffice, to: str
 ) -> None:
     await queue(ada, to)
@@ -307,7 +307,7 @@ async def test_no_address_can_smuggle_a_header_or_a_receiver(
         (LONGEST, LONGEST),
     ],
 )
-async def test_a_mail_goes_to_the_stored_address_and_says_so(
+async def test_the_recipient_and_the_to_header_are_the_stored_address(
     settings: Settings, ada: User, office: PostOffice, stored: str, receiver: str
 ) -> None:
     await queue(ada, stored)
@@ -318,7 +318,7 @@ async def test_a_mail_goes_to_the_stored_address_and_says_so(
     assert [each.addr_spec for each in letter["To"].addresses] == [receiver]
 
 
-async def test_what_is_told_cannot_become_a_header(
+async def test_values_in_an_email_cannot_become_headers(
     settings: Settings, ada: User, office: PostOffice
 ) -> None:
     await queue(ada, device="Firefox\r\nBcc: eve@example.org\r\n\r\n", ip="{token}")
@@ -329,7 +329,7 @@ async def test_what_is_told_cannot_become_a_header(
     assert "Address: {token}" in letter.get_content()
 
 
-async def test_without_a_server_letters_are_files_that_their_owner_alone_can_read(
+async def test_without_a_server_emails_are_files_that_only_the_owner_can_read(
     settings: Settings, ada: User, office: PostOffice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transports, "FILES", 3)
@@ -345,7 +345,7 @@ async def test_without_a_server_letters_are_files_that_their_owner_alone_can_rea
     assert office.envelopes == []
 
 
-async def test_an_address_with_other_letters_than_ours_is_written_to(
+async def test_an_email_to_a_non_ascii_address_is_sent(
     settings: Settings, ada: User, offices: dict[str, PostOffice]
 ) -> None:
     office = offices["utf8"]

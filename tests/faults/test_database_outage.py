@@ -82,7 +82,7 @@ async def take_away(server: Server, person: Person) -> None:
         await until(written, within=20)
 
 
-async def test_a_database_that_is_killed_lets_nobody_in_and_comes_back_with_all_it_knew(
+async def test_a_killed_database_means_503_and_no_change_is_lost(
     server: Server, ada: Person, bob: Person
 ) -> None:
     async with ada.tabs() as tabs, bob.tabs() as bobs:
@@ -107,7 +107,7 @@ async def test_a_database_that_is_killed_lets_nobody_in_and_comes_back_with_all_
         assert await bob.is_signed_in()
 
 
-async def test_a_database_that_does_not_answer_is_waited_for_and_not_for_ever(
+async def test_a_frozen_database_means_503_within_a_bounded_time(
     server: Server, ada: Person
 ) -> None:
     process = mongod(server)
@@ -126,7 +126,7 @@ async def test_a_database_that_does_not_answer_is_waited_for_and_not_for_ever(
             assert await tab.closed(within=20) == 4401
 
 
-async def test_nobody_is_let_in_by_an_answer_from_before_the_freeze(
+async def test_an_answer_read_before_a_freeze_admits_no_revoked_user(
     server: Server, ada: Person
 ) -> None:
     """Requests wait for a frozen database, and the account is disabled when it continues."""

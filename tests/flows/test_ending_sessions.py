@@ -260,7 +260,7 @@ async def scene(server: Server, root: Person, ada: Person):
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-async def test_every_tab_of_an_ended_session_is_told_why_and_closed_and_nobody_elses_is(
+async def test_every_tab_of_an_ended_session_gets_the_reason_and_no_other_tab(
     scene: Scene, bob: Person, way: Way
 ) -> None:
     if way.before:
@@ -319,7 +319,7 @@ async def refused_everywhere(person: Person) -> None:
         assert refusal.value.response.status_code == 401
 
 
-async def test_the_sign_in_page_still_says_why_a_session_was_ended(
+async def test_the_sign_in_page_shows_why_the_session_ended(
     server: Server, root: Person, ada: Person
 ) -> None:
     async with ada.tab() as tab:
@@ -338,7 +338,7 @@ async def test_the_sign_in_page_still_says_why_a_session_was_ended(
     }
 
 
-async def test_a_role_taken_and_given_back_has_ended_also_the_sessions_without_a_socket(
+async def test_restoring_a_revoked_role_does_not_revive_sessions(
     scene: Scene,
 ) -> None:
     async with scene.server.database() as database:

@@ -79,7 +79,7 @@ async def test_a_request_whose_session_ends_before_its_commit_changes_nothing(
 
 
 @pytest.mark.parametrize("kept", [False, True])
-async def test_a_permission_that_goes_before_the_commit_is_not_used(
+async def test_a_permission_revoked_before_the_commit_is_not_used(
     server: Server, root: Person, ada: Person, bob: Person, kept: bool
 ) -> None:
     role = f"janitor-{ada.username[-8:]}"

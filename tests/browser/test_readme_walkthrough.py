@@ -19,7 +19,7 @@ from tests.browser.conftest import (
 from tests.conftest import serving
 
 
-async def test_a_newcomer_makes_the_first_administrator_and_a_revocation_is_seen_elsewhere(
+async def test_the_walkthrough_of_the_readme_from_setup_to_revocation(
     tmp_path: Path, new_browser: NewBrowser
 ) -> None:
     async with serving(tmp_path) as server:

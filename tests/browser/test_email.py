@@ -48,7 +48,7 @@ async def letter(server: Server, name: str, subject: str) -> str:
     return found[0]
 
 
-async def test_somebody_signs_up_and_confirms_with_the_code(
+async def test_a_new_user_verifies_their_address_with_the_code(
     server: Server, page: Page, name: str
 ) -> None:
     await register_by_form(page, name)
@@ -66,7 +66,7 @@ async def test_somebody_signs_up_and_confirms_with_the_code(
     await expect(page.locator(".notice-box")).to_have_count(0)
 
 
-async def test_somebody_without_scripts_follows_the_link_from_the_letters_of_development(
+async def test_a_user_without_javascript_verifies_with_the_emailed_link(
     server: Server, new_browser: NewBrowser, name: str
 ) -> None:
     page = await (await new_browser(server.url, java_script_enabled=False)).new_page()
@@ -82,7 +82,7 @@ async def test_somebody_without_scripts_follows_the_link_from_the_letters_of_dev
     await expect(page.locator(".flashes")).to_contain_text("verified")
 
 
-async def test_somebody_is_invited_reads_the_letter_and_is_in_with_the_role(
+async def test_an_invited_user_registers_and_has_the_role(
     server: Server, new_browser: NewBrowser, page: Page, name: str
 ) -> None:
     office = await (await new_browser(server.url)).new_page()
@@ -118,7 +118,7 @@ async def test_somebody_is_invited_reads_the_letter_and_is_in_with_the_role(
     await expect(office.locator(".toast")).to_contain_text(f"{name} took up your invitation")
 
 
-async def test_a_forgotten_password_is_mended_and_the_other_tab_is_signed_out(
+async def test_resetting_a_password_ends_the_other_session(
     server: Server, new_browser: NewBrowser, page: Page, name: str
 ) -> None:
     elsewhere = await (await new_browser(server.url)).new_page()

@@ -43,7 +43,7 @@ def frozen(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-async def test_a_frozen_worker_accepts_nothing_that_was_ended_meanwhile(
+async def test_a_frozen_worker_refuses_sessions_ended_meanwhile(
     two: tuple[Server, Person, Person],
 ) -> None:
     server, root, ada = two

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from quartapp import clock
 from tests.conftest import PASSWORD, serving
-from tests.mail.conftest import post_offices
+from tests.email.conftest import post_offices
 from tests.people import Person, until
 from tests.routes.conftest import link_in
 
 
-async def test_letters_reach_a_mail_server_that_was_busy_at_first(tmp_path: Path) -> None:
+async def test_emails_are_sent_again_after_a_temporary_refusal(tmp_path: Path) -> None:
     async with (
         post_offices(tmp_path) as offices,
         serving(

@@ -131,7 +131,7 @@ async def all_live(tabs: list[Tab], root: Person, username: str) -> None:
 
 
 @in_a_browser
-async def test_the_page_of_the_oldest_session_is_signed_out_without_a_refresh(
+async def test_exceeding_the_session_limit_locks_the_oldest_page_at_once(
     tmp_path: Path, new_browser: NewBrowser
 ) -> None:
     """Keycloak issue 26340: with one session allowed to each user, a second sign-in ends the first
@@ -161,7 +161,7 @@ ENDINGS = {
 
 @in_a_browser
 @pytest.mark.parametrize("ending", ENDINGS)
-async def test_the_reason_is_shown_where_one_was_and_where_one_signs_in_again(
+async def test_the_locked_page_and_the_sign_in_page_show_the_reason(
     server: Server, root: Person, opened: Opened, ending: str
 ) -> None:
     """Firezone issue 3329: a client whose session ends should show a notification with a button to
@@ -204,7 +204,7 @@ async def change_password(person: Person) -> None:
 
 @in_a_browser
 @pytest.mark.parametrize("place", ["/posts/new", "{post}/edit", "{post}"])
-async def test_what_was_being_written_survives_a_forced_log_out(
+async def test_unsaved_text_survives_a_forced_sign_out(
     root: Person, opened: Opened, place: str
 ) -> None:
     """PHP-Auth issue 52: when a live session is killed from an administrator's page, "the user
@@ -245,7 +245,7 @@ async def test_what_was_being_written_survives_a_forced_log_out(
 
 
 @in_a_browser
-async def test_the_controls_of_an_open_tab_follow_the_role_without_a_reload(
+async def test_controls_of_an_open_tab_follow_the_roles_without_a_reload(
     root: Person, opened: Opened
 ) -> None:
     """Mattermost issue 6645: "User's role does not update in their client until the page is
@@ -287,7 +287,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_whoever_was_shut_out_can_do_nothing_more_from_the_moment_it_is_answered(
+async def test_a_revoked_session_is_refused_on_every_page_and_form(
     server: Server, root: Person, ada: Person, bob: Person, step: str
 ) -> None:
     """Keycloak issue 14420, of a user who is signed in and is then disabled, has a role changed, or
@@ -333,7 +333,7 @@ async def test_whoever_was_shut_out_can_do_nothing_more_from_the_moment_it_is_an
         assert (await anew.get("/posts/new")).status_code == then
 
 
-async def test_ending_the_other_sessions_leaves_no_window_in_which_they_are_remembered(
+async def test_ending_other_sessions_leaves_no_cached_session_valid(
     server: Server, ada: Person, bob: Person
 ) -> None:
     """Better Auth issue 6893: "After calling authClient.revokeOtherSessions(), the sessions of
@@ -393,7 +393,7 @@ Deactivate = Callable[[Server, Person, str], Awaitable[None]]
 @pytest.mark.parametrize(
     "deactivate", [by_page, by_command, by_an_update, by_a_replacement, by_a_bulk_write]
 )
-async def test_deactivation_by_whatever_path_ends_every_session(
+async def test_disabling_an_account_by_any_path_ends_all_its_sessions(
     server: Server, root: Person, ada: Person, deactivate: Deactivate
 ) -> None:
     """Authentik issue 25081: a user who is deactivated by a directory, a blueprint or "a put
@@ -438,7 +438,7 @@ async def test_deactivation_by_whatever_path_ends_every_session(
 # ---- as many sessions as were meant, and no other
 
 
-async def test_one_session_of_many_can_be_ended(root: Person, ada: Person) -> None:
+async def test_ending_one_of_several_sessions_keeps_the_others(root: Person, ada: Person) -> None:
     """Flask-Security issue 1289 would like "a backing store that maintains active sessions and can
     be used to query if an incoming request has a valid/non expired session ID"; without one a
     single session cannot be taken back. And where it can be, in Keycloak issue 52927, signing out
@@ -464,7 +464,7 @@ async def test_one_session_of_many_can_be_ended(root: Person, ada: Person) -> No
         assert (await ada.get("/account/sessions")).text.count('/end"') == 3
 
 
-async def test_the_socket_dies_with_the_log_out(root: Person, ada: Person) -> None:
+async def test_signing_out_closes_the_sockets_of_the_session(root: Person, ada: Person) -> None:
     """Channels issue 1324: "I log out by HTTP [...] but the socket continues working (sees the old
     user and lets working with the connection)". Warpgate issue 2106: "When a user logs out in a
     separate tab [...] the websocket is not terminated".
@@ -482,7 +482,7 @@ async def test_the_socket_dies_with_the_log_out(root: Person, ada: Person) -> No
             await all_live([other], root, ada.username)
 
 
-async def test_a_token_that_is_replaced_does_not_cut_off_its_own_session(
+async def test_replacing_the_session_token_keeps_the_session_open(
     root: Person, ada: Person
 ) -> None:
     """Klangk pull request 3160, which closes sockets when a token is revoked, spares the rotation
@@ -507,7 +507,7 @@ async def test_a_token_that_is_replaced_does_not_cut_off_its_own_session(
 # ---- and one does not come back by knocking
 
 
-async def test_a_kicked_client_that_calls_again_with_its_cookie_is_refused_each_time(
+async def test_a_client_that_reconnects_with_an_ended_session_is_refused(
     root: Person, ada: Person
 ) -> None:
     """Wings pull request 289: what there was before "did correctly disconnect the user from the
@@ -543,7 +543,7 @@ window.WebSocket = class extends WebSocket {
 
 @in_a_browser
 @pytest.mark.parametrize("hears", [True, False], ids=["told", "not told"])
-async def test_the_page_of_a_kicked_client_does_not_call_in_a_loop(
+async def test_a_page_with_an_ended_session_does_not_reconnect_in_a_loop(
     server: Server, root: Person, new_browser: NewBrowser, hears: bool
 ) -> None:
     """Pterodactyl panel pull request 5464, the page's side of Wings: "Don't endlessly poll

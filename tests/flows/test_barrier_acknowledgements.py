@@ -22,7 +22,7 @@ async def workers(server: Server) -> set[str]:
         return {worker["_id"] async for worker in database["workers"].find()}
 
 
-async def test_neighbours_say_so_to_each_other_and_the_database_is_left_alone(
+async def test_workers_of_one_host_acknowledge_without_the_database(
     server: Server, root: Person, ada: Person
 ) -> None:
     async with ada.tabs("0", "1") as tabs:
@@ -38,7 +38,7 @@ async def test_neighbours_say_so_to_each_other_and_the_database_is_left_alone(
     assert mark["acks"] == []
 
 
-async def test_a_command_is_no_neighbour_and_finds_it_in_the_database(
+async def test_a_command_reads_the_acknowledgements_from_the_database(
     server: Server, ada: Person
 ) -> None:
     said = await server.run("user", "end-sessions", ada.username)

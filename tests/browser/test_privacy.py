@@ -11,7 +11,7 @@ from playwright.async_api import Page, expect
 
 from quartapp import clock
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
-from tests.browser.test_mail import letter
+from tests.browser.test_email import letter
 from tests.people import Server, until
 
 
@@ -36,7 +36,7 @@ async def delete(page: Page, name: str) -> None:
     await page.get_by_role("button", name="Delete account").click()
 
 
-async def test_somebody_leaves_comes_back_and_leaves_for_good(
+async def test_an_account_is_deleted_restored_and_erased(
     server: Server, new_browser: NewBrowser, page: Page, name: str
 ) -> None:
     await page.goto("/posts/new")
@@ -81,7 +81,9 @@ async def test_somebody_leaves_comes_back_and_leaves_for_good(
     await expect(elsewhere.get_by_role("main")).not_to_contain_text(name)
 
 
-async def test_somebody_takes_their_data_along(page: Page, name: str) -> None:
+async def test_a_user_exports_their_data_once_and_is_then_rate_limited(
+    page: Page, name: str
+) -> None:
     await page.goto("/account")
     await page.get_by_role("link", name="Export your data").click()
     async with page.expect_download() as download:
@@ -96,7 +98,7 @@ async def test_somebody_takes_their_data_along(page: Page, name: str) -> None:
     await expect(page.get_by_role("alert")).to_contain_text("Try again in")
 
 
-async def test_a_stranger_appears_on_the_open_timeline_and_is_thrown_out(
+async def test_a_new_sign_in_appears_in_the_activity_and_can_be_ended(
     server: Server, new_browser: NewBrowser, page: Page, name: str
 ) -> None:
     await page.goto("/account/timeline")

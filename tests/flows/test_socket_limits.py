@@ -68,7 +68,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     ],
     ids=lambda frame: repr(frame[:24]),
 )
-async def test_anything_that_is_no_answer_closes_the_socket(ada: Person, frame: Any) -> None:
+async def test_an_unexpected_message_closes_the_socket_with_4400(ada: Person, frame: Any) -> None:
     async with ada.tab() as tab:
         await tab.socket.send(frame)
         assert await tab.closed() == 4400
@@ -76,7 +76,7 @@ async def test_anything_that_is_no_answer_closes_the_socket(ada: Person, frame: 
     assert await ada.is_signed_in()
 
 
-async def test_pongs_and_acknowledgements_are_welcome(ada: Person) -> None:
+async def test_pongs_and_acknowledgements_keep_the_socket_open(ada: Person) -> None:
     async with ada.tab() as tab:
         await tab.say(type="pong", at="2026-01-01T00:00:00.000+00:00")
         await tab.say(type="ack", id="17")
@@ -86,9 +86,7 @@ async def test_pongs_and_acknowledgements_are_welcome(ada: Person) -> None:
 
 
 @pytest.mark.parametrize("count", [300, 5000])
-async def test_a_flood_of_answers_that_nobody_asked_for_is_cut_off_for_good(
-    ada: Person, count: int
-) -> None:
+async def test_a_flood_of_unrequested_pongs_closes_the_connection(ada: Person, count: int) -> None:
     """In one piece, so that frames are still coming in when the server has closed: its side of the
     connection must end all the same, and not wait for somebody to take them."""
     pong = b'{"type":"pong"}'
@@ -106,7 +104,7 @@ async def test_a_flood_of_answers_that_nobody_asked_for_is_cut_off_for_good(
     assert (4400).to_bytes(2, "big") + b"too many messages" in received
 
 
-async def test_a_client_that_says_nothing_is_closed_after_two_intervals_and_one_that_answers_stays(
+async def test_only_a_silent_client_is_closed_after_two_ping_intervals(
     ada: Person,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -132,9 +130,7 @@ async def until_silence_is_punished(tab: Tab) -> int:
 # ---- how many there may be
 
 
-async def test_a_session_has_only_so_many_sockets_and_others_have_theirs(
-    ada: Person, bob: Person
-) -> None:
+async def test_sockets_are_limited_for_each_session(ada: Person, bob: Person) -> None:
     async with AsyncExitStack() as stack:
         tries = await asyncio.gather(*(stack.enter_async_context(opened(ada)) for _ in range(24)))
         greeted = [tab.hello["worker"] for tab in tries if isinstance(tab, Tab)]
@@ -207,7 +203,7 @@ async def pile_up(server: Server, person: Person, count: int) -> None:
         )
 
 
-async def test_clients_that_do_not_read_delay_nobody_elses_log_out(
+async def test_clients_that_do_not_read_do_not_delay_the_end_of_others(
     server: Server, root: Person, ada: Person
 ) -> None:
     await pile_up(server, ada, more_than_buffers_hold())
@@ -224,7 +220,7 @@ async def test_clients_that_do_not_read_delay_nobody_elses_log_out(
         assert asyncio.get_running_loop().time() - answered < 1
 
 
-async def test_clients_that_do_not_read_are_forgotten_and_make_room(
+async def test_clients_that_do_not_read_are_closed_and_free_their_places(
     server: Server, ada: Person
 ) -> None:
     await pile_up(server, ada, more_than_buffers_hold())
@@ -253,7 +249,7 @@ async def there_is_room(person: Person) -> bool:
     return False
 
 
-async def test_what_overflows_a_mailbox_is_lost_to_nobody_and_who_does_not_read_is_cut_off(
+async def test_a_full_mailbox_closes_its_socket_and_loses_no_notification(
     server: Server, ada: Person
 ) -> None:
     count = more_than_buffers_hold()
@@ -287,7 +283,7 @@ async def as_if_signed_in_before(server: Server, person: Person, change: dict[st
         await database["sessions"].insert_one(session | change)
 
 
-async def test_a_session_that_expires_while_only_its_socket_lives_is_ended(
+async def test_an_expiring_session_closes_its_open_sockets(
     server: Server, ada: Person, bob: Person
 ) -> None:
     """By its age or by idleness, when nothing is written and no sweep is due. Pongs renew neither:
@@ -307,7 +303,7 @@ async def test_a_session_that_expires_while_only_its_socket_lives_is_ended(
             assert await person.is_refused()
 
 
-async def test_answering_pings_is_no_use_of_the_session(server: Server, ada: Person) -> None:
+async def test_answering_pings_does_not_extend_the_session(server: Server, ada: Person) -> None:
     async with ada.tab() as tab, server.database() as database:
         session = {"_id": ObjectId(tab.hello["session"])}
         past = clock.now() - timedelta(minutes=20)

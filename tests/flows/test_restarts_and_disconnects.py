@@ -25,7 +25,7 @@ from tests.people import SECONDS, Person, Server, Tab, http_client, until
 FREE = 5
 
 
-async def test_a_server_that_stops_tells_every_tab_to_come_back_and_answers_what_it_took(
+async def test_a_stopping_server_sends_1012_and_finishes_begun_requests(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -96,7 +96,7 @@ async def takes_no_more(person: Person) -> bool:
 
 
 @pytest.mark.timeout(120)
-async def test_workers_that_are_killed_take_only_their_own_sockets_along_and_come_back(
+async def test_killing_a_worker_closes_only_its_sockets_and_it_is_replaced(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -145,7 +145,7 @@ async def kill_one(
         assert await again.closed() == 4401
 
 
-async def test_a_renewal_of_the_workers_fails_no_request_forgets_no_guess_and_sends_every_tab_on(
+async def test_a_rolling_restart_fails_no_request_and_keeps_rate_limits(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -244,7 +244,9 @@ async def say_too_much(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize("leave", [vanish, say_goodbye, hang_up_without_waiting, say_too_much])
-async def test_clients_leave_as_they_like(server: Server, ada: Person, leave) -> None:
+async def test_no_way_of_disconnecting_disturbs_other_sockets(
+    server: Server, ada: Person, leave
+) -> None:
     """The fixture `server` checks the log once more, at the end of the module."""
     before = len(server.said())
     async with ada.tabs() as kept:
