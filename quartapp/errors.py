@@ -1,10 +1,10 @@
-"""What is asked to come back: the base of all answers with Retry-After."""
+"""Base class of the errors that are answered with a Retry-After header."""
 
 from __future__ import annotations
 
 
-class TryLater(Exception):
-    """Not now. Its text is a sentence for whoever asked; `retry_after` is in whole seconds."""
+class RetryLater(Exception):
+    """The request cannot be served now. The text is for the user; `retry_after` is in seconds."""
 
     status = 503
     retry_after = 2

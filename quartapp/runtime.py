@@ -1,19 +1,129 @@
-"""What one worker owns while it runs, and typed access to it from a request."""
+"""What one worker owns while it runs, in the order in which it starts, and access to it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Protocol, cast
 
-from quart import current_app
+from quart import Quart, current_app
 
-from quartapp.security.encryption import Seal
+from quartapp.authority.barrier import Barrier
+from quartapp.authority.change_stream import Listener, Stream
+from quartapp.authority.lease import Lease
+from quartapp.authority.principal_cache import Principals
+from quartapp.jobs.account_expiry import AccountExpiry
+from quartapp.jobs.erasure import Erasure
+from quartapp.jobs.last_seen import LastSeenWriter
+from quartapp.jobs.loop_lag import LoopLagMonitor
+from quartapp.jobs.outbox_worker import OutboxWorker
+from quartapp.security.encryption import Encryption
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
+from quartapp.ws.dispatcher import Feed
+from quartapp.ws.hub import Hub
+from quartapp.ws.receipts import Receipts
+
+_KEY = "quartapp"
+
+# Attributes of Runtime that hear the changes of the database: each change in this order. The second
+# column is the reason for the place.
+CHANGE_LISTENERS = (
+    ("principals", "Before the barrier: drops the cached principals that the change makes stale."),
+    ("lease", "Before the barrier, which asks it which workers are alive."),
+    ("feed", "Anywhere: it records which sessions to check, and its tasks check them later."),
+    ("receipts", "Before the barrier, which acknowledges with the number of tabs counted here."),
+    ("barrier", "After the four above: its acknowledgement says that they have heard the change."),
+    ("outbox_worker", "Anywhere: it wakes its task."),
+    ("account_expiry", "Anywhere: it wakes its task."),
+)
+
+# Attributes of Runtime that start when the database is connected, in this order, each with the
+# reason for its place. They stop in the reverse order. `feed` starts after all of them and stops
+# first, because it tells open sockets what the other parts know.
+START_ORDER = (
+    ("stream", "First: the others must hear each change that comes after their start."),
+    ("lease", "After the stream, on which it hears its own heartbeats."),
+    ("barrier", "After the lease: it needs to know which workers are alive."),
+    ("receipts", "After the barrier, so that their last writes do not have to wait for its stop."),
+    ("last_seen", "Before no other: it writes what is left when it stops."),
+    ("outbox_worker", "Before no other: it reads the outbox when the stream wakes it."),
+    ("account_expiry", "Before no other: it reads the database when the stream wakes it."),
+    ("erasure", "Before no other: it needs only the database."),
+    ("loop_lag", "Before no other: it needs nothing."),
+)
 
 
-def runtime() -> Any:
-    return current_app.extensions["quartapp"]
+class Part(Protocol):
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@dataclass
+class Runtime:
+    """What one worker owns. `runtime()` returns that of the current application."""
+
+    settings: Settings
+    hasher: PasswordHasher
+    password_policy: PasswordPolicy
+    encryption: Encryption
+    hub: Hub
+    stream: Stream
+    lease: Lease
+    barrier: Barrier
+    receipts: Receipts
+    principals: Principals
+    last_seen: LastSeenWriter
+    outbox_worker: OutboxWorker
+    account_expiry: AccountExpiry
+    erasure: Erasure
+    loop_lag: LoopLagMonitor
+    feed: Feed
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def start(self) -> None:
+        """Start the parts in START_ORDER. The database must be connected.
+
+        Each part is registered on `stack` before it starts, so that closing the stack also stops
+        one whose start has failed.
+        """
+        for name, _ in START_ORDER:
+            part = cast(Part, getattr(self, name))
+            self.stack.push_async_callback(part.stop)
+            await part.start()
+        self.stack.push_async_callback(self.feed.stop)
+        self.feed.start(self.stream)
+
+    async def drain(self) -> None:
+        """Close every socket with the request to reconnect elsewhere, and accept no new ones.
+
+        Takes about a second at most. Other requests are still served.
+        """
+        self.hub.draining = True
+        await self.hub.send_away()
+
+
+def change_listeners(**parts: Listener) -> Sequence[Listener]:
+    """Return the parts in the order of CHANGE_LISTENERS. Raises KeyError if one is missing."""
+    return [parts[name] for name, _ in CHANGE_LISTENERS]
+
+
+def install(app: Quart, runtime: Runtime) -> None:
+    """Make the runtime that of the application."""
+    app.extensions[_KEY] = runtime
+
+
+def runtime_of(app: Quart) -> Runtime:
+    """Return the runtime of an application. For code without an application context."""
+    return app.extensions[_KEY]
+
+
+def runtime() -> Runtime:
+    """Return the runtime of the current application."""
+    return current_app.extensions[_KEY]
 
 
 def settings() -> Settings:
@@ -28,5 +138,5 @@ def password_policy() -> PasswordPolicy:
     return runtime().password_policy
 
 
-def seal() -> Seal:
-    return runtime().seal
+def encryption() -> Encryption:
+    return runtime().encryption

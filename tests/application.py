@@ -17,10 +17,11 @@ from jinja2.bccache import Bucket, BytecodeCache
 from pymongo.asynchronous.database import AsyncDatabase
 from quart import Quart
 
-from quartapp import Running, create_app, log, models
+from quartapp import create_app, log, models
 from quartapp.background import Background
 from quartapp.db import mongo
 from quartapp.models import Guard, Role, Worker
+from quartapp.runtime import Runtime, runtime_of
 from quartapp.settings import Settings
 
 # Collections with documents that a start of the application creates.
@@ -82,13 +83,13 @@ class Shared:
         if (
             self._app is None
             or not self._is_connected(settings)
-            or not await self._is_as_started(self._app.extensions["quartapp"])
+            or not await self._is_as_started(runtime_of(self._app))
         ):
             await self.close()
             self._app = create_app(settings)
             self._app.jinja_env.bytecode_cache = COMPILED
             await self._stack.enter_async_context(self._app.test_app())
-            self._parts = dict(vars(self._app.extensions["quartapp"]))
+            self._parts = dict(vars(runtime_of(self._app)))
             self._connected = mongo._database
             await self._remember(settings)
         return self._app
@@ -112,7 +113,7 @@ class Shared:
         bound = mongo._database is self._connected is not None
         return bound and self._settings == settings
 
-    async def _is_as_started(self, running: Running) -> bool:
+    async def _is_as_started(self, running: Runtime) -> bool:
         """Bring the application into the state that it has after a start. False if that fails."""
         listening = running.stream.live and running.lease.live_workers() is not None
         if not listening or running.hub.draining or running.hub.sessions():
@@ -121,7 +122,7 @@ class Shared:
             return False
         log.configure(production=running.settings.production, worker=running.settings.worker)
         # They may hold work of the last test, or be stopped by it.
-        jobs = (running.seen, running.postman, running.departures, running.eraser)
+        jobs = (running.last_seen, running.outbox_worker, running.account_expiry, running.erasure)
         for job in jobs:
             await job.stop()
         if not await self._restore(but=running.lease.worker_id):

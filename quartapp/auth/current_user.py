@@ -213,4 +213,4 @@ async def load_current_user() -> None:
     user = unwrapped_current_user()
     await user.load()
     if user.signed_in and "X-Background" not in request.headers:
-        runtime().seen.note(user.principal, remote_address)
+        runtime().last_seen.note(user.principal, remote_address)

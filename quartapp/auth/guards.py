@@ -11,7 +11,7 @@ from quart import request
 from quartapp.auth import reauthentication
 from quartapp.auth.current_user import current_user
 from quartapp.auth.reauthentication import IncorrectCode, IncorrectPassword
-from quartapp.errors import TryLater
+from quartapp.errors import RetryLater
 from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.policy import Permission, may
 
@@ -39,7 +39,7 @@ class ReauthenticationRequired(Exception):
     """
 
     def __init__(
-        self, reason: TryLater | IncorrectPassword | IncorrectCode | FactorsBlocked | None = None
+        self, reason: RetryLater | IncorrectPassword | IncorrectCode | FactorsBlocked | None = None
     ) -> None:
         self.reason = reason
 
@@ -82,7 +82,7 @@ def fresh_login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitab
                 raise ReauthenticationRequired
             try:
                 await reauthentication.reauthenticate(password, sent.get(CODE_FIELD, ""))
-            except (TryLater, IncorrectPassword, IncorrectCode, FactorsBlocked) as error:
+            except (RetryLater, IncorrectPassword, IncorrectCode, FactorsBlocked) as error:
                 raise ReauthenticationRequired(error) from error
         return await view(*args, **kwargs)
 

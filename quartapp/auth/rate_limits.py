@@ -17,7 +17,7 @@ from limits import RateLimitItem
 from limits.aio.strategies import FixedWindowRateLimiter
 
 from quartapp import clock
-from quartapp.errors import TryLater
+from quartapp.errors import RetryLater
 from quartapp.log import log
 from quartapp.middleware import forwarded
 from quartapp.models.limits.counter import Allowances
@@ -30,7 +30,7 @@ WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.1
 
 
-class RateLimitExceeded(TryLater):
+class RateLimitExceeded(RetryLater):
     """A limit is used up. The text says how long to wait, and until when."""
 
     status = 429

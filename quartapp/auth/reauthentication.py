@@ -18,7 +18,7 @@ from quartapp.models.base.actor import Actor
 from quartapp.models.factors import recovery_codes, totp, wrong_codes
 from quartapp.models.factors.factor import Factor
 from quartapp.models.sessions.opening import is_known_browser
-from quartapp.runtime import hasher, seal, settings
+from quartapp.runtime import encryption, hasher, settings
 
 # The owner of an account is warned of wrong codes at most once in this time.
 WARNING_INTERVAL = timedelta(days=1)
@@ -43,7 +43,7 @@ async def reauthenticate(password: str, code: str = "") -> None:
     renew the session as `renew_session` does.
 
     The code is checked, and a correct one used up, only if the password is correct. Failed attempts
-    are counted. Raises IncorrectPassword, IncorrectCode, FactorsBlocked, TryLater after too many
+    are counted. Raises IncorrectPassword, IncorrectCode, FactorsBlocked, RetryLater after too many
     attempts, and what `renew_session` raises.
     """
     user = await signed_in_user()
@@ -89,7 +89,7 @@ async def use_factor_code(user: User, code: str) -> Factor | None:
 async def _use_code(user: User, code: str) -> Factor | None:
     plain = totp.plain(code)
     if len(plain) == totp.DIGITS and plain.isascii() and plain.isdigit():
-        return Factor.TOTP if await totp.accept(user, plain, seal=seal()) else None
+        return Factor.TOTP if await totp.accept(user, plain, encryption=encryption()) else None
     by = Actor(user.id, user.username, remote_address())
     left = await recovery_codes.use(user, code, by=by)
     return None if left is None else Factor.RECOVERY_CODE

@@ -13,12 +13,13 @@ from typing import Any
 import click
 from pymongo.errors import PyMongoError
 
-from quartapp import log, open_database, servers, validation
+from quartapp import log, servers, validation
 from quartapp.authority.barrier import passed_from_outside
 from quartapp.db.mongo import Unavailable, brief
 from quartapp.models import Event, Role, User
 from quartapp.models.base.references import DomainError
 from quartapp.settings import Settings, StartError
+from quartapp.startup import open_database
 from quartapp.validation import Invalid
 
 LONGEST_QUOTE = 80

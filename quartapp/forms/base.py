@@ -11,7 +11,7 @@ from wtforms import ValidationError
 from wtforms.validators import Length, StopValidation
 
 from quartapp import validation
-from quartapp.errors import TryLater
+from quartapp.errors import RetryLater
 from quartapp.validation import Invalid, plain_code
 
 # Maximum length of a field without a Length validator.
@@ -28,7 +28,7 @@ class Form(wtforms.Form):
     coroutine as a passed check. Defining one raises TypeError.
     """
 
-    _later: TryLater | None = None
+    _later: RetryLater | None = None
     # Whether the data was carried through a sign-in (see routes.carried_forms). Such a form is
     # shown filled, and is not processed.
     carried: bool = False
@@ -80,17 +80,17 @@ class Form(wtforms.Form):
         """The headers of that answer: Retry-After if `put_off` was called."""
         return {"Retry-After": str(self._later.retry_after)} if self._later else {}
 
-    def put_off(self, later: TryLater) -> None:
+    def put_off(self, later: RetryLater) -> None:
         """Show the error on the form, which keeps its fields. Sets `status` and `headers`."""
         self._later = later
         self.refuse(str(later))
 
     @contextmanager
     def patience(self) -> Iterator[None]:
-        """Call `put_off` with a TryLater that is raised in the block, and suppress it."""
+        """Call `put_off` with a RetryLater that is raised in the block, and suppress it."""
         try:
             yield
-        except TryLater as later:
+        except RetryLater as later:
             self.put_off(later)
 
     def refuse(self, message: str, field: str | None = None, *, status: int = 422) -> None:

@@ -15,6 +15,8 @@ from markupsafe import Markup
 from quart import current_app, g, request, session
 from quart_auth import current_user
 
+from quartapp import runtime
+
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 FIELD = "csrf_token"
 _SIZE = 32
@@ -71,7 +73,7 @@ def same_origin(origin: str, scheme: str | None = None, host: str | None = None)
     The host of this site is that of the Host header (or `host`): a browser sends the cookies of
     that host. In production https is accepted besides the scheme of the request.
     """
-    settings = current_app.extensions["quartapp"].settings
+    settings = runtime.settings()
     scheme, host = scheme or request.scheme, host or request.host
     # Behind a proxy that terminates TLS, the request arrives as http.
     schemes = {scheme, "https"} if settings.production else {scheme}

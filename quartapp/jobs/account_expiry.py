@@ -1,7 +1,7 @@
-"""Accounts whose last day is over, turned into disabled ones.
+"""A background task that disables accounts when they expire.
 
-Nobody is let in after that moment, whether this runs or not: see authority.session_rule. It puts on
-record what is so, and tells the open pages at the moment rather than at the next sweep.
+The session rule refuses an expired account whether this has run or not. This records the change in
+the audit log, and closes open pages at once rather than at the next sweep.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from quartapp.models import User
 from quartapp.models.accounts import account_expiry
 from quartapp.models.audit.event import Verb
 
+# Seconds between two looks, unless an account expires or changes earlier.
 LOOK_EVERY = 10.0
 LEAST = 0.01
 
 
-class Departures(Background):
-    """Runs in each worker. A conditional update lets one of them do what is to be done."""
+class AccountExpiry(Background):
+    """Runs in each worker. A conditional update lets one worker disable each account."""
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
 
     async def start(self) -> None:
-        self._run(self._watch(), "departures")
+        self._run(self._watch(), "account expiry")
 
     # ---- listening
 
@@ -42,7 +43,7 @@ class Departures(Background):
         self._news.set()
 
     def lost(self) -> None:
-        """The look every ten seconds does without the stream."""
+        """Does nothing: the task also looks every LOOK_EVERY seconds without the stream."""
 
     # ---- watching
 
@@ -50,7 +51,7 @@ class Departures(Background):
         while True:
             wait = LOOK_EVERY
             try:
-                await see_off()
+                await disable_expired()
                 wait = await _until_next()
             except Exception as error:
                 log.warning("departures_not_read", error=type(error).__name__)
@@ -60,9 +61,9 @@ class Departures(Background):
             self._news.clear()
 
 
-async def see_off() -> None:
-    """Closes all accounts that are due; one that cannot be closed does not keep the others. Raises
-    what the driver raises when it looks for them."""
+async def disable_expired() -> None:
+    """Disable all expired accounts. Logs a failure and goes on with the next account. Raises what
+    the driver raises when it reads the list of them."""
     for user in await account_expiry.due():
         try:
             event = await account_expiry.close(user)

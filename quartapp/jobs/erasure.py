@@ -1,4 +1,4 @@
-"""Erases the people whose time to come back is over, one after another."""
+"""A background task that erases deleted accounts when the time to restore them is over."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from quartapp.models.privacy import account_deletion
 LOOK_EVERY = 5.0
 
 
-class Eraser(Background):
-    """One in each worker; the database says whose turn it is. No request waits for it."""
+class Erasure(Background):
+    """Runs in each worker. Claiming an account in the database lets one worker erase it."""
 
     async def start(self) -> None:
-        self._run(self._go_round(), "eraser")
+        self._run(self._repeat(), "erasure")
 
-    async def _go_round(self) -> None:
+    async def _repeat(self) -> None:
         while True:
             try:
                 await self.erase_due()
@@ -26,7 +26,7 @@ class Eraser(Background):
             await asyncio.sleep(LOOK_EVERY)
 
     async def erase_due(self) -> None:
-        """Erases everybody who is due. Raises what the driver raises."""
+        """Erase all accounts that are due, one after another. Raises what the driver raises."""
         while (user := await account_deletion.claim()) is not None:
             if await account_deletion.erase(user):
                 log.info("user_erased", user=str(user.id))

@@ -1,4 +1,4 @@
-"""Which sessions were used, and when: written together, and never told on the stream."""
+"""A background task that writes when sessions were last used, many in one write."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ from quartapp.models.sessions.session import SEEN_EVERY, Session
 FLUSH_SECONDS = 2.0
 
 
-class Seen(Background):
-    """Notes each session at most once a minute."""
+class LastSeenWriter(Background):
+    """Writes the last use of each session at most once in SEEN_EVERY.
+
+    The change stream leaves these writes out, so no other worker hears of them.
+    """
 
     def __init__(self) -> None:
-        # What its principal said, and until when, by our own clock, a use is not worth a write.
+        # By session: the last use that its principal has, and the time of the monotonic clock until
+        # which another use is not written.
         self._noted: dict[Any, tuple[datetime, float]] = {}
         self._pending: dict[Any, tuple[datetime, str | None]] = {}
 
     async def start(self) -> None:
-        self._run(self._flush_often(), "seen")
+        self._run(self._flush_often(), "last seen")
 
     async def stop(self) -> None:
-        """Writes what is noted, if the database will have it."""
+        """Stop the task, and write what is noted. Logs a failure of the write."""
         await super().stop()
         await self._flush()
 
     def note(self, principal: Principal, address: Callable[[], str | None]) -> None:
-        """The session was used for a page. Costs nothing: the write comes later."""
-        # Most uses end here, for telling the time costs more than all else in this.
+        """Note that the session was used. Returns at once: the task writes it within seconds.
+
+        `address` is called only if the use will be written.
+        """
+        # Most calls end here. Reading the wall clock costs more than the rest of this method.
         seen_at, until = self._noted.get(principal.session_id, (None, 0.0))
         if seen_at == principal.seen_at and clock.monotonic() < until:
             return

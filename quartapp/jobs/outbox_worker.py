@@ -1,7 +1,7 @@
-"""Takes letters from the outbox and sends them, one after another, in each worker.
+"""A background task that sends the emails of the outbox, one after another, in each worker.
 
-The change stream says that there is a new one; a look every other second finds those whose pause is
-over, or whose worker died.
+The change stream wakes it for a new email. A look every two seconds finds emails that are due for
+another attempt, or whose worker has died.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from quartapp.validation import Invalid
 LOOK_EVERY = 2.0
 
 
-class Postman(Background):
-    """Nothing here is waited for by a request.
+class OutboxWorker(Background):
+    """Claims emails and sends them. No request waits for it.
 
-    A letter that is under way when it stops is due again when its lease is over.
+    An email that is being sent when the task stops becomes due again when its claim expires.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -40,7 +40,7 @@ class Postman(Background):
     async def start(self) -> None:
         if self._settings.production and not self._settings.sends_mail:
             log.warning("mail_is_kept_in_files", folder=str(self._settings.data / "mail"))
-        self._run(self._go_round(), "postman")
+        self._run(self._repeat(), "outbox worker")
 
     # ---- listening
 
@@ -52,11 +52,11 @@ class Postman(Background):
         self._news.set()
 
     def lost(self) -> None:
-        """The look every other second does without the stream."""
+        """Does nothing: the task also looks every LOOK_EVERY seconds without the stream."""
 
-    # ---- going round
+    # ---- sending
 
-    async def _go_round(self) -> None:
+    async def _repeat(self) -> None:
         while True:
             try:
                 await self.deliver()
@@ -68,7 +68,7 @@ class Postman(Background):
             self._news.clear()
 
     async def deliver(self) -> None:
-        """Sends all letters that are due. Raises what the driver raises."""
+        """Send all emails that are due. Raises what the driver raises."""
         while (mail := await Mail.claim()) is not None:
             await self._deliver(mail)
 
@@ -83,7 +83,7 @@ class Postman(Background):
             name = f"{mail.created_at:%Y%m%dT%H%M%S%f}-{mail.id}"
             await self._carrier.carry(name, *written)
         except Exception as error:
-            # Whatever it is, this letter must not keep the others, nor be tried for ever.
+            # No error of one email may stop the others, and no email is tried forever.
             for_good = isinstance(error, ValueError) or getattr(error, "for_good", False)
             trouble = str(error) if isinstance(error, Undelivered | Invalid) else repr(error)
             given_up = await mail.failed(trouble, for_good=for_good)

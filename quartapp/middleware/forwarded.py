@@ -1,4 +1,4 @@
-"""Whom a request comes from when it comes through proxies of ours."""
+"""ASGI middleware for the headers in which trusted proxies name the client."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
-# In the scope of a request that came through one of our proxies.
+# Key in the ASGI scope of a request that came through a trusted proxy.
 FORWARDED = "quartapp.forwarded"
 
 
-class Proxied:
-    """ASGI middleware that puts the client's address and scheme in the place of the proxy's.
+class ForwardedHeaders:
+    """Replaces the address and the scheme of a trusted proxy by those of its client.
 
-    X-Forwarded-For and X-Forwarded-Proto are read only when the peer is one of `trusted`, from the
-    right: every proxy adds at the end, so what a client wrote itself stands left of the truth. The
-    client is the last entry that is not one of our proxies. No other header is believed, Host and
-    X-Forwarded-Host least of all.
+    X-Forwarded-For and X-Forwarded-Proto are read only if the peer is one of `trusted`. Proxies
+    append to them, so the client is the last entry that is not a trusted proxy, and entries that a
+    client has invented stand left of it. X-Forwarded-Host and other headers are ignored.
     """
 
     def __init__(self, app: Any, trusted: Sequence[Network]) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from quart import Request as QuartRequest
-from quart import current_app
+from quart import request
 from quart.formparser import FormDataParser, ParserFunc
 from quart.wrappers.request import Body
 from werkzeug.datastructures import MultiDict
@@ -26,6 +26,8 @@ COOKIE_BYTES = 8 * 1024
 CONTENT_TYPE_BYTES = 256
 FORM_FIELDS = 100
 SMALL_FORM_BYTES = 4 * 1024
+# Key in the ASGI scope of the lock that is held while a large form is parsed.
+PARSING = "quartapp.parsing"
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -56,7 +58,7 @@ class FormParser(FormDataParser):
             return await super()._parse_urlencoded(body, mimetype, content_length, options)
         # A client can complete many bodies at once. After each large one, the loop has as much time
         # for everything else as it took.
-        parsing = current_app.extensions["quartapp"].parsing
+        parsing: asyncio.Lock = cast(Any, request.scope)[PARSING]
         await parsing.acquire()
         started = time.perf_counter()
         try:
@@ -73,16 +75,18 @@ class Request(QuartRequest):
 class RequestBounds:
     """ASGI middleware that answers 414 or 431 to a request whose head is out of bounds.
 
-    No page or browser comes near them. A refused handshake of a socket is HTTP 403.
+    No page or browser comes near them. A refused handshake of a socket is HTTP 403. Also passes on
+    the lock with which `FormParser` parses large forms one by one.
     """
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         status = _refusal(scope) if scope["type"] in ("http", "websocket") else None
         if status is None:
-            await self._app(scope, receive, send)
+            await self._app({**scope, PARSING: self._parsing}, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:

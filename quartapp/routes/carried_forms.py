@@ -20,7 +20,7 @@ from quartapp.authority.session_rule import Ended
 from quartapp.forms import csrf
 from quartapp.forms.accounts import LoginForm
 from quartapp.policy import LABELS
-from quartapp.runtime import seal
+from quartapp.runtime import encryption
 
 # The field of the sign-in forms that holds the sealed form.
 FIELD = "carried"
@@ -123,7 +123,7 @@ async def filled_form() -> Any:
     await user.load()
     # The page belongs to the new session.
     g.pop("csrf_field", None)
-    found = seal().take_back(sealed, _about(user.user_id), within=LASTS)
+    found = encryption().decrypt_value(sealed, _about(user.user_id), max_age=LASTS)
     if found is None or not _is_carriable(found[0]):
         await flash(
             "The text that was sent before you signed in is not shown, because another user wrote "
@@ -147,7 +147,7 @@ async def filled_form() -> Any:
 def _seal(form: Sent, user_id: object) -> str | None:
     """Return the form, sealed for this user; None if it would be longer than LONGEST."""
     what = [request.endpoint, request.view_args or {}, form.fields]
-    sealed = seal().hand_out(what, _about(user_id))
+    sealed = encryption().encrypt_value(what, _about(user_id))
     return sealed if len(sealed) <= LONGEST else None
 
 

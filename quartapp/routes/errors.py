@@ -33,7 +33,7 @@ from quartapp.auth import (
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended
 from quartapp.db.mongo import Unavailable
-from quartapp.errors import TryLater
+from quartapp.errors import RetryLater
 from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm
 from quartapp.forms.csrf import FIELD, CrossSite, Stale
 from quartapp.log import log
@@ -77,7 +77,7 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(AccountShut, account_shut)
     app.register_error_handler(DomainError, refused)
     app.register_error_handler(ReauthenticationRequired, confirm_first)
-    app.register_error_handler(TryLater, try_later)
+    app.register_error_handler(RetryLater, try_later)
     for error in Unavailable:
         app.register_error_handler(error, database_away)
     app.register_error_handler(HTTPException, http_error)
@@ -211,7 +211,7 @@ async def confirm_first(error: ReauthenticationRequired) -> Any:
     # The page contains the submitted form, so the browser must not replace its URL.
     g.pop("form_page_address", None)
     match error.reason:
-        case TryLater():
+        case RetryLater():
             form.put_off(error.reason)
         case IncorrectPassword():
             form.refuse(str(error.reason), "password")
@@ -261,7 +261,7 @@ def status_of(error: DomainError) -> int:
     return 403
 
 
-async def try_later(error: TryLater) -> Any:
+async def try_later(error: RetryLater) -> Any:
     headers = {"Retry-After": str(error.retry_after)}
     if has_websocket_context():
         return f"{error}\n", error.status, headers

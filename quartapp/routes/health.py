@@ -3,11 +3,11 @@
 import hmac
 from typing import Any
 
-from quart import Blueprint, abort, current_app, request
+from quart import Blueprint, abort, request
 
 from quartapp import metrics
 from quartapp.db.mongo import Unavailable, ping
-from quartapp.runtime import settings
+from quartapp.runtime import runtime, settings
 
 blueprint = Blueprint("health", __name__)
 # The launcher creates this file in the folder that it shares with its workers.
@@ -26,7 +26,7 @@ async def ready() -> Any:
 
     That is, if it is not shutting down, follows the change stream and reaches the database.
     """
-    running = current_app.extensions["quartapp"]
+    running = runtime()
     if running.hub.draining or _server_drains():
         return {"status": "draining"}, 503
     if not running.stream.live:

@@ -1,4 +1,4 @@
-"""What must be read again but not by everybody: encrypted under keys made from the secret key."""
+"""Encryption with keys that are derived from the secret key."""
 
 from __future__ import annotations
 
@@ -20,52 +20,56 @@ from quartapp.settings import Settings
 _NONCE = 12
 
 
-class Seal:
-    """Seals with the secret key, and opens what was sealed with it or with one of its fallbacks.
+class Encryption:
+    """AES-256-GCM with the secret key; decrypts also what a fallback key has encrypted.
 
-    `about` is what is sealed and whose it is. What was sealed about one thing opens as no other,
-    so nothing can be carried from one account, or from one use, to the next.
+    `context` says what the text is and whose. It is authenticated, not encrypted: a text decrypts
+    only with the context with which it was encrypted, so it cannot be moved to another account or
+    to another use.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [AESGCM(_derived(key)) for key in keys]
 
     @classmethod
-    def of(cls, settings: Settings) -> Seal:
+    def of(cls, settings: Settings) -> Encryption:
         keys = (settings.secret_key, *settings.secret_key_fallbacks)
         return cls([key.get_secret_value() for key in keys])
 
-    def close(self, text: str, about: str) -> str:
+    def encrypt(self, text: str, context: str) -> str:
         nonce = secrets.token_bytes(_NONCE)
-        sealed = self._keys[0].encrypt(nonce, text.encode(), about.encode())
-        return base64.urlsafe_b64encode(nonce + sealed).decode()
+        encrypted = self._keys[0].encrypt(nonce, text.encode(), context.encode())
+        return base64.urlsafe_b64encode(nonce + encrypted).decode()
 
-    def open(self, sealed: str, about: str) -> str | None:
-        """None for what was sealed by nobody, about something else, or under a key that is gone."""
-        return next((text for key in self._keys if (text := _open(key, sealed, about))), None)
+    def decrypt(self, encrypted: str, context: str) -> str | None:
+        """Return the text; None if it was changed, has another context, or its key is gone."""
+        return next(
+            (text for key in self._keys if (text := _decrypt(key, encrypted, context))), None
+        )
 
-    def outdated(self, sealed: str, about: str) -> bool:
-        """Whether it opens, but not with the newest key."""
-        return not _open(self._keys[0], sealed, about) and self.open(sealed, about) is not None
+    def outdated(self, encrypted: str, context: str) -> bool:
+        """Return whether only a fallback key decrypts the text."""
+        newest = _decrypt(self._keys[0], encrypted, context)
+        return not newest and self.decrypt(encrypted, context) is not None
 
-    def hand_out(self, what: Any, about: str) -> str:
-        """For what a browser keeps for us: it says when it was handed out."""
-        text = json.dumps([clock.now().timestamp(), what], ensure_ascii=False)
-        return self.close(text, about)
+    def encrypt_value(self, value: Any, context: str) -> str:
+        """Encrypt a value that JSON can represent, with the time, for a browser to keep."""
+        text = json.dumps([clock.now().timestamp(), value], ensure_ascii=False)
+        return self.encrypt(text, context)
 
-    def take_back(self, sealed: Any, about: str, *, within: timedelta) -> Any:
-        """What was handed out so lately, else None."""
-        text = self.open(sealed, about) if isinstance(sealed, str) else None
+    def decrypt_value(self, encrypted: Any, context: str, *, max_age: timedelta) -> Any:
+        """Return the value; None if it does not decrypt or was encrypted longer ago."""
+        text = self.decrypt(encrypted, context) if isinstance(encrypted, str) else None
         if text is None:
             return None
-        at, what = json.loads(text)
-        return what if clock.now().timestamp() - at <= within.total_seconds() else None
+        at, value = json.loads(text)
+        return value if clock.now().timestamp() - at <= max_age.total_seconds() else None
 
 
-def _open(key: AESGCM, sealed: str, about: str) -> str | None:
+def _decrypt(key: AESGCM, encrypted: str, context: str) -> str | None:
     try:
-        raw = base64.urlsafe_b64decode(sealed.encode("ascii"))
-        return key.decrypt(raw[:_NONCE], raw[_NONCE:], about.encode()).decode()
+        raw = base64.urlsafe_b64decode(encrypted.encode("ascii"))
+        return key.decrypt(raw[:_NONCE], raw[_NONCE:], context.encode()).decode()
     except (InvalidTag, ValueError):
         return None
 

@@ -24,7 +24,7 @@ from typing import Literal, Self, TypeVar
 import bcrypt
 from pydantic import SecretStr
 
-from quartapp.errors import TryLater
+from quartapp.errors import RetryLater
 from quartapp.log import log
 from quartapp.settings import Settings
 
@@ -44,7 +44,7 @@ _PREFIX = "$quartapp$"
 T = TypeVar("T")
 
 
-class Busy(TryLater):
+class Busy(RetryLater):
     """More passwords wait to be checked than the queue holds."""
 
 

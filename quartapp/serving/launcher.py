@@ -22,13 +22,14 @@ from tempfile import TemporaryDirectory
 
 from pydantic import SecretStr
 
-from quartapp import forget_worker, metrics, prepare, servers
+from quartapp import metrics, servers
 from quartapp.db import embedded
 from quartapp.log import adopt, configure, log, say
 from quartapp.routes import health
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import ForkServerClient, WorkerSlot
 from quartapp.settings import Settings, StartError
+from quartapp.startup import forget_worker, prepare
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:

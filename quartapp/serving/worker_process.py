@@ -19,6 +19,7 @@ from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 
 from quartapp import create_app, log, metrics
+from quartapp.runtime import runtime_of
 from quartapp.serving import patch_hypercorn
 from quartapp.serving.listeners import BACKLOG
 from quartapp.settings import Settings, StartError
@@ -82,7 +83,7 @@ async def _serve(listener: int, lifeline: socket.socket) -> None:
         signal.alarm(GRACE_SECONDS)
         # From now on each answer closes its connection.
         config.keep_alive_max_requests = 0
-        draining.append(asyncio.create_task(app.extensions["quartapp"].drain()))
+        draining.append(asyncio.create_task(runtime_of(app).drain()))
 
     await serve_http(app, config, shutdown_trigger=serve_until_stopped)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import wraps
 
-from quart import Blueprint, abort, current_app, g, websocket
+from quart import Blueprint, abort, g, websocket
 from quart_auth import login_required
 
 from quartapp.auth import current_user, rate_limits, remote_address
@@ -13,7 +13,7 @@ from quartapp.authority.session_rule import Ended, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.forms.csrf import same_origin
 from quartapp.log import log
-from quartapp.runtime import settings
+from quartapp.runtime import runtime, settings
 from quartapp.ws.connection import Connection
 from quartapp.ws.fast_path import DIRECT_CHANNEL, QueuedChannel
 from quartapp.ws.hub import Full, Hub
@@ -96,7 +96,7 @@ async def refuse_other_origins() -> None:
 
 
 def _hub() -> Hub:
-    return current_app.extensions["quartapp"].hub
+    return runtime().hub
 
 
 async def _welcome(connection: Connection, cursor: int | None) -> None:

@@ -18,6 +18,7 @@ from quartapp.db import mongo
 from quartapp.db.mongo import Database
 from quartapp.models import Worker
 from quartapp.models.cluster.worker import STALE_SECONDS
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.people import until
 
@@ -67,8 +68,8 @@ async def test_a_command_does_not_wait_for_a_worker_that_died_long_ago(db: Datab
 
 
 async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart) -> None:
-    barrier: Barrier = app.extensions["quartapp"].barrier
-    lease: Lease = app.extensions["quartapp"].lease
+    barrier: Barrier = runtime_of(app).barrier
+    lease: Lease = runtime_of(app).lease
     await Worker.say("killed", "1", 1)
 
     async def is_known() -> bool:
@@ -100,7 +101,7 @@ async def after_a_crash(settings: Settings) -> AsyncIterator[Quart]:
 
 async def test_the_first_barrier_after_a_crash_is_complete(after_a_crash: Quart) -> None:
     began = clock.monotonic()
-    assert (await after_a_crash.extensions["quartapp"].barrier.passed()).complete
+    assert (await runtime_of(after_a_crash).barrier.passed()).complete
     assert clock.monotonic() - began < leases.SECONDS
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from quart import Quart
 
-from quartapp import Running
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended, Principal, Standing
 from quartapp.models import Role, Session, User
@@ -18,6 +17,7 @@ from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.opening import open_session
 from quartapp.models.sessions.reason import Reason
+from quartapp.runtime import Runtime, runtime_of
 from tests.people import until
 
 
@@ -28,7 +28,7 @@ class Ada:
     user: User
     session: Session
     token: str
-    running: Running
+    running: Runtime
     asked: int = 0
 
     async def standing(self) -> Standing | None:
@@ -47,7 +47,7 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
     user = await register_account("ada", "ada@example.org", "hash", roles=[member], by=NOBODY)
     day = timedelta(days=1)
     session, token = await open_session(user, device="x", by=NOBODY, idle=day, lifetime=day)
-    ada = Ada(user, session, token, app.extensions["quartapp"])
+    ada = Ada(user, session, token, runtime_of(app))
     ask = session_rule.standings
 
     async def counted(match: Any) -> list[Standing]:
@@ -107,7 +107,7 @@ async def test_whatever_is_changed_by_hand_is_forgotten(
 
 
 async def test_nobody_is_remembered_past_the_moment_at_which_the_account_closes(ada: Ada) -> None:
-    await ada.running.departures.stop()
+    await ada.running.account_expiry.stop()
     database = Session.get_motor_collection().database
     soon = [{"$set": {"closes_at": {"$add": ["$$NOW", 700]}}}]
     await database["users"].update_one({"_id": ada.user.id}, soon)

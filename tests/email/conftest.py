@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from quartapp.jobs.outbox_worker import Postman
+from quartapp.jobs.outbox_worker import OutboxWorker
 from quartapp.models import Mail
 from quartapp.settings import Settings
 
@@ -120,9 +120,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def postman(settings: Settings, office: PostOffice, **changes: Any) -> Postman:
+def postman(settings: Settings, office: PostOffice, **changes: Any) -> OutboxWorker:
     """One who brings letters to the office."""
-    return Postman(
+    return OutboxWorker(
         settings.model_copy(
             update={
                 "smtp_host": "127.0.0.1",

@@ -28,7 +28,7 @@ from quartapp.models.roles.role import BuiltInRole, Role
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
 from quartapp.policy import ADMIN, Permission
-from quartapp.security.encryption import Seal
+from quartapp.security.encryption import Encryption
 from tests.models.stories import (
     accepting,
     acting,
@@ -43,7 +43,7 @@ from tests.models.stories import (
     why_over,
 )
 
-SEAL = Seal(["canary key"])
+ENCRYPTION = Encryption(["canary key"])
 SECRET = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"
 
 Wait = Callable[[float], None]
@@ -85,7 +85,7 @@ async def with_app(name: str, *roles: str) -> tuple[User, Enrolled]:
     user = await register(name, *roles)
     _, token = await sign_in(user)
     by = await at_a_page(token)
-    done = await totp.set_up(user, SECRET, code(steps=-1), seal=SEAL, by=by)
+    done = await totp.set_up(user, SECRET, code(steps=-1), encryption=ENCRYPTION, by=by)
     return await again(user), done
 
 
@@ -110,18 +110,18 @@ async def test_a_code_is_good_once_and_none_before_it_is_good_after_it(
     db: Database, wait: Wait
 ) -> None:
     ada, _ = await with_app("ada")
-    assert not await totp.accept(ada, code(steps=-1), seal=SEAL), "it turned the app on"
+    assert not await totp.accept(ada, code(steps=-1), encryption=ENCRYPTION), "it turned the app on"
     shown = code()
-    assert await totp.accept(ada, shown, seal=SEAL)
-    assert not await totp.accept(await again(ada), shown, seal=SEAL)
+    assert await totp.accept(ada, shown, encryption=ENCRYPTION)
+    assert not await totp.accept(await again(ada), shown, encryption=ENCRYPTION)
     wait(SECONDS)
-    assert not await totp.accept(await again(ada), shown, seal=SEAL)
-    assert await totp.accept(await again(ada), code(steps=1), seal=SEAL)
-    assert not await totp.accept(await again(ada), code(), seal=SEAL)
+    assert not await totp.accept(await again(ada), shown, encryption=ENCRYPTION)
+    assert await totp.accept(await again(ada), code(steps=1), encryption=ENCRYPTION)
+    assert not await totp.accept(await again(ada), code(), encryption=ENCRYPTION)
     wait(SECONDS)
-    assert not await totp.accept(await again(ada), code(), seal=SEAL)
+    assert not await totp.accept(await again(ada), code(), encryption=ENCRYPTION)
     wait(SECONDS)
-    assert await totp.accept(await again(ada), code(), seal=SEAL)
+    assert await totp.accept(await again(ada), code(), encryption=ENCRYPTION)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ async def test_a_clock_may_be_one_step_off(
 ) -> None:
     ada, _ = await with_app("ada")
     wait(10 * SECONDS)
-    assert await totp.accept(ada, code(steps=steps), seal=SEAL) is (abs(steps) <= 1)
+    assert await totp.accept(ada, code(steps=steps), encryption=ENCRYPTION) is (abs(steps) <= 1)
 
 
 @race(10, short=2)
@@ -143,7 +143,7 @@ async def test_of_many_with_one_code_at_once_one_is_let_in(
     for _ in rounds:
         wait(SECONDS)
         shown = code()
-        let_in = await at_once(*(totp.accept(ada, shown, seal=SEAL) for _ in range(8)))
+        let_in = await at_once(*(totp.accept(ada, shown, encryption=ENCRYPTION) for _ in range(8)))
         assert let_in.count(True) == 1
 
 
@@ -151,7 +151,9 @@ async def test_a_wrong_code_turns_nothing_on(db: Database, wait: Wait) -> None:
     ada = await register("ada")
     _, token = await sign_in(ada)
     with pytest.raises(WrongAppCode):
-        await totp.set_up(ada, SECRET, code(steps=5), seal=SEAL, by=await at_a_page(token))
+        await totp.set_up(
+            ada, SECRET, code(steps=5), encryption=ENCRYPTION, by=await at_a_page(token)
+        )
     assert (await again(ada)).factors == frozenset()
     assert await why_over(token) is None
 
@@ -160,7 +162,7 @@ async def test_of_two_who_set_up_an_app_at_once_one_has_done_it(db: Database, wa
     ada = await register("ada")
     _, token = await sign_in(ada)
     by = await at_a_page(token)
-    works = [totp.set_up(ada, SECRET, code(), seal=SEAL, by=by) for _ in range(4)]
+    works = [totp.set_up(ada, SECRET, code(), encryption=ENCRYPTION, by=by) for _ in range(4)]
     (done,) = await at_once(*works, unless=HasFactor)
     kept = (await again(ada)).recovery_codes
     assert kept == [recovery_codes.digest(ada, each) for each in done.codes]
@@ -186,28 +188,28 @@ async def test_a_secret_opens_for_nobody_else_and_survives_a_change_of_keys(
     ada, _ = await with_app("ada")
     eve = await register("eve")
     await User.change({"_id": eve.id}, {"$set": {"totp": some(ada.totp).model_dump()}})
-    assert not await totp.accept(await again(eve), code(), seal=SEAL)
-    assert not await totp.accept(ada, code(), seal=Seal(["another key"]))
-    newer = Seal(["new key", "canary key"])
-    assert await totp.accept(ada, code(), seal=newer)
+    assert not await totp.accept(await again(eve), code(), encryption=ENCRYPTION)
+    assert not await totp.accept(ada, code(), encryption=Encryption(["another key"]))
+    newer = Encryption(["new key", "canary key"])
+    assert await totp.accept(ada, code(), encryption=newer)
     wait(SECONDS)
-    assert await totp.accept(await again(ada), code(), seal=Seal(["new key"]))
+    assert await totp.accept(await again(ada), code(), encryption=Encryption(["new key"]))
 
 
 @pytest.mark.parametrize("garbage", ["", "x", "ü", "====", "QUJD", "QUJD" * 20])
 def test_what_nobody_sealed_opens_as_nothing(garbage: str) -> None:
-    assert SEAL.open(garbage, "a") is None
-    assert SEAL.take_back(garbage, "a", within=timedelta(hours=1)) is None
-    assert SEAL.take_back(None, "a", within=timedelta(hours=1)) is None
+    assert ENCRYPTION.decrypt(garbage, "a") is None
+    assert ENCRYPTION.decrypt_value(garbage, "a", max_age=timedelta(hours=1)) is None
+    assert ENCRYPTION.decrypt_value(None, "a", max_age=timedelta(hours=1)) is None
 
 
 def test_what_was_handed_out_is_taken_back_for_the_same_thing_and_in_time(wait: Wait) -> None:
-    sealed, hour = SEAL.hand_out(["x"], "a"), timedelta(hours=1)
-    assert SEAL.take_back(sealed, "b", within=hour) is None
+    sealed, hour = ENCRYPTION.encrypt_value(["x"], "a"), timedelta(hours=1)
+    assert ENCRYPTION.decrypt_value(sealed, "b", max_age=hour) is None
     wait(3600)
-    assert SEAL.take_back(sealed, "a", within=hour) == ["x"]
+    assert ENCRYPTION.decrypt_value(sealed, "a", max_age=hour) == ["x"]
     wait(0.001)
-    assert SEAL.take_back(sealed, "a", within=hour) is None
+    assert ENCRYPTION.decrypt_value(sealed, "a", max_age=hour) is None
 
 
 # ---- recovery codes
@@ -267,7 +269,7 @@ async def test_the_session_that_sets_up_the_first_factor_has_shown_it_and_the_ot
     _, other = await sign_in(ada)
     with_one, _ = await sign_in(ada)
     await Session.change({"_id": with_one.id}, {"$set": {"factor": "passkey"}})
-    done = await totp.set_up(ada, SECRET, code(), seal=SEAL, by=await at_a_page(token))
+    done = await totp.set_up(ada, SECRET, code(), encryption=ENCRYPTION, by=await at_a_page(token))
     assert await by_digest(digest_of(token)) is None, "the old token is dead"
     assert (await standing(some(done.token))).session_id == mine.id
     assert some(await Session.get(mine.id)).factor is Factor.TOTP
@@ -293,7 +295,7 @@ async def test_all_of_setting_up_is_done_or_nothing(db: Database, wait: Wait) ->
         before = await dump(db)
         async with accepting(db, collection, {"_id": {"$exists": False}}):
             with pytest.raises(Exception, match="validation"):
-                await totp.set_up(ada, SECRET, code(), seal=SEAL, by=by)
+                await totp.set_up(ada, SECRET, code(), encryption=ENCRYPTION, by=by)
         assert await dump(db) == before
 
 
@@ -346,7 +348,7 @@ async def test_a_role_gives_nothing_until_a_factor_is_shown(db: Database, wait: 
     assert who.roles == ("member", "moderator")
     assert (who.permissions, who.withheld) == ({"posts.write"}, {"moderator"})
     assert who.withheld_permissions == {"posts.moderate", "users.read"}
-    done = await totp.set_up(ada, SECRET, code(), seal=SEAL, by=await at_a_page(token))
+    done = await totp.set_up(ada, SECRET, code(), encryption=ENCRYPTION, by=await at_a_page(token))
     after = await standing(some(done.token))
     assert after.permissions == {"posts.write", "posts.moderate", "users.read"}
     assert (after.withheld, after.withheld_permissions) == (frozenset(), frozenset())
@@ -366,7 +368,7 @@ async def test_nothing_is_committed_with_what_waits_for_a_factor_by_then(
     await require(ADMIN)
     with pytest.raises(RightsChanged):
         await eve.grant(await role("moderator"), by=by)
-    done = await totp.set_up(root, SECRET, code(), seal=SEAL, by=await at_a_page(token))
+    done = await totp.set_up(root, SECRET, code(), encryption=ENCRYPTION, by=await at_a_page(token))
     with_factor = await at_a_page(some(done.token))
     await require("moderator")
     # Somebody raised the version meanwhile, but took nothing away.

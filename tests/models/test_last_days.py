@@ -11,7 +11,7 @@ import pytest
 from quartapp import clock
 from quartapp.authority.change_stream import Change
 from quartapp.db.mongo import Database
-from quartapp.jobs.account_expiry import Departures, see_off
+from quartapp.jobs.account_expiry import AccountExpiry, disable_expired
 from quartapp.models.accounts import account_expiry
 from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
 from quartapp.models.accounts.user import User
@@ -139,7 +139,7 @@ async def test_one_that_cannot_be_closed_does_not_keep_the_others(
         return await close(user)
 
     monkeypatch.setattr(account_expiry, "close", fails)
-    await see_off()
+    await disable_expired()
     shut = [(await again(user)).disabled_at is not None for user in people]
     assert shut == [True, False, True]
 
@@ -185,7 +185,7 @@ def test_a_last_day_is_today_or_within_ten_years(monkeypatch: pytest.MonkeyPatch
     ],
 )
 async def test_news_of_days_wake_who_waits_for_them(what: Change, wakes: bool) -> None:
-    watch = Departures()
+    watch = AccountExpiry()
     watch.heard(what)
     assert watch._news.is_set() is wakes
 

@@ -57,7 +57,10 @@ async def test_many_processes_at_once_prepare_one_empty_database(
     unprepared: Settings, mongod: str
 ) -> None:
     assert unprepared.mongodb_uri is not None
-    program = "import asyncio, quartapp as q; asyncio.run(q.prepare(q.Settings.load()))"
+    program = (
+        "import asyncio; from quartapp.startup import Settings, prepare; "
+        "asyncio.run(prepare(Settings.load()))"
+    )
     processes = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", program),

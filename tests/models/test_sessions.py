@@ -15,7 +15,7 @@ from quartapp import clock
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended, Principal
 from quartapp.db.mongo import Database
-from quartapp.jobs.last_seen import Seen
+from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.models.accounts.user import User
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.tokens import digest_of
@@ -272,7 +272,7 @@ async def test_a_session_lives_until_then(ada: User) -> None:
 async def test_use_is_written_once_a_minute_at_most(ada: User) -> None:
     session, token = await sign_in(ada)
     first = await speaks(token)
-    seen = Seen()
+    seen = LastSeenWriter()
     seen.note(first, lambda: "192.0.2.8")
     await seen.stop()
     assert (await speaks(token)).seen_at == first.seen_at

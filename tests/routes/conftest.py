@@ -27,6 +27,7 @@ from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.people import until
@@ -214,7 +215,7 @@ class Visitor:
             {"_id": PydanticObjectId(session)}, {"$set": {"confirmed_at": at}}
         )
         # What is written before a mark is known to every worker behind it.
-        await self.app.extensions["quartapp"].barrier.passed()
+        await runtime_of(self.app).barrier.passed()
 
     @property
     def _jar(self) -> Any:
@@ -234,7 +235,7 @@ class Town:
 
     async def account(self, username: str, *roles: Role) -> User:
         if not self._hash:
-            self._hash = await self.app.extensions["quartapp"].hasher.hash(PASSWORD)
+            self._hash = await runtime_of(self.app).hasher.hash(PASSWORD)
         return await register_account(
             *(username, f"{username}@example.org", self._hash),
             roles=list(roles),
@@ -257,7 +258,7 @@ class Town:
 
     async def letters(self, to: str, subject: str = "", *, count: int = 1) -> list[str]:
         """The texts of the letters that came to an address, the newest first, once so many have."""
-        folder = Folder(self.app.extensions["quartapp"].settings.data / "mail")
+        folder = Folder(runtime_of(self.app).settings.data / "mail")
         found: list[str] = []
 
         async def came() -> bool:

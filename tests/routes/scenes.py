@@ -19,6 +19,7 @@ from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.base.tokens import new_token
 from quartapp.policy import Permission
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.routes.authenticator import app_code, codes_on, secret_on
@@ -30,7 +31,7 @@ CODE = "123456"
 
 
 def settings_of(app: Quart) -> Settings:
-    return app.extensions["quartapp"].settings
+    return runtime_of(app).settings
 
 
 async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]:

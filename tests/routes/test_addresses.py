@@ -13,6 +13,7 @@ from quartapp.models import Token, User
 from quartapp.models.accounts.account import address_fields
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import linked_id
+from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
 from tests.routes.authenticator import app_code, secret_on
 from tests.routes.conftest import Answer, Open, Town, Visitor, code_in, documents, link_in, the_user
@@ -401,7 +402,7 @@ async def test_an_email_about_a_change_that_was_undone_meanwhile_is_not_sent(tow
     thief = await town.member("ada")
     await move(town, thief, "eve@example.org")
     link = await undo_link(town, "ada@example.org")
-    postman = town.app.extensions["quartapp"].postman
+    postman = runtime_of(town.app).outbox_worker
     user = await the_user("ada")
     await thief.post("/account/email", email="mallory@example.org")
     await town.no_more_letters()

@@ -15,6 +15,7 @@ from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.reason import Reason
 from quartapp.routes.invitations import admin as admin_pages
+from quartapp.runtime import runtime_of
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
 from tests.routes.test_posts import write
@@ -26,7 +27,7 @@ FACTOR = "/login/factor?next=/posts/new"
 async def end_sessions(visitor: Visitor) -> None:
     user = await the_user(visitor.username)
     await user.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
-    await visitor.app.extensions["quartapp"].barrier.passed()
+    await runtime_of(visitor.app).barrier.passed()
 
 
 async def sent_too_late(visitor: Visitor, path: str = "/posts/new", **typed: str) -> Answer:
@@ -110,7 +111,7 @@ async def sent_too_late_sealed(visitor: Visitor) -> str:
     """What the form would have been sealed as at this moment of a patched clock."""
     user = await the_user(visitor.username)
     what = ["posts.new", {}, [["title", "Old"], ["body", "Old"]]]
-    return visitor.app.extensions["quartapp"].seal.hand_out(what, f"carried form of {user.id}")
+    return runtime_of(visitor.app).encryption.encrypt_value(what, f"carried form of {user.id}")
 
 
 async def test_a_text_that_is_too_long_or_of_an_unknown_user_is_shown_to_be_copied(
@@ -157,7 +158,7 @@ async def test_a_text_whose_place_is_gone_or_forbidden_is_shown_to_be_copied(
     gone = await ada.send(f"{post}/comments", {"csrf_token": token, "body": "Too late again."})
     assert (gone.status, "Too late again." in gone.text) == (404, True)
     await (await the_user("ada")).revoke(await role_named("member"), by=NOBODY)
-    await ada.app.extensions["quartapp"].barrier.passed()
+    await runtime_of(ada.app).barrier.passed()
     await ada.sign_in()
     refused = await ada.post("/posts/new", **TYPED)
     assert (refused.status, html.escape(TYPED["title"]) in refused.text) == (403, True)
@@ -179,7 +180,8 @@ async def test_no_password_or_code_is_carried_or_shown_again(ada: Visitor) -> No
     typed = {"password": secret, "current_password": secret, "confirm": secret, "code": secret}
     page = await sent_too_late(ada, **TYPED, **typed)
     about = f"carried form of {(await the_user('ada')).id}"
-    sealed = ada.app.extensions["quartapp"].seal.open(page.fields["carried"], about)
+    sealed = runtime_of(ada.app).encryption.decrypt(page.fields["carried"], about)
+    assert sealed
     assert TYPED["title"] in sealed
     assert secret not in sealed + page.text
     shown = await sign_in_on(page, ada)

@@ -7,6 +7,7 @@ import pytest
 
 from quartapp.models.roles.role import Role
 from quartapp.routes.sessions.reauthentication import UNNAMED
+from quartapp.runtime import runtime_of
 from tests.routes.authenticator import app_code, codes_on, secret_on, set_up
 from tests.routes.conftest import (
     ORIGIN,
@@ -153,7 +154,7 @@ async def test_the_old_token_is_dead_when_the_answer_comes_however_late_the_stre
     root: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thief, fields = root.twin(), {"csrf_token": await root.csrf_token(), "password": root.password}
-    stream = root.app.extensions["quartapp"].stream
+    stream = runtime_of(root.app).stream
     tell, loop = stream._tell, asyncio.get_running_loop()
     monkeypatch.setattr(stream, "_tell", lambda event: loop.call_later(0.4, tell, event))
     assert await thief.me() is not None

@@ -4,6 +4,7 @@ import pytest
 from quart import Quart
 
 from quartapp.policy import Permission
+from quartapp.runtime import runtime_of
 from tests.routes.conftest import ORIGIN, Town, Visitor, contents
 from tests.routes.matrix import POSTS
 from tests.routes.scenes import form, path, scene
@@ -93,7 +94,7 @@ async def test_other_origins_that_are_listed_count_beside_our_own_and_no_further
     app: Quart, ada: Visitor
 ) -> None:
     listed = "https://people.example.org"
-    running = app.extensions["quartapp"]
+    running = runtime_of(app)
     running.settings = running.settings.model_copy(update={"allowed_origins": [listed]})
     fields = {"csrf_token": await ada.csrf_token(), "title": "A", "body": "B"}
     for origin in (ORIGIN, listed):

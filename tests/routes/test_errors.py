@@ -14,6 +14,7 @@ from quartapp.models import User
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.reason import Reason
 from quartapp.routes import errors
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.routes.conftest import ORIGIN, Town, Visitor, the_user
 
@@ -108,7 +109,7 @@ async def test_a_failure_says_nothing_of_its_cause(
 async def test_a_failure_in_one_sockets_handler_leaves_no_trace_of_it_and_the_others_open(
     app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = app.extensions["quartapp"].hub
+    hub = runtime_of(app).hub
     async with live(ada) as tab:
         assert (await tab.receive_json())["type"] == "hello"
         with monkeypatch.context() as patched:
@@ -170,7 +171,7 @@ async def test_when_asking_who_it_is_fails_the_answer_is_500_and_not_somebodys_p
 ) -> None:
     from quartapp.authority import session_rule
 
-    app.extensions["quartapp"].principals.interrupted()
+    runtime_of(app).principals.interrupted()
     monkeypatch.setattr(session_rule, "by_digest", fail)
     for path in ("/account", "/", "/posts"):
         answer = await ada.get(path)

@@ -11,6 +11,7 @@ from quartapp.models import Token, User
 from quartapp.models.accounts.one_time_token import Purpose
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.opening import is_known_browser
+from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
 from tests.models.stories import NOTHING, accepting
 from tests.routes.authenticator import set_up
@@ -162,7 +163,7 @@ async def test_nobody_can_tell_by_the_answer_or_the_work_whether_an_address_has_
     await town.account("ada")
     disabled = await town.account("bob")
     await User.change({"_id": disabled.id}, {"$set": {"disabled_at": clock.now()}})
-    await town.app.extensions["quartapp"].postman.stop()
+    await runtime_of(town.app).outbox_worker.stop()
     looked: list[str] = []
 
     async def find(email: str) -> None:
@@ -187,7 +188,7 @@ async def test_only_whoever_has_an_account_gets_a_letter(town: Town) -> None:
         assert (await town.nobody().post("/forgot", email=email)).status == 303
     await a_link(town)
     assert await town.no_more_letters() == []
-    folder = town.app.extensions["quartapp"].settings.data / "mail"
+    folder = runtime_of(town.app).settings.data / "mail"
     assert len(list(folder.iterdir())) == 1
 
 
@@ -195,7 +196,7 @@ async def test_a_letter_that_was_asked_for_before_the_password_changed_is_not_se
     town: Town,
 ) -> None:
     user = await town.account("ada")
-    postman = town.app.extensions["quartapp"].postman
+    postman = runtime_of(town.app).outbox_worker
     await postman.stop()
     await town.nobody().post("/forgot", email="ada@example.org")
     later = clock.now() + timedelta(seconds=1)

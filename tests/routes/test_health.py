@@ -4,6 +4,7 @@ import pytest
 from pydantic import SecretStr
 from quart import Quart
 
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.application import Shared
 from tests.routes.conftest import Town, Visitor
@@ -15,7 +16,7 @@ async def test_a_worker_is_ready_until_it_leaves_and_alive_all_the_time(
     app: Quart, nobody: Visitor
 ) -> None:
     assert (await nobody.get("/readyz")).status == 200
-    await app.extensions["quartapp"].drain()
+    await runtime_of(app).drain()
     assert (await nobody.get("/readyz")).status == 503
     assert (await nobody.get("/livez")).status == 200
 

@@ -13,6 +13,7 @@ from quartapp.models.accounts.administrators import active_administrators
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import role_ref, user_ref
 from quartapp.policy import Permission
+from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
 from tests.routes.conftest import (
     Answer,
@@ -217,7 +218,7 @@ async def test_what_cannot_be_invited_comes_back_with_what_was_typed(
 async def test_an_address_gets_so_many_letters_and_an_inviter_has_so_many_open(
     town: Town, root: Visitor
 ) -> None:
-    limits = town.app.extensions["quartapp"].settings
+    limits = runtime_of(town.app).settings
     await a_link(town, root)
     (found,) = await documents("invitations")
     for _ in range(limits.limit_invitation.amount - 1):

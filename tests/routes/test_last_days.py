@@ -7,6 +7,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import User
+from quartapp.runtime import runtime_of
 from tests.people import until
 from tests.routes.conftest import Town, Visitor, documents, the_user
 
@@ -21,7 +22,7 @@ async def let_it_pass(town: Town, username: str) -> None:
     """Moves the end of somebody's last day to now, as a hand in the database does."""
     at = clock.now() - timedelta(milliseconds=1)
     await User.change({"username": username}, {"$set": {"closes_at": at}})
-    await town.app.extensions["quartapp"].barrier.passed()
+    await runtime_of(town.app).barrier.passed()
 
 
 async def test_a_last_day_is_shown_to_those_it_concerns_until_it_is_taken_back(
@@ -75,7 +76,7 @@ async def test_today_is_a_last_day_and_goes_on_until_it_is_over(
 async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_or_not(
     town: Town, root: Visitor, ada: Visitor
 ) -> None:
-    await town.app.extensions["quartapp"].departures.stop()
+    await runtime_of(town.app).account_expiry.stop()
     await let_it_pass(town, "ada")
     assert await ada.me() is None
     for _ in range(2):

@@ -6,6 +6,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import User
+from quartapp.runtime import runtime_of
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Town, Visitor, contents, documents, link_in, the_user
 from tests.routes.scenes import returning
@@ -215,7 +216,7 @@ async def test_after_the_time_a_worker_erases_and_pages_say_deleted_user(
     assert "/users/ada" in theirs
     await delete(ada, posts=posts)
     await User.change({"username": "ada"}, {"$set": {"deletes_at": clock.now()}})
-    await town.app.extensions["quartapp"].eraser.erase_due()
+    await runtime_of(town.app).erasure.erase_due()
     page = await root.get(written.location)
     if posts == "remove":
         assert page.status == 404

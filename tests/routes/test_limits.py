@@ -9,6 +9,7 @@ from quart.testing.connections import WebsocketResponseError
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.runtime import runtime_of
 from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Open, Town, Visitor, code_in, the_user
 from tests.routes.scenes import unverify
 from tests.routes.test_forgotten import a_link
@@ -292,7 +293,7 @@ async def test_while_the_queue_for_passwords_is_full_each_form_comes_back_with_w
         (ada, "/confirm", {"password": ada.password}),
         (stale, "/account/email", {"email": "new@example.org", "password": ada.password}),
     ]
-    monkeypatch.setattr(town.app.extensions["quartapp"].hasher, "_room", 0)
+    monkeypatch.setattr(runtime_of(town.app).hasher, "_room", 0)
     for visitor, path, typed in forms:
         answer = await visitor.post(path, **typed)
         assert (answer.status, int(answer.headers["Retry-After"])) == (503, 2), path

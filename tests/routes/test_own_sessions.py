@@ -7,6 +7,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.models import Session
+from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
 from tests.routes.conftest import Answer, Town, Visitor, documents
 
@@ -32,14 +33,14 @@ async def phone(ada: Visitor) -> Visitor:
 
 
 async def test_what_an_open_page_fetches_does_not_prolong_the_session(ada: Visitor) -> None:
-    running = ada.app.extensions["quartapp"]
+    running = runtime_of(ada.app)
     past = clock.now() - timedelta(minutes=20)
     await Session.change_all({}, {"$set": {"seen_at": past}})
     await running.barrier.passed()
     for headers, prolongs in (({"X-Background": "1"}, False), ({}, True)):
         answer = await ada.get("/account/timeline", headers=headers)
         assert answer.status == 200
-        await running.seen.stop()
+        await running.last_seen.stop()
         (session,) = await documents("sessions")
         assert (session["seen_at"] > past) is prolongs
 

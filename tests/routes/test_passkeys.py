@@ -16,6 +16,7 @@ from quartapp.models.audit.event import Event, Verb
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.notifications.notice import Notice
 from quartapp.policy import Permission
+from quartapp.runtime import runtime_of
 from quartapp.security import webauthn
 from quartapp.settings import Settings
 from tests.routes.authenticator import codes_on, half_way
@@ -512,7 +513,7 @@ WHERE: list[tuple[dict[str, str], str, str | None]] = [
 
 
 async def test_passkeys_are_for_the_name_of_the_settings(app: Quart, nobody: Visitor) -> None:
-    running = app.extensions["quartapp"]
+    running = runtime_of(app)
     usual = running.settings
     for update, host, rp_id in WHERE:
         running.settings = usual.model_copy(update=update)
@@ -529,7 +530,7 @@ async def test_in_development_a_page_at_an_address_says_where_they_work(ada: Vis
         page = await visitor.get(f"{path}?next=/posts", headers={"Host": "127.0.0.1:5000"})
         assert f"http://localhost:5000{path}?next=/posts" in page.links
         assert "Passkeys need a domain name" in page.text
-    app = ada.app.extensions["quartapp"]
+    app = runtime_of(ada.app)
     app.settings = app.settings.model_copy(update={"quartapp_env": "production"})
     page = await ada.another_device().get("/login", headers={"Host": "127.0.0.1:5000"})
     assert "localhost" not in page.text
@@ -538,7 +539,7 @@ async def test_in_development_a_page_at_an_address_says_where_they_work(ada: Vis
 async def test_origins_that_are_listed_count_if_they_are_of_that_name(
     app: Quart, ada: Visitor
 ) -> None:
-    running = app.extensions["quartapp"]
+    running = runtime_of(app)
     ours = ["https://www.example.org", "https://example.org:8443"]
     foreign = ["https://evilexample.org", "https://other.test"]
     running.settings = running.settings.model_copy(

@@ -11,7 +11,7 @@ from quart import Quart, request, websocket
 
 from quartapp import create_app
 from quartapp.auth import remote_address
-from quartapp.middleware.forwarded import Proxied
+from quartapp.middleware.forwarded import ForwardedHeaders
 from quartapp.settings import Settings
 from tests.routes.conftest import Answer, Town, documents
 
@@ -34,7 +34,7 @@ async def seen(
     scheme = "http" if kind == "http" else "ws"
     scope: dict[str, Any] = {"type": kind, "scheme": scheme, "headers": headers}
     scope["client"] = (peer, 1234) if peer else None
-    await Proxied(app, TRUSTED)(scope, None, None)
+    await ForwardedHeaders(app, TRUSTED)(scope, None, None)
     return told["client"] and told["client"][0], told["scheme"]
 
 

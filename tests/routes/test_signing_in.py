@@ -16,6 +16,7 @@ from quartapp.models.accounts import account_expiry
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.limits import hash_cost
+from quartapp.runtime import runtime_of
 from quartapp.security.passwords import Busy
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
@@ -346,7 +347,7 @@ async def test_somebody_from_a_flask_bcrypt_application_signs_in_and_gets_a_hash
         raise Busy
 
     with monkeypatch.context() as patch:
-        patch.setattr(town.app.extensions["quartapp"].hasher, "hash", busy)
+        patch.setattr(runtime_of(town.app).hasher, "hash", busy)
         assert (await ada.another_device().sign_in()).status == 303
     assert (await the_user("ada")).password_hash == old
     assert (await ada.sign_in()).status == 303

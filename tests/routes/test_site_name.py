@@ -14,6 +14,7 @@ from quart import Quart
 from quartapp import create_app
 from quartapp.email.transports import Folder
 from quartapp.routes.factors import pages
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.routes.conftest import Town
 from tests.routes.scenes import options
@@ -58,5 +59,5 @@ async def test_the_site_name_is_shown_escaped_wherever_people_read_it(
 
     assert (await nobody.post("/forgot", email="ada@example.org")).status == 303
     await town.letters("ada@example.org", f"[{NAME}] ")
-    (letter,) = Folder(named.extensions["quartapp"].settings.data / "mail").newest(1)
+    (letter,) = Folder(runtime_of(named).settings.data / "mail").newest(1)
     assert letter.subject == f"[{NAME}] Set a new password"

@@ -15,6 +15,7 @@ import pytest
 from quartapp.models.accounts.one_time_token import Purpose
 from quartapp.models.roles.role import Role
 from quartapp.policy import Permission
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.routes.authenticator import app_code, secret_on, set_up
@@ -231,7 +232,7 @@ def test_each_post_is_known_to_take_authority_away_or_not() -> None:
 async def test_who_asks_after_the_answer_is_refused_however_late_the_stream_is(
     town: Town, root: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = town.app.extensions["quartapp"]
+    parts = runtime_of(town.app)
     wrong = {}
     every = [(rule, way) for rule, ways in WAYS.items() for way in ways]
     for number, (rule, way) in enumerate(every):

@@ -19,6 +19,7 @@ from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import Factor
 from quartapp.models.privacy import account_deletion
 from quartapp.models.sessions.reason import Reason
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.routes.conftest import (
@@ -358,7 +359,7 @@ async def test_no_session_of_an_unverified_account_is_accepted(town: Town) -> No
     assert await ada.me() is not None
     unverified = {"email_verified_at": None, "must_verify": True}
     await User.change({"username": "ada"}, {"$set": unverified})
-    await town.app.extensions["quartapp"].barrier.passed()
+    await runtime_of(town.app).barrier.passed()
     assert await ada.me() is None
     (session,) = await documents("sessions")
     assert session["ended_reason"] == Reason.EMAIL_UNVERIFIED

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from quartapp import metrics
-from quartapp.middleware.post_serializer import Paced, Pulse
+from quartapp.jobs.loop_lag import LoopLagMonitor
+from quartapp.middleware.post_serializer import PostSerializer
 
 
 async def flood(method: str, path: str = "/", *, count: int = 40, seconds: float = 0.005) -> float:
@@ -16,7 +17,7 @@ async def flood(method: str, path: str = "/", *, count: int = 40, seconds: float
     async def app(*_: object) -> None:
         time.sleep(seconds)  # noqa: ASYNC251
 
-    paced: Any = Paced(app)
+    paced: Any = PostSerializer(app)
     waits: list[float] = []
 
     async def watch() -> None:
@@ -47,7 +48,7 @@ async def test_a_post_that_waits_lets_the_next_begin() -> None:
         begun.append(scope["number"])
         await go.wait()
 
-    paced: Any = Paced(app)
+    paced: Any = PostSerializer(app)
     tasks = [
         asyncio.create_task(
             paced({"type": "http", "method": "POST", "path": "/", "number": n}, None, None)
@@ -67,7 +68,7 @@ async def test_the_lag_of_the_loop_is_measured() -> None:
         (family,) = metrics.LAG.collect()
         return next(s.value for s in family.samples if s.name.endswith("_sum"))
 
-    pulse, before = Pulse(), total()
+    pulse, before = LoopLagMonitor(), total()
     await pulse.start()
     await asyncio.sleep(0.01)
     time.sleep(0.3)  # noqa: ASYNC251
@@ -83,7 +84,7 @@ async def test_a_flood_of_pages_does_not_delay_a_post() -> None:
     async def app(scope: dict[str, Any], *_: object) -> None:
         begun.append(scope["method"])
 
-    paced: Any = Paced(app)
+    paced: Any = PostSerializer(app)
     methods = ["GET"] * 40 + ["POST"]
     scopes = [{"type": "http", "method": method, "path": "/"} for method in methods]
     gone = asyncio.create_task(paced(scopes[0], None, None))

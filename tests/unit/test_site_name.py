@@ -15,7 +15,7 @@ from quartapp.email import messages
 from quartapp.email.messages import SUBJECTS
 from quartapp.models.email.outbox import Letter, Mail
 from quartapp.models.factors import totp
-from quartapp.security.encryption import Seal
+from quartapp.security.encryption import Encryption
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
@@ -37,7 +37,7 @@ def settings(name: str) -> Settings:
 
 async def test_stored_passwords_and_secrets_do_not_depend_on_the_name() -> None:
     for name in ("quartapp", NAME):
-        assert Seal.of(settings(name)).open(ENCRYPTED, "test") == "a secret"
+        assert Encryption.of(settings(name)).decrypt(ENCRYPTED, "test") == "a secret"
         hasher = PasswordHasher.of(settings(name))
         try:
             assert await hasher.verify("correct horse", HASH)

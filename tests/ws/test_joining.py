@@ -22,6 +22,7 @@ from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.opening import open_session
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from quartapp.ws import dispatcher
 from tests.models.stories import sign_in
@@ -122,7 +123,7 @@ async def is_greeted(said: list[dict[str, Any]]) -> bool:
 
 def judgement(app: Quart) -> asyncio.Future[None]:
     """Done when the hub has been told of the next judgement, by the feed itself."""
-    hub = app.extensions["quartapp"].hub
+    hub = runtime_of(app).hub
     told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     settle = hub.settle
 
@@ -151,7 +152,7 @@ async def test_without_a_database_for_too_long_every_socket_is_closed(
         await until(lambda: is_greeted(said))
         monkeypatch.setattr(dispatcher, "DISTRUST_SECONDS", 0.5)
         monkeypatch.setattr(session_rule, "standings", away)
-        app.extensions["quartapp"].stream.live = False
+        runtime_of(app).stream.live = False
         assert await listening == 1013
 
 
@@ -181,7 +182,7 @@ async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away
         monkeypatch.setattr(dispatcher, "DISTRUST_SECONDS", 0.5)
         monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
         monkeypatch.setattr(session_rule, "standings", every_other)
-        app.extensions["quartapp"].stream.live = False
+        runtime_of(app).stream.live = False
         # Ten looks in a second, none of which reads all sessions, for longer than it may last.
         until_then = clock.monotonic() + 2 * dispatcher.DISTRUST_SECONDS
 

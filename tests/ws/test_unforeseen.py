@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 
 from quartapp import create_app
 from quartapp.authority import session_rule
+from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from quartapp.ws import protocol
 from tests.conftest import PASSWORD, serving_here
@@ -56,7 +57,7 @@ async def test_an_error_that_nobody_foresaw_closes_its_own_socket_and_says_so(
         raise ZeroDivisionError
 
     async def one_is_left() -> bool:
-        return len(app.extensions["quartapp"].hub) == 1
+        return len(runtime_of(app).hub) == 1
 
     async with ada.tab() as other:
         with monkeypatch.context() as breakage, capture_logs() as said:

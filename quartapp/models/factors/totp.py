@@ -17,7 +17,7 @@ from quartapp.models.factors import enrolment
 from quartapp.models.factors.enrolment import Enrolled
 from quartapp.models.factors.factor import Factor, Totp
 from quartapp.models.factors.passkey import Answered
-from quartapp.security.encryption import Seal
+from quartapp.security.encryption import Encryption
 
 DIGITS, SECONDS = 6, 30
 # A secret is offered to a browser for so long.
@@ -59,7 +59,9 @@ def uri(secret: str, username: str, *, issuer: str) -> str:
     return TOTP(secret).provisioning_uri(name=username, issuer_name=issuer)
 
 
-async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -> Enrolled:
+async def set_up(
+    user: User, secret: str, code: str, *, encryption: Encryption, by: Actor
+) -> Enrolled:
     """Turns it on, if the code shows that the app has the secret.
 
     An account can set up a secret once. Raises WrongAppCode, OfferUsed and HasFactor.
@@ -67,7 +69,7 @@ async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -
     step = _step(secret, code)
     if step is None:
         raise WrongAppCode
-    kept = Totp(sealed=seal.close(secret, _about(user)), added_at=clock.now())
+    kept = Totp(sealed=encryption.encrypt(secret, _about(user)), added_at=clock.now())
     # The code that turns it on is used by that.
     change = {"totp": kept.model_dump(), "totp_step": step}
 
@@ -80,7 +82,7 @@ async def set_up(user: User, secret: str, code: str, *, seal: Seal, by: Actor) -
     return await enrolment.add(user, Factor.TOTP, off, {"$set": change}, by=by, also=use_up)
 
 
-async def accept(user: User, code: str, *, seal: Seal) -> bool:
+async def accept(user: User, code: str, *, encryption: Encryption) -> bool:
     """Whether it is a code of the user's app that was not used yet; then it is used by that.
 
     Of two who come with one code at once, one is let in. A secret that was sealed under an older
@@ -88,13 +90,13 @@ async def accept(user: User, code: str, *, seal: Seal) -> bool:
     """
     if user.totp is None:
         return False
-    secret = seal.open(user.totp.sealed, _about(user))
+    secret = encryption.decrypt(user.totp.sealed, _about(user))
     step = _step(secret, code) if secret else None
     if secret is None or step is None:
         return False
     change: dict[str, object] = {"totp_step": step}
-    if seal.outdated(user.totp.sealed, _about(user)):
-        change["totp.sealed"] = seal.close(secret, _about(user))
+    if encryption.outdated(user.totp.sealed, _about(user)):
+        change["totp.sealed"] = encryption.encrypt(secret, _about(user))
     unused = {"_id": user.id, "totp.added_at": user.totp.added_at, "totp_step": {"$lt": step}}
     return await User.change(unused, {"$set": change})
 

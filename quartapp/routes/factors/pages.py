@@ -27,7 +27,7 @@ from quartapp.models.factors.totp import OfferUsed, WrongAppCode
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.redirects import next_page, see_other, with_next
 from quartapp.routes.refusals import returns_to
-from quartapp.runtime import seal, settings
+from quartapp.runtime import encryption, settings
 
 blueprint = Blueprint("factors", __name__, url_prefix="/account/factors")
 
@@ -63,7 +63,11 @@ async def app() -> Any:
             await count_change()
             try:
                 enrolled = await totp.set_up(
-                    user, secret, form.code.data or "", seal=seal(), by=current_user.actor
+                    user,
+                    secret,
+                    form.code.data or "",
+                    encryption=encryption(),
+                    by=current_user.actor,
                 )
             except WrongAppCode as error:
                 form.refuse(str(error), "code")
@@ -107,7 +111,10 @@ async def remove_app() -> Any:
 async def codes() -> str:
     """Show new codes once, in the browser that created them; otherwise how many are left."""
     fresh = session.pop(_CODES, None) if request.method == "GET" else None
-    note, fresh_codes = seal().take_back(fresh, _mine(_CODES), within=CODES_LAST) or ("", [])
+    note, fresh_codes = encryption().decrypt_value(fresh, _mine(_CODES), max_age=CODES_LAST) or (
+        "",
+        [],
+    )
     # A copy of the cookie may contain the codes, so the database records that they were shown.
     if note and not await Answered.first(note, lasts=CODES_LAST):
         fresh_codes = []
@@ -162,16 +169,18 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
 def _show_codes(codes: list[str]) -> Any:
     """Redirect to the page that shows the codes. Until then the session cookie has them, sealed."""
     note = f"recovery codes {new_id()}"
-    session[_CODES] = seal().hand_out([note, codes], _mine(_CODES))
+    session[_CODES] = encryption().encrypt_value([note, codes], _mine(_CODES))
     return see_other(with_next("/account/factors/recovery-codes"))
 
 
 def _offered() -> str:
     """Return the secret that this session is setting up. Creates a new one after an hour."""
-    secret = seal().take_back(session.get(_OFFER), _mine(_OFFER), within=totp.OFFER_LASTS)
+    secret = encryption().decrypt_value(
+        session.get(_OFFER), _mine(_OFFER), max_age=totp.OFFER_LASTS
+    )
     if secret is None:
         secret = totp.new_secret()
-        session[_OFFER] = seal().hand_out(secret, _mine(_OFFER))
+        session[_OFFER] = encryption().encrypt_value(secret, _mine(_OFFER))
     return str(secret)
 
 

@@ -25,7 +25,7 @@ from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
 from quartapp.routes import carried_forms
 from quartapp.routes.redirects import see_other, with_next
-from quartapp.runtime import seal, settings
+from quartapp.runtime import encryption, settings
 
 SECOND_STEP = "/login/factor"
 STEP_LASTS = timedelta(minutes=10)
@@ -82,7 +82,7 @@ async def let_in(user: User, *, remember: bool, then: str) -> Any:
         await sign_in(user, remember=remember)
         return await go_on(then)
     step = [str(user.id), user.credential, remember, f"second step {new_id()}"]
-    session[_ABOUT] = seal().hand_out(step, _ABOUT)
+    session[_ABOUT] = encryption().encrypt_value(step, _ABOUT)
     if await carried_forms.field():
         # A redirect would lose the form that is carried.
         return await factor_page(user, FactorForm(), status=200)
@@ -107,7 +107,7 @@ async def half_way() -> HalfWay | None:
 
     None after STEP_LASTS, and if the account was closed or changed its password or factors.
     """
-    step = seal().take_back(session.get(_ABOUT), _ABOUT, within=STEP_LASTS)
+    step = encryption().decrypt_value(session.get(_ABOUT), _ABOUT, max_age=STEP_LASTS)
     if step is None:
         return None
     user_id, credential, remember, note = step
@@ -139,7 +139,9 @@ async def verifying() -> Unverified | None:
 
     None after VERIFICATION_LASTS, and when the account was deleted, closed or got a new password.
     """
-    note = seal().take_back(session.get(_VERIFICATION), _VERIFICATION, within=VERIFICATION_LASTS)
+    note = encryption().decrypt_value(
+        session.get(_VERIFICATION), _VERIFICATION, max_age=VERIFICATION_LASTS
+    )
     if note is None:
         return None
     user_id, credential, remember, factor = note
@@ -167,7 +169,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
     """
     if user.awaits_verification:
         note = [str(user.id), user.credential, remember, factor]
-        session[_VERIFICATION] = seal().hand_out(note, _VERIFICATION)
+        session[_VERIFICATION] = encryption().encrypt_value(note, _VERIFICATION)
         raise MustVerify
     if not user.is_open:
         session[RETURN] = {

@@ -1,0 +1,66 @@
+"""Connecting to the database and preparing it, for workers and for commands."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from quartapp import models
+from quartapp.db import embedded, mongo
+from quartapp.models.accounts.email_address import require_verification
+from quartapp.models.accounts.one_time_token import issue_setup
+from quartapp.settings import Settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `quartapp serve` prints: the database, and the path of the page that creates the first
+    administrator, or None if there is one."""
+
+    database: str
+    setup_path: str | None
+
+
+async def prepare(settings: Settings) -> Prepared:
+    """Prepare the database for workers. Called once when a server starts, before its workers do.
+
+    Creates indexes, built-in roles and, if there is no administrator, a token for the setup page.
+    Raises StartError when the database cannot be reached or an index cannot be built.
+    """
+    async with mongo.connected(settings, models.DOCUMENTS):
+        await models.prepare()
+        await require_verification(settings.verification_required)
+        token = await issue_setup()
+        version = await mongo.server_version()
+    return Prepared(f"MongoDB {version}", f"/setup/{token}" if token else None)
+
+
+async def forget_worker(settings: Settings, worker_id: str) -> None:
+    """Delete the heartbeat of a worker whose process has ended, so that no barrier waits for it.
+
+    Raises StartError when the database cannot be reached, and what the driver raises.
+    """
+    async with mongo.connected(settings, [models.Worker]):
+        await models.Worker.leave(worker_id)
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[None]:
+    """Connect the documents to the database inside this context, and prepare it.
+
+    Starts the embedded database if no address is configured, and stops it at the end. Raises
+    StartError.
+    """
+    settings.make_data_folder()
+    async with AsyncExitStack() as stack:
+        if settings.mongodb_uri is None:
+            mongod = await stack.enter_async_context(embedded.running(settings.data))
+            # The check of the version is for databases that the operator chose.
+            update = {"mongodb_uri": SecretStr(mongod.uri), "allow_old_mongodb": True}
+            settings = settings.model_copy(update=update)
+        await stack.enter_async_context(mongo.connected(settings, models.DOCUMENTS))
+        await models.prepare()
+        yield
