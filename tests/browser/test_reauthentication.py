@@ -80,7 +80,7 @@ async def test_reauthenticating_resumes_the_interrupted_form(
     assert [message["type"] for message in live.said].count("session.ended") == 0
     await other.goto("/account")
     await is_live(other)
-    await page.get_by_text("Delete role").first.click()
+    await page.locator("summary", has_text="Delete role").click()
     await page.locator(".confirm-box button").click()
     await expect(page.locator(".flash")).to_contain_text("was deleted")
 
