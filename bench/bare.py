@@ -43,7 +43,7 @@ def create() -> tuple[Quart, str]:
     @login_required
     async def page() -> str:
         form = PasswordForm()
-        return await render_template("account/password.html", form=form)
+        return await render_template("accounts/password.html", form=form)
 
     @app.get("/api/me")
     @login_required

@@ -96,7 +96,7 @@ async def sign_in_page(ended: Ended | None, *, query: str) -> Any:
         return None
     sealed = _seal(form, ended.user_id) if ended else None
     page = await render_template(
-        "accounts/login.html",
+        "sessions/login.html",
         form=LoginForm(),
         ended=ended,
         query=query,
@@ -141,7 +141,7 @@ async def filled_form() -> Any:
     except (ReauthenticationRequired, HTTPException):
         reason = "Its page no longer exists, or you can no longer change it."
     texts = [value for _, value in fields if value.strip()]
-    return await render_template("carried.html", reason=reason, texts=texts), 422
+    return await render_template("errors/carried_form.html", reason=reason, texts=texts), 422
 
 
 def _seal(form: Sent, user_id: object) -> str | None:

@@ -42,7 +42,7 @@ async def one(name: str) -> str:
     letter = await asyncio.to_thread(_folder().letter, name)
     if letter is None:
         abort(404)
-    return await render_template("dev/letter.html", letter=letter, text=_with_links(letter.text))
+    return await render_template("dev/email.html", letter=letter, text=_with_links(letter.text))
 
 
 def _with_links(text: str) -> Markup:

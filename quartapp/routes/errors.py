@@ -142,7 +142,7 @@ async def account_shut(error: AccountShut) -> Any:
     """Explain why the account is disabled, to a user who has entered the right password or used a
     passkey."""
     log.warning("authn_login_fail", login=error.user.username, ip=remote_address(), why="disabled")
-    return await render_template("accounts/shut.html", why=await closed.why(error.user)), 403
+    return await render_template("accounts/disabled.html", why=await closed.why(error.user)), 403
 
 
 async def not_allowed(error: Forbidden) -> Any:
@@ -152,7 +152,7 @@ async def not_allowed(error: Forbidden) -> Any:
     if _wants_json():
         return jsonify(error="forbidden", permission=error.permission.value), 403
     page = await render_template(
-        "forbidden.html",
+        "errors/forbidden.html",
         permission=error.permission.value,
         label=LABELS[error.permission],
         sent=await carried_forms.sent(),
@@ -168,7 +168,9 @@ async def factor_first(error: Forbidden) -> Any:
     if request.method in ("GET", "HEAD"):
         return redirect(with_next(FACTORS, request.full_path.rstrip("?")), 302)
     page = await render_template(
-        "factor_first.html", permission=error.permission.value, set_up=with_next(FACTORS, back())
+        "errors/factor_required.html",
+        permission=error.permission.value,
+        set_up=with_next(FACTORS, back()),
     )
     return page, 403
 
@@ -196,7 +198,7 @@ async def old_page(error: Stale) -> Any:
         detail = "This form has expired or is not from this site. Reload the page and try again."
         return await _page(403, "Request blocked", detail)
     page = await render_template(
-        "resend.html", no_cookies=not request.cookies, **await _to_send_again("code")
+        "errors/resend.html", no_cookies=not request.cookies, **await _to_send_again("code")
     )
     return page, 422
 
@@ -220,7 +222,7 @@ async def confirm_first(error: ReauthenticationRequired) -> Any:
         case FactorsBlocked():
             form.refuse(str(error.reason))
     page = await render_template(
-        "confirm.html",
+        "sessions/reauthenticate.html",
         form=form,
         user=user,
         back=back(),
@@ -279,7 +281,7 @@ async def database_away(error: Exception) -> Any:
     if _wants_json():
         return jsonify(error="unavailable"), 503, {"Retry-After": "2"}
     page = await render_template(
-        "error.html",
+        "errors/error.html",
         status=503,
         title=AWAY[0],
         detail=AWAY[1],
@@ -322,7 +324,7 @@ async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
     if _wants_json():
         return jsonify(error=title), status
     page = await render_template(
-        "error.html",
+        "errors/error.html",
         status=status,
         title=title,
         detail=detail,

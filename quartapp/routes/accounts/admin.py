@@ -39,7 +39,7 @@ async def index() -> str:
     after = request.args.get("after", "")[:254] or None
     rows = await User.search(text, after=after, limit=PAGE + 1)
     people, older = cut(rows, PAGE, lambda user: user.username)
-    return await render_template("admin/users.html", users=people, q=text, next=older)
+    return await render_template("accounts/admin_users.html", users=people, q=text, next=older)
 
 
 @blueprint.get("/users/<username>")
@@ -229,7 +229,7 @@ async def _page(
     own = person.id == current_user.user_id
     theirs = {permission for role in held for permission in role.permissions}
     page = await render_template(
-        "admin/user.html",
+        "accounts/admin_user.html",
         person=person,
         held=held,
         missing=[] if own else sorted(current_user.lacks(theirs)),

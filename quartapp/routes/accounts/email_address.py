@@ -62,10 +62,10 @@ async def change() -> Any:
                     await email_address.ask_for(user, email, limit=limit, by=current_user.actor)
                 except EnoughLetters as enough:
                     form.refuse(str(enough))
-                    page = await render_template("account/email.html", form=form, user=user)
+                    page = await render_template("accounts/email.html", form=form, user=user)
                     return page, 429, {"Retry-After": str(enough.retry_after)}
                 return see_other("/verify")
-    page = await render_template("account/email.html", form=form, user=user)
+    page = await render_template("accounts/email.html", form=form, user=user)
     return page, form.status, form.headers
 
 
@@ -82,7 +82,7 @@ async def _count(email: str, user: User) -> None:
 async def show_change() -> Any:
     """Return the page with the form that changes the address."""
     return await render_template(
-        "account/email.html", form=EmailForm(), user=await signed_in_user()
+        "accounts/email.html", form=EmailForm(), user=await signed_in_user()
     )
 
 
@@ -149,7 +149,7 @@ async def _verified_already() -> Any:
 
 async def _code_page(form: CodeForm, email: str, waiting: Unverified | None) -> str:
     return await render_template(
-        "account/verify.html", form=form, email=email, waiting=waiting is not None
+        "accounts/verify.html", form=form, email=email, waiting=waiting is not None
     )
 
 
@@ -240,7 +240,7 @@ async def by_link(token: str) -> Any:
                 else:
                     return await _verified(user, waiting)
     page = await render_template(
-        "account/verify_link.html", form=form, email=email, user=user, proven=proven
+        "accounts/verify_link.html", form=form, email=email, user=user, proven=proven
     )
     return page, form.status, form.headers
 
@@ -250,14 +250,14 @@ async def undo(token: str) -> Any:
     """Restore the address that an account had before a change, and lead to a new password."""
     asked = await email_address.undo_asked_by(token)
     if asked is None:
-        return await render_template("account/undo_gone.html"), 410
+        return await render_template("accounts/undo_gone.html"), 410
     email, user = asked
     form = await LinkForm.from_request()
     if form.posted:
         try:
             event = await email_address.undo(token, by=current_user.actor)
         except TokenSpent:
-            return await render_template("account/undo_gone.html"), 410
+            return await render_template("accounts/undo_gone.html"), 410
         except Taken:
             form.refuse(f"Another account now uses {email}. Contact an administrator.")
         else:
@@ -271,12 +271,12 @@ async def undo(token: str) -> Any:
                 f"Your email address was restored. Now set a new password.{reach}", "success"
             )
             return see_other(f"/reset/{await password_reset.issue_now(restored)}")
-    page = await render_template("account/undo.html", form=form, email=email, user=user)
+    page = await render_template("accounts/undo.html", form=form, email=email, user=user)
     return page, form.status
 
 
 async def _gone() -> Any:
-    return await render_template("account/verify_gone.html"), 410
+    return await render_template("accounts/verify_gone.html"), 410
 
 
 async def _verified(user: User, waiting: Unverified | None) -> Any:

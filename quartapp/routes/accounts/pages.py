@@ -207,7 +207,11 @@ async def confirm() -> Any:
             else:
                 return see_other(next_page())
     page = await render_template(
-        "confirm.html", form=form, user=user, action=request.full_path.rstrip("?"), fields=[]
+        "sessions/reauthenticate.html",
+        form=form,
+        user=user,
+        action=request.full_path.rstrip("?"),
+        fields=[],
     )
     return page, form.status, form.headers
 
@@ -217,7 +221,7 @@ async def confirm() -> Any:
 async def account() -> str:
     user = await User.get(current_user.user_id)
     unconfirmed = email_address.unconfirmed(user) if user else None
-    return await render_template("account/overview.html", user=user, unconfirmed=unconfirmed)
+    return await render_template("accounts/overview.html", user=user, unconfirmed=unconfirmed)
 
 
 @blueprint.route("/setup/<token>", methods=["GET", "POST"])

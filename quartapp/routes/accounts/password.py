@@ -36,7 +36,7 @@ async def change() -> Any:
             elif await is_accepted(form, user.username, user.email):
                 return await _change(user, form.password.data or "")
     page = await render_template(
-        "account/password.html",
+        "accounts/password.html",
         form=form,
         action=request.full_path.rstrip("?"),
         after_stranger=_after_stranger(),

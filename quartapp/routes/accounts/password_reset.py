@@ -30,19 +30,19 @@ async def forgot() -> Any:
             await password_reset.ask(form.email.data or "", by=current_user.actor)
             log.info("password_reset_asked", ip=auth.remote_address())
             return see_other("/forgot/sent")
-    return await render_template("recovery/forgot.html", form=form), form.status, form.headers
+    return await render_template("accounts/forgot.html", form=form), form.status, form.headers
 
 
 @blueprint.get("/forgot/sent")
 async def sent() -> str:
-    return await render_template("recovery/sent.html")
+    return await render_template("accounts/forgot_sent.html")
 
 
 @blueprint.route("/reset/<token>", methods=["GET", "POST"])
 async def reset(token: str) -> Any:
     user = await password_reset.asked_by(token)
     if user is None:
-        return await render_template("recovery/gone.html"), 410
+        return await render_template("accounts/reset_gone.html"), 410
     form = await ResetForm.from_request()
     with form.patience():
         if form.posted:
@@ -50,7 +50,7 @@ async def reset(token: str) -> Any:
             await rate_limits.count("new password", (here, settings().limit_recovery))
             if await is_accepted(form, user.username, user.email):
                 return await _reset(token, form.password.data or "")
-    page = await render_template("recovery/reset.html", form=form, username=user.username)
+    page = await render_template("accounts/reset.html", form=form, username=user.username)
     return page, form.status, form.headers
 
 
@@ -60,7 +60,7 @@ async def _reset(token: str, password: str) -> Any:
             token, await hasher().hash(password), by=current_user.actor
         )
     except TokenSpent:
-        return await render_template("recovery/gone.html"), 410
+        return await render_template("accounts/reset_gone.html"), 410
     reach = await wait_until_enforced(event)
     owner = linked_id(event.subject)
     log.info("authn_password_reset", user=str(owner))

@@ -22,5 +22,5 @@ async def show(username: str) -> str:
     held = {linked_id(link) for link in person.roles}
     roles = [role.name for role in await Role.everyone() if role.id in held]
     return await render_template(
-        "profiles/show.html", person=person, roles=roles, posts=shown, older=older
+        "accounts/profile.html", person=person, roles=roles, posts=shown, older=older
     )

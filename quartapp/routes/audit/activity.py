@@ -29,7 +29,7 @@ async def index(**_: object) -> str:
     shown, older = cut(rows, PAGE, lambda event: event.id)
     sessions = await Session.named({event.session for event in shown if event.session})
     return await render_template(
-        "account/timeline.html",
+        "audit/activity.html",
         entries=[activity.Entry.of(event, mine, sessions) for event in shown],
         disowned=await activity.disowned(mine, [event.id for event in shown]),
         first=id_after() is None,
@@ -56,7 +56,7 @@ async def remains() -> str:
     """Show the steps that secure an account after a report."""
     user = await signed_in_user()
     return await render_template(
-        "account/not_me.html",
+        "audit/not_me.html",
         user=user,
         said=await activity.latest(user.id, Verb.ACTIVITY_DISOWNED),
         moved=await activity.latest(user.id, Verb.EMAIL_CHANGED),

@@ -19,4 +19,4 @@ PAGE = 50
 async def index() -> str:
     rows = await Event.page(before=id_after(), limit=PAGE + 1)
     events, older = cut(rows, PAGE, lambda event: event.id)
-    return await render_template("admin/events.html", events=events, next=older)
+    return await render_template("audit/admin_events.html", events=events, next=older)

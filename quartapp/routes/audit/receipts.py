@@ -20,7 +20,7 @@ async def show(event_id: str) -> str:
     event = await Event.get(id_or_404(event_id))
     if event is None or not _may_read(event):
         abort(404)
-    return await render_template("receipt.html", event=event)
+    return await render_template("audit/receipt.html", event=event)
 
 
 async def flash_receipt(words: str, event: Event | None) -> None:

@@ -39,7 +39,7 @@ _OFFER, _CODES = "offer", "codes"
 @login_required
 async def index() -> str:
     return await render_template(
-        "account/factors.html",
+        "factors/overview.html",
         user=await signed_in_user(),
         waiting=sorted(current_user.withheld),
         then=next_page(),
@@ -79,7 +79,7 @@ async def app() -> Any:
                 session.pop(_OFFER, None)
                 return await added(enrolled, "Your authenticator app is set up.")
     page = await render_template(
-        "account/totp.html",
+        "factors/totp.html",
         form=form,
         secret=secret,
         picture=_picture(totp.uri(secret, user.username, issuer=settings().site_name)),
@@ -119,7 +119,7 @@ async def codes() -> str:
     if note and not await Answered.first(note, lasts=CODES_LAST):
         fresh_codes = []
     return await render_template(
-        "account/recovery_codes.html",
+        "factors/recovery_codes.html",
         user=await signed_in_user(),
         codes=fresh_codes,
         then=next_page(),

@@ -146,7 +146,7 @@ async def remove(passkey_id: str) -> Any:
 
 async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = None) -> Any:
     page = await render_template(
-        "account/passkeys.html",
+        "factors/passkeys.html",
         form=form,
         user=await signed_in_user(),
         passkeys=await Passkey.of_user(current_user.user_id),

@@ -130,6 +130,6 @@ async def _page(form: InviteForm) -> Any:
     shown, older = cut(rows, invitation.PAGE, lambda row: row[0].id)
     lacking = {row.id: sorted(current_user.lacks(row.allows)) for row, _ in shown}
     page = await render_template(
-        "admin/invitations.html", form=form, invitations=shown, lacking=lacking, next=older
+        "invitations/admin_list.html", form=form, invitations=shown, lacking=lacking, next=older
     )
     return page, form.status, form.headers

@@ -50,7 +50,7 @@ async def take_up(token: str) -> Any:
                 await sign_in(user, remember=False)
                 await flash("Welcome. Your account is ready.", "success")
                 return see_other("/")
-    page = await render_template("invitations/take_up.html", form=form, invitation=found)
+    page = await render_template("invitations/accept.html", form=form, invitation=found)
     return page, form.status, form.headers
 
 

@@ -23,7 +23,7 @@ async def mine() -> str:
     before = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else None
     rows = await Notice.page(current_user.user_id, before=before, limit=PAGE + 1)
     notices, older = cut(rows, PAGE, lambda notice: notice.seq)
-    return await render_template("account/notices.html", notices=notices, older=older)
+    return await render_template("notifications/list.html", notices=notices, older=older)
 
 
 @blueprint.post("/account/notices/read")

@@ -41,7 +41,7 @@ async def delete() -> Any:
                 f"Your account will be permanently deleted on {clock.in_full(until)}. To keep it, "
                 "sign in before then."
             )
-    page = await render_template("account/delete.html", form=form, user=user, until=until)
+    page = await render_template("privacy/delete.html", form=form, user=user, until=until)
     return page, form.status
 
 
@@ -75,7 +75,7 @@ async def closed() -> Any:
         await sign_in(user, remember=bool(noted.get("remember")), factor=factor and Factor(factor))
         await flash("Welcome back. Your account is active again.", "success")
         return see_other("/account")
-    return await render_template("account/closed.html", form=form, user=user)
+    return await render_template("privacy/closed.html", form=form, user=user)
 
 
 async def _leave(words: str) -> Any:

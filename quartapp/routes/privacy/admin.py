@@ -47,7 +47,7 @@ async def delete(username: str) -> Any:
         else:
             return await _closed(await find(username), event)
     until = min(until, person.deletes_at or until)
-    page = await render_template("admin/delete.html", form=form, person=person, until=until)
+    page = await render_template("privacy/admin_delete.html", form=form, person=person, until=until)
     return page, form.status
 
 

@@ -39,7 +39,7 @@ async def export() -> Any:
             except Exception:
                 await rate_limits.uncount("export", *whom)
                 raise
-    page = await render_template("account/export.html", form=form)
+    page = await render_template("privacy/export.html", form=form)
     return page, form.status, form.headers
 
 

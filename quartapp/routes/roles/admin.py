@@ -30,7 +30,7 @@ blueprint = Blueprint("admin_roles", __name__)
 @permission_required(Permission.ROLES_MANAGE)
 async def index() -> str:
     return await render_template(
-        "admin/roles.html", roles=await Role.everyone(), holders=await Role.holders()
+        "roles/list.html", roles=await Role.everyone(), holders=await Role.holders()
     )
 
 
@@ -132,7 +132,7 @@ def _stored(role: Role) -> dict[str, Any]:
 
 async def _page(form: RoleForm, role: Role | None = None) -> Any:
     page = await render_template(
-        "admin/role.html",
+        "roles/edit.html",
         form=form,
         role=role,
         missing=sorted(current_user.lacks(role.known)) if role else [],

@@ -19,4 +19,4 @@ PAGE = 50
 async def index() -> str:
     rows = await Session.on_now(before=moment_and_id_after(), limit=PAGE + 1)
     sessions, older = cut(rows, PAGE, lambda row: f"{row.seen_at.isoformat()}_{row.id}")
-    return await render_template("admin/sessions.html", sessions=sessions, next=older)
+    return await render_template("sessions/admin_list.html", sessions=sessions, next=older)

@@ -23,7 +23,7 @@ HOME = "/account/sessions"
 async def mine(**_: object) -> str:
     sessions = await Session.of_user(current_user.user_id)
     sessions.sort(key=lambda session: session.id != current_user.session_id)
-    return await render_template("account/sessions.html", sessions=sessions)
+    return await render_template("sessions/list.html", sessions=sessions)
 
 
 @blueprint.post("/account/sessions/<session_id>/end")

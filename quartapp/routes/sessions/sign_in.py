@@ -97,7 +97,7 @@ async def go_on(then: str) -> Any:
 async def factor_page(user: User, form: Form, *, status: int | None = None) -> Any:
     """Return the page of the second step, which passes on a carried form."""
     page = await render_template(
-        "accounts/factor.html", form=form, user=user, carried=await carried_forms.field()
+        "sessions/second_step.html", form=form, user=user, carried=await carried_forms.field()
     )
     return page, status or form.status, form.headers
 
@@ -201,7 +201,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
 async def sign_in_page(form: Form) -> Any:
     """Return the sign-in page, also after a sign-in of any kind was rejected."""
     page = await render_template(
-        "accounts/login.html", form=form, ended=_ended_here(), carried=await carried_forms.field()
+        "sessions/login.html", form=form, ended=_ended_here(), carried=await carried_forms.field()
     )
     return page, form.status, form.headers
 
