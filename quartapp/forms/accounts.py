@@ -1,12 +1,12 @@
-"""Forms for registering, signing in, re-entering the password, and changing password or address."""
+"""Forms for registering, for passwords and email addresses, and for the expiry of accounts."""
 
 from collections.abc import Callable
 
-from wtforms import BooleanField, EmailField, PasswordField, StringField, ValidationError
-from wtforms.validators import DataRequired, EqualTo, InputRequired, Length, Regexp
+from wtforms import DateField, EmailField, PasswordField, StringField, ValidationError
+from wtforms.validators import DataRequired, EqualTo, InputRequired, Optional, Regexp
 
 from quartapp import validation
-from quartapp.forms.base import Checked, Form, digits, printable, tidy
+from quartapp.forms.base import Checked, Form, digits, tidy
 from quartapp.security.password_policy import obvious_weakness
 
 
@@ -63,50 +63,7 @@ class RegisterForm(Form):
     confirm = repeated_field("Repeat password")
 
     def validate_password(self, field: PasswordField) -> None:
-        _not_obvious(field, [self.username.data or "", self.email.data or ""])
-
-
-class InvitedForm(Form):
-    """Accepting an invitation. Set `email` to the invited address before validating."""
-
-    username = username_field()
-    password = new_password_field("Password")
-    confirm = repeated_field("Repeat password")
-    email = ""
-
-    def validate_password(self, field: PasswordField) -> None:
-        _not_obvious(field, [self.username.data or "", self.email])
-
-
-class LoginForm(Form):
-    login = StringField(
-        "Username or email address",
-        filters=[tidy],
-        validators=[
-            DataRequired("Enter your username or email address."),
-            Length(max=254, message="A username or email address has at most 254 characters."),
-            printable,
-        ],
-    )
-    password = PasswordField("Password", validators=[InputRequired("Enter your password.")])
-    remember = BooleanField("Keep me signed in on this device")
-
-
-class ConfirmForm(Form):
-    password = PasswordField("Password", validators=[InputRequired("Enter your password.")])
-
-
-class ConfirmWithFactorForm(ConfirmForm):
-    """Re-entering the password, for users who have a second factor."""
-
-    factor_code = StringField(
-        "Code",
-        filters=[tidy],
-        validators=[
-            DataRequired("Enter a code."),
-            Length(max=64, message="A code has at most 64 characters."),
-        ],
-    )
+        refuse_obvious_password(field, [self.username.data or "", self.email.data or ""])
 
 
 class PasswordForm(Form):
@@ -117,7 +74,7 @@ class PasswordForm(Form):
     confirm = repeated_field("Repeat new password")
 
     def validate_password(self, field: PasswordField) -> None:
-        _not_obvious(field, [])
+        refuse_obvious_password(field, [])
 
 
 class ForgotForm(Form):
@@ -129,7 +86,7 @@ class ResetForm(Form):
     confirm = repeated_field("Repeat new password")
 
     def validate_password(self, field: PasswordField) -> None:
-        _not_obvious(field, [])
+        refuse_obvious_password(field, [])
 
 
 class EmailForm(Form):
@@ -152,7 +109,25 @@ class CodeForm(Form):
     )
 
 
-def _not_obvious(field: PasswordField, context: list[str]) -> None:
+class Day(DateField):
+    def process_formdata(self, valuelist: list[str]) -> None:
+        try:
+            super().process_formdata(valuelist)
+        except ValueError:
+            raise ValueError("Enter a date such as 2030-12-31.") from None
+
+
+class LastDayForm(Form):
+    """Setting the expiry date of an account, or removing it if the field is empty."""
+
+    date = Day(
+        "Account expiry",
+        description="The account is disabled at the end of this date (UTC).",
+        validators=[Optional()],
+    )
+
+
+def refuse_obvious_password(field: PasswordField, context: list[str]) -> None:
     """Raise ValidationError for a password that can be rejected without scoring it.
 
     The route applies the whole policy after it has counted the attempt.

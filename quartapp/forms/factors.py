@@ -1,9 +1,12 @@
-"""Forms for setting up an authenticator app and for the second step of a sign-in."""
+"""Forms for authenticator apps and passkeys. passkeys.js fills in the `credential` fields."""
 
-from wtforms import StringField
+from wtforms import BooleanField, HiddenField, StringField
 from wtforms.validators import DataRequired, Length, Regexp
 
-from quartapp.forms.base import Form, digits, tidy
+from quartapp.forms.base import Form, bidi_free, digits, printable, tidy
+
+# Characters of a credential as JSON; an attestation with certificates is the longest part.
+LONGEST_CREDENTIAL = 32 * 1024
 
 
 class AppCodeForm(Form):
@@ -18,13 +21,30 @@ class AppCodeForm(Form):
     )
 
 
-class FactorForm(Form):
-    code = StringField(
-        "Code",
-        description="The six-digit code from your authenticator app, or a recovery code.",
+def name_field() -> StringField:
+    return StringField(
+        "Name",
         filters=[tidy],
+        description="For example, the device on which you store the passkey.",
         validators=[
-            DataRequired("Enter a code."),
-            Length(max=64, message="A code has at most 64 characters."),
+            DataRequired("Enter a name."),
+            Length(max=60, message="A name has at most 60 characters."),
+            printable,
+            bidi_free,
         ],
     )
+
+
+class AddForm(Form):
+    name = name_field()
+    credential = HiddenField(validators=[Length(max=LONGEST_CREDENTIAL)])
+
+
+class RenameForm(Form):
+    name = name_field()
+
+
+class ShowForm(Form):
+    credential = HiddenField(validators=[Length(max=LONGEST_CREDENTIAL)])
+    remember = BooleanField()
+    step = BooleanField()

@@ -18,7 +18,7 @@ from quartapp import auth
 from quartapp.auth import Forbidden, ReauthenticationRequired
 from quartapp.authority.session_rule import Ended
 from quartapp.forms import csrf
-from quartapp.forms.accounts import LoginForm
+from quartapp.forms.sessions import LoginForm
 from quartapp.policy import LABELS
 from quartapp.runtime import encryption
 

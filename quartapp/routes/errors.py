@@ -34,8 +34,8 @@ from quartapp.authority import session_rule
 from quartapp.authority.session_rule import Ended
 from quartapp.db.mongo import Unavailable
 from quartapp.errors import RetryLater
-from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm
 from quartapp.forms.csrf import FIELD, CrossSite, Stale
+from quartapp.forms.sessions import ConfirmForm, ConfirmWithFactorForm
 from quartapp.log import log
 from quartapp.models.accounts import closed
 from quartapp.models.authorization.privileges import MissingPermission

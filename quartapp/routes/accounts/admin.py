@@ -12,7 +12,8 @@ from quartapp.auth import (
     permission_required,
     wait_until_enforced,
 )
-from quartapp.forms.admin import GrantForm, LastDayForm
+from quartapp.forms.accounts import LastDayForm
+from quartapp.forms.roles import GrantForm
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
 from quartapp.models.accounts import account_expiry

@@ -19,8 +19,9 @@ from quartapp.auth import (
     wait_until_enforced,
 )
 from quartapp.auth.rate_limits import RateLimitExceeded
-from quartapp.forms.accounts import CodeForm, ConfirmForm, EmailForm, LinkForm
+from quartapp.forms.accounts import CodeForm, EmailForm, LinkForm
 from quartapp.forms.base import Form
+from quartapp.forms.sessions import ConfirmForm
 from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.accounts import email_address, password_reset

@@ -15,7 +15,8 @@ from quartapp.auth import (
     rate_limits,
     wait_until_enforced,
 )
-from quartapp.forms.accounts import ConfirmForm, ConfirmWithFactorForm, LoginForm, RegisterForm
+from quartapp.forms.accounts import RegisterForm
+from quartapp.forms.sessions import ConfirmForm, ConfirmWithFactorForm, LoginForm
 from quartapp.log import log
 from quartapp.models import Role, User
 from quartapp.models.accounts import email_address

@@ -13,9 +13,8 @@ from quartapp.auth import (
     signed_in_user,
     wait_until_enforced,
 )
-from quartapp.forms.accounts import LoginForm
-from quartapp.forms.factors import FactorForm
-from quartapp.forms.passkeys import AddForm, RenameForm, ShowForm
+from quartapp.forms.factors import AddForm, RenameForm, ShowForm
+from quartapp.forms.sessions import FactorForm, LoginForm
 from quartapp.log import log
 from quartapp.models import Passkey, User
 from quartapp.models.base.actor import Actor

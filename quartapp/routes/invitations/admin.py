@@ -6,7 +6,7 @@ from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
 from quartapp.auth import current_user, fresh_login_required, permission_required, rate_limits
-from quartapp.forms.admin import InviteForm
+from quartapp.forms.invitations import InviteForm
 from quartapp.log import log
 from quartapp.models import Invitation, Role
 from quartapp.models.accounts.account import Taken

@@ -5,7 +5,7 @@ from typing import Any
 from quart import Blueprint, flash, render_template
 
 from quartapp import auth
-from quartapp.forms.accounts import InvitedForm
+from quartapp.forms.invitations import InvitedForm
 from quartapp.log import log
 from quartapp.models import Invitation, User
 from quartapp.models.accounts.account import Taken

@@ -11,7 +11,7 @@ from quartapp.auth import (
     permission_required,
     wait_until_enforced,
 )
-from quartapp.forms.admin import RoleForm
+from quartapp.forms.roles import RoleForm
 from quartapp.models import Role
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError

@@ -6,8 +6,7 @@ from quart import Blueprint, flash, redirect
 
 from quartapp import auth
 from quartapp.auth import IncorrectCode, current_user
-from quartapp.forms.accounts import LoginForm
-from quartapp.forms.factors import FactorForm
+from quartapp.forms.sessions import FactorForm, LoginForm
 from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.routes import carried_forms

@@ -12,7 +12,7 @@ from quartapp import auth
 from quartapp.auth import CurrentUser, current_user, wait_until_enforced
 from quartapp.authority.session_rule import Ended
 from quartapp.forms.base import Form
-from quartapp.forms.factors import FactorForm
+from quartapp.forms.sessions import FactorForm
 from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.base.actor import Actor

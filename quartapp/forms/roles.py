@@ -1,23 +1,21 @@
-"""Forms for administrators: roles, granting them, invitations, and account expiry."""
+"""Forms for creating, editing and granting roles."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from wtforms import (
     BooleanField,
-    DateField,
     SelectField,
     SelectMultipleField,
     StringField,
     ValidationError,
 )
-from wtforms.validators import DataRequired, Optional
+from wtforms.validators import DataRequired
 from wtforms.widgets import CheckboxInput, ListWidget
 
 from quartapp import validation
-from quartapp.forms.accounts import email_field
 from quartapp.forms.base import Checked, Form, tidy
-from quartapp.policy import LABELS, MEMBER
+from quartapp.policy import LABELS
 
 
 class Named(Protocol):
@@ -72,39 +70,6 @@ class GrantForm(Form):
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
         self.role.offer(roles, lacks=lacks, first={"": "Select a role"})
-
-
-class InviteForm(Form):
-    """Inviting a person. Every account gets the role member, so that is the default choice."""
-
-    email = email_field(whose="an")
-    role = RoleChoice("Role", default=MEMBER, validators=[Optional()])
-
-    def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
-        others = [role for role in roles if role.name != MEMBER]
-        self.role.offer(others, lacks=lacks, first={MEMBER: MEMBER}, prefix=f"{MEMBER} and ")
-
-    @property
-    def other_role(self) -> str | None:
-        return self.role.data if self.role.data != MEMBER else None
-
-
-class Day(DateField):
-    def process_formdata(self, valuelist: list[str]) -> None:
-        try:
-            super().process_formdata(valuelist)
-        except ValueError:
-            raise ValueError("Enter a date such as 2030-12-31.") from None
-
-
-class LastDayForm(Form):
-    """Setting the expiry date of an account, or removing it if the field is empty."""
-
-    date = Day(
-        "Account expiry",
-        description="The account is disabled at the end of this date (UTC).",
-        validators=[Optional()],
-    )
 
 
 class RoleForm(Form):

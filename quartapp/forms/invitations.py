@@ -1,0 +1,44 @@
+"""Forms for sending and accepting an invitation."""
+
+from collections.abc import Iterable
+
+from wtforms import PasswordField
+from wtforms.validators import Optional
+
+from quartapp.forms.accounts import (
+    email_field,
+    new_password_field,
+    refuse_obvious_password,
+    repeated_field,
+    username_field,
+)
+from quartapp.forms.base import Form
+from quartapp.forms.roles import Lacks, Named, RoleChoice
+from quartapp.policy import MEMBER
+
+
+class InviteForm(Form):
+    """Inviting a person. Every account gets the role member, so that is the default choice."""
+
+    email = email_field(whose="an")
+    role = RoleChoice("Role", default=MEMBER, validators=[Optional()])
+
+    def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
+        others = [role for role in roles if role.name != MEMBER]
+        self.role.offer(others, lacks=lacks, first={MEMBER: MEMBER}, prefix=f"{MEMBER} and ")
+
+    @property
+    def other_role(self) -> str | None:
+        return self.role.data if self.role.data != MEMBER else None
+
+
+class InvitedForm(Form):
+    """Accepting an invitation. Set `email` to the invited address before validating."""
+
+    username = username_field()
+    password = new_password_field("Password")
+    confirm = repeated_field("Repeat password")
+    email = ""
+
+    def validate_password(self, field: PasswordField) -> None:
+        refuse_obvious_password(field, [self.username.data or "", self.email])
