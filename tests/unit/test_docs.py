@@ -7,11 +7,29 @@ from pathlib import Path
 
 import pytest
 
+from tests import mutate
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 ADR = DOCS / "adr"
 RECORDS = sorted(ADR.glob("[0-9]*.md"))
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+GUARANTEES = [
+    "enforcement",
+    "atomicity",
+    "exact delivery",
+    "race-free admission",
+    "durable notifications",
+    "fail closed",
+    "always an administrator",
+    "one account",
+    "no enumeration",
+    "responsive",
+    "no secrets at rest",
+    "bounded",
+    "no escalation",
+    "truthful receipts",
+]
 STATUS = re.compile(r"^Status: (accepted|superseded by ADR (\d{4}))\b", re.MULTILINE)
 
 
@@ -78,6 +96,34 @@ def test_tests_named_in_the_docs_exist() -> None:
     for path in PAGES:
         for name in re.findall(r"\btests/[\w/]+\.(?:py|toml)\b", path.read_text("utf-8")):
             assert (ROOT / name).exists(), f"{record_id(path)} names {name}"
+
+
+def test_functions_named_in_the_docs_exist() -> None:
+    for path in PAGES:
+        for name, test in re.findall(r"\b(tests/[\w/]+\.py)::(\w+)", path.read_text("utf-8")):
+            code = (ROOT / name).read_text("utf-8")
+            assert f"def {test}(" in code, f"{record_id(path)} names {name}::{test}"
+
+
+def test_each_guarantee_is_listed_and_each_of_its_tests_has_a_mutation() -> None:
+    named = mutate.tests_by_row(mutate.GUARANTEES)
+    assert list(named) == GUARANTEES
+    mutated = {pair for mutation in mutate.mutations() for pair in mutation.pairs}
+    pairs = {(row, test) for row, tests in named.items() for test in tests}
+    assert pairs - mutated == set(), "write entries for these into tests/mutations.toml"
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_code_named_for_a_guarantee_exists(guarantee: str) -> None:
+    text = mutate.GUARANTEES.read_text("utf-8")
+    row = re.search(rf"^\| {guarantee} \|[^|]+\|([^|]+)\|", text, re.MULTILINE)
+    assert row
+    names = set(re.findall(r"`([\w/.]+)`", row[1]))
+    files = {name for name in names if name.endswith(".py")}
+    code = "".join((ROOT / "quartapp" / file).read_text("utf-8") for file in files)
+    for name in names - files:
+        for part in name.split("."):
+            assert re.search(rf"\b(?:def|class) {part}\b", code), f"{name} is in none of {files}"
 
 
 def test_faults_page_names_tests_that_exist() -> None:
