@@ -40,7 +40,7 @@ POSTS = [
         "grace",
         "House rules, all three of them",
         "Be kind. Be brief. Say what you know and how you know it.\n\n"
-        "Whoever needs a role asks one of us; whoever has one they no longer need hands it back.",
+        "If you need a role, ask one of us. If you no longer need one, hand it back.",
         [
             ("dorothy", "Handing back is the rule I like best."),
             ("hedy", "Is asking twice allowed?"),

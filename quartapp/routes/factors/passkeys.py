@@ -264,11 +264,11 @@ async def _whose(answer: str, asked_to: str, of: User | None) -> User:
     passkey = await Passkey.known_as(shown.credential_id)
     user = await User.get(passkey.user_id) if passkey else None
     if passkey is None or user is None:
-        raise Refused("nobody has this passkey")
+        raise Refused("no user has this passkey")
     if passkey.id not in map(linked_id, user.passkeys):
-        raise Refused("somebody took the passkey from its user")
+        raise Refused("the passkey was removed from its user")
     if of and of.id != user.id:
-        raise Refused("somebody else has this passkey")
+        raise Refused("another user has this passkey")
     if shown.user_handle != user.id.binary:
         raise Refused("the passkey names another user")
     await passkey.use(user, shown, by=Actor(user.id, user.username, auth.remote_address()))
