@@ -201,7 +201,7 @@ class Server:
     process: Running
     line: str
 
-    def said(self) -> str:
+    def stderr(self) -> str:
         """Return what it has written to standard error so far, which includes its log."""
         return self.process.err
 
@@ -253,31 +253,31 @@ class Tab:
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
-        self.said: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
 
     @property
     def hello(self) -> dict[str, Any]:
-        return self.said[0]
+        return self.messages[0]
 
     async def next(self, kind: str | None = None) -> dict[str, Any]:
         """Return the next message, or the next of this kind. Answers pings and acknowledges."""
         async with asyncio.timeout(SECONDS):
             while True:
                 message = json.loads(await self.socket.recv())
-                self.said.append(message)
+                self.messages.append(message)
                 # The end notice may be read after the close frame behind it has arrived.
                 with suppress(websockets.ConnectionClosed):
                     if message["type"] == "ping":
-                        await self.say(type="pong", at=message["at"])
+                        await self.send(type="pong", at=message["at"])
                     elif "id" in message:
-                        await self.say(type="ack", id=message["id"])
+                        await self.send(type="ack", id=message["id"])
                 if kind in (None, message["type"]):
                     return message
 
-    async def say(self, **message: Any) -> None:
+    async def send(self, **message: Any) -> None:
         await self.socket.send(json.dumps(message))
 
-    async def heard(self, kind: str) -> list[dict[str, Any]]:
+    async def received(self, kind: str) -> list[dict[str, Any]]:
         """Return all messages of this kind so far; of a closed socket, all that it received."""
         with suppress(websockets.ConnectionClosed):
             # The answer comes after all messages that were sent before it.
@@ -286,7 +286,7 @@ class Tab:
             while True:
                 async with asyncio.timeout(0.01):
                     await self.next()
-        return [message for message in self.said if message["type"] == kind]
+        return [message for message in self.messages if message["type"] == kind]
 
     async def closed(self, *, within: float = SECONDS) -> int:
         """Wait until the server closes the socket, and return the code."""
@@ -432,7 +432,7 @@ class Person:
             ]
 
 
-async def keep_busy(server: Server, somebody: Person) -> None:
+async def flood_change_stream(server: Server, somebody: Person) -> None:
     """Put thousands of changes of this user on the change stream before the next change.
 
     Otherwise a worker hears of a change within milliseconds, and a request that should have been

@@ -78,16 +78,16 @@ class Live:
     """The messages that the sockets of a page received. Create it before the page is opened."""
 
     def __init__(self, page: Page) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         page.on("websocket", self._listen)
 
     @property
     def worker(self) -> str | None:
         """The worker of the last `hello`."""
-        return next((m["worker"] for m in reversed(self.said) if m["type"] == "hello"), None)
+        return next((m["worker"] for m in reversed(self.messages) if m["type"] == "hello"), None)
 
     def _listen(self, socket: WebSocket) -> None:
-        socket.on("framereceived", lambda frame: self.said.append(json.loads(frame)))
+        socket.on("framereceived", lambda frame: self.messages.append(json.loads(frame)))
 
 
 async def open_on(page: Page, path: str, live: Live, worker: str) -> None:

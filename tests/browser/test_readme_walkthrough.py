@@ -66,7 +66,7 @@ async def test_the_walkthrough_of_the_readme_from_setup_to_revocation(
         await ada.keyboard.press("Escape")
         await ada.keyboard.press("Escape")
         await expect(dialog).to_be_visible()
-        ended = [message for message in ada_live.said if message["type"] == "session.ended"]
+        ended = [message for message in ada_live.messages if message["type"] == "session.ended"]
         assert [(m["reason"], m["by"]) for m in ended] == [("role_revoked", "root")]
 
         # Sign-in says the reason again, leads back, and the words are there.

@@ -77,7 +77,7 @@ async def test_reauthenticating_resumes_the_interrupted_form(
 
     # The other tab was not disturbed, and the next act needs no password.
     await expect(other.get_by_role("alertdialog")).to_be_hidden()
-    assert [message["type"] for message in live.said].count("session.ended") == 0
+    assert [message["type"] for message in live.messages].count("session.ended") == 0
     await other.goto("/account")
     await is_live(other)
     await page.locator("summary", has_text="Delete role").click()

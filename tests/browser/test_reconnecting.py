@@ -57,7 +57,7 @@ class Wire:
 
         await until(here)
 
-    async def say(self, **message: Any) -> None:
+    async def send(self, **message: Any) -> None:
         self.sockets[-1].send(json.dumps(message))
 
     async def close(self, code: int, reason: str = "") -> None:
@@ -98,7 +98,7 @@ async def test_a_message_with_an_older_version_is_ignored(wire: Wire) -> None:
     toasts = wire.page.locator(".toast p")
 
     async def change(version: int, *permissions: str, **told: Any) -> None:
-        await wire.say(
+        await wire.send(
             type="permissions.changed",
             id=secrets.token_hex(4),
             version=version,
@@ -120,7 +120,7 @@ async def test_a_message_with_an_older_version_is_ignored(wire: Wire) -> None:
 
 async def test_a_page_reconnects_at_the_requested_time_with_its_cursor(wire: Wire) -> None:
     async def notice(number: int) -> None:
-        await wire.say(type="notice", id=str(number), kind="k", text=f"No. {number}", at="now")
+        await wire.send(type="notice", id=str(number), kind="k", text=f"No. {number}", at="now")
 
     toasts = wire.page.locator(".toast p")
     await notice(7)
@@ -161,7 +161,7 @@ async def test_notifications_during_a_restart_arrive_once_and_in_order(
     await is_live(page)
     await page.clock.pause_at(await page.evaluate("Date.now() + 1000"))
 
-    before = server.said().count("renewal_done")
+    before = server.stderr().count("renewal_done")
     server.process.send_signal(signal.SIGHUP)
     # Its worker may be the second one whose turn it is.
     live = page.locator("#live")
@@ -170,7 +170,7 @@ async def test_notifications_during_a_restart_arrive_once_and_in_order(
         assert (await bob.post(f"{path}/comments", page=path, body="Hm.")).status_code == 303
 
     async def is_renewed() -> bool:
-        return server.said().count("renewal_done") > before
+        return server.stderr().count("renewal_done") > before
 
     await until(is_renewed, within=60)
     await page.clock.run_for(2_000)

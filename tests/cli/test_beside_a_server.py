@@ -32,7 +32,7 @@ async def test_grant_updates_an_open_tab_and_revoke_closes_it(server: Server, ad
         code, _ = await asyncio.gather(
             tab.closed(), server.run("user", "revoke", ada.username, "moderator")
         )
-        ended = tab.said[-1]
+        ended = tab.messages[-1]
         assert (code, ended["reason"], ended["by"]) == (4401, "role_revoked", None)
     # After the command has returned, no worker accepts the session.
     assert not await ada.is_signed_in()
@@ -47,7 +47,7 @@ async def test_end_sessions_and_disable_close_tabs_with_their_reason(
     ):
         async with ada.tab() as tab:
             code, _ = await asyncio.gather(tab.closed(), server.run(*words))
-            assert (code, tab.said[-1]["reason"]) == (4401, reason)
+            assert (code, tab.messages[-1]["reason"]) == (4401, reason)
             assert not await ada.is_signed_in()
         await server.run("user", "enable", ada.username)
         await ada.sign_in()
@@ -69,7 +69,7 @@ async def test_role_edit_updates_open_tabs_and_role_delete_closes_them(
         assert (await ada.get("/admin/events")).status_code == 200
         assert (await ada.get("/admin/users")).status_code == 403
         code, _ = await asyncio.gather(tab.closed(), server.run("role", "delete", role))
-        assert (code, tab.said[-1]["reason"]) == (4401, "role_deleted")
+        assert (code, tab.messages[-1]["reason"]) == (4401, "role_deleted")
 
 
 async def test_invitation_is_sent_at_once_and_expiry_appears_on_pages(
@@ -102,7 +102,7 @@ async def test_failing_commands_leave_open_tabs_connected(server: Server, ada: P
             complaint(await command(*words, data=server.data))
         assert await ada.is_signed_in()
         assert not reading.done()
-        assert {message["type"] for message in tab.said} <= {"hello", "ping"}
+        assert {message["type"] for message in tab.messages} <= {"hello", "ping"}
         reading.cancel()
         await asyncio.wait([reading])
 
@@ -114,7 +114,7 @@ async def test_delete_closes_tabs_and_deletes_later_or_immediately(
         code, said = await asyncio.gather(
             tab.closed(), server.run("user", "delete", ada.username, "--remove-posts")
         )
-        assert (code, tab.said[-1]["reason"]) == (4401, "account_disabled")
+        assert (code, tab.messages[-1]["reason"]) == (4401, "account_disabled")
     assert "can no longer sign in and will be deleted on " in said
     assert "to be deleted on " in await server.run("user", "show", ada.username)
     assert "before that date" in await server.run("user", "delete", ada.username)
@@ -124,7 +124,7 @@ async def test_delete_closes_tabs_and_deletes_later_or_immediately(
         code, said = await asyncio.gather(
             tab.closed(), server.run("user", "delete", bob.username, "--now")
         )
-        assert (code, tab.said[-1]["reason"]) == (4401, "account_disabled")
+        assert (code, tab.messages[-1]["reason"]) == (4401, "account_disabled")
     assert f"{bob.username} was deleted." in said
     assert await ada.status(f"/users/{bob.username}") == 404
     refused = await server.run("user", "restore", bob.username, status=1)

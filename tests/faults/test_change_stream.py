@@ -63,7 +63,7 @@ async def write_what_cannot_be_read(database: Any) -> None:
 
 
 def losses_logged(server: Server) -> int:
-    return server.said().count("change_stream_lost")
+    return server.stderr().count("change_stream_lost")
 
 
 async def losses_counted(server: Server) -> float:
@@ -101,7 +101,7 @@ async def test_a_revocation_while_the_change_stream_breaks_is_enforced(
         load.revoked()
         for tab in tabs:
             assert await tab.closed() == 4401
-            assert tab.said[-1]["reason"] == "account_disabled"
+            assert tab.messages[-1]["reason"] == "account_disabled"
         for tab in bobs:
             assert await tab.is_open()
         await load.more(20, status=401)
@@ -113,7 +113,7 @@ async def test_a_revocation_while_the_change_stream_breaks_is_enforced(
         await database["users"].update_one({"username": bob.username}, {"$set": {"roles": []}})
         for tab in bobs:
             assert await tab.closed() == 4401
-            assert tab.said[-1]["reason"] == "role_revoked"
+            assert tab.messages[-1]["reason"] == "role_revoked"
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ async def test_dropping_a_collection_ends_the_sessions_in_it(
             for tab in tabs:
                 assert await tab.closed() == 4401
     # A stream that ends without an error is one that was lost, too.
-    assert (drop == "everything") == ("StreamEnded" in server.said())
+    assert (drop == "everything") == ("StreamEnded" in server.stderr())

@@ -164,7 +164,7 @@ async def test_a_session_expires_on_all_hosts(scene: Scene, here: str) -> None:
             await until(each.is_refused)
         for tab in (first, second):
             assert await tab.closed() == 4401
-            assert tab.said[-1]["reason"] == "expired"
+            assert tab.messages[-1]["reason"] == "expired"
 
 
 @pytest.mark.parametrize(("here", "there"), EACH_WAY)

@@ -99,7 +99,7 @@ async def test_a_killed_database_means_503_and_no_change_is_lost(
         assert await ada.status("/api/me") in (401, 503)
         for tab in tabs:
             assert await tab.closed(within=20) == 4401
-            assert tab.said[-1]["reason"] == "account_disabled"
+            assert tab.messages[-1]["reason"] == "account_disabled"
         await until(lambda: is_ready(server), within=20)
         assert set(await asyncio.gather(*(ada.status("/api/me") for _ in range(8)))) == {401}
         for tab in bobs:

@@ -46,7 +46,7 @@ class Disk:
 
     @property
     def log(self) -> str:
-        return self.server.said()
+        return self.server.stderr()
 
     def fill(self) -> None:
         """To the last byte, also when it was full before."""

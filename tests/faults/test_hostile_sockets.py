@@ -20,8 +20,12 @@ import pytest
 import websockets
 
 from tests.conftest import PASSWORD, serving
-from tests.flows.conftest import SURPRISES
-from tests.flows.test_socket_limits import deaf, more_than_buffers_hold, pile_up
+from tests.flows.conftest import ERROR_SIGNS
+from tests.flows.test_socket_limits import (
+    more_than_buffers_hold,
+    stalled_client,
+    store_notifications,
+)
 from tests.people import Person, Server, until
 
 PING, PER_SESSION = 2, 100
@@ -59,12 +63,12 @@ async def warm_up(person: Person) -> None:
 
 
 @pytest.fixture(autouse=True)
-def unsurprised(server: Server) -> Iterator[None]:
+def no_errors_logged(server: Server) -> Iterator[None]:
     """Nothing that a client sends is worth a traceback, and none ends the worker."""
-    worker, before = server.worker("0"), len(server.said())
+    worker, before = server.worker("0"), len(server.stderr())
     yield
-    said = server.said()[before:]
-    assert not [line for line in said.splitlines() if any(s in line for s in SURPRISES)], said
+    said = server.stderr()[before:]
+    assert not [line for line in said.splitlines() if any(s in line for s in ERROR_SIGNS)], said
     assert server.worker("0") == worker
 
 
@@ -313,7 +317,7 @@ async def test_a_flood_of_messages_is_closed_and_delays_no_other_socket(
                 trips = 0
                 while not flood.done():
                     # Reads, and answers, and has its own answer come back.
-                    assert await tab.heard("session.ended") == []
+                    assert await tab.received("session.ended") == []
                     trips += 1
                     await asyncio.wait([flood], timeout=0.05)
             finally:
@@ -502,8 +506,8 @@ async def test_the_kernel_closes_a_client_that_does_not_receive(
     server: Server, ada: Person
 ) -> None:
     """Its handler is over long before. But the line waits for what it was sent to be taken."""
-    await pile_up(server, ada, more_than_buffers_hold())
-    with deaf(ada) as line:
+    await store_notifications(server, ada, more_than_buffers_hold())
+    with stalled_client(ada) as line:
         theirs, ours = line.getsockname()[1], line.getpeername()[1]
         assert is_connected(server, ours, theirs)
         await all_left(ada, 0)

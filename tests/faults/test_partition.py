@@ -70,7 +70,7 @@ async def code(tab: Tab, *, within: float) -> int | None:
 
 
 async def reason(tab: Tab) -> str:
-    return (await tab.heard("session.ended"))[-1]["reason"]
+    return (await tab.received("session.ended"))[-1]["reason"]
 
 
 async def answers(person: Person, status: int, path: str = "/api/me") -> None:
@@ -207,7 +207,7 @@ async def test_a_revocation_missing_from_the_oplog_is_enforced_on_reconnect(
         await answers(bob_far, 200)
         assert await bobs.is_open()
         assert load.let_in() == []
-        assert histories_lost(scene.far) > lost, scene.far.said()[-2000:]
+        assert histories_lost(scene.far) > lost, scene.far.stderr()[-2000:]
         assert await scene.far.metric(losses) > counted
         # And it goes on, by a stream of its own: the next one is heard as well.
         await answers(bob_far, 200, path="/readyz")
@@ -219,7 +219,7 @@ async def test_a_revocation_missing_from_the_oplog_is_enforced_on_reconnect(
 
 def histories_lost(server: Server) -> int:
     """How often it came too late to go on: with its cursor still open, or with its token."""
-    said = server.said()
+    said = server.stderr()
     return said.count("Resume of change stream was not possible") + said.count(
         "CollectionScan died due to failure to restore tailable cursor"
     )

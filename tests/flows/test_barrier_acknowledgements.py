@@ -1,4 +1,4 @@
-"""How workers say that they have heard what was taken away."""
+"""How workers acknowledge a barrier: on one host directly, otherwise through the database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.people import Person, Server
 
 
 async def mark_of(server: Server, person: Person, verb: str) -> dict[str, Any]:
-    """What was written for the barrier, with the last of these events."""
+    """Return the barrier mark that was written with the newest event of this kind."""
     event = await server.last_event(person.username, verb)
     async with server.database() as database:
         mark = await database["barriers"].find_one({"_id": event["_id"]})
@@ -30,7 +30,7 @@ async def test_workers_of_one_host_acknowledge_without_the_database(
         await root.post(f"/admin/users/{ada.username}/sessions/end")
         said = (await root.get("/admin/users")).text
         assert await asyncio.gather(*listening) == [4401, 4401]
-    # Both have counted their tabs, so both have said so.
+    # Both workers have counted their tabs, so both have acknowledged.
     assert "2 tabs on 2 workers acknowledged" in said
     assert "silent" not in said
     mark = await mark_of(server, ada, "sessions.ended")

@@ -1,4 +1,4 @@
-"""A deployment's letters: real workers, and a real mail server."""
+"""Emails of a running server, delivered to a real SMTP server."""
 
 from __future__ import annotations
 
@@ -47,4 +47,4 @@ async def test_emails_are_sent_again_after_a_temporary_refusal(tmp_path: Path) -
             answer = await ada.post(link_in(text), page=link_in(text))
             assert answer.headers["Location"] == "/account"
             assert not (server.data / "mail").exists()
-            assert link_in(text).rpartition("/")[2] not in server.said(), "no secret in a log"
+            assert link_in(text).rpartition("/")[2] not in server.stderr(), "no secret in a log"

@@ -1,4 +1,4 @@
-"""Every way in which a session ends: who is told what, who is not, and that the cookie is dead."""
+"""Every way to end a session: who is notified, and that its cookie is refused afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ APP = "/account/factors/totp"
 
 @dataclass
 class Scene:
-    """Ada on two devices, with a role of her own; root, who may take things away."""
+    """Ada on two devices, with a role that only she has, and the administrator root."""
 
     server: Server
     root: Person
@@ -35,13 +35,13 @@ class Scene:
         return self.laptop.username
 
     async def session(self) -> ObjectId:
-        """The laptop's."""
+        """Return the id of the session on the laptop."""
         me = await self.laptop.me()
         assert me
         return ObjectId(me["session"])
 
     async def write(self, collection: str, change: dict[str, Any] | None, **match: Any) -> None:
-        """As a hand in the mongo shell would: an update, or a deletion for None."""
+        """Update one document directly in the database, or delete it if `change` is None."""
         async with self.server.database() as database:
             if change is None:
                 result = await database[collection].delete_one(match)
@@ -55,17 +55,18 @@ Act = Callable[[Scene], Awaitable[Any]]
 
 
 @dataclass
-class Way:
-    """An act, whose sessions it ends, the reason that is told, and who is said to have done it.
+class Ending:
+    """An act, the sessions that it ends, and the reason and the actor in the end notice.
 
-    What it needs is done `before` there are tabs.
+    `before` prepares it, before tabs are opened. An act `in_database` writes past the application,
+    which therefore does not wait until the workers have acknowledged it.
     """
 
     act: Act
     ends: str
     reason: str
     by: str | None = None
-    by_hand: bool = False
+    in_database: bool = False
     before: Act | None = None
 
 
@@ -94,23 +95,23 @@ async def change_the_password(scene: Scene) -> None:
 
 
 async def set_up_an_app(scene: Scene) -> str:
-    """On the phone, so that nobody has shown a code on the laptop. What the app shares with us."""
+    """Set up an authenticator app on the phone only, and return its secret."""
     secret = secret_on(await scene.phone.get(APP))
     assert (await scene.phone.post(APP, page=APP, code=app_code(secret))).status_code == 303
     return secret
 
 
-async def have_an_app(scene: Scene) -> None:
-    """And have shown it on both devices."""
+async def use_an_app(scene: Scene) -> None:
+    """Set up an authenticator app, and enter a code on the laptop too."""
     secret = await set_up_an_app(scene)
     await scene.laptop.sign_in()
-    # The one of this moment is used.
+    # The code of this moment has been used.
     code, step = app_code(secret, later=30), "/login/factor"
     assert (await scene.laptop.post(step, page=step, code=code)).status_code == 303
 
 
-async def be_an_administrator(scene: Scene) -> None:
-    """One of two, so that she may leave."""
+async def become_administrator(scene: Scene) -> None:
+    """Make Ada an administrator besides root, so that she is not the last one."""
     granted = await scene.root.post(f"/admin/users/{scene.ada}/grants", role="admin")
     assert granted.status_code == 303
 
@@ -173,7 +174,7 @@ async def set_disabled(scene: Scene) -> None:
     await scene.write("users", {"$set": {"disabled_at": clock.now()}}, username=scene.ada)
 
 
-async def set_the_last_day_over(scene: Scene) -> None:
+async def set_account_expired(scene: Scene) -> None:
     await scene.write("users", {"$currentDate": {"closes_at": True}}, username=scene.ada)
 
 
@@ -200,51 +201,57 @@ async def delete_the_session(scene: Scene) -> None:
 
 
 USER = "/admin/users/{ada}"
-WAYS = {
-    "signing out": Way(sign_out, LAPTOP, "signed_out", "ada"),
-    "ending it from another device": Way(end_it_from_the_phone, LAPTOP, "ended_by_user", "ada"),
-    "ending all others": Way(end_others, LAPTOP, "ended_by_user", "ada"),
-    "changing the password": Way(change_the_password, LAPTOP, "password_changed", "ada"),
-    "ending this very one": Way(end_it_from_itself, LAPTOP, "ended_by_user", "ada"),
-    "setting up a first factor": Way(set_up_an_app, LAPTOP, "factor_required", "ada"),
-    "revoking one's own role": Way(
+ENDINGS = {
+    "signing out": Ending(sign_out, LAPTOP, "signed_out", "ada"),
+    "ending it from another device": Ending(end_it_from_the_phone, LAPTOP, "ended_by_user", "ada"),
+    "ending all others": Ending(end_others, LAPTOP, "ended_by_user", "ada"),
+    "changing the password": Ending(change_the_password, LAPTOP, "password_changed", "ada"),
+    "ending the current one": Ending(end_it_from_itself, LAPTOP, "ended_by_user", "ada"),
+    "setting up a first factor": Ending(set_up_an_app, LAPTOP, "factor_required", "ada"),
+    "revoking own role": Ending(
         by_ada(f"{USER}/grants/admin/revoke"),
         BOTH,
         "role_revoked",
         "ada",
-        before=be_an_administrator,
+        before=become_administrator,
     ),
-    "ending all of one's own": Way(
-        by_ada(f"{USER}/sessions/end"), BOTH, "ended_by_admin", "ada", before=be_an_administrator
+    "ending all own sessions": Ending(
+        by_ada(f"{USER}/sessions/end"), BOTH, "ended_by_admin", "ada", before=become_administrator
     ),
-    "disabling oneself": Way(
-        by_ada(f"{USER}/disable"), BOTH, "account_disabled", "ada", before=be_an_administrator
+    "disabling own account": Ending(
+        by_ada(f"{USER}/disable"), BOTH, "account_disabled", "ada", before=become_administrator
     ),
-    "deactivating": Way(deactivate, BOTH, "account_disabled", "ada"),
-    "deleting": Way(delete_the_account, BOTH, "account_disabled", "ada"),
-    "page: delete": Way(delete_as_root, BOTH, "account_disabled", "root"),
-    "command: delete": Way(by_command("user delete {ada} --now"), BOTH, "account_disabled"),
-    "page: end": Way(by_root(f"{USER}/sessions/end"), BOTH, "ended_by_admin", "root"),
-    "page: revoke": Way(by_root(f"{USER}/grants/{{role}}/revoke"), BOTH, "role_revoked", "root"),
-    "page: delete role": Way(by_root("/admin/roles/{role}/delete"), BOTH, "role_deleted", "root"),
-    "page: disable": Way(by_root(f"{USER}/disable"), BOTH, "account_disabled", "root"),
-    "page: reset factors": Way(
-        by_root(f"{USER}/factors/reset"), BOTH, "ended_by_admin", "root", before=have_an_app
+    "deactivating account": Ending(deactivate, BOTH, "account_disabled", "ada"),
+    "deleting account": Ending(delete_the_account, BOTH, "account_disabled", "ada"),
+    "page: delete": Ending(delete_as_root, BOTH, "account_disabled", "root"),
+    "command: delete": Ending(by_command("user delete {ada} --now"), BOTH, "account_disabled"),
+    "page: end sessions": Ending(by_root(f"{USER}/sessions/end"), BOTH, "ended_by_admin", "root"),
+    "page: revoke": Ending(by_root(f"{USER}/grants/{{role}}/revoke"), BOTH, "role_revoked", "root"),
+    "page: delete role": Ending(
+        by_root("/admin/roles/{role}/delete"), BOTH, "role_deleted", "root"
     ),
-    "command: end": Way(by_command("user end-sessions {ada}"), BOTH, "ended_by_admin"),
-    "command: revoke": Way(by_command("user revoke {ada} {role}"), BOTH, "role_revoked"),
-    "command: delete role": Way(by_command("role delete {role}"), BOTH, "role_deleted"),
-    "command: disable": Way(by_command("user disable {ada}"), BOTH, "account_disabled"),
-    "raw: no roles": Way(set_no_roles, BOTH, "role_revoked", by_hand=True),
-    "raw: role pulled": Way(pull_the_role, BOTH, "role_revoked", by_hand=True),
-    "raw: role deleted": Way(delete_the_role, BOTH, "role_deleted", by_hand=True),
-    "raw: disabled": Way(set_disabled, BOTH, "account_disabled", by_hand=True),
-    "raw: last day over": Way(set_the_last_day_over, BOTH, "account_disabled", by_hand=True),
-    "raw: another hash": Way(set_another_hash, BOTH, "password_changed", by_hand=True),
-    "raw: user deleted": Way(delete_the_user, BOTH, "account_disabled", by_hand=True),
-    "raw: ended": Way(set_ended, LAPTOP, "ended_by_admin", by_hand=True),
-    "raw: expired": Way(set_expired, LAPTOP, "expired", by_hand=True),
-    "raw: session deleted": Way(delete_the_session, LAPTOP, "ended_by_admin", by_hand=True),
+    "page: disable": Ending(by_root(f"{USER}/disable"), BOTH, "account_disabled", "root"),
+    "page: reset factors": Ending(
+        by_root(f"{USER}/factors/reset"), BOTH, "ended_by_admin", "root", before=use_an_app
+    ),
+    "command: end sessions": Ending(by_command("user end-sessions {ada}"), BOTH, "ended_by_admin"),
+    "command: revoke": Ending(by_command("user revoke {ada} {role}"), BOTH, "role_revoked"),
+    "command: delete role": Ending(by_command("role delete {role}"), BOTH, "role_deleted"),
+    "command: disable": Ending(by_command("user disable {ada}"), BOTH, "account_disabled"),
+    "database: no roles": Ending(set_no_roles, BOTH, "role_revoked", in_database=True),
+    "database: role pulled": Ending(pull_the_role, BOTH, "role_revoked", in_database=True),
+    "database: role deleted": Ending(delete_the_role, BOTH, "role_deleted", in_database=True),
+    "database: disabled": Ending(set_disabled, BOTH, "account_disabled", in_database=True),
+    "database: account expired": Ending(
+        set_account_expired, BOTH, "account_disabled", in_database=True
+    ),
+    "database: another hash": Ending(set_another_hash, BOTH, "password_changed", in_database=True),
+    "database: user deleted": Ending(delete_the_user, BOTH, "account_disabled", in_database=True),
+    "database: ended": Ending(set_ended, LAPTOP, "ended_by_admin", in_database=True),
+    "database: expired": Ending(set_expired, LAPTOP, "expired", in_database=True),
+    "database: session deleted": Ending(
+        delete_the_session, LAPTOP, "ended_by_admin", in_database=True
+    ),
 }
 
 
@@ -259,43 +266,43 @@ async def scene(server: Server, root: Person, ada: Person):
         yield Scene(server, root, ada, phone, role)
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
 async def test_every_tab_of_an_ended_session_gets_the_reason_and_no_other_tab(
-    scene: Scene, bob: Person, way: Way
+    scene: Scene, bob: Person, ending: Ending
 ) -> None:
-    if way.before:
-        await way.before(scene)
-    by = scene.ada if way.by == "ada" else way.by
+    if ending.before:
+        await ending.before(scene)
+    by = scene.ada if ending.by == "ada" else ending.by
     async with (
         scene.laptop.tabs() as laptop,
         scene.phone.tabs() as phone,
         bob.tabs() as bobs,
         scene.root.tabs() as roots,
     ):
-        await way.act(scene)
-        if way.by_hand:
-            # Nobody waits for the workers then: each hears of it in its own time.
+        await ending.act(scene)
+        if ending.in_database:
+            # The write does not wait for the workers: each hears of it from the change stream.
             await until(lambda: is_refused_everywhere(scene.laptop))
-        # Refused from this moment on, whether or not the tabs have heard of it.
+        # Refused from this moment on, whether or not the tabs have been notified.
         await refused_everywhere(scene.laptop)
-        told = [*laptop, *phone] if way.ends == BOTH else laptop
-        for tab in told:
+        notified = [*laptop, *phone] if ending.ends == BOTH else laptop
+        for tab in notified:
             assert await tab.closed() == 4401
-            assert await last_words(tab) == (way.reason, by)
-        spared = [*bobs, *roots] if way.ends == BOTH else [*bobs, *roots, *phone]
-        for tab in spared:
+            assert await end_notice(tab) == (ending.reason, by)
+        unaffected = [*bobs, *roots] if ending.ends == BOTH else [*bobs, *roots, *phone]
+        for tab in unaffected:
             assert await tab.is_open()
-            assert await tab.heard("session.ended") == []
-    if way.ends == BOTH:
+            assert await tab.received("session.ended") == []
+    if ending.ends == BOTH:
         await refused_everywhere(scene.phone)
     else:
         assert await scene.phone.is_signed_in()
 
 
-async def last_words(tab: Tab) -> tuple[str, str | None]:
-    """The reason and the actor that the closed tab was told, once and last, in words as well."""
-    (ended,) = await tab.heard("session.ended")
-    assert tab.said[-1] == ended
+async def end_notice(tab: Tab) -> tuple[str, str | None]:
+    """Return reason and actor of the only end notice, which is the last message of a closed tab."""
+    (ended,) = await tab.received("session.ended")
+    assert tab.messages[-1] == ended
     assert ended["message"]
     assert ended["at"]
     assert tab.socket.close_reason == ended["reason"]
@@ -310,7 +317,7 @@ async def is_refused_everywhere(person: Person) -> bool:
 
 
 async def refused_everywhere(person: Person) -> None:
-    """Connections of their own, so many that they meet both workers; and sockets."""
+    """Check that new connections, enough to reach both workers, and new sockets are refused."""
     assert await is_refused_everywhere(person)
     for _ in range(4):
         with pytest.raises(websockets.InvalidStatus) as refusal:
@@ -326,7 +333,7 @@ async def test_the_sign_in_page_shows_why_the_session_ended(
         session = tab.hello["session"]
         await root.post(f"/admin/users/{ada.username}/disable")
         assert await tab.closed() == 4401
-        (ended,) = await tab.heard("session.ended")
+        (ended,) = await tab.received("session.ended")
     page = await ada.get(f"/login?ended={session}")
     assert ended["message"] in page.text
     answer = await ada.get("/api/me")
@@ -348,7 +355,7 @@ async def test_restoring_a_revoked_role_does_not_revive_sessions(
         await scene.write("users", {"$set": {"roles": []}}, username=scene.ada)
         for tab in tabs:
             assert await tab.closed() == 4401
-    # Nobody has asked for the phone's session while the role was away.
+    # The phone has sent no request while the role was missing.
     await scene.write("users", {"$set": {"roles": user["roles"]}}, username=scene.ada)
     await refused_everywhere(scene.laptop)
     await refused_everywhere(scene.phone)

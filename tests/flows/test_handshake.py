@@ -1,4 +1,4 @@
-"""The handshake of sockets: its origin, its session, and sessions that end during it."""
+"""The WebSocket handshake: its origin, its session, and sessions that end during it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.people import SECONDS, Person, Server
 DEVICES, SOCKETS_EACH = 5, 10
 
 
-async def shake_hands(person: Person, *origins: str, cookie: str | None = None) -> int:
+async def handshake_status(person: Person, *origins: str, cookie: str | None = None) -> int:
     """Try a handshake and return its HTTP status."""
     headers = [("Origin", origin) for origin in origins]
     headers.append(("Cookie", person.cookies() if cookie is None else cookie))
@@ -29,51 +29,51 @@ async def shake_hands(person: Person, *origins: str, cookie: str | None = None) 
         return refusal.response.status_code
 
 
-def origins_of_others(url: str) -> dict[str, list[str]]:
+def refused_origins(url: str) -> dict[str, list[str]]:
     port = urlsplit(url).port or 0
     return {
         "another site": ["http://evil.example"],
-        "no page": [],
+        "no origin": [],
         "a sandboxed page": ["null"],
-        "an empty one": [""],
+        "an empty origin": [""],
         "another port": [f"http://127.0.0.1:{port + 1}"],
         "no port": ["http://127.0.0.1"],
         "another scheme": [f"https://127.0.0.1:{port}"],
-        "another name of this host": [f"http://localhost:{port}"],
-        "a name that begins like ours": [f"http://127.0.0.1:{port}.evil.example"],
-        "a name that ends like ours": [f"http://evil127.0.0.1:{port}"],
-        "our name as the user": [f"http://127.0.0.1:{port}@evil.example"],
-        "ours with a path": [f"{url}/"],
-        "ours in another case": [url.upper()],
-        "two": [url, "http://evil.example"],
-        "ours twice": [url, url],
+        "another name of the host": [f"http://localhost:{port}"],
+        "the host as a prefix": [f"http://127.0.0.1:{port}.evil.example"],
+        "the host as a suffix": [f"http://evil127.0.0.1:{port}"],
+        "the host as user name": [f"http://127.0.0.1:{port}@evil.example"],
+        "the origin with a path": [f"{url}/"],
+        "the origin in upper case": [url.upper()],
+        "two origins": [url, "http://evil.example"],
+        "the origin twice": [url, url],
     }
 
 
-@pytest.mark.parametrize("whose", origins_of_others(""))
-async def test_a_handshake_from_another_origin_is_refused(ada: Person, whose: str) -> None:
-    assert await shake_hands(ada, *origins_of_others(ada.url)[whose]) == 403
+@pytest.mark.parametrize("origin", refused_origins(""))
+async def test_a_handshake_from_another_origin_is_refused(ada: Person, origin: str) -> None:
+    assert await handshake_status(ada, *refused_origins(ada.url)[origin]) == 403
 
 
 async def test_a_handshake_from_the_same_origin_is_accepted(ada: Person) -> None:
-    assert await shake_hands(ada, ada.url) == 101
+    assert await handshake_status(ada, ada.url) == 101
 
 
 async def test_a_handshake_without_a_valid_cookie_is_refused(ada: Person) -> None:
     name, _, value = ada.cookies().partition("=")
     forged = f"{name}={value[:-2]}xx"
     for cookie in ("", f"{name}=", f"{name}=nonsense", forged):
-        assert await shake_hands(ada, ada.url, cookie=cookie) == 401
+        assert await handshake_status(ada, ada.url, cookie=cookie) == 401
 
 
 async def test_a_handshake_after_signing_out_is_refused(ada: Person) -> None:
     cookies = ada.cookies()
     assert (await ada.post("/logout")).status_code == 303
-    assert await shake_hands(ada, ada.url, cookie=cookies) == 401
+    assert await handshake_status(ada, ada.url, cookie=cookies) == 401
 
 
 async def test_the_origin_is_checked_before_the_session(ada: Person) -> None:
-    assert await shake_hands(ada, "http://evil.example", cookie="") == 403
+    assert await handshake_status(ada, "http://evil.example", cookie="") == 403
 
 
 async def test_hello_has_the_same_user_and_permissions_as_api_me(ada: Person) -> None:
@@ -106,11 +106,11 @@ async def devices(ada: Person) -> AsyncIterator[list[Person]]:
 async def test_a_session_that_ends_during_the_handshake_leaves_no_socket_open(
     server: Server, ada: Person, devices: list[Person], greeted: tuple[int, ...]
 ) -> None:
-    """Fifty sockets connect at once, and their sessions end when some of them have been greeted.
+    """Fifty sockets connect at once, and their sessions end when some have received `hello`.
 
     This server does not sweep, so a socket that joined too late would stay open.
     """
-    fates: list[str] = []
+    outcomes: list[str] = []
     async with server.database() as database:
         user = await database["users"].find_one({"username": ada.username})
         assert user
@@ -118,24 +118,24 @@ async def test_a_session_that_ends_during_the_handshake_leaves_no_socket_open(
         ended = {"ended_at": user["created_at"], "ended_reason": "ended_by_admin"}
         alive = {"ended_at": None, "ended_reason": None}
         for count in greeted:
-            greetings = Greetings()
+            hellos = HelloCounter()
             sockets = [
-                asyncio.create_task(fate(device, greetings))
+                asyncio.create_task(outcome(device, hellos))
                 for device in devices
                 for _ in range(SOCKETS_EACH)
             ]
-            await greetings.reach(count)
+            await hellos.reach(count)
             await database["sessions"].update_many(mine, {"$set": ended})
             async with asyncio.timeout(SECONDS):
-                fates += await asyncio.gather(*sockets)
+                outcomes += await asyncio.gather(*sockets)
             await database["sessions"].update_many(mine, {"$set": alive})
-    assert set(fates) <= {"refused", "told before hello", "told"}, fates
+    assert set(outcomes) <= {"refused", "notified before hello", "notified"}, outcomes
     # Sessions ended before and after the handshake, so the rounds raced with it.
-    assert {"refused", "told"} <= set(fates)
+    assert {"refused", "notified"} <= set(outcomes)
 
 
-class Greetings:
-    """Counts the sockets that have been greeted."""
+class HelloCounter:
+    """Counts the sockets that have received `hello`."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -146,16 +146,16 @@ class Greetings:
         self._changed.set()
 
     async def reach(self, count: int) -> None:
-        """Wait until so many sockets have been greeted."""
+        """Wait until that many sockets have received `hello`."""
         async with asyncio.timeout(SECONDS):
             while self._count < count:
                 self._changed.clear()
                 await self._changed.wait()
 
 
-async def fate(person: Person, greetings: Greetings) -> str:
-    """Connect, wait for the end of the session, and return what became of the socket."""
-    said: list[str] = []
+async def outcome(person: Person, hellos: HelloCounter) -> str:
+    """Connect, wait for the end of the session, and return how the socket ended."""
+    received: list[str] = []
     try:
         async with connect(
             person.url.replace("http", "ws", 1) + "/ws",
@@ -164,12 +164,12 @@ async def fate(person: Person, greetings: Greetings) -> str:
             compression=None,
         ) as socket:
             while True:
-                said.append(json.loads(await socket.recv())["type"])
-                if said[-1] == "hello":
-                    greetings.add()
+                received.append(json.loads(await socket.recv())["type"])
+                if received[-1] == "hello":
+                    hellos.add()
     except websockets.InvalidStatus as refusal:
         return "refused" if refusal.response.status_code == 401 else str(refusal)
     except websockets.ConnectionClosed as closed:
-        if closed.rcvd is None or closed.rcvd.code != 4401 or said[-1:] != ["session.ended"]:
-            return f"{closed} after {said}"
-        return "told" if "hello" in said else "told before hello"
+        if closed.rcvd is None or closed.rcvd.code != 4401 or received[-1:] != ["session.ended"]:
+            return f"{closed} after {received}"
+        return "notified" if "hello" in received else "notified before hello"

@@ -1,4 +1,4 @@
-"""P5: notices are stored before they are sent. Who was away gets them in order, and each once."""
+"""Notifications are stored before they are sent; a client that reconnects gets each one once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.people import Person, Server, Tab
 
 @asynccontextmanager
 async def another_service(server: Server) -> AsyncIterator[None]:
-    """The documents bound to the server's database, as in another program beside it."""
+    """Bind the documents to the database of the server, as another program would."""
     socket = quote(str(server.data / "mongod.sock"), safe="")
     settings = Settings.load(
         mongodb_uri=SecretStr(f"mongodb://{socket}/?directConnection=true"), data=server.data
@@ -32,8 +32,8 @@ async def another_service(server: Server) -> AsyncIterator[None]:
         yield
 
 
-async def tell(person: Person, count: int) -> None:
-    """Writes notices to the person, one transaction after the other."""
+async def notify(person: Person, count: int) -> None:
+    """Write that many notifications for the user, one transaction after the other."""
     user = await User.by_username(person.username)
     assert user
     for number in range(count):
@@ -42,11 +42,11 @@ async def tell(person: Person, count: int) -> None:
         )
 
 
-async def ids(tab: Tab, count: int) -> list[int]:
+async def next_ids(tab: Tab, count: int) -> list[int]:
     return [int((await tab.next("notice"))["id"]) for _ in range(count)]
 
 
-async def newest(person: Person) -> int:
+async def newest_cursor(person: Person) -> int:
     async with person.tab() as tab:
         return int(tab.hello["cursor"])
 
@@ -65,7 +65,7 @@ async def test_a_notification_is_stored_before_every_tab_receives_it(
             )
             assert stored
         for tab in bobs:
-            assert await tab.heard("notice") == []
+            assert await tab.received("notice") == []
     assert "gave you the role moderator" in (await ada.get("/account/notices")).text
 
 
@@ -73,35 +73,35 @@ async def test_a_notification_is_stored_before_every_tab_receives_it(
 async def test_a_client_receives_missed_notifications_once_and_in_order(
     server: Server, ada: Person, missed: int
 ) -> None:
-    cursor = await newest(ada)
+    cursor = await newest_cursor(ada)
     async with another_service(server):
-        await tell(ada, missed)
+        await notify(ada, missed)
         async with ada.tab(cursor=str(cursor)) as tab:
             assert tab.hello["cursor"] == str(cursor)
-            assert await ids(tab, missed) == list(range(cursor + 1, cursor + missed + 1))
-            await tell(ada, 1)
-            assert await ids(tab, 1) == [cursor + missed + 1]
-            assert len(await tab.heard("notice")) == missed + 1
+            assert await next_ids(tab, missed) == list(range(cursor + 1, cursor + missed + 1))
+            await notify(ada, 1)
+            assert await next_ids(tab, 1) == [cursor + missed + 1]
+            assert len(await tab.received("notice")) == missed + 1
 
 
 async def test_a_client_that_keeps_reconnecting_gets_each_notification_once(
     server: Server, ada: Person
 ) -> None:
     writers, each = 3, 40
-    cursor = start = await newest(ada)
-    got: list[int] = []
+    cursor = start = await newest_cursor(ada)
+    received: list[int] = []
     chance = random.Random(1)
     async with another_service(server):
-        writing = asyncio.gather(*(tell(ada, each) for _ in range(writers)))
-        while len(got) < writers * each:
-            # Either worker greets, and the line breaks without a word after some notices or none.
+        writing = asyncio.gather(*(notify(ada, each) for _ in range(writers)))
+        while len(received) < writers * each:
+            # Either worker accepts it, and it is reset after some notifications or none.
             async with ada.tab(cursor=str(cursor)) as tab:
-                for _ in range(min(chance.randrange(8), writers * each - len(got))):
-                    got += await ids(tab, 1)
-                    cursor = got[-1]
+                for _ in range(min(chance.randrange(8), writers * each - len(received))):
+                    received += await next_ids(tab, 1)
+                    cursor = received[-1]
                 tab.socket.transport.abort()
         await writing
-    assert got == list(range(start + 1, start + writers * each + 1))
+    assert received == list(range(start + 1, start + writers * each + 1))
 
 
 async def test_an_open_tab_receives_concurrent_notifications_in_order(
@@ -109,20 +109,20 @@ async def test_an_open_tab_receives_concurrent_notifications_in_order(
 ) -> None:
     async with another_service(server), ada.tabs() as tabs:
         start = int(tabs[0].hello["cursor"])
-        writing = asyncio.gather(*(tell(ada, 20) for _ in range(4)))
-        heard = await asyncio.gather(*(ids(tab, 80) for tab in tabs))
+        writing = asyncio.gather(*(notify(ada, 20) for _ in range(4)))
+        heard = await asyncio.gather(*(next_ids(tab, 80) for tab in tabs))
         await writing
         assert heard == [list(range(start + 1, start + 81))] * len(tabs)
 
 
 async def test_without_a_cursor_a_client_starts_at_the_newest(server: Server, ada: Person) -> None:
     async with another_service(server):
-        await tell(ada, 3)
+        await notify(ada, 3)
         async with ada.tab() as tab:
-            assert int(tab.hello["cursor"]) == await newest(ada)
-            await tell(ada, 1)
-            assert await ids(tab, 1) == [int(tab.hello["cursor"]) + 1]
-            assert len(await tab.heard("notice")) == 1
+            assert int(tab.hello["cursor"]) == await newest_cursor(ada)
+            await notify(ada, 1)
+            assert await next_ids(tab, 1) == [int(tab.hello["cursor"]) + 1]
+            assert len(await tab.received("notice")) == 1
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ async def test_without_a_cursor_a_client_starts_at_the_newest(server: Server, ad
 )
 async def test_an_invalid_cursor_is_ignored(ada: Person, cursor: str) -> None:
     async with ada.tab(cursor=cursor) as tab:
-        assert int(tab.hello["cursor"]) == await newest(ada)
-        assert await tab.heard("notice") == []
+        assert int(tab.hello["cursor"]) == await newest_cursor(ada)
+        assert await tab.received("notice") == []
 
 
 async def test_a_cursor_beyond_the_newest_is_reset_and_loses_nothing(
     server: Server, ada: Person
 ) -> None:
-    now = await newest(ada)
+    now = await newest_cursor(ada)
     async with another_service(server), ada.tab(cursor="999999999") as tab:
         assert tab.hello["cursor"] == str(now)
-        await tell(ada, 1)
-        assert await ids(tab, 1) == [now + 1]
+        await notify(ada, 1)
+        assert await next_ids(tab, 1) == [now + 1]
 
 
 async def test_a_cursor_gives_access_only_to_ones_own_notifications(
@@ -163,7 +163,7 @@ async def test_a_cursor_gives_access_only_to_ones_own_notifications(
     async with bob.tab(cursor="0") as tab:
         welcome = await tab.next("notice")
         assert bob.username in welcome["text"]
-        assert len(await tab.heard("notice")) == 1
+        assert len(await tab.received("notice")) == 1
     with pytest.raises(websockets.InvalidStatus):
         async with Person(bob.url, "nobody", "").tab(cursor="0"):
             pass

@@ -1,4 +1,4 @@
-"""Grants whisper: more authority, or less by a role's edit, arrives in place. No tab is closed."""
+"""Open tabs receive changed permissions and stay open, unless a role of their user is revoked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHANGED = "permissions.changed"
 
 @dataclass
 class Scene:
-    """Ada holds a role of her own that allows nothing yet, and two more are there to be given."""
+    """Ada has a role that only she has, with the permission `events.read`."""
 
     server: Server
     root: Person
@@ -41,7 +41,7 @@ async def grant_by_command(scene: Scene) -> None:
     await scene.server.run("user", "grant", scene.ada.username, "moderator")
 
 
-async def grant_by_hand(scene: Scene) -> None:
+async def grant_in_database(scene: Scene) -> None:
     async with scene.server.database() as database:
         role = await database["roles"].find_one({"name": "moderator"})
         assert role
@@ -65,7 +65,7 @@ async def forbid_by_command(scene: Scene) -> None:
     await scene.server.run("role", "edit", scene.role, "--forbid", "events.read")
 
 
-async def edit_by_hand(scene: Scene) -> None:
+async def edit_in_database(scene: Scene) -> None:
     async with scene.server.database() as database:
         await database["roles"].update_one(
             {"name": scene.role}, {"$set": {"permissions": ["users.read"]}}
@@ -76,11 +76,11 @@ MODERATOR = {"posts.moderate", "users.read"}
 WAYS = {
     "page: grant": (grant_by_page, MODERATOR, set(), "root"),
     "command: grant": (grant_by_command, MODERATOR, set(), None),
-    "raw: grant": (grant_by_hand, MODERATOR, set(), None),
-    "page: edit": (edit_by_page, {"users.read", "roles.manage"}, {"events.read"}, "root"),
-    "command: allow": (allow_by_command, {"users.read"}, set(), None),
-    "command: forbid": (forbid_by_command, set(), {"events.read"}, None),
-    "raw: edit": (edit_by_hand, {"users.read"}, {"events.read"}, None),
+    "database: grant": (grant_in_database, MODERATOR, set(), None),
+    "page: edit role": (edit_by_page, {"users.read", "roles.manage"}, {"events.read"}, "root"),
+    "command: allow permission": (allow_by_command, {"users.read"}, set(), None),
+    "command: forbid permission": (forbid_by_command, set(), {"events.read"}, None),
+    "database: edit role": (edit_in_database, {"users.read"}, {"events.read"}, None),
 }
 
 
@@ -95,28 +95,28 @@ async def test_every_open_tab_receives_its_new_permissions_and_stays_open(
 ) -> None:
     async with (
         scene.ada.another_device() as phone,
-        scene.ada.tabs() as laptop,
-        bob.tabs() as bobs,
+        scene.ada.tabs() as laptop_tabs,
+        bob.tabs() as bobs_tabs,
     ):
         await phone.sign_in()
-        async with phone.tabs() as pocket:
+        async with phone.tabs() as phone_tabs:
             await act(scene)
-            for tab in [*laptop, *pocket]:
-                news = await tab.next(CHANGED)
-                assert news["version"] > tab.hello["version"]
-                assert news["by"] == by
-                assert (set(news["added"]), set(news["removed"])) == (added, removed)
-                assert set(news["permissions"]) == ({*tab.hello["permissions"], *added} - removed)
+            for tab in [*laptop_tabs, *phone_tabs]:
+                change = await tab.next(CHANGED)
+                assert change["version"] > tab.hello["version"]
+                assert change["by"] == by
+                assert (set(change["added"]), set(change["removed"])) == (added, removed)
+                assert set(change["permissions"]) == ({*tab.hello["permissions"], *added} - removed)
                 me = await scene.ada.me()
                 assert me
-                assert [news[key] for key in ("version", "roles", "permissions")] == [
+                assert [change[key] for key in ("version", "roles", "permissions")] == [
                     me[key] for key in ("version", "roles", "permissions")
                 ]
-            for tab in [*laptop, *pocket, *bobs]:
+            for tab in [*laptop_tabs, *phone_tabs, *bobs_tabs]:
                 assert await tab.is_open()
-                assert await tab.heard("session.ended") == []
-            for tab in bobs:
-                assert await tab.heard(CHANGED) == []
+                assert await tab.received("session.ended") == []
+            for tab in bobs_tabs:
+                assert await tab.received(CHANGED) == []
             for person in (scene.ada, phone):
                 assert await person.is_signed_in()
 
@@ -126,64 +126,67 @@ async def test_a_granted_role_works_at_once_and_revoking_it_ends_the_session(
 ) -> None:
     assert (await scene.ada.get("/admin/users")).status_code == 403
     async with scene.ada.tabs() as tabs:
-        await grant_by_hand(scene)
+        await grant_in_database(scene)
         for tab in tabs:
             await tab.next(CHANGED)
         assert (await scene.ada.get("/admin/users")).status_code == 200
         await scene.root.post(f"/admin/users/{scene.ada.username}/grants/moderator/revoke")
         for tab in tabs:
             assert await tab.closed() == 4401
-            assert tab.said[-1]["reason"] == "role_revoked"
+            assert tab.messages[-1]["reason"] == "role_revoked"
 
 
 async def test_concurrent_changes_raise_the_version_and_end_in_the_true_state(
     scene: Scene,
 ) -> None:
-    """Raw edits, page edits and grants at once: what each tab heard last is what the pages say."""
+    """Edit roles in the database and by page, and grant roles, all at once.
+
+    The last message of each tab has the permissions that `/api/me` shows.
+    """
     async with scene.ada.tabs() as tabs, scene.server.database() as database:
-        wishes = [["events.read"], ["users.read"], ["users.read", "events.read"], []]
+        choices = [["events.read"], ["users.read"], ["users.read", "events.read"], []]
         for _ in range(5):
             await asyncio.gather(
                 *(
                     database["roles"].update_one(
-                        {"name": scene.role}, {"$set": {"permissions": wish}}
+                        {"name": scene.role}, {"$set": {"permissions": choice}}
                     )
-                    for wish in wishes
+                    for choice in choices
                 ),
                 edit_by_page(scene),
                 grant_by_page(scene),
             )
-        # The end of the storm, which every tab hears because nobody has had this right yet.
+        # The last change: every tab receives it, since its user has not had this permission yet.
         await database["roles"].update_one(
             {"name": scene.role}, {"$set": {"permissions": ["sessions.manage"]}}
         )
         for tab in tabs:
-            news = await tab.next(CHANGED)
-            while "sessions.manage" not in news["permissions"]:
-                news = await tab.next(CHANGED)
-            versions = [m["version"] for m in [tab.hello, *await tab.heard(CHANGED)]]
+            change = await tab.next(CHANGED)
+            while "sessions.manage" not in change["permissions"]:
+                change = await tab.next(CHANGED)
+            versions = [m["version"] for m in [tab.hello, *await tab.received(CHANGED)]]
             assert versions == sorted(set(versions))
         me = await scene.ada.me()
         assert me
-        assert [last_rights(tab) for tab in tabs] == [me["permissions"]] * len(tabs)
+        assert [last_permissions(tab) for tab in tabs] == [me["permissions"]] * len(tabs)
 
 
-def last_rights(tab: Tab) -> list[str]:
-    return [m for m in tab.said if m["type"] == CHANGED][-1]["permissions"]
+def last_permissions(tab: Tab) -> list[str]:
+    return [m for m in tab.messages if m["type"] == CHANGED][-1]["permissions"]
 
 
 async def test_a_new_sign_in_is_announced_to_the_users_other_sessions_only(
     ada: Person, bob: Person
 ) -> None:
-    async with ada.tabs() as laptop, bob.tabs() as bobs, ada.another_device() as phone:
+    async with ada.tabs() as laptop_tabs, bob.tabs() as bobs_tabs, ada.another_device() as phone:
         await phone.sign_in()
         me = await phone.me()
         assert me
-        for tab in laptop:
-            told = (await tab.next("session.started"))["session"]
-            assert told["id"] == me["session"]
-            assert told["ip"] == "127.0.0.1"
-            assert set(told) == {"id", "device", "ip", "at"}
-        async with phone.tabs() as pocket:
-            for tab in [*pocket, *bobs]:
-                assert await tab.heard("session.started") == []
+        for tab in laptop_tabs:
+            session = (await tab.next("session.started"))["session"]
+            assert session["id"] == me["session"]
+            assert session["ip"] == "127.0.0.1"
+            assert set(session) == {"id", "device", "ip", "at"}
+        async with phone.tabs() as phone_tabs:
+            for tab in [*phone_tabs, *bobs_tabs]:
+                assert await tab.received("session.started") == []

@@ -1,4 +1,4 @@
-"""Whoever revokes is told what became of the open tabs, and the audit record keeps it."""
+"""Receipts: how many tabs acknowledged a revocation, for the administrator and the audit log."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tests.people import Person, Server, Tab, until
 ADMIN = "/admin/users/{}"
 
 
-class Silent(Tab):
-    """A page whose script is frozen: its line is up, and it acknowledges nothing."""
+class UnresponsiveTab(Tab):
+    """A tab with an open socket that acknowledges nothing, as when its script hangs."""
 
-    async def say(self, **message: object) -> None:
+    async def send(self, **message: object) -> None:
         if message["type"] != "ack":
-            await super().say(**message)
+            await super().send(**message)
 
 
-async def flashed(person: Person) -> str:
-    """What the page says after the redirect of the last POST, without its markup."""
+async def flash_text(person: Person) -> str:
+    """Return the text of the page that follows the last POST, without markup."""
     page = (await person.get("/admin/users")).text
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
 
@@ -36,7 +36,7 @@ async def test_the_response_counts_acknowledged_tabs_workers_and_delay(
     async with ada.tabs("0", "0", "1") as tabs:
         listening = [asyncio.create_task(tab.closed()) for tab in tabs]
         await root.post(ADMIN.format(ada.username) + "/disable")
-        said = await flashed(root)
+        said = await flash_text(root)
         assert await asyncio.gather(*listening) == [4401] * 3
     assert re.search(r"3 tabs on 2 workers acknowledged, slowest \d+ ms\.", said), said
     kept = await receipts(server, ada.username, "user.disabled")
@@ -48,15 +48,15 @@ async def test_a_tab_that_never_acknowledges_is_counted_and_closed(
     server: Server, root: Person, ada: Person
 ) -> None:
     async with ada.tabs("0", "1") as tabs:
-        frozen = Silent(tabs[1].socket)
+        frozen = UnresponsiveTab(tabs[1].socket)
         listening = [asyncio.create_task(tab.closed()) for tab in (tabs[0], frozen)]
         await root.post(ADMIN.format(ada.username) + "/sessions/end")
-        said = await flashed(root)
+        said = await flash_text(root)
         assert await asyncio.gather(*listening) == [4401, 4401]
     assert re.search(
         r"1 tab on 1 worker acknowledged, slowest \d+ ms; 1 not acknowledged (yet|in time)", said
     ), said
-    await final(server, ada, "sessions.ended", acked=1, missed=1)
+    await wait_for_receipts(server, ada, "sessions.ended", acked=1, missed=1)
     audit = (await root.get("/admin/events")).text
     assert "; 1 not acknowledged in time, refused at its next request.<" in audit
     assert await ada.is_refused()
@@ -65,7 +65,7 @@ async def test_a_tab_that_never_acknowledges_is_counted_and_closed(
 async def test_receipts_wait_for_slow_networks_and_time_out_on_broken_ones(
     server: Server, root: Person, ada: Person
 ) -> None:
-    """Nothing is called "not acknowledged in time" before it is known, and nobody waits for it."""
+    """The response does not wait for slow tabs, and counts none as missed before the time is up."""
     async with AsyncExitStack() as stack:
         tabs = []
         for delay in (0.0, 0.16, 0.4, 0.7):
@@ -76,13 +76,13 @@ async def test_receipts_wait_for_slow_networks_and_time_out_on_broken_ones(
         broken.broken = True
         listening = [asyncio.create_task(tab.closed()) for tab in tabs]
         await root.post(ADMIN.format(ada.username) + "/disable")
-        said = await flashed(root)
+        said = await flash_text(root)
         assert re.search(r"\d tabs? on . workers? acknowledged, .*not acknowledged yet\.", said), (
             said
         )
         assert "in time" not in said
         assert await asyncio.gather(*listening) == [4401] * 4
-        await final(server, ada, "user.disabled", acked=4, missed=1)
+        await wait_for_receipts(server, ada, "user.disabled", acked=4, missed=1)
         audit = (await root.get("/admin/events")).text
         assert re.search(
             r"4 tabs on . workers? acknowledged, [^;]*; 1 not acknowledged in t", audit
@@ -90,24 +90,26 @@ async def test_receipts_wait_for_slow_networks_and_time_out_on_broken_ones(
         lost.socket.transport.abort()
 
 
-async def final(server: Server, person: Person, verb: str, *, acked: int, missed: int) -> None:
-    """Return when the receipts of the event say this. None says more on the way there."""
+async def wait_for_receipts(
+    server: Server, person: Person, verb: str, *, acked: int, missed: int
+) -> None:
+    """Wait until the receipts of the event add up to these counts, which they never exceed."""
 
     async def is_final() -> bool:
         kept = await receipts(server, person.username, verb)
-        assert sum_of(kept, "acked") <= acked, kept
-        assert sum_of(kept, "missed") <= missed, kept
-        return sum_of(kept, "acked") + sum_of(kept, "missed") == acked + missed
+        assert total(kept, "acked") <= acked, kept
+        assert total(kept, "missed") <= missed, kept
+        return total(kept, "acked") + total(kept, "missed") == acked + missed
 
     await until(is_final)
 
 
-def sum_of(kept: list[dict[str, object]], field: str) -> int:
+def total(kept: list[dict[str, object]], field: str) -> int:
     return sum(int(str(each[field])) for each in kept)
 
 
 def through(url: str, person: Person) -> Person:
-    """The same browser, which reaches the server at another address."""
+    """Return the same user and cookies, at another address of the server."""
     other = Person(url, person.username, person.password)
     other.client.cookies.update(person.client.cookies)
     return other
@@ -117,7 +119,7 @@ async def test_without_open_tabs_there_is_no_receipt(
     server: Server, root: Person, ada: Person
 ) -> None:
     await root.post(ADMIN.format(ada.username) + "/sessions/end")
-    said = await flashed(root)
+    said = await flash_text(root)
     assert f"Sessions of {ada.username} ended: 1." in said
     assert "tab" not in said.split("ended: 1.")[1][:40]
     assert await receipts(server, ada.username, "sessions.ended") == []
@@ -145,5 +147,5 @@ async def test_tabs_that_disconnect_meanwhile_are_counted_at_most_once(
         codes = await asyncio.gather(*listening, return_exceptions=True)
     assert codes[2:] == [4401] * 4
     kept = await receipts(server, ada.username, "sessions.ended")
-    assert sum_of(kept, "acked") >= 4
-    assert sum_of(kept, "tabs") <= 6
+    assert total(kept, "acked") >= 4
+    assert total(kept, "tabs") <= 6

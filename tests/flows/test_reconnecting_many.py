@@ -1,4 +1,4 @@
-"""All pages at once: as after a worker was renewed, or the power came back."""
+"""Many clients reconnect at once, as after a restart of a worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import PASSWORD, serving
 from tests.people import Person
 
 AT_ONCE = 4
-HERD = 150
+CLIENTS = 150
 
 
 @pytest.mark.timeout(120)
@@ -32,33 +32,33 @@ async def test_many_reconnecting_clients_are_throttled_and_all_admitted(tmp_path
     ):
         await ada.register()
         refused: Counter[int] = Counter()
-        everybody_is_in = asyncio.Event()
-        inside, took = 0, list[float]()
+        all_connected = asyncio.Event()
+        connected, took = 0, list[float]()
 
-        async def come() -> None:
-            nonlocal inside
+        async def connect() -> None:
+            nonlocal connected
             while True:
                 try:
                     async with ada.tab() as tab:
-                        inside += 1
-                        if inside == HERD:
-                            everybody_is_in.set()
-                        await everybody_is_in.wait()
+                        connected += 1
+                        if connected == CLIENTS:
+                            all_connected.set()
+                        await all_connected.wait()
                         assert await tab.is_open()
                         return
                 except websockets.InvalidStatus as refusal:
                     refused[refusal.response.status_code] += 1
                     await asyncio.sleep(0.05)
 
-        async with asyncio.TaskGroup() as herd:
-            for _ in range(HERD):
-                herd.create_task(come())
-            # Pages are served meanwhile, and who looks sees that the server lives.
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CLIENTS):
+                group.create_task(connect())
+            # Pages and health checks are served meanwhile.
             assert await ada.is_signed_in()
-            while not everybody_is_in.is_set():
+            while not all_connected.is_set():
                 began = time.monotonic()
                 assert await ada.status("/livez") == 200
                 took.append(time.monotonic() - began)
         assert median(took) < 1
         assert set(refused) == {503}, refused
-        assert inside == HERD
+        assert connected == CLIENTS

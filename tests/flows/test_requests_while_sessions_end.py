@@ -9,30 +9,30 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.people import Person, Server, keep_busy, until
+from tests.people import Person, Server, flood_change_stream, until
 
 AT_ONCE = 6
 BEFORE, AFTER = 24, 36
 
 
 @dataclass
-class Hammer:
+class RequestLoops:
     """Sends requests with one cookie, and records when each began and its status."""
 
     person: Person
-    asked: list[tuple[float, int]] = field(default_factory=list)
+    sent: list[tuple[float, int]] = field(default_factory=list)
     stopped: bool = False
 
-    async def strike(self) -> None:
+    async def run(self) -> None:
         while not self.stopped:
             began = time.monotonic()
-            self.asked.append((began, await self.person.status("/api/me")))
+            self.sent.append((began, await self.person.status("/api/me")))
 
     async def until(self, count: int, since: float = 0) -> None:
-        async def has_asked() -> bool:
-            return sum(began > since for began, _ in self.asked) >= count
+        async def has_sent() -> bool:
+            return sum(began > since for began, _ in self.sent) >= count
 
-        await until(has_asked)
+        await until(has_sent)
 
 
 async def sign_out(ada: Person, phone: Person, root: Person) -> int:
@@ -58,7 +58,7 @@ async def disable(ada: Person, phone: Person, root: Person) -> int:
     return (await root.post(f"/admin/users/{ada.username}/disable")).status_code
 
 
-@pytest.mark.parametrize("take_away", [sign_out, end_others, end_sessions, revoke, disable])
+@pytest.mark.parametrize("end_session", [sign_out, end_others, end_sessions, revoke, disable])
 @pytest.mark.parametrize(
     "attempt", [1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 6))]
 )
@@ -67,24 +67,24 @@ async def test_requests_are_refused_once_the_end_is_acknowledged(
     root: Person,
     ada: Person,
     bob: Person,
-    take_away: Callable[[Person, Person, Person], Awaitable[int]],
+    end_session: Callable[[Person, Person, Person], Awaitable[int]],
     attempt: int,
 ) -> None:
-    hammer = Hammer(ada)
+    loops = RequestLoops(ada)
     cookies = ada.cookies()
-    async with ada.another_device() as phone, asyncio.TaskGroup() as strikers:
+    async with ada.another_device() as phone, asyncio.TaskGroup() as group:
         await phone.sign_in()
         for _ in range(AT_ONCE):
-            strikers.create_task(hammer.strike())
-        await hammer.until(BEFORE)
+            group.create_task(loops.run())
+        await loops.until(BEFORE)
         # Otherwise workers would hear of the end before it is answered, also without waiting.
-        await keep_busy(server, bob)
-        assert await take_away(ada, phone, root) == 303
+        await flood_change_stream(server, bob)
+        assert await end_session(ada, phone, root) == 303
         answered = time.monotonic()
-        await hammer.until(AFTER, since=answered)
-        hammer.stopped = True
+        await loops.until(AFTER, since=answered)
+        loops.stopped = True
     assert ada.cookies() == cookies
-    before = [status for began, status in hammer.asked if began <= answered]
-    after = [status for began, status in hammer.asked if began > answered]
+    before = [status for began, status in loops.sent if began <= answered]
+    after = [status for began, status in loops.sent if began > answered]
     assert 200 in before
     assert set(after) == {401}, f"attempt {attempt}: {after.count(200)} of {len(after)} let in"

@@ -17,7 +17,9 @@ ADMIN = "/admin/users/{}"
 
 
 @asynccontextmanager
-async def held(server: Server, collection: str, document: ObjectId) -> AsyncIterator[None]:
+async def locked_document(
+    server: Server, collection: str, document: ObjectId
+) -> AsyncIterator[None]:
     """Lock the document, so that transactions which write it are tried again and again."""
     async with (
         server.database() as database,
@@ -33,7 +35,7 @@ async def held(server: Server, collection: str, document: ObjectId) -> AsyncIter
             await session.abort_transaction()
 
 
-async def tries(server: Server) -> int:
+async def aborted_transactions(server: Server) -> int:
     """Return how many transactions the database has aborted so far."""
     async with server.database() as database:
         status = await database.client.admin.command("serverStatus")
@@ -46,13 +48,13 @@ async def post_by(person: Person) -> ObjectId:
     return ObjectId(written.headers["Location"].rsplit("/", 1)[1])
 
 
-async def under_way(server: Server, request: Any) -> asyncio.Task[httpx.Response]:
-    """Start the request, and return its task when it has met the locked document."""
-    before = await tries(server)
+async def start_request(server: Server, request: Any) -> asyncio.Task[httpx.Response]:
+    """Start the request, and return its task when a transaction has met the locked document."""
+    before = await aborted_transactions(server)
     task = asyncio.create_task(request)
 
     async def has_tried() -> bool:
-        return await tries(server) > before
+        return await aborted_transactions(server) > before
 
     await until(has_tried)
     return task
@@ -62,8 +64,8 @@ async def test_a_request_whose_session_ends_before_its_commit_changes_nothing(
     server: Server, root: Person, ada: Person
 ) -> None:
     post = await post_by(ada)
-    async with held(server, "posts", post):
-        edit = await under_way(
+    async with locked_document(server, "posts", post):
+        edit = await start_request(
             server,
             ada.post(f"/posts/{post}/edit", page=f"/posts/{post}/edit", title="New", body="New"),
         )
@@ -86,8 +88,8 @@ async def test_a_permission_revoked_before_the_commit_is_not_used(
     await root.post("/admin/roles/new", name=role, permissions=["posts.moderate"])
     await root.post(ADMIN.format(ada.username) + "/grants", role=role)
     post = await post_by(bob)
-    async with held(server, "posts", post):
-        removal = await under_way(server, ada.post(f"/posts/{post}/delete"))
+    async with locked_document(server, "posts", post):
+        removal = await start_request(server, ada.post(f"/posts/{post}/delete"))
         changed = await root.post(
             f"/admin/roles/{role}",
             page=f"/admin/roles/{role}",

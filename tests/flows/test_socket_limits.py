@@ -1,4 +1,4 @@
-"""What a client may not do, and what it costs the others: nothing. A server with short patience."""
+"""Limits of sockets: messages, silence, number, unread data and the time that sessions last."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bson import DBRef, ObjectId
 from quartapp import clock
 from quartapp.ws.protocol import timestamp
 from tests.conftest import PASSWORD, serving
-from tests.flows.conftest import assert_unsurprised
+from tests.flows.conftest import assert_no_errors_logged
 from tests.people import Person, Server, Tab, until
 
 PING, PER_SESSION = 1, 4
@@ -31,7 +31,7 @@ BIG = 30_000
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     async with serving(
-        tmp_path_factory.mktemp("brisk"),
+        tmp_path_factory.mktemp("limits"),
         LIVE_PING_SECONDS=str(PING),
         LIVE_SWEEP_SECONDS="3600",
         LIVE_MAILBOX="8",
@@ -41,10 +41,10 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
         )
         yield server
-    assert_unsurprised(server)
+    assert_no_errors_logged(server)
 
 
-# ---- what is said
+# ---- messages
 
 
 @pytest.mark.parametrize(
@@ -72,14 +72,14 @@ async def test_an_unexpected_message_closes_the_socket_with_4400(ada: Person, fr
     async with ada.tab() as tab:
         await tab.socket.send(frame)
         assert await tab.closed() == 4400
-        assert await tab.heard("session.ended") == []
+        assert await tab.received("session.ended") == []
     assert await ada.is_signed_in()
 
 
 async def test_pongs_and_acknowledgements_keep_the_socket_open(ada: Person) -> None:
     async with ada.tab() as tab:
-        await tab.say(type="pong", at="2026-01-01T00:00:00.000+00:00")
-        await tab.say(type="ack", id="17")
+        await tab.send(type="pong", at="2026-01-01T00:00:00.000+00:00")
+        await tab.send(type="ack", id="17")
         await tab.socket.send(json.dumps({"type": "pong", "at": "x" * 4000}))
         await tab.next("ping")
         assert await tab.is_open()
@@ -87,19 +87,21 @@ async def test_pongs_and_acknowledgements_keep_the_socket_open(ada: Person) -> N
 
 @pytest.mark.parametrize("count", [300, 5000])
 async def test_a_flood_of_unrequested_pongs_closes_the_connection(ada: Person, count: int) -> None:
-    """In one piece, so that frames are still coming in when the server has closed: its side of the
-    connection must end all the same, and not wait for somebody to take them."""
+    """All frames are sent at once, so that many arrive after the close frame of the server.
+
+    The server must close the TCP connection all the same.
+    """
     pong = b'{"type":"pong"}'
     frame = bytes([0x81, 0x80 | len(pong), 0, 0, 0, 0]) + pong
-    with deaf(ada) as line:
-        line.setblocking(False)
+    with stalled_client(ada) as client:
+        client.setblocking(False)
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(10):
             with suppress(ConnectionError):
-                await loop.sock_sendall(line, frame * count)
+                await loop.sock_sendall(client, frame * count)
             received = b""
             with suppress(ConnectionError):
-                while chunk := await loop.sock_recv(line, 65536):
+                while chunk := await loop.sock_recv(client, 65536):
                     received += chunk
     assert (4400).to_bytes(2, "big") + b"too many messages" in received
 
@@ -108,17 +110,17 @@ async def test_only_a_silent_client_is_closed_after_two_ping_intervals(
     ada: Person,
 ) -> None:
     loop = asyncio.get_running_loop()
-    async with ada.tab() as mute, ada.tab() as polite:
+    async with ada.tab() as silent, ada.tab() as answering:
         began = loop.time()
-        patience = asyncio.create_task(until_silence_is_punished(mute))
+        closing = asyncio.create_task(close_code_without_pongs(silent))
         for _ in range(4):
-            await polite.next("ping")
-        assert await patience == 4408
+            await answering.next("ping")
+        assert await closing == 4408
         assert loop.time() - began >= 2 * PING
-        assert await polite.is_open()
+        assert await answering.is_open()
 
 
-async def until_silence_is_punished(tab: Tab) -> int:
+async def close_code_without_pongs(tab: Tab) -> int:
     try:
         async with asyncio.timeout(4 * PING + 2):
             while True:
@@ -127,25 +129,25 @@ async def until_silence_is_punished(tab: Tab) -> int:
         return closed.rcvd.code if closed.rcvd else 1006
 
 
-# ---- how many there may be
+# ---- the number of sockets
 
 
 async def test_sockets_are_limited_for_each_session(ada: Person, bob: Person) -> None:
     async with AsyncExitStack() as stack:
-        tries = await asyncio.gather(*(stack.enter_async_context(opened(ada)) for _ in range(24)))
+        tries = await asyncio.gather(*(stack.enter_async_context(try_tab(ada)) for _ in range(24)))
         greeted = [tab.hello["worker"] for tab in tries if isinstance(tab, Tab)]
         assert {tab for tab in tries if not isinstance(tab, Tab)} == {503}
         assert max(greeted.count(worker) for worker in ("0", "1")) == PER_SESSION
         async with bob.tab() as tab:
             assert await tab.is_open()
-    # Who leaves makes room.
+    # Closed sockets free their places.
     async with ada.tabs() as tabs:
         assert [tab.hello["worker"] for tab in tabs] == ["0", "1"]
 
 
 @asynccontextmanager
-async def opened(person: Person) -> AsyncIterator[Tab | int]:
-    """A greeted tab, or the status with which it was refused."""
+async def try_tab(person: Person) -> AsyncIterator[Tab | int]:
+    """Yield a tab that has received `hello`, or the status that refused the handshake."""
     async with AsyncExitStack() as stack:
         try:
             tab: Tab | int = await stack.enter_async_context(person.tab())
@@ -158,33 +160,33 @@ async def opened(person: Person) -> AsyncIterator[Tab | int]:
 
 
 @contextmanager
-def deaf(person: Person, *, cursor: int = 0) -> Iterator[socket.socket]:
-    """A socket whose client shook hands and reads nothing more, with the smallest of buffers."""
+def stalled_client(person: Person, *, cursor: int = 0) -> Iterator[socket.socket]:
+    """A socket whose client reads nothing after the handshake, with a small receive buffer."""
     address = urlsplit(person.url)
     assert address.hostname
     assert address.port
-    with socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        line.connect((address.hostname, address.port))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect((address.hostname, address.port))
         key = base64.b64encode(os.urandom(16)).decode()
-        line.sendall(
+        client.sendall(
             f"GET /ws?cursor={cursor} HTTP/1.1\r\nHost: {address.netloc}\r\n"
             f"Origin: {person.url}\r\nCookie: {person.cookies()}\r\n"
             f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
         )
-        assert line.recv(12) == b"HTTP/1.1 101"
-        yield line
+        assert client.recv(12) == b"HTTP/1.1 101"
+        yield client
 
 
 def more_than_buffers_hold() -> int:
-    """So many big notices fill what the kernel keeps for one connection, twice over."""
+    """Return how many big notifications are twice as much as the kernel buffers of a connection."""
     most = int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text().split()[2])
     return 2 * (most + 65_536) // BIG
 
 
-async def pile_up(server: Server, person: Person, count: int) -> None:
-    """Stores so many big notices for the person."""
+async def store_notifications(server: Server, person: Person, count: int) -> None:
+    """Write that many big notifications for the user to the database."""
     async with server.database() as database:
         user = await database["users"].find_one({"username": person.username})
         assert user
@@ -206,11 +208,11 @@ async def pile_up(server: Server, person: Person, count: int) -> None:
 async def test_clients_that_do_not_read_do_not_delay_the_end_of_others(
     server: Server, root: Person, ada: Person
 ) -> None:
-    await pile_up(server, ada, more_than_buffers_hold())
+    await store_notifications(server, ada, more_than_buffers_hold())
     async with ada.tabs() as tabs, AsyncExitStack() as stack:
-        # Stuck in the middle of a notice, on both workers.
+        # Each worker is blocked in the middle of sending a notification.
         for _ in range(PER_SESSION - 1):
-            stack.enter_context(deaf(ada))
+            stack.enter_context(stalled_client(ada))
         for tab in tabs:
             await tab.next("ping")
         await root.post(f"/admin/users/{ada.username}/sessions/end")
@@ -223,27 +225,27 @@ async def test_clients_that_do_not_read_do_not_delay_the_end_of_others(
 async def test_clients_that_do_not_read_are_closed_and_free_their_places(
     server: Server, ada: Person
 ) -> None:
-    await pile_up(server, ada, more_than_buffers_hold())
-    with deaf_on_every_place(ada):
-        assert not await there_is_room(ada)
-        await until(lambda: there_is_room(ada), within=6 * PING + 2)
+    await store_notifications(server, ada, more_than_buffers_hold())
+    with stalled_clients_on_every_place(ada):
+        assert not await can_connect(ada)
+        await until(lambda: can_connect(ada), within=6 * PING + 2)
 
 
 @contextmanager
-def deaf_on_every_place(person: Person) -> Iterator[None]:
+def stalled_clients_on_every_place(person: Person) -> Iterator[None]:
     with ExitStack() as stack:
         for _ in range(40):
             try:
-                stack.enter_context(deaf(person))
+                stack.enter_context(stalled_client(person))
             except AssertionError:
                 continue
         yield
 
 
-async def there_is_room(person: Person) -> bool:
-    """Whether a worker takes another socket of the session."""
+async def can_connect(person: Person) -> bool:
+    """Return whether a worker accepts another socket of the session."""
     for _ in range(8):
-        async with opened(person) as tab:
+        async with try_tab(person) as tab:
             if isinstance(tab, Tab):
                 return True
     return False
@@ -255,26 +257,29 @@ async def test_a_full_mailbox_closes_its_socket_and_loses_no_notification(
     count = more_than_buffers_hold()
     async with ada.tab(worker="0") as reader:
         start = int(reader.hello["cursor"])
-        with deaf(ada, cursor=start):
-            await pile_up(server, ada, count)
-            # The one that reads has it all, while the other's mailbox overflows.
+        with stalled_client(ada, cursor=start):
+            await store_notifications(server, ada, count)
+            # The tab that reads receives all of them while the mailbox of the other overflows.
             heard = [int((await reader.next("notice"))["id"]) for _ in range(count)]
             assert heard == list(range(start + 1, start + count + 1))
             session = reader.hello["session"]
-            await until(lambda: was_cut_off(server, session), within=6 * PING)
+            await until(lambda: was_closed_as_slow(server, session), within=6 * PING)
     async with ada.tab(cursor=str(start)) as again:
         assert [int((await again.next("notice"))["id"]) for _ in range(count)] == heard
 
 
-async def was_cut_off(server: Server, session: str) -> bool:
-    return any("code=4408" in line and session in line for line in server.said().splitlines())
+async def was_closed_as_slow(server: Server, session: str) -> bool:
+    return any("code=4408" in line and session in line for line in server.stderr().splitlines())
 
 
-# ---- time
+# ---- expiry
 
 
-async def as_if_signed_in_before(server: Server, person: Person, change: dict[str, Any]) -> None:
-    """Of a document that changes every worker hears. This one is there anew before it has a tab."""
+async def replace_session(server: Server, person: Person, change: dict[str, Any]) -> None:
+    """Delete the session and insert a changed copy, before it has a tab.
+
+    An update would be noticed by the workers from the change stream.
+    """
     async with server.database() as database:
         user = await database["users"].find_one({"username": person.username})
         assert user
@@ -286,19 +291,21 @@ async def as_if_signed_in_before(server: Server, person: Person, change: dict[st
 async def test_an_expiring_session_closes_its_open_sockets(
     server: Server, ada: Person, bob: Person
 ) -> None:
-    """By its age or by idleness, when nothing is written and no sweep is due. Pongs renew neither:
-    the tabs answer all along."""
+    """It expires by its age or by idleness, without a write and without the periodic check.
+
+    Pongs do not prolong it: the tabs answer pings all the time.
+    """
     soon = clock.now() + timedelta(seconds=5)
-    await as_if_signed_in_before(server, ada, {"expires_at": soon})
-    await as_if_signed_in_before(server, bob, {"seen_at": soon - timedelta(minutes=30)})
+    await replace_session(server, ada, {"expires_at": soon})
+    await replace_session(server, bob, {"seen_at": soon - timedelta(minutes=30)})
     async with ada.tabs() as adas, bob.tabs() as bobs:
         tabs = adas + bobs
         assert await asyncio.gather(*(tab.closed(within=20) for tab in tabs)) == [4401] * len(tabs)
         for tab in tabs:
-            assert tab.said[-1]["reason"] == "expired"
-            assert tab.said[-1]["by"] is None
-            assert tab.said[-1]["at"] >= timestamp(soon)
-            assert [message["type"] for message in tab.said].count("ping") > 1
+            assert tab.messages[-1]["reason"] == "expired"
+            assert tab.messages[-1]["by"] is None
+            assert tab.messages[-1]["at"] >= timestamp(soon)
+            assert [message["type"] for message in tab.messages].count("ping") > 1
         for person in (ada, bob):
             assert await person.is_refused()
 
@@ -313,7 +320,7 @@ async def test_answering_pings_does_not_extend_the_session(server: Server, ada: 
         found = await database["sessions"].find_one(session)
         assert found
         assert found["seen_at"] == past
-        # A page is one.
+        # Requesting a page does.
         assert await ada.status("/api/me") == 200
 
         async def is_seen() -> bool:

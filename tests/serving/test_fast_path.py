@@ -10,8 +10,12 @@ from typing import cast
 import pytest
 
 from tests.conftest import PASSWORD, serving
-from tests.flows.conftest import assert_unsurprised
-from tests.flows.test_socket_limits import deaf, more_than_buffers_hold, pile_up
+from tests.flows.conftest import assert_no_errors_logged
+from tests.flows.test_socket_limits import (
+    more_than_buffers_hold,
+    stalled_client,
+    store_notifications,
+)
 from tests.people import Person, Server, until
 
 
@@ -30,7 +34,7 @@ async def server(
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
         )
         yield server
-    assert_unsurprised(server)
+    assert_no_errors_logged(server)
 
 
 async def test_an_ended_session_closes_its_sockets_with_its_reason(
@@ -41,7 +45,7 @@ async def test_an_ended_session_closes_its_sockets_with_its_reason(
         await root.post(f"/admin/users/{ada.username}/sessions/end")
         assert await listening == 4401
         assert tab.socket.close_reason == "ended_by_admin"
-        (notice,) = await tab.heard("session.ended")
+        (notice,) = await tab.received("session.ended")
         assert (notice["reason"], notice["by"]) == ("ended_by_admin", "root")
         assert await other.is_open()
     event = await server.last_event(ada.username, "sessions.ended")
@@ -51,9 +55,9 @@ async def test_an_ended_session_closes_its_sockets_with_its_reason(
 async def test_a_client_that_does_not_read_is_cut_off_and_delays_no_other(
     server: Server, root: Person, ada: Person
 ) -> None:
-    await pile_up(server, ada, more_than_buffers_hold())
+    await store_notifications(server, ada, more_than_buffers_hold())
     async with ada.tab() as tab:
-        with deaf(ada):
+        with stalled_client(ada):
             await tab.next("ping")
             await root.post(f"/admin/users/{ada.username}/sessions/end")
             assert await tab.closed() == 4401
