@@ -25,7 +25,7 @@ from quartapp.models.email.outbox import FIRST_PAUSE, LEASE, TRIES, Letter
 from quartapp.settings import Settings
 from tests.email.conftest import PostOffice, postman, the_outbox
 from tests.email.smtp_server import LOGIN
-from tests.models.stories import register, some
+from tests.models.helpers import not_none, register
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ async def test_an_email_claimed_by_a_dead_worker_is_sent_after_its_lease(
     settings: Settings, ada: User, office: PostOffice
 ) -> None:
     await queue(ada)
-    dead = some(await Mail.claim())
+    dead = not_none(await Mail.claim())
     await postman(settings, office).deliver()
     assert office.envelopes == []
     await Mail.change({"_id": dead.id}, {"$set": {"due_at": dead.due_at - LEASE}})
@@ -181,7 +181,7 @@ async def test_an_email_that_cannot_be_rendered_does_not_block_others(
     settings: Settings, ada: User, office: PostOffice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await queue(ada)
-    poison = some(await Mail.find_one({}))
+    poison = not_none(await Mail.find_one({}))
     await queue(ada, "reader@example.org")
     told = messages.write
 
@@ -201,9 +201,9 @@ async def test_an_email_that_cannot_be_rendered_does_not_block_others(
 
 async def test_a_worker_that_lost_its_claim_cannot_change_the_email(ada: User) -> None:
     await queue(ada)
-    frozen = some(await Mail.claim())
+    frozen = not_none(await Mail.claim())
     await make_due()
-    holder = some(await Mail.claim())
+    holder = not_none(await Mail.claim())
     await frozen.failed("I was away", for_good=True)
     await frozen.done()
     (kept,) = await the_outbox()

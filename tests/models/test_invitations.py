@@ -1,4 +1,4 @@
-"""Invitations: judged when they are taken up, by one of many, with the authority of that moment."""
+"""Invitations: whether they are valid is decided when they are accepted."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from quartapp.models.invitations.invitation import (
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import Role
 from quartapp.policy import Permission
-from tests.models.stories import (
+from tests.models.helpers import (
     NOTHING,
-    accepting,
     acting,
-    again,
-    at_once,
+    concurrently,
     dump,
-    names_of_roles,
+    not_none,
+    only_accepting,
     race,
     register,
+    reloaded,
     role,
-    some,
+    role_names,
 )
 
 BOB = "bob@example.org"
@@ -46,9 +46,9 @@ VISITOR = Actor(ip="192.0.2.9")
 
 
 async def sent() -> str:
-    """Sends the newest letter that waits; the token in it."""
+    """Issue the newest email in the outbox and return its token."""
     mail = (await Mail.find({}, sort="-_id").to_list())[0]
-    return some(await invitation.issue(mail))["token"]
+    return not_none(await invitation.issue(mail))["token"]
 
 
 async def take_up(token: str, name: str = "bob") -> User:
@@ -56,7 +56,7 @@ async def take_up(token: str, name: str = "bob") -> User:
 
 
 async def why_not(token: str) -> Fate | None:
-    """Why nobody can take it up; nothing is written by trying."""
+    """Return the reason for which the invitation of the token cannot be accepted."""
     with pytest.raises(InvitationGone) as gone:
         await take_up(token)
     assert await User.by_username("bob") is None or gone.value.fate is Fate.ACCEPTED
@@ -68,24 +68,24 @@ async def root(db: Database) -> User:
     return await register("root", "admin")
 
 
-async def test_an_invitation_makes_an_account_whose_address_is_confirmed(
+async def test_accepting_an_invitation_creates_an_account_with_a_verified_address(
     db: Database, root: User
 ) -> None:
     written = await Invitation.write(BOB, await role("moderator"), by=acting(root))
-    letter = some(await Mail.find_one({}))
+    letter = not_none(await Mail.find_one({}))
     assert (letter.to, letter.user, letter.data) == (BOB, None, {"invitation": str(written.id)})
-    words = some(await invitation.issue(letter))
+    words = not_none(await invitation.issue(letter))
     assert (words["inviter"], words["roles"]) == ("root", "member and moderator")
     token = await sent()
-    assert token not in str(await dump(db)), "what is stored opens nothing"
+    assert token not in str(await dump(db)), "the database has no token in clear"
     await letter.done()
     bob = await take_up(token)
     assert (bob.email, bob.email_verified_at) == (BOB, bob.created_at)
-    assert await names_of_roles(bob) == {"member", "moderator"}
-    assert await Mail.find_one({}) is None, "there is nothing to confirm"
-    assert (await again(bob)).letters_asked == []
+    assert await role_names(bob) == {"member", "moderator"}
+    assert await Mail.find_one({}) is None, "the address needs no verification"
+    assert (await reloaded(bob)).letters_asked == []
     events = await Event.find({"verb": {"$ne": Verb.USER_REGISTERED}}, sort="_id").to_list()
-    assert [(e.verb, some(e.actor).ref.id, e.ip) for e in events] == [  # type: ignore[union-attr]
+    assert [(e.verb, not_none(e.actor).ref.id, e.ip) for e in events] == [  # type: ignore[union-attr]
         (Verb.USER_INVITED, root.id, "192.0.2.7"),
         (Verb.INVITATION_ACCEPTED, bob.id, "192.0.2.9"),
     ]
@@ -97,22 +97,24 @@ async def test_an_invitation_makes_an_account_whose_address_is_confirmed(
     assert (kept.inviter, kept.gives, fate) == ("root", "moderator", Fate.ACCEPTED)
 
 
-async def test_member_is_no_role_beside_member(db: Database, root: User) -> None:
+async def test_an_invitation_with_the_member_role_stores_no_extra_role(
+    db: Database, root: User
+) -> None:
     written = await Invitation.write(BOB, await role("member"), by=NOBODY)
     assert written.role is None
-    words = some(await invitation.issue(some(await Mail.find_one({}))))
+    words = not_none(await invitation.issue(not_none(await Mail.find_one({}))))
     assert (words["inviter"], words["roles"]) == ("An operator", "member")
 
 
 @pytest.mark.parametrize("names", ["one", "many"])
 @race(4, short=1)
-async def test_of_many_who_take_one_up_at_once_one_gets_the_account(
+async def test_concurrent_acceptances_of_one_invitation_create_one_account(
     db: Database, root: User, names: str, rounds: range
 ) -> None:
     for number in rounds:
         await Invitation.write(f"{number}{BOB}", None, by=acting(root))
         token = await sent()
-        made = await at_once(
+        made = await concurrently(
             *(
                 take_up(token, f"bob{number}" if names == "one" else f"bob{number}-{i}")
                 for i in range(8)
@@ -122,10 +124,10 @@ async def test_of_many_who_take_one_up_at_once_one_gets_the_account(
         assert len(made) == 1
     assert await User.find({}).count() == 1 + len(rounds)
     assert await Event.find({"verb": Verb.INVITATION_ACCEPTED}).count() == len(rounds)
-    assert (await again(root)).notice_seq == 1 + len(rounds)
+    assert (await reloaded(root)).notice_seq == 1 + len(rounds)
 
 
-async def test_a_name_or_an_address_that_is_taken_leaves_it_as_it_was(
+async def test_accepting_with_a_taken_name_or_address_changes_nothing(
     db: Database, root: User
 ) -> None:
     await Invitation.write(BOB, await role("moderator"), by=acting(root))
@@ -146,25 +148,25 @@ async def test_a_name_or_an_address_that_is_taken_leaves_it_as_it_was(
 Loss = Callable[[User, Role, Invitation], Awaitable[object]]
 LOSSES: dict[str, tuple[Loss, Fate]] = {
     "disabled": (lambda user, role, _: user.disable(by=NOBODY), Fate.VOID),
-    "past the last day": (
+    "expired account": (
         lambda user, role, _: User.change({"_id": user.id}, {"$set": {"closes_at": clock.now()}}),
         Fate.VOID,
     ),
     "role revoked": (lambda user, role, _: user.revoke(role, by=NOBODY), Fate.VOID),
     "role deleted": (lambda user, role, _: role.remove(by=NOBODY), Fate.VOID),
-    "permission taken": (
+    "permission removed": (
         lambda user, role, _: role.edit(
             name=role.name, description="", permissions=MODERATING, by=NOBODY
         ),
         Fate.VOID,
     ),
-    "a permission to give taken": (
+    "permission to grant removed": (
         lambda user, role, _: role.edit(
             name=role.name, description="", permissions=[Permission.USERS_MANAGE], by=NOBODY
         ),
         Fate.VOID,
     ),
-    "a factor asked for": (
+    "factor required": (
         lambda user, role, _: role.edit(
             name=role.name,
             description="",
@@ -176,7 +178,7 @@ LOSSES: dict[str, tuple[Loss, Fate]] = {
     ),
     "deleted": (lambda user, role, _: User.erase(user.id), Fate.VOID),
     "withdrawn": (lambda user, role, found: found.withdraw(by=NOBODY), Fate.WITHDRAWN),
-    "too old": (
+    "expired": (
         lambda user, role, found: Invitation.change(
             {"_id": found.id}, {"$set": {"expires_at": clock.now()}}
         ),
@@ -196,7 +198,9 @@ async def host(name: str) -> tuple[User, Role]:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-async def test_what_its_inviter_may_no_longer_give_is_not_given(db: Database, loss: str) -> None:
+async def test_an_invitation_is_void_once_its_inviter_loses_the_authority(
+    db: Database, loss: str
+) -> None:
     lose, fate = LOSSES[loss]
     await register("root", "admin")
     eve, hosts = await host("eve")
@@ -208,10 +212,12 @@ async def test_what_its_inviter_may_no_longer_give_is_not_given(db: Database, lo
     assert await dump(db) == before
     ((_, shown),) = await Invitation.page()
     assert shown is fate
-    assert await invitation.issue(some(await Mail.find_one({}))) is None, "nor is a letter sent"
+    assert await invitation.issue(not_none(await Mail.find_one({}))) is None, "no email is sent"
 
 
-async def test_who_may_invite_again_has_invited_all_along(db: Database) -> None:
+async def test_an_invitation_is_valid_again_once_its_inviter_regains_authority(
+    db: Database,
+) -> None:
     eve, hosts = await host("eve")
     await Invitation.write(BOB, None, by=acting(eve))
     token = await sent()
@@ -221,38 +227,38 @@ async def test_who_may_invite_again_has_invited_all_along(db: Database) -> None:
     await Role.change({"_id": hosts.id}, {"$set": {"requires_factor": True}})
     assert await why_not(token) is Fate.VOID
     await User.change({"_id": eve.id}, {"$set": {"passkeys": [ref("passkeys", eve.id)]}})
-    assert await names_of_roles(await take_up(token)) == {"member"}
+    assert await role_names(await take_up(token)) == {"member"}
 
 
-@pytest.mark.parametrize("loss", ["disabled", "role revoked", "permission taken", "withdrawn"])
+@pytest.mark.parametrize("loss", ["disabled", "role revoked", "permission removed", "withdrawn"])
 @race(10, short=3)
-async def test_what_is_taken_away_at_that_instant_comes_before_or_after_but_never_between(
+async def test_accepting_an_invitation_and_a_revocation_are_serialized(
     db: Database, loss: str, rounds: range
 ) -> None:
-    """The notice to the inviter of an account that was made stands before the loss."""
+    """If the account is created, the inviter is notified before the loss."""
     lose, fate = LOSSES[loss]
     await register("root", "admin")
     for number in rounds:
         eve, hosts = await host(f"eve{number}")
         written = await Invitation.write(f"{number}{BOB}", None, by=acting(eve))
         token = await sent()
-        before = (await again(eve)).authz_version
-        made = await at_once(
+        before = (await reloaded(eve)).authz_version
+        made = await concurrently(
             lose(eve, hosts, written), take_up(token, f"bob{number}"), unless=InvitationGone
         )
         bob = await User.by_username(f"bob{number}")
-        found = some(await Invitation.get(written.id))
+        found = not_none(await Invitation.get(written.id))
         assert (bob is not None) == (found.accepted_at is not None)
         if bob is not None:
             assert (found.withdrawn_at, len(made)) == (None, 2)
         if fate is Fate.VOID:
-            assert (await again(eve)).authz_version == before + 1
+            assert (await reloaded(eve)).authz_version == before + 1
 
 
-async def test_a_transaction_of_before_the_loss_is_not_committed_after_it(
+async def test_an_acceptance_is_not_committed_after_the_inviter_lost_the_role(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The inviter was looked at, then loses the role, and only then the account is made."""
+    """The inviter loses the role between the check and the creation of the account."""
     eve, hosts = await host("eve")
     await Invitation.write(BOB, None, by=acting(eve))
     token = await sent()
@@ -268,49 +274,51 @@ async def test_a_transaction_of_before_the_loss_is_not_committed_after_it(
     assert lost
 
 
-async def test_a_role_that_is_gone_gives_nothing(db: Database, root: User) -> None:
+async def test_an_invitation_with_a_deleted_role_grants_only_member(
+    db: Database, root: User
+) -> None:
     editor = await Role.add("editor", "", [Permission.POSTS_MODERATE], by=NOBODY)
     await Invitation.write(BOB, editor, by=acting(root))
     token = await sent()
     await editor.remove(by=NOBODY)
     await Role.add("editor", "another one", [Permission.USERS_MANAGE], by=NOBODY)
-    assert some(await Invitation.by_token(token)).gives is None
-    assert await names_of_roles(await take_up(token)) == {"member"}
+    assert not_none(await Invitation.by_token(token)).gives is None
+    assert await role_names(await take_up(token)) == {"member"}
 
 
 @race(10, short=3)
-async def test_a_role_that_is_deleted_at_that_instant_is_held_by_nobody(
+async def test_a_role_deleted_during_an_acceptance_has_no_holders(
     db: Database, root: User, rounds: range
 ) -> None:
     for number in rounds:
         editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
         await Invitation.write(f"{number}{BOB}", editor, by=acting(root))
         token = await sent()
-        await at_once(take_up(token, f"bob{number}"), editor.remove(by=NOBODY))
+        await concurrently(take_up(token, f"bob{number}"), editor.remove(by=NOBODY))
         assert await db["users"].count_documents({"roles.$id": editor.id}) == 0
     assert await User.find({}).count() == 1 + len(rounds)
 
 
-async def test_a_newer_letter_voids_the_older_ones_and_whoever_sends_it_answers_for_it(
+async def test_resending_voids_older_links_and_makes_the_sender_the_inviter(
     db: Database, root: User
 ) -> None:
     eve, _ = await host("eve")
     written = await Invitation.write(BOB, await role("moderator"), by=acting(eve))
-    old, first = await sent(), some(await Mail.find_one({}))
+    old, first = await sent(), not_none(await Mail.find_one({}))
     await Mail.change({"_id": first.id}, {"$set": {"created_at": clock.now() - timedelta(days=1)}})
     await eve.disable(by=NOBODY)
     assert await written.send_again(by=acting(root))
-    assert await why_not(old) is None, "no such link any more"
-    assert await invitation.issue(some(await Mail.get(first.id))) is None
+    assert await why_not(old) is None, "the old link is void"
+    assert await invitation.issue(not_none(await Mail.get(first.id))) is None
     new = await sent()
-    assert await sent() != new, "a letter that is tried again has another"
+    assert await sent() != new, "an email that is retried has another token"
     assert await why_not(new) is None
     ((kept, fate),) = await Invitation.page()
     assert (kept.inviter, fate) == ("root", Fate.OPEN)
-    assert await names_of_roles(await take_up(await sent())) == {"member", "moderator"}
+    assert await role_names(await take_up(await sent())) == {"member", "moderator"}
 
 
-async def test_what_was_taken_up_or_withdrawn_stays_so(db: Database, root: User) -> None:
+async def test_an_accepted_or_withdrawn_invitation_cannot_change(db: Database, root: User) -> None:
     by = acting(root)
     written = await Invitation.write(BOB, None, by=by)
     assert await written.withdraw(by=by)
@@ -326,13 +334,13 @@ async def test_what_was_taken_up_or_withdrawn_stays_so(db: Database, root: User)
     assert [fate for _, fate in await Invitation.page()] == [Fate.ACCEPTED, Fate.WITHDRAWN]
 
 
-async def test_one_that_is_too_old_can_be_sent_again(db: Database, root: User) -> None:
+async def test_an_expired_invitation_can_be_sent_again(db: Database, root: User) -> None:
     written = await Invitation.write(BOB, None, by=acting(root))
-    # The week begins when the letter leaves, which may be long after it was written.
+    # The week begins when the email is sent, which may be long after it was queued.
     tomorrow = {"expires_at": clock.now() + timedelta(days=1)}
     await Invitation.change({"_id": written.id}, {"$set": tomorrow})
     token = await sent()
-    kept = some(await Invitation.get(written.id))
+    kept = not_none(await Invitation.get(written.id))
     left = kept.expires_at - clock.now()
     assert timedelta(days=6, hours=23) < left <= timedelta(days=7)
     past = {"expires_at": clock.now(), "asked_at": clock.now() - timedelta(days=8)}
@@ -343,7 +351,7 @@ async def test_one_that_is_too_old_can_be_sent_again(db: Database, root: User) -
 
 
 @race(4, short=1)
-async def test_of_many_to_one_address_that_are_sent_again_at_once_one_is(
+async def test_concurrent_resends_to_one_address_reopen_one_invitation(
     db: Database, root: User, rounds: range
 ) -> None:
     past = clock.now() - timedelta(days=8)
@@ -354,12 +362,12 @@ async def test_of_many_to_one_address_that_are_sent_again_at_once_one_is(
             for _ in range(6)
         ]
         sent = (each.send_again(by=acting(root)) for each in expired)
-        assert await at_once(*sent, unless=InvitedAlready) == [True]
+        assert await concurrently(*sent, unless=InvitedAlready) == [True]
         open_still = {"email": email, "expires_at": {"$gt": clock.now()}}
         assert await Invitation.find(open_still).count() == 1
 
 
-async def test_a_void_invitation_is_in_nobodys_way(db: Database, root: User) -> None:
+async def test_a_void_invitation_does_not_block_a_new_one(db: Database, root: User) -> None:
     grace = await register("grace", "admin")
     await Invitation.write(BOB, None, by=acting(grace))
     with pytest.raises(InvitedAlready):
@@ -370,7 +378,7 @@ async def test_a_void_invitation_is_in_nobodys_way(db: Database, root: User) -> 
         await Invitation.write(BOB, None, by=acting(root))
 
 
-async def test_one_address_has_one_open_invitation_and_one_inviter_so_many(
+async def test_open_invitations_are_limited_per_address_and_per_inviter(
     db: Database, root: User
 ) -> None:
     grace = await register("grace", "admin")
@@ -378,29 +386,29 @@ async def test_one_address_has_one_open_invitation_and_one_inviter_so_many(
         Invitation.write(("b" if i % 2 else "B") + BOB[1:], None, by=acting(user), at_most=3)
         for i, user in enumerate([root, grace] * 5)
     ]
-    assert len(await at_once(*at_once_to_bob, unless=InvitedAlready)) == 1
+    assert len(await concurrently(*at_once_to_bob, unless=InvitedAlready)) == 1
     (first,) = await Invitation.find({}).to_list()
     await first.withdraw(by=NOBODY)
     many = [Invitation.write(f"{i}{BOB}", None, by=acting(root), at_most=3) for i in range(8)]
-    made = await at_once(*many, unless=EnoughInvitations)
+    made = await concurrently(*many, unless=EnoughInvitations)
     assert len(made) == 3
     with pytest.raises(EnoughInvitations, match="3 of your"):
         await Invitation.write(BOB, None, by=acting(root), at_most=3)
-    assert await made[0].send_again(by=acting(root), at_most=3), "one of one's own is no more"
+    assert await made[0].send_again(by=acting(root), at_most=3), (
+        "resending an own invitation does not count"
+    )
     hers = await Invitation.write(BOB, None, by=acting(grace), at_most=3)
     with pytest.raises(EnoughInvitations):
         await hers.send_again(by=acting(root), at_most=3)
     await made[0].withdraw(by=NOBODY)
     assert await hers.send_again(by=acting(root), at_most=3)
-    assert await Invitation.write(f"x{BOB}", None, by=NOBODY), "an operator has no such bound"
+    assert await Invitation.write(f"x{BOB}", None, by=NOBODY), "an operator has no limit"
 
 
-async def test_the_letter_and_the_account_stand_or_fall_with_what_is_written(
-    db: Database, root: User
-) -> None:
+async def test_inviting_and_accepting_are_atomic(db: Database, root: User) -> None:
     for collection in ("outbox", "events", "invitations"):
         before = await dump(db)
-        async with accepting(db, collection, NOTHING):
+        async with only_accepting(db, collection, NOTHING):
             with pytest.raises(Exception, match="validation"):
                 await Invitation.write(BOB, None, by=acting(root))
         assert await dump(db) == before
@@ -408,14 +416,14 @@ async def test_the_letter_and_the_account_stand_or_fall_with_what_is_written(
     token = await sent()
     before = await dump(db)
     for collection in ("users", "invitations", "events", "notices", "roles"):
-        async with accepting(db, collection, NOTHING):
+        async with only_accepting(db, collection, NOTHING):
             with pytest.raises(Exception, match="validation"):
                 await take_up(token)
         assert await dump(db) == before
     assert await take_up(token)
 
 
-async def test_an_inviter_with_a_last_day_may_invite_until_then(db: Database, root: User) -> None:
+async def test_an_inviter_whose_account_expires_later_may_invite(db: Database, root: User) -> None:
     eve, _ = await host("eve")
     await account_expiry.appoint(eve, clock.now().date(), by=NOBODY)
     await Invitation.write(BOB, None, by=acting(eve))

@@ -1,4 +1,4 @@
-"""By which browsers an account is known, and what makes them unknown again."""
+"""The known browsers of an account, and the actions that forget them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quartapp.models.factors import enrolment
 from quartapp.models.sessions.opening import is_known_browser, open_session
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
-from tests.models.stories import HOUR, acting, again, register
+from tests.models.helpers import HOUR, acting, register, reloaded
 
 MINE, THEIRS = "the owner's browser", "the intruder's browser"
 
@@ -36,7 +36,7 @@ async def opened(user: User, browser: str, ip: str = "192.0.2.7") -> Session:
 
 
 async def known(user: User, browser: str) -> bool:
-    return await is_known_browser(await again(user), browser=browser)
+    return await is_known_browser(await reloaded(user), browser=browser)
 
 
 @pytest.fixture
@@ -53,13 +53,13 @@ async def change_password(ada: User, mine: Session) -> object:
     return await ada.change_password("new", by=by(ada, mine), keep=mine.id)
 
 
-async def write_a_password_by_hand(ada: User, mine: Session) -> object:
+async def write_a_password_hash_into_the_database(ada: User, mine: Session) -> object:
     await User.change({"_id": ada.id}, {"$set": {"password_hash": "by hand"}})
-    change = {"$set": {"credential": (await again(ada)).credential}}
+    change = {"$set": {"credential": (await reloaded(ada)).credential}}
     return await Session.change({"_id": mine.id}, change)
 
 
-async def say_that_it_was_not_me(ada: User, mine: Session) -> object:
+async def report_a_sign_in(ada: User, mine: Session) -> object:
     match = {"verb": Verb.SESSION_STARTED}
     started = await Event.find(match, sort="-_id").to_list()
     return await activity.disown(started[0], by=by(ada, mine))
@@ -74,17 +74,17 @@ async def end_the_session(ada: User, mine: Session) -> object:
     return await other.end(Reason.ENDED_BY_USER, by=by(ada, mine))
 
 
-KEEPING: list[Callable[[User, Session], Awaitable[object]]] = [
+SECURING: list[Callable[[User, Session], Awaitable[object]]] = [
     change_password,
-    write_a_password_by_hand,
-    say_that_it_was_not_me,
+    write_a_password_hash_into_the_database,
+    report_a_sign_in,
     end_other_sessions,
     end_the_session,
 ]
 
 
-@pytest.mark.parametrize("act", KEEPING, ids=lambda act: act.__name__)
-async def test_all_browsers_but_the_one_in_use_become_unknown(
+@pytest.mark.parametrize("act", SECURING, ids=lambda act: act.__name__)
+async def test_securing_the_account_forgets_all_browsers_but_the_one_in_use(
     ada: User, act: Callable[[User, Session], Awaitable[object]]
 ) -> None:
     mine = await opened(ada, MINE)
@@ -97,10 +97,10 @@ async def test_all_browsers_but_the_one_in_use_become_unknown(
     assert not await known(ada, THEIRS)
     assert await known(ada, MINE)
     if act is not end_the_session:
-        assert not await is_known_browser(await again(ada), ip="198.51.100.1")
-    # The next sign-in from there is told of, and makes the browser known.
+        assert not await is_known_browser(await reloaded(ada), ip="198.51.100.1")
+    # The next sign-in from there sends an email and makes the browser known.
     before = await Mail.find({"letter": Letter.SIGNED_IN}).count()
-    await opened(await again(ada), THEIRS)
+    await opened(await reloaded(ada), THEIRS)
     assert await Mail.find({"letter": Letter.SIGNED_IN}).count() == before + 1
     assert await known(ada, THEIRS)
 
@@ -115,23 +115,23 @@ ALL: dict[str, Callable[[User], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("what", ALL)
-async def test_every_browser_becomes_unknown_when(ada: User, what: str) -> None:
+async def test_an_administrators_action_forgets_every_browser(ada: User, what: str) -> None:
     await User.change({"_id": ada.id}, {"$set": {"totp": {"sealed": "", "added_at": clock.now()}}})
-    ada = await again(ada)
+    ada = await reloaded(ada)
     session = await opened(ada, MINE)
     await session.end(Reason.SIGNED_OUT, by=NOBODY)
     await ALL[what](ada)
     assert not await known(ada, MINE)
 
 
-async def test_ending_sessions_forgets_browsers_that_have_none(ada: User) -> None:
+async def test_ending_sessions_forgets_browsers_without_a_session(ada: User) -> None:
     session = await opened(ada, THEIRS)
     await session.end(Reason.SIGNED_OUT, by=NOBODY)
     assert await ada.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY) is None
     assert not await known(ada, THEIRS)
 
 
-async def test_a_hash_made_anew_forgets_no_browser(ada: User) -> None:
+async def test_a_hash_upgrade_forgets_no_browser(ada: User) -> None:
     session = await opened(ada, MINE)
     await session.end(Reason.SIGNED_OUT, by=acting(ada))
     await ada.upgrade_hash("upgraded")

@@ -1,4 +1,4 @@
-"""Passkeys: what is done at once is done once, and nothing is left half done."""
+"""Passkeys: concurrent operations succeed once, and each operation is atomic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from quartapp.models.factors.enrolment import Enrolled
 from quartapp.models.factors.passkey import EnoughPasskeys, Passkey, PasskeyTaken
 from quartapp.security import webauthn
 from quartapp.security.webauthn import Asker, Refused, Shown, Site
-from tests.models.stories import NOTHING, accepting, acting, again, at_once, dump, register, some
+from tests.models.helpers import (
+    NOTHING,
+    acting,
+    concurrently,
+    dump,
+    not_none,
+    only_accepting,
+    register,
+    reloaded,
+)
 from tests.security_key import Authenticator, a_passkey
 
 SITE = Site("localhost", ("http://localhost",))
@@ -27,23 +36,23 @@ def shown(device: Authenticator) -> Shown:
 
 
 async def the_passkey(device: Authenticator) -> Passkey:
-    return some(await Passkey.known_as(device.id))
+    return not_none(await Passkey.known_as(device.id))
 
 
 async def listed(user: User) -> list[Any]:
-    """What the user's document lists and what the collection has, which are the same."""
+    """Return the ids of the user's passkeys. The user's document must list the same ones."""
     found = [passkey.id for passkey in await Passkey.of_user(user.id)]
-    assert sorted(link.ref.id for link in (await again(user)).passkeys) == sorted(found)
+    assert sorted(link.ref.id for link in (await reloaded(user)).passkeys) == sorted(found)
     return found
 
 
-async def test_of_many_that_are_added_at_once_as_many_are_as_there_is_room_for(
+async def test_concurrently_added_passkeys_stay_within_the_limit(
     db: Database,
 ) -> None:
     ada = await register("ada", "member")
     for _ in range(2):
         await a_passkey(ada)
-    added = await at_once(
+    added = await concurrently(
         *(
             Passkey.add(ada, Authenticator().made(ada), name=f"{number}", by=acting(ada), at_most=4)
             for number in range(8)
@@ -55,17 +64,17 @@ async def test_of_many_that_are_added_at_once_as_many_are_as_there_is_room_for(
     assert await Event.find({"verb": Verb.FACTOR_ADDED}).count() == 4
 
 
-async def test_of_many_first_ones_at_once_one_brings_the_recovery_codes(db: Database) -> None:
+async def test_concurrent_first_passkeys_create_one_set_of_recovery_codes(db: Database) -> None:
     ada = await register("ada", "member")
-    added: list[Enrolled] = await at_once(
+    added: list[Enrolled] = await concurrently(
         *(Passkey.add(ada, Authenticator().made(ada), name="x", by=acting(ada)) for _ in range(6))
     )
     assert sorted(len(each.codes) for each in added) == [0] * 5 + [10]
-    assert len((await again(ada)).recovery_codes) == 10
+    assert len((await reloaded(ada)).recovery_codes) == 10
     assert len(await listed(ada)) == 6
 
 
-async def test_one_device_and_one_answer_are_added_once(db: Database) -> None:
+async def test_one_authenticator_and_one_response_are_added_once(db: Database) -> None:
     ada, bob = await register("ada", "member"), await register("bob", "member")
     device = Authenticator()
     answer = device.made(ada)
@@ -81,7 +90,7 @@ async def test_one_device_and_one_answer_are_added_once(db: Database) -> None:
     assert len(await listed(ada)) + len(await listed(bob)) == 1
 
 
-async def test_of_many_with_one_count_at_once_one_is_taken(db: Database) -> None:
+async def test_concurrent_responses_with_one_counter_are_accepted_once(db: Database) -> None:
     ada = await register("ada", "member")
     device = await a_passkey(ada)
     passkey = await the_passkey(device)
@@ -89,28 +98,28 @@ async def test_of_many_with_one_count_at_once_one_is_taken(db: Database) -> None
     for _ in range(8):
         device.count = 6
         answers.append(shown(device))
-    used = await at_once(
+    used = await concurrently(
         *(passkey.use(ada, each, by=acting(ada)) for each in answers), unless=Refused
     )
     assert len(used) == 1
     assert (await the_passkey(device)).sign_count == 7
-    # The others look like copies, and each is told of.
+    # The others look like clones, and each is recorded.
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 7
 
 
-async def test_one_answer_many_times_at_once_is_taken_once_and_is_no_copy(db: Database) -> None:
+async def test_a_response_sent_many_times_is_accepted_once_and_is_no_clone(db: Database) -> None:
     ada = await register("ada", "member")
     device = await a_passkey(ada)
     passkey = await the_passkey(device)
     answer = shown(device)
-    used = await at_once(
+    used = await concurrently(
         *(passkey.use(ada, answer, by=acting(ada)) for _ in range(8)), unless=Refused
     )
     assert len(used) == 1
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
 
 
-async def test_without_a_counter_two_uses_at_one_moment_are_two_uses(
+async def test_simultaneous_uses_without_a_counter_are_all_counted(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = await register("ada", "member")
@@ -124,12 +133,12 @@ async def test_without_a_counter_two_uses_at_one_moment_are_two_uses(
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
 
 
-async def test_what_is_removed_while_it_is_used_is_gone(db: Database) -> None:
+async def test_a_passkey_removed_during_its_use_is_removed(db: Database) -> None:
     ada = await register("ada", "member")
     for _ in range(10):
         device = await a_passkey(ada)
         passkey = await the_passkey(device)
-        await at_once(
+        await concurrently(
             passkey.use(ada, shown(device), by=acting(ada)),
             *(passkey.remove(ada, by=acting(ada)) for _ in range(3)),
             unless=Refused,
@@ -139,11 +148,11 @@ async def test_what_is_removed_while_it_is_used_is_gone(db: Database) -> None:
             await passkey.use(ada, shown(device), by=acting(ada))
     assert await Event.find({"verb": Verb.FACTOR_REMOVED}).count() == 10
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
-    assert (await again(ada)).recovery_codes == []
+    assert (await reloaded(ada)).recovery_codes == []
 
 
 @pytest.mark.parametrize("collection", ["events", "notices", "outbox", "passkeys", "answered"])
-async def test_what_cannot_be_written_whole_is_not_written(db: Database, collection: str) -> None:
+async def test_passkey_operations_are_atomic(db: Database, collection: str) -> None:
     ada = await register("ada", "member")
     device = await a_passkey(ada)
     passkey = await the_passkey(device)
@@ -157,7 +166,7 @@ async def test_what_cannot_be_written_whole_is_not_written(db: Database, collect
         lambda: passkey.use(ada, shown(device), by=acting(ada)),
     ]
     for work in works if collection in ("events", "notices", "outbox") else works[:1]:
-        async with accepting(db, collection, NOTHING):
+        async with only_accepting(db, collection, NOTHING):
             with pytest.raises(Exception, match="Document failed validation"):
                 await work()
         assert await dump(db) == before

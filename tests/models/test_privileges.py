@@ -1,4 +1,4 @@
-"""Nobody gives, or manages a user who holds, more than they hold themselves."""
+"""Users cannot grant more than they hold, nor manage a user who holds more."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from quartapp.models.factors.factor import Factor
 from quartapp.models.roles.role import ManagementByDefault
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import ADMIN, MANAGEMENT, MEMBER, Permission
-from tests.models.stories import (
+from tests.models.helpers import (
     acting,
-    again,
     dump,
+    end_reason,
+    not_none,
     register,
+    reloaded,
     role,
     sign_in,
-    some,
-    why_over,
 )
 
 ALL = set(Permission)
@@ -48,7 +48,7 @@ async def holder(name: str, *permissions: Permission, requires_factor: bool = Fa
 
 
 async def in_session(user: User) -> Actor:
-    """The user as they act from a page, in a session that has just begun."""
+    """Return the user as the actor of a request in a new session."""
     _, token = await sign_in(user)
     who = await session_rule.by_digest(digest_of(token))
     assert isinstance(who, session_rule.Principal)
@@ -58,7 +58,7 @@ async def in_session(user: User) -> Actor:
 
 
 async def refused(db: Database, work: Awaitable[object], *missing: str) -> str:
-    """The sentence; what was refused has written nothing."""
+    """Return the text of the refusal. The refused work must not have written anything."""
     before = await dump(db)
     with pytest.raises(MissingPermission) as caught:
         await work
@@ -68,10 +68,10 @@ async def refused(db: Database, work: Awaitable[object], *missing: str) -> str:
     return str(caught.value)
 
 
-# ---- (a) giving
+# ---- granting
 
 
-async def test_granting_a_role_takes_all_its_permissions(db: Database) -> None:
+async def test_granting_a_role_requires_all_its_permissions(db: Database) -> None:
     helper = await holder("helper", USERS, WRITE)
     ada = await register("ada", MEMBER)
     for target in (ada, helper):
@@ -87,14 +87,14 @@ async def test_granting_a_role_takes_all_its_permissions(db: Database) -> None:
     assert await ada.grant(await role(ADMIN), by=NOBODY), "the operator is not limited"
 
 
-async def test_a_role_that_waits_for_a_factor_gives_its_holder_nothing_to_give(
+async def test_withheld_permissions_cannot_be_granted(
     db: Database,
 ) -> None:
     helper = await holder("helper", USERS, WRITE)
     strict = await Role.add("strict", "", [EVENTS], requires_factor=True, by=NOBODY)
     await helper.grant(strict, by=NOBODY)
     ada = await register("ada", MEMBER)
-    by = await in_session(await again(helper))
+    by = await in_session(await reloaded(helper))
     await refused(db, ada.grant(strict, by=by), EVENTS)
     await refused(db, Role.add("new", "", [EVENTS], by=by), EVENTS)
     await User.change({"_id": helper.id}, {"$set": {"passkeys": [ref("passkeys", helper.id)]}})
@@ -102,7 +102,7 @@ async def test_a_role_that_waits_for_a_factor_gives_its_holder_nothing_to_give(
     assert await ada.grant(strict, by=by)
 
 
-async def test_inviting_takes_all_permissions_of_the_role(db: Database) -> None:
+async def test_inviting_requires_all_permissions_of_the_role(db: Database) -> None:
     helper = await holder("helper", USERS)
     moderator = await role("moderator")
     missing = set(moderator.permissions)
@@ -127,7 +127,7 @@ async def test_a_role_allows_no_more_than_its_creator_or_editor_holds(db: Databa
 
 
 @pytest.mark.parametrize("change", ["name", "permissions", "requires_factor", "delete"])
-async def test_a_stronger_role_cannot_be_changed_in_any_way(db: Database, change: str) -> None:
+async def test_a_role_with_more_permissions_cannot_be_changed(db: Database, change: str) -> None:
     by = acting(await holder("keeper", ROLES))
     for waits in (False, True):
         strong = await Role.add(f"strong-{waits}", "", [EVENTS], requires_factor=waits, by=NOBODY)
@@ -142,7 +142,7 @@ async def test_a_stronger_role_cannot_be_changed_in_any_way(db: Database, change
     await refused(db, admin.edit(**edit, requires_factor=True, by=by), *(ALL - {ROLES}))
 
 
-async def test_deleting_a_role_takes_the_permissions_of_all_who_hold_it(db: Database) -> None:
+async def test_deleting_a_role_requires_the_permissions_of_its_holders(db: Database) -> None:
     by = acting(await holder("keeper", ROLES))
     empty = await Role.add("empty", "", [], by=NOBODY)
     ada = await holder("ada", EVENTS)
@@ -152,7 +152,7 @@ async def test_deleting_a_role_takes_the_permissions_of_all_who_hold_it(db: Data
     assert await empty.remove(by=by)
 
 
-# ---- (b) managing
+# ---- managing
 
 Manage = Callable[[User, Actor], Awaitable[object]]
 VERBS: dict[str, Manage] = {
@@ -181,7 +181,7 @@ async def _revoke(user: User, by: Actor) -> object:
 
 
 async def _end_one(user: User, by: Actor) -> object:
-    return await some(await Session.find_one({"user.$id": user.id})).end(
+    return await not_none(await Session.find_one({"user.$id": user.id})).end(
         Reason.ENDED_BY_ADMIN, by=by
     )
 
@@ -200,8 +200,8 @@ async def test_a_user_who_holds_more_cannot_be_managed(db: Database, verb: str) 
     equal = await holder("equal", USERS, WRITE)
     await sign_in(equal)
     await VERBS[verb](equal, acting(helper))
-    await sign_in(await again(helper))
-    await VERBS[verb](await again(helper), acting(helper))
+    await sign_in(await reloaded(helper))
+    await VERBS[verb](await reloaded(helper), acting(helper))
     root = await register("root", ADMIN)
     if verb not in ("end sessions", "end one session"):
         # The operator is not limited.
@@ -210,7 +210,7 @@ async def test_a_user_who_holds_more_cannot_be_managed(db: Database, verb: str) 
     await VERBS[verb](waiting, acting(root))
 
 
-# ---- at the same time
+# ---- changes during a transaction
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ async def test_a_permission_lost_meanwhile_is_not_used(
     async def late(by: Actor, tx: Tx) -> privileges.Holdings:
         if not lost:
             lost.append(True)
-            assert await User.get(by.user_id, session=tx), "the snapshot is taken"
+            assert await User.get(by.user_id, session=tx), "this read takes the snapshot"
             if loss == "role revoked":
                 await eve.revoke(hers, by=NOBODY)
             else:
@@ -265,7 +265,7 @@ async def test_a_permission_lost_meanwhile_is_not_used(
     assert lost
     assert await Role.named("new") is None
     assert await Invitation.find({}).count() == 0
-    left = await again(ada)
+    left = await reloaded(ada)
     assert (left.authz_version, left.disabled) == (ada.authz_version, False)
 
 
@@ -282,7 +282,7 @@ async def test_a_user_who_gains_a_permission_meanwhile_is_not_managed(
 
     async def late(by: Actor, user_id: PydanticObjectId, tx: Tx) -> None:
         if not gained and by is not NOBODY:
-            assert await User.get(user_id, session=tx), "the snapshot is taken"
+            assert await User.get(user_id, session=tx), "this read takes the snapshot"
             gained.append(None)
             gained.append(await ada.grant(strong, by=NOBODY))
         await require_to_manage(by, user_id, tx)
@@ -291,15 +291,17 @@ async def test_a_user_who_gains_a_permission_meanwhile_is_not_managed(
     with pytest.raises(MissingPermission, match=EVENTS):
         await VERBS[verb](ada, acting(helper))
     assert len(gained) == 2
-    assert await why_over(token) is None
-    assert (await again(ada)).authz_version == ada.authz_version + 1, "only the grant"
+    assert await end_reason(token) is None
+    assert (await reloaded(ada)).authz_version == ada.authz_version + 1, "only the grant"
 
 
-# ---- (c) default roles
+# ---- default roles
 
 
 @pytest.mark.parametrize("by_operator", [True, False])
-async def test_default_roles_never_allow_to_manage(db: Database, by_operator: bool) -> None:
+async def test_default_roles_never_have_management_permissions(
+    db: Database, by_operator: bool
+) -> None:
     by = NOBODY if by_operator else acting(await register("root", ADMIN))
     member = await role(MEMBER)
     before = await dump(db)
@@ -326,8 +328,8 @@ async def test_preparing_removes_management_from_default_roles(db: Database) -> 
     await db["roles"].update_one({"name": MEMBER}, {"$set": {"permissions": words}})
     await models.prepare()
     assert (await role(MEMBER)).permissions == ["posts.write", "moon.land"]
-    assert (await again(ada)).authz_version == ada.authz_version + 1
-    edited = some(await Event.find_one({"verb": Verb.ROLE_EDITED}))
+    assert (await reloaded(ada)).authz_version == ada.authz_version + 1
+    edited = not_none(await Event.find_one({"verb": Verb.ROLE_EDITED}))
     assert edited.details["forbidden"] == ["users.manage"]
 
 
@@ -340,7 +342,7 @@ async def test_an_edit_keeps_permissions_that_this_version_does_not_know(db: Dat
     await Role.change({"_id": new.id}, {"$push": {"permissions": "moon.land"}})
     await new.edit(name="new", description="x", permissions=[READ], by=keeper)
     assert (await role("new")).permissions == ["users.read", "moon.land"]
-    edited = some(await Event.find_one({"verb": Verb.ROLE_EDITED}))
+    edited = not_none(await Event.find_one({"verb": Verb.ROLE_EDITED}))
     assert (edited.details["allowed"], edited.details["forbidden"]) == (
         ["users.read"],
         ["posts.write"],

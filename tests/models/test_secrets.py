@@ -1,4 +1,4 @@
-"""After a full story, no collection holds a word that opens anything (P11)."""
+"""No collection holds a password, a token or a key in clear."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
 from quartapp.security.passwords import PasswordHasher
-from tests.models.stories import acting, again, dump, role, sign_in, why_over
+from tests.models.helpers import acting, dump, end_reason, reloaded, role, sign_in
 
 FIRST, SECOND, KEY = "canary-first-password", "canary-second-password", b"canary-key" * 4
 
 
 def words(thing: Any) -> list[str]:
-    """Every text in a document, its names and what its bytes say included."""
+    """Return every text in a document, with its field names and its bytes."""
     if isinstance(thing, dict):
         return [word for pair in thing.items() for each in pair for word in words(each)]
     if isinstance(thing, list):
@@ -30,7 +30,7 @@ def words(thing: Any) -> list[str]:
     return [thing.decode("latin-1") if isinstance(thing, bytes) else str(thing)]
 
 
-async def test_no_secret_stands_in_the_database_in_clear(db: Database) -> None:
+async def test_the_database_has_no_secret_in_clear(db: Database) -> None:
     hasher = PasswordHasher([KEY], cost=4, threads=1, queue=8)
     setup = await issue_setup()
     assert setup is not None
@@ -43,13 +43,13 @@ async def test_no_secret_stands_in_the_database_in_clear(db: Database) -> None:
     )
     editor = await Role.add("editor", "", [], by=acting(root))
     await ada.grant(editor, by=acting(root))
-    kept, first = await sign_in(await again(ada))
-    _, second = await sign_in(await again(ada))
-    ada = await again(ada)
+    kept, first = await sign_in(await reloaded(ada))
+    _, second = await sign_in(await reloaded(ada))
+    ada = await reloaded(ada)
     renewed = await ada.change_password(await hasher.hash(SECOND), by=acting(ada), keep=kept.id)
     assert renewed is not None
-    assert await why_over(renewed) is None
-    await (await again(ada)).upgrade_hash(await hasher.hash(SECOND))
+    assert await end_reason(renewed) is None
+    await (await reloaded(ada)).upgrade_hash(await hasher.hash(SECOND))
     post = await Post.write("On engines", "…", by=acting(ada))
     await Comment.write(post, "…", by=acting(root))
     await post.remove(by=acting(root))
@@ -66,7 +66,7 @@ async def test_no_secret_stands_in_the_database_in_clear(db: Database) -> None:
     for secret in (setup, first, second, renewed, FIRST, SECOND, KEY.decode()):
         for form in (secret, hashlib.sha1(secret.encode()).hexdigest(), secret[::-1]):
             assert not [word for word in stored if form in word]
-    # A password is no random number: a plain digest of one would be searched in no time.
+    # A plain digest of a password could be searched quickly, because passwords are not random.
     for password in (FIRST, SECOND):
         assert hashlib.sha256(password.encode()).hexdigest() not in stored
     for token in (setup, second, renewed):
@@ -76,9 +76,9 @@ async def test_no_secret_stands_in_the_database_in_clear(db: Database) -> None:
         assert "$2b$" in user["password_hash"]
 
 
-async def test_a_stolen_digest_is_no_token(db: Database) -> None:
+async def test_a_stored_digest_is_not_accepted_as_a_token(db: Database) -> None:
     ada = await register_account("ada", "ada@b.org", "hash", roles=[], by=NOBODY)
     session, _ = await sign_in(ada)
     for stolen in (session.digest, session.credential, str(session.id)):
         with pytest.raises(AssertionError):
-            await why_over(stolen)
+            await end_reason(stolen)

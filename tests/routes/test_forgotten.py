@@ -13,7 +13,7 @@ from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.opening import is_known_browser
 from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
-from tests.models.stories import NOTHING, accepting
+from tests.models.helpers import NOTHING, only_accepting
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import Answer, Open, Town, Visitor, documents, link_in, the_user
 from tests.routes.scenes import add_passkey, options
@@ -314,7 +314,7 @@ async def test_the_letter_and_what_it_tells_of_stand_or_fall_together(
 ) -> None:
     link = await a_link(town)
     database: Any = User.get_motor_collection().database
-    async with accepting(database, "outbox", NOTHING):
+    async with only_accepting(database, "outbox", NOTHING):
         assert (await set_password(town.nobody(), link)).status == 500
     assert await ada.me() is not None
     assert await documents("events", verb="password.reset") == []

@@ -20,7 +20,7 @@ from quartapp.runtime import runtime_of
 from quartapp.security.passwords import Busy
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
-from tests.models.stories import again, some
+from tests.models.helpers import not_none, reloaded
 from tests.people import SECONDS, until
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Open, Town, Visitor, role_named, the_user
@@ -73,7 +73,7 @@ async def test_the_sign_in_page_tells_nothing_of_sessions_that_are_not_over(ada:
 async def test_why_a_session_ended_is_told_to_its_browser_alone(
     town: Town, ada: Visitor, root: Visitor
 ) -> None:
-    session = some(await ada.me())["session"]
+    session = not_none(await ada.me())["session"]
     bob = await town.member("bob")
     await root.post("/admin/users/ada/disable")
     await root.post("/admin/users/bob/sessions/end")
@@ -94,9 +94,9 @@ async def test_every_sign_in_has_a_token_of_its_own_and_none_can_be_brought_alon
     # The victim's browser still has the cookie that the attacker knows, and a visit with it.
     await victim.get("/login")
     assert (await victim.sign_in()).status == 303
-    again = ada.another_device()
-    await again.sign_in()
-    assert len({ada.token, victim.token, again.token}) == 3
+    reloaded = ada.another_device()
+    await reloaded.sign_in()
+    assert len({ada.token, victim.token, reloaded.token}) == 3
     assert await ada.me() is None
     assert await victim.me() is not None
 
@@ -150,8 +150,8 @@ async def shut_by_its_last_day(user: User) -> str:
 async def shut_by_its_last_day_and_recorded(user: User) -> str:
     said = await shut_by_its_last_day(user)
     # The application may have been first.
-    await account_expiry.close(await again(user))
-    assert (await again(user)).disabled_at
+    await account_expiry.close(await reloaded(user))
+    assert (await reloaded(user)).disabled_at
     return said
 
 

@@ -25,7 +25,7 @@ from quartapp.models.sessions.opening import open_session
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from quartapp.ws import dispatcher
-from tests.models.stories import sign_in
+from tests.models.helpers import sign_in
 from tests.people import SECONDS, until
 
 

@@ -20,7 +20,7 @@ from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
 from quartapp.ws import dispatcher
-from tests.models.stories import register, sign_in
+from tests.models.helpers import register, sign_in
 from tests.people import until
 from tests.ws.test_joining import heard
 

@@ -1,4 +1,4 @@
-"""What people do at the same instant, many times over."""
+"""Concurrent operations, repeated many times."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from quartapp.models.notifications.notice import Kind, Notice
 from quartapp.models.roles.role import Role, RoleGone, RoleTaken
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
-from tests.models.stories import (
+from tests.models.helpers import (
     acting,
-    again,
-    at_once,
-    names_of_roles,
+    concurrently,
+    end_reason,
     race,
     register,
+    reloaded,
     role,
+    role_names,
     sign_in,
-    why_over,
 )
 from tests.people import until
 
 
 def cases(word: str, number: int) -> str:
-    """The word in one of many mixtures of capitals."""
+    """Return the word with the letters capitalized that are bits of the number."""
     return "".join(c.upper() if number >> i & 1 else c for i, c in enumerate(word))
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
 @race(20, short=2)
-async def test_one_of_fifty_who_want_one_name_at_once_gets_it(
+async def test_fifty_concurrent_registrations_of_one_name_create_one_account(
     db: Database, field: str, rounds: range
 ) -> None:
     member = await role("member")
@@ -63,7 +63,7 @@ async def test_one_of_fifty_who_want_one_name_at_once_gets_it(
                 else (f"{name}-{i}", f"{mixed}@b.org")
             )
 
-        made = await at_once(
+        made = await concurrently(
             *(register_account(*want(i), "hash", roles=[member], by=NOBODY) for i in range(50)),
             unless=Taken,
         )
@@ -73,7 +73,7 @@ async def test_one_of_fifty_who_want_one_name_at_once_gets_it(
     assert await Notice.find({}).count() == len(rounds)
 
 
-async def test_who_comes_too_late_is_told_which_field(db: Database) -> None:
+async def test_a_taken_name_or_address_names_the_field(db: Database) -> None:
     await register("ada", "member")
     for name, email, field in (("ADA", "x@y.zz", "username"), ("eve", "Ada@Example.org", "email")):
         with pytest.raises(Taken) as taken:
@@ -90,16 +90,16 @@ async def test_who_comes_too_late_is_told_which_field(db: Database) -> None:
         pytest.param(50, 1, marks=pytest.mark.long),
     ],
 )
-async def test_administrators_who_take_each_other_down_leave_one(
+async def test_concurrent_demotions_leave_one_administrator(
     db: Database, administrators: int, rounds: int
 ) -> None:
     admin = await role("admin")
     people = [await register(f"admin{i}", "admin") for i in range(administrators)]
     for number in range(rounds):
-        gave_up: list[int] = []
+        in_doubt: list[int] = []
 
-        # Operators take down every administrator: without a guard none would be left.
-        async def work(victim: int, number: int = number, gave_up: list[int] = gave_up) -> bool:
+        # Operators remove every administrator: without the guard none would be left.
+        async def work(victim: int, number: int = number, in_doubt: list[int] = in_doubt) -> bool:
             user = people[victim]
             try:
                 if (victim + number) % 2:
@@ -107,23 +107,23 @@ async def test_administrators_who_take_each_other_down_leave_one(
                 else:
                     await user.revoke(admin, by=NOBODY)
             except InDoubt:
-                # Fifty have one after the other to be done within five seconds.
-                gave_up.append(victim)
+                # Fifty removals run one after the other and must finish within five seconds.
+                in_doubt.append(victim)
                 return False
             return True
 
         works = [work(i) for i in range(administrators)]
-        done = sum(await at_once(*works, unless=LastAdministrator))
+        done = sum(await concurrently(*works, unless=LastAdministrator))
         left = await active_administrators()
         assert left == administrators - done
-        assert 1 <= left <= 1 + len(gave_up)
+        assert 1 <= left <= 1 + len(in_doubt)
         for user in people:
             await user.enable(by=NOBODY)
             await user.grant(admin, by=NOBODY)
 
 
 @race(20, short=4)
-async def test_a_role_that_is_deleted_while_it_is_given_is_held_by_nobody(
+async def test_a_role_deleted_while_it_is_granted_has_no_holders(
     db: Database, rounds: range
 ) -> None:
     people = [await register(f"person{i}", "member") for i in range(6)]
@@ -131,13 +131,13 @@ async def test_a_role_that_is_deleted_while_it_is_given_is_held_by_nobody(
         editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
         grants = [user.grant(editor, by=NOBODY) for user in people]
         works = [editor.remove(by=NOBODY), *grants]
-        random.Random(number).shuffle(works)  # so that the deletion comes at each place
-        await at_once(*works, unless=RoleGone)
+        random.Random(number).shuffle(works)  # so that the deletion comes at each position
+        await concurrently(*works, unless=RoleGone)
         assert await Role.named(editor.name) is None
         assert await db["users"].count_documents({"roles.$id": editor.id}) == 0
 
 
-async def test_of_many_who_change_one_persons_roles_at_once_none_undoes_another(
+async def test_concurrent_changes_of_a_users_roles_are_all_applied(
     db: Database,
 ) -> None:
     ada = await register("ada", "member")
@@ -145,25 +145,25 @@ async def test_of_many_who_change_one_persons_roles_at_once_none_undoes_another(
     new = [await Role.add(f"new{i}", "", [], by=NOBODY) for i in range(8)]
     for each in old:
         await ada.grant(each, by=NOBODY)
-    before = await again(ada)
-    done = await at_once(
+    before = await reloaded(ada)
+    done = await concurrently(
         *(before.revoke(each, by=NOBODY) for each in old),
         *(before.grant(each, by=NOBODY) for each in new),
     )
     assert all(done)
-    assert await names_of_roles(ada) == {"member", *(each.name for each in new)}
-    assert (await again(ada)).authz_version == before.authz_version + 16
+    assert await role_names(ada) == {"member", *(each.name for each in new)}
+    assert (await reloaded(ada)).authz_version == before.authz_version + 16
 
 
 @pytest.mark.parametrize("verb", ["grant", "revoke", "disable", "enable", "end_sessions", "remove"])
-async def test_what_many_do_at_once_is_done_once(db: Database, verb: str) -> None:
+async def test_a_concurrently_repeated_operation_takes_effect_once(db: Database, verb: str) -> None:
     root = await register("root", "admin")
     editor = await Role.add("editor", "", [], by=NOBODY)
     ada = await register("ada", *([] if verb == "grant" else ["editor"]))
     if verb == "enable":
         await ada.disable(by=NOBODY)
     await sign_in(ada)
-    events, told = await Event.find({}).count(), (await again(ada)).notice_seq
+    events, told = await Event.find({}).count(), (await reloaded(ada)).notice_seq
 
     async def do() -> Event | None:
         by = acting(root)
@@ -177,24 +177,24 @@ async def test_what_many_do_at_once_is_done_once(db: Database, verb: str) -> Non
             case _:
                 return await getattr(ada, verb)(by=by)
 
-    assert len([done for done in await at_once(*(do() for _ in range(12))) if done]) == 1
+    assert len([done for done in await concurrently(*(do() for _ in range(12))) if done]) == 1
     assert await Event.find({}).count() == events + 1
-    assert (await again(ada)).notice_seq == told + 1
+    assert (await reloaded(ada)).notice_seq == told + 1
 
 
-async def test_of_many_new_passwords_at_once_one_is_taken(db: Database) -> None:
+async def test_concurrent_password_changes_succeed_once(db: Database) -> None:
     ada = await register("ada", "member")
-    changed = await at_once(
+    changed = await concurrently(
         *(ada.change_password(f"new {i}", by=acting(ada)) for i in range(12)), unless=PasswordMoved
     )
     assert changed == [None]
     assert await Event.find({"verb": Verb.PASSWORD_CHANGED}).count() == 1
 
 
-async def test_one_of_many_who_want_to_be_the_first_administrator_is(db: Database) -> None:
+async def test_concurrent_set_ups_create_one_first_administrator(db: Database) -> None:
     token = await issue_setup()
     assert token is not None
-    made = await at_once(
+    made = await concurrently(
         *(
             make_first_administrator(token, f"root{i}", f"{i}@b.org", "hash", by=NOBODY)
             for i in range(20)
@@ -205,45 +205,47 @@ async def test_one_of_many_who_want_to_be_the_first_administrator_is(db: Databas
     assert await User.find({}).count() == await active_administrators() == 1
 
 
-async def test_one_of_many_roles_of_one_name_is_made(db: Database) -> None:
-    made = await at_once(
+async def test_concurrent_creations_of_one_role_name_succeed_once(db: Database) -> None:
+    made = await concurrently(
         *(Role.add(cases("editor", i), "", [], by=NOBODY) for i in range(20)), unless=RoleTaken
     )
     assert len(made) == 1
     assert await Event.find({"verb": Verb.ROLE_CREATED}).count() == 1
 
 
-async def test_notices_told_at_once_are_numbered_without_a_gap(db: Database) -> None:
+async def test_concurrent_notifications_are_numbered_without_gaps(db: Database) -> None:
     ada, bob = await register("ada"), await register("bob")
 
     async def tell(user: User, by: str) -> None:
         await transaction(lambda tx: user.notify(Kind.ACCOUNT_ENABLED, tx, by=by))
 
-    await at_once(*(tell(ada, f"{i}") for i in range(50)), *(tell(bob, f"{i}") for i in range(10)))
+    await concurrently(
+        *(tell(ada, f"{i}") for i in range(50)), *(tell(bob, f"{i}") for i in range(10))
+    )
     for user, count in ((ada, 50), (bob, 10)):
-        heard = await Notice.after(user.id, 1)  # the first one was the welcome
+        heard = await Notice.after(user.id, 1)  # The first one is the welcome.
         assert [notice.seq for notice in heard] == list(range(2, count + 2))
         assert {notice.data["by"] for notice in heard} == {f"{i}" for i in range(count)}
-        assert (await again(user)).notice_seq == count + 1
+        assert (await reloaded(user)).notice_seq == count + 1
 
 
 @pytest.mark.parametrize("at_most", [1, 5])
-async def test_sign_ins_at_once_leave_no_more_sessions_than_allowed(
+async def test_concurrent_sign_ins_stay_within_the_session_limit(
     db: Database, at_most: int
 ) -> None:
     ada, bob = await register("ada", "member"), await register("bob", "member")
     _, of_bob = await sign_in(bob)
-    opened = await at_once(*(sign_in(ada, at_most=at_most) for _ in range(25)))
+    opened = await concurrently(*(sign_in(ada, at_most=at_most) for _ in range(25)))
     living = {session.id for session in await Session.of_user(ada.id)}
     assert len(living) == at_most
     by_age = sorted((session for session, _ in opened), key=lambda s: (s.created_at, s.id))
     assert living == {session.id for session in by_age[-at_most:]}
-    assert await why_over(of_bob) is None
+    assert await end_reason(of_bob) is None
 
 
 @pytest.mark.parametrize("verb", ["revoke", "disable", "change_password", "remove"])
 @race(20, short=4)
-async def test_a_sign_in_at_that_instant_outlives_nothing_that_was_taken_away(
+async def test_a_sign_in_during_a_revocation_does_not_survive_it(
     db: Database, verb: str, rounds: range
 ) -> None:
     await register("root", "admin")
@@ -262,7 +264,7 @@ async def test_a_sign_in_at_that_instant_outlives_nothing_that_was_taken_away(
                 case _:
                     await editor.remove(by=NOBODY)
 
-        # Ada's document was read before, so each session is opened on what she has lost by now.
+        # Ada's document was read before, so each session starts with outdated rights.
         async def late(ada: User = ada, number: int = number) -> tuple[Session, str]:
             await asyncio.sleep(number * 0.0005)
             return await sign_in(ada)
@@ -270,19 +272,17 @@ async def test_a_sign_in_at_that_instant_outlives_nothing_that_was_taken_away(
         _, *opened = await asyncio.gather(take(), late(), late(), late())
         for _, token in opened:
             standing = await session_rule.by_digest(digest_of(token))
-            # One who comes after the deletion of a role may enter without it.
+            # A sign-in after the deletion of the role succeeds without it.
             assert isinstance(standing, Ended) or (
                 verb == "remove" and standing and standing.roles == ("member",)
             )
 
 
 @race(20, short=4)
-async def test_an_old_password_opens_nothing_while_its_hash_is_made_anew(
-    db: Database, rounds: range
-) -> None:
+async def test_a_hash_upgrade_does_not_revive_an_old_password(db: Database, rounds: range) -> None:
     for number in rounds:
         read = await register(f"ada{number}", "member")
-        changer = await again(read)
+        changer = await reloaded(read)
 
         async def enter(read: User = read) -> str:
             await read.upgrade_hash("the old password, hashed anew")
@@ -292,16 +292,16 @@ async def test_an_old_password_opens_nothing_while_its_hash_is_made_anew(
             enter(), changer.change_password("new", by=acting(read)), return_exceptions=True
         )
         assert isinstance(token, str)
-        if (await again(read)).password_hash == "new":
-            assert await why_over(token) is Reason.PASSWORD_CHANGED
+        if (await reloaded(read)).password_hash == "new":
+            assert await end_reason(token) is Reason.PASSWORD_CHANGED
         else:
-            assert await why_over(token) is None
+            assert await end_reason(token) is None
 
 
-async def test_a_revocation_does_not_wait_until_a_slow_request_of_whom_it_concerns_gives_up(
+async def test_a_revocation_does_not_wait_for_a_blocked_request_of_the_session(
     db: Database,
 ) -> None:
-    """The request waits for a document that somebody else holds, and has its turn meanwhile."""
+    """The request retries its transaction, because another one holds a document."""
     session, _ = await sign_in(await register("ada", "member"))
     await db["posts"].insert_one({"_id": "held"})
     touch = {"$inc": {"touched": 1}}
@@ -311,7 +311,7 @@ async def test_a_revocation_does_not_wait_until_a_slow_request_of_whom_it_concer
         nonlocal tries
         await Session.change({"_id": session.id}, {"$inc": {"acts": 1}}, tx=tx)
         tries += 1
-        # Long enough to be in the way.
+        # Keep the session's document locked for a moment.
         await asyncio.sleep(0.05)
         await db["posts"].update_one({"_id": "held"}, touch, session=tx)
 

@@ -1,4 +1,4 @@
-"""One account for all spellings of a username or of an address."""
+"""All spellings of a username or of an email address lead to one account."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from quartapp.models.accounts.account import Taken, address_fields
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.invitations.invitation import InvitedAlready
-from tests.models.stories import again, at_once, some
+from tests.models.helpers import concurrently, not_none, reloaded
 
 UNICODE, ASCII = "ada@bücher.example", "ada@xn--bcher-kva.example"
 SPELLINGS = [UNICODE, ASCII, "ADA@BÜCHER.EXAMPLE", "Ada@XN--BCHER-KVA.example"]
 ALIKE = ["b\u00adob", "b\u200bob", "bob\u200d", "ｂｏｂ", "bob\0"]  # noqa: RUF001
 
 
-def without_forms(name: str, email: str, days_ago: int = 0) -> dict[str, Any]:
-    """An account as a version that knows no canonical forms writes it."""
+def without_canonical_names(name: str, email: str, days_ago: int = 0) -> dict[str, Any]:
+    """Return a user document as a version without canonical names writes it."""
     at = clock.now() - timedelta(days=days_ago)
     return {"username": name, "email": email, "password_hash": "hash", "created_at": at}
 
@@ -37,61 +37,61 @@ async def register(name: str, email: str) -> User:
 async def test_each_spelling_of_an_address_finds_its_account(db: Database, stored: str) -> None:
     ada = await register("ada", stored)
     for typed in SPELLINGS:
-        assert some(await User.by_login(typed)).id == ada.id
+        assert not_none(await User.by_login(typed)).id == ada.id
         with pytest.raises(Taken, match="address is taken"):
             await register("other", typed)
 
 
-async def test_one_of_many_who_register_a_mailbox_at_once_gets_it(db: Database) -> None:
+async def test_concurrent_registrations_of_one_mailbox_create_one_account(db: Database) -> None:
     for number in range(5):
         spelled = [f"{number}{SPELLINGS[i % 4]}" for i in range(20)]
         wanted = [register(f"a{number}-{i}", email) for i, email in enumerate(spelled)]
-        assert len(await at_once(*wanted, unless=Taken)) == 1
+        assert len(await concurrently(*wanted, unless=Taken)) == 1
 
 
 @pytest.mark.parametrize("typed", ALIKE)
-async def test_invisible_characters_find_nobody(db: Database, typed: str) -> None:
+async def test_names_with_invisible_characters_match_no_account(db: Database, typed: str) -> None:
     await register("bob", "bob@example.org")
     await Role.add("bob", "", [], by=NOBODY)
     assert await User.by_login(typed) is None
     assert await User.by_login(f"{typed}@example.org") is None
     assert await Role.named(typed) is None
-    assert some(await Role.named("BOB")).name == "bob"
+    assert not_none(await Role.named("BOB")).name == "bob"
 
 
-async def test_an_address_without_its_canonical_form_is_found(db: Database) -> None:
-    """As an older version or another program writes it, and before the next start."""
+async def test_an_account_without_canonical_names_is_found(db: Database) -> None:
+    """An older version or another program wrote it after the database was prepared."""
     await db["users"].insert_many(
-        [without_forms("Ada", ASCII), without_forms("Bob", "Bob@Example.org")]
+        [without_canonical_names("Ada", ASCII), without_canonical_names("Bob", "Bob@Example.org")]
     )
     for typed in ("ADA", *SPELLINGS):
-        assert some(await User.by_login(typed)).username == "Ada"
+        assert not_none(await User.by_login(typed)).username == "Ada"
     for typed in ("bob", "BOB@example.ORG"):
-        assert some(await User.by_login(typed)).username == "Bob"
+        assert not_none(await User.by_login(typed)).username == "Bob"
     assert await User.by_login("b\u00adob") is None
 
 
-async def test_an_address_that_was_changed_by_hand_finds_its_account(db: Database) -> None:
-    """The canonical form beside it is wrong until the next `quartapp migrate`."""
+async def test_an_address_edited_in_the_database_finds_its_account(db: Database) -> None:
+    """The stored canonical form is wrong until the next `quartapp migrate`."""
     ada = await register("ada", "ada@example.org")
     by_hand = {"email": "Ada@New.example", "username": "Countess"}
     await db["users"].update_one({"_id": ada.id}, {"$set": by_hand})
     for typed in ("ada@new.example", "countess"):
-        assert some(await User.by_login(typed)).id == ada.id
+        assert not_none(await User.by_login(typed)).id == ada.id
     for typed in ("ada@example.org", "ada"):
         assert await User.by_login(typed) is None
     assert await canonical.set_right() == []
-    stored = some(await again(ada))
+    stored = not_none(await reloaded(ada))
     assert (stored.canonical_username, stored.canonical_email) == ("countess", "ada@new.example")
     await register("ada", "ada@example.org")
 
 
-async def test_a_start_fills_in_what_an_older_version_left_out(
+async def test_preparing_fills_in_missing_canonical_names(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(canonical, "BATCH", 3)
     await db["users"].insert_many(
-        [without_forms(f"User{i}", f"User{i}@bücher{i}.example") for i in range(10)]
+        [without_canonical_names(f"User{i}", f"User{i}@bücher{i}.example") for i in range(10)]
     )
     await models.prepare()
     rows = await db["users"].find({}).to_list(None)
@@ -100,46 +100,53 @@ async def test_a_start_fills_in_what_an_older_version_left_out(
     assert {row["email"] for row in rows} == {f"User{i}@bücher{i}.example" for i in range(10)}
 
 
-async def test_what_lacks_a_form_is_looked_for_by_an_index(db: Database) -> None:
-    await db["users"].insert_many([without_forms(f"u{i}", f"u{i}@b.org") for i in range(10)])
+async def test_accounts_without_canonical_names_are_found_by_index(db: Database) -> None:
+    await db["users"].insert_many(
+        [without_canonical_names(f"u{i}", f"u{i}@b.org") for i in range(10)]
+    )
     await models.prepare()
     looked = db["users"].find({"canonical_email": None}).sort("created_at", 1)
     assert "not_canonical" in str((await looked.explain())["queryPlanner"]["winningPlan"])
 
 
 @pytest.mark.parametrize("younger_first", [False, True])
-async def test_of_two_accounts_with_one_mailbox_the_older_keeps_the_sign_in(
+async def test_the_older_of_two_accounts_with_one_mailbox_signs_in_by_address(
     db: Database, younger_first: bool
 ) -> None:
-    rows = [without_forms("older", UNICODE, 9), without_forms("younger", ASCII, 1)]
-    rows.append(without_forms("third", "third@example.org"))
+    rows = [
+        without_canonical_names("older", UNICODE, 9),
+        without_canonical_names("younger", ASCII, 1),
+    ]
+    rows.append(without_canonical_names("third", "third@example.org"))
     await db["users"].insert_many(rows[::-1] if younger_first else rows)
     (conflict,) = await canonical.fill_in()
     assert all(word in str(conflict) for word in ("older", "younger", ASCII, "older only"))
     for typed in SPELLINGS:
-        assert some(await User.by_login(typed)).username == "older"
-    assert some(await User.by_login("younger")).email == ASCII
-    assert some(await User.by_login("third@EXAMPLE.org")).canonical_email == "third@example.org"
-    # Named at each start, until somebody changes one of them.
+        assert not_none(await User.by_login(typed)).username == "older"
+    assert not_none(await User.by_login("younger")).email == ASCII
+    assert not_none(await User.by_login("third@EXAMPLE.org")).canonical_email == "third@example.org"
+    # The conflict is reported at each start, until one of the addresses changes.
     assert await canonical.fill_in() == await canonical.set_right() == [conflict]
     change = {"$set": address_fields("older@example.org")}
     await db["users"].update_one({"username": "older"}, change)
-    assert some(await User.by_login(UNICODE)).username == "younger"
+    assert not_none(await User.by_login(UNICODE)).username == "younger"
     assert await canonical.fill_in() == []
     with pytest.raises(Taken):
         await register("other", UNICODE)
 
 
-async def test_a_form_that_another_account_holds_by_mistake_is_set_right(db: Database) -> None:
+async def test_a_stale_canonical_name_is_corrected(db: Database) -> None:
     stale = await register("stale", "wanted@example.org")
     await db["users"].update_one({"_id": stale.id}, {"$set": {"email": "other@example.org"}})
-    await db["users"].insert_one(without_forms("owner", "wanted@example.org"))
+    await db["users"].insert_one(without_canonical_names("owner", "wanted@example.org"))
     assert await canonical.fill_in() == []
-    assert some(await again(stale)).canonical_email == "other@example.org"
-    assert some(await User.by_email("wanted@example.org")).canonical_email == "wanted@example.org"
+    assert not_none(await reloaded(stale)).canonical_email == "other@example.org"
+    assert (
+        not_none(await User.by_email("wanted@example.org")).canonical_email == "wanted@example.org"
+    )
 
 
-async def test_documents_of_odd_types_do_not_stop_a_start(db: Database) -> None:
+async def test_documents_with_unexpected_types_do_not_stop_preparation(db: Database) -> None:
     odd: list[Any] = [None, 5, "", "a\0b", ["a@b.org"], "x" * 300]
     await db["users"].insert_many(
         [{"username": f"odd{i}", "email": email, "n": i} for i, email in enumerate(odd)]
@@ -148,7 +155,7 @@ async def test_documents_of_odd_types_do_not_stop_a_start(db: Database) -> None:
     assert await db["users"].count_documents({"canonical_username": {"$ne": None}}) == len(odd)
 
 
-async def test_an_invitation_is_one_for_all_spellings(db: Database) -> None:
+async def test_all_spellings_of_an_address_share_one_invitation(db: Database) -> None:
     await Invitation.write(UNICODE, None, by=NOBODY)
     for typed in SPELLINGS:
         with pytest.raises(InvitedAlready):
@@ -159,19 +166,21 @@ async def test_an_invitation_is_one_for_all_spellings(db: Database) -> None:
 
 
 @pytest.mark.parametrize("text", [UNICODE, ASCII, "ada@büch", "ADA"])
-async def test_administrators_find_an_account_by_each_spelling(db: Database, text: str) -> None:
+async def test_the_admin_search_finds_an_account_by_each_spelling(db: Database, text: str) -> None:
     await register("ada", UNICODE)
     assert [user.username for user in await User.search(text)] == ["ada"]
 
 
-FORMS: dict[str, Callable[[str], Awaitable[object]]] = {
+LOOKUPS: dict[str, Callable[[str], Awaitable[object]]] = {
     "username": User.by_username,
     "email": User.by_email,
     "role": Role.named,
 }
 
 
-@pytest.mark.parametrize("what", FORMS)
+@pytest.mark.parametrize("lookup", LOOKUPS)
 @pytest.mark.parametrize("text", ["", "x" * 10**6, "@" * 10**6, "a\ud800", "a@\udfff.org"])
-async def test_what_no_name_can_be_finds_nothing(db: Database, what: str, text: str) -> None:
-    assert await FORMS[what](text) is None
+async def test_text_that_is_no_valid_name_matches_no_account(
+    db: Database, lookup: str, text: str
+) -> None:
+    assert await LOOKUPS[lookup](text) is None

@@ -1,4 +1,4 @@
-"""Making a database ready: by many at once, again, and after somebody else's hands."""
+"""Preparing a database: concurrently, repeatedly, and after changes by other programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quartapp.models.base.actor import NOBODY
 from quartapp.models.roles.role import Role
 from quartapp.policy import BUILT_IN_ROLES, Permission
 from quartapp.settings import Settings, StartError
-from tests.models.stories import at_once, dump, role
+from tests.models.helpers import concurrently, dump, role
 
 
 async def indexes(db: Database) -> dict[str, Any]:
@@ -30,7 +30,7 @@ async def indexes(db: Database) -> dict[str, Any]:
 
 @pytest.fixture
 async def db(unprepared: Settings) -> AsyncIterator[Database]:
-    """A database of its own: what happens to the indexes of others is felt by the next test."""
+    """A database of its own, because these tests change indexes."""
     async with mongo.connected(unprepared, models.DOCUMENTS) as connected:
         await models.prepare()
         yield connected
@@ -47,13 +47,13 @@ async def expect_ready(db: Database) -> None:
     assert await db["guards"].count_documents({}) == 2
 
 
-async def test_many_connections_at_once_prepare_one_empty_database(unprepared: Settings) -> None:
+async def test_concurrent_connections_prepare_one_empty_database(unprepared: Settings) -> None:
     async with mongo.connected(unprepared, models.DOCUMENTS) as db:
-        await at_once(*(models.prepare() for _ in range(8)))
+        await concurrently(*(models.prepare() for _ in range(8)))
         await expect_ready(db)
 
 
-async def test_many_processes_at_once_prepare_one_empty_database(
+async def test_concurrent_processes_prepare_one_empty_database(
     unprepared: Settings, mongod: str
 ) -> None:
     assert unprepared.mongodb_uri is not None
@@ -75,8 +75,8 @@ async def test_many_processes_at_once_prepare_one_empty_database(
         for _ in range(3)
     ]
     for process in processes:
-        _, complaint = await process.communicate()
-        assert process.returncode == 0, complaint.decode()
+        _, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
     async with mongo.connected(unprepared, models.DOCUMENTS) as db:
         await expect_ready(db)
 
@@ -90,25 +90,25 @@ async def test_preparing_again_changes_nothing(db: Database) -> None:
     assert (await dump(db), await indexes(db)) == before
 
 
-async def test_an_index_made_by_hand_is_left_alone(db: Database) -> None:
+async def test_preparing_keeps_foreign_indexes(db: Database) -> None:
     await db["users"].create_indexes([IndexModel([("created_at", 1)], name="by_hand")])
     await models.prepare()
     assert "by_hand" in await db["users"].index_information()
 
 
-async def test_the_administrators_role_gains_what_this_version_brings(db: Database) -> None:
+async def test_preparing_adds_new_permissions_to_the_admin_role(db: Database) -> None:
     await db["roles"].update_one({"name": "admin"}, {"$set": {"permissions": ["posts.write"]}})
     await models.prepare()
     assert set((await role("admin")).permissions) == set(Permission)
 
 
-async def test_a_role_that_was_deleted_by_hand_comes_back(db: Database) -> None:
+async def test_preparing_recreates_a_deleted_built_in_role(db: Database) -> None:
     await db["roles"].delete_one({"name": "moderator"})
     await models.prepare()
     await expect_ready(db)
 
 
-async def test_duplicates_stop_the_start_and_are_named(db: Database) -> None:
+async def test_duplicate_usernames_stop_preparation(db: Database) -> None:
     await db["users"].drop_index("username")
     for name in ("ada", "ADA"):
         row = {"username": name, "email": f"{ord(name[0])}@b.org", "password_hash": "hash"}
@@ -117,7 +117,7 @@ async def test_duplicates_stop_the_start_and_are_named(db: Database) -> None:
         await models.prepare()
 
 
-async def test_another_kind_of_index_of_that_name_stops_the_start(db: Database) -> None:
+async def test_a_different_index_of_the_same_name_stops_preparation(db: Database) -> None:
     await db["posts"].drop_index("of_author")
     await db["posts"].create_index([("author.$id", -1)], name="of_author")
     with pytest.raises(StartError, match="indexes of posts"):

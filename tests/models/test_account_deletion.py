@@ -1,4 +1,4 @@
-"""Leaving: what is closed, what comes back, and what is left of those who do not (P2, P7)."""
+"""Deactivation, deletion, restoration and erasure of accounts."""
 
 from __future__ import annotations
 
@@ -33,125 +33,127 @@ from quartapp.models.posts.post import Post
 from quartapp.models.privacy import account_deletion, personal_data
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
-from tests.models.stories import (
+from tests.models.helpers import (
     acting,
-    again,
-    at_once,
+    concurrently,
     dump,
-    names_of_roles,
+    end_reason,
+    not_none,
     race,
     register,
+    reloaded,
+    role_names,
     sign_in,
-    some,
-    why_over,
 )
 from tests.models.test_secrets import words
 
 DAY = timedelta(days=1)
 
 
-async def leave(user: User, *, by: Actor | None = None, with_posts: bool = False) -> Event | None:
+async def delete(user: User, *, by: Actor | None = None, with_posts: bool = False) -> Event | None:
     until = clock.now() + DAY
     return await user.close(by=by or acting(user), deletes_at=until, with_posts=with_posts)
 
 
-async def time_passes(user: User) -> None:
-    """Until the account is due."""
+async def make_due(user: User) -> None:
+    """Make the account due for erasure."""
     due = {"$set": {"deletes_at": clock.now() - timedelta(seconds=1)}}
     assert await User.change({"_id": user.id}, due)
 
 
 async def erase_due() -> int:
-    """How many were erased."""
+    """Erase all due accounts and return their number."""
     erased = 0
     while user := await account_deletion.claim():
         erased += await account_deletion.erase(user)
     return erased
 
 
-async def letters(user: User) -> list[Letter]:
+async def emails(user: User) -> list[Letter]:
     return [mail.letter for mail in await Mail.find({"user.$id": user.id}).to_list()]
 
 
-async def test_who_closes_their_account_is_told_so_in_every_session(db: Database) -> None:
+async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: Database) -> None:
     ada = await register("ada")
-    assert await ada.restore(by=NOBODY) is None, "it is open"
+    assert await ada.restore(by=NOBODY) is None, "the account is open"
     _, first = await sign_in(ada)
     _, second = await sign_in(ada)
-    event = some(await ada.close(by=acting(ada)))
+    event = not_none(await ada.close(by=acting(ada)))
     for token in (first, second):
         standing = await session_rule.by_digest(digest_of(token))
         assert isinstance(standing, Ended)
         assert (standing.reason, standing.event) == (Reason.ACCOUNT_DISABLED, event.id)
         assert standing.message == "You deactivated or deleted your account."
     assert event.verb is Verb.USER_DEACTIVATED
-    assert await letters(ada) == [Letter.CLOSED]
+    assert await emails(ada) == [Letter.CLOSED]
     assert await ada.close(by=acting(ada)) is None
 
 
-async def test_what_another_closes_says_who_it_was(db: Database) -> None:
+async def test_a_deletion_by_an_administrator_names_the_administrator(db: Database) -> None:
     root, ada = await register("root", "admin"), await register("ada")
     _, token = await sign_in(ada)
-    event = some(await leave(ada, by=acting(root)))
+    event = not_none(await delete(ada, by=acting(root)))
     standing = await session_rule.by_digest(digest_of(token))
     assert isinstance(standing, Ended)
     assert standing.message == "root disabled your account. It will be deleted."
-    # What the change stream says of it leads to the same words.
-    row = some(await db["sessions"].find_one({}))
+    # A change event leads to the same message.
+    row = not_none(await db["sessions"].find_one({}))
     (heard,) = await session_rule.ended({row["_id"]: row}, {})
     assert isinstance(heard, Ended)
     assert heard.message == standing.message
     assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
     assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until", "posts"})
     assert event.details["posts"] == "kept"
-    assert await letters(ada) == [Letter.REMOVED]
-    # Whoever did it from where is not for the letter to say.
+    assert await emails(ada) == [Letter.REMOVED]
+    # The email does not contain the administrator's IP address.
     assert "192.0.2.7" not in str(await db["outbox"].find_one({}))
 
 
-async def test_a_session_of_a_closed_account_is_over_whoever_closed_it_and_however(
+async def test_a_closed_account_has_no_active_session(
     db: Database,
 ) -> None:
     ada = await register("ada")
     _, token = await sign_in(ada)
     await db["users"].update_one({"_id": ada.id}, {"$set": {"closed_at": clock.now()}})
-    assert await why_over(token) is Reason.ACCOUNT_DISABLED
+    assert await end_reason(token) is Reason.ACCOUNT_DISABLED
     _, later = await sign_in(ada)
-    assert await why_over(later) is Reason.ACCOUNT_DISABLED
+    assert await end_reason(later) is Reason.ACCOUNT_DISABLED
 
 
-async def test_its_owner_comes_back_once_with_the_token_and_all_is_as_it_was(db: Database) -> None:
+async def test_the_owner_restores_the_account_once_with_the_token(db: Database) -> None:
     ada = await register("ada", "member")
-    await leave(ada, with_posts=True)
-    token = await account_deletion.issue(await again(ada))
-    assert some(await account_deletion.asked_by(token)).id == ada.id
+    await delete(ada, with_posts=True)
+    token = await account_deletion.issue(await reloaded(ada))
+    assert not_none(await account_deletion.asked_by(token)).id == ada.id
     back = await account_deletion.come_back(token, by=Actor(ip="192.0.2.8"))
     assert (back.is_open, back.deletes_at, back.deletes_posts) == (True, None, False)
-    assert await names_of_roles(ada) == {"member"}
-    assert Letter.RESTORED in await letters(ada)
-    event = some(await Event.find_one({"verb": Verb.USER_RESTORED}))
-    assert some(event.actor).ref.id == ada.id
+    assert await role_names(ada) == {"member"}
+    assert Letter.RESTORED in await emails(ada)
+    event = not_none(await Event.find_one({"verb": Verb.USER_RESTORED}))
+    assert not_none(event.actor).ref.id == ada.id
     with pytest.raises(TokenSpent):
         await account_deletion.come_back(token, by=NOBODY)
     assert await erase_due() == 0
     (welcome,) = await Notice.page(ada.id)
-    assert welcome.kind is Kind.WELCOME, "they know that they came back"
+    assert welcome.kind is Kind.WELCOME, "restoring sends no notification"
 
 
 @pytest.mark.parametrize(
-    "why", ["disabled", "by another", "too late", "another password", "open already"]
+    "why", ["disabled", "by an administrator", "too late", "another password", "already open"]
 )
-async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
+async def test_an_account_that_its_owner_may_not_restore_stays_closed(
+    db: Database, why: str
+) -> None:
     root, ada = await register("root", "admin"), await register("ada")
-    await leave(ada, by=acting(root) if why == "by another" else None)
-    token = await account_deletion.issue(await again(ada))
+    await delete(ada, by=acting(root) if why == "by an administrator" else None)
+    token = await account_deletion.issue(await reloaded(ada))
     if why == "disabled":
         await ada.disable(by=acting(root))
     elif why == "too late":
-        await time_passes(ada)
+        await make_due(ada)
     elif why == "another password":
         await User.change({"_id": ada.id}, {"$set": {"password_hash": "another"}})
-    elif why == "open already":
+    elif why == "already open":
         await ada.restore(by=acting(root))
         assert (await Notice.page(ada.id))[0].text == "root opened your account again."
     before = await dump(db)
@@ -161,7 +163,7 @@ async def test_nobody_comes_back_who_may_not(db: Database, why: str) -> None:
     assert await dump(db) == before
 
 
-async def test_only_letters_that_bring_somebody_back_work_on_a_closed_account(db: Database) -> None:
+async def test_only_the_reset_token_works_on_a_deactivated_account(db: Database) -> None:
     ada = await register("ada")
     tokens = {
         purpose: await Token.issue(PydanticObjectId(), purpose, ada, ada.email, lasts=DAY)
@@ -174,37 +176,37 @@ async def test_only_letters_that_bring_somebody_back_work_on_a_closed_account(db
     assert await Token.usable(Purpose.RESET, tokens[Purpose.RESET]) is None
 
 
-async def test_an_account_that_was_disabled_before_is_so_after_it_is_restored(db: Database) -> None:
+async def test_a_disabled_account_stays_disabled_when_restored(db: Database) -> None:
     ada = await register("ada")
     await ada.disable(by=NOBODY)
-    await leave(ada, by=NOBODY)
+    await delete(ada, by=NOBODY)
     assert await ada.restore(by=NOBODY)
-    restored = await again(ada)
+    restored = await reloaded(ada)
     assert (restored.closed_at, restored.may_enter) == (None, False)
 
 
-async def test_whom_an_administrator_deletes_cannot_come_back_though_they_were_first(
+async def test_the_owner_cannot_undo_a_deletion_by_an_administrator(
     db: Database,
 ) -> None:
     root, ada = await register("root", "admin"), await register("ada")
-    await leave(ada)
-    first = some((await again(ada)).deletes_at)
-    assert await leave(ada) is None, "that puts nothing off"
-    token = await account_deletion.issue(await again(ada))
-    event = some(await leave(ada, by=acting(root), with_posts=True))
-    after = await again(ada)
+    await delete(ada)
+    first = not_none((await reloaded(ada)).deletes_at)
+    assert await delete(ada) is None, "the date stays"
+    token = await account_deletion.issue(await reloaded(ada))
+    event = not_none(await delete(ada, by=acting(root), with_posts=True))
+    after = await reloaded(ada)
     assert (after.closed_by_owner, after.deletes_at, after.deletes_posts) == (False, first, True)
     assert event.details == {"until": clock.to_the_minute(first), "posts": "removed"}
     with pytest.raises(TokenSpent):
         await account_deletion.come_back(token, by=NOBODY)
-    assert await letters(ada) == [Letter.LEAVING, Letter.REMOVED]
-    assert await leave(ada, by=acting(root)) is None, "nor a third time"
-    assert await leave(ada) is None, "nor does it become theirs again"
+    assert await emails(ada) == [Letter.LEAVING, Letter.REMOVED]
+    assert await delete(ada, by=acting(root)) is None, "the account is closed already"
+    assert await delete(ada) is None, "it stays a deletion by an administrator"
 
 
 @pytest.mark.parametrize("administrators", [2, 6])
 @race(8, short=2)
-async def test_administrators_who_leave_at_once_leave_one_behind(
+async def test_concurrent_departures_leave_one_administrator(
     db: Database, administrators: int, rounds: range
 ) -> None:
     people = [await register(f"admin{i}", "admin") for i in range(administrators)]
@@ -214,13 +216,15 @@ async def test_administrators_who_leave_at_once_leave_one_behind(
             user = people[i]
             ways = (
                 lambda: user.close(by=acting(user)),
-                lambda: leave(user),
-                lambda: leave(user, by=acting(people[i - 1])),
+                lambda: delete(user),
+                lambda: delete(user, by=acting(people[i - 1])),
                 lambda: user.disable(by=acting(people[i - 1])),
             )
             return ways[(i + number) % len(ways)]()
 
-        done = await at_once(*(work(i) for i in range(administrators)), unless=LastAdministrator)
+        done = await concurrently(
+            *(work(i) for i in range(administrators)), unless=LastAdministrator
+        )
         assert await active_administrators() == 1
         assert len(done) == administrators - 1
         for user in people:
@@ -232,25 +236,25 @@ async def invited(email: str, *, by: User) -> Invitation:
     return await Invitation.write(email, None, by=acting(by))
 
 
-async def has_another_address(user: User, email: str) -> None:
-    """They changed it, and read the mail there."""
+async def change_address(user: User, email: str) -> None:
+    """Change the user's email address and verify it."""
     await email_address.ask_for(user, email, limit=limits.parse("5 per hour"), by=acting(user))
     token = await Token.issue(PydanticObjectId(), Purpose.CONFIRM, user, email, lasts=DAY)
     await email_address.confirm_by_link(user, token, by=acting(user))
 
 
-async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
-    """Ada, of whom there is something in every collection; bob, who has to do with her."""
+async def user_with_data(db: Database) -> tuple[User, User, dict[str, Any]]:
+    """Return Ada, who has data in every collection, Bob, who has dealt with her, and some ids."""
     root, bob = await register("root", "admin"), await register("bob")
     moderator = await Role.named("moderator")
     await Invitation.write("Canary@example.org", moderator, by=acting(root))
     await (await invited("old-canary@example.org", by=root)).withdraw(by=acting(root))
     await invited("old-CANARY@example.org", by=root)
     mail = (await Mail.find({}, sort="-_id").to_list())[0]
-    token = some(await invitation.issue(mail))["token"]
+    token = not_none(await invitation.issue(mail))["token"]
     ada = await Invitation.take_up(token, "canary-ada", "canary-hash", by=NOBODY)
-    await has_another_address(ada, "canary@example.org")
-    ada = await again(ada)
+    await change_address(ada, "canary@example.org")
+    ada = await reloaded(ada)
     await Invitation.write("guest@example.org", None, by=acting(ada))
     _, cookie = await sign_in(ada)
     mine = await Post.write("Of canary", "text", by=acting(ada))
@@ -258,7 +262,7 @@ async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
     await Comment.write(other, "by canary", by=acting(ada))
     await Comment.write(other, "by bob", by=acting(bob))
     await Comment.write(mine, "by bob", by=acting(bob))
-    await some(await Comment.write(mine, "by bob", by=acting(bob))).remove(by=acting(root))
+    await not_none(await Comment.write(mine, "by bob", by=acting(bob))).remove(by=acting(root))
     await Token.issue(PydanticObjectId(), Purpose.CONFIRM, ada, ada.email, lasts=DAY)
     await password_reset.ask("Canary@example.org", by=Actor(ip="192.0.2.7"))
     removed = await Post.write("Of canary, removed", "text", by=acting(ada))
@@ -269,28 +273,28 @@ async def a_life(db: Database) -> tuple[User, User, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("with_posts", [False, True])
-async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool) -> None:
-    ada, bob, told = await a_life(db)
+async def test_erasing_removes_all_personal_data(db: Database, with_posts: bool) -> None:
+    ada, bob, told = await user_with_data(db)
     before = await dump(db)
-    await leave(ada, with_posts=with_posts)
-    assert await erase_due() == 0, "the time is not over"
-    await time_passes(ada)
+    await delete(ada, with_posts=with_posts)
+    assert await erase_due() == 0, "the account is not due yet"
+    await make_due(ada)
     assert await erase_due() == 1
     after = await dump(db)
 
     if not with_posts:
-        # What they wrote stays, and may say what it likes.
+        # The posts stay as they are, so they may contain the name.
         for name in ("posts", "comments"):
             assert after[name] == before[name]
             after[name] = []
     assert [word for word in words(after) if "canary" in word.casefold()] == []
-    # Of whom they have invited or signed out, a number says by whom.
+    # Records of users whom Ada invited or signed out keep her id.
     theirs = {name for name, rows in after.items() if str(ada.id) in str(rows)}
     assert theirs == {"events", "invitations", "sessions"}
     assert {session["user"].id for session in after["sessions"]} == {bob.id}
     (guest,) = after["invitations"]
     assert (guest["email"], guest["account"]) == ("guest@example.org", None)
-    assert await why_over_or_gone(told["token"])
+    assert await session_is_gone(told["token"])
     for event in after["events"]:
         actor = event.get("actor")
         assert event["ip"] is None or (actor is not None and actor.id != ada.id), event
@@ -304,7 +308,7 @@ async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool)
         "root removed your comment on “a post of a deleted user”.",
         f"{personal_data.NOBODY_NOW} commented on “Of bob”.",
     ]
-    root = some(await User.by_username("root"))
+    root = not_none(await User.by_username("root"))
     assert (await Notice.page(root.id, limit=1))[0].text == (
         f"{personal_data.NOBODY_NOW} took up your invitation to their address."
     )
@@ -314,8 +318,8 @@ async def test_nothing_is_left_of_who_was_erased(db: Database, with_posts: bool)
         assert [each["body"] for each in after["comments"]] == ["by bob"]
 
 
-async def test_one_is_shown_what_is_held_and_of_others_not_who_they_are(db: Database) -> None:
-    ada, _, _ = await a_life(db)
+async def test_the_export_has_the_users_data_and_no_identity_of_others(db: Database) -> None:
+    ada, _, _ = await user_with_data(db)
     found = json.loads("".join([piece async for piece in personal_data.export(ada)]))
     invitations = sorted(found["invitations"], key=lambda each: each["created_at"])
     told = [
@@ -336,7 +340,7 @@ async def test_one_is_shown_what_is_held_and_of_others_not_who_they_are(db: Data
         each for each in found["events"] if (each["verb"], each["by"]) == ("user.invited", "you")
     ]
     assert "details" not in written
-    # What they did to others is theirs; what came of it is not.
+    # The export has the actions on other users, without their details.
     (ended,) = [each for each in found["events"] if each["verb"] == "sessions.ended"]
     assert (ended["by"], ended["to"], ended["ip"]) == ("you", "somebody else", "192.0.2.7")
     assert "details" not in ended
@@ -344,94 +348,96 @@ async def test_one_is_shown_what_is_held_and_of_others_not_who_they_are(db: Data
     assert {each["letter"] for each in found["outbox"]} >= {"user.invited", "password.reset"}
 
 
-async def test_what_came_to_a_former_address_after_it_was_given_up_is_not_theirs(
+async def test_later_data_of_a_former_address_is_not_exported_or_erased(
     db: Database,
 ) -> None:
     root, ada = await register("root", "admin"), await register("ada")
-    await has_another_address(ada, "new@example.org")
+    await change_address(ada, "new@example.org")
     later = await invited("ada@example.org", by=root)
-    found = json.loads("".join([piece async for piece in personal_data.export(await again(ada))]))
+    found = json.loads(
+        "".join([piece async for piece in personal_data.export(await reloaded(ada))])
+    )
     assert found["invitations"] == []
     assert "user.invited" not in {each["verb"] for each in found["events"]}
-    await leave(ada)
-    await time_passes(ada)
+    await delete(ada)
+    await make_due(ada)
     await erase_due()
     assert await Invitation.get(later.id)
     assert await Event.find({"details.email": "ada@example.org"}).count() == 1
     assert await Mail.find({"to": "ada@example.org", "user": None}).count() == 1
 
 
-async def test_erasing_reads_no_more_than_it_has_to(db: Database) -> None:
-    ada, _, _ = await a_life(db)
-    await leave(ada, with_posts=True)
-    await time_passes(ada)
+async def test_erasing_reads_few_documents_of_other_users(db: Database) -> None:
+    ada, _, _ = await user_with_data(db)
+    await delete(ada, with_posts=True)
+    await make_due(ada)
     held = {holding.name for holding in personal_data.HELD}
     for name in held:
         await db[name].insert_many([of_another(number) for number in range(100)])
-        # How it was read when there was next to nothing in it.
+        # The cached plans are of nearly empty collections.
         await db.command("planCacheClear", name)
     await db.command("profile", 2)
     assert await erase_due() == 1
     await db.command("profile", 0)
     read = [row async for row in db["system.profile"].find({"docsExamined": {"$gt": 60}})]
-    # Of letters there are as many as wait.
+    # The outbox has only queued emails, so a scan of it is short.
     assert {row["ns"].partition(".")[2] for row in read} & held <= {"outbox"}, read
 
 
 def of_another(number: int) -> dict[str, Any]:
-    """What could be in any collection, about somebody else."""
+    """Return a document about another user that fits into any collection."""
     other, email = DBRef("users", PydanticObjectId()), f"{number}@example.org"
     links = dict.fromkeys(("user", "author", "by", "account", "actor", "subject"), other)
     unique = {"seq": number, "digest": email, "credential_id": email}
     return {**links, **unique, "email": email, "details": {"email": email}, "data": {"by": email}}
 
 
-async def why_over_or_gone(token: str) -> bool:
+async def session_is_gone(token: str) -> bool:
     return await session_rule.by_digest(digest_of(token)) is None
 
 
-async def test_names_are_free_again_when_their_bearer_is_gone_and_not_before(db: Database) -> None:
+async def test_a_username_is_available_only_after_the_erasure(db: Database) -> None:
     ada = await register("ada")
-    await leave(ada)
+    await delete(ada)
     with pytest.raises(Exception, match="taken"):
         await register("ADA")
-    await time_passes(ada)
+    await make_due(ada)
     await erase_due()
     another = await register("ADA")
     assert another.id != ada.id
     assert await Post.page(author=another.id) == []
 
 
-async def test_of_many_workers_one_erases_and_the_record_says_it_once(db: Database) -> None:
+async def test_concurrent_workers_erase_and_record_each_account_once(db: Database) -> None:
     people = [await register(f"ada{i}") for i in range(6)]
     for user in people:
-        await leave(user)
-        await time_passes(user)
-    erased = await at_once(*(erase_due() for _ in range(4)))
+        await delete(user)
+        await make_due(user)
+    erased = await concurrently(*(erase_due() for _ in range(4)))
     assert sum(erased) == len(people)
     assert await Event.find({"verb": Verb.USER_ERASED}).count() == len(people)
     assert await User.find({}).count() == 0
 
 
-async def test_what_a_worker_that_died_has_begun_another_ends(db: Database) -> None:
-    ada, _, told = await a_life(db)
-    await leave(ada, with_posts=True)
-    await time_passes(ada)
-    begun = some(await account_deletion.claim())
+async def test_an_erasure_that_a_dead_worker_began_is_completed(db: Database) -> None:
+    ada, _, told = await user_with_data(db)
+    await delete(ada, with_posts=True)
+    await make_due(ada)
+    begun = not_none(await account_deletion.claim())
     for holding in personal_data.HELD[:6]:
         await holding.erase(await personal_data.Person.of(begun))
-    assert await account_deletion.claim() is None, "the lease lasts"
+    assert await account_deletion.claim() is None, "the lease has not expired"
     over = {"$set": {"erasing_until": clock.now() - timedelta(seconds=1)}}
     assert await User.change({"_id": ada.id}, over)
     assert await erase_due() == 1
-    # The first one was only slow, and comes to its end after all.
+    # The first worker was only slow and finishes later.
     assert await account_deletion.erase(begun) is False
     assert await Event.find({"verb": Verb.USER_ERASED}).count() == 1
-    assert some(await Post.get(told["other"])).comment_count == 1
+    assert not_none(await Post.get(told["other"])).comment_count == 1
 
 
 @race(12, short=3)
-async def test_who_is_restored_at_the_last_moment_is_whole_or_gone(
+async def test_a_restore_during_the_erasure_keeps_everything_or_nothing(
     db: Database, rounds: range
 ) -> None:
     for number in rounds:
@@ -446,34 +452,34 @@ async def test_who_is_restored_at_the_last_moment_is_whole_or_gone(
             return await erase_due()
 
         async def restore(ada: User = ada, until: Any = until) -> bool:
-            await at_once()
+            await concurrently()
             return await ada.restore(by=NOBODY) is not None
 
-        restored, erased = await at_once(restore(), erase())
+        restored, erased = await concurrently(restore(), erase())
         posts = len(await Post.page(author=ada.id))
         user = await User.get(ada.id)
         assert (posts, user is not None) == ((1, True) if restored else (0, False))
         assert erased == (0 if restored else 1)
 
 
-async def test_who_is_being_erased_cannot_be_restored(db: Database) -> None:
+async def test_an_account_being_erased_cannot_be_restored(db: Database) -> None:
     ada = await register("ada")
-    await leave(ada)
-    await time_passes(ada)
+    await delete(ada)
+    await make_due(ada)
     assert await ada.restore(by=NOBODY) is None
-    # Whatever their clock says.
+    # Not even if the date is moved afterwards.
     assert await account_deletion.claim()
     await User.change({"_id": ada.id}, {"$set": {"deletes_at": clock.now() + DAY}})
     assert await ada.restore(by=NOBODY) is None
 
 
-async def test_what_is_said_below_a_post_at_the_moment_of_its_end_goes_with_it(
+async def test_a_comment_written_during_the_erasure_is_deleted_with_its_post(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada, bob = await register("ada"), await register("bob")
     post = await Post.write("A post", "text", by=acting(ada))
-    await leave(ada, with_posts=True)
-    await time_passes(ada)
+    await delete(ada, with_posts=True)
+    await make_due(ada)
     said: list[Comment | None] = []
 
     async def late(work: Any) -> Any:
@@ -486,13 +492,13 @@ async def test_what_is_said_below_a_post_at_the_moment_of_its_end_goes_with_it(
     assert await Comment.find({}).count() == 0
 
 
-async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
+async def test_notifications_and_emails_created_during_the_erasure_are_erased(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada, bob = await register("ada"), await register("bob")
     post = await Post.write("A post", "text", by=acting(ada))
-    await leave(ada)
-    await time_passes(ada)
+    await delete(ada)
+    await make_due(ada)
     forget_name = personal_data.forget_name
 
     async def late(user: User) -> None:
@@ -506,7 +512,7 @@ async def test_what_somebody_is_told_in_the_last_moment_is_erased_too(
     assert await Mail.find({}).count() == 0
 
 
-def test_every_collection_says_what_it_holds_about_people() -> None:
+def test_every_collection_is_declared_as_personal_or_impersonal() -> None:
     held = [holding.document for holding in personal_data.HELD]
     assert {User, *held, *personal_data.IMPERSONAL} == set(DOCUMENTS)
     for document in personal_data.IMPERSONAL:

@@ -1,4 +1,4 @@
-"""Each verb of the domain: what it changes, whom it tells, and that it does all or nothing."""
+"""Each operation on accounts, roles and sessions: what it changes, records and notifies."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from quartapp.models.roles.role import BuiltInRole, Role, RoleGone, RoleTaken
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
 from quartapp.policy import Permission
-from tests.models.stories import (
+from tests.models.helpers import (
     NOTHING,
-    accepting,
     acting,
-    again,
     dump,
-    names_of_roles,
+    end_reason,
+    not_none,
+    only_accepting,
     register,
+    reloaded,
     role,
+    role_names,
     sign_in,
-    some,
-    why_over,
 )
 
 
 @dataclass
 class Cast:
-    """Root, who acts, and Ada, whom it happens to, with two devices; Bob, whom it does not."""
+    """Root, who acts; Ada, the user concerned, with two sessions; and Bob, who is not concerned."""
 
     root: User
     ada: User
@@ -62,21 +62,21 @@ class Cast:
     of_bob: str
 
     async def ended(self, reason: Reason, *, by: User | None) -> None:
-        """Both of Ada's sessions are over, and say so; Bob's lives."""
+        """Check that both sessions of Ada have ended with this reason, and that Bob's is active."""
         for session in await Session.find({"user.$id": self.ada.id}).to_list():
             assert session.ended_at is not None
             assert session.ended_reason == reason
             assert (session.ended_by and session.ended_by.ref.id) == (by and by.id)
         for token in self.tokens:
-            assert await why_over(token) is reason
-        assert await why_over(self.of_bob) is None
+            assert await end_reason(token) is reason
+        assert await end_reason(self.of_bob) is None
 
-    async def go_on(self) -> None:
+    async def sessions_are_active(self) -> None:
         for token in self.tokens:
-            assert await why_over(token) is None
+            assert await end_reason(token) is None
 
     async def recorded(self, verb: Verb, *, subject: User | None, **details: Any) -> None:
-        """The newest line of the record."""
+        """Check the newest audit event."""
         event = await Event.find({}, sort="-_id").first_or_none()
         assert event is not None
         assert event.verb == verb
@@ -87,10 +87,10 @@ class Cast:
         assert event.details == details
 
     async def told(self, text: str) -> None:
-        """Ada's newest notice. Bob has none but his welcome."""
+        """Check Ada's newest notification. Bob has only his welcome."""
         notice = (await Notice.page(self.ada.id, limit=1))[0]
         assert notice.text == text
-        assert notice.seq == (await again(self.ada)).notice_seq
+        assert notice.seq == (await reloaded(self.ada)).notice_seq
         assert len(await Notice.page(self.bob.id)) == 1
 
 
@@ -108,18 +108,18 @@ async def cast(db: Database) -> Cast:
 
 
 @pytest.mark.parametrize("address", ["192.0.2.9", None])
-async def test_registering_makes_an_account_a_line_in_the_record_and_a_welcome(
+async def test_registering_creates_account_audit_event_and_notification(
     db: Database, address: str | None
 ) -> None:
     by = Actor(ip=address)
     ada = await register_account("Ada", "Ada@B.org", "hash", roles=[await role("member")], by=by)
-    found = await again(ada)
+    found = await reloaded(ada)
     assert (found.username, found.email, found.password_hash) == ("Ada", "Ada@B.org", "hash")
-    assert await names_of_roles(ada) == {"member"}
+    assert await role_names(ada) == {"member"}
     event = await Event.find_one({})
     assert event is not None
     assert event.verb == Verb.USER_REGISTERED
-    # Visitors come with an address and register themselves; an operator does it for others.
+    # Visitors have an IP address and register themselves; an operator registers others.
     assert (event.actor and event.actor.ref.id) == (ada.id if address else None)
     assert (event.ip, event.details) == (address, {"roles": ["member"]})
     (welcome,) = await Notice.after(ada.id, 0)
@@ -128,7 +128,7 @@ async def test_registering_makes_an_account_a_line_in_the_record_and_a_welcome(
 
 
 @pytest.mark.parametrize("login", ["Ada", "ada", "ADA", "ada@b.org", "ADA@B.ORG"])
-async def test_people_are_found_in_any_case(db: Database, login: str) -> None:
+async def test_users_are_found_in_any_case(db: Database, login: str) -> None:
     ada = await register_account("Ada", "Ada@B.org", "hash", roles=[], by=NOBODY)
     found = await User.by_login(login)
     assert found is not None
@@ -136,193 +136,193 @@ async def test_people_are_found_in_any_case(db: Database, login: str) -> None:
 
 
 @pytest.mark.parametrize("login", ["", "ad", "ada2", "ad@b.org", ".*", "$ne", "(", "@"])
-async def test_nobody_is_found_by_less_than_a_name(db: Database, login: str) -> None:
+async def test_partial_names_and_patterns_match_no_user(db: Database, login: str) -> None:
     await register_account("Ada", "Ada@B.org", "hash", roles=[], by=NOBODY)
     assert await User.by_login(login) is None
 
 
-async def test_a_role_is_granted_in_place(cast: Cast) -> None:
+async def test_granting_a_role_ends_no_session(cast: Cast) -> None:
     version = cast.ada.authz_version
     moderator = await role("moderator")
     assert await cast.ada.grant(moderator, by=acting(cast.root))
-    assert await names_of_roles(cast.ada) == {"member", "editor", "moderator"}
-    assert (await again(cast.ada)).authz_version == version + 1
+    assert await role_names(cast.ada) == {"member", "editor", "moderator"}
+    assert (await reloaded(cast.ada)).authz_version == version + 1
     await cast.recorded(Verb.ROLE_GRANTED, subject=cast.ada, role="moderator")
     await cast.told("root gave you the role moderator.")
-    await cast.go_on()
+    await cast.sessions_are_active()
 
 
-async def test_a_revoked_role_ends_the_sessions(cast: Cast) -> None:
+async def test_revoking_a_role_ends_the_sessions(cast: Cast) -> None:
     version = cast.ada.authz_version
     assert await cast.ada.revoke(cast.editor, by=acting(cast.root))
-    assert await names_of_roles(cast.ada) == {"member"}
-    assert (await again(cast.ada)).authz_version == version + 1
+    assert await role_names(cast.ada) == {"member"}
+    assert (await reloaded(cast.ada)).authz_version == version + 1
     await cast.ended(Reason.ROLE_REVOKED, by=cast.root)
     await cast.recorded(Verb.ROLE_REVOKED, subject=cast.ada, role="editor")
     await cast.told("root took the role editor from you.")
 
 
-async def test_a_disabled_account_loses_its_sessions_and_gets_none_of_them_back(
+async def test_disabling_an_account_ends_its_sessions_permanently(
     cast: Cast,
 ) -> None:
     version = cast.ada.authz_version
     assert await cast.ada.disable(by=acting(cast.root))
-    assert (await again(cast.ada)).disabled_at is not None
-    assert (await again(cast.ada)).authz_version == version + 1
+    assert (await reloaded(cast.ada)).disabled_at is not None
+    assert (await reloaded(cast.ada)).authz_version == version + 1
     await cast.ended(Reason.ACCOUNT_DISABLED, by=cast.root)
     await cast.recorded(Verb.USER_DISABLED, subject=cast.ada)
     await cast.told("root disabled your account.")
 
     assert await cast.ada.enable(by=acting(cast.root))
-    assert (await again(cast.ada)).disabled_at is None
-    assert (await again(cast.ada)).authz_version == version + 2
+    assert (await reloaded(cast.ada)).disabled_at is None
+    assert (await reloaded(cast.ada)).authz_version == version + 2
     await cast.recorded(Verb.USER_ENABLED, subject=cast.ada)
     await cast.told("root enabled your account again.")
     await cast.ended(Reason.ACCOUNT_DISABLED, by=cast.root)
 
 
-async def test_sessions_ended_by_an_administrator(cast: Cast) -> None:
-    event = some(await cast.ada.end_sessions(Reason.ENDED_BY_ADMIN, by=acting(cast.root)))
+async def test_an_administrator_ends_all_sessions_of_a_user(cast: Cast) -> None:
+    event = not_none(await cast.ada.end_sessions(Reason.ENDED_BY_ADMIN, by=acting(cast.root)))
     assert event.details["count"] == 2
     await cast.ended(Reason.ENDED_BY_ADMIN, by=cast.root)
     await cast.recorded(Verb.SESSIONS_ENDED, subject=cast.ada, reason="ended_by_admin", count=2)
     await cast.told("root ended your sessions.")
 
 
-async def test_ending_the_others_keeps_this_one(cast: Cast) -> None:
-    told = (await again(cast.ada)).notice_seq
+async def test_ending_the_other_sessions_keeps_this_one(cast: Cast) -> None:
+    told = (await reloaded(cast.ada)).notice_seq
     ended = await cast.ada.end_sessions(
         Reason.ENDED_BY_USER, by=acting(cast.ada), keep=cast.laptop.id
     )
-    assert some(ended).details["count"] == 1
-    assert [await why_over(token) for token in cast.tokens] == [None, Reason.ENDED_BY_USER]
-    assert (await again(cast.ada)).notice_seq == told
+    assert not_none(ended).details["count"] == 1
+    assert [await end_reason(token) for token in cast.tokens] == [None, Reason.ENDED_BY_USER]
+    assert (await reloaded(cast.ada)).notice_seq == told
 
 
-async def test_one_session_is_ended_once(cast: Cast) -> None:
+async def test_a_session_is_ended_once(cast: Cast) -> None:
     assert await cast.laptop.end(Reason.ENDED_BY_ADMIN, by=acting(cast.root))
     told = {"reason": "ended_by_admin", "device": "Firefox", "count": 1}
     await cast.recorded(Verb.SESSION_ENDED, subject=cast.ada, **told)
     lines = await Event.find({}).count()
     assert not await cast.laptop.end(Reason.SIGNED_OUT, by=acting(cast.ada))
-    assert [await why_over(token) for token in cast.tokens] == [Reason.ENDED_BY_ADMIN, None]
+    assert [await end_reason(token) for token in cast.tokens] == [Reason.ENDED_BY_ADMIN, None]
     assert await Event.find({}).count() == lines
 
 
-async def test_a_changed_password_ends_the_others_and_renews_the_one_that_is_kept(
+async def test_a_password_change_ends_other_sessions_and_renews_this_one(
     cast: Cast,
 ) -> None:
     renewed = await cast.ada.change_password("new", by=acting(cast.root), keep=cast.laptop.id)
     assert renewed is not None
-    assert (await again(cast.ada)).password_hash == "new"
-    assert (await again(cast.ada)).password_changed_at > cast.ada.password_changed_at
-    assert await why_over(renewed) is None
+    assert (await reloaded(cast.ada)).password_hash == "new"
+    assert (await reloaded(cast.ada)).password_changed_at > cast.ada.password_changed_at
+    assert await end_reason(renewed) is None
     stale, other = cast.tokens
-    assert await why_over(other) is Reason.PASSWORD_CHANGED
+    assert await end_reason(other) is Reason.PASSWORD_CHANGED
     with pytest.raises(AssertionError):
-        await why_over(stale)  # the cookie from before leads nowhere
+        await end_reason(stale)  # The old cookie is void.
     await cast.recorded(Verb.PASSWORD_CHANGED, subject=cast.ada)
     await cast.told("Your password was changed. Any other session has ended.")
-    assert await why_over(cast.of_bob) is None
+    assert await end_reason(cast.of_bob) is None
 
 
-async def test_a_changed_password_without_a_session_to_keep_ends_all(cast: Cast) -> None:
+async def test_a_password_change_without_a_session_to_keep_ends_all(cast: Cast) -> None:
     assert await cast.ada.change_password("new", by=acting(cast.root)) is None
     await cast.ended(Reason.PASSWORD_CHANGED, by=cast.root)
 
 
-async def test_a_session_that_is_over_is_not_revived_by_a_new_password(cast: Cast) -> None:
+async def test_a_password_change_does_not_revive_an_ended_session(cast: Cast) -> None:
     await cast.laptop.end(Reason.ENDED_BY_ADMIN, by=acting(cast.root))
     assert await cast.ada.change_password("new", by=acting(cast.ada), keep=cast.laptop.id) is None
-    assert await why_over(cast.tokens[0]) is Reason.ENDED_BY_ADMIN
+    assert await end_reason(cast.tokens[0]) is Reason.ENDED_BY_ADMIN
 
 
-async def test_somebody_elses_session_cannot_be_kept(cast: Cast) -> None:
+async def test_a_session_of_another_user_cannot_be_kept(cast: Cast) -> None:
     of_bob = await Session.find_one({"user.$id": cast.bob.id})
     assert of_bob is not None
     await cast.ada.change_password("new", by=acting(cast.ada), keep=of_bob.id)
     await cast.ended(Reason.PASSWORD_CHANGED, by=cast.ada)
 
 
-async def test_a_password_that_moved_meanwhile_is_not_overwritten(cast: Cast) -> None:
-    await (await again(cast.ada)).change_password("theirs", by=acting(cast.root))
+async def test_a_password_changed_meanwhile_is_not_overwritten(cast: Cast) -> None:
+    await (await reloaded(cast.ada)).change_password("theirs", by=acting(cast.root))
     with pytest.raises(PasswordMoved):
         await cast.ada.change_password("mine", by=acting(cast.ada))
     await cast.ada.upgrade_hash("upgraded")
-    assert (await again(cast.ada)).password_hash == "theirs"
+    assert (await reloaded(cast.ada)).password_hash == "theirs"
     assert cast.ada.password_hash == "hash of ada"
 
 
-async def test_a_hash_made_anew_ends_nothing_and_tells_nobody(cast: Cast) -> None:
-    lines, told = await Event.find({}).count(), (await again(cast.ada)).notice_seq
+async def test_a_hash_upgrade_ends_no_session_and_sends_no_notification(cast: Cast) -> None:
+    lines, told = await Event.find({}).count(), (await reloaded(cast.ada)).notice_seq
     await cast.ada.upgrade_hash("upgraded")
-    assert (await again(cast.ada)).password_hash == cast.ada.password_hash == "upgraded"
-    await cast.go_on()
+    assert (await reloaded(cast.ada)).password_hash == cast.ada.password_hash == "upgraded"
+    await cast.sessions_are_active()
     _, third = await sign_in(cast.ada)
-    assert await why_over(third) is None
+    assert await end_reason(third) is None
     assert await Event.find({"verb": {"$ne": Verb.SESSION_STARTED}}).count() == lines - 3
-    assert (await again(cast.ada)).notice_seq == told
+    assert (await reloaded(cast.ada)).notice_seq == told
 
 
-async def test_of_two_sign_ins_that_upgrade_the_hash_both_stay(cast: Cast) -> None:
-    slower = await again(cast.ada)
+async def test_sessions_of_two_sign_ins_that_upgrade_the_hash_stay_active(cast: Cast) -> None:
+    slower = await reloaded(cast.ada)
     await cast.ada.upgrade_hash("upgraded")
     await slower.upgrade_hash("upgraded, too")
     _, token = await sign_in(slower)
-    assert await why_over(token) is None
-    await (await again(cast.ada)).upgrade_hash("and once more")
-    assert await why_over(token) is None
+    assert await end_reason(token) is None
+    await (await reloaded(cast.ada)).upgrade_hash("and once more")
+    assert await end_reason(token) is None
 
 
-async def test_a_hash_written_by_hand_ends_sessions_also_after_an_upgrade(cast: Cast) -> None:
+async def test_a_raw_write_of_the_hash_ends_sessions_after_an_upgrade(cast: Cast) -> None:
     await cast.ada.upgrade_hash("upgraded")
-    _, token = await sign_in(await again(cast.ada))
+    _, token = await sign_in(await reloaded(cast.ada))
     await User.change({"_id": cast.ada.id}, {"$set": {"password_hash": "by hand"}})
-    assert await why_over(token) is Reason.PASSWORD_CHANGED
+    assert await end_reason(token) is Reason.PASSWORD_CHANGED
 
 
-async def test_a_hash_made_anew_revives_no_session_of_an_older_password(cast: Cast) -> None:
+async def test_a_hash_upgrade_revives_no_session_of_an_older_password(cast: Cast) -> None:
     stale = await sign_in(cast.ada)
     await Session.change({"_id": stale[0].id}, {"$set": {"credential": fingerprint("older")}})
     await cast.ada.upgrade_hash("upgraded")
-    assert await why_over(stale[1]) is Reason.PASSWORD_CHANGED
+    assert await end_reason(stale[1]) is Reason.PASSWORD_CHANGED
 
 
-async def test_a_role_is_added_edited_and_removed(cast: Cast) -> None:
+async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> None:
     version = cast.ada.authz_version
-    of_bob = (await again(cast.bob)).authz_version
+    of_bob = (await reloaded(cast.bob)).authz_version
     write, moderate = Permission.POSTS_WRITE, Permission.POSTS_MODERATE
     await cast.editor.edit(
         name="Editor", description="Edits.", permissions=[write], by=acting(cast.root)
     )
     found = await role("editor")
     assert (found.name, found.description, found.permissions) == ("Editor", "Edits.", [write])
-    assert (await again(cast.ada)).authz_version == version + 1
+    assert (await reloaded(cast.ada)).authz_version == version + 1
     await cast.recorded(
         Verb.ROLE_EDITED, subject=None, role="Editor", allowed=[write], forbidden=[moderate]
     )
-    await cast.go_on()
+    await cast.sessions_are_active()
 
-    assert some(await found.remove(by=acting(cast.root))).details["holders"] == 1
+    assert not_none(await found.remove(by=acting(cast.root))).details["holders"] == 1
     assert await Role.named("editor") is None
-    assert await names_of_roles(cast.ada) == {"member"}
-    assert (await again(cast.ada)).authz_version == version + 2
-    assert (await again(cast.bob)).authz_version == of_bob
+    assert await role_names(cast.ada) == {"member"}
+    assert (await reloaded(cast.ada)).authz_version == version + 2
+    assert (await reloaded(cast.bob)).authz_version == of_bob
     await cast.ended(Reason.ROLE_DELETED, by=cast.root)
     await cast.recorded(Verb.ROLE_DELETED, subject=None, role="Editor", holders=1)
     await cast.told("root deleted the role Editor, which you held.")
 
 
-async def test_each_holder_of_a_deleted_role_finds_that_among_what_has_happened(cast: Cast) -> None:
+async def test_the_activity_of_each_holder_shows_the_deleted_role(cast: Cast) -> None:
     ben = await register("ben", "editor")
-    deleted = some(await cast.editor.remove(by=acting(cast.root)))
+    deleted = not_none(await cast.editor.remove(by=acting(cast.root)))
     for user, concerned in ((cast.ada, True), (ben, True), (cast.bob, False)):
         events = await activity.page(user.id, before=None, limit=10)
         texts = [activity.text(event) for event in events if event.id == deleted.id]
         assert texts == ["The role editor, which you held, was deleted"] * concerned
         assert await activity.page(user.id, before=deleted.id, limit=10)
         shown = json.loads(
-            "".join([piece async for piece in personal_data.export(await again(user))])
+            "".join([piece async for piece in personal_data.export(await reloaded(user))])
         )
         found = [each for each in shown["events"] if each["verb"] == "role.deleted"]
         assert [(each["by"], each["to"], each["details"]["role"]) for each in found] == [
@@ -330,7 +330,7 @@ async def test_each_holder_of_a_deleted_role_finds_that_among_what_has_happened(
         ] * concerned
 
 
-async def test_two_roles_cannot_have_one_name(cast: Cast) -> None:
+async def test_two_roles_cannot_have_the_same_name(cast: Cast) -> None:
     with pytest.raises(RoleTaken):
         await Role.add("EDITOR", "", [], by=acting(cast.root))
     before = await dump_of_roles()
@@ -344,7 +344,7 @@ async def dump_of_roles() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["admin", "moderator", "member"])
-async def test_built_in_roles_stay(db: Database, name: str) -> None:
+async def test_built_in_roles_cannot_be_deleted_or_renamed(db: Database, name: str) -> None:
     built_in = await role(name)
     with pytest.raises(BuiltInRole):
         await built_in.remove(by=NOBODY)
@@ -353,14 +353,16 @@ async def test_built_in_roles_stay(db: Database, name: str) -> None:
     assert (await role(name)).permissions == built_in.permissions
 
 
-async def test_the_role_that_may_do_everything_cannot_be_made_to_do_less(db: Database) -> None:
+async def test_the_admin_role_cannot_lose_permissions(db: Database) -> None:
     with pytest.raises(BuiltInRole):
         await (await role("admin")).edit(name="admin", description="", permissions=[], by=NOBODY)
     assert set((await role("admin")).permissions) == set(Permission)
 
 
 @pytest.mark.parametrize("verb", ["revoke", "disable"])
-async def test_the_last_administrator_stays(cast: Cast, db: Database, verb: str) -> None:
+async def test_the_last_administrator_cannot_be_removed(
+    cast: Cast, db: Database, verb: str
+) -> None:
     admin = await role("admin")
     closed = await register("closed", "admin")
     assert await closed.disable(by=acting(cast.root))
@@ -373,10 +375,10 @@ async def test_the_last_administrator_stays(cast: Cast, db: Database, verb: str)
             else cast.root.revoke(admin, by=NOBODY)
         )
     assert await dump(db) == before
-    assert await why_over(token) is None
+    assert await end_reason(token) is None
 
 
-async def test_nothing_is_done_twice(cast: Cast, db: Database) -> None:
+async def test_a_repeated_operation_changes_nothing(cast: Cast, db: Database) -> None:
     moderator, by = await role("moderator"), acting(cast.root)
     await cast.ada.disable(by=by)
     await cast.ada.revoke(cast.editor, by=by)
@@ -394,7 +396,7 @@ async def test_nothing_is_done_twice(cast: Cast, db: Database) -> None:
     with pytest.raises(RoleGone):
         await cast.bob.grant(gone, by=by)
     after = await dump(db)
-    # Each attempt writes the guard and the documents of the users concerned, so that it and a
+    # Each operation writes the guard and the documents of the users concerned, so that it and a
     # change of their permissions exclude each other. Ending sessions forgets the known browsers of
     # users who have no session, too.
     for dumped in (before, after):
@@ -408,21 +410,21 @@ async def test_nothing_is_done_twice(cast: Cast, db: Database) -> None:
 # ---- the first administrator
 
 
-async def test_the_setup_link_makes_one_administrator_and_is_spent(db: Database) -> None:
+async def test_the_setup_link_creates_one_administrator(db: Database) -> None:
     first, second = await issue_setup(), await issue_setup()
     assert first is not None
     assert second is not None
-    assert not await setup_is_open(first), "a fresh link takes the place of all before it"
+    assert not await setup_is_open(first), "a new link replaces the older ones"
     assert await setup_is_open(second)
     root = await make_first_administrator(second, "root", "r@b.org", "hash", by=NOBODY)
-    assert await names_of_roles(root) == {"admin", "member"}
+    assert await role_names(root) == {"admin", "member"}
     assert not await setup_is_open(second)
     assert await issue_setup() is None
     with pytest.raises(TokenSpent):
         await make_first_administrator(second, "eve", "e@b.org", "hash", by=NOBODY)
 
 
-async def test_a_taken_name_leaves_the_setup_link_as_good_as_before(db: Database) -> None:
+async def test_a_taken_name_does_not_use_up_the_setup_link(db: Database) -> None:
     await register("ada", "member")
     token = await issue_setup()
     assert token is not None
@@ -433,7 +435,7 @@ async def test_a_taken_name_leaves_the_setup_link_as_good_as_before(db: Database
 
 
 @pytest.mark.parametrize("change", ["expires_at", "used_at", "purpose", "token", "promoted"])
-async def test_a_link_that_is_too_old_or_not_ours_leads_nowhere(db: Database, change: str) -> None:
+async def test_an_invalid_setup_link_is_refused(db: Database, change: str) -> None:
     token = await issue_setup()
     assert token is not None
     match change:
@@ -451,7 +453,7 @@ async def test_a_link_that_is_too_old_or_not_ours_leads_nowhere(db: Database, ch
     assert await User.by_username("eve") is None
 
 
-# ---- all or nothing (P2)
+# ---- atomicity
 
 Act = Callable[[Cast], Awaitable[object]]
 
@@ -519,14 +521,14 @@ VERBS: dict[str, tuple[Act, set[str]]] = {
     "remove a comment": (_removed_comment, {"posts", "comments", "users", "events", "notices"}),
     "remove a post": (_removed_post, {"posts", "comments", "users", "events", "notices"}),
 }
-# A deletion is refused by no validator, so for these collections another write must fail.
+# No validator refuses a deletion, so for these collections another write must fail.
 DELETES = {"remove a role": {"roles"}, "remove a comment": {"comments"}} | {
     "remove a post": {"posts", "comments"}
 }
 
 
 @pytest.mark.parametrize("verb", VERBS)
-async def test_a_verb_whose_writes_fail_anywhere_has_done_nothing(
+async def test_an_operation_whose_write_fails_changes_nothing(
     cast: Cast, db: Database, verb: str
 ) -> None:
     act, writes = VERBS[verb]
@@ -539,10 +541,10 @@ async def test_a_verb_whose_writes_fail_anywhere_has_done_nothing(
         (collection, NOTHING) for collection in writes - DELETES.get(verb, set())
     ]
     if "notices" in writes and verb != "register":
-        # The last of the writes of a user's document: the number of the notice.
-        failures.append(("users", _untold(before)))
+        # The number of the notification is the last write of a user's document.
+        failures.append(("users", _without_new_notices(before)))
     for collection, accepted in failures:
-        async with accepting(db, collection, accepted):
+        async with only_accepting(db, collection, accepted):
             with pytest.raises(OperationFailure, match="failed validation"):
                 await act(cast)
         assert await dump(db) == before, f"a failing write of {collection} left something behind"
@@ -551,8 +553,8 @@ async def test_a_verb_whose_writes_fail_anywhere_has_done_nothing(
     assert {name for name in after if after[name] != before[name]} == writes
 
 
-def _untold(before: dict[str, list[dict[str, Any]]]) -> Mapping[str, Any]:
-    """Users as they are, but for their number of notices."""
+def _without_new_notices(before: dict[str, list[dict[str, Any]]]) -> Mapping[str, Any]:
+    """Return a filter that accepts users whose number of notifications is unchanged."""
     return {
         "$or": [{"_id": user["_id"], "notice_seq": user["notice_seq"]} for user in before["users"]]
     }

@@ -21,7 +21,7 @@ from quartapp.models.email.outbox import Letter
 from quartapp.models.factors import recovery_codes
 from quartapp.models.factors.factor import Factor
 from quartapp.models.notifications.notice import Kind, Notice
-from tests.models.stories import acting, again, register
+from tests.models.helpers import acting, register, reloaded
 
 ADA = "ada@example.org"
 
@@ -41,16 +41,16 @@ async def queued(**match: Any) -> Counter[str]:
 async def test_forty_sets_of_recovery_codes_send_five_emails(db: Database) -> None:
     ada = await register("ada")
     await User.change({"_id": ada.id}, {"$set": {"totp": {"sealed": "", "added_at": clock.now()}}})
-    ada = await again(ada)
+    ada = await reloaded(ada)
     assert Factor.TOTP in ada.factors
     for _ in range(40):
         await recovery_codes.renew(ada, by=acting(ada))
     assert await queued() == {"recovery_codes.made": 5}
     told = {"user.$id": ada.id, "kind": Kind.RECOVERY_CODES_MADE}
-    assert await Notice.find(told).count() == 40, "in the app each of them is told"
+    assert await Notice.find(told).count() == 40, "each of them has a notification in the app"
 
 
-async def test_each_kind_has_room_when_all_others_are_used_up(db: Database) -> None:
+async def test_each_kind_of_email_has_its_own_budget(db: Database) -> None:
     for letter in Letter:
         await queue(letter, times=12)
     sent = await queued()
@@ -80,7 +80,7 @@ async def test_all_spellings_of_a_mailbox_share_its_budget(
     assert sum((await queued()).values()) == 6, "another mailbox has a budget of its own"
 
 
-async def test_many_at_once_get_no_more_than_the_budget(db: Database) -> None:
+async def test_concurrent_requests_stay_within_the_email_budget(db: Database) -> None:
     asked = [password_reset.ask(f"ada+{number}@example.org", by=NOBODY) for number in range(30)]
     with capture_logs() as logs:
         await asyncio.gather(*asked)
@@ -90,7 +90,7 @@ async def test_many_at_once_get_no_more_than_the_budget(db: Database) -> None:
     ] * 25
 
 
-async def test_a_mailbox_has_its_budget_again_when_the_period_is_over(db: Database) -> None:
+async def test_the_email_budget_is_renewed_after_its_period(db: Database) -> None:
     await queue(Letter.RESET, times=6)
     assert await queued() == {"password.reset": 5}
     await Mailbox.change_all({}, {"$set": {"until": clock.now()}})
@@ -110,7 +110,7 @@ async def test_an_email_that_is_not_committed_is_not_counted(db: Database) -> No
     assert await queued() == {"password.reset": 1}
 
 
-async def test_a_suppressed_invitation_fails_nobody(db: Database) -> None:
+async def test_an_invitation_whose_email_is_suppressed_is_still_created(db: Database) -> None:
     for number in range(7):
         await Invitation.write(f"ada+{number}@example.org", None, by=NOBODY)
     assert await queued() == {"user.invited": 5}
@@ -120,7 +120,7 @@ async def test_a_suppressed_invitation_fails_nobody(db: Database) -> None:
 async def test_an_unverified_address_gets_no_notifications(db: Database) -> None:
     ada = await register("ada")
     await User.change({"_id": ada.id}, {"$set": {"email_verified_at": None}})
-    ada = await again(ada)
+    ada = await reloaded(ada)
     await ada.change_password("another", by=acting(ada))
     await ada.close(by=acting(ada))
     assert await queued() == {}

@@ -1,4 +1,4 @@
-"""Lists: in their order, page after page, by an index and with few questions."""
+"""Lists are ordered, paginated, and read by an index in few queries."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
-from tests.models.stories import HOUR, acting, register, role, some
+from tests.models.helpers import HOUR, acting, not_none, register, role
 
-CROWD, EACH = 30, 10
+USERS, EACH = 30, 10
 
 
 @pytest.fixture
-async def crowd(db: Database) -> list[User]:
-    """Thirty people with ten of everything each, written by hand for the sake of speed."""
+async def users(db: Database) -> list[User]:
+    """Return thirty users with ten of everything each, inserted directly for speed."""
     member = await role("member")
     now = clock.now()
     people = [
@@ -43,7 +43,7 @@ async def crowd(db: Database) -> list[User]:
             password_hash="hash",
             roles=[Link(role_ref(member.id), Role)],
         )
-        for i in range(CROWD)
+        for i in range(USERS)
     ]
     await User.insert_many(people)
     posts, comments, notices, sessions, events = [], [], [], [], []
@@ -74,8 +74,8 @@ async def crowd(db: Database) -> list[User]:
 
 
 @pytest.fixture
-def questions(db: Database) -> Callable[[Awaitable[Any]], Awaitable[list[dict[str, Any]]]]:
-    """What the server was asked while something ran, as its profiler saw it."""
+def queries(db: Database) -> Callable[[Awaitable[Any]], Awaitable[list[dict[str, Any]]]]:
+    """Return the queries of the server's profiler while an awaitable runs."""
 
     async def ask(work: Awaitable[Any]) -> list[dict[str, Any]]:
         await db.command("profile", 2)
@@ -98,11 +98,11 @@ def page_of_posts(user: User) -> Awaitable[Any]:
 
 
 async def comments_of_a_post(user: User) -> list[Comment]:
-    post = some(await Post.find({"author.$id": user.id}, sort="_id").first_or_none())
+    post = not_none(await Post.find({"author.$id": user.id}, sort="_id").first_or_none())
     return await Comment.page(post.id, after=post.id, limit=5)
 
 
-# What is asked; how many questions that is with what is linked; how many documents are read for it.
+# The list, the number of its queries (linked documents included), and of the documents it reads.
 LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "posts": (lambda _: Post.page(limit=5), 2, 10),
     "posts of an author": (page_of_posts, 2, 6),
@@ -110,69 +110,67 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "notices after a cursor": (lambda u: Notice.after(u.id, 4, limit=5), 1, 5),
     "newest notices": (lambda u: Notice.page(u.id, before=8, limit=5), 1, 5),
     "events": (lambda _: Event.page(limit=5), 3, 15),
-    "events about somebody": (lambda u: Event.page(subject=u.id, limit=5), 3, 7),
-    "people": (lambda _: User.search("", limit=5), 2, 7),
-    "people past a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
-    "who is on": (lambda _: Session.on_now(limit=5), 2, 10),
+    "events about a user": (lambda u: Event.page(subject=u.id, limit=5), 3, 7),
+    "users": (lambda _: User.search("", limit=5), 2, 7),
+    "users after a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
+    "active sessions": (lambda _: Session.on_now(limit=5), 2, 10),
     "a session by its token": (lambda _: session_rule.by_digest(digest_of("3 3")), 1, 3),
-    "somebody by name": (lambda _: User.by_username("USER07"), 2, 2),
-    "somebody by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
+    "a user by name": (lambda _: User.by_username("USER07"), 2, 2),
+    "a user by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
     "an invitation by its token": (lambda _: Invitation.by_token("x" * 43), 1, 0),
     "administrators": (lambda _: active_administrators(), 2, 3),
 }
 
 
 @pytest.mark.parametrize("what", LISTS)
-async def test_a_page_is_read_by_an_index_in_few_questions_and_no_more_of_it_than_is_shown(
-    crowd: list[User], questions: Any, what: str
+async def test_a_page_is_read_by_index_in_few_queries(
+    users: list[User], queries: Any, what: str
 ) -> None:
     work, count, documents = LISTS[what]
-    asked = await questions(work(crowd[7]))
+    asked = await queries(work(users[7]))
     assert len(asked) == count, [each["command"] for each in asked]
     for each in asked:
         if each["ns"].endswith(".roles"):
-            continue  # there are a handful, so any way to them is short
+            continue  # There are few roles, so a scan is cheap.
         assert "COLLSCAN" not in each["planSummary"], each["command"]
         assert not each.get("hasSortStage"), each["command"]
     assert sum(each.get("docsExamined", 0) for each in asked) <= documents
 
 
-async def test_a_search_reads_an_index_for_each_of_name_and_address(
-    crowd: list[User], questions: Any
+async def test_a_search_reads_an_index_for_usernames_and_one_for_addresses(
+    users: list[User], queries: Any
 ) -> None:
-    asked = await questions(User.search("user2"))
+    asked = await queries(User.search("user2"))
     assert len(asked) == 2
     assert "COLLSCAN" not in asked[0]["planSummary"]
     assert asked[0]["nreturned"] == 10
 
 
-async def test_the_sessions_of_somebody_are_read_by_an_index(
-    crowd: list[User], questions: Any
-) -> None:
-    (asked,) = await questions(Session.of_user(crowd[7].id))
+async def test_the_sessions_of_a_user_are_read_by_index(users: list[User], queries: Any) -> None:
+    (asked,) = await queries(Session.of_user(users[7].id))
     assert "by_user" in str(asked["execStats"])
     assert asked["docsExamined"] == EACH
 
 
-# ---- in their order, each once
+# ---- order
 
 
-async def test_the_pages_of_posts_hold_each_post_once_the_newest_first(crowd: list[User]) -> None:
+async def test_pages_of_posts_list_each_post_once_newest_first(users: list[User]) -> None:
     seen: list[Post] = []
     while page := await Post.page(before=seen[-1].id if seen else None, limit=70):
         seen += page
-    assert len(seen) == CROWD * EACH
+    assert len(seen) == USERS * EACH
     assert [post.id for post in seen] == sorted({post.id for post in seen}, reverse=True)
-    assert {post.author.username for post in seen} == {user.username for user in crowd}  # type: ignore[attr-defined]
+    assert {post.author.username for post in seen} == {user.username for user in users}  # type: ignore[attr-defined]
 
 
-async def test_the_pages_of_an_author_hold_nobody_elses_posts(crowd: list[User]) -> None:
-    first = await Post.page(author=crowd[3].id, limit=6)
-    rest = await Post.page(author=crowd[3].id, before=first[-1].id, limit=6)
+async def test_pages_of_an_author_list_only_their_posts(users: list[User]) -> None:
+    first = await Post.page(author=users[3].id, limit=6)
+    rest = await Post.page(author=users[3].id, before=first[-1].id, limit=6)
     assert [post.title for post in first + rest] == [f"3 {i}" for i in reversed(range(EACH))]
 
 
-async def test_a_conversation_is_read_from_its_beginning(db: Database) -> None:
+async def test_comments_are_listed_oldest_first(db: Database) -> None:
     ada = await register("ada", "member")
     post = await Post.write("On engines", "…", by=acting(ada))
     other = await Post.write("On looms", "…", by=acting(ada))
@@ -182,11 +180,11 @@ async def test_a_conversation_is_read_from_its_beginning(db: Database) -> None:
     first = await Comment.page(post.id, limit=3)
     rest = await Comment.page(post.id, after=first[-1].id, limit=3)
     assert [comment.body for comment in first + rest] == list("01234")
-    assert some(await Post.get(post.id)).comment_count == 5
+    assert not_none(await Post.get(post.id)).comment_count == 5
 
 
-async def test_a_cursor_gives_what_was_missed_in_order_each_once(crowd: list[User]) -> None:
-    ada, seen, cursor = crowd[0], [], 0
+async def test_a_cursor_returns_missed_notifications_in_order_each_once(users: list[User]) -> None:
+    ada, seen, cursor = users[0], [], 0
     while page := await Notice.after(ada.id, cursor, limit=3):
         seen += [notice.seq for notice in page]
         cursor = page[-1].seq
@@ -197,22 +195,22 @@ async def test_a_cursor_gives_what_was_missed_in_order_each_once(crowd: list[Use
     assert newest == [3, 2, 1]
 
 
-async def test_who_is_on_is_listed_the_last_used_first(crowd: list[User]) -> None:
+async def test_active_sessions_are_listed_by_last_use(users: list[User]) -> None:
     seen: list[Session] = []
     while page := await Session.on_now(
         before=(seen[-1].seen_at, seen[-1].id) if seen else None, limit=70
     ):
         seen += page
-    assert len({session.id for session in seen}) == len(seen) == CROWD * EACH
+    assert len({session.id for session in seen}) == len(seen) == USERS * EACH
     assert [session.seen_at for session in seen] == sorted(
         (session.seen_at for session in seen), reverse=True
     )
-    assert linked_id(seen[0].user) == crowd[0].id
+    assert linked_id(seen[0].user) == users[0].id
     assert seen[0].user.username == "user00"  # type: ignore[attr-defined]
 
 
-async def test_sessions_used_in_one_millisecond_are_listed_each_once(
-    crowd: list[User], db: Database
+async def test_sessions_used_in_the_same_millisecond_are_listed_once_each(
+    users: list[User], db: Database
 ) -> None:
     await db["sessions"].update_many({}, {"$set": {"seen_at": clock.now()}})
     seen: list[Session] = []
@@ -220,17 +218,15 @@ async def test_sessions_used_in_one_millisecond_are_listed_each_once(
         before=(seen[-1].seen_at, seen[-1].id) if seen else None, limit=70
     ):
         seen += page
-    assert len({session.id for session in seen}) == len(seen) == CROWD * EACH
+    assert len({session.id for session in seen}) == len(seen) == USERS * EACH
 
 
-async def test_the_page_of_what_somebody_deleted_wrote_still_stands(
-    crowd: list[User], db: Database
-) -> None:
-    await db["users"].delete_one({"_id": crowd[3].id})
-    page = await Post.page(author=crowd[3].id)
+async def test_posts_of_a_deleted_user_are_still_listed(users: list[User], db: Database) -> None:
+    await db["users"].delete_one({"_id": users[3].id})
+    page = await Post.page(author=users[3].id)
     assert len(page) == EACH
-    assert {post.author_id for post in page} == {crowd[3].id}
-    assert some(await Post.with_author(page[0].id)).author_id == crowd[3].id
+    assert {post.author_id for post in page} == {users[3].id}
+    assert not_none(await Post.with_author(page[0].id)).author_id == users[3].id
 
 
 # ---- search
@@ -264,13 +260,13 @@ async def people(db: Database) -> None:
         *((text, []) for text in ["$ne", '{"$gt": ""}', "\uffff", "😀", "a" * 5000]),
     ],
 )
-async def test_a_search_finds_beginnings_in_any_case_and_reads_no_pattern(
+async def test_a_search_matches_prefixes_in_any_case_and_no_patterns(
     people: None, text: str, found: list[str]
 ) -> None:
     assert [user.username for user in await User.search(text)] == found
 
 
-async def test_a_search_goes_on_after_a_name_in_any_case(people: None) -> None:
+async def test_a_search_continues_after_a_name_in_any_case(people: None) -> None:
     assert [user.username for user in await User.search("ada", after="ADAM")] == ["bob"]
     assert [user.username for user in await User.search("", limit=2)] == ["ada", "Adam"]
     assert [user.username for user in await User.search("", after="Adam", limit=2)] == [
@@ -279,6 +275,6 @@ async def test_a_search_goes_on_after_a_name_in_any_case(people: None) -> None:
     ]
 
 
-async def test_a_search_brings_the_roles(people: None) -> None:
+async def test_a_search_loads_the_roles(people: None) -> None:
     (zoe,) = await User.search("zoe")
     assert [held.name for held in zoe.roles] == ["member"]  # type: ignore[attr-defined]

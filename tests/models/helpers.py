@@ -1,4 +1,4 @@
-"""Words in which the tests of the documents tell their stories."""
+"""Helpers for the tests of the documents."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ HOUR = timedelta(hours=1)
 def race(rounds: int, *, short: int) -> pytest.MarkDecorator:
     """Give a test its argument `rounds`: the numbers of all rounds in the long form of the test.
 
-    In the short form it gets so many of these numbers, spread evenly.
+    The short form gets `short` of these numbers, spread evenly.
     """
-    some_of_them = range(0, rounds, -(-rounds // short))
+    sample = range(0, rounds, -(-rounds // short))
     return pytest.mark.parametrize(
         "rounds",
         [
-            pytest.param(some_of_them, id="short"),
+            pytest.param(sample, id="short"),
             pytest.param(range(rounds), id="long", marks=pytest.mark.long),
         ],
     )
 
 
-def some(value: T | None) -> T:
+def not_none(value: T | None) -> T:
     assert value is not None
     return value
 
 
 async def role(name: str) -> Role:
-    return some(await Role.named(name))
+    return not_none(await Role.named(name))
 
 
 async def register(name: str, *roles: str) -> User:
@@ -59,12 +59,13 @@ async def register(name: str, *roles: str) -> User:
     )
 
 
-async def again(user: User) -> User:
-    """The same person, as the database has them now."""
-    return some(await User.get(user.id))
+async def reloaded(user: User) -> User:
+    """Return the user as the database has them now."""
+    return not_none(await User.get(user.id))
 
 
 def acting(user: User) -> Actor:
+    """Return an actor for the user, with an IP address and without a session."""
     return Actor(user.id, user.username, "192.0.2.7")
 
 
@@ -74,20 +75,20 @@ async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
     )
 
 
-async def why_over(token: str) -> Reason | None:
-    """Why the session of the token is over; None while it lives."""
+async def end_reason(token: str) -> Reason | None:
+    """Return the reason for which the session of the token has ended; None while it is active."""
     standing = await session_rule.by_digest(digest_of(token))
     assert standing is not None
     return standing.reason if isinstance(standing, Ended) else None
 
 
-async def names_of_roles(user: User) -> set[str]:
-    held = [link.ref.id for link in (await again(user)).roles]
+async def role_names(user: User) -> set[str]:
+    held = [link.ref.id for link in (await reloaded(user)).roles]
     return {found.name for found in await Role.find({"_id": {"$in": held}}).to_list()}
 
 
 async def dump(db: Database) -> dict[str, list[dict[str, Any]]]:
-    """Every document of every collection, without the counter of an actor's checks."""
+    """Return every document of every collection, without the field `acts`."""
     return {
         name: await db[name].find({}, {"acts": 0}, sort=[("_id", 1)]).to_list(None)
         for name in sorted(
@@ -97,8 +98,10 @@ async def dump(db: Database) -> dict[str, list[dict[str, Any]]]:
 
 
 @asynccontextmanager
-async def accepting(db: Database, collection: str, only: Mapping[str, Any]) -> AsyncIterator[None]:
-    """The server itself refuses to write what does not match, as it would on a full disk."""
+async def only_accepting(
+    db: Database, collection: str, only: Mapping[str, Any]
+) -> AsyncIterator[None]:
+    """Have the server refuse documents of the collection that do not match `only`."""
     await db.command("collMod", collection, validator=only)
     try:
         yield
@@ -106,8 +109,11 @@ async def accepting(db: Database, collection: str, only: Mapping[str, Any]) -> A
         await db.command("collMod", collection, validator={})
 
 
-async def at_once(*works: Awaitable[T], unless: type[Exception] | None = None) -> list[T]:
-    """What those got who succeeded; any error but the one expected is raised."""
+async def concurrently(*works: Awaitable[T], unless: type[Exception] | None = None) -> list[T]:
+    """Run these concurrently and return the results of those that succeed.
+
+    Errors of the type `unless` are ignored, others are raised.
+    """
     results = await asyncio.gather(*works, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException) and not (unless and isinstance(result, unless)):
