@@ -11,7 +11,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from jinja2.bccache import Bucket, BytecodeCache
 from pymongo.asynchronous.database import AsyncDatabase
@@ -88,7 +88,7 @@ class Shared:
             await self.close()
             self._app = create_app(settings)
             self._app.jinja_env.bytecode_cache = COMPILED
-            await self._stack.enter_async_context(self._app.test_app())
+            await self._stack.enter_async_context(cast(Any, self._app.test_app()))
             self._parts = dict(vars(runtime_of(self._app)))
             self._connected = mongo._database
             await self._remember(settings)

@@ -143,7 +143,7 @@ def server(
 
 async def refused(data: Path, *options: str, **changes: str) -> str:
     """Start a server that cannot start, and return the reason from the one line that it prints."""
-    ran = await people.command("serve", *options, data=data, **changes)
+    ran = await people.command("serve", *options, data=data, stdin=b"", **changes)
     assert (ran.status, ran.out) == (1, ""), ran
     assert ran.err.startswith("quartapp: "), ran
     assert ran.err.count("\n") == 1, ran
@@ -239,7 +239,8 @@ def test_production_logs_json_and_drains_before_it_stops(folder: Path) -> None:
 async def test_in_production_a_failed_start_logs_one_json_line(
     folder: Path, options: list[str], changes: dict[str, str], reason: str
 ) -> None:
-    ran = await people.command("serve", *options, data=folder / "data", **DEPLOYED, **changes)
+    data = folder / "data"
+    ran = await people.command("serve", *options, data=data, stdin=b"", **DEPLOYED, **changes)
     line = json.loads(ran.err)
     assert (ran.status, ran.out, line["event"]) == (1, "", "start_failed")
     assert reason in line["reason"]
