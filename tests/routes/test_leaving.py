@@ -182,7 +182,7 @@ async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
     assert (await ada.sign_in()).location == "/"
     assert await ada.me()
     await ada.post("/account/deactivate")
-    assert "closed by its owner" in (await root.get("/admin/users/ada")).text
+    assert "deactivated" in (await root.get("/admin/users/ada")).text
     assert '<span class="tag tag-off">closed</span>' in (await root.get("/users/ada")).text
 
 
