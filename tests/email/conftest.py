@@ -1,4 +1,4 @@
-"""A real SMTP server, which does to letters what a test tells it to."""
+"""A real SMTP server, whose answers a test can choose, and a worker that delivers to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from quartapp.settings import Settings
 
 @dataclass(frozen=True)
 class Envelope:
-    """A letter as the server got it."""
+    """An email as the server received it."""
 
     mail_from: str
     rcpt_tos: list[str]
@@ -33,27 +33,27 @@ class Envelope:
 
 
 @dataclass(frozen=True)
-class PostOffice:
-    """One way into the server. What it was given is in the folder, whichever way it came."""
+class SmtpServer:
+    """One port of the server. What arrives at any port is kept in the same folder."""
 
     port: int
     folder: Path
 
     @property
     def envelopes(self) -> list[Envelope]:
-        return [Envelope(**said) for said in self._kept("envelope")]
+        return [Envelope(**record) for record in self._kept("envelope")]
 
     @property
-    def letters(self) -> list[EmailMessage]:
+    def emails(self) -> list[EmailMessage]:
         contents = [each.content.encode("utf-8", "surrogateescape") for each in self.envelopes]
         return [message_from_bytes(content, policy=default) for content in contents]  # type: ignore[misc]
 
     @property
     def logins(self) -> list[tuple[str, str]]:
-        return [(said["user"], said["password"]) for said in self._kept("login")]
+        return [(record["user"], record["password"]) for record in self._kept("login")]
 
     def answer(self, *answers: str) -> None:
-        """Instead of taking the next letters."""
+        """Refuse the next emails with these answers."""
         (self.folder / "answers").write_text("\n".join(answers))
 
     def _kept(self, what: str) -> list[Any]:
@@ -61,10 +61,10 @@ class PostOffice:
 
 
 @asynccontextmanager
-async def post_offices(
+async def running_smtp_servers(
     folder: Path, certificate: Path | None = None
-) -> AsyncIterator[dict[str, PostOffice]]:
-    """A mail server in a process of its own, by each way into it: see `tests.email.smtp_server`."""
+) -> AsyncIterator[dict[str, SmtpServer]]:
+    """Run the SMTP server in its own process, and yield its ports by kind: see its module."""
     process = await asyncio.create_subprocess_exec(
         *(
             sys.executable,
@@ -80,36 +80,39 @@ async def post_offices(
     try:
         async with asyncio.timeout(40):
             ports = json.loads(await process.stdout.readline())
-        yield {way: PostOffice(port, folder) for way, port in ports.items()}
+        yield {kind: SmtpServer(port, folder) for kind, port in ports.items()}
     finally:
         process.terminate()
         await process.communicate()
 
 
 @pytest.fixture(scope="session")
-async def _post_offices(
+async def _smtp_servers(
     tmp_path_factory: pytest.TempPathFactory, certificate: Path
-) -> AsyncIterator[dict[str, PostOffice]]:
-    async with post_offices(tmp_path_factory.mktemp("post"), certificate) as offices:
-        yield offices
+) -> AsyncIterator[dict[str, SmtpServer]]:
+    async with running_smtp_servers(tmp_path_factory.mktemp("smtp"), certificate) as smtp_servers:
+        yield smtp_servers
 
 
 @pytest.fixture
-def offices(_post_offices: dict[str, PostOffice]) -> dict[str, PostOffice]:
-    """Empty."""
-    for file in _post_offices["plain"].folder.iterdir():
+def smtp_servers(_smtp_servers: dict[str, SmtpServer]) -> dict[str, SmtpServer]:
+    """Return the ports of the server by kind, without emails and logins."""
+    for file in _smtp_servers["plain"].folder.iterdir():
         file.unlink()
-    return _post_offices
+    return _smtp_servers
 
 
 @pytest.fixture
-def office(offices: dict[str, PostOffice]) -> PostOffice:
-    return offices["plain"]
+def smtp_server(smtp_servers: dict[str, SmtpServer]) -> SmtpServer:
+    return smtp_servers["plain"]
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For 127.0.0.1, signed by itself; with its key in the same file."""
+    """Create a self-signed certificate for 127.0.0.1 and its key in one file.
+
+    The certificate alone is in a file whose name also ends in `.crt`.
+    """
     file = tmp_path_factory.mktemp("tls") / "server.pem"
     subject = ["-subj", "/CN=post.example", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
@@ -120,13 +123,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def postman(settings: Settings, office: PostOffice, **changes: Any) -> OutboxWorker:
-    """One who brings letters to the office."""
+def outbox_worker(settings: Settings, smtp_server: SmtpServer, **changes: Any) -> OutboxWorker:
+    """Return a worker that delivers to this server, with changed settings if given."""
     return OutboxWorker(
         settings.model_copy(
             update={
                 "smtp_host": "127.0.0.1",
-                "smtp_port": office.port,
+                "smtp_port": smtp_server.port,
                 "smtp_tls": "none",
                 "base_url": "https://people.example.org",
                 "secret_key": SecretStr("k" * 32),
@@ -136,5 +139,5 @@ def postman(settings: Settings, office: PostOffice, **changes: Any) -> OutboxWor
     )
 
 
-async def the_outbox() -> list[dict[str, Any]]:
+async def outbox() -> list[dict[str, Any]]:
     return await Mail.get_motor_collection().find({}).sort("_id").to_list(None)

@@ -1,7 +1,8 @@
-"""A mail server, to be run by itself: `python -m tests.email.smtp_server FOLDER [CERTIFICATE]`.
+"""An SMTP server with several ports: `python -m tests.email.smtp_server FOLDER [CERTIFICATE]`.
 
-It prints on which port it listens in which way. What it is given it keeps in the folder, and the
-next letters it answers with what stands there.
+It prints its ports as JSON: `plain`, `login`, `utf8` and, with a certificate, `starttls` and `tls`.
+It writes each email and each login to a file in the folder. If the folder has a file `answers`,
+each line of it is the answer that refuses one of the next emails.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 LOGIN = LoginPassword(b"quartapp", b"canary-smtp-password")
 
 
-class Office:
+class Handler:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._numbers = count(1)
@@ -30,8 +31,10 @@ class Office:
             answer, *others = answers.read_text().splitlines()
             answers.write_text("\n".join(others)) if others else answers.unlink()
             return answer
-        said = {"mail_from": envelope.mail_from, "rcpt_tos": envelope.rcpt_tos}
-        self._keep("envelope", **said, content=envelope.content.decode("utf-8", "surrogateescape"))
+        record = {"mail_from": envelope.mail_from, "rcpt_tos": envelope.rcpt_tos}
+        self._keep(
+            "envelope", **record, content=envelope.content.decode("utf-8", "surrogateescape")
+        )
         return "250 taken"
 
     async def handle_RCPT(  # noqa: N802
@@ -48,16 +51,16 @@ class Office:
         # Not handled: the answer is left to the library.
         return AuthResult(success=login == LOGIN, handled=False)
 
-    def _keep(self, what: str, **said: Any) -> None:
-        """Whoever sees the file sees all of it."""
+    def _keep(self, what: str, **record: Any) -> None:
+        """Write a file that becomes visible only when it is complete."""
         name = f"{next(self._numbers):06}.{what}"
         draft = self._folder / f".{name}"
-        draft.write_text(json.dumps(said))
+        draft.write_text(json.dumps(record))
         draft.rename(self._folder / name)
 
 
 async def serve(folder: Path, certificate: str | None) -> None:
-    ways: dict[str, dict[str, Any]] = {
+    kinds: dict[str, dict[str, Any]] = {
         "plain": {},
         "login": {"auth_required": True, "auth_require_tls": False},
         "utf8": {"enable_SMTPUTF8": True},
@@ -66,17 +69,17 @@ async def serve(folder: Path, certificate: str | None) -> None:
     if certificate:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate)
-        ways |= {"starttls": {"tls_context": tls, "require_starttls": True}, "tls": {}}
-    office, loop, ports = Office(folder), asyncio.get_running_loop(), {}
-    for way, options in ways.items():
+        kinds |= {"starttls": {"tls_context": tls, "require_starttls": True}, "tls": {}}
+    handler, loop, ports = Handler(folder), asyncio.get_running_loop(), {}
+    for kind, options in kinds.items():
 
         def protocol(options: dict[str, Any] = options) -> SMTP:
-            authenticator = office.authenticate
-            return SMTP(office, hostname="post.example", authenticator=authenticator, **options)
+            authenticator = handler.authenticate
+            return SMTP(handler, hostname="post.example", authenticator=authenticator, **options)
 
-        encrypts = tls if way == "tls" else None
+        encrypts = tls if kind == "tls" else None
         server = await loop.create_server(protocol, "127.0.0.1", 0, ssl=encrypts)
-        ports[way] = server.sockets[0].getsockname()[1]
+        ports[kind] = server.sockets[0].getsockname()[1]
     print(json.dumps(ports), flush=True)
     await asyncio.Event().wait()
 

@@ -6,26 +6,26 @@ from pathlib import Path
 
 from quartapp import clock
 from tests.conftest import PASSWORD, serving
-from tests.email.conftest import post_offices
+from tests.email.conftest import running_smtp_servers
 from tests.people import Person, until
 from tests.routes.conftest import link_in
 
 
 async def test_emails_are_sent_again_after_a_temporary_refusal(tmp_path: Path) -> None:
     async with (
-        post_offices(tmp_path) as offices,
+        running_smtp_servers(tmp_path) as smtp_servers,
         serving(
             tmp_path / "data",
             BASE_URL="http://people.example.org",
             SMTP_HOST="127.0.0.1",
-            SMTP_PORT=str(offices["plain"].port),
+            SMTP_PORT=str(smtp_servers["plain"].port),
             SMTP_TLS="none",
             MAIL_FROM="people@example.org",
             REQUIRE_VERIFIED_EMAIL="false",
         ) as server,
     ):
-        office = offices["plain"]
-        office.answer("451 greylisted")
+        smtp_server = smtp_servers["plain"]
+        smtp_server.answer("451 greylisted")
         async with Person(server.url, "ada", PASSWORD) as ada, server.database() as database:
             await ada.register()
 
@@ -37,12 +37,12 @@ async def test_emails_are_sent_again_after_a_temporary_refusal(tmp_path: Path) -
             await database["outbox"].update_many({}, {"$set": {"due_at": clock.now()}})
 
             async def came() -> bool:
-                return bool(office.letters)
+                return bool(smtp_server.emails)
 
             await until(came)
-            (letter,) = office.letters
-            assert letter["From"] == "quartapp <people@example.org>"
-            text = letter.get_content()
+            (message,) = smtp_server.emails
+            assert message["From"] == "quartapp <people@example.org>"
+            text = message.get_content()
             assert "http://people.example.org/verify/" in text
             answer = await ada.post(link_in(text), page=link_in(text))
             assert answer.headers["Location"] == "/account"
