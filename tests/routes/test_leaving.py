@@ -183,7 +183,7 @@ async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
     assert await ada.me()
     await ada.post("/account/deactivate")
     assert "deactivated" in (await root.get("/admin/users/ada")).text
-    assert '<span class="tag tag-off">closed</span>' in (await root.get("/users/ada")).text
+    assert '<span class="tag tag-off">deactivated</span>' in (await root.get("/users/ada")).text
 
 
 async def test_who_is_leaving_anyway_can_be_deleted_by_administrators_besides(
