@@ -1,4 +1,4 @@
-"""Servers that share a database, which stands for several hosts, and the people on them."""
+"""Several hosts: servers that share a database, and users who are signed in to them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tests.faults.oracle import at
 from tests.faults.replicas import Replicas, replicas
 from tests.people import First, Person, Server, command
 
-# A cookie of one host must be good on the others.
+# Every host must accept the cookies of the others.
 KEY = "a key that all the hosts have, of more than 32 bytes"
 
 
 @dataclass
 class Hosts:
-    """Starts servers on the way, and ends them and the people's browsers in the end."""
+    """Starts servers and signs users in. All are stopped when the context ends."""
 
     folder: Path
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def serve(self, name: str, uri: str, *, first: First | None = None, **env: str) -> Server:
-        """A server of one worker with its own way to the database."""
-        # Nothing is put right by a sweep, unless a test wants one.
+        """Start a server of one worker that reaches the database at this address."""
+        # The periodic check is an hour away, unless a test asks for it.
         env = {"LIVE_SWEEP_SECONDS": "3600", "LIVE_PING_SECONDS": "60"} | env
         return await self.stack.enter_async_context(
             serving(
@@ -40,7 +40,7 @@ class Hosts:
         )
 
     async def administrator(self, server: Server, uri: str, name: str = "root") -> Person:
-        """Made beside the server, as an operator does, and signed in."""
+        """Create an administrator with the command line, and return them signed in."""
         ran = await command(
             *("user", "create", name, f"{name}@example.org", "--role", "admin"),
             data=self.folder / "operator",
@@ -55,19 +55,19 @@ class Hosts:
         return person
 
     async def member(self, server: Server, name: str) -> Person:
-        """Somebody who registers, and is signed in."""
+        """Register a user, and return them signed in."""
         person = await self.visitor(server, name)
         await person.register()
         return person
 
     async def visitor(self, server: Server, name: str) -> Person:
         person = await self.stack.enter_async_context(Person(server.url, name, PASSWORD))
-        # Long enough to see how long an answer takes in the worst case.
+        # Longer than the slowest answer, whose time tests measure.
         person.client.timeout = 60
         return person
 
     async def moved(self, person: Person, server: Server) -> Person:
-        """The same browser, with the same cookie, at another server."""
+        """Return the same user with the same cookie, at another server."""
         other = await self.stack.enter_async_context(at(server, person))
         other.client.timeout = 60
         return other
@@ -89,10 +89,10 @@ class Scene:
 
 @asynccontextmanager
 async def scene_of(folder: Path, *, nodes: int = 3) -> AsyncIterator[Scene]:
-    async with replicas(folder / "nodes", count=nodes) as them, hosts(folder) as servers:
-        server = await servers.serve("server", them.uri)
-        root = await servers.administrator(server, them.uri)
-        yield Scene(them, servers, server, root)
+    async with replicas(folder / "nodes", count=nodes) as replica_set, hosts(folder) as servers:
+        server = await servers.serve("server", replica_set.uri)
+        root = await servers.administrator(server, replica_set.uri)
+        yield Scene(replica_set, servers, server, root)
 
 
 @asynccontextmanager

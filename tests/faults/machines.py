@@ -1,4 +1,4 @@
-"""What makes a machine of its own of a server: done first in its process, and so in its workers."""
+"""Simulated machines: what a server process does first, so that its workers inherit it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.people import First
 
 
 def clock(*, minutes: float) -> First:
-    """Its wall clock is ahead by so much, or behind. Durations are measured by another clock."""
+    """Set the wall clock of the server this much ahead. The monotonic clock is not changed."""
     return partial(_be_ahead, timedelta(minutes=minutes))
 
 
@@ -24,28 +24,30 @@ def _be_ahead(by: timedelta) -> None:
     time_machine.travel(datetime.now(UTC) + by, tick=True).start()
 
 
-# Each time that a process of the machine is sent one of these its clock steps by so much.
+# A process of the machine that receives one of these signals changes its clock by this much.
 STEPS = {signal.SIGUSR1: timedelta(hours=1), signal.SIGUSR2: timedelta(hours=-1)}
 
 
 def stepping() -> None:
-    """Its wall clock steps while it serves, as one does that somebody sets."""
+    """Change the wall clock of a process on a signal, as when the clock of a machine is set."""
     for number, by in STEPS.items():
         signal.signal(number, lambda *_, by=by: _be_ahead(by))
 
 
-def distrust(seconds: float) -> First:
-    """It does without a database for so long, not for half a minute."""
-    return partial(_distrust, seconds)
+def close_sockets_after(seconds: float) -> First:
+    """Shorten the time without a database after which the server closes its sockets."""
+    return partial(_close_sockets_after, seconds)
 
 
-def _distrust(seconds: float) -> None:
+def _close_sockets_after(seconds: float) -> None:
     dispatcher.DISTRUST_SECONDS = seconds
 
 
 def disk(folder: Path, *, megabytes: int) -> First:
-    """What is in the folder is on a disk of its own of that size, which nobody else sees: others
-    find it under `/proc/<pid>/root`."""
+    """Mount a small file system on the folder, visible only to the server.
+
+    Other processes reach it under `/proc/<pid>/root`.
+    """
     return partial(_have_disk, folder, megabytes)
 
 
@@ -60,7 +62,7 @@ def _have_disk(folder: Path, megabytes: int) -> None:
         if getattr(libc, name)(*values):
             raise OSError(ctypes.get_errno(), f"{name} was refused")
 
-    # As the only one of its kind, whoever may not mount anything may.
+    # An unprivileged process may mount file systems in a user namespace of its own.
     call("unshare", NEW_USERS | NEW_MOUNTS)
     for name, line in (
         ("setgroups", "deny"),

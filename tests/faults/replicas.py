@@ -1,4 +1,4 @@
-"""A replica set whose nodes can be killed and frozen, and a way to the database that can be cut."""
+"""A replica set whose nodes can be killed and frozen, and a proxy before it that can be cut."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Node:
 
     @property
     def uri(self) -> str:
-        """This node alone, whatever it says of others."""
+        """The address of this node alone."""
         return f"mongodb://{self.host}/?directConnection=true"
 
     async def start(self) -> None:
@@ -57,7 +57,7 @@ class Node:
         self.process.send_signal(number)
 
     async def kill(self) -> None:
-        """As a machine that loses its power, but for what the kernel still writes."""
+        """Kill the process. What the kernel has buffered is still written to the disk."""
         if self.process is not None and self.process.returncode is None:
             self.send(signal.SIGKILL)
             await self.process.wait()
@@ -77,7 +77,7 @@ class Node:
             self.thaw()
 
     async def hello(self) -> dict[str, Any]:
-        """What it says of itself; nothing while it is away."""
+        """Return the answer to `hello`, which is empty while the node does not answer."""
         async with connected(self.uri) as database:
             with suppress(PyMongoError):
                 return await database.client.admin.command("hello")
@@ -92,7 +92,7 @@ class Node:
 
 @dataclass
 class Replicas:
-    """The nodes of one set."""
+    """The nodes of one replica set."""
 
     nodes: list[Node]
 
@@ -102,7 +102,7 @@ class Replicas:
         return f"mongodb://{hosts}/?replicaSet={NAME}"
 
     async def primary(self, *, within: float = 20, but: Node | None = None) -> Node:
-        """The node that takes writes, once there is one."""
+        """Wait until a node is primary, and return it."""
         found: list[Node] = []
 
         async def elected() -> bool:
@@ -114,8 +114,8 @@ class Replicas:
         await until(elected, within=within)
         return found[0]
 
-    async def whole(self) -> None:
-        """Returns when every node serves, so that the next fault does not meet the last one's."""
+    async def wait_until_healthy(self) -> None:
+        """Wait until one node is primary and the others are secondaries."""
 
         async def serving() -> bool:
             said = await asyncio.gather(*(node.hello() for node in self.nodes))
@@ -127,14 +127,14 @@ class Replicas:
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
-        """The application's database, as a mongo shell that follows the primary sees it."""
+        """Open the database of the application directly, with majority reads and writes."""
         async with connected(self.uri, w="majority", readConcernLevel="majority") as database:
             yield database
 
 
 @asynccontextmanager
 async def replicas(folder: Path, *options: str, count: int = 3) -> AsyncIterator[Replicas]:
-    """A replica set that elects within some two seconds; every node is killed at the end."""
+    """Run a replica set that elects a primary within about two seconds."""
     ports = free_ports(count)
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240
     nodes = [Node(port, folder / f"node{i}", options) for i, port in enumerate(ports)]
@@ -154,7 +154,7 @@ async def replicas(folder: Path, *options: str, count: int = 3) -> AsyncIterator
         async with connected(nodes[0].uri) as database:
             await database.client.admin.command("replSetInitiate", config)
         found = Replicas(nodes)
-        await found.whole()
+        await found.wait_until_healthy()
         yield found
 
 
@@ -191,11 +191,11 @@ Mode = Literal["pass", "freeze", "drop"]
 
 
 @dataclass
-class Wire:
+class DatabaseProxy:
     """A proxy between one server and the database, which can be cut.
 
-    Frozen, it takes connections and bytes and passes nothing on, as a firewall that lost its mind;
-    what it took is passed on when it is mended. Dropped, it closes what is open and whatever comes.
+    In the mode "freeze" it accepts connections and data, and forwards the data only when the mode
+    is "pass" again, as when packets are lost. In the mode "drop" it resets all connections.
     """
 
     port: int
@@ -206,7 +206,7 @@ class Wire:
 
     @property
     def uri(self) -> str:
-        # Direct, or the driver would go round it to the host that the node calls itself.
+        # Otherwise the driver would connect to the address that the node names, past this proxy.
         return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
 
     def set(self, mode: Mode) -> None:
@@ -229,7 +229,7 @@ class Wire:
 
     async def __aenter__(self) -> Self:
         self.set("pass")
-        self._server = await asyncio.start_server(self._take, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -237,19 +237,19 @@ class Wire:
         self._server.close()
         self.set("drop")
 
-    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.mode == "drop":
             writer.transport.abort()
             return
         self._open.add(writer)
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", self.to)
+            database, back = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
             writer.transport.abort()
             return
         self._open.add(back)
         try:
-            await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
+            await asyncio.gather(self._pass_on(reader, back), self._pass_on(database, writer))
         finally:
             self._open -= {writer, back}
 
@@ -262,5 +262,5 @@ class Wire:
         writer.transport.abort()
 
 
-def to_node(node: Node) -> Wire:
-    return Wire(port=0, to=node.port)
+def to_node(node: Node) -> DatabaseProxy:
+    return DatabaseProxy(port=0, to=node.port)

@@ -1,4 +1,4 @@
-"""A change stream that breaks, in whatever way, costs nobody their log-out."""
+"""Revocations are enforced while the change stream breaks or contains invalid documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.people import Person, Server, http_client, until
 
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
-    """On which no sweep would find in time what the stream had missed. Has a `root`."""
+    """A server with an administrator `root`, whose periodic check is an hour away."""
     async with serving(
         tmp_path_factory.mktemp("faults"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="20"
     ) as server:
@@ -27,7 +27,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 async def streams(database: Any) -> list[dict[str, Any]]:
-    """The server's open change streams, one for each worker."""
+    """Return the open change streams of the server, one for each worker."""
     operations = database.client.admin.aggregate(
         [
             {"$currentOp": {"allUsers": True, "idleCursors": True}},
@@ -37,7 +37,7 @@ async def streams(database: Any) -> list[dict[str, Any]]:
     return [operation async for operation in operations]
 
 
-async def kill_the_cursors(database: Any) -> None:
+async def kill_cursors(database: Any) -> None:
     found = await streams(database)
     assert found
     ids = [operation["cursor"]["cursorId"] for operation in found]
@@ -53,8 +53,8 @@ async def rename_a_collection(database: Any) -> None:
     await database["comments"].rename("comments_before", dropTarget=True)
 
 
-async def write_what_cannot_be_read(database: Any) -> None:
-    """A date that Python has no number for, in the document of somebody who is not even on."""
+async def write_an_unreadable_date(database: Any) -> None:
+    """Write a date beyond the range of Python to the document of a user without sessions."""
     await database["users"].insert_one({"username": "year 300000", "email": "x"})
     await database["users"].update_one(
         {"username": "year 300000"}, {"$set": {"disabled_at": DatetimeMS(2**53)}}
@@ -71,13 +71,13 @@ async def losses_counted(server: Server) -> float:
 
 
 @pytest.mark.parametrize(
-    ("breakage", "loses"),
+    ("breakage", "is_lost"),
     [
-        (kill_the_cursors, True),
-        # Of these the stream tells, and goes on.
+        (kill_cursors, True),
+        # The stream reports these, and continues.
         (drop_another_collection, False),
         (rename_a_collection, False),
-        (write_what_cannot_be_read, False),
+        (write_an_unreadable_date, False),
     ],
 )
 async def test_a_revocation_while_the_change_stream_breaks_is_enforced(
@@ -86,7 +86,7 @@ async def test_a_revocation_while_the_change_stream_breaks_is_enforced(
     ada: Person,
     bob: Person,
     breakage: Callable[[Any], Awaitable[None]],
-    loses: bool,
+    is_lost: bool,
 ) -> None:
     logged, counted = losses_logged(server), await losses_counted(server)
     async with (
@@ -106,10 +106,10 @@ async def test_a_revocation_while_the_change_stream_breaks_is_enforced(
             assert await tab.is_open()
         await load.more(20, status=401)
         assert load.let_in() == []
-        # Each of the two workers says so.
-        assert losses_logged(server) == logged + 2 * loses
-        assert await losses_counted(server) == counted + 2 * loses
-        # And it goes on: the next one is heard as well, whoever wrote it.
+        # Each of the two workers logs and counts it.
+        assert losses_logged(server) == logged + 2 * is_lost
+        assert await losses_counted(server) == counted + 2 * is_lost
+        # The stream continues: the next change is noticed too.
         await database["users"].update_one({"username": bob.username}, {"$set": {"roles": []}})
         for tab in bobs:
             assert await tab.closed() == 4401
@@ -124,7 +124,7 @@ async def test_a_revocation_while_the_change_stream_breaks_is_enforced(
         ("sessions", {"$unset": {"idle_seconds": 1}}),
         ("sessions", {"$set": {"credential": None, "roles": "none"}}),
     ],
-    ids=["user of no year", "session of no year", "session of no length", "session of no sense"],
+    ids=["invalid user date", "invalid session date", "no idle time", "invalid roles"],
 )
 async def test_an_invalid_document_ends_only_its_own_session(
     server: Server, ada: Person, bob: Person, collection: str, change: dict[str, Any]
@@ -145,7 +145,7 @@ async def test_an_invalid_document_ends_only_its_own_session(
 async def test_a_broken_change_stream_is_opened_again(server: Server) -> None:
     async with server.database() as database:
         assert len(await streams(database)) == 2
-        await kill_the_cursors(database)
+        await kill_cursors(database)
 
         async def repaired() -> bool:
             return len(await streams(database)) == 2
@@ -156,7 +156,7 @@ async def test_a_broken_change_stream_is_opened_again(server: Server) -> None:
             async def ready() -> bool:
                 return (await client.get("/readyz")).status_code == 200
 
-            # A stream is open for the database a moment before its worker has heard so.
+            # The database counts a stream as open before its worker knows that.
             await until(ready)
 
 
@@ -164,7 +164,7 @@ async def test_a_broken_change_stream_is_opened_again(server: Server) -> None:
 async def test_dropping_a_collection_ends_the_sessions_in_it(
     server: Server, ada: Person, drop: str
 ) -> None:
-    """The last of this server: what is dropped is its own."""
+    """This must be the last test with this server, since its collections are dropped."""
     async with ada.tabs() as tabs, server.database() as database:
         if drop == "everything":
             await database.client.drop_database(database.name)
@@ -179,5 +179,5 @@ async def test_dropping_a_collection_ends_the_sessions_in_it(
             await database["sessions"].update_many({}, {"$set": {"ended_at": clock.now()}})
             for tab in tabs:
                 assert await tab.closed() == 4401
-    # A stream that ends without an error is one that was lost, too.
+    # A stream that ends without an error is handled as a lost one.
     assert (drop == "everything") == ("StreamEnded" in server.stderr())

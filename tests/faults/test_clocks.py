@@ -1,4 +1,4 @@
-"""Hosts whose clocks are ten minutes apart are of one mind about who is signed in."""
+"""Hosts whose clocks differ by ten minutes agree on which sessions are valid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.faults.oracle import Load
 from tests.faults.replicas import Replicas, replicas
 from tests.people import Person, Server, until
 
-# Shorter than the clocks are apart: whoever goes by one of them is wrong at once.
+# Shorter than the difference of the clocks, so that a use of a local clock is noticed at once.
 IDLE_SECONDS = 60
 LIFETIME_SECONDS = 120
 SHORT_LIVES = {
@@ -28,7 +28,7 @@ SHORT_LIVES = {
     "LIVE_SWEEP_SECONDS": "1",
 }
 NAMES = ("ahead", "behind")
-EACH_WAY = list(permutations(NAMES))
+BOTH_WAYS = list(permutations(NAMES))
 
 
 @dataclass
@@ -56,14 +56,14 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
             )
             for name, minutes in zip(NAMES, (5, -5), strict=True)
         }
-        # With a clock that is right, and signed in for longer than all tests take.
+        # The administrator signs in at a host with the right clock and long sessions.
         right = await them.serve("right", nodes.uri)
         root = await them.administrator(right, nodes.uri)
         yield Scene(nodes, them, servers, root)
 
 
 async def test_the_clocks_of_the_hosts_differ(scene: Scene) -> None:
-    """Or the others here would prove nothing."""
+    """Otherwise the other tests of this module would prove nothing."""
     said = {}
     for name, server in scene.servers.items():
         said[name] = await wall_clock(await scene.hosts.visitor(server, "nobody"))
@@ -71,13 +71,13 @@ async def test_the_clocks_of_the_hosts_differ(scene: Scene) -> None:
 
 
 async def wall_clock(visitor: Person) -> datetime:
-    """What the machine takes the time to be, as its answers say."""
+    """Return the wall clock of the server, from the header `Date` of an answer."""
     answer = await visitor.get("/login")
     return datetime.strptime(answer.headers["Date"], "%a, %d %b %Y %H:%M:%S %Z")
 
 
 async def test_a_stepping_clock_neither_ends_nor_extends_a_session(scene: Scene) -> None:
-    """By an hour, ahead and back and back again: sessions live two minutes here."""
+    """The clock steps by an hour, forward once and back twice. Sessions last two minutes."""
     server = await scene.hosts.serve(
         "stepping", scene.nodes.uri, first=machines.stepping, **SHORT_LIVES
     )
@@ -88,7 +88,7 @@ async def test_a_stepping_clock_neither_ends_nor_extends_a_session(scene: Scene)
             stepped = await wall_clock(person) + machines.STEPS[number]
             os.kill(server.worker("0"), number)
             assert abs(await wall_clock(person) - stepped) < timedelta(minutes=1)
-            await swept(server)
+            await wait_for_expiry_checks(server)
             assert await tab.is_open()
             assert await person.is_signed_in()
             device = person.another_device()
@@ -106,7 +106,7 @@ async def test_a_stepping_clock_neither_ends_nor_extends_a_session(scene: Scene)
         assert await tab.closed() == 4401
 
 
-@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+@pytest.mark.parametrize(("here", "there"), BOTH_WAYS)
 async def test_a_session_from_one_host_is_accepted_by_the_other(
     scene: Scene, here: str, there: str
 ) -> None:
@@ -116,12 +116,12 @@ async def test_a_session_from_one_host_is_accepted_by_the_other(
     assert await elsewhere.is_signed_in()
     async with elsewhere.tab() as tab, person.tab() as other:
         for server in scene.servers.values():
-            await swept(server)
+            await wait_for_expiry_checks(server)
         assert await tab.is_open()
         assert await other.is_open()
 
 
-@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+@pytest.mark.parametrize(("here", "there"), BOTH_WAYS)
 async def test_a_form_from_one_host_is_accepted_by_the_other(
     scene: Scene, here: str, there: str
 ) -> None:
@@ -140,7 +140,7 @@ async def test_a_form_from_one_host_is_accepted_by_the_other(
 
 @pytest.mark.parametrize("here", NAMES)
 async def test_session_times_come_from_the_database_clock(scene: Scene, here: str) -> None:
-    """What is written down is what every other host will go by, for as long as the session is."""
+    """The stored times are those by which every host judges the session."""
     person = await scene.member(here)
     async with scene.nodes.database() as database:
         session = await newest_session(database, person)
@@ -167,16 +167,16 @@ async def test_a_session_expires_on_all_hosts(scene: Scene, here: str) -> None:
             assert tab.messages[-1]["reason"] == "expired"
 
 
-@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+@pytest.mark.parametrize(("here", "there"), BOTH_WAYS)
 async def test_the_time_of_last_use_comes_from_the_database_clock(
     scene: Scene, here: str, there: str
 ) -> None:
-    """Or it would idle for too long, or too short a time, on the other hosts."""
+    """Otherwise the idle time would be wrong on the other hosts."""
     person = await scene.member(here)
     elsewhere = await scene.moved(person, there)
     async with scene.nodes.database() as database:
         session = await newest_session(database, person)
-        # Longer ago than the minute in which a use is not worth a write.
+        # Older than a minute: within a minute, further uses are not written.
         before = {"seen_at": {"$subtract": ["$$NOW", 90_000]}, "idle_seconds": 3600}
         later = {"expires_at": {"$add": ["$$NOW", 3_600_000]}}
         await database["sessions"].update_one({"_id": session["_id"]}, [{"$set": before | later}])
@@ -194,11 +194,11 @@ async def test_the_time_of_last_use_comes_from_the_database_clock(
 
 @pytest.mark.long
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+@pytest.mark.parametrize(("here", "there"), BOTH_WAYS)
 async def test_a_session_lasts_for_its_idle_time_on_all_hosts(
     scene: Scene, here: str, there: str
 ) -> None:
-    """For a minute without use, whoever is asked; a use within the minute is not written."""
+    """It expires after a minute without a written use. Uses within the minute are not written."""
     person = await scene.member(here)
     elsewhere = await scene.moved(person, there)
     async with scene.nodes.database() as database:
@@ -215,7 +215,7 @@ async def test_a_session_lasts_for_its_idle_time_on_all_hosts(
         assert await time_of(database) - born >= timedelta(seconds=IDLE_SECONDS)
 
 
-@pytest.mark.parametrize(("here", "there"), EACH_WAY)
+@pytest.mark.parametrize(("here", "there"), BOTH_WAYS)
 async def test_disabling_an_account_on_one_host_is_enforced_on_all(
     scene: Scene, here: str, there: str
 ) -> None:
@@ -232,16 +232,15 @@ async def test_disabling_an_account_on_one_host_is_enforced_on_all(
         assert await tab.closed() == 4401
 
 
-async def swept(server: Server) -> None:
-    """Returns when it has looked twice whose time is up."""
+async def wait_for_expiry_checks(server: Server) -> None:
+    """Wait until the server has checked twice which sessions have expired."""
+    checks = "quartapp_judgements_total"
+    before = await server.metric(checks)
 
-    looks = "quartapp_judgements_total"
-    before = await server.metric(looks)
+    async def has_checked_twice() -> bool:
+        return await server.metric(checks) >= before + 2
 
-    async def has_looked_twice() -> bool:
-        return await server.metric(looks) >= before + 2
-
-    await until(has_looked_twice, within=10)
+    await until(has_checked_twice, within=10)
 
 
 async def newest_session(database: Any, person: Person) -> dict[str, Any]:
@@ -250,6 +249,6 @@ async def newest_session(database: Any, person: Person) -> dict[str, Any]:
 
 
 async def time_of(database: Any) -> datetime:
-    """What the database says that it is."""
+    """Return the time of the database."""
     rows = database.aggregate([{"$documents": [{}]}, {"$project": {"now": "$$NOW"}}])
     return (await rows.to_list(1))[0]["now"]

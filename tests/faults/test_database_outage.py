@@ -1,4 +1,4 @@
-"""Without the database nobody is trusted, and when it is back nothing was forgotten."""
+"""Without the database no session is accepted, and afterwards no change has been lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mongod(server: Server) -> int:
 
 
 @contextmanager
-def kept_from_starting(server: Server) -> Iterator[None]:
+def start_prevented(server: Server) -> Iterator[None]:
     """Hold the lock that the launcher needs to start the database again."""
     with embedded._opened(embedded.Place(server.data).lock) as lock:
         assert embedded._try_lock(lock, embedded.fcntl.LOCK_EX)
@@ -53,7 +53,7 @@ async def is_ready(server: Server) -> bool:
     return set(answers) == {200}
 
 
-async def nobody_is_accepted_without_a_lease(server: Server, person: Person) -> Load:
+async def assert_503_without_a_lease(server: Server, person: Person) -> Load:
     """Check requests that begin when all leases have run out, and return all requests.
 
     For as long as its lease holds, a worker may trust its cache.
@@ -66,7 +66,7 @@ async def nobody_is_accepted_without_a_lease(server: Server, person: Person) -> 
     return load
 
 
-async def take_away(server: Server, person: Person) -> None:
+async def disable_when_possible(server: Server, person: Person) -> None:
     """Disable the account in the database as soon as it takes writes again."""
     async with server.database() as database:
 
@@ -86,16 +86,16 @@ async def test_a_killed_database_means_503_and_no_change_is_lost(
     server: Server, ada: Person, bob: Person
 ) -> None:
     async with ada.tabs() as tabs, bob.tabs() as bobs:
-        with kept_from_starting(server):
+        with start_prevented(server):
             os.kill(mongod(server), signal.SIGKILL)
-            await nobody_is_accepted_without_a_lease(server, ada)
+            await assert_503_without_a_lease(server, ada)
             pages = await asyncio.gather(
                 *(ada.status(path) for path in ("/api/me", "/", "/account", "/admin/users") * 3)
             )
             assert set(pages) == {503}
             assert await answer(server, "/readyz") == 503
             assert await answer(server, "/livez") == 200
-        await take_away(server, ada)
+        await disable_when_possible(server, ada)
         assert await ada.status("/api/me") in (401, 503)
         for tab in tabs:
             assert await tab.closed(within=20) == 4401
@@ -114,13 +114,13 @@ async def test_a_frozen_database_means_503_within_a_bounded_time(
     async with ada.tabs() as tabs:
         os.kill(process, signal.SIGSTOP)
         try:
-            load = await nobody_is_accepted_without_a_lease(server, ada)
+            load = await assert_503_without_a_lease(server, ada)
             assert load.longest() < 15
             assert await answer(server, "/readyz") == 503
         finally:
             os.kill(process, signal.SIGCONT)
         await until(lambda: is_ready(server), within=20)
-        await take_away(server, ada)
+        await disable_when_possible(server, ada)
         await until(ada.is_refused)
         for tab in tabs:
             assert await tab.closed(within=20) == 4401
@@ -134,7 +134,7 @@ async def test_an_answer_read_before_a_freeze_admits_no_revoked_user(
     os.kill(process, signal.SIGSTOP)
     try:
         waiting = [asyncio.create_task(ada.status("/api/me")) for _ in range(4)]
-        taking = asyncio.create_task(take_away(server, ada))
+        taking = asyncio.create_task(disable_when_possible(server, ada))
         # Workers accept connections in their order, so by these answers they have the requests.
         alive = await asyncio.gather(*(answer(server, "/livez") for _ in range(8)))
         assert set(alive) == {200}

@@ -1,4 +1,4 @@
-"""A database that takes no writes, all of them or the audit record's, changes nothing."""
+"""Without writes, or only without those to the audit log, nothing changes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
         yield scene
 
 
-TRUTH = ("users", "roles", "sessions", "notices", "events", "posts", "guards")
-# What is written on the side, without anybody having changed anything.
-ASIDE = ("seen_at", "online_until", "uses", "ip")
+COLLECTIONS = ("users", "roles", "sessions", "notices", "events", "posts", "guards")
+# Fields that are written without a change by a user.
+IGNORED_FIELDS = ("seen_at", "online_until", "uses", "ip")
 
 
-async def truth(database: Any) -> dict[str, list[dict[str, Any]]]:
-    """Everything that anybody is said to be or to have done."""
+async def state(database: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return all documents that a user can change, without the fields of `IGNORED_FIELDS`."""
     return {
         name: [
-            {key: value for key, value in row.items() if key not in ASIDE}
+            {key: value for key, value in row.items() if key not in IGNORED_FIELDS}
             async for row in database[name].find(sort=[("_id", 1)])
         ]
-        for name in TRUTH
+        for name in COLLECTIONS
     }
 
 
@@ -46,7 +46,7 @@ async def truth(database: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 @asynccontextmanager
-async def nothing_goes_into(database: Any, collection: str) -> AsyncIterator[None]:
+async def writes_refused(database: Any, collection: str) -> AsyncIterator[None]:
     never = {"$expr": {"$eq": [1, 2]}}
     await database.command("collMod", collection, validator=never)
     try:
@@ -83,24 +83,24 @@ async def test_a_change_that_cannot_be_audited_is_not_made(scene: Scene, change:
                 "/admin/roles/new", name="spare", description="", permissions="posts.write"
             )
             assert made.status_code == 303
-        before = await truth(database)
-        async with nothing_goes_into(database, "events"):
+        before = await state(database)
+        async with writes_refused(database, "events"):
             refused = await root.post(path, **fields)
             assert refused.status_code in (500, 503)
             assert "Traceback" not in refused.text
-            assert await truth(database) == before
+            assert await state(database) == before
             assert await ada.is_signed_in()
             assert await tab.is_open()
-        # Nothing stands in its way but that.
+        # The same form works when the audit log can be written.
         assert (await root.post(path, **fields)).status_code == 303
-        assert await truth(database) != before
+        assert await state(database) != before
 
 
 async def test_signing_in_or_out_without_an_audit_log_is_refused(scene: Scene) -> None:
     ada = await scene.member()
     async with scene.nodes.database() as database:
-        before = await truth(database)
-        async with nothing_goes_into(database, "events"), ada.another_device() as other:
+        before = await state(database)
+        async with writes_refused(database, "events"), ada.another_device() as other:
             left = await ada.post("/logout")
             came = await other.post("/login", page="/login", login=ada.username, password=PASSWORD)
             changed = await ada.post(
@@ -112,7 +112,7 @@ async def test_signing_in_or_out_without_an_audit_log_is_refused(scene: Scene) -
             )
             for answer in (left, came, changed):
                 assert answer.status_code in (500, 503)
-            assert await truth(database) == before
+            assert await state(database) == before
             assert await ada.is_signed_in()
 
 
@@ -121,7 +121,7 @@ async def test_signing_in_or_out_without_an_audit_log_is_refused(scene: Scene) -
 
 @asynccontextmanager
 async def read_only(nodes: Replicas) -> AsyncIterator[None]:
-    """As on a disk that is full: mongod answers questions, and every write waits."""
+    """Lock the database against writes, which wait, while reads are answered."""
     async with connected(nodes.uri) as database:
         await database.client.admin.command("fsync", lock=True)
         try:
@@ -153,7 +153,7 @@ async def lock_and_unlock(scene: Scene) -> None:
         Load(bob, {"server": scene.server}) as load,
         ada.tab() as tab,
     ):
-        before = await truth(database)
+        before = await state(database)
         async with read_only(scene.nodes):
             answers = await asyncio.gather(
                 timed(root.post(f"/admin/users/{ada.username}/disable")),
@@ -176,7 +176,7 @@ async def lock_and_unlock(scene: Scene) -> None:
             for path in ("/", "/account", "/posts", "/account/sessions", "/api/me"):
                 assert await ada.status(path) == 200, path
             assert await root.status("/admin/users") == 200
-            assert await truth(database) == before
+            assert await state(database) == before
         unlocked = time.monotonic()
         assert await tab.is_open()
 
@@ -188,10 +188,10 @@ async def lock_and_unlock(scene: Scene) -> None:
         print(f"written {time.monotonic() - unlocked:.1f} s after the unlocking", end=", ")
         assert await tab.closed() == 4401
         assert await ada.is_refused()
-        # The refused registration left nothing in the way.
+        # The refused registration has either been made completely or left nothing behind.
         user = await database["users"].find_one({"username": name})
         sessions = await database["sessions"].count_documents({"user.$id": user and user["_id"]})
         assert (user is None) == (sessions == 0)
     print(f"answers {dict(load.statuses())}, longest {load.longest():.1f} s")
-    # Those who only read have noticed nothing.
+    # Reads were answered all the time.
     assert set(load.statuses()) == {200}

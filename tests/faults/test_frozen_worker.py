@@ -1,5 +1,4 @@
-"""A worker that is frozen while it remembers somebody cannot be asked to forget. It may not trust
-its memory when it wakes."""
+"""A worker that is frozen during a revocation does not use its stale cache when it continues."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ from tests.people import Person, Server, http_client
 
 
 @pytest.fixture
-async def two(tmp_path: Path) -> AsyncIterator[tuple[Server, Person, Person]]:
-    """A server of the test's own, with root and ada signed in."""
+async def scene(tmp_path: Path) -> AsyncIterator[tuple[Server, Person, Person]]:
+    """Return a server that no other test uses, with root and ada signed in."""
     async with serving(tmp_path) as server:
         await server.run(
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD
@@ -44,23 +43,23 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 async def test_a_frozen_worker_refuses_sessions_ended_meanwhile(
-    two: tuple[Server, Person, Person],
+    scene: tuple[Server, Person, Person],
 ) -> None:
-    server, root, ada = two
+    server, root, ada = scene
     token = await root.csrf_token("/admin/users/ada")
     for _ in range(40):
-        assert await ada.status("/api/me") == 200  # both workers remember her now
+        assert await ada.status("/api/me") == 200  # so that both workers cache her session
     async with browsers(server, 12) as clients:
         with frozen(server.worker("1")):
-            living = await those_who_are_answered(clients)
-            answer = await living[0].post(
+            alive = await answered_clients(clients)
+            answer = await alive[0].post(
                 "/admin/users/ada/disable",
                 data={"csrf_token": token},
                 headers={"Cookie": root.cookies(), "Origin": server.url},
             )
             assert answer.status_code == 303
             acknowledged = time.monotonic()
-            # Some of these wait at the frozen worker, and are its first when it wakes.
+            # Some of these wait at the frozen worker, which answers them first when it continues.
             async with browsers(server, 24, warm=False) as others:
                 waiting = [asyncio.create_task(ask(other, ada)) for other in others]
                 await asyncio.wait(waiting, timeout=1)
@@ -76,7 +75,7 @@ async def test_a_frozen_worker_refuses_sessions_ended_meanwhile(
 async def browsers(
     server: Server, count: int, *, warm: bool = True
 ) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """Each with a connection of its own, so that the kernel chooses a worker for it."""
+    """Open clients with one connection each, for which the kernel chooses a worker."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(http_client(server.url)) for _ in range(count)]
         if warm:
@@ -84,7 +83,7 @@ async def browsers(
         yield clients
 
 
-async def those_who_are_answered(clients: list[httpx.AsyncClient]) -> list[httpx.AsyncClient]:
+async def answered_clients(clients: list[httpx.AsyncClient]) -> list[httpx.AsyncClient]:
     async def is_answered(client: httpx.AsyncClient) -> bool:
         try:
             return (await client.get("/livez", timeout=1)).status_code == 200
@@ -92,9 +91,9 @@ async def those_who_are_answered(clients: list[httpx.AsyncClient]) -> list[httpx
             return False
 
     answered = await asyncio.gather(*map(is_answered, clients))
-    living = [client for client, yes in zip(clients, answered, strict=True) if yes]
-    assert 0 < len(living) < len(clients), "the connections are all with one worker"
-    return living
+    alive = [client for client, yes in zip(clients, answered, strict=True) if yes]
+    assert 0 < len(alive) < len(clients), "the connections are all with one worker"
+    return alive
 
 
 async def ask(client: httpx.AsyncClient, ada: Person) -> tuple[float, int]:

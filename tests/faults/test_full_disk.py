@@ -1,4 +1,4 @@
-"""The disk on which the embedded database is fills up."""
+"""The disk of the embedded database is full."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ MEGABYTES = 620
 
 
 def may_mount() -> bool:
-    """Whether a process can have a file system of its own here: not in every container."""
+    """Return whether a process may mount a file system here, which some containers forbid."""
     unshare = shutil.which("unshare")
     return bool(unshare) and not subprocess.run([unshare, "-Urm", "true"], check=False).returncode
 
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not may_mount(), reason="nobody may mount anything here"),
+    pytest.mark.skipif(not may_mount(), reason="file systems cannot be mounted here"),
 ]
 
 
 @dataclass
 class Disk:
-    """The server's own, as it is seen from outside."""
+    """The file system of the server, as another process sees it."""
 
     server: Server
 
@@ -49,7 +49,7 @@ class Disk:
         return self.server.stderr()
 
     def fill(self) -> None:
-        """To the last byte, also when it was full before."""
+        """Use all free space."""
         with (self.folder / "filling").open("ab", buffering=0) as file:
             try:
                 while True:
@@ -61,8 +61,8 @@ class Disk:
         (self.folder / "filling").unlink()
 
     async def checkpoint(self) -> None:
-        """What the database does once a minute. It dies of it when it cannot write what is new."""
-        # By its whole name a socket so deep down could not be reached.
+        """Ask the database for checkpoints until one fails and the database exits."""
+        # The full path of the socket is too long for a socket address.
         here = os.open(self.folder / self.server.data.name, os.O_PATH)
         socket = quote(f"/proc/self/fd/{here}/mongod.sock", safe="")
         uri = f"mongodb://{socket}/?directConnection=true&serverSelectionTimeoutMS=500"
@@ -92,7 +92,7 @@ async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
 
 async def titles(person: Person) -> set[str]:
     page = (await person.get("/posts")).text
-    return {title for title in ("before", "at the brim", "too late", "after") if title in page}
+    return {title for title in ("before", "while full", "too late", "after") if title in page}
 
 
 async def test_a_full_disk_loses_no_acknowledged_change(
@@ -108,8 +108,8 @@ async def test_a_full_disk_loses_no_acknowledged_change(
         await ada.register()
         assert (await ada.post("/posts/new", title="before", body="x")).status_code == 303
         disk.fill()
-        # There is room in the journal still.
-        brim = await ada.post("/posts/new", title="at the brim", body="x")
+        # The journal file still has space.
+        while_full = await ada.post("/posts/new", title="while full", body="x")
         token = await ada.csrf_token("/posts/new")
         await disk.checkpoint()
         await until(lambda: answers(503, "/readyz"), within=20)
@@ -123,5 +123,7 @@ async def test_a_full_disk_loses_no_acknowledged_change(
         await until(lambda: answers(200, "/readyz"), within=40)
         assert await ada.is_signed_in()
         assert (await ada.post("/posts/new", title="after", body="x")).status_code == 303
-        confirmed = {"before", "after"} | ({"at the brim"} if brim.status_code == 303 else set())
-        assert confirmed <= await titles(ada) <= confirmed | {"at the brim"}
+        confirmed = {"before", "after"} | (
+            {"while full"} if while_full.status_code == 303 else set()
+        )
+        assert confirmed <= await titles(ada) <= confirmed | {"while full"}

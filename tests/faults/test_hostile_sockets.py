@@ -1,4 +1,4 @@
-"""Clients that speak the protocol of sockets by hand, and badly: what they cost is bounded."""
+"""Clients that violate the WebSocket protocol or flood the server: what they cost is bounded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.people import Person, Server, until
 PING, PER_SESSION = 2, 100
 MEGABYTE = 1_000_000
 PUSHED = 60 * MEGABYTE
-# What the kernel's buffers on both ends of one connection take before anybody looks at it.
+# What the kernel buffers at both ends of a connection hold before it is read.
 IN_BUFFERS = 25 * MEGABYTE
 ALLOWED = 10 * MEGABYTE
 
@@ -51,24 +51,24 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     ) as server:
         async with Person(server.url, "somebody", PASSWORD) as somebody:
             await somebody.register()
-            # What is loaded at the first use is loaded.
+            # Load what is loaded at first use, so that it is not counted as a leak.
             await asyncio.gather(*(warm_up(somebody) for _ in range(20)))
         yield server
 
 
 async def warm_up(person: Person) -> None:
-    async with Line.upgraded(person) as line:
-        await line.send(frame(b"x" * 4000))
-        assert await line.closed() == 4400
+    async with RawSocket.upgraded(person) as client:
+        await client.send(frame(b"x" * 4000))
+        assert await client.closed() == 4400
 
 
 @pytest.fixture(autouse=True)
 def no_errors_logged(server: Server) -> Iterator[None]:
-    """Nothing that a client sends is worth a traceback, and none ends the worker."""
+    """Check that each test logs no error and leaves the worker running."""
     worker, before = server.worker("0"), len(server.stderr())
     yield
-    said = server.stderr()[before:]
-    assert not [line for line in said.splitlines() if any(s in line for s in ERROR_SIGNS)], said
+    log = server.stderr()[before:]
+    assert not [line for line in log.splitlines() if any(s in line for s in ERROR_SIGNS)], log
     assert server.worker("0") == worker
 
 
@@ -76,7 +76,7 @@ def no_errors_logged(server: Server) -> Iterator[None]:
 
 
 def frame(payload: bytes, *, first: int = FIN | TEXT, length: int | None = None) -> bytes:
-    """As a client sends it, masked with zeros; the header may announce another length."""
+    """Return a frame of a client, masked with zeros. The header may announce another length."""
     size = len(payload) if length is None else length
     if size < 126:
         head = bytes([first, 0x80 | size])
@@ -88,8 +88,8 @@ def frame(payload: bytes, *, first: int = FIN | TEXT, length: int | None = None)
 
 
 @dataclass
-class Line:
-    """A connection after, or instead of, a handshake. It reads only when it is asked to."""
+class RawSocket:
+    """A TCP connection that has sent a handshake. It reads only in the methods that return data."""
 
     socket: socket.socket
     head: bytes = b""
@@ -97,9 +97,9 @@ class Line:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, person: Person, *, more: dict[str, str] | None = None, behind: bytes = b""
+        cls, person: Person, *, headers: dict[str, str] | None = None, after: bytes = b""
     ) -> AsyncIterator[Self]:
-        """Sends the request to upgrade, with more headers and with something right behind it."""
+        """Send the handshake with these headers in addition, and these bytes after it."""
         address = urlsplit(person.url)
         lines = {
             "Host": address.netloc,
@@ -109,25 +109,25 @@ class Line:
             "Connection": "Upgrade",
             "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
-        } | (more or {})
+        } | (headers or {})
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         with socket.socket() as sock:
             sock.setblocking(False)
             loop = asyncio.get_running_loop()
             await loop.sock_connect(sock, (address.hostname, address.port))
-            await loop.sock_sendall(sock, f"GET /ws HTTP/1.1\r\n{head}\r\n".encode() + behind)
+            await loop.sock_sendall(sock, f"GET /ws HTTP/1.1\r\n{head}\r\n".encode() + after)
             yield cls(sock)
 
     @classmethod
     @asynccontextmanager
-    async def upgraded(cls, person: Person, **more: str) -> AsyncIterator[Self]:
-        async with cls.open(person, more=more) as line:
-            await line.read_head()
-            assert line.head.startswith(b"HTTP/1.1 101"), line.head
-            yield line
+    async def upgraded(cls, person: Person, **headers: str) -> AsyncIterator[Self]:
+        async with cls.open(person, headers=headers) as client:
+            await client.read_response_head()
+            assert client.head.startswith(b"HTTP/1.1 101"), client.head
+            yield client
 
-    async def read_head(self) -> None:
-        """A byte at a time, so that nothing of the frames behind it is taken."""
+    async def read_response_head(self) -> None:
+        """Read the answer byte by byte, so that the frames after it are not consumed."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(10):
             while not self.head.endswith(b"\r\n\r\n"):
@@ -140,8 +140,8 @@ class Line:
         async with asyncio.timeout(20):
             await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
-    async def push(self, chunk: bytes, *, most: int = PUSHED) -> int:
-        """Sends it again and again until the line is cut; how many bytes were taken."""
+    async def send_repeatedly(self, chunk: bytes, *, most: int = PUSHED) -> int:
+        """Send the chunk repeatedly until the connection is closed, and return the bytes sent."""
         pushed = 0
         with suppress(ConnectionError):
             while pushed < most:
@@ -149,8 +149,8 @@ class Line:
                 pushed += len(chunk)
         return pushed
 
-    async def rest(self) -> bytes:
-        """All that is still said, until the server has cut the line."""
+    async def read_to_end(self) -> bytes:
+        """Read all data until the server closes the connection, and return it."""
         received, loop = b"", asyncio.get_running_loop()
         async with asyncio.timeout(10):
             with suppress(ConnectionError):
@@ -159,27 +159,27 @@ class Line:
         return received
 
     async def closed(self) -> int | None:
-        """The code with which the server closed before it cut the line; None if it said none."""
-        return close_code(await self.rest())
+        """Return the code of the close frame before the end of the connection, None without one."""
+        return close_code(await self.read_to_end())
 
-    def kill(self) -> None:
-        """Is gone without a word: the server's end is reset."""
+    def reset(self) -> None:
+        """Reset the connection without a close frame."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
 
-def close_code(said: bytes) -> int | None:
-    while len(said) >= 2:
-        opcode, size, start = said[0] & 0x0F, said[1], 2
+def close_code(data: bytes) -> int | None:
+    while len(data) >= 2:
+        opcode, size, start = data[0] & 0x0F, data[1], 2
         if size == 126:
-            (size,), start = struct.unpack("!H", said[2:4]), 4
+            (size,), start = struct.unpack("!H", data[2:4]), 4
         if opcode == CLOSE:
-            return int.from_bytes(said[start : start + 2], "big")
-        said = said[start + size :]
+            return int.from_bytes(data[start : start + 2], "big")
+        data = data[start + size :]
     return None
 
 
-# ---- what is measured
+# ---- measurements
 
 
 def resident(pid: int, field: str = "VmRSS") -> int:
@@ -189,10 +189,10 @@ def resident(pid: int, field: str = "VmRSS") -> int:
 
 
 @contextmanager
-def little_memory(server: Server) -> Iterator[None]:
-    """The worker takes hardly more than before, at no moment of what is done in here."""
+def bounded_memory(server: Server) -> Iterator[None]:
+    """Check that the peak memory of the worker grows by less than `ALLOWED` meanwhile."""
     worker = server.worker("0")
-    # From here on the kernel notes the most that it had.
+    # This resets the peak that the kernel reports as VmHWM.
     Path(f"/proc/{worker}/clear_refs").write_text("5")
     before = resident(worker)
     yield
@@ -201,13 +201,13 @@ def little_memory(server: Server) -> Iterator[None]:
 
 
 async def sockets(person: Person) -> int:
-    """How many the server counts as open."""
+    """Return how many sockets the server counts as open."""
     found = re.search(r"^quartapp_sockets (\d+)", (await person.get("/metrics")).text, re.M)
     assert found
     return int(found[1])
 
 
-async def all_left(person: Person, before: int) -> None:
+async def wait_for_open_sockets(person: Person, before: int) -> None:
     async def as_before() -> bool:
         return await sockets(person) == before
 
@@ -219,8 +219,8 @@ async def all_left(person: Person, before: int) -> None:
 
 async def test_the_server_declines_compression(ada: Person) -> None:
     offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
-    async with Line.upgraded(ada, **offer) as line:
-        assert b"sec-websocket-extensions" not in line.head.lower()
+    async with RawSocket.upgraded(ada, **offer) as client:
+        assert b"sec-websocket-extensions" not in client.head.lower()
 
 
 async def test_a_compressed_frame_closes_the_socket_and_is_not_inflated(
@@ -229,30 +229,30 @@ async def test_a_compressed_frame_closes_the_socket_and_is_not_inflated(
     packer = zlib.compressobj(wbits=-15)
     bomb = packer.compress(bytes(PUSHED)) + packer.flush(zlib.Z_SYNC_FLUSH)[:-4]
     offer = {"Sec-WebSocket-Extensions": "permessage-deflate"}
-    with little_memory(server):
-        async with Line.upgraded(ada, **offer) as line:
+    with bounded_memory(server):
+        async with RawSocket.upgraded(ada, **offer) as client:
             with suppress(ConnectionError):
-                await line.send(frame(bomb, first=FIN | RSV1 | TEXT))
-            # Not of the sizes that are too long, but of the compression.
-            assert await line.closed() != 1009
+                await client.send(frame(bomb, first=FIN | RSV1 | TEXT))
+            # 1009, "too long", would mean that the frame had been inflated.
+            assert await client.closed() != 1009
     assert await ada.status("/api/me") == 200
 
 
-# ---- too much
+# ---- floods
 
 
-async def again_and_again(
+async def flood_repeatedly(
     person: Person, start: bytes, chunk: bytes, *, codes: set[int | None]
 ) -> None:
-    """Pushes tens of megabytes, on as many lines as it takes for each is cut."""
+    """Send tens of megabytes, over as many connections as that takes, since each is closed."""
     pushed = 0
     while pushed < PUSHED:
-        async with Line.upgraded(person) as line:
+        async with RawSocket.upgraded(person) as client:
             with suppress(ConnectionError):
-                await line.send(start)
-            taken = await line.push(chunk)
-            assert taken < IN_BUFFERS, "nobody cut the line"
-            assert await line.closed() in codes
+                await client.send(start)
+            taken = await client.send_repeatedly(chunk)
+            assert taken < IN_BUFFERS, "the server did not close the connection"
+            assert await client.closed() in codes
             pushed += max(taken, len(chunk))
 
 
@@ -261,42 +261,44 @@ async def test_a_frame_that_is_too_long_closes_the_socket_and_is_not_kept(
     server: Server, ada: Person, opcode: int
 ) -> None:
     start = frame(b"", first=FIN | opcode, length=1 << 40)
-    with little_memory(server):
-        await again_and_again(ada, start, b"x" * MEGABYTE, codes={1009})
+    with bounded_memory(server):
+        await flood_repeatedly(ada, start, b"x" * MEGABYTE, codes={1009})
 
 
 async def test_an_endless_fragmented_message_closes_the_socket(server: Server, ada: Person) -> None:
     start = frame(b"x", first=TEXT)
-    with little_memory(server):
+    with bounded_memory(server):
         chunk = frame(b"x" * 1000, first=CONTINUATION) * 1000
-        await again_and_again(ada, start, chunk, codes={1009})
+        await flood_repeatedly(ada, start, chunk, codes={1009})
 
 
 async def test_a_message_of_endless_empty_fragments_is_closed_as_silent(
     server: Server, ada: Person
 ) -> None:
-    """It never grows too long. But whoever says nothing whole is silent."""
+    """It never becomes too long, but a client without a complete message counts as silent."""
     before = await sockets(ada)
-    with little_memory(server):
-        async with Line.upgraded(ada) as line:
-            await line.send(frame(b"x", first=TEXT))
-            pushing = asyncio.create_task(forever(line, frame(b"", first=CONTINUATION) * 100))
+    with bounded_memory(server):
+        async with RawSocket.upgraded(ada) as client:
+            await client.send(frame(b"x", first=TEXT))
+            pushing = asyncio.create_task(
+                send_forever(client, frame(b"", first=CONTINUATION) * 100)
+            )
             try:
-                await all_left(ada, before)
+                await wait_for_open_sockets(ada, before)
             finally:
                 pushing.cancel()
                 await asyncio.wait([pushing])
 
 
-async def forever(line: Line, chunk: bytes) -> None:
+async def send_forever(client: RawSocket, chunk: bytes) -> None:
     with suppress(ConnectionError):
         while True:
-            await line.send(chunk)
+            await client.send(chunk)
             await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "data",
     [
         b'{"type":"pong","at":"' + b"x" * 4000 + b'"}',
         b'{"type":"pong"}',
@@ -307,16 +309,16 @@ async def forever(line: Line, chunk: bytes) -> None:
     ids=["long pongs", "pongs", "acknowledgements", "junk", "long junk"],
 )
 async def test_a_flood_of_messages_is_closed_and_delays_no_other_socket(
-    server: Server, ada: Person, bob: Person, said: bytes
+    server: Server, ada: Person, bob: Person, data: bytes
 ) -> None:
-    chunk = frame(said) * max(1, MEGABYTE // 10 // len(frame(said)))
+    chunk = frame(data) * max(1, MEGABYTE // 10 // len(frame(data)))
     async with bob.tab() as tab:
-        with little_memory(server):
-            flood = asyncio.create_task(floods(ada, chunk))
+        with bounded_memory(server):
+            flood = asyncio.create_task(flood_until_closed(ada, chunk))
             try:
                 trips = 0
                 while not flood.done():
-                    # Reads, and answers, and has its own answer come back.
+                    # This makes a round trip, during which the tab also answers pings.
                     assert await tab.received("session.ended") == []
                     trips += 1
                     await asyncio.wait([flood], timeout=0.05)
@@ -328,35 +330,35 @@ async def test_a_flood_of_messages_is_closed_and_delays_no_other_socket(
         assert await tab.is_open(), tab.socket.close_code
 
 
-async def floods(person: Person, chunk: bytes) -> None:
-    async with Line.upgraded(person) as line:
-        # The server reads on for a second, and throws away what it reads.
+async def flood_until_closed(person: Person, chunk: bytes) -> None:
+    async with RawSocket.upgraded(person) as client:
+        # The server continues to read for a second, and discards the data.
         async with asyncio.timeout(10):
-            await line.push(chunk, most=1000 * PUSHED)
-        assert await line.closed() == 4400
+            await client.send_repeatedly(chunk, most=1000 * PUSHED)
+        assert await client.closed() == 4400
 
 
 async def test_a_client_that_pings_and_does_not_read_is_closed(
     server: Server, ada: Person, bob: Person
 ) -> None:
-    """Each ping is answered below the application, and nobody takes the answers."""
+    """hypercorn answers each ping, and the answers are not read."""
     before = await sockets(ada)
     chunk = frame(b"p" * 125, first=FIN | PING_FRAME) * 500
-    with little_memory(server):
-        async with Line.upgraded(ada) as line:
-            pushing = asyncio.create_task(forever(line, chunk))
+    with bounded_memory(server):
+        async with RawSocket.upgraded(ada) as client:
+            pushing = asyncio.create_task(send_forever(client, chunk))
             try:
                 async with bob.tab() as tab:
                     await tab.next("ping")
                     assert await tab.is_open()
-                await all_left(ada, before)
+                await wait_for_open_sockets(ada, before)
             finally:
                 pushing.cancel()
                 await asyncio.wait([pushing])
     assert await ada.status("/api/me") == 200
 
 
-# ---- what is no protocol
+# ---- protocol errors
 
 
 @pytest.mark.parametrize(
@@ -384,35 +386,35 @@ async def test_a_client_that_pings_and_does_not_read_is_closed(
         "empty binary",
         "empty text",
         "close of one byte",
-        "close with no such code",
-        "close with a reason that is no text",
+        "close with an invalid code",
+        "close with an invalid reason",
         "reserved opcode",
-        "reserved opcode of a control frame",
-        "no UTF-8",
+        "reserved control opcode",
+        "invalid UTF-8",
         "half a character",
-        "the end of nothing",
-        "a beginning in the middle",
-        "a piece of a ping",
-        "a ping that is too long",
-        "without a mask",
-        "the longest of lengths",
-        "a length that is too long to say",
-        "another request",
+        "continuation without a start",
+        "start inside a message",
+        "fragmented ping",
+        "ping that is too long",
+        "unmasked frame",
+        "largest length",
+        "length in too many bytes",
+        "another HTTP request",
     ],
 )
 async def test_a_protocol_error_ends_only_its_own_socket(
     server: Server, ada: Person, bob: Person, sent: bytes, code: int | None
 ) -> None:
     before = await sockets(ada)
-    async with Line.upgraded(ada) as line:
-        await line.send(sent)
-        assert await line.closed() == code
-    await all_left(ada, before)
+    async with RawSocket.upgraded(ada) as client:
+        await client.send(sent)
+        assert await client.closed() == code
+    await wait_for_open_sockets(ada, before)
     assert await ada.status("/api/me") == 200
 
 
 @pytest.mark.parametrize(
-    "more",
+    "headers",
     [
         {"Sec-WebSocket-Protocol": "chat"},
         {"Sec-WebSocket-Protocol": "chät"},
@@ -427,35 +429,35 @@ async def test_a_protocol_error_ends_only_its_own_socket(
     ids=str,
 )
 async def test_a_malformed_handshake_is_answered_and_the_worker_lives(
-    ada: Person, more: dict[str, str]
+    ada: Person, headers: dict[str, str]
 ) -> None:
-    async with Line.open(ada, more=more) as line:
-        await line.read_head()
-        assert re.match(rb"HTTP/1.1 (101|40[0-9]) ", line.head), line.head
+    async with RawSocket.open(ada, headers=headers) as client:
+        await client.read_response_head()
+        assert re.match(rb"HTTP/1.1 (101|40[0-9]) ", client.head), client.head
     assert await ada.status("/api/me") == 200
 
 
-# ---- those who come and go
+# ---- handshakes and disconnects
 
 
 async def test_bytes_sent_right_after_the_handshake_leak_no_socket(
     server: Server, ada: Person
 ) -> None:
-    """hypercorn refuses it and does not tell the application, which has begun to serve it."""
+    """hypercorn refuses the connection, but the application has already started to serve it."""
     before = await sockets(ada)
     for _ in range(20):
-        await asyncio.gather(*(too_early(ada) for _ in range(10)))
-    await until(lambda: there_is_room(ada), within=2 * PING + 8)
-    await all_left(ada, before)
+        await asyncio.gather(*(send_after_handshake(ada) for _ in range(10)))
+    await until(lambda: can_connect(ada), within=2 * PING + 8)
+    await wait_for_open_sockets(ada, before)
 
 
-async def too_early(person: Person) -> None:
-    async with Line.open(person, behind=b"x") as line:
-        await line.read_head()
-        assert b" 400 " in line.head.splitlines()[0]
+async def send_after_handshake(person: Person) -> None:
+    async with RawSocket.open(person, after=b"x") as client:
+        await client.read_response_head()
+        assert b" 400 " in client.head.splitlines()[0]
 
 
-async def there_is_room(person: Person) -> bool:
+async def can_connect(person: Person) -> bool:
     try:
         async with person.tab() as tab:
             return await tab.is_open()
@@ -464,18 +466,18 @@ async def there_is_room(person: Person) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("more", "behind"),
+    ("headers", "after"),
     [({}, b"x"), ({"Sec-WebSocket-Version": "12"}, b"")],
-    ids=["something behind it", "another version"],
+    ids=["bytes after it", "another version"],
 )
 async def test_a_refused_handshake_closes_the_connection(
-    server: Server, ada: Person, more: dict[str, str], behind: bytes
+    server: Server, ada: Person, headers: dict[str, str], after: bytes
 ) -> None:
-    async with Line.open(ada, more=more, behind=behind) as line:
-        await line.read_head()
-        assert b" 400 " in line.head.splitlines()[0]
+    async with RawSocket.open(ada, headers=headers, after=after) as client:
+        await client.read_response_head()
+        assert b" 400 " in client.head.splitlines()[0]
         async with asyncio.timeout(5):
-            assert await line.rest() == b""
+            assert await client.read_to_end() == b""
 
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(10, marks=pytest.mark.long)])
@@ -486,13 +488,13 @@ async def test_sockets_that_are_reset_leak_no_place_and_no_memory(
     worker = server.worker("0")
 
     async def come_and_go() -> None:
-        async with Line.upgraded(ada) as line:
-            line.kill()
+        async with RawSocket.upgraded(ada) as client:
+            client.reset()
 
     async def round_of_them() -> int:
         for _ in range(10):
             await asyncio.gather(*(come_and_go() for _ in range(10)))
-        await all_left(ada, before)
+        await wait_for_open_sockets(ada, before)
         return resident(worker)
 
     first = await round_of_them()
@@ -505,12 +507,12 @@ async def test_sockets_that_are_reset_leak_no_place_and_no_memory(
 async def test_the_kernel_closes_a_client_that_does_not_receive(
     server: Server, ada: Person
 ) -> None:
-    """Its handler is over long before. But the line waits for what it was sent to be taken."""
+    """The handler has ended long before, but the connection waits for its data to be received."""
     await store_notifications(server, ada, more_than_buffers_hold())
-    with stalled_client(ada) as line:
-        theirs, ours = line.getsockname()[1], line.getpeername()[1]
+    with stalled_client(ada) as client:
+        theirs, ours = client.getsockname()[1], client.getpeername()[1]
         assert is_connected(server, ours, theirs)
-        await all_left(ada, 0)
+        await wait_for_open_sockets(ada, 0)
         assert is_connected(server, ours, theirs)
 
         async def is_cut() -> bool:
@@ -520,7 +522,7 @@ async def test_the_kernel_closes_a_client_that_does_not_receive(
 
 
 def is_connected(server: Server, local: int, remote: int) -> bool:
-    """Whether the kernel still has the server's end of this connection."""
+    """Return whether the kernel still has the server's end of this connection."""
     worker = Path(f"/proc/{server.worker('0')}")
     for row in (worker / "net/tcp").read_text().splitlines()[1:]:
         _, here, there, *_ = row.split()

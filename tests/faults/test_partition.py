@@ -1,4 +1,4 @@
-"""A host that is cut off from the database trusts nobody, and catches up afterwards."""
+"""A host without a connection to the database accepts no session, and catches up afterwards."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from quartapp.ws import dispatcher
 from tests.faults import machines
 from tests.faults.hosts import Hosts, hosts
 from tests.faults.oracle import Load
-from tests.faults.replicas import Mode, Replicas, Wire, connected, replicas, to_node
+from tests.faults.replicas import DatabaseProxy, Mode, Replicas, connected, replicas, to_node
 from tests.people import Person, Server, Tab, until
 
-# Of a request that nobody can answer: waiting for the database has its limits.
-PATIENCE_SECONDS = 12
-# For what a busy machine adds to a lease.
+# The longest time that a request may wait for the database.
+LONGEST_ANSWER_SECONDS = 12
+# What a busy machine may add to the length of a lease.
 MARGIN_SECONDS = 2
 
 
 @dataclass
 class Scene:
-    """A database, a server beside it, and one that reaches it over a wire that can be cut."""
+    """A database, a server with a direct connection to it, and one behind a proxy."""
 
     nodes: Replicas
     hosts: Hosts
     near: Server
     far: Server
-    wire: Wire
+    proxy: DatabaseProxy
     root: Person
     numbers: count[int] = field(default_factory=count)
 
@@ -43,37 +43,37 @@ class Scene:
         return {"near": self.near, "far": self.far}
 
     async def member(self) -> Person:
-        """Somebody who is signed in at both, by one cookie."""
+        """Register a user, whose cookie is valid on both servers."""
         return await self.hosts.member(self.near, f"member-{next(self.numbers)}")
 
 
 @pytest.fixture(scope="module")
 async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     folder = tmp_path_factory.mktemp("cut")
-    # An oplog of little history, which is truncated at each of its frequent checkpoints.
+    # The oplog is short, and is truncated at each checkpoint, of which there is one per second.
     async with (
         replicas(folder / "nodes", "--oplogSize", "8", "--syncdelay", "1", count=1) as nodes,
-        to_node(nodes.nodes[0]) as wire,
+        to_node(nodes.nodes[0]) as proxy,
         hosts(folder) as them,
     ):
         near = await them.serve("near", nodes.uri)
-        far = await them.serve("far", wire.uri)
+        far = await them.serve("far", proxy.uri)
         root = await them.administrator(near, nodes.uri)
-        yield Scene(nodes, them, near, far, wire, root)
+        yield Scene(nodes, them, near, far, proxy, root)
 
 
-async def code(tab: Tab, *, within: float) -> int | None:
-    """With which the server closes the socket."""
+async def close_code(tab: Tab, *, within: float) -> int | None:
+    """Wait until the server closes the socket, and return the close code."""
     async with asyncio.timeout(within):
         await tab.socket.wait_closed()
     return tab.socket.close_code
 
 
-async def reason(tab: Tab) -> str:
+async def end_reason(tab: Tab) -> str:
     return (await tab.received("session.ended"))[-1]["reason"]
 
 
-async def answers(person: Person, status: int, path: str = "/api/me") -> None:
+async def wait_for_status(person: Person, status: int, path: str = "/api/me") -> None:
     async def does() -> bool:
         return await person.status(path) == status
 
@@ -109,7 +109,7 @@ async def test_an_isolated_host_admits_no_user_revoked_on_another_host(
             Load(ada, scene.both, askers=3) as load,
         ):
             await load.more(10, status=200)
-            with scene.wire.cut(mode):
+            with scene.proxy.cut(mode):
                 began = time.monotonic()
                 answer = await scene.root.post(f"/admin/users/{ada.username}/disable")
                 assert answer.status_code == 303
@@ -117,7 +117,7 @@ async def test_an_isolated_host_admits_no_user_revoked_on_another_host(
                 took = time.monotonic() - began
                 print(f"{mode}: revoked in {took:.2f} s", end=", ")
                 assert took < lease.SECONDS + MARGIN_SECONDS
-                # Those who ask now wait there for a database.
+                # These requests wait for the database at the isolated server.
                 asking = load.burst("far", 10)
                 await asyncio.wait(asking)
                 assert load.let_in() == []
@@ -125,19 +125,22 @@ async def test_an_isolated_host_admits_no_user_revoked_on_another_host(
                 assert await bob_far.status("/livez") == 200
                 assert await bob_far.status("/readyz") == 503
                 print(f"cut for {time.monotonic() - began:.1f} s", end=", ")
-            mended = time.monotonic()
-            assert await code(tab, within=20) == 4401
-            assert await reason(tab) == "account_disabled"
-            print(f"socket closed {time.monotonic() - mended:.2f} s after the mending", end=", ")
-            await answers(ada_far, 401)
-            await answers(bob_far, 200)
+            reconnected = time.monotonic()
+            assert await close_code(tab, within=20) == 4401
+            assert await end_reason(tab) == "account_disabled"
+            print(
+                f"socket closed {time.monotonic() - reconnected:.2f} s after the reconnect",
+                end=", ",
+            )
+            await wait_for_status(ada_far, 401)
+            await wait_for_status(bob_far, 200)
             assert await bobs.is_open()
-            print(f"served {time.monotonic() - mended:.2f} s after it", end=", ")
+            print(f"served {time.monotonic() - reconnected:.2f} s after it", end=", ")
             assert load.let_in() == []
         far = load.statuses(at="far")
         print(f"answers {dict(far)}, longest {load.longest():.1f} s")
         assert set(far) <= {200, 401, 503}
-        assert load.longest() < PATIENCE_SECONDS
+        assert load.longest() < LONGEST_ANSWER_SECONDS
 
 
 @pytest.mark.timeout(120)
@@ -152,26 +155,26 @@ async def test_an_isolated_host_admits_no_user_revoked_on_another_host(
 async def test_an_isolated_host_closes_its_sockets_with_1013(
     scene: Scene, mode: Mode, patience: float | None
 ) -> None:
-    """Half a minute is too long for every run: the short form is less patient."""
+    """The long form waits for the real time of half a minute, the short one for 4 s."""
     seconds = patience or dispatcher.DISTRUST_SECONDS
-    first = machines.distrust(patience) if patience else None
+    first = machines.close_sockets_after(patience) if patience else None
     ada = await scene.member()
     async with (
-        to_node(scene.nodes.nodes[0]) as wire,
+        to_node(scene.nodes.nodes[0]) as proxy,
         hosts(scene.hosts.folder / f"cut{next(scene.numbers)}") as them,
     ):
-        far = await them.serve("far", wire.uri, first=first, LIVE_SWEEP_SECONDS="2")
+        far = await them.serve("far", proxy.uri, first=first, LIVE_SWEEP_SECONDS="2")
         ada_far = await them.moved(ada, far)
         async with ada.tab() as near, ada_far.tab() as tab:
-            with wire.cut(mode):
+            with proxy.cut(mode):
                 began = time.monotonic()
-                assert await code(tab, within=seconds + 30) == 1013
+                assert await close_code(tab, within=seconds + 30) == 1013
                 took = time.monotonic() - began
                 print(f"{mode}: 1013 after {took:.1f} s")
-                assert seconds - 2 * MARGIN_SECONDS < took < seconds + PATIENCE_SECONDS
+                assert seconds - 2 * MARGIN_SECONDS < took < seconds + LONGEST_ANSWER_SECONDS
                 assert await ada_far.status("/api/me") == 503
             assert await near.is_open()
-            await answers(ada_far, 200)
+            await wait_for_status(ada_far, 200)
             async with ada_far.tab() as again:
                 assert await again.is_open()
 
@@ -181,7 +184,7 @@ async def test_an_isolated_host_closes_its_sockets_with_1013(
 async def test_a_revocation_missing_from_the_oplog_is_enforced_on_reconnect(
     scene: Scene, mode: Mode
 ) -> None:
-    """No sweep helps, and nothing that is on the stream again tells of it."""
+    """The change is no longer in the oplog when the host reconnects, and no check is due."""
     losses = "quartapp_change_stream_losses_total"
     ada, bob = await scene.member(), await scene.member()
     ada_far = await scene.hosts.moved(ada, scene.far)
@@ -194,31 +197,31 @@ async def test_a_revocation_missing_from_the_oplog_is_enforced_on_reconnect(
         Load(ada, scene.both) as load,
     ):
         await load.more(10, status=200)
-        with scene.wire.cut(mode):
+        with scene.proxy.cut(mode):
             answer = await scene.root.post(f"/admin/users/{ada.username}/disable")
             assert answer.status_code == 303
             load.revoked()
             await lose_history(database)
-        mended = time.monotonic()
-        assert await code(tab, within=20) == 4401
-        assert await reason(tab) == "account_disabled"
-        print(f"{mode}: closed {time.monotonic() - mended:.2f} s after the mending")
-        await answers(ada_far, 401)
-        await answers(bob_far, 200)
+        reconnected = time.monotonic()
+        assert await close_code(tab, within=20) == 4401
+        assert await end_reason(tab) == "account_disabled"
+        print(f"{mode}: closed {time.monotonic() - reconnected:.2f} s after the reconnect")
+        await wait_for_status(ada_far, 401)
+        await wait_for_status(bob_far, 200)
         assert await bobs.is_open()
         assert load.let_in() == []
         assert histories_lost(scene.far) > lost, scene.far.stderr()[-2000:]
         assert await scene.far.metric(losses) > counted
-        # And it goes on, by a stream of its own: the next one is heard as well.
-        await answers(bob_far, 200, path="/readyz")
+        # The host has opened a new stream: the next change is noticed too.
+        await wait_for_status(bob_far, 200, path="/readyz")
         await database["users"].update_one(
             {"username": bob.username}, {"$set": {"disabled_at": clock.now()}}
         )
-        assert await code(bobs, within=5) == 4401
+        assert await close_code(bobs, within=5) == 4401
 
 
 def histories_lost(server: Server) -> int:
-    """How often it came too late to go on: with its cursor still open, or with its token."""
+    """Return how often the server could not resume its stream, by its cursor or by its token."""
     said = server.stderr()
     return said.count("Resume of change stream was not possible") + said.count(
         "CollectionScan died due to failure to restore tailable cursor"
@@ -226,7 +229,7 @@ def histories_lost(server: Server) -> int:
 
 
 async def lose_history(database: Any) -> None:
-    """Writes until the oldest that the oplog knows is younger than all that was before."""
+    """Write until the oplog contains no entry from before the call."""
     log = database.client["local"]["oplog.rs"]
     newest = await log.find_one(sort=[("$natural", -1)])
 
@@ -265,7 +268,7 @@ async def test_a_revocation_while_the_database_drops_cursors_is_enforced(
             await breakage(database.client.admin)
         await until(lambda: disabled(scene.root, ada), within=20)
         load.revoked()
-        assert await code(tab, within=15) == 4401
+        assert await close_code(tab, within=15) == 4401
         await load.more(10)
         assert load.let_in() == []
         assert set(load.statuses()) <= {200, 401, 503}

@@ -1,4 +1,4 @@
-"""Nodes of the database die, freeze and are cut off, and no revocation is undone."""
+"""Nodes of the database are killed and frozen, and no acknowledged change is lost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def answered(person: Person, path: str) -> int:
     try:
         return (await person.post(path)).status_code
     except (httpx.TransportError, AssertionError):
-        # The page with the form's token may be what could not be had.
+        # `post` fails with AssertionError if the page with the CSRF token has no form.
         return 0
 
 
@@ -151,7 +151,7 @@ async def kill_the_primary(scene: Scene, writers: list[Writer]) -> None:
         assert set(statuses) <= {200, 401, 503}
         assert load.longest() < RECOVERED_SECONDS
         await primary.start()
-        await scene.nodes.whole()
+        await scene.nodes.wait_until_healthy()
 
 
 async def until_confirmed(root: Person, person: Person, load: Load) -> None:
@@ -178,23 +178,23 @@ async def test_a_primary_frozen_during_a_revocation_admits_no_revoked_user(
         old = await scene.nodes.primary()
         async with hosts(scene.hosts.folder / f"round{next(scene.numbers)}") as them:
             # The address of this host's database names that node alone.
-            left = await them.serve("left", old.uri)
-            await freeze_and_revoke(scene, left, old)
-        await scene.nodes.whole()
+            isolated = await them.serve("isolated", old.uri)
+            await freeze_and_revoke(scene, isolated, old)
+        await scene.nodes.wait_until_healthy()
 
 
-async def freeze_and_revoke(scene: Scene, left: Server, old: Node) -> None:
+async def freeze_and_revoke(scene: Scene, isolated: Server, old: Node) -> None:
     victim = await scene.member()
-    load = Load(victim, {"server": scene.server, "left": left}, askers=3)
+    load = Load(victim, {"server": scene.server, "isolated": isolated}, askers=3)
     async with load:
         await load.more(10, status=200)
         with old.frozen():
             frozen = time.monotonic()
             await until_confirmed(scene.root, victim, load)
             print(f"revoked {time.monotonic() - frozen:.1f} s after the freeze", end=", ")
-            asking = load.burst("left", 20)
+            asking = load.burst("isolated", 20)
             _, waiting = await asyncio.wait(asking, timeout=0.3)
-            assert waiting, "nobody waits for the frozen node"
+            assert waiting, "no request waits for the frozen node"
         thawed = time.monotonic()
         await asyncio.wait(asking)
         await load.more(20)
@@ -211,16 +211,16 @@ async def test_without_a_majority_no_change_is_acknowledged(scene: Scene, stop: 
     primary = await scene.nodes.primary()
     others = [node for node in scene.nodes.nodes if node is not primary]
     disabling = await form(scene.root, f"/admin/users/{ada.username}/disable")
-    leaving = await form(bob, "/logout")
+    signing_out = await form(bob, "/logout")
     # Without a majority each answer takes seconds, so there are as many askers as answers.
     async with Load(ada, {"server": scene.server}, askers=6) as load:
         await load.more(6, status=200)
         async with without(others, stop):
             began = time.monotonic()
-            disabled, left = await asyncio.gather(disabling(), leaving())
+            disabled, signed_out = await asyncio.gather(disabling(), signing_out())
             took = time.monotonic() - began
             print(f"not confirmed after {took:.1f} s", end=", ")
-            for answer in (disabled, left):
+            for answer in (disabled, signed_out):
                 assert answer.status_code == 503
                 assert "No change could be confirmed" in answer.text
                 # The user is still signed in, and must be able to try again.
@@ -239,7 +239,7 @@ async def test_without_a_majority_no_change_is_acknowledged(scene: Scene, stop: 
     print(f"answers {dict(load.statuses())}, longest {load.longest():.1f} s")
     assert (await bob.post("/logout")).status_code in (303, 302)
     assert await bob.is_refused()
-    await scene.nodes.whole()
+    await scene.nodes.wait_until_healthy()
 
 
 @asynccontextmanager
