@@ -46,32 +46,32 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def new_browser(chromium: Browser) -> AsyncIterator[NewBrowser]:
-    """Return a function that makes contexts, which share nothing.
+    """Return a function that creates contexts, which share nothing.
 
     The test fails on a script error and on a violation of the Content Security Policy.
     """
     contexts: list[BrowserContext] = []
-    complaints: list[str] = []
+    violations: list[str] = []
 
-    async def make(url: str, **options: Any) -> BrowserContext:
+    async def create(url: str, **options: Any) -> BrowserContext:
         context = await chromium.new_context(base_url=url, **options)
         context.set_default_timeout(30_000)
-        context.on("weberror", lambda error: complaints.append(str(error.error)))
-        context.on("console", lambda message: complain(message.text))
+        context.on("weberror", lambda error: violations.append(str(error.error)))
+        context.on("console", lambda message: record(message.text))
         contexts.append(context)
         return context
 
-    def complain(text: str) -> None:
+    def record(text: str) -> None:
         if "Content Security Policy" in text:
-            complaints.append(text)
+            violations.append(text)
 
-    yield make
+    yield create
     for context in contexts:
-        # Chromium has been seen not to answer this. It ends all contexts when it ends.
+        # Chromium does not always answer this. It closes all contexts when it exits.
         with suppress(TimeoutError):
             async with asyncio.timeout(SECONDS):
                 await context.close()
-    assert complaints == []
+    assert violations == []
 
 
 class Live:

@@ -14,7 +14,7 @@ from tests.conftest import PASSWORD
 from tests.people import Person, Server, until
 
 TYPED = "Line one\nline two, ünïcode & <b>"
-KEPT = "() => Object.keys(sessionStorage).filter(key => key.startsWith('draft:'))"
+DRAFT_KEYS = "() => Object.keys(sessionStorage).filter(key => key.startsWith('draft:'))"
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
     return page
 
 
-async def write(page: Page, text: str = TYPED) -> None:
-    """Types a post, and leaves the caret behind the first line."""
-    await write_plainly(page, text)
+async def type_post_and_place_caret(page: Page, text: str = TYPED) -> None:
+    """Type a post, and place the caret after the first line."""
+    await type_post(page, text)
     await page.get_by_label("Text").evaluate("el => el.setSelectionRange(8, 8)")
 
 
-async def write_plainly(page: Page, text: str = TYPED) -> None:
+async def type_post(page: Page, text: str = TYPED) -> None:
     await page.goto("/posts/new")
     await page.get_by_label("Title").fill("A title")
     await page.get_by_label("Text").fill(text)
@@ -59,7 +59,7 @@ async def sign_out(page: Page) -> None:
 
 async def test_a_draft_is_restored_until_it_is_published_or_discarded(page: Page) -> None:
     note = page.get_by_role("status").filter(has_text="unsaved text")
-    await write(page)
+    await type_post_and_place_caret(page)
     await page.get_by_role("link", name="Posts", exact=True).first.click()
     await page.get_by_role("link", name="Write a post").click()
     await expect_text(page, TYPED)
@@ -77,7 +77,7 @@ async def test_a_draft_is_restored_until_it_is_published_or_discarded(page: Page
     await page.goto("/posts/new")
     await expect_text(page, "", "")
     await expect(note).to_have_count(0)
-    assert await page.evaluate(KEPT) == []
+    assert await page.evaluate(DRAFT_KEYS) == []
 
 
 async def test_accepted_forms_of_every_kind_leave_no_draft(
@@ -97,17 +97,17 @@ async def test_accepted_forms_of_every_kind_leave_no_draft(
     ):
         await page.goto(path)
         await page.get_by_label(label).fill(typed)
-        await until(lambda: page.evaluate(KEPT))
+        await until(lambda: page.evaluate(DRAFT_KEYS))
         await page.reload()
         await expect(page.get_by_label(label)).to_have_value(typed)
         async with page.expect_navigation():
             await page.get_by_label(label).evaluate("field => field.form.requestSubmit()")
         await is_live(page)
-        assert await page.evaluate(KEPT) == [], path
+        assert await page.evaluate(DRAFT_KEYS) == [], path
 
 
 async def test_a_refused_form_keeps_its_draft(page: Page) -> None:
-    await write(page)
+    await type_post_and_place_caret(page)
     await page.locator("main form.form").evaluate("form => form.noValidate = true")
     await page.get_by_label("Title").fill(" ")
     await submit(page)
@@ -130,20 +130,20 @@ async def test_a_refused_form_keeps_its_draft(page: Page) -> None:
         await page.wait_for_url(re.compile("posts/new|chrome-error"))
         await expect(page.get_by_label("Title")).to_have_count(0)
         assert len(statuses) == left - 1
-        # From an address that was typed nothing follows about the form.
+        # Opening a page by its address does not count as an accepted form.
         await page.goto("/posts")
         await page.goto("/posts/new")
         await expect_text(page, TYPED)
     await page.unroute("**/posts/new")
     await publish(page)
-    assert await page.evaluate(KEPT) == []
+    assert await page.evaluate(DRAFT_KEYS) == []
 
 
 async def test_a_draft_survives_the_end_of_the_session_with_its_caret(
     server: Server, page: Page, name: str
 ) -> None:
     await page.route_web_socket(re.compile(r"/ws(\?|$)"), lambda socket: None)
-    await write(page)
+    await type_post_and_place_caret(page)
     await server.run("user", "end-sessions", name)
     await submit(page)
     await expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
@@ -151,11 +151,11 @@ async def test_a_draft_survives_the_end_of_the_session_with_its_caret(
     await sign_in(page, name)
     await expect_text(page, TYPED)
 
-    # And with the socket: the page is locked first.
+    # With a socket, the page is locked first.
     await page.unroute_all()
     context = page.context
     tab = await context.new_page()
-    await write(tab)
+    await type_post_and_place_caret(tab)
     await is_live(tab)
     await server.run("user", "end-sessions", name)
     await expect_locked(tab, "Your unsaved text is kept in this tab")
@@ -176,7 +176,7 @@ async def test_a_form_sent_after_the_session_ended_returns_after_sign_in(
         await context.route_web_socket(re.compile(r"/ws(\?|$)"), lambda socket: None)
         page = await context.new_page()
         await (sign_in if script else register)(page, name)
-        await write_plainly(page)
+        await type_post(page)
         await server.run("user", "end-sessions", name)
         await submit(page)
         await expect(page.locator("main")).to_contain_text("Your text was not sent yet")
@@ -187,13 +187,13 @@ async def test_a_form_sent_after_the_session_ended_returns_after_sign_in(
         await expect_text(page, TYPED)
         await publish(page)
         if script:
-            assert await page.evaluate(KEPT) == []
+            assert await page.evaluate(DRAFT_KEYS) == []
 
 
 async def test_a_draft_is_offered_only_to_its_author(
     server: Server, page: Page, name: str, bob: Person
 ) -> None:
-    await write(page)
+    await type_post_and_place_caret(page)
     await is_live(page)
     await server.run("user", "end-sessions", name)
     await page.get_by_role("link", name="Sign in again").click()
@@ -211,17 +211,17 @@ async def test_a_draft_is_offered_only_to_its_author(
 
 async def test_signing_out_clears_the_drafts_of_every_tab(page: Page, name: str) -> None:
     other = await page.context.new_page()
-    await write(other)
+    await type_post_and_place_caret(other)
     await is_live(other)
     await expect(other.get_by_label("Text")).to_be_focused()
-    await write(page)
+    await type_post_and_place_caret(page)
     for tab in (page, other):
-        await until(lambda tab=tab: tab.evaluate(KEPT))
+        await until(lambda tab=tab: tab.evaluate(DRAFT_KEYS))
     await sign_out(page)
     await expect_locked(other, "You signed out.")
     await expect(other.locator("#ended-kept")).to_be_hidden()
     for tab in (page, other):
-        assert await tab.evaluate(KEPT) == []
+        assert await tab.evaluate(DRAFT_KEYS) == []
     await other.get_by_role("link", name="Sign in again").click()
     await sign_in(other, name)
     await expect_text(other, "", "")
@@ -243,10 +243,10 @@ async def test_a_draft_of_an_edit_form_never_replaces_a_newer_version(
     await expect(page.locator(".draft-note")).to_contain_text("This form has changed since then.")
     await page.get_by_role("button", name="Restore").click()
     await expect_text(page, "Mine.")
-    # A text that the server has meanwhile is no draft.
+    # A draft that equals the stored text is dropped.
     await page.goto("/posts")
     await ada.post(edit, page=edit, title="A title", body="Mine.")
     await page.goto(edit)
     await expect(page.locator(".draft-note")).to_have_count(0)
     await page.goto("/posts")
-    assert await page.evaluate(KEPT) == []
+    assert await page.evaluate(DRAFT_KEYS) == []

@@ -1,4 +1,4 @@
-"""Stories that go through a mailbox: signing up until confirmed, and a forgotten password."""
+"""Flows with an email: verifying an address, accepting an invitation, resetting a password."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ async def page(server: Server, new_browser: NewBrowser) -> Page:
     return await (await new_browser(server.url)).new_page()
 
 
-async def letter(server: Server, name: str, subject: str) -> str:
-    """The newest letter of that subject in somebody's mailbox."""
+async def email_text(server: Server, name: str, subject: str) -> str:
+    """Wait for an email with this subject to the user, and return the text of the newest one."""
     found: list[str] = []
 
-    async def came() -> bool:
+    async def arrived() -> bool:
         found[:] = [
             each.text
             for each in Folder(server.data / "mail").newest(500)
@@ -44,7 +44,7 @@ async def letter(server: Server, name: str, subject: str) -> str:
         ]
         return bool(found)
 
-    await until(came)
+    await until(arrived)
     return found[0]
 
 
@@ -55,7 +55,7 @@ async def test_a_new_user_verifies_their_address_with_the_code(
     await page.goto("/account")
     await expect(page.locator(".notice-box")).to_contain_text("not verified yet")
     await page.get_by_role("link", name="Verify it").click()
-    code = code_in(await letter(server, name, "Verify"))
+    code = code_in(await email_text(server, name, "Verify"))
     await page.get_by_label("Code").fill(f"{(int(code) + 1) % 10**6:06}")
     await submit(page)
     await expect(page.get_by_role("alert")).to_be_visible()
@@ -71,10 +71,10 @@ async def test_a_user_without_javascript_verifies_with_the_emailed_link(
 ) -> None:
     page = await (await new_browser(server.url, java_script_enabled=False)).new_page()
     await register(page, name)
-    link = link_in(await letter(server, name, "Verify"))
-    assert server.url + link in await letter(server, name, "Verify"), "the address served"
+    link = link_in(await email_text(server, name, "Verify"))
+    assert server.url + link in await email_text(server, name, "Verify"), "the address served"
     await page.goto("/dev/mail")
-    # The server is shared, and other letters may have come since.
+    # Other tests use the same server, so the page may list other emails too.
     row = page.locator("li", has_text=f"{name}@example.org")
     await row.get_by_role("link", name="Verify your email address").click()
     await page.locator("pre a").click()
@@ -85,16 +85,16 @@ async def test_a_user_without_javascript_verifies_with_the_emailed_link(
 async def test_an_invited_user_registers_and_has_the_role(
     server: Server, new_browser: NewBrowser, page: Page, name: str
 ) -> None:
-    office = await (await new_browser(server.url)).new_page()
-    await sign_in(office, "root")
-    await office.goto("/admin/invitations")
-    await office.get_by_label("Email address").fill(f"{name}@example.org")
-    await office.get_by_label("Role").select_option("moderator")
-    await office.get_by_role("button", name="Send invitation").click()
-    row = office.get_by_role("row").filter(has_text=f"{name}@example.org")
+    admin = await (await new_browser(server.url)).new_page()
+    await sign_in(admin, "root")
+    await admin.goto("/admin/invitations")
+    await admin.get_by_label("Email address").fill(f"{name}@example.org")
+    await admin.get_by_label("Role").select_option("moderator")
+    await admin.get_by_role("button", name="Send invitation").click()
+    row = admin.get_by_role("row").filter(has_text=f"{name}@example.org")
     await expect(row).to_contain_text("pending")
-    assert "moderator" in await letter(server, name, "invited")
-    await is_live(office)
+    assert "moderator" in await email_text(server, name, "invited")
+    await is_live(admin)
 
     await page.goto("/dev/mail")
     mine = page.locator("li", has_text=f"{name}@example.org")
@@ -114,8 +114,8 @@ async def test_an_invited_user_registers_and_has_the_role(
     await page.goto("/account")
     await expect(page.locator("[data-roles]")).to_have_text("member, moderator")
     await expect(page.locator(".notice-box")).to_have_count(0)
-    # Whoever invited is told where they are.
-    await expect(office.locator(".toast")).to_contain_text(f"{name} took up your invitation")
+    # The inviting administrator receives a notification on the open page.
+    await expect(admin.locator(".toast")).to_contain_text(f"{name} took up your invitation")
 
 
 async def test_resetting_a_password_ends_the_other_session(
@@ -131,7 +131,7 @@ async def test_resetting_a_password_ends_the_other_session(
     await submit(page)
     await expect(page.get_by_role("heading", name="Check your email")).to_be_visible()
 
-    link = link_in(await letter(server, name, "Set a new password"))
+    link = link_in(await email_text(server, name, "Set a new password"))
     await page.goto(link)
     await page.get_by_label("New password", exact=True).fill(NEW)
     await page.get_by_label("Repeat new password").fill("something else")
@@ -149,7 +149,7 @@ async def test_resetting_a_password_ends_the_other_session(
     await page.get_by_label("Password").fill(NEW)
     await submit(page)
     await expect(page.get_by_role("heading", name=f"Hello, {name}")).to_be_visible()
-    assert "/forgot" in await letter(server, name, "Your password was changed")
+    assert "/forgot" in await email_text(server, name, "Your password was changed")
 
     await page.goto(link)
     await expect(page.get_by_role("heading", name="no longer works")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The story of a second factor: set up from the page, asked for, lost, and found on paper."""
+"""An authenticator app: setting it up, signing in with it, and using a recovery code instead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import PASSWORD
 from tests.people import Server
 
 
-async def show_password(page: Page, name: str) -> None:
+async def enter_password(page: Page, name: str) -> None:
     await page.goto("/login?next=/account/sessions")
     await page.get_by_label("Username or email address").fill(name)
     await page.get_by_label("Password").fill(PASSWORD)
@@ -22,7 +22,7 @@ async def show_password(page: Page, name: str) -> None:
     await expect(page.get_by_role("heading", name="Two-factor authentication")).to_be_visible()
 
 
-async def show_code(page: Page, code: str) -> None:
+async def enter_code(page: Page, code: str) -> None:
     await page.get_by_label("Code").fill(code)
     await submit(page)
 
@@ -44,9 +44,9 @@ async def test_an_authenticator_app_from_setup_to_recovery(
     await expect(page.get_by_role("img", name="Image to scan")).to_be_visible()
     app = TOTP(await page.locator("#totp-secret").inner_text())
     now = int(time.time())
-    await show_code(page, app.at(now + 3600))
+    await enter_code(page, app.at(now + 3600))
     await expect(page.get_by_role("alert")).to_be_visible()
-    await show_code(page, app.at(now))
+    await enter_code(page, app.at(now))
     codes = await page.locator("#recovery-codes code").all_inner_texts()
     assert len(codes) == 10
     await assert_accessible(page)
@@ -54,17 +54,17 @@ async def test_an_authenticator_app_from_setup_to_recovery(
     await expect(page.locator("main")).to_contain_text("10 recovery codes left")
 
     await sign_out(page)
-    await show_password(page, name)
+    await enter_password(page, name)
     await assert_accessible(page)
-    # The code of this half minute is used; the clock of an app may be one ahead.
-    await show_code(page, app.at(now))
+    # The code of this half minute has been used. The next one is accepted already.
+    await enter_code(page, app.at(now))
     await expect(page.locator("#code-error")).to_be_visible()
-    await show_code(page, app.at(now + 30))
+    await enter_code(page, app.at(now + 30))
     await page.wait_for_url("**/account/sessions")
 
     await sign_out(page)
-    await show_password(page, name)
-    await show_code(page, codes[0].upper())
+    await enter_password(page, name)
+    await enter_code(page, codes[0].upper())
     await expect(page.locator(".flash-warning")).to_contain_text("recovery code")
     await expect(page.locator("main")).to_contain_text("9 recovery codes left")
     await page.get_by_text("Remove app", exact=True).first.click()

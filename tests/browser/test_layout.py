@@ -1,4 +1,4 @@
-"""Layouts that change while a page is open: menus at the breakpoint, the post editor, paper."""
+"""Layouts that change while a page is open: resized menus, the growing post editor, print."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_the_audit_log_prints_as_a_table_of_unbroken_rows(
     )
     pdf = await page.pdf(format="A4")
     assert 1 <= pdf.count(b"/Type /Page\n") <= 3
-    # A sheet of paper is as wide as a large phone.
+    # On A4 paper, this is the width between the margins.
     await page.set_viewport_size({"width": 718, "height": 1000})
     await page.emulate_media(media="print")
     row = page.locator(".data-table tbody tr").first

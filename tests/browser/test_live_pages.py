@@ -1,4 +1,4 @@
-"""Open pages, and what happens to them when somebody's rights or sessions change elsewhere."""
+"""Open pages follow changes of permissions and sessions that are made elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def name() -> str:
 
 @pytest.fixture
 async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
-    """Somebody's only tab, on the front page, signed in and live."""
+    """Return the only tab of a new user, on the home page, signed in and connected."""
     page = await (await new_browser(server.url)).new_page()
     await register(page, name)
     await is_live(page)
@@ -147,7 +147,7 @@ async def test_changing_the_password_locks_the_other_browsers_only(
 async def test_user_input_is_escaped_wherever_it_is_shown(
     server: Server, page: Page, name: str, bob: Person
 ) -> None:
-    """Also names that no form lets in, and in what arrives while the page is open (ASVS 3.2.2)."""
+    """This includes invalid usernames and messages to an open page (ASVS 3.2.2)."""
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     page.on("dialog", lambda dialog: pytest.fail(f"script ran: {dialog.message}"))
     await page.goto("/posts/new")
@@ -175,7 +175,7 @@ async def test_user_input_is_escaped_wherever_it_is_shown(
 
 
 async def test_browser_storage_contains_no_secret(server: Server, page: Page, name: str) -> None:
-    """Of what was typed only what anybody may read over a shoulder (ASVS 14.3.3)."""
+    """Only the cursor and drafts of fields that are not secret are stored (ASVS 14.3.3)."""
     secret = "an entirely different phrase"
     await page.goto("/account/password")
     await is_live(page)

@@ -1,4 +1,4 @@
-"""A person with a passkey: added, named, used in place of a password, removed."""
+"""Passkeys: adding, renaming and removing them, and signing in with them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.browser.conftest import NewBrowser, is_live, register, submit
 from tests.people import Server
 
 HOME = "/account/factors/passkeys"
-# What browsers lack that are a few years old: there the script does it itself.
-OLD = """
+# Removes functions that browsers of a few years ago lack, which the script then replaces.
+OLDER_BROWSER = """
 if (window.PublicKeyCredential) {
   delete PublicKeyCredential.parseCreationOptionsFromJSON
   delete PublicKeyCredential.parseRequestOptionsFromJSON
@@ -23,13 +23,13 @@ if (window.PublicKeyCredential) {
 """
 
 
-def by_name(server: Server) -> str:
-    """The server's address with a name, without which there are no passkeys."""
+def url_with_host_name(server: Server) -> str:
+    """Return the URL of the server with a host name, which passkeys need."""
     return f"http://localhost:{urlsplit(server.url).port}"
 
 
-async def give_device(page: Page, **options: Any) -> tuple[Any, str]:
-    """The page's browser gets a device that makes passkeys and knows its owner."""
+async def add_authenticator(page: Page, **options: Any) -> tuple[Any, str]:
+    """Add a virtual authenticator to the browser that creates passkeys and verifies its user."""
     devtools = await page.context.new_cdp_session(page)
     await devtools.send("WebAuthn.enable", {"enableUI": False})
     usual = {
@@ -46,8 +46,8 @@ async def give_device(page: Page, **options: Any) -> tuple[Any, str]:
     return devtools, made["authenticatorId"]
 
 
-async def touch(devtools: Any, device: str, *, enabled: bool) -> None:
-    """Whether somebody touches the device when it asks for it."""
+async def set_presence(devtools: Any, device: str, *, enabled: bool) -> None:
+    """Set whether the authenticator confirms the presence of a user when it is asked."""
     presence = {"authenticatorId": device, "enabled": enabled}
     await devtools.send("WebAuthn.setAutomaticPresenceSimulation", presence)
 
@@ -58,9 +58,9 @@ async def add(page: Page, name: str) -> None:
 
 
 async def test_a_passkey_from_creation_to_removal(server: Server, new_browser: NewBrowser) -> None:
-    context = await new_browser(by_name(server))
+    context = await new_browser(url_with_host_name(server))
     page = await context.new_page()
-    devtools, device = await give_device(page)
+    devtools, device = await add_authenticator(page)
     name = f"ada-{secrets.token_hex(4)}"
     await register(page, name)
 
@@ -71,7 +71,7 @@ async def test_a_passkey_from_creation_to_removal(server: Server, new_browser: N
     await expect(page.get_by_role("heading", level=1)).to_have_text("Recovery codes")
     await page.goto(HOME)
     await expect(page.get_by_role("heading", name="Laptop")).to_be_visible()
-    # The same device does not make a second one.
+    # The same authenticator does not create a second passkey.
     await add(page, "Again")
     await expect(page.get_by_role("alert")).to_contain_text("already has a passkey")
     await page.get_by_text("Rename").first.click()
@@ -79,14 +79,14 @@ async def test_a_passkey_from_creation_to_removal(server: Server, new_browser: N
     await page.locator(".rename-form button").click()
     await expect(page.get_by_role("heading", name="My laptop")).to_be_visible()
 
-    # Signed out, and in again without a word typed.
-    # Nobody touches the device while the page only offers passkeys under the username.
-    await touch(devtools, device, enabled=False)
+    # Sign out, and sign in again without typing anything. The authenticator does not answer the
+    # request that the page sends for the suggestions in the username field.
+    await set_presence(devtools, device, enabled=False)
     await page.locator(".account-button").click()
     await page.get_by_role("button", name="Sign out").click()
     await page.goto(f"/login?next={HOME}")
     await page.get_by_label("Keep me signed in").check()
-    await touch(devtools, device, enabled=True)
+    await set_presence(devtools, device, enabled=True)
     await page.get_by_role("button", name="Sign in with a passkey").click()
     await page.wait_for_url(lambda url: urlsplit(url).path == HOME)
     await is_live(page)
@@ -100,10 +100,10 @@ async def test_a_passkey_from_creation_to_removal(server: Server, new_browser: N
     await expect(page.locator(".flash")).to_contain_text("can no longer be used to sign in")
     await context.clear_cookies()
 
-    # The device does not know that, and is refused.
-    await touch(devtools, device, enabled=False)
+    # The authenticator still has the passkey, but the server refuses it.
+    await set_presence(devtools, device, enabled=False)
     await page.goto("/login")
-    await touch(devtools, device, enabled=True)
+    await set_presence(devtools, device, enabled=True)
     await page.get_by_role("button", name="Sign in with a passkey").click()
     await expect(page.get_by_role("alert").first).to_contain_text("was not accepted")
 
@@ -111,10 +111,10 @@ async def test_a_passkey_from_creation_to_removal(server: Server, new_browser: N
 async def test_a_passkey_as_second_factor_in_an_older_browser(
     server: Server, new_browser: NewBrowser
 ) -> None:
-    context = await new_browser(by_name(server))
-    await context.add_init_script(OLD)
+    context = await new_browser(url_with_host_name(server))
+    await context.add_init_script(OLDER_BROWSER)
     page = await context.new_page()
-    await give_device(page)
+    await add_authenticator(page)
     name = f"ada-{secrets.token_hex(4)}"
     await register(page, name)
     await page.goto(HOME)
@@ -135,22 +135,24 @@ async def test_a_passkey_as_second_factor_in_an_older_browser(
 async def test_pages_explain_where_passkeys_are_not_available(
     server: Server, new_browser: NewBrowser
 ) -> None:
-    page = await (await new_browser(by_name(server))).new_page()
+    page = await (await new_browser(url_with_host_name(server))).new_page()
     await page.add_init_script("delete window.PublicKeyCredential")
     await register(page, f"ada-{secrets.token_hex(4)}")
     await page.goto(HOME)
     await expect(page.get_by_text("This browser does not support passkeys.")).to_be_visible()
     await expect(page.get_by_role("button", name="Add a passkey")).to_be_hidden()
 
-    page = await (await new_browser(by_name(server), java_script_enabled=False)).new_page()
+    page = await (
+        await new_browser(url_with_host_name(server), java_script_enabled=False)
+    ).new_page()
     await page.goto("/login")
     await expect(page.get_by_role("button", name="Sign in with a passkey")).to_be_hidden()
     await register(page, f"ada-{secrets.token_hex(4)}")
     await page.goto(HOME)
     await expect(page.get_by_text("Turn on JavaScript")).to_be_visible()
 
-    # An address is no name: there is a link to where they work.
+    # At an IP address, the page links to the host name at which passkeys work.
     page = await (await new_browser(server.url)).new_page()
     await page.goto("/login")
-    link = page.get_by_role("link", name=by_name(server))
-    await expect(link).to_have_attribute("href", f"{by_name(server)}/login")
+    link = page.get_by_role("link", name=url_with_host_name(server))
+    await expect(link).to_have_attribute("href", f"{url_with_host_name(server)}/login")

@@ -1,4 +1,4 @@
-"""Leaving and coming back, taking one's data along, and a stranger on the timeline."""
+"""Deleting and restoring an account, exporting its data, and ending an unknown session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from playwright.async_api import Page, expect
 
 from quartapp import clock
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
-from tests.browser.test_email import letter
+from tests.browser.test_email import email_text
 from tests.people import Server, until
 
 
@@ -54,7 +54,7 @@ async def test_an_account_is_deleted_restored_and_erased(
     await delete(page, name)
     await expect(page.locator(".flashes")).to_contain_text("permanently deleted on")
     await expect_locked(elsewhere, "You deactivated or deleted your account.")
-    assert "/login" in await letter(server, name, "will be deleted")
+    assert "/login" in await email_text(server, name, "will be deleted")
 
     await elsewhere.get_by_role("link", name="Sign in again").click()
     await sign_in(elsewhere, name)
@@ -107,9 +107,9 @@ async def test_a_new_sign_in_appears_in_the_activity_and_can_be_ended(
     await expect(rows.filter(has_text="Signed in")).to_have_count(1)
     await expect(rows.filter(has_text="this session")).to_have_count(1)
 
-    stranger = await (await new_browser(server.url)).new_page()
-    await sign_in(stranger, name)
-    await is_live(stranger)
+    other = await (await new_browser(server.url)).new_page()
+    await sign_in(other, name)
+    await is_live(other)
     await expect(rows.filter(has_text="Signed in")).to_have_count(2)
     newest = rows.first
     await expect(newest).to_contain_text("signed in")
@@ -118,7 +118,7 @@ async def test_a_new_sign_in_appears_in_the_activity_and_can_be_ended(
 
     await page.wait_for_url("**/account/timeline/not-me")
     await expect(page.locator("main")).to_contain_text("All your other sessions were ended")
-    await expect_locked(stranger, "You ended this session from another device.")
-    assert "/account/timeline" in await letter(server, name, "new browser")
+    await expect_locked(other, "You ended this session from another device.")
+    assert "/account/timeline" in await email_text(server, name, "new browser")
     await page.goto("/account/timeline")
     await expect(rows.filter(has_text="not you")).not_to_have_count(0)

@@ -1,4 +1,4 @@
-"""The story that the README tells, in two browsers over two workers."""
+"""The walkthrough of the README, in two browsers that are connected to two workers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ async def test_the_walkthrough_of_the_readme_from_setup_to_revocation(
         await submit(root)
         await root.wait_for_url("**/admin/users")
 
-        stranger = await (await new_browser(server.url)).new_page()
-        await stranger.goto(link)
-        await expect(stranger.locator("main")).to_contain_text("used")
+        other = await (await new_browser(server.url)).new_page()
+        await other.goto(link)
+        await expect(other.locator("main")).to_contain_text("used")
 
         ada = await (await new_browser(server.url)).new_page()
         ada_live = Live(ada)
@@ -44,10 +44,10 @@ async def test_the_walkthrough_of_the_readme_from_setup_to_revocation(
         await open_on(ada, "/posts/new", ada_live, worker="1")
         await open_on(root, "/admin/users/ada", root_live, worker="0")
 
-        # A grant whispers: the menu gains an entry, the page is not loaded anew.
+        # A grant adds an entry to the menu of the open page, which is not reloaded.
         await ada.get_by_label("Title").fill("Half a thought")
         await root.get_by_label("Role", exact=True).select_option("moderator")
-        # The role has management permissions, so that the page asks first.
+        # The role has management permissions, so the page asks for confirmation.
         await expect(root.get_by_role("button", name="Grant role", exact=True)).to_be_hidden()
         await root.locator(".grant-asks summary").click()
         await root.get_by_role("button", name="Grant role", exact=True).click()
@@ -56,7 +56,7 @@ async def test_the_walkthrough_of_the_readme_from_setup_to_revocation(
         await expect(ada.get_by_label("Title")).to_have_value("Half a thought")
         assert ada_live.worker == "1"
 
-        # A revocation hangs up: the tab locks, says why and who, and keeps what was typed.
+        # A revocation locks the tab, shows the reason and the actor, and keeps the draft.
         await ada.get_by_label("Text").fill("A whole one takes longer.")
         await root.locator("summary", has_text="Revoke role moderator").click()
         await root.get_by_role("button", name="Revoke role", exact=True).click()
@@ -69,7 +69,7 @@ async def test_the_walkthrough_of_the_readme_from_setup_to_revocation(
         ended = [message for message in ada_live.messages if message["type"] == "session.ended"]
         assert [(m["reason"], m["by"]) for m in ended] == [("role_revoked", "root")]
 
-        # Sign-in says the reason again, leads back, and the words are there.
+        # The sign-in page shows the reason too. After it, the draft is restored.
         await dialog.get_by_role("link", name="Sign in again").click()
         await expect(ada.locator("main")).to_contain_text("root revoked one of your roles")
         await sign_in(ada, "ada")
@@ -80,7 +80,7 @@ async def test_the_walkthrough_of_the_readme_from_setup_to_revocation(
         await submit(ada)
         await expect(ada.get_by_role("heading", name="Half a thought")).to_be_visible()
 
-        # Nobody else was disturbed.
+        # The page of the administrator stays open.
         await expect(root.get_by_role("alertdialog")).to_be_hidden()
         await root.goto("/admin/events")
         await is_live(root)

@@ -1,4 +1,4 @@
-"""A session that has grown old confirms itself, and what was begun is done."""
+"""Sensitive forms ask for the password again after some time, and are then carried out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.conftest import PASSWORD
 from tests.people import Person, Server, until
 
 
-async def grow_stale(server: Server, page: Page) -> None:
-    """Moves the moment of the sign-in an hour into the past, and waits until the server knows."""
+async def make_stale(server: Server, page: Page) -> None:
+    """Set the last authentication an hour back, and wait until the workers ask for the password."""
     session = PydanticObjectId(await page.locator("body").get_attribute("data-session"))
     async with server.database() as database:
         await database.sessions.update_one(
             {"_id": session}, {"$set": {"confirmed_at": clock.now() - timedelta(hours=1)}}
         )
 
-    async def asked() -> bool:
-        # A role without a name is refused, fresh or not; only the stale are asked to confirm.
+    async def is_stale() -> bool:
+        # A role without a name is never created. Only a stale session is asked for the password.
         token = await page.locator("input[name=csrf_token]").first.get_attribute("value")
         answer = await page.request.post(
             "/admin/roles/new", form={"csrf_token": token or ""}, headers={"Origin": server.url}
@@ -31,10 +31,10 @@ async def grow_stale(server: Server, page: Page) -> None:
         return "Confirm that it is you" in await answer.text()
 
     for _ in range(5):
-        await until(asked)
+        await until(is_stale)
 
 
-async def begin_a_role(page: Page, name: str) -> None:
+async def fill_role_form(page: Page, name: str) -> None:
     await page.goto("/admin/roles/new")
     await page.get_by_label("Name").fill(name)
     await page.get_by_label("Description").fill("Waters the plants & “talks” to them.")
@@ -51,10 +51,10 @@ async def test_reauthenticating_resumes_the_interrupted_form(
     live = Live(other)
     await other.goto("/posts")
     await is_live(other)
-    await grow_stale(server, page)
+    await make_stale(server, page)
 
     name = f"gardener-{secrets.token_hex(4)}"
-    await begin_a_role(page, name)
+    await fill_role_form(page, name)
     await submit(page)
     await expect(page.get_by_role("heading", level=1)).to_have_text("Confirm that it is you")
 
@@ -75,7 +75,7 @@ async def test_reauthenticating_resumes_the_interrupted_form(
     await expect(page.get_by_label("Read the audit log")).to_be_checked()
     await expect(page.get_by_label("Create, change and delete roles")).not_to_be_checked()
 
-    # The other tab was not disturbed, and the next act needs no password.
+    # The other tab has not been locked, and the next form does not ask for the password.
     await expect(other.get_by_role("alertdialog")).to_be_hidden()
     assert [message["type"] for message in live.messages].count("session.ended") == 0
     await other.goto("/account")
@@ -92,7 +92,7 @@ async def test_reauthentication_works_without_javascript(
     page = await context.new_page()
     await sign_in(page, "root")
     await page.goto("/admin/roles")
-    await grow_stale(server, page)
+    await make_stale(server, page)
     await page.goto(f"/admin/users/{ada.username}")
     await page.get_by_label("Role", exact=True).select_option("moderator")
     await page.locator(".grant-asks summary").click()
@@ -109,7 +109,7 @@ async def test_rate_limited_sign_ins_show_the_wait_and_keep_the_username(
 ) -> None:
     page = await (await new_browser(server.url)).new_page()
     await page.goto("/login")
-    # The first waits are short, and a slow browser sits them out.
+    # The first waits are short, and may be over before a slow browser sends the next form.
     alert = page.get_by_role("alert")
     for _ in range(12):
         await page.get_by_label("Username or email address").fill(ada.username)
@@ -120,6 +120,6 @@ async def test_rate_limited_sign_ins_show_the_wait_and_keep_the_username(
             break
     await expect(alert).to_contain_text("Try again in")
     await expect(page.get_by_label("Username or email address")).to_have_value(ada.username)
-    # The owner, whose browser is known, is not concerned.
+    # The account owner signs in from a known browser, which is not limited.
     await ada.post("/logout")
     await ada.sign_in()

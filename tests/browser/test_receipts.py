@@ -19,7 +19,7 @@ ACKNOWLEDGED = re.compile(r"1 tab on 1 worker acknowledged, slowest \d+ ms\.$")
 async def test_the_receipt_on_the_page_shows_a_late_acknowledgement(
     server: Server, root: Person, ada: Person, new_browser: NewBrowser
 ) -> None:
-    """With a delay of 2.5 s each way the answer cannot know yet."""
+    """With a delay of 2.5 s each way, the response comes before the acknowledgement."""
     admin = await page_of(root, new_browser)
     async with network(server.url) as slow, through(slow.url, ada).tab() as tab:
         listening = asyncio.create_task(tab.closed())
@@ -27,7 +27,7 @@ async def test_the_receipt_on_the_page_shows_a_late_acknowledgement(
         await admin.locator("summary", has_text="Revoke role member").click()
         revoke = admin.get_by_role("button", name="Revoke role", exact=True)
         await expect(revoke).to_be_visible()
-        # Only now: the server closes a socket that is silent for four seconds.
+        # Not earlier, because the server closes a socket that is silent for four seconds.
         slow.delay = 2.5
         await revoke.click()
         receipt = admin.locator(".flash [data-receipt]")
@@ -56,7 +56,7 @@ async def test_a_slow_and_busy_page_still_acknowledges(
 
 
 async def is_acknowledged(server: Server, person: Person) -> None:
-    """Return when the person's only tab has acknowledged that the account is disabled."""
+    """Wait until the only tab of the user has acknowledged that the account is disabled."""
 
     async def told() -> bool:
         receipts = (await server.last_event(person.username, "user.disabled"))["receipts"]
@@ -131,7 +131,7 @@ async def test_a_download_does_not_delay_the_dialog(
 async def test_a_page_restored_from_the_cache_shows_that_it_is_locked(
     server: Server, ada: Person, new_browser: NewBrowser
 ) -> None:
-    """From the back/forward cache, in which timers stand still."""
+    """The page returns from the back/forward cache, in which timers do not run."""
     page = await page_of(ada, new_browser)
     await page.clock.install()
     await page.goto("/posts")

@@ -1,4 +1,4 @@
-"""A page whose line breaks, or to which things come late: it comes back in time, and goes on."""
+"""A page reconnects after its socket is closed, and ignores messages that are out of date."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from playwright.async_api import Page, WebSocketRoute, expect
 from tests.browser.conftest import NewBrowser, is_live
 from tests.people import Person, Server, until
 
-# Each draw is in the middle, and each socket that the page opens is written down.
-OBSERVED = """
+# Fixes the random numbers, and records each socket that the page opens and closes.
+RECORD_SOCKETS = """
 Math.random = () => 0.5
 window.opened = []
 window.WebSocket = class extends WebSocket {
@@ -28,8 +28,8 @@ window.WebSocket = class extends WebSocket {
 """
 
 
-class Wire:
-    """A page on a clock that stands still, whose server is this test."""
+class SimulatedServer:
+    """A page with a paused clock, whose socket server is the test."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -39,43 +39,43 @@ class Wire:
         await self.page.route_web_socket(
             re.compile(r"/ws(\?|$)"), lambda socket: self.sockets.append(socket)
         )
-        await self.page.add_init_script(OBSERVED)
+        await self.page.add_init_script(RECORD_SOCKETS)
         await self.page.clock.install(time=0)
         await self.page.goto("/")
         await self.page.clock.pause_at(60_000)
-        await self.is_open()
+        await self.wait_for_socket()
 
     async def opened(self) -> list[str]:
-        """The cursor of each socket until now."""
+        """Return the cursor of each socket that the page has opened."""
         return await self.page.evaluate("opened")
 
-    async def is_open(self) -> None:
-        """Returns when the last of them has come to this end."""
+    async def wait_for_socket(self) -> None:
+        """Wait until the test has received the newest socket."""
 
-        async def here() -> bool:
+        async def is_received() -> bool:
             return len(self.sockets) == len(await self.opened())
 
-        await until(here)
+        await until(is_received)
 
     async def send(self, **message: Any) -> None:
         self.sockets[-1].send(json.dumps(message))
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Returns when the page has heard of it."""
+        """Close the newest socket, and wait until the page has handled that."""
         await self.sockets[-1].close(code=code, reason=reason)
         await expect(self.page.locator(f"html[data-closed='{len(self.sockets)}']")).to_have_count(1)
 
-    async def comes_back_after(self, seconds: float) -> None:
+    async def assert_reconnects_after(self, seconds: float) -> None:
         before = len(await self.opened())
         await self.page.clock.run_for(round(seconds * 1000) - 1)
         assert len(await self.opened()) == before, f"came back before {seconds} s"
         await self.page.clock.run_for(1)
         assert len(await self.opened()) == before + 1, f"did not come back after {seconds} s"
-        await self.is_open()
+        await self.wait_for_socket()
 
 
 async def page_of(person: Person, new_browser: NewBrowser) -> Page:
-    """Their browser, with the session that they have already."""
+    """Return a page of a new browser that has the cookies of this user."""
     browser = await new_browser(person.url)
     await browser.add_cookies(
         [
@@ -87,18 +87,18 @@ async def page_of(person: Person, new_browser: NewBrowser) -> Page:
 
 
 @pytest.fixture
-async def wire(ada: Person, new_browser: NewBrowser) -> Wire:
-    wire = Wire(await page_of(ada, new_browser))
-    await wire.open()
-    return wire
+async def simulated(ada: Person, new_browser: NewBrowser) -> SimulatedServer:
+    simulated = SimulatedServer(await page_of(ada, new_browser))
+    await simulated.open()
+    return simulated
 
 
-async def test_a_message_with_an_older_version_is_ignored(wire: Wire) -> None:
-    users = wire.page.locator("[data-needs='users.read']").first
-    toasts = wire.page.locator(".toast p")
+async def test_a_message_with_an_older_version_is_ignored(simulated: SimulatedServer) -> None:
+    users = simulated.page.locator("[data-needs='users.read']").first
+    toasts = simulated.page.locator(".toast p")
 
     async def change(version: int, *permissions: str, **told: Any) -> None:
-        await wire.send(
+        await simulated.send(
             type="permissions.changed",
             id=secrets.token_hex(4),
             version=version,
@@ -118,34 +118,38 @@ async def test_a_message_with_an_older_version_is_ignored(wire: Wire) -> None:
     await expect(users).to_be_hidden()
 
 
-async def test_a_page_reconnects_at_the_requested_time_with_its_cursor(wire: Wire) -> None:
+async def test_a_page_reconnects_at_the_requested_time_with_its_cursor(
+    simulated: SimulatedServer,
+) -> None:
     async def notice(number: int) -> None:
-        await wire.send(type="notice", id=str(number), kind="k", text=f"No. {number}", at="now")
+        await simulated.send(
+            type="notice", id=str(number), kind="k", text=f"No. {number}", at="now"
+        )
 
-    toasts = wire.page.locator(".toast p")
+    toasts = simulated.page.locator(".toast p")
     await notice(7)
     await notice(8)
     await expect(toasts).to_have_text(["No. 7", "No. 8"])
-    await wire.close(1012, "come back in 7.3 s")
-    await wire.comes_back_after(7.3)
-    assert (await wire.opened())[-1] == "8"
+    await simulated.close(1012, "come back in 7.3 s")
+    await simulated.assert_reconnects_after(7.3)
+    assert (await simulated.opened())[-1] == "8"
     for number in (6, 8, 9):
         await notice(number)
     await expect(toasts).to_have_text(["No. 7", "No. 8", "No. 9"])
 
 
 async def test_reconnecting_backs_off_while_the_server_fails(
-    wire: Wire,
+    simulated: SimulatedServer,
 ) -> None:
     for longest in (1, 2, 4, 8, 16, 30, 30):
-        await wire.close(1011)
-        await wire.comes_back_after(longest / 2)
-    await wire.page.clock.run_for(10_001)
-    await wire.close(1011)
-    await wire.comes_back_after(0.5)
-    # One without a database is not asked again so soon.
-    await wire.close(1013)
-    await wire.comes_back_after(4)
+        await simulated.close(1011)
+        await simulated.assert_reconnects_after(longest / 2)
+    await simulated.page.clock.run_for(10_001)
+    await simulated.close(1011)
+    await simulated.assert_reconnects_after(0.5)
+    # After 1013, which a server without a database sends, the wait is longer.
+    await simulated.close(1013)
+    await simulated.assert_reconnects_after(4)
 
 
 async def test_notifications_during_a_restart_arrive_once_and_in_order(
@@ -163,7 +167,7 @@ async def test_notifications_during_a_restart_arrive_once_and_in_order(
 
     before = server.stderr().count("renewal_done")
     server.process.send_signal(signal.SIGHUP)
-    # Its worker may be the second one whose turn it is.
+    # The worker of the page may be the second one that is restarted.
     live = page.locator("#live")
     await expect(live).to_have_attribute("data-state", "reconnecting", timeout=60_000)
     for path in posts:
