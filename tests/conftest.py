@@ -21,12 +21,12 @@ from quart import Quart
 from quartapp.db import embedded, mongo
 from quartapp.settings import Settings
 from tests.application import Shared, empty
-from tests.people import SECONDS, First, Person, Running, Server
+from tests.people import SECONDS, BeforeStart, Person, Running, Server
 
 PASSWORD = "correct horse battery staple"
 
 
-# The files that take longest, the longest first. One that came last would run alone in the end.
+# The slowest files, the slowest first. If one started last, it would run alone at the end.
 LONGEST = (
     "tests/flows/test_ending_sessions.py",
     "tests/test_serving.py",
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def signals() -> None:
     """Handle SIGINT and SIGHUP where they are ignored, as under nohup.
 
-    The servers that a test starts would inherit that they are ignored, but not a handler.
+    A server that a test starts would inherit an ignored signal, but it does not inherit a handler.
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -83,14 +83,14 @@ def signals() -> None:
 
 @pytest.fixture(scope="session")
 async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The address of a mongod, which is stopped at the end of the session."""
+    """Return the URI of a mongod, which is stopped at the end of the test session."""
     async with embedded.running(tmp_path_factory.mktemp("db")) as mongod:
         yield mongod.uri
 
 
 @pytest.fixture(scope="session")
 async def client(mongod: str) -> AsyncIterator[AsyncMongoClient[Any]]:
-    """A connection to it that is not the application's."""
+    """Return a client of that mongod, besides the one of the application."""
     async with AsyncMongoClient[Any](mongod) as client:
         yield client
 
@@ -128,7 +128,7 @@ async def _stop_shared(request: pytest.FixtureRequest) -> None:
 async def settings(
     _settings: Settings, client: AsyncMongoClient[Any], request: pytest.FixtureRequest
 ) -> Settings:
-    """Settings for the database of the tests.
+    """Return settings for the database of the tests.
 
     It is empty, unless the test also uses one of the fixtures `app` and `db`, which prepare it.
     """
@@ -139,34 +139,34 @@ async def settings(
 
 @pytest.fixture
 async def unprepared(_settings: Settings, client: AsyncMongoClient[Any]) -> AsyncIterator[Settings]:
-    """Settings for a database that does not exist yet."""
+    """Return settings for a database that does not exist yet."""
     yield _settings.model_copy(update={"mongodb_db": "unprepared"})
     await client.drop_database("unprepared")
 
 
 @pytest.fixture
 def shared(_shared: Shared) -> Shared:
-    """The application that the tests of this process share."""
+    """Return the holder of the application that the tests of this process share."""
     return _shared
 
 
 @pytest.fixture
 async def db(shared: Shared, settings: Settings) -> mongo.Database:
-    """A prepared database without accounts, to which the documents are bound."""
+    """Return a prepared database without accounts, to which the documents are bound."""
     return await shared.connection(settings)
 
 
 @pytest.fixture
 async def app(shared: Shared, settings: Settings) -> Quart:
-    """The application, started. Its database is prepared and has no accounts."""
+    """Return the started application. Its database is prepared and has no accounts."""
     return await shared.app(settings)
 
 
 @asynccontextmanager
 async def serving(
-    data: Path, *, workers: int = 2, first: First | None = None, **env: str
+    data: Path, *, workers: int = 2, before_start: BeforeStart | None = None, **env: str
 ) -> AsyncIterator[Server]:
-    """`quartapp serve` as a deployment runs it: a launcher, workers, a mongod; on a free port."""
+    """Run `quartapp serve` on a free port, with a launcher, workers and an embedded mongod."""
     (folder := data.with_name(f"{data.name}.streams")).mkdir()
     launcher = Running(
         *("serve", "--port", "0", "--workers", str(workers), "--data", str(data)),
@@ -175,14 +175,14 @@ async def serving(
             "BCRYPT_COST": "4",
             "LIVE_PING_SECONDS": "2",
             "LIVE_SWEEP_SECONDS": "2",
-            # Everybody in the tests comes from one address.
+            # All users of the tests have the same IP address.
             "LIMIT_REGISTRATION": "100000 per hour",
             "LIMIT_SIGN_IN_ADDRESS": "100000 per hour",
             "LIMIT_HANDSHAKE_USER": "100000 per hour",
             "LIMIT_HANDSHAKE_ADDRESS": "100000 per hour",
             **env,
         },
-        first=first,
+        before_start=before_start,
     )
     await launcher.start()
     try:
@@ -195,14 +195,16 @@ async def serving(
 
 
 @asynccontextmanager
-async def serving_here(
+async def serving_in_process(
     app: Any, *, over: asyncio.Event, **settings: Any
 ) -> AsyncIterator[tuple[str, int]]:
-    """hypercorn in this process, so that it can be broken: its address. It leaves when it is over,
-    which it is in the end."""
+    """Run hypercorn in this process, and yield its host and port.
+
+    It shuts down when `over` is set, which the end of the context does.
+    """
     config, listener = Config(), socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
-    # hypercorn closes it.
+    # hypercorn closes the descriptor.
     config.bind = [f"fd://{listener.detach()}"]
     for name, value in settings.items():
         setattr(config, name, value)
@@ -234,7 +236,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 @pytest.fixture
 async def root(server: Server) -> AsyncIterator[Person]:
-    """An administrator, signed in."""
+    """Return the administrator, signed in."""
     async with Person(server.url, "root", PASSWORD) as root:
         await root.sign_in()
         yield root
@@ -242,7 +244,7 @@ async def root(server: Server) -> AsyncIterator[Person]:
 
 @pytest.fixture
 async def ada(server: Server) -> AsyncIterator[Person]:
-    """Somebody with the role of a member, registered and signed in just now."""
+    """Return a new user with the role `member`, signed in."""
     async with Person(server.url, f"ada-{secrets.token_hex(4)}", PASSWORD) as ada:
         await ada.register()
         yield ada
@@ -250,7 +252,7 @@ async def ada(server: Server) -> AsyncIterator[Person]:
 
 @pytest.fixture
 async def bob(server: Server) -> AsyncIterator[Person]:
-    """Somebody else of that kind."""
+    """Return another new user with the role `member`, signed in."""
     async with Person(server.url, f"bob-{secrets.token_hex(4)}", PASSWORD) as bob:
         await bob.register()
         yield bob

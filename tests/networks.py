@@ -15,8 +15,8 @@ CHUNK = 64 * 1024
 class Network:
     """A TCP proxy in front of a server, at `url`.
 
-    What passes is delivered `delay` seconds later, each way, also the end of a connection. While
-    it is `broken` nothing is delivered, and no connection is closed: as when packets are dropped.
+    Data and the end of a connection are delivered `delay` seconds later, in each direction. While
+    it is `broken`, nothing is delivered and no connection is closed, as when packets are lost.
     """
 
     delay: float = 0.0
@@ -41,11 +41,11 @@ class Network:
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
         async def deliver() -> None:
             while True:
-                due, data = await under_way.get()
+                due, data = await queue.get()
                 await asyncio.sleep(due - loop.time())
                 if self.broken:
                     continue
@@ -61,7 +61,7 @@ class Network:
                 data = b""
                 with suppress(ConnectionError):
                     data = await reader.read(CHUNK)
-                under_way.put_nowait((loop.time() + self.delay, data))
+                queue.put_nowait((loop.time() + self.delay, data))
             await delivering
         finally:
             delivering.cancel()
@@ -69,7 +69,7 @@ class Network:
 
 @asynccontextmanager
 async def network(server: str, *, delay: float = 0.0) -> AsyncIterator[Network]:
-    """A network to the server at this URL."""
+    """Run a proxy in front of the server at this URL."""
     between = Network(delay, _server=server)
     listener = await asyncio.start_server(between._accept, "127.0.0.1", 0)
     between.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"

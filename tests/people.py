@@ -24,7 +24,7 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import UpdateOne
 from websockets.asyncio.client import ClientConnection, connect
 
-# After this time a test that hangs fails. Nothing takes as long, also on a busy machine.
+# Time limit of a wait. It is long enough for a busy machine.
 SECONDS = 30.0
 
 
@@ -45,7 +45,7 @@ def http_client(url: str, *, timeout: float = SECONDS, **options: Any) -> httpx.
 
 
 @dataclass(frozen=True)
-class Ran:
+class CommandResult:
     """The result of a command."""
 
     status: int
@@ -60,7 +60,7 @@ _forks.set_forkserver_preload(["quartapp.cli", "quartapp.serving.launcher", "tes
 _one_thread = ThreadPoolExecutor(1)
 
 
-async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> Ran:
+async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> CommandResult:
     """Run a `quartapp` command to its end, with this on its standard input."""
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "in").write_bytes(stdin)
@@ -69,13 +69,13 @@ async def command(*words: str, data: Path, stdin: bytes = b"", **env: str) -> Ra
         return await running.end()
 
 
-First = Callable[[], object]
+BeforeStart = Callable[[], object]
 
 
 class Running:
     """A `quartapp` process with its standard streams in files.
 
-    It calls `first` before anything else.
+    It calls `before_start` before anything else.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Running:
         folder: Path,
         env: Mapping[str, str],
         stdin: Path = Path(os.devnull),
-        first: First | None = None,
+        before_start: BeforeStart | None = None,
     ) -> None:
         self._words = words
         self._streams = stdin, folder / "out", folder / "err"
         self._process = _forks.Process(
-            target=_become, args=(words, self._streams, {**os.environ, **env}, first)
+            target=_become, args=(words, self._streams, {**os.environ, **env}, before_start)
         )
         self._read = 0
 
@@ -127,26 +127,29 @@ class Running:
     async def line(self, *, within: float) -> str:
         """Wait for the next line of its output, or for its end, and return the line."""
 
-        async def there() -> bool:
+        async def has_line() -> bool:
             return await self._has_ended() or "\n" in self.out[self._read :]
 
-        await until(there, within=within)
+        await until(has_line, within=within)
         line, newline, _ = self.out[self._read :].partition("\n")
         self._read += len(line + newline)
         return line + newline
 
-    async def end(self, *, within: float = 2 * SECONDS) -> Ran:
+    async def end(self, *, within: float = 2 * SECONDS) -> CommandResult:
         """Wait until it ends. If it takes too long, kill it and raise TimeoutError."""
         try:
             await until(self._has_ended, within=within)
         except TimeoutError:
             self._process.kill()
             raise TimeoutError(self._words, self.err) from None
-        return Ran(await self._status() or 0, self.out, self.err)
+        return CommandResult(await self._status() or 0, self.out, self.err)
 
 
 def _become(
-    words: tuple[str, ...], streams: tuple[Path, ...], env: dict[str, str], first: First | None
+    words: tuple[str, ...],
+    streams: tuple[Path, ...],
+    env: dict[str, str],
+    before_start: BeforeStart | None,
 ) -> None:
     """Run the command in the new process, with its streams and its environment."""
     from quartapp import cli
@@ -158,8 +161,8 @@ def _become(
     sys.stdin = os.fdopen(0, encoding=encoding, errors=errors)
     os.environ.clear()
     os.environ.update(env)
-    if first:
-        first()
+    if before_start:
+        before_start()
     cli.main(words, prog_name="quartapp")
 
 
@@ -167,7 +170,7 @@ def _become(
 class Stat:
     """A line of /proc/<pid>/stat."""
 
-    called: str
+    name: str
     state: str
     parent: int
 
@@ -175,9 +178,9 @@ class Stat:
     def of(cls, process: int) -> Self:
         """Read the line of a process. Raises OSError if there is none."""
         text = Path(f"/proc/{process}/stat").read_text()
-        called, _, rest = text.partition("(")[2].rpartition(")")
+        name, _, rest = text.partition("(")[2].rpartition(")")
         state, parent, *_ = rest.split()
-        return cls(called, state, int(parent))
+        return cls(name, state, int(parent))
 
 
 def workers_of(launcher: int) -> Iterator[tuple[int, str]]:
@@ -188,8 +191,8 @@ def workers_of(launcher: int) -> Iterator[tuple[int, str]]:
             found[int(process.name)] = Stat.of(int(process.name))
     for process, stat in found.items():
         fork_server = found.get(stat.parent)
-        if stat.called.startswith("worker-") and fork_server and fork_server.parent == launcher:
-            yield process, stat.called
+        if stat.name.startswith("worker-") and fork_server and fork_server.parent == launcher:
+            yield process, stat.name
 
 
 @dataclass
@@ -249,7 +252,7 @@ class Server:
 
 
 class Tab:
-    """The socket of one open page. `said` holds all messages received."""
+    """The socket of one open page. `messages` holds all messages received so far."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -432,12 +435,12 @@ class Person:
             ]
 
 
-async def flood_change_stream(server: Server, somebody: Person) -> None:
-    """Put thousands of changes of this user on the change stream before the next change.
+async def flood_change_stream(server: Server, person: Person) -> None:
+    """Make thousands of changes of this user, which the change stream delivers before the next one.
 
     Otherwise a worker hears of a change within milliseconds, and a request that should have been
     refused would seldom be faster.
     """
-    nudge = UpdateOne({"username": somebody.username}, {"$inc": {"nudges": 1}})
+    nudge = UpdateOne({"username": person.username}, {"$inc": {"nudges": 1}})
     async with server.database() as database:
         await database.users.bulk_write([nudge] * 4000, ordered=False)

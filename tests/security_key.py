@@ -1,4 +1,4 @@
-"""An authenticator made of software: what a phone or a key for USB does, and what none would."""
+"""A WebAuthn authenticator in software, which can also give wrong answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRESENT, VERIFIED, BACKED_UP, HAS_KEY = 0x01, 0x04, 0x18, 0x40
 
 @dataclass
 class Authenticator:
-    """Holds one key. Whatever a test changes here it says in its next answer."""
+    """An authenticator with one key. Tests change the attributes that its answers contain."""
 
     origin: str = "http://localhost"
     rp_id: str | None = None
@@ -42,13 +42,13 @@ class Authenticator:
 
     @property
     def public_key(self) -> bytes:
-        """As COSE writes a key for ES256."""
+        """The public key as a COSE key for ES256."""
         point = self.key.public_key().public_numbers()
         x, y = point.x.to_bytes(32), point.y.to_bytes(32)
         return encode_cbor({1: 2, 3: -7, -1: 1, -2: x, -3: y})
 
-    def make(self, options: dict[str, Any], **answer: Any) -> str:
-        """What a browser answers to options for a new passkey, as JSON."""
+    def register(self, options: dict[str, Any], **answer: Any) -> str:
+        """Return the JSON that a browser sends for a new passkey with these options."""
         self.user_handle = base64url_to_bytes(options["user"]["id"])
         size = len(self.credential_id).to_bytes(2)
         key = bytes(16) + size + self.credential_id + self.public_key
@@ -63,8 +63,8 @@ class Authenticator:
             **answer,
         )
 
-    def show(self, options: dict[str, Any], **answer: Any) -> str:
-        """What a browser answers to options for signing in, as JSON."""
+    def authenticate(self, options: dict[str, Any], **answer: Any) -> str:
+        """Return the JSON that a browser sends for a sign-in with these options."""
         self.count += self.counts
         data = self._data(options["rpId"], self.flags)
         client_data = self._client_data("webauthn.get", options)
@@ -80,7 +80,7 @@ class Authenticator:
         )
 
     def made(self, user: User) -> Made:
-        """The same as `make`, for tests without pages: as if it had been verified."""
+        """Return a registration of this key as if the server had verified it."""
         self.user_handle = user.id.binary
         challenge = secrets.token_bytes(56)
         return Made(challenge, self.id, self.public_key, self.count, ("internal",), False)
@@ -90,11 +90,11 @@ class Authenticator:
         return name + bytes([flags]) + self.count.to_bytes(4)
 
     def _client_data(self, kind: str, options: dict[str, Any]) -> bytes:
-        said = {"type": kind, "challenge": options["challenge"], "origin": self.origin}
-        return json.dumps({**said, "crossOrigin": False, **self.client_data}).encode()
+        fields = {"type": kind, "challenge": options["challenge"], "origin": self.origin}
+        return json.dumps({**fields, "crossOrigin": False, **self.client_data}).encode()
 
     def _answer(self, response: dict[str, bytes], **more: Any) -> str:
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             name: bytes_to_base64url(value) for name, value in response.items() if value
         }
         return json.dumps(
@@ -103,13 +103,13 @@ class Authenticator:
                 "rawId": self.id,
                 "type": "public-key",
                 "authenticatorAttachment": "platform",
-                "response": {**said, **more},
+                "response": {**fields, **more},
             }
         )
 
 
-async def a_passkey(user: User, *, by: Actor = NOBODY, name: str = "Phone") -> Authenticator:
-    """One that was added to the account, past the pages."""
+async def create_passkey(user: User, *, by: Actor = NOBODY, name: str = "Phone") -> Authenticator:
+    """Add a passkey to the account without using a page, and return its authenticator."""
     device = Authenticator()
     await Passkey.add(user, device.made(user), name=name, by=by)
     return device

@@ -1,4 +1,4 @@
-"""`hypercorn asgi:app`, without our launcher: what it must not be without, too."""
+"""`hypercorn asgi:app` without `quartapp serve` has the same protections and metrics."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 async def url(settings: Settings, tmp_path: Path) -> AsyncIterator[str]:
-    """Where two workers serve, whose numbers come together."""
+    """Return the URL of plain hypercorn with two workers that share a metrics folder."""
     assert settings.mongodb_uri
-    (numbers := tmp_path / "numbers").mkdir()
-    plain = await asyncio.create_subprocess_exec(
+    (metrics := tmp_path / "metrics").mkdir()
+    process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "hypercorn", "asgi:app", "--bind", "127.0.0.1:0", "--workers", "2"),
         cwd=ROOT,
         env={
@@ -40,21 +40,21 @@ async def url(settings: Settings, tmp_path: Path) -> AsyncIterator[str]:
             "MONGODB_DB": settings.mongodb_db,
             "QUARTAPP_DATA": str(settings.data),
             "BCRYPT_COST": "4",
-            "PROMETHEUS_MULTIPROC_DIR": str(numbers),
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
         },
         stderr=asyncio.subprocess.PIPE,
     )
-    assert plain.stderr
-    said = ""
+    assert process.stderr
+    output = ""
     try:
         async with asyncio.timeout(40):
-            while not (found := re.search(r"Running on (\S+)", said)):
-                said += (await plain.stderr.readuntil(b"\n")).decode()
+            while not (found := re.search(r"Running on (\S+)", output)):
+                output += (await process.stderr.readuntil(b"\n")).decode()
         yield found[1]
     finally:
-        plain.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(30):
-            await plain.communicate()
+            await process.communicate()
 
 
 async def test_plain_hypercorn_refuses_compression_and_http_2(url: str) -> None:
@@ -68,8 +68,8 @@ async def test_plain_hypercorn_refuses_compression_and_http_2(url: str) -> None:
         ) as socket:
             assert socket.response
             assert "Sec-WebSocket-Extensions" not in socket.response.headers
-    said = await talk(url, ["GET /livez HTTP/1.1", HOST, *TO_HTTP_2])
-    assert said.startswith(b"HTTP/1.1 200")
+    output = await talk(url, ["GET /livez HTTP/1.1", HOST, *TO_HTTP_2])
+    assert output.startswith(b"HTTP/1.1 200")
 
 
 def test_plain_hypercorn_reports_an_invalid_setting_in_one_line() -> None:
@@ -85,28 +85,31 @@ def test_plain_hypercorn_reports_an_invalid_setting_in_one_line() -> None:
 
 
 async def test_metrics_of_plain_hypercorn_workers_are_summed(url: str) -> None:
-    async def number(name: str) -> float:
-        # A connection of its own, which either worker may answer.
+    async def metric(name: str) -> float:
+        # Either worker may answer, since the connection is new.
         async with httpx.AsyncClient(base_url=url) as client:
             text = (await client.get("/metrics")).text
         found = re.search(rf"^{re.escape(name)} (\S+)", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
     async def both_serve() -> bool:
-        return await number("quartapp_change_streams") == 2
+        return await metric("quartapp_change_streams") == 2
 
     await until(both_serve)
     answers = 'quartapp_requests_total{method="GET",status="404"}'
     for asked in range(1, 9):
         async with httpx.AsyncClient(base_url=url) as client:
             assert (await client.get("/nowhere")).status_code == 404
-        assert await number(answers) == asked
+        assert await metric(answers) == asked
 
 
 def test_the_documented_hypercorn_settings_match_the_launcher() -> None:
-    """hypercorn has no options for them, only a file, in which it ignores what it does not know."""
-    told = re.search(r"```toml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
-    assert told
-    of_the_launcher_alone = {"_bind", "backlog", "accesslog", "errorlog"}
-    ours = vars(worker_process._config(0)).items()
-    assert tomllib.loads(told[1]) == {k: v for k, v in ours if k not in of_the_launcher_alone}
+    """hypercorn reads them from a file only, and ignores unknown names in it."""
+    page = (ROOT / "docs/operations.md").read_text()
+    documented = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert documented
+    only_of_the_launcher = {"_bind", "backlog", "accesslog", "errorlog"}
+    settings = vars(worker_process._config(0)).items()
+    assert tomllib.loads(documented[1]) == {
+        k: v for k, v in settings if k not in only_of_the_launcher
+    }

@@ -36,20 +36,20 @@ from tests.people import until as eventually
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Return the folder of one server, with its data in `data`."""
-    with made_folder() as folder:
+    with server_folder() as folder:
         yield folder
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
+def shared() -> Iterator[ServeProcess]:
     """Return a server for the tests that leave it as they found it."""
-    with made_folder() as folder, server(folder) as running:
+    with server_folder() as folder, server(folder) as running:
         yield running
 
 
 @contextmanager
-def made_folder() -> Iterator[Path]:
-    """Make a folder with a path that is short enough for a socket, and delete it in the end."""
+def server_folder() -> Iterator[Path]:
+    """Create a folder whose path is short enough for a socket, and delete it in the end."""
     folder = Path(tempfile.mkdtemp(prefix="quartapp-"))
     try:
         yield folder
@@ -81,14 +81,14 @@ def command(*options: str) -> list[str]:
 
 
 @dataclass
-class Server:
+class ServeProcess:
     process: subprocess.Popen[str]
-    said: str
-    complaints: Path
+    startup_line: str
+    stderr: Path
 
     @property
     def url(self) -> str:
-        found = re.search(r"http://\S+", self.said)
+        found = re.search(r"http://\S+", self.startup_line)
         assert found
         return found[0]
 
@@ -96,7 +96,7 @@ class Server:
         return [process for process, _ in workers_of(self.process.pid)]
 
     def status(self, page: str) -> int:
-        """Of a connection of its own, so that any of the workers may answer."""
+        """Return the status of a page over a new connection, which any worker may answer."""
         return httpx.get(f"{self.url}{page}", timeout=20, verify=False).status_code
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -116,9 +116,9 @@ def server(
     stdin: int = subprocess.DEVNULL,
     nohup: bool = False,
     **changes: str,
-) -> Iterator[Server]:
-    complaints = folder / "stderr"
-    with complaints.open("w") as stderr:
+) -> Iterator[ServeProcess]:
+    errors = folder / "stderr"
+    with errors.open("w") as stderr:
         process = subprocess.Popen(
             command("--port", str(port), *options),
             cwd=folder,
@@ -131,9 +131,9 @@ def server(
         )
     assert process.stdout
     try:
-        said = process.stdout.readline()
-        assert said, complaints.read_text()
-        yield Server(process, said, complaints)
+        line = process.stdout.readline()
+        assert line, errors.read_text()
+        yield ServeProcess(process, line, errors)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -141,7 +141,7 @@ def server(
         process.stdout.close()
 
 
-async def refused(data: Path, *options: str, **changes: str) -> str:
+async def failed_start(data: Path, *options: str, **changes: str) -> str:
     """Start a server that cannot start, and return the reason from the one line that it prints."""
     ran = await people.command("serve", *options, data=data, stdin=b"", **changes)
     assert (ran.status, ran.out) == (1, ""), ran
@@ -155,7 +155,7 @@ def test_the_server_prints_one_line_when_it_is_ready(folder: Path) -> None:
         assert re.fullmatch(
             r"quartapp serves http://127\.0\.0\.1:\d+ with 2 workers "
             r"on embedded MongoDB \d+\.\d+\.\d+ in data\n",
-            running.said,
+            running.startup_line,
         )
         assert running.status("/readyz") == 200
         assert len(running.workers()) == 2
@@ -175,7 +175,7 @@ def terminal() -> Iterator[int]:
 def test_a_signal_stops_the_workers_and_the_database(
     folder: Path, number: signal.Signals, terminal: int
 ) -> None:
-    """Also the one by which a terminal says that it closes; without one, it means another thing."""
+    """SIGHUP stops a server with a terminal. Without a terminal it restarts the workers."""
     with server(folder, stdin=terminal) as running:
         workers = running.workers()
         assert running.end(number) == 0
@@ -183,7 +183,7 @@ def test_a_signal_stops_the_workers_and_the_database(
         assert mongod(folder) is None
         with pytest.raises(httpx.ConnectError):
             running.status("/livez")
-        assert running.complaints.read_text() == ""
+        assert running.stderr.read_text() == ""
 
 
 DEPLOYED = {
@@ -195,15 +195,15 @@ DEPLOYED = {
 
 
 def test_production_logs_json_and_drains_before_it_stops(folder: Path) -> None:
-    """By itself, under nohup, on the embedded database where that is allowed."""
+    """The server runs under nohup, on the embedded database, which a setting allows."""
     # Long enough for the requests below on a busy machine.
     drain = 4.0
     allowed = {"ALLOW_EMBEDDED_DATABASE": "true", "DRAIN_SECONDS": str(drain)}
     environment: dict[str, Any] = {**DEPLOYED, **allowed}
     with server(folder, nohup=True, **environment) as running:
-        started = json.loads(running.said)
-        said = r"quartapp serves (\S+) with 2 workers on (embedded MongoDB \S+ in data)"
-        found = re.fullmatch(said, started["said"])
+        started = json.loads(running.startup_line)
+        pattern = r"quartapp serves (\S+) with 2 workers on (embedded MongoDB \S+ in data)"
+        found = re.fullmatch(pattern, started["said"])
         assert found
         assert (started["event"], started["workers"]) == ("server_started", 2)
         assert (started["address"], started["database"]) == found.groups()
@@ -213,7 +213,7 @@ def test_production_logs_json_and_drains_before_it_stops(folder: Path) -> None:
         assert missing["link"].startswith("https://people.example.org/setup/")
         url = found[1]
         assert httpx.get(f"{url}/readyz").status_code == 200
-        # Any other page is for the host of BASE_URL.
+        # All pages but the health checks need the host of BASE_URL.
         assert httpx.get(f"{url}/login").status_code == 421
         began = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
@@ -222,7 +222,7 @@ def test_production_logs_json_and_drains_before_it_stops(folder: Path) -> None:
         assert answer.status_code == 200
         assert running.process.wait(timeout=30) == 0
         assert time.monotonic() - began >= drain
-        lines = [json.loads(line) for line in running.complaints.read_text().splitlines()]
+        lines = [json.loads(line) for line in running.stderr.read_text().splitlines()]
         events = [line["event"] for line in lines if line["event"].startswith(("server", "sig"))]
         assert events == ["sighup_ignored", "server_stopping", "server_stopped"]
 
@@ -254,12 +254,12 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_every_worker_accepts_connections(shared: Server) -> None:
+def test_every_worker_accepts_connections(shared: ServeProcess) -> None:
     for worker in shared.workers():
         os.kill(worker, signal.SIGSTOP)
         try:
             answers: set[bool] = set()
-            # Each connection goes to either worker, and one of them cannot answer.
+            # The kernel chooses a worker for each connection, and one of them is stopped.
             until(lambda: answers.add(answers_soon(shared.url)) or len(answers) == 2)  # noqa: B023
         finally:
             os.kill(worker, signal.SIGCONT)
@@ -278,7 +278,7 @@ def test_a_killed_worker_is_replaced_and_no_request_fails(folder: Path) -> None:
         os.kill(first, signal.SIGKILL)
         assert [running.status("/livez") for _ in range(20)] == [200] * 20
         until(lambda: len(running.workers()) == 2)
-        # Nobody waits for the heartbeat of the dead one.
+        # The heartbeat of the dead worker has been deleted.
         with MongoClient[dict[str, object]](embedded.Place(folder / "data").uri) as client:
             heartbeats = client["quartapp"]["workers"]
             until(lambda: heartbeats.count_documents({}) == 2)
@@ -286,7 +286,7 @@ def test_a_killed_worker_is_replaced_and_no_request_fails(folder: Path) -> None:
             assert heartbeats.count_documents({}) == 2
         assert second in running.workers()
         assert first not in running.workers()
-        assert "worker_died" in running.complaints.read_text()
+        assert "worker_died" in running.stderr.read_text()
 
 
 def test_workers_survive_the_fork_server_and_are_replaced_without_it(
@@ -295,7 +295,7 @@ def test_workers_survive_the_fork_server_and_are_replaced_without_it(
     with server(folder) as running:
         first, second = running.workers()
         forked_by = Stat.of(first).parent
-        # Whoever ends a server may tell each of its processes, and this one is the last to go.
+        # The fork server ignores SIGTERM, which may be sent to all processes of a server.
         os.kill(forked_by, signal.SIGTERM)
         assert Stat.of(first).parent == forked_by
         os.kill(forked_by, signal.SIGKILL)
@@ -308,9 +308,9 @@ def test_workers_survive_the_fork_server_and_are_replaced_without_it(
         assert alive(second)
         assert running.end() == 0
         assert not any(map(alive, (second, third)))
-        said = running.complaints.read_text()
-        assert said.count("worker_died") == 1
-        assert "Traceback" not in said
+        log = running.stderr.read_text()
+        assert log.count("worker_died") == 1
+        assert "Traceback" not in log
 
 
 def test_a_rolling_restart_starts_a_new_fork_server(folder: Path) -> None:
@@ -318,16 +318,16 @@ def test_a_rolling_restart_starts_a_new_fork_server(folder: Path) -> None:
         old = running.workers()
         forked_by = Stat.of(old[0]).parent
         running.process.send_signal(signal.SIGHUP)
-        until(lambda: "renewal_done" in running.complaints.read_text())
+        until(lambda: "renewal_done" in running.stderr.read_text())
         new = running.workers()
         assert len(new) == 2
         assert {Stat.of(worker).parent for worker in new} == {Stat.of(new[0]).parent} != {forked_by}
         until(lambda: not any(map(alive, (*old, forked_by))))
         assert running.status("/readyz") == 200
         assert running.end() == 0
-        complaints = running.complaints.read_text()
-        assert "Traceback" not in complaints
-        assert "Warning" not in complaints
+        log = running.stderr.read_text()
+        assert "Traceback" not in log
+        assert "Warning" not in log
 
 
 def test_workers_exit_with_the_launcher_and_the_database_is_reused(
@@ -345,36 +345,36 @@ def test_workers_exit_with_the_launcher_and_the_database_is_reused(
     assert mongod(folder) is None
 
 
-async def test_a_second_server_on_the_same_data_is_refused(shared: Server) -> None:
-    data = shared.complaints.with_name("data")
-    assert await refused(data, "--port", "0") == f"another quartapp serves from {data} already"
+async def test_a_second_server_on_the_same_data_is_refused(shared: ServeProcess) -> None:
+    data = shared.stderr.with_name("data")
+    assert await failed_start(data, "--port", "0") == f"another quartapp serves from {data} already"
     assert shared.status("/readyz") == 200
 
 
 async def test_a_port_in_use_is_refused(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert await refused(folder / "data", "--port", str(port)) == (
+        assert await failed_start(folder / "data", "--port", str(port)) == (
             f"port {port} on 127.0.0.1 is in use: choose another --port"
         )
 
 
-async def test_the_port_of_another_server_is_not_shared(folder: Path, shared: Server) -> None:
+async def test_the_port_of_another_server_is_not_shared(folder: Path, shared: ServeProcess) -> None:
     port = shared.url.rpartition(":")[2]
-    reason = await refused(folder / "data", "--port", port)
+    reason = await failed_start(folder / "data", "--port", port)
     assert reason == f"port {port} on 127.0.0.1 is in use: choose another --port"
 
 
 async def test_development_refuses_other_addresses_than_loopback(folder: Path) -> None:
-    reason = await refused(folder / "data", "--host", "0.0.0.0")
+    reason = await failed_start(folder / "data", "--host", "0.0.0.0")
     assert "development serves this machine alone" in reason
 
 
 async def test_an_unreachable_database_is_reported_in_one_line(folder: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        uri = f"mongodb://127.0.0.1:{nobody.getsockname()[1]}/?serverSelectionTimeoutMS=500"
-        assert await refused(folder / "data", "--port", "0", MONGODB_URI=uri)
+    with socket.socket() as not_listening:
+        not_listening.bind(("127.0.0.1", 0))
+        uri = f"mongodb://127.0.0.1:{not_listening.getsockname()[1]}/?serverSelectionTimeoutMS=500"
+        assert await failed_start(folder / "data", "--port", "0", MONGODB_URI=uri)
 
 
 def test_a_signal_during_the_start_leaves_no_process(folder: Path) -> None:
@@ -393,15 +393,20 @@ def listener() -> Iterator[socket.socket]:
         yield listener
 
 
-Pretend = Callable[[str], Awaitable[ForkServerClient]]
+StartForkServer = Callable[[str], Awaitable[ForkServerClient]]
 
 
 @pytest.fixture
-async def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pretend]:
-    """A fork server whose workers run this code, with their `listener` and `lifeline`."""
+async def start_fork_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StartForkServer]:
+    """Return a function that starts a fork server whose workers run the given code.
+
+    The code can use the variables `listener` and `lifeline`.
+    """
     fork_servers = AsyncExitStack()
 
-    async def pretend(worker: str) -> ForkServerClient:
+    async def start_fork_server(worker: str) -> ForkServerClient:
         script = folder / "fork_server"
         script.write_text(
             f"#!{sys.executable}\n"
@@ -419,22 +424,22 @@ async def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         return fork_server
 
     async with fork_servers:
-        yield pretend
+        yield start_fork_server
 
 
 async def test_a_worker_that_exits_at_once_fails_the_start(
-    pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    start_fork_server: StartForkServer, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fork_server = await pretend("sys.exit(3)")
+    fork_server = await start_fork_server("sys.exit(3)")
     with pytest.raises(StartError, match="a worker could not start"):
         await WorkerSlot(0, fork_server, listener, {}, asyncio.Event()).keep_alive()
 
 
 async def test_a_worker_that_is_not_ready_in_time_fails_the_start(
-    pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    start_fork_server: StartForkServer, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fork_server = await pretend("time.sleep(60)")
-    # It takes longer to import than a worker has to get ready here.
+    fork_server = await start_fork_server("time.sleep(60)")
+    # The first fork waits for the imports, which would take longer than the time limit below.
     first = await fork_server.fork(listener, {"QUARTAPP_WORKER": "0"})
     assert first
     assert await first.kill() == -signal.SIGKILL
@@ -459,8 +464,8 @@ async def kept_alive(
         await asyncio.wait(tasks)
 
 
-async def who_answers(port: int) -> set[bytes]:
-    """Whom twenty connections came to."""
+async def answering_workers(port: int) -> set[bytes]:
+    """Return the names of the workers that answer twenty connections."""
     answered = set()
     async with asyncio.timeout(10):
         for _ in range(20):
@@ -470,77 +475,77 @@ async def who_answers(port: int) -> set[bytes]:
     return answered
 
 
-async def both_answer(port: int) -> bool:
-    return await who_answers(port) == {b"0", b"1"}
+async def both_workers_answer(port: int) -> bool:
+    return await answering_workers(port) == {b"0", b"1"}
 
 
-async def has_rested(said: list[MutableMapping[str, Any]], times: int = 1) -> bool:
-    return [line["event"] for line in said].count("worker_paused") >= times
+async def was_paused(logs: list[MutableMapping[str, Any]], times: int = 1) -> bool:
+    return [line["event"] for line in logs].count("worker_paused") >= times
 
 
 async def test_connections_of_a_crashing_worker_go_to_the_other_worker(
-    folder: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
+    folder: Path, start_fork_server: StartForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    well = folder / "well"
-    fork_server = await pretend(
+    repaired = folder / "repaired"
+    fork_server = await start_fork_server(
         "listener = socket.socket(fileno=listener)\n"
         "listener.listen()\n"
         "lifeline.send(b'ready\\n')\n"
         "name = os.environ['QUARTAPP_WORKER'].encode()\n"
-        f"while name == b'1' or os.path.exists({str(well)!r}):\n"
+        f"while name == b'1' or os.path.exists({str(repaired)!r}):\n"
         "    with listener.accept()[0] as line: line.send(name)",
     )
     monkeypatch.setattr(workers, "EXITS_PER_MINUTE", 1)
     with (
         listening(Settings.load(data=folder), "127.0.0.1", 0, 2) as listeners,
-        capture_logs() as said,
+        capture_logs() as logs,
     ):
         port = listeners[0].getsockname()[1]
-        async with kept_alive(fork_server, *listeners) as (sick, sound):
-            await eventually(lambda: has_rested(said))
-            await sound.started.wait()
-            assert await who_answers(port) == {b"1"}
-            well.touch()
-            assert await sick.start_successor(fork_server)
-            await sick.hand_over(fork_server)
-            await eventually(lambda: both_answer(port))
+        async with kept_alive(fork_server, *listeners) as (crashing, healthy):
+            await eventually(lambda: was_paused(logs))
+            await healthy.started.wait()
+            assert await answering_workers(port) == {b"1"}
+            repaired.touch()
+            assert await crashing.start_successor(fork_server)
+            await crashing.hand_over(fork_server)
+            await eventually(lambda: both_workers_answer(port))
 
 
 async def test_a_paused_worker_is_started_again_after_a_minute(
-    pretend: Pretend, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    start_fork_server: StartForkServer, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fork_server = await pretend("lifeline.send(b'ready\\n')")
+    fork_server = await start_fork_server("lifeline.send(b'ready\\n')")
     monkeypatch.setattr(workers, "EXITS_PER_MINUTE", 0)
     monkeypatch.setattr(workers, "MINUTE", minute := 1.0)
     began = time.monotonic()
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with kept_alive(fork_server, listener):
-            await eventually(lambda: has_rested(said, times=2))
+            await eventually(lambda: was_paused(logs, times=2))
     assert time.monotonic() - began >= minute
 
 
-@pytest.mark.parametrize("hasty", [False, True])
+@pytest.mark.parametrize("immediately", [False, True])
 async def test_a_worker_that_ignores_sigterm_is_killed(
     folder: Path,
-    pretend: Pretend,
+    start_fork_server: StartForkServer,
     listener: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
-    hasty: bool,
+    immediately: bool,
 ) -> None:
-    fork_server = await pretend(
+    fork_server = await start_fork_server(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "lifeline.send(b'ready\\n')\n"
         "time.sleep(60)",
     )
-    monkeypatch.setattr(workers, "GRACE_SECONDS", 60 if hasty else 0.5)
-    haste = asyncio.Event()
-    worker = WorkerSlot(0, fork_server, listener, {}, haste)
+    monkeypatch.setattr(workers, "GRACE_SECONDS", 60 if immediately else 0.5)
+    stop_now = asyncio.Event()
+    worker = WorkerSlot(0, fork_server, listener, {}, stop_now)
     task = asyncio.create_task(worker.keep_alive())
     await worker.started.wait()
     task.cancel()
-    if hasty:
-        haste.set()
+    if immediately:
+        stop_now.set()
     async with asyncio.timeout(10):
         await asyncio.wait([task])
     assert task.cancelled()

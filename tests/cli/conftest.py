@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quartapp.db import embedded
-from tests.people import Ran, command
+from tests.people import CommandResult, command
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Terminal:
 
     data: Path
 
-    async def run(self, *words: str, stdin: bytes = b"", **env: str) -> Ran:
+    async def run(self, *words: str, stdin: bytes = b"", **env: str) -> CommandResult:
         return await command(*words, data=self.data, stdin=stdin, **{"BCRYPT_COST": "4", **env})
 
     async def does(self, *words: str, stdin: bytes = b"") -> str:
@@ -28,7 +28,7 @@ class Terminal:
         return complaint(await self.run(*words, stdin=stdin, **env))
 
 
-def complaint(ran: Ran) -> str:
+def complaint(ran: CommandResult) -> str:
     """Return the line on standard error of a command that must have failed with exactly one."""
     assert (ran.status, ran.out) == (1, ""), ran
     assert ran.err.startswith("quartapp: "), ran.err

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.conftest import PASSWORD, serving
 from tests.faults.oracle import at
 from tests.faults.replicas import Replicas, replicas
-from tests.people import First, Person, Server, command
+from tests.people import BeforeStart, Person, Server, command
 
 # Every host must accept the cookies of the others.
 KEY = "a key that all the hosts have, of more than 32 bytes"
@@ -24,7 +24,9 @@ class Hosts:
     folder: Path
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
-    async def serve(self, name: str, uri: str, *, first: First | None = None, **env: str) -> Server:
+    async def serve(
+        self, name: str, uri: str, *, before_start: BeforeStart | None = None, **env: str
+    ) -> Server:
         """Start a server of one worker that reaches the database at this address."""
         # The periodic check is an hour away, unless a test asks for it.
         env = {"LIVE_SWEEP_SECONDS": "3600", "LIVE_PING_SECONDS": "60"} | env
@@ -32,7 +34,7 @@ class Hosts:
             serving(
                 self.folder / name,
                 workers=1,
-                first=first,
+                before_start=before_start,
                 MONGODB_URI=uri,
                 SECRET_KEY=KEY,
                 **env,

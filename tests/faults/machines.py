@@ -12,10 +12,10 @@ from pathlib import Path
 import time_machine
 
 from quartapp.ws import dispatcher
-from tests.people import First
+from tests.people import BeforeStart
 
 
-def clock(*, minutes: float) -> First:
+def clock(*, minutes: float) -> BeforeStart:
     """Set the wall clock of the server this much ahead. The monotonic clock is not changed."""
     return partial(_be_ahead, timedelta(minutes=minutes))
 
@@ -34,7 +34,7 @@ def stepping() -> None:
         signal.signal(number, lambda *_, by=by: _be_ahead(by))
 
 
-def close_sockets_after(seconds: float) -> First:
+def close_sockets_after(seconds: float) -> BeforeStart:
     """Shorten the time without a database after which the server closes its sockets."""
     return partial(_close_sockets_after, seconds)
 
@@ -43,7 +43,7 @@ def _close_sockets_after(seconds: float) -> None:
     dispatcher.DISTRUST_SECONDS = seconds
 
 
-def disk(folder: Path, *, megabytes: int) -> First:
+def disk(folder: Path, *, megabytes: int) -> BeforeStart:
     """Mount a small file system on the folder, visible only to the server.
 
     Other processes reach it under `/proc/<pid>/root`.

@@ -52,7 +52,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
     async with replicas(folder / "nodes", count=1) as nodes, hosts(folder) as them:
         servers = {
             name: await them.serve(
-                name, nodes.uri, first=machines.clock(minutes=minutes), **SHORT_LIVES
+                name, nodes.uri, before_start=machines.clock(minutes=minutes), **SHORT_LIVES
             )
             for name, minutes in zip(NAMES, (5, -5), strict=True)
         }
@@ -79,7 +79,7 @@ async def wall_clock(visitor: Person) -> datetime:
 async def test_a_stepping_clock_neither_ends_nor_extends_a_session(scene: Scene) -> None:
     """The clock steps by an hour, forward once and back twice. Sessions last two minutes."""
     server = await scene.hosts.serve(
-        "stepping", scene.nodes.uri, first=machines.stepping, **SHORT_LIVES
+        "stepping", scene.nodes.uri, before_start=machines.stepping, **SHORT_LIVES
     )
     person = await scene.hosts.member(server, f"member-{next(scene.numbers)}")
     admin = await scene.hosts.moved(scene.root, server)

@@ -86,7 +86,7 @@ class Disk:
 async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
     (folder := tmp_path / "disk").mkdir()
     small = machines.disk(folder, megabytes=MEGABYTES)
-    async with serving(folder / "data", first=small, LIVE_SWEEP_SECONDS="3600") as server:
+    async with serving(folder / "data", before_start=small, LIVE_SWEEP_SECONDS="3600") as server:
         yield Disk(server)
 
 

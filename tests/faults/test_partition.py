@@ -157,13 +157,13 @@ async def test_an_isolated_host_closes_its_sockets_with_1013(
 ) -> None:
     """The long form waits for the real time of half a minute, the short one for 4 s."""
     seconds = patience or dispatcher.DISTRUST_SECONDS
-    first = machines.close_sockets_after(patience) if patience else None
+    before_start = machines.close_sockets_after(patience) if patience else None
     ada = await scene.member()
     async with (
         to_node(scene.nodes.nodes[0]) as proxy,
         hosts(scene.hosts.folder / f"cut{next(scene.numbers)}") as them,
     ):
-        far = await them.serve("far", proxy.uri, first=first, LIVE_SWEEP_SECONDS="2")
+        far = await them.serve("far", proxy.uri, before_start=before_start, LIVE_SWEEP_SECONDS="2")
         ada_far = await them.moved(ada, far)
         async with ada.tab() as near, ada_far.tab() as tab:
             with proxy.cut(mode):

@@ -25,14 +25,14 @@ from tests.models.helpers import (
     register,
     reloaded,
 )
-from tests.security_key import Authenticator, a_passkey
+from tests.security_key import Authenticator, create_passkey
 
 SITE = Site("localhost", ("http://localhost",))
 ASKER = Asker("key" * 16, "show visitor x")
 
 
 def shown(device: Authenticator) -> Shown:
-    return webauthn.shown(SITE, ASKER, device.show(webauthn.ask_to_show(SITE, ASKER)))
+    return webauthn.shown(SITE, ASKER, device.authenticate(webauthn.ask_to_show(SITE, ASKER)))
 
 
 async def the_passkey(device: Authenticator) -> Passkey:
@@ -51,7 +51,7 @@ async def test_concurrently_added_passkeys_stay_within_the_limit(
 ) -> None:
     ada = await register("ada", "member")
     for _ in range(2):
-        await a_passkey(ada)
+        await create_passkey(ada)
     added = await concurrently(
         *(
             Passkey.add(ada, Authenticator().made(ada), name=f"{number}", by=acting(ada), at_most=4)
@@ -92,7 +92,7 @@ async def test_one_authenticator_and_one_response_are_added_once(db: Database) -
 
 async def test_concurrent_responses_with_one_counter_are_accepted_once(db: Database) -> None:
     ada = await register("ada", "member")
-    device = await a_passkey(ada)
+    device = await create_passkey(ada)
     passkey = await the_passkey(device)
     answers = []
     for _ in range(8):
@@ -109,7 +109,7 @@ async def test_concurrent_responses_with_one_counter_are_accepted_once(db: Datab
 
 async def test_a_response_sent_many_times_is_accepted_once_and_is_no_clone(db: Database) -> None:
     ada = await register("ada", "member")
-    device = await a_passkey(ada)
+    device = await create_passkey(ada)
     passkey = await the_passkey(device)
     answer = shown(device)
     used = await concurrently(
@@ -123,7 +123,7 @@ async def test_simultaneous_uses_without_a_counter_are_all_counted(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = await register("ada", "member")
-    device = await a_passkey(ada)
+    device = await create_passkey(ada)
     device.counts = False
     passkey, now = await the_passkey(device), clock.now()
     monkeypatch.setattr(clock, "now", lambda: now)
@@ -136,7 +136,7 @@ async def test_simultaneous_uses_without_a_counter_are_all_counted(
 async def test_a_passkey_removed_during_its_use_is_removed(db: Database) -> None:
     ada = await register("ada", "member")
     for _ in range(10):
-        device = await a_passkey(ada)
+        device = await create_passkey(ada)
         passkey = await the_passkey(device)
         await concurrently(
             passkey.use(ada, shown(device), by=acting(ada)),
@@ -154,7 +154,7 @@ async def test_a_passkey_removed_during_its_use_is_removed(db: Database) -> None
 @pytest.mark.parametrize("collection", ["events", "notices", "outbox", "passkeys", "answered"])
 async def test_passkey_operations_are_atomic(db: Database, collection: str) -> None:
     ada = await register("ada", "member")
-    device = await a_passkey(ada)
+    device = await create_passkey(ada)
     passkey = await the_passkey(device)
     device.count = 9
     await passkey.use(ada, shown(device), by=acting(ada))

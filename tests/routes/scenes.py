@@ -25,7 +25,7 @@ from tests.conftest import PASSWORD
 from tests.routes.authenticator import app_code, codes_on, secret_on
 from tests.routes.conftest import Answer, Town, Visitor, the_user
 from tests.routes.matrix import Row
-from tests.security_key import Authenticator, a_passkey
+from tests.security_key import Authenticator, create_passkey
 
 CODE = "123456"
 
@@ -133,10 +133,10 @@ async def filled(row: Row, visitor: Visitor, name: str) -> dict[str, str]:
         return {"code": visitor.codes[0]}
     if row.rule == "/account/factors/passkeys" and visitor.username:
         asked = await options(visitor, f"{row.rule}/options")
-        return {"name": "Phone", "credential": Authenticator().make(asked)}
+        return {"name": "Phone", "credential": Authenticator().register(asked)}
     if row.rule == "/login/passkey":
-        device = await a_passkey(await the_user(name))
-        return {"credential": device.show(await options(visitor, f"{row.rule}/options"))}
+        device = await create_passkey(await the_user(name))
+        return {"credential": device.authenticate(await options(visitor, f"{row.rule}/options"))}
     return form(row, name)
 
 
@@ -159,7 +159,7 @@ async def options(visitor: Visitor, path: str) -> dict[str, Any]:
 
 async def add_passkey(visitor: Visitor, device: Authenticator, **fields: str) -> Answer:
     home = "/account/factors/passkeys"
-    credential = device.make(await options(visitor, f"{home}/options"))
+    credential = device.register(await options(visitor, f"{home}/options"))
     return await visitor.post(home, **{"name": "Phone", "credential": credential, **fields})
 
 

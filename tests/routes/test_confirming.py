@@ -337,15 +337,15 @@ async def test_a_passkey_confirms_without_a_password(ada: Visitor, town: Town) -
     asked = await options(ada, "/confirm/options")
     assert [each["id"] for each in asked["allowCredentials"]] == [device.id]
     refusals = [
-        other.show(await options(ada, "/confirm/options")),
-        device.show(await options(ada, "/login/passkey/options")),
+        other.authenticate(await options(ada, "/confirm/options")),
+        device.authenticate(await options(ada, "/login/passkey/options")),
         "{}",
     ]
     for credential in refusals:
         refused = await ada.post("/confirm", credential=credential)
         assert refused.status == 422
         assert "not accepted" in refused.text
-    credential = device.show(await options(ada, "/confirm/options"))
+    credential = device.authenticate(await options(ada, "/confirm/options"))
     done = await ada.post("/confirm?next=/account", credential=credential)
     assert (done.status, done.location) == (303, "/account")
     assert (await ada.post("/account/sessions/end-others")).status == 303

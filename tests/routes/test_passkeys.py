@@ -30,7 +30,7 @@ REFUSED = "This passkey was not accepted. Try again, or sign in another way."
 
 
 async def show(visitor: Visitor, device: Authenticator, query: str = "", **fields: str) -> Answer:
-    credential = device.show(await options(visitor, "/login/passkey/options"))
+    credential = device.authenticate(await options(visitor, "/login/passkey/options"))
     return await visitor.post(f"/login/passkey{query}", **{"credential": credential, **fields})
 
 
@@ -192,8 +192,8 @@ async def test_what_is_no_answer_breaks_nothing(ada: Visitor) -> None:
 async def test_a_challenge_makes_one_passkey(ada: Visitor) -> None:
     asked = await options(ada, f"{HOME}/options")
     first, second = Authenticator(), Authenticator()
-    assert (await ada.post(HOME, name="x", credential=first.make(asked))).status == 303
-    assert (await ada.post(HOME, name="x", credential=second.make(asked))).status == 422
+    assert (await ada.post(HOME, name="x", credential=first.register(asked))).status == 303
+    assert (await ada.post(HOME, name="x", credential=second.register(asked))).status == 422
     assert await Passkey.count() == 1
 
 
@@ -201,7 +201,9 @@ async def test_a_challenge_is_for_the_session_that_asked(ada: Visitor) -> None:
     other = ada.another_device()
     await other.sign_in()
     theirs = await options(other, f"{HOME}/options")
-    assert (await ada.post(HOME, name="x", credential=Authenticator().make(theirs))).status == 422
+    assert (
+        await ada.post(HOME, name="x", credential=Authenticator().register(theirs))
+    ).status == 422
     for path in (f"{HOME}/options",):
         challenge = (await options(ada, path))["challenge"]
     # Neither is one for signing in good for a new passkey.
@@ -299,11 +301,11 @@ async def test_one_answer_for_all_who_are_not_let_in(
 async def test_a_challenge_signs_in_once(ada: Visitor, device: Authenticator) -> None:
     asked = await options(ada, "/login/passkey/options")
     twin = ada.twin()
-    credential = device.show(asked)
+    credential = device.authenticate(asked)
     assert (await ada.post("/login/passkey", credential=credential)).status == 303
     # A thief with the visit's cookie and what was sent gets nothing.
     assert (await twin.post("/login/passkey", credential=credential)).status == 422
-    assert (await twin.post("/login/passkey", credential=device.show(asked))).status == 422
+    assert (await twin.post("/login/passkey", credential=device.authenticate(asked))).status == 422
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
 
 
@@ -313,14 +315,14 @@ async def test_of_many_answers_to_one_challenge_at_once_one_signs_in(
     asked = await options(ada, "/login/passkey/options")
     twins = [ada.twin() for _ in range(6)]
     answers = await asyncio.gather(
-        *(twin.post("/login/passkey", credential=device.show(asked)) for twin in twins)
+        *(twin.post("/login/passkey", credential=device.authenticate(asked)) for twin in twins)
     )
     assert sorted(answer.status for answer in answers) == [303] + [422] * 5
 
 
 async def test_a_challenge_is_for_the_visit_that_asked(ada: Visitor, device: Authenticator) -> None:
     asked = await options(ada.another_device(), "/login/passkey/options")
-    assert (await ada.post("/login/passkey", credential=device.show(asked))).status == 422
+    assert (await ada.post("/login/passkey", credential=device.authenticate(asked))).status == 422
 
 
 async def test_a_challenge_lasts_five_minutes(
@@ -330,9 +332,9 @@ async def test_a_challenge_lasts_five_minutes(
     with monkeypatch.context() as later:
         now = webauthn._milliseconds
         later.setattr("quartapp.security.webauthn._milliseconds", lambda: now() + 301_000)
-        late = await ada.post("/login/passkey", credential=device.show(asked))
+        late = await ada.post("/login/passkey", credential=device.authenticate(asked))
     assert late.status == 422
-    assert (await ada.post("/login/passkey", credential=device.show(asked))).status == 303
+    assert (await ada.post("/login/passkey", credential=device.authenticate(asked))).status == 303
 
 
 async def test_a_counter_that_goes_back_is_refused_and_its_owner_is_told(
@@ -433,13 +435,13 @@ async def test_after_the_password_a_passkey_is_the_second_step(
     assert [each["id"] for each in asked["allowCredentials"]] == [device.id]
 
     forger = replace(device, key=Authenticator().key)
-    fields = {"credential": forger.show(asked), "step": "y"}
+    fields = {"credential": forger.authenticate(asked), "step": "y"}
     refused = await ada.post("/login/passkey?next=/posts", **fields)
     assert (refused.status, REFUSED in refused.text) == (422, True)
     assert "Two-factor authentication" in refused.text
     assert 'action="/login/factor?next=' in refused.text
 
-    fields["credential"] = device.show(await options(ada, "/login/factor/options"))
+    fields["credential"] = device.authenticate(await options(ada, "/login/factor/options"))
     answer = await ada.post("/login/passkey?next=/posts", **fields)
     assert (answer.status, answer.location) == (303, "/posts")
     (session,) = await Session.find({"ended_at": None}).to_list()
@@ -552,7 +554,7 @@ async def test_origins_that_are_listed_count_if_they_are_of_that_name(
     found = {}
     for origin in ["https://example.org", *ours, *foreign]:
         device = Authenticator(origin=origin)
-        credential = device.make(await options(ada, f"{HOME}/options"))
+        credential = device.register(await options(ada, f"{HOME}/options"))
         fields = {"csrf_token": await ada.csrf_token(), "name": "x", "credential": credential}
         answer = await ada.send(HOME, fields, {"Origin": ours[0]})
         found[origin] = answer.status

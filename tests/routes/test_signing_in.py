@@ -186,7 +186,7 @@ async def test_who_shows_the_right_password_is_told_that_the_account_is_shut(
     said = await shut(await the_user("ada"))
     visitor = ada.another_device()
     if way == "passkey":
-        credential = device.show(await options(visitor, "/login/passkey/options"))
+        credential = device.authenticate(await options(visitor, "/login/passkey/options"))
         answer = await visitor.post("/login/passkey", credential=credential)
     else:
         wrong = await visitor.sign_in(password="something else altogether")

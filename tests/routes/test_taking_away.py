@@ -119,7 +119,7 @@ async def set_up_an_app(scene: Scene) -> tuple[Act, Visitor, Left]:
 
 async def add_a_passkey(scene: Scene) -> tuple[Act, Visitor, Left]:
     path = f"{FACTORS}/passkeys"
-    made = Authenticator().make(await options(scene.laptop, f"{path}/options"))
+    made = Authenticator().register(await options(scene.laptop, f"{path}/options"))
     return (
         lambda: scene.laptop.post(path, name="Phone", credential=made),
         scene.phone,

@@ -1,4 +1,4 @@
-"""hypercorn in this process with our classes, and clients that speak to it by hand."""
+"""hypercorn in this process with our classes, and clients that control each frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsproto.events import AcceptConnection
 from wsproto.events import Request as WSRequest
 
 from quartapp.ws.fast_path import DIRECT_CHANNEL
-from tests.conftest import serving_here
+from tests.conftest import serving_in_process
 from tests.people import SECONDS
 
 
@@ -32,8 +32,7 @@ class RawClient:
             return await self.reader.readuntil(b"\r\n\r\n")
 
     async def closed(self) -> float:
-        """Wait until the server closes the connection, and return the loop's time. Nothing else may
-        arrive before."""
+        """Wait until the server closes the connection, without data, and return the loop's time."""
         async with asyncio.timeout(SECONDS):
             assert await self.reader.read() == b""
         return asyncio.get_running_loop().time()
@@ -46,7 +45,7 @@ class WebSocketClient:
         self._client, self._protocol = client, WSConnection(ConnectionType.CLIENT)
 
     async def next(self) -> Any:
-        """The next event."""
+        """Return the next event of the connection."""
         while True:
             for event in self._protocol.events():
                 return event
@@ -83,7 +82,7 @@ class WebSocketApplication:
         self.disconnected.put_nowait(number)
 
     async def next_disconnected(self) -> int:
-        """The number of the next socket that has disconnected."""
+        """Wait until a socket has disconnected, and return its number."""
         async with asyncio.timeout(SECONDS):
             return await self.disconnected.get()
 
@@ -96,10 +95,10 @@ class WebSocketApplication:
 async def websockets(
     count: int, **settings: Any
 ) -> AsyncIterator[tuple[WebSocketApplication, list[WebSocketClient]]]:
-    """An application with that many open sockets."""
+    """Run a WebSocketApplication, and yield it with that many connected clients."""
     application = WebSocketApplication()
     async with AsyncExitStack() as stack:
-        serving = serving_here(
+        serving = serving_in_process(
             application, over=asyncio.Event(), errorlog=None, max_app_queue_size=0, **settings
         )
         address = await stack.enter_async_context(serving)

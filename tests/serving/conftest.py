@@ -14,7 +14,7 @@ from quartapp.serving import hypercorn_latency, hypercorn_security
 
 @pytest.fixture
 def security(monkeypatch: pytest.MonkeyPatch) -> None:
-    """hypercorn with the classes that `FAST_PATH=off` leaves, for one test."""
+    """Install the classes of hypercorn that `FAST_PATH=off` uses, for one test."""
     for module, name in (
         (run, "TCPServer"),
         (protocol, "H11Protocol"),
@@ -23,20 +23,20 @@ def security(monkeypatch: pytest.MonkeyPatch) -> None:
         (ws_stream, "Handshake"),
         (ws_stream, "WebsocketBuffer"),
     ):
-        # Restored at the end.
+        # monkeypatch restores the current classes after the test.
         monkeypatch.setattr(module, name, getattr(module, name))
     hypercorn_security.install()
 
 
 @pytest.fixture
 def latency(security: None) -> None:
-    """hypercorn with all our classes, for one test."""
+    """Install all our classes of hypercorn, for one test."""
     hypercorn_latency.install()
 
 
 @pytest.fixture
 async def unhandled() -> AsyncIterator[list[dict[str, Any]]]:
-    """The errors that reached the event loop's exception handler."""
+    """Return the errors that have reached the exception handler of the event loop."""
     loop, caught = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _, context: caught.append(context))
     yield caught

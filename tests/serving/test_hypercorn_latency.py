@@ -1,4 +1,4 @@
-"""The direct channel of a socket, and the teardown that it postpones."""
+"""The direct channel of a socket, and the teardown that is postponed while it is used."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_the_end_notice_and_its_acknowledgement_bypass_the_application() -
 async def test_an_acknowledgement_after_the_close_frame_is_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also while teardown is postponed."""
+    """This also holds while the teardown is postponed."""
     for wait in ("QUIET_SECONDS", "LONGEST_WAIT_SECONDS"):
         monkeypatch.setattr(hypercorn_latency, wait, 2 * SECONDS)
     async with websockets(1) as (application, [client]):
@@ -54,7 +54,7 @@ async def test_an_acknowledgement_after_the_close_frame_is_delivered(
         application.channels[0].send_end_notice("over", acknowledged.put_nowait)
         application.channels[0].close(4401, "why", listen=2 * SECONDS)
         assert (await client.next()).data == "over"
-        # The client has not read the close frame yet. After that it would send nothing.
+        # The client has not read the close frame yet, so it may still send messages.
         client.send(TextMessage("understood"))
         async with asyncio.timeout(SECONDS):
             assert await acknowledged.get() == "understood"
@@ -122,7 +122,7 @@ async def test_a_closed_socket_is_freed_without_the_garbage_collector(
             client.send(CloseConnection(1000))
             assert await application.next_disconnected() == 0
             channel = application.channels.pop()
-            # A callback that references the channel would keep it if the channel kept the callback.
+            # If the channel kept its callback, this callback would keep the channel alive.
             channel.send_end_notice("over", lambda _, kept=channel: kept)
             channel.close(4401, "why")
             assert (await client.next()).code == 1000

@@ -1,4 +1,4 @@
-"""How connections end, with and without the classes that are only faster."""
+"""How connections end, with the security classes alone and with the latency classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsproto.events import CloseConnection, TextMessage
 
 from quartapp.serving import hypercorn_security
 from quartapp.serving.hypercorn_security import H11Connection
-from tests.conftest import serving_here
+from tests.conftest import serving_in_process
 from tests.people import SECONDS
 from tests.serving.clients import RawClient, websockets
 
@@ -52,7 +52,7 @@ class Application:
         await send({"type": "http.response.body", "body": b""})
 
 
-class Server:
+class InProcessServer:
     """hypercorn in this process, with an `Application`."""
 
     def __init__(self, keep_alive: float) -> None:
@@ -62,7 +62,9 @@ class Server:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[RawClient]:
-        async with serving_here(self.application, over=self.shut_down, **self._settings) as address:
+        async with serving_in_process(
+            self.application, over=self.shut_down, **self._settings
+        ) as address:
             client = RawClient(*await asyncio.open_connection(*address))
             try:
                 yield client
@@ -71,9 +73,9 @@ class Server:
 
 
 @asynccontextmanager
-async def answered_once() -> AsyncIterator[tuple[Server, RawClient]]:
-    """A connection with a long idle timeout, after its first answer."""
-    server = Server(LONG)
+async def answered_once() -> AsyncIterator[tuple[InProcessServer, RawClient]]:
+    """Yield a server with a long idle timeout, and a connection that has received one answer."""
+    server = InProcessServer(LONG)
     server.application.may_answer.set()
     async with server.client() as client:
         client.send(REQUEST)
@@ -83,13 +85,13 @@ async def answered_once() -> AsyncIterator[tuple[Server, RawClient]]:
 
 async def test_a_connection_without_requests_is_closed_after_its_idle_timeout() -> None:
     began = asyncio.get_running_loop().time()
-    async with Server(SHORT).client() as client:
+    async with InProcessServer(SHORT).client() as client:
         assert await client.closed() - began >= SHORT
 
 
 @pytest.mark.parametrize("takes", [SHORT / 2, 2 * SHORT])
 async def test_the_idle_timeout_begins_after_the_answer(takes: float) -> None:
-    server = Server(SHORT)
+    server = InProcessServer(SHORT)
     async with server.client() as client:
         client.send(REQUEST)
         await server.application.asked.wait()
@@ -109,7 +111,7 @@ async def test_the_connection_of_a_disconnected_client_is_closed_at_once() -> No
 async def test_disconnecting_after_a_refused_handshake_is_no_error(
     unhandled: list[dict[str, Any]],
 ) -> None:
-    async with Server(LONG).client() as client:
+    async with InProcessServer(LONG).client() as client:
         client.send(HANDSHAKE)
         assert b" 403 " in await client.response_head()
         client.writer.write_eof()

@@ -18,7 +18,7 @@ from quartapp.authority import session_rule
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from quartapp.ws import protocol
-from tests.conftest import PASSWORD, serving_here
+from tests.conftest import PASSWORD, serving_in_process
 from tests.people import Person, Tab, until
 
 
@@ -32,7 +32,7 @@ async def app(settings: Settings) -> Quart:
 async def ada(app: Quart) -> AsyncIterator[Person]:
     """Somebody at a real server, which runs in this process so that it can be broken."""
     async with (
-        serving_here(app, over=asyncio.Event()) as (host, port),
+        serving_in_process(app, over=asyncio.Event()) as (host, port),
         Person(f"http://{host}:{port}", "ada", PASSWORD) as ada,
     ):
         await ada.register()
