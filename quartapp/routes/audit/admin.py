@@ -17,6 +17,7 @@ PAGE = 50
 @login_required
 @permission_required(Permission.EVENTS_READ)
 async def index() -> str:
+    """Show a page of the audit log, newest events first."""
     rows = await Event.page(before=id_after(), limit=PAGE + 1)
     events, older = cut(rows, PAGE, lambda event: event.id)
     return await render_template("audit/admin_events.html", events=events, next=older)

@@ -16,7 +16,7 @@ blueprint = Blueprint("receipts", __name__)
 @blueprint.get("/receipts/<event_id>")
 @login_required
 async def show(event_id: str) -> str:
-    """Show the receipt of an event. Answers 404 unless the user caused it or may read events."""
+    """Show the receipt of an event. 404 unless the user caused it or may read the audit log."""
     event = await Event.get(id_or_404(event_id))
     if event is None or not _may_read(event):
         abort(404)
@@ -24,10 +24,10 @@ async def show(event_id: str) -> str:
 
 
 async def flash_receipt(words: str, event: Event | None) -> None:
-    """Flash the words, followed by the receipt of the event.
+    """Flash the words as a success, followed by the receipt of the event if there is one.
 
-    Call it after `settle`. live.js updates the receipt while acknowledgements are missing: see
-    `element`.
+    Call it after `wait_until_enforced`. live.js updates the receipt while acknowledgements are
+    missing: see `element`.
     """
     text = Markup("{} {}").format(words, element(event)).rstrip() if event else words
     await flash(text, "success")
@@ -51,5 +51,6 @@ def element(event: Event) -> Markup:
 
 
 def _may_read(event: Event) -> bool:
+    """Return whether the current user caused the event, or may read the audit log."""
     own = event.actor is not None and linked_id(event.actor) == current_user.user_id
     return own or may(current_user, Permission.EVENTS_READ)

@@ -1,1 +1,1 @@
-"""Pages of second factors."""
+"""Pages of second factors and passkeys."""

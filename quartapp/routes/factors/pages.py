@@ -38,6 +38,9 @@ _OFFER, _CODES = "offer", "codes"
 @blueprint.get("")
 @login_required
 async def index() -> str:
+    """Show the user's second factors, and their roles that give nothing until one is set up or
+    shown.
+    """
     return await render_template(
         "factors/overview.html",
         user=await signed_in_user(),
@@ -51,12 +54,18 @@ async def index() -> str:
 @login_required
 @fresh_login_required
 async def app() -> Any:
-    """Set up an authenticator app. Until then its secret is sealed in the session cookie."""
+    """Show the secret and QR code of an authenticator app; on POST set it up if the code is right.
+
+    Until it is set up, the secret is encrypted in the session cookie (`_offered_secret`). Redirects
+    to the overview if the user already has an app. Answers like `added` if it was set up. A wrong
+    code shows the form with 422; a secret that was used before is also replaced by a new one. Each
+    POST counts towards the limit of changes; past it, the form with 429.
+    """
     user = await signed_in_user()
     if user.totp is not None:
         await flash("You have already set up an authenticator app.", "info")
         return see_other(with_next("/account/factors"))
-    secret = _offered()
+    secret = _offered_secret()
     form = await AppCodeForm.from_request()
     with form.patience():
         if form.posted:
@@ -73,7 +82,7 @@ async def app() -> Any:
                 form.refuse(str(error), "code")
             except OfferUsed as error:
                 session.pop(_OFFER, None)
-                secret = _offered()
+                secret = _offered_secret()
                 form.refuse(str(error), "code")
             else:
                 session.pop(_OFFER, None)
@@ -82,7 +91,7 @@ async def app() -> Any:
         "factors/totp.html",
         form=form,
         secret=secret,
-        picture=_picture(totp.uri(secret, user.username, issuer=settings().site_name)),
+        picture=_qr_code(totp.uri(secret, user.username, issuer=settings().site_name)),
         action=request.full_path.rstrip("?"),
         onward=with_next,
     )
@@ -94,6 +103,11 @@ async def app() -> Any:
 @login_required
 @fresh_login_required
 async def remove_app() -> Any:
+    """Remove the authenticator app and answer 303 to the overview, with a flash message.
+
+    Counts towards the limit of changes. Waits until all workers know the user's new permissions.
+    Ends no sessions.
+    """
     user = await signed_in_user()
     await count_change()
     event = await totp.remove(user, by=current_user.actor)
@@ -109,9 +123,13 @@ async def remove_app() -> Any:
 @blueprint.get("/recovery-codes")
 @login_required
 async def codes() -> str:
-    """Show new codes once, in the browser that created them; otherwise how many are left."""
+    """Show new recovery codes once, in the browser that created them; else how many are left.
+
+    Takes the codes out of the session cookie, and stores in the database that they were shown,
+    because a copy of the cookie would still contain them. They can be shown for ten minutes.
+    """
     fresh = session.pop(_CODES, None) if request.method == "GET" else None
-    note, fresh_codes = encryption().decrypt_value(fresh, _mine(_CODES), max_age=CODES_LAST) or (
+    note, fresh_codes = encryption().decrypt_value(fresh, _context(_CODES), max_age=CODES_LAST) or (
         "",
         [],
     )
@@ -131,6 +149,11 @@ async def codes() -> str:
 @login_required
 @fresh_login_required
 async def make_codes() -> Any:
+    """Replace the recovery codes by new ones and redirect to the page that shows them once.
+
+    Without a second factor, redirects to the overview with a message. Counts towards the limit of
+    changes.
+    """
     user = await signed_in_user()
     if not user.factors:
         await flash("Set up a second factor first. You then receive recovery codes.", "info")
@@ -142,16 +165,18 @@ async def make_codes() -> Any:
 
 
 async def count_change() -> None:
-    """Count a change of the user's second factors. Raises RateLimitExceeded."""
+    """Count a change of the user's second factors. Raises RateLimitExceeded past the limit."""
     limit = settings().limit_factor_change
     await rate_limits.count("factor change", (str(current_user.user_id), limit))
 
 
 async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors") -> Any:
-    """Answer after a factor was set up: show recovery codes if some were created, else `home`.
+    """Answer after a factor was set up: 303 to the page of new recovery codes if there are any,
+    else to `home`.
 
-    Waits until ended sessions are refused everywhere, and replaces the token of this session if
-    it was renewed. Flashes the words.
+    Waits until no worker accepts the sessions that ended, and logs the change. If the session got a
+    new token (with the first factor), sets the new cookie. Flashes `words`, with new recovery codes
+    also how many tabs have acknowledged the end of their sessions.
     """
     await wait_until_enforced(enrolled.event)
     log.info("user_updated", user=current_user.username, added=enrolled.event.details.get("factor"))
@@ -167,28 +192,35 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
 
 
 def _show_codes(codes: list[str]) -> Any:
-    """Redirect to the page that shows the codes. Until then the session cookie has them, sealed."""
+    """Redirect to the page that shows the codes. Until then they are encrypted in the session
+    cookie.
+    """
     note = f"recovery codes {new_id()}"
-    session[_CODES] = encryption().encrypt_value([note, codes], _mine(_CODES))
+    session[_CODES] = encryption().encrypt_value([note, codes], _context(_CODES))
     return see_other(with_next("/account/factors/recovery-codes"))
 
 
-def _offered() -> str:
-    """Return the secret that this session is setting up. Creates a new one after an hour."""
+def _offered_secret() -> str:
+    """Return the secret that this session is setting up.
+
+    Creates a new one, and stores it encrypted in the session cookie, if there is none or it is
+    older than an hour.
+    """
     secret = encryption().decrypt_value(
-        session.get(_OFFER), _mine(_OFFER), max_age=totp.OFFER_LASTS
+        session.get(_OFFER), _context(_OFFER), max_age=totp.OFFER_LASTS
     )
     if secret is None:
         secret = totp.new_secret()
-        session[_OFFER] = encryption().encrypt_value(secret, _mine(_OFFER))
+        session[_OFFER] = encryption().encrypt_value(secret, _context(_OFFER))
     return str(secret)
 
 
-def _mine(what: str) -> str:
+def _context(what: str) -> str:
+    """Return the context that binds an encrypted value to this session."""
     return f"{what} of session {current_user.session_id}"
 
 
-def _picture(text: str) -> Markup:
+def _qr_code(text: str) -> Markup:
     """Return a QR code as SVG, always dark on light, because many apps read nothing else."""
     code = segno.make(text, error="m", micro=False)
     picture = code.svg_inline(omitsize=True, border=3, light="#fff", svgclass="qr")

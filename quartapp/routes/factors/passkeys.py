@@ -1,4 +1,4 @@
-"""Managing passkeys and signing in with them. passkeys.js talks to the browser's API."""
+"""Pages for managing passkeys and for signing in with them. passkeys.js calls the browser's API."""
 
 from typing import Any
 
@@ -55,6 +55,10 @@ NOT_ACCEPTED = "This passkey was not accepted. Try again, or sign in another way
 @blueprint.get(f"{HOME}/options")
 @login_required
 async def options_to_add() -> Any:
+    """Return the options for creating a passkey as JSON, with a new challenge.
+
+    They exclude the passkeys that the user has. 404 if passkeys do not work at this address.
+    """
     user = await signed_in_user()
     options = webauthn.ask_to_make(
         site() or abort(404),
@@ -71,6 +75,12 @@ async def options_to_add() -> Any:
 @login_required
 @fresh_login_required
 async def mine() -> Any:
+    """Show the user's passkeys; on POST add the one that the browser has created.
+
+    Answers like `pages.added`. If there are too many, or it is known already, or the browser's
+    answer is not valid, shows the page again with an error and 422. Each POST counts towards the
+    limit of changes; past it, the page with 429.
+    """
     form = await AddForm.from_request(data={"name": auth.device_name()[:60]})
     with form.patience():
         if form.posted:
@@ -91,6 +101,11 @@ async def mine() -> Any:
 
 
 async def _add(form: AddForm) -> Enrolled:
+    """Verify the answer of the browser, store the passkey and return what `Passkey.add` returns.
+
+    Raises Refused if the answer is not valid, and what `Passkey.add` raises. 404 if passkeys do not
+    work at this address.
+    """
     made = webauthn.made(site() or abort(404), asker("make"), form.credential.data or "")
     user = await signed_in_user()
     return await Passkey.add(
@@ -112,7 +127,12 @@ async def show_list(**_: object) -> Any:
 @login_required
 @fresh_login_required
 async def rename(passkey_id: str) -> Any:
-    passkey = await _mine_or_404(passkey_id)
+    """Rename a passkey of the user and answer 303 to the list; the list with an error if the name
+    is invalid.
+
+    Counts towards the limit of changes. 404 for a passkey that is not the user's.
+    """
+    passkey = await _own_passkey_or_404(passkey_id)
     form = await RenameForm.from_request()
     if not form.posted:
         return await _page(
@@ -129,7 +149,13 @@ async def rename(passkey_id: str) -> Any:
 @login_required
 @fresh_login_required
 async def remove(passkey_id: str) -> Any:
-    passkey, user = await _mine_or_404(passkey_id), await signed_in_user()
+    """Delete a passkey of the user and answer 303 to the list, with a flash message.
+
+    Counts towards the limit of changes. Waits until all workers know the user's new permissions.
+    Ends no sessions. Says the same, but logs nothing, if another request has just removed it. 404
+    for a passkey that is not the user's.
+    """
+    passkey, user = await _own_passkey_or_404(passkey_id), await signed_in_user()
     await pages.count_change()
     event = await passkey.remove(user, by=current_user.actor)
     await wait_until_enforced()
@@ -144,6 +170,10 @@ async def remove(passkey_id: str) -> Any:
 
 
 async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = None) -> Any:
+    """Return the page of the user's passkeys, with the form for a new one, its status and headers.
+
+    `renaming` is a passkey whose name was not valid, with its form.
+    """
     page = await render_template(
         "factors/passkeys.html",
         form=form,
@@ -159,12 +189,19 @@ async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = 
 
 @blueprint.get("/login/passkey/options")
 async def options_to_sign_in() -> Any:
+    """Return the options for signing in with any passkey as JSON, with a new challenge.
+
+    404 if passkeys do not work at this address.
+    """
     return jsonify(webauthn.ask_to_show(site() or abort(404), asker("show")))
 
 
 @blueprint.get("/login/factor/options")
 async def options_for_second_step() -> Any:
-    """Return options for the second step of a sign-in, limited to the passkeys of the user."""
+    """Return the options for the second step of a sign-in as JSON: only the passkeys of its user.
+
+    404 if this browser has no sign-in that waits for its second step.
+    """
     step = await half_way() or abort(404)
     known = [(each.credential_id, each.transports) for each in await Passkey.of_user(step.user.id)]
     return jsonify(webauthn.ask_to_show(site() or abort(404), asker("show"), known=known))
@@ -173,6 +210,7 @@ async def options_for_second_step() -> Any:
 @blueprint.get("/confirm/options")
 @login_required
 async def options_to_confirm() -> Any:
+    """Return the options for re-authenticating as JSON: only the passkeys of the signed-in user."""
     known = [
         (each.credential_id, each.transports)
         for each in await Passkey.of_user(current_user.user_id)
@@ -181,11 +219,12 @@ async def options_to_confirm() -> Any:
 
 
 async def confirmed_by_passkey(user: User, answer: str) -> bool:
-    """Re-authenticate the user with one of their passkeys. Returns whether it was accepted.
+    """Re-authenticate the user with one of their passkeys; return whether `answer` was accepted.
 
-    Renews the session if it was. Raises RateLimitExceeded.
+    If it was, renews the session and its cookie and waits until no worker accepts the old token
+    (`renew_session`). Raises AccountShut, RateLimitExceeded and Busy.
     """
-    if await _shown(answer, asked_to="confirm", of=user) is None:
+    if await _authenticated_user(answer, asked_to="confirm", of=user) is None:
         return False
     await auth.renew_session()
     return True
@@ -193,9 +232,14 @@ async def confirmed_by_passkey(user: User, answer: str) -> bool:
 
 @blueprint.post("/login/passkey")
 async def use() -> Any:
-    """Sign in with a passkey, alone or as the second step after a password.
+    """Sign in with a passkey, alone or as the second step after a password, and go on to the next
+    page.
 
-    A passkey counts as two factors: the device, and what the device asks of its owner.
+    A passkey counts as two factors: the device, and what the device asks of its owner. Opens a
+    session and sets its cookie; a user who is signed in already is only sent on. A passkey that is
+    not accepted shows the page of the sign-in or of the second step with an error and 422. Answers
+    like `second_step.start_over` if the first step was used already. Raises what
+    `_authenticated_user` and `sign_in` raise, such as AccountShut.
     """
     if current_user.signed_in:
         return await go_on(next_page())
@@ -205,7 +249,7 @@ async def use() -> Any:
     form = FactorForm() if step else LoginForm(data={"remember": remember})
     with form.patience():
         try:
-            user = await _shown_by(step, sent.credential.data or "")
+            user = await _user_in_step(step, sent.credential.data or "")
         except FactorsBlocked as blocked:
             form.refuse(str(blocked))
         else:
@@ -220,30 +264,35 @@ async def use() -> Any:
     return await (factor_page(step.user, form) if step else sign_in_page(form))
 
 
-async def _shown_by(step: HalfWay | None, answer: str) -> User | None:
-    """Return the user whose passkey was used, or None. In the second step only that user's count.
+async def _user_in_step(step: HalfWay | None, answer: str) -> User | None:
+    """Return the user whose passkey was used, or None. In a second step only that user's count.
 
-    There, failures count like wrong codes. Without a password they do not: keys cannot be guessed,
-    and strangers could block the account. Raises FactorsBlocked and what `_shown` raises.
+    There, failures count like wrong codes. Without a password they count only for the network: keys
+    cannot be guessed, and strangers could block the account. Raises FactorsBlocked and what
+    `_authenticated_user` raises.
     """
     if step is None:
-        return await _shown(answer)
+        return await _authenticated_user(answer)
     async with auth.factor_attempt(step.user) as attempt:
-        user = await _shown(answer, of=step.user)
+        user = await _authenticated_user(answer, of=step.user)
         attempt.succeeded = user is not None
     return user
 
 
-async def _shown(answer: str, *, asked_to: str = "show", of: User | None = None) -> User | None:
-    """Return the user whose passkey was used, or None for one that is not accepted.
+async def _authenticated_user(
+    answer: str, *, asked_to: str = "show", of: User | None = None
+) -> User | None:
+    """Verify the answer and return the user whose passkey was used; None if it is not accepted.
 
-    Raises AccountShut, RateLimitExceeded and Busy.
+    Failures are logged and counted for the network of the client. `of` accepts only the passkeys of
+    this user; `asked_to` is the purpose of the challenge. Raises AccountShut if the user's account
+    cannot be signed in to, RateLimitExceeded and Busy.
     """
     here = rate_limits.network_of(auth.remote_address())
     key = rate_limits.Key(f"passkey from {here}", settings().limit_sign_in_address)
     async with rate_limits.attempt(key) as attempt:
         try:
-            user = await _whose(answer, asked_to, of)
+            user = await _verify(answer, asked_to, of)
         except Refused as refused:
             log.warning(
                 "authn_login_fail", factor="passkey", why=str(refused), ip=auth.remote_address()
@@ -255,8 +304,12 @@ async def _shown(answer: str, *, asked_to: str = "show", of: User | None = None)
     return user
 
 
-async def _whose(answer: str, asked_to: str, of: User | None) -> User:
-    """Verify the answer and return the user of the passkey. Raises Refused."""
+async def _verify(answer: str, asked_to: str, of: User | None) -> User:
+    """Verify the answer, record the use of the passkey (`Passkey.use`) and return its user.
+
+    Raises Refused if anything is wrong: challenge, signature, counter, a passkey that is unknown or
+    removed, or another user's.
+    """
     here = site()
     if here is None:
         raise Refused("there are no passkeys at this address")
@@ -278,7 +331,8 @@ async def _whose(answer: str, asked_to: str, of: User | None) -> User:
 # ---- helpers
 
 
-async def _mine_or_404(passkey_id: str) -> Passkey:
+async def _own_passkey_or_404(passkey_id: str) -> Passkey:
+    """Return the passkey of this id if it belongs to the signed-in user, else answer 404."""
     passkey = await Passkey.get(id_or_404(passkey_id))
     if passkey is None or passkey.user_id != current_user.user_id:
         abort(404)

@@ -11,10 +11,11 @@ from quartapp.settings import LOOPBACK
 
 
 def site() -> Site | None:
-    """Return the relying party of BASE_URL; in development also of localhost.
+    """Return the relying party for this request: the domain of BASE_URL or, in development,
+    localhost.
 
-    None if BASE_URL has no domain name, so that passkeys do not work. In production the Host
-    header is not used, because clients choose it.
+    None if BASE_URL has no domain name: then passkeys do not work. Production ignores the Host
+    header, because clients choose it.
     """
     if not settings().production and _host() == "localhost":
         return Site.at(f"{request.scheme}://{request.host}")
@@ -22,7 +23,9 @@ def site() -> Site | None:
 
 
 def elsewhere() -> str | None:
-    """Return the URL of this page at localhost, in development at an IP address; else None."""
+    """Return the URL of this page at localhost, where passkeys work. None unless this is
+    development and the page was opened at a loopback IP address.
+    """
     if settings().production or site() or _host() not in LOOPBACK:
         return None
     port = urlsplit(f"//{request.host}").port
@@ -32,11 +35,12 @@ def elsewhere() -> str | None:
 
 
 def asker(what: str) -> Asker:
-    """Return what creates challenges for `what`, bound to the session or visitor."""
+    """Return what creates and checks challenges for `what`, bound to this session or visitor."""
     return Asker(settings().secret_key.get_secret_value(), f"{what} {csrf.bound_to()}")
 
 
 def _host() -> str:
+    """Return the host name of the request without its port; empty if it is not valid."""
     try:
         return urlsplit(f"//{request.host}").hostname or ""
     except ValueError:

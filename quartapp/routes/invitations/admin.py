@@ -1,4 +1,4 @@
-"""Administration of invitations: send, list, send again and withdraw."""
+"""Pages for administrators: list, send, send again and withdraw invitations."""
 
 from typing import Any
 
@@ -31,6 +31,11 @@ HOME = "/admin/invitations"
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def index() -> Any:
+    """Show the invitations; on POST send one and answer 303 to this page.
+
+    Refusals show the page again with the error (`_invite`); 429 if the address has been invited too
+    often.
+    """
     form = await InviteForm.from_request()
     await _offer(form)
     with form.patience():
@@ -41,7 +46,7 @@ async def index() -> Any:
 
 
 async def show_list(**_: object) -> Any:
-    """Return the list of invitations with its forms."""
+    """Return the list of invitations with an empty form. Ignores its arguments."""
     form = InviteForm()
     await _offer(form)
     return await _page(form)
@@ -53,6 +58,10 @@ async def show_list(**_: object) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def withdraw(invitation_id: str) -> Any:
+    """Withdraw an invitation and answer 303 to the list.
+
+    Flashes a success, or that it was no longer pending. 404 for an unknown invitation.
+    """
     found = await _find(invitation_id)
     if await found.withdraw(by=current_user.actor):
         log.info("invitation_withdrawn", invitation=str(found.id), by=current_user.username)
@@ -70,6 +79,12 @@ async def withdraw(invitation_id: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def send_again(invitation_id: str) -> Any:
+    """Send another email for an invitation, so that older links no longer work, and answer 303 to
+    the list.
+
+    If that is refused, shows the list with an error and 422. Flashes a message if the invitation
+    was no longer pending. Counts an email to the address. 404 for an unknown invitation.
+    """
     found, at_most = await _find(invitation_id), settings().invitations_per_user
     await _count(found.email)
     try:
@@ -90,9 +105,11 @@ async def send_again(invitation_id: str) -> Any:
 
 
 async def _invite(form: InviteForm) -> bool:
-    """Send the invitation. False with an error in the form if that is not possible.
+    """Create the invitation and queue its email; return False, with an error in the form, if it is
+    refused.
 
-    Raises RateLimitExceeded.
+    Counts an email to the address first. Raises RateLimitExceeded, and answers 404 for an unknown
+    role.
     """
     email = form.email.data or ""
     other = form.other_role
@@ -113,19 +130,22 @@ async def _invite(form: InviteForm) -> bool:
 
 
 async def _offer(form: InviteForm) -> None:
+    """Fill the form's list of roles, with those disabled that the user may not give."""
     form.offer(await Role.everyone(), lacks=current_user.lacks)
 
 
 async def _count(email: str) -> None:
-    """Count an email to the mailbox, for all senders together. Raises RateLimitExceeded."""
+    """Count an email to this mailbox, from all inviters together. Raises RateLimitExceeded."""
     await rate_limits.count("invitation", (mailbox_of(email), settings().limit_invitation))
 
 
 async def _find(invitation_id: str) -> Invitation:
+    """Return the invitation of this id, or answer 404."""
     return await Invitation.get(id_or_404(invitation_id)) or abort(404)
 
 
 async def _page(form: InviteForm) -> Any:
+    """Return a page of the list with the form, its status and headers."""
     rows = await Invitation.page(before=id_after(), limit=invitation.PAGE + 1)
     shown, older = cut(rows, invitation.PAGE, lambda row: row[0].id)
     lacking = {row.id: sorted(current_user.lacks(row.allows)) for row, _ in shown}

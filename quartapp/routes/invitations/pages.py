@@ -21,7 +21,11 @@ blueprint = Blueprint("invitations", __name__)
 
 @blueprint.route("/invited/<token>", methods=["GET", "POST"])
 async def take_up(token: str) -> Any:
-    """Create the account of an invitation and sign in. Counts as a registration."""
+    """Show the form of an invited user; on POST create the account, sign in and answer 303 to `/`.
+
+    Answers 410 with the reason if the invitation is not open, or if an account has the address.
+    Counts as a registration; errors show the form with 422, 429 or 503.
+    """
     found = await Invitation.by_token(token)
     fate = await found.fate() if found else None
     if found is None or fate is not Fate.OPEN:
@@ -55,9 +59,11 @@ async def take_up(token: str) -> Any:
 
 
 async def _may_register(form: InvitedForm) -> bool:
-    """Count the attempt, then check the password and the username; errors go to the form.
+    """Count the attempt, then check the password and the username; return False with errors in the
+    form.
 
-    The unique index decides in a race. Raises RateLimitExceeded and Busy.
+    A username that is free here may be taken by the time of the insert: then `take_up` shows the
+    error. Raises RateLimitExceeded and Busy.
     """
     await count_registration()
     if not await is_accepted(form, form.username.data or "", form.email):
@@ -68,6 +74,7 @@ async def _may_register(form: InvitedForm) -> bool:
 
 
 async def _gone(why: str | None, email: str | None = None) -> Any:
+    """Answer 410 with a page that says why. Logs a warning if the invitation was used before."""
     if why == Fate.ACCEPTED:
         log.warning("authn_token_reuse", ip=auth.remote_address())
     return await render_template("invitations/gone.html", why=why, email=email), 410

@@ -1,4 +1,4 @@
-"""Posts and comments. All visitors can read them."""
+"""Pages of posts and comments, which everybody can read."""
 
 from typing import Any
 
@@ -24,6 +24,7 @@ blueprint = Blueprint("posts", __name__)
 
 @blueprint.get("/posts")
 async def index() -> str:
+    """Show a page of all posts, newest first."""
     rows = await Post.page(before=id_after(), limit=posts.PAGE + 1)
     shown, older = cut(rows, posts.PAGE, lambda post: post.id)
     return await render_template("posts/list.html", posts=shown, older=older)
@@ -34,6 +35,10 @@ async def index() -> str:
 @login_required
 @permission_required(Permission.POSTS_WRITE)
 async def new() -> Any:
+    """Show the form of a new post; on POST store the post and answer 303 to its page.
+
+    Counts towards the limit of posts; past it, the form with 429. Errors show the form with 422.
+    """
     form = await PostForm.from_request()
     with form.patience():
         if form.posted:
@@ -47,6 +52,7 @@ async def new() -> Any:
 
 @blueprint.get("/posts/<post_id>")
 async def show(post_id: str) -> Any:
+    """Show the post with its comments and an empty form for another. 404 for an unknown post."""
     return await _page(await _find(post_id), CommentForm())
 
 
@@ -54,6 +60,11 @@ async def show(post_id: str) -> Any:
 @carriable
 @login_required
 async def edit(post_id: str) -> Any:
+    """Show the form of an existing post; on POST store the changes and answer 303 to its page.
+
+    For those whom `policy.may_edit` allows; others get an error (`_refuse`). Counts towards the
+    limit of posts. 404 if the post does not exist or was deleted meanwhile.
+    """
     post = await _find(post_id)
     if not policy.may_edit(current_user, post):
         _refuse(post)
@@ -73,6 +84,10 @@ async def edit(post_id: str) -> Any:
 @returns_to(show, "/posts/{post_id}")
 @login_required
 async def delete(post_id: str) -> Any:
+    """Delete the post with its comments, and answer 303 to the list of posts.
+
+    Raises Forbidden unless the user is allowed to (`policy.may_delete`). 404 for an unknown post.
+    """
     post = await _find(post_id)
     if not policy.may_delete(current_user, post):
         raise Forbidden(Permission.POSTS_MODERATE)
@@ -92,6 +107,11 @@ async def show_with_comment(post_id: str) -> Any:
 @login_required
 @permission_required(Permission.POSTS_WRITE)
 async def comment(post_id: str) -> Any:
+    """Store a comment on the post and answer 303 to it; errors show the page with the form.
+
+    Counts towards the limit of comments; past it, 429. 404 if the post does not exist or was
+    deleted meanwhile.
+    """
     post = await _find(post_id)
     form = await CommentForm.from_request()
     with form.patience():
@@ -105,7 +125,7 @@ async def comment(post_id: str) -> Any:
 
 
 async def show_commented(comment_id: str) -> Any:
-    """Return the page of the post to which the comment belongs."""
+    """Return the page of the post to which the comment belongs. 404 for an unknown comment."""
     found = await Comment.get(id_or_404(comment_id)) or abort(404)
     g.form_page_address = f"/posts/{found.post_id}"
     return await _page(await _find(str(found.post_id)), CommentForm())
@@ -115,6 +135,11 @@ async def show_commented(comment_id: str) -> Any:
 @returns_to(show_commented, "/posts")
 @login_required
 async def delete_comment(comment_id: str) -> Any:
+    """Delete the comment and answer 303 to its post.
+
+    Raises Forbidden unless the user is allowed to (`policy.may_delete`). 404 for an unknown
+    comment.
+    """
     found = await Comment.get(id_or_404(comment_id))
     if found is None:
         abort(404)
@@ -126,11 +151,12 @@ async def delete_comment(comment_id: str) -> Any:
 
 
 async def _count(what: str, limit: RateLimitItem) -> None:
-    """Count a post or comment of the user. Raises RateLimitExceeded."""
+    """Count a post or comment of the user. Raises RateLimitExceeded past the limit."""
     await rate_limits.count(what, (str(current_user.user_id), limit))
 
 
 async def _find(post_id: str) -> Post:
+    """Return the post with its author, or answer 404."""
     return await Post.with_author(id_or_404(post_id)) or abort(404)
 
 
@@ -145,6 +171,7 @@ def _refuse(post: Post) -> None:
 
 
 async def _page(post: Post, form: CommentForm) -> Any:
+    """Return the page of the post with its comments and the form, its status and headers."""
     rows = await Comment.page(post.id, after=id_after(), limit=comments.PAGE + 1)
     shown, older = cut(rows, comments.PAGE, lambda row: row.id)
     page = await render_template(

@@ -1,1 +1,1 @@
-"""Pages for exporting personal data and deleting accounts."""
+"""Pages for exporting personal data and for deleting accounts."""

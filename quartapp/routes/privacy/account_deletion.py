@@ -1,4 +1,4 @@
-"""Deactivating and deleting one's own account, and restoring it."""
+"""Pages for deactivating and deleting one's own account, and for restoring it after signing in."""
 
 from typing import Any
 
@@ -27,6 +27,13 @@ blueprint = Blueprint("leaving", __name__)
 @login_required
 @fresh_login_required
 async def delete() -> Any:
+    """Show the form for deleting one's account; on POST schedule the deletion and answer like
+    `_leave`.
+
+    The account is deactivated at once, all its sessions end, and it is erased after DELETION_GRACE.
+    The form asks for the username, and whether posts are deleted too. Refused with 422 for the last
+    administrator.
+    """
     user = await signed_in_user()
     form = await DeleteForm.from_request()
     form.expect(user.username)
@@ -50,13 +57,21 @@ async def delete() -> Any:
 @login_required
 @fresh_login_required
 async def deactivate() -> Any:
+    """Deactivate the user's account, end all its sessions, and answer like `_leave`.
+
+    LastAdministrator is raised, and answered with the account page.
+    """
     await (await signed_in_user()).close(by=current_user.actor)
     return await _leave("Your account is deactivated. To reactivate it, sign in.")
 
 
 @blueprint.route("/account/closed", methods=["GET", "POST"])
 async def closed() -> Any:
-    """Offer to restore the account to a user who has signed in to a deactivated or deleted one."""
+    """Offer to restore the account to a user who has just signed in to a deactivated one.
+
+    On POST restores it, signs the user in and answers 303 to `/account`. Redirects users who are
+    signed in to `/account`. Raises Unauthorized if the session cookie has no valid token for that.
+    """
     if current_user.signed_in:
         return redirect("/account")
     noted = session.get(RETURN, {})
@@ -79,9 +94,10 @@ async def closed() -> Any:
 
 
 async def _leave(words: str) -> Any:
-    """Answer after the account was closed: sign out this browser and flash the words.
+    """Answer after the user's account was deactivated: 303 to `/` with `words` as a flash message.
 
-    Waits until the end of all sessions is enforced.
+    Waits until no worker accepts its sessions. Clears the session cookie, and tells the browser to
+    delete the stored data of this site (Clear-Site-Data).
     """
     log.info("user_closed", user=current_user.username, ip=auth.remote_address())
     await wait_until_enforced()

@@ -1,4 +1,4 @@
-"""Deleting and restoring accounts as an administrator."""
+"""Pages for administrators: delete and restore accounts."""
 
 from typing import Any
 
@@ -33,6 +33,12 @@ blueprint = Blueprint("admin_leaving", __name__)
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def delete(username: str) -> Any:
+    """Show the form for deleting a user's account; on POST schedule the deletion (`_closed`).
+
+    The account is deactivated at once, all its sessions end, and it is erased after DELETION_GRACE,
+    or earlier if its owner has scheduled that. The form asks for the username. Refusals
+    (LastAdministrator, MissingPermission) show the form with the error. 404 for an unknown user.
+    """
     person = await find(username)
     form = await DeleteForm.from_request(data={"posts": REMOVE if person.deletes_posts else KEEP})
     form.expect(person.username)
@@ -57,6 +63,11 @@ async def delete(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def restore(username: str) -> Any:
+    """Restore a deactivated account and answer 303 to the user's page.
+
+    Cancels its deletion. Waits until all workers know it. Flashes a success, or that it cannot be
+    restored. 404 for an unknown user.
+    """
     person = await find(username)
     restored = await person.restore(by=current_user.actor)
     await wait_until_enforced()
@@ -69,6 +80,12 @@ async def restore(username: str) -> Any:
 
 
 async def _closed(person: User, event: Event | None) -> Any:
+    """Answer 303 to the user's page after the deletion was scheduled; without an event it was
+    scheduled before.
+
+    Waits until no worker accepts the sessions that ended, and flashes the date with the receipt of
+    the event.
+    """
     if event:
         log.info("user_closed", user=person.username, by=current_user.username)
     await wait_until_enforced(event)

@@ -1,4 +1,4 @@
-"""Export of the personal data of a user."""
+"""The page for exporting one's personal data."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,6 +27,12 @@ SECONDS = 600
 @login_required
 @fresh_login_required
 async def export() -> Any:
+    """Show the form; on POST answer with a ZIP archive that contains all data about the user as
+    JSON.
+
+    Records and logs the export. Counts towards the limit of exports, but not if the export fails;
+    past it, the form with 429.
+    """
     form = await LinkForm.from_request()
     with form.patience():
         if form.posted and (user := await User.get(current_user.user_id)):
@@ -44,10 +50,10 @@ async def export() -> Any:
 
 
 async def _attachment(user: User) -> Response:
-    """Return the archive as a download.
+    """Return the archive as a download, with ten minutes for sending it.
 
     The archive is complete before the first byte is sent, so that an error still gets an error
-    page. It is a temporary file if it is large, and is deleted after it was sent.
+    page. It is in memory up to 1 MiB, else in a temporary file, which is deleted after it was sent.
     """
     file: IO[bytes] = SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
     try:
@@ -63,7 +69,11 @@ async def _attachment(user: User) -> Response:
 
 
 async def _pack(user: User, file: IO[bytes]) -> int:
-    """Write the archive and return its size in bytes. Compresses and writes in a thread."""
+    """Write the archive into the file, and return its size in bytes; the file is rewound to its
+    start.
+
+    Compresses and writes in a thread.
+    """
     name = f"{user.username}.json"
     with ZipFile(file, "w", ZIP_DEFLATED) as archive, archive.open(name, "w") as entry:
         waiting: list[str] = []
@@ -81,6 +91,9 @@ async def _pack(user: User, file: IO[bytes]) -> int:
 
 
 async def _read(file: IO[bytes]) -> AsyncIterator[bytes]:
+    """Yield the file in chunks, each read in a thread. Closes the file at the end or if the client
+    leaves.
+    """
     try:
         while chunk := await asyncio.to_thread(file.read, CHUNK):
             yield chunk

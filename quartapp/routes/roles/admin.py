@@ -1,4 +1,4 @@
-"""Administration of roles: list, create, edit and delete."""
+"""Pages for administrators: list, create, edit and delete roles."""
 
 from typing import Any
 
@@ -29,6 +29,7 @@ blueprint = Blueprint("admin_roles", __name__)
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
 async def index() -> str:
+    """Show all roles with the number of users who hold each."""
     return await render_template(
         "roles/list.html", roles=await Role.everyone(), holders=await Role.holders()
     )
@@ -39,6 +40,11 @@ async def index() -> str:
 @permission_required(Permission.ROLES_MANAGE)
 @fresh_login_required
 async def new() -> Any:
+    """Show the form of a new role; on POST create the role and answer 303 to the list.
+
+    Refusals show the form again with the error: 422 for a name that is taken, 403 for permissions
+    that the user lacks. SessionOver is raised to the error handler.
+    """
     form = await RoleForm.from_request()
     if form.posted:
         try:
@@ -64,6 +70,13 @@ async def new() -> Any:
 @permission_required(Permission.ROLES_MANAGE)
 @fresh_login_required
 async def edit(name: str) -> Any:
+    """Show the form of a role; on POST change the role and answer 303 to the list.
+
+    After the change, waits until all workers enforce the removal of permissions. Users of the role
+    stay signed in. If nothing was chosen for the role `admin`, whose checkboxes are disabled, its
+    description and permissions stay. Refusals show the form again with the error, as in `new`. 404
+    for an unknown role.
+    """
     role = await _find(name)
     form = await RoleForm.from_request(data=_stored(role))
     if form.posted:
@@ -93,7 +106,7 @@ async def edit(name: str) -> Any:
 
 
 async def show_stored(name: str) -> Any:
-    """Return the page of the role with the stored values."""
+    """Return the page of the role with the stored values, for errors of `delete`."""
     role = await _find(name)
     return await _page(RoleForm(data=_stored(role)), role)
 
@@ -104,6 +117,13 @@ async def show_stored(name: str) -> Any:
 @permission_required(Permission.ROLES_MANAGE)
 @fresh_login_required
 async def delete(name: str) -> Any:
+    """Delete the role, end the sessions of its users, and answer 303 to the list.
+
+    Waits until no worker accepts these sessions, and flashes how many users had the role and how
+    many of their tabs have acknowledged. Deleting a role that is already gone flashes 0 users. 404
+    for an unknown role; refusals such as BuiltInRole are raised, and answered with the page of the
+    role.
+    """
     role = await _find(name)
     event = await role.remove(by=current_user.actor)
     await wait_until_enforced(event)
@@ -113,15 +133,18 @@ async def delete(name: str) -> Any:
 
 
 async def _find(name: str) -> Role:
+    """Return the role of this name, in any case, or answer 404."""
     return await Role.named(name) or abort(404)
 
 
 def _values(form: RoleForm) -> tuple[str, str, list[Permission]]:
+    """Return the submitted name, description and permissions."""
     chosen = [Permission(value) for value in form.permissions.data or []]
     return form.name.data or "", form.description.data or "", chosen
 
 
 def _stored(role: Role) -> dict[str, Any]:
+    """Return the stored values of the role for the fields of the form."""
     return {
         "name": role.name,
         "description": role.description,
@@ -131,6 +154,11 @@ def _stored(role: Role) -> dict[str, Any]:
 
 
 async def _page(form: RoleForm, role: Role | None = None) -> Any:
+    """Return the page of the form with its status. Without a role it is the page for a new one.
+
+    Permissions that the user lacks cannot be chosen, nor can management permissions of a default
+    role.
+    """
     page = await render_template(
         "roles/edit.html",
         form=form,
