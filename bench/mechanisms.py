@@ -164,8 +164,10 @@ async def page(variants: dict[str, Variant], rounds: int, _: int) -> dict[str, l
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         people: dict[str, tuple[Server, Person]] = {}
-        for name, (env, first) in variants.items():
-            serve = serving(folder / name.replace(" ", "-"), workers=1, first=first, **env)
+        for name, (env, before_start) in variants.items():
+            serve = serving(
+                folder / name.replace(" ", "-"), workers=1, before_start=before_start, **env
+            )
             server = await stack.enter_async_context(serve)
             ada = await stack.enter_async_context(Person(server.url, "ada", PASSWORD))
             await ada.register()
@@ -226,8 +228,8 @@ async def sockets(
 ) -> dict[str, list[Figures]]:
     found: dict[str, list[Figures]] = defaultdict(list)
     for _ in range(rounds):
-        for name, (env, first) in variants.items():
-            found[name].append(await end_of_sockets(count, first=first, **env))
+        for name, (env, before_start) in variants.items():
+            found[name].append(await end_of_sockets(count, before_start=before_start, **env))
             print(f"{name}: {found[name][-1]}", file=sys.stderr)
     return found
 
@@ -259,10 +261,12 @@ async def end_of_sockets(count: int, **env: Any) -> Figures:
 async def start(variants: dict[str, Variant], rounds: int, count: int) -> dict[str, list[Figures]]:
     found: dict[str, list[Figures]] = defaultdict(list)
     for _ in range(rounds):
-        for name, (env, first) in variants.items():
+        for name, (env, before_start) in variants.items():
             with tempfile.TemporaryDirectory(prefix="bench-") as folder:
                 began = time.monotonic()
-                async with serving(Path(folder) / "d", workers=count, first=first, **env) as server:
+                async with serving(
+                    Path(folder) / "d", workers=count, before_start=before_start, **env
+                ) as server:
                     ready = time.monotonic() - began
                     async with Person(server.url, "ada", PASSWORD) as ada:
                         await ada.register()
