@@ -8,7 +8,7 @@ from quart import Quart
 
 from quartapp.models import User
 from tests.people import until
-from tests.routes.conftest import Town
+from tests.routes.conftest import Visitors
 
 # The change stream, the heartbeat of the lease, and what the driver says to keep a connection.
 HOUSEKEEPING = {"getMore", "hello", "ismaster", "ping", "endSessions", "killCursors"}
@@ -42,7 +42,7 @@ def listening() -> None:
 
 @pytest.mark.parametrize("path", ["/api/me", "/account/password", "/posts/new"])
 async def test_a_signed_in_page_costs_no_command(app: Quart, path: str) -> None:
-    ada = await Town(app).member()
+    ada = await Visitors(app).member()
 
     async def are_quiet() -> bool:
         COMMANDS.sent.clear()

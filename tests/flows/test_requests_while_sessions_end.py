@@ -37,9 +37,9 @@ class RequestLoops:
 
 async def sign_out(ada: Person, phone: Person, root: Person) -> int:
     # From another browser with the same cookie, since the answer clears the cookie.
-    async with ada.another_device() as twin:
-        twin.client.cookies = ada.client.cookies
-        return (await twin.post("/logout")).status_code
+    async with ada.another_device() as copy:
+        copy.client.cookies = ada.client.cookies
+        return (await copy.post("/logout")).status_code
 
 
 async def end_others(ada: Person, phone: Person, root: Person) -> int:

@@ -1,4 +1,4 @@
-"""An authenticator app, as those who sign in have one in their pocket."""
+"""An authenticator app, and the pages that set it up."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from httpx import Response
 from pyotp.totp import TOTP
 
 from quartapp import clock
-from tests.routes.conftest import Answer, Town, Visitor
+from tests.routes.conftest import Answer, Visitor, Visitors
 
 
 @dataclass
 class App:
-    """What shares a secret with us."""
+    """An app with a TOTP secret."""
 
     secret: str
 
     def code(self, *, later: float = 0) -> str:
-        """What it shows now, or so many seconds later."""
+        """Return the code that it shows now, or `later` seconds from now."""
         return app_code(self.secret, later=later)
 
 
 def app_code(secret: str, *, later: float = 0) -> str:
-    """What an app shows that has this secret, now or so many seconds later."""
+    """Return the code for this secret, now or `later` seconds from now."""
     return TOTP(secret).at(int(clock.now().timestamp() + later))
 
 
@@ -40,7 +40,7 @@ def codes_on(page: Answer) -> list[str]:
 
 
 async def set_up(visitor: Visitor) -> App:
-    """Sets up an app, by the pages."""
+    """Set up an app through the pages."""
     secret = secret_on(await visitor.get("/account/factors/totp"))
     done = await visitor.post("/account/factors/totp", code=app_code(secret))
     assert (done.status, done.location) == (303, "/account/factors/recovery-codes"), done.text
@@ -48,9 +48,9 @@ async def set_up(visitor: Visitor) -> App:
     return App(secret)
 
 
-async def half_way(town: Town, username: str) -> Visitor:
-    """Somebody who has signed out, and has shown their password again, but not their app."""
-    visitor = await town.signed_in(username)
+async def before_second_step(visitors: Visitors, username: str) -> Visitor:
+    """Return a visitor with an app who has entered the password and not yet the code."""
+    visitor = await visitors.signed_in(username)
     await set_up(visitor)
     await visitor.post("/logout")
     answer = await visitor.sign_in()

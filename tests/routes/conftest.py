@@ -1,4 +1,4 @@
-"""Visitors of the application in this process: whole browsers, but for the network."""
+"""Visitors of the application in this process: browsers with cookies, but without a network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SESSION_COOKIE = "quartapp_session"
 
 @dataclass
 class Answer:
-    """What came back, read whole."""
+    """A response and its body."""
 
     response: Response
     text: str
@@ -61,19 +61,19 @@ class Answer:
 
     @property
     def fields(self) -> dict[str, str]:
-        """What the fields of the forms on this page hold."""
+        """Return the values of the form fields of this page by name."""
         reader = _Fields()
         reader.feed(self.text)
         return reader.found
 
     def error(self, name: str) -> str:
-        """What the page says is wrong with a field; empty if nothing."""
+        """Return the error message of a field, or an empty text."""
         found = re.search(rf'id="{name}-error">([^<]*)<', self.text)
         return html.unescape(found[1]) if found else ""
 
     @property
     def anonymized(self) -> str:
-        """The page without what differs each time: the masked tokens of its forms."""
+        """Return the page without the CSRF tokens, which are masked differently each time."""
         return re.sub(r'(name="csrf_token" value=")[^"]*', r"\1", self.text)
 
 
@@ -104,9 +104,9 @@ class _Fields(HTMLParser):
 
 @dataclass
 class Visitor:
-    """One browser: a cookie jar, and the headers that a page of ours makes it send.
+    """One browser: a cookie jar, and the headers that a page of this site makes it send.
 
-    `codes` are the recovery codes that whoever sits before it has on paper.
+    `codes` are the recovery codes that its user has.
     """
 
     app: Quart
@@ -137,17 +137,17 @@ class Visitor:
 
     @property
     def scope(self) -> dict[str, Any]:
-        """What the server says of the connection."""
+        """Return the ASGI scope of the connection."""
         return {"client": (self.address, 50_000)}
 
     async def post(self, path: str, **fields: Any) -> Answer:
-        """Sends a form as a page of ours does. A list is a field that is there many times."""
+        """Send a form as a page of this site does. A list repeats the field."""
         return await self.send(path, {"csrf_token": await self.csrf_token(), **fields})
 
     async def send(
         self, path: str, fields: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """A POST with these fields and nothing else."""
+        """Send a POST with these fields, and without a CSRF token unless it is among them."""
         headers = {"Origin": f"{self.scheme}://localhost"} if headers is None else headers
         return await self.ask(
             "POST",
@@ -157,7 +157,7 @@ class Visitor:
         )
 
     async def csrf_token(self) -> str:
-        # Signed out, only the second has a form for certain; signed in, only the first.
+        # Each of the two pages is certain to have a form in one of the two states.
         for page in ("/", "/login") if self.token else ("/login", "/"):
             text = (await self.get(page)).text
             if found := re.search(r'name="csrf_token" value="([^"]+)"', text):
@@ -178,13 +178,13 @@ class Visitor:
         )
 
     async def sign_in(self, login: str = "", password: str = "", **fields: str) -> Answer:
-        """Through the sign-in page. `next` and the like belong to its address, not here."""
+        """Send the sign-in form. Query parameters such as `next` are not supported."""
         return await self.post(
             "/login", login=login or self.username, password=password or self.password, **fields
         )
 
-    async def is_out(self) -> bool:
-        """Past a verb that nobody has waited for, a moment later."""
+    async def is_signed_out(self) -> bool:
+        """Whether the visitor is signed out."""
         return await self.me() is None
 
     async def me(self) -> dict[str, Any] | None:
@@ -194,27 +194,27 @@ class Visitor:
 
     @property
     def token(self) -> str:
-        """What the session's cookie holds; empty if there is none."""
+        """Return the value of the session cookie, or an empty text."""
         return next((c.value or "" for c in self._jar if c.name == SESSION_COOKIE), "")
 
-    def twin(self) -> Visitor:
-        """Another browser with the same cookies, as they are now: what a thief has, or a tab."""
-        twin = Visitor(self.app, self.username, self.password)
+    def copy(self) -> Visitor:
+        """Return another browser with copies of the cookies, as a thief has."""
+        copy = Visitor(self.app, self.username, self.password)
         for cookie in self._jar:
-            twin._jar.set_cookie(cookie)
-        return twin
+            copy._jar.set_cookie(cookie)
+        return copy
 
     def another_device(self, address: str = "127.0.0.1") -> Visitor:
         return Visitor(self.app, self.username, self.password, address=address)
 
-    async def grow_stale(self, seconds: float = 24 * 3600) -> None:
-        """Moves the moment when they last showed who they are so far into the past."""
+    async def expire_authentication(self, seconds: float = 24 * 3600) -> None:
+        """Move the last authentication of the session this many seconds into the past."""
         session = (await self.me() or {})["session"]
         at = clock.now() - timedelta(seconds=seconds)
         assert await Session.change(
             {"_id": PydanticObjectId(session)}, {"$set": {"confirmed_at": at}}
         )
-        # What is written before a mark is known to every worker behind it.
+        # Wait until every worker knows of the change.
         await runtime_of(self.app).barrier.passed()
 
     @property
@@ -223,14 +223,14 @@ class Visitor:
 
 
 @dataclass
-class Town:
-    """Where visitors come from. What they are is written past the pages, so that it is quick."""
+class Visitors:
+    """Creates visitors of an application, and their accounts without the pages, for speed."""
 
     app: Quart
     scheme: str = "http"
     _hash: str = ""
 
-    def nobody(self) -> Visitor:
+    def anonymous(self) -> Visitor:
         return Visitor(self.app, scheme=self.scheme)
 
     async def account(self, username: str, *roles: Role) -> User:
@@ -256,12 +256,12 @@ class Town:
     async def admin(self, username: str = "root") -> Visitor:
         return await self.signed_in(username, await role_named("admin"))
 
-    async def letters(self, to: str, subject: str = "", *, count: int = 1) -> list[str]:
-        """The texts of the letters that came to an address, the newest first, once so many have."""
+    async def emails(self, to: str, subject: str = "", *, count: int = 1) -> list[str]:
+        """Wait for `count` emails to an address; return their texts, newest first."""
         folder = Folder(runtime_of(self.app).settings.data / "mail")
         found: list[str] = []
 
-        async def came() -> bool:
+        async def arrived() -> bool:
             found[:] = [
                 letter.text
                 for letter in folder.newest(100)
@@ -269,11 +269,11 @@ class Town:
             ]
             return len(found) >= count
 
-        await until(came)
+        await until(arrived)
         return found
 
-    async def no_more_letters(self) -> list[dict[str, Any]]:
-        """Returns when nothing waits to be sent; what was given up."""
+    async def wait_for_outbox(self) -> list[dict[str, Any]]:
+        """Wait until no email is queued. Return those that could not be sent."""
 
         async def empty() -> bool:
             return await documents("outbox", gave_up_at=None) == []
@@ -281,14 +281,14 @@ class Town:
         await until(empty)
         return await documents("outbox")
 
-    async def holder(self, username: str, *permissions: Permission) -> Visitor:
-        """Somebody with exactly these permissions, by a role made for it."""
+    async def with_permissions(self, username: str, *permissions: Permission) -> Visitor:
+        """Return a signed-in visitor with exactly these permissions, by a role created for it."""
         role = await Role.add(f"role-of-{username}", "", permissions, by=NOBODY)
         return await self.signed_in(username, role)
 
 
 def link_in(letter: str) -> str:
-    """The path that a letter leads to."""
+    """Return the path of the link with a token in an email."""
     found = re.search(
         r"^https?://[^/\s]+(/(?:reset|verify|invited|undo)/\S+)\s*$", letter, re.MULTILINE
     )
@@ -308,20 +308,20 @@ async def role_named(name: str) -> Role:
     return role
 
 
-async def the_user(username: str) -> User:
+async def user_named(username: str) -> User:
     user = await User.by_username(username)
     assert user is not None, f"there is no {username}"
     return user
 
 
 async def documents(collection: str, **match: Any) -> list[dict[str, Any]]:
-    """What is in a collection, past all models."""
+    """Return the raw documents of a collection."""
     found = User.get_motor_collection().database[collection]
     return await found.find(match).sort("_id").to_list(None)
 
 
 async def contents() -> dict[str, str]:
-    """A digest of each collection. When somebody was last seen is no change, nor is a heartbeat."""
+    """Return a digest of each collection, without heartbeats and the times of last use."""
     database = User.get_motor_collection().database
     digests = {}
     for name in sorted(set(await database.list_collection_names()) - {"workers", "barriers"}):
@@ -333,7 +333,7 @@ async def contents() -> dict[str, str]:
 
 
 async def pages(visitor: Visitor, path: str, *, at_most: int = 10) -> list[Answer]:
-    """The pages of a list, by the link that leads on."""
+    """Return all pages of a list, by following its links to the next page."""
     found = [await visitor.get(path)]
     while more := [link for link in found[-1].links if "after=" in link]:
         assert len(found) < at_most
@@ -343,26 +343,26 @@ async def pages(visitor: Visitor, path: str, *, at_most: int = 10) -> list[Answe
 
 
 @pytest.fixture
-def town(app: Quart) -> Town:
-    return Town(app)
+def visitors(app: Quart) -> Visitors:
+    return Visitors(app)
 
 
-Open = Callable[..., Awaitable[Town]]
+StartApp = Callable[..., Awaitable[Visitors]]
 
 
 @pytest.fixture
-async def open_town(settings: Settings) -> AsyncIterator[Open]:
-    """Starts workers on one database, with limits of their own."""
+async def start_app(settings: Settings) -> AsyncIterator[StartApp]:
+    """Start applications on one database, with changed settings."""
     async with AsyncExitStack() as stack:
 
-        async def start(**limits: Any) -> Town:
+        async def start(**limits: Any) -> Visitors:
             changed = {
                 name: parse(value) if name.startswith("limit_") else value
                 for name, value in limits.items()
             }
             app = create_app(settings.model_copy(update=changed))
             await stack.enter_async_context(_running(app))
-            return Town(app)
+            return Visitors(app)
 
         yield start
 
@@ -374,17 +374,17 @@ async def _running(app: Quart) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def nobody(town: Town) -> Visitor:
-    return town.nobody()
+def anonymous(visitors: Visitors) -> Visitor:
+    return visitors.anonymous()
 
 
 @pytest.fixture
-async def ada(town: Town) -> Visitor:
+async def ada(visitors: Visitors) -> Visitor:
     """A member, signed in."""
-    return await town.member("ada")
+    return await visitors.member("ada")
 
 
 @pytest.fixture
-async def root(town: Town) -> Visitor:
-    """An administrator, signed in. Has no other role."""
-    return await town.admin("root")
+async def root(visitors: Visitors) -> Visitor:
+    """An administrator, signed in, without another role."""
+    return await visitors.admin("root")

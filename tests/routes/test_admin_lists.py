@@ -1,4 +1,4 @@
-"""Roles, who is on, and the audit record, as administrators see them."""
+"""The admin pages for roles, active sessions and the audit log."""
 
 from datetime import timedelta
 
@@ -10,14 +10,14 @@ from quartapp.models.audit.event import Verb
 from quartapp.models.base.references import user_ref
 from quartapp.models.base.tokens import new_token
 from quartapp.policy import Permission
-from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
+from tests.routes.conftest import Visitor, Visitors, documents, pages, role_named, user_named
 
 
 async def roles() -> dict[str, list[str]]:
     return {role["name"]: role["permissions"] for role in await documents("roles")}
 
 
-async def test_a_role_is_made_changed_and_deleted(town: Town, root: Visitor) -> None:
+async def test_a_role_is_created_edited_and_deleted(visitors: Visitors, root: Visitor) -> None:
     before = await roles()
     answer = await root.post(
         "/admin/roles/new",
@@ -27,8 +27,8 @@ async def test_a_role_is_made_changed_and_deleted(town: Town, root: Visitor) -> 
     )
     assert (answer.status, answer.location) == (303, "/admin/roles")
     assert (await roles())["editor"] == ["posts.moderate", "users.read"]
-    await town.account("bob", await role_named("editor"))
-    eve = await town.signed_in("eve", await role_named("editor"))
+    await visitors.account("bob", await role_named("editor"))
+    eve = await visitors.signed_in("eve", await role_named("editor"))
     answer = await root.post(
         "/admin/roles/editor", name="author", description="", permissions=["posts.write"]
     )
@@ -46,7 +46,7 @@ async def test_a_role_is_made_changed_and_deleted(town: Town, root: Visitor) -> 
     assert "root deleted a role" in (await eve.get("/login")).text
 
 
-async def test_no_box_ticked_is_no_permission(root: Visitor) -> None:
+async def test_a_role_without_ticked_boxes_has_no_permission(root: Visitor) -> None:
     await root.post("/admin/roles/new", name="editor", permissions=["posts.write"])
     assert (await root.post("/admin/roles/editor", name="editor")).status == 303
     assert (await roles())["editor"] == []
@@ -67,7 +67,7 @@ REFUSED: list[tuple[str, dict[str, str | list[str]]]] = [
 ]
 
 
-async def test_a_refused_role_is_said_beside_its_field_and_stores_nothing(root: Visitor) -> None:
+async def test_an_invalid_role_shows_a_field_error_and_stores_nothing(root: Visitor) -> None:
     await root.post("/admin/roles/new", name="editor")
     before = await roles()
     good = {"name": "writer", "description": "Words.", "permissions": ["posts.write"]}
@@ -93,7 +93,7 @@ async def test_a_refused_role_is_said_beside_its_field_and_stores_nothing(root: 
         ("Member", None, "deleted"),
     ],
 )
-async def test_what_is_built_in_stays(
+async def test_built_in_roles_cannot_be_changed_or_deleted_on_their_page(
     root: Visitor, name: str, fields: dict[str, str | list[str]] | None, what: str
 ) -> None:
     before = await roles()
@@ -105,7 +105,7 @@ async def test_what_is_built_in_stays(
     assert await root.me() is not None
 
 
-async def test_what_a_member_may_do_can_be_changed_though_the_role_is_role_named(
+async def test_the_permissions_of_the_member_role_can_be_changed(
     root: Visitor, ada: Visitor
 ) -> None:
     assert (await root.post("/admin/roles/member", name="member")).status == 303
@@ -115,13 +115,13 @@ async def test_what_a_member_may_do_can_be_changed_though_the_role_is_role_named
     assert (await ada.get("/posts/new")).status == 403
 
 
-async def test_a_role_that_is_not_there_is_404(root: Visitor) -> None:
+async def test_an_unknown_role_is_404(root: Visitor) -> None:
     assert (await root.get("/admin/roles/nothing")).status == 404
     assert (await root.post("/admin/roles/nothing", name="x")).status == 404
     assert (await root.post("/admin/roles/nothing/delete")).status == 404
 
 
-async def test_every_role_that_can_be_made_has_a_page(root: Visitor) -> None:
+async def test_every_valid_role_name_has_a_page(root: Visitor) -> None:
     for name in ("new", "NEW", "delete", "a", "1.2_3-4"):
         answer = await root.post("/admin/roles/new", name=name)
         if answer.status == 422:
@@ -132,8 +132,8 @@ async def test_every_role_that_can_be_made_has_a_page(root: Visitor) -> None:
         assert f'action="/admin/roles/{name}/delete"' in page.text
 
 
-async def test_the_audit_record_is_paged_newest_first_each_once(root: Visitor) -> None:
-    admin = await the_user("root")
+async def test_the_audit_log_is_paginated_newest_first(root: Visitor) -> None:
+    admin = await user_named("root")
     rows = [
         Event(verb=Verb.ROLE_EDITED, actor=user_ref(admin.id), details={"role": f"r{n:03}x"})
         for n in range(120)
@@ -147,14 +147,12 @@ async def test_the_audit_record_is_paged_newest_first_each_once(root: Visitor) -
     assert texts[0].index("r119x") < texts[0].index("r118x")
 
 
-async def test_who_is_on_is_paged_by_when_they_were_seen_each_once(
-    town: Town, root: Visitor
-) -> None:
-    ada = await town.account("ada")
+async def test_active_sessions_are_paginated_by_last_use(visitors: Visitors, root: Visitor) -> None:
+    ada = await visitors.account("ada")
     now = clock.now()
     sessions = []
     for number in range(60):
-        # Pairs were seen at the same moment: the cursor has to tell them apart.
+        # Pairs have the same time of last use, so the cursor must also compare ids.
         seen = now - timedelta(seconds=number // 2)
         sessions.append(
             Session(
@@ -177,17 +175,19 @@ async def test_who_is_on_is_paged_by_when_they_were_seen_each_once(
     assert max(shown[0]) // 2 <= min(shown[1]) // 2
 
 
-async def test_a_session_that_is_over_is_not_on(town: Town, root: Visitor, ada: Visitor) -> None:
+async def test_an_ended_session_is_not_listed_as_active(
+    visitors: Visitors, root: Visitor, ada: Visitor
+) -> None:
     assert "/admin/users/ada" in (await root.get("/admin/sessions")).links
     past = clock.now() - timedelta(seconds=1)
-    user = await the_user("ada")
+    user = await user_named("ada")
     await Session.change_all({"user.$id": user.id}, {"$set": {"expires_at": past}})
     assert "/admin/users/ada" not in (await root.get("/admin/sessions")).links
     assert await ada.me() is None
 
 
-async def test_an_auditor_reads_the_record_and_nothing_else(town: Town) -> None:
-    auditor = await town.holder("auditor", Permission.EVENTS_READ)
+async def test_events_read_allows_only_the_audit_log(visitors: Visitors) -> None:
+    auditor = await visitors.with_permissions("auditor", Permission.EVENTS_READ)
     assert (await auditor.get("/admin/events")).status == 200
     for page in ("users", "roles", "sessions"):
         assert (await auditor.get(f"/admin/{page}")).status == 403

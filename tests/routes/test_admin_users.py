@@ -1,4 +1,4 @@
-"""Looking after people (P7, ASVS 2.3.4, 7.4)."""
+"""The admin pages for users (ASVS 2.3.4, 7.4)."""
 
 import asyncio
 from urllib.parse import urlencode
@@ -9,11 +9,11 @@ from quartapp.models import Role, User
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import role_ref
 from quartapp.policy import Permission
-from tests.routes.conftest import Town, Visitor, documents, pages, role_named, the_user
+from tests.routes.conftest import Visitor, Visitors, documents, pages, role_named, user_named
 
 
-async def crowd(count: int) -> list[str]:
-    """That many more accounts, written in one go; their usernames in order."""
+async def insert_users(count: int) -> list[str]:
+    """Insert this many accounts and return their usernames in order."""
     member = await role_named("member")
     names = [f"Person-{number:03}" for number in range(count)]
     await User.insert_many(
@@ -32,8 +32,8 @@ def listed(text: str) -> list[str]:
     return [part.split('"')[0] for part in text.split('scope="row"><a href="/admin/users/')[1:]]
 
 
-async def test_a_hundred_and_twenty_users_are_paged_by_name_each_once(root: Visitor) -> None:
-    names = await crowd(120)
+async def test_a_hundred_and_twenty_users_are_paginated_by_name(root: Visitor) -> None:
+    names = await insert_users(120)
     shown = [listed(page.text) for page in await pages(root, "/admin/users")]
     assert [len(page) for page in shown] == [50, 50, 21]
     assert [name for page in shown for name in page] == [*names, "root"]
@@ -50,17 +50,17 @@ SEARCHES = [
 ]
 
 
-async def test_a_search_finds_the_beginning_of_a_name_or_an_address(root: Visitor) -> None:
-    names = await crowd(120)
+async def test_a_search_finds_users_by_prefix_of_name_or_address(root: Visitor) -> None:
+    names = await insert_users(120)
     for text, numbers in SEARCHES:
-        # The pages behind the first are of the same search.
+        # The next pages belong to the same search.
         shown = await pages(root, f"/admin/users?{urlencode({'q': text})}")
         found = [name for page in shown for name in listed(page.text)]
         assert found == [names[number] for number in numbers], text
 
 
-async def test_granting_and_revoking_is_seen_by_the_person_at_once(
-    town: Town, root: Visitor, ada: Visitor
+async def test_granting_and_revoking_take_effect_immediately(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
     answer = await root.post("/admin/users/ADA/grants", role="moderator")
     assert (answer.status, answer.location) == (303, "/admin/users/ada")
@@ -78,7 +78,9 @@ async def test_granting_and_revoking_is_seen_by_the_person_at_once(
     assert me["roles"] == ["member"]
 
 
-async def test_what_is_so_already_is_said_and_signs_nobody_out(root: Visitor, ada: Visitor) -> None:
+async def test_a_repeated_action_is_reported_and_signs_no_user_out(
+    root: Visitor, ada: Visitor
+) -> None:
     for address, fields in (
         ("grants", {"role": "member"}),
         ("grants/moderator/revoke", {}),
@@ -89,10 +91,10 @@ async def test_what_is_so_already_is_said_and_signs_nobody_out(root: Visitor, ad
     assert await ada.me() is not None
 
 
-async def test_ending_somebodys_sessions_ends_all_of_them_and_no_others(
-    town: Town, root: Visitor, ada: Visitor
+async def test_ending_the_sessions_of_a_user_ends_no_others(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
-    phone, bob = ada.another_device(), await town.member("bob")
+    phone, bob = ada.another_device(), await visitors.member("bob")
     await phone.sign_in()
     answer = await root.post("/admin/users/ada/sessions/end")
     assert (answer.status, answer.location) == (303, "/admin/users/ada")
@@ -103,7 +105,7 @@ async def test_ending_somebodys_sessions_ends_all_of_them_and_no_others(
     assert "root ended your session." in (await phone.get("/login")).text
 
 
-async def test_a_disabled_account_is_out_and_stays_out_until_it_is_enabled(
+async def test_a_disabled_account_cannot_sign_in_until_it_is_enabled(
     root: Visitor, ada: Visitor
 ) -> None:
     assert (await root.post("/admin/users/ada/disable")).status == 303
@@ -112,13 +114,15 @@ async def test_a_disabled_account_is_out_and_stays_out_until_it_is_enabled(
     assert (await ada.sign_in()).status == 403
     assert "disabled" in (await root.get("/admin/users/ada")).text
     assert (await root.post("/admin/users/ada/enable")).status == 303
-    # The session that was ended stays so.
+    # The ended session stays ended.
     assert await ada.me() is None
     assert (await ada.sign_in()).status == 303
 
 
 @pytest.mark.parametrize("act", ["grants/admin/revoke", "disable"])
-async def test_the_last_administrator_stays_one(root: Visitor, act: str) -> None:
+async def test_the_last_administrator_cannot_be_revoked_or_disabled(
+    root: Visitor, act: str
+) -> None:
     answer = await root.post(f"/admin/users/root/{act}")
     assert answer.status == 422
     assert "last active administrator" in answer.text
@@ -128,21 +132,21 @@ async def test_the_last_administrator_stays_one(root: Visitor, act: str) -> None
 
 
 @pytest.mark.parametrize("act", ["grants/admin/revoke", "disable"])
-async def test_of_two_administrators_who_remove_each_other_at_once_one_stays(
-    town: Town, root: Visitor, act: str
+async def test_two_administrators_removing_each_other_leave_one(
+    visitors: Visitors, root: Visitor, act: str
 ) -> None:
-    other = await town.admin("other")
+    other = await visitors.admin("other")
     answers = await asyncio.gather(
         root.post(f"/admin/users/other/{act}"), other.post(f"/admin/users/root/{act}")
     )
-    # The slower one is too late, or has no right to it any more.
+    # The slower one is refused: too late, or without permission by now.
     statuses = [answer.status for answer in answers]
     assert statuses.count(303) == 1
     assert set(statuses) <= {303, 302, 403, 422}
     assert [await root.me() is None, await other.me() is None].count(True) == 1
 
 
-async def test_who_and_what_is_not_there_is_404_and_a_role_that_is_none_is_an_error(
+async def test_unknown_users_are_404_and_unknown_roles_a_form_error(
     root: Visitor, ada: Visitor
 ) -> None:
     assert (await root.get("/admin/users/nobody")).status == 404
@@ -157,11 +161,11 @@ async def test_who_and_what_is_not_there_is_404_and_a_role_that_is_none_is_an_er
     assert me["roles"] == ["member"]
 
 
-async def test_each_act_is_on_record_with_who_did_it(root: Visitor, ada: Visitor) -> None:
+async def test_each_admin_action_is_recorded_with_its_actor(root: Visitor, ada: Visitor) -> None:
     for act in ("grants", "grants/moderator/revoke", "sessions/end", "disable", "enable"):
         await ada.sign_in()
         await root.post(f"/admin/users/ada/{act}", role="moderator")
-    admin, subject = await the_user("root"), await the_user("ada")
+    admin, subject = await user_named("root"), await user_named("ada")
     record = [
         event["verb"]
         for event in await documents("events", **{"subject.$id": subject.id})
@@ -176,9 +180,9 @@ async def test_each_act_is_on_record_with_who_did_it(root: Visitor, ada: Visitor
     ]
 
 
-async def test_a_page_of_a_person_shows_no_secret(root: Visitor, ada: Visitor) -> None:
+async def test_the_page_of_a_user_shows_no_secret(root: Visitor, ada: Visitor) -> None:
     page = (await root.get("/admin/users/ada")).text
-    user = await the_user("ada")
+    user = await user_named("ada")
     assert user.email in page
     assert user.password_hash not in page
     for session in await documents("sessions"):
@@ -186,21 +190,21 @@ async def test_a_page_of_a_person_shows_no_secret(root: Visitor, ada: Visitor) -
     assert 'type="password"' not in page
 
 
-async def test_an_administrator_can_set_nobodys_password(root: Visitor, ada: Visitor) -> None:
-    before = (await the_user("ada")).password_hash
+async def test_administrators_cannot_set_passwords(root: Visitor, ada: Visitor) -> None:
+    before = (await user_named("ada")).password_hash
     for act in ("grants", "disable", "enable", "sessions/end"):
         await root.post(
             f"/admin/users/ada/{act}", role="member", password="planted", password_hash="planted"
         )
-    assert (await the_user("ada")).password_hash == before
+    assert (await user_named("ada")).password_hash == before
 
 
 @pytest.mark.parametrize("permission", [Permission.USERS_MANAGE, Permission.USERS_READ])
-async def test_half_of_the_permissions_do_half_of_the_work(
-    town: Town, ada: Visitor, permission: Permission
+async def test_users_read_and_users_manage_allow_different_actions(
+    visitors: Visitors, ada: Visitor, permission: Permission
 ) -> None:
     await Role.add("spare", "", [], by=NOBODY)
-    visitor = await town.holder("half", permission, Permission.POSTS_WRITE)
+    visitor = await visitors.with_permissions("half", permission, Permission.POSTS_WRITE)
     reads = permission is Permission.USERS_READ
     assert (await visitor.get("/admin/users/ada")).status == (200 if reads else 403)
     answer = await visitor.post("/admin/users/ada/grants", role="spare")
@@ -211,11 +215,9 @@ async def test_half_of_the_permissions_do_half_of_the_work(
         assert "ada@example.org" not in refused.text
 
 
-async def test_a_role_with_another_of_its_name_in_capitals_is_granted_by_either(
-    root: Visitor, ada: Visitor
-) -> None:
+async def test_a_role_is_granted_by_its_name_in_any_case(root: Visitor, ada: Visitor) -> None:
     await Role.add("Editor", "", [], by=NOBODY)
     assert (await root.post("/admin/users/ada/grants", role="Editor")).status == 303
     assert (await root.post("/admin/users/ada/grants/EDITOR/revoke")).status == 303
-    user = await the_user("ada")
+    user = await user_named("ada")
     assert [link.ref.id for link in user.roles] == [(await role_named("member")).id]

@@ -85,7 +85,7 @@ def ask(settings: Settings, update: dict[str, Any]) -> Ask:
     ],
     ids=["production", "development"],
 )
-async def test_only_hosts_of_the_settings_are_served(ask: Ask, own: str, loopback: int) -> None:
+async def test_only_hosts_in_the_settings_are_served(ask: Ask, own: str, loopback: int) -> None:
     expected = EVERYWHERE | dict.fromkeys(LOOPBACK, loopback)
     for kind in ("http", "websocket"):
         assert {host: await ask(host, kind=kind) for host in expected} == expected
@@ -93,7 +93,7 @@ async def test_only_hosts_of_the_settings_are_served(ask: Ask, own: str, loopbac
     assert await ask(own, own) == 400
     assert await ask("attacker.example", **{"x-forwarded-host": own}) == 421
     assert await ask(own, **{"x-forwarded-host": "attacker.example"}) == 200
-    # A request may name the host in its target, too.
+    # The request target may contain the host, too.
     assert await ask(own, path=f"http://{own}/login") == 200
     assert await ask(own, path="http://attacker.example/login") == 421
     assert await ask("attacker.example", path=f"http://{own}/login") == 421
@@ -101,7 +101,7 @@ async def test_only_hosts_of_the_settings_are_served(ask: Ask, own: str, loopbac
 
 
 @pytest.mark.parametrize("update", [PRODUCTION, DEVELOPMENT], ids=["production", "development"])
-async def test_in_production_probes_may_ask_by_any_host(ask: Ask, update: dict[str, Any]) -> None:
+async def test_health_probes_may_use_any_host(ask: Ask, update: dict[str, Any]) -> None:
     production = update is PRODUCTION
     for path in ("/livez", "/readyz", "/metrics"):
         assert await ask("10.0.0.7:5000", path=path) == (200 if production else 421)
@@ -110,8 +110,8 @@ async def test_in_production_probes_may_ask_by_any_host(ask: Ask, update: dict[s
         assert await ask("10.0.0.7:5000", path=path) == 421
 
 
-async def test_a_foreign_host_gets_no_page_no_mail_and_no_socket(server: Server) -> None:
-    """Over a real connection, as HTTP/1.0 too and with the host in the target."""
+async def test_an_unknown_host_gets_no_page_no_mail_and_no_socket(server: Server) -> None:
+    """Use a real connection, also with HTTP/1.0 and with the host in the target."""
     upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
     upgrade.append("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
     foreign = "Host: attacker.example"

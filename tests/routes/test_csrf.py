@@ -1,27 +1,27 @@
-"""Every POST comes from a page of ours that was shown to whoever sends it (ASVS 3.5.1, 3.5.2)."""
+"""A POST is accepted only from a page that this site has shown to its sender (ASVS 3.5)."""
 
 import pytest
 from quart import Quart
 
 from quartapp.policy import Permission
 from quartapp.runtime import runtime_of
-from tests.routes.conftest import ORIGIN, Town, Visitor, contents
-from tests.routes.matrix import POSTS
-from tests.routes.scenes import form, path, scene
-from tests.routes.test_limits import knock
+from tests.routes.conftest import ORIGIN, Visitor, Visitors, contents
+from tests.routes.permission_matrix import POSTS
+from tests.routes.requests import author_with_content, form, path
+from tests.routes.test_rate_limits import handshake
 
-OURS = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
+SAME_ORIGIN = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
 
 
-async def test_without_a_token_of_this_session_no_post_does_anything(town: Town) -> None:
-    author, parts = await scene(town)
-    foreign = await (await town.holder("boss", *Permission)).csrf_token()
-    # One browser, before and after it signed in; an author for what only the author may do.
+async def test_no_post_takes_effect_without_a_token_of_its_session(visitors: Visitors) -> None:
+    author, parts = await author_with_content(visitors)
+    foreign = await (await visitors.with_permissions("boss", *Permission)).csrf_token()
+    # The author can do what only authors may.
     early = await author.csrf_token()
     await author.post("/logout")
     anonymous = await author.csrf_token()
     assert (await author.sign_in()).status == 303
-    visitor = await town.holder("visitor", *Permission)
+    visitor = await visitors.with_permissions("visitor", *Permission)
     tokens = {
         "none": {},
         "empty": {"csrf_token": ""},
@@ -34,7 +34,7 @@ async def test_without_a_token_of_this_session_no_post_does_anything(town: Town)
     wrong = {}
     for row in POSTS:
         if row.needs == "anyone":
-            sender = town.nobody()
+            sender = visitors.anonymous()
         else:
             sender = author if row.needs in ("signed in", "author") else visitor
         for kind, token in tokens.items():
@@ -63,15 +63,15 @@ FOREIGN = [
 ]
 
 
-async def test_another_sites_page_is_refused_even_with_the_right_token(town: Town) -> None:
-    author, parts = await scene(town)
-    nobody = town.nobody()
-    token, visit = await author.csrf_token(), await nobody.csrf_token()
+async def test_a_cross_site_post_is_refused_even_with_the_right_token(visitors: Visitors) -> None:
+    author, parts = await author_with_content(visitors)
+    anonymous = visitors.anonymous()
+    token, visit = await author.csrf_token(), await anonymous.csrf_token()
     before = await contents()
     wrong = {}
     for headers in FOREIGN:
         for row in POSTS:
-            sender, fits = (nobody, visit) if row.needs == "anyone" else (author, token)
+            sender, fits = (anonymous, visit) if row.needs == "anyone" else (author, token)
             fields = {**form(row, "eve"), "csrf_token": fits}
             answer = await sender.send(path(row, parts), fields, headers)
             if answer.status != 403 or "Another site" not in answer.text:
@@ -81,39 +81,37 @@ async def test_another_sites_page_is_refused_even_with_the_right_token(town: Tow
 
 
 @pytest.mark.parametrize(
-    "headers", [{}, {"Origin": ORIGIN}, {"Sec-Fetch-Site": "same-origin"}, OURS], ids=str
+    "headers", [{}, {"Origin": ORIGIN}, {"Sec-Fetch-Site": "same-origin"}, SAME_ORIGIN], ids=str
 )
-async def test_a_page_of_ours_is_let_in_with_or_without_the_browsers_word(
+async def test_a_same_origin_post_is_accepted_with_or_without_fetch_headers(
     ada: Visitor, headers: dict[str, str]
 ) -> None:
     fields = {"csrf_token": await ada.csrf_token(), "title": "A", "body": "B"}
     assert (await ada.send("/posts/new", fields, headers)).status == 303
 
 
-async def test_other_origins_that_are_listed_count_beside_our_own_and_no_further_ones(
-    app: Quart, ada: Visitor
-) -> None:
+async def test_only_own_and_listed_origins_may_post(app: Quart, ada: Visitor) -> None:
     listed = "https://people.example.org"
     running = runtime_of(app)
     running.settings = running.settings.model_copy(update={"allowed_origins": [listed]})
     fields = {"csrf_token": await ada.csrf_token(), "title": "A", "body": "B"}
     for origin in (ORIGIN, listed):
         assert (await ada.send("/posts/new", fields, {"Origin": origin})).status == 303
-        assert await knock(ada, origin) == 101
+        assert await handshake(ada, origin) == 101
     foreign = [sent["Origin"] for sent in FOREIGN if sent.get("Origin", ORIGIN) != ORIGIN]
     for origin in (*foreign, f"{listed}.evil.example", f"{listed}/", "http://people.example.org"):
         assert (await ada.send("/posts/new", fields, {"Origin": origin})).status == 403, origin
-        assert await knock(ada, origin) == 403, origin
+        assert await handshake(ada, origin) == 403, origin
 
 
-async def test_a_program_may_send_the_token_in_a_header(ada: Visitor) -> None:
+async def test_the_token_is_accepted_in_a_header(ada: Visitor) -> None:
     headers = {"Origin": ORIGIN, "X-CSRF-Token": await ada.csrf_token()}
     answer = await ada.send("/posts/new", {"title": "A", "body": "B"}, headers)
     assert answer.status == 303
 
 
 @pytest.mark.parametrize("headers", [{"Origin": ORIGIN}, {"Sec-Fetch-Site": "same-origin"}])
-async def test_an_old_page_of_ours_comes_back_with_what_was_typed_and_can_be_sent_again(
+async def test_an_expired_form_is_shown_again_as_it_was_filled(
     ada: Visitor, headers: dict[str, str]
 ) -> None:
     old = await ada.csrf_token()
@@ -130,17 +128,17 @@ async def test_an_old_page_of_ours_comes_back_with_what_was_typed_and_can_be_sen
     assert "Ünïcode &amp; &lt;b&gt;" in (await ada.get(again.location)).text
 
 
-async def test_who_keeps_no_cookies_is_told_that_nobody_signs_in_without(nobody: Visitor) -> None:
-    sent = {"csrf_token": await nobody.csrf_token(), "login": "ada", "password": "x"}
+async def test_a_browser_without_cookies_is_told_that_they_are_needed(anonymous: Visitor) -> None:
+    sent = {"csrf_token": await anonymous.csrf_token(), "login": "ada", "password": "x"}
     told = "does not send cookies to this site"
-    assert told not in (await nobody.send("/login", {**sent, "csrf_token": "old"})).text
-    forgetful = Visitor(nobody.app)
+    assert told not in (await anonymous.send("/login", {**sent, "csrf_token": "old"})).text
+    forgetful = Visitor(anonymous.app)
     answer = await forgetful.send("/login", sent)
     assert answer.status == 422
     assert told in answer.text
 
 
-async def test_an_old_page_never_comes_back_with_passwords(town: Town) -> None:
+async def test_an_expired_form_is_shown_again_without_passwords(visitors: Visitors) -> None:
     secret = "a secret that is long enough"
     typed = {
         "username": "valentina",
@@ -148,13 +146,13 @@ async def test_an_old_page_never_comes_back_with_passwords(town: Town) -> None:
         "confirm": secret,
         "current_password": secret,
     }
-    answer = await town.nobody().send("/register", typed)
+    answer = await visitors.anonymous().send("/register", typed)
     assert answer.status == 422
     assert answer.fields["username"] == "valentina"
     assert secret not in answer.text
 
 
-async def test_where_the_browser_does_not_vouch_for_a_page_nothing_is_shown_again(
+async def test_a_form_of_unknown_origin_is_not_shown_again(
     ada: Visitor,
 ) -> None:
     answer = await ada.send("/posts/new", {"title": "planted", "body": "planted"}, {})
@@ -162,7 +160,7 @@ async def test_where_the_browser_does_not_vouch_for_a_page_nothing_is_shown_agai
     assert "planted" not in answer.text
 
 
-async def test_a_form_goes_on_after_the_password_was_changed_in_another_tab(ada: Visitor) -> None:
+async def test_a_form_is_accepted_after_a_password_change_in_another_tab(ada: Visitor) -> None:
     token = await ada.csrf_token()
     new = "an entirely different phrase"
     sent = {"current_password": ada.password, "password": new, "confirm": new}
@@ -171,5 +169,5 @@ async def test_a_form_goes_on_after_the_password_was_changed_in_another_tab(ada:
     assert (await ada.send("/posts/new", fields)).status == 303
 
 
-async def test_tokens_are_masked_anew_on_every_page(ada: Visitor) -> None:
+async def test_tokens_are_masked_differently_on_every_page(ada: Visitor) -> None:
     assert await ada.csrf_token() != await ada.csrf_token()

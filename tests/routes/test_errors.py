@@ -1,4 +1,4 @@
-"""What goes wrong is answered with what one may know of it, and with nothing else (ASVS 16.5)."""
+"""Error answers reveal no internals (ASVS 16.5)."""
 
 import asyncio
 from typing import Any
@@ -16,14 +16,14 @@ from quartapp.models.sessions.reason import Reason
 from quartapp.routes import errors
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
-from tests.routes.conftest import ORIGIN, Town, Visitor, the_user
+from tests.routes.conftest import ORIGIN, Visitor, Visitors, user_named
 
 SECRET = "the cause, with a password in it"
 
 
 @pytest.fixture
 async def settings(settings: Settings) -> Settings:
-    """Nothing is made good by a sweep."""
+    """No sweep repeats a failed check during a test."""
     return settings.model_copy(update={"live_sweep_seconds": 3600})
 
 
@@ -35,41 +35,41 @@ async def fail(*_: object, **__: object) -> None:
     "path",
     [
         *("/nowhere", "/posts/x", "/account/x.css", "/.git/config", "/.env"),
-        # Files that are there, beside and above those that are served.
+        # These files exist outside of the static folder.
         *("/settings.py", "/quartapp/settings.py", "/static/..%2fsettings.py"),
     ],
 )
-async def test_what_is_not_there_is_404_in_the_clothes_of_the_site(
-    nobody: Visitor, path: str
+async def test_an_unknown_path_is_404_with_the_layout_of_the_site(
+    anonymous: Visitor, path: str
 ) -> None:
-    answer = await nobody.get(path)
+    answer = await anonymous.get(path)
     assert answer.status == 404
     assert "Page not found" in answer.text
     assert '<a href="/login"' in answer.text
 
 
-async def test_no_page_of_somebodys_answers_to_the_name_of_a_file(ada: Visitor) -> None:
-    """A cache between here and there may keep what looks like a file (ASVS 14.2.5)."""
+async def test_private_pages_are_not_served_under_file_names(ada: Visitor) -> None:
+    """A cache may store answers whose path looks like a file (ASVS 14.2.5)."""
     for path in ("/account", "/account/sessions", "/account/notices", "/api/me", "/users/ada"):
         for ending in ("/x.css", "/live.js", ".css", "%2fx.css", "%0ax.css", ";x.css"):
             assert (await ada.get(path + ending)).status == 404, path + ending
 
 
-async def test_a_page_that_was_used_in_another_way_is_405(ada: Visitor) -> None:
+async def test_an_unsupported_method_is_405(ada: Visitor) -> None:
     answer = await ada.get("/logout")
     assert answer.status == 405
     assert "Method not allowed" in answer.text
     assert "POST" in answer.headers["Allow"]
 
 
-async def test_more_than_a_form_may_hold_is_413(ada: Visitor) -> None:
+async def test_a_body_past_the_limit_is_413(ada: Visitor) -> None:
     answer = await ada.post("/posts/new", title="A", body="x" * 70_000)
     assert answer.status == 413
     assert "Request too large" in answer.text
     assert await ada.me() is not None
 
 
-async def test_a_body_that_does_not_come_to_its_end_is_waited_for_no_longer_than_it_may_take(
+async def test_an_incomplete_body_times_out_with_408(
     app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert app.config["BODY_TIMEOUT"] == 15
@@ -85,7 +85,7 @@ async def test_a_body_that_does_not_come_to_its_end_is_waited_for_no_longer_than
     assert await ada.me() is not None
 
 
-async def test_a_program_gets_its_errors_as_json(ada: Visitor) -> None:
+async def test_api_errors_are_json(ada: Visitor) -> None:
     assert (await ada.another_device().get("/api/me")).text.startswith("{")
     answer = await ada.get("/api/nowhere")
     assert answer.status == 404
@@ -93,7 +93,7 @@ async def test_a_program_gets_its_errors_as_json(ada: Visitor) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/api/me"])
-async def test_a_failure_says_nothing_of_its_cause(
+async def test_an_error_page_does_not_reveal_the_cause(
     app: Quart, ada: Visitor, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for endpoint in ("front.home", "front.me"):
@@ -106,7 +106,7 @@ async def test_a_failure_says_nothing_of_its_cause(
     assert (await ada.get("/account")).status == 200
 
 
-async def test_a_failure_in_one_sockets_handler_leaves_no_trace_of_it_and_the_others_open(
+async def test_a_failing_socket_handler_leaves_other_sockets_open(
     app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = runtime_of(app).hub
@@ -118,11 +118,11 @@ async def test_a_failure_in_one_sockets_handler_leaves_no_trace_of_it_and_the_ot
                 async with live(ada) as other:
                     await other.receive()
         assert len(hub) == 1, failed
-        await (await the_user("ada")).end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        await (await user_named("ada")).end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
         assert await ended(tab) == "ended_by_admin"
 
 
-async def test_a_failure_in_what_tells_the_sockets_is_made_good(
+async def test_a_failed_check_of_sessions_is_repeated(
     ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, failed = session_rule.standings, asyncio.Event()
@@ -146,14 +146,14 @@ def live(visitor: Visitor) -> Any:
 
 
 async def ended(tab: Any) -> str:
-    """Why, once its page was told."""
+    """Wait for `session.ended` and return its reason."""
     async with asyncio.timeout(10):
         while (message := await tab.receive_json())["type"] != "session.ended":
             pass
     return message["reason"]
 
 
-async def test_when_the_page_for_failures_fails_too_there_is_still_an_answer(
+async def test_a_failing_error_page_is_answered_with_plain_text(
     app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(errors, "render_template", fail)
@@ -166,7 +166,7 @@ async def test_when_the_page_for_failures_fails_too_there_is_still_an_answer(
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-async def test_when_asking_who_it_is_fails_the_answer_is_500_and_not_somebodys_page(
+async def test_a_failure_to_load_the_user_is_500_without_user_data(
     app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quartapp.authority import session_rule
@@ -180,7 +180,7 @@ async def test_when_asking_who_it_is_fails_the_answer_is_500_and_not_somebodys_p
         assert SECRET not in answer.text
 
 
-async def test_a_failure_in_a_post_is_no_reason_to_sign_out(
+async def test_a_failing_post_does_not_sign_the_user_out(
     app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(app.view_functions, "posts.new", fail)
@@ -188,8 +188,8 @@ async def test_a_failure_in_a_post_is_no_reason_to_sign_out(
     assert await ada.me() is not None
 
 
-async def test_a_back_link_leads_to_the_page_before_and_never_off_the_site(
-    town: Town, ada: Visitor
+async def test_the_back_link_of_an_error_page_stays_on_the_site(
+    visitors: Visitors, ada: Visitor
 ) -> None:
     ours = await ada.get("/nowhere", headers={"Referer": f"{ORIGIN}/posts?after=x"})
     assert "/posts?after=x" in ours.links

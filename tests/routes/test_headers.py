@@ -1,4 +1,4 @@
-"""The headers of every answer, whatever it says (ASVS 3.3, 3.4, 4.1.1, 13.4, 14.3.2)."""
+"""The headers of every answer (ASVS 3.3, 3.4, 4.1.1, 13.4, 14.3.2)."""
 
 import re
 from secrets import token_urlsafe
@@ -11,14 +11,14 @@ from quart import Quart
 from quartapp.settings import Settings
 from tests.application import Shared
 from tests.people import Server
-from tests.routes.conftest import ORIGIN, Answer, Town
+from tests.routes.conftest import ORIGIN, Answer, Visitors
 
 CSP = "Content-Security-Policy"
 
 
 @pytest.fixture
 async def deployed(shared: Shared, settings: Settings, production: bool) -> Quart:
-    """The application as it is deployed, or as it is developed."""
+    """The application in production or in development."""
     update = {"bcrypt_cost": 10, "secret_key": SecretStr("0123456789abcdef" * 4)}
     if production:
         update |= {"quartapp_env": "production", "base_url": "https://localhost"}
@@ -26,33 +26,35 @@ async def deployed(shared: Shared, settings: Settings, production: bool) -> Quar
     return await shared.app(settings)
 
 
-async def every_kind_of_answer(town: Town, monkeypatch: pytest.MonkeyPatch) -> dict[str, Answer]:
+async def every_kind_of_answer(
+    visitors: Visitors, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Answer]:
     async def fail() -> None:
         raise RuntimeError
 
-    nobody, member = town.nobody(), await town.member()
-    monkeypatch.setitem(town.app.view_functions, "health.alive", fail)
+    anonymous, member = visitors.anonymous(), await visitors.member()
+    monkeypatch.setitem(visitors.app.view_functions, "health.alive", fail)
     big = {"title": "x" * 70_000}
     answers = {
-        "page": await nobody.get("/login"),
+        "page": await anonymous.get("/login"),
         "own page": await member.get("/account"),
-        "redirect": await nobody.get("/account"),
+        "redirect": await anonymous.get("/account"),
         "after a post": await member.post("/posts/new", title="A", body="B"),
         "json": await member.get("/api/me"),
-        "json refused": await nobody.get("/api/me"),
+        "json refused": await anonymous.get("/api/me"),
         "another site": await member.send("/posts/new", {}, {"Origin": "null"}),
         "not allowed": await member.get("/admin/users"),
-        "not found": await nobody.get("/nowhere"),
-        "wrong method": await nobody.ask("TRACE", "/posts"),
-        "gone": await nobody.get("/setup/x"),
+        "not found": await anonymous.get("/nowhere"),
+        "wrong method": await anonymous.ask("TRACE", "/posts"),
+        "gone": await anonymous.get("/setup/x"),
         "too large": await member.send("/posts/new", big),
         "invalid": await member.post("/posts/new", title="", body=""),
-        "failed": await nobody.get("/livez"),
-        "health": await nobody.get("/readyz"),
-        "options": await nobody.ask("OPTIONS", "/posts"),
-        "static": await nobody.get("/static/app.css"),
-        "no such file": await nobody.get("/static/nothing.css"),
-        "outside of static": await nobody.get("/static/../settings.py"),
+        "failed": await anonymous.get("/livez"),
+        "health": await anonymous.get("/readyz"),
+        "options": await anonymous.ask("OPTIONS", "/posts"),
+        "static": await anonymous.get("/static/app.css"),
+        "no such file": await anonymous.get("/static/nothing.css"),
+        "outside of static": await anonymous.get("/static/../settings.py"),
     }
     statuses = {answer.status for answer in answers.values()}
     assert statuses == {200, 302, 303, 401, 403, 404, 405, 410, 413, 422, 500}
@@ -60,11 +62,11 @@ async def every_kind_of_answer(town: Town, monkeypatch: pytest.MonkeyPatch) -> d
 
 
 @pytest.mark.parametrize("production", [False, True])
-async def test_every_answer_is_hardened(
+async def test_every_answer_has_the_security_headers(
     deployed: Quart, production: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    town = Town(deployed, "https" if production else "http")
-    for kind, answer in (await every_kind_of_answer(town, monkeypatch)).items():
+    visitors = Visitors(deployed, "https" if production else "http")
+    for kind, answer in (await every_kind_of_answer(visitors, monkeypatch)).items():
         headers = answer.headers
         policy = dict(part.strip().split(" ", 1) for part in headers[CSP].split(";"))
         assert "unsafe" not in headers[CSP], kind
@@ -92,10 +94,10 @@ async def test_every_answer_is_hardened(
 
 
 @pytest.mark.parametrize("production", [True])
-async def test_cookies_in_production_are_bound_to_this_host_and_to_tls(deployed: Quart) -> None:
-    town = Town(deployed, "https")
-    await town.account("ada")
-    visitor = town.nobody()
+async def test_production_cookies_are_bound_to_the_host_and_to_tls(deployed: Quart) -> None:
+    visitors = Visitors(deployed, "https")
+    await visitors.account("ada")
+    visitor = visitors.anonymous()
     page = await visitor.get("/login")
     answer = await visitor.sign_in("ada")
     assert answer.status == 303
@@ -113,40 +115,40 @@ async def test_cookies_in_production_are_bound_to_this_host_and_to_tls(deployed:
         assert len(cookie.partition(";")[0]) <= 4096
 
 
-async def test_the_token_is_in_its_cookie_and_nowhere_else(app: Quart) -> None:
-    ada = await Town(app).member()
+async def test_the_session_token_appears_only_in_its_cookie(app: Quart) -> None:
+    ada = await Visitors(app).member()
     for path in ("/", "/account", "/account/sessions", "/api/me"):
         answer = await ada.get(path)
         assert ada.token.partition(".")[0].strip('"') not in answer.text + str(answer.headers)
 
 
-async def test_a_versioned_file_is_kept_for_ever_and_another_is_asked_for(app: Quart) -> None:
-    nobody = Town(app).nobody()
-    page = await nobody.get("/login")
+async def test_versioned_static_files_are_cached_and_others_revalidated(app: Quart) -> None:
+    anonymous = Visitors(app).anonymous()
+    page = await anonymous.get("/login")
     found = re.search(r'href="(/static/app\.css\?v=\w+)"', page.text)
     assert found
-    kept = await nobody.get(found[1])
+    kept = await anonymous.get(found[1])
     assert kept.status == 200
     assert "immutable" in kept.headers["Cache-Control"]
     assert "max-age=31536000" in kept.headers["Cache-Control"]
-    assert (await nobody.get("/static/app.css")).headers["Cache-Control"] == "no-cache"
-    assert "immutable" not in (await nobody.get("/static/none.css?v=1")).headers["Cache-Control"]
+    assert (await anonymous.get("/static/app.css")).headers["Cache-Control"] == "no-cache"
+    assert "immutable" not in (await anonymous.get("/static/none.css?v=1")).headers["Cache-Control"]
 
 
-async def test_a_script_is_the_same_for_everybody(app: Quart) -> None:
-    ada = await Town(app).member()
+async def test_scripts_do_not_depend_on_the_user(app: Quart) -> None:
+    ada = await Visitors(app).member()
     path = "/static/live.js"
-    mine, theirs = await ada.get(path), await Town(app).nobody().get(path)
+    mine, theirs = await ada.get(path), await Visitors(app).anonymous().get(path)
     assert mine.text == theirs.text
     assert "Set-Cookie" not in mine.headers
 
 
 async def test_the_visit_cookie_stays_below_4096_bytes(app: Quart) -> None:
-    """Whatever messages wait for the next page: a browser would drop the cookie."""
-    town = Town(app)
-    root = await town.admin()
+    """A browser would drop a larger cookie, for instance one with many flashed messages."""
+    visitors = Visitors(app)
+    root = await visitors.admin()
     token = await root.csrf_token()
-    # 24 random bytes each, which no compression makes shorter.
+    # 24 random bytes each, which compression does not shorten.
     names = [f"a{token_urlsafe(24)[:30]}z" for _ in range(150)]
     for name in names:
         answer = await root.send("/admin/roles/new", {"csrf_token": token, "name": name})
@@ -159,8 +161,8 @@ async def test_the_visit_cookie_stays_below_4096_bytes(app: Quart) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", ORIGIN])
-async def test_no_origin_is_let_in_to_read(app: Quart, origin: str) -> None:
-    ada = await Town(app).member()
+async def test_no_origin_may_read_answers_across_sites(app: Quart, origin: str) -> None:
+    ada = await Visitors(app).member()
     for method in ("GET", "OPTIONS"):
         answer = await ada.ask(method, "/api/me", headers={"Origin": origin})
         assert not [name for name, _ in answer.headers if name.lower().startswith("access-control")]
@@ -175,27 +177,27 @@ async def test_no_origin_is_let_in_to_read(app: Quart, origin: str) -> None:
     ],
     ids=lambda headers: "+".join(headers),
 )
-async def test_what_a_client_claims_of_its_way_here_is_in_no_answer(
+async def test_forwarded_headers_of_a_client_appear_in_no_answer(
     app: Quart, headers: dict[str, str]
 ) -> None:
-    nobody = Town(app).nobody()
-    answer = await nobody.get("/account", headers=headers)
+    anonymous = Visitors(app).anonymous()
+    answer = await anonymous.get("/account", headers=headers)
     assert answer.location == "/login?next=%2Faccount"
-    page = await nobody.get("/login", headers=headers)
+    page = await anonymous.get("/login", headers=headers)
     assert "evil.example" not in page.text + str(page.headers)
     assert "203.0.113.9" not in page.text
     assert "secure" not in str(page.headers).lower().split("set-cookie", 1)[1]
 
 
-async def test_pages_whose_address_opens_something_send_no_referrer(app: Quart) -> None:
+async def test_pages_with_a_token_in_the_url_send_no_referrer(app: Quart) -> None:
     rules = [rule for rule in app.url_map.iter_rules() if "token" in rule.arguments]
     assert len(rules) >= 4
     for rule in rules:
-        answer = await Town(app).nobody().get(rule.rule.replace("<token>", "t" * 43))
+        answer = await Visitors(app).anonymous().get(rule.rule.replace("<token>", "t" * 43))
         assert answer.headers["Referrer-Policy"] == "no-referrer", rule
 
 
-async def test_a_worker_says_nothing_of_what_it_is_made_of(server: Server) -> None:
+async def test_answers_do_not_name_the_server_software(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         for answer in (await client.get("/"), await client.get("/nowhere")):
             assert "Server" not in answer.headers

@@ -1,4 +1,4 @@
-"""What those who watch over a worker are told, and who else is told nothing."""
+"""Health probes and metrics."""
 
 import pytest
 from pydantic import SecretStr
@@ -7,33 +7,31 @@ from quart import Quart
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.application import Shared
-from tests.routes.conftest import Town, Visitor
+from tests.routes.conftest import Visitor, Visitors
 
 TOKEN = "a token for the one who scrapes"
 
 
-async def test_a_worker_is_ready_until_it_leaves_and_alive_all_the_time(
-    app: Quart, nobody: Visitor
-) -> None:
-    assert (await nobody.get("/readyz")).status == 200
+async def test_a_draining_worker_is_alive_and_not_ready(app: Quart, anonymous: Visitor) -> None:
+    assert (await anonymous.get("/readyz")).status == 200
     await runtime_of(app).drain()
-    assert (await nobody.get("/readyz")).status == 503
-    assert (await nobody.get("/livez")).status == 200
+    assert (await anonymous.get("/readyz")).status == 503
+    assert (await anonymous.get("/livez")).status == 200
 
 
 @pytest.fixture
 async def visitor(shared: Shared, settings: Settings, token: str | None) -> Visitor:
-    """Of an application in production, whose numbers are for whoever has the token."""
+    """A visitor of an application in production, whose metrics require a token."""
     update = {
         "quartapp_env": "production",
         "bcrypt_cost": 10,
         "metrics_token": token and SecretStr(token),
     }
-    return Town(await shared.app(settings.model_copy(update=update)), "https").nobody()
+    return Visitors(await shared.app(settings.model_copy(update=update)), "https").anonymous()
 
 
 @pytest.mark.parametrize(
-    ("token", "said", "status"),
+    ("token", "header", "status"),
     [
         (TOKEN, f"Bearer {TOKEN}", 200),
         (TOKEN, f"Bearer {TOKEN}x", 404),
@@ -44,9 +42,9 @@ async def visitor(shared: Shared, settings: Settings, token: str | None) -> Visi
         (None, "Bearer ", 404),
     ],
 )
-async def test_in_production_the_numbers_are_for_whoever_has_the_token(
-    visitor: Visitor, said: str, status: int
+async def test_metrics_require_the_token_in_production(
+    visitor: Visitor, header: str, status: int
 ) -> None:
-    answer = await visitor.get("/metrics", headers={"Authorization": said})
+    answer = await visitor.get("/metrics", headers={"Authorization": header})
     assert answer.status == status
     assert ("quartapp_sockets" in answer.text) is (status == 200)

@@ -1,4 +1,4 @@
-"""What no page of ours sends: operators for names, ids that are none, doubled fields.
+"""Input that no page of this site sends: query operators, invalid ids, duplicate fields.
 
 ASVS 1.2.4, 2.2.1, 8.2.2, 15.3.7.
 """
@@ -11,9 +11,9 @@ from bson import ObjectId
 
 from quartapp.models import Post
 from quartapp.models.base.actor import Actor
-from tests.routes.conftest import ORIGIN, Town, Visitor, contents, documents, the_user
-from tests.routes.matrix import MATRIX
-from tests.routes.scenes import path
+from tests.routes.conftest import ORIGIN, Visitor, Visitors, contents, documents, user_named
+from tests.routes.permission_matrix import MATRIX
+from tests.routes.requests import path
 
 PARTS = [
     "x",
@@ -49,11 +49,11 @@ CURSORS = [
 ]
 
 
-async def test_a_part_of_a_path_that_names_nothing_is_404(root: Visitor) -> None:
+async def test_an_unknown_id_in_a_path_is_404(root: Visitor) -> None:
     wrong = {}
     before = await contents()
     for row in MATRIX:
-        # A link that opened something once is 410.
+        # A link with an unknown token is 410.
         if "<" not in row.rule or "<token>" in row.rule:
             continue
         for part in PARTS:
@@ -72,7 +72,7 @@ def _names(rule: str) -> list[str]:
     return [part.split(">")[0].split(":")[-1] for part in rule.split("<")[1:]]
 
 
-async def test_a_query_that_makes_no_sense_breaks_no_page(root: Visitor) -> None:
+async def test_an_invalid_query_breaks_no_page(root: Visitor) -> None:
     pages = [path(row, {}) for row in MATRIX if row.method == "GET" and "<" not in row.rule]
     wrong = {}
     for page in pages:
@@ -86,7 +86,7 @@ async def test_a_query_that_makes_no_sense_breaks_no_page(root: Visitor) -> None
     assert wrong == {}
 
 
-async def test_a_search_is_for_the_text_itself(root: Visitor) -> None:
+async def test_a_search_takes_the_text_literally(root: Visitor) -> None:
     for text in (".*", ".*(", "^", "(a+)+$", "$ne", "\\", "[", "\uffff"):
         answer = await root.ask("GET", "/admin/users", query_string={"q": text})
         assert answer.status == 200, text
@@ -109,15 +109,15 @@ CREDENTIALS = [
 ]
 
 
-async def test_nobody_signs_in_by_an_operator(ada: Visitor) -> None:
-    nobody = ada.another_device()
+async def test_a_query_operator_signs_no_user_in(ada: Visitor) -> None:
+    anonymous = ada.another_device()
     for fields in CREDENTIALS:
-        answer = await nobody.post("/login", **fields)
+        answer = await anonymous.post("/login", **fields)
         assert answer.status == 422, fields
-        assert await nobody.me() is None, fields
+        assert await anonymous.me() is None, fields
 
 
-async def test_of_a_doubled_field_the_first_counts_everywhere(ada: Visitor) -> None:
+async def test_the_first_of_duplicate_fields_is_used(ada: Visitor) -> None:
     answer = await ada.post("/posts/new", title=["first", "second"], body=["one", "two"])
     assert answer.status == 303
     (post,) = await documents("posts")
@@ -131,7 +131,7 @@ async def test_of_a_doubled_field_the_first_counts_everywhere(ada: Visitor) -> N
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/xml", "x"])
-async def test_a_body_that_is_no_form_is_refused(ada: Visitor, kind: str) -> None:
+async def test_a_body_that_is_not_a_form_is_refused(ada: Visitor, kind: str) -> None:
     token = await ada.csrf_token()
     body = json.dumps({"csrf_token": token, "title": "A", "body": "B"})
     headers = {"Origin": ORIGIN, "Content-Type": kind}
@@ -147,19 +147,19 @@ async def test_a_body_that_is_no_form_is_refused(ada: Visitor, kind: str) -> Non
     "body",
     [b"--b\r\nbroken", b"", b"--b--", b'--b\r\nContent-Disposition: form-data; name="a"\r\n'],
 )
-async def test_a_broken_multipart_body_is_the_clients_fault(ada: Visitor, body: bytes) -> None:
+async def test_a_broken_multipart_body_is_a_client_error(ada: Visitor, body: bytes) -> None:
     headers = {"Origin": ORIGIN, "Content-Type": "multipart/form-data; boundary=b"}
     answer = await ada.ask("POST", "/posts/new", data=body, headers=headers)
     assert 400 <= answer.status < 500
 
 
-async def test_a_form_of_very_many_fields_is_the_clients_fault(ada: Visitor) -> None:
+async def test_a_form_with_too_many_fields_is_a_client_error(ada: Visitor) -> None:
     fields = {f"f{number}": "x" for number in range(2000)}
     answer = await ada.post("/posts/new", **fields)
     assert 400 <= answer.status < 500
 
 
-async def test_bytes_that_are_no_text_are_taken_as_text_or_refused(ada: Visitor) -> None:
+async def test_bytes_that_are_not_utf8_are_replaced_or_refused(ada: Visitor) -> None:
     token = (await ada.csrf_token()).replace("=", "%3D")
     answer = await ada.ask(
         "POST",
@@ -182,17 +182,17 @@ HEADERS = [
 ]
 
 
-async def test_no_header_breaks_a_page(nobody: Visitor) -> None:
+async def test_no_header_breaks_a_page(anonymous: Visitor) -> None:
     for headers in HEADERS:
         for address in ("/login", "/nowhere", "/account"):
-            answer = await nobody.get(address, headers=headers)
+            answer = await anonymous.get(address, headers=headers)
             assert answer.status < 500, (address, headers)
             assert "<script>alert" not in answer.text
 
 
-async def test_a_device_that_calls_itself_markup_is_shown_as_text(town: Town) -> None:
-    await town.member("ada")
-    other = Visitor(town.app, "ada")
+async def test_markup_in_a_user_agent_is_escaped(visitors: Visitors) -> None:
+    await visitors.member("ada")
+    other = Visitor(visitors.app, "ada")
     token = await other.csrf_token()
     headers = {"Origin": ORIGIN, "User-Agent": "Mozilla/5.0 <img src=x onerror=alert(1)> Firefox/1"}
     fields = {"csrf_token": token, "login": "ada", "password": other.password}
@@ -201,15 +201,15 @@ async def test_a_device_that_calls_itself_markup_is_shown_as_text(town: Town) ->
     assert "<img" not in page.text
 
 
-async def test_a_page_for_json_calls_no_function(ada: Visitor) -> None:
+async def test_a_json_answer_has_no_callback(ada: Visitor) -> None:
     answer = await ada.get("/api/me?callback=alert&jsonp=alert")
     assert answer.headers["Content-Type"].startswith("application/json")
     assert "alert" not in answer.text
 
 
-async def test_somebody_elses_ids_open_nothing(town: Town, ada: Visitor) -> None:
-    bob = await town.member("bob")
-    by = Actor((await the_user("bob")).id, "bob")
+async def test_ids_of_another_user_give_no_access(visitors: Visitors, ada: Visitor) -> None:
+    bob = await visitors.member("bob")
+    by = Actor((await user_named("bob")).id, "bob")
     post = await Post.write("Bob's", "text", by=by)
     before = await contents()
     for address in (f"/posts/{post.id}/edit", f"/posts/{post.id}/delete"):

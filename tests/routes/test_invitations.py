@@ -1,4 +1,4 @@
-"""Inviting people, and taking it up (ASVS 6.4.1, 2.3.4, 2.4.1, 6.1.1)."""
+"""Sending and accepting invitations (ASVS 6.4.1, 2.3.4, 2.4.1, 6.1.1)."""
 
 import asyncio
 import re
@@ -17,15 +17,15 @@ from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
 from tests.routes.conftest import (
     Answer,
-    Town,
     Visitor,
+    Visitors,
     documents,
     link_in,
     pages,
     role_named,
-    the_user,
+    user_named,
 )
-from tests.routes.scenes import an_invitation
+from tests.routes.requests import create_invitation
 
 HOME = "/admin/invitations"
 BOB = "bob@example.org"
@@ -35,10 +35,10 @@ async def invite(visitor: Visitor, email: str = BOB, role: str = "") -> Answer:
     return await visitor.post(HOME, email=email, role=role)
 
 
-async def a_link(town: Town, root: Visitor, role: str = "") -> str:
+async def invitation_link(visitors: Visitors, root: Visitor, role: str = "") -> str:
     answer = await invite(root, role=role)
     assert (answer.status, answer.location) == (303, HOME), answer.text
-    return link_in((await town.letters(BOB, "invited"))[0])
+    return link_in((await visitors.emails(BOB, "invited"))[0])
 
 
 async def take_up(visitor: Visitor, link: str, username: str = "bob", **fields: str) -> Answer:
@@ -46,60 +46,62 @@ async def take_up(visitor: Visitor, link: str, username: str = "bob", **fields: 
     return await visitor.post(link, **{**form, **fields})
 
 
-async def test_who_takes_up_an_invitation_is_signed_in_with_the_role_and_confirmed(
-    town: Town, root: Visitor
+async def test_accepting_an_invitation_signs_in_with_the_role_and_verifies(
+    visitors: Visitors, root: Visitor
 ) -> None:
-    link, bob = await a_link(town, root, "moderator"), town.nobody()
+    link, bob = await invitation_link(visitors, root, "moderator"), visitors.anonymous()
     page = await bob.get(link)
     assert page.status == 200
     assert page.headers["Referrer-Policy"] == "no-referrer"
     for word in ("root", BOB, "moderator"):
         assert word in page.text
-    assert await documents("users", username="bob") == [], "looking at it makes nothing"
+    assert await documents("users", username="bob") == [], "opening the link creates nothing"
     answer = await take_up(bob, link)
     assert (answer.status, answer.location) == (303, "/")
     me = await bob.me()
     assert me is not None
     assert (me["username"], me["roles"]) == ("bob", ["member", "moderator"])
-    user = await the_user("bob")
+    user = await user_named("bob")
     assert (user.email, user.email_verified_at is not None) == (BOB, True)
     assert "not verified" not in (await bob.get("/account")).text
     assert "which gave: member, moderator" in (await bob.get("/account/timeline")).text
-    await town.no_more_letters()
-    assert len(await town.letters(BOB)) == 1
+    await visitors.wait_for_outbox()
+    assert len(await visitors.emails(BOB)) == 1
     assert f"bob took up your invitation to {BOB}." in (await root.get("/account/notices")).text
     assert "accepted by" in re.sub(r"\s+", " ", (await root.get(HOME)).text)
 
 
 @pytest.mark.parametrize("role", ["", "member"])
-async def test_an_invitation_without_another_role_makes_a_member(
-    town: Town, root: Visitor, role: str
+async def test_an_invitation_without_a_role_creates_a_member(
+    visitors: Visitors, root: Visitor, role: str
 ) -> None:
-    bob = town.nobody()
-    assert (await take_up(bob, await a_link(town, root, role))).status == 303
+    bob = visitors.anonymous()
+    assert (await take_up(bob, await invitation_link(visitors, root, role))).status == 303
     me = await bob.me()
     assert me is not None
     assert me["roles"] == ["member"]
 
 
-async def test_of_many_who_take_it_up_at_once_one_comes_in(town: Town, root: Visitor) -> None:
-    link = await a_link(town, root)
-    visitors = [town.nobody() for _ in range(5)]
+async def test_concurrent_acceptances_on_the_page_succeed_once(
+    visitors: Visitors, root: Visitor
+) -> None:
+    link = await invitation_link(visitors, root)
+    browsers = [visitors.anonymous() for _ in range(5)]
     answers = await asyncio.gather(
-        *(take_up(visitor, link, f"bob{i}") for i, visitor in enumerate(visitors))
+        *(take_up(visitor, link, f"bob{i}") for i, visitor in enumerate(browsers))
     )
     assert sorted(answer.status for answer in answers) == [303] + 4 * [410]
     assert len(await documents("users", email=BOB)) == 1
-    again = await take_up(town.nobody(), link, "bobby")
+    again = await take_up(visitors.anonymous(), link, "bobby")
     assert again.status == 410
     assert "It was already used" in again.text
     assert "/login" in again.links
 
 
-async def test_a_form_that_is_wrong_loses_nothing_and_leaves_the_link_as_it_was(
-    town: Town, root: Visitor
+async def test_an_invalid_form_does_not_use_up_the_invitation(
+    visitors: Visitors, root: Visitor
 ) -> None:
-    link, bob = await a_link(town, root), town.nobody()
+    link, bob = await invitation_link(visitors, root), visitors.anonymous()
     taken = await take_up(bob, link, "ROOT")
     assert taken.status == 422
     assert "taken" in taken.error("username")
@@ -117,9 +119,9 @@ async def test_a_form_that_is_wrong_loses_nothing_and_leaves_the_link_as_it_was(
     assert (await take_up(bob, link)).status == 303
 
 
-async def test_a_dead_link_says_why(town: Town, root: Visitor) -> None:
+async def test_an_invalid_invitation_link_says_why(visitors: Visitors, root: Visitor) -> None:
     past, now = clock.now() - timedelta(seconds=1), clock.now()
-    eve = await town.account("eve")
+    eve = await visitors.account("eve")
     for words, fields in (
         ("older than 7 days", {"expires_at": past}),
         ("was withdrawn", {"withdrawn_at": now}),
@@ -127,28 +129,28 @@ async def test_a_dead_link_says_why(town: Town, root: Visitor) -> None:
         ("no longer has permission to invite", {"by": user_ref(eve.id)}),
         ("no longer has permission to invite", {"by": user_ref(PydanticObjectId())}),
     ):
-        _, token = await an_invitation("x@example.org", **fields)
+        _, token = await create_invitation("x@example.org", **fields)
         for answer in (
-            await town.nobody().get(f"/invited/{token}"),
-            await take_up(town.nobody(), f"/invited/{token}"),
+            await visitors.anonymous().get(f"/invited/{token}"),
+            await take_up(visitors.anonymous(), f"/invited/{token}"),
         ):
             assert answer.status == 410
             assert words in answer.text
     assert "sent by a deleted user" in (await root.get(HOME)).text
     for token in ("x", "0" * 43, "%00", "$ne"):
-        answer = await take_up(town.nobody(), f"/invited/{token}")
+        answer = await take_up(visitors.anonymous(), f"/invited/{token}")
         assert answer.status == 410
         assert "the link is incorrect" in answer.text
     assert await documents("users", username="bob") == []
 
 
-async def test_an_address_that_has_an_account_meanwhile_is_led_to_the_sign_in(
-    town: Town, root: Visitor
+async def test_an_invited_address_with_an_account_is_sent_to_sign_in(
+    visitors: Visitors, root: Visitor
 ) -> None:
-    link = await a_link(town, root, "moderator")
-    bob = town.nobody()
+    link = await invitation_link(visitors, root, "moderator")
+    bob = visitors.anonymous()
     assert (await bob.register("bobby", email=BOB.upper())).status == 303
-    for answer in (await town.nobody().get(link), await take_up(town.nobody(), link)):
+    for answer in (await visitors.anonymous().get(link), await take_up(visitors.anonymous(), link)):
         assert answer.status == 410
         assert "You already have an account" in answer.text
         assert "/login" in answer.links
@@ -164,36 +166,36 @@ async def test_an_address_that_has_an_account_meanwhile_is_led_to_the_sign_in(
     assert "taken" in again.text
 
 
-async def test_an_invitation_is_worth_what_its_inviter_may_do_when_it_is_taken_up(
-    town: Town, root: Visitor
+async def test_an_invitation_requires_the_current_authority_of_its_inviter(
+    visitors: Visitors, root: Visitor
 ) -> None:
     moderating = (await role_named("moderator")).known
-    eve = await town.holder("eve", Permission.USERS_MANAGE, *moderating)
-    link = await a_link(town, eve, "moderator")
+    eve = await visitors.with_permissions("eve", Permission.USERS_MANAGE, *moderating)
+    link = await invitation_link(visitors, eve, "moderator")
     assert (await root.post("/admin/users/eve/grants/role-of-eve/revoke")).status == 303
-    assert (await take_up(town.nobody(), link)).status == 410
+    assert (await take_up(visitors.anonymous(), link)).status == 410
     page = (await root.get(HOME)).text
     assert "not valid" in page
     (found,) = await documents("invitations")
     assert (await root.post(f"{HOME}/{found['_id']}/again")).status == 303
-    newer = link_in((await town.letters(BOB, "invited", count=2))[0])
-    assert (await take_up(town.nobody(), link)).status == 410
-    assert (await take_up(town.nobody(), newer)).status == 303
+    newer = link_in((await visitors.emails(BOB, "invited", count=2))[0])
+    assert (await take_up(visitors.anonymous(), link)).status == 410
+    assert (await take_up(visitors.anonymous(), newer)).status == 303
 
 
-async def test_withdrawing_and_sending_again(town: Town, root: Visitor) -> None:
-    link = await a_link(town, root)
+async def test_an_invitation_is_withdrawn_and_sent_again(visitors: Visitors, root: Visitor) -> None:
+    link = await invitation_link(visitors, root)
     (found,) = await documents("invitations")
     answer = await root.post(f"{HOME}/{found['_id']}/withdraw")
     assert (answer.status, answer.location) == (303, HOME)
     assert "withdrawn by root" in re.sub(r"\s+", " ", (await root.get(HOME)).text)
-    assert "was withdrawn" in (await town.nobody().get(link)).text
+    assert "was withdrawn" in (await visitors.anonymous().get(link)).text
     for act in ("withdraw", "again"):
         answer = await root.post(f"{HOME}/{found['_id']}/{act}")
         assert answer.status == 303
         assert "no longer pending" in (await root.get(HOME)).text
-    await town.no_more_letters()
-    assert len(await town.letters(BOB)) == 1
+    await visitors.wait_for_outbox()
+    assert len(await visitors.emails(BOB)) == 1
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ async def test_withdrawing_and_sending_again(town: Town, root: Visitor) -> None:
         ("role", {"role": "nothing"}),
     ],
 )
-async def test_what_cannot_be_invited_comes_back_with_what_was_typed(
+async def test_an_invalid_invitation_form_is_shown_again_as_filled(
     root: Visitor, field: str, fields: dict[str, str]
 ) -> None:
     answer = await root.post(HOME, **{"email": BOB, "role": "", **fields})
@@ -215,11 +217,11 @@ async def test_what_cannot_be_invited_comes_back_with_what_was_typed(
     assert await documents("outbox") == await documents("invitations") == []
 
 
-async def test_an_address_gets_so_many_letters_and_an_inviter_has_so_many_open(
-    town: Town, root: Visitor
+async def test_invitations_are_limited_per_address_and_per_inviter(
+    visitors: Visitors, root: Visitor
 ) -> None:
-    limits = runtime_of(town.app).settings
-    await a_link(town, root)
+    limits = runtime_of(visitors.app).settings
+    await invitation_link(visitors, root)
     (found,) = await documents("invitations")
     for _ in range(limits.limit_invitation.amount - 1):
         assert (await root.post(f"{HOME}/{found['_id']}/again")).status == 303
@@ -230,27 +232,29 @@ async def test_an_address_gets_so_many_letters_and_an_inviter_has_so_many_open(
         assert refused.status == 429
         assert int(refused.headers["Retry-After"]) > 3600
         assert "Too many" in refused.text
-    await town.no_more_letters()
-    me = await the_user("root")
+    await visitors.wait_for_outbox()
+    me = await user_named("root")
     for number in range(limits.invitations_per_user - 1):
-        await an_invitation(f"{number}@example.org", by=user_ref(me.id))
+        await create_invitation(f"{number}@example.org", by=user_ref(me.id))
     full = await invite(root, "other@example.org")
     assert full.status == 422
     assert "which is the maximum" in full.text
     assert full.fields["email"] == "other@example.org"
-    by_another, _ = await an_invitation("another@example.org")
+    by_another, _ = await create_invitation("another@example.org")
     full = await root.post(f"{HOME}/{by_another.id}/again")
     assert full.status == 422
     assert "which is the maximum" in full.text
 
 
-async def test_the_list_is_paged_and_says_what_became_of_each(town: Town, root: Visitor) -> None:
+async def test_the_list_of_invitations_is_paginated_with_their_state(
+    visitors: Visitors, root: Visitor
+) -> None:
     assert "No recent invitations" in (await root.get(HOME)).text
-    me = await the_user("root")
+    me = await user_named("root")
     editor = await Role.add("editor", "", [], by=NOBODY)
     mine = {"by": user_ref(me.id), "role": role_ref(editor.id)}
     for number in range(103):
-        await an_invitation(f"guest{number:03}@example.org", **mine)
+        await create_invitation(f"guest{number:03}@example.org", **mine)
     shown = await pages(root, HOME)
     found = [re.findall(r"scope=\"row\">(guest\d+)@", page.text) for page in shown]
     assert [len(page) for page in found] == [50, 50, 3]
@@ -260,21 +264,21 @@ async def test_the_list_is_paged_and_says_what_became_of_each(town: Town, root: 
     assert "deleted role" in (await root.get(HOME)).text
 
 
-async def test_who_is_signed_in_as_somebody_else_becomes_the_new_account(
-    town: Town, root: Visitor, ada: Visitor
+async def test_accepting_replaces_the_session_of_another_account(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
-    link = await a_link(town, root)
+    link = await invitation_link(visitors, root)
     assert "signed in as ada" in (await ada.get(link)).text
     assert (await take_up(ada, link)).status == 303
     me = await ada.me()
     assert me is not None
     assert me["username"] == "bob"
     over = await documents("sessions", ended_reason="signed_out")
-    assert [each["user"].id for each in over] == [(await the_user("ada")).id]
+    assert [each["user"].id for each in over] == [(await user_named("ada")).id]
 
 
-async def test_the_letter_leads_to_the_configured_origin_and_no_secret_is_stored(
-    town: Town, root: Visitor
+async def test_the_invitation_email_uses_the_configured_origin(
+    visitors: Visitors, root: Visitor
 ) -> None:
     token = await root.csrf_token()
     fields = {"csrf_token": token, "email": BOB}
@@ -284,7 +288,7 @@ async def test_the_letter_leads_to_the_configured_origin_and_no_secret_is_stored
         "Sec-Fetch-Site": "same-origin",
     }
     assert (await root.send(HOME, fields, headers)).status == 303
-    (letter,) = await town.letters(BOB)
+    (letter,) = await visitors.emails(BOB)
     assert "http://127.0.0.1:5000/invited/" in letter
     assert "evil" not in letter
     assert "root invites you" in letter
@@ -294,25 +298,27 @@ async def test_the_letter_leads_to_the_configured_origin_and_no_secret_is_stored
     (stored,) = await documents("invitations")
     assert secret not in repr(await Invitation.get(stored["_id"]))
     assert stored["digest"] not in repr(await Invitation.get(stored["_id"]))
-    assert (await town.nobody().get(f"/invited/{stored['digest']}")).status == 410
-    assert (await town.nobody().get(f"/reset/{secret}")).status == 410
+    assert (await visitors.anonymous().get(f"/invited/{stored['digest']}")).status == 410
+    assert (await visitors.anonymous().get(f"/reset/{secret}")).status == 410
 
 
-async def test_taking_it_up_counts_as_a_registration(town: Town, root: Visitor) -> None:
-    link = await a_link(town, root)
+async def test_accepting_an_invitation_counts_as_a_registration(
+    visitors: Visitors, root: Visitor
+) -> None:
+    link = await invitation_link(visitors, root)
     before = await documents("allowances")
-    await take_up(town.nobody(), link, "root")
+    await take_up(visitors.anonymous(), link, "root")
     assert len(await documents("allowances")) == len(before) + 1
 
 
-async def test_a_role_is_what_it_is_when_the_invitation_is_taken_up(
-    town: Town, root: Visitor
+async def test_an_invitation_grants_the_role_as_it_is_when_accepted(
+    visitors: Visitors, root: Visitor
 ) -> None:
     await Role.add("editor", "", [Permission.POSTS_MODERATE], by=NOBODY)
-    link = await a_link(town, root, "editor")
+    link = await invitation_link(visitors, root, "editor")
     editor = await role_named("editor")
     await editor.edit(name="reader", description="", permissions=[], by=NOBODY)
-    bob = town.nobody()
+    bob = visitors.anonymous()
     assert "reader" in (await bob.get(link)).text
     assert (await take_up(bob, link)).status == 303
     me = await bob.me()

@@ -1,4 +1,4 @@
-"""What is logged of whom, and what never is (ASVS 16.2.1, 16.2.5, 16.3.1 to 16.3.3)."""
+"""What is logged, and what never is (ASVS 16.2.1, 16.2.5, 16.3.1 to 16.3.3)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from quartapp import log
 from quartapp.models.accounts.one_time_token import Purpose
 from quartapp.routes.accounts import pages
 from tests.conftest import PASSWORD
-from tests.routes.conftest import ORIGIN, Town, Visitor
-from tests.routes.scenes import a_link
+from tests.routes.conftest import ORIGIN, Visitor, Visitors
+from tests.routes.requests import issue_token
 
 CANARY = "canary-of-a-password"
 WRONG = "something else altogether"
@@ -27,7 +27,7 @@ Listen = Callable[[], "Said"]
 
 
 class Said:
-    """What is logged in production from now on."""
+    """Collects the lines of the log, as in production."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -35,7 +35,7 @@ class Said:
         log.configure(production=True, worker="7")
 
     def __call__(self) -> list[dict[str, Any]]:
-        """The lines since they were last read."""
+        """Return the lines since the last call."""
         return [json.loads(line) for line in self._capsys.readouterr().err.splitlines()]
 
 
@@ -45,22 +45,22 @@ def listen(capsys: pytest.CaptureFixture[str]) -> Iterator[Listen]:
     structlog.reset_defaults()
 
 
-async def knock(visitor: Visitor, origin: str) -> None:
+async def handshake(visitor: Visitor, origin: str) -> None:
     headers = {"Origin": origin}
     async with visitor.client.websocket("/ws", headers=headers, scope_base=visitor.scope) as socket:
         with pytest.raises(WebsocketResponseError):
             await socket.receive()
 
 
-async def test_each_deed_leaves_a_line_of_when_where_who_and_what_and_no_secret(
-    town: Town, listen: Listen
+async def test_each_action_logs_one_complete_line_without_secrets(
+    visitors: Visitors, listen: Listen
 ) -> None:
     said = listen()
     lines: list[dict[str, Any]] = []
     secrets = [PASSWORD, WRONG, CHANGED]
 
     def logged(event: str, **fields: Any) -> None:
-        """The deed that was just done has left exactly one line of this kind."""
+        """Check that the last action has logged exactly one event of this kind."""
         lines.extend(new := said())
         found = [line for line in new if line["event"] == event]
         assert len(found) == 1, (event, new)
@@ -69,7 +69,7 @@ async def test_each_deed_leaves_a_line_of_when_where_who_and_what_and_no_secret(
         if token := visitor.token.partition(".")[0].strip('"'):
             secrets.append(token)
 
-    visitor = Visitor(town.app, "ada", address=ADDRESS)
+    visitor = Visitor(visitors.app, "ada", address=ADDRESS)
     assert (await visitor.register()).status == 303
     logged("user_created", user="ada")
     await visitor.post("/verify", code="000000")
@@ -85,7 +85,7 @@ async def test_each_deed_leaves_a_line_of_when_where_who_and_what_and_no_secret(
     logged("authn_login_fail", login="ada")
     await visitor.post("/account/password", current_password=PASSWORD, **new)
     logged("authn_password_change", user="ada")
-    thief = visitor.twin()
+    thief = visitor.copy()
     thief.address = ADDRESS
     await visitor.post("/logout")
     said()
@@ -104,17 +104,17 @@ async def test_each_deed_leaves_a_line_of_when_where_who_and_what_and_no_secret(
 
     await visitor.post("/forgot", email="ada@example.org")
     logged("password_reset_asked")
-    secrets.append(token := await a_link(visitor, Purpose.RESET))
+    secrets.append(token := await issue_token(visitor, Purpose.RESET))
     link = f"/reset/{token}"
     for headers in ({}, {"Origin": "https://evil.example"}):
         await visitor.send(link, {}, headers)
         logged("malicious_csrf", path="/reset/<token>", origin=headers.get("Origin"))
-    await knock(visitor, "https://evil.example")
+    await handshake(visitor, "https://evil.example")
     logged("malicious_cors", origin="https://evil.example")
     await visitor.post(link, password=PASSWORD, confirm=PASSWORD)
     logged("authn_password_reset")
 
-    visitor = await town.admin()
+    visitor = await visitors.admin()
     visitor.address = ADDRESS
     said()
     for path, fields, event in (
@@ -133,14 +133,14 @@ async def test_each_deed_leaves_a_line_of_when_where_who_and_what_and_no_secret(
     assert [secret for secret in secrets if secret in text] == []
 
 
-async def test_a_page_of_ours_in_an_old_tab_is_no_attack(ada: Visitor, listen: Listen) -> None:
+async def test_an_expired_form_is_not_logged_as_an_attack(ada: Visitor, listen: Listen) -> None:
     said = listen()
     await ada.send("/posts/new", {"csrf_token": "old"}, {"Origin": ORIGIN})
     assert said() == []
 
 
-async def test_what_breaks_is_logged_without_the_address_that_opens_something(
-    town: Town, listen: Listen, monkeypatch: pytest.MonkeyPatch
+async def test_a_logged_error_does_not_contain_a_token_from_the_url(
+    visitors: Visitors, listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = listen()
 
@@ -148,15 +148,15 @@ async def test_what_breaks_is_logged_without_the_address_that_opens_something(
         del token
         raise LookupError
 
-    monkeypatch.setitem(town.app.view_functions, "recovery.reset", fail)
-    assert (await town.nobody().get("/reset/a-token-that-works")).status == 500
+    monkeypatch.setitem(visitors.app.view_functions, "recovery.reset", fail)
+    assert (await visitors.anonymous().get("/reset/a-token-that-works")).status == 500
     (line,) = said()
     assert (line["event"], line["path"]) == ("unhandled", "/reset/<token>")
     assert "a-token-that-works" not in json.dumps(line)
 
 
 @pytest.mark.parametrize("production", [True, False])
-async def test_a_page_that_breaks_logs_no_password(
+async def test_a_logged_error_contains_no_password(
     app: Quart,
     production: bool,
     listen: Listen,

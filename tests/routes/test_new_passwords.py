@@ -1,4 +1,4 @@
-"""New passwords: what their judgement costs is counted before it is spent."""
+"""New passwords: limits are checked before a password is scored or hashed."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -8,31 +8,31 @@ import pytest
 from quartapp.models.accounts.one_time_token import issue_setup
 from quartapp.security.password_scoring import PasswordScorer
 from quartapp.security.passwords import Busy
-from tests.routes.conftest import Open, Town, Visitor
-from tests.routes.test_forgotten import a_link
-from tests.routes.test_invitations import a_link as an_invitation
+from tests.routes.conftest import StartApp, Visitor, Visitors
+from tests.routes.test_invitations import invitation_link
+from tests.routes.test_password_reset import reset_link
 
 NEW = "seven purple otters juggle"
 
 
-async def register(town: Town) -> tuple[Visitor, str]:
-    return town.nobody(), "/register"
+async def register(visitors: Visitors) -> tuple[Visitor, str]:
+    return visitors.anonymous(), "/register"
 
 
-async def set_up(town: Town) -> tuple[Visitor, str]:
-    return town.nobody(), f"/setup/{await issue_setup()}"
+async def set_up(visitors: Visitors) -> tuple[Visitor, str]:
+    return visitors.anonymous(), f"/setup/{await issue_setup()}"
 
 
-async def reset(town: Town) -> tuple[Visitor, str]:
-    await town.member("ada")
-    return town.nobody(), await a_link(town)
+async def reset(visitors: Visitors) -> tuple[Visitor, str]:
+    await visitors.member("ada")
+    return visitors.anonymous(), await reset_link(visitors)
 
 
-async def take_up(town: Town) -> tuple[Visitor, str]:
-    return town.nobody(), await an_invitation(town, await town.admin())
+async def take_up(visitors: Visitors) -> tuple[Visitor, str]:
+    return visitors.anonymous(), await invitation_link(visitors, await visitors.admin())
 
 
-Page = Callable[[Town], Awaitable[tuple[Visitor, str]]]
+Page = Callable[[Visitors], Awaitable[tuple[Visitor, str]]]
 PAGES = [register, set_up, reset, take_up]
 
 
@@ -48,7 +48,7 @@ def fields(**changed: str) -> dict[str, str]:
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The passwords that were scored."""
+    """Return the list of passwords that are scored during the test."""
     passwords: list[str] = []
     score = PasswordScorer.score
 
@@ -62,10 +62,10 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 async def test_limits_are_counted_before_a_password_is_scored(
-    open_town: Open, scored: list[str], page: Page
+    start_app: StartApp, scored: list[str], page: Page
 ) -> None:
-    town = await open_town(limit_registration="1 per hour", limit_recovery="1 per hour")
-    visitor, path = await page(town)
+    visitors = await start_app(limit_registration="1 per hour", limit_recovery="1 per hour")
+    visitor, path = await page(visitors)
     weak = fields(password="qwertyuiop", confirm="qwertyuiop")
     answer = await visitor.post(path, **weak)
     assert answer.status == 422
@@ -79,9 +79,9 @@ async def test_limits_are_counted_before_a_password_is_scored(
 
 @pytest.mark.parametrize("page", PAGES)
 async def test_a_password_that_is_too_long_is_not_scored(
-    town: Town, scored: list[str], page: Page
+    visitors: Visitors, scored: list[str], page: Page
 ) -> None:
-    visitor, path = await page(town)
+    visitor, path = await page(visitors)
     answer = await visitor.post(path, **fields(password="ab" * 10_000, confirm="ab" * 10_000))
     assert answer.status == 422
     assert "at most 256" in answer.error("password")
@@ -102,13 +102,13 @@ async def test_the_current_password_is_checked_before_a_new_one_is_scored(
 
 
 @pytest.mark.parametrize("page", PAGES)
-async def test_past_the_queue_for_scoring_the_form_comes_back_with_503(
-    town: Town, monkeypatch: pytest.MonkeyPatch, page: Page
+async def test_a_full_scoring_queue_is_answered_with_503_and_the_form(
+    visitors: Visitors, monkeypatch: pytest.MonkeyPatch, page: Page
 ) -> None:
     async def busy(*_: Any) -> Any:
         raise Busy
 
-    visitor, path = await page(town)
+    visitor, path = await page(visitors)
     monkeypatch.setattr(PasswordScorer, "score", busy)
     answer = await visitor.post(path, **fields())
     assert answer.status == 503

@@ -1,4 +1,4 @@
-"""Where one is signed in, ending it there, and changing the password (P1, ASVS 7.4, 6.2)."""
+"""A user's own sessions, and changing the password (ASVS 7.4, 6.2)."""
 
 import asyncio
 from datetime import timedelta
@@ -9,7 +9,7 @@ from quartapp import clock
 from quartapp.models import Session
 from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
-from tests.routes.conftest import Answer, Town, Visitor, documents
+from tests.routes.conftest import Answer, Visitor, Visitors, documents
 
 NEW = "an entirely different phrase"
 
@@ -32,7 +32,7 @@ async def phone(ada: Visitor) -> Visitor:
     return phone
 
 
-async def test_what_an_open_page_fetches_does_not_prolong_the_session(ada: Visitor) -> None:
+async def test_background_requests_do_not_extend_the_session(ada: Visitor) -> None:
     running = runtime_of(ada.app)
     past = clock.now() - timedelta(minutes=20)
     await Session.change_all({}, {"$set": {"seen_at": past}})
@@ -45,10 +45,10 @@ async def test_what_an_open_page_fetches_does_not_prolong_the_session(ada: Visit
         assert (session["seen_at"] > past) is prolongs
 
 
-async def test_the_list_has_each_device_of_ones_own_and_no_secret(
-    town: Town, ada: Visitor, phone: Visitor
+async def test_the_list_shows_each_own_session_and_no_secret(
+    visitors: Visitors, ada: Visitor, phone: Visitor
 ) -> None:
-    stranger = await town.member("bob")
+    stranger = await visitors.member("bob")
     page = await ada.get("/account/sessions")
     assert await session_of(ada) in page.text
     assert await session_of(phone) in page.text
@@ -58,7 +58,7 @@ async def test_the_list_has_each_device_of_ones_own_and_no_secret(
         assert session["credential"] not in page.text
 
 
-async def test_one_session_is_ended_and_no_other(ada: Visitor, phone: Visitor) -> None:
+async def test_ending_one_session_keeps_the_others(ada: Visitor, phone: Visitor) -> None:
     tablet = ada.another_device()
     await tablet.sign_in()
     answer = await ada.post(f"/account/sessions/{await session_of(phone)}/end")
@@ -68,25 +68,27 @@ async def test_one_session_is_ended_and_no_other(ada: Visitor, phone: Visitor) -
     assert await ada.me() is not None
 
 
-async def test_ending_this_very_session_signs_out(ada: Visitor) -> None:
-    thief = ada.twin()
+async def test_ending_the_current_session_signs_out(ada: Visitor) -> None:
+    thief = ada.copy()
     answer = await ada.post(f"/account/sessions/{await session_of(ada)}/end")
     assert (answer.status, answer.location, ada.token) == (303, "/", "")
     assert await thief.me() is None
 
 
-async def test_all_others_are_ended_and_this_one_stays(
-    town: Town, ada: Visitor, phone: Visitor
+async def test_ending_all_other_sessions_keeps_the_current_one(
+    visitors: Visitors, ada: Visitor, phone: Visitor
 ) -> None:
-    stranger = await town.member("bob")
+    stranger = await visitors.member("bob")
     assert (await ada.post("/account/sessions/end-others")).status == 303
     assert await phone.me() is None
     assert await ada.me() is not None
     assert await stranger.me() is not None
 
 
-async def test_anothers_session_is_answered_as_one_that_is_not(town: Town, ada: Visitor) -> None:
-    stranger = await town.member("bob")
+async def test_a_session_of_another_user_is_answered_as_unknown(
+    visitors: Visitors, ada: Visitor
+) -> None:
+    stranger = await visitors.member("bob")
     pages = []
     for session in (await session_of(stranger), "5eed5eed5eed5eed5eed5eed", "no-id"):
         answer = await ada.post(f"/account/sessions/{session}/end")
@@ -96,10 +98,10 @@ async def test_anothers_session_is_answered_as_one_that_is_not(town: Town, ada: 
     assert await stranger.me() is not None
 
 
-async def test_a_new_password_ends_the_others_and_this_one_goes_on_under_a_new_token(
+async def test_a_password_change_ends_other_sessions_and_renews_the_token(
     ada: Visitor, phone: Visitor
 ) -> None:
-    before, thief = ada.token, ada.twin()
+    before, thief = ada.token, ada.copy()
     answer = await change(ada)
     assert (answer.status, answer.location) == (303, "/account")
     assert await ada.me() is not None
@@ -122,7 +124,7 @@ async def test_a_new_password_ends_the_others_and_this_one_goes_on_under_a_new_t
         ("confirm", {"confirm": f"{NEW}!"}),
     ],
 )
-async def test_a_refused_change_changes_nothing_and_shows_no_password(
+async def test_a_refused_password_change_changes_nothing(
     ada: Visitor, phone: Visitor, field: str, fields: dict[str, str]
 ) -> None:
     answer = await change(ada, **fields)
@@ -134,13 +136,13 @@ async def test_a_refused_change_changes_nothing_and_shows_no_password(
     assert (await ada.another_device().sign_in()).status == 303
 
 
-async def test_of_two_tabs_that_change_it_at_once_one_does(ada: Visitor) -> None:
-    tabs = [ada, ada.twin()]
+async def test_concurrent_password_changes_in_two_tabs_succeed_once(ada: Visitor) -> None:
+    tabs = [ada, ada.copy()]
     phrases = [f"{NEW} number {number}" for number in range(2)]
     answers = await asyncio.gather(*map(change, tabs, phrases))
     done = [answer.status == 303 for answer in answers]
     assert sorted(done) == [False, True]
-    # Overtaken before the write, or turned away with the old cookie.
+    # The slower one is refused by the write, or for its old cookie.
     assert answers[done.index(False)].status in (302, 403, 422)
     winner = done.index(True)
     assert await tabs[winner].me() is not None

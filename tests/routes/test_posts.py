@@ -13,7 +13,15 @@ from quartapp.models.posts import comment as comments
 from quartapp.models.posts import post as posts
 from quartapp.policy import Permission
 from tests.people import until
-from tests.routes.conftest import Open, Town, Visitor, documents, pages, role_named, the_user
+from tests.routes.conftest import (
+    StartApp,
+    Visitor,
+    Visitors,
+    documents,
+    pages,
+    role_named,
+    user_named,
+)
 
 MARKUP = [
     "<script>alert(1)</script>",
@@ -34,33 +42,39 @@ async def write(visitor: Visitor, title: str = "A title", body: str = "Some text
 
 
 async def comment(visitor: Visitor, post: str, body: str = "A comment.") -> str:
-    """Writes it; its id."""
+    """Write a comment and return its id."""
     answer = await visitor.post(f"{post}/comments", body=body)
     assert answer.status == 303, answer.text
     return answer.location.rpartition("-")[2]
 
 
 @pytest.fixture
-async def bob(town: Town) -> Visitor:
-    return await town.member("bob")
+async def bob(visitors: Visitors) -> Visitor:
+    return await visitors.member("bob")
 
 
-async def test_what_is_written_is_read_by_everybody(ada: Visitor, bob: Visitor) -> None:
+async def test_posts_and_comments_are_public(ada: Visitor, bob: Visitor) -> None:
     post = await write(ada, "On trees", "One way\nto everywhere.\n\nSecond paragraph.")
     said = await comment(bob, post, "I agree.")
-    nobody = ada.another_device()
-    page = await nobody.get(post)
+    anonymous = ada.another_device()
+    page = await anonymous.get(post)
     assert page.status == 200
     for text in ("On trees", "<p>One way<br>", "Second paragraph.", "I agree.", "bob"):
         assert text in page.text
     assert f'id="comment-{said}"' in page.text
-    assert post in (await nobody.get("/posts")).links
-    assert "1 comment<" in (await nobody.get("/posts")).text
+    assert post in (await anonymous.get("/posts")).links
+    assert "1 comment<" in (await anonymous.get("/posts")).text
 
 
-async def test_only_the_author_changes_a_post(town: Town, ada: Visitor, root: Visitor) -> None:
+async def test_only_the_author_edits_a_post(
+    visitors: Visitors, ada: Visitor, root: Visitor
+) -> None:
     post = await write(ada)
-    for other in (await town.member("bob"), await town.holder("all", *Permission), root):
+    for other in (
+        await visitors.member("bob"),
+        await visitors.with_permissions("all", *Permission),
+        root,
+    ):
         answer = await other.post(f"{post}/edit", title="Mine", body="now")
         assert answer.status == 403
     shown = (await ada.get(f"{post}/edit")).fields
@@ -72,12 +86,12 @@ async def test_only_the_author_changes_a_post(town: Town, ada: Visitor, root: Vi
     assert "edited" in page.text
 
 
-async def test_who_may_write_no_more_edits_nothing_but_takes_back(town: Town) -> None:
-    ada = await town.member()
+async def test_an_author_without_permission_may_delete_but_not_edit(visitors: Visitors) -> None:
+    ada = await visitors.member()
     post = await write(ada)
     said = await comment(ada, post)
-    await (await the_user("ada")).revoke(await role_named("member"), by=NOBODY)
-    await until(ada.is_out)
+    await (await user_named("ada")).revoke(await role_named("member"), by=NOBODY)
+    await until(ada.is_signed_out)
     assert (await ada.sign_in()).status == 303
     refused = await ada.post(f"{post}/edit", title="A", body="B")
     assert refused.status == 403
@@ -87,10 +101,10 @@ async def test_who_may_write_no_more_edits_nothing_but_takes_back(town: Town) ->
     assert await documents("posts") == await documents("comments") == []
 
 
-async def test_a_post_is_deleted_with_its_comments_by_its_author_or_a_moderator(
-    town: Town, ada: Visitor, bob: Visitor
+async def test_authors_and_moderators_delete_a_post_with_its_comments(
+    visitors: Visitors, ada: Visitor, bob: Visitor
 ) -> None:
-    moderator = await town.holder("mod", Permission.POSTS_MODERATE)
+    moderator = await visitors.with_permissions("mod", Permission.POSTS_MODERATE)
     first, second, kept = [await write(ada, title) for title in ("One", "Two", "Three")]
     for post in (first, second, kept):
         await comment(bob, post)
@@ -105,13 +119,13 @@ async def test_a_post_is_deleted_with_its_comments_by_its_author_or_a_moderator(
     assert "“One”" not in notices.replace("commented on “One”", "")
 
 
-async def test_a_comment_is_deleted_by_who_wrote_it_or_a_moderator(
-    town: Town, ada: Visitor, bob: Visitor
+async def test_authors_and_moderators_delete_a_comment(
+    visitors: Visitors, ada: Visitor, bob: Visitor
 ) -> None:
-    moderator = await town.holder("mod", Permission.POSTS_MODERATE)
+    moderator = await visitors.with_permissions("mod", Permission.POSTS_MODERATE)
     post = await write(ada)
     first, second = await comment(bob, post), await comment(bob, post)
-    # The author of the post is not the author of what is said below it.
+    # The author of the post is not the author of its comments.
     assert (await ada.post(f"/comments/{first}/delete")).status == 403
     assert (await bob.post(f"/comments/{first}/delete")).location == post
     assert (await moderator.post(f"/comments/{second}/delete")).status == 303
@@ -121,9 +135,7 @@ async def test_a_comment_is_deleted_by_who_wrote_it_or_a_moderator(
     assert "removed your comment on “A title”" in (await bob.get("/account/notices")).text
 
 
-async def test_a_comment_on_a_post_that_was_deleted_meanwhile_is_404(
-    ada: Visitor, bob: Visitor
-) -> None:
+async def test_a_comment_on_a_deleted_post_is_404(ada: Visitor, bob: Visitor) -> None:
     post = await write(ada)
     await ada.post(f"{post}/delete")
     assert (await bob.post(f"{post}/comments", body="Too late.")).status == 404
@@ -131,7 +143,7 @@ async def test_a_comment_on_a_post_that_was_deleted_meanwhile_is_404(
 
 
 @pytest.mark.parametrize("text", MARKUP)
-async def test_markup_is_shown_as_the_text_it_is(ada: Visitor, text: str) -> None:
+async def test_markup_in_posts_is_escaped(ada: Visitor, text: str) -> None:
     post = await write(ada, text, text)
     await comment(ada, post, text)
     refused = await ada.post("/posts/new", title=text, body="")
@@ -162,7 +174,7 @@ REFUSED = [
 ]
 
 
-async def test_a_refused_post_keeps_what_was_typed(ada: Visitor) -> None:
+async def test_an_invalid_post_is_shown_again_as_filled(ada: Visitor) -> None:
     post = await write(ada)
     before = await documents("posts")
     for field, value in REFUSED:
@@ -176,7 +188,7 @@ async def test_a_refused_post_keeps_what_was_typed(ada: Visitor) -> None:
     assert await documents("posts") == before
 
 
-async def test_a_refused_comment_keeps_what_was_typed(ada: Visitor) -> None:
+async def test_an_invalid_comment_is_shown_again_as_filled(ada: Visitor) -> None:
     post = await write(ada)
     long = "long " * 801
     answer = await ada.post(f"{post}/comments", body=long)
@@ -197,7 +209,9 @@ async def test_a_refused_comment_keeps_what_was_typed(ada: Visitor) -> None:
     ],
     ids=["as long as can be", "as many emoji", "other scripts", "combined"],
 )
-async def test_a_text_in_any_script_is_kept_whole(ada: Visitor, title: str, body: str) -> None:
+async def test_a_text_in_any_script_is_stored_unchanged(
+    ada: Visitor, title: str, body: str
+) -> None:
     post = await write(ada, title, body)
     shown = (await ada.get(f"{post}/edit")).fields
     assert (shown["title"], shown["body"]) == (title, body)
@@ -205,7 +219,7 @@ async def test_a_text_in_any_script_is_kept_whole(ada: Visitor, title: str, body
 
 
 async def many_posts(author: str, count: int) -> list[str]:
-    user = await the_user(author)
+    user = await user_named(author)
     rows = [
         Post(author=user_ref(user.id), title=f"Number {number}", body="Text.")
         for number in range(count)
@@ -220,7 +234,7 @@ async def many_posts(author: str, count: int) -> list[str]:
     [(0, [0]), (posts.PAGE, [posts.PAGE]), (posts.PAGE + 1, [posts.PAGE, 1])],
 )
 @pytest.mark.parametrize("path", ["/posts", "/users/ada"])
-async def test_posts_are_paged_newest_first_each_once(
+async def test_posts_are_paginated_newest_first(
     ada: Visitor, path: str, count: int, sizes: list[int]
 ) -> None:
     written = await many_posts("ada", count)
@@ -230,12 +244,12 @@ async def test_posts_are_paged_newest_first_each_once(
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(50, [50]), (51, [50, 1])])
-async def test_comments_are_paged_oldest_first_each_once(
+async def test_comments_are_paginated_oldest_first(
     ada: Visitor, count: int, sizes: list[int]
 ) -> None:
     assert comments.PAGE == 50
     post = await write(ada)
-    user, post_id = await the_user("ada"), PydanticObjectId(post.rpartition("/")[2])
+    user, post_id = await user_named("ada"), PydanticObjectId(post.rpartition("/")[2])
     rows = [
         Comment(author=user_ref(user.id), post=ref("posts", post_id), body=f"Said {number}.")
         for number in range(count)
@@ -247,25 +261,25 @@ async def test_comments_are_paged_oldest_first_each_once(
     assert places == sorted(places)
 
 
-async def test_a_page_goes_on_where_it_was_when_posts_came_and_went(ada: Visitor) -> None:
+async def test_pagination_is_stable_while_posts_are_added_and_deleted(ada: Visitor) -> None:
     written = await many_posts("ada", posts.PAGE + 5)
     (first,) = [await ada.get("/posts")]
     (more,) = [link for link in first.links if "after=" in link]
     await write(ada, "Came meanwhile")
-    # The row that the cursor names is gone; the cursor still holds.
+    # The cursor still works although its post is deleted.
     await Post.erase(PydanticObjectId(written[posts.PAGE - 1].rpartition("/")[2]))
     second = await ada.get(more)
     assert [link for link in second.links if link in written] == written[posts.PAGE :]
 
 
-async def test_what_somebody_wrote_whose_account_was_deleted_by_hand_breaks_no_page(
-    town: Town, ada: Visitor, bob: Visitor, root: Visitor
+async def test_posts_of_a_raw_deleted_user_break_no_page(
+    visitors: Visitors, ada: Visitor, bob: Visitor, root: Visitor
 ) -> None:
     post = await write(ada)
     theirs = await write(bob)
     await comment(ada, theirs)
     said = await comment(bob, post)
-    await User.erase((await the_user("ada")).id)
+    await User.erase((await user_named("ada")).id)
     for page in ("/", "/posts", post, theirs, "/users/bob", "/account/notices"):
         assert (await bob.get(page)).status == 200, page
     for page in ("/admin/users", "/admin/sessions", "/admin/events", "/admin/users/bob"):
@@ -278,12 +292,12 @@ async def test_what_somebody_wrote_whose_account_was_deleted_by_hand_breaks_no_p
     assert (await root.post(f"{post}/delete")).status == 303
 
 
-async def test_a_profile_shows_roles_and_posts_to_those_who_are_signed_in(
-    town: Town, ada: Visitor, bob: Visitor
+async def test_a_profile_shows_roles_and_posts_to_signed_in_users(
+    visitors: Visitors, ada: Visitor, bob: Visitor
 ) -> None:
     post, other = await write(bob, "Bob's"), await write(ada, "Ada's")
     role = await Role.add("gardener", "", [], by=NOBODY)
-    user = await the_user("bob")
+    user = await user_named("bob")
     await user.grant(role, by=NOBODY)
     page = await ada.get("/users/BOB")
     assert page.status == 200
@@ -294,16 +308,16 @@ async def test_a_profile_shows_roles_and_posts_to_those_who_are_signed_in(
     assert (await ada.get("/users/nobody")).status == 404
 
 
-async def test_a_disabled_accounts_profile_says_so_and_its_posts_stay(
+async def test_the_profile_of_a_disabled_account_says_so_and_keeps_its_posts(
     ada: Visitor, bob: Visitor, root: Visitor
 ) -> None:
     post = await write(bob)
-    await (await the_user("bob")).disable(by=NOBODY)
+    await (await user_named("bob")).disable(by=NOBODY)
     assert "disabled" in (await ada.get("/users/bob")).text
     assert (await ada.get(post)).status == 200
 
 
-async def test_times_are_of_the_past_on_every_page(ada: Visitor) -> None:
+async def test_no_page_shows_a_future_time_for_a_past_event(ada: Visitor) -> None:
     post = await write(ada)
     past = clock.now() - timedelta(days=400)
     await Post.change_all({}, {"$set": {"created_at": past}})
@@ -312,11 +326,11 @@ async def test_times_are_of_the_past_on_every_page(ada: Visitor) -> None:
     assert "1 year" in (await ada.get("/posts")).text
 
 
-async def test_posts_and_comments_have_limits_that_keep_what_was_typed(open_town: Open) -> None:
-    town = await open_town(limit_post="3 per hour", limit_comment="2 per hour")
-    ada, bob = await town.member("ada"), await town.member("bob")
+async def test_posts_and_comments_are_limited_and_keep_the_form(start_app: StartApp) -> None:
+    visitors = await start_app(limit_post="3 per hour", limit_comment="2 per hour")
+    ada, bob = await visitors.member("ada"), await visitors.member("bob")
     post = await write(ada)
-    assert (await ada.post("/posts/new", title="", body="")).status == 422, "does not count"
+    assert (await ada.post("/posts/new", title="", body="")).status == 422, "it does not count"
     await write(ada)
     assert (await ada.post(f"{post}/edit", title="Edited", body="Once")).status == 303
     for path in ("/posts/new", f"{post}/edit"):

@@ -1,4 +1,4 @@
-"""What pages offer to those who hold less, and what their forms are answered with."""
+"""Pages and answers for users who hold fewer permissions than the user or role concerned."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from quartapp.models import Role
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import role_ref
 from quartapp.policy import Permission
-from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
-from tests.routes.scenes import an_invitation
+from tests.routes.conftest import Answer, Visitor, Visitors, documents, role_named, user_named
+from tests.routes.requests import create_invitation
 from tests.routes.test_log_events import Listen, listen
 
 __all__ = ["listen"]
@@ -22,7 +22,7 @@ ROLES, SESSIONS = Permission.ROLES_MANAGE, Permission.SESSIONS_MANAGE
 
 
 def refusal(answer: Answer) -> str:
-    """The error above the content of the page."""
+    """Return the error above the content of the page."""
     found = re.search(r'<p class="flash flash-error" role="alert"[^>]*>([^<]*)</p>', answer.text)
     return found[1] if found else ""
 
@@ -31,12 +31,14 @@ def options(answer: Answer) -> list[str]:
     return re.findall(r'<option[^>]*value="([^"]*)"', answer.text)
 
 
-async def helper(town: Town) -> Visitor:
-    return await town.holder("helper", USERS, READ, WRITE, SESSIONS, ROLES)
+async def helper(visitors: Visitors) -> Visitor:
+    return await visitors.with_permissions("helper", USERS, READ, WRITE, SESSIONS, ROLES)
 
 
-async def test_a_user_cannot_make_themselves_administrator(town: Town, listen: Listen) -> None:
-    eve, said = await helper(town), listen()
+async def test_a_user_cannot_make_themselves_administrator(
+    visitors: Visitors, listen: Listen
+) -> None:
+    eve, said = await helper(visitors), listen()
     answer = await eve.post("/admin/users/eve/grants", role="admin")
     assert answer.status == 404
     answer = await eve.post("/admin/users/helper/grants", role="admin")
@@ -47,7 +49,7 @@ async def test_a_user_cannot_make_themselves_administrator(town: Town, listen: L
     (line,) = [line for line in said() if line["event"] == "authz_fail"]
     assert (line["user"], line["target"]) == ("helper", "admin")
     assert line["missing"] == ["events.read", "posts.moderate"]
-    assert len((await the_user("helper")).roles) == 1
+    assert len((await user_named("helper")).roles) == 1
 
 
 @pytest.mark.parametrize(
@@ -64,8 +66,10 @@ async def test_a_user_cannot_make_themselves_administrator(town: Town, listen: L
         "delete",
     ],
 )
-async def test_a_stronger_user_cannot_be_managed(town: Town, root: Visitor, act: str) -> None:
-    eve = await helper(town)
+async def test_a_stronger_user_cannot_be_managed(
+    visitors: Visitors, root: Visitor, act: str
+) -> None:
+    eve = await helper(visitors)
     await Role.add("plain", "", [], by=NOBODY)
     sent = {"role": "plain", "date": "2030-01-02", "username": "root"}
     answer = await eve.post(f"/admin/users/root/{act}", **sent)
@@ -74,13 +78,13 @@ async def test_a_stronger_user_cannot_be_managed(town: Town, root: Visitor, act:
     assert "You cannot manage root" in said
     assert "that you do not have: events.read, posts.moderate." in said
     assert await root.me() is not None
-    user = await the_user("root")
+    user = await user_named("root")
     assert (user.disabled, user.closes_at, user.closed_at) == (False, None, None)
     assert user.authz_version == 1
 
 
-async def test_a_page_offers_only_what_its_reader_can_do(town: Town, root: Visitor) -> None:
-    eve, ada = await helper(town), await town.member("ada")
+async def test_pages_offer_only_permitted_actions(visitors: Visitors, root: Visitor) -> None:
+    eve, ada = await helper(visitors), await visitors.member("ada")
     await Role.add("writer", "", [WRITE], by=NOBODY)
     page = await eve.get("/admin/users/ada")
     assert options(page) == ["", "role-of-helper", "writer"]
@@ -96,14 +100,14 @@ async def test_a_page_offers_only_what_its_reader_can_do(town: Town, root: Visit
     assert await ada.me() is not None
 
 
-async def test_inviting_a_stronger_user_is_refused_with_what_was_typed(town: Town) -> None:
-    eve = await helper(town)
+async def test_inviting_with_a_stronger_role_is_refused_with_the_form(visitors: Visitors) -> None:
+    eve = await helper(visitors)
     answer = await eve.post("/admin/invitations", email="bob@example.org", role="admin")
     assert answer.status == 403
     assert "You cannot grant the role admin." in answer.text
     assert answer.fields["email"] == "bob@example.org"
     admin = await role_named("admin")
-    made, _ = await an_invitation("eve@example.org", role=role_ref(admin.id))
+    made, _ = await create_invitation("eve@example.org", role=role_ref(admin.id))
     page = await eve.get("/admin/invitations")
     assert "You cannot manage this invitation" in page.text
     for act in ("again", "withdraw"):
@@ -114,8 +118,8 @@ async def test_inviting_a_stronger_user_is_refused_with_what_was_typed(town: Tow
     assert len(await documents("invitations")) == 1
 
 
-async def test_a_stronger_role_can_only_be_read(town: Town) -> None:
-    eve = await helper(town)
+async def test_a_stronger_role_is_read_only(visitors: Visitors) -> None:
+    eve = await helper(visitors)
     page = await eve.get("/admin/roles/moderator")
     assert "You cannot change this role. It includes posts.moderate" in page.text
     assert ">Save changes</button>" not in page.text
@@ -136,7 +140,7 @@ async def test_a_stronger_role_can_only_be_read(town: Town) -> None:
     assert (await role_named("strong")).id == strong.id
 
 
-async def test_default_roles_stay_harmless(root: Visitor) -> None:
+async def test_default_roles_cannot_get_management_permissions(root: Visitor) -> None:
     page = await root.get("/admin/roles/member")
     assert page.text.count("disabled") == 6
     answer = await root.post("/admin/roles/member", name="member", permissions=["users.read"])
@@ -155,7 +159,7 @@ async def test_unknown_permissions_are_shown_and_kept(root: Visitor) -> None:
     assert (await role_named("newer")).permissions == ["users.read", "moon.land"]
 
 
-async def test_questions_come_before_revoking_and_ending_sessions(
+async def test_revoking_and_ending_sessions_ask_for_confirmation(
     root: Visitor, ada: Visitor
 ) -> None:
     page = (await root.get("/admin/users/ada")).text
@@ -170,7 +174,7 @@ async def test_questions_come_before_revoking_and_ending_sessions(
 def test_every_post_only_route_returns_to_the_page_of_its_form(app: Quart) -> None:
     posts = {rule.rule: rule for rule in app.url_map.iter_rules() if "POST" in (rule.methods or ())}
     gets = {rule.rule for rule in app.url_map.iter_rules() if "GET" in (rule.methods or ())}
-    # Signing out is never refused; a refused passkey comes back on the sign-in page by itself.
+    # Signing out is never refused, and a refused passkey shows the sign-in page itself.
     alone = {"/logout", "/login/passkey"}
     bare = {
         path
@@ -180,8 +184,8 @@ def test_every_post_only_route_returns_to_the_page_of_its_form(app: Quart) -> No
     assert bare == alone
 
 
-async def test_a_comment_that_cannot_be_written_comes_back_on_its_page(
-    town: Town, ada: Visitor, monkeypatch: pytest.MonkeyPatch
+async def test_a_refused_comment_is_shown_again_on_its_page(
+    visitors: Visitors, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quartapp.models import Comment
     from quartapp.models.authorization.transaction import RightsChanged
@@ -212,8 +216,10 @@ async def test_the_last_administrator_is_told_on_the_page(root: Visitor) -> None
         assert "<h1>root</h1>" in answer.text
 
 
-async def test_who_may_not_read_the_page_gets_the_refusal_alone(town: Town, root: Visitor) -> None:
-    eve = await town.holder("eve", USERS)
+async def test_a_refusal_is_shown_alone_to_users_who_may_not_read_the_page(
+    visitors: Visitors, root: Visitor
+) -> None:
+    eve = await visitors.with_permissions("eve", USERS)
     answer = await eve.post("/admin/users/root/disable")
     assert answer.status == 403
     assert "You cannot manage root" in answer.text

@@ -1,4 +1,4 @@
-"""Who is believed about where a request comes from (ASVS 4.1.3, 15.3.4)."""
+"""Forwarded headers are believed from trusted proxies only (ASVS 4.1.3, 15.3.4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quartapp import create_app
 from quartapp.auth import remote_address
 from quartapp.middleware.forwarded import ForwardedHeaders
 from quartapp.settings import Settings
-from tests.routes.conftest import Answer, Town, documents
+from tests.routes.conftest import Answer, Visitors, documents
 
 TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 PROXY = "10.0.0.1"
@@ -22,7 +22,7 @@ PROXY = "10.0.0.1"
 async def seen(
     peer: str | None, *forwarded: str, proto: str = "", kind: str = "http"
 ) -> tuple[str | None, str]:
-    """The client and the scheme that the application behind the middleware is told."""
+    """Return the client and the scheme that the middleware passes on."""
     told: dict[str, Any] = {}
 
     async def app(scope: dict[str, Any], *_: object) -> None:
@@ -39,7 +39,7 @@ async def seen(
 
 
 @pytest.mark.parametrize("peer", ["203.0.113.9", "2001:db8::1", "127.0.0.1", "<local>", None])
-async def test_what_a_client_says_of_itself_changes_nothing(peer: str | None) -> None:
+async def test_forwarded_headers_of_untrusted_clients_are_ignored(peer: str | None) -> None:
     assert await seen(peer, "10.0.0.7", "192.0.2.1", proto="https") == (peer, "http")
 
 
@@ -47,11 +47,11 @@ async def test_what_a_client_says_of_itself_changes_nothing(peer: str | None) ->
     ("forwarded", "client"),
     [
         (["192.0.2.1"], "192.0.2.1"),
-        # What the client wrote itself stands to the left of what our proxy saw.
+        # The entries to the left of the trusted proxy's are written by the client.
         (["6.6.6.6, 192.0.2.1"], "192.0.2.1"),
         (["6.6.6.6", "192.0.2.1"], "192.0.2.1"),
         (["10.9.9.9, 192.0.2.1"], "192.0.2.1"),
-        # Proxies of ours behind each other.
+        # Several trusted proxies in a chain.
         (["6.6.6.6, 192.0.2.1, 10.0.0.2, 10.0.0.3"], "192.0.2.1"),
         (["192.0.2.1", "fd00::5"], "192.0.2.1"),
         (["2001:db8::7"], "2001:db8::7"),
@@ -60,9 +60,9 @@ async def test_what_a_client_says_of_itself_changes_nothing(peer: str | None) ->
         (["192.0.2.1:4711"], "192.0.2.1"),
         (["::ffff:192.0.2.1"], "192.0.2.1"),
         (["::ffff:10.0.0.2, ::ffff:192.0.2.1"], "192.0.2.1"),
-        # Somebody inside.
+        # A client in a trusted network.
         (["10.0.0.2"], "10.0.0.2"),
-        # Past what is no address nobody can be believed.
+        # Entries to the left of an invalid one are not trusted.
         (["192.0.2.1, unknown"], PROXY),
         (["192.0.2.1, unknown, 10.0.0.2"], "10.0.0.2"),
         (["192.0.2.1, ,"], "192.0.2.1"),
@@ -71,9 +71,7 @@ async def test_what_a_client_says_of_itself_changes_nothing(peer: str | None) ->
         ([""], PROXY),
     ],
 )
-async def test_of_a_trusted_proxy_the_last_entry_that_is_not_ours_is_the_client(
-    forwarded: list[str], client: str
-) -> None:
+async def test_the_last_untrusted_entry_is_the_client(forwarded: list[str], client: str) -> None:
     assert (await seen(PROXY, *forwarded))[0] == client
     assert (await seen("::ffff:10.0.0.1", *forwarded))[0] in (client, "10.0.0.1")
 
@@ -100,27 +98,27 @@ async def test_a_trusted_proxy_says_whether_the_client_spoke_tls(
 async def behind(settings: Settings) -> AsyncIterator[Quart]:
     app = create_app(settings.model_copy(update={"trusted_proxies": TRUSTED}))
 
-    @app.get("/whence")
-    async def whence() -> dict[str, Any]:
+    @app.get("/client_of")
+    async def client_of() -> dict[str, Any]:
         return {"address": remote_address(), "host": request.host, "scheme": request.scheme}
 
-    @app.websocket("/ws/whence")
-    async def whence_socket() -> None:
+    @app.websocket("/ws/client_of")
+    async def client_of_socket() -> None:
         await websocket.send_json({"address": remote_address(), "scheme": websocket.scheme})
 
     async with app.test_app():
         yield app
 
 
-async def test_sessions_limits_and_the_record_go_by_what_the_proxy_says(behind: Quart) -> None:
-    visitor = Town(behind).nobody()
+async def test_sessions_limits_and_audit_log_use_the_forwarded_client(behind: Quart) -> None:
+    visitor = Visitors(behind).anonymous()
     said = {"X-Forwarded-For": "6.6.6.6, 192.0.2.1", "X-Forwarded-Host": "evil.example"}
     visitor.address = PROXY
-    answer = await visitor.get("/whence", headers=said)
+    answer = await visitor.get("/client_of", headers=said)
     assert answer.text.count("192.0.2.1") == 1
     assert "evil" not in answer.text
     visitor.address = "203.0.113.9"
-    assert "203.0.113.9" in (await visitor.get("/whence", headers=said)).text
+    assert "203.0.113.9" in (await visitor.get("/client_of", headers=said)).text
 
     visitor.username, visitor.address = "ada", PROXY
     fields = {"username": "ada", "email": "ada@example.org", "csrf_token": ""}
@@ -133,7 +131,7 @@ async def test_sessions_limits_and_the_record_go_by_what_the_proxy_says(behind: 
     assert {event["ip"] for event in await documents("events")} == {"192.0.2.1"}
 
     async def guess(address: str) -> Answer:
-        stranger = Town(behind).nobody()
+        stranger = Visitors(behind).anonymous()
         stranger.address = PROXY
         token = await stranger.csrf_token()
         fields = {"csrf_token": token, "login": "ada", "password": "something else altogether"}
@@ -141,16 +139,16 @@ async def test_sessions_limits_and_the_record_go_by_what_the_proxy_says(behind: 
             "/login", fields, {"Origin": "http://localhost", "X-Forwarded-For": address}
         )
 
-    # Changing what stands on the left is no new address; being somebody else is.
+    # Only another client, not another left entry, has a limit of its own.
     statuses = [(await guess(f"198.51.100.{n}, 198.51.100.200")).status for n in range(6)]
     assert statuses == [422] * 5 + [429]
     assert (await guess("198.51.100.201")).status == 422
 
 
-async def test_no_forwarded_scheme_changes_cookies_or_where_forms_may_come_from(
+async def test_a_forwarded_scheme_does_not_change_cookies_or_csrf_checks(
     behind: Quart,
 ) -> None:
-    visitor = await Town(behind).member("ada")
+    visitor = await Visitors(behind).member("ada")
     token = await visitor.csrf_token()
     fields = {"csrf_token": token, "title": "A", "body": "B"}
     spoofed = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example"}
@@ -165,7 +163,9 @@ async def test_no_forwarded_scheme_changes_cookies_or_where_forms_may_come_from(
     assert answer.status == 303
 
 
-def test_networks_and_limits_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_networks_and_limits_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TRUSTED_PROXIES", '["10.0.0.0/8", "192.0.2.1", "fd00::/8"]')
     monkeypatch.setenv("LIMIT_SIGN_IN_ACCOUNT", "20/hour")
     found = Settings.load(secret_key="k" * 32)

@@ -1,4 +1,4 @@
-"""What pages say of the sessions and open tabs that an action has ended, and to whom."""
+"""Receipts: how many sessions and open tabs an action has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quartapp.models.audit.event import Verb
 from quartapp.models.audit.receipt import SETTLED_AFTER, Receipt
 from quartapp.models.base.actor import Actor
 from quartapp.policy import Permission
-from tests.routes.conftest import Answer, Town, Visitor, role_named, the_user
+from tests.routes.conftest import Answer, Visitor, Visitors, role_named, user_named
 
 ACTIONS = {
     "grants/member/revoke": ("and was signed out", "There were no active sessions."),
@@ -22,7 +22,7 @@ ACTIONS = {
 
 
 async def done(root: Visitor, action: str) -> Answer:
-    """The page after the redirect."""
+    """Post the action and return the page after the redirect."""
     answer = await root.post(f"/admin/users/ada/{action}")
     assert answer.status == 303
     return await root.get(answer.location)
@@ -30,15 +30,15 @@ async def done(root: Visitor, action: str) -> Answer:
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("session", ["active", "expired", "ended", "none"])
-async def test_only_users_with_an_active_session_are_said_to_be_signed_out(
-    town: Town, root: Visitor, action: str, session: str
+async def test_the_message_mentions_signing_out_only_with_active_sessions(
+    visitors: Visitors, root: Visitor, action: str, session: str
 ) -> None:
-    ada = await town.member("ada") if session != "none" else town.nobody()
+    ada = await visitors.member("ada") if session != "none" else visitors.anonymous()
     if session == "none":
-        await town.account("ada", await role_named("member"))
+        await visitors.account("ada", await role_named("member"))
     elif session == "expired":
         past = clock.now() - timedelta(minutes=1)
-        mine = {"user.$id": (await the_user("ada")).id}
+        mine = {"user.$id": (await user_named("ada")).id}
         await Session.change_all(mine, {"$set": {"expires_at": past}})
     elif session == "ended":
         await ada.post("/logout")
@@ -48,8 +48,8 @@ async def test_only_users_with_an_active_session_are_said_to_be_signed_out(
     assert (without in page.text) is (session != "active")
 
 
-async def test_the_second_to_end_a_session_is_told_that_it_had_ended(town: Town) -> None:
-    ada = await town.member("ada")
+async def test_ending_an_ended_session_says_so(visitors: Visitors) -> None:
+    ada = await visitors.member("ada")
     other = ada.another_device()
     await other.sign_in()
     me = await other.me()
@@ -59,21 +59,23 @@ async def test_the_second_to_end_a_session_is_told_that_it_had_ended(town: Town)
         assert words in (await ada.get(answer.location)).text
 
 
-async def an_event(by: Visitor, **receipt: int) -> Event:
-    """One that has ended three tabs."""
-    user = await the_user(by.username)
+async def record_event(by: Visitor, **receipt: int) -> Event:
+    """Record an event that has ended three tabs."""
+    user = await user_named(by.username)
     event = await Event.record(Verb.SESSIONS_ENDED, by=Actor(user.id, by.username))
     row = Receipt(worker="0", tabs=3, slowest_ms=5, **receipt)
     await Event.keep_receipt(event.id, row)
     return event
 
 
-async def test_a_receipt_is_for_its_actor_and_for_readers_of_the_audit_log(
-    town: Town, ada: Visitor
+async def test_a_receipt_is_readable_by_its_actor_and_by_auditors(
+    visitors: Visitors, ada: Visitor
 ) -> None:
-    event = await an_event(ada, acked=3, missed=0)
-    reader = await town.holder("reader", Permission.EVENTS_READ)
-    stranger = await town.holder("stranger", *(set(Permission) - {Permission.EVENTS_READ}))
+    event = await record_event(ada, acked=3, missed=0)
+    reader = await visitors.with_permissions("reader", Permission.EVENTS_READ)
+    stranger = await visitors.with_permissions(
+        "stranger", *(set(Permission) - {Permission.EVENTS_READ})
+    )
     for visitor, status in ((ada, 200), (reader, 200), (stranger, 404)):
         answer = await visitor.get(f"/receipts/{event.id}")
         assert answer.status == status
@@ -82,10 +84,10 @@ async def test_a_receipt_is_for_its_actor_and_for_readers_of_the_audit_log(
         assert (await ada.get(f"/receipts/{missing}")).status == 404
 
 
-async def test_a_receipt_is_replaced_and_refreshed_until_nothing_is_waited_for(
+async def test_a_receipt_is_refreshed_until_it_is_complete(
     ada: Visitor,
 ) -> None:
-    event = await an_event(ada, acked=1, missed=0)
+    event = await record_event(ada, acked=1, missed=0)
 
     async def shown() -> str:
         return (await ada.get(f"/receipts/{event.id}")).text
@@ -102,8 +104,8 @@ async def test_a_receipt_is_replaced_and_refreshed_until_nothing_is_waited_for(
     assert "Refresh" not in final
 
 
-async def test_tabs_of_a_worker_that_stopped_are_unknown(ada: Visitor) -> None:
-    event = await an_event(ada, acked=1, missed=0)
+async def test_tabs_of_a_stopped_worker_are_reported_as_unknown(ada: Visitor) -> None:
+    event = await record_event(ada, acked=1, missed=0)
     past = event.at - 2 * SETTLED_AFTER
     await Event.change({"_id": event.id}, {"$set": {"at": past, "counted_tabs": 4}})
     page = (await ada.get(f"/receipts/{event.id}")).text

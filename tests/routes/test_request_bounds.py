@@ -1,4 +1,4 @@
-"""What a request may make the worker do is bounded before any of it is done."""
+"""Requests are bounded before the worker processes them."""
 
 import asyncio
 import importlib
@@ -17,14 +17,14 @@ from quartapp.forms.accounts import CodeForm
 from quartapp.forms.base import Form, at_most
 from quartapp.forms.factors import AppCodeForm
 from quartapp.middleware.request_bounds import COOKIES, FORM_FIELDS, HEADERS, PARAMETERS, URL_BYTES
-from tests.routes.conftest import ORIGIN, Town, Visitor
+from tests.routes.conftest import ORIGIN, Visitor, Visitors
 
 FORM = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded"}
 COSTLY = "a" + "\u0315\u0300" * 30_000
 
 
 def kinds() -> Iterator[type[Form]]:
-    """All forms of the application."""
+    """Return all form classes of the application."""
     for module in pkgutil.iter_modules(forms.__path__, f"{forms.__name__}."):
         for kind in vars(importlib.import_module(module.name)).values():
             if isinstance(kind, type) and issubclass(kind, Form) and kind is not Form:
@@ -37,12 +37,12 @@ KINDS = {kind.__name__: kind for kind in kinds()}
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS)
-def test_each_field_has_a_bound_that_comes_before_all_other_checks(
+def test_each_field_has_a_length_limit_checked_first(
     monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
     form = KINDS[kind](formdata=MultiDict())
     if isinstance(form[name], wtforms.PasswordField):
-        # PasswordHasher and PasswordPolicy have the bound of these, and no filter comes before.
+        # PasswordHasher and PasswordPolicy check the length of these fields, before any filter.
         assert form[name].filters == ()
         return
     most = at_most(form[name])
@@ -60,7 +60,7 @@ def test_each_field_has_a_bound_that_comes_before_all_other_checks(
         if isinstance(field, wtforms.SelectField | wtforms.SelectMultipleField):
             field.choices = [("a", "a")]
         assert not form[name].validate(form)
-        # A choice that is not offered, or a date that is none, is an error already.
+        # An unknown choice or an invalid date is an error already.
         assert "at most" in form[name].errors[-1] or "long" in form[name].errors[-1]
         assert len(form[name].errors) == 1 or form[name].type not in TEXTS
 
@@ -77,14 +77,14 @@ CODES = {
 
 @pytest.mark.parametrize("typed", CODES.values(), ids=CODES)
 @pytest.mark.parametrize("kind", [CodeForm, AppCodeForm])
-def test_a_code_is_taken_in_the_digits_of_any_script(kind: type[Form], typed: str) -> None:
+def test_codes_are_accepted_in_digits_of_any_script(kind: type[Form], typed: str) -> None:
     form = kind(formdata=MultiDict({"code": typed}))
     assert form.validate(), form.errors
     assert form["code"].data == "123456"
 
 
 @pytest.mark.parametrize("typed", ["12345", "1234567", "12345a", "१२३४५", "½½½½½½", "一二三四五六"])
-def test_what_is_no_code_in_any_script_is_refused(typed: str) -> None:
+def test_text_that_is_no_code_in_any_script_is_refused(typed: str) -> None:
     assert not CodeForm(formdata=MultiDict({"code": typed})).validate()
 
 
@@ -100,30 +100,30 @@ HEADS: dict[str, tuple[str, dict[str, str], int]] = {
 
 
 @pytest.mark.parametrize("kind", HEADS)
-async def test_a_head_that_is_out_of_bounds_is_refused_with_all_headers(
-    nobody: Visitor, kind: str
+async def test_an_oversized_request_head_is_refused_with_security_headers(
+    anonymous: Visitor, kind: str
 ) -> None:
     path, headers, status = HEADS[kind]
-    answer = await nobody.get(path, headers=headers)
+    answer = await anonymous.get(path, headers=headers)
     assert answer.status == status
     assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
 
 
-async def test_a_handshake_that_is_out_of_bounds_is_refused(town: Town) -> None:
+async def test_an_oversized_handshake_is_refused(visitors: Visitors) -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {"type": "websocket", "path": "/ws", "query_string": b"a&" * PARAMETERS, "headers": []}
-    await town.app.asgi_app(scope, None, send)  # type: ignore[arg-type]
+    await visitors.app.asgi_app(scope, None, send)  # type: ignore[arg-type]
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
-async def test_a_large_head_within_the_bounds_is_answered(nobody: Visitor) -> None:
+async def test_a_large_head_within_the_limits_is_answered(anonymous: Visitor) -> None:
     headers = {"Cookie": ";".join(["a=b"] * (COOKIES - 20)), **{f"X-{n}": "" for n in range(50)}}
     query = "&".join(["next=/" + "a" * 60] * (PARAMETERS - 1))
-    assert (await nobody.get(f"/login?{query}", headers=headers)).status == 200
+    assert (await anonymous.get(f"/login?{query}", headers=headers)).status == 200
 
 
 async def test_a_form_has_a_bounded_number_of_fields(ada: Visitor) -> None:
@@ -138,7 +138,7 @@ async def test_a_form_has_a_bounded_number_of_fields(ada: Visitor) -> None:
 
 
 async def test_multipart_bodies_are_not_parsed(
-    nobody: Visitor, monkeypatch: pytest.MonkeyPatch
+    anonymous: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def parsed(*_: Any) -> Any:
         raise AssertionError("a multipart body was parsed")
@@ -146,12 +146,12 @@ async def test_multipart_bodies_are_not_parsed(
     monkeypatch.setattr(FormDataParser, "_parse_multipart", parsed)
     body = b'--b\r\nContent-Disposition: form-data; name="login"\r\n\r\nada\r\n--b--\r\n'
     headers = {"Origin": ORIGIN, "Content-Type": "multipart/form-data; boundary=b"}
-    answer = await nobody.ask("POST", "/login", data=body, headers=headers)
+    answer = await anonymous.ask("POST", "/login", data=body, headers=headers)
     assert answer.status == 422
 
 
-async def test_large_forms_are_parsed_one_by_one_with_turns_between(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+async def test_large_forms_are_parsed_one_at_a_time(
+    visitors: Visitors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turn, parsed = 0, []
     parse = FormDataParser._parse_urlencoded
@@ -168,8 +168,8 @@ async def test_large_forms_are_parsed_one_by_one_with_turns_between(
 
     monkeypatch.setattr(FormDataParser, "_parse_urlencoded", counting)
     counter = asyncio.create_task(count())
-    nobody = town.nobody()
-    await asyncio.gather(*(nobody.send("/login", {"login": "+%" * 4_000}) for _ in range(20)))
+    anonymous = visitors.anonymous()
+    await asyncio.gather(*(anonymous.send("/login", {"login": "+%" * 4_000}) for _ in range(20)))
     counter.cancel()
     assert len(parsed) == 20
     assert len(set(parsed)) == 20

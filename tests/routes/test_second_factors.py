@@ -1,4 +1,4 @@
-"""Setting up a second factor, signing in with it, and losing it (ASVS 6.3.3, 6.5.1 to 6.5.5)."""
+"""Setting up a second factor, signing in with it and recovering it (ASVS 6.3.3, 6.5)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,16 @@ from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import ADMIN
 from quartapp.runtime import runtime_of
-from tests.routes.authenticator import app_code, codes_on, half_way, secret_on, set_up
-from tests.routes.conftest import ORIGIN, Open, Town, Visitor, documents, role_named, the_user
+from tests.routes.authenticator import app_code, before_second_step, codes_on, secret_on, set_up
+from tests.routes.conftest import (
+    ORIGIN,
+    StartApp,
+    Visitor,
+    Visitors,
+    documents,
+    role_named,
+    user_named,
+)
 
 TOTP, STEP, FACTORS = "/account/factors/totp", "/login/factor", "/account/factors"
 CODES = "/account/factors/recovery-codes"
@@ -31,7 +39,7 @@ Wait = Callable[[float], None]
 
 @pytest.fixture
 def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
-    """Makes time seem to pass, for everybody here but the database."""
+    """Return a function that advances the clock of the application by seconds."""
     real, ahead = clock.now, [timedelta(0)]
     monkeypatch.setattr(clock, "now", lambda: real() + ahead[0])
 
@@ -41,8 +49,8 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
     return wait
 
 
-async def back_again(visitor: Visitor, **fields: str) -> None:
-    """Signs out and shows the password again."""
+async def repeat_password_step(visitor: Visitor, **fields: str) -> None:
+    """Sign out and enter the password again."""
     await visitor.post("/logout")
     answer = await visitor.sign_in(**fields)
     assert (answer.status, answer.location) == (303, STEP), answer.text
@@ -62,8 +70,8 @@ async def require(name: str) -> None:
 # ---- setting up
 
 
-async def test_the_secret_stays_through_reloads_and_wrong_codes_and_is_this_sessions_own(
-    ada: Visitor, town: Town
+async def test_the_offered_secret_is_stable_and_bound_to_its_session(
+    ada: Visitor, visitors: Visitors
 ) -> None:
     page = await ada.get(TOTP)
     secret = secret_on(page)
@@ -79,7 +87,7 @@ async def test_the_secret_stays_through_reloads_and_wrong_codes_and_is_this_sess
         assert answer.status == 422
         assert answer.error("code")
         assert secret_on(answer) == secret
-    # A cookie that came from elsewhere offers nothing.
+    # A cookie of another browser offers no secret.
     other = ada.another_device()
     await other.sign_in()
     assert secret_on(await other.get(TOTP)) != secret
@@ -88,9 +96,9 @@ async def test_the_secret_stays_through_reloads_and_wrong_codes_and_is_this_sess
     assert secret_on(await ada.get(TOTP)) not in (secret, secret_on(await other.get(TOTP)))
 
 
-async def test_it_is_on_with_the_right_code_and_codes_are_shown_once(ada: Visitor) -> None:
+async def test_the_right_code_sets_up_the_app_and_shows_codes_once(ada: Visitor) -> None:
     assert "Set up an app" in (await ada.get(FACTORS)).text
-    thief, me = ada.twin(), await ada.me()
+    thief, me = ada.copy(), await ada.me()
     other = ada.another_device()
     await other.sign_in()
     await set_up(ada)
@@ -101,15 +109,17 @@ async def test_it_is_on_with_the_right_code_and_codes_are_shown_once(ada: Visito
     assert codes_on(again) == []
     assert "You have 10 recovery codes left" in again.text
     assert ada.codes[0] not in (await ada.get(FACTORS)).text
-    # Whoever came with a password alone has to come again.
+    # Sessions without a factor have ended.
     told = await other.get("/account")
     assert told.status == 302
     assert "requires a second factor" in (await other.get(told.location)).text
-    assert (await ada.get(TOTP)).location == FACTORS, "it is set up already"
+    assert (await ada.get(TOTP)).location == FACTORS, "the app is set up already"
 
 
-async def test_new_codes_are_shown_once_and_the_old_ones_are_void(ada: Visitor, town: Town) -> None:
-    assert (await ada.post(CODES)).location == FACTORS, "there is nothing to recover yet"
+async def test_new_recovery_codes_are_shown_once_and_void_the_old_ones(
+    ada: Visitor, visitors: Visitors
+) -> None:
+    assert (await ada.post(CODES)).location == FACTORS, "there is no factor to recover yet"
     await set_up(ada)
     old = ada.codes
     answer = await ada.post(CODES)
@@ -117,7 +127,7 @@ async def test_new_codes_are_shown_once_and_the_old_ones_are_void(ada: Visitor, 
     assert len(new) == 10
     assert not set(new) & set(old)
     assert codes_on(await ada.get(answer.location)) == []
-    await back_again(ada)
+    await repeat_password_step(ada)
     assert (await ada.post(STEP, code=old[0])).status == 422
     assert (await ada.post(STEP, code=new[0])).status == 303
 
@@ -125,14 +135,12 @@ async def test_new_codes_are_shown_once_and_the_old_ones_are_void(ada: Visitor, 
 async def test_an_old_cookie_shows_no_recovery_codes_again(ada: Visitor) -> None:
     await set_up(ada)
     answer = await ada.post(CODES)
-    before = ada.twin()
+    before = ada.copy()
     assert len(codes_on(await ada.get(answer.location))) == 10
     assert codes_on(await before.get(answer.location)) == []
 
 
-async def test_an_old_cookie_offers_no_secret_that_was_set_up_before(
-    ada: Visitor, wait: Wait
-) -> None:
+async def test_an_old_cookie_does_not_offer_a_used_secret_again(ada: Visitor, wait: Wait) -> None:
     secret = secret_on(await ada.get(TOTP))
     before = [cookie for cookie in ada._jar if cookie.name == "quartapp_visit"]
     await set_up(ada)
@@ -145,22 +153,22 @@ async def test_an_old_cookie_offers_no_secret_that_was_set_up_before(
     assert answer.status == 422
     assert "already used" in answer.error("code")
     assert secret_on(answer) != secret
-    assert (await the_user("ada")).totp is None
+    assert (await user_named("ada")).totp is None
 
 
-async def test_a_password_that_was_shown_leads_to_one_sign_in(ada: Visitor) -> None:
+async def test_a_completed_password_step_allows_one_sign_in(ada: Visitor) -> None:
     await set_up(ada)
-    await back_again(ada)
-    before = ada.twin()
+    await repeat_password_step(ada)
+    before = ada.copy()
     assert (await ada.post(STEP, code=ada.codes[0])).location == FACTORS
     answer = await before.post(STEP, code=ada.codes[1])
     assert (answer.status, answer.location) == (303, "/login")
     assert await before.me() is None
 
 
-async def test_changes_of_factors_have_a_limit(open_town: Open) -> None:
-    town = await open_town(limit_factor_change="4 per hour")
-    ada = await town.member("ada")
+async def test_changes_of_factors_are_limited(start_app: StartApp) -> None:
+    visitors = await start_app(limit_factor_change="4 per hour")
+    ada = await visitors.member("ada")
     await set_up(ada)
     for _ in range(3):
         assert (await ada.post(CODES)).status == 303
@@ -168,16 +176,14 @@ async def test_changes_of_factors_have_a_limit(open_town: Open) -> None:
     assert refused.status == 429
     assert 3000 < int(refused.headers["Retry-After"]) <= 3600
     assert (await ada.post(f"{TOTP}/remove")).status == 429
-    bob = await town.member("bob")
+    bob = await visitors.member("bob")
     await set_up(bob)
 
 
 # ---- signing in
 
 
-async def test_after_the_password_there_is_no_session_until_the_code_is_right(
-    ada: Visitor, wait: Wait
-) -> None:
+async def test_there_is_no_session_until_the_code_is_right(ada: Visitor, wait: Wait) -> None:
     app = await set_up(ada)
     await ada.post("/logout")
     answer = await ada.sign_in(remember="y")
@@ -207,7 +213,7 @@ async def test_after_the_password_there_is_no_session_until_the_code_is_right(
     assert (await thief.post(STEP, code=app.code())).status == 303
 
 
-async def test_where_one_was_going_is_kept_through_both_steps(ada: Visitor) -> None:
+async def test_the_next_page_is_kept_through_both_steps(ada: Visitor) -> None:
     await set_up(ada)
     await ada.post("/logout")
     fields = {"login": ada.username, "password": ada.password}
@@ -218,8 +224,8 @@ async def test_where_one_was_going_is_kept_through_both_steps(ada: Visitor) -> N
     assert evil.location == FACTORS
 
 
-async def test_the_step_is_over_after_ten_minutes_and_with_another_password(
-    town: Town, wait: Wait
+async def test_the_second_step_expires_after_ten_minutes_or_a_new_password(
+    visitors: Visitors, wait: Wait
 ) -> None:
     async def is_over(visitor: Visitor) -> bool:
         codes = visitor.codes
@@ -229,27 +235,27 @@ async def test_the_step_is_over_after_ten_minutes_and_with_another_password(
         ]
         return [answer.location for answer in answers] == ["/login?next=%2Fposts", "/login"]
 
-    ada = await half_way(town, "ada")
+    ada = await before_second_step(visitors, "ada")
     wait(599)
     assert not await is_over(ada)
-    late = await half_way(town, "late")
+    late = await before_second_step(visitors, "late")
     wait(601)
     assert await is_over(late)
     for number, change in enumerate(
         ({"password_hash": "x"}, {"disabled_at": clock.now()}, {"totp": None})
     ):
-        visitor = await half_way(town, f"changed-{number}")
+        visitor = await before_second_step(visitors, f"changed-{number}")
         await User.change({"username": visitor.username}, {"$set": change})
         assert await is_over(visitor)
-    assert await is_over(Visitor(town.app, codes=["x"])), "who never began"
+    assert await is_over(Visitor(visitors.app, codes=["x"])), "a visitor without a password step"
 
 
-async def test_the_step_of_one_cannot_be_used_for_another(town: Town) -> None:
-    """What a browser keeps is sealed for its use: an offer or shown codes are no step."""
-    ada = await half_way(town, "ada")
-    eve = await town.member("eve")
+async def test_the_second_step_is_bound_to_its_user(visitors: Visitors) -> None:
+    """Encrypted cookies are bound to their purpose: an offered secret is not a password step."""
+    ada = await before_second_step(visitors, "ada")
+    eve = await visitors.member("eve")
     await eve.get(TOTP)
-    encryption = runtime_of(town.app).encryption
+    encryption = runtime_of(visitors.app).encryption
     assert (
         encryption.decrypt_value(
             encryption.encrypt_value(["x"], "offer"), "second step", max_age=timedelta(1)
@@ -259,22 +265,22 @@ async def test_the_step_of_one_cannot_be_used_for_another(town: Town) -> None:
     assert (await ada.post(STEP, code=app_code(secret_on(await eve.get(TOTP))))).status == 422
 
 
-async def test_a_wrong_password_is_answered_alike_with_and_without_a_factor(
-    town: Town, ada: Visitor
+async def test_a_wrong_password_gets_the_same_answer_with_and_without_factor(
+    visitors: Visitors, ada: Visitor
 ) -> None:
-    await town.member("bob")
+    await visitors.member("bob")
     await set_up(ada)
     answers = []
     for name in ("ada", "bob", "nobody"):
-        visitor = Visitor(town.app, name, "not the password")
+        visitor = Visitor(visitors.app, name, "not the password")
         answer = await visitor.sign_in()
         text = answer.anonymized.replace(f'value="{name}"', "")
         answers.append((answer.status, text, sorted(answer.headers.keys())))
     assert answers[0] == answers[1] == answers[2]
 
 
-async def test_guesses_at_codes_are_limited_even_for_one_who_knows_the_password(
-    town: Town, ada: Visitor, wait: Wait
+async def test_wrong_codes_are_limited_after_the_right_password(
+    visitors: Visitors, ada: Visitor, wait: Wait
 ) -> None:
     app = await set_up(ada)
     await ada.post("/logout")
@@ -287,12 +293,12 @@ async def test_guesses_at_codes_are_limited_even_for_one_who_knows_the_password(
     assert later.status == 429
     assert int(later.headers["Retry-After"]) >= 1
     assert "Too many attempts" in later.text
-    # The owner is told of it once: whoever gets here knows the password.
-    (told,) = await town.letters(ada.email, "Somebody may know your password")
+    # The owner is notified once, because the attacker knows the password.
+    (told,) = await visitors.emails(ada.email, "Somebody may know your password")
     assert "192.0.2.66" in told
     (notice,) = await documents("notices", kind="codes.refused")
-    assert notice["user"].id == (await the_user("ada")).id
-    # From elsewhere it is the same account; in her own browser she has tries of her own.
+    assert notice["user"].id == (await user_named("ada")).id
+    # Other addresses share the limit; the owner's known browser has its own.
     elsewhere = ada.another_device("198.51.100.7")
     await elsewhere.sign_in()
     assert (await elsewhere.post(STEP, code="000000")).status == 429
@@ -303,9 +309,11 @@ async def test_guesses_at_codes_are_limited_even_for_one_who_knows_the_password(
 # ---- recovery
 
 
-async def test_a_hundred_wrong_codes_in_a_row_are_all_there_is(town: Town, ada: Visitor) -> None:
+async def test_no_code_is_accepted_after_a_hundred_wrong_codes_in_a_row(
+    visitors: Visitors, ada: Visitor
+) -> None:
     await set_up(ada)
-    user = await the_user("ada")
+    user = await user_named("ada")
 
     async def guess(known: bool) -> bool:
         with suppress(FactorsBlocked):
@@ -318,20 +326,20 @@ async def test_a_hundred_wrong_codes_in_a_row_are_all_there_is(town: Town, ada: 
     with pytest.raises(FactorsBlocked):
         await wrong_codes.begin(user, known=False)
     await user.change_password("another", by=NOBODY)
-    assert await wrong_codes.begin(await the_user("ada"), known=False) is False
+    assert await wrong_codes.begin(await user_named("ada"), known=False) is False
 
 
-async def test_too_many_wrong_codes_block_strangers_but_not_the_owner(
-    town: Town, ada: Visitor
+async def test_too_many_wrong_codes_block_unknown_browsers_only(
+    visitors: Visitors, ada: Visitor
 ) -> None:
     await set_up(ada)
-    user = await the_user("ada")
+    user = await user_named("ada")
     counted = {"credential": user.credential, "others": 79, "known": 0}
     await User.change({"_id": user.id}, {"$set": {"wrong_codes": counted}})
     eve = ada.another_device("198.51.100.1")
     await eve.sign_in()
     assert (await eve.post(STEP, code="000000")).error("code")
-    (told,) = await town.letters(ada.email, "Codes no longer sign in")
+    (told,) = await visitors.emails(ada.email, "Codes no longer sign in")
     assert "198.51.100.1" in told
     (event,) = await Event.find({"verb": Verb.CODES_BLOCKED}).to_list()
     assert event.subject is not None
@@ -343,52 +351,54 @@ async def test_too_many_wrong_codes_block_strangers_but_not_the_owner(
     assert (
         "too many wrong codes" in (await eve.post("/login/passkey", credential="{}", step="y")).text
     )
-    # The owner's browser has a count of its own, and a right code does not open it to strangers.
-    await back_again(ada)
+    # The owner's browser has a count of its own. Its right code does not unblock others.
+    await repeat_password_step(ada)
     assert (await ada.post(STEP, code=ada.codes[0])).status == 303
     assert "too many wrong codes" in (await eve.post(STEP, code=ada.codes[1])).text
-    # A new password makes a new beginning.
-    await (await the_user("ada")).change_password(user.password_hash + " ", by=NOBODY)
-    assert await wrong_codes.begin(await the_user("ada"), known=False) is False
+    # A new password resets the count.
+    await (await user_named("ada")).change_password(user.password_hash + " ", by=NOBODY)
+    assert await wrong_codes.begin(await user_named("ada"), known=False) is False
 
 
-async def test_wrong_codes_count_until_a_right_one(ada: Visitor) -> None:
+async def test_a_right_code_resets_the_count_of_wrong_codes(ada: Visitor) -> None:
     await set_up(ada)
-    await back_again(ada)
+    await repeat_password_step(ada)
     for _ in range(2):
         assert (await ada.post(STEP, code="000000")).status == 422
     assert (await ada.post("/login/passkey", credential="{}", step="y")).status == 422
-    counted = (await the_user("ada")).wrong_codes
+    counted = (await user_named("ada")).wrong_codes
     assert counted is not None
     assert (counted.known, counted.others) == (3, 0)
     assert (await ada.post(STEP, code=ada.codes[0])).status == 303
-    counted = (await the_user("ada")).wrong_codes
+    counted = (await user_named("ada")).wrong_codes
     assert counted is not None
     assert counted.known == 0
 
 
-async def test_a_recovery_code_signs_in_once_warns_and_is_told(town: Town, ada: Visitor) -> None:
+async def test_a_recovery_code_signs_in_once_and_sends_an_email(
+    visitors: Visitors, ada: Visitor
+) -> None:
     await set_up(ada)
-    await back_again(ada)
+    await repeat_password_step(ada)
     answer = await ada.post(STEP, code=ada.codes[3].upper().replace("-", " "))
     assert (answer.status, answer.location) == (303, FACTORS)
     page = await ada.get(FACTORS)
     assert 'class="flash flash-warning"' in page.text
     assert "9 recovery codes left" in page.text
     assert "Left: 9." in (await ada.get("/account/notices")).text
-    (letter,) = await town.letters(ada.email, "recovery code was used")
+    (letter,) = await visitors.emails(ada.email, "recovery code was used")
     assert "Codes left: 9" in letter
-    await back_again(ada)
+    await repeat_password_step(ada)
     assert (await ada.post(STEP, code=ada.codes[3])).status == 422
 
 
-async def test_removing_the_app_is_told_and_a_password_is_enough_again(
-    town: Town, ada: Visitor
+async def test_removing_the_app_sends_an_email_and_allows_password_sign_in(
+    visitors: Visitors, ada: Visitor
 ) -> None:
     await set_up(ada)
     assert (await ada.post(f"{TOTP}/remove")).location == FACTORS
     assert "does not sign out your other devices" in (await ada.get(FACTORS)).text
-    (letter,) = await town.letters(ada.email, "factor was removed")
+    (letter,) = await visitors.emails(ada.email, "factor was removed")
     assert "authenticator app" in letter
     assert "You have no recovery codes" in (await ada.get(CODES)).text
     await ada.post("/logout")
@@ -396,8 +406,8 @@ async def test_removing_the_app_is_told_and_a_password_is_enough_again(
     assert await ada.me()
 
 
-async def test_an_administrator_takes_the_factors_of_who_has_lost_them(
-    town: Town, root: Visitor, ada: Visitor
+async def test_an_administrator_resets_lost_factors(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
     await set_up(ada)
     page = await root.get("/admin/users/ada")
@@ -406,10 +416,10 @@ async def test_an_administrator_takes_the_factors_of_who_has_lost_them(
     assert "factors/reset" not in (await root.get("/admin/users/ada")).text
     assert await ada.me() is None
     session = (await documents("sessions", ended_reason=Reason.ENDED_BY_ADMIN.value))[0]
-    assert session["user"].id == (await the_user("ada")).id
+    assert session["user"].id == (await user_named("ada")).id
     event = (await Event.page(limit=1))[0]
     assert (event.verb, event.subject.username) == (Verb.FACTORS_RESET, "ada")  # type: ignore[union-attr]
-    (letter,) = await town.letters(ada.email, "Your second factors were removed")
+    (letter,) = await visitors.emails(ada.email, "Your second factors were removed")
     assert "root removed all" in letter
     assert (await ada.sign_in()).location == "/"
     assert (
@@ -418,16 +428,16 @@ async def test_an_administrator_takes_the_factors_of_who_has_lost_them(
     )
 
 
-# ---- roles that ask for one
+# ---- roles that require a factor
 
 
-async def test_who_lacks_a_factor_is_led_to_it_and_goes_on_from_there(
-    town: Town, root: Visitor
+async def test_a_user_without_required_factor_is_sent_to_set_it_up(
+    visitors: Visitors, root: Visitor
 ) -> None:
     await require(ADMIN)
     answer = await root.get("/admin/users?q=a")
     assert (answer.status, answer.location) == (302, f"{FACTORS}?next=%2Fadmin%2Fusers%3Fq%3Da")
-    assert FACTORS in (await root.get("/")).links, "each page says so"
+    assert FACTORS in (await root.get("/")).links, "each page shows the notice"
     page = await root.get(answer.location)
     assert "The role admin requires a second factor" in page.text
     refused = await root.post("/admin/users/root/disable")
@@ -440,14 +450,16 @@ async def test_who_lacks_a_factor_is_led_to_it_and_goes_on_from_there(
     shown = await root.get(done.location)
     assert "/admin/users?q=a" in shown.links
     assert (await root.get("/admin/users?q=a")).status == 200
-    # What no role of theirs gives is refused as ever.
-    ada = await town.member("ada")
+    # Permissions of no role of the user are refused with 403.
+    ada = await visitors.member("ada")
     assert (await ada.get("/admin/users")).status == 403
 
 
-async def test_what_a_role_asks_for_reaches_open_pages_in_place(town: Town, root: Visitor) -> None:
+async def test_open_pages_hear_of_a_new_factor_requirement(
+    visitors: Visitors, root: Visitor
+) -> None:
     page = "/admin/roles/moderator"
-    mod = await town.signed_in("mod", await role_named("moderator"))
+    mod = await visitors.signed_in("mod", await role_named("moderator"))
     async with mod.client.websocket("/ws", headers={"Origin": ORIGIN}, scope_base=mod.scope) as tab:
 
         async def heard(kind: str) -> dict[str, list[str]]:
@@ -471,7 +483,7 @@ async def test_what_a_role_asks_for_reaches_open_pages_in_place(town: Town, root
     assert not (await role_named("moderator")).requires_factor
 
 
-async def test_the_role_that_may_do_everything_is_told_so_by_its_page(root: Visitor) -> None:
+async def test_the_factor_requirement_of_the_admin_role_is_set_on_its_page(root: Visitor) -> None:
     page = await root.get("/admin/roles/admin")
     fields = {k: v for k, v in page.fields.items() if k in ("name", "description")}
     before = await role_named(ADMIN)

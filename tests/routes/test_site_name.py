@@ -16,8 +16,8 @@ from quartapp.email.transports import Folder
 from quartapp.routes.factors import pages
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
-from tests.routes.conftest import Town
-from tests.routes.scenes import options
+from tests.routes.conftest import Visitors
+from tests.routes.requests import options
 
 NAME = 'Müller & "Söhne"'
 
@@ -31,17 +31,21 @@ async def named(settings: Settings) -> AsyncIterator[Quart]:
         yield app
 
 
-async def test_the_site_name_is_shown_escaped_wherever_people_read_it(
+async def test_the_site_name_is_escaped_everywhere(
     named: Quart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def as_text(uri: str) -> Markup:
         return Markup('<img alt="{}">').format(uri)
 
     monkeypatch.setattr(pages, "_picture", as_text)
-    town = Town(named)
-    nobody, ada = town.nobody(), await town.member()
+    visitors = Visitors(named)
+    anonymous, ada = visitors.anonymous(), await visitors.member()
 
-    for page in (await nobody.get("/"), await ada.get("/posts"), await nobody.get("/nowhere")):
+    for page in (
+        await anonymous.get("/"),
+        await ada.get("/posts"),
+        await anonymous.get("/nowhere"),
+    ):
         title = re.search(r"<title>(.*?)</title>", page.text)
         assert title
         assert html.unescape(title[1]).endswith(f" \N{EN DASH} {NAME}")
@@ -57,7 +61,7 @@ async def test_the_site_name_is_shown_escaped_wherever_people_read_it(
     assert uri
     assert parse_qs(urlsplit(html.unescape(uri[1])).query)["issuer"] == [NAME]
 
-    assert (await nobody.post("/forgot", email="ada@example.org")).status == 303
-    await town.letters("ada@example.org", f"[{NAME}] ")
+    assert (await anonymous.post("/forgot", email="ada@example.org")).status == 303
+    await visitors.emails("ada@example.org", f"[{NAME}] ")
     (letter,) = Folder(runtime_of(named).settings.data / "mail").newest(1)
     assert letter.subject == f"[{NAME}] Set a new password"

@@ -1,18 +1,18 @@
-"""What holds for each page that there is (ASVS 6.2.6, 6.2.7, 6.4.2, 7.4.4)."""
+"""Rules that hold for every page (ASVS 6.2.6, 6.2.7, 6.4.2, 7.4.4)."""
 
 from html.parser import HTMLParser
 
 from quartapp.models.accounts.one_time_token import Purpose
 from quartapp.policy import Permission
-from tests.routes.conftest import Answer, Town
-from tests.routes.matrix import MATRIX
-from tests.routes.scenes import a_link, path, scene
+from tests.routes.conftest import Answer, Visitors
+from tests.routes.permission_matrix import MATRIX
+from tests.routes.requests import author_with_content, issue_token, path
 
 Attributes = dict[str, str | None]
 
 
 class Inputs(HTMLParser):
-    """The inputs of a page, and what its elements would do by themselves."""
+    """Collects the inputs of a page and its inline event handlers."""
 
     def __init__(self, page: Answer) -> None:
         super().__init__()
@@ -26,25 +26,29 @@ class Inputs(HTMLParser):
             self.found.append(dict(attrs))
 
 
-async def every_page(town: Town) -> dict[str, Answer]:
-    """Each page as an author sees it who may do everything, and those for nobody."""
-    _, parts = await scene(town)
-    author = await town.holder("boss", *Permission)
-    await a_link(author, Purpose.CONFIRM)
-    own, found = await scene(town, "author"), {}
+async def every_page(visitors: Visitors) -> dict[str, Answer]:
+    """Return each page, as an administrator and as an anonymous visitor see it."""
+    _, parts = await author_with_content(visitors)
+    author = await visitors.with_permissions("boss", *Permission)
+    await issue_token(author, Purpose.CONFIRM)
+    own, found = await author_with_content(visitors, "author"), {}
     for row in MATRIX:
         if row.method != "GET" or row.rule.startswith(("/static", "/api", "/livez", "/readyz")):
             continue
-        for who, visitor in (("nobody", town.nobody()), ("boss", author), ("author", own[0])):
+        for who, visitor in (
+            ("nobody", visitors.anonymous()),
+            ("boss", author),
+            ("author", own[0]),
+        ):
             answer = await visitor.get(path(row, {**parts, **(own[1] if who == "author" else {})}))
             if answer.status == 200 and answer.headers["Content-Type"].startswith("text/html"):
                 found[f"{row.rule} of {who}"] = answer
     return found
 
 
-async def test_passwords_are_masked_and_a_password_manager_may_fill_them(town: Town) -> None:
+async def test_password_fields_are_masked_and_have_autocomplete(visitors: Visitors) -> None:
     asked_on = set()
-    for where, page in (await every_page(town)).items():
+    for where, page in (await every_page(visitors)).items():
         inputs = Inputs(page)
         assert inputs.handlers == [], where
         for field in inputs.found:
@@ -68,7 +72,7 @@ async def test_passwords_are_masked_and_a_password_manager_may_fill_them(town: T
     }
 
 
-async def test_every_page_of_somebody_signed_in_has_a_way_out(town: Town) -> None:
-    for where, page in (await every_page(town)).items():
+async def test_every_page_of_a_signed_in_user_has_a_sign_out_button(visitors: Visitors) -> None:
+    for where, page in (await every_page(visitors)).items():
         signed_in = not where.endswith("nobody")
         assert ('<form action="/logout" method="post">' in page.text) is signed_in, where

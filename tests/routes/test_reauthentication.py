@@ -1,4 +1,4 @@
-"""What is sensitive takes a password that was typed lately, and loses nothing (ASVS 7.2.4, 7.5)."""
+"""Sensitive actions require a recent authentication, and keep the form (ASVS 7.2.4, 7.5)."""
 
 import asyncio
 import re
@@ -13,14 +13,22 @@ from tests.routes.conftest import (
     ORIGIN,
     SESSION_COOKIE,
     Answer,
-    Town,
     Visitor,
+    Visitors,
     contents,
     documents,
-    the_user,
+    user_named,
 )
-from tests.routes.matrix import POSTS
-from tests.routes.scenes import add_passkey, enough, filled, options, owning, path, scene
+from tests.routes.permission_matrix import POSTS
+from tests.routes.requests import (
+    add_passkey,
+    author_with_content,
+    form_with_code,
+    options,
+    path,
+    sufficient_permissions,
+    with_own_passkey,
+)
 from tests.security_key import Authenticator
 
 TITLE = "Confirm that it is you"
@@ -35,20 +43,22 @@ async def send_again(visitor: Visitor, page: Answer, action: str, password: str)
     return await visitor.send(action, fields)
 
 
-async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_confirm(
-    town: Town,
+async def test_exactly_the_sensitive_posts_ask_to_reauthenticate(
+    visitors: Visitors,
 ) -> None:
     wrong = {}
     for number, row in enumerate(POSTS):
         if row.needs in ("anyone", "returning"):
             continue
-        author, parts = await scene(town, f"author-{number}")
+        author, parts = await author_with_content(visitors, f"author-{number}")
         visitor = author
         if row.needs not in ("signed in", "author"):
-            visitor = await town.holder(f"visitor-{number}", *enough(row))
-        parts = await owning(visitor, row, parts)
-        await visitor.grow_stale()
-        fields, token = await filled(row, visitor, author.username), visitor.token
+            visitor = await visitors.with_permissions(
+                f"visitor-{number}", *sufficient_permissions(row)
+            )
+        parts = await with_own_passkey(visitor, row, parts)
+        await visitor.expire_authentication()
+        fields, token = await form_with_code(row, visitor, author.username), visitor.token
         if row.rule == "/confirm":
             fields = {}
         before = await contents()
@@ -67,17 +77,17 @@ async def test_exactly_the_posts_that_the_table_names_ask_a_stale_session_to_con
     assert wrong == {}
 
 
-async def test_what_was_sent_comes_back_whole_and_is_done_with_the_password(root: Visitor) -> None:
+async def test_the_submitted_form_is_kept_and_done_with_the_password(root: Visitor) -> None:
     typed = {
         "name": "Spaß",
         "description": 'A "quoted" <b> description, ünïcode',
         "permissions": ["posts.write", "events.read"],
     }
-    await root.grow_stale()
+    await root.expire_authentication()
     asked = await root.post("/admin/roles/new", **typed)
     assert asked.text.count('name="permissions"') == 2
     assert asked.fields["description"] == typed["description"]
-    # What is wrong with it is said after the confirmation, with all that was typed.
+    # Form errors are shown after the reauthentication, with the form as filled in.
     fields = {**asked.fields, "permissions": typed["permissions"], "password": root.password}
     refused = await root.send("/admin/roles/new", fields)
     assert refused.status == 422
@@ -100,18 +110,18 @@ async def test_what_was_sent_comes_back_whole_and_is_done_with_the_password(root
         ("/admin/roles/new", {"name": "a\u202e\n<b>{x}"}, "create the role a &lt;b&gt;{x}"),
     ],
 )
-async def test_the_page_that_asks_for_the_password_names_the_action(
-    root: Visitor, town: Town, path: str, fields: dict[str, str], named: str
+async def test_the_reauthentication_page_names_the_action(
+    root: Visitor, visitors: Visitors, path: str, fields: dict[str, str], named: str
 ) -> None:
-    await town.account("ada")
-    await root.grow_stale()
+    await visitors.account("ada")
+    await root.expire_authentication()
     page = await root.post(path, **fields)
     assert f"Enter your password to <strong>{named}</strong>." in page.text
     assert f">{named[0].upper()}{named[1:]}</button>" in page.text
 
 
-async def test_a_page_of_confirmation_never_holds_a_password(root: Visitor) -> None:
-    await root.grow_stale()
+async def test_the_reauthentication_page_never_contains_a_password(root: Visitor) -> None:
+    await root.expire_authentication()
     secret = "a secret that is long enough"
     typed = {"password": "", "current_password": secret, "confirm": secret, "new_password": secret}
     answer = await root.post("/admin/roles/new", name="x", **typed)
@@ -121,11 +131,11 @@ async def test_a_page_of_confirmation_never_holds_a_password(root: Visitor) -> N
     assert secret not in answer.text + wrong.text
 
 
-async def test_after_a_confirmation_the_old_token_is_dead_and_the_session_goes_on(
-    root: Visitor, town: Town
+async def test_reauthentication_replaces_the_token_and_keeps_the_session(
+    root: Visitor, visitors: Visitors
 ) -> None:
-    thief, me = root.twin(), await root.me()
-    await root.grow_stale()
+    thief, me = root.copy(), await root.me()
+    await root.expire_authentication()
     async with root.client.websocket(
         "/ws", headers={"Origin": ORIGIN}, scope_base=root.scope
     ) as tab:
@@ -137,9 +147,9 @@ async def test_after_a_confirmation_the_old_token_is_dead_and_the_session_goes_o
         assert (answer.status, answer.location) == (303, "/admin/users")
         assert await thief.me() is None
         assert await root.me() == me
-        # The open page stays, and hears what comes.
-        await (await the_user("root")).read_notices()
-        await town.member("ada")
+        # The socket of the open page stays open.
+        await (await user_named("root")).read_notices()
+        await visitors.member("ada")
         assert (await root.post("/admin/users/root/grants", role="member")).status == 303
         kinds = set()
         while "permissions.changed" not in kinds:
@@ -150,10 +160,10 @@ async def test_after_a_confirmation_the_old_token_is_dead_and_the_session_goes_o
     assert len(events) == 1
 
 
-async def test_the_old_token_is_dead_when_the_answer_comes_however_late_the_stream_is(
+async def test_the_old_token_is_refused_once_the_answer_arrives(
     root: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    thief, fields = root.twin(), {"csrf_token": await root.csrf_token(), "password": root.password}
+    thief, fields = root.copy(), {"csrf_token": await root.csrf_token(), "password": root.password}
     stream = runtime_of(root.app).stream
     tell, loop = stream._tell, asyncio.get_running_loop()
     monkeypatch.setattr(stream, "_tell", lambda event: loop.call_later(0.4, tell, event))
@@ -163,43 +173,43 @@ async def test_the_old_token_is_dead_when_the_answer_comes_however_late_the_stre
     assert await root.me() is not None
 
 
-async def test_a_session_is_fresh_for_fifteen_minutes_and_no_longer(root: Visitor) -> None:
-    await root.grow_stale(14 * 60 + 50)
+async def test_a_session_is_fresh_for_fifteen_minutes(root: Visitor) -> None:
+    await root.expire_authentication(14 * 60 + 50)
     assert (await root.post("/admin/roles/new", name="early")).status == 303
-    await root.grow_stale(15 * 60)
+    await root.expire_authentication(15 * 60)
     assert (await root.post("/admin/roles/new", name="late")).status == 422
-    # Looking needs no confirmation.
+    # Reading needs no reauthentication.
     for page in ("/admin/users/root", "/admin/roles/new", "/account/sessions", "/confirm"):
         assert (await root.get(page)).status == 200
-    # Nor does what asks for the password itself.
+    # Neither do forms that ask for the password themselves.
     new = "an entirely different phrase"
     sent = {"current_password": root.password, "password": new, "confirm": new}
     assert (await root.post("/account/password", **sent)).status == 303
     assert (await root.post("/admin/roles/new", name="late")).status == 303
 
 
-async def test_who_may_not_is_told_so_before_being_asked_to_confirm(ada: Visitor) -> None:
-    await ada.grow_stale()
+async def test_a_missing_permission_is_reported_before_reauthentication(ada: Visitor) -> None:
+    await ada.expire_authentication()
     answer = await ada.post("/admin/roles/new", name="x", password=ada.password)
     assert answer.status == 403
     assert "roles.manage" in answer.text
 
 
-async def test_a_refusal_behind_the_confirmation_leaves_one_signed_in(root: Visitor) -> None:
-    await root.grow_stale()
+async def test_a_refused_action_after_reauthentication_keeps_the_session(root: Visitor) -> None:
+    await root.expire_authentication()
     answer = await root.post("/admin/users/root/disable", password=root.password)
     assert answer.status == 422
     assert "last active administrator" in answer.text
     assert await root.me() is not None
 
 
-async def test_wrong_passwords_are_counted_and_then_must_be_waited_for(root: Visitor) -> None:
-    await root.grow_stale()
+async def test_wrong_passwords_are_limited_on_the_reauthentication_page(root: Visitor) -> None:
+    await root.expire_authentication()
     typed = {"name": "half-a-thought", "description": "A whole one takes longer."}
     for _ in range(3):
         answer = await root.post("/admin/roles/new", **typed, password="not mine, I believe")
         assert answer.status == 422
-    # The page of confirmation and the change of password count together.
+    # Reauthentication and password change share one count.
     new = {"password": "an entirely different phrase", "confirm": "an entirely different phrase"}
     for _ in range(2):
         answer = await root.post("/account/password", current_password="nor is this one", **new)
@@ -215,7 +225,7 @@ async def test_wrong_passwords_are_counted_and_then_must_be_waited_for(root: Vis
         assert "Try again in" in answer.text
     kept = (await root.post("/admin/roles/new", **typed, password=root.password)).fields
     assert {name: kept[name] for name in typed} == typed
-    # Whoever guesses with one session is in nobody's way elsewhere.
+    # Failures in one session do not affect other browsers.
     elsewhere = root.another_device()
     assert (await elsewhere.sign_in()).status == 303
     assert (await elsewhere.post("/confirm", password=root.password)).status == 303
@@ -225,7 +235,7 @@ async def test_wrong_passwords_are_counted_and_then_must_be_waited_for(root: Vis
     ("target", "leads"),
     [("/posts?after=1", "/posts?after=1"), ("//evil.example", "/"), ("https://evil.example", "/")],
 )
-async def test_the_page_of_confirmation_leads_on_within_this_site(
+async def test_reauthentication_redirects_only_within_this_site(
     root: Visitor, target: str, leads: str
 ) -> None:
     page = f"/confirm?next={target}"
@@ -234,16 +244,16 @@ async def test_the_page_of_confirmation_leads_on_within_this_site(
     assert (answer.status, answer.location) == (303, leads)
 
 
-async def test_a_button_that_is_pressed_twice_signs_nobody_out(root: Visitor) -> None:
-    await root.grow_stale()
-    twin, fields = root.twin(), {"csrf_token": await root.csrf_token(), "password": root.password}
-    answers = await asyncio.gather(root.send("/confirm", fields), twin.send("/confirm", fields))
-    # Late, the second one would have come with a token that is dead already.
+async def test_submitting_the_reauthentication_twice_keeps_the_session(root: Visitor) -> None:
+    await root.expire_authentication()
+    copy, fields = root.copy(), {"csrf_token": await root.csrf_token(), "password": root.password}
+    answers = await asyncio.gather(root.send("/confirm", fields), copy.send("/confirm", fields))
+    # Had it come later, the second request would have had a void token.
     if [answer.status for answer in answers] == [303, 303]:
-        assert [await root.me() is None, await twin.me() is None].count(True) == 1
+        assert [await root.me() is None, await copy.me() is None].count(True) == 1
 
 
-async def test_a_remembered_session_is_remembered_after_a_confirmation(root: Visitor) -> None:
+async def test_a_remembered_session_stays_remembered_after_reauthentication(root: Visitor) -> None:
     other = root.another_device()
     await other.sign_in(remember="y")
     answer = await other.post("/confirm", password=root.password)
@@ -266,11 +276,11 @@ SENSITIVE = [
 
 
 @pytest.mark.parametrize(("action", "fields"), SENSITIVE, ids=[path for path, _ in SENSITIVE])
-async def test_who_has_a_second_factor_shows_it_too(
+async def test_reauthentication_requires_the_second_factor(
     ada: Visitor, action: str, fields: dict[str, str]
 ) -> None:
     await set_up(ada)
-    await ada.grow_stale()
+    await ada.expire_authentication()
     before = await contents()
     page = await ada.post(action, **fields)
     assert (page.status, TITLE in page.text) == (422, True)
@@ -281,7 +291,7 @@ async def test_who_has_a_second_factor_shows_it_too(
         refused = await ada.send(action, sent)
         assert refused.status == 422
         assert refused.error("factor_code")
-    # A right code behind a wrong password is not looked at, so that it is good afterwards.
+    # A right code with a wrong password is not used up.
     wrong = {**page.fields, "password": "not mine", "factor_code": ada.codes[0]}
     assert (await ada.send(action, wrong)).error("password")
     after = await contents()
@@ -292,46 +302,48 @@ async def test_who_has_a_second_factor_shows_it_too(
     assert (await ada.send(action, sent)).status in (200, 303)
 
 
-async def test_a_changed_password_is_no_way_around_the_second_factor(ada: Visitor) -> None:
+async def test_a_password_change_does_not_bypass_the_second_factor(ada: Visitor) -> None:
     await set_up(ada)
     new = "quite another horse and battery"
     sent = {"current_password": ada.password, "password": new, "confirm": new}
-    await ada.grow_stale()
+    await ada.expire_authentication()
     for answer in (
         await ada.get("/account/password?after=not-me"),
         await ada.post("/account/password?after=not-me", **sent),
     ):
         assert answer.status == 303
         assert answer.location == "/confirm?next=%2Faccount%2Fpassword%3Fafter%3Dnot-me"
-    old = (await the_user("ada")).password_hash
+    old = (await user_named("ada")).password_hash
     refused = await ada.post("/confirm", password=ada.password)
     assert refused.error("factor_code")
     confirmed = await ada.post(answer.location, password=ada.password, factor_code=ada.codes[0])
     assert confirmed.location == "/account/password?after=not-me"
     assert (await ada.post(confirmed.location, **sent)).status == 303
-    assert (await the_user("ada")).password_hash != old
+    assert (await user_named("ada")).password_hash != old
 
 
-async def test_the_code_of_a_form_and_that_of_the_confirmation_are_kept_apart(
+async def test_the_codes_of_the_form_and_of_reauthentication_are_separate(
     ada: Visitor,
 ) -> None:
     added = await add_passkey(ada, Authenticator())
     ada.codes = codes_on(await ada.get(added.location))
     secret = secret_on(await ada.get("/account/factors/totp"))
-    await ada.grow_stale()
+    await ada.expire_authentication()
     page = await ada.post("/account/factors/totp", code=app_code(secret))
     assert page.fields["code"] == app_code(secret)
     done = await send_again(ada, page, "/account/factors/totp", ada.password)
     assert (done.status, done.location) == (303, "/account/factors")
-    assert (await the_user("ada")).totp is not None
+    assert (await user_named("ada")).totp is not None
 
 
-async def test_a_passkey_confirms_without_a_password(ada: Visitor, town: Town) -> None:
+async def test_a_passkey_reauthenticates_without_a_password(
+    ada: Visitor, visitors: Visitors
+) -> None:
     device, other = Authenticator(), Authenticator()
     await add_passkey(ada, device)
-    bob = await town.member("bob")
+    bob = await visitors.member("bob")
     await add_passkey(bob, other)
-    await ada.grow_stale()
+    await ada.expire_authentication()
     page = await ada.post("/account/sessions/end-others")
     assert 'data-options="/confirm/options"' in page.text
     asked = await options(ada, "/confirm/options")
@@ -349,5 +361,5 @@ async def test_a_passkey_confirms_without_a_password(ada: Visitor, town: Town) -
     done = await ada.post("/confirm?next=/account", credential=credential)
     assert (done.status, done.location) == (303, "/account")
     assert (await ada.post("/account/sessions/end-others")).status == 303
-    await ada.grow_stale()
-    assert (await ada.post("/confirm", credential=credential)).status == 422, "once"
+    await ada.expire_authentication()
+    assert (await ada.post("/confirm", credential=credential)).status == 422, "it works once"

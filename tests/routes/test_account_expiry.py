@@ -1,4 +1,4 @@
-"""The last day of an account, on the pages (ASVS 7.4.2, 6.3.8, 2.2.1)."""
+"""The expiry date of an account, on the pages (ASVS 7.4.2, 6.3.8, 2.2.1)."""
 
 import re
 from datetime import timedelta
@@ -9,7 +9,7 @@ from quartapp import clock
 from quartapp.models import User
 from quartapp.runtime import runtime_of
 from tests.people import until
-from tests.routes.conftest import Town, Visitor, documents, the_user
+from tests.routes.conftest import Visitor, Visitors, documents, user_named
 
 PATH = "/admin/users/ada/last-day"
 
@@ -18,15 +18,15 @@ def ahead(days: int) -> str:
     return f"{clock.now() + timedelta(days=days):%Y-%m-%d}"
 
 
-async def let_it_pass(town: Town, username: str) -> None:
-    """Moves the end of somebody's last day to now, as a hand in the database does."""
+async def expire(visitors: Visitors, username: str) -> None:
+    """Let an account expire now, by a write to the database."""
     at = clock.now() - timedelta(milliseconds=1)
     await User.change({"username": username}, {"$set": {"closes_at": at}})
-    await runtime_of(town.app).barrier.passed()
+    await runtime_of(visitors.app).barrier.passed()
 
 
-async def test_a_last_day_is_shown_to_those_it_concerns_until_it_is_taken_back(
-    town: Town, root: Visitor, ada: Visitor
+async def test_an_expiry_date_is_shown_until_it_is_removed(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
     day = clock.now().date() + timedelta(days=30)
     words = f"{day.day} {day:%b %Y}"
@@ -55,7 +55,7 @@ async def test_a_last_day_is_shown_to_those_it_concerns_until_it_is_taken_back(
 @pytest.mark.parametrize(
     "typed", ["yesterday", "2030-13-01", "31.12.2030", "9999-12-31", "0001-01-01", "\0", "-1"]
 )
-async def test_what_is_no_possible_day_comes_back_as_it_was_typed(
+async def test_an_invalid_expiry_date_is_shown_again_as_typed(
     root: Visitor, ada: Visitor, typed: str
 ) -> None:
     typed = ahead(-1) if typed == "-1" else typed
@@ -63,21 +63,19 @@ async def test_what_is_no_possible_day_comes_back_as_it_was_typed(
     assert answer.status == 422
     assert answer.error("date")
     assert answer.fields["date"] == typed.replace("\0", "\ufffd") or typed == "\0"
-    assert (await the_user("ada")).closes_at is None
+    assert (await user_named("ada")).closes_at is None
 
 
-async def test_today_is_a_last_day_and_goes_on_until_it_is_over(
-    root: Visitor, ada: Visitor
-) -> None:
+async def test_an_account_that_expires_today_is_usable_today(root: Visitor, ada: Visitor) -> None:
     assert (await root.post(PATH, date=ahead(0))).status == 303
     assert await ada.me() is not None
 
 
-async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_or_not(
-    town: Town, root: Visitor, ada: Visitor
+async def test_an_expired_account_cannot_sign_in(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
-    await runtime_of(town.app).account_expiry.stop()
-    await let_it_pass(town, "ada")
+    await runtime_of(visitors.app).account_expiry.stop()
+    await expire(visitors, "ada")
     assert await ada.me() is None
     for _ in range(2):
         assert "Your account has expired." in (await ada.get("/login")).text
@@ -86,12 +84,12 @@ async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_
     assert "Your account expired" in refused.text
     assert "disabled" in (await root.get("/admin/users/ada")).text
     assert "disabled" in (await root.get("/admin/users")).text
-    link = await town.nobody().post("/forgot", email="ada@example.org")
+    link = await visitors.anonymous().post("/forgot", email="ada@example.org")
     assert link.status == 303
-    await town.no_more_letters()
+    await visitors.wait_for_outbox()
     assert await documents("tokens", purpose="reset") == []
-    assert (await the_user("ada")).disabled_at is None
-    # Enabling is enough, and needs nobody to have put the closing on record.
+    assert (await user_named("ada")).disabled_at is None
+    # Enabling works before a worker has recorded the expiry, too.
     assert (await root.post("/admin/users/ada/enable")).status == 303
     assert "is enabled" in (await root.get("/admin/users/ada")).text
     assert (await ada.sign_in()).status == 303
@@ -99,10 +97,10 @@ async def test_when_the_day_is_over_nobody_comes_in_whether_anybody_has_noticed_
     assert "Nothing was changed" in (await root.get("/admin/users/ada")).text
 
 
-async def test_the_closing_is_put_on_record_by_whatever_is_up(
-    town: Town, root: Visitor, ada: Visitor
+async def test_a_running_worker_records_the_expiry(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
-    await let_it_pass(town, "ada")
+    await expire(visitors, "ada")
 
     async def is_on_record() -> bool:
         return bool(await documents("events", verb="user.disabled"))
@@ -110,7 +108,7 @@ async def test_the_closing_is_put_on_record_by_whatever_is_up(
     await until(is_on_record)
     (event,) = await documents("events", verb="user.disabled")
     assert (event["actor"], event["details"].keys()) == (None, {"last_day"})
-    assert (await the_user("ada")).disabled_at is not None
+    assert (await user_named("ada")).disabled_at is not None
     assert await ada.me() is None
     assert "Your account has expired." in (await ada.get("/login")).text
     page = re.sub(r"\s+", " ", (await root.get("/admin/users/ada")).text)
@@ -122,14 +120,14 @@ async def test_the_closing_is_put_on_record_by_whatever_is_up(
     assert "The account was disabled, for its last day was over</h2>" in told.text
 
 
-async def test_the_last_administrator_without_a_last_day_keeps_none(
-    town: Town, root: Visitor
+async def test_the_last_lasting_administrator_cannot_get_an_expiry_date(
+    visitors: Visitors, root: Visitor
 ) -> None:
     answer = await root.post("/admin/users/root/last-day", date=ahead(9))
     assert answer.status == 422
     assert "last active administrator" in answer.error("date")
     assert answer.fields["date"] == ahead(9)
-    grace = await town.admin("grace")
+    grace = await visitors.admin("grace")
     assert (await grace.post("/admin/users/root/last-day", date=ahead(9))).status == 303
     for path, fields in (
         ("/admin/users/grace/last-day", {"date": ahead(1)}),
@@ -142,10 +140,10 @@ async def test_the_last_administrator_without_a_last_day_keeps_none(
     assert await grace.me() is not None
 
 
-async def test_the_last_administrator_stays_though_a_hand_in_the_database_said_otherwise(
-    town: Town, root: Visitor
+async def test_the_last_administrator_never_expires_by_a_database_edit(
+    visitors: Visitors, root: Visitor
 ) -> None:
-    await let_it_pass(town, "root")
+    await expire(visitors, "root")
 
     async def is_kept() -> bool:
         return bool(await documents("events", verb="last_day.lifted"))

@@ -1,4 +1,4 @@
-"""Every route is in the table, and the table is true (ASVS 8.2.1, 8.3.1, 3.5.3, 4.1.4)."""
+"""Every route behaves as the permission matrix says (ASVS 8.2.1, 8.3.1, 3.5.3, 4.1.4)."""
 
 from collections.abc import Mapping
 from urllib.parse import urlencode
@@ -10,43 +10,45 @@ from quart.testing.connections import WebsocketResponseError
 from quartapp.models.accounts.one_time_token import Purpose
 from quartapp.models.base.references import linked_id
 from quartapp.policy import Permission
-from tests.routes.authenticator import half_way
+from tests.routes.authenticator import before_second_step
 from tests.routes.conftest import (
     ORIGIN,
     Answer,
-    Town,
     Visitor,
+    Visitors,
     contents,
     documents,
     role_named,
-    the_user,
+    user_named,
 )
-from tests.routes.matrix import MATRIX, POSTS, Row
-from tests.routes.scenes import (
-    a_link,
-    enough,
-    filled,
+from tests.routes.permission_matrix import MATRIX, POSTS, Row
+from tests.routes.requests import (
+    author_with_content,
     form,
-    owning,
+    form_with_code,
+    issue_token,
     path,
-    returning,
-    scene,
-    something_strange,
+    record_suspicious_event,
+    sign_in_to_closed_account,
+    sufficient_permissions,
     unverify,
+    with_own_passkey,
 )
 
 PERMISSIONS = {permission.value for permission in Permission}
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
-async def drive(visitor: Visitor, row: Row, parts: Mapping[str, str], name: str = "eve") -> Answer:
+async def request(
+    visitor: Visitor, row: Row, parts: Mapping[str, str], name: str = "eve"
+) -> Answer:
     if row.method == "POST":
-        return await visitor.post(path(row, parts), **await filled(row, visitor, name))
+        return await visitor.post(path(row, parts), **await form_with_code(row, visitor, name))
     return await visitor.get(path(row, parts))
 
 
-async def knock(visitor: Visitor) -> int:
-    """What a socket's handshake is answered with; 101 when it is let in."""
+async def handshake(visitor: Visitor) -> int:
+    """Return the status of a WebSocket handshake."""
     async with visitor.client.websocket("/ws", headers={"Origin": ORIGIN}) as socket:
         try:
             assert (await socket.receive_json())["type"] == "hello"
@@ -55,31 +57,31 @@ async def knock(visitor: Visitor) -> int:
     return 101
 
 
-def test_the_table_and_the_routes_name_each_other(app: Quart) -> None:
+def test_every_route_is_in_the_matrix(app: Quart) -> None:
     routes = {
         (method, rule.rule)
         for rule in app.url_map.iter_rules()
         for method in (["WS"] if rule.websocket else (rule.methods or set()) - {"HEAD", "OPTIONS"})
     }
     table = {(row.method, row.rule) for row in MATRIX}
-    assert routes - table == set(), "routes that nobody has classified"
+    assert routes - table == set(), "routes without a row"
     assert table - routes == set(), "rows without a route"
 
 
-def test_each_requirement_of_the_table_is_one_that_is_driven_here() -> None:
+def test_each_requirement_of_the_matrix_is_known() -> None:
     for row in MATRIX:
         permission = row.needs.removeprefix("author or ")
         assert permission in PERMISSIONS | {"anyone", "signed in", "author", "returning"}, row
 
 
-async def test_nobody_is_led_to_the_sign_in_page_and_back(town: Town) -> None:
-    _, parts = await scene(town)
-    nobody, wrong = town.nobody(), {}
+async def test_anonymous_visitors_are_redirected_to_sign_in(visitors: Visitors) -> None:
+    _, parts = await author_with_content(visitors)
+    anonymous, wrong = visitors.anonymous(), {}
     before = await contents()
     for row in MATRIX:
         if row.needs == "anyone" or row.method == "WS":
             continue
-        answer = await drive(nobody, row, parts)
+        answer = await request(anonymous, row, parts)
         if row.rule.startswith("/api/"):
             expected = (401, "")
         else:
@@ -88,24 +90,26 @@ async def test_nobody_is_led_to_the_sign_in_page_and_back(town: Town) -> None:
         if (answer.status, answer.location) != expected:
             wrong[str(row)] = (answer.status, answer.location)
     assert wrong == {}
-    assert await knock(nobody) == 401
+    assert await handshake(anonymous) == 401
     assert await contents() == before
 
 
-async def test_one_permission_short_is_403_and_the_page_names_it(town: Town) -> None:
-    _, parts = await scene(town)
+async def test_a_missing_permission_is_403_and_the_page_names_it(visitors: Visitors) -> None:
+    _, parts = await author_with_content(visitors)
     short = {
-        permission.value: await town.holder(f"no-{permission}", *(set(Permission) - {permission}))
+        permission.value: await visitors.with_permissions(
+            f"no-{permission}", *(set(Permission) - {permission})
+        )
         for permission in Permission
     }
-    stranger = await town.holder("stranger", *Permission)
+    stranger = await visitors.with_permissions("stranger", *Permission)
     before = await contents()
     wrong = {}
     for row in MATRIX:
         permission = row.needs.removeprefix("author or ")
         if permission in ("anyone", "signed in", "returning"):
             continue
-        answer = await drive(short.get(permission, stranger), row, parts)
+        answer = await request(short.get(permission, stranger), row, parts)
         named = row.needs == "author" or permission in answer.text
         if answer.status != 403 or not named:
             wrong[str(row)] = answer.status
@@ -113,28 +117,28 @@ async def test_one_permission_short_is_403_and_the_page_names_it(town: Town) -> 
     assert await contents() == before
 
 
-async def test_exactly_what_the_table_says_is_enough(town: Town) -> None:
+async def test_the_permission_in_the_matrix_is_sufficient(visitors: Visitors) -> None:
     wrong = {}
-    # Reading changes nothing, so that all rows that read share their scene and their visitors. They
-    # come first, because each scene makes the older links for the first administrator void.
-    shared = await scene(town, "author")
+    # Reading changes nothing, so all rows that read share their objects and their visitors. They
+    # come first, because each new set of objects voids the older setup links.
+    shared = await author_with_content(visitors, "author")
     readers: dict[str, Visitor] = {}
     for number, row in enumerate(sorted(MATRIX, key=reads_only, reverse=True)):
         reads = reads_only(row)
-        author, parts = shared if reads else await scene(town, f"author-{number}")
+        author, parts = shared if reads else await author_with_content(visitors, f"author-{number}")
         visitor = readers.get(row.needs) if reads else None
         if visitor is None:
-            visitor = await able(town, row, author, f"visitor-{number}")
+            visitor = await permitted_visitor(visitors, row, author, f"visitor-{number}")
         if reads:
             readers[row.needs] = visitor
         if row.needs in PERMISSIONS | {"signed in"}:
             parts = await with_own(visitor, parts)
         if row.method == "WS":
-            assert await knock(visitor) == 101
+            assert await handshake(visitor) == 101
             continue
         own = row.rule.startswith("/account/")
-        parts = await owning(visitor, row, parts)
-        answer = await drive(visitor, row, parts, (visitor if own else author).username)
+        parts = await with_own_passkey(visitor, row, parts)
+        answer = await request(visitor, row, parts, (visitor if own else author).username)
         if answer.status != row.done:
             wrong[str(row)] = answer.status
     assert wrong == {}
@@ -144,20 +148,22 @@ def reads_only(row: Row) -> bool:
     return row.method != "POST" and not row.rule.startswith("/login/factor")
 
 
-async def able(town: Town, row: Row, author: Visitor, name: str) -> Visitor:
-    """Return a visitor who fulfils what the table requires for the row, and no more."""
+async def permitted_visitor(visitors: Visitors, row: Row, author: Visitor, name: str) -> Visitor:
+    """Return a visitor who fulfils the requirement of the row and no other."""
     permission = row.needs.removeprefix("author or ")
     if row.rule.startswith("/login/factor"):
-        return await half_way(town, name)
+        return await before_second_step(visitors, name)
     if row.needs == "anyone":
-        return town.nobody()
+        return visitors.anonymous()
     if row.needs == "author":
         return author
     if row.needs == "returning":
-        return await returning(town, name)
-    visitor = await town.holder(name, *(enough(row) if permission in PERMISSIONS else []))
+        return await sign_in_to_closed_account(visitors, name)
+    visitor = await visitors.with_permissions(
+        name, *(sufficient_permissions(row) if permission in PERMISSIONS else [])
+    )
     await unverify(visitor)
-    await a_link(visitor, Purpose.CONFIRM)
+    await issue_token(visitor, Purpose.CONFIRM)
     return visitor
 
 
@@ -165,14 +171,12 @@ async def with_own(visitor: Visitor, parts: Mapping[str, str]) -> dict[str, str]
     """Return the parts of the paths, with a session and an event that are the visitor's own."""
     me = await visitor.me()
     assert me is not None
-    event = await something_strange(visitor)
+    event = await record_suspicious_event(visitor)
     return {**parts, "session_id": me["session"], "event_id": event}
 
 
-async def test_other_methods_are_405_for_those_who_may_do_everything(
-    town: Town, root: Visitor
-) -> None:
-    _, parts = await scene(town)
+async def test_other_methods_are_405_for_administrators(visitors: Visitors, root: Visitor) -> None:
+    _, parts = await author_with_content(visitors)
     headers = {"Origin": ORIGIN, "X-CSRF-Token": await root.csrf_token()}
     before = await contents()
     wrong = {}
@@ -189,10 +193,10 @@ async def test_other_methods_are_405_for_those_who_may_do_everything(
     assert await contents() == before
 
 
-async def test_reading_changes_nothing(town: Town, root: Visitor) -> None:
-    _, parts = await scene(town, "eve")
+async def test_get_and_head_change_nothing(visitors: Visitors, root: Visitor) -> None:
+    _, parts = await author_with_content(visitors, "eve")
     readable = [path(row, parts) for row in MATRIX if row.method == "GET"]
-    # Unread notices and the like must be there to be left alone.
+    # The digests include unread notifications, which reading must not change.
     before = await contents()
     seen: set[str] = set()
     waiting = [*readable]
@@ -209,7 +213,7 @@ async def test_reading_changes_nothing(town: Town, root: Visitor) -> None:
     assert await contents() == before
 
 
-async def test_no_form_stores_what_it_has_no_field_for(town: Town) -> None:
+async def test_forms_ignore_unknown_fields(visitors: Visitors) -> None:
     planted = "5eed5eed5eed5eed5eed5eed"
     extra = {
         "_id": planted,
@@ -226,22 +230,22 @@ async def test_no_form_stores_what_it_has_no_field_for(town: Town) -> None:
     }
     wrong = {}
     for number, row in enumerate(POSTS):
-        author, parts = await scene(town, f"author-{number}")
+        author, parts = await author_with_content(visitors, f"author-{number}")
         if row.needs in ("author", "signed in"):
             visitor = author
         elif row.needs == "anyone":
-            visitor = town.nobody()
+            visitor = visitors.anonymous()
         elif row.needs == "returning":
-            visitor = await returning(town, f"visitor-{number}")
+            visitor = await sign_in_to_closed_account(visitors, f"visitor-{number}")
         else:
-            visitor = await town.holder(f"visitor-{number}", *Permission)
-        parts = await owning(visitor, row, parts)
-        fields = await filled(row, visitor, author.username)
+            visitor = await visitors.with_permissions(f"visitor-{number}", *Permission)
+        parts = await with_own_passkey(visitor, row, parts)
+        fields = await form_with_code(row, visitor, author.username)
         answer = await visitor.post(path(row, parts), **{**extra, **fields})
         if answer.status != row.done:
             wrong[str(row)] = answer.status
     assert wrong == {}
-    made = await the_user(form(Row("POST", "/register", ""), "author-0")["username"])
+    made = await user_named(form(Row("POST", "/register", ""), "author-0")["username"])
     assert [linked_id(link) for link in made.roles] == [(await role_named("member")).id]
     stored = json_util.dumps([await documents(name) for name in await contents()])
     assert [word for word in ("planted", planted, "471147114711") if word in stored] == []

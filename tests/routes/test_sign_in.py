@@ -1,4 +1,4 @@
-"""Signing in and out (P1, P9, P10, ASVS 6.3, 7.2, 7.4)."""
+"""Signing in and out (ASVS 6.3, 7.2, 7.4)."""
 
 import asyncio
 import threading
@@ -23,13 +23,21 @@ from tests.conftest import PASSWORD
 from tests.models.helpers import not_none, reloaded
 from tests.people import SECONDS, until
 from tests.routes.authenticator import set_up
-from tests.routes.conftest import ORIGIN, SESSION_COOKIE, Open, Town, Visitor, role_named, the_user
-from tests.routes.scenes import add_passkey, options
+from tests.routes.conftest import (
+    ORIGIN,
+    SESSION_COOKIE,
+    StartApp,
+    Visitor,
+    Visitors,
+    role_named,
+    user_named,
+)
+from tests.routes.requests import add_passkey, options
 from tests.security_key import Authenticator
 
 
 @pytest.mark.parametrize("login", ["ada", "ADA", "ada@example.org", "Ada@Example.Org", " ada "])
-async def test_one_signs_in_by_username_or_address_in_any_case(ada: Visitor, login: str) -> None:
+async def test_sign_in_accepts_username_or_address_in_any_case(ada: Visitor, login: str) -> None:
     other = ada.another_device()
     assert (await other.sign_in(login=login)).status == 303
     me = await other.me()
@@ -38,7 +46,7 @@ async def test_one_signs_in_by_username_or_address_in_any_case(ada: Visitor, log
 
 
 @pytest.mark.parametrize(("fields", "lasts"), [({}, False), ({"remember": "y"}, True)])
-async def test_a_remembered_session_has_a_cookie_that_lasts_and_another_has_not(
+async def test_only_a_remembered_session_has_a_persistent_cookie(
     ada: Visitor, fields: dict[str, str], lasts: bool
 ) -> None:
     answer = await ada.another_device().sign_in(**fields)
@@ -49,8 +57,8 @@ async def test_a_remembered_session_has_a_cookie_that_lasts_and_another_has_not(
     assert "SameSite=Lax" in cookie
 
 
-async def test_after_signing_out_the_old_cookie_is_refused_and_told_why(ada: Visitor) -> None:
-    thief = ada.twin()
+async def test_the_cookie_is_refused_with_the_reason_after_signing_out(ada: Visitor) -> None:
+    thief = ada.copy()
     answer = await ada.post("/logout")
     assert (answer.status, answer.location) == (303, "/")
     assert answer.headers["Clear-Site-Data"] == '"storage"'
@@ -61,37 +69,37 @@ async def test_after_signing_out_the_old_cookie_is_refused_and_told_why(ada: Vis
     assert "You signed out." in (await thief.get(refused.location)).text
 
 
-async def test_the_sign_in_page_tells_nothing_of_sessions_that_are_not_over(ada: Visitor) -> None:
+async def test_the_sign_in_page_says_nothing_about_active_sessions(ada: Visitor) -> None:
     me = await ada.me()
     assert me is not None
-    nobody = ada.another_device()
-    page = await nobody.get(f"/login?ended={me['session']}")
+    anonymous = ada.another_device()
+    page = await anonymous.get(f"/login?ended={me['session']}")
     assert page.status == 200
     assert "has ended" not in page.text
 
 
-async def test_why_a_session_ended_is_told_to_its_browser_alone(
-    town: Town, ada: Visitor, root: Visitor
+async def test_only_its_browser_is_told_why_a_session_ended(
+    visitors: Visitors, ada: Visitor, root: Visitor
 ) -> None:
     session = not_none(await ada.me())["session"]
-    bob = await town.member("bob")
+    bob = await visitors.member("bob")
     await root.post("/admin/users/ada/disable")
     await root.post("/admin/users/bob/sessions/end")
     page = f"/login?ended={session}"
     assert "root disabled your account." in (await ada.get(page)).text
     assert "root disabled your account." in (await ada.get("/login")).text
-    for other in (town.nobody(), ada.another_device(), bob):
+    for other in (visitors.anonymous(), ada.another_device(), bob):
         text = (await other.get(page)).text
         assert "has ended" not in text
         assert "root" not in text
 
 
-async def test_every_sign_in_has_a_token_of_its_own_and_none_can_be_brought_along(
+async def test_each_sign_in_creates_a_new_token(
     ada: Visitor,
 ) -> None:
-    attacker, victim = ada.twin(), ada.twin()
+    attacker, victim = ada.copy(), ada.copy()
     await attacker.post("/logout")
-    # The victim's browser still has the cookie that the attacker knows, and a visit with it.
+    # The victim's browser still has a cookie that the attacker knows.
     await victim.get("/login")
     assert (await victim.sign_in()).status == 303
     reloaded = ada.another_device()
@@ -101,7 +109,7 @@ async def test_every_sign_in_has_a_token_of_its_own_and_none_can_be_brought_alon
     assert await victim.me() is not None
 
 
-async def test_a_cookie_that_was_tampered_with_is_nobodys(ada: Visitor) -> None:
+async def test_a_tampered_cookie_authenticates_no_user(ada: Visitor) -> None:
     for cookie in ada.client.cookie_jar:  # type: ignore[attr-defined]
         if cookie.name == SESSION_COOKIE:
             cookie.value = f"x{cookie.value}"
@@ -109,25 +117,25 @@ async def test_a_cookie_that_was_tampered_with_is_nobodys(ada: Visitor) -> None:
     assert (await ada.get("/")).status == 200
 
 
-async def test_unknown_wrong_and_disabled_are_one_answer(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+async def test_unknown_user_wrong_password_and_disabled_get_one_answer(
+    visitors: Visitors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await town.admin("root")
-    await town.member("wrong-one")
-    await town.member("closed-1x")
-    await (await the_user("closed-1x")).disable(by=NOBODY)
+    await visitors.admin("root")
+    await visitors.member("wrong-one")
+    await visitors.member("closed-1x")
+    await (await user_named("closed-1x")).disable(by=NOBODY)
     attempts = [
-        ("nobody-at", town.nobody().password),
+        ("nobody-at", visitors.anonymous().password),
         ("wrong-one", "something else altogether"),
         ("closed-1x", "something else altogether"),
     ]
-    nobody = town.nobody()
-    await nobody.get("/login")
+    anonymous = visitors.anonymous()
+    await anonymous.get("/login")
     seen = []
     for login, password in attempts:
         with monkeypatch.context() as patch:
             hashed = counted(patch)
-            answer = await nobody.sign_in(login=login, password=password)
+            answer = await anonymous.sign_in(login=login, password=password)
         page = answer.anonymized.replace(login, "")
         headers = [h for h in answer.headers if h[0].lower() != "set-cookie"]
         seen.append((answer.status, headers, page, hashed()))
@@ -136,28 +144,28 @@ async def test_unknown_wrong_and_disabled_are_one_answer(
     assert seen[1:] == seen[:1] * 2
 
 
-async def shut_by_an_administrator(user: User) -> str:
+async def disabled_by_an_administrator(user: User) -> str:
     await user.disable(by=NOBODY)
     return "An administrator disabled your account."
 
 
-async def shut_by_its_last_day(user: User) -> str:
+async def expired(user: User) -> str:
     past = clock.now() - timedelta(days=2)
     await User.change({"_id": user.id}, {"$set": {"closes_at": past}})
     return f"Your account expired at the end of {(past - timedelta(milliseconds=1)).date()} (UTC)."
 
 
-async def shut_by_its_last_day_and_recorded(user: User) -> str:
-    said = await shut_by_its_last_day(user)
-    # The application may have been first.
+async def expired_and_recorded(user: User) -> str:
+    said = await expired(user)
+    # The application may have recorded it already.
     await account_expiry.close(await reloaded(user))
     assert (await reloaded(user)).disabled_at
     return said
 
 
-async def shut_to_be_deleted(user: User) -> str:
+async def deleted_by_an_administrator(user: User) -> str:
     until = clock.now() + timedelta(days=14)
-    root = await the_user("root")
+    root = await user_named("root")
     await user.close(by=Actor(root.id, root.username), deletes_at=until)
     return f"Your account will be deleted on {clock.in_full(until)}."
 
@@ -166,24 +174,24 @@ async def shut_to_be_deleted(user: User) -> str:
 @pytest.mark.parametrize(
     "shut",
     [
-        shut_by_an_administrator,
-        shut_by_its_last_day,
-        shut_by_its_last_day_and_recorded,
-        shut_to_be_deleted,
+        disabled_by_an_administrator,
+        expired,
+        expired_and_recorded,
+        deleted_by_an_administrator,
     ],
 )
-async def test_who_shows_the_right_password_is_told_that_the_account_is_shut(
-    open_town: Open, shut: Callable[[User], Awaitable[str]], way: str
+async def test_the_right_password_is_told_that_the_account_is_disabled(
+    start_app: StartApp, shut: Callable[[User], Awaitable[str]], way: str
 ) -> None:
-    town = await open_town(support_contact="help@example.org")
-    await town.account("root", await role_named("admin"))
-    ada, device = await town.member("ada"), Authenticator()
+    visitors = await start_app(support_contact="help@example.org")
+    await visitors.account("root", await role_named("admin"))
+    ada, device = await visitors.member("ada"), Authenticator()
     if way == "password and factor":
         await set_up(ada)
     elif way == "passkey":
         await add_passkey(ada, device)
     await ada.post("/logout")
-    said = await shut(await the_user("ada"))
+    said = await shut(await user_named("ada"))
     visitor = ada.another_device()
     if way == "passkey":
         credential = device.authenticate(await options(visitor, "/login/passkey/options"))
@@ -209,37 +217,37 @@ async def test_who_shows_the_right_password_is_told_that_the_account_is_shut(
         ("javascript:alert(1)", "contact javascript:alert(1)."),
     ],
 )
-async def test_whom_to_contact_is_shown_as_what_it_is(
-    open_town: Open, contact: str, shown: str
+async def test_the_contact_is_shown_as_link_or_text(
+    start_app: StartApp, contact: str, shown: str
 ) -> None:
-    town = await open_town(support_contact=contact)
-    await (await town.account("ada")).disable(by=NOBODY)
-    answer = await town.nobody().sign_in("ada")
+    visitors = await start_app(support_contact=contact)
+    await (await visitors.account("ada")).disable(by=NOBODY)
+    answer = await visitors.anonymous().sign_in("ada")
     assert shown in answer.text
 
 
-async def test_they_are_one_answer_also_where_a_hash_costs_more_than_those_of_today(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+async def test_old_expensive_hashes_do_not_reveal_accounts_by_their_cost(
+    visitors: Visitors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await town.account("of-today")
+    await visitors.account("of-today")
     costly = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
     for name in ("of-before", "closed"):
         await register_account(name, f"{name}@example.org", costly, roles=[], by=NOBODY)
-    await (await the_user("closed")).disable(by=NOBODY)
+    await (await user_named("closed")).disable(by=NOBODY)
     await hash_cost.highest(6)
     work = []
     for login in ("nobody-at-all", "of-today", "of-before", "closed"):
         with monkeypatch.context() as patch:
             done = worked(patch)
             wrong = PASSWORD if login == "closed" else "something else altogether"
-            answer = await town.nobody().sign_in(login=login, password=wrong)
+            answer = await visitors.anonymous().sign_in(login=login, password=wrong)
             assert answer.status == (403 if login == "closed" else 422)
         work.append(done())
     assert work == [2**6] * 4
 
 
 def worked(patch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How much bcrypt has done since, in rounds."""
+    """Return a function that returns the rounds of bcrypt since this call."""
     done: list[int] = []
     for name in ("checkpw", "hashpw"):
         real = getattr(bcrypt, name)
@@ -253,7 +261,7 @@ def worked(patch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 
 def counted(patch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How often bcrypt has run since."""
+    """Return a function that returns the number of bcrypt runs since this call."""
     calls: list[str] = []
 
     def counting(name: str) -> Callable[..., Any]:
@@ -275,18 +283,18 @@ FLOOD, ROOM = 60, 4
 
 @pytest.fixture
 async def narrow(settings: Settings) -> AsyncIterator[Quart]:
-    """An application with one thread for passwords, and room for a few who wait."""
+    """An application with one thread for passwords and a short queue."""
     few = {"bcrypt_threads": 1, "bcrypt_queue": ROOM - 1}
     app = create_app(settings.model_copy(update=few))
     async with app.test_app():
         yield app
 
 
-async def test_past_the_queue_for_passwords_it_is_503_and_pages_and_sockets_go_on(
+async def test_a_full_password_queue_is_503_and_does_not_block_pages(
     narrow: Quart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    town = Town(narrow)
-    ada = await town.member("ada")
+    visitors = Visitors(narrow)
+    ada = await visitors.member("ada")
     strangers = [Visitor(narrow, f"u-{n}", address=f"192.0.2.{n}") for n in range(FLOOD)]
     tokens = [await each.csrf_token() for each in strangers]
     release, real = threading.Event(), bcrypt.checkpw
@@ -304,10 +312,10 @@ async def test_past_the_queue_for_passwords_it_is_503_and_pages_and_sockets_go_o
     ]
     try:
 
-        async def all_the_others_have_an_answer() -> bool:
+        async def all_others_are_answered() -> bool:
             return sum(task.done() for task in attempts) == FLOOD - ROOM
 
-        await until(all_the_others_have_an_answer)
+        await until(all_others_are_answered)
         for number, task in enumerate(attempts):
             if task.done():
                 refused = task.result()
@@ -320,7 +328,7 @@ async def test_past_the_queue_for_passwords_it_is_503_and_pages_and_sockets_go_o
             "/ws", headers={"Origin": ORIGIN}, scope_base=ada.scope
         ) as socket:
             assert (await socket.receive_json())["type"] == "hello"
-            await (await the_user("ada")).grant(await role_named("moderator"), by=NOBODY)
+            await (await user_named("ada")).grant(await role_named("moderator"), by=NOBODY)
             async with asyncio.timeout(SECONDS):
                 while (said := await socket.receive_json())["type"] != "notice":
                     pass
@@ -334,23 +342,23 @@ async def test_past_the_queue_for_passwords_it_is_503_and_pages_and_sockets_go_o
     assert (await ada.another_device().sign_in()).status == 303
 
 
-async def test_somebody_from_a_flask_bcrypt_application_signs_in_and_gets_a_hash_of_ours(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+async def test_a_flask_bcrypt_hash_is_upgraded_at_sign_in(
+    visitors: Visitors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = bcrypt.hashpw(b"secret of 2014", bcrypt.gensalt(5)).decode()
     await register_account("ada", "ada@example.org", old, roles=[], by=NOBODY)
-    ada = Visitor(town.app, "ada", "secret of 2014")
+    ada = Visitor(visitors.app, "ada", "secret of 2014")
     assert (await ada.sign_in(password="secret of 2015")).status == 422
-    assert (await the_user("ada")).password_hash == old
+    assert (await user_named("ada")).password_hash == old
 
     async def busy(_: str) -> str:
         raise Busy
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime_of(town.app).hasher, "hash", busy)
+        patch.setattr(runtime_of(visitors.app).hasher, "hash", busy)
         assert (await ada.another_device().sign_in()).status == 303
-    assert (await the_user("ada")).password_hash == old
+    assert (await user_named("ada")).password_hash == old
     assert (await ada.sign_in()).status == 303
-    assert (await the_user("ada")).password_hash.startswith("$quartapp$")
+    assert (await user_named("ada")).password_hash.startswith("$quartapp$")
     assert (await ada.another_device().sign_in()).status == 303
     assert await ada.me() is not None

@@ -15,14 +15,14 @@ from quartapp.authority import lease
 from quartapp.db import embedded
 from quartapp.settings import Settings
 from tests.people import until
-from tests.routes.conftest import Town
+from tests.routes.conftest import Visitors
 
 SECONDS = 15
 
 
 @pytest.fixture
 async def mongod(tmp_path: Path) -> AsyncIterator[int]:
-    """A mongod of this test's own, to be frozen; its process."""
+    """A mongod of this test, to be frozen, and its process."""
     async with embedded.running(tmp_path):
         process = embedded.Place(tmp_path).process()
         assert process
@@ -31,7 +31,7 @@ async def mongod(tmp_path: Path) -> AsyncIterator[int]:
 
 
 @pytest.fixture
-async def town(mongod: int, tmp_path: Path) -> AsyncIterator[Town]:
+async def visitors(mongod: int, tmp_path: Path) -> AsyncIterator[Visitors]:
     settings = Settings.load(
         mongodb_uri=SecretStr(embedded.Place(tmp_path).uri),
         data=tmp_path,
@@ -40,13 +40,13 @@ async def town(mongod: int, tmp_path: Path) -> AsyncIterator[Town]:
     )
     app = create_app(settings)
     async with app.test_app():
-        yield Town(app)
-        # The lifespan ends with the database awake.
+        yield Visitors(app)
+        # The application stops while the database is running.
         os.kill(mongod, signal.SIGCONT)
 
 
 async def freeze(process: int) -> None:
-    """Returns once it has stopped: until then it may still answer."""
+    """Stop the process and wait until it has stopped."""
     os.kill(process, signal.SIGSTOP)
 
     async def stopped() -> bool:
@@ -56,12 +56,12 @@ async def freeze(process: int) -> None:
     await until(stopped)
 
 
-async def test_a_frozen_database_is_503_everywhere_in_time_and_then_all_is_well_again(
-    town: Town, mongod: int
+async def test_a_frozen_database_is_answered_with_503_until_it_recovers(
+    visitors: Visitors, mongod: int
 ) -> None:
-    nobody, ada, root = town.nobody(), await town.member(), await town.admin()
+    anonymous, ada, root = visitors.anonymous(), await visitors.member(), await visitors.admin()
     token = await ada.csrf_token()
-    visit = await nobody.csrf_token()
+    visit = await anonymous.csrf_token()
     await freeze(mongod)
     await asyncio.sleep(lease.SECONDS)
     start = time.monotonic()
@@ -69,11 +69,13 @@ async def test_a_frozen_database_is_503_everywhere_in_time_and_then_all_is_well_
         answers = await asyncio.gather(
             *(ada.get(page) for page in ("/", "/account", "/account/sessions", "/api/me")),
             *(root.get(page) for page in ("/admin/users", "/admin/events")),
-            nobody.get("/posts"),
-            nobody.get("/readyz"),
+            anonymous.get("/posts"),
+            anonymous.get("/readyz"),
             ada.send("/posts/new", {"csrf_token": token, "title": "A", "body": "B"}),
             ada.send("/logout", {"csrf_token": token}),
-            nobody.send("/login", {"csrf_token": visit, "login": "ada", "password": ada.password}),
+            anonymous.send(
+                "/login", {"csrf_token": visit, "login": "ada", "password": ada.password}
+            ),
         )
     assert time.monotonic() - start < SECONDS
     for answer in answers:
@@ -82,17 +84,17 @@ async def test_a_frozen_database_is_503_everywhere_in_time_and_then_all_is_well_
         assert "mongod" not in answer.text
     assert "Retry-After" in answers[0].headers
     assert "Database unavailable" in answers[0].text
-    # What needs no database goes on, and is quick.
+    # Requests without a database query are answered quickly.
     async with asyncio.timeout(1):
-        assert (await nobody.get("/livez")).status == 200
-        assert (await nobody.get("/static/app.css")).status == 200
+        assert (await anonymous.get("/livez")).status == 200
+        assert (await anonymous.get("/static/app.css")).status == 200
     os.kill(mongod, signal.SIGCONT)
 
     async def ready() -> bool:
-        return (await nobody.get("/readyz")).status == 200
+        return (await anonymous.get("/readyz")).status == 200
 
     await until(ready, within=SECONDS)
     assert (await root.get("/admin/users")).status == 200
-    # A log-out that was answered with 503 has happened or has not; either way nothing is broken.
+    # A sign-out that was answered with 503 may have happened or not.
     assert (await ada.get("/account")).status in (200, 302)
-    assert (await nobody.get("/posts")).status == 200
+    assert (await anonymous.get("/posts")).status == 200

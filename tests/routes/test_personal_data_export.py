@@ -1,4 +1,4 @@
-"""Taking one's data along (ASVS 14.2, P11, P12)."""
+"""The export of personal data (ASVS 14.2)."""
 
 import io
 import json
@@ -16,13 +16,13 @@ from quartapp.models.base.references import user_ref
 from quartapp.models.privacy import personal_data
 from quartapp.models.sessions.reason import Reason
 from tests.routes.authenticator import set_up
-from tests.routes.conftest import Town, Visitor, documents, role_named, the_user
-from tests.routes.scenes import add_passkey
+from tests.routes.conftest import Visitor, Visitors, documents, role_named, user_named
+from tests.routes.requests import add_passkey
 from tests.security_key import Authenticator
 
 
 async def export(visitor: Visitor) -> tuple[dict[str, Any], str]:
-    """What is in the archive, read and as it is."""
+    """Return the content of the archive, parsed and as text."""
     response = await visitor.client.post(
         "/account/export",
         form={"csrf_token": await visitor.csrf_token()},
@@ -44,16 +44,16 @@ async def export(visitor: Visitor) -> tuple[dict[str, Any], str]:
     return json.loads(text), text
 
 
-async def test_all_that_is_held_is_in_it_and_nothing_that_opens_anything(
-    town: Town, root: Visitor, ada: Visitor
+async def test_the_export_contains_all_personal_data_and_no_secret(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
-    user, bob = await the_user("ada"), await town.account("bob")
+    user, bob = await user_named("ada"), await visitors.account("bob")
     by, phone = Actor(user.id, "ada", "192.0.2.7"), ada.another_device()
     await phone.sign_in()
     post = await Post.write("On engines", "“Ünïcode” & more", by=by)
     await Post.write("Bob's own", "text", by=Actor(bob.id, "bob"))
     await Comment.write(post, "A word of mine", by=by)
-    boss = Actor((await the_user("root")).id, "root", "198.51.100.1")
+    boss = Actor((await user_named("root")).id, "root", "198.51.100.1")
     await user.grant(await role_named("moderator"), by=boss)
     code = code_digest("canary-key", PydanticObjectId(), "123456")
     token = await Token.issue(
@@ -62,8 +62,8 @@ async def test_all_that_is_held_is_in_it_and_nothing_that_opens_anything(
     await bob.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
     app = await set_up(ada)
     await add_passkey(ada, Authenticator())
-    user = await the_user("ada")
-    # What a later version adds to a document is not shown until somebody says so.
+    user = await user_named("ada")
+    # A field that a later version adds is not exported until it is declared.
     await User.change({"_id": user.id}, {"$set": {"totp_backup": "canary-totp"}})
     found, text = await export(ada)
 
@@ -93,12 +93,12 @@ async def test_all_that_is_held_is_in_it_and_nothing_that_opens_anything(
         secrets += [row[name] for row in rows if row.get(name)]
     assert len(secrets) > 36
     assert [secret for secret in secrets if secret in text] == []
-    # Where an administrator sits is nobody else's affair.
+    # The export does not contain the IP address of an administrator.
     assert "198.51.100.1" not in text
     assert "Bob's own" not in text
 
 
-async def test_one_that_fails_does_not_count(ada: Visitor, monkeypatch: Any) -> None:
+async def test_a_failed_export_does_not_count_for_the_limit(ada: Visitor, monkeypatch: Any) -> None:
     async def fails(user: User) -> Any:
         yield "{"
         raise OSError("no space left")
@@ -110,7 +110,7 @@ async def test_one_that_fails_does_not_count(ada: Visitor, monkeypatch: Any) -> 
     assert (await ada.post("/account/export")).status == 429
 
 
-async def test_it_is_made_only_so_often_and_says_when_again(ada: Visitor) -> None:
+async def test_exports_are_limited_and_the_error_says_when_to_try_again(ada: Visitor) -> None:
     await export(ada)
     answer = await ada.post("/account/export")
     assert answer.status == 429
@@ -119,11 +119,13 @@ async def test_it_is_made_only_so_often_and_says_when_again(ada: Visitor) -> Non
     assert len(await documents("events", verb="data.exported")) == 1
 
 
-async def test_much_of_it_is_read_page_by_page(town: Town, ada: Visitor, monkeypatch: Any) -> None:
+async def test_a_large_export_is_read_page_by_page(
+    visitors: Visitors, ada: Visitor, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(personal_data, "BATCH", 10)
     monkeypatch.setattr("quartapp.routes.privacy.export.CHUNK", 1000)
     monkeypatch.setattr("quartapp.routes.privacy.export.IN_MEMORY", 1000)
-    author = (await the_user("ada")).id
+    author = (await user_named("ada")).id
     posts = [
         Post(author=user_ref(author), title=str(number), body="word " * 50) for number in range(95)
     ]

@@ -1,17 +1,17 @@
 """What each route requires. A route that is missing here, or a row without a route, fails a test.
 
 `anyone`                    also those who are not signed in
-`signed in`                 any living session, whatever its roles
-`<permission>`              a session whose roles give it
-`author`                    who wrote it, for as long as they have posts.write
-`author or <permission>`    who wrote it, whatever else they may do, or somebody with the permission
-`returning`                 who has just signed in to an account that they have closed
+`signed in`                 any active session, whatever its roles
+`<permission>`              a session whose roles grant it
+`author`                    the author, while they have posts.write
+`author or <permission>`    the author, or a user with the permission
+`returning`                 a user who has just signed in to their closed account
 
-A POST that is `fresh` besides needs a sign-in or a confirmation of lately. Changing the password
-asks for the current one, which is as good.
+A POST that is `fresh` also needs a recent authentication. Changing the password asks for the
+current one instead.
 
-In production there is no /dev, and /metrics also asks for a token of its own: see test_health. HEAD
-goes with GET, and OPTIONS says the methods to anyone. All else is 405.
+In production there is no /dev, and /metrics requires a token: see test_health. HEAD is allowed with
+GET, and OPTIONS lists the methods for anyone. Other methods are 405.
 """
 
 from typing import NamedTuple
@@ -113,7 +113,7 @@ class Row(NamedTuple):
 
     @property
     def done(self) -> int:
-        """The status of the answer once all was done, and no form came back."""
+        """Return the status of a successful answer."""
         return 303 if self.method == "POST" and self.rule != "/account/export" else 200
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Closing and deleting accounts by their pages, and coming back in time (P7, P9)."""
+"""Deactivating, deleting and restoring accounts on the pages."""
 
 from datetime import timedelta
 
@@ -8,30 +8,38 @@ from quartapp import clock
 from quartapp.models import User
 from quartapp.runtime import runtime_of
 from tests.routes.authenticator import set_up
-from tests.routes.conftest import Answer, Town, Visitor, contents, documents, link_in, the_user
-from tests.routes.scenes import returning
+from tests.routes.conftest import (
+    Answer,
+    Visitor,
+    Visitors,
+    contents,
+    documents,
+    link_in,
+    user_named,
+)
+from tests.routes.requests import sign_in_to_closed_account
 
 
 async def delete(visitor: Visitor, **fields: str) -> Answer:
     return await visitor.post("/account/delete", **{"username": visitor.username, **fields})
 
 
-async def test_who_deletes_their_account_is_out_at_once_and_told_until_when(
-    town: Town, ada: Visitor
+async def test_deleting_an_account_signs_out_and_names_the_date(
+    visitors: Visitors, ada: Visitor
 ) -> None:
     phone = ada.another_device()
     await phone.sign_in()
     answer = await delete(ada, posts="remove")
     assert (answer.status, answer.location, ada.token) == (303, "/", "")
     assert await phone.me() is None
-    user = await the_user("ada")
+    user = await user_named("ada")
     assert user.deletes_at is not None
     grace = user.deletes_at - clock.now()
     assert timedelta(days=13, hours=23) < grace <= timedelta(days=14)
     assert user.deletes_posts
     day = f"{user.deletes_at.day} {user.deletes_at:%b %Y, %H:%M} UTC"
     assert day in (await ada.get("/")).text
-    (letter,) = await town.letters(ada.email, "will be deleted")
+    (letter,) = await visitors.emails(ada.email, "will be deleted")
     assert day in letter
     assert "/login" in letter
     again = await phone.get("/account")
@@ -39,7 +47,7 @@ async def test_who_deletes_their_account_is_out_at_once_and_told_until_when(
 
 
 @pytest.mark.parametrize("typed", ["", "Ada", "bob", "ada@example.org"])
-async def test_nothing_is_deleted_by_mistake(ada: Visitor, typed: str) -> None:
+async def test_deletion_requires_the_username(ada: Visitor, typed: str) -> None:
     before = await contents()
     answer = await delete(ada, username=typed, posts="remove")
     assert answer.status == 422
@@ -48,13 +56,13 @@ async def test_nothing_is_deleted_by_mistake(ada: Visitor, typed: str) -> None:
     assert await contents() == before
 
 
-async def test_there_are_two_ways_for_posts_and_no_third(ada: Visitor) -> None:
+async def test_posts_are_kept_or_deleted_and_other_choices_refused(ada: Visitor) -> None:
     assert (await delete(ada, posts="both")).status == 422
-    assert (await the_user("ada")).is_open
+    assert (await user_named("ada")).is_open
 
 
-async def test_who_signs_in_again_can_keep_the_account_and_do_nothing_else(
-    town: Town, ada: Visitor
+async def test_signing_in_to_a_deleted_account_allows_only_to_restore_it(
+    visitors: Visitors, ada: Visitor
 ) -> None:
     await delete(ada)
     back = ada.another_device()
@@ -70,12 +78,12 @@ async def test_who_signs_in_again_can_keep_the_account_and_do_nothing_else(
     assert (await back.me() or {})["username"] == "ada"
     (session,) = await documents("sessions", ended_at=None)
     assert session["remembered"]
-    assert (await the_user("ada")).deletes_at is None
-    assert await town.letters(ada.email, "open again")
+    assert (await user_named("ada")).deletes_at is None
+    assert await visitors.emails(ada.email, "open again")
 
 
-async def test_who_comes_back_with_a_second_factor_is_in_and_has_shown_it(
-    town: Town, ada: Visitor
+async def test_restoring_with_a_second_factor_signs_in_with_it(
+    visitors: Visitors, ada: Visitor
 ) -> None:
     await set_up(ada)
     await ada.post("/account/deactivate")
@@ -87,76 +95,78 @@ async def test_who_comes_back_with_a_second_factor_is_in_and_has_shown_it(
     assert session["factor"] == "recovery_code"
 
 
-async def test_the_way_back_is_of_that_browser_and_that_moment(town: Town) -> None:
-    eve = await returning(town, "eve")
-    stranger = town.nobody()
-    for visitor in (stranger, await town.member("ada")):
+async def test_the_restore_page_is_bound_to_its_browser_and_expires(visitors: Visitors) -> None:
+    eve = await sign_in_to_closed_account(visitors, "eve")
+    stranger = visitors.anonymous()
+    for visitor in (stranger, await visitors.member("ada")):
         answer = await visitor.post("/account/closed")
         assert answer.status == 302
-        assert not (await the_user("eve")).is_open
+        assert not (await user_named("eve")).is_open
     await User.change({"username": "eve"}, {"$set": {"deletes_at": clock.now()}})
     for answer in (await eve.get("/account/closed"), await eve.post("/account/closed")):
         assert (answer.status, answer.location[:6]) == (302, "/login")
-    assert not (await the_user("eve")).is_open
-    # The way back shows nowhere in the database as what it is.
+    assert not (await user_named("eve")).is_open
+    # The database does not contain the token in clear.
     (token,) = await documents("tokens", purpose="return")
     assert token["digest"] not in (await eve.get("/login")).text
 
 
-async def test_who_may_not_come_back_is_told_so_after_the_right_password_only(
-    town: Town, root: Visitor
+async def test_only_the_right_password_learns_that_restoring_is_refused(
+    visitors: Visitors, root: Visitor
 ) -> None:
     for name in ("own-1", "late1", "admin", "shut1"):
-        await town.member(name)
+        await visitors.member(name)
     for name in ("own-1", "late1", "shut1"):
-        visitor = Visitor(town.app, name)
+        visitor = Visitor(visitors.app, name)
         await visitor.sign_in()
         await delete(visitor)
     await User.change({"username": "late1"}, {"$set": {"deletes_at": clock.now()}})
     await root.post("/admin/users/admin/delete", username="admin")
     await root.post("/admin/users/shut1/disable")
-    assert not (await the_user("admin")).is_open
-    nobody, seen = town.nobody(), []
-    await nobody.get("/login")
+    assert not (await user_named("admin")).is_open
+    anonymous, seen = visitors.anonymous(), []
+    await anonymous.get("/login")
     for login in ("nobod", "own-1", "late1", "admin", "shut1"):
-        answer = await nobody.sign_in(login=login, password="something else altogether")
+        answer = await anonymous.sign_in(login=login, password="something else altogether")
         seen.append((answer.status, answer.anonymized.replace(login, "")))
     assert seen[0][0] == 422
     assert seen[1:] == seen[:1] * 4
-    # The right password is told why, and opens nothing.
+    # The right password shows the reason and signs no user in.
     for login in ("late1", "admin", "shut1"):
-        answer = await nobody.sign_in(login=login)
+        answer = await anonymous.sign_in(login=login)
         assert answer.status == 403
         assert "You cannot sign in" in answer.text
-        assert await nobody.me() is None
+        assert await anonymous.me() is None
 
 
-async def test_a_closed_account_waits_as_it_is_until_its_owner_signs_in(
-    town: Town, ada: Visitor
+async def test_a_deactivated_account_is_kept_until_its_owner_signs_in(
+    visitors: Visitors, ada: Visitor
 ) -> None:
     answer = await ada.post("/account/deactivate")
     assert (answer.status, answer.location, ada.token) == (303, "/", "")
-    user = await the_user("ada")
+    user = await user_named("ada")
     assert (user.is_open, user.deletes_at) == (False, None)
     assert (await ada.sign_in()).location == "/account/closed"
     assert "Reactivate my account" in (await ada.get("/account/closed")).text
     assert (await ada.post("/account/closed")).status == 303
     assert await ada.me()
-    assert await town.letters(ada.email, "is closed")
+    assert await visitors.emails(ada.email, "is closed")
 
 
-async def test_who_has_forgotten_the_password_can_still_come_back(town: Town, ada: Visitor) -> None:
+async def test_a_closed_account_can_reset_its_password_and_be_restored(
+    visitors: Visitors, ada: Visitor
+) -> None:
     await delete(ada)
-    back = town.nobody()
+    back = visitors.anonymous()
     await back.post("/forgot", email=ada.email)
-    (letter,) = await town.letters(ada.email, "new password")
+    (letter,) = await visitors.emails(ada.email, "new password")
     new = "an entirely different phrase"
     answer = await back.post(link_in(letter), password=new, confirm=new)
     assert (answer.status, answer.location) == (303, "/login")
     assert (await back.sign_in(login="ada", password=new)).location == "/account/closed"
 
 
-async def test_the_last_administrator_cannot_leave(root: Visitor) -> None:
+async def test_the_last_administrator_cannot_delete_their_account(root: Visitor) -> None:
     for path in ("/account/delete", "/account/deactivate", "/admin/users/root/delete"):
         answer = await root.post(path, username="root")
         assert answer.status == 422, path
@@ -164,8 +174,8 @@ async def test_the_last_administrator_cannot_leave(root: Visitor) -> None:
     assert await root.me()
 
 
-async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
-    town: Town, root: Visitor, ada: Visitor
+async def test_administrators_delete_and_restore_an_account(
+    visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
     assert (await root.post("/admin/users/ada/delete", username="bob")).status == 422
     answer = await root.post("/admin/users/ada/delete", username="ada", posts="remove")
@@ -173,11 +183,11 @@ async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
     assert await ada.me() is None
     for path in ("/admin/users", "/admin/users/ada"):
         assert "to be deleted on" in (await root.get(path)).text
-    (letter,) = await town.letters(ada.email, "will be deleted")
+    (letter,) = await visitors.emails(ada.email, "will be deleted")
     assert "An administrator" in letter
     again = await root.post("/admin/users/ada/delete", username="ada")
     assert "before that" in (await root.get(again.location)).text
-    assert (await the_user("ada")).deletes_posts
+    assert (await user_named("ada")).deletes_posts
     assert (await root.post("/admin/users/ada/restore")).status == 303
     assert (await ada.sign_in()).location == "/"
     assert await ada.me()
@@ -186,7 +196,7 @@ async def test_administrators_have_somebody_deleted_and_keep_them_after_all(
     assert '<span class="tag tag-off">deactivated</span>' in (await root.get("/users/ada")).text
 
 
-async def test_who_is_leaving_anyway_can_be_deleted_by_administrators_besides(
+async def test_an_administrator_can_delete_an_account_in_deletion(
     root: Visitor, ada: Visitor
 ) -> None:
     await delete(ada, posts="remove")
@@ -197,7 +207,7 @@ async def test_who_is_leaving_anyway_can_be_deleted_by_administrators_besides(
     assert "/admin/users/ada/delete" in page.links
     form = await root.get("/admin/users/ada/delete")
     assert until in form.text
-    assert 'checked id="posts-1"' in form.text, "as ada wished"
+    assert 'checked id="posts-1"' in form.text, "Ada's choice is kept"
     assert (
         await root.post("/admin/users/ada/delete", username="ada", posts="remove")
     ).status == 303
@@ -208,15 +218,15 @@ async def test_who_is_leaving_anyway_can_be_deleted_by_administrators_besides(
 
 
 @pytest.mark.parametrize("posts", ["keep", "remove"])
-async def test_after_the_time_a_worker_erases_and_pages_say_deleted_user(
-    town: Town, root: Visitor, ada: Visitor, posts: str
+async def test_a_worker_erases_due_accounts_and_pages_show_deleted_user(
+    visitors: Visitors, root: Visitor, ada: Visitor, posts: str
 ) -> None:
     written = await ada.post("/posts/new", title="What I think", body="Much.")
     theirs = (await root.get(written.location)).text
     assert "/users/ada" in theirs
     await delete(ada, posts=posts)
     await User.change({"username": "ada"}, {"$set": {"deletes_at": clock.now()}})
-    await runtime_of(town.app).erasure.erase_due()
+    await runtime_of(visitors.app).erasure.erase_due()
     page = await root.get(written.location)
     if posts == "remove":
         assert page.status == 404
@@ -229,4 +239,4 @@ async def test_after_the_time_a_worker_erases_and_pages_say_deleted_user(
     assert "user.erased" in record.text
     assert "deleted user" in record.text
     assert "ada@" not in record.text
-    assert (await town.nobody().register("ada")).status == 303
+    assert (await visitors.anonymous().register("ada")).status == 303

@@ -1,10 +1,10 @@
-"""Where the sign-in page leads afterwards: to a page of ours, whatever it was told (ASVS 3.7.2)."""
+"""The sign-in page redirects only to pages of this site (ASVS 3.7.2)."""
 
 from urllib.parse import quote, urljoin, urlsplit
 
 from tests.routes.conftest import ORIGIN, Visitor
 
-OUT = [
+EXTERNAL = [
     "//evil.example",
     "///evil.example",
     "////evil.example",
@@ -35,9 +35,9 @@ OUT = [
 ]
 
 
-async def test_a_next_that_leads_away_leads_to_the_front_page(ada: Visitor) -> None:
+async def test_an_external_next_redirects_to_the_home_page(ada: Visitor) -> None:
     wrong = {}
-    for target in OUT:
+    for target in EXTERNAL:
         page = f"/login?next={quote(target, safe='')}"
         newcomer = ada.another_device()
         for answer in (
@@ -50,7 +50,7 @@ async def test_a_next_that_leads_away_leads_to_the_front_page(ada: Visitor) -> N
     assert wrong == {}
 
 
-async def test_a_next_that_is_a_page_of_ours_is_where_it_leads(ada: Visitor) -> None:
+async def test_an_internal_next_is_followed_after_sign_in(ada: Visitor) -> None:
     for target in (
         "/posts",
         "/admin/users?q=a&after=b",
@@ -62,7 +62,7 @@ async def test_a_next_that_is_a_page_of_ours_is_where_it_leads(ada: Visitor) -> 
         page = f"/login?next={quote(target, safe='')}"
         other = ada.another_device()
         shown = await other.get(page)
-        # The form keeps the way, as it does when the first try fails.
+        # The form keeps the next page, also after a failed try.
         assert f'action="{page}"' in shown.text
         assert (await other.post(page, login="ada", password="wrong")).status == 422
         answer = await other.post(page, login="ada", password=ada.password)
@@ -70,24 +70,24 @@ async def test_a_next_that_is_a_page_of_ours_is_where_it_leads(ada: Visitor) -> 
         assert urlsplit(urljoin(ORIGIN, answer.location)).netloc == "localhost"
 
 
-async def test_one_comes_back_to_the_page_that_one_wanted(ada: Visitor) -> None:
+async def test_sign_in_returns_to_the_requested_page(ada: Visitor) -> None:
     await ada.post("/posts/new", title="A", body="B")
     other = ada.another_device()
-    sent_away = await other.get("/account/notices?after=7")
-    answer = await other.post(sent_away.location, login="ada", password=ada.password)
+    redirect = await other.get("/account/notices?after=7")
+    answer = await other.post(redirect.location, login="ada", password=ada.password)
     assert answer.location == "/account/notices?after=7"
 
 
-async def test_a_form_sent_when_signed_out_leads_back_to_its_page_and_not_to_another_site(
+async def test_a_form_sent_signed_out_returns_to_its_own_page(
     ada: Visitor,
 ) -> None:
-    nobody = ada.another_device()
-    token = await nobody.csrf_token()
+    anonymous = ada.another_device()
+    token = await anonymous.csrf_token()
     for referer, back in (
         (f"{ORIGIN}/posts/new", "/login?next=%2Fposts%2Fnew"),
         ("http://evil.example/posts", "/login?next=%2Fposts%2Fnew"),
         (f"{ORIGIN}//evil.example", "/login"),
     ):
         headers = {"Origin": ORIGIN, "Referer": referer}
-        answer = await nobody.send("/posts/new", {"csrf_token": token}, headers)
+        answer = await anonymous.send("/posts/new", {"csrf_token": token}, headers)
         assert (answer.status, answer.location) == (302, back)

@@ -17,7 +17,7 @@ from quartapp.models.sessions.reason import Reason
 from quartapp.routes.invitations import admin as admin_pages
 from quartapp.runtime import runtime_of
 from tests.routes.authenticator import set_up
-from tests.routes.conftest import Answer, Town, Visitor, documents, role_named, the_user
+from tests.routes.conftest import Answer, Visitor, Visitors, documents, role_named, user_named
 from tests.routes.test_posts import write
 
 TYPED = {"title": "Ünïcode & <b>", "body": 'Line one\nline two "quoted"'}
@@ -25,32 +25,32 @@ FACTOR = "/login/factor?next=/posts/new"
 
 
 async def end_sessions(visitor: Visitor) -> None:
-    user = await the_user(visitor.username)
+    user = await user_named(visitor.username)
     await user.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
     await runtime_of(visitor.app).barrier.passed()
 
 
 async def sent_too_late(visitor: Visitor, path: str = "/posts/new", **typed: str) -> Answer:
-    """Sends a form from a page that was opened before the session was ended elsewhere."""
+    """Send a form from a page that was opened before the session ended."""
     token = await visitor.csrf_token()
     await end_sessions(visitor)
     return await visitor.send(path, {**(typed or TYPED), "csrf_token": token})
 
 
 async def sign_in_on(page: Answer, visitor: Visitor, password: str = "") -> Answer:
-    """Fills the sign-in form that this page shows."""
+    """Fill in the sign-in form of this page and send it."""
     typed = {"login": visitor.username, "password": password or visitor.password}
     return await visitor.send("/login?next=/posts/new", {**page.fields, **typed})
 
 
 def is_shown(page: Answer, action: str, **typed: str) -> bool:
-    """Whether the page has the form, filled and not sent."""
+    """Check that the page shows the form as filled in."""
     found = {name: page.fields.get(name) for name in typed}
     return page.status == 200 and f'action="{action}"' in page.text and found == typed
 
 
 @pytest.mark.parametrize("place", ["/posts/new", "{post}/edit", "{post}/comments"])
-async def test_a_form_sent_after_its_session_ended_is_shown_again_after_the_sign_in(
+async def test_a_form_sent_after_its_session_ended_is_restored_after_sign_in(
     ada: Visitor, place: str
 ) -> None:
     path = place.format(post=await write(ada))
@@ -85,17 +85,17 @@ async def test_a_form_is_carried_through_the_second_step(ada: Visitor) -> None:
     assert is_shown(shown, "/posts/new", **TYPED)
 
 
-async def test_only_the_user_who_wrote_a_text_gets_it_back(ada: Visitor, town: Town) -> None:
+async def test_only_the_author_of_a_text_gets_it_back(ada: Visitor, visitors: Visitors) -> None:
     page = await sent_too_late(ada)
-    await town.account("bob", await role_named("member"))
-    bob = Visitor(town.app, "bob")
+    await visitors.account("bob", await role_named("member"))
+    bob = Visitor(visitors.app, "bob")
     sent = {"csrf_token": await bob.csrf_token(), "carried": page.fields["carried"]}
     answer = await bob.send("/login", {**sent, "login": "bob", "password": bob.password})
     assert answer.status == 303
     front = (await bob.get("/")).text
     assert "another user wrote it" in front
     assert html.escape(TYPED["title"]) not in answer.text + front
-    # Nor after a day, nor from what somebody made up.
+    # It is not restored after a day, nor from a made-up cookie.
     at = clock.now() - timedelta(days=1, seconds=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock, "now", lambda: at)
@@ -108,13 +108,13 @@ async def test_only_the_user_who_wrote_a_text_gets_it_back(ada: Visitor, town: T
 
 
 async def sent_too_late_sealed(visitor: Visitor) -> str:
-    """What the form would have been sealed as at this moment of a patched clock."""
-    user = await the_user(visitor.username)
+    """Return the encrypted form as of the time of a patched clock."""
+    user = await user_named(visitor.username)
     what = ["posts.new", {}, [["title", "Old"], ["body", "Old"]]]
     return runtime_of(visitor.app).encryption.encrypt_value(what, f"carried form of {user.id}")
 
 
-async def test_a_text_that_is_too_long_or_of_an_unknown_user_is_shown_to_be_copied(
+async def test_a_text_that_cannot_be_carried_is_shown_to_be_copied(
     ada: Visitor,
 ) -> None:
     long = "too long " * 5400
@@ -124,7 +124,7 @@ async def test_a_text_that_is_too_long_or_of_an_unknown_user_is_shown_to_be_copi
     assert body.status == 422
     assert long in body.text
     assert "carried" not in body.fields
-    # The cookie is gone: whose text it is nobody knows.
+    # Without the cookie the author of the text is unknown.
     await ada.sign_in()
     token = await ada.csrf_token()
     await ada.post("/logout")
@@ -143,7 +143,7 @@ async def test_a_long_text_in_any_alphabet_is_carried(ada: Visitor) -> None:
     assert is_shown(shown, "/posts/new", **typed)
 
 
-async def test_a_text_whose_place_is_gone_or_forbidden_is_shown_to_be_copied(
+async def test_a_text_whose_page_is_gone_or_forbidden_is_shown_to_be_copied(
     ada: Visitor,
 ) -> None:
     post = await write(ada)
@@ -153,40 +153,40 @@ async def test_a_text_whose_place_is_gone_or_forbidden_is_shown_to_be_copied(
     await other.post(f"{post}/delete")
     shown = await sign_in_on(page, ada)
     assert (shown.status, "Too late for this." in shown.text) == (422, True)
-    # The same for somebody who is signed in, and for who may not write any more.
+    # The same for a signed-in user, and for one who may not write any more.
     token = await ada.csrf_token()
     gone = await ada.send(f"{post}/comments", {"csrf_token": token, "body": "Too late again."})
     assert (gone.status, "Too late again." in gone.text) == (404, True)
-    await (await the_user("ada")).revoke(await role_named("member"), by=NOBODY)
+    await (await user_named("ada")).revoke(await role_named("member"), by=NOBODY)
     await runtime_of(ada.app).barrier.passed()
     await ada.sign_in()
     refused = await ada.post("/posts/new", **TYPED)
     assert (refused.status, html.escape(TYPED["title"]) in refused.text) == (403, True)
 
 
-async def test_an_action_sent_after_the_session_ended_is_said_not_to_be_done(
-    root: Visitor, town: Town
+async def test_an_action_sent_after_the_session_ended_is_reported_as_not_done(
+    root: Visitor, visitors: Visitors
 ) -> None:
-    await town.account("bob")
+    await visitors.account("bob")
     answer = await sent_too_late(root, "/admin/users/bob/disable", reason="none")
     assert answer.status == 302
     page = await root.get(answer.location)
     assert "nothing was changed" in page.text
-    assert (await the_user("bob")).is_open
+    assert (await user_named("bob")).is_open
 
 
 async def test_no_password_or_code_is_carried_or_shown_again(ada: Visitor) -> None:
     secret = "a secret that is long enough"
     typed = {"password": secret, "current_password": secret, "confirm": secret, "code": secret}
     page = await sent_too_late(ada, **TYPED, **typed)
-    about = f"carried form of {(await the_user('ada')).id}"
+    about = f"carried form of {(await user_named('ada')).id}"
     sealed = runtime_of(ada.app).encryption.decrypt(page.fields["carried"], about)
     assert sealed
     assert TYPED["title"] in sealed
     assert secret not in sealed + page.text
     shown = await sign_in_on(page, ada)
     assert is_shown(shown, "/posts/new", **TYPED)
-    # Nor is it on the page from which the text of an unknown user can be copied.
+    # The page that shows a text for copying does not show it either.
     token = await ada.csrf_token()
     await ada.post("/logout")
     page = await ada.send("/posts/new", {**TYPED, **typed, "csrf_token": token})
@@ -194,7 +194,7 @@ async def test_no_password_or_code_is_carried_or_shown_again(ada: Visitor) -> No
     assert secret not in page.text
 
 
-async def test_a_page_of_another_site_cannot_have_a_text_carried(ada: Visitor) -> None:
+async def test_another_site_cannot_have_a_text_carried(ada: Visitor) -> None:
     token = await ada.csrf_token()
     await end_sessions(ada)
     for headers in ({}, {"Origin": "https://evil.example"}):
@@ -204,7 +204,7 @@ async def test_a_page_of_another_site_cannot_have_a_text_carried(ada: Visitor) -
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_a_form_that_has_to_wait_can_be_sent_again_as_it_was(
+async def test_a_form_answered_with_retry_after_can_be_sent_again(
     ada: Visitor, root: Visitor, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
@@ -225,10 +225,10 @@ async def test_a_form_that_has_to_wait_can_be_sent_again_as_it_was(
         assert {name: answer.fields[name] for name in typed} == typed
         token = {"csrf_token": answer.fields["csrf_token"]}
         assert (await visitor.send(path, {**typed, **token})).status == 303
-    # Where a password was left out, the same cannot be sent again.
+    # A form without its password cannot be sent again as it is.
     with monkeypatch.context() as patch:
         patch.setattr("quartapp.auth.reauthentication.reauthenticate", fail)
-        await root.grow_stale()
+        await root.expire_authentication()
         answer = await root.post("/admin/roles/new", **role, password="a secret of mine")
     assert "a secret of mine" not in answer.text
 
