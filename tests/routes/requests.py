@@ -1,4 +1,4 @@
-"""What the rows of the matrix are driven with: things to act on, the paths to them, the forms."""
+"""Requests for the rows of the permission matrix: objects to act on, paths and forms."""
 
 import json
 import re
@@ -23,8 +23,8 @@ from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.routes.authenticator import app_code, codes_on, secret_on
-from tests.routes.conftest import Answer, Town, Visitor, the_user
-from tests.routes.matrix import Row
+from tests.routes.conftest import Answer, Visitor, Visitors, user_named
+from tests.routes.permission_matrix import Row
 from tests.security_key import Authenticator, create_passkey
 
 CODE = "123456"
@@ -34,25 +34,26 @@ def settings_of(app: Quart) -> Settings:
     return runtime_of(app).settings
 
 
-async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]:
-    """An author with a post, a comment, a role, a session and an unverified address; and the parts
-    of paths to them."""
-    author = await town.holder(name, Permission.POSTS_WRITE)
+async def author_with_content(
+    visitors: Visitors, name: str = "eve"
+) -> tuple[Visitor, dict[str, str]]:
+    """Return an author with a post, a comment and so on, and the parts of the paths to them."""
+    author = await visitors.with_permissions(name, Permission.POSTS_WRITE)
     await unverify(author)
-    by = Actor((await the_user(name)).id, name)
+    by = Actor((await user_named(name)).id, name)
     post = await Post.write("A title", "Some text.", by=by)
     comment = await Comment.write(post, "A comment.", by=by)
     assert comment is not None
     me = await author.me()
     assert me is not None
     role = await Role.add(f"spare-{name}", "", [], by=NOBODY)
-    invitation, invited = await an_invitation(f"guest-of-{name}@example.org")
-    event = await something_strange(author)
-    await Folder(settings_of(town.app).data / "mail").carry("letter", "", EmailMessage())
+    invitation, invited = await create_invitation(f"guest-of-{name}@example.org")
+    event = await record_suspicious_event(author)
+    await Folder(settings_of(visitors.app).data / "mail").carry("letter", "", EmailMessage())
     return author, {
-        "/reset/<token>": f"/reset/{await a_link(author, Purpose.RESET)}",
-        "/verify/<token>": f"/verify/{await a_link(author, Purpose.CONFIRM)}",
-        "/undo/<token>": f"/undo/{await a_link(author, Purpose.UNDO)}",
+        "/reset/<token>": f"/reset/{await issue_token(author, Purpose.RESET)}",
+        "/verify/<token>": f"/verify/{await issue_token(author, Purpose.CONFIRM)}",
+        "/undo/<token>": f"/undo/{await issue_token(author, Purpose.UNDO)}",
         "/invited/<token>": f"/invited/{invited}",
         "/dev/mail/<name>": "/dev/mail/letter",
         "invitation_id": str(invitation.id),
@@ -70,22 +71,22 @@ async def scene(town: Town, name: str = "eve") -> tuple[Visitor, dict[str, str]]
 
 
 async def unverify(visitor: Visitor) -> None:
-    """Their address waits to be verified, though they can use the account."""
+    """Mark the email address of the visitor as not verified."""
     unverified = {"email_verified_at": None}
     assert await User.change({"username": visitor.username}, {"$set": unverified})
 
 
-async def something_strange(visitor: Visitor) -> str:
-    """An event of their timeline of which they may say that it was not them."""
-    user = await the_user(visitor.username)
+async def record_suspicious_event(visitor: Visitor) -> str:
+    """Record an event in the visitor's activity that they can report. Return its id."""
+    user = await user_named(visitor.username)
     by = Actor(user.id, user.username, "192.0.2.9")
     return str((await Event.record(Verb.PASSWORD_RESET, by=by, subject=user.id)).id)
 
 
-async def returning(town: Town, name: str) -> Visitor:
-    """Somebody who has closed their account, and signed in again."""
-    visitor = await town.holder(name)
-    user = await the_user(name)
+async def sign_in_to_closed_account(visitors: Visitors, name: str) -> Visitor:
+    """Return a visitor who has deactivated their account and signed in again."""
+    visitor = await visitors.with_permissions(name)
+    user = await user_named(name)
     await user.close(by=Actor(user.id, name))
     visitor = visitor.another_device()
     answer = await visitor.sign_in()
@@ -93,17 +94,17 @@ async def returning(town: Town, name: str) -> Visitor:
     return visitor
 
 
-async def a_link(visitor: Visitor, purpose: Purpose) -> str:
-    """A token as a letter to them has it, beside the code of `form`."""
-    user, token_id = await the_user(visitor.username), PydanticObjectId()
+async def issue_token(visitor: Visitor, purpose: Purpose) -> str:
+    """Issue a token for an email to the visitor, with `CODE` as its code."""
+    user, token_id = await user_named(visitor.username), PydanticObjectId()
     code = code_digest(settings_of(visitor.app).secret_key.get_secret_value(), token_id, CODE)
     return await Token.issue(
         token_id, purpose, user, user.email, lasts=email_address.LASTS, code=code
     )
 
 
-async def an_invitation(email: str, **fields: Any) -> tuple[Invitation, str]:
-    """One whose letter was sent, and the token in that."""
+async def create_invitation(email: str, **fields: Any) -> tuple[Invitation, str]:
+    """Create an invitation and return it with its token."""
     now, (token, digest) = clock.now(), new_token()
     until = now + timedelta(days=7)
     made = Invitation(
@@ -113,8 +114,8 @@ async def an_invitation(email: str, **fields: Any) -> tuple[Invitation, str]:
     return await made.insert(), token
 
 
-def enough(row: Row) -> list[Permission]:
-    """The permission that the table names; to manage the author takes the author's, too."""
+def sufficient_permissions(row: Row) -> list[Permission]:
+    """Return the permissions that the row needs. Managing the author needs the author's, too."""
     authors = [Permission.POSTS_WRITE] if "/users/<username>" in row.rule else []
     return [Permission(row.needs.removeprefix("author or ")), *authors]
 
@@ -125,8 +126,8 @@ def path(row: Row, parts: Mapping[str, str]) -> str:
     return re.sub(r"<(?:\w+:)?(\w+)>", lambda part: parts[part[1]], row.rule)
 
 
-async def filled(row: Row, visitor: Visitor, name: str) -> dict[str, str]:
-    """The same as `form`, with the code of the app that this visitor is to set up."""
+async def form_with_code(row: Row, visitor: Visitor, name: str) -> dict[str, str]:
+    """Return the same as `form`, with codes and credentials for this visitor."""
     if row.rule == "/account/factors/totp" and visitor.username:
         return {"code": app_code(secret_on(await visitor.get(row.rule)))}
     if row.rule == "/login/factor" and visitor.codes:
@@ -135,23 +136,23 @@ async def filled(row: Row, visitor: Visitor, name: str) -> dict[str, str]:
         asked = await options(visitor, f"{row.rule}/options")
         return {"name": "Phone", "credential": Authenticator().register(asked)}
     if row.rule == "/login/passkey":
-        device = await create_passkey(await the_user(name))
+        device = await create_passkey(await user_named(name))
         return {"credential": device.authenticate(await options(visitor, f"{row.rule}/options"))}
     return form(row, name)
 
 
-async def owning(visitor: Visitor, row: Row, parts: Mapping[str, str]) -> dict[str, str]:
-    """The parts of the path, with a passkey that is the visitor's own if it names one."""
+async def with_own_passkey(visitor: Visitor, row: Row, parts: Mapping[str, str]) -> dict[str, str]:
+    """Return the parts, with the id of a new passkey of the visitor if the row needs one."""
     if "<passkey_id>" not in row.rule:
         return dict(parts)
     added = await add_passkey(visitor, Authenticator())
     visitor.codes = codes_on(await visitor.get(added.location))
-    (passkey,) = await Passkey.of_user((await the_user(visitor.username)).id)
+    (passkey,) = await Passkey.of_user((await user_named(visitor.username)).id)
     return {**parts, "passkey_id": str(passkey.id)}
 
 
 async def options(visitor: Visitor, path: str) -> dict[str, Any]:
-    """What the browser is asked for."""
+    """Return the WebAuthn options at this path."""
     answer = await visitor.get(path)
     assert answer.status == 200, answer.text
     return json.loads(answer.text)
@@ -164,7 +165,7 @@ async def add_passkey(visitor: Visitor, device: Authenticator, **fields: str) ->
 
 
 def form(row: Row, name: str) -> dict[str, str]:
-    """Fields with which the route does what it is there for."""
+    """Return fields with which the POST succeeds."""
     account = {
         "username": f"new-{name}",
         "email": f"new-{name}@example.org",

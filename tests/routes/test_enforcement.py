@@ -127,7 +127,7 @@ async def set_up_an_app(context: Context) -> tuple[Act, Visitor, Outcome]:
 
 async def add_a_passkey(context: Context) -> tuple[Act, Visitor, Outcome]:
     path = f"{FACTORS}/passkeys"
-    made = Authenticator().make(await options(context.laptop, f"{path}/options"))
+    made = Authenticator().register(await options(context.laptop, f"{path}/options"))
     return (
         lambda: context.laptop.post(path, name="Phone", credential=made),
         context.phone,

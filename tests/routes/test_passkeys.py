@@ -1,4 +1,4 @@
-"""Passkeys: adding one's own, and signing in with one (ASVS 6.3.3, 6.3.4, 6.5.2)."""
+"""Adding passkeys and signing in with them (ASVS 6.3.3, 6.3.4, 6.5.2)."""
 
 import asyncio
 import json
@@ -19,10 +19,10 @@ from quartapp.policy import Permission
 from quartapp.runtime import runtime_of
 from quartapp.security import webauthn
 from quartapp.settings import Settings
-from tests.routes.authenticator import codes_on, half_way
-from tests.routes.conftest import Answer, Open, Town, Visitor, documents, the_user
-from tests.routes.scenes import add_passkey as add
-from tests.routes.scenes import options
+from tests.routes.authenticator import before_second_step, codes_on
+from tests.routes.conftest import Answer, StartApp, Visitor, Visitors, documents, user_named
+from tests.routes.requests import add_passkey as add
+from tests.routes.requests import options
 from tests.security_key import BACKED_UP, PRESENT, VERIFIED, Authenticator
 
 HOME = "/account/factors/passkeys"
@@ -36,17 +36,17 @@ async def show(visitor: Visitor, device: Authenticator, query: str = "", **field
 
 @pytest.fixture
 async def device(ada: Visitor) -> Authenticator:
-    """Ada's, added; she has signed out since."""
+    """An authenticator with a passkey of Ada, who has signed out since."""
     device = Authenticator()
     assert (await add(ada, device)).status == 303
     await ada.post("/logout")
     return device
 
 
-# ---- one's own
+# ---- managing passkeys
 
 
-async def test_a_passkey_is_asked_for_as_it_has_to_be(ada: Visitor) -> None:
+async def test_the_options_for_a_new_passkey_are_complete(ada: Visitor) -> None:
     first = Authenticator()
     assert (await add(ada, first)).status == 303
     asked = await options(ada, f"{HOME}/options")
@@ -65,7 +65,7 @@ async def test_a_passkey_is_asked_for_as_it_has_to_be(ada: Visitor) -> None:
     assert again["challenge"] != asked["challenge"]
 
 
-async def test_several_are_added_named_and_removed(town: Town, ada: Visitor) -> None:
+async def test_passkeys_are_added_renamed_and_removed(visitors: Visitors, ada: Visitor) -> None:
     page = await ada.get(HOME)
     assert "You have no passkeys yet." in page.text
     assert page.fields["name"] == "Unknown device"
@@ -77,7 +77,7 @@ async def test_several_are_added_named_and_removed(town: Town, ada: Visitor) -> 
     assert page.text.index("Phone") < page.text.index("<h2>Key")
     assert page.text.count("<dd>never</dd>") == 2
 
-    first, second = await Passkey.of_user((await the_user("ada")).id)
+    first, second = await Passkey.of_user((await user_named("ada")).id)
     assert (first.credential_id, first.public_key) == (phone.id, phone.public_key)
     assert (first.backed_up, second.backed_up) == (False, True)
     assert first.transports == ["hybrid", "internal"]
@@ -97,12 +97,12 @@ async def test_several_are_added_named_and_removed(town: Town, ada: Visitor) -> 
     told = [notice.text for notice in await Notice.find({"kind": {"$regex": "^f"}}).to_list()]
     assert told[0] == "Your account has a new second factor: passkey “Phone”."
     assert told[2] == "A second factor was removed from your account: passkey “Key “A” <b>”."
-    added = await town.letters(ada.email, "A second factor was added", count=2)
+    added = await visitors.emails(ada.email, "A second factor was added", count=2)
     assert any("passkey “Phone”. It was set up" in letter for letter in added)
-    assert await town.letters(ada.email, "A second factor was removed")
+    assert await visitors.emails(ada.email, "A second factor was removed")
 
 
-async def test_a_name_that_cannot_be_used_comes_back_with_the_reason(ada: Visitor) -> None:
+async def test_an_invalid_passkey_name_shows_an_error(ada: Visitor) -> None:
     long = await add(ada, Authenticator(), name="x" * 61)
     assert long.status == 422
     assert long.error("name") == "A name has at most 60 characters."
@@ -116,19 +116,19 @@ async def test_a_name_that_cannot_be_used_comes_back_with_the_reason(ada: Visito
     assert await documents("passkeys") == [passkey]
 
 
-async def test_somebody_elses_passkey_is_none_of_ones_business(town: Town, ada: Visitor) -> None:
+async def test_a_passkey_of_another_user_is_404(visitors: Visitors, ada: Visitor) -> None:
     assert (await add(ada, Authenticator())).status == 303
     (passkey,) = await documents("passkeys")
-    bob = await town.member("bob")
+    bob = await visitors.member("bob")
     for verb in ("rename", "remove"):
         assert (await bob.post(f"{HOME}/{passkey['_id']}/{verb}", name="Mine")).status == 404
     assert await documents("passkeys") == [passkey]
 
 
-async def test_one_device_is_added_once_by_whomever(town: Town, ada: Visitor) -> None:
+async def test_one_authenticator_can_be_added_only_once(visitors: Visitors, ada: Visitor) -> None:
     device = Authenticator()
     assert (await add(ada, device)).status == 303
-    bob = await town.member("bob")
+    bob = await visitors.member("bob")
     for visitor in (ada, bob):
         answer = await add(visitor, device)
         assert answer.status == 422
@@ -136,8 +136,8 @@ async def test_one_device_is_added_once_by_whomever(town: Town, ada: Visitor) ->
     assert await Passkey.count() == 1
 
 
-async def test_an_account_has_so_many_and_no_more(open_town: Open) -> None:
-    ada = await (await open_town(passkeys_per_user=2)).member("ada")
+async def test_the_number_of_passkeys_is_limited(start_app: StartApp) -> None:
+    ada = await (await start_app(passkeys_per_user=2)).member("ada")
     assert (await add(ada, Authenticator())).status == 303
     assert (await add(ada, Authenticator())).status == 303
     answer = await add(ada, Authenticator())
@@ -146,8 +146,8 @@ async def test_an_account_has_so_many_and_no_more(open_town: Open) -> None:
     assert await Passkey.count() == 2
 
 
-async def test_a_stale_session_confirms_and_the_passkey_is_added(ada: Visitor) -> None:
-    await ada.grow_stale()
+async def test_a_passkey_is_added_after_reauthentication(ada: Visitor) -> None:
+    await ada.expire_authentication()
     asked = await add(ada, Authenticator(), name="Laptop")
     assert "Confirm that it is you" in asked.text
     assert await Passkey.count() == 0
@@ -156,40 +156,40 @@ async def test_a_stale_session_confirms_and_the_passkey_is_added(ada: Visitor) -
     assert [each.name for each in await Passkey.find_all().to_list()] == ["Laptop"]
 
 
-SPOILED: dict[str, dict[str, Any]] = {
+INVALID: dict[str, dict[str, Any]] = {
     "another origin": {"origin": "http://evil.example"},
     "another port": {"origin": "http://localhost:81"},
-    "tls that is none": {"origin": "https://localhost"},
-    "another name": {"rp_id": "evil.example"},
-    "nobody was there": {"flags": VERIFIED},
-    "nobody was asked who": {"flags": PRESENT},
-    "inside another page": {"client_data": {"crossOrigin": True}},
-    "of another kind": {"client_data": {"type": "webauthn.other"}},
-    "a challenge of one's own": {"client_data": {"challenge": "A" * 75}},
+    "http instead of https": {"origin": "https://localhost"},
+    "another relying party": {"rp_id": "evil.example"},
+    "user not present": {"flags": VERIFIED},
+    "user not verified": {"flags": PRESENT},
+    "cross-origin frame": {"client_data": {"crossOrigin": True}},
+    "another type": {"client_data": {"type": "webauthn.other"}},
+    "made-up challenge": {"client_data": {"challenge": "A" * 75}},
     "no challenge": {"client_data": {"challenge": ""}},
-    "a challenge that is none": {"client_data": {"challenge": {"$ne": ""}}},
+    "malformed challenge": {"client_data": {"challenge": {"$ne": ""}}},
 }
 
 
-async def test_no_passkey_is_made_from_an_answer_that_is_not_quite_right(ada: Visitor) -> None:
-    for fault, spoiled in SPOILED.items():
-        answer = await add(ada, Authenticator(**spoiled))
+async def test_an_invalid_response_creates_no_passkey(ada: Visitor) -> None:
+    for fault, altered in INVALID.items():
+        answer = await add(ada, Authenticator(**altered))
         assert answer.status == 422, fault
         assert "was not valid. Try again." in answer.text
     assert await Passkey.count() == 0
     assert await documents("answered") == []
 
 
-async def test_what_is_no_answer_breaks_nothing(ada: Visitor) -> None:
-    nobody = ada.another_device()
+async def test_a_malformed_response_is_refused(ada: Visitor) -> None:
+    anonymous = ada.another_device()
     nothing = ["", "x", "[]", "{}", "null", "1e999", '{"id": {"$ne": 1}}', "[" * 20_000]
     for answer in [*nothing, '{"id": "\\ud800", "response": {}}']:
         assert (await ada.post(HOME, name="x", credential=answer)).status == 422, answer[:40]
-        refused = await nobody.post("/login/passkey", credential=answer)
+        refused = await anonymous.post("/login/passkey", credential=answer)
         assert (refused.status, REFUSED in refused.text) == (422, True), answer[:40]
 
 
-async def test_a_challenge_makes_one_passkey(ada: Visitor) -> None:
+async def test_a_challenge_creates_one_passkey(ada: Visitor) -> None:
     asked = await options(ada, f"{HOME}/options")
     first, second = Authenticator(), Authenticator()
     assert (await ada.post(HOME, name="x", credential=first.register(asked))).status == 303
@@ -197,7 +197,7 @@ async def test_a_challenge_makes_one_passkey(ada: Visitor) -> None:
     assert await Passkey.count() == 1
 
 
-async def test_a_challenge_is_for_the_session_that_asked(ada: Visitor) -> None:
+async def test_a_challenge_is_bound_to_its_session(ada: Visitor) -> None:
     other = ada.another_device()
     await other.sign_in()
     theirs = await options(other, f"{HOME}/options")
@@ -206,7 +206,7 @@ async def test_a_challenge_is_for_the_session_that_asked(ada: Visitor) -> None:
     ).status == 422
     for path in (f"{HOME}/options",):
         challenge = (await options(ada, path))["challenge"]
-    # Neither is one for signing in good for a new passkey.
+    # A challenge for signing in is not accepted for a new passkey either.
     device = Authenticator(client_data={"challenge": challenge[:-4] + "AAAA"})
     assert (await add(ada, device)).status == 422
     assert await Passkey.count() == 0
@@ -215,7 +215,7 @@ async def test_a_challenge_is_for_the_session_that_asked(ada: Visitor) -> None:
 # ---- signing in
 
 
-async def test_a_passkey_alone_signs_in_and_leads_on(ada: Visitor, device: Authenticator) -> None:
+async def test_a_passkey_alone_signs_in_and_redirects(ada: Visitor, device: Authenticator) -> None:
     page = await ada.get("/login?next=/account/sessions")
     assert 'action="/login/passkey?next=/account/sessions"' in page.text
     answer = await show(ada, device, "?next=/account/sessions", remember="y")
@@ -227,11 +227,11 @@ async def test_a_passkey_alone_signs_in_and_leads_on(ada: Visitor, device: Authe
     (passkey,) = await Passkey.find_all().to_list()
     assert passkey.sign_count == device.count == 1
     assert passkey.last_used_at is not None
-    # It is as good as a password that was typed just now.
+    # The session counts as freshly authenticated.
     assert (await ada.post(f"{HOME}/{passkey.id}/remove")).status == 303
 
 
-async def test_it_leads_to_no_other_site_and_is_not_remembered_unasked(
+async def test_a_passkey_sign_in_is_not_remembered_and_stays_on_the_site(
     ada: Visitor, device: Authenticator
 ) -> None:
     answer = await show(ada, device, "?next=//evil.example", remember="")
@@ -240,7 +240,7 @@ async def test_it_leads_to_no_other_site_and_is_not_remembered_unasked(
     assert not session.remembered
 
 
-async def test_who_is_in_already_is_led_on(ada: Visitor) -> None:
+async def test_a_signed_in_user_is_redirected_from_the_passkey_sign_in(ada: Visitor) -> None:
     device = Authenticator()
     await add(ada, device)
     answer = await show(ada, device, "?next=/posts")
@@ -248,14 +248,12 @@ async def test_who_is_in_already_is_led_on(ada: Visitor) -> None:
     assert await Session.count() == 1
 
 
-async def test_nobody_is_let_in_by_an_answer_that_is_not_quite_right(
-    ada: Visitor, device: Authenticator
-) -> None:
-    for fault, spoiled in SPOILED.items():
-        answer = await show(ada, replace(device, **spoiled), "?next=/posts", remember="y")
+async def test_an_invalid_response_signs_no_user_in(ada: Visitor, device: Authenticator) -> None:
+    for fault, altered in INVALID.items():
+        answer = await show(ada, replace(device, **altered), "?next=/posts", remember="y")
         assert answer.status == 422, fault
         assert REFUSED in answer.text
-        # The form is back, with what was ticked and where it was to lead.
+        # The form is shown again with its choices and the next page.
         assert 'action="/login?next=/posts"' in answer.text
         assert "checked" in answer.text
         assert await ada.me() is None
@@ -275,20 +273,20 @@ async def of_another(device: Authenticator) -> None:
     device.user_handle = b"somebody else"
 
 
-async def of_nobody(device: Authenticator) -> None:
+async def of_deleted_user(device: Authenticator) -> None:
     device.user_handle = b""
 
 
 async def removed(_: Authenticator) -> None:
     (passkey,) = await Passkey.find_all().to_list()
-    await passkey.remove(await the_user("ada"), by=NOBODY)
+    await passkey.remove(await user_named("ada"), by=NOBODY)
 
 
-@pytest.mark.parametrize("spoil", [unknown, forged, of_another, of_nobody, removed])
-async def test_one_answer_for_all_who_are_not_let_in(
-    ada: Visitor, device: Authenticator, spoil: Callable[[Authenticator], Awaitable[None]]
+@pytest.mark.parametrize("alter", [unknown, forged, of_another, of_deleted_user, removed])
+async def test_all_refused_passkeys_get_the_same_answer(
+    ada: Visitor, device: Authenticator, alter: Callable[[Authenticator], Awaitable[None]]
 ) -> None:
-    await spoil(device)
+    await alter(device)
     ended = (await ada.get("/login")).anonymized
     answer = await show(ada, device)
     assert answer.status == 422
@@ -300,32 +298,32 @@ async def test_one_answer_for_all_who_are_not_let_in(
 
 async def test_a_challenge_signs_in_once(ada: Visitor, device: Authenticator) -> None:
     asked = await options(ada, "/login/passkey/options")
-    twin = ada.twin()
+    copy = ada.copy()
     credential = device.authenticate(asked)
     assert (await ada.post("/login/passkey", credential=credential)).status == 303
-    # A thief with the visit's cookie and what was sent gets nothing.
-    assert (await twin.post("/login/passkey", credential=credential)).status == 422
-    assert (await twin.post("/login/passkey", credential=device.authenticate(asked))).status == 422
+    # Replaying the response with a copy of the cookie is refused.
+    assert (await copy.post("/login/passkey", credential=credential)).status == 422
+    assert (await copy.post("/login/passkey", credential=device.authenticate(asked))).status == 422
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
 
 
-async def test_of_many_answers_to_one_challenge_at_once_one_signs_in(
+async def test_concurrent_responses_to_one_challenge_sign_in_once(
     ada: Visitor, device: Authenticator
 ) -> None:
     asked = await options(ada, "/login/passkey/options")
-    twins = [ada.twin() for _ in range(6)]
+    twins = [ada.copy() for _ in range(6)]
     answers = await asyncio.gather(
-        *(twin.post("/login/passkey", credential=device.authenticate(asked)) for twin in twins)
+        *(copy.post("/login/passkey", credential=device.authenticate(asked)) for copy in twins)
     )
     assert sorted(answer.status for answer in answers) == [303] + [422] * 5
 
 
-async def test_a_challenge_is_for_the_visit_that_asked(ada: Visitor, device: Authenticator) -> None:
+async def test_a_challenge_is_bound_to_its_browser(ada: Visitor, device: Authenticator) -> None:
     asked = await options(ada.another_device(), "/login/passkey/options")
     assert (await ada.post("/login/passkey", credential=device.authenticate(asked))).status == 422
 
 
-async def test_a_challenge_lasts_five_minutes(
+async def test_a_challenge_expires_after_five_minutes(
     ada: Visitor, device: Authenticator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = await options(ada, "/login/passkey/options")
@@ -337,8 +335,8 @@ async def test_a_challenge_lasts_five_minutes(
     assert (await ada.post("/login/passkey", credential=device.authenticate(asked))).status == 303
 
 
-async def test_a_counter_that_goes_back_is_refused_and_its_owner_is_told(
-    town: Town, ada: Visitor, device: Authenticator
+async def test_a_counter_that_decreases_is_refused_and_notified(
+    visitors: Visitors, ada: Visitor, device: Authenticator
 ) -> None:
     device.count = 41
     assert (await show(ada, device)).status == 303
@@ -354,14 +352,14 @@ async def test_a_counter_that_goes_back_is_refused_and_its_owner_is_told(
     assert notices[0].text == (
         "A sign-in with your passkey “Phone” was refused: there may be a copy of it."
     )
-    letters = await town.letters(ada.email, "A passkey of yours may have been copied", count=3)
+    letters = await visitors.emails(ada.email, "A passkey of yours may have been copied", count=3)
     assert "showed the passkey “Phone” of the account ada" in letters[0]
-    # The one that goes on is let in still.
+    # The authenticator with the higher counter is still accepted.
     device.count, device.counts = 42, True
     assert (await show(ada, device)).status == 303
 
 
-async def test_a_stranger_cannot_make_a_passkey_seem_copied(
+async def test_an_unsigned_response_does_not_report_a_cloned_passkey(
     ada: Visitor, device: Authenticator
 ) -> None:
     assert (await show(ada, device)).status == 303
@@ -371,39 +369,39 @@ async def test_a_stranger_cannot_make_a_passkey_seem_copied(
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
 
 
-async def test_a_counter_that_stays_at_nothing_is_fine(ada: Visitor, device: Authenticator) -> None:
+async def test_a_counter_that_stays_zero_is_accepted(ada: Visitor, device: Authenticator) -> None:
     device.counts = False
     for _ in range(2):
         assert (await show(ada, device)).status == 303
         await ada.post("/logout")
 
 
-async def test_failures_are_counted_for_the_address(settings: Settings) -> None:
+async def test_refused_passkeys_are_limited_per_address(settings: Settings) -> None:
     limit = limits.parse("2 per 5 minutes")
     app = create_app(settings.model_copy(update={"limit_sign_in_address": limit}))
     async with app.test_app():
-        town = Town(app)
-        ada = await town.member()
+        visitors = Visitors(app)
+        ada = await visitors.member()
         device = Authenticator()
         assert (await add(ada, device)).status == 303
         await ada.post("/logout")
         stranger = Authenticator()
-        answers = [await show(town.nobody(), stranger) for _ in range(3)]
+        answers = [await show(visitors.anonymous(), stranger) for _ in range(3)]
         assert [each.status for each in answers] == [422, 422, 429]
         assert 0 < int(answers[-1].headers["Retry-After"]) <= 300
         assert "Try again in" in answers[-1].text
-        # Passwords have an allowance of their own, and so has every other address.
+        # Passwords and other addresses have limits of their own.
         assert (await ada.sign_in()).status == 303
         await ada.post("/logout")
         ada.address = "192.0.2.1"
         assert (await show(ada, device)).status == 303
 
 
-# ---- as a factor among others
+# ---- as a second factor
 
 
-async def test_the_first_one_brings_recovery_codes_and_ends_what_a_password_opened(
-    town: Town, ada: Visitor
+async def test_the_first_passkey_creates_codes_and_ends_password_sessions(
+    visitors: Visitors, ada: Visitor
 ) -> None:
     other = ada.another_device()
     await other.sign_in()
@@ -413,17 +411,17 @@ async def test_the_first_one_brings_recovery_codes_and_ends_what_a_password_open
     assert len(codes) == 10
     assert await other.me() is None
     assert (await ada.get("/account/sessions")).status == 200
-    # Another one makes none, and ends nothing.
+    # A second passkey creates no codes and ends no session.
     assert (await add(ada, Authenticator())).location == HOME
     page = await ada.get("/account/factors")
     assert "You have 2 passkeys" in page.text
     assert "10 recovery codes left" in page.text
     assert "passkey" in (await ada.get("/account")).text
-    root = await town.admin()
+    root = await visitors.admin()
     assert "<dd>passkey</dd>" in (await root.get("/admin/users/ada")).text
 
 
-async def test_after_the_password_a_passkey_is_the_second_step(
+async def test_a_passkey_is_accepted_as_the_second_step(
     ada: Visitor, device: Authenticator
 ) -> None:
     answer = await ada.post("/login?next=/posts", login="ada", password=ada.password, remember="y")
@@ -448,19 +446,19 @@ async def test_after_the_password_a_passkey_is_the_second_step(
     assert (session.factor, session.remembered) == ("passkey", True)
 
 
-async def test_who_has_an_app_alone_is_offered_no_passkey_at_the_second_step(town: Town) -> None:
-    bob = await half_way(town, "bob")
+async def test_the_second_step_offers_no_passkey_to_users_without_one(visitors: Visitors) -> None:
+    bob = await before_second_step(visitors, "bob")
     assert "/login/passkey" not in (await bob.get("/login/factor")).text
-    assert (await town.nobody().get("/login/factor/options")).status == 404
+    assert (await visitors.anonymous().get("/login/factor/options")).status == 404
 
 
-async def test_a_role_that_asks_for_a_factor_gives_what_it_allows_to_a_passkey(
-    town: Town,
+async def test_a_passkey_fulfils_the_factor_requirement_of_a_role(
+    visitors: Visitors,
 ) -> None:
     await Role.add("careful", "", [Permission.EVENTS_READ], by=NOBODY, requires_factor=True)
     role = await Role.named("careful")
     assert role is not None
-    ada = await town.signed_in("ada", role)
+    ada = await visitors.signed_in("ada", role)
     assert (await ada.get("/admin/events")).status == 302
     device = Authenticator()
     assert (await add(ada, device)).status == 303
@@ -468,25 +466,25 @@ async def test_a_role_that_asks_for_a_factor_gives_what_it_allows_to_a_passkey(
     await ada.post("/logout")
     assert (await show(ada, device)).status == 303
     assert (await ada.get("/admin/events")).status == 200
-    # The last one that is removed takes it away again.
+    # Removing the last passkey withholds the role again.
     (passkey,) = await Passkey.find_all().to_list()
     assert (await ada.post(f"{HOME}/{passkey.id}/remove")).status == 303
     assert (await ada.get("/admin/events")).status == 302
-    assert (await the_user("ada")).recovery_codes == []
+    assert (await user_named("ada")).recovery_codes == []
 
 
-async def test_an_administrator_who_resets_the_factors_removes_the_passkeys(
-    town: Town, ada: Visitor, device: Authenticator
+async def test_a_factor_reset_removes_the_passkeys(
+    visitors: Visitors, ada: Visitor, device: Authenticator
 ) -> None:
-    root = await town.admin()
+    root = await visitors.admin()
     assert (await root.post("/admin/users/ada/factors/reset")).status == 303
     assert await documents("passkeys") == []
-    assert (await the_user("ada")).passkeys == []
+    assert (await user_named("ada")).passkeys == []
     assert (await show(ada, device)).status == 422
     assert (await ada.sign_in()).location == "/"
 
 
-async def test_a_passkey_that_was_taken_from_its_user_past_the_verbs_opens_nothing(
+async def test_a_passkey_removed_by_a_raw_write_signs_no_user_in(
     ada: Visitor, device: Authenticator
 ) -> None:
     users = User.get_motor_collection()
@@ -495,7 +493,7 @@ async def test_a_passkey_that_was_taken_from_its_user_past_the_verbs_opens_nothi
     assert await ada.me() is None
 
 
-# ---- where
+# ---- relying party and origins
 
 
 WHERE: list[tuple[dict[str, str], str, str | None]] = [
@@ -514,20 +512,22 @@ WHERE: list[tuple[dict[str, str], str, str | None]] = [
 ]
 
 
-async def test_passkeys_are_for_the_name_of_the_settings(app: Quart, nobody: Visitor) -> None:
+async def test_passkeys_use_the_relying_party_of_the_settings(
+    app: Quart, anonymous: Visitor
+) -> None:
     running = runtime_of(app)
     usual = running.settings
     for update, host, rp_id in WHERE:
         running.settings = usual.model_copy(update=update)
-        answer = await nobody.get("/login/passkey/options", headers={"Host": host})
+        answer = await anonymous.get("/login/passkey/options", headers={"Host": host})
         assert answer.status == (200 if rp_id else 404), (update, host)
         if rp_id:
             assert json.loads(answer.text)["rpId"] == rp_id
-        page = await nobody.get("/login", headers={"Host": host})
+        page = await anonymous.get("/login", headers={"Host": host})
         assert ("passkeys.js" in page.text) is bool(rp_id)
 
 
-async def test_in_development_a_page_at_an_address_says_where_they_work(ada: Visitor) -> None:
+async def test_a_page_at_an_ip_address_says_where_passkeys_work(ada: Visitor) -> None:
     for visitor, path in ((ada, HOME), (ada.another_device(), "/login")):
         page = await visitor.get(f"{path}?next=/posts", headers={"Host": "127.0.0.1:5000"})
         assert f"http://localhost:5000{path}?next=/posts" in page.links
@@ -538,7 +538,7 @@ async def test_in_development_a_page_at_an_address_says_where_they_work(ada: Vis
     assert "localhost" not in page.text
 
 
-async def test_origins_that_are_listed_count_if_they_are_of_that_name(
+async def test_listed_origins_are_accepted_if_they_match_the_relying_party(
     app: Quart, ada: Visitor
 ) -> None:
     running = runtime_of(app)

@@ -98,7 +98,7 @@ async def test_a_reset_removes_what_a_stranger_left_in_an_unverified_account(
         assert not await is_known_browser(user, browser=row["browser"])
         assert not await is_known_browser(user, ip=row["ip"])
     intruder = eve.another_device()
-    credential = device.show(await options(intruder, "/login/passkey/options"))
+    credential = device.authenticate(await options(intruder, "/login/passkey/options"))
     assert (await intruder.post("/login/passkey", credential=credential)).status == 422
     assert await eve.me() is None
     assert (await owner.sign_in("ada@example.org", NEW)).location == "/", "no factor is asked for"
