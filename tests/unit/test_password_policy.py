@@ -23,6 +23,7 @@ from quartapp.security.password_policy import (
 )
 from quartapp.security.password_scoring import QUEUE, SCORED, PasswordScorer
 from quartapp.security.passwords import Busy
+from tests.people import SECONDS
 
 GOOD = "correct horse battery staple"
 LONG = hashlib.sha512(b"").hexdigest() * 2
@@ -163,7 +164,7 @@ async def test_scoring_past_the_queue_is_refused_at_once(
     waiting.pop().cancel()
     await asyncio.sleep(0)
     with pytest.raises(Busy):
-        await scorer.score(GOOD, [])
+        await asyncio.wait_for(scorer.score(GOOD, []), SECONDS)
     released.set()
     assert {(await task).score for task in waiting} == {4}
     assert (await scorer.score(GOOD, [])).score == 4

@@ -227,7 +227,8 @@ async def test_a_full_mailbox_closes_the_socket_of_a_client_that_does_not_read(
         for seq in range(2, MAILBOX + 3):
             connection.notify(notice(seq))
         socket.reads.set()
-        assert await socket.code == Close.TOO_SLOW
+        async with asyncio.timeout(SECONDS):
+            assert await socket.code == Close.TOO_SLOW
 
 
 async def test_what_is_in_no_database_closes_the_socket_when_there_is_no_room_for_it() -> None:
