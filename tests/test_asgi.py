@@ -20,7 +20,7 @@ from websockets.asyncio.client import connect
 from quartapp.serving import worker_process
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
-from tests.flows.test_http_framing import HOST, TO_HTTP_2, talk
+from tests.flows.test_http_framing import HOST, TO_HTTP_2, send_raw
 from tests.people import Person, until
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ async def test_plain_hypercorn_refuses_compression_and_http_2(url: str) -> None:
         ) as socket:
             assert socket.response
             assert "Sec-WebSocket-Extensions" not in socket.response.headers
-    output = await talk(url, ["GET /livez HTTP/1.1", HOST, *TO_HTTP_2])
+    output = await send_raw(url, ["GET /livez HTTP/1.1", HOST, *TO_HTTP_2])
     assert output.startswith(b"HTTP/1.1 200")
 
 

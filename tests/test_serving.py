@@ -171,7 +171,9 @@ def terminal() -> Iterator[int]:
     os.close(theirs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_signal_stops_the_workers_and_the_database(
     folder: Path, number: signal.Signals, terminal: int
 ) -> None:
@@ -524,7 +526,7 @@ async def test_a_paused_worker_is_started_again_after_a_minute(
     assert time.monotonic() - began >= minute
 
 
-@pytest.mark.parametrize("immediately", [False, True])
+@pytest.mark.parametrize("immediately", [False, True], ids=["after the grace time", "at once"])
 async def test_a_worker_that_ignores_sigterm_is_killed(
     folder: Path,
     start_fork_server: StartForkServer,

@@ -58,12 +58,12 @@ async def test_a_slow_and_busy_page_still_acknowledges(
 async def is_acknowledged(server: Server, person: Person) -> None:
     """Wait until the only tab of the user has acknowledged that the account is disabled."""
 
-    async def told() -> bool:
+    async def is_acknowledged_once() -> bool:
         receipts = (await server.last_event(person.username, "user.disabled"))["receipts"]
         assert not any(receipt["missed"] for receipt in receipts), receipts
         return [receipt["acked"] for receipt in receipts] == [1]
 
-    await until(told)
+    await until(is_acknowledged_once)
 
 
 async def test_going_offline_and_online_is_shown_at_once(

@@ -97,14 +97,14 @@ async def test_a_message_with_an_older_version_is_ignored(simulated: SimulatedSe
     users = simulated.page.locator("[data-needs='users.read']").first
     toasts = simulated.page.locator(".toast p")
 
-    async def change(version: int, *permissions: str, **told: Any) -> None:
+    async def change(version: int, *permissions: str, **fields: Any) -> None:
         await simulated.send(
             type="permissions.changed",
             id=secrets.token_hex(4),
             version=version,
             roles=[],
             permissions=permissions,
-            **told,
+            **fields,
         )
 
     await expect(users).to_be_hidden()
@@ -179,5 +179,5 @@ async def test_notifications_during_a_restart_arrive_once_and_in_order(
     await until(is_renewed, within=60)
     await page.clock.run_for(2_000)
     await is_live(page)
-    told = [re.compile(title) for title in ("First", "Second")]
-    await expect(page.locator(".toast p")).to_have_text(told)
+    titles = [re.compile(title) for title in ("First", "Second")]
+    await expect(page.locator(".toast p")).to_have_text(titles)

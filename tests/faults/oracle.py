@@ -94,7 +94,7 @@ class Load:
         """Return how long the slowest answer took, in seconds."""
         return max(each.ended - each.began for each in self.asked)
 
-    def let_in(self) -> list[Asked]:
+    def accepted_after_revocation(self) -> list[Asked]:
         """Return the accepted requests that began after the revocation, which must be none."""
         assert self.acknowledged is not None, "nothing was revoked"
         before = [each for each in self.asked if each.began <= self.acknowledged]

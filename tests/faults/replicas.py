@@ -23,7 +23,7 @@ NAME = "faults"
 
 @dataclass
 class Node:
-    """One mongod on a loopback port, in a folder of its own."""
+    """One mongod on a loopback port, in its own folder."""
 
     port: int
     folder: Path
@@ -118,9 +118,9 @@ class Replicas:
         """Wait until one node is primary and the others are secondaries."""
 
         async def serving() -> bool:
-            said = await asyncio.gather(*(node.hello() for node in self.nodes))
-            primaries = sum(bool(each.get("isWritablePrimary")) for each in said)
-            followers = sum(bool(each.get("secondary")) for each in said)
+            answers = await asyncio.gather(*(node.hello() for node in self.nodes))
+            primaries = sum(bool(each.get("isWritablePrimary")) for each in answers)
+            followers = sum(bool(each.get("secondary")) for each in answers)
             return (primaries, followers) == (1, len(self.nodes) - 1)
 
         await until(serving, within=30)

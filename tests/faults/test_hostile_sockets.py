@@ -49,10 +49,10 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         SOCKETS_PER_SESSION=str(PER_SESSION),
         SOCKETS_PER_USER=str(PER_SESSION),
     ) as server:
-        async with Person(server.url, "somebody", PASSWORD) as somebody:
-            await somebody.register()
+        async with Person(server.url, "eve", PASSWORD) as eve:
+            await eve.register()
             # Load what is loaded at first use, so that it is not counted as a leak.
-            await asyncio.gather(*(warm_up(somebody) for _ in range(20)))
+            await asyncio.gather(*(warm_up(eve) for _ in range(20)))
         yield server
 
 
@@ -72,7 +72,7 @@ def no_errors_logged(server: Server) -> Iterator[None]:
     assert server.worker("0") == worker
 
 
-# ---- frames by hand
+# ---- raw frames
 
 
 def frame(payload: bytes, *, first: int = FIN | TEXT, length: int | None = None) -> bytes:
@@ -426,7 +426,7 @@ async def test_a_protocol_error_ends_only_its_own_socket(
         {"Origin": "ü"},
         {"Cookie": "ü=ü"},
     ],
-    ids=str,
+    ids=lambda headers: "{}: {!a}".format(*next(iter(headers.items()))),
 )
 async def test_a_malformed_handshake_is_answered_and_the_worker_lives(
     ada: Person, headers: dict[str, str]

@@ -112,18 +112,18 @@ async def test_acknowledged_changes_survive_the_loss_of_the_primary(
             user["_id"]: user["username"]
             async for user in database["users"].find({"disabled_at": {"$ne": None}})
         }
-        told = Counter(
+        audited = Counter(
             [
                 event["subject"].id
                 async for event in database["events"].find({"verb": "user.disabled"})
             ]
         )
-        alive = await database["sessions"].distinct("user.$id", {"ended_at": None})
+        signed_in = await database["sessions"].distinct("user.$id", {"ended_at": None})
     assert registered <= kept
     assert disabled <= set(ids.values())
     # The driver may send a command again, but each account is disabled and recorded once.
-    assert told == Counter(dict.fromkeys(ids, 1))
-    assert not ids.keys() & set(alive)
+    assert audited == Counter(dict.fromkeys(ids, 1))
+    assert not ids.keys() & set(signed_in)
 
 
 async def kill_the_primary(scene: Scene, writers: list[Writer]) -> None:
@@ -145,7 +145,7 @@ async def kill_the_primary(scene: Scene, writers: list[Writer]) -> None:
         await revoking
         print(f"revoked after {time.monotonic() - killed:.1f} s", end=", ")
         await load.more(20, status=401)
-        assert load.let_in() == []
+        assert load.accepted_after_revocation() == []
         statuses = load.statuses()
         print(f"answers {dict(statuses)}, longest {load.longest():.1f} s")
         assert set(statuses) <= {200, 401, 503}
@@ -200,7 +200,7 @@ async def freeze_and_revoke(scene: Scene, isolated: Server, old: Node) -> None:
         await load.more(20)
         print(f"asked for {time.monotonic() - thawed:.1f} s after the thaw", end=", ")
     print(f"answers {dict(load.statuses())}, longest {load.longest():.1f} s")
-    assert load.let_in() == []
+    assert load.accepted_after_revocation() == []
     assert set(load.statuses()) <= {200, 401, 503}
 
 
@@ -231,11 +231,11 @@ async def test_without_a_majority_no_change_is_acknowledged(scene: Scene, stop: 
             since = time.monotonic()
             await load.more(6)
             assert set(load.statuses(since=since)) == {503}
-        mended = time.monotonic()
+        restored = time.monotonic()
         await until_confirmed(scene.root, ada, load)
-        print(f"confirmed {time.monotonic() - mended:.1f} s after the return", end=", ")
+        print(f"confirmed {time.monotonic() - restored:.1f} s after the return", end=", ")
         await load.more(10, status=401)
-        assert load.let_in() == []
+        assert load.accepted_after_revocation() == []
     print(f"answers {dict(load.statuses())}, longest {load.longest():.1f} s")
     assert (await bob.post("/logout")).status_code in (303, 302)
     assert await bob.is_refused()

@@ -28,11 +28,11 @@ async def test_workers_of_one_host_acknowledge_without_the_database(
     async with ada.tabs("0", "1") as tabs:
         listening = [asyncio.create_task(tab.closed()) for tab in tabs]
         await root.post(f"/admin/users/{ada.username}/sessions/end")
-        said = (await root.get("/admin/users")).text
+        text = (await root.get("/admin/users")).text
         assert await asyncio.gather(*listening) == [4401, 4401]
     # Both workers have counted their tabs, so both have acknowledged.
-    assert "2 tabs on 2 workers acknowledged" in said
-    assert "silent" not in said
+    assert "2 tabs on 2 workers acknowledged" in text
+    assert "silent" not in text
     mark = await mark_of(server, ada, "sessions.ended")
     assert mark["asker"] in await workers(server)
     assert mark["acks"] == []
@@ -41,8 +41,8 @@ async def test_workers_of_one_host_acknowledge_without_the_database(
 async def test_a_command_reads_the_acknowledgements_from_the_database(
     server: Server, ada: Person
 ) -> None:
-    said = await server.run("user", "end-sessions", ada.username)
-    assert "silent" not in said
+    text = await server.run("user", "end-sessions", ada.username)
+    assert "silent" not in text
     mark = await mark_of(server, ada, "sessions.ended")
     assert mark["asker"] is None
     assert {ack["worker"] for ack in mark["acks"]} == await workers(server)

@@ -29,7 +29,7 @@ AMBIGUOUS = {
 }
 
 
-async def talk(url: str, head: list[str], body: str = "") -> bytes:
+async def send_raw(url: str, head: list[str], body: str = "") -> bytes:
     """Send this on one connection, and return all that is answered."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
@@ -47,28 +47,28 @@ async def test_a_request_of_ambiguous_length_is_refused_with_all_after_it(
     server: Server, kind: str
 ) -> None:
     head = ["POST /login HTTP/1.1", HOST, *AMBIGUOUS[kind]]
-    said = await talk(server.url, head, f"0\r\n\r\n{SMUGGLED}")
-    assert said.count(b"HTTP/1.1 ") <= 1, said
-    assert said.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501")), said
+    response = await send_raw(server.url, head, f"0\r\n\r\n{SMUGGLED}")
+    assert response.count(b"HTTP/1.1 ") <= 1, response
+    assert response.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501")), response
 
 
 async def test_an_invalid_chunk_ends_the_connection(server: Server) -> None:
     head = ["POST /login HTTP/1.1", HOST, "Transfer-Encoding: chunked"]
-    said = await talk(server.url, head, f"zz\r\n{SMUGGLED}")
-    assert said.count(b"HTTP/1.1 ") <= 1, said
-    assert b" 404" not in said
+    response = await send_raw(server.url, head, f"zz\r\n{SMUGGLED}")
+    assert response.count(b"HTTP/1.1 ") <= 1, response
+    assert b" 404" not in response
 
 
 @pytest.mark.parametrize("path", ["/livez", "/ws"])
 async def test_an_upgrade_to_cleartext_http_2_is_refused(server: Server, path: str) -> None:
-    said = await talk(server.url, [f"GET {path} HTTP/1.1", HOST, *TO_HTTP_2])
-    assert said.startswith(b"HTTP/1.1 ")
-    assert b" 101 " not in said.split(b"\r\n")[0]
+    response = await send_raw(server.url, [f"GET {path} HTTP/1.1", HOST, *TO_HTTP_2])
+    assert response.startswith(b"HTTP/1.1 ")
+    assert b" 101 " not in response.split(b"\r\n")[0]
 
 
 async def test_a_connection_that_starts_with_http_2_is_refused(server: Server) -> None:
-    said = await talk(server.url, ["PRI * HTTP/2.0"], "SM\r\n\r\n")
-    assert said.startswith(b"HTTP/1.1 400"), said
+    response = await send_raw(server.url, ["PRI * HTTP/2.0"], "SM\r\n\r\n")
+    assert response.startswith(b"HTTP/1.1 400"), response
 
 
 @pytest.mark.parametrize(("pieces", "status"), [(90, b"422"), (2_000, b"413")])
@@ -78,12 +78,12 @@ async def test_a_body_of_too_many_chunks_is_refused(
 ) -> None:
     head = [f"{method} /login HTTP/1.1", HOST, "Origin: http://localhost", "Connection: close"]
     head += ["Transfer-Encoding: chunked", "Content-Type: application/x-www-form-urlencoded"]
-    said = await talk(server.url, head, "1\r\na\r\n" * pieces + "0\r\n\r\n")
+    response = await send_raw(server.url, head, "1\r\na\r\n" * pieces + "0\r\n\r\n")
     if method == "GET" and status == b"422":
         status = b"200"
-    assert said.startswith(b"HTTP/1.1 " + status), said[:200]
+    assert response.startswith(b"HTTP/1.1 " + status), response[:200]
 
 
 async def test_too_many_headers_are_refused(server: Server) -> None:
-    said = await talk(server.url, ["GET /login HTTP/1.1", HOST, *["a:b"] * 101], "")
-    assert said.startswith(b"HTTP/1.1 431"), said[:200]
+    response = await send_raw(server.url, ["GET /login HTTP/1.1", HOST, *["a:b"] * 101], "")
+    assert response.startswith(b"HTTP/1.1 431"), response[:200]

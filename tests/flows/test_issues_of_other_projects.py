@@ -327,9 +327,9 @@ async def test_a_revoked_session_is_refused_on_every_page_and_form(
     assert "Before" in profile.text
     assert "After" not in profile.text
     assert "After" not in (await root.get(post)).text
-    async with ada.another_device() as anew:
-        await anew.post("/login", page="/login", login=anew.username, password=PASSWORD)
-        assert (await anew.get("/posts/new")).status_code == then
+    async with ada.another_device() as new_device:
+        await new_device.post("/login", page="/login", login=new_device.username, password=PASSWORD)
+        assert (await new_device.get("/posts/new")).status_code == then
 
 
 async def test_ending_other_sessions_leaves_no_cached_session_valid(
@@ -346,7 +346,7 @@ async def test_ending_other_sessions_leaves_no_cached_session_valid(
             await succeeds(phone.post("/account/sessions/end-others"))
             answers = await release()
         assert [status for status, _ in answers] == [401] * CONNECTIONS
-        assert {said["ended"]["reason"] for _, said in answers} == {"ended_by_user"}
+        assert {body["ended"]["reason"] for _, body in answers} == {"ended_by_user"}
         await assert_sockets_refused(ada)
         assert await phone.is_signed_in()
 
@@ -426,9 +426,9 @@ async def test_disabling_an_account_by_any_path_ends_all_its_sessions(
         await until(phone.is_refused)
         # Enabling the account again does not revive them.
         await server.run("user", "enable", ada.username)
-        async with ada.another_device() as anew:
-            await anew.sign_in()
-            assert await anew.is_signed_in()
+        async with ada.another_device() as new_device:
+            await new_device.sign_in()
+            assert await new_device.is_signed_in()
         for person in (ada, phone):
             refused = await asyncio.gather(*(person.status("/api/me") for _ in range(CONNECTIONS)))
             assert set(refused) == {401}
@@ -518,9 +518,9 @@ async def test_a_client_that_reconnects_with_an_ended_session_is_refused(
         assert [await tab.closed() for tab in tabs] == [4401, 4401]
     await assert_sockets_refused(ada)
     # Only the sessions were ended: the user can sign in again and gets another session.
-    async with ada.another_device() as anew:
-        await anew.sign_in()
-        async with anew.tab() as tab:
+    async with ada.another_device() as new_device:
+        await new_device.sign_in()
+        async with new_device.tab() as tab:
             assert await tab.is_open()
     assert ada.cookies() == cookies
     await assert_sockets_refused(ada)

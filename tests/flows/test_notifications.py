@@ -110,9 +110,9 @@ async def test_an_open_tab_receives_concurrent_notifications_in_order(
     async with another_service(server), ada.tabs() as tabs:
         start = int(tabs[0].hello["cursor"])
         writing = asyncio.gather(*(notify(ada, 20) for _ in range(4)))
-        heard = await asyncio.gather(*(next_ids(tab, 80) for tab in tabs))
+        received = await asyncio.gather(*(next_ids(tab, 80) for tab in tabs))
         await writing
-        assert heard == [list(range(start + 1, start + 81))] * len(tabs)
+        assert received == [list(range(start + 1, start + 81))] * len(tabs)
 
 
 async def test_without_a_cursor_a_client_starts_at_the_newest(server: Server, ada: Person) -> None:

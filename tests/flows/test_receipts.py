@@ -36,9 +36,9 @@ async def test_the_response_counts_acknowledged_tabs_workers_and_delay(
     async with ada.tabs("0", "0", "1") as tabs:
         listening = [asyncio.create_task(tab.closed()) for tab in tabs]
         await root.post(ADMIN.format(ada.username) + "/disable")
-        said = await flash_text(root)
+        text = await flash_text(root)
         assert await asyncio.gather(*listening) == [4401] * 3
-    assert re.search(r"3 tabs on 2 workers acknowledged, slowest \d+ ms\.", said), said
+    assert re.search(r"3 tabs on 2 workers acknowledged, slowest \d+ ms\.", text), text
     kept = await receipts(server, ada.username, "user.disabled")
     assert sorted((r["tabs"], r["acked"]) for r in kept) == [(1, 1), (2, 2)]
     assert "3 tabs on 2 workers acknowledged" in (await root.get("/admin/events")).text
@@ -51,11 +51,11 @@ async def test_a_tab_that_never_acknowledges_is_counted_and_closed(
         frozen = UnresponsiveTab(tabs[1].socket)
         listening = [asyncio.create_task(tab.closed()) for tab in (tabs[0], frozen)]
         await root.post(ADMIN.format(ada.username) + "/sessions/end")
-        said = await flash_text(root)
+        text = await flash_text(root)
         assert await asyncio.gather(*listening) == [4401, 4401]
     assert re.search(
-        r"1 tab on 1 worker acknowledged, slowest \d+ ms; 1 not acknowledged (yet|in time)", said
-    ), said
+        r"1 tab on 1 worker acknowledged, slowest \d+ ms; 1 not acknowledged (yet|in time)", text
+    ), text
     await wait_for_receipts(server, ada, "sessions.ended", acked=1, missed=1)
     audit = (await root.get("/admin/events")).text
     assert "; 1 not acknowledged in time, refused at its next request.<" in audit
@@ -76,11 +76,11 @@ async def test_receipts_wait_for_slow_networks_and_time_out_on_broken_ones(
         broken.broken = True
         listening = [asyncio.create_task(tab.closed()) for tab in tabs]
         await root.post(ADMIN.format(ada.username) + "/disable")
-        said = await flash_text(root)
-        assert re.search(r"\d tabs? on . workers? acknowledged, .*not acknowledged yet\.", said), (
-            said
+        text = await flash_text(root)
+        assert re.search(r"\d tabs? on . workers? acknowledged, .*not acknowledged yet\.", text), (
+            text
         )
-        assert "in time" not in said
+        assert "in time" not in text
         assert await asyncio.gather(*listening) == [4401] * 4
         await wait_for_receipts(server, ada, "user.disabled", acked=4, missed=1)
         audit = (await root.get("/admin/events")).text
@@ -119,19 +119,19 @@ async def test_without_open_tabs_there_is_no_receipt(
     server: Server, root: Person, ada: Person
 ) -> None:
     await root.post(ADMIN.format(ada.username) + "/sessions/end")
-    said = await flash_text(root)
-    assert f"Sessions of {ada.username} ended: 1." in said
-    assert "tab" not in said.split("ended: 1.")[1][:40]
+    text = await flash_text(root)
+    assert f"Sessions of {ada.username} ended: 1." in text
+    assert "tab" not in text.split("ended: 1.")[1][:40]
     assert await receipts(server, ada.username, "sessions.ended") == []
 
 
 async def test_a_command_prints_the_receipt(server: Server, ada: Person) -> None:
     async with ada.tabs() as tabs:
         listening = [asyncio.create_task(tab.closed()) for tab in tabs]
-        said = await server.run("user", "disable", ada.username)
+        text = await server.run("user", "disable", ada.username)
         assert await asyncio.gather(*listening) == [4401, 4401]
-    assert re.search(r"is disabled\. 2 tabs on 2 workers acknowledged, slowest \d+ ms\.", said), (
-        said
+    assert re.search(r"is disabled\. 2 tabs on 2 workers acknowledged, slowest \d+ ms\.", text), (
+        text
     )
     assert await ada.status("/api/me") == 401
 

@@ -87,4 +87,4 @@ async def test_requests_are_refused_once_the_end_is_acknowledged(
     before = [status for began, status in loops.sent if began <= answered]
     after = [status for began, status in loops.sent if began > answered]
     assert 200 in before
-    assert set(after) == {401}, f"attempt {attempt}: {after.count(200)} of {len(after)} let in"
+    assert set(after) == {401}, f"attempt {attempt}: {after.count(200)} of {len(after)} accepted"

@@ -137,7 +137,7 @@ async def kill_and_check(
         await until(lambda: reaches_worker(ada, killed))
         assert server.worker(killed) != process
         await load.more(20, status=401)
-        assert load.let_in() == []
+        assert load.accepted_after_revocation() == []
         assert all([await tab.is_open() for tab in kept_tabs])
     # The new worker follows the change stream, as the old one did.
     async with phone.tabs(killed) as (again,):

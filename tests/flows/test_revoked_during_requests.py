@@ -80,7 +80,7 @@ async def test_a_request_whose_session_ends_before_its_commit_changes_nothing(
     assert "Old words." in (await root.get(f"/posts/{post}")).text
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kept", [False, True], ids=["permission revoked", "permission kept"])
 async def test_a_permission_revoked_before_the_commit_is_not_used(
     server: Server, root: Person, ada: Person, bob: Person, kept: bool
 ) -> None:

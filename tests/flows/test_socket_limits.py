@@ -260,12 +260,12 @@ async def test_a_full_mailbox_closes_its_socket_and_loses_no_notification(
         with stalled_client(ada, cursor=start):
             await store_notifications(server, ada, count)
             # The tab that reads receives all of them while the mailbox of the other overflows.
-            heard = [int((await reader.next("notice"))["id"]) for _ in range(count)]
-            assert heard == list(range(start + 1, start + count + 1))
+            received = [int((await reader.next("notice"))["id"]) for _ in range(count)]
+            assert received == list(range(start + 1, start + count + 1))
             session = reader.hello["session"]
             await until(lambda: was_closed_as_slow(server, session), within=6 * PING)
     async with ada.tab(cursor=str(start)) as again:
-        assert [int((await again.next("notice"))["id"]) for _ in range(count)] == heard
+        assert [int((await again.next("notice"))["id"]) for _ in range(count)] == received
 
 
 async def was_closed_as_slow(server: Server, session: str) -> bool:

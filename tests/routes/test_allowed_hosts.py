@@ -9,7 +9,7 @@ import pytest
 
 from quartapp.middleware.allowed_hosts import AllowedHosts
 from quartapp.settings import Settings
-from tests.flows.test_http_framing import talk
+from tests.flows.test_http_framing import send_raw
 from tests.people import Server
 
 Ask = Callable[..., Awaitable[int]]
@@ -127,7 +127,7 @@ async def test_an_unknown_host_gets_no_page_no_mail_and_no_socket(server: Server
     ):
         if "Connection: Upgrade" not in head:
             head.append("Connection: close")
-        said = await talk(server.url, head)
+        said = await send_raw(server.url, head)
         assert said.split(b" ", 2)[1] == status, (head, said[:300])
         if status == b"421":
             assert b"Set-Cookie" not in said

@@ -138,7 +138,7 @@ async def test_a_closed_socket_is_freed_without_the_garbage_collector(
     assert not unhandled
 
 
-@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("answers", [True, False], ids=["close answered", "close unanswered"])
 async def test_a_closed_socket_is_torn_down_when_the_scheduler_allows(
     monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:

@@ -89,7 +89,7 @@ async def test_a_connection_without_requests_is_closed_after_its_idle_timeout() 
         assert await client.closed() - began >= SHORT
 
 
-@pytest.mark.parametrize("takes", [SHORT / 2, 2 * SHORT])
+@pytest.mark.parametrize("takes", [SHORT / 2, 2 * SHORT], ids=["fast answer", "slow answer"])
 async def test_the_idle_timeout_begins_after_the_answer(takes: float) -> None:
     server = InProcessServer(SHORT)
     async with server.client() as client:
@@ -168,7 +168,9 @@ async def test_a_message_that_is_too_long_closes_the_socket() -> None:
         assert await application.next_disconnected() == 0
 
 
-@pytest.mark.parametrize(("lines", "refused"), [(100, False), (102, True)])
+@pytest.mark.parametrize(
+    ("lines", "refused"), [(100, False), (102, True)], ids=["100 lines", "102 lines"]
+)
 def test_a_head_of_too_many_lines_is_refused_before_it_is_parsed(lines: int, refused: bool) -> None:
     connection = H11Connection(http1.SERVER)
     connection.receive_data(b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * lines)
