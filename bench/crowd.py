@@ -31,7 +31,7 @@ from quart import Quart
 from bench.tabs import LINE_BYTES, several
 from quartapp import auth, models
 from quartapp.db import mongo
-from quartapp.db.embedded import Place
+from quartapp.db.embedded import DataFolder
 from quartapp.models import Role, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
@@ -173,7 +173,7 @@ async def house(workers: int, **env: Any) -> AsyncIterator[House]:
         ) as server:
             # Raised only now, so that the server does not inherit it and must raise its own limit.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            settings = Settings.load(data=data, mongodb_uri=SecretStr(Place(data).uri))
+            settings = Settings.load(data=data, mongodb_uri=SecretStr(DataFolder(data).uri))
             async with mongo.connected(settings, models.DOCUMENTS):
                 house = House(server, _cookies(settings))
                 admin = await Role.named(ADMIN)

@@ -12,8 +12,7 @@ import statistics
 
 from bench.crowd import PER_PERSON, Crowd, House, Someone, house, this_machine
 from bench.tabs import now
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models import Role, User
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.notifications.notice import Kind

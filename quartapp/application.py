@@ -6,9 +6,9 @@ from quart import Quart, abort, request
 
 from quartapp import auth, log, routes
 from quartapp.authority.barrier import Barrier
-from quartapp.authority.change_stream import Stream
+from quartapp.authority.change_stream import ChangeStream
 from quartapp.authority.lease import Lease
-from quartapp.authority.principal_cache import Principals
+from quartapp.authority.principal_cache import PrincipalCache
 from quartapp.forms import csrf
 from quartapp.jobs.account_expiry import AccountExpiry
 from quartapp.jobs.erasure import Erasure
@@ -29,7 +29,7 @@ from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
 from quartapp.startup import open_database
 from quartapp.ws import endpoint
-from quartapp.ws.dispatcher import Feed
+from quartapp.ws.dispatcher import Dispatcher
 from quartapp.ws.hub import Hub, Limits
 from quartapp.ws.receipts import Receipts
 
@@ -114,15 +114,15 @@ def _assemble(settings: Settings) -> Runtime:
     hub = _hub(settings)
     lease = Lease(settings.worker, settings.worker_id)
     receipts = Receipts(hub, lease.worker_id)
-    feed = Feed(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
-    barrier = Barrier(lease, tabs=receipts.tabs, folder=settings.neighbours)
+    feed = Dispatcher(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
+    barrier = Barrier(lease, count_tabs=receipts.count_tabs, folder=settings.neighbours)
     outbox_worker = OutboxWorker(settings)
     account_expiry = AccountExpiry()
-    principals = Principals(lease, at_most=settings.principals_per_worker)
+    principals = PrincipalCache(lease, max_entries=settings.principals_per_worker)
     listeners = change_listeners(
-        principals=principals,
+        principal_cache=principals,
         lease=lease,
-        feed=feed,
+        dispatcher=feed,
         receipts=receipts,
         barrier=barrier,
         outbox_worker=outbox_worker,
@@ -134,17 +134,17 @@ def _assemble(settings: Settings) -> Runtime:
         password_policy=PasswordPolicy.of(settings),
         encryption=Encryption.of(settings),
         hub=hub,
-        stream=Stream(listeners),
+        change_stream=ChangeStream(listeners),
         lease=lease,
         barrier=barrier,
         receipts=receipts,
-        principals=principals,
+        principal_cache=principals,
         last_seen=LastSeenWriter(),
         outbox_worker=outbox_worker,
         account_expiry=account_expiry,
         erasure=Erasure(),
         loop_lag=LoopLagMonitor(),
-        feed=feed,
+        dispatcher=feed,
     )
 
 

@@ -1,4 +1,4 @@
-"""What runs beside requests, from the start of a worker to its end."""
+"""The base class of parts that run one task in the background."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-class Background:
-    """The base of whatever has one task of its own."""
+class BackgroundTask:
+    """Base class of a part of the worker that has one asyncio task."""
 
     _task: asyncio.Task[None] | None = None
 
-    def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        self._task = asyncio.create_task(work, name=name)
+    def _start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start the coroutine as this object's task, and return the task."""
+        self._task = asyncio.create_task(coroutine, name=name)
         return self._task
 
     async def stop(self) -> None:
-        """Returns when the task is over. May be called when none was begun."""
+        """Cancel the task and wait until it has ended. Errors of the task are not raised.
+
+        Does nothing if no task was started.
+        """
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

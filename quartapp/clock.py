@@ -1,21 +1,21 @@
-"""The two clocks: one that tells the time, and one that only runs. And how the time is told."""
+"""The time as all workers agree on it, a monotonic clock, and how times are written for people."""
 
 from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
 
-# Of less than this much one cannot tell a wrong clock from a slow answer.
+# A smaller difference may be the delay of the answer and not an error of the clock.
 TOLERANCE = timedelta(milliseconds=100)
 
 _anchor: tuple[datetime, float] | None = None
 
 
 def now() -> datetime:
-    """The database's time as aware UTC, cut to the milliseconds that MongoDB keeps.
+    """Return the database's time as aware UTC, truncated to the milliseconds that MongoDB stores.
 
-    All workers go by it, so that a session expires at one moment for all of them, whatever the
-    clocks of their hosts say. Before the database was heard of it is this machine's own.
+    It is the same on all workers, so that a session expires on all of them at once even if the
+    clocks of their hosts differ. Until `synchronize` is called it is this machine's time.
     """
     if _anchor is None:
         moment = datetime.now(UTC)
@@ -25,24 +25,25 @@ def now() -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
-def agree(moment: datetime) -> None:
-    """Takes over what the database said just now, if the difference is worth it."""
+def synchronize(database_time: datetime) -> None:
+    """Set the clock to the time that the database has just answered, if `now` differs from it by
+    more than TOLERANCE. A naive time is taken as UTC."""
     global _anchor
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    if _anchor is None or abs(moment - now()) > TOLERANCE:
-        _anchor = (moment, monotonic())
+    database_time = database_time if database_time.tzinfo else database_time.replace(tzinfo=UTC)
+    if _anchor is None or abs(database_time - now()) > TOLERANCE:
+        _anchor = (database_time, monotonic())
 
 
 def monotonic() -> float:
-    """Seconds that also pass while the machine sleeps, where the system has such a clock."""
+    """Return seconds that only increase, and on Linux also count while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def in_full(at: datetime) -> str:
-    """The moment as a person writes it."""
+def format_long(at: datetime) -> str:
+    """Return the time for a sentence, such as "3 Mar 2026, 14:05 UTC"."""
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
 
 
-def to_the_minute(at: datetime) -> str:
-    """The moment as it is written where lines are compared: in records and on terminals."""
+def format_short(at: datetime) -> str:
+    """Return the time for tables and terminals, such as "2026-03-03 14:05 UTC"."""
     return f"{at:%Y-%m-%d %H:%M} UTC"

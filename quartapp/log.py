@@ -1,8 +1,8 @@
-"""What the application says of itself: JSON lines in production, coloured lines in development.
+"""Logging to standard error: JSON lines in production, coloured lines in development.
 
-A line is data (names and values), so nothing that a client sends can forge one (ASVS 16.4.1).
-Names of security events are those of the OWASP logging vocabulary. Tracebacks come without the
-values of local variables, which structlog shows otherwise: a password may be among them.
+A line consists of names and values, so a client cannot forge one (ASVS 16.4.1). The names of
+security events are those of the OWASP logging vocabulary. Tracebacks do not show the values of
+local variables, which structlog does by default, because a password may be among them.
 docs/security.md lists what is logged.
 """
 
@@ -19,26 +19,33 @@ from structlog.typing import EventDict
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-def note(**what: Any) -> None:
-    """Adds this to each line of the request that is being answered."""
-    structlog.contextvars.bind_contextvars(**what)
+def add_to_request(**fields: Any) -> None:
+    """Add the fields to each log line of the present request, or of the present asyncio task."""
+    structlog.contextvars.bind_contextvars(**fields)
 
 
-def say(event: str, text: str, *, production: bool, **values: Any) -> None:
-    """Print a line on standard output: the text, or in production a JSON object with it."""
+def print_line(event: str, text: str, *, production: bool, **values: Any) -> None:
+    """Print the text as a line on standard output.
+
+    In production the line is a JSON object with the text as `said`, the event, the values, the
+    level and the time; otherwise event and values are not printed.
+    """
     if production:
         line = {"said": text, **values, "event": event, "level": "info"}
         text = json.dumps({**line, "timestamp": datetime.now(UTC).isoformat()})
     print(text.encode(errors="backslashreplace").decode(), flush=True)
 
 
-def adopt() -> None:
-    """What libraries say goes the way of our own lines from now on. For a process of our own."""
-    logging.getLogger().addHandler(Adopted())
+def capture_library_logs() -> None:
+    """Log what libraries log through Python's `logging`, as the event `library`, from now on.
+
+    It changes the root logger, so call it once and only in a process that is our own.
+    """
+    logging.getLogger().addHandler(LibraryLogHandler())
 
 
-class Adopted(logging.Handler):
-    """Passes on what comes by Python's logging."""
+class LibraryLogHandler(logging.Handler):
+    """A handler of Python's `logging` that passes records to `log`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         said = {"logger": record.name, "said": record.getMessage()}
@@ -46,9 +53,12 @@ class Adopted(logging.Handler):
 
 
 def configure(*, production: bool, worker: str | None = None) -> None:
-    """Call it once in a process, before it serves. Each line names the worker, if there is one."""
+    """Configure structlog for this process; lines below INFO are dropped.
 
-    def where(_: Any, __: str, line: EventDict) -> EventDict:
+    Call it once, before the process serves. With `worker`, each line has that field.
+    """
+
+    def add_worker(_: Any, __: str, line: EventDict) -> EventDict:
         return line if worker is None else {**line, "worker": worker}
 
     renderer = (
@@ -63,7 +73,7 @@ def configure(*, production: bool, worker: str | None = None) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            where,
+            add_worker,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))

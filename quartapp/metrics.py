@@ -1,4 +1,4 @@
-"""What is counted. The launcher names a folder in which the workers' numbers come together."""
+"""Prometheus metrics. Workers of one server write theirs to a shared folder, to be summed."""
 
 import importlib
 import os
@@ -16,48 +16,53 @@ from prometheus_client import (
     values,
 )
 
-# The library's own name.
+# The environment variable by which prometheus_client finds the shared folder.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 REQUESTS = Counter("quartapp_requests_total", "Answers", ["method", "status"])
-SECONDS = Histogram("quartapp_request_seconds", "Time to the answer, in seconds", ["method"])
+REQUEST_SECONDS = Histogram(
+    "quartapp_request_seconds", "Time to the answer, in seconds", ["method"]
+)
 SOCKETS = Gauge("quartapp_sockets", "Open sockets", multiprocess_mode="livesum")
-CLOSES = Counter("quartapp_socket_closes_total", "Sockets that the server closed", ["code"])
-STREAM = Gauge("quartapp_change_streams", "Open change streams", multiprocess_mode="livesum")
+SOCKET_CLOSES = Counter("quartapp_socket_closes_total", "Sockets that the server closed", ["code"])
+OPEN_STREAMS = Gauge("quartapp_change_streams", "Open change streams", multiprocess_mode="livesum")
 STREAM_LOSSES = Counter("quartapp_change_stream_losses_total", "Change streams that broke")
-REMEMBERED = Counter("quartapp_principals_remembered_total", "Requests without a question")
+CACHE_HITS = Counter(
+    "quartapp_principals_remembered_total", "Requests answered from the principal cache"
+)
 BARRIER_SECONDS = Histogram(
     "quartapp_barrier_seconds",
-    "From the commit of a revocation until it is known everywhere, in seconds",
+    "From the commit of a revocation until all workers have acknowledged it, in seconds",
     buckets=(0.003, 0.005, 0.01, 0.015, 0.03, 0.1, 0.5, 1, 2, 3),
 )
-MAILS = Counter("quartapp_mails_total", "Letters, by what became of them", ["outcome"])
-LAG = Histogram(
+MAILS = Counter("quartapp_mails_total", "Emails, by outcome", ["outcome"])
+LOOP_LAG = Histogram(
     "quartapp_loop_lag_seconds",
-    "How late the event loop comes to what is due, in seconds",
+    "Delay of the event loop, in seconds",
     buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
 )
-SETTLED = Counter("quartapp_judgements_total", "Times that sessions were judged anew")
+EVALUATIONS = Counter("quartapp_judgements_total", "Evaluations of sessions after changes")
 
 
-def share(folder: str) -> None:
-    """From now on what is counted here comes together in the folder with what others count.
+def use_shared_folder(folder: str) -> None:
+    """Keep this process's metrics in the folder from now on, where `exposition` sums them up.
 
-    The library decides when it is imported where its numbers are kept, and a worker is forked from
-    a process that has imported it: so they are made anew. Call it before anything is counted.
+    prometheus_client chooses the place when it is imported, and a worker is forked from a process
+    that has imported it. So this sets the environment variable and creates all metrics again. Call
+    it before anything is counted.
     """
     module = sys.modules[__name__]
-    for number in vars(module).values():
-        if isinstance(number, Counter | Gauge | Histogram):
-            REGISTRY.unregister(number)
+    for metric in vars(module).values():
+        if isinstance(metric, Counter | Gauge | Histogram):
+            REGISTRY.unregister(metric)
     os.environ[FOLDER] = folder
     values.ValueClass = values.get_value_class()
     importlib.reload(module)
 
 
 def exposition() -> bytes:
-    """The numbers of all workers in the text format of Prometheus."""
+    """Return the metrics of all workers, or of this process alone, in Prometheus' text format."""
     if not os.environ.get(FOLDER):
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
@@ -65,7 +70,10 @@ def exposition() -> bytes:
     return generate_latest(registry)
 
 
-def forget(pid: int, folder: str | None) -> None:
-    """Takes a dead worker's open sockets out of the sum."""
+def remove_dead_worker(pid: int, folder: str | None) -> None:
+    """Remove a dead worker's gauges, such as its open sockets, from the sums.
+
+    Does nothing without a folder.
+    """
     if folder:
         multiprocess.mark_process_dead(pid, folder)

@@ -1,4 +1,4 @@
-"""Who may do what. Every question of authority is asked here, and answered without awaiting."""
+"""Permissions, built-in roles, and the rules for who may do what. Nothing here awaits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LABELS = {
 
 # Permissions that act on other people or read about them. Every permission is either listed here or
 # safe for an account that a stranger has just created.
-MANAGEMENT = frozenset(
+MANAGEMENT_PERMISSIONS = frozenset(
     {
         Permission.POSTS_MODERATE,
         Permission.USERS_READ,
@@ -56,8 +56,8 @@ BUILT_IN_ROLES: dict[str, tuple[str, frozenset[Permission]]] = {
 }
 
 
-class Actor(Protocol):
-    """Whoever asks: a signed-in person, or nobody, who has no id and no permissions."""
+class PermissionHolder(Protocol):
+    """A signed-in user with permissions, or a visitor: `user_id` None and no permissions."""
 
     @property
     def user_id(self) -> Any: ...
@@ -67,25 +67,27 @@ class Actor(Protocol):
 
 
 class Authored(Protocol):
-    """A thing with one author."""
+    """Something with one author, such as a post."""
 
     @property
     def author_id(self) -> Any: ...
 
 
-def may(actor: Actor, permission: Permission) -> bool:
+def may(actor: PermissionHolder, permission: Permission) -> bool:
+    """Return whether the actor has the permission."""
     return permission in actor.permissions
 
 
-def owns(actor: Actor, thing: Authored) -> bool:
+def owns(actor: PermissionHolder, thing: Authored) -> bool:
+    """Return whether the actor is signed in and is the author."""
     return actor.user_id is not None and actor.user_id == thing.author_id
 
 
-def may_edit(actor: Actor, thing: Authored) -> bool:
+def may_edit(actor: PermissionHolder, thing: Authored) -> bool:
     """Only authors change words, for as long as they may write; nobody edits another's."""
     return owns(actor, thing) and may(actor, Permission.POSTS_WRITE)
 
 
-def may_delete(actor: Actor, thing: Authored) -> bool:
+def may_delete(actor: PermissionHolder, thing: Authored) -> bool:
     """Authors take back what is theirs, also when they may write no more; moderators remove any."""
     return owns(actor, thing) or may(actor, Permission.POSTS_MODERATE)

@@ -10,9 +10,9 @@ from typing import Protocol, cast
 from quart import Quart, current_app
 
 from quartapp.authority.barrier import Barrier
-from quartapp.authority.change_stream import Listener, Stream
+from quartapp.authority.change_stream import ChangeStream, Listener
 from quartapp.authority.lease import Lease
-from quartapp.authority.principal_cache import Principals
+from quartapp.authority.principal_cache import PrincipalCache
 from quartapp.jobs.account_expiry import AccountExpiry
 from quartapp.jobs.erasure import Erasure
 from quartapp.jobs.last_seen import LastSeenWriter
@@ -22,7 +22,7 @@ from quartapp.security.encryption import Encryption
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
-from quartapp.ws.dispatcher import Feed
+from quartapp.ws.dispatcher import Dispatcher
 from quartapp.ws.hub import Hub
 from quartapp.ws.receipts import Receipts
 
@@ -31,9 +31,12 @@ _KEY = "quartapp"
 # Attributes of Runtime that hear the changes of the database: each change in this order. The second
 # column is the reason for the place.
 CHANGE_LISTENERS = (
-    ("principals", "Before the barrier: drops the cached principals that the change makes stale."),
+    (
+        "principal_cache",
+        "Before the barrier: drops the cached principals that the change makes stale.",
+    ),
     ("lease", "Before the barrier, which asks it which workers are alive."),
-    ("feed", "Anywhere: it records which sessions to check, and its tasks check them later."),
+    ("dispatcher", "Anywhere: it records which sessions to check, and its tasks check them later."),
     ("receipts", "Before the barrier, which acknowledges with the number of tabs counted here."),
     ("barrier", "After the four above: its acknowledgement says that they have heard the change."),
     ("outbox_worker", "Anywhere: it wakes its task."),
@@ -41,10 +44,10 @@ CHANGE_LISTENERS = (
 )
 
 # Attributes of Runtime that start when the database is connected, in this order, each with the
-# reason for its place. They stop in the reverse order. `feed` starts after all of them and stops
+# reason for its place. They stop in the reverse order. `dispatcher` starts last and stops
 # first, because it tells open sockets what the other parts know.
 START_ORDER = (
-    ("stream", "First: the others must hear each change that comes after their start."),
+    ("change_stream", "First: the others must hear each change that comes after their start."),
     ("lease", "After the stream, on which it hears its own heartbeats."),
     ("barrier", "After the lease: it needs to know which workers are alive."),
     ("receipts", "After the barrier, so that their last writes do not have to wait for its stop."),
@@ -71,17 +74,17 @@ class Runtime:
     password_policy: PasswordPolicy
     encryption: Encryption
     hub: Hub
-    stream: Stream
+    change_stream: ChangeStream
     lease: Lease
     barrier: Barrier
     receipts: Receipts
-    principals: Principals
+    principal_cache: PrincipalCache
     last_seen: LastSeenWriter
     outbox_worker: OutboxWorker
     account_expiry: AccountExpiry
     erasure: Erasure
     loop_lag: LoopLagMonitor
-    feed: Feed
+    dispatcher: Dispatcher
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> None:
@@ -94,8 +97,8 @@ class Runtime:
             part = cast(Part, getattr(self, name))
             self.stack.push_async_callback(part.stop)
             await part.start()
-        self.stack.push_async_callback(self.feed.stop)
-        self.feed.start(self.stream)
+        self.stack.push_async_callback(self.dispatcher.stop)
+        self.dispatcher.start(self.change_stream)
 
     async def drain(self) -> None:
         """Close every socket with the request to reconnect elsewhere, and accept no new ones.
@@ -103,7 +106,7 @@ class Runtime:
         Takes about a second at most. Other requests are still served.
         """
         self.hub.draining = True
-        await self.hub.send_away()
+        await self.hub.close_for_restart()
 
 
 def change_listeners(**parts: Listener) -> Sequence[Listener]:

@@ -1,4 +1,8 @@
-"""The data folders from which servers of this user run, so that commands find them."""
+"""A registry of this user's running servers, by which commands find their data folders.
+
+Each server keeps a locked file with the path of its data folder, in a folder in the temporary
+directory that only this user can write to. The lock ends with the process.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,16 @@ from pathlib import Path
 
 
 @contextmanager
-def announced(data: Path) -> Iterator[None]:
-    """Keep a locked file with the path of the data folder; the lock ends with the process.
+def registered(data: Path) -> Iterator[None]:
+    """Register a server that runs from the data folder, for the length of the block.
 
-    Without a place for such files, nothing is announced.
+    If the registry cannot be written to, or is not private, the server is not registered.
     """
     with ExitStack() as stack:
         with suppress(OSError):
-            place = _place()
+            place = _registry_folder()
             place.mkdir(mode=0o700, exist_ok=True)
-            if _is_ours(place):
+            if _is_private(place):
                 file = stack.enter_context(tempfile.NamedTemporaryFile(dir=place))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.write(os.fsencode(data.resolve()))
@@ -30,11 +34,14 @@ def announced(data: Path) -> Iterator[None]:
 
 
 def running() -> list[Path]:
-    """Return the data folders of the servers that run."""
+    """Return the absolute data folders of this user's registered servers, in no useful order.
+
+    Return an empty list if there is no registry, or it is not private.
+    """
     found = []
     with suppress(OSError):
-        place = _place()
-        for path in sorted(place.iterdir()) if _is_ours(place) else ():
+        place = _registry_folder()
+        for path in sorted(place.iterdir()) if _is_private(place) else ():
             with suppress(FileNotFoundError), path.open("rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -43,12 +50,16 @@ def running() -> list[Path]:
     return found
 
 
-def _place() -> Path:
+def _registry_folder() -> Path:
+    """Return the folder of the registry, which may not exist."""
     return Path(tempfile.gettempdir()) / f"quartapp-{os.getuid()}"
 
 
-def _is_ours(place: Path) -> bool:
-    """Others may create folders beside it, with what they would like us to believe."""
+def _is_private(place: Path) -> bool:
+    """Return whether it is a folder of this user that only they can write to.
+
+    Another user could have created it in the temporary directory. Raises OSError.
+    """
     found = place.lstat()
     return (
         stat.S_ISDIR(found.st_mode)

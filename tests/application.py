@@ -18,7 +18,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from quart import Quart
 
 from quartapp import create_app, log, models
-from quartapp.background import Background
+from quartapp.background import BackgroundTask
 from quartapp.db import mongo
 from quartapp.models import Guard, Role, Worker
 from quartapp.runtime import Runtime, runtime_of
@@ -115,8 +115,8 @@ class Shared:
 
     async def _is_as_started(self, running: Runtime) -> bool:
         """Bring the application into the state that it has after a start. False if that fails."""
-        listening = running.stream.live and running.lease.live_workers() is not None
-        if not listening or running.hub.draining or running.hub.sessions():
+        listening = running.change_stream.live and running.lease.live_workers() is not None
+        if not listening or running.hub.draining or running.hub.connected_sessions():
             return False
         if any(part is not self._parts[name] for name, part in vars(running).items()):
             return False
@@ -128,7 +128,7 @@ class Shared:
         if not await self._restore(but=running.lease.worker_id):
             return False
         # Behind the mark the application has heard of every change that was made here.
-        passed = await running.barrier.passed()
+        passed = await running.barrier.wait()
         _delete_mail(self._data)
         for job in jobs:
             await job.start()
@@ -186,7 +186,7 @@ async def _connected(settings: Settings) -> AsyncIterator[mongo.Database]:
 
 
 def _is_running(part: object) -> bool:
-    tasks = part._task if isinstance(part, Background) else getattr(part, "_tasks", ())
+    tasks = part._task if isinstance(part, BackgroundTask) else getattr(part, "_tasks", ())
     tasks = tasks if isinstance(tasks, list | set | tuple) else [tasks]
     return not any(isinstance(task, asyncio.Task) and task.done() for task in tasks)
 

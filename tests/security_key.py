@@ -15,7 +15,7 @@ from webauthn.helpers import bytes_to_base64url, encode_cbor
 
 from quartapp.models import Passkey, User
 from quartapp.models.base.actor import NOBODY, Actor
-from quartapp.security.webauthn import Made
+from quartapp.security.webauthn import NewPasskey
 
 PRESENT, VERIFIED, BACKED_UP, HAS_KEY = 0x01, 0x04, 0x18, 0x40
 
@@ -79,11 +79,11 @@ class Authenticator:
             **answer,
         )
 
-    def made(self, user: User) -> Made:
+    def made(self, user: User) -> NewPasskey:
         """Return a registration of this key as if the server had verified it."""
         self.user_handle = user.id.binary
         challenge = secrets.token_bytes(56)
-        return Made(challenge, self.id, self.public_key, self.count, ("internal",), False)
+        return NewPasskey(challenge, self.id, self.public_key, self.count, ("internal",), False)
 
     def _data(self, rp_id: str, flags: int) -> bytes:
         name = hashlib.sha256((self.rp_id or rp_id).encode()).digest()

@@ -22,13 +22,13 @@ async def test_a_node_is_asked_for_the_last_word_of_all_as_soon_as_it_is_not_alo
     tmp_path: Path, direct: bool
 ) -> None:
     async def are_linearizable() -> bool:
-        return mongo.current() is mongo.LINEARIZABLE
+        return mongo.current_read_concern() is mongo.LINEARIZABLE
 
     async with replicas(tmp_path / "nodes", count=1) as nodes:
         uri = nodes.nodes[0].uri if direct else nodes.uri
         settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
         async with mongo.connected(settings, models.DOCUMENTS) as connected:
-            assert mongo.current() is mongo.MAJORITY
+            assert mongo.current_read_concern() is mongo.MAJORITY
             admin = connected.client.admin
             config = (await admin.command("replSetGetConfig"))["config"]
             # Nobody is there. It has no vote, so the one that is stays primary.
@@ -45,7 +45,7 @@ async def _written() -> None:
 
 
 async def _followed() -> None:
-    async with mongo.changes([], after=None):
+    async with mongo.change_cursor([], after=None):
         pass
 
 
@@ -119,7 +119,7 @@ async def test_an_address_that_cannot_be_read_is_one_line_without_a_secret(
     settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
     for named, opening in (
         ("MONGODB_URI", mongo.connected(settings, [])),
-        ("--from-mongo", mongo.another(uri)),
+        ("--from-mongo", mongo.import_source(uri)),
     ):
         with pytest.raises(StartError) as stopped:
             async with opening:
@@ -166,6 +166,6 @@ async def test_production_refuses_an_old_database_unless_it_is_allowed(settings:
         with pytest.raises(StartError, match=rf"MongoDB {version}.*ALLOW_OLD_MONGODB"):
             await connects(quartapp_env="production", allow_old_mongodb=False)
     with pytest.raises(StartError, match=r"MongoDB 6\.0\.27"):
-        mongo._require_current("6.0.27")
+        mongo._require_supported("6.0.27")
     for current in ("7.0.0", "8.0.4", "10.0.0-rc1"):
-        mongo._require_current(current)
+        mongo._require_supported(current)

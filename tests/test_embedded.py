@@ -50,7 +50,7 @@ def data() -> Iterator[Path]:
 
 
 def mongod(data: Path) -> int | None:
-    return embedded.Place(data).process()
+    return embedded.DataFolder(data).mongod_pid()
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -98,7 +98,7 @@ async def test_it_listens_on_a_socket_of_its_owner_alone(data: Path) -> None:
         assert mode(data) == 0o700
         for name in ("mongod.sock", "mongod.log", "mongod.users", "mongod.lock"):
             assert mode(data / name) == 0o600, name
-        assert listening(mongod(data)) == [str(embedded.Place(data).socket)]
+        assert listening(mongod(data)) == [str(embedded.DataFolder(data).socket)]
 
 
 def mode(path: Path) -> int:
@@ -143,7 +143,9 @@ async def test_a_killed_mongod_is_started_again_under_its_users(data: Path) -> N
             os.kill(killed, signal.SIGKILL)
             await asyncio.to_thread(until, lambda: mongod(data) not in (None, killed))
             # It lives before it is ready.
-            await asyncio.to_thread(until, lambda: embedded._greet(embedded.Place(data)))
+            await asyncio.to_thread(
+                until, lambda: embedded._writable_version(embedded.DataFolder(data))
+            )
             assert mongo.quartapp.things.count_documents({}) == 1
 
 
@@ -342,8 +344,8 @@ def fill(path: Path) -> None:
     ],
 )
 def test_the_log_is_put_in_one_line(data: Path, log: str, told: str) -> None:
-    place = embedded.Place(data)
-    place.make()
-    line = embedded._explain(log, place, "mongod ended")
+    place = embedded.DataFolder(data)
+    place.create()
+    line = embedded._diagnosis(log, place, "mongod ended")
     assert told in line
     assert "\n" not in line

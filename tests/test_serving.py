@@ -61,7 +61,7 @@ def server_folder() -> Iterator[Path]:
 
 
 def mongod(folder: Path) -> int | None:
-    return embedded.Place(folder / "data").process()
+    return embedded.DataFolder(folder / "data").mongod_pid()
 
 
 def until(condition: Callable[[], object], seconds: float = 2 * people.SECONDS) -> None:
@@ -281,7 +281,7 @@ def test_a_killed_worker_is_replaced_and_no_request_fails(folder: Path) -> None:
         assert [running.status("/livez") for _ in range(20)] == [200] * 20
         until(lambda: len(running.workers()) == 2)
         # The heartbeat of the dead worker has been deleted.
-        with MongoClient[dict[str, object]](embedded.Place(folder / "data").uri) as client:
+        with MongoClient[dict[str, object]](embedded.DataFolder(folder / "data").uri) as client:
             heartbeats = client["quartapp"]["workers"]
             until(lambda: heartbeats.count_documents({}) == 2)
             until(lambda: heartbeats.count_documents({"beat": {"$gte": 3}}) == 2)

@@ -12,7 +12,7 @@ from quart_auth import current_user as _current_user
 from quartapp import clock
 from quartapp.auth import cookies
 from quartapp.auth.device import preload_user_agent_parser, remote_address
-from quartapp.authority.session_rule import Ended, Principal, Standing
+from quartapp.authority.session_rule import EndedSession, Principal, SessionState
 from quartapp.models import User
 from quartapp.models.authorization.privileges import Holdings
 from quartapp.models.base.actor import Actor
@@ -30,14 +30,14 @@ class CurrentUser(AuthUser):
 
     def __init__(self, auth_id: str | None, action: Action = Action.PASS) -> None:
         super().__init__(auth_id if isinstance(auth_id, str) else None, action)
-        self._standing: Standing | None = None
+        self._standing: SessionState | None = None
         self._loaded = False
 
     async def load(self) -> None:
         """Find the session of the token, once. Raises what the driver raises."""
         if not self._loaded:
-            principals = runtime().principals
-            self._standing = await principals.by_token(self.auth_id) if self.auth_id else None
+            principals = runtime().principal_cache
+            self._standing = await principals.state_by_token(self.auth_id) if self.auth_id else None
             self._loaded = True
 
     @property
@@ -46,7 +46,7 @@ class CurrentUser(AuthUser):
         await self.load()
         return self.signed_in
 
-    def end(self, ended: Ended) -> None:
+    def end(self, ended: EndedSession) -> None:
         """Treat the session as ended for the rest of this request. Writes nothing to the database.
 
         Also drops the CSRF field that was created for the session.
@@ -59,8 +59,8 @@ class CurrentUser(AuthUser):
         return isinstance(self._standing, Principal)
 
     @property
-    def ended(self) -> Ended | None:
-        return self._standing if isinstance(self._standing, Ended) else None
+    def ended(self) -> EndedSession | None:
+        return self._standing if isinstance(self._standing, EndedSession) else None
 
     @property
     def principal(self) -> Principal:

@@ -14,5 +14,5 @@ async def wait_until_enforced(event: Event | None = None) -> str:
     tabs that the event has ended, and returns a sentence about them for the next page. The sentence
     is empty if there were no tabs or no event.
     """
-    passed = await runtime().barrier.passed(event)
-    return (await passed.reach(event)).sentence
+    result = await runtime().barrier.wait(event)
+    return (await result.reach(event)).sentence

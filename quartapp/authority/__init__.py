@@ -1,6 +1,7 @@
-"""Who may do what as of now, cheap to ask and never outrun by a revocation.
+"""Which sessions are valid now and what their users may do, without a query for each request.
 
-Each worker follows one change stream. What is heard on it keeps the cache of principals true; the
-lease says until when the cache may be trusted; the barrier waits until no worker can trust what is
-over. docs/adr/0009 has the argument.
+`change_stream` follows the database. `principal_cache` keeps the users of recent sessions in memory
+and drops an entry when the stream reports a change of it. `lease` limits how long the cache may be
+used if the stream is late or lost. `barrier` waits, after a revocation, until no worker can use an
+old entry. `session_rule` decides whether a session is valid. docs/adr/0009 has the argument.
 """

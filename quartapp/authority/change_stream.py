@@ -1,4 +1,7 @@
-"""The change stream of one worker, kept open, and told to those who listen in its order."""
+"""The change stream of one worker: keeps it open and passes each change to the listeners.
+
+The PIPELINE below runs on the server and selects the changes that some listener needs.
+"""
 
 from __future__ import annotations
 
@@ -8,59 +11,69 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from quartapp import metrics
-from quartapp.background import Background
-from quartapp.db.mongo import Unavailable, changes
+from quartapp.background import BackgroundTask
+from quartapp.db.mongo import Unavailable, change_cursor
 from quartapp.log import log
 from quartapp.models import BarrierMark, Mail, Notice, Role, Session, User, Worker
 
-# Requests go on while thousands of changes are told, and no mailbox fills for want of a turn.
-BREATH = 10
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
-# Fields whose change says nothing that anybody here remembers.
-QUIET = {
+# After this many changes other tasks get a turn: requests are answered, and sockets write their
+# mailboxes, while thousands of changes are dispatched.
+CHANGES_PER_TURN = 10
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 5.0
+# Fields that no listener keeps. An update of only these fields is not sent to the worker.
+IGNORED_FIELDS = {
     Session.Settings.name: ["ip", "online_until", "roles", "acts"],
     User.Settings.name: ["notice_seq", "totp_step", "recovery_codes", "acts"],
     Role.Settings.name: ["grants", "description"],
 }
-WHOLE = ["drop", "rename", "dropDatabase", "invalidate"]
+DATABASE_EVENTS = ["drop", "rename", "dropDatabase", "invalidate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One event. `document` is there for what was inserted, `fields` for what was updated, and
-    `removed` names what an update took away, from an array too."""
+    """One event of the change stream.
+
+    `operation` is "insert", "update", "replace" or "delete". `document` is the whole document after
+    an insert or replace, else empty. For an update, `updated_fields` has the new values by dotted
+    path, and `removed_fields` the paths that were removed and of arrays that were truncated.
+    """
 
     operation: str
     collection: str
     id: Any
     document: Mapping[str, Any]
-    fields: Mapping[str, Any]
-    removed: Sequence[str] = ()
+    updated_fields: Mapping[str, Any]
+    removed_fields: Sequence[str] = ()
 
     @property
-    def touched(self) -> set[str]:
-        """The names of all fields that an update changed or took away; none of other events."""
-        return {name.split(".")[0] for name in (*self.fields, *self.removed)}
+    def changed_fields(self) -> set[str]:
+        """The top-level names of all fields that an update set or removed; else empty."""
+        return {name.split(".")[0] for name in (*self.updated_fields, *self.removed_fields)}
 
 
 class Listener(Protocol):
-    """Hears every change in the order of the commits. Nothing here may wait."""
+    """Receives changes. The methods are plain functions, so they cannot wait for anything."""
 
-    def heard(self, change: Change) -> None: ...
+    def on_change(self, change: Change) -> None:
+        """Called for each change, in the order of the commits."""
 
-    def interrupted(self) -> None:
-        """What was remembered from the stream may have missed something: forget, or look again."""
+    def on_resync(self) -> None:
+        """Called when changes may have been missed: drop cached data, or read it again.
 
-    def lost(self) -> None:
-        """The stream broke, and nothing is heard until it is open again."""
+        That is each time the stream has opened, when a collection or the database was dropped, and
+        when this listener's `on_change` has raised an error.
+        """
+
+    def on_disconnect(self) -> None:
+        """Called when the stream has failed. No changes arrive until `on_resync` is called."""
 
 
 class StreamEnded(Exception):
-    """The stream was over without an error, as after the database was dropped."""
+    """The server closed the stream without an error, as after the database was dropped."""
 
 
-class Stream(Background):
-    """Follows the database. `live` says whether it is open at the moment."""
+class ChangeStream(BackgroundTask):
+    """Follows the database and passes changes to the listeners. `live` is true while it is open."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self.live = False
@@ -68,61 +81,73 @@ class Stream(Background):
         self._opened = asyncio.Event()
 
     async def start(self) -> None:
-        """Returns when the stream is open: from then on nothing is missed."""
-        following = self._run(self._follow(), "stream")
+        """Start the task that follows the stream, and return when the stream has opened.
+
+        Waits as long as the database is away. `on_resync` has been called when this returns.
+        """
+        following = self._start_task(self._follow(), "stream")
         opened = asyncio.create_task(self._opened.wait())
         await asyncio.wait([opened, following], return_when=asyncio.FIRST_COMPLETED)
         opened.cancel()
 
     async def stop(self) -> None:
+        """Set `live` to false and end the task. Listeners are not called."""
         self.live = False
         await super().stop()
 
     async def _follow(self) -> None:
-        """Keeps a stream open: errors, a lost history and a silent end are all survived."""
+        """Read the stream forever; after an error, open it again with exponential back-off.
+
+        After a connection error it resumes behind the last page that was dispatched. After any
+        other error it starts at the present, as the history may be gone or one event unreadable;
+        `on_resync` then makes the listeners read what they missed.
+        """
         token: Mapping[str, Any] | None = None
-        pause = SHORTEST_PAUSE
+        pause = MIN_RETRY_SECONDS
         while True:
             try:
-                async with changes(PIPELINE, after=token) as stream:
+                async with change_cursor(PIPELINE, after=token) as stream:
                     self._set_live()
-                    pause = SHORTEST_PAUSE
+                    pause = MIN_RETRY_SECONDS
                     async for page in stream.pages():
                         for number, change in enumerate(page):
-                            self._tell(change)
-                            if number % BREATH == BREATH - 1:
+                            self._dispatch(change)
+                            if number % CHANGES_PER_TURN == CHANGES_PER_TURN - 1:
                                 await asyncio.sleep(0)
                         token = stream.token
                     raise StreamEnded
             except Unavailable as error:
-                self._lost(error)
+                self._set_lost(error)
             except Exception as error:
-                # The history is lost, the stream ended without a word, or a change in it cannot be
-                # read: only a new beginning helps, and everything is looked at then.
                 token = None
-                self._lost(error)
+                self._set_lost(error)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            pause = min(pause * 2, MAX_RETRY_SECONDS)
 
     def _set_live(self) -> None:
-        # Told once it is open, so that what is looked at now cannot have missed anything.
+        # The listeners are called after the stream has opened: what they read from the database now
+        # cannot miss a change.
         self.live = True
-        metrics.STREAM.set(1)
-        self._interrupt()
+        metrics.OPEN_STREAMS.set(1)
+        self._resync_listeners()
         self._opened.set()
 
-    def _lost(self, error: Exception) -> None:
+    def _set_lost(self, error: Exception) -> None:
         self.live = False
-        metrics.STREAM.set(0)
+        metrics.OPEN_STREAMS.set(0)
         metrics.STREAM_LOSSES.inc()
         for listener in self._listeners:
-            listener.lost()
+            listener.on_disconnect()
         log.warning("change_stream_lost", error=type(error).__name__, detail=str(error)[:200])
 
-    def _tell(self, event: Mapping[str, Any]) -> None:
+    def _dispatch(self, event: Mapping[str, Any]) -> None:
+        """Pass the event to all listeners as a `Change`, or as `on_resync` if it is a drop.
+
+        A listener that raises is logged and resynchronized; the others still receive the change.
+        """
         operation = event["operationType"]
-        if operation in WHOLE:
-            return self._interrupt()
+        if operation in DATABASE_EVENTS:
+            return self._resync_listeners()
         update = event.get("updateDescription") or {}
         cut = [array["field"] for array in update.get("truncatedArrays") or ()]
         change = Change(
@@ -130,25 +155,26 @@ class Stream(Background):
             collection=event["ns"]["coll"],
             id=event["documentKey"]["_id"],
             document=event.get("fullDocument") or {},
-            fields=update.get("updatedFields", {}),
-            removed=[*update.get("removedFields", ()), *cut],
+            updated_fields=update.get("updatedFields", {}),
+            removed_fields=[*update.get("removedFields", ()), *cut],
         )
         for listener in self._listeners:
             try:
-                listener.heard(change)
+                listener.on_change(change)
             except Exception:
-                # A document that nobody here wrote must not stop the stream for everybody else.
+                # Another program may have written a malformed document.
                 log.exception("change_not_understood", collection=change.collection)
-                listener.interrupted()
+                listener.on_resync()
         return None
 
-    def _interrupt(self) -> None:
+    def _resync_listeners(self) -> None:
         for listener in self._listeners:
-            listener.interrupted()
+            listener.on_resync()
 
 
-def _loud(collection: str) -> dict[str, Any]:
-    """Changes of a collection that are not only of its quiet fields."""
+def _relevant_changes(collection: str) -> dict[str, Any]:
+    """Return the filter for a collection's deletes and replaces, and for its updates of any field
+    that is not in IGNORED_FIELDS."""
     description = "$updateDescription"
     touched = {
         "$map": {
@@ -166,19 +192,20 @@ def _loud(collection: str) -> dict[str, Any]:
         }
     }
     names = {"$concatArrays": [touched, removed, cut]}
-    # We write `seen_at` together with `uses`. Whoever writes it alone has moved a session in time.
+    # The application writes `seen_at` together with `uses`, which needs no reaction. If another
+    # program writes `seen_at` alone, the session may have expired.
     quiet = {
         "$cond": [
             {"$in": ["uses", names]},
-            [*QUIET[collection], "seen_at", "uses"],
-            QUIET[collection],
+            [*IGNORED_FIELDS[collection], "seen_at", "uses"],
+            IGNORED_FIELDS[collection],
         ]
     }
     return {
         "ns.coll": collection,
         "$or": [
             {"operationType": {"$in": ["replace", "delete"]}},
-            # Said by the other clause too, at greater length; thousands may come at once.
+            # The next clause matches this too, but takes longer; thousands may come at once.
             {"updateDescription.updatedFields.ended_at": {"$exists": True}},
             {
                 "operationType": "update",
@@ -188,7 +215,7 @@ def _loud(collection: str) -> dict[str, Any]:
     }
 
 
-_INSERTED = [
+_INSERTS = [
     Notice.Settings.name,
     Session.Settings.name,
     BarrierMark.Settings.name,
@@ -199,11 +226,11 @@ PIPELINE: list[dict[str, Any]] = [
     {
         "$match": {
             "$or": [
-                {"operationType": {"$in": WHOLE}},
-                {"operationType": "insert", "ns.coll": {"$in": _INSERTED}},
+                {"operationType": {"$in": DATABASE_EVENTS}},
+                {"operationType": "insert", "ns.coll": {"$in": _INSERTS}},
                 {"operationType": "update", "ns.coll": BarrierMark.Settings.name},
                 {"ns.coll": Worker.Settings.name},
-                *map(_loud, QUIET),
+                *map(_relevant_changes, IGNORED_FIELDS),
             ]
         }
     },

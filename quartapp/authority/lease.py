@@ -1,11 +1,12 @@
-"""Until when a worker may trust what it remembers.
+"""The lease: until when a worker may answer requests from its cache.
 
-Every half second a worker writes a heartbeat, and sees it come back on its own change stream. All
-that was committed before the heartbeat was on the stream before it. So a worker that trusts its
-memory for two seconds from the *sending* of the newest heartbeat that came back cannot rely on
-anything that was taken away longer ago than that, whatever has become of its stream since.
+Every HEARTBEAT_SECONDS a worker writes a heartbeat to its `Worker` document and receives it on its
+own change stream. Everything that was committed before the heartbeat is on the stream before it.
+The worker may use its cache for LEASE_SECONDS from the time at which it *sent* the newest heartbeat
+that it has received. So it never uses an entry that was revoked more than LEASE_SECONDS ago, even
+if its stream is late or has failed.
 
-Only durations on one machine's clock are compared, never clocks of two machines.
+Only durations by one machine's clock are compared, never the clocks of two machines.
 """
 
 from __future__ import annotations
@@ -20,133 +21,158 @@ from typing import Any
 
 from quartapp import clock
 from quartapp.authority.change_stream import Change
-from quartapp.background import Background
+from quartapp.background import BackgroundTask
 from quartapp.log import log
 from quartapp.models import Worker
 
-SECONDS = 2.0
-EVERY = 0.5
-# A worker that has written no heartbeat for so long may be dead.
-SILENT_SECONDS = 2 * EVERY
+LEASE_SECONDS = 2.0
+HEARTBEAT_SECONDS = 0.5
+# A worker whose last heartbeat is older may be dead.
+SILENT_SECONDS = 2 * HEARTBEAT_SECONDS
 
 
-class Lease(Background):
-    """This worker's heartbeat, and what it has heard of the others'."""
+class Lease(BackgroundTask):
+    """Sends this worker's heartbeats, and follows the heartbeats of all workers.
+
+    `name` is shown to people; `worker_id` identifies this process, by default a random one.
+    """
 
     def __init__(self, name: str, worker_id: str | None = None) -> None:
         self.worker_id = worker_id or secrets.token_hex(8)
         self._name = name
-        self._sent: deque[tuple[int, float]] = deque(maxlen=16)
-        self._until = 0.0
-        self._peers: dict[str, float] = {}
-        self._complete_since = clock.monotonic()
-        self._came_back = asyncio.Event()
-        self._silent: set[str] = set()
-        self._none_silent = asyncio.Event()
-        self._writing: asyncio.Future[None] | None = None
+        self._sent_at: deque[tuple[int, float]] = deque(maxlen=16)
+        self._valid_until = 0.0
+        self._last_heard: dict[str, float] = {}
+        self._gap_free_since = clock.monotonic()
+        self._received = asyncio.Event()
+        self._unheard: set[str] = set()
+        self._all_heard = asyncio.Event()
+        self._write: asyncio.Future[None] | None = None
 
     @property
     def valid(self) -> bool:
-        """Whether what is remembered may be used for a request that begins now."""
-        return clock.monotonic() < self._until
+        """Whether cached states may be used for a request that starts now."""
+        return clock.monotonic() < self._valid_until
 
     def live_workers(self) -> set[str] | None:
-        """Those who may still trust their memory; None while somebody may not have been heard."""
-        oldest = clock.monotonic() - SECONDS
-        if self._complete_since > oldest:
+        """Return the ids of workers that may have a valid lease, this one included.
+
+        Return None if the stream was opened or interrupted less than LEASE_SECONDS ago, when a
+        worker's heartbeat may have been missed.
+        """
+        oldest = clock.monotonic() - LEASE_SECONDS
+        if self._gap_free_since > oldest:
             return None
-        return {worker for worker, heard in self._peers.items() if heard > oldest}
+        return {worker for worker, heard in self._last_heard.items() if heard > oldest}
 
     async def start(self) -> None:
-        """Return when the first heartbeat has come back, or after a lease without one.
+        """Start the heartbeats, and return when the first one has been received.
 
-        The stream must be open: who is there already is read, and who comes after is heard. Workers
-        that seem to be dead are given a lease to be heard, as the first barriers would have to.
+        Call it when the change stream is open: the workers that exist are read from the database,
+        and later ones arrive by the stream. If a worker's last heartbeat is older than
+        SILENT_SECONDS, also waits until it is heard, so that the first barriers need not. Each wait
+        ends after LEASE_SECONDS. Raises no database error: it logs `workers_not_read` or
+        `lease_late`.
         """
-        opened = self._complete_since = clock.monotonic()
+        opened = self._gap_free_since = clock.monotonic()
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(LEASE_SECONDS):
                 already = await Worker.everyone()
         except Exception as error:
             log.warning("workers_not_read", error=type(error).__name__)
         else:
-            self._peers = dict.fromkeys(already, clock.monotonic()) | self._peers
-            self._silent = {each for each, age in already.items() if age > SILENT_SECONDS}
-            if self._complete_since == opened:
-                self._complete_since = -math.inf
-        self._run(self._beat(), "heartbeat")
+            self._last_heard = dict.fromkeys(already, clock.monotonic()) | self._last_heard
+            self._unheard = {each for each, age in already.items() if age > SILENT_SECONDS}
+            if self._gap_free_since == opened:
+                self._gap_free_since = -math.inf
+        self._start_task(self._send_heartbeats(), "heartbeat")
         try:
-            async with asyncio.timeout(SECONDS):
-                await self._came_back.wait()
+            async with asyncio.timeout(LEASE_SECONDS):
+                await self._received.wait()
         except TimeoutError:
             log.warning("lease_late")
-        if self._silent:
+        if self._unheard:
             with suppress(TimeoutError):
-                async with asyncio.timeout(opened + SECONDS - clock.monotonic()):
-                    await self._none_silent.wait()
+                async with asyncio.timeout(opened + LEASE_SECONDS - clock.monotonic()):
+                    await self._all_heard.wait()
 
     async def stop(self) -> None:
-        """Gives the lease up, so that nobody waits for this worker."""
-        self._give_up()
+        """End the lease and the heartbeats, and delete this worker's document.
+
+        Other workers' barriers do not wait for this worker any more. A database error is logged as
+        `worker_left_without_a_word`; the others then wait until the lease has run out.
+        """
+        self._release()
         await super().stop()
-        if self._writing is not None:
-            # To cancel the task does not keep the driver from writing: the document would be back
-            # after it was deleted.
-            await asyncio.wait([self._writing], timeout=SECONDS)
+        if self._write is not None:
+            # Cancelling the task does not stop the driver's write, which would insert the document
+            # again after it was deleted.
+            await asyncio.wait([self._write], timeout=LEASE_SECONDS)
         try:
             await Worker.leave(self.worker_id)
         except Exception as error:
             log.warning("worker_left_without_a_word", error=type(error).__name__)
 
-    # ---- listening
+    # ---- change stream listener
 
-    def heard(self, change: Change) -> None:
+    def on_change(self, change: Change) -> None:
+        """Note the heartbeat or the leaving of a worker; a heartbeat of this one extends the lease.
+
+        If this worker's document was deleted, the lease ends until its next heartbeat.
+        """
         if change.collection != Worker.Settings.name:
             return
-        self._silent.discard(change.id)
-        if not self._silent:
-            self._none_silent.set()
+        self._unheard.discard(change.id)
+        if not self._unheard:
+            self._all_heard.set()
         if change.operation == "delete":
-            self._peers.pop(change.id, None)
+            self._last_heard.pop(change.id, None)
             if change.id == self.worker_id:
-                self._give_up()
+                self._release()
             return
-        self._peers[change.id] = clock.monotonic()
+        self._last_heard[change.id] = clock.monotonic()
         if change.id == self.worker_id:
-            self._came_back_as({**change.document, **change.fields})
+            self._extend({**change.document, **change.updated_fields})
 
-    def _came_back_as(self, beat: Mapping[str, Any]) -> None:
-        for number, sent in self._sent:
-            if number == beat["beat"]:
-                self._until = max(self._until, sent + SECONDS)
-                self._came_back.set()
+    def _extend(self, heartbeat: Mapping[str, Any]) -> None:
+        """Extend the lease by a received heartbeat of this worker.
+
+        Also synchronizes `clock` with the database's time if the heartbeat took less than
+        `clock.TOLERANCE`. Heartbeats from before `_release` have no effect.
+        """
+        for number, sent in self._sent_at:
+            if number == heartbeat["beat"]:
+                self._valid_until = max(self._valid_until, sent + LEASE_SECONDS)
+                self._received.set()
                 if clock.monotonic() - sent < clock.TOLERANCE.total_seconds():
-                    clock.agree(beat["at"])
+                    clock.synchronize(heartbeat["at"])
 
-    def interrupted(self) -> None:
-        """A lease holds whatever becomes of the stream. But heartbeats of others may be missing."""
-        self._complete_since = clock.monotonic()
+    def on_resync(self) -> None:
+        """Note that heartbeats of other workers may have been missed. The lease stays valid."""
+        self._gap_free_since = clock.monotonic()
 
-    def lost(self) -> None:
-        """Trust would be right for the rest of the lease, but there is no need for it."""
-        self._until = 0.0
+    def on_disconnect(self) -> None:
+        """End the lease at once. It would be safe to use until it runs out, but the database can be
+        asked instead."""
+        self._valid_until = 0.0
 
-    def _give_up(self) -> None:
-        """Now, and for the heartbeats that are still under way: nobody waits for us any more."""
-        self._until = 0.0
-        self._sent.clear()
+    def _release(self) -> None:
+        """End the lease; heartbeats that are still under way do not extend it."""
+        self._valid_until = 0.0
+        self._sent_at.clear()
 
-    # ---- beating
+    # ---- heartbeats
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
+        """Write a heartbeat every HEARTBEAT_SECONDS, forever. Logs `heartbeat_failed` on errors."""
         beat = 0
         while True:
             beat += 1
-            self._sent.append((beat, clock.monotonic()))
+            self._sent_at.append((beat, clock.monotonic()))
             try:
                 said = Worker.say(self.worker_id, self._name, beat)
-                self._writing = asyncio.ensure_future(said)
-                await asyncio.shield(self._writing)
+                self._write = asyncio.ensure_future(said)
+                await asyncio.shield(self._write)
             except Exception as error:
                 log.warning("heartbeat_failed", error=type(error).__name__)
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(HEARTBEAT_SECONDS)

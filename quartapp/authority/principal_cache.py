@@ -1,4 +1,8 @@
-"""The principals that a worker remembers, kept true by its change stream."""
+"""The cache of session states, from which a worker answers requests without a query.
+
+An entry is dropped when the change stream reports a change of its session, its user or any role,
+and is used only while the worker's lease is valid.
+"""
 
 from __future__ import annotations
 
@@ -11,120 +15,136 @@ from quartapp import clock, metrics
 from quartapp.authority import session_rule
 from quartapp.authority.change_stream import Change
 from quartapp.authority.lease import Lease
-from quartapp.authority.session_rule import Ended, Standing
+from quartapp.authority.session_rule import EndedSession, SessionState
 from quartapp.models import Notice, Role, Session, User
 from quartapp.models.base.tokens import digest_of
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    standing: Standing
-    until: float  # of our own clock: when the session would expire if nothing were to happen
+class CacheEntry:
+    """A session's state. `valid_until` is its expiry by `clock.monotonic`."""
+
+    state: SessionState
+    valid_until: float
 
 
-class Fill:
-    """An answer of the database that is under way. Spoiled when something changed meanwhile."""
+class PendingLoad:
+    """A query that is under way. `stale` is set if any relevant change arrives before its answer,
+    which is then not cached: it may have been read before the change."""
 
-    spoiled = False
+    stale = False
 
 
-class Principals:
-    """From a token to whom it speaks for: remembered while the lease is valid, else asked anew."""
+class PrincipalCache:
+    """Session states by token, at most `max_entries` of them; with 0 it caches nothing."""
 
-    def __init__(self, lease: Lease, *, at_most: int) -> None:
+    def __init__(self, lease: Lease, *, max_entries: int) -> None:
         self._lease = lease
-        self._at_most = at_most
-        self._entries: dict[str, Entry] = {}
-        self._of_session: dict[Any, str] = {}
-        self._of_user: defaultdict[Any, set[str]] = defaultdict(set)
-        self._fills: set[Fill] = set()
+        self._max_entries = max_entries
+        self._entries: dict[str, CacheEntry] = {}
+        self._digest_by_session: dict[Any, str] = {}
+        self._digests_by_user: defaultdict[Any, set[str]] = defaultdict(set)
+        self._pending_loads: set[PendingLoad] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def by_token(self, token: str) -> Standing | None:
-        """Asks the database only for what is not remembered. Raises what the driver raises."""
+    async def state_by_token(self, token: str) -> SessionState | None:
+        """Return the state of the session with this token, or None if there is no such session.
+
+        Answers from the cache if it can; an ended session also without a valid lease. Otherwise
+        it evaluates the session in the database (see `session_rule.state_by_digest`) and caches the
+        state, unless the lease is not valid or something changed meanwhile. Raises the driver's
+        errors.
+        """
         digest = digest_of(token)
         entry = self._entries.get(digest)
-        # There is no way back for what has ended, so nothing needs to be heard to refuse it.
+        # A session that has ended stays ended, so that entry cannot be out of date.
         if entry is not None and (
-            isinstance(entry.standing, Ended)
-            or (self._lease.valid and clock.monotonic() < entry.until)
+            isinstance(entry.state, EndedSession)
+            or (self._lease.valid and clock.monotonic() < entry.valid_until)
         ):
-            metrics.REMEMBERED.inc()
-            return entry.standing
-        return await self._ask(digest)
+            metrics.CACHE_HITS.inc()
+            return entry.state
+        return await self._load(digest)
 
-    async def _ask(self, digest: str) -> Standing | None:
-        fill = Fill()
-        self._fills.add(fill)
-        began = clock.monotonic()
+    async def _load(self, digest: str) -> SessionState | None:
+        load = PendingLoad()
+        self._pending_loads.add(load)
+        started = clock.monotonic()
         try:
-            standing = await session_rule.by_digest(digest)
+            state = await session_rule.state_by_digest(digest)
         finally:
-            self._fills.discard(fill)
-        if isinstance(standing, Ended):
-            self._remember(digest, standing, math.inf)
-        elif standing is not None and self._lease.valid and not fill.spoiled:
-            self._remember(digest, standing, began + standing.seconds_left)
-        return standing
+            self._pending_loads.discard(load)
+        if isinstance(state, EndedSession):
+            self._store(digest, state, math.inf)
+        elif state is not None and self._lease.valid and not load.stale:
+            self._store(digest, state, started + state.seconds_left)
+        return state
 
-    def _remember(self, digest: str, standing: Standing, until: float) -> None:
-        self._forget(digest)
-        if not self._at_most:
+    def _store(self, digest: str, state: SessionState, valid_until: float) -> None:
+        """Put the state into the cache; the oldest entries make room for it."""
+        self._drop(digest)
+        if not self._max_entries:
             return
-        while len(self._entries) >= self._at_most:
-            self._forget(next(iter(self._entries)))
-        self._entries[digest] = Entry(standing, until)
-        self._of_session[standing.session_id] = digest
-        self._of_user[standing.user_id].add(digest)
+        while len(self._entries) >= self._max_entries:
+            self._drop(next(iter(self._entries)))
+        self._entries[digest] = CacheEntry(state, valid_until)
+        self._digest_by_session[state.session_id] = digest
+        self._digests_by_user[state.user_id].add(digest)
 
-    def _forget(self, digest: str | None) -> None:
+    def _drop(self, digest: str | None) -> None:
         entry = self._entries.pop(digest, None) if digest else None
         if entry is None or digest is None:
             return
-        self._of_session.pop(entry.standing.session_id, None)
-        mine = self._of_user[entry.standing.user_id]
+        self._digest_by_session.pop(entry.state.session_id, None)
+        mine = self._digests_by_user[entry.state.user_id]
         mine.discard(digest)
         if not mine:
-            del self._of_user[entry.standing.user_id]
+            del self._digests_by_user[entry.state.user_id]
 
-    # ---- listening
+    # ---- change stream listener
 
-    def heard(self, change: Change) -> None:
+    def on_change(self, change: Change) -> None:
+        """Drop the entries that the change concerns, and mark pending loads as stale.
+
+        These are: the session's entry, the entries of the user, or all entries when a role changes.
+        A new session changes nothing.
+        """
         collection = change.collection
         if collection == Session.Settings.name:
             if change.operation == "insert":
                 return
-            self._forget(self._of_session.get(change.id))
+            self._drop(self._digest_by_session.get(change.id))
         elif collection == User.Settings.name:
-            self._forget_user(change.id)
+            self._drop_user(change.id)
         elif collection == Notice.Settings.name:
-            # Nothing about authority, but pages say how many are unread.
-            self._forget_user(change.document["user"].id)
+            # The state contains the number of unread notifications.
+            self._drop_user(change.document["user"].id)
         elif collection == Role.Settings.name:
-            self._forget_everything()
+            self._drop_all()
         else:
             return
-        self._spoil()
+        self._mark_loads_stale()
 
-    def interrupted(self) -> None:
-        self._forget_everything()
-        self._spoil()
+    def on_resync(self) -> None:
+        """Drop all entries, and mark pending loads as stale."""
+        self._drop_all()
+        self._mark_loads_stale()
 
-    def lost(self) -> None:
-        """Nothing to do before it is open again."""
+    def on_disconnect(self) -> None:
+        """Do nothing: the lease ends the use of the entries, and `on_resync` follows."""
 
-    def _forget_user(self, user_id: Any) -> None:
-        for digest in tuple(self._of_user.get(user_id, ())):
-            self._forget(digest)
+    def _drop_user(self, user_id: Any) -> None:
+        for digest in tuple(self._digests_by_user.get(user_id, ())):
+            self._drop(digest)
 
-    def _forget_everything(self) -> None:
+    def _drop_all(self) -> None:
         self._entries.clear()
-        self._of_session.clear()
-        self._of_user.clear()
+        self._digest_by_session.clear()
+        self._digests_by_user.clear()
 
-    def _spoil(self) -> None:
-        # All of them: whom an answer will be about is not known before it is there.
-        for fill in self._fills:
-            fill.spoiled = True
+    def _mark_loads_stale(self) -> None:
+        # All of them: whose session a load will return is not known before it has.
+        for load in self._pending_loads:
+            load.stale = True

@@ -1,4 +1,8 @@
-"""For whom a session speaks, or why it is over. The one rule, asked by pages and sockets alike."""
+"""The session rule: whether a session is valid and what its user may do, or why it has ended.
+
+Pages, sockets and the principal cache all use this one rule. It reads the session together with its
+user and the roles of the user, so a change that another program makes in the database counts too.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -19,20 +23,24 @@ from quartapp.models.sessions.reason import Because, Reason
 from quartapp.models.sessions.session import Session, mark_ended
 from quartapp.policy import Permission
 
-ANSWER_MS = 2000
+QUERY_TIMEOUT_MS = 2000
 NEVER = datetime.max.replace(tzinfo=UTC)
-_KNOWN = {permission.value for permission in Permission}
-# For thousands at once: an enumeration takes longer to be asked.
+_KNOWN_PERMISSIONS = {permission.value for permission in Permission}
+# A dictionary is faster than calling the enumeration, and a role may end thousands of sessions.
 _REASONS: dict[Any, Reason] = {reason.value: reason for reason in Reason}
-_BECAUSE: dict[Any, Because] = {because.value: because for because in Because}
+_DETAILS: dict[Any, Because] = {because.value: because for because in Because}
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A living session and what its user may do, as the database said in one answer.
+    """A valid session, its user and the user's permissions, as read in one query.
 
-    `withheld` are the roles that give nothing until a second factor is shown, and
-    `withheld_permissions` what they would give besides.
+    `version` is the user's `authz_version`, and `changed_by` the name of the user who last changed
+    their roles. `cursor` is the number of the user's newest notification, and `unread` how many
+    they have not read. `confirmed_at` is the last time they entered their password or second
+    factor. `seconds_left` is the time until the session or the account expires, if the session is
+    not used. `withheld` has the names of the roles that are without effect until the user has used
+    a second factor, and `withheld_permissions` the permissions that only these roles would give.
     """
 
     session_id: PydanticObjectId
@@ -52,8 +60,12 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A session that is over: why, by whom if anybody, and since when."""
+class EndedSession:
+    """A session that has ended.
+
+    `by` is the name of the user who ended it and `ender` their id; both are None if no user did.
+    `event` is the id of the audit event. `because` says more about the reason ACCOUNT_DISABLED.
+    """
 
     session_id: PydanticObjectId
     user_id: PydanticObjectId
@@ -66,74 +78,91 @@ class Ended:
 
     @property
     def message(self) -> str:
-        return self.told_to(self.user_id)
-
-    def told_to(self, user_id: PydanticObjectId) -> str:
-        """Why it is over, in a sentence for the person whose session it was."""
-        return self.reason.message(self.by, own=self.ender == user_id, because=self.because)
+        """The reason as a sentence for the session's user; "You ..." if they ended it."""
+        return self.reason.message(self.by, own=self.ender == self.user_id, because=self.because)
 
 
-Standing = Principal | Ended
+SessionState = Principal | EndedSession
 
 
-async def by_digest(digest: str) -> Standing | None:
-    """What the session of this token's digest stands for; None if there is none, or no longer."""
-    found = await standings({"digest": digest})
-    return found[0] if found else None
+async def state_by_digest(digest: str) -> SessionState | None:
+    """Return the state of the session with this token digest, or None if there is no such session.
 
-
-async def by_id(session_id: PydanticObjectId) -> Standing | None:
-    found = await standings({"_id": session_id})
-    return found[0] if found else None
-
-
-def deleted(session_id: PydanticObjectId, user_id: PydanticObjectId) -> Ended:
-    """A session whose document is gone: whoever deleted it has ended it."""
-    return Ended(session_id, user_id, Reason.ENDED_BY_ADMIN, None, clock.now())
-
-
-async def ended(
-    changes: Mapping[PydanticObjectId, Mapping[str, Any]], names: dict[PydanticObjectId, str]
-) -> list[Standing]:
-    """What the updates that ended these sessions say. Final, so the sessions are not asked.
-
-    Whoever ended them is called by the names given; those that are missing are looked up and added.
+    Has the effects of `states_matching`, and raises the driver's errors.
     """
-    enders = {link.id for fields in changes.values() if (link := fields.get("ended_by"))}
+    found = await states_matching({"digest": digest})
+    return found[0] if found else None
+
+
+async def state_by_id(session_id: PydanticObjectId) -> SessionState | None:
+    """Return the state of the session with this id, or None if there is no such session.
+
+    Has the effects of `states_matching`, and raises the driver's errors.
+    """
+    found = await states_matching({"_id": session_id})
+    return found[0] if found else None
+
+
+def state_of_deleted(session_id: PydanticObjectId, user_id: PydanticObjectId) -> EndedSession:
+    """Return the state of a session whose document was deleted: ended by an administrator, now.
+
+    Neither the administrator nor an event is known.
+    """
+    return EndedSession(session_id, user_id, Reason.ENDED_BY_ADMIN, None, clock.now())
+
+
+async def states_from_updates(
+    updates: Mapping[PydanticObjectId, Mapping[str, Any]],
+    *,
+    users: Mapping[PydanticObjectId, PydanticObjectId],
+    names: dict[PydanticObjectId, str],
+) -> list[EndedSession]:
+    """Return the states of sessions that ended, from the updates that ended them.
+
+    `updates` has the updated fields, and `users` the id of the user, by session id. The sessions
+    are not read, because a session that has ended stays ended. `names` is a cache of usernames by
+    user id: the names of the users who ended the sessions are added to it, with one query, if they
+    are missing. Raises the driver's errors, and KeyError or ValueError for fields of a wrong form.
+    """
+    enders = {link.id for fields in updates.values() if (link := fields.get("ended_by"))}
     if unknown := list(enders - names.keys()):
-        users = User.get_motor_collection()
-        async for row in users.find({"_id": {"$in": unknown}}, {"username": 1}):
+        collection = User.get_motor_collection()
+        async for row in collection.find({"_id": {"$in": unknown}}, {"username": 1}):
             names[row["_id"]] = row["username"]
     return [
-        Ended(
+        EndedSession(
             session_id=session_id,
-            user_id=session_id,
-            reason=_reason(fields),
+            user_id=users[session_id],
+            reason=_stored_reason(fields),
             by=names.get(link.id) if (link := fields.get("ended_by")) else None,
-            at=_aware(fields["ended_at"]),
+            at=_as_utc(fields["ended_at"]),
             event=link.id if (link := fields.get("ended_event")) else None,
             ender=link.id if (link := fields.get("ended_by")) else None,
-            because=_because(fields),
+            because=_end_detail(fields),
         )
-        for session_id, fields in changes.items()
+        for session_id, fields in updates.items()
     ]
 
 
-async def standings(match: Mapping[str, Any]) -> list[Standing]:
-    """Judges every session that matches, in one query.
+async def states_matching(match: Mapping[str, Any]) -> list[SessionState]:
+    """Return the states of all sessions that match the filter, read with one query.
 
-    What is found to be over and does not say so yet is ended in the database, and a role that a
-    session has not acted with before is remembered there, before this returns: so whatever is
-    taken away later, and by whatever path, is noticed.
+    Before it returns it writes two things. A session that is over by the rule, but not marked as
+    ended, is marked so with the reason; no user is named as the one who ended it. A role that the
+    user holds and the session does not list yet is added to the session: the session ends when
+    the user loses that role, also if another program takes it away. Raises the driver's errors;
+    the query is given up after QUERY_TIMEOUT_MS.
     """
     now = clock.now()
-    sessions = Session.get_motor_collection().with_options(read_concern=mongo.current())
-    rows = await sessions.aggregate(_pipeline(match), maxTimeMS=ANSWER_MS).to_list(None)
-    judged = [(row, _judge(row, now)) for row in rows]
+    sessions = Session.get_motor_collection().with_options(
+        read_concern=mongo.current_read_concern()
+    )
+    rows = await sessions.aggregate(_pipeline(match), maxTimeMS=QUERY_TIMEOUT_MS).to_list(None)
+    judged = [(row, _state_or_deleted(row, now)) for row in rows]
     over: dict[tuple[Reason, Because | None], list[PydanticObjectId]] = {}
     for row, standing in judged:
         if isinstance(standing, Principal):
-            await _remember(row)
+            await _record_new_roles(row)
         elif row.get("ended_at") is None:
             why = standing.reason, standing.because
             over.setdefault(why, []).append(standing.session_id)
@@ -142,36 +171,43 @@ async def standings(match: Mapping[str, Any]) -> list[Standing]:
     return [standing for _, standing in judged]
 
 
-def _judge(row: Mapping[str, Any], now: datetime) -> Standing:
-    """A session that nobody can make sense of is over; it must not hold up all the others."""
+def _state_or_deleted(row: Mapping[str, Any], now: datetime) -> SessionState:
+    """Return the state by the rule, or that of a deleted session if the document is malformed.
+
+    A malformed document, which another program has written, is logged as `session_not_understood`,
+    so that it does not prevent the evaluation of the other sessions.
+    """
     try:
-        return judge(row, now)
+        return state_of(row, now)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         log.exception("session_not_understood", session=str(row["_id"]))
-        return deleted(row["_id"], row["_id"])
+        return state_of_deleted(row["_id"], getattr(row.get("user"), "id", row["_id"]))
 
 
-def judge(row: Mapping[str, Any], now: datetime) -> Standing:
-    """The rule, on a session's document with its `holder`, the roles `held` and the `ender` beside.
+def state_of(row: Mapping[str, Any], now: datetime) -> SessionState:
+    """Return the state of the session in `row`, by the rule. Reads and writes nothing.
 
-    Pure: the database is not asked.
+    `row` is a session's document as `_pipeline` returns it: with the documents of the user in
+    `holder`, of the user's roles in `held`, of the user who ended it in `ender`, and of the user
+    who last changed the roles in `changer`. Raises KeyError, TypeError and similar errors if a
+    field is missing or has a wrong type.
     """
     user = next(iter(row.get("holder", ())), None)
-    reason = _why_over(row, user, now)
+    reason = _end_reason(row, user, now)
     if user is None or reason is not None:
-        return Ended(
+        return EndedSession(
             session_id=row["_id"],
             user_id=row["user"].id,
             reason=reason or Reason.ACCOUNT_DISABLED,
             by=next((ender.get("username") for ender in row.get("ender", ())), None),
-            at=_aware(row.get("ended_at") or now),
+            at=_as_utc(row.get("ended_at") or now),
             event=row["ended_event"].id if row.get("ended_event") else None,
             ender=row["ended_by"].id if row.get("ended_by") else None,
-            because=_because(row, user if row.get("ended_at") is None else None, now),
+            because=_end_detail(row, user if row.get("ended_at") is None else None, now),
         )
     shown = has_shown_one(row, user)
     waiting = [role for role in row["held"] if waits_for_one(role, shown=shown)]
-    permissions = _permissions([role for role in row["held"] if role not in waiting])
+    permissions = _permissions_of([role for role in row["held"] if role not in waiting])
     seen, told = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
     return Principal(
         session_id=row["_id"],
@@ -183,30 +219,35 @@ def judge(row: Mapping[str, Any], now: datetime) -> Standing:
         changed_by=next((changer.get("username") for changer in row.get("changer", ())), None),
         cursor=told,
         unread=max(0, told - seen),
-        seen_at=_aware(row["seen_at"]),
-        confirmed_at=_aware(row["confirmed_at"]),
-        seconds_left=(min(_deadline(row), _closing(user)) - now).total_seconds(),
+        seen_at=_as_utc(row["seen_at"]),
+        confirmed_at=_as_utc(row["confirmed_at"]),
+        seconds_left=(min(_expires_at(row), _account_expires_at(user)) - now).total_seconds(),
         withheld=frozenset(role["name"] for role in waiting),
-        withheld_permissions=_permissions(waiting) - permissions,
+        withheld_permissions=_permissions_of(waiting) - permissions,
     )
 
 
-def _why_over(
+def _end_reason(
     row: Mapping[str, Any], user: Mapping[str, Any] | None, now: datetime
 ) -> Reason | None:
+    """Return why the session has ended, or None if it is valid.
+
+    The first reason that applies counts: the stored one, then those that follow from the account,
+    the time, the password, the second factor and the roles.
+    """
     if row.get("ended_at") is not None:
-        return _reason(row)
-    if user is None or _is_shut(user, now):
+        return _stored_reason(row)
+    if user is None or _is_account_closed(user, now):
         return Reason.ACCOUNT_DISABLED
     if user.get("must_verify") and user.get("email_verified_at") is None:
         return Reason.EMAIL_UNVERIFIED
-    if _deadline(row) <= now:
+    if _expires_at(row) <= now:
         return Reason.EXPIRED
     if row.get("credential") != credential_of(user):
         return Reason.PASSWORD_CHANGED
     if row.get("factor") is None and factors_of(user):
         return Reason.FACTOR_REQUIRED
-    # A role that is gone from the collection comes back in no look-up, so it is not held either.
+    # A deleted role is not found by the $lookup, so it is not in `held`.
     held = {role["_id"] for role in row["held"]}
     lost = {link.id for link in row.get("roles", ())} - held
     if not lost:
@@ -215,50 +256,62 @@ def _why_over(
     return Reason.ROLE_DELETED if lost <= listed else Reason.ROLE_REVOKED
 
 
-def _is_shut(user: Mapping[str, Any], now: datetime) -> bool:
-    """Disabled by those in charge, past its last day, or closed by its owner or to be deleted: see
-    `User.is_open`."""
-    return _was_shut(user) or _closing(user) <= now
+def _is_account_closed(user: Mapping[str, Any], now: datetime) -> bool:
+    """Return whether the account is disabled, deactivated or expired. `User.is_open` is the
+    opposite."""
+    return _is_disabled_or_deactivated(user) or _account_expires_at(user) <= now
 
 
-def _was_shut(user: Mapping[str, Any]) -> bool:
-    """By somebody, and not by the calendar alone."""
+def _is_disabled_or_deactivated(user: Mapping[str, Any]) -> bool:
+    """Return whether an administrator or the owner closed the account, other than by expiry."""
     return user.get("disabled_at") is not None or user.get("closed_at") is not None
 
 
-def _reason(row: Mapping[str, Any]) -> Reason:
-    # Ended by a hand that gave no reason, in a mongo shell for one: somebody in charge did it.
+def _stored_reason(row: Mapping[str, Any]) -> Reason:
+    # A session may be ended without a reason, as in a mongo shell. Only an administrator can.
     stored = row.get("ended_reason")
     return _REASONS.get(stored, Reason.ENDED_BY_ADMIN)
 
 
-def _because(
+def _end_detail(
     row: Mapping[str, Any], user: Mapping[str, Any] | None = None, now: datetime = NEVER
 ) -> Because | None:
-    """As it was written when the session ended; for one that ends only now, as its `user` is."""
+    """Return the detail for the session's end reason, or None.
+
+    For a session that was marked as ended it is the stored one. For one that ends by the rule now,
+    `user` and `now` are given, and it is LAST_DAY if only the expiry has closed the account.
+    """
     if user is not None:
-        return Because.LAST_DAY if not _was_shut(user) and _closing(user) <= now else None
-    return _BECAUSE.get(row.get("ended_because"))
+        return (
+            Because.LAST_DAY
+            if not _is_disabled_or_deactivated(user) and _account_expires_at(user) <= now
+            else None
+        )
+    return _DETAILS.get(row.get("ended_because"))
 
 
-def _deadline(row: Mapping[str, Any]) -> datetime:
-    """When the session ends by itself, unless it is used."""
+def _expires_at(row: Mapping[str, Any]) -> datetime:
+    """Return the time at which the session expires if it is not used."""
     idle = timedelta(seconds=row["idle_seconds"])
-    return min(_aware(row["expires_at"]), _aware(row["seen_at"]) + idle)
+    return min(_as_utc(row["expires_at"]), _as_utc(row["seen_at"]) + idle)
 
 
-def _closing(user: Mapping[str, Any]) -> datetime:
-    """When the account closes because its last day is over; far away for one that has none."""
+def _account_expires_at(user: Mapping[str, Any]) -> datetime:
+    """Return the time at which the account expires, or NEVER."""
     moment = user.get("closes_at")
-    return NEVER if moment is None else _aware(moment)
+    return NEVER if moment is None else _as_utc(moment)
 
 
-def _permissions(roles: Collection[Mapping[str, Any]]) -> frozenset[str]:
-    """What the roles allow together. A word that is no permission here allows nothing."""
-    return frozenset(p for role in roles for p in role.get("permissions", ())) & _KNOWN
+def _permissions_of(roles: Collection[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the permissions of all the roles. Unknown permission names are left out."""
+    return frozenset(p for role in roles for p in role.get("permissions", ())) & _KNOWN_PERMISSIONS
 
 
-async def _remember(row: Mapping[str, Any]) -> None:
+async def _record_new_roles(row: Mapping[str, Any]) -> None:
+    """Add the roles that the user holds and the session does not list to the session.
+
+    Writes nothing if there are none, or if the session has ended.
+    """
     known = {link.id for link in row.get("roles", ())}
     fresh = [role_ref(role["_id"]) for role in row["held"] if role["_id"] not in known]
     if fresh:
@@ -268,6 +321,7 @@ async def _remember(row: Mapping[str, Any]) -> None:
 
 
 def _pipeline(match: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the aggregation that reads matching sessions as `state_of` needs them."""
     users, username = User.Settings.name, {"$project": {"username": 1}}
     return [
         {"$match": dict(match)},
@@ -308,5 +362,6 @@ def _pipeline(match: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _aware(moment: datetime) -> datetime:
+def _as_utc(moment: datetime) -> datetime:
+    """Return the time as aware UTC; the driver returns naive UTC for some documents."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -14,8 +14,8 @@ import click
 from pymongo.errors import PyMongoError
 
 from quartapp import log, servers, validation
-from quartapp.authority.barrier import passed_from_outside
-from quartapp.db.mongo import Unavailable, brief
+from quartapp.authority.barrier import PollingBarrier
+from quartapp.db.mongo import Unavailable, error_summary
 from quartapp.models import Event, Role, User
 from quartapp.models.base.references import DomainError
 from quartapp.settings import Settings, StartError
@@ -74,7 +74,7 @@ class CommandGroup(click.Group):
         except Unavailable as error:
             _report(ctx, f"the database is unavailable ({type(error).__name__})")
         except PyMongoError as error:
-            _report(ctx, f"the database rejected the operation: {brief(error)}")
+            _report(ctx, f"the database rejected the operation: {error_summary(error)}")
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as error:
@@ -167,8 +167,8 @@ async def wait_until_enforced(event: Event | None) -> str:
     its cache. Returns a sentence on the open tabs that the event ended, which begins with a space;
     an empty string if there were none.
     """
-    passed = await passed_from_outside(event)
-    return (await passed.reach(event)).sentence
+    result = await PollingBarrier().wait(event)
+    return (await result.reach(event)).sentence
 
 
 async def find_user(username: str) -> User:

@@ -18,8 +18,7 @@ from bson.raw_bson import RawBSONDocument
 from quartapp import policy, validation
 from quartapp.cli.base import CommandError, echo
 from quartapp.db import mongo
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models import Event, Role, User
 from quartapp.models.accounts.account import Taken, Unverified
 from quartapp.models.accounts.registration import add_user
@@ -27,7 +26,7 @@ from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import DomainError
 from quartapp.models.limits import hash_cost
-from quartapp.security.passwords import PLAIN, SCHEMES, cost_of
+from quartapp.security.passwords import BCRYPT_HASH, SCHEMES, cost_of
 from quartapp.validation import Invalid
 
 # Each item is the place of a row, for messages, and the row. The row is a CommandError if it
@@ -91,7 +90,7 @@ class UserImport:
         except Invalid as invalid:
             raise CommandError(f"{username}: email {email[:60]!r}: {invalid}") from None
         hashed = _text(row, "password")
-        if not PLAIN.match(hashed):
+        if not BCRYPT_HASH.match(hashed):
             # The value is not shown, because it may be a password in plain text.
             raise CommandError(
                 f"{username}: the password is not a bcrypt hash with a cost from 4 to 14"
@@ -227,7 +226,7 @@ async def rows_of_collection(uri: str, collection: str) -> AsyncIterator[Rows]:
 
     Raises StartError if the database cannot be used.
     """
-    async with mongo.another(uri) as found:
+    async with mongo.import_source(uri) as found:
         roles = found["role"].with_options(codec_options=RAW)
         known: dict[Any, Any] = {}
         async for raw in roles.find({}, {"name": 1}):

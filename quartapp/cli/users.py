@@ -185,13 +185,13 @@ async def show(username: str) -> None:
     echo(f"state     {_state(person, active='active')}")
     factors = ", ".join(sorted(NAMES[kind] for kind in person.factors))
     echo(f"factors   {factors or 'none'}")
-    echo(f"since     {clock.to_the_minute(person.created_at)}")
+    echo(f"since     {clock.format_short(person.created_at)}")
     sessions = await Session.of_user(person.id)
     echo(f"sessions  {len(sessions)}")
     for session in sessions:
         echo(
             f"          {session.device}, {session.ip or 'no IP address'}, "
-            f"last active {clock.to_the_minute(session.seen_at)}"
+            f"last active {clock.format_short(session.seen_at)}"
         )
 
 
@@ -356,7 +356,7 @@ def _state(person: User, *, active: str) -> str:
     """Return the state of an account; `active` if there is nothing else to say."""
     words = ["disabled"] if person.disabled else []
     if person.deletes_at:
-        words.append(f"to be deleted on {clock.to_the_minute(person.deletes_at)}")
+        words.append(f"to be deleted on {clock.format_short(person.deletes_at)}")
     elif person.closed_at:
         words.append("deactivated")
     elif person.last_day and not person.disabled:

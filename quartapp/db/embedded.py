@@ -29,15 +29,15 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from quartapp.settings import StartError
 
-LEAST_VERSION = 7
-WAIT_SECONDS = 30
+MIN_VERSION = 7
+START_SECONDS = 30
 STOP_SECONDS = 15
 POLL_SECONDS = 0.05
-KEEP_SECONDS = 1
-SOCKET_PATH_BYTES = 107
-FIRST_START_BYTES = 500_000_000
-LEAST_FREE_BYTES = 16_000_000
-LOG_BYTES = 5_000_000
+WATCH_SECONDS = 1
+MAX_SOCKET_PATH_BYTES = 107
+MIN_BYTES_TO_CREATE = 500_000_000
+MIN_FREE_BYTES = 16_000_000
+MAX_LOG_BYTES = 5_000_000
 REPLICA_SET = "quartapp"
 # Which slim images do without.
 DEBIAN_PACKAGES = {
@@ -51,25 +51,25 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedServer:
     uri: str
     version: str
 
 
 @asynccontextmanager
-async def running(data: Path) -> AsyncIterator[Embedded]:
+async def running(data: Path) -> AsyncIterator[EmbeddedServer]:
     """A MongoDB kept in `data`, ready for writes, for the length of the block.
 
     It is shared with every other process that is in such a block for the same folder; a mongod that
     outlived a killed server is taken over. Raises StartError.
     """
-    place = Place(data)
-    place.make()
-    with _opened(place.users) as users:
-        await _locked(users, fcntl.LOCK_SH, place)
+    place = DataFolder(data)
+    place.create()
+    with _open_file(place.users_lock) as users:
+        await _acquire_lock(users, fcntl.LOCK_SH, place)
         try:
-            embedded = await _ensure(place)
-            keeper = asyncio.create_task(_keep_alive(place))
+            embedded = await _ensure_running(place)
+            keeper = asyncio.create_task(_restart_when_dead(place))
             try:
                 yield embedded
             finally:
@@ -78,10 +78,10 @@ async def running(data: Path) -> AsyncIterator[Embedded]:
         finally:
             # Whoever gets the exclusive lock was the last. Nobody can start while it is held.
             if _try_lock(users, fcntl.LOCK_EX):
-                await _stop(place)
+                await _stop_mongod(place)
 
 
-class Place:
+class DataFolder:
     """The files of one embedded database. `data` stays as it was given, for messages."""
 
     def __init__(self, data: Path) -> None:
@@ -89,23 +89,23 @@ class Place:
         # The socket's path is the name of the only member of the replica set: it must be absolute.
         home = data.resolve()
         self.socket = home / "mongod.sock"
-        self.users = home / "mongod.users"
-        self.lock = home / "mongod.lock"
+        self.users_lock = home / "mongod.users"
+        self.start_lock = home / "mongod.lock"
         self.log = home / "mongod.log"
         self.files = home / "mongodb"
         # mongod itself holds this lock for as long as it lives, and keeps its process id in it.
-        self.alive = self.files / "mongod.lock"
+        self.mongod_lock = self.files / "mongod.lock"
 
     @property
     def uri(self) -> str:
         return f"mongodb://{quote(str(self.socket), safe='')}/?directConnection=true"
 
-    def make(self) -> None:
+    def create(self) -> None:
         size = len(os.fsencode(self.socket))
-        if size > SOCKET_PATH_BYTES:
+        if size > MAX_SOCKET_PATH_BYTES:
             raise StartError(
                 f"the path {self.socket} has {size} bytes, a socket's path may have "
-                f"{SOCKET_PATH_BYTES}: choose a shorter data folder"
+                f"{MAX_SOCKET_PATH_BYTES}: choose a shorter data folder"
             )
         try:
             self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -117,10 +117,10 @@ class Place:
         if not os.access(self.files, os.W_OK | os.X_OK):
             raise StartError(f"cannot write to the data folder {self.files}: no permission")
 
-    def process(self) -> int | None:
+    def mongod_pid(self) -> int | None:
         """The process id of the mongod that has these files open."""
         try:
-            with self.alive.open("rb") as file:
+            with self.mongod_lock.open("rb") as file:
                 if _try_lock(file.fileno(), fcntl.LOCK_SH):
                     return None
                 return int(file.read().strip() or 0) or None
@@ -132,7 +132,7 @@ class Place:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _open_file(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
@@ -143,9 +143,9 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-async def _locked(descriptor: int, kind: int, place: Place) -> None:
+async def _acquire_lock(descriptor: int, kind: int, place: DataFolder) -> None:
     try:
-        async with asyncio.timeout(WAIT_SECONDS + STOP_SECONDS):
+        async with asyncio.timeout(START_SECONDS + STOP_SECONDS):
             while not _try_lock(descriptor, kind):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
@@ -163,39 +163,39 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-async def _ensure(place: Place) -> Embedded:
+async def _ensure_running(place: DataFolder) -> EmbeddedServer:
     """Joins the mongod that lives, else starts one; of processes that come at once, one does."""
-    with _opened(place.lock) as lock:
-        await _locked(lock, fcntl.LOCK_EX, place)
+    with _open_file(place.start_lock) as lock:
+        await _acquire_lock(lock, fcntl.LOCK_EX, place)
         return await _join_or_start(place)
 
 
-async def _join_or_start(place: Place) -> Embedded:
+async def _join_or_start(place: DataFolder) -> EmbeddedServer:
     log_from, started = _log_size(place), False
     try:
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(START_SECONDS):
             while True:
                 # One that is found may just be ending; one of our own must not.
-                if not place.process():
+                if not place.mongod_pid():
                     if started:
-                        raise StartError(_why(place, log_from, "mongod ended"))
-                    log_from, started = await _start(place), True
-                if version := await asyncio.to_thread(_greet, place):
-                    return Embedded(place.uri, version)
+                        raise StartError(_failure_message(place, log_from, "mongod ended"))
+                    log_from, started = await _start_mongod(place), True
+                if version := await asyncio.to_thread(_writable_version, place):
+                    return EmbeddedServer(place.uri, version)
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
-        late = f"mongod (process {place.process()}) was not ready in {WAIT_SECONDS} seconds"
-        raise StartError(_why(place, log_from, late)) from None
+        late = f"mongod (process {place.mongod_pid()}) was not ready in {START_SECONDS} seconds"
+        raise StartError(_failure_message(place, log_from, late)) from None
 
 
-async def _start(place: Place) -> int:
+async def _start_mongod(place: DataFolder) -> int:
     """Returns once mongod listens; says where in its log this start begins."""
-    if not (place.files / "WiredTiger").exists() and place.free_bytes() < FIRST_START_BYTES:
+    if not (place.files / "WiredTiger").exists() and place.free_bytes() < MIN_BYTES_TO_CREATE:
         raise StartError(
             f"not enough disk space in {place.data}: the database needs "
-            f"{FIRST_START_BYTES // 1_000_000} MB, {place.free_bytes() // 1_000_000} MB are free"
+            f"{MIN_BYTES_TO_CREATE // 1_000_000} MB, {place.free_bytes() // 1_000_000} MB are free"
         )
-    if _log_size(place) > LOG_BYTES:
+    if _log_size(place) > MAX_LOG_BYTES:
         place.log.replace(place.log.with_suffix(".log.1"))
     log_from = _log_size(place)
     place.socket.unlink(missing_ok=True)
@@ -215,22 +215,22 @@ async def _start(place: Place) -> int:
     except OSError as error:
         raise StartError(f"{binary} cannot be run: {error.strerror}") from None
     try:
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(START_SECONDS):
             status = await launch.wait()
     except TimeoutError:
         launch.kill()
         await launch.wait()
         raise StartError(
-            _why(place, log_from, f"mongod did not start in {WAIT_SECONDS} seconds")
+            _failure_message(place, log_from, f"mongod did not start in {START_SECONDS} seconds")
         ) from None
     except asyncio.CancelledError:
         # Half started, it could not be found to be stopped.
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(START_SECONDS):
             await launch.wait()
         raise
     if status != 0:
         missing = await asyncio.to_thread(_missing_libraries, binary)
-        raise StartError(missing or _why(place, log_from, "mongod ended"))
+        raise StartError(missing or _failure_message(place, log_from, "mongod ended"))
     return log_from
 
 
@@ -272,12 +272,12 @@ def _command(binary: Path) -> list[str]:
 def _binary() -> Path:
     """A current mongod of the machine's own, else the packaged one."""
     installed = shutil.which("mongod")
-    if installed and _major_version(installed) >= LEAST_VERSION:
+    if installed and _major_version(installed) >= MIN_VERSION:
         return Path(installed)
     packaged = _packaged()
     if packaged is None:
         raise StartError(
-            f"there is no MongoDB on this machine: install MongoDB {LEAST_VERSION} or newer, "
+            f"there is no MongoDB on this machine: install MongoDB {MIN_VERSION} or newer, "
             "or set MONGODB_URI"
         )
     return packaged
@@ -312,7 +312,7 @@ def _packaged() -> Path | None:
     return None
 
 
-def _greet(place: Place) -> str | None:
+def _writable_version(place: DataFolder) -> str | None:
     """The server's version, once it takes writes. Makes the replica set on first use."""
     client: MongoClient[dict[str, object]] = MongoClient(
         place.uri, serverSelectionTimeoutMS=1000, connectTimeoutMS=2000, socketTimeoutMS=5000
@@ -323,13 +323,13 @@ def _greet(place: Place) -> str | None:
             if hello["isWritablePrimary"]:
                 return client.server_info()["version"]
             if "setName" not in hello:
-                _join_alone(client, str(place.socket))
+                _configure_replica_set(client, str(place.socket))
         except PyMongoError:
             pass  # Not yet: it is starting, electing itself or changing its configuration.
     return None
 
 
-def _join_alone(client: MongoClient[dict[str, object]], host: str) -> None:
+def _configure_replica_set(client: MongoClient[dict[str, object]], host: str) -> None:
     members = [{"_id": 0, "host": host}]
     with suppress(OperationFailure):
         client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
@@ -341,18 +341,18 @@ def _join_alone(client: MongoClient[dict[str, object]], host: str) -> None:
         client.admin.command("replSetReconfig", config, force=True)
 
 
-async def _keep_alive(place: Place) -> None:
+async def _restart_when_dead(place: DataFolder) -> None:
     """Starts mongod again when it has died, as the first victim of a machine short of memory.
 
     It tries each second, and says why it cannot when the reason is a new one.
     """
     said = ""
     while True:
-        await asyncio.sleep(KEEP_SECONDS)
-        if place.process():
+        await asyncio.sleep(WATCH_SECONDS)
+        if place.mongod_pid():
             continue
         try:
-            await _ensure(place)
+            await _ensure_running(place)
             log.warning("mongod had ended and was started again")
             said = ""
         except StartError as error:
@@ -361,42 +361,42 @@ async def _keep_alive(place: Place) -> None:
                 log.error("mongod has ended: %s", said)
 
 
-async def _stop(place: Place) -> None:
+async def _stop_mongod(place: DataFolder) -> None:
     """Ends mongod cleanly, or in the end uncleanly: its journal keeps what was written."""
     for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5)):
-        process = place.process()
+        process = place.mongod_pid()
         if process is None:
             break
         with suppress(ProcessLookupError):
             os.kill(process, number)
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while place.process():  # noqa: ASYNC110
+                while place.mongod_pid():  # noqa: ASYNC110
                     await asyncio.sleep(POLL_SECONDS)
     place.socket.unlink(missing_ok=True)
 
 
-def _why(place: Place, log_from: int, what: str) -> str:
+def _failure_message(place: DataFolder, log_from: int, what: str) -> str:
     """One line that says what became of mongod, with the cause that its log gives."""
     with suppress(OSError), place.log.open("rb") as file:
         file.seek(log_from)
-        return _explain(file.read(LOG_BYTES).decode(errors="replace"), place, what)
-    return _explain("", place, what)
+        return _diagnosis(file.read(MAX_LOG_BYTES).decode(errors="replace"), place, what)
+    return _diagnosis("", place, what)
 
 
-def _explain(told: str, place: Place, what: str) -> str:
-    if "No space left on device" in told or place.free_bytes() < LEAST_FREE_BYTES:
+def _diagnosis(told: str, place: DataFolder, what: str) -> str:
+    if "No space left on device" in told or place.free_bytes() < MIN_FREE_BYTES:
         return f"no space left on the disk of the data folder {place.data}"
     if re.search(r"featureCompatibilityVersion|WiredTiger version|Version incompatibility", told):
         return (
             f"the database in {place.data / 'mongodb'} was made by another version of MongoDB that "
             f"this one cannot follow: use that version; details in {place.data / place.log.name}"
         )
-    reason = next(filter(None, map(_complaint, reversed(told.splitlines()))), "no reason given")
+    reason = next(filter(None, map(_error_text, reversed(told.splitlines()))), "no reason given")
     return f"{what}: {reason}; details in {place.data / place.log.name}"
 
 
-def _complaint(line: str) -> str | None:
+def _error_text(line: str) -> str | None:
     try:
         entry = json.loads(line)
     except ValueError:
@@ -408,5 +408,5 @@ def _complaint(line: str) -> str | None:
     return re.sub(r"\s+", " ", f"{entry.get('msg', '')} {detail}").strip()[:300]
 
 
-def _log_size(place: Place) -> int:
+def _log_size(place: DataFolder) -> int:
     return place.log.stat().st_size if place.log.exists() else 0

@@ -37,16 +37,18 @@ from pymongo.read_concern import ReadConcern
 from quartapp import clock
 from quartapp.settings import Settings, StartError
 
-Session = AsyncIOMotorClientSession
+ClientSession = AsyncIOMotorClientSession
+# The session of the transaction in which a function reads or writes.
+Tx = ClientSession
 Database = AsyncIOMotorDatabase
 T = TypeVar("T")
 
 TRANSACTION_SECONDS = 5.0
 TURN_SECONDS = 0.3
-AWAIT_MS = 500
-PAGE = 250
-LOCK_TIMEOUT = 24
-LEAST_VERSION = 7
+PAGE_WAIT_MS = 500
+PAGE_SIZE = 250
+LOCK_TIMEOUT_CODE = 24
+MIN_VERSION = 7
 UNREADABLE = (
     "this address cannot be read: write mongodb://USER:PASSWORD@HOST:PORT/?OPTIONS, and in the "
     "password % as %25, : as %3A, / as %2F, ? as %3F and @ as %40"
@@ -54,7 +56,7 @@ UNREADABLE = (
 LINEARIZABLE, MAJORITY = ReadConcern("linearizable"), ReadConcern("majority")
 
 
-class InDoubt(Exception):
+class OutcomeUnknown(Exception):
     """The database did not say in time that the writes are done, or that they are not."""
 
 
@@ -65,15 +67,15 @@ Unavailable = (
     ExecutionTimeout,
     WTimeoutError,
     WriteConcernError,
-    InDoubt,
+    OutcomeUnknown,
 )
 # Whatever can end a change stream.
-StreamError = PyMongoError
+DatabaseError = PyMongoError
 
 _client: AsyncIOMotorClient[Any] | None = None
 _database: AsyncIOMotorDatabase[Any] | None = None
 _settings: Settings | None = None
-_retrying = asyncio.Lock()
+_retry_lock = asyncio.Lock()
 
 
 @asynccontextmanager
@@ -85,11 +87,11 @@ async def connected(
     Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
     server cannot be reached or is no replica set. Builds no index: see `models.prepare`.
     """
-    global _client, _database, _settings, _retrying
+    global _client, _database, _settings, _retry_lock
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
-    client = _client_of(
+    client = _open_client(
         settings.mongodb_uri.get_secret_value(),
-        named="MONGODB_URI",
+        setting="MONGODB_URI",
         tz_aware=True,
         # A date that Python has no number for must not make its document unreadable.
         datetime_conversion="DATETIME_CLAMP",
@@ -103,18 +105,18 @@ async def connected(
         try:
             hello = await client.admin.command("hello")
             if settings.production and not settings.allow_old_mongodb:
-                _require_current((await client.server_info())["version"])
+                _require_supported((await client.server_info())["version"])
         except PyMongoError as error:
-            raise StartError(f"MONGODB_URI: no database answers: {brief(error)}") from None
+            raise StartError(f"MONGODB_URI: no database answers: {error_summary(error)}") from None
         if "setName" not in hello and hello.get("msg") != "isdbgrid":
             raise StartError(
                 "MONGODB_URI: this server is no replica set, so it has neither transactions nor "
                 "change streams; one node started with --replSet is enough"
             )
-        clock.agree(hello["localTime"])
+        clock.synchronize(hello["localTime"])
         database = client[settings.mongodb_db]
         await init_beanie(database, document_models=list(models), skip_indexes=True)
-        _client, _database, _settings, _retrying = client, database, settings, asyncio.Lock()
+        _client, _database, _settings, _retry_lock = client, database, settings, asyncio.Lock()
         yield database
     finally:
         _client = _database = _settings = None
@@ -122,9 +124,9 @@ async def connected(
 
 
 @asynccontextmanager
-async def another(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
+async def import_source(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
     """The database that the address names, to read from. Raises StartError if it cannot be."""
-    client = _client_of(uri, named="--from-mongo", appname="quartapp import")
+    client = _open_client(uri, setting="--from-mongo", appname="quartapp import")
     try:
         try:
             found = client.get_default_database()
@@ -132,13 +134,13 @@ async def another(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
         except ConfigurationError:
             raise StartError("--from-mongo: the address has to name a database") from None
         except PyMongoError as error:
-            raise StartError(f"--from-mongo: {brief(error)}") from None
+            raise StartError(f"--from-mongo: {error_summary(error)}") from None
         yield found
     finally:
         client.close()
 
 
-def _client_of(uri: str, *, named: str, **options: Any) -> AsyncIOMotorClient[Any]:
+def _open_client(uri: str, *, setting: str, **options: Any) -> AsyncIOMotorClient[Any]:
     """Return a client of the address. Raises StartError, which begins with `named`.
 
     What the driver says of an address that it cannot read may contain pieces of a password, so the
@@ -148,12 +150,12 @@ def _client_of(uri: str, *, named: str, **options: Any) -> AsyncIOMotorClient[An
     authority = re.split("[/?]", rest)[0]
     behind = rest.removeprefix(authority)
     if not separator or scheme not in ("mongodb", "mongodb+srv"):
-        raise StartError(f"{named}: write an address that begins with mongodb://")
+        raise StartError(f"{setting}: write an address that begins with mongodb://")
     hosts = authority.rpartition("@")[2]
     well_formed = uri.isascii() and not re.search(r"\s|%(?![0-9A-Fa-f]{2})", uri.strip()) and hosts
     # Behind the hosts an "@" is the sign of a password with a "/" or a "?" in it.
     if not well_formed or "@" in behind:
-        raise StartError(f"{named}: {UNREADABLE}")
+        raise StartError(f"{setting}: {UNREADABLE}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -162,22 +164,22 @@ def _client_of(uri: str, *, named: str, **options: Any) -> AsyncIOMotorClient[An
             )
     except (PyMongoError, ValueError, TypeError, Warning) as error:
         if scheme == "mongodb+srv" and "DNS" in str(error):
-            raise StartError(f"{named}: there are no DNS records of {hosts}") from None
-        raise StartError(f"{named}: {_wrong_option(behind, error) or UNREADABLE}") from None
+            raise StartError(f"{setting}: there are no DNS records of {hosts}") from None
+        raise StartError(f"{setting}: {_rejected_option(behind, error) or UNREADABLE}") from None
 
 
-def _wrong_option(behind: str, error: Exception) -> str | None:
+def _rejected_option(after_hosts: str, error: Exception) -> str | None:
     """Say which option of the address the driver complains of, if it is one."""
-    names = {pair.partition("=")[0] for pair in re.split("[&;]", behind.partition("?")[2])}
+    names = {pair.partition("=")[0] for pair in re.split("[&;]", after_hosts.partition("?")[2])}
     said = {word.lower() for word in re.findall(r"\w+", str(error))}
     wrong = sorted(name for name in names if name.isalnum() and name.lower() in said)
     return f"the option {wrong[0]} is not known or has a wrong value" if wrong else None
 
 
-def _require_current(version: str) -> None:
-    if int(version.split(".")[0]) < LEAST_VERSION:
+def _require_supported(version: str) -> None:
+    if int(version.split(".")[0]) < MIN_VERSION:
         raise StartError(
-            f"MONGODB_URI: this is MongoDB {version}, production needs {LEAST_VERSION}.0 or newer "
+            f"MONGODB_URI: this is MongoDB {version}, production needs {MIN_VERSION}.0 or newer "
             "(ALLOW_OLD_MONGODB=true allows it)"
         )
 
@@ -188,12 +190,12 @@ def settings() -> Settings:
     return _settings
 
 
-async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+async def transaction(work: Callable[[ClientSession], Coroutine[Any, Any, T]]) -> T:
     """Runs `work(session)` in one transaction: all of its writes, or none.
 
     Every call inside must pass `session=`. It may run again when another transaction was in the
     way, so it has no other effects. What `work` raises ends the transaction and is raised here;
-    InDoubt when it was in vain for so long that whoever waits should be told.
+    OutcomeUnknown when it was in vain for so long that whoever waits should be told.
     """
     assert _client is not None, "not connected"
     deadline, pause = clock.monotonic() + TRANSACTION_SECONDS, 0.002
@@ -207,33 +209,33 @@ async def transaction(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
                     return result
             except PyMongoError as error:
                 if isinstance(error, ConfigurationError):
-                    _forget_connections()
+                    _replace_connections()
                 elif not error.has_error_label("TransientTransactionError"):
                     raise
                 # A database that gives no locks at all, as while it is backed up, does not by and
                 # by: only what others hold for a moment is worth another try.
-                locked = isinstance(error, OperationFailure) and error.code == LOCK_TIMEOUT
+                locked = isinstance(error, OperationFailure) and error.code == LOCK_TIMEOUT_CODE
                 if locked or clock.monotonic() > deadline:
-                    raise InDoubt(str(error)) from error
+                    raise OutcomeUnknown(str(error)) from error
                 if not queued:
                     # Those that were in each other's way would be so again and again: from here on
                     # one at a time tries, in the order in which they came.
-                    queued = await _queue(stack)
+                    queued = await _wait_for_turn(stack)
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(2 * pause, 0.1)
 
 
-async def _queue(stack: AsyncExitStack) -> bool:
+async def _wait_for_turn(stack: AsyncExitStack) -> bool:
     """Whether it is its turn. Whoever has one for long waits for something else, which need not be
     in the way of the others: a revocation must not wait for a request of whom it concerns."""
     with suppress(TimeoutError):
         async with asyncio.timeout(TURN_SECONDS):
-            await stack.enter_async_context(_retrying)
+            await stack.enter_async_context(_retry_lock)
             return True
     return False
 
 
-async def _commit(session: Session, deadline: float) -> None:
+async def _commit(session: ClientSession, deadline: float) -> None:
     """Again for as long as nobody can say whether it was done; doing it twice does it once."""
     while True:
         try:
@@ -242,10 +244,10 @@ async def _commit(session: Session, deadline: float) -> None:
             if not error.has_error_label("UnknownTransactionCommitResult"):
                 raise
             if clock.monotonic() > deadline:
-                raise InDoubt(str(error)) from error
+                raise OutcomeUnknown(str(error)) from error
 
 
-def current() -> ReadConcern:
+def current_read_concern() -> ReadConcern:
     """The read concern for what must not be said by a primary that was deposed unawares.
 
     Linearizable, which asks the other members. A node that is alone has nobody to be deposed by,
@@ -267,14 +269,14 @@ def primary_term() -> str:
     return str(next(terms, None) or "")
 
 
-class Changes:
+class ChangeCursor:
     """An open change stream, read a page at a time.
 
     The driver's own goes to another thread and back for each change, which is most of what
     following costs when thousands come at once. This one does so for each page.
     """
 
-    def __init__(self, session: Session, cursor: Mapping[str, Any]) -> None:
+    def __init__(self, session: ClientSession, cursor: Mapping[str, Any]) -> None:
         self.token = cursor.get("postBatchResumeToken")
         self._session = session
         self._cursor = cursor
@@ -288,7 +290,7 @@ class Changes:
                 return
             more = {"getMore": self._cursor["id"], "collection": "$cmd.aggregate"}
             # Without a size the server reads a large transaction to its end before it answers.
-            more |= {"maxTimeMS": AWAIT_MS, "batchSize": PAGE}
+            more |= {"maxTimeMS": PAGE_WAIT_MS, "batchSize": PAGE_SIZE}
             answer = await _command(more, self._session)
             self._cursor = answer["cursor"]
             self.token = self._cursor.get("postBatchResumeToken", self.token)
@@ -303,9 +305,9 @@ class Changes:
 
 
 @asynccontextmanager
-async def changes(
+async def change_cursor(
     pipeline: Sequence[Mapping[str, Any]], *, after: Mapping[str, Any] | None
-) -> AsyncIterator[Changes]:
+) -> AsyncIterator[ChangeCursor]:
     """Follows the whole database, from behind the token if there is one. Raises what the driver
     raises, also when the history behind the token is lost."""
     assert _client is not None, "not connected"
@@ -315,16 +317,16 @@ async def changes(
         try:
             answer = await _command({**watch, "readConcern": {"level": "majority"}}, session)
         except ConfigurationError as error:
-            _forget_connections()
+            _replace_connections()
             raise AutoReconnect(str(error)) from error
-        opened = Changes(session, answer["cursor"])
+        opened = ChangeCursor(session, answer["cursor"])
         try:
             yield opened
         finally:
             await opened.close()
 
 
-def _forget_connections() -> None:
+def _replace_connections() -> None:
     """Has new ones opened from here on; those in use are closed when they are given back.
 
     Whether a server takes sessions is asked once, when a connection is opened, and a server that
@@ -336,7 +338,7 @@ def _forget_connections() -> None:
         server.pool.reset_without_pause()
 
 
-async def _command(command: dict[str, Any], session: Session) -> Mapping[str, Any]:
+async def _command(command: dict[str, Any], session: ClientSession) -> Mapping[str, Any]:
     assert _database is not None, "not connected"
     return await _database.command(command, session=session, codec_options=_database.codec_options)
 
@@ -347,7 +349,7 @@ async def server_version() -> str:
     return str(info["version"])
 
 
-def brief(error: PyMongoError) -> str:
+def error_summary(error: PyMongoError) -> str:
     """Return one line that says what the driver or the server complains of."""
     if isinstance(error, OperationFailure):
         said = str((error.details or {}).get("errmsg") or error)

@@ -213,12 +213,14 @@ def write(
     message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
     data = {
-        name: clock.in_full(datetime.fromisoformat(word)) if name in MOMENTS else word
+        name: clock.format_long(datetime.fromisoformat(word)) if name in MOMENTS else word
         for name, word in mail.data.items()
     }
     known = {"ip": "an unknown address", "device": "unknown"} | data | dict(words)
     text = "\n\n".join((*TEXTS[letter], ""))
-    text = text.format(base=base, to=to, site=site_name, at=clock.in_full(mail.created_at), **known)
+    text = text.format(
+        base=base, to=to, site=site_name, at=clock.format_long(mail.created_at), **known
+    )
     # Never quoted-printable where it can be helped: that breaks a link into two lines.
     message.set_content(
         text.removesuffix("\n"), cte="7bit" if text.isascii() else "quoted-printable"

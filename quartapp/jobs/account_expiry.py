@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from quartapp import clock
 from quartapp.authority.change_stream import Change
-from quartapp.background import Background
+from quartapp.background import BackgroundTask
 from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.accounts import account_expiry
@@ -22,27 +22,27 @@ LOOK_EVERY = 10.0
 LEAST = 0.01
 
 
-class AccountExpiry(Background):
+class AccountExpiry(BackgroundTask):
     """Runs in each worker. A conditional update lets one worker disable each account."""
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
 
     async def start(self) -> None:
-        self._run(self._watch(), "account expiry")
+        self._start_task(self._watch(), "account expiry")
 
     # ---- listening
 
-    def heard(self, change: Change) -> None:
+    def on_change(self, change: Change) -> None:
         if change.collection == User.Settings.name and (
-            "closes_at" in change.fields or change.document
+            "closes_at" in change.updated_fields or change.document
         ):
             self._news.set()
 
-    def interrupted(self) -> None:
+    def on_resync(self) -> None:
         self._news.set()
 
-    def lost(self) -> None:
+    def on_disconnect(self) -> None:
         """Does nothing: the task also looks every LOOK_EVERY seconds without the stream."""
 
     # ---- watching

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
-from quartapp.background import Background
+from quartapp.background import BackgroundTask
 from quartapp.log import log
 from quartapp.models.privacy import account_deletion
 
 LOOK_EVERY = 5.0
 
 
-class Erasure(Background):
+class Erasure(BackgroundTask):
     """Runs in each worker. Claiming an account in the database lets one worker erase it."""
 
     async def start(self) -> None:
-        self._run(self._repeat(), "erasure")
+        self._start_task(self._repeat(), "erasure")
 
     async def _repeat(self) -> None:
         while True:

@@ -9,14 +9,14 @@ from typing import Any
 
 from quartapp import clock
 from quartapp.authority.session_rule import Principal
-from quartapp.background import Background
+from quartapp.background import BackgroundTask
 from quartapp.log import log
 from quartapp.models.sessions.session import SEEN_EVERY, Session
 
 FLUSH_SECONDS = 2.0
 
 
-class LastSeenWriter(Background):
+class LastSeenWriter(BackgroundTask):
     """Writes the last use of each session at most once in SEEN_EVERY.
 
     The change stream leaves these writes out, so no other worker hears of them.
@@ -29,7 +29,7 @@ class LastSeenWriter(Background):
         self._pending: dict[Any, tuple[datetime, str | None]] = {}
 
     async def start(self) -> None:
-        self._run(self._flush_often(), "last seen")
+        self._start_task(self._flush_often(), "last seen")
 
     async def stop(self) -> None:
         """Stop the task, and write what is noted. Logs a failure of the write."""

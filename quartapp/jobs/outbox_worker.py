@@ -12,7 +12,7 @@ from email.message import EmailMessage
 
 from quartapp import metrics, validation
 from quartapp.authority.change_stream import Change
-from quartapp.background import Background
+from quartapp.background import BackgroundTask
 from quartapp.email import messages
 from quartapp.email.transports import Undelivered, carrier
 from quartapp.log import log
@@ -26,7 +26,7 @@ from quartapp.validation import Invalid
 LOOK_EVERY = 2.0
 
 
-class OutboxWorker(Background):
+class OutboxWorker(BackgroundTask):
     """Claims emails and sends them. No request waits for it.
 
     An email that is being sent when the task stops becomes due again when its claim expires.
@@ -40,18 +40,18 @@ class OutboxWorker(Background):
     async def start(self) -> None:
         if self._settings.production and not self._settings.sends_mail:
             log.warning("mail_is_kept_in_files", folder=str(self._settings.data / "mail"))
-        self._run(self._repeat(), "outbox worker")
+        self._start_task(self._repeat(), "outbox worker")
 
     # ---- listening
 
-    def heard(self, change: Change) -> None:
+    def on_change(self, change: Change) -> None:
         if change.collection == Mail.Settings.name:
             self._news.set()
 
-    def interrupted(self) -> None:
+    def on_resync(self) -> None:
         self._news.set()
 
-    def lost(self) -> None:
+    def on_disconnect(self) -> None:
         """Does nothing: the task also looks every LOOK_EVERY seconds without the stream."""
 
     # ---- sending

@@ -68,7 +68,7 @@ class ResponseHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope.get("client"):
-            log.note(ip=scope["client"][0])
+            log.add_to_request(ip=scope["client"][0])
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
@@ -104,7 +104,7 @@ def _join(own: Headers, ours: Headers) -> Headers:
 
 # Cached, because looking up a metric by its labels takes longer than counting.
 _answers = cache(metrics.REQUESTS.labels)
-_seconds = cache(metrics.SECONDS.labels)
+_seconds = cache(metrics.REQUEST_SECONDS.labels)
 
 
 def _raw(headers: dict[str, str]) -> Headers:

@@ -6,7 +6,7 @@ from typing import Any
 from beanie import Document
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from quartapp.db.mongo import brief
+from quartapp.db.mongo import error_summary
 from quartapp.log import log
 from quartapp.models.accounts import canonical
 from quartapp.models.accounts.one_time_token import Token
@@ -28,7 +28,7 @@ from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
-from quartapp.policy import BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT
+from quartapp.policy import BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS
 from quartapp.settings import StartError
 
 DOCUMENTS: list[type[Document]] = [
@@ -74,7 +74,9 @@ async def prepare() -> None:
                 await document.get_motor_collection().create_indexes(indexes)
         except OperationFailure as error:
             name = document.get_collection_name()
-            raise StartError(f"cannot build the indexes of {name}: {brief(error)}") from None
+            raise StartError(
+                f"cannot build the indexes of {name}: {error_summary(error)}"
+            ) from None
     for conflict in await canonical.fill_in():
         log.error("canonical_conflict", trouble=str(conflict))
     for name, (description, permissions) in BUILT_IN_ROLES.items():
@@ -93,7 +95,7 @@ async def prepare() -> None:
 
 
 async def _forbid_management_by_default() -> None:
-    """Removes the permissions of MANAGEMENT from the roles that new accounts receive.
+    """Removes the permissions of MANAGEMENT_PERMISSIONS from the roles that new accounts receive.
 
     Earlier versions let administrators add them. Recorded in the audit log like any other edit.
     """
@@ -104,10 +106,10 @@ async def _forbid_management_by_default() -> None:
         await role.edit(
             name=role.name,
             description=role.description,
-            permissions=set(role.known) - MANAGEMENT,
+            permissions=set(role.known) - MANAGEMENT_PERMISSIONS,
             by=NOBODY,
         )
-        removed = sorted(MANAGEMENT.intersection(role.permissions))
+        removed = sorted(MANAGEMENT_PERMISSIONS.intersection(role.permissions))
         log.warning("default_role_restricted", role=role.name, removed=removed)
 
 

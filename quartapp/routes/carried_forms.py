@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 from quartapp import auth
 from quartapp.auth import Forbidden, ReauthenticationRequired
-from quartapp.authority.session_rule import Ended
+from quartapp.authority.session_rule import EndedSession
 from quartapp.forms import csrf
 from quartapp.forms.sessions import LoginForm
 from quartapp.policy import LABELS
@@ -85,7 +85,7 @@ async def sent() -> Sent | None:
     )
 
 
-async def sign_in_page(ended: Ended | None, *, query: str) -> Any:
+async def sign_in_page(ended: EndedSession | None, *, query: str) -> Any:
     """Return the sign-in page that carries the form which came with this request.
 
     The form is sealed for the user of the ended session. Where that is not known, or the form is

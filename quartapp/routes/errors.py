@@ -31,7 +31,7 @@ from quartapp.auth import (
     unwrapped_current_user,
 )
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Ended
+from quartapp.authority.session_rule import EndedSession
 from quartapp.db.mongo import Unavailable
 from quartapp.errors import RetryLater
 from quartapp.forms.csrf import FIELD, CrossSite, Stale
@@ -108,14 +108,14 @@ async def session_over(error: SessionOver) -> Any:
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
     user = unwrapped_current_user()
-    ended = await session_rule.by_id(error.session_id)
-    if not isinstance(ended, Ended):
-        ended = session_rule.deleted(error.session_id, user.user_id)
+    ended = await session_rule.state_by_id(error.session_id)
+    if not isinstance(ended, EndedSession):
+        ended = session_rule.state_of_deleted(error.session_id, user.user_id)
     user.end(ended)
     return await _sign_in_again(ended)
 
 
-async def _sign_in_again(ended: Ended) -> Any:
+async def _sign_in_again(ended: EndedSession) -> Any:
     """Answer with the sign-in page, which carries the submitted form if that is possible."""
     target = sign_in_page(ended=ended.session_id)
     if request.method != "POST" or request.endpoint == "accounts.logout":

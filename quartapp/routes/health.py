@@ -29,7 +29,7 @@ async def ready() -> Any:
     running = runtime()
     if running.hub.draining or _server_drains():
         return {"status": "draining"}, 503
-    if not running.stream.live:
+    if not running.change_stream.live:
         return {"status": "no change stream"}, 503
     try:
         await ping()

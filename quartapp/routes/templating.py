@@ -108,7 +108,7 @@ def when(at: datetime) -> Markup:
 
 def moment(at: datetime) -> Markup:
     """Return the date and time in full."""
-    return _time(at, clock.in_full(at))
+    return _time(at, clock.format_long(at))
 
 
 def day(on: date) -> Markup:
@@ -132,5 +132,5 @@ def factors(kinds: Iterable[Factor]) -> str:
 
 def _time(at: datetime, text: str) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        at.isoformat(timespec="seconds"), clock.in_full(at), text
+        at.isoformat(timespec="seconds"), clock.format_long(at), text
     )

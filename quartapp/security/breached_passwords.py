@@ -14,10 +14,10 @@ import httpx
 
 from quartapp.log import log
 
-SECONDS = 1.0
-PREFIX = 5
+TIMEOUT_SECONDS = 1.0
+PREFIX_DIGITS = 5
 # An answer has about 2,000 lines of 45 bytes.
-LONGEST_ANSWER = 1024 * 1024
+MAX_RESPONSE_BYTES = 1024 * 1024
 # Padding makes the answers similar in length, so that their size does not name the five digits.
 HEADERS = {"Add-Padding": "true", "User-Agent": "quartapp", "Accept-Encoding": "identity"}
 
@@ -39,28 +39,28 @@ class BreachedPasswords:
         text = unicodedata.normalize("NFC", password).encode()
         digest = hashlib.sha1(text, usedforsecurity=False).hexdigest().upper()
         try:
-            async with asyncio.timeout(SECONDS):
-                lines = await self._range(digest[:PREFIX])
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                suffixes = await self._known_suffixes(digest[:PREFIX_DIGITS])
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             log.warning("breached_passwords_unavailable", error=type(error).__name__)
             return False
-        return digest[PREFIX:] in lines
+        return digest[PREFIX_DIGITS:] in suffixes
 
     async def close(self) -> None:
         if self._client:
             await self._client.aclose()
 
-    async def _range(self, prefix: str) -> set[str]:
+    async def _known_suffixes(self, prefix: str) -> set[str]:
         """The rest of each known hash that begins so. Raises HTTPError, and ValueError if the
         answer is too long."""
         if self._client is None:
-            self._client = httpx.AsyncClient(headers=HEADERS, timeout=SECONDS)
+            self._client = httpx.AsyncClient(headers=HEADERS, timeout=TIMEOUT_SECONDS)
         text = b""
         async with self._client.stream("GET", f"{self._url}/{prefix}") as answer:
             answer.raise_for_status()
             async for part in answer.aiter_raw():
                 text += part
-                if len(text) > LONGEST_ANSWER:
+                if len(text) > MAX_RESPONSE_BYTES:
                     raise ValueError("the answer is too long")
         pairs = (line.partition(":") for line in text.decode("ascii").upper().splitlines())
         # What has a count of 0 is padding.

@@ -9,15 +9,17 @@ from typing import Self
 from quartapp.policy import BUILT_IN_ROLES
 from quartapp.security.breached_passwords import BreachedPasswords
 from quartapp.security.password_scoring import PasswordScorer
-from quartapp.security.passwords import LONGEST
+from quartapp.security.passwords import MAX_LENGTH
 from quartapp.settings import Settings
 
-SHORTEST = 8
-LEAST_SCORE = 3
+MIN_LENGTH = 8
+MIN_SCORE = 3
 # Words that many people would try here. Words that are known of a person come to these.
 CONTEXT_WORDS = ("quartapp", "administrator", *BUILT_IN_ROLES)
 # Those of the 20,000 passwords most often found in leaks that zxcvbn takes for good ones.
-COMMON = frozenset(Path(__file__).with_name("common_passwords.txt").read_text("utf-8").split())
+COMMON_PASSWORDS = frozenset(
+    Path(__file__).with_name("common_passwords.txt").read_text("utf-8").split()
+)
 
 
 def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | None:
@@ -27,15 +29,15 @@ def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | Non
     (6.2.5); none that is common (6.2.4, 6.2.12); and none that is little more than a word of the
     context, such as the username (6.2.11): those words count for nothing. Takes microseconds.
     """
-    if len(password) < SHORTEST:
-        return f"Use at least {SHORTEST} characters."
-    if len(password) > LONGEST:
-        return f"Use at most {LONGEST} characters."
+    if len(password) < MIN_LENGTH:
+        return f"Use at least {MIN_LENGTH} characters."
+    if len(password) > MAX_LENGTH:
+        return f"Use at most {MAX_LENGTH} characters."
     if "\0" in password or any(0xD800 <= ord(c) <= 0xDFFF for c in password):
         return "This password contains a character that cannot be used."
-    if len(_without(_words(context), password)) < SHORTEST:
+    if len(_remove_words(_all_words(context), password)) < MIN_LENGTH:
         return "This password is too similar to your username or another obvious word."
-    if password.strip().lower() in COMMON:
+    if password.strip().lower() in COMMON_PASSWORDS:
         return "This password is too easy to guess. It is on lists of leaked passwords."
     return None
 
@@ -66,8 +68,8 @@ class PasswordPolicy:
         context = (*context, *self._site_words)
         if reason := obvious_weakness(password, context=context):
             return reason
-        scored = await self._scorer.score(password, _words(context))
-        if scored.score < LEAST_SCORE:
+        scored = await self._scorer.score(password, _all_words(context))
+        if scored.score < MIN_SCORE:
             return " ".join(["This password is too easy to guess.", scored.warning]).rstrip()
         if self._breached and await self._breached.contains(password):
             return "This password is known from a data breach. Choose a different one."
@@ -79,13 +81,13 @@ class PasswordPolicy:
             await self._breached.close()
 
 
-def _words(context: Sequence[str]) -> list[str]:
+def _all_words(context: Sequence[str]) -> list[str]:
     known = (*context, *(part for word in context for part in word.split("@")))
     # No longer word can be in a password.
-    return [word for word in (*CONTEXT_WORDS, *known) if word and len(word) <= LONGEST]
+    return [word for word in (*CONTEXT_WORDS, *known) if word and len(word) <= MAX_LENGTH]
 
 
-def _without(words: Sequence[str], password: str) -> str:
+def _remove_words(words: Sequence[str], password: str) -> str:
     """What is left of the password, the longest words taken out first. Very short ones stay: they
     are in everything."""
     left = password.casefold()

@@ -21,10 +21,10 @@ from quartapp.security.passwords import Busy
 
 # The time that zxcvbn takes grows with the square of the length and the number of symbols that it
 # knows as letters ("4@8({"). Forty characters decide whether a password is strong.
-SCORED = 40
-QUEUE = 32
+SCORED_CHARACTERS = 40
+MAX_WAITING = 32
 # For a process that hangs. At its low priority, on a machine that is busy, it takes seconds.
-SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 _PROGRAM = str(Path(__file__).with_name("password_scoring_process.py"))
 
 
@@ -44,7 +44,7 @@ class PasswordScorer:
     """
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Score]] = set()
         self._process: Process | None = None
 
@@ -54,13 +54,13 @@ class PasswordScorer:
         Raises Busy when 32 passwords are waiting, when the process cannot be started, and when it
         does not answer within 10 seconds.
         """
-        if len(self._tasks) >= QUEUE:
+        if len(self._tasks) >= MAX_WAITING:
             log.warning("excess_rate_limit_exceeded", what="password scoring")
             raise Busy
-        question = json.dumps([password[:SCORED], list(words)]).encode() + b"\n"
-        task = asyncio.create_task(self._scored(question))
+        question = json.dumps([password[:SCORED_CHARACTERS], list(words)]).encode() + b"\n"
+        task = asyncio.create_task(self._score_in_turn(question))
         self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(self._on_task_done)
         # A caller who is cancelled leaves the question and its answer in step.
         return await asyncio.shield(task)
 
@@ -68,15 +68,15 @@ class PasswordScorer:
         """End the process and all waiting questions."""
         for task in self._tasks:
             task.cancel()
-        await self._end()
+        await self._end_process()
 
-    def _forget(self, task: asyncio.Task[Score]) -> None:
+    def _on_task_done(self, task: asyncio.Task[Score]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()
 
-    async def _scored(self, question: bytes) -> Score:
-        async with self._turn:
+    async def _score_in_turn(self, question: bytes) -> Score:
+        async with self._lock:
             # The process may just have ended itself, or was killed: then a new one is asked.
             answer = await self._ask(question) or await self._ask(question)
         if not answer:
@@ -86,12 +86,12 @@ class PasswordScorer:
 
     async def _ask(self, question: bytes) -> bytes:
         """The answer, or nothing when the process has ended. Raises Busy when it takes too long."""
-        process = self._process or await self._start()
+        process = self._process or await self._start_process()
         assert process.stdin
         assert process.stdout
         answer = b""
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 # uvloop raises RuntimeError for a pipe that it has closed as the process ended.
                 with suppress(ConnectionError, RuntimeError):
                     process.stdin.write(question)
@@ -101,10 +101,10 @@ class PasswordScorer:
             raise Busy from None
         finally:
             if not answer:
-                await self._end()
+                await self._end_process()
         return answer
 
-    async def _start(self) -> Process:
+    async def _start_process(self) -> Process:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", _PROGRAM), stdin=PIPE, stdout=PIPE, stderr=DEVNULL
@@ -114,7 +114,7 @@ class PasswordScorer:
             raise Busy from None
         return self._process
 
-    async def _end(self) -> None:
+    async def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return

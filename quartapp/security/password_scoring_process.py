@@ -31,11 +31,11 @@ def main() -> None:
     signal.alarm(IDLE_SECONDS)
     for line in sys.stdin:
         signal.alarm(0)
-        print(json.dumps(scored(*json.loads(line))), flush=True)
+        print(json.dumps(score(*json.loads(line))), flush=True)
         signal.alarm(IDLE_SECONDS)
 
 
-def scored(password: str, words: list[str]) -> tuple[int, str]:
+def score(password: str, words: list[str]) -> tuple[int, str]:
     try:
         result = zxcvbn(password, words)
     except BaseException as error:

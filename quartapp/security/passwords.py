@@ -30,8 +30,8 @@ from quartapp.settings import Settings
 
 # In code points. No longer password is stored, so a longer one fits no hash and is not processed:
 # the time that NFC takes grows with the square of a run of combining marks.
-LONGEST = 256
-PLAIN = re.compile(r"\A\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}\Z")
+MAX_LENGTH = 256
+BCRYPT_HASH = re.compile(r"\A\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}\Z")
 # What a stored hash of another application begins with. Flask-Bcrypt hashes the password itself,
 # or with BCRYPT_HANDLE_LONG_PASSWORDS the hexadecimal SHA-256 of it; Flask-Security by default the
 # base64 of HMAC-SHA512 with its SECURITY_PASSWORD_SALT.
@@ -61,17 +61,17 @@ class PasswordHasher:
         """`salt` is the SECURITY_PASSWORD_SALT of an application whose users were imported."""
         derived = [hmac.digest(key, b"quartapp password", "sha384") for key in keys]
         self._keys = {_key_id(key): key for key in reversed(derived)}
-        self._current = _key_id(derived[0])
+        self._current_key_id = _key_id(derived[0])
         self._cost = cost
         self._salt = salt
-        self._room = threads + queue
+        self._capacity = threads + queue
         self._pending = 0
         self._pool = ThreadPoolExecutor(
-            threads, thread_name_prefix="bcrypt", initializer=_let_others_first
+            threads, thread_name_prefix="bcrypt", initializer=_lower_thread_priority
         )
         # Fits no password: checked when there is no user, so that nobody can tell (P9).
-        self._dummy = (
-            f"{_PREFIX}{self._current}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
+        self._dummy_hash = (
+            f"{_PREFIX}{self._current_key_id}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
         )
 
     @classmethod
@@ -85,9 +85,9 @@ class PasswordHasher:
             salt=(settings.flask_security_salt or SecretStr("")).get_secret_value().encode(),
         )
 
-    def check_room(self) -> None:
+    def check_capacity(self) -> None:
         """Raises Busy when the queue is full, for whoever has work to do before."""
-        if self._pending >= self._room:
+        if self._pending >= self._capacity:
             log.warning("excess_rate_limit_exceeded", what="passwords")
             raise Busy
 
@@ -97,7 +97,7 @@ class PasswordHasher:
         Raises Busy when the queue is full, and ValueError for a password of more than 256 code
         points, which the password policy refuses before.
         """
-        if len(password) > LONGEST:
+        if len(password) > MAX_LENGTH:
             raise ValueError("the password is too long")
         return await self._run(lambda: self._hash(password))
 
@@ -110,40 +110,43 @@ class PasswordHasher:
         or of the given cost where that is higher.
         """
         # A password that fits nothing takes the place of one that is too long.
-        typed = password if len(password) <= LONGEST else "\0"
-        fits = await self._run(lambda: self._fits(typed, stored, cost))
+        typed = password if len(password) <= MAX_LENGTH else "\0"
+        fits = await self._run(lambda: self._verify_forms(typed, stored, cost))
         return fits and typed == password
 
     def _hash(self, password: str) -> str:
-        digest = _digest(self._keys[self._current], password)
+        digest = _digest(self._keys[self._current_key_id], password)
         hashed = bcrypt.hashpw(digest, bcrypt.gensalt(self._cost))
-        return f"{_PREFIX}{self._current}${hashed.decode()}"
+        return f"{_PREFIX}{self._current_key_id}${hashed.decode()}"
 
-    def _fits(self, password: str, stored: str | None, cost: int) -> bool:
+    def _verify_forms(self, password: str, stored: str | None, cost: int) -> bool:
         """Make one check for each form in which the password may have been typed.
 
         Another application hashed the bytes that were typed, which are NFC on most keyboards and
         NFD on some; Flask-Security hashed their NFKD. A hash of ours needs one check; it gets as
         many, so that the number of checks says nothing about the account.
         """
-        forms = _forms(password, "NFC", "NFD", "NFKD")
+        forms = _normal_forms(password, "NFC", "NFD", "NFKD")
         if stored and (scheme := scheme_of(stored)):
             hashed = stored.removeprefix(SCHEMES[scheme]).encode()
             # All are checked before one is looked at, so that the time is the same.
-            fits = [self._check(self._prepare(form, scheme), hashed, cost) for form in forms]
+            fits = [
+                self._check_at_cost(self._bcrypt_input(form, scheme), hashed, cost)
+                for form in forms
+            ]
             if scheme == "flask-security":
                 return any(fits) and self._salt != b""
-            typed = _forms(password, "NFC", "NFD")
+            typed = _normal_forms(password, "NFC", "NFD")
             return any(fit for form, fit in zip(forms, fits, strict=True) if form in typed)
-        key_id, hashed = _split(stored or self._dummy)
+        key_id, hashed = _split(stored or self._dummy_hash)
         key = self._keys.get(key_id)
         if key is None:
-            _, hashed = _split(self._dummy)
+            _, hashed = _split(self._dummy_hash)
         digest = _digest(key or b"", password)
-        fits = [self._check(digest, hashed, cost) for _ in forms]
+        fits = [self._check_at_cost(digest, hashed, cost) for _ in forms]
         return fits[0] and key is not None and stored is not None
 
-    def _prepare(self, typed: bytes, scheme: str) -> bytes:
+    def _bcrypt_input(self, typed: bytes, scheme: str) -> bytes:
         """What bcrypt was given for this password, of which it reads 72 bytes."""
         if scheme == "flask-bcrypt-long":
             return hashlib.sha256(typed).hexdigest().encode()
@@ -151,7 +154,7 @@ class PasswordHasher:
             return base64.b64encode(hmac.digest(self._salt, typed, "sha512"))[:72]
         return typed[:72]
 
-    def _check(self, digest: bytes, hashed: bytes, cost: int) -> bool:
+    def _check_at_cost(self, digest: bytes, hashed: bytes, cost: int) -> bool:
         fits = _checkpw(digest, hashed)
         # Each cost is twice the work of the one before: together they make up the difference. Also
         # where it fits, for the account may be a closed one.
@@ -159,16 +162,16 @@ class PasswordHasher:
             bcrypt.hashpw(digest, bcrypt.gensalt(missing))
         return fits
 
-    def outdated(self, stored: str) -> bool:
+    def needs_rehash(self, stored: str) -> bool:
         """Whether the hash was made with an older key or a lower cost, so should be made anew."""
         key_id, hashed = _split(stored)
-        return key_id != self._current or cost_of(hashed) < self._cost
+        return key_id != self._current_key_id or cost_of(hashed) < self._cost
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        self.check_room()
+        self.check_capacity()
         self._pending += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         # Counted until the thread is done, not until the caller is: a caller who was cancelled
@@ -185,12 +188,12 @@ def scheme_of(stored: str) -> str | None:
     schemes = (
         scheme
         for scheme, prefix in SCHEMES.items()
-        if stored.startswith(prefix) and PLAIN.match(stored.removeprefix(prefix))
+        if stored.startswith(prefix) and BCRYPT_HASH.match(stored.removeprefix(prefix))
     )
     return next(schemes, None)
 
 
-def _let_others_first() -> None:
+def _lower_thread_priority() -> None:
     """A thread that hashes takes a whole core, which the event loop may need. Linux alone gives
     single threads a priority; elsewhere they stay as they are."""
     with suppress(OSError):
@@ -203,7 +206,7 @@ def _digest(key: bytes, password: str) -> bytes:
     return base64.b64encode(hmac.digest(key, text, "sha384"))
 
 
-def _forms(password: str, *normal: Literal["NFC", "NFD", "NFKD"]) -> list[bytes]:
+def _normal_forms(password: str, *normal: Literal["NFC", "NFD", "NFKD"]) -> list[bytes]:
     """The bytes that another application may have hashed for this password, as typed first."""
     typed = (password, *(unicodedata.normalize(form, password) for form in normal))
     return list(dict.fromkeys(text.encode("utf-8", "surrogatepass") for text in typed))

@@ -29,25 +29,25 @@ from webauthn.helpers.structs import (
 
 from quartapp import clock
 
-LASTS = timedelta(minutes=5)
+CHALLENGE_LIFETIME = timedelta(minutes=5)
 # WebAuthn allows no more (4, "Credential ID"); the largest keys in use have half a kilobyte.
-LONGEST_ID, LONGEST_KEY = 1023, 2048
-_RANDOM, _TIME = 16, 8
+MAX_ID_BYTES, MAX_KEY_BYTES = 1023, 2048
+_RANDOM_BYTES, _TIME_BYTES = 16, 8
 
 
-class Refused(Exception):
+class VerificationFailed(Exception):
     """The answer is not what was asked for. Its text is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class RelyingParty:
     """The name that passkeys are made for, and the origins whose pages may ask for them."""
 
     rp_id: str
     origins: tuple[str, ...]
 
     @classmethod
-    def at(cls, origin: str, others: Iterable[str] = ()) -> Site | None:
+    def for_origin(cls, origin: str, others: Iterable[str] = ()) -> RelyingParty | None:
         """None where the origin's host is no name but an address: WebAuthn has no passkeys there.
 
         Of the others those count whose host is the same, or below it.
@@ -60,7 +60,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class ChallengeSigner:
     """Who makes challenges: with the server's key, for what the page that asks is bound to.
 
     A challenge says itself when it was made and for whom, under a seal, so nothing is stored for
@@ -68,28 +68,31 @@ class Asker:
     """
 
     key: str
-    bound_to: str
+    binding: str
 
-    def challenge(self) -> bytes:
-        said = secrets.token_bytes(_RANDOM) + _milliseconds().to_bytes(_TIME)
-        return said + self._seal(said)
+    def new_challenge(self) -> bytes:
+        said = secrets.token_bytes(_RANDOM_BYTES) + _milliseconds().to_bytes(_TIME_BYTES)
+        return said + self._signature(said)
 
-    def require_own(self, challenge: bytes) -> None:
+    def check(self, challenge: bytes) -> None:
         """Raises Refused for a challenge that is old, or somebody else's."""
-        said, seal = challenge[: _RANDOM + _TIME], challenge[_RANDOM + _TIME :]
-        if not hmac.compare_digest(seal, self._seal(said)):
-            raise Refused("the challenge is not ours, or not for this page")
-        age = _milliseconds() - int.from_bytes(said[_RANDOM:])
-        if timedelta(milliseconds=age) > LASTS:
-            raise Refused("the challenge is too old")
+        said, seal = (
+            challenge[: _RANDOM_BYTES + _TIME_BYTES],
+            challenge[_RANDOM_BYTES + _TIME_BYTES :],
+        )
+        if not hmac.compare_digest(seal, self._signature(said)):
+            raise VerificationFailed("the challenge is not ours, or not for this page")
+        age = _milliseconds() - int.from_bytes(said[_RANDOM_BYTES:])
+        if timedelta(milliseconds=age) > CHALLENGE_LIFETIME:
+            raise VerificationFailed("the challenge is too old")
 
-    def _seal(self, said: bytes) -> bytes:
-        bound = f"passkey {self.bound_to} ".encode()
+    def _signature(self, said: bytes) -> bytes:
+        bound = f"passkey {self.binding} ".encode()
         return hmac.digest(self.key.encode(), bound + said, "sha256")
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class NewPasskey:
     """A new passkey, as its authenticator described it."""
 
     challenge: bytes
@@ -101,10 +104,10 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PasskeyAssertion:
     """An answer of somebody who says to have this passkey. Not true until `verify` returns."""
 
-    site: Site
+    relying_party: RelyingParty
     challenge: bytes
     credential_id: str
     user_handle: bytes
@@ -116,8 +119,8 @@ class Shown:
             verified = webauthn.verify_authentication_response(
                 credential=self._credential,
                 expected_challenge=self.challenge,
-                expected_rp_id=self.site.rp_id,
-                expected_origin=list(self.site.origins),
+                expected_rp_id=self.relying_party.rp_id,
+                expected_origin=list(self.relying_party.origins),
                 credential_public_key=public_key,
                 # The library would judge the counter before the signature, so that anybody could
                 # make a passkey seem copied. See Passkey.use.
@@ -125,13 +128,13 @@ class Shown:
                 require_user_verification=True,
             )
         except Exception as error:
-            raise Refused(str(error)) from error
+            raise VerificationFailed(str(error)) from error
         return verified.new_sign_count, verified.credential_backed_up
 
 
-def ask_to_make(
-    site: Site,
-    asker: Asker,
+def registration_options(
+    relying_party: RelyingParty,
+    signer: ChallengeSigner,
     *,
     site_name: str,
     user_handle: bytes,
@@ -141,12 +144,12 @@ def ask_to_make(
     """For `navigator.credentials.create`, as JSON: a passkey that is found without a username,
     and that asks its owner for a finger, a face or a PIN. `existing` are ids and transports."""
     options = webauthn.generate_registration_options(
-        rp_id=site.rp_id,
+        rp_id=relying_party.rp_id,
         rp_name=site_name,
         user_id=user_handle,
         user_name=username,
-        challenge=asker.challenge(),
-        timeout=int(LASTS.total_seconds() * 1000),
+        challenge=signer.new_challenge(),
+        timeout=int(CHALLENGE_LIFETIME.total_seconds() * 1000),
         authenticator_selection=AuthenticatorSelectionCriteria(
             resident_key=ResidentKeyRequirement.REQUIRED,
             user_verification=UserVerificationRequirement.REQUIRED,
@@ -156,41 +159,46 @@ def ask_to_make(
     return options_to_json_dict(options)
 
 
-def ask_to_show(
-    site: Site, asker: Asker, *, known: Iterable[tuple[str, Iterable[str]]] = ()
+def authentication_options(
+    relying_party: RelyingParty,
+    signer: ChallengeSigner,
+    *,
+    known: Iterable[tuple[str, Iterable[str]]] = (),
 ) -> dict[str, Any]:
     """For `navigator.credentials.get`, as JSON: one of these passkeys, or any of the site's."""
     options = webauthn.generate_authentication_options(
-        rp_id=site.rp_id,
-        challenge=asker.challenge(),
-        timeout=int(LASTS.total_seconds() * 1000),
+        rp_id=relying_party.rp_id,
+        challenge=signer.new_challenge(),
+        timeout=int(CHALLENGE_LIFETIME.total_seconds() * 1000),
         allow_credentials=[_descriptor(*each) for each in known],
         user_verification=UserVerificationRequirement.REQUIRED,
     )
     return options_to_json_dict(options)
 
 
-def made(site: Site, asker: Asker, answer: str) -> Made:
+def verify_registration(
+    relying_party: RelyingParty, signer: ChallengeSigner, response: str
+) -> NewPasskey:
     """What came of `ask_to_make`. Raises Refused."""
     try:
-        credential = parse_registration_credential_json(_json(answer))
-        challenge = _own_challenge(asker, credential.response.client_data_json)
+        credential = parse_registration_credential_json(_parse_json(response))
+        challenge = _checked_challenge(signer, credential.response.client_data_json)
         verified = webauthn.verify_registration_response(
             credential=credential,
             expected_challenge=challenge,
-            expected_rp_id=site.rp_id,
-            expected_origin=list(site.origins),
+            expected_rp_id=relying_party.rp_id,
+            expected_origin=list(relying_party.origins),
             require_user_verification=True,
         )
     except Exception as error:
         # Bytes of strangers go wrong in many ways, in many libraries.
-        raise Refused(str(error)) from error
+        raise VerificationFailed(str(error)) from error
     if (
-        len(verified.credential_id) > LONGEST_ID
-        or len(verified.credential_public_key) > LONGEST_KEY
+        len(verified.credential_id) > MAX_ID_BYTES
+        or len(verified.credential_public_key) > MAX_KEY_BYTES
     ):
-        raise Refused("too long to be kept")
-    return Made(
+        raise VerificationFailed("too long to be kept")
+    return NewPasskey(
         challenge,
         bytes_to_base64url(verified.credential_id),
         verified.credential_public_key,
@@ -200,29 +208,33 @@ def made(site: Site, asker: Asker, answer: str) -> Made:
     )
 
 
-def shown(site: Site, asker: Asker, answer: str) -> Shown:
+def parse_assertion(
+    relying_party: RelyingParty, signer: ChallengeSigner, response: str
+) -> PasskeyAssertion:
     """What came of `ask_to_show`, not verified yet. Raises Refused."""
     try:
-        credential = parse_authentication_credential_json(_json(answer))
-        challenge = _own_challenge(asker, credential.response.client_data_json)
+        credential = parse_authentication_credential_json(_parse_json(response))
+        challenge = _checked_challenge(signer, credential.response.client_data_json)
         handle = credential.response.user_handle or b""
-        return Shown(site, challenge, bytes_to_base64url(credential.raw_id), handle, credential)
+        return PasskeyAssertion(
+            relying_party, challenge, bytes_to_base64url(credential.raw_id), handle, credential
+        )
     except Exception as error:
-        raise Refused(str(error)) from error
+        raise VerificationFailed(str(error)) from error
 
 
-def _own_challenge(asker: Asker, client_data: bytes) -> bytes:
+def _checked_challenge(signer: ChallengeSigner, client_data: bytes) -> bytes:
     said = parse_client_data_json(client_data)
     if said.cross_origin:
-        raise Refused("asked for by a page inside another one")
-    asker.require_own(said.challenge)
+        raise VerificationFailed("asked for by a page inside another one")
+    signer.check(said.challenge)
     return said.challenge
 
 
-def _json(answer: str) -> dict[str, Any]:
-    read = json.loads(answer)
+def _parse_json(response: str) -> dict[str, Any]:
+    read = json.loads(response)
     if not isinstance(read, dict):
-        raise Refused("no credential")
+        raise VerificationFailed("no credential")
     return read
 
 

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from quartapp import metrics, servers
 from quartapp.db import embedded
-from quartapp.log import adopt, configure, log, say
+from quartapp.log import capture_library_logs, configure, log, print_line
 from quartapp.routes import health
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import ForkServerClient, WorkerSlot
@@ -43,7 +43,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
     _allow_many_files()
     fork_server = ForkServerClient.fork_here()
     configure(production=settings.production)
-    adopt()
+    capture_library_logs()
     return asyncio.run(_until_signalled(settings, host, port, workers, fork_server))
 
 
@@ -222,14 +222,14 @@ def _exclusive_data_folder(settings: Settings) -> Iterator[None]:
     if settings.mongodb_uri:
         yield
         return
-    place = embedded.Place(settings.data)
-    place.make()
-    with place.lock.with_name("server.lock").open("a") as file:
+    place = embedded.DataFolder(settings.data)
+    place.create()
+    with place.start_lock.with_name("server.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StartError(f"another quartapp serves from {settings.data} already") from None
-        with servers.announced(settings.data):
+        with servers.registered(settings.data):
             yield
 
 
@@ -253,7 +253,7 @@ def _announce(
 ) -> None:
     workers = f"{count} worker{'s' if count > 1 else ''}"
     production = settings.production
-    say(
+    print_line(
         "server_started",
         f"quartapp serves {url} with {workers} on {database}",
         production=production,
@@ -263,7 +263,7 @@ def _announce(
     )
     if setup_path:
         link = f"{settings.base_url if settings.knows_origin else url}{setup_path}"
-        say(
+        print_line(
             "administrator_missing",
             f"No administrator yet. Create the first one here, once, within the hour: {link}",
             production=production,

@@ -40,7 +40,7 @@ def run(listener: int, lifeline: socket.socket) -> int:
     could not start.
     """
     lifeline.setblocking(False)
-    metrics.share(os.environ[metrics.FOLDER])
+    metrics.use_shared_folder(os.environ[metrics.FOLDER])
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(listener, lifeline))
@@ -62,7 +62,7 @@ async def _serve(listener: int, lifeline: socket.socket) -> None:
         loop.add_signal_handler(number, stop.set)
     settings = Settings.load()
     patch_hypercorn(settings)
-    log.adopt()
+    log.capture_library_logs()
     app = create_app(settings)
     config = _config(listener)
     draining: list[asyncio.Task[None]] = []

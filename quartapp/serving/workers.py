@@ -68,7 +68,7 @@ class WorkerProcess:
                 else:
                     status = int(line)
         writer.close()
-        metrics.forget(self._pid, self._metrics_folder)
+        metrics.remove_dead_worker(self._pid, self._metrics_folder)
         return status
 
     async def wait_until_ready(self) -> bool:

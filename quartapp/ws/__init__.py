@@ -1,1 +1,1 @@
-"""The live layer: open pages are told what changes for them, and are hung up on when it must be."""
+"""The live layer: one WebSocket for each open page, which receives changes as they happen."""

@@ -1,4 +1,4 @@
-"""One open socket: a bounded mailbox, one task that writes, one that reads, a quick death."""
+"""One open socket: a bounded mailbox, a task that writes, a task that reads, and how it closes."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from itertools import count
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
-from quartapp.authority.session_rule import Ended, Principal
+from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.log import log
 from quartapp.models.notifications.notice import Notice
 from quartapp.ws import protocol
 from quartapp.ws.fast_path import CUT_SECONDS, Channel, Socket
-from quartapp.ws.protocol import Close, Message, SessionEnded
+from quartapp.ws.protocol import CloseCode, Message, SessionEnded
 
 # How long the close frame waits for the acknowledgement of `session.ended`: a browser sends nothing
 # after it has received the close frame.
 ACK_SECONDS = 1.0
-# How long after `session.ended` an acknowledgement still counts.
-LISTEN_SECONDS = 10.0
+# How long after `session.ended` an acknowledgement is still accepted.
+# A client whose last message took longer than STUCK_SECONDS to send does not read.
+LATE_ACK_SECONDS = 10.0
 STUCK_SECONDS = 1.0
-AGAIN_SECONDS = 1.0
-BURST, PER_SECOND = 200, 20
-PAGE = 100
+RETRY_SECONDS = 1.0
+MESSAGE_BURST, MESSAGES_PER_SECOND = 200, 20
+PAGE_SIZE = 100
 
 
 class Connection:
-    """A socket of a session. The hub talks to it by calls that return at once.
+    """A socket of a session. The hub uses methods that return at once and never raise.
 
-    `told` is what its page was last told of its rights: None until it was greeted. `expires` is
-    when the session ends by itself unless it is used, by our own clock.
+    `sent_principal` is the session's state as last sent to the client: None until `send_hello`.
+    `expires_at` is the session's expiry by `clock.monotonic`. `state_changed` is set when a change
+    arrives before `send_hello`. `mailbox` is the largest number of messages that wait to be sent.
     """
 
     def __init__(
@@ -51,48 +53,49 @@ class Connection:
         self.session_id = session_id
         self.user_id = user_id
         self.address = address
-        self.told: Principal | None = None
-        self.expires = math.inf
-        self.changed = asyncio.Event()
+        self.sent_principal: Principal | None = None
+        self.expires_at = math.inf
+        self.state_changed = asyncio.Event()
         self._socket = socket
         self._channel = channel
         self._mailbox: asyncio.Queue[Message | Notice | None] = asyncio.Queue(mailbox)
         self._ping_seconds = ping_seconds
         self._cursor = 0
-        self._unanswered = 0
-        self._behind = False
+        self._unacknowledged = 0
+        self._missed_notices = False
         self._sending_since: float | None = None
-        self._name = secrets.token_hex(4)
-        self._ids = count(1)
+        self._id_prefix = secrets.token_hex(4)
+        self._id_numbers = count(1)
         self._writer: asyncio.Task[None] | None = None
-        self._closing: tuple[Close, str] | None = None
-        self._gone = asyncio.Event()
+        self._closing: tuple[CloseCode, str] | None = None
+        self._handler_ended = asyncio.Event()
         self._end_notice_id: str | None = None
         self._close_timer: asyncio.TimerHandle | None = None
-        # The time at which the client acknowledged `session.ended`, by our monotonic clock; None
-        # when it is certain that no acknowledgement can come any more.
-        self.answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        # The time at which the client acknowledged `session.ended`, by `clock.monotonic`; None if
+        # the socket was closed without an acknowledgement.
+        self.end_ack: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
 
-    # ---- what the hub calls
+    # ---- called by the hub
 
-    def inform(self, principal: Principal) -> bool:
-        """Tells the page what it may do now, if that is news.
+    def update_principal(self, principal: Principal) -> bool:
+        """Queue `permissions.changed` if roles or permissions differ from those sent before.
 
-        False when rights differ under one version: then nobody has numbered the change yet, and
-        it is told when somebody has.
+        Return False, and queue nothing, if they differ although the version is the same: the
+        version has to be raised first, so that clients can order the changes. A state with an older
+        version is ignored. Before `send_hello` it only sets `state_changed`.
         """
-        if self.told is None:
-            self.changed.set()
+        if self.sent_principal is None:
+            self.state_changed.set()
             return True
-        before = self.told
+        before = self.sent_principal
         if principal.version < before.version:
             return True
         same = principal.permissions == before.permissions and principal.roles == before.roles
         if not same and principal.version == before.version:
             return False
-        self._take(principal)
+        self._set_principal(principal)
         if not same:
-            self._offer(
+            self._enqueue(
                 protocol.PermissionsChanged(
                     id=self._next_id(),
                     version=principal.version,
@@ -105,83 +108,94 @@ class Connection:
             )
         return True
 
-    def _take(self, principal: Principal) -> None:
-        self.told = principal
-        self.expires = clock.monotonic() + principal.seconds_left
+    def _set_principal(self, principal: Principal) -> None:
+        """Keep the state as the one that was sent, with its expiry."""
+        self.sent_principal = principal
+        self.expires_at = clock.monotonic() + principal.seconds_left
 
-    def announce(self, started: dict[str, str | None]) -> None:
-        """Another device of the same user has signed in."""
-        if self.told is not None:
-            self._offer(protocol.SessionStarted(id=self._next_id(), session=started))
+    def announce_session(self, started: dict[str, str | None]) -> None:
+        """Queue `session.started`: the user has signed in on another device."""
+        if self.sent_principal is not None:
+            self._enqueue(protocol.SessionStarted(id=self._next_id(), session=started))
 
-    def notify(self, notice: Notice | None) -> None:
-        """Passes a notice on, in order and once; None makes it look in the database."""
-        if self.told is not None and (notice is None or notice.seq > self._cursor):
-            self._offer(notice)
+    def deliver_notice(self, notice: Notice | None) -> None:
+        """Queue the notification, unless it was sent already.
 
-    def end(self, ended: Ended) -> None:
-        """Says why and hangs up, past whatever waits in the mailbox."""
-        words = SessionEnded(
+        None queues a look into the database for notifications that were not sent. Before
+        `send_hello` it does nothing.
+        """
+        if self.sent_principal is not None and (notice is None or notice.seq > self._cursor):
+            self._enqueue(notice)
+
+    def end(self, ended: EndedSession) -> None:
+        """Send `session.ended` at once, without the messages in the mailbox, and close with 4401.
+
+        See `close` for how it waits for the acknowledgement.
+        """
+        message = SessionEnded(
             id=self._next_id(),
             reason=ended.reason.value,
             by=ended.by,
-            at=protocol.timestamp(ended.at),
-            message=ended.told_to(self.user_id),
+            at=protocol.format_time(ended.at),
+            message=ended.message,
         )
-        # Of many that one event ends, the receipt is the one line in the log.
-        self.close(Close.ENDED, ended.reason.value, words, logged=ended.event is None)
+        # An event may end thousands of sessions; the receipt logs them in one line.
+        self.close(CloseCode.ENDED, ended.reason.value, message, logged=ended.event is None)
 
     def close(
         self,
-        code: Close,
+        code: CloseCode,
         reason: str = "",
-        words: SessionEnded | None = None,
+        end_notice: SessionEnded | None = None,
         *,
         logged: bool = True,
     ) -> None:
-        """Begin to close; the first call counts.
+        """Begin to close, with this code and reason; later calls do nothing. Return at once.
 
-        With `words`, the close frame waits for their acknowledgement, ACK_SECONDS at most, and the
-        connection stays open for a late one, LISTEN_SECONDS at most. The handler is cancelled when
-        the client has answered or its time is over, and while thousands are told some seconds
-        later.
+        Without `end_notice`, the close frame is sent now. With it, the notice is sent now and the
+        close frame when the client has acknowledged it, after ACK_SECONDS at most; a later
+        acknowledgement counts until LATE_ACK_SECONDS after the notice. The handler is cancelled
+        when the client has answered the close frame or its time is over.
         """
         if self._closing is not None:
             return
         self._closing = code, reason
-        metrics.CLOSES.labels(int(code)).inc()
+        metrics.SOCKET_CLOSES.labels(int(code)).inc()
         if logged:
             log.info("socket_closed", session=str(self.session_id), code=int(code), reason=reason)
         if self._writer is not None and self._sending_since is not None:
-            # It may be stuck, for a client that does not read, and hold the way.
+            # A client that does not read blocks the writer, which would delay the end notice.
             self._writer.cancel()
-        if words is None:
-            self._hang_up()
+        if end_notice is None:
+            self._send_close_frame()
         else:
-            self._end_notice_id = words.id
-            self._channel.send_end_notice(protocol.encode(words), self._hear)
-            loop, late = asyncio.get_running_loop(), LISTEN_SECONDS - ACK_SECONDS
-            self._close_timer = loop.call_later(ACK_SECONDS, self._hang_up, late)
+            self._end_notice_id = end_notice.id
+            self._channel.send_end_notice(protocol.encode(end_notice), self._on_message_after_end)
+            loop, late = asyncio.get_running_loop(), LATE_ACK_SECONDS - ACK_SECONDS
+            self._close_timer = loop.call_later(ACK_SECONDS, self._send_close_frame, late)
 
-    def stop_listening(self) -> None:
-        """Close without waiting for an acknowledgement any longer. For a socket that is closing."""
-        if not self._gone.is_set():
-            self._hang_up()
+    def stop_waiting_for_ack(self) -> None:
+        """Send the close frame of a socket that is closing now, and accept no acknowledgement."""
+        if not self._handler_ended.is_set():
+            self._send_close_frame()
 
-    async def closed(self) -> None:
-        """Return when the client has answered the close frame, or has had its second."""
+    async def wait_closed(self) -> None:
+        """Return when the handler has ended, after 1.25 times CUT_SECONDS at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(1.25 * CUT_SECONDS):
-                await self._gone.wait()
+                await self._handler_ended.wait()
 
-    # ---- what the handler calls
+    # ---- called by the handler
 
-    def greet(self, principal: Principal, *, cursor: int | None, worker: str) -> None:
-        """The first words. With a cursor, the notices behind it follow."""
+    def send_hello(self, principal: Principal, *, cursor: int | None, worker: str) -> None:
+        """Queue `hello`, and notifications behind the cursor, or only new ones without a cursor.
+
+        From now on, changes of the session's state are sent.
+        """
         at = principal.cursor if cursor is None else min(cursor, principal.cursor)
         self._cursor = at
-        self._take(principal)
-        self._offer(
+        self._set_principal(principal)
+        self._enqueue(
             protocol.Hello(
                 session=str(principal.session_id),
                 user={"id": str(principal.user_id), "username": principal.username},
@@ -192,48 +206,57 @@ class Connection:
                 worker=worker,
             )
         )
-        # Also without a cursor: a notice may have come since the principal was read.
-        self._offer(None)
+        # Also without a cursor: a notification may have been stored since the state was read.
+        self._enqueue(None)
 
-    def fail(self, error: BaseException) -> None:
-        """For an error that nobody foresaw. Left alone it would close with 1000, as if all were
-        well."""
+    def close_after_error(self, error: BaseException) -> None:
+        """Log `socket_failed` with the traceback, and close with 1011.
+
+        Without this, the server would close with 1000, which means success.
+        """
         log.error("socket_failed", session=str(self.session_id), exc_info=error)
-        self.close(Close.FAILED, "error")
+        self.close(CloseCode.FAILED, "error")
 
     async def run(self) -> None:
-        """Reads and writes until the socket is closed, from either side: then it is cancelled."""
+        """Read and write until either side closes the socket; then the server cancels this task.
+
+        An error closes the socket with 1011. Afterwards `end_ack` has a result.
+        """
         try:
             try:
                 await self._read_and_write()
             except Exception as error:
-                self.fail(error)
+                self.close_after_error(error)
             await asyncio.Event().wait()
         finally:
-            # A task that was cancelled holds its frames, and they hold us: a circle that only the
-            # collector would find.
+            # A cancelled task references its frames, and these reference this object: a cycle that
+            # only the garbage collector would free.
             self._writer = None
-            self._gone.set()
-            self._settle_answer(None)
+            self._handler_ended.set()
+            self._resolve_end_ack(None)
 
     async def _read_and_write(self) -> None:
-        # No TaskGroup: one that is cancelled leaves such a circle in itself.
+        # No TaskGroup: a cancelled one contains such a cycle.
         if self._closing is None:
             self._writer = asyncio.create_task(self._write())
-            self._writer.add_done_callback(self._has_written)
+            self._writer.add_done_callback(self._on_writer_done)
         try:
             await self._read()
         finally:
             if self._writer is not None:
                 self._writer.cancel()
 
-    def _has_written(self, writer: asyncio.Task[None]) -> None:
+    def _on_writer_done(self, writer: asyncio.Task[None]) -> None:
         if not writer.cancelled() and (error := writer.exception()):
-            self.fail(error)
+            self.close_after_error(error)
 
     async def _read(self) -> None:
-        """Takes in all that comes, for Quart would keep it in memory; listens for life."""
-        allowance, last = float(BURST), asyncio.get_running_loop().time()
+        """Receive messages until the socket closes; Quart would keep unread ones in memory.
+
+        Closes the socket with 4408 if no message arrives for two ping intervals, and with 4400
+        after an invalid message or too many of them.
+        """
+        allowance, last = float(MESSAGE_BURST), asyncio.get_running_loop().time()
         while True:
             try:
                 async with asyncio.timeout(2 * self._ping_seconds):
@@ -241,25 +264,27 @@ class Connection:
             except TimeoutError:
                 if self._closing is not None:
                     continue
-                return self.close(Close.TOO_SLOW, "no answer")
+                return self.close(CloseCode.TOO_SLOW, "no answer")
             if self._closing is not None:
-                self._hear(frame)
+                self._on_message_after_end(frame)
                 continue
             try:
-                protocol.acknowledged(frame)
-            except protocol.BadMessage:
-                return self.close(Close.BAD_MESSAGE, "bad message")
-            if self._unanswered:
-                # Answers are free: one that missed much acknowledges much, all at once.
-                self._unanswered -= 1
+                protocol.parse_client_message(frame)
+            except protocol.InvalidMessage:
+                return self.close(CloseCode.BAD_MESSAGE, "bad message")
+            if self._unacknowledged:
+                # Only messages that answer none of ours count against the limit: a client that has
+                # reconnected may acknowledge hundreds at once.
+                self._unacknowledged -= 1
                 continue
             now = asyncio.get_running_loop().time()
-            allowance = min(BURST, allowance + (now - last) * PER_SECOND) - 1
+            allowance = min(MESSAGE_BURST, allowance + (now - last) * MESSAGES_PER_SECOND) - 1
             last = now
             if allowance < 0:
-                return self.close(Close.BAD_MESSAGE, "too many messages")
+                return self.close(CloseCode.BAD_MESSAGE, "too many messages")
 
     async def _write(self) -> None:
+        """Send what is in the mailbox, and a ping every `ping_seconds`, forever."""
         loop = asyncio.get_running_loop()
         next_ping = loop.time() + self._ping_seconds
         while True:
@@ -268,27 +293,31 @@ class Connection:
                     item = await self._mailbox.get()
             except TimeoutError:
                 next_ping = loop.time() + self._ping_seconds
-                await self._send(protocol.Ping(at=protocol.timestamp(clock.now())))
+                await self._send(protocol.Ping(at=protocol.format_time(clock.now())))
                 continue
             if item is None:
-                await self._catch_up()
+                await self._send_missed_notices()
             elif isinstance(item, Notice):
                 if item.seq > self._cursor + 1:
-                    await self._catch_up()
+                    await self._send_missed_notices()
                 await self._send_notice(item)
             else:
                 await self._send(item)
-            if self._behind and self._mailbox.empty():
-                self._behind = False
-                await self._catch_up()
+            if self._missed_notices and self._mailbox.empty():
+                self._missed_notices = False
+                await self._send_missed_notices()
 
-    async def _catch_up(self) -> None:
-        """Asks for as long as it takes: for how long a page is trusted meanwhile, the feed says."""
+    async def _send_missed_notices(self) -> None:
+        """Send all stored notifications behind the cursor, in order.
+
+        While the database is away it retries every RETRY_SECONDS, without limit: the dispatcher
+        closes the sockets if that lasts too long.
+        """
         while True:
             try:
-                missed = await Notice.after(self.user_id, self._cursor, limit=PAGE)
+                missed = await Notice.after(self.user_id, self._cursor, limit=PAGE_SIZE)
             except Unavailable:
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             if not missed:
                 return
@@ -296,6 +325,7 @@ class Connection:
                 await self._send_notice(notice)
 
     async def _send_notice(self, notice: Notice) -> None:
+        """Send the notification and move the cursor, unless it was sent already."""
         if notice.seq <= self._cursor:
             return
         await self._send(
@@ -303,50 +333,57 @@ class Connection:
                 id=str(notice.seq),
                 kind=notice.kind.value,
                 text=notice.text,
-                at=protocol.timestamp(notice.created_at),
+                at=protocol.format_time(notice.created_at),
             )
         )
         self._cursor = notice.seq
 
     async def _send(self, message: Message) -> None:
+        """Send the message and wait until it is written; send nothing while closing."""
         if self._closing is not None:
             return
-        self._unanswered += 1
+        self._unacknowledged += 1
         self._sending_since = clock.monotonic()
         await self._socket.send(protocol.encode(message))
         self._sending_since = None
 
-    def _offer(self, item: Message | Notice | None) -> None:
+    def _enqueue(self, item: Message | Notice | None) -> None:
+        """Put the item into the mailbox.
+
+        If it is full, a notification is read from the database later. For any other message, and
+        if the client does not read, the socket is closed with 4408.
+        """
         try:
             self._mailbox.put_nowait(item)
         except asyncio.QueueFull:
-            # Notices are in the database too. A client that reads gets there what came too fast;
-            # for one that does not, nothing is kept.
             if self._is_stuck() or not (item is None or isinstance(item, Notice)):
-                self.close(Close.TOO_SLOW, "too slow")
-            self._behind = True
+                self.close(CloseCode.TOO_SLOW, "too slow")
+            self._missed_notices = True
 
     def _is_stuck(self) -> bool:
         began = self._sending_since
         return began is not None and clock.monotonic() - began > STUCK_SECONDS
 
-    def _hear(self, frame: str | bytes) -> None:
-        with suppress(protocol.BadMessage):
-            message_id = protocol.acknowledged(frame)
+    def _on_message_after_end(self, frame: str | bytes) -> None:
+        """Note the acknowledgement of the end notice, and send the close frame. Ignore the rest."""
+        with suppress(protocol.InvalidMessage):
+            message_id = protocol.parse_client_message(frame)
             if message_id is not None and message_id == self._end_notice_id:
-                self._settle_answer(clock.monotonic())
-                self._hang_up()
+                self._resolve_end_ack(clock.monotonic())
+                self._send_close_frame()
 
-    def _settle_answer(self, acked_at: float | None) -> None:
+    def _resolve_end_ack(self, acked_at: float | None) -> None:
+        """Stop the timer for the close frame, and set the result of `end_ack` if it has none."""
         if self._close_timer is not None:
             self._close_timer.cancel()
-        if not self.answer.done():
-            self.answer.set_result(acked_at)
+        if not self.end_ack.done():
+            self.end_ack.set_result(acked_at)
 
-    def _hang_up(self, listen: float = 0.0) -> None:
+    def _send_close_frame(self, listen: float = 0.0) -> None:
+        """Send the close frame, and accept messages for `listen` more seconds."""
         if self._closing is not None:
             self._channel.close(*self._closing, listen=listen)
 
     def _next_id(self) -> str:
-        # Another one in each connection: a client knows by it what it has heard already.
-        return f"{self._name}-{next(self._ids)}"
+        # The prefix differs between connections, so that ids are unique for a client.
+        return f"{self._id_prefix}-{next(self._id_numbers)}"

@@ -1,14 +1,14 @@
-"""From the change stream to the hub: what is written is told.
+"""The dispatcher: turns changes in the database into messages on this worker's sockets.
 
-The stream says *that* something changed. What it has become is read from the database, so an
-event that comes late, twice or in another order says nothing false, and a write by any hand, the
-mongo shell's included, has the same effect as one of ours.
+A change only says *which* session, user or role has changed. The dispatcher reads the present state
+from the database and sends that. So a change that arrives late, twice or out of order has no wrong
+effect, and a write by another program, such as the mongo shell, has the same effect as our own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,28 +18,31 @@ from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
 from quartapp.authority import session_rule
-from quartapp.authority.change_stream import Change, Stream
-from quartapp.authority.session_rule import Ended, Standing
-from quartapp.db.mongo import StreamError
+from quartapp.authority.change_stream import Change, ChangeStream
+from quartapp.authority.session_rule import EndedSession, SessionState
+from quartapp.db.mongo import DatabaseError
 from quartapp.log import log
 from quartapp.models import Notice, Role, Session, User
 from quartapp.ws.hub import Hub
-from quartapp.ws.protocol import timestamp
+from quartapp.ws.protocol import format_time
 from quartapp.ws.receipts import Receipts
 
 Id = PydanticObjectId
 
-DISTRUST_SECONDS = 30.0
-# The database answers so many in its first batch.
-AT_ONCE = 100
-NAMES = 1000
-# What is raised when a role is edited in place.
-NUMBERED = {"authz_version", "authz_by"}
+DATABASE_AWAY_SECONDS = 30.0
+# The size of the database's first batch of results.
+BATCH_SIZE = 100
+MAX_CACHED_NAMES = 1000
+# The user's fields that are written when one of their roles is edited.
+VERSION_FIELDS = {"authz_version", "authz_by"}
 
 
 @dataclass
-class Concerned:
-    """What changed since it was last looked at."""
+class AffectedSessions:
+    """What has changed since the last evaluation: ids of sessions, users and roles.
+
+    `everything` means all sessions with a socket here.
+    """
 
     everything: bool = False
     sessions: set[Id] = field(default_factory=set)
@@ -47,26 +50,26 @@ class Concerned:
     roles: set[Id] = field(default_factory=set)
     deleted_roles: set[Id] = field(default_factory=set)
 
-    def connected(self, hub: Hub) -> set[Id]:
-        """The sessions with a socket here that are to be judged anew."""
-        here = set(hub.sessions())
+    def connected_here(self, hub: Hub) -> set[Id]:
+        """Return the sessions with a socket here that have to be evaluated."""
+        here = set(hub.connected_sessions())
         return here if self.everything else here & self.sessions | hub.sessions_of(self.users)
 
-    def searches(self, hub: Hub) -> list[dict[str, Any]]:
-        """Filters for the others that are to be judged, of which only the database knows."""
+    def database_filters(self, hub: Hub) -> list[dict[str, Any]]:
+        """Return filters for the other sessions that have to be evaluated."""
         searches: list[dict[str, Any]] = []
-        # Of a user, and of a role that is gone, also the sessions that no socket speaks for: what
-        # was taken away and given back is gone all the same.
+        # Sessions of these users and of deleted roles are evaluated even without a socket, and
+        # marked if they are over: a role that is granted again must not make them valid.
         if users := list(self.users):
             searches.append({"user.$id": {"$in": users}, "ended_at": None})
         if gone := list(self.deleted_roles):
             searches.append({"roles.$id": {"$in": gone}, "ended_at": None})
         if roles := list(self.roles):
-            searches.append({"_id": {"$in": hub.sessions()}, "roles.$id": {"$in": roles}})
+            searches.append({"_id": {"$in": hub.connected_sessions()}, "roles.$id": {"$in": roles}})
         return searches
 
-    def put_back(self, other: Concerned) -> None:
-        """What could not be looked at."""
+    def merge_failed(self, other: AffectedSessions) -> None:
+        """Add what could not be evaluated, and evaluate all sessions next time."""
         self.everything = True
         self.sessions |= other.sessions
         self.users |= other.users
@@ -74,197 +77,246 @@ class Concerned:
         self.deleted_roles |= other.deleted_roles
 
 
-class Feed:
-    """Hears what changed, and tells the sockets that it concerns."""
+class Dispatcher:
+    """Listens to the change stream, and sends what follows from a change to the sockets in the hub.
+
+    It runs three tasks: one sends end notices, one evaluates sessions after changes, and one checks
+    all sessions every `sweep_seconds`.
+    """
 
     def __init__(self, hub: Hub, receipts: Receipts, *, sweep_seconds: float) -> None:
         self._hub = hub
         self._receipts = receipts
         self._sweep_seconds = sweep_seconds
-        self._ended: dict[Id, Mapping[str, Any]] = {}
-        self._endings = asyncio.Event()
-        self._concerned = Concerned()
-        self._news = asyncio.Event()
-        self._names: dict[Id, str] = {}
-        self._answered = 0.0
+        self._end_updates: dict[Id, Mapping[str, Any]] = {}
+        self._has_end_updates = asyncio.Event()
+        self._affected = AffectedSessions()
+        self._has_affected = asyncio.Event()
+        self._usernames: dict[Id, str] = {}
+        self._last_answer = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, stream: Stream) -> None:
+    def start(self, stream: ChangeStream) -> None:
+        """Start the three tasks."""
         self._tasks = [
-            asyncio.create_task(self._tell_endings(), name="endings"),
-            asyncio.create_task(self._judge_news(), name="judge"),
+            asyncio.create_task(self._send_end_notices(), name="endings"),
+            asyncio.create_task(self._evaluate_affected(), name="judge"),
             asyncio.create_task(self._sweep(stream), name="sweep"),
         ]
 
     async def stop(self) -> None:
+        """Cancel the tasks and wait for their end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # ---- listening
+    # ---- change stream listener
 
-    def heard(self, change: Change) -> None:
+    def on_change(self, change: Change) -> None:
+        """Queue what follows from the change, and return at once.
+
+        A new notification or session is sent to the user's sockets directly. The update that ends a
+        session is queued for its end notices. For any other change of a session, user or role, the
+        sessions concerned are queued for evaluation.
+        """
         collection = change.collection
         if collection == Notice.Settings.name:
             notice = Notice.model_validate(change.document)
-            self._hub.notify(notice.user.ref.id, notice)
+            self._hub.deliver_notice(notice.user.ref.id, notice)
         elif collection == Session.Settings.name and change.operation == "insert":
-            self._announce(change.document)
+            self._announce_session(change.document)
         elif collection == Session.Settings.name and isinstance(
-            change.fields.get("ended_at"), datetime
+            change.updated_fields.get("ended_at"), datetime
         ):
-            # There is no way back, so this says it all.
-            self._ended[change.id] = change.fields
-            self._endings.set()
+            # A session that has ended stays ended, so the update is enough to send the notice.
+            self._end_updates[change.id] = change.updated_fields
+            self._has_end_updates.set()
         elif collection == Session.Settings.name:
-            self._concern(self._concerned.sessions, change.id)
+            self._mark_affected(self._affected.sessions, change.id)
         elif collection == User.Settings.name:
-            self._names.pop(change.id, None)
-            if change.touched and change.touched <= NUMBERED:
-                # A role of theirs was edited. What sessions are built on is as it was, so those
-                # that no socket speaks for need not be judged.
-                self._concern(self._concerned.sessions, *self._hub.sessions_of([change.id]))
+            self._usernames.pop(change.id, None)
+            if change.changed_fields and change.changed_fields <= VERSION_FIELDS:
+                # One of the user's roles was edited, which ends no session, so only sessions with a
+                # socket are evaluated.
+                self._mark_affected(self._affected.sessions, *self._hub.sessions_of([change.id]))
             else:
-                self._concern(self._concerned.users, change.id)
+                self._mark_affected(self._affected.users, change.id)
         elif collection == Role.Settings.name and change.operation == "delete":
-            self._concern(self._concerned.deleted_roles, change.id)
+            self._mark_affected(self._affected.deleted_roles, change.id)
         elif collection == Role.Settings.name:
-            self._concern(self._concerned.roles, change.id)
+            self._mark_affected(self._affected.roles, change.id)
 
-    def interrupted(self) -> None:
-        self._names.clear()
-        self._hub.catch_up()
-        self._concerned.everything = True
-        self._news.set()
+    def on_resync(self) -> None:
+        """Queue all sessions with a socket for evaluation, and look for missed notifications."""
+        self._usernames.clear()
+        self._hub.request_missed_notices()
+        self._affected.everything = True
+        self._has_affected.set()
 
-    def lost(self) -> None:
-        """Nothing to do before it is open again."""
+    def on_disconnect(self) -> None:
+        """Do nothing: the sweep notices that the stream is not live."""
 
-    def _concern(self, ids: set[Id], *these: Id) -> None:
+    def _mark_affected(self, ids: set[Id], *these: Id) -> None:
+        """Add ids to the set, one of `_affected`, and wake the task that evaluates."""
         if these:
             ids.update(these)
-            self._news.set()
+            self._has_affected.set()
 
-    def _announce(self, session: Mapping[str, Any]) -> None:
-        self._hub.announce(
+    def _announce_session(self, session: Mapping[str, Any]) -> None:
+        """Send `session.started` to the sockets of the user's other sessions."""
+        self._hub.announce_session(
             session["user"].id,
             session["_id"],
             {
                 "id": str(session["_id"]),
                 "device": session.get("device"),
                 "ip": session.get("ip"),
-                "at": timestamp(session["created_at"]),
+                "at": format_time(session["created_at"]),
             },
         )
 
-    # ---- settling
+    # ---- evaluating
 
-    async def _tell_endings(self) -> None:
-        """Tells of what is over, which waits for no judgement of anybody else."""
+    async def _send_end_notices(self) -> None:
+        """Send end notices for the queued updates, forever.
+
+        This is a task of its own, so that end notices do not wait for evaluations. After an error
+        the updates are tried again, a second later.
+        """
         while True:
-            await self._endings.wait()
-            self._endings.clear()
-            ended, self._ended = self._ended, {}
+            await self._has_end_updates.wait()
+            self._has_end_updates.clear()
+            ended, self._end_updates = self._end_updates, {}
             try:
-                await self._tell(await self._understood(ended))
+                await self._apply(await self._states_of_updates(ended))
             except Exception as error:
-                await self._try_again(error)
-                self._ended = ended | self._ended
-                self._endings.set()
+                await self._log_and_pause(error)
+                self._end_updates = ended | self._end_updates
+                self._has_end_updates.set()
 
-    async def _understood(self, ended: Mapping[Id, Mapping[str, Any]]) -> list[Standing]:
-        here = {each: fields for each, fields in ended.items() if self._hub.of_session(each)}
-        if len(self._names) > NAMES:
-            self._names.clear()
-        return await session_rule.ended(here, self._names)
+    async def _states_of_updates(self, ended: Mapping[Id, Mapping[str, Any]]) -> list[EndedSession]:
+        """Return the states of the ended sessions that have a socket here."""
+        users = self._users_of(ended)
+        here = {each: fields for each, fields in ended.items() if each in users}
+        if len(self._usernames) > MAX_CACHED_NAMES:
+            self._usernames.clear()
+        return await session_rule.states_from_updates(here, users=users, names=self._usernames)
 
-    async def _judge_news(self) -> None:
-        """Judges what changed, all that came meanwhile together."""
+    def _users_of(self, sessions: Iterable[Id]) -> dict[Id, Id]:
+        """Return the users of the sessions that have a socket here, by session id."""
+        return {
+            connection.session_id: connection.user_id
+            for session_id in sessions
+            for connection in self._hub.connections_of(session_id)
+        }
+
+    async def _evaluate_affected(self) -> None:
+        """Evaluate the sessions that are affected by changes, forever.
+
+        Changes that arrive during an evaluation are evaluated together. After an error it tries
+        again, a second later.
+        """
         while True:
-            await self._news.wait()
-            # Those who are told that it is over have their turn before the database is asked.
+            await self._has_affected.wait()
+            # End notices are sent before the database is asked.
             await asyncio.sleep(0)
-            self._news.clear()
-            concerned, self._concerned = self._concerned, Concerned()
+            self._has_affected.clear()
+            concerned, self._affected = self._affected, AffectedSessions()
             try:
-                await self._judge(concerned)
+                await self._evaluate(concerned)
             except Exception as error:
-                await self._try_again(error)
-                self._concerned.put_back(concerned)
-                self._news.set()
+                await self._log_and_pause(error)
+                self._affected.merge_failed(concerned)
+                self._has_affected.set()
 
-    async def _try_again(self, error: Exception) -> None:
+    async def _log_and_pause(self, error: Exception) -> None:
+        """Log `settle_failed`, and wait a second."""
         log.warning("settle_failed", error=type(error).__name__, detail=str(error)[:200])
         await asyncio.sleep(1)
 
-    async def _judge(self, concerned: Concerned) -> None:
-        before = set(self._hub.sessions())
-        metrics.SETTLED.inc()
-        # Whoever deleted the document of a session has ended it.
-        gone = before & concerned.sessions if not concerned.everything else before
-        async for ids in self._cuts(concerned):
-            found = await session_rule.standings({"_id": {"$in": ids}})
-            self._answered = asyncio.get_running_loop().time()
-            gone -= {standing.session_id for standing in found}
-            await self._tell(found)
-        await self._tell([session_rule.deleted(session_id, session_id) for session_id in gone])
+    async def _evaluate(self, affected: AffectedSessions) -> None:
+        """Read the states of the affected sessions, in batches, and send them to the sockets.
 
-    async def _cuts(self, concerned: Concerned) -> AsyncIterator[list[Id]]:
-        """The sessions to judge, each once, so many at a time that the database answers soon."""
-        ids = concerned.connected(self._hub)
-        for cut in _cut(ids):
+        A session with a socket whose document is gone counts as ended by an administrator. Raises
+        the driver's errors.
+        """
+        before = set(self._hub.connected_sessions())
+        metrics.EVALUATIONS.inc()
+        gone = before if affected.everything else before & affected.sessions
+        async for ids in self._batches(affected):
+            found = await session_rule.states_matching({"_id": {"$in": ids}})
+            self._last_answer = asyncio.get_running_loop().time()
+            gone -= {standing.session_id for standing in found}
+            await self._apply(found)
+        users = self._users_of(gone)
+        await self._apply([session_rule.state_of_deleted(*each) for each in users.items()])
+
+    async def _batches(self, affected: AffectedSessions) -> AsyncIterator[list[Id]]:
+        """Yield the ids of the affected sessions, each once, in lists of at most BATCH_SIZE."""
+        ids = affected.connected_here(self._hub)
+        for cut in _split(ids):
             yield cut
-        for search in concerned.searches(self._hub):
-            async for found in Session.ids(search, at_once=AT_ONCE):
+        for search in affected.database_filters(self._hub):
+            async for found in Session.ids(search, at_once=BATCH_SIZE):
                 if others := [each for each in found if each not in ids]:
                     ids.update(others)
                     yield others
 
-    async def _tell(self, standings: Collection[Standing]) -> None:
+    async def _apply(self, standings: Collection[SessionState]) -> None:
+        """Send the states to the sockets, and count the sockets of ended sessions for receipts.
+
+        If a user's permissions changed without a new version, raises the version in the database;
+        the change stream then leads to another evaluation.
+        """
         for standing in standings:
-            if isinstance(standing, Ended):
-                self._receipts.expect(standing.event, self._hub.of_session(standing.session_id))
-        for user_id, version in self._hub.settle(standings):
+            if isinstance(standing, EndedSession):
+                self._receipts.expect_acks(
+                    standing.event, self._hub.connections_of(standing.session_id)
+                )
+        for user_id, version in self._hub.apply_states(standings):
             await User.number_change(user_id, version)
 
     # ---- sweeping
 
-    async def _sweep(self, stream: Stream) -> None:
-        """Looks at every open socket's session now and then, whatever the stream says.
+    async def _sweep(self, stream: ChangeStream) -> None:
+        """Evaluate sessions with a socket periodically, forever.
 
-        Each second it has those judged whose time is up, for nothing is written when a session
-        expires, nor is it told when one is used; and it says who is on. Without a stream it looks
-        at all each second; without a database for half a minute, nobody can be trusted. One that is
-        slow, and answers for some and fails for others, is not away.
+        Every second it queues sessions whose expiry has passed, as expiry writes nothing, and marks
+        the sessions of new sockets as online. Every `sweep_seconds`, or every second while the
+        change stream is not live, it evaluates all sessions with a socket and marks them as online.
+        When the database has answered nothing for DATABASE_AWAY_SECONDS, it closes all sockets with
+        1013. A slow database that answers some queries is not away.
         """
         loop = asyncio.get_running_loop()
-        self._answered = swept = loop.time()
+        self._last_answer = swept = loop.time()
         while True:
             await asyncio.sleep(min(1.0, self._sweep_seconds))
             if stream.live and loop.time() - swept < self._sweep_seconds:
-                self._answered = loop.time()
-                if expired := self._hub.expired():
-                    self._concerned.sessions |= expired
-                    self._news.set()
-                with suppress(StreamError):
-                    await self._say_who_is_on(self._hub.arrived())
+                self._last_answer = loop.time()
+                if expired := self._hub.expired_sessions():
+                    self._affected.sessions |= expired
+                    self._has_affected.set()
+                with suppress(DatabaseError):
+                    await self._mark_online(self._hub.take_joined_sessions())
                 continue
             try:
-                async with asyncio.timeout(DISTRUST_SECONDS):
-                    await self._judge(Concerned(everything=True))
-                    await self._say_who_is_on(self._hub.sessions())
-                self._answered = swept = loop.time()
+                async with asyncio.timeout(DATABASE_AWAY_SECONDS):
+                    await self._evaluate(AffectedSessions(everything=True))
+                    await self._mark_online(self._hub.connected_sessions())
+                self._last_answer = swept = loop.time()
             except Exception as error:
                 log.warning("sweep_failed", error=type(error).__name__, detail=str(error)[:200])
-                if loop.time() - self._answered >= DISTRUST_SECONDS:
-                    await self._hub.give_up("database away")
+                if loop.time() - self._last_answer >= DATABASE_AWAY_SECONDS:
+                    await self._hub.close_as_overloaded("database away")
 
-    async def _say_who_is_on(self, sessions: Collection[Id]) -> None:
+    async def _mark_online(self, sessions: Collection[Id]) -> None:
+        """Mark the sessions as online, in the database, until two sweeps from now."""
         until = clock.now() + 2 * timedelta(seconds=self._sweep_seconds)
-        for cut in _cut(sessions):
+        for cut in _split(sessions):
             await Session.say_online(cut, until=until)
 
 
-def _cut(ids: Collection[Id]) -> Iterator[list[Id]]:
+def _split(ids: Collection[Id]) -> Iterator[list[Id]]:
+    """Return the ids in lists of at most BATCH_SIZE."""
     rows = list(ids)
-    return (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
+    return (rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE))

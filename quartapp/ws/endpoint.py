@@ -1,4 +1,4 @@
-"""The socket at /ws."""
+"""The WebSocket at /ws: handshake, first message, and the end of the connection."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,28 +9,31 @@ from quart_auth import login_required
 
 from quartapp.auth import current_user, rate_limits, remote_address
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Ended, Principal
+from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.forms.csrf import same_origin
 from quartapp.log import log
 from quartapp.runtime import runtime, settings
 from quartapp.ws.connection import Connection
 from quartapp.ws.fast_path import DIRECT_CHANNEL, QueuedChannel
-from quartapp.ws.hub import Full, Hub
-from quartapp.ws.protocol import Close
+from quartapp.ws.hub import Hub, NoCapacity
+from quartapp.ws.protocol import CloseCode
 
 blueprint = Blueprint("ws", __name__)
 
 
-def in_turn(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """When a worker is renewed all of its pages come back: each costs a few questions to the
-    database, and those past so many at a time are sent away to come again."""
+def limit_handshakes(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Decorate a WebSocket view so that it answers 503 while too many handshakes are under way.
+
+    When a worker restarts, all its pages reconnect, and each handshake makes some queries. The view
+    ends its handshake itself with `g.turn`; if it does not, this does when the view returns.
+    """
 
     @wraps(view)
     async def wrapper() -> None:
         try:
             g.turn = turn = _hub().begin_handshake()
-        except Full:
+        except NoCapacity:
             abort(503)
         try:
             await view()
@@ -41,10 +44,14 @@ def in_turn(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]
 
 
 @blueprint.websocket("/ws")
-@in_turn
+@limit_handshakes
 @login_required
 async def live() -> None:
-    """The live layer of one page. `?cursor=` resumes behind the notice of that number."""
+    """Serve one page's socket until it is closed. `?cursor=` resumes behind that notification.
+
+    Answers 401 without a valid session, 429 past the handshake limits, and 503 past the limits for
+    sockets.
+    """
     hub = _hub()
     session_id, user_id = current_user.session_id, current_user.user_id
     await rate_limits.count(
@@ -52,12 +59,12 @@ async def live() -> None:
         (f"user {user_id}", settings().limit_handshake_user),
         (rate_limits.network_of(remote_address()), settings().limit_handshake_address),
     )
-    # Nothing that waits between this and the joining: what others take meanwhile is not seen.
+    # Nothing may wait between this check and `join`, or simultaneous handshakes exceed a limit.
     try:
-        hub.check_room(session_id, user_id, remote_address())
-    except Full:
+        hub.check_capacity(session_id, user_id, remote_address())
+    except NoCapacity:
         abort(503)
-    cursor = _cursor()
+    cursor = _cursor_argument()
     await websocket.accept()
     socket = websocket._get_current_object()  # type: ignore[attr-defined]
     connection = Connection(
@@ -69,16 +76,16 @@ async def live() -> None:
         mailbox=settings().live_mailbox,
         ping_seconds=settings().live_ping_seconds,
     )
-    # Join first, ask after: whatever is taken away from here on is heard, and what was taken
-    # away before is in the answer.
+    # Join the hub first and read the session's state after: a revocation before the query is in its
+    # result, and a later one arrives through the hub.
     hub.join(connection)
     try:
         try:
-            await _welcome(connection, cursor)
+            await _send_first_message(connection, cursor)
         except Unavailable:
-            connection.close(Close.OVERLOADED, "database away")
+            connection.close(CloseCode.OVERLOADED, "database away")
         except Exception as error:
-            connection.fail(error)
+            connection.close_after_error(error)
         hub.end_handshake(g.turn)
         await connection.run()
     finally:
@@ -87,7 +94,10 @@ async def live() -> None:
 
 @blueprint.before_websocket
 async def refuse_other_origins() -> None:
-    """Any page's socket carries the cookie, so the page must be ours (ASVS 4.4.2)."""
+    """Refuse the handshake with 403, and log `malicious_cors`, unless the Origin is allowed.
+
+    A browser sends the cookie with a socket that any site opens (ASVS 4.4.2).
+    """
     origins = websocket.headers.getlist("Origin")
     scheme = {"ws": "http", "wss": "https"}[websocket.scheme]
     if len(origins) != 1 or not same_origin(origins[0], scheme, websocket.host):
@@ -99,27 +109,34 @@ def _hub() -> Hub:
     return runtime().hub
 
 
-async def _welcome(connection: Connection, cursor: int | None) -> None:
-    """The first words, which are the last ones when the session is over."""
-    standing = await _standing(connection)
+async def _send_first_message(connection: Connection, cursor: int | None) -> None:
+    """Send `hello` if the session is valid, or else `session.ended` and close.
+
+    Raises the driver's errors.
+    """
+    standing = await _current_state(connection)
     if isinstance(standing, Principal):
-        connection.greet(standing, cursor=cursor, worker=settings().worker)
+        connection.send_hello(standing, cursor=cursor, worker=settings().worker)
     else:
-        _hub().end(connection, standing)
+        _hub().end_connection(connection, standing)
 
 
-async def _standing(connection: Connection) -> Principal | Ended:
-    """How the session stands, asked again for as long as the answer was overtaken."""
+async def _current_state(connection: Connection) -> Principal | EndedSession:
+    """Return the session's state; read it again if a change arrives during the query.
+
+    Raises the driver's errors.
+    """
     while True:
-        connection.changed.clear()
-        standing = await session_rule.by_id(connection.session_id)
+        connection.state_changed.clear()
+        standing = await session_rule.state_by_id(connection.session_id)
         if standing is None:
-            return session_rule.deleted(connection.session_id, connection.user_id)
-        if not connection.changed.is_set():
+            return session_rule.state_of_deleted(connection.session_id, connection.user_id)
+        if not connection.state_changed.is_set():
             return standing
         await asyncio.sleep(0)
 
 
-def _cursor() -> int | None:
+def _cursor_argument() -> int | None:
+    """Return the number in `?cursor=`, or None if it is missing or not a number."""
     text = websocket.args.get("cursor", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None

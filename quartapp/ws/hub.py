@@ -1,4 +1,4 @@
-"""Who is connected to this worker. It speaks to its sockets, and never waits for one."""
+"""The hub: the open sockets of this worker. Sending to them never waits for a slow one."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from dataclasses import dataclass
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
-from quartapp.authority.session_rule import Ended, Standing
+from quartapp.authority.session_rule import EndedSession, SessionState
 from quartapp.models.notifications.notice import Notice
 from quartapp.ws.connection import Connection
-from quartapp.ws.protocol import Close
+from quartapp.ws.protocol import CloseCode
 
 Id = PydanticObjectId
 
-# What the other workers take in without effort.
-COMEBACKS_PER_SECOND = 500
-# By then the other workers that leave accept no more.
-SOONEST_SECONDS = 0.3
+# How many reconnecting sockets the other workers can accept without delay.
+RECONNECTS_PER_SECOND = 500
+# By then other workers that are stopping too do not accept connections any more.
+MIN_RECONNECT_SECONDS = 0.3
 
 
-class Full(Exception):
-    """No place for another socket: on this worker, or of this session, user or address."""
+class NoCapacity(Exception):
+    """A limit for sockets or handshakes is reached, or the worker is stopping."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many sockets one worker takes, and how many handshakes at the same time."""
+    """How many sockets a worker accepts in all, and per session, user and address; and how many
+    handshakes at the same time."""
 
     sockets: int
     per_session: int
@@ -40,74 +41,88 @@ class Limits:
 
 
 class Hub:
-    """The open sockets, by session and by user."""
+    """The open sockets of this worker, by session and by user.
+
+    `len()` is the number of sockets, including those of ended sessions that are not closed yet.
+    While `draining` is set, new handshakes are refused.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._by_session: defaultdict[Id, set[Connection]] = defaultdict(set)
         self._by_user: defaultdict[Id, set[Connection]] = defaultdict(set)
-        self._at_address: Counter[str | None] = Counter()
+        self._count_by_address: Counter[str | None] = Counter()
         self._limits = limits
-        self._shaking: set[object] = set()
-        # Sockets of sessions that are over. They are told nothing more, and count against the
-        # limits of this worker and of their address until they are closed.
+        self._handshakes: set[object] = set()
+        # Sockets of ended sessions. They receive nothing more, and count against the limits of this
+        # worker and of their address until they are closed.
         self._ended: set[Connection] = set()
         self._size = 0
-        self._arrived: set[Id] = set()
+        self._joined_sessions: set[Id] = set()
         self.draining = False
 
     def __len__(self) -> int:
         return self._size
 
     def begin_handshake(self) -> object:
-        """A turn, to be given back by `end_handshake`. Raises Full when too many are under way."""
-        if self.draining or len(self._shaking) >= self._limits.handshakes:
-            raise Full
+        """Count a handshake, and return a token for `end_handshake`.
+
+        Raises NoCapacity when too many are under way, and while draining.
+        """
+        if self.draining or len(self._handshakes) >= self._limits.handshakes:
+            raise NoCapacity
         turn = object()
-        self._shaking.add(turn)
+        self._handshakes.add(turn)
         return turn
 
     def end_handshake(self, turn: object) -> None:
-        """May be called again."""
-        self._shaking.discard(turn)
+        """Release the token of `begin_handshake`. May be called again."""
+        self._handshakes.discard(turn)
 
-    def check_room(self, session_id: Id, user_id: Id, address: str | None) -> None:
-        """Raises Full. For the handshake, where a refusal is still cheap."""
+    def check_capacity(self, session_id: Id, user_id: Id, address: str | None) -> None:
+        """Raise NoCapacity if another socket would exceed a limit.
+
+        Call it before the handshake is accepted, and `join` without awaiting in between.
+        """
         if (
             self._size >= self._limits.sockets
             or len(self._by_session.get(session_id, ())) >= self._limits.per_session
             or len(self._by_user.get(user_id, ())) >= self._limits.per_user
-            or self._at_address[address] >= self._limits.per_address
+            or self._count_by_address[address] >= self._limits.per_address
         ):
-            raise Full
+            raise NoCapacity
 
     def join(self, connection: Connection) -> None:
+        """Add the connection: it receives what the hub sends from now on. Checks no limit."""
         self._by_session[connection.session_id].add(connection)
         self._by_user[connection.user_id].add(connection)
-        self._at_address[connection.address] += 1
+        self._count_by_address[connection.address] += 1
         self._size += 1
-        self._arrived.add(connection.session_id)
+        self._joined_sessions.add(connection.session_id)
         metrics.SOCKETS.set(self._size)
 
     def leave(self, connection: Connection) -> None:
-        """May be called again."""
-        if not self._forget(connection):
+        """Remove the connection. May be called again."""
+        if not self._unindex(connection):
             if connection not in self._ended:
                 return
             self._ended.discard(connection)
         self._size -= 1
-        self._at_address[connection.address] -= 1
-        if not self._at_address[connection.address]:
-            del self._at_address[connection.address]
+        self._count_by_address[connection.address] -= 1
+        if not self._count_by_address[connection.address]:
+            del self._count_by_address[connection.address]
         metrics.SOCKETS.set(self._size)
 
-    def end(self, connection: Connection, ended: Ended) -> None:
-        """Tell a socket that its session is over. It gives its place back with `leave`."""
-        if self._forget(connection):
+    def end_connection(self, connection: Connection, ended: EndedSession) -> None:
+        """Send the end notice to the connection and begin to close it.
+
+        It receives nothing else from the hub, but counts as a socket until `leave`.
+        """
+        if self._unindex(connection):
             self._ended.add(connection)
         connection.end(ended)
 
-    def _forget(self, connection: Connection) -> bool:
-        """Remove it from the indices by session and user; False if it is in neither."""
+    def _unindex(self, connection: Connection) -> bool:
+        """Remove it from the indices by session and user. Return False if it was in neither."""
         if connection not in self._by_session.get(connection.session_id, ()):
             return False
         for index, key in (
@@ -119,79 +134,93 @@ class Hub:
                 del index[key]
         return True
 
-    def sessions(self) -> list[Id]:
-        """The sessions with an open socket here."""
+    def connected_sessions(self) -> list[Id]:
+        """Return the ids of the sessions with an open socket on this worker."""
         return list(self._by_session)
 
-    def arrived(self) -> set[Id]:
-        """The sessions that came since this was last asked."""
-        arrived, self._arrived = self._arrived, set()
+    def take_joined_sessions(self) -> set[Id]:
+        """Return the sessions of the sockets that have joined since the last call."""
+        arrived, self._joined_sessions = self._joined_sessions, set()
         return arrived
 
-    def expired(self) -> set[Id]:
-        """The sessions that are over by now, unless they were used since we heard of them."""
+    def expired_sessions(self) -> set[Id]:
+        """Return the sessions whose expiry, as last read, has passed.
+
+        A session that was used since may not be over: evaluate it.
+        """
         now = clock.monotonic()
         return {
             session_id
             for session_id, connections in self._by_session.items()
-            if any(connection.expires <= now for connection in connections)
+            if any(connection.expires_at <= now for connection in connections)
         }
 
-    def of_session(self, session_id: Id) -> set[Connection]:
+    def connections_of(self, session_id: Id) -> set[Connection]:
+        """Return the session's open sockets: the hub's own set, which changes with it."""
         return self._by_session.get(session_id, set())
 
     def sessions_of(self, users: Iterable[Id]) -> set[Id]:
+        """Return the sessions of these users that have an open socket on this worker."""
         return {c.session_id for user in users for c in self._by_user.get(user, ())}
 
-    def settle(self, standings: Collection[Standing]) -> set[tuple[Id, int]]:
-        """Tells every socket concerned how its session stands.
+    def apply_states(self, standings: Collection[SessionState]) -> set[tuple[Id, int]]:
+        """Send each session's new state to its sockets.
 
-        Returns the users, with their versions, whose rights changed without a new version.
+        Sockets of an ended session receive the end notice and are closed; those of a valid one
+        receive `permissions.changed` if the permissions differ from those sent before. Return the
+        user ids and versions of users whose permissions differ although the version is the same:
+        they receive the message when the version has been raised.
         """
         unnumbered: set[tuple[Id, int]] = set()
         for standing in standings:
             for connection in tuple(self._by_session.get(standing.session_id, ())):
-                if isinstance(standing, Ended):
-                    self.end(connection, standing)
-                elif not connection.inform(standing):
+                if isinstance(standing, EndedSession):
+                    self.end_connection(connection, standing)
+                elif not connection.update_principal(standing):
                     unnumbered.add((standing.user_id, standing.version))
         return unnumbered
 
-    def notify(self, user_id: Id, notice: Notice) -> None:
+    def deliver_notice(self, user_id: Id, notice: Notice) -> None:
+        """Send the notification to all sockets of the user."""
         for connection in tuple(self._by_user.get(user_id, ())):
-            connection.notify(notice)
+            connection.deliver_notice(notice)
 
-    def catch_up(self) -> None:
-        """Every socket looks for notices that it has missed."""
+    def request_missed_notices(self) -> None:
+        """Let every socket read, in the background, the notifications that it has not sent yet."""
         for connections in tuple(self._by_session.values()):
             for connection in tuple(connections):
-                connection.notify(None)
+                connection.deliver_notice(None)
 
-    def announce(self, user_id: Id, session_id: Id, started: dict[str, str | None]) -> None:
-        """Tells the user's other sessions of a new one."""
+    def announce_session(self, user_id: Id, session_id: Id, started: dict[str, str | None]) -> None:
+        """Send `session.started` to the sockets of the user's other sessions."""
         for connection in tuple(self._by_user.get(user_id, ())):
             if connection.session_id != session_id:
-                connection.announce(started)
+                connection.announce_session(started)
 
-    async def send_away(self) -> None:
-        """Closes every socket, for this worker leaves. Each is told when to come back: not all at
-        once. Returns when each was told or has had its second."""
-        spread = max(1.0, self._size / COMEBACKS_PER_SECOND)
+    async def close_for_restart(self) -> None:
+        """Close every socket with 1012, because the worker stops.
+
+        The close reason tells each client a random delay before it reconnects, so that not all
+        come back at once. Return when all clients have answered the close frame, after 1.25 s at
+        most.
+        """
+        spread = max(1.0, self._size / RECONNECTS_PER_SECOND)
         await self._close_all(
-            Close.RESTART,
-            lambda: f"come back in {random.uniform(SOONEST_SECONDS, spread):.1f} s",  # noqa: S311
+            CloseCode.RESTART,
+            lambda: f"come back in {random.uniform(MIN_RECONNECT_SECONDS, spread):.1f} s",  # noqa: S311
         )
 
-    async def give_up(self, reason: str) -> None:
-        """Closes every socket, for nobody can be trusted. Returns as `send_away` does."""
-        await self._close_all(Close.OVERLOADED, lambda: reason)
+    async def close_as_overloaded(self, reason: str) -> None:
+        """Close every socket with 1013 and the reason. Return when all clients have answered the
+        close frame, after 1.25 s at most."""
+        await self._close_all(CloseCode.OVERLOADED, lambda: reason)
 
-    async def _close_all(self, code: Close, reason: Callable[[], str]) -> None:
+    async def _close_all(self, code: CloseCode, reason: Callable[[], str]) -> None:
         connections = [c for mine in self._by_session.values() for c in mine]
         for connection in connections:
             self.leave(connection)
             connection.close(code, reason())
         ended = list(self._ended)
         for connection in ended:
-            connection.stop_listening()
-        await asyncio.gather(*(connection.closed() for connection in [*connections, *ended]))
+            connection.stop_waiting_for_ack()
+        await asyncio.gather(*(connection.wait_closed() for connection in [*connections, *ended]))

@@ -1,4 +1,4 @@
-"""What is said on the socket: JSON text frames, each with a `type`."""
+"""The messages of the live protocol: JSON text frames, each with a `type`."""
 
 import json
 from dataclasses import dataclass
@@ -6,12 +6,15 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any, ClassVar
 
-LONGEST = 4096
+MAX_MESSAGE_BYTES = 4096
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Close(IntEnum):
-    """Why the server closes. ENDED is final; on the others a client comes back, with jitter."""
+class CloseCode(IntEnum):
+    """Close codes of the server.
+
+    After ENDED the client does not reconnect; after the others it does, at a random time.
+    """
 
     FAILED = 1011
     RESTART = 1012
@@ -80,30 +83,32 @@ class Ping:
 Message = Hello | PermissionsChanged | SessionStarted | SessionEnded | NoticeSent | Ping
 
 
-class BadMessage(Exception):
-    """A client said something that is no pong and no acknowledgement, or said too much."""
+class InvalidMessage(Exception):
+    """A client sent something that is neither a pong nor an acknowledgement, or is too long."""
 
 
 def encode(message: Message) -> str:
+    """Return the message as compact JSON, with its `type`."""
     fields = {name: getattr(message, name) for name in message.__slots__}
     return _encode({"type": message.TYPE, **fields})
 
 
-def acknowledged(frame: str | bytes | None) -> str | None:
-    """The id that a client acknowledges; None for its other answer, a pong. Raises BadMessage."""
-    if not isinstance(frame, str) or len(frame.encode("utf-8", "replace")) > LONGEST:
-        raise BadMessage
+def parse_client_message(frame: str | bytes | None) -> str | None:
+    """Return the id that the client acknowledges, or None for a pong. Raises InvalidMessage."""
+    if not isinstance(frame, str) or len(frame.encode("utf-8", "replace")) > MAX_MESSAGE_BYTES:
+        raise InvalidMessage
     try:
         said: Any = json.loads(frame)
     except (ValueError, RecursionError):
-        raise BadMessage from None
+        raise InvalidMessage from None
     match said:
         case {"type": "pong"}:
             return None
         case {"type": "ack", "id": str(message_id)}:
             return message_id
-    raise BadMessage
+    raise InvalidMessage
 
 
-def timestamp(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
+    """Return the time in ISO 8601 with milliseconds."""
     return moment.isoformat(timespec="milliseconds")

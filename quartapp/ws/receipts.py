@@ -1,4 +1,7 @@
-"""What became of the open tabs that an event ended: counted here, kept with the event."""
+"""Receipts: how many open tabs of ended sessions have acknowledged that, stored with the event.
+
+Each worker counts its own tabs of an event, and stores the counts in the event's document.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,25 @@ from quartapp.ws.hub import Hub
 
 Id = PydanticObjectId
 
-# A receipt is written when nothing is waited for any more. If that takes longer than FIRST_SECONDS,
-# it is written then, and at most once in each EVERY_SECONDS while it changes.
-FIRST_SECONDS = 0.5
-EVERY_SECONDS = 1.0
-# How long a receipt that cannot be written is tried again.
+# A receipt is written when no acknowledgement is pending. If that takes longer than
+# FIRST_WRITE_SECONDS, it is written then, and at most once per REWRITE_SECONDS while it changes.
+FIRST_WRITE_SECONDS = 0.5
+REWRITE_SECONDS = 1.0
+# For how long writing a receipt is retried after errors.
 RETRY_SECONDS = 60.0
 STOP_SECONDS = 2.0
-REMEMBERED = 1000
+MAX_COUNTS = 1000
 
 
 @dataclass(eq=False)
-class Count:
-    """The tabs that one event has ended on this worker, and how many have acknowledged it."""
+class TabCount:
+    """The tabs whose sessions one event has ended on this worker, and their acknowledgements.
 
-    began: float = field(default_factory=clock.monotonic)
+    `slowest` is in seconds. `complete` is set while no acknowledgement is pending. `written` is the
+    receipt as last stored, and `writer` the task that stores it.
+    """
+
+    started_at: float = field(default_factory=clock.monotonic)
     tabs: int = 0
     acked: int = 0
     missed: int = 0
@@ -44,21 +51,23 @@ class Count:
     writer: asyncio.Task[None] | None = None
 
     def add(self, connections: Collection[Connection]) -> None:
+        """Count these connections, and their acknowledgements when they arrive."""
         self.tabs += len(connections)
         self.complete.clear()
         for connection in connections:
-            connection.answer.add_done_callback(self._settle)
+            connection.end_ack.add_done_callback(self._on_ack)
 
-    def _settle(self, answer: asyncio.Future[float | None]) -> None:
+    def _on_ack(self, answer: asyncio.Future[float | None]) -> None:
         if (acked_at := answer.result()) is None:
             self.missed += 1
         else:
             self.acked += 1
-            self.slowest = max(self.slowest, acked_at - self.began)
+            self.slowest = max(self.slowest, acked_at - self.started_at)
         if self.acked + self.missed == self.tabs:
             self.complete.set()
 
     def receipt(self, worker: str) -> Receipt:
+        """Return the counts so far as this worker's receipt."""
         return Receipt(
             worker=worker,
             tabs=self.tabs,
@@ -69,19 +78,19 @@ class Count:
 
 
 class Receipts:
-    """Counts this worker's tabs of sessions that end, and follows their acknowledgements."""
+    """Counts, by event, this worker's tabs of sessions that end, and stores the receipts."""
 
     def __init__(self, hub: Hub, worker_id: str) -> None:
         self._hub = hub
         self._worker_id = worker_id
-        self._counts: dict[Id, Count] = {}
+        self._counts: dict[Id, TabCount] = {}
         self._counted: WeakSet[Connection] = WeakSet()
 
     async def start(self) -> None:
-        """Nothing runs before something is expected."""
+        """Do nothing: `expect_acks` starts a task for each event."""
 
     async def stop(self) -> None:
-        """Write what is known of the tabs that are still waited for."""
+        """End the tasks and store the receipts as they are. Takes STOP_SECONDS at most."""
         unwritten = [(each, count) for each, count in self._counts.items() if count.writer]
         for _, count in unwritten:
             assert count.writer is not None
@@ -90,54 +99,66 @@ class Receipts:
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.gather(*(self._write(each, count) for each, count in unwritten))
 
-    def tabs(self, event_id: Id | None) -> int:
-        """How many tabs the event has concerned here, as far as was heard."""
+    def count_tabs(self, event_id: Id | None) -> int:
+        """Return how many open tabs of this worker the event has ended so far. 0 for None."""
         count = self._counts.get(event_id) if event_id else None
         return count.tabs if count else 0
 
-    def expect(self, event_id: Id | None, connections: Collection[Connection]) -> None:
-        """The event ends these. May be said again of the same ones."""
+    def expect_acks(self, event_id: Id | None, connections: Collection[Connection]) -> None:
+        """Count these connections for the event, and store its receipt in the background.
+
+        Connections that were counted before are ignored. Does nothing without an event.
+        """
         if event_id is None:
             return
-        # Of thousands, some may be expected again when others have answered already.
+        # A session with several connections is passed again with each of its states.
         fresh = {each for each in connections if each not in self._counted}
         if not fresh:
             return
         self._counted.update(fresh)
         count = self._counts.get(event_id)
         if count is None:
-            self._forget_some()
-            count = self._counts[event_id] = Count()
+            self._drop_oldest()
+            count = self._counts[event_id] = TabCount()
         count.add(fresh)
         if count.writer is None:
-            count.writer = asyncio.create_task(self._follow(event_id, count), name="receipt")
+            count.writer = asyncio.create_task(self._keep_written(event_id, count), name="receipt")
 
-    def _forget_some(self) -> None:
-        while len(self._counts) >= REMEMBERED:
+    def _drop_oldest(self) -> None:
+        """Make room for one more event, by dropping the oldest that need no more writes."""
+        while len(self._counts) >= MAX_COUNTS:
             over = next((each for each, count in self._counts.items() if not count.writer), None)
             if over is None:
                 return
             del self._counts[over]
 
-    # ---- listening
+    # ---- change stream listener
 
-    def heard(self, change: Change) -> None:
-        # The sockets are told when their sessions were judged. They are counted before that, so
-        # that the number is known to whoever sets a mark behind this change.
-        if change.collection == Session.Settings.name and change.fields.get("ended_event"):
-            self.expect(change.fields["ended_event"].id, self._hub.of_session(change.id))
+    def on_change(self, change: Change) -> None:
+        """Count the connections of a session that an event has ended.
 
-    def interrupted(self) -> None:
-        """Tabs that end unheard are counted when their sessions are judged."""
+        This happens when the change arrives, before the dispatcher sends the end notices: a barrier
+        mark behind this change is acknowledged with the number of tabs.
+        """
+        if change.collection == Session.Settings.name and change.updated_fields.get("ended_event"):
+            self.expect_acks(
+                change.updated_fields["ended_event"].id, self._hub.connections_of(change.id)
+            )
 
-    def lost(self) -> None:
-        """Nothing is remembered that could grow wrong."""
+    def on_resync(self) -> None:
+        """Do nothing: the dispatcher evaluates all sessions, and counts the tabs of ended ones."""
+
+    def on_disconnect(self) -> None:
+        """Do nothing: the counts stay valid."""
 
     # ---- writing
 
-    async def _follow(self, event_id: Id, count: Count) -> None:
-        """Write the receipt until it is complete and written, or cannot be written for long."""
-        pause, failing_since = FIRST_SECONDS, None
+    async def _keep_written(self, event_id: Id, count: TabCount) -> None:
+        """Store the receipt until no acknowledgement is pending, then log `tabs_ended`.
+
+        Gives up when storing has failed for RETRY_SECONDS.
+        """
+        pause, failing_since = FIRST_WRITE_SECONDS, None
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -146,18 +167,19 @@ class Receipts:
                 failing_since = None
                 if count.complete.is_set() and count.written == count.receipt(self._worker_id):
                     break
-                pause = EVERY_SECONDS
+                pause = REWRITE_SECONDS
                 continue
             failing_since = failing_since or clock.monotonic()
             if clock.monotonic() - failing_since > RETRY_SECONDS:
                 break
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(REWRITE_SECONDS)
         count.writer = None
         known = count.receipt(self._worker_id)
         log.info("tabs_ended", event_id=str(event_id), **known.model_dump(exclude={"worker"}))
 
-    async def _write(self, event_id: Id, count: Count) -> bool:
-        """Write the receipt if it has changed; False if that failed."""
+    async def _write(self, event_id: Id, count: TabCount) -> bool:
+        """Store the receipt if it has changed. Return False, and log `receipt_not_kept`, if that
+        failed."""
         receipt = count.receipt(self._worker_id)
         if receipt == count.written:
             return True

@@ -12,7 +12,7 @@ from quart import Quart
 
 from quartapp import clock, create_app, models
 from quartapp.authority import lease as leases
-from quartapp.authority.barrier import Barrier, passed_from_outside
+from quartapp.authority.barrier import Barrier, PollingBarrier
 from quartapp.authority.lease import Lease
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
@@ -49,22 +49,22 @@ async def test_a_stale_heartbeat_does_not_count_if_one_clock_tells(db: Database)
 async def test_a_heartbeat_is_stale_long_after_its_lease_has_ended(db: Database) -> None:
     """A worker's lease begins before its heartbeat is written, so it ends first, by any clock that
     is off by less than the rest."""
-    assert STALE_SECONDS >= 30 * leases.SECONDS
+    assert STALE_SECONDS >= 30 * leases.LEASE_SECONDS
     await Worker.say("paused", "0", 1)
     (stored,) = await db["workers"].find({}).to_list(None)
     assert stored["primary"] == mongo.primary_term()
-    assert 0 <= (await Worker.everyone())["paused"] < leases.SECONDS
+    assert 0 <= (await Worker.everyone())["paused"] < leases.LEASE_SECONDS
 
 
 async def test_a_command_does_not_wait_for_a_worker_that_died_long_ago(db: Database) -> None:
     await dead(db, "stale", STALE_SECONDS + 5)
     began = clock.monotonic()
-    assert (await passed_from_outside(None)).complete
-    assert clock.monotonic() - began < leases.SECONDS
+    assert (await PollingBarrier().wait()).complete
+    assert clock.monotonic() - began < leases.LEASE_SECONDS
     await dead(db, "silent", 5)
     began = clock.monotonic()
-    assert not (await passed_from_outside(None)).complete
-    assert clock.monotonic() - began >= leases.SECONDS
+    assert not (await PollingBarrier().wait()).complete
+    assert clock.monotonic() - began >= leases.LEASE_SECONDS
 
 
 async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart) -> None:
@@ -77,15 +77,15 @@ async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart)
 
     await until(is_known)
     began = clock.monotonic()
-    passing = asyncio.create_task(barrier.passed())
+    passing = asyncio.create_task(barrier.wait())
 
     async def misses_only_the_dead_worker() -> bool:
-        return any(each.returned for each in barrier._waiting.values())
+        return any(each.passed_here for each in barrier._pending.values())
 
     await until(misses_only_the_dead_worker)
     await Worker.leave("killed")
     assert (await passing).complete
-    assert clock.monotonic() - began < leases.SECONDS
+    assert clock.monotonic() - began < leases.LEASE_SECONDS
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ async def after_a_crash(settings: Settings) -> AsyncIterator[Quart]:
 
 async def test_the_first_barrier_after_a_crash_is_complete(after_a_crash: Quart) -> None:
     began = clock.monotonic()
-    assert (await runtime_of(after_a_crash).barrier.passed()).complete
-    assert clock.monotonic() - began < leases.SECONDS
+    assert (await runtime_of(after_a_crash).barrier.wait()).complete
+    assert clock.monotonic() - began < leases.LEASE_SECONDS
 
 
 async def test_a_worker_that_leaves_while_it_writes_a_heartbeat_leaves_none(
@@ -131,7 +131,7 @@ async def test_a_worker_that_leaves_while_it_writes_a_heartbeat_leaves_none(
     monkeypatch.setattr(Worker, "say", say_in_the_driver)
     monkeypatch.setattr(Worker, "leave", leave_noted)
     lease = Lease("0")
-    beating = lease._run(lease._beat(), "heartbeat")
+    beating = lease._start_task(lease._send_heartbeats(), "heartbeat")
     await writing.wait()
     stopping = asyncio.create_task(lease.stop())
     await asyncio.wait([beating])

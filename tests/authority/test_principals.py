@@ -11,7 +11,7 @@ import pytest
 from quart import Quart
 
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Ended, Principal, Standing
+from quartapp.authority.session_rule import EndedSession, Principal, SessionState
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
@@ -31,8 +31,8 @@ class Ada:
     running: Runtime
     asked: int = 0
 
-    async def standing(self) -> Standing | None:
-        return await self.running.principals.by_token(self.token)
+    async def standing(self) -> SessionState | None:
+        return await self.running.principal_cache.state_by_token(self.token)
 
     async def is_remembered(self) -> bool:
         before = self.asked
@@ -48,13 +48,13 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
     day = timedelta(days=1)
     session, token = await open_session(user, device="x", by=NOBODY, idle=day, lifetime=day)
     ada = Ada(user, session, token, runtime_of(app))
-    ask = session_rule.standings
+    ask = session_rule.states_matching
 
-    async def counted(match: Any) -> list[Standing]:
+    async def counted(match: Any) -> list[SessionState]:
         ada.asked += 1
         return await ask(match)
 
-    monkeypatch.setattr(session_rule, "standings", counted)
+    monkeypatch.setattr(session_rule, "states_matching", counted)
     await until(ada.is_remembered)
     return ada
 
@@ -67,8 +67,8 @@ async def test_who_was_asked_about_once_is_remembered(ada: Ada) -> None:
 async def test_a_cache_of_size_zero_asks_the_database_each_time(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ada.running.principals.interrupted()
-    monkeypatch.setattr(ada.running.principals, "_at_most", 0)
+    ada.running.principal_cache.on_resync()
+    monkeypatch.setattr(ada.running.principal_cache, "_max_entries", 0)
     assert isinstance(await ada.standing(), Principal)
     assert not await ada.is_remembered()
 
@@ -76,8 +76,8 @@ async def test_a_cache_of_size_zero_asks_the_database_each_time(
 async def test_nobody_is_remembered_when_the_lease_is_over(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ada.running.lease, "_until", 0.0)
-    monkeypatch.setattr(ada.running.lease, "heard", lambda change: None)
+    monkeypatch.setattr(ada.running.lease, "_valid_until", 0.0)
+    monkeypatch.setattr(ada.running.lease, "on_change", lambda change: None)
     assert not await ada.is_remembered()
 
 
@@ -111,7 +111,7 @@ async def test_nobody_is_remembered_past_the_moment_at_which_the_account_closes(
     database = Session.get_motor_collection().database
     soon = [{"$set": {"closes_at": {"$add": ["$$NOW", 700]}}}]
     await database["users"].update_one({"_id": ada.user.id}, soon)
-    await ada.running.barrier.passed()
+    await ada.running.barrier.wait()
     assert isinstance(await ada.standing(), Principal)
     assert await ada.is_remembered()
 
@@ -128,7 +128,7 @@ async def test_being_used_is_no_reason_to_forget(ada: Ada) -> None:
     database = Session.get_motor_collection().database
     await Session.were_seen({ada.session.id: (ada.session.seen_at + timedelta(hours=1), None)})
     # The end of the line: what was written before is heard before.
-    await ada.running.barrier.passed()
+    await ada.running.barrier.wait()
     assert await ada.is_remembered()
     found = await database["sessions"].find_one({"_id": ada.session.id})
     assert found
@@ -139,10 +139,10 @@ async def test_after_the_barrier_the_end_is_known(ada: Ada) -> None:
     for _ in range(20):
         day = timedelta(days=1)
         session, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
-        assert isinstance(await ada.running.principals.by_token(token), Principal)
+        assert isinstance(await ada.running.principal_cache.state_by_token(token), Principal)
         await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
-        await ada.running.barrier.passed()
-        assert not isinstance(await ada.running.principals.by_token(token), Principal)
+        await ada.running.barrier.wait()
+        assert not isinstance(await ada.running.principal_cache.state_by_token(token), Principal)
 
 
 async def test_a_mark_that_names_no_asker_is_waited_for_by_whoever_does(ada: Ada) -> None:
@@ -150,18 +150,18 @@ async def test_a_mark_that_names_no_asker_is_waited_for_by_whoever_does(ada: Ada
         day = timedelta(days=1)
         session, _ = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
         event = await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
-        assert (await ada.running.barrier.passed(event)).complete
+        assert (await ada.running.barrier.wait(event)).complete
 
 
 async def test_what_has_ended_is_refused_without_a_question_also_when_nothing_is_heard(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ada.session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
-    await ada.running.barrier.passed()
+    await ada.running.barrier.wait()
     ended = await ada.standing()
-    assert isinstance(ended, Ended)
-    monkeypatch.setattr(ada.running.lease, "_until", 0.0)
-    monkeypatch.setattr(ada.running.lease, "heard", lambda change: None)
+    assert isinstance(ended, EndedSession)
+    monkeypatch.setattr(ada.running.lease, "_valid_until", 0.0)
+    monkeypatch.setattr(ada.running.lease, "on_change", lambda change: None)
     assert await ada.is_remembered()
     assert await ada.standing() == ended
 
@@ -172,33 +172,33 @@ async def test_an_answer_that_was_overtaken_is_not_remembered(
     """The end is written, and heard, while the answer from before it is still on its way."""
     day = timedelta(days=1)
     session, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
-    ask, asked, may_answer = session_rule.standings, asyncio.Event(), asyncio.Event()
+    ask, asked, may_answer = session_rule.states_matching, asyncio.Event(), asyncio.Event()
 
-    async def slow(match: Any) -> list[Standing]:
+    async def slow(match: Any) -> list[SessionState]:
         found = await ask(match)
         asked.set()
         await may_answer.wait()
         return found
 
-    monkeypatch.setattr(session_rule, "standings", slow)
-    late = asyncio.create_task(ada.running.principals.by_token(token))
+    monkeypatch.setattr(session_rule, "states_matching", slow)
+    late = asyncio.create_task(ada.running.principal_cache.state_by_token(token))
     await asked.wait()
-    monkeypatch.setattr(session_rule, "standings", ask)
+    monkeypatch.setattr(session_rule, "states_matching", ask)
     await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
-    await ada.running.barrier.passed()
+    await ada.running.barrier.wait()
     may_answer.set()
     assert isinstance(await late, Principal)  # it began before the end was acknowledged
-    assert not isinstance(await ada.running.principals.by_token(token), Principal)
+    assert not isinstance(await ada.running.principal_cache.state_by_token(token), Principal)
 
 
 async def test_no_more_are_remembered_than_there_is_room_for(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ada.running.principals, "_at_most", 3)
+    monkeypatch.setattr(ada.running.principal_cache, "_max_entries", 3)
     day = timedelta(days=1)
     tokens = []
     for _ in range(6):
         _, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
         tokens.append(token)
-        await ada.running.principals.by_token(token)
-    assert len(ada.running.principals) <= 3
+        await ada.running.principal_cache.state_by_token(token)
+    assert len(ada.running.principal_cache) <= 3

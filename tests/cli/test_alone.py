@@ -38,10 +38,10 @@ async def test_command_without_server_starts_database_and_keeps_changes(
         *("user", "create", "ada", "ada@example.org"), data=data, stdin=LINE, BCRYPT_COST="4"
     )
     assert made.status == 0, made
-    assert embedded.Place(data).process() is None
+    assert embedded.DataFolder(data).mongod_pid() is None
     listed = await command("user", "list", data=data)
     assert row(listed.out, "ada") == ["ada", "ada@example.org", "member"]
-    assert embedded.Place(data).process() is None
+    assert embedded.DataFolder(data).mongod_pid() is None
 
 
 async def test_user_commands_create_show_and_change_an_account(terminal: Terminal) -> None:
@@ -274,14 +274,14 @@ def test_command_uses_the_data_folder_of_the_running_server(
     for name in ("QUARTAPP_DATA", "MONGODB_URI"):
         monkeypatch.delenv(name, raising=False)
     assert find_data_folder(None) is None
-    with servers.announced(tmp_path / "one"):
+    with servers.registered(tmp_path / "one"):
         assert find_data_folder(None) == tmp_path / "one"
         assert str(tmp_path / "one") in capsys.readouterr().err
         assert find_data_folder(Path("two")) == Path("two")
-        with servers.announced(tmp_path / "two"):
+        with servers.registered(tmp_path / "two"):
             with pytest.raises(CommandError, match="choose one with --data"):
                 find_data_folder(None)
-            with servers.announced(Path("data")):
+            with servers.registered(Path("data")):
                 assert find_data_folder(None) is None
         for name in ("QUARTAPP_DATA", "MONGODB_URI"):
             monkeypatch.setenv(name, "named")
@@ -292,10 +292,10 @@ def test_command_uses_the_data_folder_of_the_running_server(
         assert find_data_folder(None) is None
         assert str(tmp_path / "one") in capsys.readouterr().err
     # The file of a server that was killed is ignored, and so is a folder that others can write to.
-    (folder := servers._place()).chmod(0o700)
+    (folder := servers._registry_folder()).chmod(0o700)
     (folder / "killed").write_bytes(b"/elsewhere")
     assert servers.running() == []
-    with servers.announced(tmp_path / "one"):
+    with servers.registered(tmp_path / "one"):
         folder.chmod(0o777)
         assert servers.running() == []
 

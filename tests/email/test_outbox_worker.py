@@ -16,8 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from quartapp import clock
-from quartapp.db.mongo import Database, transaction
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Database, Tx, transaction
 from quartapp.email import messages, transports
 from quartapp.models import Mail
 from quartapp.models.accounts.user import User

@@ -40,7 +40,7 @@ def close_sockets_after(seconds: float) -> BeforeStart:
 
 
 def _close_sockets_after(seconds: float) -> None:
-    dispatcher.DISTRUST_SECONDS = seconds
+    dispatcher.DATABASE_AWAY_SECONDS = seconds
 
 
 def disk(folder: Path, *, megabytes: int) -> BeforeStart:

@@ -29,7 +29,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 def mongod(server: Server) -> int:
-    process = embedded.Place(server.data).process()
+    process = embedded.DataFolder(server.data).mongod_pid()
     assert process
     return process
 
@@ -37,7 +37,7 @@ def mongod(server: Server) -> int:
 @contextmanager
 def start_prevented(server: Server) -> Iterator[None]:
     """Hold the lock that the launcher needs to start the database again."""
-    with embedded._opened(embedded.Place(server.data).lock) as lock:
+    with embedded._open_file(embedded.DataFolder(server.data).start_lock) as lock:
         assert embedded._try_lock(lock, embedded.fcntl.LOCK_EX)
         yield
 
@@ -58,7 +58,7 @@ async def assert_503_without_a_lease(server: Server, person: Person) -> Load:
 
     For as long as its lease holds, a worker may trust its cache.
     """
-    over = time.monotonic() + lease.SECONDS
+    over = time.monotonic() + lease.LEASE_SECONDS
     # Each answer may take seconds, so there are as many askers as answers.
     async with Load(person, {"here": server}, askers=8) as load:
         await load.more(8, since=over)

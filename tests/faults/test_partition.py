@@ -116,7 +116,7 @@ async def test_an_isolated_host_admits_no_user_revoked_on_another_host(
                 load.revoked()
                 took = time.monotonic() - began
                 print(f"{mode}: revoked in {took:.2f} s", end=", ")
-                assert took < lease.SECONDS + MARGIN_SECONDS
+                assert took < lease.LEASE_SECONDS + MARGIN_SECONDS
                 # These requests wait for the database at the isolated server.
                 asking = load.burst("far", 10)
                 await asyncio.wait(asking)
@@ -156,7 +156,7 @@ async def test_an_isolated_host_closes_its_sockets_with_1013(
     scene: Scene, mode: Mode, patience: float | None
 ) -> None:
     """The long form waits for the real time of half a minute, the short one for 4 s."""
-    seconds = patience or dispatcher.DISTRUST_SECONDS
+    seconds = patience or dispatcher.DATABASE_AWAY_SECONDS
     before_start = machines.close_sockets_after(patience) if patience else None
     ada = await scene.member()
     async with (

@@ -19,7 +19,7 @@ import websockets
 from bson import DBRef, ObjectId
 
 from quartapp import clock
-from quartapp.ws.protocol import timestamp
+from quartapp.ws.protocol import format_time
 from tests.conftest import PASSWORD, serving
 from tests.flows.conftest import assert_no_errors_logged
 from tests.people import Person, Server, Tab, until
@@ -304,7 +304,7 @@ async def test_an_expiring_session_closes_its_open_sockets(
         for tab in tabs:
             assert tab.messages[-1]["reason"] == "expired"
             assert tab.messages[-1]["by"] is None
-            assert tab.messages[-1]["at"] >= timestamp(soon)
+            assert tab.messages[-1]["at"] >= format_time(soon)
             assert [message["type"] for message in tab.messages].count("ping") > 1
         for person in (ada, bob):
             assert await person.is_refused()

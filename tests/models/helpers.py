@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Ended
+from quartapp.authority.session_rule import EndedSession
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
@@ -77,9 +77,9 @@ async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
 
 async def end_reason(token: str) -> Reason | None:
     """Return the reason for which the session of the token has ended; None while it is active."""
-    standing = await session_rule.by_digest(digest_of(token))
+    standing = await session_rule.state_by_digest(digest_of(token))
     assert standing is not None
-    return standing.reason if isinstance(standing, Ended) else None
+    return standing.reason if isinstance(standing, EndedSession) else None
 
 
 async def role_names(user: User) -> set[str]:

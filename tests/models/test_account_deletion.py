@@ -14,7 +14,7 @@ from bson import DBRef
 
 from quartapp import clock
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Ended
+from quartapp.authority.session_rule import EndedSession
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
 from quartapp.models import DOCUMENTS, Invitation
@@ -80,8 +80,8 @@ async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: D
     _, second = await sign_in(ada)
     event = not_none(await ada.close(by=acting(ada)))
     for token in (first, second):
-        standing = await session_rule.by_digest(digest_of(token))
-        assert isinstance(standing, Ended)
+        standing = await session_rule.state_by_digest(digest_of(token))
+        assert isinstance(standing, EndedSession)
         assert (standing.reason, standing.event) == (Reason.ACCOUNT_DISABLED, event.id)
         assert standing.message == "You deactivated or deleted your account."
     assert event.verb is Verb.USER_DEACTIVATED
@@ -89,17 +89,29 @@ async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: D
     assert await ada.close(by=acting(ada)) is None
 
 
+async def test_end_state_from_a_change_recognises_the_owner(db: Database) -> None:
+    ada = await register("ada")
+    await sign_in(ada)
+    await ada.close(by=acting(ada))
+    row = not_none(await db["sessions"].find_one({}))
+    (ended,) = await session_rule.states_from_updates(
+        {row["_id"]: row}, users={row["_id"]: ada.id}, names={}
+    )
+    assert ended.user_id == ada.id
+    assert ended.message == "You deactivated or deleted your account."
+
+
 async def test_a_deletion_by_an_administrator_names_the_administrator(db: Database) -> None:
     root, ada = await register("root", "admin"), await register("ada")
     _, token = await sign_in(ada)
     event = not_none(await delete(ada, by=acting(root)))
-    standing = await session_rule.by_digest(digest_of(token))
-    assert isinstance(standing, Ended)
+    standing = await session_rule.state_by_digest(digest_of(token))
+    assert isinstance(standing, EndedSession)
     assert standing.message == "root disabled your account. It will be deleted."
     # A change event leads to the same message.
     row = not_none(await db["sessions"].find_one({}))
-    (heard,) = await session_rule.ended({row["_id"]: row}, {})
-    assert isinstance(heard, Ended)
+    (heard,) = await session_rule.states_from_updates({row["_id"]: row}, {})
+    assert isinstance(heard, EndedSession)
     assert heard.message == standing.message
     assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
     assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until", "posts"})
@@ -196,7 +208,7 @@ async def test_the_owner_cannot_undo_a_deletion_by_an_administrator(
     event = not_none(await delete(ada, by=acting(root), with_posts=True))
     after = await reloaded(ada)
     assert (after.closed_by_owner, after.deletes_at, after.deletes_posts) == (False, first, True)
-    assert event.details == {"until": clock.to_the_minute(first), "posts": "removed"}
+    assert event.details == {"until": clock.format_short(first), "posts": "removed"}
     with pytest.raises(TokenSpent):
         await account_deletion.come_back(token, by=NOBODY)
     assert await emails(ada) == [Letter.LEAVING, Letter.REMOVED]
@@ -393,7 +405,7 @@ def of_another(number: int) -> dict[str, Any]:
 
 
 async def session_is_gone(token: str) -> bool:
-    return await session_rule.by_digest(digest_of(token)) is None
+    return await session_rule.state_by_digest(digest_of(token)) is None
 
 
 async def test_a_username_is_available_only_after_the_erasure(db: Database) -> None:

@@ -188,7 +188,7 @@ def test_an_expiry_date_is_between_today_and_ten_years_ahead(
 )
 async def test_only_changes_of_expiry_dates_wake_the_expiry_job(what: Change, wakes: bool) -> None:
     watch = AccountExpiry()
-    watch.heard(what)
+    watch.on_change(what)
     assert watch._news.is_set() is wakes
 
 

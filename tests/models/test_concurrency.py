@@ -8,9 +8,8 @@ import random
 import pytest
 
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Ended
-from quartapp.db.mongo import Database, InDoubt, transaction
-from quartapp.db.mongo import Session as Tx
+from quartapp.authority.session_rule import EndedSession
+from quartapp.db.mongo import Database, OutcomeUnknown, Tx, transaction
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
 from quartapp.models.accounts.one_time_token import (
@@ -106,7 +105,7 @@ async def test_concurrent_demotions_leave_one_administrator(
                     await user.disable(by=NOBODY)
                 else:
                     await user.revoke(admin, by=NOBODY)
-            except InDoubt:
+            except OutcomeUnknown:
                 # Fifty removals run one after the other and must finish within five seconds.
                 in_doubt.append(victim)
                 return False
@@ -271,9 +270,9 @@ async def test_a_sign_in_during_a_revocation_does_not_survive_it(
 
         _, *opened = await asyncio.gather(take(), late(), late(), late())
         for _, token in opened:
-            standing = await session_rule.by_digest(digest_of(token))
+            standing = await session_rule.state_by_digest(digest_of(token))
             # A sign-in after the deletion of the role succeeds without it.
-            assert isinstance(standing, Ended) or (
+            assert isinstance(standing, EndedSession) or (
                 verb == "remove" and standing and standing.roles == ("member",)
             )
 

@@ -10,8 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from quartapp import clock
-from quartapp.db.mongo import Database, transaction
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Database, Tx, transaction
 from quartapp.models import Invitation, Mail
 from quartapp.models.accounts import password_reset
 from quartapp.models.accounts.user import User

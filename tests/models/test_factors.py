@@ -10,7 +10,7 @@ import pytest
 from pyotp.totp import TOTP
 
 from quartapp import clock
-from quartapp.authority.session_rule import Principal, by_digest
+from quartapp.authority.session_rule import Principal, state_by_digest
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
@@ -67,7 +67,7 @@ def code(*, steps: int = 0) -> str:
 
 
 async def standing(token: str) -> Principal:
-    found = await by_digest(digest_of(token))
+    found = await state_by_digest(digest_of(token))
     assert isinstance(found, Principal), found
     return found
 
@@ -274,7 +274,7 @@ async def test_setting_up_the_first_factor_ends_the_other_sessions(
     with_one, _ = await sign_in(ada)
     await Session.change({"_id": with_one.id}, {"$set": {"factor": "passkey"}})
     done = await totp.set_up(ada, SECRET, code(), encryption=ENCRYPTION, by=await at_a_page(token))
-    assert await by_digest(digest_of(token)) is None, "the old token is void"
+    assert await state_by_digest(digest_of(token)) is None, "the old token is void"
     assert (await standing(not_none(done.token))).session_id == mine.id
     assert not_none(await Session.get(mine.id)).factor is Factor.TOTP
     assert await Session.find({"ended_event.$id": done.event.id}).count() == 1

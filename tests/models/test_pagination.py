@@ -114,7 +114,7 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "users": (lambda _: User.search("", limit=5), 2, 7),
     "users after a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
     "active sessions": (lambda _: Session.on_now(limit=5), 2, 10),
-    "a session by its token": (lambda _: session_rule.by_digest(digest_of("3 3")), 1, 3),
+    "a session by its token": (lambda _: session_rule.state_by_digest(digest_of("3 3")), 1, 3),
     "a user by name": (lambda _: User.by_username("USER07"), 2, 2),
     "a user by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
     "an invitation by its token": (lambda _: Invitation.by_token("x" * 43), 1, 0),

@@ -14,7 +14,12 @@ from quartapp.models.audit.event import Event, Verb
 from quartapp.models.factors.enrolment import Enrolled
 from quartapp.models.factors.passkey import EnoughPasskeys, Passkey, PasskeyTaken
 from quartapp.security import webauthn
-from quartapp.security.webauthn import Asker, Refused, Shown, Site
+from quartapp.security.webauthn import (
+    ChallengeSigner,
+    PasskeyAssertion,
+    RelyingParty,
+    VerificationFailed,
+)
 from tests.models.helpers import (
     NOTHING,
     acting,
@@ -27,12 +32,14 @@ from tests.models.helpers import (
 )
 from tests.security_key import Authenticator, create_passkey
 
-SITE = Site("localhost", ("http://localhost",))
-ASKER = Asker("key" * 16, "show visitor x")
+SITE = RelyingParty("localhost", ("http://localhost",))
+ASKER = ChallengeSigner("key" * 16, "show visitor x")
 
 
-def shown(device: Authenticator) -> Shown:
-    return webauthn.shown(SITE, ASKER, device.authenticate(webauthn.ask_to_show(SITE, ASKER)))
+def shown(device: Authenticator) -> PasskeyAssertion:
+    return webauthn.parse_assertion(
+        SITE, ASKER, device.authenticate(webauthn.authentication_options(SITE, ASKER))
+    )
 
 
 async def the_passkey(device: Authenticator) -> Passkey:
@@ -85,7 +92,7 @@ async def test_one_authenticator_and_one_response_are_added_once(db: Database) -
     )
     failed = [each for each in results if isinstance(each, BaseException)]
     assert len(failed) == 11
-    assert all(isinstance(each, Refused | PasskeyTaken) for each in failed), failed
+    assert all(isinstance(each, VerificationFailed | PasskeyTaken) for each in failed), failed
     assert await db["passkeys"].count_documents({}) == 1
     assert len(await listed(ada)) + len(await listed(bob)) == 1
 
@@ -99,7 +106,7 @@ async def test_concurrent_responses_with_one_counter_are_accepted_once(db: Datab
         device.count = 6
         answers.append(shown(device))
     used = await concurrently(
-        *(passkey.use(ada, each, by=acting(ada)) for each in answers), unless=Refused
+        *(passkey.use(ada, each, by=acting(ada)) for each in answers), unless=VerificationFailed
     )
     assert len(used) == 1
     assert (await the_passkey(device)).sign_count == 7
@@ -113,7 +120,7 @@ async def test_a_response_sent_many_times_is_accepted_once_and_is_no_clone(db: D
     passkey = await the_passkey(device)
     answer = shown(device)
     used = await concurrently(
-        *(passkey.use(ada, answer, by=acting(ada)) for _ in range(8)), unless=Refused
+        *(passkey.use(ada, answer, by=acting(ada)) for _ in range(8)), unless=VerificationFailed
     )
     assert len(used) == 1
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
@@ -141,10 +148,10 @@ async def test_a_passkey_removed_during_its_use_is_removed(db: Database) -> None
         await concurrently(
             passkey.use(ada, shown(device), by=acting(ada)),
             *(passkey.remove(ada, by=acting(ada)) for _ in range(3)),
-            unless=Refused,
+            unless=VerificationFailed,
         )
         assert await listed(ada) == []
-        with pytest.raises(Refused):
+        with pytest.raises(VerificationFailed):
             await passkey.use(ada, shown(device), by=acting(ada))
     assert await Event.find({"verb": Verb.FACTOR_REMOVED}).count() == 10
     assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0

@@ -10,8 +10,7 @@ from beanie import PydanticObjectId
 
 from quartapp import clock, models
 from quartapp.authority import session_rule
-from quartapp.db.mongo import Database
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Database, Tx
 from quartapp.models import Invitation, Role, Session, User
 from quartapp.models.accounts import account_expiry
 from quartapp.models.audit.event import Event, Verb
@@ -25,7 +24,7 @@ from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import Factor
 from quartapp.models.roles.role import ManagementByDefault
 from quartapp.models.sessions.reason import Reason
-from quartapp.policy import ADMIN, MANAGEMENT, MEMBER, Permission
+from quartapp.policy import ADMIN, MANAGEMENT_PERMISSIONS, MEMBER, Permission
 from tests.models.helpers import (
     acting,
     dump,
@@ -50,7 +49,7 @@ async def holder(name: str, *permissions: Permission, requires_factor: bool = Fa
 async def in_session(user: User) -> Actor:
     """Return the user as the actor of a request in a new session."""
     _, token = await sign_in(user)
-    who = await session_rule.by_digest(digest_of(token))
+    who = await session_rule.state_by_digest(digest_of(token))
     assert isinstance(who, session_rule.Principal)
     return Actor(
         who.user_id, who.username, "192.0.2.7", who.session_id, who.version, who.permissions
@@ -305,7 +304,7 @@ async def test_default_roles_never_have_management_permissions(
     by = NOBODY if by_operator else acting(await register("root", ADMIN))
     member = await role(MEMBER)
     before = await dump(db)
-    for permission in MANAGEMENT:
+    for permission in MANAGEMENT_PERMISSIONS:
         with pytest.raises(ManagementByDefault, match=permission):
             await member.edit(name=MEMBER, description="", permissions=[WRITE, permission], by=by)
     assert await dump(db) == before
@@ -319,7 +318,7 @@ async def test_default_roles_never_have_management_permissions(
 
 
 def test_every_permission_is_classified() -> None:
-    assert {WRITE} == ALL - MANAGEMENT
+    assert {WRITE} == ALL - MANAGEMENT_PERMISSIONS
 
 
 async def test_preparing_removes_management_from_default_roles(db: Database) -> None:
@@ -348,7 +347,7 @@ async def test_an_edit_keeps_permissions_that_this_version_does_not_know(db: Dat
         ["posts.write"],
     )
     _, token = await sign_in(await register("ada", "new"))
-    who = await session_rule.by_digest(digest_of(token))
+    who = await session_rule.state_by_digest(digest_of(token))
     assert isinstance(who, session_rule.Principal)
     assert who.permissions == {"users.read"}, "it allows nothing"
     # A newer version that knows it may serve beside this one.

@@ -215,7 +215,7 @@ class Visitor:
             {"_id": PydanticObjectId(session)}, {"$set": {"confirmed_at": at}}
         )
         # Wait until every worker knows of the change.
-        await runtime_of(self.app).barrier.passed()
+        await runtime_of(self.app).barrier.wait()
 
     @property
     def _jar(self) -> Any:

@@ -202,7 +202,7 @@ async def test_an_administrator_can_delete_an_account_in_deletion(
     await delete(ada, posts="remove")
     sooner = clock.now() + timedelta(days=1)
     await User.change({"username": "ada"}, {"$set": {"deletes_at": sooner}})
-    until = clock.in_full(sooner)
+    until = clock.format_long(sooner)
     page = await root.get("/admin/users/ada")
     assert "/admin/users/ada/delete" in page.links
     form = await root.get("/admin/users/ada/delete")

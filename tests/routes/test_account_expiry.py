@@ -22,7 +22,7 @@ async def expire(visitors: Visitors, username: str) -> None:
     """Let an account expire now, by a write to the database."""
     at = clock.now() - timedelta(milliseconds=1)
     await User.change({"username": username}, {"$set": {"closes_at": at}})
-    await runtime_of(visitors.app).barrier.passed()
+    await runtime_of(visitors.app).barrier.wait()
 
 
 async def test_an_expiry_date_is_shown_until_it_is_removed(

@@ -27,7 +27,7 @@ FACTOR = "/login/factor?next=/posts/new"
 async def end_sessions(visitor: Visitor) -> None:
     user = await user_named(visitor.username)
     await user.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
-    await runtime_of(visitor.app).barrier.passed()
+    await runtime_of(visitor.app).barrier.wait()
 
 
 async def sent_too_late(visitor: Visitor, path: str = "/posts/new", **typed: str) -> Answer:
@@ -158,7 +158,7 @@ async def test_a_text_whose_page_is_gone_or_forbidden_is_shown_to_be_copied(
     gone = await ada.send(f"{post}/comments", {"csrf_token": token, "body": "Too late again."})
     assert (gone.status, "Too late again." in gone.text) == (404, True)
     await (await user_named("ada")).revoke(await role_named("member"), by=NOBODY)
-    await runtime_of(ada.app).barrier.passed()
+    await runtime_of(ada.app).barrier.wait()
     await ada.sign_in()
     refused = await ada.post("/posts/new", **TYPED)
     assert (refused.status, html.escape(TYPED["title"]) in refused.text) == (403, True)

@@ -24,7 +24,7 @@ SECONDS = 15
 async def mongod(tmp_path: Path) -> AsyncIterator[int]:
     """A mongod of this test, to be frozen, and its process."""
     async with embedded.running(tmp_path):
-        process = embedded.Place(tmp_path).process()
+        process = embedded.DataFolder(tmp_path).mongod_pid()
         assert process
         yield process
         os.kill(process, signal.SIGCONT)
@@ -33,7 +33,7 @@ async def mongod(tmp_path: Path) -> AsyncIterator[int]:
 @pytest.fixture
 async def visitors(mongod: int, tmp_path: Path) -> AsyncIterator[Visitors]:
     settings = Settings.load(
-        mongodb_uri=SecretStr(embedded.Place(tmp_path).uri),
+        mongodb_uri=SecretStr(embedded.DataFolder(tmp_path).uri),
         data=tmp_path,
         bcrypt_cost=4,
         live_sweep_seconds=1,
@@ -63,7 +63,7 @@ async def test_a_frozen_database_is_answered_with_503_until_it_recovers(
     token = await ada.csrf_token()
     visit = await anonymous.csrf_token()
     await freeze(mongod)
-    await asyncio.sleep(lease.SECONDS)
+    await asyncio.sleep(lease.LEASE_SECONDS)
     start = time.monotonic()
     async with asyncio.timeout(SECONDS):
         answers = await asyncio.gather(

@@ -215,7 +215,7 @@ async def settings(settings: Settings) -> Settings:
 def delayed_stream(stream: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Delay all events of the change stream, in order."""
     held: deque[Any] = deque()
-    loop, tell = asyncio.get_running_loop(), stream._tell
+    loop, tell = asyncio.get_running_loop(), stream._dispatch
 
     def hold(event: Any) -> None:
         held.append(event)
@@ -226,7 +226,7 @@ def delayed_stream(stream: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
             tell(held.popleft())
 
     with monkeypatch.context() as patched:
-        patched.setattr(stream, "_tell", hold)
+        patched.setattr(stream, "_dispatch", hold)
         yield
     while held:
         release()
@@ -248,9 +248,9 @@ async def test_revoked_access_is_refused_once_the_answer_arrives(
         phone = laptop.another_device()
         await phone.sign_in()
         act, concerned, outcome = await prepare(Context(visitors, root, laptop, phone))
-        await parts.barrier.passed()
+        await parts.barrier.wait()
         assert (await concerned.get(PAGE)).status == 200, rule
-        with delayed_stream(parts.stream, monkeypatch):
+        with delayed_stream(parts.change_stream, monkeypatch):
             answer = await act()
             assert answer.status == 303, f"{rule}: {answer.text}"
             after = await concerned.get(PAGE)

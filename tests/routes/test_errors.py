@@ -9,7 +9,7 @@ from quart.testing.connections import WebsocketDisconnectError
 
 from quartapp import clock
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Standing
+from quartapp.authority.session_rule import SessionState
 from quartapp.models import User
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.reason import Reason
@@ -113,7 +113,7 @@ async def test_a_failing_socket_handler_leaves_other_sockets_open(
     async with live(ada) as tab:
         assert (await tab.receive_json())["type"] == "hello"
         with monkeypatch.context() as patched:
-            patched.setattr(session_rule, "by_id", fail)
+            patched.setattr(session_rule, "state_by_id", fail)
             with pytest.raises((RuntimeError, WebsocketDisconnectError)) as failed:
                 async with live(ada) as other:
                     await other.receive()
@@ -125,9 +125,9 @@ async def test_a_failing_socket_handler_leaves_other_sockets_open(
 async def test_a_failed_check_of_sessions_is_repeated(
     ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failed = session_rule.standings, asyncio.Event()
+    real, failed = session_rule.states_matching, asyncio.Event()
 
-    async def once(match: Any) -> list[Standing]:
+    async def once(match: Any) -> list[SessionState]:
         if not failed.is_set():
             failed.set()
             raise RuntimeError(SECRET)
@@ -135,7 +135,7 @@ async def test_a_failed_check_of_sessions_is_repeated(
 
     async with live(ada) as tab:
         assert (await tab.receive_json())["type"] == "hello"
-        monkeypatch.setattr(session_rule, "standings", once)
+        monkeypatch.setattr(session_rule, "states_matching", once)
         await User.change({"username": "ada"}, {"$set": {"disabled_at": clock.now()}})
         assert await ended(tab) == "account_disabled"
     assert failed.is_set()
@@ -171,8 +171,8 @@ async def test_a_failure_to_load_the_user_is_500_without_user_data(
 ) -> None:
     from quartapp.authority import session_rule
 
-    runtime_of(app).principals.interrupted()
-    monkeypatch.setattr(session_rule, "by_digest", fail)
+    runtime_of(app).principal_cache.on_resync()
+    monkeypatch.setattr(session_rule, "state_by_digest", fail)
     for path in ("/account", "/", "/posts"):
         answer = await ada.get(path)
         assert answer.status == 500

@@ -36,7 +36,7 @@ async def test_background_requests_do_not_extend_the_session(ada: Visitor) -> No
     running = runtime_of(ada.app)
     past = clock.now() - timedelta(minutes=20)
     await Session.change_all({}, {"$set": {"seen_at": past}})
-    await running.barrier.passed()
+    await running.barrier.wait()
     for headers, prolongs in (({"X-Background": "1"}, False), ({}, True)):
         answer = await ada.get("/account/timeline", headers=headers)
         assert answer.status == 200

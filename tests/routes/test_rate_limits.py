@@ -301,7 +301,7 @@ async def test_a_full_password_queue_keeps_the_form_as_filled(
         (ada, "/confirm", {"password": ada.password}),
         (stale, "/account/email", {"email": "new@example.org", "password": ada.password}),
     ]
-    monkeypatch.setattr(runtime_of(visitors.app).hasher, "_room", 0)
+    monkeypatch.setattr(runtime_of(visitors.app).hasher, "_capacity", 0)
     for visitor, path, typed in forms:
         answer = await visitor.post(path, **typed)
         assert (answer.status, int(answer.headers["Retry-After"])) == (503, 2), path

@@ -164,9 +164,9 @@ async def test_the_old_token_is_refused_once_the_answer_arrives(
     root: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thief, fields = root.copy(), {"csrf_token": await root.csrf_token(), "password": root.password}
-    stream = runtime_of(root.app).stream
-    tell, loop = stream._tell, asyncio.get_running_loop()
-    monkeypatch.setattr(stream, "_tell", lambda event: loop.call_later(0.4, tell, event))
+    stream = runtime_of(root.app).change_stream
+    tell, loop = stream._dispatch, asyncio.get_running_loop()
+    monkeypatch.setattr(stream, "_dispatch", lambda event: loop.call_later(0.4, tell, event))
     assert await thief.me() is not None
     assert (await root.send("/confirm", fields)).status == 303
     assert await thief.me() is None

@@ -167,7 +167,7 @@ async def deleted_by_an_administrator(user: User) -> str:
     until = clock.now() + timedelta(days=14)
     root = await user_named("root")
     await user.close(by=Actor(root.id, root.username), deletes_at=until)
-    return f"Your account will be deleted on {clock.in_full(until)}."
+    return f"Your account will be deleted on {clock.format_long(until)}."
 
 
 @pytest.mark.parametrize("way", ["password", "password and factor", "passkey"])

@@ -369,7 +369,7 @@ async def test_no_session_of_an_unverified_account_is_accepted(visitors: Visitor
     assert await ada.me() is not None
     unverified = {"email_verified_at": None, "must_verify": True}
     await User.change({"username": "ada"}, {"$set": unverified})
-    await runtime_of(visitors.app).barrier.passed()
+    await runtime_of(visitors.app).barrier.wait()
     assert await ada.me() is None
     (session,) = await documents("sessions")
     assert session["ended_reason"] == Reason.EMAIL_UNVERIFIED

@@ -119,7 +119,7 @@ async def test_a_service_that_fails_refuses_no_password_and_is_logged(
     answer: bytes | None, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if answer is None:
-        monkeypatch.setattr(breached_passwords, "SECONDS", 0.3)
+        monkeypatch.setattr(breached_passwords, "TIMEOUT_SECONDS", 0.3)
     with capture_logs() as logs:
         async with asked(answer, status) as service:
             assert await contains(service) is False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quartapp.authority.local_peers import Neighbours
+from quartapp.authority.local_peers import LocalPeers
 
 
 @dataclass
@@ -23,14 +23,14 @@ class Street:
     heard: dict[str, list[bytes]] = field(default_factory=dict)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def moves_in(self, name: str, folder: Path | None = None) -> Neighbours:
+    async def moves_in(self, name: str, folder: Path | None = None) -> LocalPeers:
         heard = self.heard[name] = []
 
         def hear(message: bytes) -> None:
             heard.append(message)
             self.news.set()
 
-        neighbours = Neighbours(folder or self.folder, name, hear)
+        neighbours = LocalPeers(folder or self.folder, name, hear)
         await neighbours.start()
         self.stack.push_async_callback(neighbours.stop)
         return neighbours
@@ -51,17 +51,17 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
 
 async def test_a_word_is_heard_by_whom_it_is_for(street: Street) -> None:
     ada, _, _ = [await street.moves_in(name) for name in ("ada", "bob", "eve")]
-    assert ada.tell("bob", b"hello")
-    assert ada.tell("bob", b"are you there?")
+    assert ada.send("bob", b"hello")
+    assert ada.send("bob", b"are you there?")
     assert await street.until_heard("bob", 2) == [b"hello", b"are you there?"]
     assert street.heard["eve"] == []
 
 
 async def test_whoever_is_gone_or_was_never_there_is_not_told(street: Street) -> None:
     ada, bob = await street.moves_in("ada"), await street.moves_in("bob")
-    assert not ada.tell("eve", b"hello")
+    assert not ada.send("eve", b"hello")
     await bob.stop()
-    assert not ada.tell("bob", b"hello")
+    assert not ada.send("bob", b"hello")
     assert [path.name for path in street.folder.iterdir()] == ["ada"]
 
 
@@ -69,8 +69,8 @@ async def test_whoever_died_without_a_word_is_not_told(street: Street) -> None:
     ada = await street.moves_in("ada")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bob:
         bob.bind(str(street.folder / "bob"))
-        assert ada.tell("bob", b"hello")
-    assert not ada.tell("bob", b"hello")
+        assert ada.send("bob", b"hello")
+    assert not ada.send("bob", b"hello")
 
 
 async def test_whoever_does_not_listen_gets_so_many_words_and_no_more(street: Street) -> None:
@@ -78,11 +78,11 @@ async def test_whoever_does_not_listen_gets_so_many_words_and_no_more(street: St
     await street.moves_in("bob")
     # Nobody listens for as long as the loop does not turn.
     said = 0
-    while ada.tell("bob", b"x" * 100):
+    while ada.send("bob", b"x" * 100):
         said += 1
         assert said < 100_000
     assert len(await street.until_heard("bob", said)) == said
-    assert ada.tell("bob", b"again")
+    assert ada.send("bob", b"again")
 
 
 async def test_where_no_socket_can_be_one_does_without(
@@ -91,8 +91,8 @@ async def test_where_no_socket_can_be_one_does_without(
     deep = street.folder / ("long" * 30)
     deep.mkdir()
     ada = await street.moves_in("ada", deep)
-    assert not ada.tell("ada", b"hello")
-    alone = Neighbours(None, "ada", lambda message: None)
+    assert not ada.send("ada", b"hello")
+    alone = LocalPeers(None, "ada", lambda message: None)
     await alone.start()
-    assert not alone.tell("ada", b"hello")
+    assert not alone.send("ada", b"hello")
     await alone.stop()

@@ -93,7 +93,7 @@ def test_what_libraries_say_is_a_line_like_ours(capsys: pytest.CaptureFixture[st
     log.configure(production=True, worker="7")
     root = logging.getLogger()
     before = [*root.handlers]
-    log.adopt()
+    log.capture_library_logs()
     try:
         logging.getLogger("hypercorn.error").info("too quiet")
         try:

@@ -65,7 +65,7 @@ async def test_a_post_that_waits_lets_the_next_begin() -> None:
 
 async def test_the_lag_of_the_loop_is_measured() -> None:
     def total() -> float:
-        (family,) = metrics.LAG.collect()
+        (family,) = metrics.LOOP_LAG.collect()
         return next(s.value for s in family.samples if s.name.endswith("_sum"))
 
     pulse, before = LoopLagMonitor(), total()

@@ -16,12 +16,12 @@ import uvloop
 
 from quartapp.security import password_scoring
 from quartapp.security.password_policy import (
-    COMMON,
+    COMMON_PASSWORDS,
     CONTEXT_WORDS,
     PasswordPolicy,
     obvious_weakness,
 )
-from quartapp.security.password_scoring import QUEUE, SCORED, PasswordScorer
+from quartapp.security.password_scoring import MAX_WAITING, SCORED_CHARACTERS, PasswordScorer
 from quartapp.security.passwords import Busy
 from tests.people import SECONDS
 
@@ -98,8 +98,8 @@ async def test_a_password_made_of_what_is_known_of_a_person_is_weak(
 async def test_the_most_common_passwords_of_leaks_are_refused(policy: PasswordPolicy) -> None:
     often = "password1 iloveyou qwertyuiop 1q2w3e4r5t 1qaz2wsx sunshine1 princess1 fqrg7cs493"
     taken = [p for p in often.split() if await policy.weakness(p) is None]
-    taken += [p for p in COMMON if obvious_weakness(p) is None]
-    taken += [p for p in COMMON if obvious_weakness(f" {p.upper()} ") is None]
+    taken += [p for p in COMMON_PASSWORDS if obvious_weakness(p) is None]
+    taken += [p for p in COMMON_PASSWORDS if obvious_weakness(f" {p.upper()} ") is None]
     assert taken == []
 
 
@@ -144,8 +144,8 @@ async def test_only_the_first_characters_are_scored(
     scorer: PasswordScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strong = "kq7Zx!vRb3LmPw9"
-    assert (await scorer.score(strong + "a" * SCORED, [])).score == 4
-    assert (await scorer.score("a" * SCORED + strong, [])).score < 3
+    assert (await scorer.score(strong + "a" * SCORED_CHARACTERS, [])).score == 4
+    assert (await scorer.score("a" * SCORED_CHARACTERS + strong, [])).score < 3
 
 
 async def test_scoring_past_the_queue_is_refused_at_once(
@@ -158,7 +158,7 @@ async def test_scoring_past_the_queue_is_refused_at_once(
         return b'[4, ""]'
 
     monkeypatch.setattr(scorer, "_ask", wait)
-    waiting = [asyncio.create_task(scorer.score(GOOD, [])) for _ in range(QUEUE)]
+    waiting = [asyncio.create_task(scorer.score(GOOD, [])) for _ in range(MAX_WAITING)]
     await asyncio.sleep(0)
     # Those whose client hangs up keep their place: their password is scored all the same.
     waiting.pop().cancel()
@@ -231,7 +231,7 @@ async def test_a_scoring_process_that_hangs_is_killed(
     assert scorer._process
     hanging = scorer._process
     os.kill(hanging.pid, signal.SIGSTOP)
-    monkeypatch.setattr(password_scoring, "SECONDS", 0.05)
+    monkeypatch.setattr(password_scoring, "TIMEOUT_SECONDS", 0.05)
     with pytest.raises(Busy):
         await scorer.score(GOOD, [])
     assert hanging.returncode == -signal.SIGKILL

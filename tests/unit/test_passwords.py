@@ -137,9 +137,9 @@ async def test_a_replaced_key_still_checks_what_it_made_and_makes_nothing_new() 
     before, rotated, after = make(OLDER), make(KEY, OLDER), make(KEY)
     old = await before.hash(GOOD)
     assert await rotated.verify(GOOD, old)
-    assert rotated.outdated(old)
+    assert rotated.needs_rehash(old)
     new = await rotated.hash(GOOD)
-    assert not rotated.outdated(new)
+    assert not rotated.needs_rehash(new)
     assert await after.verify(GOOD, new)
     assert not await after.verify(GOOD, old)
     assert not await before.verify(GOOD, new)
@@ -147,8 +147,8 @@ async def test_a_replaced_key_still_checks_what_it_made_and_makes_nothing_new() 
 
 async def test_a_hash_of_a_lower_cost_is_outdated_and_one_of_a_higher_is_not() -> None:
     low, high = make(cost=4), make(cost=5)
-    assert high.outdated(await low.hash(GOOD))
-    assert not low.outdated(await high.hash(GOOD))
+    assert high.needs_rehash(await low.hash(GOOD))
+    assert not low.needs_rehash(await high.hash(GOOD))
     assert await low.verify(GOOD, await high.hash(GOOD))
 
 
@@ -313,7 +313,7 @@ async def test_a_plain_bcrypt_hash_fits_its_password_and_is_outdated(
     assert await hasher.verify(GOOD, stored)
     assert not await hasher.verify(GOOD + "r", stored)
     assert not await hasher.verify("", stored)
-    assert hasher.outdated(stored)
+    assert hasher.needs_rehash(stored)
 
 
 @pytest.mark.parametrize("password", ["ä" * 50, "x" * 100, "cafe\u0301 society", "😀" * 20])
@@ -439,7 +439,7 @@ async def test_hashes_that_the_real_packages_made_fit_and_are_outdated() -> None
             assert await salted.verify(password, stored)
             assert not await salted.verify(f"{password}x", stored)
             assert not await salted.verify(password, bare), "which is why the scheme is named"
-            assert salted.outdated(stored)
+            assert salted.needs_rehash(stored)
             for other in (unsalted, wrong_salt):
                 assert await other.verify(password, stored) is (scheme != "flask-security")
     for hasher in (salted, wrong_salt, unsalted):

@@ -21,7 +21,7 @@ from quartapp.ws import protocol
     ],
 )
 def test_an_answer_passes(frame: str, acknowledged: str | None) -> None:
-    assert protocol.acknowledged(frame) == acknowledged
+    assert protocol.parse_client_message(frame) == acknowledged
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_an_answer_passes(frame: str, acknowledged: str | None) -> None:
     ids=lambda frame: repr(frame)[:30],
 )
 def test_anything_else_is_a_bad_message(frame: str | bytes | None) -> None:
-    with pytest.raises(protocol.BadMessage):
-        protocol.acknowledged(frame)
+    with pytest.raises(protocol.InvalidMessage):
+        protocol.parse_client_message(frame)
 
 
 def test_a_message_is_one_json_object_that_begins_with_its_type() -> None:

@@ -18,13 +18,15 @@ def test_importing_quartapp_imports_no_framework() -> None:
 
 def test_change_listeners_are_all_parts_that_listen_each_once() -> None:
     types = get_type_hints(Runtime)
-    listening = {field.name for field in fields(Runtime) if hasattr(types[field.name], "heard")}
+    listening = {field.name for field in fields(Runtime) if hasattr(types[field.name], "on_change")}
     assert sorted(name for name, _ in CHANGE_LISTENERS) == sorted(listening)
 
 
 def test_barrier_hears_a_change_after_what_it_acknowledges() -> None:
     order = [name for name, _ in CHANGE_LISTENERS]
-    assert {"principals", "lease", "feed", "receipts"} == set(order[: order.index("barrier")])
+    assert {"principal_cache", "lease", "dispatcher", "receipts"} == set(
+        order[: order.index("barrier")]
+    )
 
 
 def test_start_order_has_each_part_that_starts_and_stops() -> None:
@@ -35,4 +37,4 @@ def test_start_order_has_each_part_that_starts_and_stops() -> None:
         if hasattr(types[field.name], "start") and hasattr(types[field.name], "stop")
     }
     # The dispatcher starts after all of them, with the stream.
-    assert sorted([*(name for name, _ in START_ORDER), "feed"]) == sorted(parts)
+    assert sorted([*(name for name, _ in START_ORDER), "dispatcher"]) == sorted(parts)

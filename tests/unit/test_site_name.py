@@ -41,7 +41,7 @@ async def test_stored_passwords_and_secrets_do_not_depend_on_the_name() -> None:
         hasher = PasswordHasher.of(settings(name))
         try:
             assert await hasher.verify("correct horse", HASH)
-            assert not hasher.outdated(HASH)
+            assert not hasher.needs_rehash(HASH)
         finally:
             hasher.close()
 

@@ -15,10 +15,10 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp.authority import session_rule
-from quartapp.authority.change_stream import Change, Stream
+from quartapp.authority.change_stream import Change, ChangeStream
 from quartapp.authority.lease import Lease
-from quartapp.authority.principal_cache import Principals
-from quartapp.authority.session_rule import Ended, Principal
+from quartapp.authority.principal_cache import PrincipalCache
+from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Database
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
@@ -27,7 +27,7 @@ from quartapp.models.sessions.opening import open_session
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
 from quartapp.ws.connection import Connection
-from quartapp.ws.dispatcher import Feed
+from quartapp.ws.dispatcher import Dispatcher
 from quartapp.ws.fast_path import QueuedChannel
 from quartapp.ws.hub import Hub, Limits
 from quartapp.ws.receipts import Receipts
@@ -43,13 +43,13 @@ class Events:
     def __init__(self) -> None:
         self.all: list[Change] = []
 
-    def heard(self, change: Change) -> None:
+    def on_change(self, change: Change) -> None:
         self.all.append(change)
 
-    def interrupted(self) -> None:
+    def on_resync(self) -> None:
         """Nothing is remembered that could grow wrong."""
 
-    def lost(self) -> None:
+    def on_disconnect(self) -> None:
         """The same."""
 
 
@@ -105,13 +105,13 @@ class Worker:
     def __init__(self) -> None:
         self.hub = Hub(LIMITS)
         receipts = Receipts(self.hub, "0")
-        self.feed = Feed(self.hub, receipts, sweep_seconds=3600)
-        self.principals = Principals(cast(Lease, Trusted()), at_most=100)
+        self.feed = Dispatcher(self.hub, receipts, sweep_seconds=3600)
+        self.principals = PrincipalCache(cast(Lease, Trusted()), max_entries=100)
         self._tasks: list[asyncio.Task[None]] = []
 
     def tell(self, change: Change) -> None:
-        self.principals.heard(change)
-        self.feed.heard(change)
+        self.principals.on_change(change)
+        self.feed.on_change(change)
 
     async def open(self, user: User) -> Page:
         session, token = await open_session(user, device="x", by=NOBODY, idle=DAY, lifetime=DAY)
@@ -127,9 +127,9 @@ class Worker:
                 ping_seconds=3600,
             )
             self.hub.join(connection)
-            standing = await session_rule.by_id(session.id)
+            standing = await session_rule.state_by_id(session.id)
             assert isinstance(standing, Principal)
-            connection.greet(standing, cursor=None, worker="0")
+            connection.send_hello(standing, cursor=None, worker="0")
             greeted.set()
             await connection.run()
 
@@ -139,10 +139,10 @@ class Worker:
 
     async def is_true(self, page: Page) -> bool:
         """Whether what the page believes, and what is remembered, is what the database says."""
-        standing = await session_rule.by_id(page.session.id)
+        standing = await session_rule.state_by_id(page.session.id)
         assert isinstance(standing, Principal)
         rights = list(standing.roles), sorted(standing.permissions)
-        return page.believes[1:] == rights and standing == await self.principals.by_token(
+        return page.believes[1:] == rights and standing == await self.principals.state_by_token(
             page.token
         )
 
@@ -157,7 +157,7 @@ class Worker:
 async def worker() -> AsyncIterator[Worker]:
     made = Worker()
     # Its sweep is an hour away, so the stream is never looked at.
-    made.feed.start(cast(Stream, None))
+    made.feed.start(cast(ChangeStream, None))
     try:
         yield made
     finally:
@@ -167,7 +167,7 @@ async def worker() -> AsyncIterator[Worker]:
 @pytest.fixture
 async def events(db: Database) -> AsyncIterator[Events]:
     events = Events()
-    stream = Stream([events])
+    stream = ChangeStream([events])
     await stream.start()
     yield events
     await stream.stop()
@@ -218,7 +218,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
             await step()
             untold, started = untold + events.all[started:], len(events.all)
             for page in alive + over:
-                await mine.principals.by_token(page.token)
+                await mine.principals.state_by_token(page.token)
             # Some now, some later, some more than once, and in no order.
             chance.shuffle(untold)
             now = chance.randrange(len(untold) + 1)
@@ -251,7 +251,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
         for page in alive:
             assert page.socket.code is None, "somebody alive was hung up"
             assert "session.ended" not in [m["type"] for m in page.socket.said]
-            standing = await session_rule.by_id(page.session.id)
+            standing = await session_rule.state_by_id(page.session.id)
             assert isinstance(standing, Principal)
             first = int(page.socket.said[0]["cursor"]) + 1
             assert page.notices == list(range(first, standing.cursor + 1))
@@ -261,7 +261,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
             await until(lambda page=page: is_closed(page))
             assert page.socket.code == 4401
             assert page.socket.said[-1]["reason"] == reason
-            assert isinstance(await mine.principals.by_token(page.token), Ended)
+            assert isinstance(await mine.principals.state_by_token(page.token), EndedSession)
 
 
 async def is_closed(page: Page) -> bool:
@@ -269,7 +269,7 @@ async def is_closed(page: Page) -> bool:
 
 
 async def has_come(events: Events, session_id: PydanticObjectId) -> bool:
-    return any(c.id == session_id and c.fields.get("ended_at") for c in events.all)
+    return any(c.id == session_id and c.updated_fields.get("ended_at") for c in events.all)
 
 
 async def role(name: str) -> Role:

@@ -15,7 +15,7 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.authority.session_rule import Ended, Principal
+from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.models.base.references import user_ref
 from quartapp.models.notifications.notice import Kind, Notice
 from quartapp.models.sessions.reason import Reason
@@ -23,8 +23,8 @@ from quartapp.ws import connection as ws_connection
 from quartapp.ws import fast_path
 from quartapp.ws.connection import Connection
 from quartapp.ws.fast_path import QueuedChannel
-from quartapp.ws.hub import Full, Hub, Limits
-from quartapp.ws.protocol import Close
+from quartapp.ws.hub import Hub, Limits, NoCapacity
+from quartapp.ws.protocol import CloseCode
 from tests.people import SECONDS
 
 USER, SESSION = PydanticObjectId(), PydanticObjectId()
@@ -89,7 +89,7 @@ async def connected(**changes: Any) -> AsyncIterator[tuple[Connection, Socket]]:
 
     async def handler() -> None:
         connection = connection_of(socket, **changes)
-        connection.greet(ADA, cursor=None, worker="0")
+        connection.send_hello(ADA, cursor=None, worker="0")
         made.set_result(connection)
         await connection.run()
 
@@ -128,9 +128,9 @@ async def test_a_connection_that_is_over_leaves_nothing_to_the_collector() -> No
     try:
         async with connected() as (connection, socket):
             gone = weakref.ref(connection)
-            connection.close(Close.RESTART)
+            connection.close(CloseCode.RESTART)
             await socket.code
-        await connection.closed()
+        await connection.wait_closed()
         del connection, socket
         assert gone() is None
     finally:
@@ -139,7 +139,7 @@ async def test_a_connection_that_is_over_leaves_nothing_to_the_collector() -> No
 
 async def test_new_rights_are_told_with_the_difference() -> None:
     async with connected() as (connection, socket):
-        assert connection.inform(MODERATOR)
+        assert connection.update_principal(MODERATOR)
         news = await socket.next()
         assert (news["version"], news["added"], news["removed"]) == (6, ["users.read"], [])
         assert (news["permissions"], news["by"]) == (["posts.write", "users.read"], "root")
@@ -147,36 +147,36 @@ async def test_new_rights_are_told_with_the_difference() -> None:
 
 async def test_rights_of_an_older_version_are_no_news() -> None:
     async with connected() as (connection, socket):
-        assert connection.inform(replace(MODERATOR, version=4))
+        assert connection.update_principal(replace(MODERATOR, version=4))
         assert await silent(socket)
-        assert connection.told == ADA
+        assert connection.sent_principal == ADA
 
 
 async def test_other_rights_under_the_same_version_wait_for_a_number() -> None:
     async with connected() as (connection, socket):
-        assert not connection.inform(replace(MODERATOR, version=5))
+        assert not connection.update_principal(replace(MODERATOR, version=5))
         assert await silent(socket)
-        assert connection.inform(MODERATOR)
+        assert connection.update_principal(MODERATOR)
         assert (await socket.next())["version"] == 6
 
 
 async def test_a_new_version_of_the_same_rights_is_kept_and_not_told() -> None:
     async with connected() as (connection, socket):
-        assert connection.inform(replace(ADA, version=9))
+        assert connection.update_principal(replace(ADA, version=9))
         assert await silent(socket)
-        assert not connection.inform(replace(MODERATOR, version=9))
+        assert not connection.update_principal(replace(MODERATOR, version=9))
 
 
 async def test_a_session_is_asked_about_once_its_time_is_up_and_no_more_once_it_was_used() -> None:
     hub = Hub(Limits(sockets=9, per_session=9, per_user=9, per_address=9, handshakes=9))
     async with connected() as (connection, socket):
         hub.join(connection)
-        assert hub.expired() == set()
+        assert hub.expired_sessions() == set()
         # Which is all that is new: nothing is told.
-        hub.settle([replace(ADA, seconds_left=0.0)])
-        assert hub.expired() == {SESSION}
-        hub.settle([replace(ADA, seconds_left=60.0)])
-        assert hub.expired() == set()
+        hub.apply_states([replace(ADA, seconds_left=0.0)])
+        assert hub.expired_sessions() == {SESSION}
+        hub.apply_states([replace(ADA, seconds_left=60.0)])
+        assert hub.expired_sessions() == set()
         assert await silent(socket)
 
 
@@ -185,17 +185,17 @@ async def test_whoever_was_not_greeted_yet_asks_again_instead_of_being_told() ->
         return connection_of(Socket())
 
     connection = await asyncio.create_task(handler())
-    assert connection.inform(MODERATOR)
-    connection.notify(notice(1))
-    connection.announce({"id": "1"})
-    assert connection.changed.is_set()
-    assert connection.told is None
+    assert connection.update_principal(MODERATOR)
+    connection.deliver_notice(notice(1))
+    connection.announce_session({"id": "1"})
+    assert connection.state_changed.is_set()
+    assert connection.sent_principal is None
 
 
 async def test_notices_are_passed_on_in_order_and_once() -> None:
     async with connected() as (connection, socket):
         for seq in (1, 2, 1, 2, 3):
-            connection.notify(notice(seq))
+            connection.deliver_notice(notice(seq))
             await asyncio.sleep(0)
         assert [(await socket.next())["id"] for _ in range(3)] == ["1", "2", "3"]
         assert await silent(socket)
@@ -211,7 +211,7 @@ async def test_a_gap_is_filled_from_the_database_before_what_comes_behind_it(
         # It has looked for what it missed, which was nothing, before this one was stored.
         assert await silent(socket)
         monkeypatch.setattr(Notice, "after", stored)
-        connection.notify(notice(3))
+        connection.deliver_notice(notice(3))
         assert [(await socket.next())["id"] for _ in range(3)] == ["1", "2", "3"]
         assert await silent(socket)
 
@@ -222,34 +222,34 @@ async def test_a_full_mailbox_closes_the_socket_of_a_client_that_does_not_read(
     monkeypatch.setattr(ws_connection, "STUCK_SECONDS", 0.0)
     async with connected() as (connection, socket):
         socket.reads.clear()
-        connection.notify(notice(1))
+        connection.deliver_notice(notice(1))
         await asyncio.sleep(0)
         for seq in range(2, MAILBOX + 3):
-            connection.notify(notice(seq))
+            connection.deliver_notice(notice(seq))
         socket.reads.set()
         async with asyncio.timeout(SECONDS):
-            assert await socket.code == Close.TOO_SLOW
+            assert await socket.code == CloseCode.TOO_SLOW
 
 
 async def test_what_is_in_no_database_closes_the_socket_when_there_is_no_room_for_it() -> None:
     async with connected() as (connection, socket):
         socket.reads.clear()
         for number in range(MAILBOX + 2):
-            connection.announce({"id": str(number)})
+            connection.announce_session({"id": str(number)})
         socket.reads.set()
-        assert await socket.code == Close.TOO_SLOW
+        assert await socket.code == CloseCode.TOO_SLOW
 
 
 async def test_last_words_come_past_a_full_mailbox_and_nothing_after_them() -> None:
     async with connected() as (connection, socket):
         socket.reads.clear()
         for seq in range(1, MAILBOX):
-            connection.notify(notice(seq))
+            connection.deliver_notice(notice(seq))
         await asyncio.sleep(0)
-        connection.end(Ended(SESSION, USER, Reason.ROLE_REVOKED, "root", clock.now()))
-        connection.inform(MODERATOR)
+        connection.end(EndedSession(SESSION, USER, Reason.ROLE_REVOKED, "root", clock.now()))
+        connection.update_principal(MODERATOR)
         socket.reads.set()
-        assert await socket.code == Close.ENDED
+        assert await socket.code == CloseCode.ENDED
         said = [socket.said.get_nowait() for _ in range(socket.said.qsize())]
         assert said[-1]["type"] == "session.ended"
         assert (said[-1]["reason"], said[-1]["by"]) == ("role_revoked", "root")
@@ -258,10 +258,10 @@ async def test_last_words_come_past_a_full_mailbox_and_nothing_after_them() -> N
 
 async def test_nothing_is_said_after_last_words_to_a_client_that_reads() -> None:
     async with connected() as (connection, socket):
-        connection.end(Ended(SESSION, USER, Reason.EXPIRED, None, clock.now()))
-        connection.inform(MODERATOR)
+        connection.end(EndedSession(SESSION, USER, Reason.EXPIRED, None, clock.now()))
+        connection.update_principal(MODERATOR)
         assert (await socket.next())["type"] == "session.ended"
-        assert await socket.code == Close.ENDED
+        assert await socket.code == CloseCode.ENDED
         assert socket.said.empty()
 
 
@@ -270,67 +270,67 @@ async def test_the_close_frame_waits_for_the_acknowledgement(
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 2 * SECONDS)
     async with connected() as (connection, socket):
-        connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
+        connection.end(EndedSession(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
         words = await socket.next()
         socket.answers.put_nowait(json.dumps({"type": "ack", "id": words["id"]}))
         async with asyncio.timeout(SECONDS):
-            assert await socket.code == Close.ENDED
-            assert await connection.answer is not None
+            assert await socket.code == CloseCode.ENDED
+            assert await connection.end_ack is not None
 
 
 async def test_a_pong_is_no_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_path, "CUT_SECONDS", 0.1)
     async with connected() as (connection, socket):
-        connection.close(Close.TOO_SLOW)
+        connection.close(CloseCode.TOO_SLOW)
         socket.answers.put_nowait('{"type": "pong"}')
-        assert await socket.code == Close.TOO_SLOW
+        assert await socket.code == CloseCode.TOO_SLOW
         assert socket.answers.empty()
-        assert await connection.answer is None
+        assert await connection.end_ack is None
 
 
 async def test_an_acknowledgement_counts_after_the_close_frame(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 0.1)
-    monkeypatch.setattr(ws_connection, "LISTEN_SECONDS", 2 * SECONDS)
+    monkeypatch.setattr(ws_connection, "LATE_ACK_SECONDS", 2 * SECONDS)
     async with connected() as (connection, socket):
-        connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
+        connection.end(EndedSession(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
         words = await socket.next()
         async with asyncio.timeout(SECONDS):
-            assert await socket.code == Close.ENDED
-            assert not connection.answer.done()
+            assert await socket.code == CloseCode.ENDED
+            assert not connection.end_ack.done()
             socket.answers.put_nowait(json.dumps({"type": "ack", "id": words["id"]}))
-            assert await connection.answer is not None
+            assert await connection.end_ack is not None
 
 
 async def test_a_client_that_never_acknowledges_is_cut_off_when_its_time_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 0.1)
-    monkeypatch.setattr(ws_connection, "LISTEN_SECONDS", 0.2)
+    monkeypatch.setattr(ws_connection, "LATE_ACK_SECONDS", 0.2)
     monkeypatch.setattr(fast_path, "CUT_SECONDS", 0.1)
     async with connected() as (connection, socket):
-        connection.end(Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
+        connection.end(EndedSession(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
         assert (await socket.next())["type"] == "session.ended"
         async with asyncio.timeout(SECONDS):
-            assert await socket.code == Close.ENDED
-            assert await connection.answer is None
-            await connection.closed()
+            assert await socket.code == CloseCode.ENDED
+            assert await connection.end_ack is None
+            await connection.wait_closed()
 
 
 async def test_a_worker_that_leaves_listens_to_nobody_any_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 2 * SECONDS)
-    monkeypatch.setattr(ws_connection, "LISTEN_SECONDS", 4 * SECONDS)
+    monkeypatch.setattr(ws_connection, "LATE_ACK_SECONDS", 4 * SECONDS)
     monkeypatch.setattr(fast_path, "CUT_SECONDS", 0.1)
     hub = Hub(LIMITS)
     async with connected() as (connection, _):
         hub.join(connection)
-        hub.settle([Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now())])
+        hub.apply_states([EndedSession(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now())])
         async with asyncio.timeout(SECONDS):
-            await hub.send_away()
-            assert await connection.answer is None
+            await hub.close_for_restart()
+            assert await connection.end_ack is None
 
 
 async def test_a_socket_of_an_ended_session_takes_room_until_it_is_closed() -> None:
@@ -338,32 +338,32 @@ async def test_a_socket_of_an_ended_session_takes_room_until_it_is_closed() -> N
     hub = Hub(replace(LIMITS, per_session=1, per_user=1, per_address=1))
     async with connected(address=HERE) as (connection, _):
         hub.join(connection)
-        hub.settle([Ended(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now())])
-        assert (len(hub), hub.sessions(), hub.sessions_of([USER])) == (1, [], set())
-        hub.check_room(SESSION, USER, "192.0.2.99")
-        with pytest.raises(Full):
-            hub.check_room(PydanticObjectId(), PydanticObjectId(), HERE)
+        hub.apply_states([EndedSession(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now())])
+        assert (len(hub), hub.connected_sessions(), hub.sessions_of([USER])) == (1, [], set())
+        hub.check_capacity(SESSION, USER, "192.0.2.99")
+        with pytest.raises(NoCapacity):
+            hub.check_capacity(PydanticObjectId(), PydanticObjectId(), HERE)
     for _ in range(2):
         hub.leave(connection)
     assert len(hub) == 0
-    hub.check_room(SESSION, USER, HERE)
+    hub.check_capacity(SESSION, USER, HERE)
 
 
 async def test_a_socket_that_takes_nothing_is_given_up_after_its_second() -> None:
     async with connected() as (connection, socket):
         socket.reads.clear()
-        connection.notify(notice(1))
+        connection.deliver_notice(notice(1))
         await asyncio.sleep(0)
-        connection.end(Ended(SESSION, USER, Reason.EXPIRED, None, clock.now()))
+        connection.end(EndedSession(SESSION, USER, Reason.EXPIRED, None, clock.now()))
         async with asyncio.timeout(3):
-            await connection.closed()
+            await connection.wait_closed()
         assert not socket.code.done()
 
 
 async def test_a_silent_client_is_closed_after_two_intervals() -> None:
     async with connected(ping_seconds=0.05) as (_, socket):
         assert (await socket.next())["type"] == "ping"
-        assert await socket.code == Close.TOO_SLOW
+        assert await socket.code == CloseCode.TOO_SLOW
 
 
 LIMITS = Limits(sockets=100, per_session=100, per_user=100, per_address=100, handshakes=100)
@@ -372,7 +372,7 @@ HERE = "192.0.2.1"
 
 def stranger(hub: Hub) -> None:
     """Somebody else, from elsewhere, asks for a place."""
-    hub.check_room(PydanticObjectId(), PydanticObjectId(), "192.0.2.99")
+    hub.check_capacity(PydanticObjectId(), PydanticObjectId(), "192.0.2.99")
 
 
 async def test_the_hub_knows_who_is_here_and_forgets_who_leaves() -> None:
@@ -383,12 +383,16 @@ async def test_the_hub_knows_who_is_here_and_forgets_who_leaves() -> None:
     first, second = [await asyncio.create_task(handler()) for _ in range(2)]
     hub.join(first)
     hub.join(second)
-    assert (len(hub), hub.sessions(), hub.sessions_of([USER])) == (2, [SESSION], {SESSION})
+    assert (len(hub), hub.connected_sessions(), hub.sessions_of([USER])) == (
+        2,
+        [SESSION],
+        {SESSION},
+    )
     for _ in range(2):
         hub.leave(first)
     assert len(hub) == 1
     hub.leave(second)
-    assert (len(hub), hub.sessions(), hub.sessions_of([USER])) == (0, [], set())
+    assert (len(hub), hub.connected_sessions(), hub.sessions_of([USER])) == (0, [], set())
 
 
 @pytest.mark.parametrize("limit", ["sockets", "per_session", "per_user", "per_address"])
@@ -399,7 +403,7 @@ async def test_the_hub_is_full_at_each_of_its_bounds(limit: str) -> None:
     hub = Hub(replace(LIMITS, **{limit: 2}))
     two = [await asyncio.create_task(handler()) for _ in range(2)]
     for connection in two:
-        hub.check_room(SESSION, USER, HERE)
+        hub.check_capacity(SESSION, USER, HERE)
         hub.join(connection)
     asking = {
         "sockets": (PydanticObjectId(), PydanticObjectId(), "192.0.2.99"),
@@ -407,27 +411,27 @@ async def test_the_hub_is_full_at_each_of_its_bounds(limit: str) -> None:
         "per_user": (PydanticObjectId(), USER, "192.0.2.99"),
         "per_address": (PydanticObjectId(), PydanticObjectId(), HERE),
     }
-    with pytest.raises(Full):
-        hub.check_room(*asking[limit])
+    with pytest.raises(NoCapacity):
+        hub.check_capacity(*asking[limit])
     if limit != "sockets":
         stranger(hub)
     hub.leave(two[0])
-    hub.check_room(*asking[limit])
+    hub.check_capacity(*asking[limit])
 
 
 async def test_the_hub_takes_so_many_handshakes_at_a_time_and_none_when_it_leaves() -> None:
     hub = Hub(replace(LIMITS, handshakes=2))
     turns = [hub.begin_handshake() for _ in range(2)]
-    with pytest.raises(Full):
+    with pytest.raises(NoCapacity):
         hub.begin_handshake()
     for _ in range(2):
         hub.end_handshake(turns[0])
     hub.begin_handshake()
-    with pytest.raises(Full):
+    with pytest.raises(NoCapacity):
         hub.begin_handshake()
     hub.end_handshake(turns[1])
     hub.draining = True
-    with pytest.raises(Full):
+    with pytest.raises(NoCapacity):
         hub.begin_handshake()
 
 
@@ -435,8 +439,8 @@ async def test_the_hub_says_whose_rights_changed_without_a_number() -> None:
     hub = Hub(LIMITS)
     async with connected() as (connection, _):
         hub.join(connection)
-        assert hub.settle([replace(MODERATOR, version=5)]) == {(USER, 5)}
-        assert hub.settle([MODERATOR]) == set()
+        assert hub.apply_states([replace(MODERATOR, version=5)]) == {(USER, 5)}
+        assert hub.apply_states([MODERATOR]) == set()
         hub.leave(connection)
 
 
@@ -451,7 +455,7 @@ async def test_the_hub_announces_a_session_to_the_others_of_its_user_alone() -> 
     ):
         for connection in (mine, elsewhere, nobodys):
             hub.join(connection)
-        hub.announce(USER, SESSION, {"id": str(SESSION)})
+        hub.announce_session(USER, SESSION, {"id": str(SESSION)})
         assert (await old.next())["session"] == {"id": str(SESSION)}
         assert await silent(new)
         assert await silent(strange)

@@ -17,7 +17,7 @@ from quart_auth import authenticated_client
 
 from quartapp import clock, create_app
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Standing
+from quartapp.authority.session_rule import SessionState
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
@@ -40,7 +40,7 @@ class Pause:
 @pytest.fixture
 def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
     pause = Pause(asyncio.Event(), asyncio.Event())
-    real = session_rule.by_id
+    real = session_rule.state_by_id
 
     async def by_id(session_id: Any) -> Any:
         answer = await real(session_id)
@@ -48,7 +48,7 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
         await pause.go.wait()
         return answer
 
-    monkeypatch.setattr(session_rule, "by_id", by_id)
+    monkeypatch.setattr(session_rule, "state_by_id", by_id)
     return pause
 
 
@@ -125,7 +125,7 @@ def judgement(app: Quart) -> asyncio.Future[None]:
     """Done when the hub has been told of the next judgement, by the feed itself."""
     hub = runtime_of(app).hub
     told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    settle = hub.settle
+    settle = hub.apply_states
 
     def watched(standings: Any) -> Any:
         unnumbered = settle(standings)
@@ -133,7 +133,7 @@ def judgement(app: Quart) -> asyncio.Future[None]:
             told.set_result(None)
         return unnumbered
 
-    hub.settle = watched
+    hub.apply_states = watched
     return told
 
 
@@ -150,9 +150,9 @@ async def test_without_a_database_for_too_long_every_socket_is_closed(
     async with asyncio.timeout(10):
         listening = asyncio.create_task(heard(app, token, said))
         await until(lambda: is_greeted(said))
-        monkeypatch.setattr(dispatcher, "DISTRUST_SECONDS", 0.5)
-        monkeypatch.setattr(session_rule, "standings", away)
-        runtime_of(app).stream.live = False
+        monkeypatch.setattr(dispatcher, "DATABASE_AWAY_SECONDS", 0.5)
+        monkeypatch.setattr(session_rule, "states_matching", away)
+        runtime_of(app).change_stream.live = False
         assert await listening == 1013
 
 
@@ -160,9 +160,9 @@ async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow one, under thousands of sockets: whoever is closed comes back, and makes it slower."""
-    ask, asked, failed = session_rule.standings, count(), count()
+    ask, asked, failed = session_rule.states_matching, count(), count()
 
-    async def every_other(match: Mapping[str, Any]) -> list[Standing]:
+    async def every_other(match: Mapping[str, Any]) -> list[SessionState]:
         if next(asked) % 2:
             next(failed)
             raise TimeoutError
@@ -179,12 +179,12 @@ async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away
         listening = [asyncio.create_task(heard(app, token, words)) for token, words in both]
         for words in said:
             await until(lambda words=words: is_greeted(words))
-        monkeypatch.setattr(dispatcher, "DISTRUST_SECONDS", 0.5)
-        monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
-        monkeypatch.setattr(session_rule, "standings", every_other)
-        runtime_of(app).stream.live = False
+        monkeypatch.setattr(dispatcher, "DATABASE_AWAY_SECONDS", 0.5)
+        monkeypatch.setattr(dispatcher, "BATCH_SIZE", 1)
+        monkeypatch.setattr(session_rule, "states_matching", every_other)
+        runtime_of(app).change_stream.live = False
         # Ten looks in a second, none of which reads all sessions, for longer than it may last.
-        until_then = clock.monotonic() + 2 * dispatcher.DISTRUST_SECONDS
+        until_then = clock.monotonic() + 2 * dispatcher.DATABASE_AWAY_SECONDS
 
         async def is_over() -> bool:
             return clock.monotonic() > until_then

@@ -14,7 +14,7 @@ from beanie import PydanticObjectId
 from quart import Quart
 
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import Standing
+from quartapp.authority.session_rule import SessionState
 from quartapp.models import Role, Session
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.sessions.reason import Reason
@@ -38,18 +38,18 @@ class Answers:
 
 @pytest.fixture
 def answers(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Answers:
-    monkeypatch.setattr(dispatcher, "AT_ONCE", AT_ONCE)
-    answers, ask = Answers(), session_rule.standings
+    monkeypatch.setattr(dispatcher, "BATCH_SIZE", AT_ONCE)
+    answers, ask = Answers(), session_rule.states_matching
     answers.may_come.set()
 
-    async def standings(match: Mapping[str, Any]) -> list[Standing]:
+    async def standings(match: Mapping[str, Any]) -> list[SessionState]:
         answers.asked.set()
         await answers.may_come.wait()
         found = await ask(match)
         answers.about.append([standing.session_id for standing in found])
         return found
 
-    monkeypatch.setattr(session_rule, "standings", standings)
+    monkeypatch.setattr(session_rule, "states_matching", standings)
     return answers
 
 

@@ -25,13 +25,13 @@ class Tab:
     """Acknowledges, or is closed, when the test says so."""
 
     def __init__(self) -> None:
-        self.answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        self.end_ack: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
 
     def acknowledge(self) -> None:
-        self.answer.set_result(clock.monotonic())
+        self.end_ack.set_result(clock.monotonic())
 
     def break_off(self) -> None:
-        self.answer.set_result(None)
+        self.end_ack.set_result(None)
 
 
 class Kept(asyncio.Queue[Receipt]):
@@ -61,8 +61,8 @@ class Kept(asyncio.Queue[Receipt]):
 def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     kept = Kept()
     monkeypatch.setattr(Event, "keep_receipt", kept.write)
-    monkeypatch.setattr(ws_receipts, "FIRST_SECONDS", 0.1)
-    monkeypatch.setattr(ws_receipts, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(ws_receipts, "FIRST_WRITE_SECONDS", 0.1)
+    monkeypatch.setattr(ws_receipts, "REWRITE_SECONDS", 0.05)
     return kept
 
 
@@ -74,7 +74,7 @@ async def receipts() -> AsyncIterator[Receipts]:
 
 
 def expect(receipts: Receipts, tabs: Iterable[Tab]) -> None:
-    receipts.expect(EVENT, cast("list[Connection]", list(tabs)))
+    receipts.expect_acks(EVENT, cast("list[Connection]", list(tabs)))
 
 
 async def test_a_receipt_is_written_once_where_all_tabs_answer_at_once(
@@ -114,7 +114,7 @@ async def test_a_tab_is_counted_once_though_it_is_expected_again(
     late.acknowledge()
     expect(receipts, [*tabs, late])
     assert await kept.next() == (4, 4, 0)
-    assert receipts.tabs(EVENT) == 4
+    assert receipts.count_tabs(EVENT) == 4
 
 
 async def test_a_receipt_that_cannot_be_written_is_tried_again(
@@ -133,7 +133,7 @@ async def test_a_receipt_that_cannot_be_written_is_tried_again(
 async def test_a_worker_that_stops_writes_what_it_knows(
     receipts: Receipts, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ws_receipts, "FIRST_SECONDS", 2 * SECONDS)
+    monkeypatch.setattr(ws_receipts, "FIRST_WRITE_SECONDS", 2 * SECONDS)
     tabs = [Tab() for _ in range(2)]
     expect(receipts, tabs)
     tabs[0].acknowledge()

@@ -40,9 +40,9 @@ async def ada(app: Quart) -> AsyncIterator[Person]:
 
 
 BROKEN = {
-    "before the first words": (session_rule, "by_id"),
+    "before the first words": (session_rule, "state_by_id"),
     "while it writes": (protocol, "encode"),
-    "while it reads": (protocol, "acknowledged"),
+    "while it reads": (protocol, "parse_client_message"),
 }
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from pymongo import IndexModel
 
 from quartapp import clock, policy, validation
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.accounts.credential import KeptCredential, credential_of
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import (

@@ -7,7 +7,7 @@ worker has to do anything for the account to be disabled. The functions here rec
 from datetime import UTC, date, datetime, time, timedelta
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.accounts.administrators import (
     active_administrators,
     administering,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from quartapp import clock, policy
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.accounts.account import OPEN, Account
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.role import Role

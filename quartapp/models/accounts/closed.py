@@ -9,7 +9,7 @@ from quartapp.models.audit.event import Verb
 async def why(user: User) -> str:
     """Return what happened to a user who may not enter (`User.may_enter`), as a sentence."""
     if user.deletes_at is not None:
-        return f"Your account will be deleted on {clock.in_full(user.deletes_at)}."
+        return f"Your account will be deleted on {clock.format_long(user.deletes_at)}."
     if not user.disabled:
         return "Your account is deactivated."
     if day := user.last_day or await _expired_on(user):

@@ -16,8 +16,7 @@ from limits import RateLimitItem
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.account import Taken, address_fields
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent, code_digest
 from quartapp.models.accounts.registration import drop_claim

@@ -10,8 +10,7 @@ from pydantic import Field
 from pymongo import IndexModel
 
 from quartapp import clock, policy
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.administrators import active_administrators
 from quartapp.models.accounts.registration import add_user
 from quartapp.models.accounts.user import User

@@ -11,8 +11,7 @@ from beanie import PydanticObjectId
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb

@@ -6,8 +6,7 @@ from datetime import timedelta
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import policy, validation
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.account import Taken, Unverified
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb

@@ -14,8 +14,7 @@ from beanie import PydanticObjectId
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock, policy
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.log import log
 from quartapp.models.accounts.account import (
     Account,
@@ -221,7 +220,7 @@ class User(Account):
             verb = Verb.USER_LEAVING if until else Verb.USER_DEACTIVATED
             event = Event.of(verb, by=by, subject=self.id)
             if until:
-                event.details["until"] = clock.to_the_minute(until)
+                event.details["until"] = clock.format_short(until)
                 event.details["posts"] = "removed" if with_posts else "kept"
             mine, reason = {"user.$id": self.id}, Reason.ACCOUNT_DISABLED
             because = Because.DELETED if until else None

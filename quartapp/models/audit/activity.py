@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from beanie import PydanticObjectId
 
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.authorization.transaction import authorized_transaction

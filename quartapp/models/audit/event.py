@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr
 from pymongo import IndexModel
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.audit.receipt import SETTLED_AFTER, Reach, Receipt
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record

@@ -14,7 +14,7 @@ from typing import Any
 from beanie import PydanticObjectId
 
 from quartapp import policy
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents
 from quartapp.models.base.references import ROLES, SESSIONS, USERS, DomainError

@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.audit.event import ENDING, Event
 from quartapp.models.authorization.privileges import require_to_manage, usable
 from quartapp.models.base.actor import Actor

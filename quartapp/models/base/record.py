@@ -9,7 +9,7 @@ from beanie import Document, Link, PydanticObjectId, SortDirection
 from pydantic import Field
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.base.references import linked_id
 
 _turns = count(int.from_bytes(os.urandom(2)))

@@ -5,7 +5,7 @@ and a transaction alone would let both pass (write skew). Writing one document m
 one runs again. Likewise for invitations, which are counted, and one for each address.
 """
 
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.base.record import Record
 
 ADMINISTRATORS = "administrators"

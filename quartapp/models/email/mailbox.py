@@ -14,7 +14,7 @@ from limits import RateLimitItem
 from pymongo import IndexModel
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.base.record import Record
 from quartapp.settings import MAIL_SHARES
 from quartapp.validation import mailbox_of

@@ -15,7 +15,7 @@ from pymongo import IndexModel, ReturnDocument
 
 from quartapp import clock, metrics
 from quartapp.db import mongo
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.log import log
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import UserRef, linked_id, user_ref

@@ -11,8 +11,7 @@ from pymongo import IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.authorization.transaction import authorized_transaction
@@ -24,7 +23,12 @@ from quartapp.models.factors import enrolment
 from quartapp.models.factors.enrolment import Enrolled, HasFactor
 from quartapp.models.factors.factor import Factor
 from quartapp.models.notifications.notice import Kind
-from quartapp.security.webauthn import LASTS, Made, Refused, Shown
+from quartapp.security.webauthn import (
+    CHALLENGE_LIFETIME,
+    NewPasskey,
+    PasskeyAssertion,
+    VerificationFailed,
+)
 
 
 class EnoughPasskeys(DomainError):
@@ -52,11 +56,11 @@ class Answered(Record):
 
     @classmethod
     async def once(cls, challenge: bytes, *, tx: Tx) -> None:
-        """Raises Refused for whoever comes later with the same."""
+        """Raises VerificationFailed for whoever comes later with the same."""
         try:
-            await cls(id=challenge, expires_at=clock.now() + LASTS).insert(session=tx)
+            await cls(id=challenge, expires_at=clock.now() + CHALLENGE_LIFETIME).insert(session=tx)
         except DuplicateKeyError:
-            raise Refused("the challenge was answered before") from None
+            raise VerificationFailed("the challenge was answered before") from None
 
     @classmethod
     async def first(cls, note: str, *, lasts: timedelta, tx: Tx | None = None) -> bool:
@@ -107,9 +111,10 @@ class Passkey(Record):
 
     @classmethod
     async def add(
-        cls, user: User, made: Made, *, name: str, by: Actor, at_most: int = 20
+        cls, user: User, made: NewPasskey, *, name: str, by: Actor, at_most: int = 20
     ) -> Enrolled:
-        """Raises EnoughPasskeys, PasskeyTaken, and Refused when the answer was used before."""
+        """Raises EnoughPasskeys, PasskeyTaken, and VerificationFailed if the answer was used
+        before."""
         passkey = cls(
             user=user_ref(user.id),
             credential_id=made.credential_id,
@@ -156,8 +161,8 @@ class Passkey(Record):
             user, Factor.PASSKEY, listed, change, by=by, name=self.name, also=erase
         )
 
-    async def use(self, user: User, shown: Shown, *, by: Actor) -> None:
-        """Takes the answer for true, once. Raises Refused.
+    async def use(self, user: User, shown: PasskeyAssertion, *, by: Actor) -> None:
+        """Takes the answer for true, once. Raises VerificationFailed.
 
         A counter that does not go on means that two devices have the key: then its owner is told.
         """
@@ -181,12 +186,12 @@ class Passkey(Record):
             )
             if not used:
                 if await Passkey.get(self.id, session=tx) is None:
-                    raise Refused("the passkey was removed")
+                    raise VerificationFailed("the passkey was removed")
                 await self._tell_of_a_copy(user, by=by, tx=tx)
             return used
 
         if not await transaction(work):
-            raise Refused("the counter went back: the passkey may have been copied")
+            raise VerificationFailed("the counter went back: the passkey may have been copied")
 
     async def _tell_of_a_copy(self, user: User, *, by: Actor, tx: Tx) -> None:
         factor = enrolment.words(Factor.PASSKEY, self.name)

@@ -6,8 +6,7 @@ secret key was lost must not shut out those who still have the paper.
 
 import secrets
 
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.authorization.transaction import authorized_transaction

@@ -7,7 +7,7 @@ from pyotp import random_base32
 from pyotp.totp import TOTP
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import Actor

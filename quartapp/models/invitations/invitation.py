@@ -13,8 +13,7 @@ from pydantic import Field
 from pymongo import IndexModel
 
 from quartapp import clock, policy, validation
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.registration import add_user
 from quartapp.models.accounts.user import User

@@ -10,7 +10,7 @@ from pydantic import Field
 from pymongo import IndexModel, ReturnDocument
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import USERS, UserRef, user_ref
 

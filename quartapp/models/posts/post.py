@@ -8,7 +8,7 @@ from pydantic import Field
 from pymongo import IndexModel
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.authorization.transaction import authorized_transaction

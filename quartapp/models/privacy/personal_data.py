@@ -17,8 +17,7 @@ from bson import DBRef
 from pymongo.collation import Collation
 
 from quartapp import validation
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb

@@ -9,7 +9,7 @@ from pymongo import IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import validation
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.authorization.privileges import (
     ADD,
@@ -32,7 +32,7 @@ from quartapp.models.base.references import (
 from quartapp.models.notifications.notice import Kind, notify_all
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import mark_ended
-from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT, Permission
+from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 
 # How many events that happened to many users at once a user document names.
 COMMON_EVENTS = 100
@@ -114,7 +114,7 @@ class Role(Record):
     @property
     def manages(self) -> bool:
         """Whether the role allows to manage other people or to read about them."""
-        return not MANAGEMENT.isdisjoint(self.permissions)
+        return not MANAGEMENT_PERMISSIONS.isdisjoint(self.permissions)
 
     @classmethod
     async def named(cls, name: str) -> "Role | None":
@@ -296,7 +296,7 @@ class Role(Record):
 def _require_harmless_default(names: Collection[str], permissions: Collection[str]) -> None:
     """Raises ManagementByDefault."""
     for name in DEFAULT_ROLES.intersection(each.casefold() for each in names):
-        if management := MANAGEMENT.intersection(permissions):
+        if management := MANAGEMENT_PERMISSIONS.intersection(permissions):
             raise ManagementByDefault(name, management)
 
 

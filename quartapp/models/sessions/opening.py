@@ -7,8 +7,7 @@ from typing import Any
 from beanie import SortDirection
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
-from quartapp.db.mongo import transaction
+from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.base.actor import Actor

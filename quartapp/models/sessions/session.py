@@ -9,7 +9,7 @@ from pydantic import Field
 from pymongo import IndexModel, UpdateOne
 
 from quartapp import clock
-from quartapp.db.mongo import Session as Tx
+from quartapp.db.mongo import Tx
 from quartapp.models.audit.event import Event, Verb
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor

@@ -111,7 +111,7 @@ async def knows_password(user: User, password: str) -> bool:
 
     Raises RateLimitExceeded and Busy.
     """
-    hasher().check_room()
+    hasher().check_capacity()
     async with rate_limits.attempt(*await _counted_for(user.username, user)) as attempt:
         attempt.succeeded = await hasher().verify(password, user.password_hash)
     if not attempt.succeeded:
@@ -126,7 +126,7 @@ async def _found(login: str, password: str) -> User | None:
     (ASVS 6.3.8). Replaces an outdated hash. Raises AccountShut for the right password of an
     account that is disabled or will be deleted; RateLimitExceeded; and Busy.
     """
-    hasher().check_room()
+    hasher().check_capacity()
     user = await User.by_login(login)
     async with rate_limits.attempt(*await _counted_for(login, user)) as attempt:
         work = await hash_cost.highest(settings().bcrypt_cost)
@@ -136,7 +136,7 @@ async def _found(login: str, password: str) -> User | None:
         return None
     if not user.may_enter:
         raise AccountShut(user)
-    if hasher().outdated(user.password_hash):
+    if hasher().needs_rehash(user.password_hash):
         # Ignore Busy: the next sign-in can replace the hash.
         with suppress(Busy):
             await user.upgrade_hash(await hasher().hash(password))

@@ -41,7 +41,7 @@ from quartapp.routes.sessions.sign_in import (
 )
 from quartapp.runtime import settings
 from quartapp.security import webauthn
-from quartapp.security.webauthn import Refused
+from quartapp.security.webauthn import VerificationFailed
 
 blueprint = Blueprint("passkeys", __name__)
 
@@ -60,7 +60,7 @@ async def options_to_add() -> Any:
     They exclude the passkeys that the user has. 404 if passkeys do not work at this address.
     """
     user = await signed_in_user()
-    options = webauthn.ask_to_make(
+    options = webauthn.registration_options(
         site() or abort(404),
         asker("make"),
         site_name=settings().site_name,
@@ -89,7 +89,7 @@ async def mine() -> Any:
                 enrolled = await _add(form)
             except (EnoughPasskeys, PasskeyTaken) as refused:
                 form.refuse(str(refused))
-            except Refused as refused:
+            except VerificationFailed as refused:
                 log.warning("passkey_not_added", user=current_user.username, why=str(refused))
                 form.refuse(
                     "The passkey was not added. The request expired or was not valid. Try again."
@@ -103,10 +103,12 @@ async def mine() -> Any:
 async def _add(form: AddForm) -> Enrolled:
     """Verify the answer of the browser, store the passkey and return what `Passkey.add` returns.
 
-    Raises Refused if the answer is not valid, and what `Passkey.add` raises. 404 if passkeys do not
-    work at this address.
+    Raises VerificationFailed if the answer is not valid, and what `Passkey.add` raises. 404 if
+    passkeys do not work at this address.
     """
-    made = webauthn.made(site() or abort(404), asker("make"), form.credential.data or "")
+    made = webauthn.verify_registration(
+        site() or abort(404), asker("make"), form.credential.data or ""
+    )
     user = await signed_in_user()
     return await Passkey.add(
         user,
@@ -193,7 +195,7 @@ async def options_to_sign_in() -> Any:
 
     404 if passkeys do not work at this address.
     """
-    return jsonify(webauthn.ask_to_show(site() or abort(404), asker("show")))
+    return jsonify(webauthn.authentication_options(site() or abort(404), asker("show")))
 
 
 @blueprint.get("/login/factor/options")
@@ -204,7 +206,9 @@ async def options_for_second_step() -> Any:
     """
     step = await half_way() or abort(404)
     known = [(each.credential_id, each.transports) for each in await Passkey.of_user(step.user.id)]
-    return jsonify(webauthn.ask_to_show(site() or abort(404), asker("show"), known=known))
+    return jsonify(
+        webauthn.authentication_options(site() or abort(404), asker("show"), known=known)
+    )
 
 
 @blueprint.get("/confirm/options")
@@ -215,7 +219,9 @@ async def options_to_confirm() -> Any:
         (each.credential_id, each.transports)
         for each in await Passkey.of_user(current_user.user_id)
     ]
-    return jsonify(webauthn.ask_to_show(site() or abort(404), asker("confirm"), known=known))
+    return jsonify(
+        webauthn.authentication_options(site() or abort(404), asker("confirm"), known=known)
+    )
 
 
 async def confirmed_by_passkey(user: User, answer: str) -> bool:
@@ -293,7 +299,7 @@ async def _authenticated_user(
     async with rate_limits.attempt(key) as attempt:
         try:
             user = await _verify(answer, asked_to, of)
-        except Refused as refused:
+        except VerificationFailed as refused:
             log.warning(
                 "authn_login_fail", factor="passkey", why=str(refused), ip=auth.remote_address()
             )
@@ -307,23 +313,23 @@ async def _authenticated_user(
 async def _verify(answer: str, asked_to: str, of: User | None) -> User:
     """Verify the answer, record the use of the passkey (`Passkey.use`) and return its user.
 
-    Raises Refused if anything is wrong: challenge, signature, counter, a passkey that is unknown or
-    removed, or another user's.
+    Raises VerificationFailed if anything is wrong: challenge, signature, counter, a passkey that is
+    unknown or removed, or another user's.
     """
     here = site()
     if here is None:
-        raise Refused("there are no passkeys at this address")
-    shown = webauthn.shown(here, asker(asked_to), answer)
+        raise VerificationFailed("there are no passkeys at this address")
+    shown = webauthn.parse_assertion(here, asker(asked_to), answer)
     passkey = await Passkey.known_as(shown.credential_id)
     user = await User.get(passkey.user_id) if passkey else None
     if passkey is None or user is None:
-        raise Refused("no user has this passkey")
+        raise VerificationFailed("no user has this passkey")
     if passkey.id not in map(linked_id, user.passkeys):
-        raise Refused("the passkey was removed from its user")
+        raise VerificationFailed("the passkey was removed from its user")
     if of and of.id != user.id:
-        raise Refused("another user has this passkey")
+        raise VerificationFailed("another user has this passkey")
     if shown.user_handle != user.id.binary:
-        raise Refused("the passkey names another user")
+        raise VerificationFailed("the passkey names another user")
     await passkey.use(user, shown, by=Actor(user.id, user.username, auth.remote_address()))
     return user
 

@@ -6,11 +6,11 @@ from quart import request
 
 from quartapp.forms import csrf
 from quartapp.runtime import settings
-from quartapp.security.webauthn import Asker, Site
+from quartapp.security.webauthn import ChallengeSigner, RelyingParty
 from quartapp.settings import LOOPBACK
 
 
-def site() -> Site | None:
+def site() -> RelyingParty | None:
     """Return the relying party for this request: the domain of BASE_URL or, in development,
     localhost.
 
@@ -18,8 +18,8 @@ def site() -> Site | None:
     header, because clients choose it.
     """
     if not settings().production and _host() == "localhost":
-        return Site.at(f"{request.scheme}://{request.host}")
-    return Site.at(settings().base_url, settings().allowed_origins)
+        return RelyingParty.for_origin(f"{request.scheme}://{request.host}")
+    return RelyingParty.for_origin(settings().base_url, settings().allowed_origins)
 
 
 def elsewhere() -> str | None:
@@ -34,9 +34,9 @@ def elsewhere() -> str | None:
     )
 
 
-def asker(what: str) -> Asker:
+def asker(what: str) -> ChallengeSigner:
     """Return what creates and checks challenges for `what`, bound to this session or visitor."""
-    return Asker(settings().secret_key.get_secret_value(), f"{what} {csrf.bound_to()}")
+    return ChallengeSigner(settings().secret_key.get_secret_value(), f"{what} {csrf.bound_to()}")
 
 
 def _host() -> str:

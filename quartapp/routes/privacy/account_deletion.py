@@ -45,8 +45,8 @@ async def delete() -> Any:
             form.refuse(str(last))
         else:
             return await _leave(
-                f"Your account will be permanently deleted on {clock.in_full(until)}. To keep it, "
-                "sign in before then."
+                f"Your account will be permanently deleted on {clock.format_long(until)}."
+                " To keep it, sign in before then."
             )
     page = await render_template("privacy/delete.html", form=form, user=user, until=until)
     return page, form.status

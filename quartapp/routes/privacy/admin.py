@@ -90,7 +90,7 @@ async def _closed(person: User, event: Event | None) -> Any:
         log.info("user_closed", user=person.username, by=current_user.username)
     await wait_until_enforced(event)
     if event and person.deletes_at:
-        until = clock.in_full(person.deletes_at)
+        until = clock.format_long(person.deletes_at)
         words = f"The account of {person.username} will be permanently deleted on {until}."
         await flash_receipt(words, event)
     else:

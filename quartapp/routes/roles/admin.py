@@ -16,7 +16,7 @@ from quartapp.models import Role
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.role import RoleTaken
-from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT, Permission
+from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.errors import status_of
 from quartapp.routes.redirects import see_other
@@ -165,6 +165,6 @@ async def _page(form: RoleForm, role: Role | None = None) -> Any:
         role=role,
         missing=sorted(current_user.lacks(role.known)) if role else [],
         lacking=current_user.lacks(list(Permission)),
-        forbidden=MANAGEMENT if role and role.name in DEFAULT_ROLES else frozenset(),
+        forbidden=MANAGEMENT_PERMISSIONS if role and role.name in DEFAULT_ROLES else frozenset(),
     )
     return page, form.status

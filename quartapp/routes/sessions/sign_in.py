@@ -10,7 +10,7 @@ from quart_auth import login_user
 
 from quartapp import auth
 from quartapp.auth import CurrentUser, current_user, wait_until_enforced
-from quartapp.authority.session_rule import Ended
+from quartapp.authority.session_rule import EndedSession
 from quartapp.forms.base import Form
 from quartapp.forms.sessions import FactorForm
 from quartapp.log import log
@@ -206,7 +206,7 @@ async def sign_in_page(form: Form) -> Any:
     return page, form.status, form.headers
 
 
-def _ended_here() -> Ended | None:
+def _ended_here() -> EndedSession | None:
     """Return the ended session of this browser, so that the page can say why it ended.
 
     None if the URL names a different session, or if the browser lacks the session's cookie.

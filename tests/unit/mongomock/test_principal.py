@@ -9,7 +9,7 @@ import pytest
 from beanie import PydanticObjectId
 from bson import DBRef
 
-from quartapp.authority.session_rule import Ended, Principal, judge
+from quartapp.authority.session_rule import EndedSession, Principal, state_of
 from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.sessions.reason import Reason
 
@@ -61,13 +61,13 @@ def row(user: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
 
 
 def reason(row: dict[str, Any]) -> Reason | None:
-    standing = judge(row, NOW)
-    return standing.reason if isinstance(standing, Ended) else None
+    standing = state_of(row, NOW)
+    return standing.reason if isinstance(standing, EndedSession) else None
 
 
 def test_a_living_session_speaks_for_its_user() -> None:
     held = [role(MEMBER, "member", "posts.write"), role(EDITOR, "editor", "posts.moderate")]
-    found = judge(row(held=held, changer=[{"username": "root"}]), NOW)
+    found = state_of(row(held=held, changer=[{"username": "root"}]), NOW)
     assert isinstance(found, Principal)
     assert (found.session_id, found.user_id, found.username) == (SESSION, USER, "ada")
     assert found.roles == ("editor", "member")
@@ -78,13 +78,13 @@ def test_a_living_session_speaks_for_its_user() -> None:
 
 @pytest.mark.parametrize("word", ["posts.destroy", "", "POSTS.WRITE", "*", "posts.*"])
 def test_an_unknown_permission_allows_nothing(word: str) -> None:
-    found = judge(row(held=[role(MEMBER, "member", word, "posts.write")]), NOW)
+    found = state_of(row(held=[role(MEMBER, "member", word, "posts.write")]), NOW)
     assert isinstance(found, Principal)
     assert found.permissions == {"posts.write"}
 
 
 def test_a_role_without_permissions_allows_nothing() -> None:
-    found = judge(row(held=[{"_id": MEMBER, "name": "member"}]), NOW)
+    found = state_of(row(held=[{"_id": MEMBER, "name": "member"}]), NOW)
     assert isinstance(found, Principal)
     assert found.permissions == frozenset()
 
@@ -136,14 +136,14 @@ def test_an_account_is_closed_at_the_very_moment_its_last_day_is_over(
 def test_a_session_is_good_until_it_expires_or_the_account_closes(
     seconds: int, left: float
 ) -> None:
-    found = judge(row(holder(closes_at=NOW + timedelta(seconds=seconds))), NOW)
+    found = state_of(row(holder(closes_at=NOW + timedelta(seconds=seconds))), NOW)
     assert isinstance(found, Principal)
     assert found.seconds_left == left
 
 
 def test_an_account_that_is_gone_ends_its_sessions() -> None:
-    found = judge(row(holder=[], held=[]), NOW)
-    assert isinstance(found, Ended)
+    found = state_of(row(holder=[], held=[]), NOW)
+    assert isinstance(found, EndedSession)
     assert (found.reason, found.user_id) == (Reason.ACCOUNT_DISABLED, USER)
 
 
@@ -171,7 +171,7 @@ def test_of_a_revoked_and_a_deleted_role_the_revoked_one_is_the_reason() -> None
 
 def test_a_role_given_since_ends_nothing() -> None:
     more = [role(MEMBER, "member"), role(EDITOR, "editor", "posts.moderate")]
-    found = judge(row(holder(roles=links(MEMBER, EDITOR)), held=more), NOW)
+    found = state_of(row(holder(roles=links(MEMBER, EDITOR)), held=more), NOW)
     assert isinstance(found, Principal)
     assert found.roles == ("editor", "member")
 
@@ -190,14 +190,14 @@ def test_an_ended_session_keeps_its_reason_and_its_moment(why: Reason) -> None:
         ended_reason=why.value,
         ender=[{"username": "root"}],
     )
-    found = judge(spent, NOW)
-    assert found == Ended(SESSION, USER, why, "root", at)
+    found = state_of(spent, NOW)
+    assert found == EndedSession(SESSION, USER, why, "root", at)
 
 
 @pytest.mark.parametrize("stored", [None, "", "because", 7])
 def test_an_end_without_a_reason_was_somebody_in_charge(stored: object) -> None:
-    found = judge(row(ended_at=NOW, ended_reason=stored), NOW)
-    assert isinstance(found, Ended)
+    found = state_of(row(ended_at=NOW, ended_reason=stored), NOW)
+    assert isinstance(found, EndedSession)
     assert (found.reason, found.by) == (Reason.ENDED_BY_ADMIN, None)
     assert found.message == "An administrator ended your session."
 
@@ -218,6 +218,6 @@ def test_of_several_reasons_the_weightiest_is_told(changes: dict[str, Any], over
 
 
 def test_more_notices_read_than_told_are_none_unread() -> None:
-    found = judge(row(holder(notice_seq=2, notices_read=5)), NOW)
+    found = state_of(row(holder(notice_seq=2, notices_read=5)), NOW)
     assert isinstance(found, Principal)
     assert found.unread == 0
