@@ -110,7 +110,9 @@ async def test_a_deletion_by_an_administrator_names_the_administrator(db: Databa
     assert standing.message == "root disabled your account. It will be deleted."
     # A change event leads to the same message.
     row = not_none(await db["sessions"].find_one({}))
-    (heard,) = await session_rule.states_from_updates({row["_id"]: row}, {})
+    (heard,) = await session_rule.states_from_updates(
+        {row["_id"]: row}, users={row["_id"]: ada.id}, names={}
+    )
     assert isinstance(heard, EndedSession)
     assert heard.message == standing.message
     assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
