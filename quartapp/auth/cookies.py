@@ -26,6 +26,7 @@ class CookieSerializer(URLSafeTimedSerializer):
     """
 
     def loads(self, s: Any, max_age: int | None = None, *args: Any, **options: Any) -> Any:
+        """Return the signed value; `max_age` is ignored. Raises BadSignature if no key fits."""
         return super().loads(s, None, *args, **options)
 
 
@@ -33,7 +34,10 @@ class CookieSerializer(URLSafeTimedSerializer):
 def _cached_serializer(
     keys: tuple[str, ...], salt: str, serializer: Any = None
 ) -> CookieSerializer:
-    """Return one serializer for each set of arguments: Quart and Quart-Auth ask in each request."""
+    """Return a serializer that signs with HMAC-SHA-512.
+
+    Cached, because Quart and Quart-Auth ask for theirs in each request.
+    """
     return CookieSerializer(keys, salt, serializer, signer_kwargs={"digest_method": hashlib.sha512})
 
 
@@ -46,6 +50,7 @@ class CookieSessionInterface(SecureCookieSessionInterface):
     """Quart's cookie session, signed by `CookieSerializer` and bounded in length."""
 
     def get_signing_serializer(self, app: Quart) -> URLSafeTimedSerializer | None:
+        """Return a serializer that signs with SECRET_KEY and accepts SECRET_KEY_FALLBACKS too."""
         # Itsdangerous signs with the last key.
         keys = (*app.config["SECRET_KEY_FALLBACKS"], str(app.secret_key))
         return _cached_serializer(keys, self.salt, self.serializer)
@@ -53,14 +58,19 @@ class CookieSessionInterface(SecureCookieSessionInterface):
     async def save_session(
         self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
     ) -> None:
-        """Save the session. Drops messages that no page has shown yet, the oldest first, until the
-        cookie is short enough for browsers (ASVS 3.3.5)."""
+        """Set the session cookie on the response, as Quart does.
+
+        If the session was modified and its cookie is longer than MAX_COOKIE_LENGTH, first drops
+        flashed messages that no page has shown yet, the oldest first, until it is short enough or
+        has no messages left (ASVS 3.3.5).
+        """
         if session.modified:
-            while session.get(_FLASHES) and len(self._value(app, session)) > MAX_COOKIE_LENGTH:
+            while session.get(_FLASHES) and len(self._signed(app, session)) > MAX_COOKIE_LENGTH:
                 session[_FLASHES] = session[_FLASHES][1:]
         await super().save_session(app, session, response)
 
-    def _value(self, app: Quart, session: SessionMixin) -> str:
+    def _signed(self, app: Quart, session: SessionMixin) -> str:
+        """Return the session as the signed value of its cookie."""
         serializer = self.get_signing_serializer(app)
         assert serializer is not None, "the application has a secret key"
         return cast(str, serializer.dumps(dict(session)))

@@ -22,10 +22,12 @@ from quartapp.settings import Settings
 
 
 class CurrentUser(AuthUser):
-    """The user of a request: the principal of an active session, or nobody.
+    """The user of a request: the principal of an active session, or an anonymous visitor.
 
     Await `load()` before the properties are read; `load_current_user` does so for each request.
-    `ended` is set when the request carries the cookie of a session that has ended.
+    For an anonymous visitor, `user_id` is None and `permissions` and `withheld` are empty. The
+    other properties that describe the principal, such as `username`, raise Unauthorized. `ended`
+    is set if the request carries the cookie of a session that has ended, else None.
     """
 
     def __init__(self, auth_id: str | None, action: Action = Action.PASS) -> None:
@@ -34,7 +36,8 @@ class CurrentUser(AuthUser):
         self._loaded = False
 
     async def load(self) -> None:
-        """Find the session of the token, once. Raises what the driver raises."""
+        """Look up the session of the request's token in the principal cache, which may ask the
+        database. Later calls do nothing. Raises what the driver raises."""
         if not self._loaded:
             principals = runtime().principal_cache
             self._standing = await principals.state_by_token(self.auth_id) if self.auth_id else None
@@ -64,7 +67,7 @@ class CurrentUser(AuthUser):
 
     @property
     def principal(self) -> Principal:
-        """The principal of the session. Raises Unauthorized when nobody is signed in."""
+        """The principal of the active session. Raises Unauthorized if there is none."""
         if isinstance(self._standing, Principal):
             return self._standing
         raise Unauthorized
@@ -91,11 +94,11 @@ class CurrentUser(AuthUser):
 
     @property
     def withheld(self) -> frozenset[str]:
-        """Names of the roles that give no permissions until the user sets up a second factor."""
+        """Names of the roles that give no permissions until the user uses a second factor."""
         return self.principal.withheld if self.signed_in else frozenset()
 
     def waits_for(self, permission: str) -> bool:
-        """Return whether a role gives the permission as soon as the user uses a second factor."""
+        """Return whether a withheld role has the permission, and no other role of the user does."""
         return self.signed_in and permission in self.principal.withheld_permissions
 
     @property
@@ -112,7 +115,7 @@ class CurrentUser(AuthUser):
 
     @property
     def fresh(self) -> bool:
-        """Whether the user signed in or re-entered the password within FRESH_SECONDS."""
+        """Whether the user signed in or re-authenticated within the last FRESH_SECONDS."""
         age = clock.now() - self.principal.confirmed_at
         return age.total_seconds() < settings().fresh_seconds
 
@@ -122,14 +125,16 @@ class CurrentUser(AuthUser):
     def lacks(self, wanted: Collection[str]) -> frozenset[str]:
         """Return which of the permissions the user cannot grant, because they do not hold them.
 
-        For pages that offer choices. The models check again when something is granted.
+        A user with the role admin, unless it is withheld, lacks none. For pages that offer choices:
+        the models check again when something is granted.
         """
         administers = self.signed_in and ADMIN in set(self.roles) - self.withheld
         return Holdings(self.permissions, everything=administers).lacks(wanted)
 
     @property
     def actor(self) -> Actor:
-        """The actor to pass as `by=` to the models. Anonymous when nobody is signed in."""
+        """The actor to pass as `by=` to the models: the user, their address, session and
+        permissions, and this worker. For an anonymous visitor, only the address and the worker."""
         worker = runtime().lease.worker_id
         if not self.signed_in:
             return Actor(ip=remote_address(), worker=worker)
@@ -162,7 +167,10 @@ def unwrapped_current_user() -> CurrentUser:
 
 
 async def signed_in_user() -> User:
-    """Read the document of the signed-in user from the database and return it."""
+    """Read the document of the signed-in user from the database and return it.
+
+    Call it only when somebody is signed in. Raises AssertionError if the document is gone.
+    """
     user = await User.get(current_user.user_id)
     assert user is not None, "a principal has a user"
     return user
@@ -172,22 +180,27 @@ class QuartAuthExtension(QuartAuth):
     """Quart-Auth with fewer allocations and no thread switch in each request."""
 
     def load_user(self) -> AuthUser:
-        """Return the user of this request. The inherited method creates an anonymous user on each
-        call, even if it does not need it."""
+        """Return the user of this request or handshake: the one that an earlier call created, else
+        a new one from its cookie.
+
+        The inherited method creates an anonymous user on each call, even if it does not need it.
+        """
         if g and (user := g.get(self.attribute_name)):
             return user
         return super().load_user()
 
     # The inherited method is a plain function, which Quart would run in a thread for each page.
     async def _template_context(self) -> dict[str, AuthUser]:  # type: ignore[override]
+        """Return `current_user` for the templates."""
         return {"current_user": self.load_user()}
 
 
 def init_app(app: Quart, settings: Settings) -> QuartAuth:
     """Install the session interface and Quart-Auth, and return the extension.
 
-    The cookie expires after the longest lifetime of a session. Also preloads the user agent parser,
-    which takes half a second once in each process.
+    The cookie with the session's token is HttpOnly and SameSite=Lax, and in production Secure with
+    the prefix `__Host-`. It expires after the longest lifetime of a session. Also preloads the user
+    agent parser, which takes half a second once in each process.
     """
     secure = settings.production
     preload_user_agent_parser()
@@ -205,7 +218,9 @@ def init_app(app: Quart, settings: Settings) -> QuartAuth:
 
 
 async def load_current_user() -> None:
-    """Load the current user, and note that their session was used. For before_request.
+    """Load the current user and, if signed in, note for LastSeenWriter that the session was used.
+
+    For before_request. Refuses nothing. Raises what the driver raises.
 
     A request with the header `X-Background` does not count as a use of the session: open pages send
     it by themselves, also when nobody looks at them.

@@ -14,13 +14,17 @@ KNOWN_BROWSER_SECONDS = 365 * 86400
 
 
 def remote_address() -> str | None:
-    """Return the address of the client, as trusted proxies report it, else that of the peer."""
+    """Return the address of the client of the current request or handshake, as trusted proxies
+    report it, else that of the peer. None if the server does not know it."""
     scope = request if has_request_context() else websocket
     return scope.remote_addr
 
 
 def device_name() -> str:
-    """Return the browser and operating system of the request, such as "Firefox on Linux"."""
+    """Return the browser and operating system of the request, such as "Firefox on Linux".
+
+    Taken from the first 512 characters of User-Agent. Without a known part: "Unknown device".
+    """
     header = request.headers.get("User-Agent", "")[:512]
     found = parse(header)
     browser = found.user_agent.family if found.user_agent else ""
@@ -37,19 +41,19 @@ def preload_user_agent_parser() -> None:
 
 
 def known_browser() -> str | None:
-    """Return the digest that identifies this browser, or None if nobody has signed in with it.
+    """Return the digest that identifies this browser, or None if it has no browser cookie.
 
-    It comes from a cookie that lasts a year. The cookie grants no access: it tells rate limits and
-    notifications that an account was used in this browser before.
+    `remember_browser` sets the cookie at sign-in, for a year. It grants no access: it tells rate
+    limits and notifications that an account was used in this browser before. Whether it was used
+    for a given account is for `is_known_browser` to say.
     """
     token = _browser_token()
     return token and digest_of(token)
 
 
 def remember_browser() -> str:
-    """Return the digest that identifies this browser, and renew its cookie for another year.
-
-    A browser that has no such cookie receives a new one with the response.
+    """Return the digest that identifies this browser, and set its cookie for another year on the
+    response of this request. A browser that has no such cookie gets a new random token.
     """
     token = _browser_token() or new_token()[0]
 
@@ -69,6 +73,7 @@ def remember_browser() -> str:
 
 
 def _browser_token() -> str | None:
+    """Return the value of the browser's cookie, or None if it has not the length of a token."""
     token = request.cookies.get(_browser_cookie(), "")
     return token if len(token) == TOKEN_LENGTH else None
 

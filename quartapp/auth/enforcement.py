@@ -9,10 +9,14 @@ from quartapp.runtime import runtime
 async def wait_until_enforced(event: Event | None = None) -> str:
     """Wait until no worker accepts what was revoked before this call.
 
-    Call it after the commit. Waits for the acknowledgement of every worker, or for a whole lease if
-    one does not answer. With the audit event of the change, also waits about a second for the open
-    tabs that the event has ended, and returns a sentence about them for the next page. The sentence
-    is empty if there were no tabs or no event.
+    Call it after the commit. Writes a barrier mark, unless the transaction of `event` has written
+    one, and waits until every worker has acknowledged it. If one does not answer or the database
+    fails, waits until a whole lease has passed instead of raising an error.
+
+    With the audit event of the change, also waits for at most a second for the open tabs whose
+    sessions the event has ended, and returns a sentence about them for the next page. What is
+    still unknown then is stored in the event. Without tabs or event, the sentence is empty, unless
+    a worker did not answer.
     """
     result = await runtime().barrier.wait(event)
     return (await result.reach(event)).sentence

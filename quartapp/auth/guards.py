@@ -47,7 +47,7 @@ class ReauthenticationRequired(Exception):
 def permission_required(
     permission: Permission,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Raise Forbidden unless the current user holds the permission.
+    """Return a decorator. Its view raises Forbidden unless the current user holds the permission.
 
     Place it under `login_required`, which handles requests without a session.
     """
@@ -65,12 +65,16 @@ def permission_required(
 
 
 def fresh_login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Raise ReauthenticationRequired for a POST whose user has not shown the password recently.
+    """Decorate a view so that its POST needs a user who authenticated within FRESH_SECONDS.
 
-    The page that answers the error sends the same fields again together with the password. Such a
-    POST re-authenticates the user, which renews the session and its cookie, and then calls the
-    view. A GET is never refused. Place it under `login_required` and `permission_required`. See
-    docs/adr/0030.
+    If the session is not fresh and the POST has no field PASSWORD_FIELD, raises
+    ReauthenticationRequired and does not call the view. The page that answers the error sends the
+    same fields again together with the password and, for a user with a second factor, CODE_FIELD.
+    Such a POST is checked by `reauthenticate`, which renews the session and its cookie, and then
+    calls the view; a wrong password or code and an exceeded limit raise ReauthenticationRequired
+    with that error as its reason. Other methods are never refused.
+
+    Place it under `login_required` and `permission_required`. See docs/adr/0030.
     """
 
     @wraps(view)

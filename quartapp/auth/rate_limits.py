@@ -31,7 +31,11 @@ POLL_SECONDS = 0.1
 
 
 class RateLimitExceeded(RetryLater):
-    """A limit is used up. The text says how long to wait, and until when."""
+    """A limit is used up. Answered with 429.
+
+    `retry_after` is the number of seconds until the moment `until`, at least 1. The text says how
+    long to wait and until when; above two minutes, rounded up to minutes.
+    """
 
     status = 429
 
@@ -51,8 +55,11 @@ class RateLimitExceeded(RetryLater):
 
 
 async def count(action: str, *keys: tuple[str, RateLimitItem]) -> None:
-    """Count one action for each key, in turn. Raises RateLimitExceeded at the first key whose limit
-    is used up; the keys before it stay counted."""
+    """Count one action for each key, in turn, in fixed windows.
+
+    At the first key whose limit is used up, logs a warning and raises RateLimitExceeded until its
+    window ends; the keys before it stay counted.
+    """
     limiter = FixedWindowRateLimiter(Allowances())
     for key, limit in keys:
         if not await limiter.hit(limit, action, key):
@@ -68,7 +75,7 @@ async def increment(action: str, key: str, *, within: timedelta) -> int:
 
 
 async def uncount(action: str, key: str, limit: RateLimitItem) -> None:
-    """Take back one action that `count` has counted, because it did not take place."""
+    """Reduce the count of `count` by one, because the action did not take place."""
     await Allowances().incr(limit.key_for(action, key), limit.get_expiry(), -1)
 
 
@@ -94,15 +101,18 @@ class Attempt:
 
 @asynccontextmanager
 async def attempt(*keys: Key) -> AsyncIterator[Attempt]:
-    """Reserve an attempt under each key, and record its outcome at the end.
+    """Reserve an attempt under each key in the database, and record its outcome at the end.
 
-    Check the password inside, and set `succeeded`. A failure counts against every key, a success
-    resets the keys that are `own`. An exception inside counts as neither, with one exception: a
-    client that disconnects has already made the worker hash, so its attempt counts as failed.
+    Check the password in the body, and set `succeeded`. A failure counts against every key. A
+    success deletes the failures of the keys that are `own`, and releases the reservation of the
+    others. An exception in the body counts as neither and releases all reservations, with one
+    exception: a client that disconnects (CancelledError) has already made the worker hash, so its
+    attempt counts as failed.
 
     Concurrent attempts cannot exceed the limit: where the limit depends on the outcome of others
-    that are under way, this waits up to WAIT_SECONDS for them. Raises RateLimitExceeded before the
-    body runs, and Busy when too many wait or the wait takes too long.
+    that are under way, this waits up to WAIT_SECONDS for each key. Before the body runs, raises
+    RateLimitExceeded, and Busy when MAX_WAITING attempts of this worker wait already or the wait
+    takes too long. What was reserved until then is released.
     """
     outcome, attempt_id = Attempt(), PydanticObjectId()
     begun: list[Key] = []
@@ -135,6 +145,10 @@ _waiting = 0
 
 
 async def _begin(key: Key, attempt_id: PydanticObjectId) -> None:
+    """Reserve the attempt, and wait up to WAIT_SECONDS if that depends on the outcome of others.
+
+    Raises RateLimitExceeded, and Busy when too many wait or the wait takes too long.
+    """
     global _waiting
     if await _has_begun(key, attempt_id):
         return
@@ -153,7 +167,10 @@ async def _begin(key: Key, attempt_id: PydanticObjectId) -> None:
 
 
 async def _has_begun(key: Key, attempt_id: PydanticObjectId) -> bool:
-    """Try to reserve the attempt. Return False if that depends on the outcome of others."""
+    """Try to reserve the attempt. Return False if that depends on the outcome of others.
+
+    Logs a warning and raises RateLimitExceeded if the key must wait after too many failures.
+    """
     begun, until = await Guesses.begin(key.text, attempt_id, key.limit)
     if until and not begun:
         log.warning("excess_rate_limit_exceeded", what=key.text.partition(" ")[0])
@@ -163,7 +180,7 @@ async def _has_begun(key: Key, attempt_id: PydanticObjectId) -> bool:
 
 def network_of(address: str | None) -> str:
     """Return the key under which an address is counted: the /64 network of an IPv6 address, because
-    one client can use all of it, else the address itself."""
+    one client can use all of it; an IPv4 address or any other text as it is; "None" for None."""
     parsed = forwarded.parse(address or "")
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((parsed, 64), strict=False))

@@ -43,8 +43,9 @@ async def reauthenticate(password: str, code: str = "") -> None:
     renew the session as `renew_session` does.
 
     The code is checked, and a correct one used up, only if the password is correct. Failed attempts
-    are counted. Raises IncorrectPassword, IncorrectCode, FactorsBlocked, RetryLater after too many
-    attempts, and what `renew_session` raises.
+    are counted and logged as `authn_login_fail`. Raises IncorrectPassword, IncorrectCode,
+    FactorsBlocked, RetryLater after too many attempts or when too many wait, and what
+    `renew_session` raises.
     """
     user = await signed_in_user()
     async with password_attempt(user) as attempt:
@@ -60,8 +61,9 @@ async def reauthenticate(password: str, code: str = "") -> None:
 async def renew_session() -> None:
     """Make the session fresh, and replace its token and cookie by new ones.
 
-    Call it after the user has shown the password or a passkey. Waits until no worker accepts the
-    old token. Open pages stay connected. Raises Unauthorized when the session has ended meanwhile.
+    Call it after the user has entered the password or used a passkey. Stores the new token, records
+    an audit event, waits until no worker accepts the old token, and loads the current user again.
+    Open pages stay connected. Raises Unauthorized when the session has ended meanwhile.
     """
     session = await Session.get(current_user.session_id)
     token = session and await session.confirm(by=current_user.actor)
@@ -77,8 +79,9 @@ async def renew_session() -> None:
 async def use_factor_code(user: User, code: str) -> Factor | None:
     """Use up a code of the authenticator app or a recovery code of the user.
 
-    Return which factor it belongs to, or None if it is not valid, which counts as a failed attempt.
-    Raises RateLimitExceeded, and FactorsBlocked after too many wrong codes.
+    Return which factor it belongs to, or None if it is not valid, which counts as a failed attempt
+    (see `factor_attempt`). Raises RateLimitExceeded, Busy, and FactorsBlocked after too many wrong
+    codes.
     """
     async with factor_attempt(user) as attempt:
         factor = await _use_code(user, code)
@@ -87,6 +90,7 @@ async def use_factor_code(user: User, code: str) -> Factor | None:
 
 
 async def _use_code(user: User, code: str) -> Factor | None:
+    """Use up six digits as a code of the app, any other text as a recovery code. None if wrong."""
     plain = totp.plain(code)
     if len(plain) == totp.DIGITS and plain.isascii() and plain.isdigit():
         return Factor.TOTP if await totp.accept(user, plain, encryption=encryption()) else None
@@ -99,13 +103,16 @@ async def _use_code(user: User, code: str) -> Factor | None:
 async def factor_attempt(user: User) -> AsyncIterator[rate_limits.Attempt]:
     """Count an attempt at a second factor of a user whose password was correct.
 
-    Check the factor inside, and set `succeeded`. Attempts are counted for the account, separately
-    for browsers in which the user has signed in before, so that somebody else who knows the
-    password cannot lock the owner out. They are also counted for the address.
+    Check the factor in the body, and set `succeeded`. Failures are counted for the address and for
+    the account, there separately for browsers in which the user has signed in before, so that
+    somebody else who knows the password cannot lock the owner out (see `rate_limits.attempt`).
+    They are also counted in a row, without a time limit: `wrong_codes.begin` counts each attempt
+    as wrong, and a success sets that count to zero.
 
-    A failure is logged, and the owner is warned once a day, when the failures reach the limit or
-    block the factors. Raises RateLimitExceeded, and FactorsBlocked after too many failures in a
-    row.
+    A failure is logged as `authn_login_fail`. The owner is warned by notification and email when
+    the failures of a day reach the number in LIMIT_FACTOR, and when this failure is the last one
+    before the factors are blocked. Raises RateLimitExceeded, Busy, and FactorsBlocked after too
+    many failures in a row.
     """
     browser = known_browser()
     known = browser is not None and await is_known_browser(user, browser=browser)
@@ -129,10 +136,11 @@ async def factor_attempt(user: User) -> AsyncIterator[rate_limits.Attempt]:
 
 @asynccontextmanager
 async def password_attempt(user: User | None) -> AsyncIterator[rate_limits.Attempt]:
-    """Count an attempt at the password of the signed-in user. See `rate_limits.attempt`.
+    """Count an attempt at the password of the signed-in user, as `rate_limits.attempt` does.
 
-    Counted for the session; and for the address too if the user has never signed in with this
-    browser, as when somebody tries the stolen cookies of many users.
+    Check the password in the body, and set `succeeded`. Failures are counted for the session; and
+    for the address too if the user has not signed in with this browser before, as when somebody
+    tries the stolen cookies of many users. Raises RateLimitExceeded and Busy.
     """
     key = f"confirmation {current_user.session_id}"
     keys = [rate_limits.Key(key, settings().limit_confirmation, own=True)]

@@ -16,6 +16,7 @@ def email_field(
     whose: str = "your",
     check: Callable[[str], str] = validation.check_email,
 ) -> EmailField:
+    """Return a required field whose value is trimmed and then replaced by what `check` returns."""
     return EmailField(
         label,
         filters=[tidy],
@@ -110,6 +111,8 @@ class CodeForm(Form):
 
 
 class Day(DateField):
+    """A date field with an error message of its own: "Enter a date such as 2030-12-31."."""
+
     def process_formdata(self, valuelist: list[str]) -> None:
         try:
             super().process_formdata(valuelist)
@@ -130,7 +133,8 @@ class LastDayForm(Form):
 def refuse_obvious_password(field: PasswordField, context: list[str]) -> None:
     """Raise ValidationError for a password that can be rejected without scoring it.
 
-    The route applies the whole policy after it has counted the attempt.
+    `context` are words that the password must not consist of, such as the username. The route
+    applies the whole policy after it has counted the attempt.
     """
     weakness = obvious_weakness(field.data or "", context=context)
     if weakness:

@@ -19,7 +19,7 @@ LONGEST = 256
 
 
 class Form(wtforms.Form):
-    """A WTForms form that takes its data from the body of the request only.
+    """A WTForms form that takes its data from the body of the request, never from its query.
 
     Use it as `form = await SomeForm.from_request()`, then read `form.posted` once, and answer
     with the page, `form.status` and `form.headers` if it is false or if `refuse` was called.
@@ -28,31 +28,36 @@ class Form(wtforms.Form):
     coroutine as a passed check. Defining one raises TypeError.
     """
 
-    _later: RetryLater | None = None
+    _retry_later: RetryLater | None = None
     # Whether the data was carried through a sign-in (see routes.carried_forms). Such a form is
-    # shown filled, and is not processed.
+    # shown filled: `posted` is false and `status` is 200.
     carried: bool = False
     _refused = 422
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise TypeError if a method whose name starts with `validate` is a coroutine function."""
         super().__init_subclass__(**kwargs)
         for name, value in vars(cls).items():
             if name.startswith("validate") and inspect.iscoroutinefunction(value):
                 raise TypeError(f"{cls.__name__}.{name} is async: WTForms would not await it")
 
     def process(self, *args: Any, **kwargs: Any) -> None:
-        """Bind the fields. A field whose text is too long gets one validator, which rejects it, so
-        that no other validator spends time on the text."""
+        """Bind the data to the fields, as WTForms does.
+
+        The validators of a field whose text is longer than `max_length` are replaced by one that
+        rejects it, so that no other validator spends time on the text.
+        """
         super().process(*args, **kwargs)
         for field in self:
-            most = at_most(field)
+            most = max_length(field)
             texts = (text for text in field.raw_data or () if isinstance(text, str))
             if most and any(len(text) > most for text in texts):
                 field.validators = [_too_long(field, most)]
 
     @classmethod
     async def from_request(cls, **kwargs: Any) -> Self:
-        """Return the form with the data of a POST, otherwise with `kwargs` (see wtforms.Form)."""
+        """Return the form with the data that was carried through a sign-in, if there is any, or
+        that of a POST; otherwise with the initial values `kwargs` (see wtforms.Form)."""
         if (carried := g.get("carried")) is not None:
             form = cls(formdata=carried, **kwargs)
             form.carried = True
@@ -62,41 +67,46 @@ class Form(wtforms.Form):
 
     @property
     def posted(self) -> bool:
-        """Whether the form was submitted and is valid. Runs the validators, which set errors."""
+        """Whether the request is a POST and the form is valid. Runs the validators of a POST, which
+        set errors and can replace data."""
         return request.method == "POST" and not self.carried and self.validate()
 
     @property
     def status(self) -> int:
         """The status of the answer that shows this form.
 
-        200 unless it was submitted; then that of `put_off` or `refuse`, or 422.
+        That of the error passed to `set_retry_later`, if any. Else for a POST the status passed to
+        `refuse`, or 422. Else 200.
         """
-        if self._later:
-            return self._later.status
+        if self._retry_later:
+            return self._retry_later.status
         return self._refused if request.method == "POST" and not self.carried else 200
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of that answer: Retry-After if `put_off` was called."""
-        return {"Retry-After": str(self._later.retry_after)} if self._later else {}
+        """The headers of that answer: Retry-After if `set_retry_later` was called, else none."""
+        error = self._retry_later
+        return {"Retry-After": str(error.retry_after)} if error else {}
 
-    def put_off(self, later: RetryLater) -> None:
-        """Show the error on the form, which keeps its fields. Sets `status` and `headers`."""
-        self._later = later
-        self.refuse(str(later))
+    def set_retry_later(self, error: RetryLater) -> None:
+        """Add the text of the error to the errors of the form, and set `status` and `headers` to
+        those of the error."""
+        self._retry_later = error
+        self.refuse(str(error))
 
     @contextmanager
-    def patience(self) -> Iterator[None]:
-        """Call `put_off` with a RetryLater that is raised in the block, and suppress it."""
+    def catch_retry_later(self) -> Iterator[None]:
+        """Suppress a RetryLater that is raised in the block, and pass it to `set_retry_later`."""
         try:
             yield
-        except RetryLater as later:
-            self.put_off(later)
+        except RetryLater as error:
+            self.set_retry_later(error)
 
     def refuse(self, message: str, field: str | None = None, *, status: int = 422) -> None:
         """Add an error that only the models could find, such as a username that is taken.
 
-        The error belongs to the named field or, without one, to the form. Sets `status`.
+        The error belongs to the named field or, without one, to the form. Raises nothing. The
+        answer to a POST then has this `status`.
         """
         self._refused = status
         if field is None:
@@ -105,7 +115,7 @@ class Form(wtforms.Form):
             self[field].errors = [*self[field].errors, message]
 
 
-def at_most(field: wtforms.Field) -> int | None:
+def max_length(field: wtforms.Field) -> int | None:
     """Return the maximum length of the field in characters: that of its Length validator, or 256.
 
     None for passwords, whose length the password policy limits.
@@ -121,7 +131,8 @@ def _length(field: wtforms.Field) -> Length | None:
 
 
 def _too_long(field: wtforms.Field, most: int) -> Callable[[wtforms.Form, wtforms.Field], None]:
-    """Return a validator that rejects every value with the message of the Length validator."""
+    """Return a validator that rejects every value, with the message of the field's Length validator
+    or, without one, "Use at most ... characters."."""
     length = _length(field)
     message = (length and length.message) or f"Use at most {most:,} characters."
 
@@ -143,7 +154,10 @@ def digits(text: str | None) -> str | None:
 
 
 class Checked:
-    """Validator that calls a function of `quartapp.validation` and stores what it returns."""
+    """Validator that calls a function of `quartapp.validation` with the field's text.
+
+    Stores what it returns as the field's data. An Invalid that it raises is the field's error.
+    """
 
     def __init__(self, check: Callable[[str], str]) -> None:
         self.check = check

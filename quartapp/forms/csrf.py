@@ -26,40 +26,47 @@ class CrossSite(Exception):
     """The headers say that a page of another site sent the request."""
 
 
-class Stale(Exception):
+class InvalidToken(Exception):
     """The token is missing or belongs to another session, mostly because the page is old.
 
-    `ours` is whether the headers say that a page of this site sent the request.
+    `same_site` is whether the headers say that a page of this site sent the request.
     """
 
-    def __init__(self, *, ours: bool) -> None:
-        self.ours = ours
+    def __init__(self, *, same_site: bool) -> None:
+        self.same_site = same_site
 
 
 async def protect() -> None:
-    """Check the current request. Raises CrossSite or Stale.
+    """Check the headers and the token of the current request.
+
+    Raises CrossSite if Sec-Fetch-Site or Origin name another site, and then InvalidToken if neither
+    the field `csrf_token` nor, without one, the header X-CSRF-Token has a valid token.
 
     Call it before each request whose method is in UNSAFE; it does not look at the method. Reads
-    the form, and may add a random value to the visitor's session (see `bound_to`).
+    the form, and may add a random value to the visitor's session (see `token_binding`).
     """
     site, origin = _source()
     if _is_foreign(site, origin):
         raise CrossSite
-    if not _fits((await request.form).get(FIELD) or request.headers.get("X-CSRF-Token") or ""):
-        raise Stale(ours=from_us())
+    token = (await request.form).get(FIELD) or request.headers.get("X-CSRF-Token") or ""
+    if not _is_valid(token):
+        raise InvalidToken(same_site=sent_by_this_site())
 
 
-def from_us() -> bool:
-    """Whether the headers say that a page of this site sent the request. False without headers."""
+def sent_by_this_site() -> bool:
+    """Whether the headers say that a page of this site sent the request. False if the request has
+    neither an Origin nor `Sec-Fetch-Site: same-origin`."""
     site, origin = _source()
     return not _is_foreign(site, origin) and (site == "same-origin" or bool(origin))
 
 
 def _source() -> tuple[str | None, str | None]:
+    """Return the headers Sec-Fetch-Site and Origin of the request."""
     return request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
 
 
 def _is_foreign(site: str | None, origin: str | None) -> bool:
+    """Whether one of the two headers names another site. A missing header names none."""
     # A page with Referrer-Policy no-referrer sends the origin "null" (Fetch, section 3.2). Then
     # Sec-Fetch-Site decides.
     silent = origin == "null" and site == "same-origin"
@@ -81,7 +88,7 @@ def same_origin(origin: str, scheme: str | None = None, host: str | None = None)
 
 
 def csrf_field() -> Markup:
-    """Return the hidden input with the token. All forms of a page get the same one."""
+    """Return the hidden input with the token. It is created once for each request."""
     if "csrf_field" not in g:
         # Base64 contains nothing that needs escaping.
         g.csrf_field = Markup(f'<input type="hidden" name="{FIELD}" value="{csrf_token()}">')  # noqa: S704
@@ -89,33 +96,35 @@ def csrf_field() -> Markup:
 
 
 def csrf_token() -> str:
-    """Return the token, masked with random bytes so that compression cannot leak it (BREACH)."""
+    """Return the token of the session or visitor as URL-safe Base64, masked with random bytes so
+    that compression cannot leak it (BREACH). May add a value to the visitor's session."""
     mask = secrets.token_bytes(_SIZE)
-    return base64.urlsafe_b64encode(mask + _xor(mask, _expected())).decode()
+    return base64.urlsafe_b64encode(mask + _xor(mask, _expected_mac())).decode()
 
 
-def _fits(token: str) -> bool:
+def _is_valid(token: str) -> bool:
+    """Whether the unmasked token is that of this session or visitor. False for malformed text."""
     try:
         raw = base64.urlsafe_b64decode(token.encode("ascii"))
     except ValueError:
         return False
     if len(raw) != 2 * _SIZE:
         return False
-    return hmac.compare_digest(_xor(raw[:_SIZE], raw[_SIZE:]), _expected())
+    return hmac.compare_digest(_xor(raw[:_SIZE], raw[_SIZE:]), _expected_mac())
 
 
 def _xor(a: bytes, b: bytes) -> bytes:
     return (int.from_bytes(a) ^ int.from_bytes(b)).to_bytes(_SIZE)
 
 
-def _expected() -> bytes:
-    return _mac(str(current_app.secret_key), f"csrf {bound_to()}")
+def _expected_mac() -> bytes:
+    return _mac(str(current_app.secret_key), f"csrf {token_binding()}")
 
 
-def bound_to() -> str:
+def token_binding() -> str:
     """Return the text that tokens are bound to: the session's id, or a random value of the visitor.
 
-    Stores a random value in the visitor's session cookie if there is none yet.
+    Stores a new random value in the visitor's session cookie if there is none yet.
     """
     # The id, not the token: forms stay valid when the token of the session is replaced.
     user: Any = current_user._get_current_object()  # type: ignore[attr-defined]

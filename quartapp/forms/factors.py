@@ -45,6 +45,8 @@ class RenameForm(Form):
 
 
 class ShowForm(Form):
+    """Signing in or re-authenticating with a passkey."""
+
     credential = HiddenField(validators=[Length(max=LONGEST_CREDENTIAL)])
     remember = BooleanField()
     step = BooleanField()

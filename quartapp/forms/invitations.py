@@ -24,11 +24,13 @@ class InviteForm(Form):
     role = RoleChoice("Role", default=MEMBER, validators=[Optional()])
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
+        """Set the choices: member, then "member and ..." for each role that the user may grant."""
         others = [role for role in roles if role.name != MEMBER]
         self.role.offer(others, lacks=lacks, first={MEMBER: MEMBER}, prefix=f"{MEMBER} and ")
 
     @property
     def other_role(self) -> str | None:
+        """The name of the selected role, or None if it is member, which every account gets."""
         return self.role.data if self.role.data != MEMBER else None
 
 

@@ -9,7 +9,8 @@ KEEP, REMOVE = "keep", "remove"
 
 
 class DeleteForm(Form):
-    """Deleting an account. Call `expect` with its username first: the user must enter the same."""
+    """Deleting an account. Before validating, pass the username that the user must enter to
+    `expect`. Any other is a validation error."""
 
     username = StringField(
         "Username",
@@ -35,4 +36,5 @@ class DeleteForm(Form):
 
     @property
     def with_posts(self) -> bool:
+        """Whether the posts and comments are to be deleted as well."""
         return self.posts.data == REMOVE

@@ -19,6 +19,8 @@ from quartapp.policy import LABELS
 
 
 class Named(Protocol):
+    """What the forms read of a role. `manages` is whether it has a management permission."""
+
     name: str
 
     @property
@@ -35,8 +37,8 @@ Lacks = Callable[[Collection[str]], Collection[str]]
 class RoleChoice(SelectField):
     """A list of roles that offers those which the user may grant.
 
-    Any existing role passes validation: the models refuse the others with an error that names
-    the missing permission.
+    Any existing role passes validation, also one that is not offered: the models refuse to grant
+    it with an error that names the missing permission.
     """
 
     def __init__(self, label: str, **options: Any) -> None:
@@ -46,7 +48,8 @@ class RoleChoice(SelectField):
     def offer(
         self, roles: Iterable[Named], *, lacks: Lacks, first: Mapping[str, str], prefix: str = ""
     ) -> None:
-        """Set the choices: `first`, then the roles that the user may grant, with `prefix`."""
+        """Set the choices: `first` (value to label), then the roles of which the user lacks no
+        permission, each labelled with `prefix` and its name."""
         roles = list(roles)
         self.existing = {name.casefold() for name in (*first, *(role.name for role in roles))}
         # app.css asks for a confirmation before a role with management permissions is granted.
@@ -61,6 +64,7 @@ class RoleChoice(SelectField):
         ]
 
     def pre_validate(self, form: Any) -> None:
+        """Raise ValidationError if the role is not one of those passed to `offer`. Ignores case."""
         if self.data and self.data.casefold() not in self.existing:
             raise ValidationError("This role does not exist.")
 
@@ -69,6 +73,7 @@ class GrantForm(Form):
     role = RoleChoice("Role", default="", validators=[DataRequired("Select a role.")])
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
+        """Set the choices: the empty one, then the roles that the user may grant."""
         self.role.offer(roles, lacks=lacks, first={"": "Select a role"})
 
 

@@ -1,7 +1,8 @@
-"""ASGI middleware that answers only requests for a host name that this application has.
+"""ASGI middleware that refuses requests for a host name that this application does not have.
 
-A browser sends the name that its user opened, whatever address that name leads to. So a page whose
-name is made to lead here (DNS rebinding) is refused, and no answer depends on a foreign Host.
+A browser sends the host name that its user opened, also if somebody else controls that name and
+points it to this server (DNS rebinding). Such requests are refused, so no response depends on a
+foreign Host header.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(:[0-9]{0,5})?")
 
 
 class AllowedHosts:
-    """Serves the hosts of BASE_URL and ALLOWED_ORIGINS, whatever the port.
+    """Serves the hosts of BASE_URL and ALLOWED_ORIGINS, with any port.
 
-    In development also the names of this machine's loopback addresses; in production any host may
-    ask for PROBES. Other requests and handshakes are answered with 421, or with 400 if they have no
-    host that can be read. X-Forwarded-Host counts for nothing.
+    In development, it also serves `localhost` and loopback addresses. In production, requests for
+    PROBES are served under any host. Other requests and handshakes get a plain text answer: 421, or
+    400 if there is no single, well-formed Host header. X-Forwarded-Host is ignored.
     """
 
     def __init__(self, app: Any, settings: Settings) -> None:
@@ -39,6 +40,8 @@ class AllowedHosts:
         ).encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Call the application, or answer 400 or 421. A refused handshake of a server that cannot
+        send a response to it is closed instead, which the client sees as 403."""
         status = HTTPStatus.OK
         if scope["type"] in ("http", "websocket") and scope["path"] not in self._probes:
             status = self._status(scope)
@@ -56,8 +59,11 @@ class AllowedHosts:
         return await send({"type": f"{kind}.body", "body": self._text})
 
     def _status(self, scope: Any) -> HTTPStatus:
-        """Whether each host that the request names is served: also the one in its target, which a
-        client may write in full (RFC 9112, 3.2.2)."""
+        """Return OK if every host that the request names is served, 421 if one is not, and 400 if
+        there is not exactly one Host header or a name is malformed.
+
+        The request target may be a full URL and so name a host too (RFC 9112, 3.2.2).
+        """
         said = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
         names = [_name(text) for text in said]
         if scope["path"][:1] not in ("/", "*"):
@@ -71,12 +77,14 @@ class AllowedHosts:
 
 
 def _name(authority: str) -> str | None:
-    """Return the host of `host:port` in lower case; None if it is no host."""
+    """Return the host of `host:port` in lower case, without brackets and final dot; None if it is
+    malformed."""
     found = AUTHORITY.fullmatch(authority.lower())
     return found[1].strip("[]") if found else None
 
 
 def _is_loopback(name: str) -> bool:
+    """Return whether the name is `localhost` or a loopback address."""
     try:
         return ip_address(name).is_loopback
     except ValueError:

@@ -50,13 +50,18 @@ HSTS = {"Strict-Transport-Security": "max-age=63072000; includeSubDomains"}
 PAGE = {"Cache-Control": "no-store", "Vary": "Cookie, Origin, Sec-Fetch-Site"}
 FILE = {"Cache-Control": "no-cache"}
 STAMPED = {"Cache-Control": "public, max-age=31536000, immutable"}
-OURS = {name.lower().encode() for name in (*ALWAYS, *HSTS, "Cache-Control")}
+OUR_NAMES = {name.lower().encode() for name in (*ALWAYS, *HSTS, "Cache-Control")}
 
 
 class ResponseHeaders:
-    """Adds the headers that a response does not set itself, and replaces its Cache-Control.
+    """Adds the security headers that a response does not set itself, and sets its Cache-Control.
 
-    Also notes the client's address for log lines, and counts and times requests for the metrics.
+    The response's own Cache-Control is replaced: pages get `no-store`; files under `/static/` get
+    `no-cache`, or a year if the query has the hash of their content. Handshakes of sockets get no
+    headers.
+
+    Also adds the client's address to the log lines of the request, counts responses by method and
+    status, and measures the seconds until the application returns.
     """
 
     def __init__(self, app: App, settings: Settings) -> None:
@@ -94,8 +99,12 @@ class ResponseHeaders:
 
 
 def _join(own: Headers, ours: Headers) -> Headers:
+    """Return the response's own headers without Cache-Control, and those of ours that it lacks.
+
+    Our Vary is always added, beside the response's own.
+    """
     said = {name for name, _ in own}
-    if said.isdisjoint(OURS):
+    if said.isdisjoint(OUR_NAMES):
         return [*own, *ours]
     own = [each for each in own if each[0] != b"cache-control"]
     said -= {b"cache-control", b"vary"}

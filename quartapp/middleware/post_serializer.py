@@ -11,7 +11,7 @@ PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class OnePerLoopTurn:
-    """Lets one caller continue in each turn of the event loop, in the order of their calls."""
+    """Lets the caller of `wait` that waits longest continue in each turn of the event loop."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -29,6 +29,8 @@ class OnePerLoopTurn:
             loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
+        """Let the first caller continue that still waits. Schedules itself for the next turn if
+        there is one; otherwise the next call of `wait` returns at once."""
         self._used = False
         while self._waiting and not self._used:
             first = self._waiting.popleft()

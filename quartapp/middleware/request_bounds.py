@@ -34,12 +34,13 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class FormParser(FormDataParser):
-    """Reads urlencoded forms of at most 100 fields, and large ones one by one.
+    """Parses urlencoded forms of at most FORM_FIELDS fields, and only one large form at a time.
 
-    No form here has files, so multipart bodies are not read: they are forms without fields.
+    No form here has files, so multipart bodies are not read: such a form has no fields.
     """
 
     def get_parse_func(self, mimetype: str, options: dict[str, str]) -> ParserFunc | None:
+        """Return the parser of urlencoded forms, and None for all other types."""
         if mimetype == "application/x-www-form-urlencoded":
             return type(self)._parse_urlencoded  # type: ignore[return-value]
         return None
@@ -51,6 +52,11 @@ class FormParser(FormDataParser):
         content_length: int | None,
         options: dict[str, str],
     ) -> tuple[MultiDict, MultiDict]:
+        """Return the fields, and no files. Raises RequestEntityTooLarge (413) above FORM_FIELDS.
+
+        A form of more than SMALL_FORM_BYTES first waits for the lock in the scope. The lock is
+        released as long after the parsing as the parsing took.
+        """
         data = await body
         if data.count(b"&") >= FORM_FIELDS:
             raise RequestEntityTooLarge
@@ -73,10 +79,13 @@ class Request(QuartRequest):
 
 
 class RequestBounds:
-    """ASGI middleware that answers 414 or 431 to a request whose head is out of bounds.
+    """ASGI middleware that refuses a request whose URL or headers exceed the bounds above.
 
-    No page or browser comes near them. A refused handshake of a socket is HTTP 403. Also passes on
-    the lock with which `FormParser` parses large forms one by one.
+    The answer is 414 (URL) or 431 (headers) in plain text with `Connection: close`. A handshake of
+    a socket is closed, which the client sees as 403. No page or browser comes near the bounds.
+
+    Other requests reach the application with the key PARSING in their scope: the lock with which
+    `FormParser` parses large forms one by one.
     """
 
     def __init__(self, app: App) -> None:
@@ -97,7 +106,8 @@ class RequestBounds:
 
 
 def _refusal(scope: Scope) -> int | None:
-    """The status of the answer to a head that is out of bounds, else None."""
+    """Return 414 if the URL is too long or has too many parameters, 431 if there are too many or
+    too long headers or cookies, else None."""
     query = scope["query_string"]
     if len(scope["path"]) + len(query) > URL_BYTES or query.count(b"&") >= PARAMETERS:
         return 414

@@ -68,7 +68,7 @@ async def sent() -> Sent | None:
     None for other methods, for a body that could not be read, and for a request that, by its
     headers, was not sent by a page of this site.
     """
-    if request.method != "POST" or not csrf.from_us():
+    if request.method != "POST" or not csrf.sent_by_this_site():
         return None
     try:
         form = await request.form

@@ -34,7 +34,7 @@ from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession
 from quartapp.db.mongo import Unavailable
 from quartapp.errors import RetryLater
-from quartapp.forms.csrf import FIELD, CrossSite, Stale
+from quartapp.forms.csrf import FIELD, CrossSite, InvalidToken
 from quartapp.forms.sessions import ConfirmForm, ConfirmWithFactorForm
 from quartapp.log import log
 from quartapp.models.accounts import closed
@@ -70,7 +70,7 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(Unauthorized, sign_in_first)
     app.register_error_handler(Forbidden, not_allowed)
     app.register_error_handler(CrossSite, cross_site)
-    app.register_error_handler(Stale, old_page)
+    app.register_error_handler(InvalidToken, old_page)
     app.register_error_handler(SessionOver, session_over)
     app.register_error_handler(AccountClosed, open_again)
     app.register_error_handler(MustVerify, verify_first)
@@ -182,7 +182,7 @@ async def cross_site(_: CrossSite) -> Any:
     )
 
 
-async def old_page(error: Stale) -> Any:
+async def old_page(error: InvalidToken) -> Any:
     """Answer a form with an old CSRF token.
 
     Shows the form for resending if the headers say that a page of this site sent it.
@@ -193,7 +193,7 @@ async def old_page(error: Stale) -> Any:
         query = f"?{sign_in_page().partition('?')[2]}"
         if page := await carried_forms.sign_in_page(None, query=query):
             return page
-    if not error.ours:
+    if not error.same_site:
         log.warning("malicious_csrf", path=_route(), origin=None)
         detail = "This form has expired or is not from this site. Reload the page and try again."
         return await _page(403, "Request blocked", detail)
@@ -214,7 +214,7 @@ async def confirm_first(error: ReauthenticationRequired) -> Any:
     g.pop("form_page_address", None)
     match error.reason:
         case RetryLater():
-            form.put_off(error.reason)
+            form.set_retry_later(error.reason)
         case IncorrectPassword():
             form.refuse(str(error.reason), "password")
         case IncorrectCode():

@@ -14,7 +14,7 @@ from werkzeug.datastructures import MultiDict
 from quartapp import forms
 from quartapp.forms import base
 from quartapp.forms.accounts import CodeForm
-from quartapp.forms.base import Form, at_most
+from quartapp.forms.base import Form, max_length
 from quartapp.forms.factors import AppCodeForm
 from quartapp.middleware.request_bounds import COOKIES, FORM_FIELDS, HEADERS, PARAMETERS, URL_BYTES
 from tests.routes.conftest import ORIGIN, Visitor, Visitors
@@ -45,7 +45,7 @@ def test_each_field_has_a_length_limit_checked_first(
         # PasswordHasher and PasswordPolicy check the length of these fields, before any filter.
         assert form[name].filters == ()
         return
-    most = at_most(form[name])
+    most = max_length(form[name])
     assert most
     assert most <= 32 * 1024
 

@@ -51,7 +51,7 @@ blueprint = Blueprint("addresses", __name__)
 async def change() -> Any:
     user = await signed_in_user()
     form = await EmailForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             email = form.email.data or ""
             if email == user.email and user.verified:
@@ -115,7 +115,7 @@ async def by_code() -> Any:
     if email is None:
         return await _verified_already()
     form = await CodeForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             try:
                 user = await _confirm_by_code(user, form.code.data or "")
@@ -227,7 +227,7 @@ async def by_link(token: str) -> Any:
         waiting = None
     proven = current_user.user_id == user.id or waiting is not None
     form: Form = await (LinkForm if proven else ConfirmForm).from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             if not proven and not await knows_password(user, form["password"].data or ""):
                 form.refuse("Incorrect password.", "password")

@@ -51,7 +51,7 @@ async def register() -> Any:
     if current_user.signed_in:
         return redirect("/")
     form = await RegisterForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted and (user := await _register(form)):
             log.info("user_created", user=user.username, ip=auth.remote_address())
             # Where verification is required, this leads to the page that asks for the code.
@@ -97,7 +97,7 @@ async def login() -> Any:
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
     form = await LoginForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             if user := await _found(form.login.data or "", form.password.data or ""):
                 return await let_in(user, remember=bool(form.remember.data), then=next_page())
@@ -190,7 +190,7 @@ async def confirm() -> Any:
     """
     user = await auth.signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if answer := request.method == "POST" and (await request.form).get("credential"):
             if await confirmed_by_passkey(user, answer):
                 return see_other(next_page())
@@ -231,7 +231,7 @@ async def setup(token: str) -> Any:
     if not await setup_is_open(token):
         return await render_template("accounts/setup_gone.html"), 410
     form = await RegisterForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted and await _may_set_up(form):
             try:
                 user = await make_first_administrator(

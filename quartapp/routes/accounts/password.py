@@ -27,7 +27,7 @@ async def change() -> Any:
     if not current_user.fresh and (await signed_in_user()).factors:
         return see_other(with_next("/confirm", request.full_path.rstrip("?")))
     form = await PasswordForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted and (user := await User.get(current_user.user_id)):
             # Check this first: it is counted, and scoring the new password is costly.
             if not await _fits(form.current_password.data or "", user):

@@ -23,7 +23,7 @@ blueprint = Blueprint("recovery", __name__)
 async def forgot() -> Any:
     """Send a link by email. Answer and work are the same for all addresses (ASVS 6.3.8, 6.4.3)."""
     form = await ForgotForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             here = rate_limits.network_of(auth.remote_address())
             await rate_limits.count("recovery", (here, settings().limit_recovery))
@@ -44,7 +44,7 @@ async def reset(token: str) -> Any:
     if user is None:
         return await render_template("accounts/reset_gone.html"), 410
     form = await ResetForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             here = rate_limits.network_of(auth.remote_address())
             await rate_limits.count("new password", (here, settings().limit_recovery))

@@ -67,7 +67,7 @@ async def app() -> Any:
         return see_other(with_next("/account/factors"))
     secret = _offered_secret()
     form = await AppCodeForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             await count_change()
             try:

@@ -82,7 +82,7 @@ async def mine() -> Any:
     limit of changes; past it, the page with 429.
     """
     form = await AddForm.from_request(data={"name": auth.device_name()[:60]})
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             await pages.count_change()
             try:
@@ -253,7 +253,7 @@ async def use() -> Any:
     step = await half_way() if sent.step.data else None
     remember = step.remember if step else bool(sent.remember.data)
     form = FactorForm() if step else LoginForm(data={"remember": remember})
-    with form.patience():
+    with form.catch_retry_later():
         try:
             user = await _user_in_step(step, sent.credential.data or "")
         except FactorsBlocked as blocked:

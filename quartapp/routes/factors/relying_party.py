@@ -36,7 +36,9 @@ def elsewhere() -> str | None:
 
 def asker(what: str) -> ChallengeSigner:
     """Return what creates and checks challenges for `what`, bound to this session or visitor."""
-    return ChallengeSigner(settings().secret_key.get_secret_value(), f"{what} {csrf.bound_to()}")
+    return ChallengeSigner(
+        settings().secret_key.get_secret_value(), f"{what} {csrf.token_binding()}"
+    )
 
 
 def _host() -> str:

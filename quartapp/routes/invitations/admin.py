@@ -38,7 +38,7 @@ async def index() -> Any:
     """
     form = await InviteForm.from_request()
     await _offer(form)
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted and await _invite(form):
             await flash(f"An invitation to {form.email.data} is on its way.", "success")
             return see_other(HOME)

@@ -34,7 +34,7 @@ async def take_up(token: str) -> Any:
         return await _gone("taken", found.email)
     form = await InvitedForm.from_request()
     form.email = found.email
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted and await _may_register(form):
             try:
                 user = await Invitation.take_up(

@@ -40,7 +40,7 @@ async def new() -> Any:
     Counts towards the limit of posts; past it, the form with 429. Errors show the form with 422.
     """
     form = await PostForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             await _count("post", settings().limit_post)
             by = current_user.actor
@@ -69,7 +69,7 @@ async def edit(post_id: str) -> Any:
     if not policy.may_edit(current_user, post):
         _refuse(post)
     form = await PostForm.from_request(data={"title": post.title, "body": post.body})
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             await _count("post", settings().limit_post)
             by = current_user.actor
@@ -114,7 +114,7 @@ async def comment(post_id: str) -> Any:
     """
     post = await _find(post_id)
     form = await CommentForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             await _count("comment", settings().limit_comment)
             written = await Comment.write(post, form.body.data or "", by=current_user.actor)

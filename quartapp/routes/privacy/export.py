@@ -34,7 +34,7 @@ async def export() -> Any:
     past it, the form with 429.
     """
     form = await LinkForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted and (user := await User.get(current_user.user_id)):
             whom = str(user.id), settings().limit_export
             await rate_limits.count("export", whom)

@@ -31,7 +31,7 @@ async def show() -> Any:
     if step is None:
         return await start_over()
     form = await FactorForm.from_request()
-    with form.patience():
+    with form.catch_retry_later():
         if form.posted:
             try:
                 factor = await auth.use_factor_code(step.user, form.code.data or "")
