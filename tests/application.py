@@ -1,7 +1,7 @@
 """One application, kept running for tests of a process that ask for the same settings.
 
-To start and to stop the application takes longer than most tests. `Shared` keeps it running and
-gives each test a database as it is after a first start, so that no test sees what another has left.
+Starting and stopping the application takes longer than most tests. `Shared` keeps it running and
+gives each test a database as it is after the first start, so tests do not see each other's data.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ COMPILED = CompiledTemplates()
 class Shared:
     """The application of this process, or only its connection to the database.
 
-    It must not run beside a test that binds the documents to another database: see `stop`.
+    It must not run during a test that binds the documents to another database: see `stop`.
     `database` is the one that the tests of this process use, over a connection of their own, and
     `data` the application's data folder.
     """
@@ -114,20 +114,20 @@ class Shared:
         return bound and self._settings == settings
 
     async def _is_as_started(self, running: Runtime) -> bool:
-        """Bring the application into the state that it has after a start. False if that fails."""
+        """Return the application to its state after a start. Return whether that succeeded."""
         listening = running.change_stream.live and running.lease.live_workers() is not None
         if not listening or running.hub.draining or running.hub.connected_sessions():
             return False
         if any(part is not self._parts[name] for name, part in vars(running).items()):
             return False
         log.configure(production=running.settings.production, worker=running.settings.worker)
-        # They may hold work of the last test, or be stopped by it.
+        # The last test may have stopped them or left work in them.
         jobs = (running.last_seen, running.outbox_worker, running.account_expiry, running.erasure)
         for job in jobs:
             await job.stop()
         if not await self._restore(but=running.lease.worker_id):
             return False
-        # Behind the mark the application has heard of every change that was made here.
+        # After the barrier the application knows of all these changes.
         passed = await running.barrier.wait()
         _delete_mail(self._data)
         for job in jobs:
@@ -158,7 +158,7 @@ class Shared:
         return found
 
     async def _restore(self, but: str = "") -> bool:
-        """Make the database what it was after the start. False if it cannot be done so.
+        """Return the database to its state after the start. Return whether that is possible.
 
         The heartbeat of the worker `but` stays.
         """
@@ -198,7 +198,7 @@ def _delete_mail(data: Path) -> None:
 async def _is_plain(database: AsyncDatabase[Any]) -> bool:
     """Whether it has only the collections of the application, without validators or the like."""
     async for collection in await database.list_collections():
-        # What `collMod` leaves behind when it takes a validator away.
+        # The options that remain after `collMod` has removed a validator.
         inactive = {"validator": {}, "validationLevel": "strict", "validationAction": "error"}
         if not collection["options"].items() <= inactive.items():
             return False
@@ -210,7 +210,7 @@ async def _is_plain(database: AsyncDatabase[Any]) -> bool:
 async def empty(database: AsyncDatabase[Any], data: Path) -> None:
     """Delete every document, and every email in the data folder.
 
-    To create the collections again would take ten times as long.
+    Creating the collections again would take ten times as long.
     """
     _delete_mail(data)
     if await _is_plain(database):

@@ -94,7 +94,7 @@ async def test_a_password_is_breached_if_its_hash_is_counted(answer: str, known:
 async def test_the_service_learns_five_digits_of_the_hash_and_no_more() -> None:
     async with asked(b"") as service:
         await contains(service)
-        # One password in two forms of Unicode is one password here.
+        # Two Unicode forms of a password count as one.
         await contains(service, "caf\u00e9 society")
         await contains(service, "cafe\u0301 society")
     first, *others = service.requests
@@ -115,7 +115,7 @@ async def test_the_service_learns_five_digits_of_the_hash_and_no_more() -> None:
     ],
     ids=["silent", "failing", "redirecting", "no text", "endless"],
 )
-async def test_a_service_that_fails_refuses_no_password_and_is_logged(
+async def test_a_failing_service_is_logged_and_refuses_no_password(
     answer: bytes | None, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if answer is None:
@@ -123,14 +123,14 @@ async def test_a_service_that_fails_refuses_no_password_and_is_logged(
     with capture_logs() as logs:
         async with asked(answer, status) as service:
             assert await contains(service) is False
-        # Now nobody listens there.
+        # The server has stopped.
         assert await contains(service) is False
     assert [line["event"] for line in logs] == ["breached_passwords_unavailable"] * 2
     assert DIGEST[:5] not in str(logs)
     assert service.url not in str(logs)
 
 
-async def test_the_policy_asks_only_for_passwords_that_are_good_otherwise(
+async def test_the_service_is_asked_only_about_otherwise_good_passwords(
     tmp_path: Path,
 ) -> None:
     async with asked(f"{DIGEST[5:]}:42".encode()) as service:
@@ -155,9 +155,7 @@ async def test_the_policy_asks_only_for_passwords_that_are_good_otherwise(
         ("http://localhost:8080/range", "http://localhost:8080/range"),
     ],
 )
-def test_breached_passwords_is_off_or_an_address(
-    tmp_path: Path, value: str, url: str | None
-) -> None:
+def test_breached_passwords_is_off_or_a_url(tmp_path: Path, value: str, url: str | None) -> None:
     assert Settings.load(data=tmp_path, breached_passwords=value).breached_passwords == url
     assert Settings.load(data=tmp_path).breached_passwords is None
 
@@ -165,6 +163,6 @@ def test_breached_passwords_is_off_or_an_address(
 @pytest.mark.parametrize(
     "value", ["on", "api.pwnedpasswords.com", "http://example.org/range", "https://", "file:///etc"]
 )
-def test_breached_passwords_refuses_what_is_no_secure_address(tmp_path: Path, value: str) -> None:
+def test_breached_passwords_refuses_an_insecure_or_invalid_url(tmp_path: Path, value: str) -> None:
     with pytest.raises(StartError, match="BREACHED_PASSWORDS"):
         Settings.load(data=tmp_path, breached_passwords=value)

@@ -1,4 +1,4 @@
-"""What the workers of one server say to each other."""
+"""Messages between the workers of one server."""
 
 from __future__ import annotations
 
@@ -15,82 +15,82 @@ from quartapp.authority.local_peers import LocalPeers
 
 
 @dataclass
-class Street:
-    """Where neighbours move in, and what each of them has heard."""
+class PeerGroup:
+    """Starts peers in a folder, and collects the messages that each of them receives."""
 
     folder: Path
     stack: AsyncExitStack
-    heard: dict[str, list[bytes]] = field(default_factory=dict)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    received: dict[str, list[bytes]] = field(default_factory=dict)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def moves_in(self, name: str, folder: Path | None = None) -> LocalPeers:
-        heard = self.heard[name] = []
+    async def start(self, name: str, folder: Path | None = None) -> LocalPeers:
+        received = self.received[name] = []
 
-        def hear(message: bytes) -> None:
-            heard.append(message)
-            self.news.set()
+        def receive(message: bytes) -> None:
+            received.append(message)
+            self.arrived.set()
 
-        neighbours = LocalPeers(folder or self.folder, name, hear)
-        await neighbours.start()
-        self.stack.push_async_callback(neighbours.stop)
-        return neighbours
+        peer = LocalPeers(folder or self.folder, name, receive)
+        await peer.start()
+        self.stack.push_async_callback(peer.stop)
+        return peer
 
-    async def until_heard(self, name: str, count: int) -> list[bytes]:
+    async def wait_for(self, name: str, count: int) -> list[bytes]:
         async with asyncio.timeout(10):
-            while len(self.heard[name]) < count:
-                self.news.clear()
-                await self.news.wait()
-        return self.heard[name]
+            while len(self.received[name]) < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+        return self.received[name]
 
 
 @pytest.fixture
-async def street(tmp_path: Path) -> AsyncIterator[Street]:
+async def peers(tmp_path: Path) -> AsyncIterator[PeerGroup]:
     async with AsyncExitStack() as stack:
-        yield Street(tmp_path, stack)
+        yield PeerGroup(tmp_path, stack)
 
 
-async def test_a_word_is_heard_by_whom_it_is_for(street: Street) -> None:
-    ada, _, _ = [await street.moves_in(name) for name in ("ada", "bob", "eve")]
+async def test_a_message_is_received_by_its_recipient_only(peers: PeerGroup) -> None:
+    ada, _, _ = [await peers.start(name) for name in ("ada", "bob", "eve")]
     assert ada.send("bob", b"hello")
     assert ada.send("bob", b"are you there?")
-    assert await street.until_heard("bob", 2) == [b"hello", b"are you there?"]
-    assert street.heard["eve"] == []
+    assert await peers.wait_for("bob", 2) == [b"hello", b"are you there?"]
+    assert peers.received["eve"] == []
 
 
-async def test_whoever_is_gone_or_was_never_there_is_not_told(street: Street) -> None:
-    ada, bob = await street.moves_in("ada"), await street.moves_in("bob")
+async def test_sending_to_a_stopped_or_unknown_peer_fails(peers: PeerGroup) -> None:
+    ada, bob = await peers.start("ada"), await peers.start("bob")
     assert not ada.send("eve", b"hello")
     await bob.stop()
     assert not ada.send("bob", b"hello")
-    assert [path.name for path in street.folder.iterdir()] == ["ada"]
+    assert [path.name for path in peers.folder.iterdir()] == ["ada"]
 
 
-async def test_whoever_died_without_a_word_is_not_told(street: Street) -> None:
-    ada = await street.moves_in("ada")
+async def test_sending_to_a_crashed_peer_fails(peers: PeerGroup) -> None:
+    ada = await peers.start("ada")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bob:
-        bob.bind(str(street.folder / "bob"))
+        bob.bind(str(peers.folder / "bob"))
         assert ada.send("bob", b"hello")
     assert not ada.send("bob", b"hello")
 
 
-async def test_whoever_does_not_listen_gets_so_many_words_and_no_more(street: Street) -> None:
-    ada = await street.moves_in("ada")
-    await street.moves_in("bob")
-    # Nobody listens for as long as the loop does not turn.
-    said = 0
+async def test_the_queue_of_a_peer_that_does_not_read_is_bounded(peers: PeerGroup) -> None:
+    ada = await peers.start("ada")
+    await peers.start("bob")
+    # Bob does not read while the loop does not turn.
+    sent = 0
     while ada.send("bob", b"x" * 100):
-        said += 1
-        assert said < 100_000
-    assert len(await street.until_heard("bob", said)) == said
+        sent += 1
+        assert sent < 100_000
+    assert len(await peers.wait_for("bob", sent)) == sent
     assert ada.send("bob", b"again")
 
 
-async def test_where_no_socket_can_be_one_does_without(
-    street: Street, capsys: pytest.CaptureFixture[str]
+async def test_a_worker_runs_without_peers_where_no_socket_can_be_created(
+    peers: PeerGroup, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    deep = street.folder / ("long" * 30)
+    deep = peers.folder / ("long" * 30)
     deep.mkdir()
-    ada = await street.moves_in("ada", deep)
+    ada = await peers.start("ada", deep)
     assert not ada.send("ada", b"hello")
     alone = LocalPeers(None, "ada", lambda message: None)
     await alone.start()

@@ -1,4 +1,4 @@
-"""What may be said on the socket, in both directions."""
+"""The messages of the live protocol, in both directions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quartapp.ws import protocol
         ('{"type":"pong","at":"' + "x" * (4096 - 23) + '"}', None),
     ],
 )
-def test_an_answer_passes(frame: str, acknowledged: str | None) -> None:
+def test_valid_client_messages_are_accepted(frame: str, acknowledged: str | None) -> None:
     assert protocol.parse_client_message(frame) == acknowledged
 
 
@@ -49,7 +49,7 @@ def test_an_answer_passes(frame: str, acknowledged: str | None) -> None:
     ],
     ids=lambda frame: repr(frame)[:30],
 )
-def test_anything_else_is_a_bad_message(frame: str | bytes | None) -> None:
+def test_other_client_messages_are_refused(frame: str | bytes | None) -> None:
     with pytest.raises(protocol.InvalidMessage):
         protocol.parse_client_message(frame)
 
@@ -72,7 +72,7 @@ def test_a_message_is_one_json_object_that_begins_with_its_type() -> None:
     }
 
 
-def test_what_comes_from_people_cannot_break_out_of_a_message() -> None:
+def test_user_text_in_a_message_is_escaped() -> None:
     text = '"}\n{"type":"session.ended"\u2028\x00'
     frame = protocol.encode(protocol.NoticeSent(id="1", kind="welcome", text=text, at="now"))
     assert "\n" not in frame

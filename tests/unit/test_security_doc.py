@@ -1,4 +1,4 @@
-"""docs/security.md says what is so: its tests exist, and its tables are those of the code."""
+"""docs/security.md is correct: its tests exist, and its tables match the code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.routes.permission_matrix import TABLE
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs/security.md").read_text("utf-8")
-# How many requirements each section of ASVS 5.0 has, of the chapters that are answered in full.
+# The number of requirements in each section of ASVS 5.0, of the chapters answered in full.
 SECTIONS = """
 2.1:3 2.2:3 2.3:5 2.4:2
 3.1:1 3.2:3 3.3:5 3.4:8 3.5:8 3.6:1 3.7:5
@@ -43,14 +43,14 @@ CRYPTOGRAPHY |= {"webauthn"}
 
 
 def section(title: str) -> str:
-    """What stands under a heading, up to the next one."""
+    """Return the text under a heading, up to the next one."""
     found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", DOC, re.MULTILINE | re.DOTALL)
     assert found, f"docs/security.md has no section {title!r}"
     return found[1]
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of its tables, without their heads."""
+    """Return the cells of its tables, without their header rows."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     table = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
     heads = {number for number, cells in enumerate(table) if cells[0].startswith("---")}
@@ -78,7 +78,7 @@ def test_each_requirement_is_answered_once() -> None:
     assert [number for number, times in answered.items() if times > 1] == []
 
 
-def test_each_answer_has_a_level_a_state_and_something_to_show_for_it() -> None:
+def test_each_answer_has_a_level_a_state_and_evidence() -> None:
     for number, level, state, *said in requirements():
         assert level in "123", number
         assert state in STATES, number
@@ -88,13 +88,13 @@ def test_each_answer_has_a_level_a_state_and_something_to_show_for_it() -> None:
             assert re.search(r"::test_|by reading|\]\(#", said[2]), number
 
 
-def test_what_is_not_met_is_said_at_the_beginning() -> None:
+def test_unmet_requirements_are_listed_at_the_beginning() -> None:
     said = set(re.findall(r"\b\d+\.\d+\.\d+\b", section("What is not met")))
     missing = {row[0] for row in requirements() if row[2] in ("not met", "partly")}
     assert said == missing
 
 
-def test_each_test_that_is_named_exists() -> None:
+def test_each_named_test_exists() -> None:
     known = {
         f"{path.relative_to(ROOT).as_posix()}::{node.name}"
         for path in (ROOT / "tests").rglob("test_*.py")
@@ -104,7 +104,7 @@ def test_each_test_that_is_named_exists() -> None:
     assert set(re.findall(r"tests/[\w/]+\.py::\w+", DOC)) - known == set()
 
 
-def test_each_link_within_the_page_leads_somewhere() -> None:
+def test_each_link_within_the_page_has_a_target() -> None:
     titles = re.findall(r"^#+ (.+)$", DOC, re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
     assert set(re.findall(r"\]\(#([^)]+)\)", DOC)) - anchors == set()
@@ -116,7 +116,7 @@ def test_each_link_within_the_page_leads_somewhere() -> None:
 
 
 def fields() -> set[tuple[str, str]]:
-    """What each field of each form takes, in words."""
+    """Return the rules of each form field, in words."""
     found = set()
     for module in pkgutil.iter_modules(forms.__path__, f"{forms.__name__}."):
         for name, kind in vars(importlib.import_module(module.name)).items():
@@ -162,13 +162,13 @@ def rule(field: Any, form: type[Form]) -> Iterator[str]:
         yield f"`validate_{field.name}`"
 
 
-def test_the_rules_of_each_field_are_those_of_the_forms() -> None:
+def test_documented_field_rules_match_the_forms() -> None:
     said = {(row[0].strip("`"), row[1]) for row in rows(section("Input rules")) if "." in row[0]}
     missing = "\n".join(f"| `{name}` | {what} |" for name, what in sorted(fields() - said))
     assert said == fields(), f"write into docs/security.md, 'Input rules':\n{missing}"
 
 
-def test_the_limits_are_those_of_the_code() -> None:
+def test_documented_limits_match_the_code() -> None:
     settings = {name.upper(): field.default for name, field in Settings.model_fields.items()}
     limits = r"LIMIT_|_PER_|SOCKETS_|AT_ONCE|_QUEUE|SESSION_|REMEMBERED_|FRESH_|LIVE_|GRACE_"
     named = set()
@@ -182,7 +182,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def _value(name: str) -> Any:
-    """Of `room.module.NAME` below quartapp."""
+    """Return the value of `package.module.NAME` in quartapp."""
     module, _, constant = name.rpartition(".")
     return getattr(importlib.import_module(f"quartapp.{module}"), constant)
 
@@ -201,13 +201,13 @@ def _words(value: Any, name: str) -> str:
     return f"{value:,}"
 
 
-def test_the_words_that_are_no_passwords_are_those_of_the_code() -> None:
+def test_documented_context_words_match_the_code() -> None:
     said = re.search(r"^Words of the context: (.+)\.$", section("Passwords"), re.MULTILINE)
     assert said
     assert re.findall(r"`([^`]+)`", said[1]) == list(password_policy.CONTEXT_WORDS)
 
 
-def test_the_permissions_are_those_that_are_tested() -> None:
+def test_documented_permissions_match_the_tested_matrix() -> None:
     shown = re.search(r"```\n(.*?)```", section("Who may do what"), re.DOTALL)
     assert shown
     table = {" ".join(line.split()) for line in TABLE.splitlines()}
@@ -219,7 +219,7 @@ def test_the_permissions_are_those_that_are_tested() -> None:
     assert held == {name: {p.value for p in given} for name, (_, given) in BUILT_IN_ROLES.items()}
 
 
-def test_the_inventory_of_cryptography_has_each_module_that_uses_some() -> None:
+def test_the_inventory_of_cryptography_has_each_module_using_it() -> None:
     using = set()
     for path, tree in sources():
         for node in ast.walk(tree):
@@ -253,13 +253,13 @@ def test_the_inventory_of_the_log_has_each_event() -> None:
     }
     logged = {(name, level) for name, level in logged if re.fullmatch("[a-z_]+", name)}
     assert logged - said == set(), "write these into docs/security.md, 'What is logged'"
-    assert {name for name, _ in said} - words == set(), "nothing logs these any more"
+    assert {name for name, _ in said} - words == set(), "these are not logged any more"
 
 
 # ---- the mutations
 
 
-def test_each_mutation_changes_a_text_that_is_there_once() -> None:
+def test_each_mutation_changes_a_text_that_occurs_once() -> None:
     wrong = {}
     for edit in {edit for mutation in mutate.mutations() for edit in mutation.edits}:
         times = (ROOT / edit.file).read_text("utf-8").count(edit.find)

@@ -18,19 +18,19 @@ NAMES = {
 }
 
 
-# What messages may repeat, for they show it as an example.
+# Messages may contain these words, because they show them as examples.
 EXAMPLES = "https://people.example.org 10.0.0.0/8"
 
 
 @pytest.fixture(autouse=True)
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting in the environment and no `.env` in the folder."""
+    """Remove all settings from the environment, and use a folder without `.env`."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
-def test_development_needs_no_setting_at_all(tmp_path: Path) -> None:
+def test_development_needs_no_settings(tmp_path: Path) -> None:
     settings = Settings.load()
     assert not settings.production
     assert settings.mongodb_uri is None
@@ -108,7 +108,9 @@ def test_development_needs_no_setting_at_all(tmp_path: Path) -> None:
         ("SITE_NAME", "x" * 61),
     ],
 )
-def test_a_bad_value_names_itself(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_value_names_its_setting(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(StartError) as stopped:
         Settings.load()
@@ -122,7 +124,7 @@ def test_a_bad_value_names_itself(name: str, value: str, monkeypatch: pytest.Mon
     assert value not in said or len(value) < 3 or value in EXAMPLES
 
 
-def test_a_secret_is_no_part_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_messages_do_not_contain_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("canary", '["canary", 7]', "[canary]", '["canary", ""]'):
         monkeypatch.setenv("SECRET_KEY_FALLBACKS", value)
         with pytest.raises(StartError) as stopped:
@@ -146,14 +148,14 @@ def test_a_blank_setting_counts_as_unset(
     assert not of_the_file.knows_origin
 
 
-def test_a_file_of_settings_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
+def test_an_unreadable_settings_file_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"MAIL_FROM=\xff\xfe\n")
     with pytest.raises(StartError, match=r"\A\.env cannot be read") as stopped:
         Settings.load()
     assert "\n" not in str(stopped.value)
 
 
-def test_origins_are_kept_as_browsers_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_origins_are_normalized_as_browsers_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASE_URL", "HTTPS://People.Example.org:443/")
     monkeypatch.setenv("ALLOWED_ORIGINS", '["http://[::1]:80", "https://a.example:8443/"]')
     settings = Settings.load(secret_key=KEY)
@@ -181,7 +183,7 @@ def test_origins_are_kept_as_browsers_write_them(monkeypatch: pytest.MonkeyPatch
         ("LIMIT_EVERYTHING", None),
     ],
 )
-def test_a_misspelt_name_is_named_with_the_one_that_was_meant(
+def test_a_misspelt_name_is_reported_with_the_intended_one(
     name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = misspelt([name], NAMES)
@@ -201,7 +203,7 @@ def test_a_misspelt_name_is_named_with_the_one_that_was_meant(
         assert "canary" not in str(stopped.value)
 
 
-def test_names_of_other_programs_are_not_taken_for_misspelt_ones() -> None:
+def test_variables_of_other_programs_are_not_reported_as_misspelt() -> None:
     others = (
         "PATH HOME PORT HOST LANG USER SHELL TERM DATA DEBUG WEB_CONCURRENCY MAILTO HOSTNAME "
         "DATABASE_URL REDIS_URL SESSION_MANAGER SECRET_KEY_BASE AWS_SECRET_ACCESS_KEY "
@@ -215,7 +217,7 @@ def test_names_of_other_programs_are_not_taken_for_misspelt_ones() -> None:
     assert misspelt(NAMES, NAMES) == {}
 
 
-def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_values_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BCRYPT_COST", "x")
     monkeypatch.setenv("LIVE_MAILBOX", "y")
     with pytest.raises(StartError, match=r"BCRYPT_COST: .*; LIVE_MAILBOX: "):
@@ -240,7 +242,7 @@ def test_production_refuses_a_short_key(
 
 @pytest.mark.parametrize("key", [KEY, "ü" * 16])
 @pytest.mark.usefixtures("production")
-def test_production_takes_a_key_of_32_bytes(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_accepts_a_key_of_32_bytes(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", key)
     settings = Settings.load()
     assert settings.production
@@ -255,7 +257,7 @@ def test_production_refuses_cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> Non
         Settings.load()
 
 
-def test_the_development_key_is_made_once_and_readable_by_its_owner_alone(tmp_path: Path) -> None:
+def test_the_development_key_is_created_once_with_private_file_mode(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         key = Settings.load().secret_key.get_secret_value()
@@ -269,7 +271,7 @@ def test_the_development_key_is_made_once_and_readable_by_its_owner_alone(tmp_pa
     assert Settings.load().secret_key.get_secret_value() == key
 
 
-def test_many_who_start_at_once_make_one_key(tmp_path: Path) -> None:
+def test_concurrent_starts_create_one_key(tmp_path: Path) -> None:
     def load(_: int) -> str:
         return Settings.load().secret_key.get_secret_value()
 
@@ -285,7 +287,7 @@ def test_many_who_start_at_once_make_one_key(tmp_path: Path) -> None:
         assert [file.name for file in place.iterdir()] == ["secret_key"]
 
 
-def test_a_key_that_is_set_is_used_and_none_is_kept(
+def test_a_configured_key_is_used_and_none_is_stored(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SECRET_KEY", "short")
@@ -302,17 +304,17 @@ def test_a_data_folder_that_cannot_be_created_stops_the_start(place: str, tmp_pa
     assert "\n" not in str(stopped.value)
 
 
-def test_a_data_folder_that_cannot_be_written_to_stops_the_start(
+def test_a_read_only_data_folder_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Where tests run as root, nothing is forbidden.
+    # Root may write everywhere.
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StartError, match="cannot write to the data folder"):
         Settings.load(data=tmp_path)
 
 
 @pytest.mark.usefixtures("production")
-def test_production_creates_a_data_folder_that_is_used_or_named(
+def test_production_creates_a_data_folder_only_if_used_or_configured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").write_text("")
@@ -325,7 +327,7 @@ def test_production_creates_a_data_folder_that_is_used_or_named(
         Settings.load(data=tmp_path / "data").make_data_folder()
 
 
-def test_the_file_is_read_and_the_environment_wins(
+def test_the_environment_takes_precedence_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".env").write_text("BCRYPT_COST=11\nBCRYPT_QUEUE=5\nUNKNOWN=1\n")
@@ -334,9 +336,7 @@ def test_the_file_is_read_and_the_environment_wins(
     assert (settings.bcrypt_cost, settings.bcrypt_queue) == (11, 6)
 
 
-def test_a_variable_called_data_is_none_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variable_named_data_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "/nowhere")
     assert Settings.load(data=tmp_path / "ours").data == tmp_path / "ours"
     assert Settings.load().data == Path("data")
@@ -352,7 +352,7 @@ def test_a_remembered_session_lasts_longer() -> None:
 
 @pytest.fixture
 def production(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that production needs."""
+    """Set all settings that production needs."""
     monkeypatch.setenv("QUARTAPP_ENV", "production")
     monkeypatch.setenv("SECRET_KEY", KEY)
     monkeypatch.setenv("BASE_URL", "https://people.example.org/")
@@ -361,7 +361,7 @@ def production(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("production")
 @pytest.mark.parametrize("missing", ["SECRET_KEY", "BASE_URL", "MONGODB_URI"])
-def test_production_names_all_that_is_missing(
+def test_production_reports_all_missing_settings(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert Settings.load().mail_sender == "no-reply@people.example.org"
@@ -376,7 +376,7 @@ def test_production_names_all_that_is_missing(
 
 
 @pytest.mark.usefixtures("production")
-def test_production_uses_the_embedded_database_only_where_that_is_allowed(
+def test_production_uses_the_embedded_database_only_if_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MONGODB_URI")
@@ -387,7 +387,7 @@ def test_production_uses_the_embedded_database_only_where_that_is_allowed(
 
 
 @pytest.mark.usefixtures("production")
-def test_production_is_served_by_https_or_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_requires_https_or_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASE_URL", "http://people.example.org")
     with pytest.raises(StartError, match=r"BASE_URL.*https"):
         Settings.load()
@@ -396,7 +396,7 @@ def test_production_is_served_by_https_or_on_this_machine(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("tls", "port"), [("starttls", 587), ("tls", 465), ("none", 25)])
-def test_the_port_follows_from_the_kind_of_tls(
+def test_the_default_smtp_port_depends_on_tls(
     tls: str, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMTP_TLS", tls)
@@ -405,7 +405,7 @@ def test_the_port_follows_from_the_kind_of_tls(
     assert Settings.load().smtp_port_or_usual == 2525
 
 
-def test_a_mail_password_crosses_no_network_in_clear_and_is_never_shown(
+def test_an_smtp_password_requires_tls_and_is_never_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SMTP_USER", "quartapp")

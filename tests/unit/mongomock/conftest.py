@@ -1,4 +1,4 @@
-"""No mongod here: documents on a database that is a dict, for what it answers truthfully.
+"""Documents on mongomock-motor, an in-memory database without a mongod.
 
 It knows neither transactions nor look-ups nor collations, and finds nothing by a link's id:
 tests of those are in tests/models.
@@ -17,7 +17,7 @@ from quartapp import models
 
 @pytest.fixture
 async def mocked() -> Any:
-    """The documents, bound to an empty database."""
+    """Bind the documents to an empty database."""
     database = AsyncMongoMockClient(tz_aware=True)["quartapp"]
     await init_beanie(database, document_models=models.DOCUMENTS, skip_indexes=True)
     return database

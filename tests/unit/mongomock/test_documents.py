@@ -25,7 +25,7 @@ def post(body: str) -> Post:
 
 
 @pytest.mark.parametrize("turn", [0, 2**24 - 1])
-def test_ids_are_in_the_order_of_their_milliseconds_whichever_worker_makes_them(
+def test_ids_of_all_workers_are_ordered_by_millisecond(
     monkeypatch: pytest.MonkeyPatch, turn: int
 ) -> None:
     moment = datetime(2026, 1, 1, 12, 0, 0, 999_000, UTC)
@@ -34,7 +34,7 @@ def test_ids_are_in_the_order_of_their_milliseconds_whichever_worker_makes_them(
     one, next_of_it = record.new_id(), record.new_id()
     assert one < next_of_it
     assert one.generation_time == moment.replace(microsecond=0)
-    # Another process has counted to somewhere else.
+    # Another process has another counter.
     monkeypatch.setattr(record, "_turns", count(turn))
     monkeypatch.setattr(clock, "now", lambda: moment + timedelta(milliseconds=1))
     assert next_of_it < record.new_id()
@@ -53,7 +53,7 @@ def test_ids_are_in_the_order_of_their_milliseconds_whichever_worker_makes_them(
         ("ä" * 190 + " " + "ö" * 20, "ä" * 190 + "…"),
     ],
 )
-async def test_an_excerpt_is_a_line_cut_between_words(
+async def test_an_excerpt_is_one_line_cut_between_words(
     mocked: object, body: str, excerpt: str
 ) -> None:
     assert post(body).excerpt == excerpt
@@ -68,7 +68,7 @@ async def test_a_record_has_its_own_id_before_it_is_stored(mocked: object) -> No
     assert found.id == first.id
 
 
-async def test_a_stored_document_comes_back_as_it_was(mocked: object) -> None:
+async def test_a_stored_document_is_read_back_unchanged(mocked: object) -> None:
     user = User(username="Ada", email="Ada@Example.org", password_hash="hash")
     await user.insert()
     found = await User.get(user.id)
@@ -77,7 +77,7 @@ async def test_a_stored_document_comes_back_as_it_was(mocked: object) -> None:
     assert found.created_at.tzinfo is not None
 
 
-async def test_a_change_happens_only_where_the_filter_holds(mocked: object) -> None:
+async def test_a_change_applies_only_where_the_filter_matches(mocked: object) -> None:
     user = await User(username="ada", email="a@b.cd", password_hash="hash").insert()
     is_open = {"_id": user.id, "disabled_at": None}
     close = {"$set": {"disabled_at": user.created_at}}
@@ -86,7 +86,7 @@ async def test_a_change_happens_only_where_the_filter_holds(mocked: object) -> N
     assert await User.change_all({}, {"$inc": {"notice_seq": 1}}) == 1
 
 
-async def test_of_many_conditional_changes_at_once_one_is_the_change(mocked: object) -> None:
+async def test_concurrent_conditional_changes_succeed_once(mocked: object) -> None:
     user = await User(username="ada", email="a@b.cd", password_hash="hash").insert()
     changes = [
         User.change({"_id": user.id, "authz_version": 1}, {"$inc": {"authz_version": 1}})
@@ -110,7 +110,7 @@ async def test_references_are_stored_as_references(mocked: Any) -> None:
     assert user_ref(None) is None
 
 
-async def test_the_id_behind_a_link_is_the_same_fetched_or_not(mocked: object) -> None:
+async def test_a_link_has_the_same_id_fetched_or_not(mocked: object) -> None:
     user = User(username="ada", email="a@b.cd", password_hash="hash")
     assert linked_id(user) == user.id
     assert linked_id(Post(author=user_ref(user.id), title="", body="").author) == user.id
@@ -125,7 +125,7 @@ async def test_a_role_tells_known_permissions_from_unknown_ones(mocked: Any) -> 
     assert (found.permissions, found.unknown) == (words, ["moon.land"])
 
 
-def test_a_token_is_random_and_kept_as_its_digest() -> None:
+def test_a_token_is_random_and_stored_as_its_digest() -> None:
     tokens = [new_token() for _ in range(100)]
     assert len({token for token, _ in tokens}) == 100
     for token, digest in tokens:
@@ -140,11 +140,11 @@ def test_app_secrets_and_recovery_codes_are_random() -> None:
     codes = {code for _ in range(20) for code in recovery_codes.make()}
     assert (len(secrets), len(codes)) == (20, 20 * recovery_codes.HOW_MANY)
     assert {len(secret) for secret in secrets} == {32}  # 160 bits in base32
-    # 24 characters of 5 bits each. All of them occur in 200 codes, unless by a miracle.
+    # 24 characters of 5 bits each. All of them occur in 200 codes, with near certainty.
     assert {len(recovery_codes.read(code)) for code in codes} == {24}
     assert set("".join(map(recovery_codes.read, codes))) == set(recovery_codes.ALPHABET)
 
 
-def test_a_fingerprint_tells_hashes_apart_and_shows_none() -> None:
+def test_fingerprints_distinguish_hashes_and_do_not_contain_them() -> None:
     assert fingerprint("a") != fingerprint("b")
     assert "$2b$" not in fingerprint("$2b$")

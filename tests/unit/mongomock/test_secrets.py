@@ -1,4 +1,4 @@
-"""No secret shows when a thing that knows one is printed (P11)."""
+"""The repr of an object does not contain the secrets that it holds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def secrets_of_a_session() -> tuple[Session, list[str]]:
     return session, [token, digest, fingerprint(CANARY)]
 
 
-async def test_no_document_shows_its_secrets(mocked: object) -> None:
+async def test_the_repr_of_a_document_contains_no_secret(mocked: object) -> None:
     session, secrets = secrets_of_a_session()
     token, digest = new_token()
     now = clock.now()
@@ -52,7 +52,7 @@ async def test_no_document_shows_its_secrets(mocked: object) -> None:
     assert "ada" in repr(user)
 
 
-def test_settings_and_hasher_show_no_key(tmp_path: Path) -> None:
+def test_the_repr_of_settings_and_hasher_contains_no_key(tmp_path: Path) -> None:
     settings = Settings.load(
         data=tmp_path,
         secret_key=SecretStr(CANARY),
@@ -69,7 +69,7 @@ def test_settings_and_hasher_show_no_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signed_in", [True, False])
-async def test_the_current_user_shows_no_token(signed_in: bool) -> None:
+async def test_the_repr_of_the_current_user_contains_no_token(signed_in: bool) -> None:
     token, _ = new_token()
     user = auth.CurrentUser(token)
     if signed_in:

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001  Letters that look like others are what this is about.
+# ruff: noqa: RUF001  These tests are about letters that look alike.
 from __future__ import annotations
 
 import random
@@ -13,7 +13,7 @@ from quartapp.validation import NAME, Invalid
 
 
 @pytest.mark.parametrize("name", ["a", "Ada", "ada-1", "a.b_c-d", "0", "a" * 32, "a..b"])
-def test_names_of_letters_digits_and_marks_between_them(name: str) -> None:
+def test_names_have_letters_digits_and_separators_between_them(name: str) -> None:
     assert NAME.match(name)
     assert validation.check_username(name) == name
     assert validation.check_role_name(name) == name
@@ -35,13 +35,13 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["new", "New", "NEW"])
-def test_a_role_cannot_take_the_name_of_a_page(name: str) -> None:
+def test_a_role_cannot_have_the_name_of_a_page(name: str) -> None:
     with pytest.raises(Invalid, match="This name is reserved"):
         validation.check_role_name(name)
     assert validation.check_username(name) == name
 
 
-# As typed, as shown, and as mail servers know it.
+# The address as typed, as shown, and as sent to mail servers.
 ADDRESSES = [
     ("a@b.cd", "a@b.cd", "a@b.cd"),
     ("A.b+c@Sub.Example.ORG", "A.b+c@sub.example.org", "A.b+c@sub.example.org"),
@@ -83,7 +83,7 @@ def test_an_address_is_shown_in_unicode_and_sent_to_in_ascii(
         *("\N{KELVIN SIGN}im@b.cd", "ﬁ@b.cd", "ａ@b.cd", "a＠b.cd", "a@\ufdfa.cd"),
     ],
 )
-def test_what_no_mailbox_can_be_called_is_refused(address: str) -> None:
+def test_invalid_email_addresses_are_refused(address: str) -> None:
     with pytest.raises(Invalid):
         validation.check_email(address)
 
@@ -114,19 +114,17 @@ def test_a_local_part_that_needs_smtputf8_is_refused_for_new_accounts_only() -> 
         ("a.b@example.org", "ab@example.org"),
     ],
 )
-def test_what_looks_alike_but_is_another_login_has_another_canonical_form(
-    one: str, other: str
-) -> None:
+def test_logins_that_only_look_alike_have_different_canonical_forms(one: str, other: str) -> None:
     assert validation.canonical_login(one) != validation.canonical_login(other)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 255, "a" * 300 + "@b.cd", "a\ud800@b.cd", "\udfff"])
-def test_what_can_be_no_login_has_one_canonical_form(text: str) -> None:
+def test_text_that_is_no_login_has_one_canonical_form(text: str) -> None:
     assert validation.canonical_login(text) == ""
 
 
 @pytest.mark.parametrize("cases", [3_000, pytest.param(30_000, marks=pytest.mark.long)])
-def test_canonical_forms_are_stable_and_agree_with_what_is_valid(cases: int) -> None:
+def test_canonical_forms_are_stable_and_agree_with_validation(cases: int) -> None:
     dice = random.Random(13)
     plain, strange = "abAB01.-_", "üÜ@=?ßſKİıﬁａ。＠\u00ad\u200b\u0308\u202e☃本ك\ufdfa\ud800 "
 
@@ -159,8 +157,8 @@ def test_canonical_forms_are_stable_and_agree_with_what_is_valid(cases: int) -> 
     ids=lambda check: check.__name__,
 )
 @pytest.mark.parametrize("length", [254, 1_000_000])
-def test_no_text_takes_long_to_look_at(check: Callable[[str], object], length: int) -> None:
-    """A text that is quadratic to decode or to normalise, in each part of an address."""
+def test_no_text_takes_long_to_validate(check: Callable[[str], object], length: int) -> None:
+    """Use text that takes quadratic time to decode or normalize, in each part of an address."""
     for unit in ("ü", "\ufdfa", "本", ".ü", "\u0300\u0323", "xn--9", "\u0661", "\u0628\u200c", "@"):
         for text in (
             f"a@{unit * length}",
@@ -173,7 +171,7 @@ def test_no_text_takes_long_to_look_at(check: Callable[[str], object], length: i
             assert process_time() - start < 0.1, ascii(unit)
 
 
-def test_no_name_is_an_address() -> None:
-    """A login of a username and one of an address are told apart by this."""
+def test_no_username_is_a_valid_address() -> None:
+    """This distinguishes a login by username from one by address."""
     assert not NAME.match("ada@example.org")
     assert "@" not in "".join(chr(c) for c in range(0x3000) if NAME.match(f"a{chr(c)}b"))

@@ -1,4 +1,4 @@
-"""A flood of forms leaves turns of the loop to everything else, and the lag is measured (P10)."""
+"""Many concurrent POST requests do not block the event loop, and its lag is measured."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from quartapp.middleware.post_serializer import PostSerializer
 
 
 async def flood(method: str, path: str = "/", *, count: int = 40, seconds: float = 0.005) -> float:
-    """How long a task that is always ready was kept from its turn at most, in seconds."""
+    """Send many requests; return the longest time in seconds that a ready task had to wait."""
 
     async def app(*_: object) -> None:
         time.sleep(seconds)  # noqa: ASYNC251
 
-    paced: Any = PostSerializer(app)
+    serializer: Any = PostSerializer(app)
     waits: list[float] = []
 
     async def watch() -> None:
@@ -26,32 +26,32 @@ async def flood(method: str, path: str = "/", *, count: int = 40, seconds: float
             await asyncio.sleep(0)
             waits.append(time.perf_counter() - began)
 
-    watcher = asyncio.create_task(watch())
+    watching = asyncio.create_task(watch())
     await asyncio.sleep(0)
     scope = {"type": "http", "method": method, "path": path}
-    await asyncio.gather(*(paced(scope, None, None) for _ in range(count)))
-    watcher.cancel()
+    await asyncio.gather(*(serializer(scope, None, None) for _ in range(count)))
+    watching.cancel()
     return max(waits)
 
 
-async def test_of_many_posts_at_once_one_begins_in_each_turn() -> None:
+async def test_concurrent_posts_start_one_per_turn_of_the_loop() -> None:
     assert await flood("POST") < 0.1
     assert await flood("GET") < 0.1
-    # What is not paced is run in one go.
+    # Exempt paths run without turns in between.
     assert await flood("GET", "/livez") >= 0.2
 
 
-async def test_a_post_that_waits_lets_the_next_begin() -> None:
+async def test_a_waiting_post_does_not_delay_the_next() -> None:
     begun, go = [], asyncio.Event()
 
     async def app(scope: dict[str, Any], *_: object) -> None:
         begun.append(scope["number"])
         await go.wait()
 
-    paced: Any = PostSerializer(app)
+    serializer: Any = PostSerializer(app)
     tasks = [
         asyncio.create_task(
-            paced({"type": "http", "method": "POST", "path": "/", "number": n}, None, None)
+            serializer({"type": "http", "method": "POST", "path": "/", "number": n}, None, None)
         )
         for n in range(10)
     ]
@@ -68,14 +68,14 @@ async def test_the_lag_of_the_loop_is_measured() -> None:
         (family,) = metrics.LOOP_LAG.collect()
         return next(s.value for s in family.samples if s.name.endswith("_sum"))
 
-    pulse, before = LoopLagMonitor(), total()
-    await pulse.start()
+    monitor, before = LoopLagMonitor(), total()
+    await monitor.start()
     await asyncio.sleep(0.01)
     time.sleep(0.3)  # noqa: ASYNC251
     async with asyncio.timeout(5):
         while total() - before < 0.2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    await pulse.stop()
+    await monitor.stop()
 
 
 async def test_a_flood_of_pages_does_not_delay_a_post() -> None:
@@ -84,13 +84,13 @@ async def test_a_flood_of_pages_does_not_delay_a_post() -> None:
     async def app(scope: dict[str, Any], *_: object) -> None:
         begun.append(scope["method"])
 
-    paced: Any = PostSerializer(app)
+    serializer: Any = PostSerializer(app)
     methods = ["GET"] * 40 + ["POST"]
     scopes = [{"type": "http", "method": method, "path": "/"} for method in methods]
-    gone = asyncio.create_task(paced(scopes[0], None, None))
-    tasks = [asyncio.create_task(paced(scope, None, None)) for scope in scopes]
+    gone = asyncio.create_task(serializer(scopes[0], None, None))
+    tasks = [asyncio.create_task(serializer(scope, None, None)) for scope in scopes]
     await asyncio.sleep(0)
-    # One whose client has hung up holds up nobody.
+    # A request whose client has disconnected does not block the others.
     tasks[0].cancel()
     gone.cancel()
     await asyncio.gather(gone, *tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The rule that says for whom a session speaks, on rows made by hand."""
+"""The session rule: which user a session authenticates, or why it has ended."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def holder(**changes: Any) -> dict[str, Any]:
 
 
 def row(user: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """A session in its prime, as the database answers with it."""
+    """Return an active session as a raw document."""
     session = {
         "_id": SESSION,
         "user": DBRef("users", USER),
@@ -65,7 +65,7 @@ def reason(row: dict[str, Any]) -> Reason | None:
     return standing.reason if isinstance(standing, EndedSession) else None
 
 
-def test_a_living_session_speaks_for_its_user() -> None:
+def test_an_active_session_authenticates_its_user() -> None:
     held = [role(MEMBER, "member", "posts.write"), role(EDITOR, "editor", "posts.moderate")]
     found = state_of(row(held=held, changer=[{"username": "root"}]), NOW)
     assert isinstance(found, Principal)
@@ -77,13 +77,13 @@ def test_a_living_session_speaks_for_its_user() -> None:
 
 
 @pytest.mark.parametrize("word", ["posts.destroy", "", "POSTS.WRITE", "*", "posts.*"])
-def test_an_unknown_permission_allows_nothing(word: str) -> None:
+def test_an_unknown_permission_is_ignored(word: str) -> None:
     found = state_of(row(held=[role(MEMBER, "member", word, "posts.write")]), NOW)
     assert isinstance(found, Principal)
     assert found.permissions == {"posts.write"}
 
 
-def test_a_role_without_permissions_allows_nothing() -> None:
+def test_a_role_without_permissions_grants_none() -> None:
     found = state_of(row(held=[{"_id": MEMBER, "name": "member"}]), NOW)
     assert isinstance(found, Principal)
     assert found.permissions == frozenset()
@@ -92,22 +92,18 @@ def test_a_role_without_permissions_allows_nothing() -> None:
 @pytest.mark.parametrize(
     ("left", "over"), [(TICK, None), (timedelta(0), Reason.EXPIRED), (-TICK, Reason.EXPIRED)]
 )
-def test_a_session_is_over_at_the_very_moment_it_expires(
-    left: timedelta, over: Reason | None
-) -> None:
+def test_a_session_ends_exactly_when_it_expires(left: timedelta, over: Reason | None) -> None:
     assert reason(row(expires_at=NOW + left)) is over
 
 
 @pytest.mark.parametrize(
     ("left", "over"), [(TICK, None), (timedelta(0), Reason.EXPIRED), (-TICK, Reason.EXPIRED)]
 )
-def test_a_session_is_over_at_the_very_moment_it_has_been_idle_too_long(
-    left: timedelta, over: Reason | None
-) -> None:
+def test_a_session_ends_exactly_at_its_idle_limit(left: timedelta, over: Reason | None) -> None:
     assert reason(row(seen_at=NOW - timedelta(seconds=1800) + left)) is over
 
 
-def test_times_without_a_zone_are_utc() -> None:
+def test_times_without_a_time_zone_are_utc() -> None:
     naive = NOW.replace(tzinfo=None)
     assert reason(row(seen_at=naive, expires_at=naive + TICK)) is None
     assert reason(row(seen_at=naive, expires_at=naive)) is Reason.EXPIRED
@@ -125,7 +121,7 @@ def test_a_disabled_account_ends_its_sessions() -> None:
         (-TICK, Reason.ACCOUNT_DISABLED),
     ],
 )
-def test_an_account_is_closed_at_the_very_moment_its_last_day_is_over(
+def test_an_account_closes_exactly_at_the_end_of_its_expiry_date(
     left: timedelta, over: Reason | None
 ) -> None:
     assert reason(row(holder(closes_at=NOW + left))) is over
@@ -133,57 +129,55 @@ def test_an_account_is_closed_at_the_very_moment_its_last_day_is_over(
 
 
 @pytest.mark.parametrize(("seconds", "left"), [(60, 60.0), (86_400, 1500.0)])
-def test_a_session_is_good_until_it_expires_or_the_account_closes(
-    seconds: int, left: float
-) -> None:
+def test_a_session_is_valid_until_it_or_the_account_expires(seconds: int, left: float) -> None:
     found = state_of(row(holder(closes_at=NOW + timedelta(seconds=seconds))), NOW)
     assert isinstance(found, Principal)
     assert found.seconds_left == left
 
 
-def test_an_account_that_is_gone_ends_its_sessions() -> None:
+def test_a_deleted_account_ends_its_sessions() -> None:
     found = state_of(row(holder=[], held=[]), NOW)
     assert isinstance(found, EndedSession)
     assert (found.reason, found.user_id) == (Reason.ACCOUNT_DISABLED, USER)
 
 
-def test_another_password_ends_the_sessions_that_were_opened_under_the_old_one() -> None:
+def test_a_password_change_ends_sessions_of_the_old_password() -> None:
     assert reason(row(holder(password_hash="other"))) is Reason.PASSWORD_CHANGED
 
 
-def test_a_session_without_a_credential_was_opened_under_no_password_that_holds() -> None:
+def test_a_session_without_a_credential_has_ended() -> None:
     assert reason(row(credential=None)) is Reason.PASSWORD_CHANGED
 
 
-def test_a_role_that_the_user_holds_no_longer_was_revoked() -> None:
+def test_a_session_with_a_removed_role_has_reason_role_revoked() -> None:
     taken = row(holder(roles=[]), held=[])
     assert reason(taken) is Reason.ROLE_REVOKED
 
 
-def test_a_role_that_the_user_still_lists_but_that_is_gone_was_deleted() -> None:
+def test_a_session_with_a_missing_role_has_reason_role_deleted() -> None:
     assert reason(row(held=[])) is Reason.ROLE_DELETED
 
 
-def test_of_a_revoked_and_a_deleted_role_the_revoked_one_is_the_reason() -> None:
+def test_a_revoked_role_takes_precedence_over_a_deleted_one() -> None:
     both = row(holder(roles=links(EDITOR)), roles=links(MEMBER, EDITOR), held=[])
     assert reason(both) is Reason.ROLE_REVOKED
 
 
-def test_a_role_given_since_ends_nothing() -> None:
+def test_a_newly_granted_role_ends_no_session() -> None:
     more = [role(MEMBER, "member"), role(EDITOR, "editor", "posts.moderate")]
     found = state_of(row(holder(roles=links(MEMBER, EDITOR)), held=more), NOW)
     assert isinstance(found, Principal)
     assert found.roles == ("editor", "member")
 
 
-def test_a_session_that_has_acted_with_no_role_needs_none() -> None:
+def test_a_session_without_used_roles_needs_none() -> None:
     assert reason(row(holder(roles=[]), roles=[], held=[])) is None
 
 
 @pytest.mark.parametrize("why", Reason)
-def test_an_ended_session_keeps_its_reason_and_its_moment(why: Reason) -> None:
+def test_an_ended_session_keeps_its_reason_and_time(why: Reason) -> None:
     at = NOW - timedelta(days=1)
-    # The rest speaks for another reason; what was written down first has the word.
+    # The other fields give another reason. The stored one takes precedence.
     spent = row(
         holder(disabled_at=NOW),
         ended_at=at,
@@ -195,7 +189,7 @@ def test_an_ended_session_keeps_its_reason_and_its_moment(why: Reason) -> None:
 
 
 @pytest.mark.parametrize("stored", [None, "", "because", 7])
-def test_an_end_without_a_reason_was_somebody_in_charge(stored: object) -> None:
+def test_an_end_without_a_reason_counts_as_ended_by_an_administrator(stored: object) -> None:
     found = state_of(row(ended_at=NOW, ended_reason=stored), NOW)
     assert isinstance(found, EndedSession)
     assert (found.reason, found.by) == (Reason.ENDED_BY_ADMIN, None)
@@ -209,7 +203,9 @@ def test_an_end_without_a_reason_was_somebody_in_charge(stored: object) -> None:
         ({"password_hash": "other", "roles": []}, Reason.PASSWORD_CHANGED),
     ],
 )
-def test_of_several_reasons_the_weightiest_is_told(changes: dict[str, Any], over: Reason) -> None:
+def test_the_most_important_of_several_reasons_is_given(
+    changes: dict[str, Any], over: Reason
+) -> None:
     assert reason(row(holder(**changes), held=[])) is over
     expired = row(holder(**changes), held=[], expires_at=NOW)
     assert reason(expired) is (
@@ -217,7 +213,7 @@ def test_of_several_reasons_the_weightiest_is_told(changes: dict[str, Any], over
     )
 
 
-def test_more_notices_read_than_told_are_none_unread() -> None:
+def test_the_number_of_unread_notifications_is_never_negative() -> None:
     found = state_of(row(holder(notice_seq=2, notices_read=5)), NOW)
     assert isinstance(found, Principal)
     assert found.unread == 0

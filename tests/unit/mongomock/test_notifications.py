@@ -18,7 +18,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_every_kind_of_notice_is_a_sentence_with_its_names_in_it(kind: Kind) -> None:
+def test_every_kind_of_notification_is_a_sentence_with_its_names(kind: Kind) -> None:
     text = notice_text(kind, DATA)
     assert text[0] == text[0].upper() or text.startswith("ada ")
     assert text.endswith(".")
@@ -29,27 +29,29 @@ def test_every_kind_of_notice_is_a_sentence_with_its_names_in_it(kind: Kind) -> 
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("data", [{}, {"by": None}, {"by": "", "novelty": {"deep": 1}}])
-def test_a_notice_of_an_older_form_still_is_a_sentence(kind: Kind, data: dict[str, object]) -> None:
+def test_a_notification_of_an_older_version_is_still_a_sentence(
+    kind: Kind, data: dict[str, object]
+) -> None:
     text = notice_text(kind, data)
     assert text.endswith(".")
     assert "None" not in text
 
 
-def test_what_nobody_with_a_name_did_was_an_operator() -> None:
+def test_an_action_without_an_actor_is_attributed_to_an_operator() -> None:
     text = notice_text(Kind.ROLE_REVOKED, {"by": None, "role": "editor"})
     assert text == "An operator took the role editor from you."
 
 
-def test_a_kind_from_a_newer_version_is_told_without_its_words() -> None:
+def test_an_unknown_kind_of_notification_has_a_generic_text() -> None:
     assert notice_text("moon.landed", {"by": "ada"}) == "Something changed."
 
 
-def test_a_title_is_quoted_and_never_read_as_a_pattern() -> None:
+def test_a_title_is_quoted_and_not_used_as_a_format_string() -> None:
     text = notice_text(Kind.POST_REMOVED, {"by": "{role}", "title": "{by.__class__}"})
     assert text == "{role} removed your post “{by.__class__}”."
 
 
-async def test_a_notice_speaks_with_its_own_data(mocked: object) -> None:
+async def test_a_notification_uses_its_own_data(mocked: object) -> None:
     notice = Notice(
         user=user_ref(Notice.model_fields["id"].get_default(call_default_factory=True)),
         seq=1,
@@ -61,7 +63,7 @@ async def test_a_notice_speaks_with_its_own_data(mocked: object) -> None:
 
 @pytest.mark.parametrize("reason", Reason)
 @pytest.mark.parametrize("by", ["ada", None])
-def test_every_reason_for_an_end_is_a_sentence(reason: Reason, by: str | None) -> None:
+def test_every_reason_for_an_ended_session_is_a_sentence(reason: Reason, by: str | None) -> None:
     message = reason.message(by)
     assert message[0].isupper() or message.startswith("ada ")
     assert message.endswith(".")
