@@ -1,4 +1,4 @@
-"""Workers that were killed leave their heartbeats behind, and nobody waits for them for long."""
+"""Killed workers leave heartbeats behind, for which no barrier waits long."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.people import until
 
 
 async def dead(db: Database, worker_id: str, seconds: float, **more: Any) -> None:
-    """A worker whose last heartbeat was so long ago by the database's clock."""
+    """Insert a worker whose last heartbeat is this old by the clock of the database."""
     (now,) = await db.aggregate([{"$documents": [{"at": "$$NOW"}]}]).to_list(None)
     at = now["at"] - timedelta(seconds=seconds)
     beat = {"_id": worker_id, "name": "9", "beat": 7, "at": at, **more}
     await db["workers"].insert_one(beat)
 
 
-async def test_a_stale_heartbeat_does_not_count_if_one_clock_tells(db: Database) -> None:
+async def test_a_heartbeat_that_is_stale_by_one_clock_is_ignored(db: Database) -> None:
     term = mongo.primary_term()
     assert term
     await dead(db, "stale", STALE_SECONDS + 5, primary=term)
@@ -90,7 +90,7 @@ async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart)
 
 @pytest.fixture
 async def after_a_crash(settings: Settings) -> AsyncIterator[Quart]:
-    """An application that has started beside the heartbeat of a worker that is dead."""
+    """An application that has started while the heartbeat of a dead worker is stored."""
     async with mongo.connected(settings, models.DOCUMENTS) as db:
         await models.prepare()
         await dead(db, "killed", 5)
@@ -105,10 +105,10 @@ async def test_the_first_barrier_after_a_crash_is_complete(after_a_crash: Quart)
     assert clock.monotonic() - began < leases.LEASE_SECONDS
 
 
-async def test_a_worker_that_leaves_while_it_writes_a_heartbeat_leaves_none(
+async def test_a_worker_stopped_during_a_heartbeat_leaves_none_behind(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver goes on with a write when the task that waits for it is cancelled."""
+    """The driver completes a write although the task that awaits it is cancelled."""
     say, leave = Worker.say, Worker.leave
     writing, may_write = asyncio.Event(), asyncio.Event()
     writes: list[asyncio.Task[None]] = []

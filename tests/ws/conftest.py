@@ -1,4 +1,4 @@
-"""The application of the sockets' tests."""
+"""The application for the tests of the live protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quartapp.settings import Settings
 
 @pytest.fixture
 async def app(settings: Settings) -> AsyncIterator[Quart]:
-    """Without a sweep, which would find later what was missed."""
+    """Start it without a sweep, which would hide missed events."""
     app = create_app(settings.model_copy(update={"live_sweep_seconds": 3600}))
     async with app.test_app():
         yield app

@@ -1,4 +1,4 @@
-"""A connection over a socket that is only pretended, for what is hard to time over a real one."""
+"""A connection over a fake socket, for timing that is hard to reproduce over a real one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MODERATOR = replace(ADA, permissions=frozenset({"posts.write", "users.read"}), v
 
 
 class Socket:
-    """Takes in what is sent, unless it is stuck, and answers what it is told to."""
+    """A fake socket that collects messages unless it is stuck, and answers as told."""
 
     def __init__(self) -> None:
         self.answers: asyncio.Queue[str] = asyncio.Queue()
@@ -74,7 +74,7 @@ class Socket:
 
 @pytest.fixture(autouse=True)
 def nothing_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These have no database: who looks for notices finds none."""
+    """Find no missed notifications, because these tests have no database."""
 
     async def none(*_: object, **__: object) -> list[Notice]:
         return []
@@ -84,7 +84,7 @@ def nothing_missed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def connected(**changes: Any) -> AsyncIterator[tuple[Connection, Socket]]:
-    """A connection, greeted as ADA, whose handler runs as /ws would run it."""
+    """A connection of ADA after its hello, with a handler as /ws runs it."""
     socket, made = Socket(), asyncio.get_running_loop().create_future()
 
     async def handler() -> None:
@@ -115,14 +115,14 @@ def notice(seq: int) -> Notice:
 
 
 async def silent(socket: Socket) -> bool:
-    """Whether nothing was said: the event loop has turned, and turned again."""
+    """Return whether no message was sent within a few turns of the event loop."""
     for _ in range(10):
         await asyncio.sleep(0)
     return socket.said.empty()
 
 
-async def test_a_connection_that_is_over_leaves_nothing_to_the_collector() -> None:
-    """It would look at the thousands that are open to find it, while all else waits."""
+async def test_a_closed_connection_leaves_no_reference_cycle() -> None:
+    """Collecting it would stop the worker while the collector visits all open connections."""
     gc.collect()
     gc.disable()
     try:
@@ -137,7 +137,7 @@ async def test_a_connection_that_is_over_leaves_nothing_to_the_collector() -> No
         gc.enable()
 
 
-async def test_new_rights_are_told_with_the_difference() -> None:
+async def test_changed_permissions_are_sent_with_the_difference() -> None:
     async with connected() as (connection, socket):
         assert connection.update_principal(MODERATOR)
         news = await socket.next()
@@ -145,14 +145,14 @@ async def test_new_rights_are_told_with_the_difference() -> None:
         assert (news["permissions"], news["by"]) == (["posts.write", "users.read"], "root")
 
 
-async def test_rights_of_an_older_version_are_no_news() -> None:
+async def test_permissions_of_an_older_version_are_ignored() -> None:
     async with connected() as (connection, socket):
         assert connection.update_principal(replace(MODERATOR, version=4))
         assert await silent(socket)
         assert connection.sent_principal == ADA
 
 
-async def test_other_rights_under_the_same_version_wait_for_a_number() -> None:
+async def test_changed_permissions_of_the_same_version_are_not_sent() -> None:
     async with connected() as (connection, socket):
         assert not connection.update_principal(replace(MODERATOR, version=5))
         assert await silent(socket)
@@ -160,19 +160,19 @@ async def test_other_rights_under_the_same_version_wait_for_a_number() -> None:
         assert (await socket.next())["version"] == 6
 
 
-async def test_a_new_version_of_the_same_rights_is_kept_and_not_told() -> None:
+async def test_a_new_version_of_the_same_permissions_is_not_sent() -> None:
     async with connected() as (connection, socket):
         assert connection.update_principal(replace(ADA, version=9))
         assert await silent(socket)
         assert not connection.update_principal(replace(MODERATOR, version=9))
 
 
-async def test_a_session_is_asked_about_once_its_time_is_up_and_no_more_once_it_was_used() -> None:
+async def test_an_expired_session_is_checked_once_unless_it_was_used() -> None:
     hub = Hub(Limits(sockets=9, per_session=9, per_user=9, per_address=9, handshakes=9))
     async with connected() as (connection, socket):
         hub.join(connection)
         assert hub.expired_sessions() == set()
-        # Which is all that is new: nothing is told.
+        # Only the time is new, so no message is sent.
         hub.apply_states([replace(ADA, seconds_left=0.0)])
         assert hub.expired_sessions() == {SESSION}
         hub.apply_states([replace(ADA, seconds_left=60.0)])
@@ -180,7 +180,7 @@ async def test_a_session_is_asked_about_once_its_time_is_up_and_no_more_once_it_
         assert await silent(socket)
 
 
-async def test_whoever_was_not_greeted_yet_asks_again_instead_of_being_told() -> None:
+async def test_a_change_before_hello_makes_the_connection_check_again() -> None:
     async def handler() -> Connection:
         return connection_of(Socket())
 
@@ -192,7 +192,7 @@ async def test_whoever_was_not_greeted_yet_asks_again_instead_of_being_told() ->
     assert connection.sent_principal is None
 
 
-async def test_notices_are_passed_on_in_order_and_once() -> None:
+async def test_notifications_are_sent_in_order_and_once() -> None:
     async with connected() as (connection, socket):
         for seq in (1, 2, 1, 2, 3):
             connection.deliver_notice(notice(seq))
@@ -201,14 +201,14 @@ async def test_notices_are_passed_on_in_order_and_once() -> None:
         assert await silent(socket)
 
 
-async def test_a_gap_is_filled_from_the_database_before_what_comes_behind_it(
+async def test_missed_notifications_are_loaded_before_later_ones_are_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def stored(_: Any, seq: int, *, limit: int) -> list[Notice]:
         return [notice(each) for each in (1, 2, 3) if each > seq][:limit]
 
     async with connected() as (connection, socket):
-        # It has looked for what it missed, which was nothing, before this one was stored.
+        # It has found no missed notification before this one was stored.
         assert await silent(socket)
         monkeypatch.setattr(Notice, "after", stored)
         connection.deliver_notice(notice(3))
@@ -231,7 +231,7 @@ async def test_a_full_mailbox_closes_the_socket_of_a_client_that_does_not_read(
             assert await socket.code == CloseCode.TOO_SLOW
 
 
-async def test_what_is_in_no_database_closes_the_socket_when_there_is_no_room_for_it() -> None:
+async def test_a_full_queue_closes_the_socket_if_a_message_is_not_stored() -> None:
     async with connected() as (connection, socket):
         socket.reads.clear()
         for number in range(MAILBOX + 2):
@@ -240,7 +240,7 @@ async def test_what_is_in_no_database_closes_the_socket_when_there_is_no_room_fo
         assert await socket.code == CloseCode.TOO_SLOW
 
 
-async def test_last_words_come_past_a_full_mailbox_and_nothing_after_them() -> None:
+async def test_the_end_notice_bypasses_a_full_queue_and_is_the_last_message() -> None:
     async with connected() as (connection, socket):
         socket.reads.clear()
         for seq in range(1, MAILBOX):
@@ -256,7 +256,7 @@ async def test_last_words_come_past_a_full_mailbox_and_nothing_after_them() -> N
         assert [m["type"] for m in said].count("session.ended") == 1
 
 
-async def test_nothing_is_said_after_last_words_to_a_client_that_reads() -> None:
+async def test_no_message_follows_the_end_notice() -> None:
     async with connected() as (connection, socket):
         connection.end(EndedSession(SESSION, USER, Reason.EXPIRED, None, clock.now()))
         connection.update_principal(MODERATOR)
@@ -278,7 +278,7 @@ async def test_the_close_frame_waits_for_the_acknowledgement(
             assert await connection.end_ack is not None
 
 
-async def test_a_pong_is_no_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pong_does_not_acknowledge_the_end_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_path, "CUT_SECONDS", 0.1)
     async with connected() as (connection, socket):
         connection.close(CloseCode.TOO_SLOW)
@@ -303,7 +303,7 @@ async def test_an_acknowledgement_counts_after_the_close_frame(
             assert await connection.end_ack is not None
 
 
-async def test_a_client_that_never_acknowledges_is_cut_off_when_its_time_is_over(
+async def test_a_client_that_never_acknowledges_is_closed_after_the_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 0.1)
@@ -318,7 +318,7 @@ async def test_a_client_that_never_acknowledges_is_cut_off_when_its_time_is_over
             await connection.wait_closed()
 
 
-async def test_a_worker_that_leaves_listens_to_nobody_any_longer(
+async def test_a_stopping_worker_waits_for_no_acknowledgement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ws_connection, "ACK_SECONDS", 2 * SECONDS)
@@ -333,8 +333,8 @@ async def test_a_worker_that_leaves_listens_to_nobody_any_longer(
             assert await connection.end_ack is None
 
 
-async def test_a_socket_of_an_ended_session_takes_room_until_it_is_closed() -> None:
-    """Else a client could hold any number of them, by ending its sessions again and again."""
+async def test_a_socket_of_an_ended_session_counts_until_it_is_closed() -> None:
+    """Otherwise a client could hold any number of sockets by ending its sessions."""
     hub = Hub(replace(LIMITS, per_session=1, per_user=1, per_address=1))
     async with connected(address=HERE) as (connection, _):
         hub.join(connection)
@@ -349,7 +349,7 @@ async def test_a_socket_of_an_ended_session_takes_room_until_it_is_closed() -> N
     hub.check_capacity(SESSION, USER, HERE)
 
 
-async def test_a_socket_that_takes_nothing_is_given_up_after_its_second() -> None:
+async def test_a_socket_that_accepts_no_data_is_closed_after_a_second() -> None:
     async with connected() as (connection, socket):
         socket.reads.clear()
         connection.deliver_notice(notice(1))
@@ -371,11 +371,11 @@ HERE = "192.0.2.1"
 
 
 def stranger(hub: Hub) -> None:
-    """Somebody else, from elsewhere, asks for a place."""
+    """Open a connection of another user from another address."""
     hub.check_capacity(PydanticObjectId(), PydanticObjectId(), "192.0.2.99")
 
 
-async def test_the_hub_knows_who_is_here_and_forgets_who_leaves() -> None:
+async def test_the_hub_lists_open_connections_and_removes_closed_ones() -> None:
     async def handler() -> Connection:
         return connection_of(Socket())
 
@@ -396,7 +396,7 @@ async def test_the_hub_knows_who_is_here_and_forgets_who_leaves() -> None:
 
 
 @pytest.mark.parametrize("limit", ["sockets", "per_session", "per_user", "per_address"])
-async def test_the_hub_is_full_at_each_of_its_bounds(limit: str) -> None:
+async def test_the_hub_is_full_at_each_of_its_limits(limit: str) -> None:
     async def handler() -> Connection:
         return connection_of(Socket(), address=HERE)
 
@@ -419,7 +419,7 @@ async def test_the_hub_is_full_at_each_of_its_bounds(limit: str) -> None:
     hub.check_capacity(*asking[limit])
 
 
-async def test_the_hub_takes_so_many_handshakes_at_a_time_and_none_when_it_leaves() -> None:
+async def test_the_hub_limits_handshakes_and_refuses_them_while_draining() -> None:
     hub = Hub(replace(LIMITS, handshakes=2))
     turns = [hub.begin_handshake() for _ in range(2)]
     with pytest.raises(NoCapacity):
@@ -435,7 +435,7 @@ async def test_the_hub_takes_so_many_handshakes_at_a_time_and_none_when_it_leave
         hub.begin_handshake()
 
 
-async def test_the_hub_says_whose_rights_changed_without_a_number() -> None:
+async def test_the_hub_finds_users_whose_permissions_changed_unversioned() -> None:
     hub = Hub(LIMITS)
     async with connected() as (connection, _):
         hub.join(connection)
@@ -444,8 +444,8 @@ async def test_the_hub_says_whose_rights_changed_without_a_number() -> None:
         hub.leave(connection)
 
 
-async def test_the_hub_announces_a_session_to_the_others_of_its_user_alone() -> None:
-    """Also where the stream is late, and the new session has its first socket already."""
+async def test_a_new_session_is_announced_to_other_sessions_of_its_user() -> None:
+    """Also if the new session has a socket before its event arrives."""
     other, stranger = PydanticObjectId(), PydanticObjectId()
     hub = Hub(LIMITS)
     async with (

@@ -1,4 +1,4 @@
-"""The counting of acknowledgements, with tabs that are pretended."""
+"""Counting acknowledgements, with fake tabs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVENT = PydanticObjectId()
 
 
 class Tab:
-    """Acknowledges, or is closed, when the test says so."""
+    """A fake tab that acknowledges or is closed when the test says so."""
 
     def __init__(self) -> None:
         self.end_ack: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
@@ -35,7 +35,7 @@ class Tab:
 
 
 class Kept(asyncio.Queue[Receipt]):
-    """The receipts that were written, in order. Writing fails while `failing`."""
+    """Collects the written receipts in order. Writing fails while `failing`."""
 
     failing = False
 
@@ -77,7 +77,7 @@ def expect(receipts: Receipts, tabs: Iterable[Tab]) -> None:
     receipts.expect_acks(EVENT, cast("list[Connection]", list(tabs)))
 
 
-async def test_a_receipt_is_written_once_where_all_tabs_answer_at_once(
+async def test_a_receipt_is_written_once_if_all_tabs_answer_together(
     receipts: Receipts, kept: Kept
 ) -> None:
     tabs = [Tab() for _ in range(3)]
@@ -117,9 +117,7 @@ async def test_a_tab_is_counted_once_though_it_is_expected_again(
     assert receipts.count_tabs(EVENT) == 4
 
 
-async def test_a_receipt_that_cannot_be_written_is_tried_again(
-    receipts: Receipts, kept: Kept
-) -> None:
+async def test_a_receipt_that_cannot_be_written_is_retried(receipts: Receipts, kept: Kept) -> None:
     kept.failing = True
     tab = Tab()
     expect(receipts, [tab])
@@ -130,7 +128,7 @@ async def test_a_receipt_that_cannot_be_written_is_tried_again(
     assert await kept.next() == (1, 1, 0)
 
 
-async def test_a_worker_that_stops_writes_what_it_knows(
+async def test_a_stopping_worker_writes_its_receipts(
     receipts: Receipts, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ws_receipts, "FIRST_WRITE_SECONDS", 2 * SECONDS)
@@ -178,7 +176,7 @@ REFUSED = "refused at its next request"
         ),
     ],
 )
-def test_an_event_says_of_its_tabs_only_what_is_known(
+def test_the_text_of_a_receipt_states_only_known_counts(
     age: timedelta, kept: list[Receipt], counted: int, words: str
 ) -> None:
     event = Event.model_construct(

@@ -1,4 +1,4 @@
-"""P4, held still: what happens between the look at the session and the first words."""
+"""Race-free admission: changes between the check of the session and its hello."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.people import SECONDS, until
 
 @dataclass
 class Pause:
-    """Holds back the answer to the next look at a session until `go`."""
+    """Delays the result of the next check of a session until `go`."""
 
     looked: asyncio.Event
     go: asyncio.Event
@@ -67,7 +67,7 @@ async def somebody() -> tuple[User, Session, str]:
 
 
 async def heard(app: Quart, token: str, said: list[dict[str, Any]]) -> int:
-    """Listens on a socket until it is closed; the code."""
+    """Read from a socket until it is closed and return the code."""
     client = app.test_client()
     async with authenticated_client(client, token):
         try:
@@ -78,9 +78,7 @@ async def heard(app: Quart, token: str, said: list[dict[str, Any]]) -> int:
             return closed.args[0]
 
 
-async def test_a_session_that_ends_between_the_look_and_the_first_words_is_heard_of(
-    app: Quart, pause: Pause
-) -> None:
+async def test_an_end_between_the_check_and_hello_is_not_lost(app: Quart, pause: Pause) -> None:
     _, session, token = await somebody()
     said: list[dict[str, Any]] = []
     async with asyncio.timeout(10):
@@ -95,7 +93,7 @@ async def test_a_session_that_ends_between_the_look_and_the_first_words_is_heard
     assert [message["type"] for message in said] == ["session.ended"]
 
 
-async def test_rights_that_change_between_the_look_and_the_first_words_are_in_them(
+async def test_permissions_changed_between_check_and_hello_are_in_hello(
     app: Quart, pause: Pause
 ) -> None:
     ada, session, token = await somebody()
@@ -137,10 +135,10 @@ def judgement(app: Quart) -> asyncio.Future[None]:
     return told
 
 
-async def test_without_a_database_for_too_long_every_socket_is_closed(
+async def test_every_socket_is_closed_after_a_long_database_outage(
     app: Quart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a minute in production; the same rule with no patience at all."""
+    """The tolerance is half a minute in production and zero here."""
     _, _, token = await somebody()
     said: list[dict[str, Any]] = []
 
@@ -156,10 +154,10 @@ async def test_without_a_database_for_too_long_every_socket_is_closed(
         assert await listening == 1013
 
 
-async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away(
+async def test_partial_database_failures_close_no_socket(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slow one, under thousands of sockets: whoever is closed comes back, and makes it slower."""
+    """Closing sockets would make a slow database slower, because they reconnect."""
     ask, asked, failed = session_rule.states_matching, count(), count()
 
     async def every_other(match: Mapping[str, Any]) -> list[SessionState]:
@@ -168,7 +166,7 @@ async def test_a_database_that_answers_for_some_and_fails_for_others_is_not_away
             raise TimeoutError
         return await ask(match)
 
-    # Nobody answers pings here.
+    # The sockets of this test do not answer pings.
     patient = {"live_ping_seconds": 60, "live_sweep_seconds": 0.1}
     app = create_app(settings.model_copy(update=patient))
     async with app.test_app(), asyncio.timeout(SECONDS):

@@ -1,4 +1,4 @@
-"""An error in the code that serves a socket, over real ones: the page is told, and comes again."""
+"""An unexpected error in a socket handler closes its socket, and the page reconnects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.people import Person, Tab, until
 
 @pytest.fixture
 async def app(settings: Settings) -> Quart:
-    """Which says nothing of itself meanwhile."""
+    """Start the application without pings during the test."""
     return create_app(settings.model_copy(update={"live_ping_seconds": 60}))
 
 
@@ -40,14 +40,14 @@ async def ada(app: Quart) -> AsyncIterator[Person]:
 
 
 BROKEN = {
-    "before the first words": (session_rule, "state_by_id"),
-    "while it writes": (protocol, "encode"),
-    "while it reads": (protocol, "parse_client_message"),
+    "before hello": (session_rule, "state_by_id"),
+    "while writing": (protocol, "encode"),
+    "while reading": (protocol, "parse_client_message"),
 }
 
 
 @pytest.mark.parametrize("when", BROKEN)
-async def test_an_error_that_nobody_foresaw_closes_its_own_socket_and_says_so(
+async def test_an_unexpected_error_closes_only_its_own_socket(
     app: Quart,
     ada: Person,
     monkeypatch: pytest.MonkeyPatch,

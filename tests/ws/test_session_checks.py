@@ -1,4 +1,4 @@
-"""How sessions are judged anew when thousands are concerned at once."""
+"""Checking sessions again when thousands are affected together."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from quartapp.policy import Permission
 from quartapp.ws import dispatcher
 from tests.models.helpers import register, sign_in
 from tests.people import until
-from tests.ws.test_joining import heard
+from tests.ws.test_joining_the_hub import heard
 
 AT_ONCE, SESSIONS = 5, 12
 
 
 @dataclass
 class Answers:
-    """What the database says of sessions, and when it does."""
+    """Controls when the database answers about sessions, and what."""
 
     may_come: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -58,9 +58,7 @@ async def is_empty() -> bool:
 
 
 @pytest.mark.parametrize("taken", ["the role", "a role from its user"])
-async def test_sessions_without_number_are_judged_so_many_at_a_time(
-    answers: Answers, taken: str
-) -> None:
+async def test_very_many_sessions_are_checked_in_batches(answers: Answers, taken: str) -> None:
     """By a hand that knows no verbs. One question about all of them would take too long, again and
     again, and nobody else would be told of anything meanwhile."""
     crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
@@ -73,7 +71,7 @@ async def test_sessions_without_number_are_judged_so_many_at_a_time(
         await database["users"].update_one({"_id": ada.id}, {"$pop": {"roles": 1}})
 
     async def are_told() -> bool:
-        # They are over in the database a moment before that.
+        # The database ends them a moment earlier.
         return await is_empty() and sum(map(len, answers.about)) >= SESSIONS
 
     await until(are_told)
@@ -81,7 +79,7 @@ async def test_sessions_without_number_are_judged_so_many_at_a_time(
     assert Counter(chain(*answers.about)) == dict.fromkeys(sessions, 1)
 
 
-async def test_what_has_ended_is_told_while_others_are_being_judged(
+async def test_an_ended_session_is_closed_while_others_are_being_checked(
     app: Quart, answers: Answers
 ) -> None:
     ada, bob = await register("ada", "member"), await register("bob", "member")
@@ -104,7 +102,7 @@ async def test_what_has_ended_is_told_while_others_are_being_judged(
     answers.may_come.set()
 
 
-async def test_when_a_role_is_edited_in_place_nobody_is_judged_who_is_not_here(
+async def test_editing_a_role_checks_only_sessions_with_open_sockets(
     answers: Answers,
 ) -> None:
     crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)

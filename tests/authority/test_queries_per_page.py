@@ -1,4 +1,4 @@
-"""A signed-in page asks the database nothing."""
+"""A signed-in page needs no database query."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from quartapp.models import User
 from tests.people import until
 from tests.routes.conftest import Visitors
 
-# The change stream, the heartbeat of the lease, and what the driver says to keep a connection.
+# Commands of the change stream, the heartbeat and the driver's connection monitoring.
 HOUSEKEEPING = {"getMore", "hello", "ismaster", "ping", "endSessions", "killCursors"}
 LEASE = {"workers", "barriers"}
 
 
 class Commands(monitoring.CommandListener):
-    """What is sent to the database for the sake of a page."""
+    """Collects the commands that a page sends to the database."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -36,12 +36,12 @@ COMMANDS = Commands()
 
 @pytest.fixture(autouse=True, scope="module")
 def listening() -> None:
-    """Before the application makes its client: a listener hears only of clients made later."""
+    """Register it before the client of the application is created, as PyMongo requires."""
     monitoring.register(COMMANDS)
 
 
 @pytest.mark.parametrize("path", ["/api/me", "/account/password", "/posts/new"])
-async def test_a_signed_in_page_costs_no_command(app: Quart, path: str) -> None:
+async def test_a_signed_in_page_needs_no_database_query(app: Quart, path: str) -> None:
     ada = await Visitors(app).member()
 
     async def are_quiet() -> bool:
@@ -53,6 +53,6 @@ async def test_a_signed_in_page_costs_no_command(app: Quart, path: str) -> None:
     # What the stream has yet to say of her makes a worker ask once more, and so does a heartbeat
     # that comes back late: both are seen on a loaded machine.
     await until(are_quiet, within=30)
-    # The listener does hear what is asked.
+    # The listener does receive commands.
     assert await User.by_username("ada")
     assert "find users" in COMMANDS.sent

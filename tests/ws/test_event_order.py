@@ -1,4 +1,4 @@
-"""Events that come late, twice and in any order make no page believe what is not so."""
+"""Change events that come late, twice or in any order leave no page outdated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DAY = timedelta(days=1)
 
 
 class Events:
-    """Keeps what the database's stream says, instead of telling it."""
+    """Collects the events of the change stream."""
 
     def __init__(self) -> None:
         self.all: list[Change] = []
@@ -47,20 +47,20 @@ class Events:
         self.all.append(change)
 
     def on_resync(self) -> None:
-        """Nothing is remembered that could grow wrong."""
+        """There is no state to drop."""
 
     def on_disconnect(self) -> None:
-        """The same."""
+        """There is no state to drop."""
 
 
 class Trusted:
-    """A lease that holds all the time, so that what is remembered is used."""
+    """A lease that never ends, so the cache is always used."""
 
     valid = True
 
 
 class Socket:
-    """Takes in what is sent and is silent."""
+    """Collects the sent messages and never answers."""
 
     def __init__(self) -> None:
         self.said: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ class Socket:
 
 @dataclass
 class Page:
-    """One open page, and what it believes by what it was told."""
+    """One open page, and its state according to the messages."""
 
     session: Session
     token: str
@@ -86,7 +86,7 @@ class Page:
 
     @property
     def believes(self) -> tuple[int, list[str], list[str]]:
-        """Version, roles and permissions."""
+        """Return the version, roles and permissions of the last message."""
         told = [m for m in self.socket.said if m["type"] in ("hello", "permissions.changed")]
         return told[-1]["version"], told[-1]["roles"], told[-1]["permissions"]
 
@@ -100,7 +100,7 @@ class Page:
 
 
 class Worker:
-    """The listeners of one worker, which hear what a test tells them and no stream."""
+    """The listeners of one worker, which receive events from the test only."""
 
     def __init__(self) -> None:
         self.hub = Hub(LIMITS)
@@ -138,7 +138,7 @@ class Worker:
         return page
 
     async def is_true(self, page: Page) -> bool:
-        """Whether what the page believes, and what is remembered, is what the database says."""
+        """Return whether the page and the cache agree with the database."""
         standing = await session_rule.state_by_id(page.session.id)
         assert isinstance(standing, Principal)
         rights = list(standing.roles), sorted(standing.permissions)
@@ -156,7 +156,7 @@ class Worker:
 @asynccontextmanager
 async def worker() -> AsyncIterator[Worker]:
     made = Worker()
-    # Its sweep is an hour away, so the stream is never looked at.
+    # The next sweep is in an hour, so the worker never checks the stream.
     made.feed.start(cast(ChangeStream, None))
     try:
         yield made
@@ -174,14 +174,14 @@ async def events(db: Database) -> AsyncIterator[Events]:
 
 
 @pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 24), marks=pytest.mark.long)])
-async def test_events_in_any_order_leave_every_page_with_the_truth(
+async def test_events_in_any_order_leave_every_page_up_to_date(
     db: Database, events: Events, seeds: range
 ) -> None:
     for seed in seeds:
-        await one_story(events, random.Random(seed), f"s{seed}")
+        await run_once(events, random.Random(seed), f"s{seed}")
 
 
-async def one_story(events: Events, chance: random.Random, name: str) -> None:
+async def run_once(events: Events, chance: random.Random, name: str) -> None:
     started = len(events.all)
     member, moderator = await role("member"), await role("moderator")
     helper = await Role.add(f"helper-{name}", "", [Permission.USERS_READ], by=NOBODY)
@@ -207,7 +207,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
                 permissions=[Permission.EVENTS_READ],
                 by=NOBODY,
             ),
-            # By a hand that numbers nothing.
+            # A raw write does not change the version.
             lambda: Role.change({"_id": helper.id}, {"$push": {"permissions": "users.manage"}}),
             lambda: eve.grant(moderator, by=NOBODY),
             lambda: eve.revoke(moderator, by=NOBODY),
@@ -219,7 +219,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
             untold, started = untold + events.all[started:], len(events.all)
             for page in alive + over:
                 await mine.principals.state_by_token(page.token)
-            # Some now, some later, some more than once, and in no order.
+            # Deliver some now, some later, some repeatedly, and in random order.
             chance.shuffle(untold)
             now = chance.randrange(len(untold) + 1)
             for change in untold[:now]:
@@ -229,7 +229,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
             untold = untold[now:] + chance.sample(untold[:now], now // 2)
         await until(lambda: has_come(events, over[1].session.id))
         untold, started = untold + events.all[started:], len(events.all)
-        # What came late, and much of the whole story once more.
+        # Deliver the late events, and many of the others again.
         rest = untold + chance.choices(events.all, k=20)
         chance.shuffle(rest)
         for change in rest:
@@ -237,7 +237,7 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
             if chance.random() < 0.3:
                 await asyncio.sleep(0)
 
-        # A change that nobody had numbered is numbered by the worker, which comes back to it.
+        # The worker sets a version for a raw change, and handles that event later.
         told = started
 
         async def all_true() -> bool:
@@ -249,14 +249,14 @@ async def one_story(events: Events, chance: random.Random, name: str) -> None:
 
         await until(all_true)
         for page in alive:
-            assert page.socket.code is None, "somebody alive was hung up"
+            assert page.socket.code is None, "a socket of an active session was closed"
             assert "session.ended" not in [m["type"] for m in page.socket.said]
             standing = await session_rule.state_by_id(page.session.id)
             assert isinstance(standing, Principal)
             first = int(page.socket.said[0]["cursor"]) + 1
             assert page.notices == list(range(first, standing.cursor + 1))
         for page in alive + over:
-            assert page.versions == sorted(page.versions), "a version fell"
+            assert page.versions == sorted(page.versions), "a version decreased"
         for page, reason in zip(over, ("role_revoked", "ended_by_user"), strict=True):
             await until(lambda page=page: is_closed(page))
             assert page.socket.code == 4401

@@ -1,4 +1,4 @@
-"""What a worker remembers of those who are signed in, and when it does not trust that."""
+"""The cache of principals, and when a worker does not use it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.people import until
 
 @dataclass
 class Ada:
-    """Somebody whom the worker remembers, and how often it has asked about her."""
+    """A user whose principal is cached, and the number of queries about her."""
 
     user: User
     session: Session
@@ -34,7 +34,7 @@ class Ada:
     async def standing(self) -> SessionState | None:
         return await self.running.principal_cache.state_by_token(self.token)
 
-    async def is_remembered(self) -> bool:
+    async def is_cached(self) -> bool:
         before = self.asked
         await self.standing()
         return self.asked == before
@@ -55,13 +55,13 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
         return await ask(match)
 
     monkeypatch.setattr(session_rule, "states_matching", counted)
-    await until(ada.is_remembered)
+    await until(ada.is_cached)
     return ada
 
 
-async def test_who_was_asked_about_once_is_remembered(ada: Ada) -> None:
+async def test_a_principal_is_cached_after_its_first_query(ada: Ada) -> None:
     assert isinstance(await ada.standing(), Principal)
-    assert await ada.is_remembered()
+    assert await ada.is_cached()
 
 
 async def test_a_cache_of_size_zero_asks_the_database_each_time(
@@ -70,15 +70,15 @@ async def test_a_cache_of_size_zero_asks_the_database_each_time(
     ada.running.principal_cache.on_resync()
     monkeypatch.setattr(ada.running.principal_cache, "_max_entries", 0)
     assert isinstance(await ada.standing(), Principal)
-    assert not await ada.is_remembered()
+    assert not await ada.is_cached()
 
 
-async def test_nobody_is_remembered_when_the_lease_is_over(
+async def test_the_cache_is_not_used_after_the_lease_has_ended(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ada.running.lease, "_valid_until", 0.0)
     monkeypatch.setattr(ada.running.lease, "on_change", lambda change: None)
-    assert not await ada.is_remembered()
+    assert not await ada.is_cached()
 
 
 @pytest.mark.parametrize(
@@ -93,27 +93,27 @@ async def test_nobody_is_remembered_when_the_lease_is_over(
     ],
     ids=lambda value: str(value),
 )
-async def test_whatever_is_changed_by_hand_is_forgotten(
+async def test_a_raw_write_drops_the_cached_principal(
     ada: Ada, collection: str, change: dict[str, Any]
 ) -> None:
     document_id = ada.user.id if collection == "users" else ada.session.id
     database = Session.get_motor_collection().database
     await database[collection].update_one({"_id": document_id}, change)
 
-    async def is_forgotten() -> bool:
-        return not await ada.is_remembered()
+    async def is_dropped() -> bool:
+        return not await ada.is_cached()
 
-    await until(is_forgotten)
+    await until(is_dropped)
 
 
-async def test_nobody_is_remembered_past_the_moment_at_which_the_account_closes(ada: Ada) -> None:
+async def test_a_cached_principal_is_not_used_after_the_account_expired(ada: Ada) -> None:
     await ada.running.account_expiry.stop()
     database = Session.get_motor_collection().database
     soon = [{"$set": {"closes_at": {"$add": ["$$NOW", 700]}}}]
     await database["users"].update_one({"_id": ada.user.id}, soon)
     await ada.running.barrier.wait()
     assert isinstance(await ada.standing(), Principal)
-    assert await ada.is_remembered()
+    assert await ada.is_cached()
 
     async def is_over() -> bool:
         return not isinstance(await ada.standing(), Principal)
@@ -121,21 +121,21 @@ async def test_nobody_is_remembered_past_the_moment_at_which_the_account_closes(
     await until(is_over, within=2)
     found = await database["users"].find_one({"_id": ada.user.id})
     assert found
-    assert found["disabled_at"] is None, "nobody had to do anything for it"
+    assert found["disabled_at"] is None, "no event was needed"
 
 
-async def test_being_used_is_no_reason_to_forget(ada: Ada) -> None:
+async def test_using_a_session_keeps_its_cached_principal(ada: Ada) -> None:
     database = Session.get_motor_collection().database
     await Session.were_seen({ada.session.id: (ada.session.seen_at + timedelta(hours=1), None)})
-    # The end of the line: what was written before is heard before.
+    # Earlier writes arrive before the barrier.
     await ada.running.barrier.wait()
-    assert await ada.is_remembered()
+    assert await ada.is_cached()
     found = await database["sessions"].find_one({"_id": ada.session.id})
     assert found
     assert found["uses"] == 1
 
 
-async def test_after_the_barrier_the_end_is_known(ada: Ada) -> None:
+async def test_the_end_of_a_session_is_known_after_the_barrier(ada: Ada) -> None:
     for _ in range(20):
         day = timedelta(days=1)
         session, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
@@ -145,7 +145,7 @@ async def test_after_the_barrier_the_end_is_known(ada: Ada) -> None:
         assert not isinstance(await ada.running.principal_cache.state_by_token(token), Principal)
 
 
-async def test_a_mark_that_names_no_asker_is_waited_for_by_whoever_does(ada: Ada) -> None:
+async def test_a_barrier_mark_without_a_requester_can_be_waited_for(ada: Ada) -> None:
     for _ in range(5):
         day = timedelta(days=1)
         session, _ = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
@@ -153,7 +153,7 @@ async def test_a_mark_that_names_no_asker_is_waited_for_by_whoever_does(ada: Ada
         assert (await ada.running.barrier.wait(event)).complete
 
 
-async def test_what_has_ended_is_refused_without_a_question_also_when_nothing_is_heard(
+async def test_an_ended_session_is_refused_without_a_database_query(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ada.session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
@@ -162,14 +162,14 @@ async def test_what_has_ended_is_refused_without_a_question_also_when_nothing_is
     assert isinstance(ended, EndedSession)
     monkeypatch.setattr(ada.running.lease, "_valid_until", 0.0)
     monkeypatch.setattr(ada.running.lease, "on_change", lambda change: None)
-    assert await ada.is_remembered()
+    assert await ada.is_cached()
     assert await ada.standing() == ended
 
 
-async def test_an_answer_that_was_overtaken_is_not_remembered(
+async def test_an_outdated_query_result_is_not_cached(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end is written, and heard, while the answer from before it is still on its way."""
+    """The session ends, and its event arrives, before the older query has returned."""
     day = timedelta(days=1)
     session, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
     ask, asked, may_answer = session_rule.states_matching, asyncio.Event(), asyncio.Event()
@@ -187,11 +187,11 @@ async def test_an_answer_that_was_overtaken_is_not_remembered(
     await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
     await ada.running.barrier.wait()
     may_answer.set()
-    assert isinstance(await late, Principal)  # it began before the end was acknowledged
+    assert isinstance(await late, Principal)  # The query began before the end was acknowledged.
     assert not isinstance(await ada.running.principal_cache.state_by_token(token), Principal)
 
 
-async def test_no_more_are_remembered_than_there_is_room_for(
+async def test_the_number_of_cached_principals_is_bounded(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ada.running.principal_cache, "_max_entries", 3)
