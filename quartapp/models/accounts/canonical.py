@@ -1,7 +1,7 @@
-"""Filling in the canonical forms of usernames and addresses, where documents lack them.
+"""Setting the canonical forms of usernames and addresses in documents that lack them.
 
-Documents written by an older version, by another program or by hand have none. They are found all
-the same (see `User.by_email`), but only the canonical form is unique by an index.
+Documents that an older version or another program wrote have none. Such accounts are found all the
+same (see `Account.by_email`), but only the canonical form has a unique index.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,9 @@ LOOKED_AT = {field: 1 for name in FORMS for field in (name, f"canonical_{name}")
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two accounts whose usernames or addresses have one canonical form."""
+    """Two accounts whose usernames or addresses have one canonical form. `finds` is the username of
+    the account that has it.
+    """
 
     field: str
     value: str
@@ -40,20 +42,23 @@ class Conflict:
 
 
 async def fill_in() -> list[Conflict]:
-    """Set the canonical forms that are missing. Return the conflicts that are left.
+    """Set the canonical forms in users without a `canonical_email`, and return the conflicts.
 
-    Where two accounts have one canonical form, the older account gets it, unless the younger has
-    it already. The other one keeps its address as it is and can be signed in to by its username.
+    Oldest users first: of two with one canonical form, the older gets it, unless the younger has it
+    already. The other is left without, and can be signed in to only by what does not conflict.
     """
     return await _set_forms({"canonical_email": None}, "created_at")
 
 
 async def set_right() -> list[Conflict]:
-    """The same for all accounts, also where a form is there and wrong. Reads all accounts."""
+    """Set the canonical forms of all users, also wrong ones, and return the conflicts. Reads all
+    users.
+    """
     return await _set_forms({}, "_id")
 
 
 async def _set_forms(match: Mapping[str, Any], sort: str) -> list[Conflict]:
+    """Set the forms of the users that match, in batches in this order, and return the conflicts."""
     conflicts: list[Conflict] = []
     batch: list[Change] = []
     async for row in User.get_motor_collection().find(match, LOOKED_AT).sort(sort, 1):
@@ -68,7 +73,10 @@ async def _set_forms(match: Mapping[str, Any], sort: str) -> list[Conflict]:
 
 
 async def _write(batch: Sequence[Change]) -> list[Conflict]:
-    """Many at once; those that an index refuses, one by one."""
+    """Write the batch in one bulk write, those that the unique index rejects again one by one.
+
+    Returns the conflicts.
+    """
     if not batch:
         return []
     try:
@@ -82,6 +90,10 @@ async def _write(batch: Sequence[Change]) -> list[Conflict]:
 
 
 async def _write_one(row: Row, field: str, canonical: str | None) -> list[Conflict]:
+    """Set one form; return the conflict if another user rightly has it.
+
+    Then the form of this user is removed. If the other user's form is outdated, that is set first.
+    """
     users, name = User.get_motor_collection(), f"canonical_{field}"
     try:
         await users.update_one(*_update(row, field, canonical))
@@ -91,19 +103,24 @@ async def _write_one(row: Row, field: str, canonical: str | None) -> list[Confli
             await users.update_one(*_update(row, field, None))
             owners = str(holder.get("username")), str(row.get("username"))
             return [Conflict(field, str(row[field]), *owners)]
-        # The holder is gone, or has another address by now, of which its form does not know.
+        # The other user was deleted, or its form is outdated.
         freed = await _write_one(holder, field, _form(holder, field)) if holder else []
         return freed + await _write_one(row, field, canonical)
     return []
 
 
 def _update(row: Row, field: str, canonical: str | None) -> tuple[Row, Row]:
-    """The filter and the change: none if the account has another address by now."""
+    """Return the filter and the change for one form; the filter fails if the user has changed
+    since.
+    """
     name = f"canonical_{field}"
     unchanged = {"_id": row["_id"], field: row.get(field), name: row.get(name)}
     return unchanged, {"$set": {name: canonical}} if canonical else {"$unset": {name: ""}}
 
 
 def _form(row: Row, field: str) -> str | None:
+    """Return the canonical form of the stored value; None if the value is missing or its form is
+    empty.
+    """
     stored = row.get(field)
     return (FORMS[field](stored) or None) if isinstance(stored, str) else None

@@ -1,4 +1,4 @@
-"""How one password of a user is told from another, without storing more about it."""
+"""An identifier for each password of a user, which tells nothing else about the password."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,24 +8,24 @@ from pydantic import BaseModel, Field
 
 
 class KeptCredential(BaseModel):
-    """The credential that a password keeps although it was hashed anew: see `credential_of`."""
+    """The credential of a password that was hashed again, with the fingerprint of the new hash."""
 
     hash: str = Field(repr=False)
     credential: str = Field(repr=False)
 
 
 def fingerprint(password_hash: str) -> str:
-    """Return what tells one password hash from another, and nothing else about it."""
+    """Return 32 hexadecimal digits of the SHA-256 of the password hash."""
     return hashlib.sha256(password_hash.encode()).hexdigest()[:32]
 
 
 def credential_of(user: Mapping[str, Any]) -> str:
-    """Return what tells one password of a user from another, as the user's document says it.
+    """Return an identifier of the user's password, which changes when the password changes.
 
-    What was opened under another password is over: sessions, links, the second step of a sign-in.
-    It is the fingerprint of the first hash that the password had here. When the same password is
-    hashed anew, the document keeps it beside the fingerprint of the new hash; a hash that any other
-    program writes does not fit that, and is another password.
+    Sessions, links and half-finished sign-ins store it, and are invalid when it is another one. It
+    is the fingerprint of the password's first hash. When the same password is hashed again,
+    `kept_credential` stores it together with the fingerprint of the new hash. A hash written by
+    another program does not match that, so it counts as another password.
     """
     mark = fingerprint(user["password_hash"])
     kept = user.get("kept_credential") or {}

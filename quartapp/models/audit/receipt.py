@@ -1,4 +1,4 @@
-"""What became of the open tabs whose sessions an audit event has ended."""
+"""Counts of the open tabs whose sessions an audit event has ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from typing import Self
 
 from pydantic import BaseModel
 
-# After this no worker waits for an acknowledgement any more: a socket listens for ten seconds, and
-# when thousands are told, the last of them are told some seconds after the event.
+# After this no worker waits for an acknowledgement: a socket stays open for ten seconds for it, and
+# if thousands are informed, the last of them are some seconds after the event.
 SETTLED_AFTER = timedelta(seconds=30)
 
 
 class Receipt(BaseModel):
-    """One worker's count of the tabs that an event has ended there. Updated as it learns more.
+    """One worker's count of the tabs whose sessions an event has ended, replaced as it learns more.
 
-    `acked` have acknowledged the end of their session, the slowest of them `slowest_ms` after the
-    worker heard of it; `missed` will not acknowledge it any more, because their connection is
-    closed or their time is over. The others are still waited for. A receipt without `missed` is
-    from a version that wrote receipts only once nothing was waited for.
+    `acked` tabs have acknowledged, the slowest of them `slowest_ms` after the worker read the
+    event. `missed` tabs will not acknowledge any more: their connection is closed or their time is
+    over. The worker still waits for the others. A receipt without `missed` is from an older
+    version, which wrote receipts only when it waited for none.
     """
 
     worker: str
@@ -29,13 +29,18 @@ class Receipt(BaseModel):
 
     @property
     def pending(self) -> int:
+        """How many tabs the worker still waits for."""
         return 0 if self.missed is None else max(0, self.tabs - self.acked - self.missed)
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How many open tabs have acknowledged that their session is over, and what is known of the
-    others. `str()` of it is a sentence without its full stop; empty if there were no tabs."""
+    """How many open tabs have acknowledged the end of their session, and what is known of the
+    others.
+
+    `pending` tabs may still acknowledge, `missed` ones will not. `unknown` ones were pending when
+    all workers stopped waiting. `silent` says that a worker did not acknowledge the barrier.
+    """
 
     acked: int = 0
     workers: int = 0
@@ -49,9 +54,10 @@ class Reach:
     def of(cls, receipts: Sequence[Receipt], *, tabs: int, silent: bool, settled: bool) -> Self:
         """Add up the receipts of one event.
 
-        `tabs` is how many open tabs the workers counted when they acknowledged the event's barrier:
-        more than the receipts say, if a worker has written none yet. `silent` means that a worker
-        did not acknowledge the barrier, and `settled` that no receipt changes any more.
+        `tabs` is how many open tabs the workers reported when they acknowledged the barrier. If the
+        receipts have fewer, a worker has written none yet, and the difference is pending. With
+        `settled`, which means that no receipt will change any more, pending tabs are unknown.
+        `silent` is passed on.
         """
         acked = sum(receipt.acked for receipt in receipts)
         pending = sum(receipt.pending for receipt in receipts)
@@ -70,6 +76,7 @@ class Reach:
         )
 
     def __str__(self) -> str:
+        """Return the counts as a sentence without a full stop; empty if there were no tabs."""
         parts: list[str] = []
 
         def add(count: int, words: str) -> None:
@@ -90,7 +97,9 @@ class Reach:
 
     @property
     def sentence(self) -> str:
-        """The same as a sentence that follows another: with a space before it and a full stop."""
+        """The counts as a sentence with a capital, a full stop and a space before it; empty if
+        there were no tabs.
+        """
         words = str(self)
         return f" {words[0].upper()}{words[1:]}." if words else ""
 

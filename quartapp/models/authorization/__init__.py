@@ -1,1 +1,1 @@
-"""What an actor may do, checked in the transaction that does it."""
+"""What an actor may do, checked inside the transaction that makes the change."""

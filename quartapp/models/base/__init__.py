@@ -1,1 +1,1 @@
-"""What all documents are built from."""
+"""The base classes and helpers that all documents use."""

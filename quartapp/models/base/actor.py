@@ -1,4 +1,4 @@
-"""Who acts. Verbs of the domain take the actor as `by=`; they read no request and no context."""
+"""The actor of an operation. Operations take it as `by=`; they read no request and no context."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,13 @@ from beanie import PydanticObjectId
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something, and from which address; the command line and the rules have no user.
+    """Who performs an operation, and from which IP address.
 
-    From a page also in which session and with which permissions, as of the version of the user's
-    rights: what is done counts only if it is so still. And by which worker, which waits until what
-    is taken away is known everywhere.
+    A signed-in user has all fields: `version` and `permissions` are those that the request was
+    authorized with, so that `authorized_transaction` can check whether they still hold. `worker` is
+    the worker that handles the request and waits for the acknowledgements of a barrier mark. A
+    visitor who is not signed in has only `ip` and `worker`; the command line and background jobs
+    act as NOBODY, which has none.
     """
 
     user_id: PydanticObjectId | None = None
@@ -23,7 +25,10 @@ class Actor:
     worker: str | None = None
 
     def known_as(self, user_id: PydanticObjectId, username: str) -> "Actor":
-        """Somebody who is not signed in, once it is known who they are."""
+        """Return an actor for a visitor who has proved to be this user, without a session.
+
+        Keeps the IP address and the worker, and has no permissions.
+        """
         return Actor(user_id, username, self.ip, worker=self.worker)
 
 

@@ -13,7 +13,7 @@ from pymongo.collation import Collation
 
 USERS, ROLES, SESSIONS = "users", "roles", "sessions"
 EVENTS, PASSKEYS, POSTS, COMMENTS = "events", "passkeys", "posts", "comments"
-# Strength 2: neither case nor the encoding of an accent makes a difference.
+# Strength 2 ignores case, and how an accent is encoded.
 CASELESS = Collation(locale="en", strength=2)
 
 if TYPE_CHECKING:
@@ -25,24 +25,27 @@ else:
 
 
 def ref(collection: str, document_id: PydanticObjectId | None) -> Any:
-    """Return a reference as Beanie stores it, for a Link field or an update; None for no id."""
+    """Return a DBRef to the document, as Beanie stores links; None if the id is None."""
     return DBRef(collection, document_id) if document_id else None
 
 
 def user_ref(user_id: PydanticObjectId | None) -> Any:
-    """Return a reference to the user, as Beanie stores it; None for no id."""
+    """Return a DBRef to the user, as Beanie stores links; None if the id is None."""
     return ref(USERS, user_id)
 
 
 def role_ref(role_id: PydanticObjectId | None) -> Any:
-    """Return a reference to the role, as Beanie stores it; None for no id."""
+    """Return a DBRef to the role, as Beanie stores links; None if the id is None."""
     return ref(ROLES, role_id)
 
 
 def linked_id(link: Any) -> PydanticObjectId:
-    """Return the id behind a link, whether the linked document was fetched or not."""
+    """Return the id of the linked document: `link` is a Link, or the document that replaced it."""
     return link.ref.id if hasattr(link, "ref") else link.id
 
 
 class DomainError(Exception):
-    """A rule of the domain forbids the change. The text is a sentence for the person who asked."""
+    """An operation is refused by a rule of the application.
+
+    Its text is a sentence for the user who asked. `routes.errors` maps each subclass to a status.
+    """

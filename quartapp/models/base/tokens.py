@@ -1,4 +1,4 @@
-"""Random tokens, of which the database keeps only a digest."""
+"""Random tokens for cookies and links. The database stores only their digests."""
 
 import hashlib
 import secrets
@@ -7,11 +7,15 @@ TOKEN_LENGTH = 43
 
 
 def new_token() -> tuple[str, str]:
-    """A random token of 256 bits, and the digest by which it is kept."""
+    """Return a random token of 256 bits in URL-safe characters, and the digest to store."""
     token = secrets.token_urlsafe(32)
     return token, digest_of(token)
 
 
 def digest_of(token: str) -> str:
-    """SHA-256: enough for a random token, and the same in every worker."""
+    """Return the SHA-256 of the token in hexadecimal.
+
+    An unsalted digest suffices, because a random token cannot be guessed. It is the same in all
+    workers.
+    """
     return hashlib.sha256(token.encode()).hexdigest()

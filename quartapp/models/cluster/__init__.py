@@ -1,1 +1,1 @@
-"""The workers that serve, and the barrier marks that they acknowledge."""
+"""Heartbeats of the workers, and the barrier marks that workers acknowledge."""

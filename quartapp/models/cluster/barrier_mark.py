@@ -1,4 +1,4 @@
-"""Barrier marks: positions in the order of writes that workers acknowledge."""
+"""Barrier marks: documents whose place in the change stream workers acknowledge."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,17 +12,22 @@ from quartapp.models.base.record import Record
 
 
 class Ack(BaseModel):
-    """A worker has passed the mark, with so many open tabs of sessions that the event ended."""
+    """A worker's acknowledgement that it has handled all changes up to a mark.
+
+    `tabs` counts its open tabs whose sessions the event of the mark has ended.
+    """
 
     worker: str
     tabs: int
 
 
 class BarrierMark(Record):
-    """A mark in the order of the writes, after those of an event if there is one.
+    """A document that marks a position in the order of writes.
 
-    Whoever has passed it in the stream tells the worker that asks, where the two are neighbours;
-    else it adds its name.
+    A mark for an audit event (`event`) is inserted after all other writes of its transaction. A
+    worker that reads the mark in the change stream has therefore read these writes. It acknowledges
+    the mark to the worker `asker`: directly if both run on one host, else by adding an Ack to
+    `acks`. Marks are deleted after a minute.
     """
 
     at: datetime
@@ -36,7 +41,9 @@ class BarrierMark(Record):
 
     @classmethod
     async def acknowledge(cls, acks: Mapping[Any, Ack]) -> None:
-        """Adds these to the marks, in one round."""
+        """Append each Ack to the mark of its id, in one bulk write. Marks that no longer exist are
+        ignored.
+        """
         writes = [
             UpdateOne({"_id": mark_id}, {"$push": {"acks": ack.model_dump()}})
             for mark_id, ack in acks.items()

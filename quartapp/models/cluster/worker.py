@@ -1,4 +1,4 @@
-"""Workers that serve, with their heartbeats."""
+"""Heartbeats of the workers, from which a barrier knows for whom to wait."""
 
 from datetime import datetime
 
@@ -7,14 +7,16 @@ from pymongo import IndexModel
 
 from quartapp.db import mongo
 
-# Far more than a lease, which is what a worker may trust its memory for after a heartbeat.
+# Much longer than a lease, the time for which a worker may use its cache after a heartbeat.
 STALE_SECONDS = 60.0
 
 
 class Worker(Document):
-    """A worker's heartbeat. Each process has an id of its own.
+    """The heartbeat of one worker process. Each process has a new id.
 
-    `at` is the time by the clock of the primary whose term in office `primary` names.
+    `beat` is the number that the worker gave its last heartbeat; `at` is its time by the clock of
+    the primary, and `primary` identifies that primary's term. Documents are deleted after an hour
+    without a heartbeat.
     """
 
     id: str  # type: ignore[assignment]
@@ -50,7 +52,7 @@ class Worker(Document):
         age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
         pipeline = [{"$project": {"age": age, "primary": 1}}]
         found = await cls.get_motor_collection().aggregate(pipeline).to_list(None)
-        # Asked after the reading: whoever has answered was the primary by then.
+        # Read after the query, so that it is the term of the primary that has answered.
         comparable = {None, mongo.primary_term() or None}
         return {
             each["_id"]: each["age"]
@@ -60,4 +62,5 @@ class Worker(Document):
 
     @classmethod
     async def leave(cls, worker_id: str) -> None:
+        """Delete the document of this worker. Does nothing if there is none."""
         await cls.get_motor_collection().delete_one({"_id": worker_id})

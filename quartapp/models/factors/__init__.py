@@ -1,1 +1,1 @@
-"""Second factors."""
+"""Second factors: authenticator apps, passkeys and recovery codes."""

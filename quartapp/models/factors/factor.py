@@ -1,4 +1,4 @@
-"""Second factors: which kinds there are, who has one, and what waits for one. Pure."""
+"""The kinds of second factors, and functions on stored documents that tell which a user has."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,7 +9,9 @@ from pydantic import BaseModel, Field
 
 
 class Factor(StrEnum):
-    """What was shown beside the password, or in its place."""
+    """The kind of second factor with which a session was opened. A passkey replaces the password
+    too.
+    """
 
     TOTP = "totp"
     RECOVERY_CODE = "recovery_code"
@@ -24,14 +26,16 @@ NAMES = {
 
 
 class Totp(BaseModel):
-    """An authenticator app. What it shares with us is sealed: the database alone tells no codes."""
+    """An authenticator app. `sealed` is its secret, encrypted with a key that the database does not
+    have.
+    """
 
     sealed: str = Field(repr=False)
     added_at: datetime
 
 
-# Where a user's document keeps each kind that can be set up, and what stands there without it.
-# Recovery codes are none: they stand in for the others, and go with the last of them.
+# The field of the user document that stores each kind, and its value without one. Recovery codes
+# are not listed: they only replace another factor, and are deleted with the last of them.
 KEPT: dict[Factor, tuple[str, Any]] = {
     Factor.TOTP: ("totp", None),
     Factor.PASSKEY: ("passkeys", []),
@@ -39,15 +43,17 @@ KEPT: dict[Factor, tuple[str, Any]] = {
 
 
 def factors_of(user: Mapping[str, Any]) -> frozenset[Factor]:
-    """Which kinds the user has, as their document says."""
+    """Return which kinds the user document has. Recovery codes alone are none."""
     return frozenset(kind for kind, (field, _) in KEPT.items() if user.get(field))
 
 
 def has_shown_one(session: Mapping[str, Any], user: Mapping[str, Any]) -> bool:
-    """Whether the session was opened with a second factor by somebody who still has one."""
+    """Return whether the session was opened with a second factor, and its user still has one."""
     return session.get("factor") is not None and bool(factors_of(user))
 
 
 def waits_for_one(role: Mapping[str, Any], *, shown: bool) -> bool:
-    """Whether the role gives nothing until a second factor is shown."""
+    """Return whether the role requires a second factor that was not `shown`, so that it allows
+    nothing.
+    """
     return bool(role.get("requires_factor")) and not shown

@@ -1,8 +1,8 @@
-"""Wrong second factors in a row: at most 100 for one password (NIST SP 800-63B-4, 3.2.2).
+"""Counts of wrong second factors in a row: at most 100 for one password (NIST SP 800-63B-4, 3.2.2).
 
-Who guesses at second factors knows the password. So the count goes with the password: a new one,
-set by mail say, begins at zero. Browsers in which the user has signed in have a part of their own,
-which a stranger with the password cannot use up.
+A visitor who enters codes has shown the password, so the counts start at zero with a new password,
+for example after a reset by email. Browsers in which the user has signed in before have a count of
+their own, which a stranger with the password cannot use up.
 """
 
 from pymongo import ReturnDocument
@@ -10,12 +10,12 @@ from pymongo import ReturnDocument
 from quartapp.models.accounts.user import User
 from quartapp.models.base.references import DomainError
 
-# Together 100.
+# Together 100, the maximum of NIST SP 800-63B-4.
 IN_KNOWN_BROWSERS, ELSEWHERE = 20, 80
 
 
 class FactorsBlocked(DomainError):
-    """There were so many wrong second factors that none is looked at any more."""
+    """The count of wrong second factors is used up, so no code is checked."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -25,9 +25,11 @@ class FactorsBlocked(DomainError):
 
 
 async def begin(user: User, *, known: bool) -> bool:
-    """Count an attempt as wrong before it is judged, and return whether it is the last one.
+    """Count an attempt as wrong before it is checked; return whether it is the last one allowed.
 
-    Raises FactorsBlocked, without counting, when there were too many. See `forgive`.
+    One atomic update of the user document, in the count of known browsers if `known`, else in the
+    other. Raises FactorsBlocked, without counting, if the count is at its maximum. If the attempt
+    succeeds, call `forgive`.
     """
     lane, most = ("known", IN_KNOWN_BROWSERS) if known else ("others", ELSEWHERE)
     same = {"$eq": ["$wrong_codes.credential", user.credential]}
@@ -60,7 +62,10 @@ async def begin(user: User, *, known: bool) -> bool:
 
 
 async def forgive(user: User, *, known: bool) -> None:
-    """The attempt was right: the next one is the first in a row, from there."""
+    """Set the count of known browsers, or the other one, to zero, because an attempt succeeded.
+
+    Changes nothing if the password has changed since.
+    """
     lane = "known" if known else "others"
     mine = {"_id": user.id, "wrong_codes.credential": user.credential}
     await User.change(mine, {"$set": {f"wrong_codes.{lane}": 0}})

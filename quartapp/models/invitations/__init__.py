@@ -1,1 +1,1 @@
-"""Invitations."""
+"""Invitations to create an account."""

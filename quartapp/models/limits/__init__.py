@@ -1,1 +1,1 @@
-"""Counters and failed attempts, shared by all workers."""
+"""Counters and failed attempts, shared by all workers through the database."""

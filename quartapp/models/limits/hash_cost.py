@@ -1,7 +1,8 @@
-"""What checking a password costs: as much for everybody as for whoever has the costliest hash.
+"""The highest bcrypt cost of all stored password hashes.
 
-One document remembers the highest bcrypt cost that any hash here was made with. A name that nobody
-has takes as long (P9), also when the setting is lower by now, or the hash came from elsewhere.
+A sign-in with a username that does not exist has to take as long as one with the costliest hash,
+also if BCRYPT_ROUNDS is lower by now, or if the hash was imported. One document stores the highest
+cost.
 """
 
 from pymongo import ReturnDocument
@@ -13,6 +14,8 @@ _ID = "passwords"
 
 
 class Cost(Record):
+    """The document with the highest cost."""
+
     id: str  # type: ignore[assignment]
     highest: int
 
@@ -21,7 +24,7 @@ class Cost(Record):
 
 
 async def highest(cost: int) -> int:
-    """The highest cost so far, this one among them."""
+    """Store this cost if it is higher than the stored one, and return the higher of both."""
     found = await (
         Cost.get_motor_collection()
         .with_options(write_concern=SWIFT)

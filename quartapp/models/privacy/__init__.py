@@ -1,1 +1,1 @@
-"""Export of personal data, and deletion of accounts."""
+"""Export and erasure of personal data."""

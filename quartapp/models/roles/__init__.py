@@ -1,1 +1,1 @@
-"""Roles and the permissions that they give."""
+"""Roles, and the permissions that they give."""
