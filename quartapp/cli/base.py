@@ -67,6 +67,8 @@ class CommandGroup(click.Group):
         return super().main(args, *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Errors that are expected (StartError, DomainError, errors of the
+        database and of usage) are printed in one line, without a traceback, and exit with 1."""
         try:
             return super().invoke(ctx)
         except (StartError, DomainError) as error:

@@ -101,7 +101,8 @@ POSTS = [
 async def demo(settings: Settings) -> None:
     """Fill an empty database with sample data.
 
-    Creates users, roles and posts, and prints how to sign in.
+    Creates users, roles, posts and comments, and prints how to sign in: all users have one new
+    password. Fails if the database has a user.
     """
     if await User.find_one({}) is not None:
         raise CommandError("the demo is for an empty database, and this one has users")
@@ -134,7 +135,8 @@ async def demo(settings: Settings) -> None:
 
 
 async def _write_posts(people: dict[str, Actor]) -> None:
-    """Write the posts, the latest of them dated yesterday, each a day after the one before."""
+    """Write POSTS and their comments, the latest post dated yesterday, each a day after the one
+    before."""
     start = clock.now() - timedelta(days=len(POSTS))
     for day, (author, title, body, comments) in enumerate(POSTS):
         post = await Post.write(title, body, by=people[author])

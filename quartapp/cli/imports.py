@@ -57,7 +57,10 @@ class ImportedAccount:
 
 @dataclass
 class UserImport:
-    """One run of the import. Each row is imported in its own transaction."""
+    """One run of the import. Each row is imported in its own transaction.
+
+    `seen` has the canonical usernames and addresses of the rows so far.
+    """
 
     dry: bool
     scheme: str
@@ -111,6 +114,10 @@ class UserImport:
         )
 
     def _roles(self, username: str, wanted: Any) -> list[Role]:
+        """Return the roles of these names, each once; only member for None.
+
+        Raises CommandError if `wanted` is not a list of texts or a role does not exist.
+        """
         if wanted is None:
             wanted = [policy.MEMBER]
         if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
@@ -132,6 +139,8 @@ class UserImport:
         self.seen |= set(forms.values())
 
     async def _create(self, entry: ImportedAccount) -> None:
+        """Create the account in one transaction, with its audit events, and disable it if the row
+        says so. First stores the cost of its hash if that is the highest so far. Raises Taken."""
         hashed = entry.password_hash.removeprefix(SCHEMES[self.scheme])
         await hash_cost.highest(cost_of(hashed.encode()))
 
@@ -188,6 +197,10 @@ async def rows_of_file(file: BinaryIO) -> AsyncIterator[Rows]:
 
 
 async def _lines(file: BinaryIO) -> Rows:
+    """Yield each line that is not blank, as JSON or as the CommandError that says why it is none.
+
+    Lines longer than LONGEST_LINE are skipped without being kept in memory.
+    """
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
@@ -203,6 +216,8 @@ async def _lines(file: BinaryIO) -> Rows:
 
 
 def _json(line: bytes) -> Any:
+    """Return the parsed line; a CommandError, which is returned and not raised, if it is invalid or
+    a field occurs twice."""
     try:
         return json.loads(line.decode(), object_pairs_hook=_unique_fields)
     except UnicodeDecodeError:
@@ -214,6 +229,7 @@ def _json(line: bytes) -> Any:
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict. Raises CommandError if a field occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise CommandError("a field occurs twice")
@@ -224,7 +240,7 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 async def rows_of_collection(uri: str, collection: str) -> AsyncIterator[Rows]:
     """Yield the documents of a collection that MongoEngine wrote, with the names of their roles.
 
-    Raises StartError if the database cannot be used.
+    Reads the collection `role` first. Raises StartError if the database cannot be used.
     """
     async with mongo.import_source(uri) as found:
         roles = found["role"].with_options(codec_options=RAW)
@@ -237,6 +253,11 @@ async def rows_of_collection(uri: str, collection: str) -> AsyncIterator[Rows]:
 
 
 async def _documents(collection: Any, known: dict[Any, Any]) -> Rows:
+    """Yield the documents by id, with `email_verified` taken from the first of VERIFIED that they
+    have, and with role names in place of references. `known` maps ids to role names.
+
+    A document that cannot be decoded is yielded as a CommandError.
+    """
     number = 0
     async for raw in collection.find({}, sort=[("_id", 1)]):
         number += 1
@@ -259,7 +280,10 @@ async def _documents(collection: Any, known: dict[Any, Any]) -> Rows:
 
 
 def _role_name(role: Any, known: dict[Any, Any]) -> Any:
-    """Return the name of the role to which a ReferenceField refers, as DBRef or as plain id."""
+    """Return the name of the role to which a ReferenceField refers, as DBRef or as plain id.
+
+    An unknown id is returned as text, and anything that is no reference as it is.
+    """
     key = role.id if isinstance(role, DBRef) else role
     if isinstance(role, DBRef) and isinstance(key, int | str):
         return known.get(key, str(key))

@@ -57,7 +57,7 @@ async def list_roles() -> None:
 @data_option
 @with_database
 async def create(name: str, description: str, permissions: tuple[str, ...], required: bool) -> None:
-    """Create a role."""
+    """Create a role. Fails if there is a role of this name."""
     name = validated(validation.check_role_name, name)
     description = validated(validation.check_description, description)
     created = await Role.add(
@@ -80,7 +80,10 @@ async def create(name: str, description: str, permissions: tuple[str, ...], requ
 async def edit(
     name: str, allow: tuple[str, ...], forbid: tuple[str, ...], required: bool | None
 ) -> None:
-    """Change the permissions of a role. Open pages of its users are updated."""
+    """Change the permissions of a role. Open pages of its users are updated.
+
+    Returns when all workers apply the change, and prints the permissions that the role now has.
+    """
     found = await find_role(name)
     permissions = (set(found.known) | set(map(Permission, allow))) - set(map(Permission, forbid))
     await found.edit(
@@ -103,7 +106,10 @@ async def edit(
 @data_option
 @with_database
 async def delete(name: str) -> None:
-    """Delete a role. Ends all sessions of its users."""
+    """Delete a role. Ends all sessions of its users.
+
+    Returns when no worker accepts these sessions, and prints how many users had the role.
+    """
     found = await find_role(name)
     event = await found.remove(by=NOBODY)
     reach = await wait_until_enforced(event)

@@ -59,6 +59,8 @@ async def create(
     """Create an account. Asks for the password, or reads a line of standard input.
 
     The email address counts as verified because you vouch for it, unless you say --unverified.
+    Fails if the username or address is taken, if a role does not exist, or if the password policy
+    rejects the password.
     """
     username = validated(validation.check_username, username)
     email = validated(validation.check_email, email)
@@ -100,7 +102,10 @@ async def verify(username: str) -> None:
 @data_option
 @with_database
 async def invite(email: str, role: str | None) -> None:
-    """Invite a person. Sends an email with a link that creates an account for the address."""
+    """Invite a person. Sends an email with a link that creates an account for the address.
+
+    Without a running server, the email stays in the outbox until one is started.
+    """
     email = validated(validation.check_email, email)
     await Invitation.write(email, await find_role(role) if role else None, by=NOBODY)
     state = "is on its way" if await Worker.everyone() else "will be sent when a server is running"
@@ -160,7 +165,7 @@ async def import_users(
 @data_option
 @with_database
 async def list_users() -> None:
-    """List all accounts by username."""
+    """List all accounts by username, with their address, roles and state."""
     roles = {role.id: role.name for role in await Role.everyone()}
     rows: list[list[str]] = []
     after: str | None = None
@@ -175,7 +180,7 @@ async def list_users() -> None:
 @data_option
 @with_database
 async def show(username: str) -> None:
-    """Show an account and its active sessions."""
+    """Show an account: its address, roles, state, second factors and active sessions."""
     person = await find_user(username)
     roles = {role.id: role.name for role in await Role.everyone()}
     echo(f"username  {person.username}")
@@ -201,7 +206,7 @@ async def show(username: str) -> None:
 @data_option
 @with_database
 async def grant(username: str, role: str) -> None:
-    """Grant a role. Open pages are updated."""
+    """Grant a role. Open pages are updated. Returns when all workers apply the change."""
     person, granted = await find_user(username), await find_role(role)
     done = await person.grant(granted, by=NOBODY)
     await wait_until_enforced(done)
@@ -214,7 +219,10 @@ async def grant(username: str, role: str) -> None:
 @data_option
 @with_database
 async def revoke(username: str, role: str) -> None:
-    """Revoke a role. Ends all sessions of the account."""
+    """Revoke a role. Ends all sessions of the account.
+
+    Returns when no worker accepts these sessions, and prints what became of open tabs.
+    """
     person, revoked = await find_user(username), await find_role(role)
     done = await person.revoke(revoked, by=NOBODY)
     reach = await wait_until_enforced(done)
@@ -227,7 +235,10 @@ async def revoke(username: str, role: str) -> None:
 @data_option
 @with_database
 async def end_sessions(username: str) -> None:
-    """End all sessions of an account."""
+    """End all sessions of an account.
+
+    Returns when no worker accepts them, and prints their number and what became of open tabs.
+    """
     person = await find_user(username)
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
     reach = await wait_until_enforced(event)
@@ -241,7 +252,10 @@ async def end_sessions(username: str) -> None:
 @data_option
 @with_database
 async def disable(username: str, day: datetime | None) -> None:
-    """Disable an account. Ends its sessions now or, with --on, at the end of the DATE (UTC)."""
+    """Disable an account. Ends its sessions now or, with --on, at the end of the DATE (UTC).
+
+    Returns when no worker accepts these sessions, and prints what became of open tabs.
+    """
     person = await find_user(username)
     if day is not None:
         await _set_expiry(person, day.date())
@@ -256,7 +270,7 @@ async def disable(username: str, day: datetime | None) -> None:
 @data_option
 @with_database
 async def enable(username: str) -> None:
-    """Enable an account, or remove its expiry date."""
+    """Enable an account, or remove its expiry date. Sessions that have ended stay ended."""
     person = await find_user(username)
     done = await person.enable(by=NOBODY) or await account_expiry.lift(person, by=NOBODY)
     await wait_until_enforced(done)
@@ -264,6 +278,11 @@ async def enable(username: str) -> None:
 
 
 async def _set_expiry(person: User, day: date) -> None:
+    """Set the date at whose end the account is disabled, and print the outcome.
+
+    Waits until all workers apply it. Raises CommandError for a date that is past or more than ten
+    years ahead.
+    """
     if not account_expiry.is_possible(day):
         raise CommandError(f"{day}: use a date from today up to ten years ahead")
     done = await account_expiry.appoint(person, day, by=NOBODY)
@@ -282,7 +301,11 @@ async def _set_expiry(person: User, day: date) -> None:
 @data_option
 @with_database
 async def delete(username: str, remove_posts: bool, now: bool, settings: Settings) -> None:
-    """Delete an account. Ends its sessions; until the deletion date it can be restored."""
+    """Delete an account. Ends its sessions; until the deletion date it can be restored.
+
+    Returns when no worker accepts these sessions. With --now, the account is erased before the
+    command returns.
+    """
     person = await find_user(username)
     at = clock.now() if now else clock.now() + settings.deletion_grace
     with_posts = remove_posts or person.deletes_posts
@@ -320,7 +343,7 @@ async def restore(username: str) -> None:
 async def reset_factors(username: str) -> None:
     """Remove all second factors of an account.
 
-    For a user who has lost them. Ends all sessions of the account.
+    For a user who has lost them. Also removes recovery codes and ends all sessions of the account.
     """
     person = await find_user(username)
     done = await enrolment.reset(person, by=NOBODY)
@@ -341,6 +364,7 @@ async def _require_accepted_password(password: str, settings: Settings, *context
 
 
 def _role_names(person: User, roles: dict[PydanticObjectId, str]) -> str:
+    """Return the names of the user's roles in alphabetical order, separated by commas."""
     ids = [linked_id(link) for link in person.roles]
     return ", ".join(sorted(roles[role_id] for role_id in ids if role_id in roles))
 

@@ -56,6 +56,11 @@ ADMIN = (
 
 
 def init_app(app: Quart, settings: Settings) -> None:
+    """Register the blueprints, those of ADMIN under /admin, and the error handlers.
+
+    In development without SMTP_HOST, also the pages of stored emails. Also sets globals and a
+    filter of the templates, and `hide_referrer` for blueprints with a token in a URL.
+    """
     for module in PUBLIC:
         app.register_blueprint(module.blueprint)
     for module in ADMIN:
@@ -68,10 +73,10 @@ def init_app(app: Quart, settings: Settings) -> None:
     errors.init_app(app)
     with_token = (rule for rule in app.url_map.iter_rules() if "token" in rule.arguments)
     for name in {rule.endpoint.split(".")[0] for rule in with_token}:
-        app.after_request_funcs[name].append(tell_nobody)
+        app.after_request_funcs[name].append(hide_referrer)
 
 
-async def tell_nobody(response: Response) -> Response:
+async def hide_referrer(response: Response) -> Response:
     """Set Referrer-Policy: no-referrer on pages whose URL contains a token."""
     if "token" in (request.view_args or {}):
         response.headers["Referrer-Policy"] = "no-referrer"

@@ -22,10 +22,10 @@ from quartapp.forms.sessions import LoginForm
 from quartapp.policy import LABELS
 from quartapp.runtime import encryption
 
-# The field of the sign-in forms that holds the sealed form.
+# The field of the sign-in forms that holds the encrypted form.
 FIELD = "carried"
 LASTS = timedelta(days=1)
-# Characters of the sealed form. With the other fields it fits in the largest body that is accepted.
+# Characters of the encrypted form: with the other fields it fits in the largest body accepted.
 LONGEST = 60 * 1024
 SECRETS = frozenset({"confirm", "code", "factor_code", "credential", "carried"})
 
@@ -63,10 +63,10 @@ class Sent:
 
 
 async def sent() -> Sent | None:
-    """Return the form that came with this request.
+    """Return the form of this POST.
 
-    None for other methods, for a body that could not be read, and for a request that, by its
-    headers, was not sent by a page of this site.
+    None for other methods, for a body that could not be read, and if the headers do not say that a
+    page of this site sent the request.
     """
     if request.method != "POST" or not csrf.sent_by_this_site():
         return None
@@ -86,10 +86,12 @@ async def sent() -> Sent | None:
 
 
 async def sign_in_page(ended: EndedSession | None, *, query: str) -> Any:
-    """Return the sign-in page that carries the form which came with this request.
+    """Return the sign-in page (422) that carries the form which came with this request.
 
-    The form is sealed for the user of the ended session. Where that is not known, or the form is
-    too long, the page shows the text to be copied. None if the request has no form to carry.
+    The form is in a hidden field, encrypted so that only the user of the ended session gets it
+    back. If that user is not known, or the form is too long, the page shows the text to be copied.
+    `query` is that of the URL to which the page submits. None if the request has no form that its
+    view marks as carriable, or if the form has no text.
     """
     form = await sent()
     if form is None or not form.carriable or not form.texts:
@@ -107,14 +109,17 @@ async def sign_in_page(ended: EndedSession | None, *, query: str) -> Any:
 
 
 async def field() -> str:
-    """Return the sealed form in the hidden field of a sign-in form, or an empty string."""
+    """Return the encrypted form in the hidden field of a POST of a sign-in form, or ""."""
     return (await request.form).get(FIELD, "") if request.method == "POST" else ""
 
 
 async def filled_form() -> Any:
-    """Return the page with the form that was carried through this sign-in, filled but not sent.
+    """Return the page with the form that was carried through this sign-in, filled, not processed.
 
-    None if there is none for the user who has signed in now.
+    Calls the view of the form as the user who is signed in now. If that user may not open the page
+    or it no longer exists, returns a page with the text to be copied (422). Returns None if the
+    request carries no form; and, after flashing a message, if another user wrote the form or it is
+    older than LASTS.
     """
     sealed = await field()
     if not sealed:
@@ -145,7 +150,7 @@ async def filled_form() -> Any:
 
 
 def _seal(form: Sent, user_id: object) -> str | None:
-    """Return the form, sealed for this user; None if it would be longer than LONGEST."""
+    """Return the form, encrypted for this user; None if it would be longer than LONGEST."""
     what = [request.endpoint, request.view_args or {}, form.fields]
     sealed = encryption().encrypt_value(what, _about(user_id))
     return sealed if len(sealed) <= LONGEST else None
@@ -160,4 +165,5 @@ def _is_carriable(endpoint: str | None) -> bool:
 
 
 def _is_secret(name: str) -> bool:
+    """Whether the field of this name holds a password, a code or a credential."""
     return name in SECRETS or "password" in name

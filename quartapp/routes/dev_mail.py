@@ -23,7 +23,11 @@ BY_PROXIES = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 
 @blueprint.before_request
 async def only_this_machine() -> None:
-    """Answer 404 unless the client's address is a loopback address."""
+    """Answer 404 unless the client's address is a loopback address.
+
+    Also answers 404 if a proxy that is not in TRUSTED_PROXIES has added its headers, because then
+    the address of the client is not known.
+    """
     client = forwarded.parse(remote_address() or "")
     trusted = request.scope.get(forwarded.FORWARDED, False)
     hidden = not trusted and any(name in request.headers for name in BY_PROXIES)
@@ -33,12 +37,14 @@ async def only_this_machine() -> None:
 
 @blueprint.get("/dev/mail")
 async def all_of_them() -> str:
+    """Show the newest PAGE emails. Reads them in a thread."""
     letters = await asyncio.to_thread(_folder().newest, PAGE)
     return await render_template("dev/mail.html", letters=letters, folder=_folder().path)
 
 
 @blueprint.get("/dev/mail/<name>")
 async def one(name: str) -> str:
+    """Show an email. Answers 404 if there is none of this name."""
     letter = await asyncio.to_thread(_folder().letter, name)
     if letter is None:
         abort(404)

@@ -67,25 +67,33 @@ AWAY = ("Database unavailable", "No change could be confirmed. Try again in a mo
 
 
 def init_app(app: Quart) -> None:
+    """Register the handlers of this module, and replace Quart's logging of exceptions."""
     app.register_error_handler(Unauthorized, sign_in_first)
     app.register_error_handler(Forbidden, not_allowed)
     app.register_error_handler(CrossSite, cross_site)
-    app.register_error_handler(InvalidToken, old_page)
+    app.register_error_handler(InvalidToken, invalid_token)
     app.register_error_handler(SessionOver, session_over)
     app.register_error_handler(AccountClosed, open_again)
     app.register_error_handler(MustVerify, verify_first)
     app.register_error_handler(AccountShut, account_shut)
     app.register_error_handler(DomainError, refused)
-    app.register_error_handler(ReauthenticationRequired, confirm_first)
+    app.register_error_handler(ReauthenticationRequired, ask_for_password)
     app.register_error_handler(RetryLater, try_later)
     for error in Unavailable:
-        app.register_error_handler(error, database_away)
+        app.register_error_handler(error, database_unavailable)
     app.register_error_handler(HTTPException, http_error)
-    app.register_error_handler(500, broken)
-    app.log_exception = write_down  # type: ignore[method-assign]
+    app.register_error_handler(500, internal_error)
+    app.log_exception = log_exception  # type: ignore[method-assign]
 
 
 async def sign_in_first(_: Unauthorized) -> Any:
+    """Answer a request that has no active session.
+
+    Logs `session_use_after_expire` if the cookie is that of an ended session. A handshake of a
+    socket gets 401 in plain text; `/api/` gets 401 JSON with `ended`, the reason of the end or
+    null. Other requests are redirected (302) to the sign-in page with `next`; if a session has
+    ended, they are answered as `_sign_in_again` says.
+    """
     ended = current_user.ended
     if ended:
         log.info(
@@ -104,7 +112,11 @@ async def sign_in_first(_: Unauthorized) -> Any:
 
 
 async def session_over(error: SessionOver) -> Any:
-    """Answer a request whose session ended while it ran, as the next request would be answered."""
+    """Answer a request whose session ended while it ran.
+
+    `/api/` gets 401 JSON without details. Otherwise reads from the database why the session ended,
+    treats the user as signed out for the rest of the request, and answers as `_sign_in_again` says.
+    """
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
     user = unwrapped_current_user()
@@ -116,7 +128,12 @@ async def session_over(error: SessionOver) -> Any:
 
 
 async def _sign_in_again(ended: EndedSession) -> Any:
-    """Answer with the sign-in page, which carries the submitted form if that is possible."""
+    """Answer a request of an ended session with the sign-in page, which says why it ended.
+
+    A POST whose form can be carried gets the page itself with the form (422). All other requests
+    are redirected to it (302), a POST with a flashed warning that nothing was changed; except for
+    the sign-out, which is redirected without one.
+    """
     target = sign_in_page(ended=ended.session_id)
     if request.method != "POST" or request.endpoint == "accounts.logout":
         return redirect(target, 302)
@@ -131,21 +148,28 @@ async def _sign_in_again(ended: EndedSession) -> Any:
 
 
 async def open_again(_: AccountClosed) -> Any:
+    """Redirect (303) to the page that offers to restore the account."""
     return see_other("/account/closed")
 
 
 async def verify_first(_: MustVerify) -> Any:
+    """Redirect (303) to the page that asks for the code from the email, keeping `next`."""
     return see_other(with_next("/verify"))
 
 
 async def account_shut(error: AccountShut) -> Any:
-    """Explain why the account is disabled, to a user who has entered the right password or used a
-    passkey."""
+    """Explain in a page (403) why the account is disabled, to a user who has entered the right
+    password or used a passkey. Logs a failed sign-in."""
     log.warning("authn_login_fail", login=error.user.username, ip=remote_address(), why="disabled")
     return await render_template("accounts/disabled.html", why=await closed.why(error.user)), 403
 
 
 async def not_allowed(error: Forbidden) -> Any:
+    """Answer 403 with a page, for `/api/` with JSON, that names the missing permission.
+
+    The page shows what the user has submitted. Logs `authz_fail`. If the user only needs a second
+    factor for the permission, answers as `factor_first` does.
+    """
     if current_user.waits_for(error.permission):
         return await factor_first(error)
     log.warning("authz_fail", user=current_user.username, permission=error.permission.value)
@@ -161,7 +185,11 @@ async def not_allowed(error: Forbidden) -> Any:
 
 
 async def factor_first(error: Forbidden) -> Any:
-    """Lead users to set up a second factor, where one of their roles requires it."""
+    """Lead the user to set up a second factor, because the role with the permission requires it.
+
+    Logs `authz_fail`. A GET is redirected (302) to the page of the factors, with `next`; other
+    requests get a page with a link to it (403), and `/api/` gets 403 JSON.
+    """
     log.warning("authz_fail", user=current_user.username, withheld=error.permission.value)
     if _wants_json():
         return jsonify(error="factor_required", permission=error.permission.value), 403
@@ -176,16 +204,21 @@ async def factor_first(error: Forbidden) -> Any:
 
 
 async def cross_site(_: CrossSite) -> Any:
+    """Answer 403 with a page, and log `malicious_csrf`."""
     log.warning("malicious_csrf", path=_route(), origin=request.headers.get("Origin"))
     return await _page(
         403, "Request blocked", "Another site sent this request. Nothing was changed."
     )
 
 
-async def old_page(error: InvalidToken) -> Any:
-    """Answer a form with an old CSRF token.
+async def invalid_token(error: InvalidToken) -> Any:
+    """Answer a form with a missing or old CSRF token. Nothing of the form is processed.
 
-    Shows the form for resending if the headers say that a page of this site sent it.
+    - If the session has ended: as `sign_in_first` does.
+    - If nobody is signed in and the form can be carried: the sign-in page with the form (422).
+    - If the headers do not say that a page of this site sent it: a page (403), and logs
+      `malicious_csrf`.
+    - Else a page with the same form and a new token, to be submitted again (422).
     """
     if current_user.ended:
         return await sign_in_first(Unauthorized())
@@ -203,10 +236,12 @@ async def old_page(error: InvalidToken) -> Any:
     return page, 422
 
 
-async def confirm_first(error: ReauthenticationRequired) -> Any:
-    """Ask for the password, and a code if the user has a second factor.
+async def ask_for_password(error: ReauthenticationRequired) -> Any:
+    """Answer with the page that asks for the password, and a code if the user has a second factor.
 
-    The page contains the submitted fields, which are submitted again with the password.
+    The page contains the submitted fields, which are submitted again with the password, and says
+    what the request would do. It shows `error.reason`, if any. The status is 422, or that of the
+    rate limit, with Retry-After.
     """
     user = await signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
@@ -233,7 +268,8 @@ async def confirm_first(error: ReauthenticationRequired) -> Any:
 
 
 async def _to_send_again(*without: str) -> dict[str, Any]:
-    """Return the URL and the fields of the submitted form, without passwords, codes and token."""
+    """Return the URL of this request as `action`, and as `fields` those of the submitted form,
+    without the CSRF token, passwords, the re-authentication code and the names in `without`."""
     fields = [
         (name, value)
         for name, value in (await request.form).items(multi=True)
@@ -243,6 +279,11 @@ async def _to_send_again(*without: str) -> dict[str, Any]:
 
 
 async def refused(error: DomainError) -> Any:
+    """Answer an error of the models with the status of `status_of`.
+
+    Shows its text on the page with the form if the route names one (see `routes.refusals`), else
+    on an error page.
+    """
     status = status_of(error)
     if not has_websocket_context() and (page := await refusals.answer(str(error))):
         return page, status
@@ -250,7 +291,7 @@ async def refused(error: DomainError) -> Any:
 
 
 def status_of(error: DomainError) -> int:
-    """403 for a permission that is missing, which is logged; 422 for everything else."""
+    """Return 403 for a missing permission, which is logged as `authz_fail`; 422 for all others."""
     if not isinstance(error, MissingPermission):
         return 422
     log.warning(
@@ -264,6 +305,11 @@ def status_of(error: DomainError) -> int:
 
 
 async def try_later(error: RetryLater) -> Any:
+    """Answer 429 or 503, as the error says, with Retry-After.
+
+    Shows its text on the page with the form if the route names one, else on an error page; to a
+    handshake of a socket in plain text.
+    """
     headers = {"Retry-After": str(error.retry_after)}
     if has_websocket_context():
         return f"{error}\n", error.status, headers
@@ -273,7 +319,11 @@ async def try_later(error: RetryLater) -> Any:
     return body, status, headers
 
 
-async def database_away(error: Exception) -> Any:
+async def database_unavailable(error: Exception) -> Any:
+    """Answer 503 with Retry-After, and log `database_away`.
+
+    The error page shows what was submitted. `/api/` gets JSON, a handshake of a socket plain text.
+    """
     log.error("database_away", error=type(error).__name__, detail=str(error)[:300])
     if has_websocket_context():
         return "Try again later.\n", 503
@@ -293,6 +343,12 @@ async def database_away(error: Exception) -> Any:
 
 
 async def http_error(error: HTTPException) -> Any:
+    """Answer an error of Quart or `abort` with an error page of its status, and its headers Allow
+    and Retry-After.
+
+    Redirects and errors that bring their own response are returned unchanged. A handshake of a
+    socket gets plain text.
+    """
     status = error.code or 500
     if has_websocket_context():
         return f"{error.name}\n", status
@@ -303,14 +359,16 @@ async def http_error(error: HTTPException) -> Any:
     return body, status, headers
 
 
-def write_down(what: Any) -> None:
-    """Log an unhandled exception. Replaces Quart's method, which logs the path with its tokens."""
+def log_exception(what: Any) -> None:
+    """Log an unhandled exception with the pattern of its route. Replaces Quart's method, which logs
+    the path, in which there may be a token."""
     inside = has_request_context() or has_websocket_context()
     log.error("unhandled", exc_info=what, path=_route() if inside else None)
 
 
-async def broken(_: Exception) -> Any:
-    """Answer an unhandled exception without details, which are only in the log."""
+async def internal_error(_: Exception) -> Any:
+    """Answer an unhandled exception with 500 and an error page without details, which are only in
+    the log. In plain text for a handshake, and if the page itself fails, which is logged too."""
     if has_websocket_context():
         return "Something went wrong.\n", 500
     try:
@@ -321,6 +379,10 @@ async def broken(_: Exception) -> Any:
 
 
 async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
+    """Return the error page and the status; for `/api/`, JSON with the title as `error`.
+
+    The page links back, shows what was submitted, and offers to try again for 429 and 503.
+    """
     if _wants_json():
         return jsonify(error=title), status
     page = await render_template(
@@ -346,6 +408,8 @@ def _wants_json() -> bool:
 
 
 def _signed_out_json() -> Any:
+    """Return JSON that says why and by whom the browser's session ended; `ended` is null if it had
+    none."""
     ended = current_user.ended
     if ended is None:
         return jsonify(error="signed_out", ended=None)

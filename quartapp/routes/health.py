@@ -22,9 +22,10 @@ async def alive() -> Any:
 
 @blueprint.get("/readyz")
 async def ready() -> Any:
-    """Answer 200 if this worker should receive requests, else 503.
+    """Answer 200 if this worker should receive requests, else 503, with a `status` in JSON.
 
-    That is, if it is not shutting down, follows the change stream and reaches the database.
+    It should if neither the worker nor the whole server is shutting down, and the worker follows
+    the change stream and reaches the database.
     """
     running = runtime()
     if running.hub.draining or _server_drains():
@@ -48,8 +49,8 @@ def _server_drains() -> bool:
 async def numbers() -> Any:
     """Answer with the metrics for Prometheus.
 
-    Requires `Authorization: Bearer METRICS_TOKEN`; without that setting, answers 404 in production
-    and is public in development.
+    Requires `Authorization: Bearer METRICS_TOKEN`, and answers 404 without it. If that setting is
+    empty, answers 404 in production and is public in development.
     """
     token = settings().metrics_token
     if not token and settings().production:

@@ -13,6 +13,7 @@ blueprint = Blueprint("front", __name__)
 
 @blueprint.get("/")
 async def home() -> str:
+    """Show the home page; to a signed-in user with the five newest posts."""
     posts = await Post.page(limit=5) if current_user.signed_in else []
     return await render_template("home.html", posts=posts)
 
@@ -20,6 +21,7 @@ async def home() -> str:
 @blueprint.get("/api/me")
 @login_required
 async def me() -> dict[str, Any]:
+    """Answer JSON about the session of this request; 401 JSON if there is none."""
     who = current_user.principal
     return {
         "username": who.username,

@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 
 def cut(rows: list[T], size: int, cursor: Callable[[T], object]) -> tuple[list[T], str | None]:
-    """Return the rows of this page, and the URL of the next page, or None if there is none."""
+    """Return the first `size` rows, and the URL of the next page, or None without more rows.
+
+    The URL is that of this request with `after` set to the cursor of the last row of this page.
+    """
     if len(rows) <= size:
         return rows, None
     shown = rows[:size]

@@ -29,7 +29,8 @@ def local_path(target: str) -> str | None:
 
 
 def sign_in_page(*, ended: object = None) -> str:
-    """Return the URL of the sign-in page, which leads back to this page.
+    """Return the URL of the sign-in page, with `next` set to this page, or for other methods than
+    GET to the page that sent the request. No `next` leads to the home page.
 
     With `ended`, the id of a session, the page says why that session ended.
     """
@@ -41,13 +42,15 @@ def sign_in_page(*, ended: object = None) -> str:
 
 
 def with_next(path: str, target: str | None = None) -> str:
-    """Return the path with `next` set to the target, by default the `next` of this request."""
+    """Return the path with `next` set to the target, by default the `next` of this request. For the
+    home page, `next` is left out."""
     target = next_page() if target is None else target
     return path if target == "/" else f"{path}?{urlencode({'next': target})}"
 
 
 def back() -> str:
-    """Return the path of the Referer if it is on this host, else that of this request."""
+    """Return path and query of the Referer if it is on this host, else the path of this request;
+    "/" if browsers could read the Referer's path as another site."""
     # Split without urlsplit, which raises an error for invalid URLs.
     host, _, path = request.headers.get("Referer", "").partition("://")[2].partition("/")
     if host != request.host:

@@ -16,11 +16,13 @@ View = Callable[..., Awaitable[Any]]
 
 
 def returns_to(page: View, address: str) -> Callable[[View], View]:
-    """Answer errors of the view with `page`, a view with the same arguments.
+    """Return a decorator for a view of a POST: its domain errors and rate limits are shown on
+    `page`, a view that is called with the same arguments.
 
-    `address` is the URL of the page; names in braces are arguments. The page shows the error above
-    its content (see layout.html) and should fill its forms with the submitted values. Place this
-    directly below the route. `routes.errors` calls `answer`.
+    `address` is the URL of the page, which the browser then shows; names in braces are arguments.
+    The page shows the error above its content (see layout.html) and should fill its forms with the
+    submitted values. Place this directly below the route. It only stores both in `g`:
+    `routes.errors` calls `answer`.
     """
 
     def decorate(view: View) -> View:
@@ -38,9 +40,10 @@ def returns_to(page: View, address: str) -> Callable[[View], View]:
 
 
 async def answer(message: str) -> Any:
-    """Return the page that contains the form, with the message.
+    """Return the body of the page that contains the form, with the message. The caller sets the
+    status.
 
-    None if the route has no such page, or if the user may not read it.
+    None if the route has no such page, if the user may not read it, or if it answers an HTTP error.
     """
     page = g.pop("form_page", None)
     if page is None:

@@ -44,6 +44,10 @@ class Environment(QuartEnvironment):
 
 
 def init_app(app: Quart, settings: Settings) -> None:
+    """Set the globals, filters and options of the Jinja environment, and a context processor for
+    `path` and `query`. Call it after all blueprints are registered: it removes the context
+    processors of blueprints, which only repeat those of the application. Reads all static files.
+    """
     app.jinja_env.globals.update(csrf_field=csrf_field, needs=needs, labels=LABELS)
     app.jinja_env.globals.update(
         passkeys_work=relying_party.site, passkeys_elsewhere=relying_party.elsewhere
@@ -71,7 +75,8 @@ def init_app(app: Quart, settings: Settings) -> None:
 
 @pass_context
 def needs(context: Context, *permissions: str) -> Markup:
-    """Return the attributes of an element for users who have one of the permissions.
+    """Return the attributes of an element for users who have one of the permissions: `data-needs`,
+    and `hidden` if the current user has none of them.
 
     The element is always in the page, so that live.js can show or hide it when permissions change.
     The server checks the permission again when it is used.
@@ -99,7 +104,8 @@ def _stamped(folder: Path) -> dict[str, str]:
 
 
 def when(at: datetime) -> Markup:
-    """Return a relative time such as "2 hours ago", with the full time as tooltip and attribute."""
+    """Return a `time` element with a relative time such as "2 hours ago", or "just now" below 45
+    seconds; the full time is its tooltip."""
     delta = clock.now() - at
     if delta.total_seconds() < 45:
         return _time(at, "just now")
@@ -107,11 +113,12 @@ def when(at: datetime) -> Markup:
 
 
 def moment(at: datetime) -> Markup:
-    """Return the date and time in full."""
+    """Return a `time` element with the date and time in full."""
     return _time(at, clock.format_long(at))
 
 
 def day(on: date) -> Markup:
+    """Return a `time` element with a date such as "31 Dec 2030"."""
     return Markup('<time datetime="{}">{}</time>').format(on.isoformat(), f"{on.day} {on:%b %Y}")
 
 
@@ -127,10 +134,12 @@ def paragraphs(text: str) -> Markup:
 
 
 def factors(kinds: Iterable[Factor]) -> str:
+    """Return the names of the factors in alphabetical order, separated by commas."""
     return ", ".join(sorted(NAMES[kind] for kind in kinds))
 
 
 def _time(at: datetime, text: str) -> Markup:
+    """Return a `time` element with the text, and the full time as attribute and tooltip."""
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         at.isoformat(timespec="seconds"), clock.format_long(at), text
     )

@@ -40,6 +40,7 @@ def write() -> str:
 
 
 def _section(group: type[Group]) -> str:
+    """Return a heading, the text of the group's docstring, and a table with a row per setting."""
     heading, _, text = inspect.cleandoc(group.__doc__ or "").partition("\n\n")
     rows = [
         "| " + " | ".join(cell.replace("|", r"\|") for cell in _row(name, field)) + " |"
@@ -50,6 +51,8 @@ def _section(group: type[Group]) -> str:
 
 
 def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
+    """Return the name, the default, the accepted values and the description of a setting. A `Doc`
+    of the field takes precedence over what follows from its type."""
     docs = [each for each in field.metadata if isinstance(each, Doc)]
     unit = "seconds" if name.endswith("_seconds") else ""
     default = next((each.default for each in docs if each.default), None)
@@ -63,6 +66,8 @@ def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
 
 
 def _default(value: Any, unit: str) -> str:
+    """Return the default in backquotes, "none" if it is empty; from 60 seconds on with its duration
+    in words."""
     if value is None or value == []:
         return "none"
     if isinstance(value, RateLimitItem):
@@ -80,6 +85,7 @@ def _default(value: Any, unit: str) -> str:
 
 
 def _takes(field: FieldInfo, unit: str) -> str:
+    """Return which values the type of the field accepts, with the bounds of a number."""
     kinds = {field.annotation, *get_args(field.annotation)} - {NoneType}
     if get_origin(field.annotation) is Literal:
         return " or ".join(f"`{each}`" for each in get_args(field.annotation))
@@ -97,6 +103,7 @@ def _takes(field: FieldInfo, unit: str) -> str:
 
 
 def _duration(seconds: int) -> str:
+    """Return the duration in the largest unit of which it is a multiple, such as "30 minutes"."""
     for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds % size == 0:
             count = seconds // size

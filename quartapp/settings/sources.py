@@ -82,6 +82,8 @@ class FromEnvironment(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _is_text(cls, value: object) -> object:
+        """Return the value of any setting unchanged. Raises ValueError for a text that is not
+        UTF-8."""
         # Python keeps bytes of the environment that are not UTF-8 as lone surrogates.
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             raise ValueError("this is not UTF-8 text")

@@ -37,7 +37,8 @@ class Doc:
 
 
 def _origin(text: str) -> str:
-    """Return the origin as browsers write it: in lower case, without the scheme's default port."""
+    """Return the origin as browsers write it: in lower case, without the scheme's default port and
+    a final slash. Raises ValueError, which says what to write, for anything but an origin."""
     example = "write an origin, like https://people.example.org"
     try:
         parts = urlsplit(text.rstrip("/").lower())
@@ -64,7 +65,10 @@ def is_host(text: str) -> bool:
 
 
 def _range_service(text: object) -> object:
-    """Return None for "off", else the https address of a service. A loopback one may use http."""
+    """Return None for "off", a blank text and anything but a text; else the https URL of a service.
+
+    A loopback host may use http. Raises ValueError for other URLs, and for one with a query.
+    """
     if not isinstance(text, str) or text.strip().lower() in ("", "off"):
         return None
     parts = urlsplit(text)
@@ -76,7 +80,10 @@ def _range_service(text: object) -> object:
 
 
 def _limit(value: object) -> object:
-    """Parse a rate such as "10 per 5 minutes"."""
+    """Return the rate of a text such as "10 per 5 minutes". Other types are returned as they are.
+
+    Raises ValueError if it is no rate, has a zero, or has a period longer than ten years.
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -98,7 +105,10 @@ def _at_least_a_share_each(limit: limits.RateLimitItem) -> limits.RateLimitItem:
 
 
 def listed(example: str) -> Callable[[object], object]:
-    """Return a validator that parses a JSON list of strings, none of them blank."""
+    """Return a validator that parses a text as a JSON list of strings, none of them blank.
+
+    It raises ValueError with `example` for other texts, and returns other types as they are.
+    """
 
     def parse(value: object) -> object:
         if not isinstance(value, str):
@@ -115,7 +125,8 @@ def listed(example: str) -> Callable[[object], object]:
 
 
 def _network(text: object) -> object:
-    """Parse an IP address or network. The host bits of a network must be zero."""
+    """Return the network of a text; an address is a network of one. Raises ValueError for a name,
+    and for a network whose host bits are not zero. Other types are returned as they are."""
     if not isinstance(text, str):
         return text
     try:
@@ -144,7 +155,8 @@ def _one_line(text: str) -> str:
 
 
 def _site_name(text: str) -> str:
-    """Check a name that stands on pages, in email headers, and in authenticator apps."""
+    """Return the name without surrounding blanks. It stands on pages, in email headers and in
+    authenticator apps. Raises ValueError if it is empty, too long or cannot be printed."""
     name = text.strip()
     # Email programs would decode what looks like an encoded word.
     if not name.isprintable() or not 0 < len(name) <= LONGEST_SITE_NAME or "=?" in name:

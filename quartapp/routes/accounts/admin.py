@@ -36,6 +36,7 @@ PAGE = 50
 @login_required
 @permission_required(Permission.USERS_READ)
 async def index() -> str:
+    """Show a page of users by name, of those that match `q`, with a link to the next page."""
     text = request.args.get("q", "").strip()[:254]
     after = request.args.get("after", "")[:254] or None
     rows = await User.search(text, after=after, limit=PAGE + 1)
@@ -47,6 +48,7 @@ async def index() -> str:
 @login_required
 @permission_required(Permission.USERS_READ)
 async def show(username: str) -> Any:
+    """Show the page of a user. Answers 404 if there is none of this name."""
     return await _page(await find(username))
 
 
@@ -62,6 +64,13 @@ async def show_sent(username: str, **_: object) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def grant(username: str) -> Any:
+    """Grant the role, wait until all workers know it, and redirect to the user's page with a
+    message.
+
+    An invalid form is shown on the user's page (422). Answers 404 for a user or role that does not
+    exist. A missing permission or a role that the administrator may not grant raises an error,
+    which is shown on the user's page.
+    """
     person = await find(username)
     form = await GrantForm.from_request()
     form.offer(await Role.everyone(), lacks=current_user.lacks)
@@ -84,6 +93,13 @@ async def grant(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def revoke(username: str, role_name: str) -> Any:
+    """Revoke the role, which ends the user's sessions that have used it, and redirect to the user's
+    page.
+
+    Waits until no worker accepts those sessions. The message says so and how many tabs have
+    acknowledged it, or that the user did not have the role. Answers 404 for an unknown user or
+    role. An error of the models is shown on the user's page.
+    """
     person = await find(username)
     role = await Role.named(role_name) or abort(404)
     event = await person.revoke(role, by=current_user.actor)
@@ -103,6 +119,8 @@ async def revoke(username: str, role_name: str) -> Any:
 @permission_required(Permission.SESSIONS_MANAGE)
 @fresh_login_required
 async def end_sessions(username: str) -> Any:
+    """End all sessions of the user, wait until no worker accepts them, and redirect to the user's
+    page with a message about their number and tabs. Answers 404 for an unknown user."""
     person = await find(username)
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
     await wait_until_enforced(event)
@@ -120,6 +138,11 @@ async def end_sessions(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def disable(username: str) -> Any:
+    """Disable the account, which ends its sessions, and redirect to the user's page.
+
+    Waits until no worker accepts the sessions. The message says so and what became of open tabs, or
+    that the account was disabled before. Answers 404 for an unknown user.
+    """
     person = await find(username)
     event = await person.disable(by=current_user.actor)
     if event:
@@ -139,6 +162,8 @@ async def disable(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def enable(username: str) -> Any:
+    """Enable the account, or remove the expiry of an account that is not disabled, and redirect to
+    the user's page with a message. Sessions that have ended stay ended."""
     person = await find(username)
     by = current_user.actor
     enabled = await person.enable(by=by) or await account_expiry.lift(person, by=by)
@@ -157,6 +182,11 @@ async def enable(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def set_last_day(username: str) -> Any:
+    """Set the date at whose end the account is disabled, or remove it if the field is empty.
+
+    Redirects to the user's page with a message. A date before today or more than ten years ahead,
+    and any date for the last administrator, is an error of the form (422).
+    """
     person = await find(username)
     form = await LastDayForm.from_request()
     if not form.posted:
@@ -190,6 +220,10 @@ async def set_last_day(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def reset_factors(username: str) -> Any:
+    """Remove all second factors and recovery codes of the user, which ends their sessions.
+
+    Waits until no worker accepts the sessions, and redirects to the user's page with a message.
+    """
     person = await find(username)
     event = await enrolment.reset(person, by=current_user.actor)
     await wait_until_enforced(event)
@@ -203,7 +237,7 @@ async def reset_factors(username: str) -> Any:
 
 
 def _signed_out(event: Event) -> str:
-    """The end of a sentence about the user: whether the event ended sessions of theirs."""
+    """Return the end of a sentence about the user: whether the event ended active sessions."""
     return " and was signed out" if event.ended_sessions else ". There were no active sessions"
 
 
@@ -219,6 +253,11 @@ def home(person: User) -> str:
 async def _page(
     person: User, *, grant: GrantForm | None = None, leave: LastDayForm | None = None
 ) -> Any:
+    """Return the user's page with the status of the submitted form, if one is given.
+
+    It shows roles, those that can be granted, active sessions and the latest ten audit events.
+    Raises Forbidden without users.read.
+    """
     # A rejected form is shown on this page, which its sender may have no permission to read.
     if not may(current_user, Permission.USERS_READ):
         raise Forbidden(Permission.USERS_READ)

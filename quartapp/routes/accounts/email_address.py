@@ -49,6 +49,12 @@ blueprint = Blueprint("addresses", __name__)
 @login_required
 @fresh_login_required
 async def change() -> Any:
+    """Ask for a change of the email address. GET shows the form.
+
+    The POST stores the new address as pending, queues an email with a link and a code to it, and
+    redirects to `/verify`. The account keeps its address until then. The form is shown again with
+    422 for the present address, and with 429 if too many emails were sent to the user or mailbox.
+    """
     user = await signed_in_user()
     form = await EmailForm.from_request()
     with form.catch_retry_later():
@@ -91,7 +97,8 @@ async def show_change() -> Any:
 @returns_to(show_change, "/account/email")
 @login_required
 async def keep() -> Any:
-    """Cancel a change of the address that is not verified yet."""
+    """Cancel a change of the address that is not verified yet, which voids its link and code.
+    Redirects to `/account` with a message."""
     await email_address.forget(await signed_in_user())
     await flash("The change was cancelled. Your email address stays the same.", "info")
     return see_other("/account")
@@ -99,10 +106,12 @@ async def keep() -> Any:
 
 @blueprint.route("/verify", methods=["GET", "POST"])
 async def by_code() -> Any:
-    """Verify the address by a code.
+    """Verify the address by a code. GET shows the form; the POST answers as `_verified` does.
 
     For signed-in users, and for browsers that have registered or signed in to an account that
-    cannot be used until its address is verified.
+    cannot be used until its address is verified; the others are redirected to sign-in. A wrong or
+    void code, and an address that another account has by now, is logged and is an error of the form
+    (422). If there is no address to verify, redirects as `_verified_already` does.
     """
     if current_user.signed_in:
         user, waiting = await signed_in_user(), None
@@ -129,6 +138,11 @@ async def by_code() -> Any:
 
 
 async def _nothing_to_verify() -> Any:
+    """Answer a browser that is not signed in and has no valid registration to verify.
+
+    If it had one, removes it from the session cookie and redirects (303) to `/login` with a
+    message. Otherwise raises Unauthorized.
+    """
     if not is_verifying():
         raise Unauthorized
     stop_verifying()
@@ -141,6 +155,7 @@ async def _nothing_to_verify() -> Any:
 
 
 async def _verified_already() -> Any:
+    """Redirect a signed-in user to `/account`, and other browsers to `/login` with a message."""
     if current_user.signed_in:
         return redirect("/account")
     stop_verifying()
@@ -157,8 +172,9 @@ async def _code_page(form: CodeForm, email: str, waiting: Unverified | None) -> 
 async def _confirm_by_code(user: User, code: str) -> User:
     """Verify the address of the user by a code and return the user.
 
-    Wrong codes are also counted per network, for all accounts together. Raises
-    RateLimitExceeded and what `email_address.confirm_by_code` raises.
+    Wrong codes are also counted for the network, for all accounts together; other errors are not.
+    Raises RateLimitExceeded, Busy and what `email_address.confirm_by_code` raises, such as
+    WrongCode.
     """
     here = f"code from {rate_limits.network_of(remote_address())}"
     wrong = None
@@ -191,6 +207,11 @@ async def show_code() -> Any:
 @blueprint.post("/account/email/again")
 @returns_to(show_code, "/verify")
 async def send_again() -> Any:
+    """Queue the verification email again, and redirect to `/verify` with a message.
+
+    Links and codes of earlier emails become void. Shows the form with 429 and Retry-After if too
+    many emails were sent. A browser without an address to verify is answered as `by_code` does.
+    """
     waiting = None if current_user.signed_in else await verifying()
     if waiting is None and not current_user.signed_in:
         return await _nothing_to_verify()
@@ -216,7 +237,9 @@ async def by_link(token: str) -> Any:
     """Verify the address by a link.
 
     A GET changes nothing, because mail scanners open links. The POST of the button verifies the
-    address. It requires the password of the account in a browser that is not signed in to it.
+    address and answers as `_verified` does. A browser that is neither signed in to the account nor
+    has registered it must also send the password of the account. A void link gets a page with 410;
+    a wrong password, or an address that another account has by now, is an error of the form (422).
     """
     asked = await email_address.asked_by(token)
     if asked is None:
@@ -248,7 +271,13 @@ async def by_link(token: str) -> Any:
 
 @blueprint.route("/undo/<token>", methods=["GET", "POST"])
 async def undo(token: str) -> Any:
-    """Restore the address that an account had before a change, and lead to a new password."""
+    """Restore the address that an account had before a change. GET shows a page with a button.
+
+    The POST restores it, ends all sessions of the account, waits until no worker accepts them, and
+    redirects to a new link for setting the password, with a message. Needs no sign-in: the link was
+    sent to the old address. A void link gets a page with 410; if another account has the address,
+    the form says so (422).
+    """
     asked = await email_address.undo_asked_by(token)
     if asked is None:
         return await render_template("accounts/undo_gone.html"), 410
@@ -281,7 +310,12 @@ async def _gone() -> Any:
 
 
 async def _verified(user: User, waiting: Unverified | None) -> Any:
-    """Answer a verification. Signs in to the account if the browser is not signed in."""
+    """Answer a verification, with a message.
+
+    A browser that is signed in, to this or another account, is redirected to `/account`. Otherwise
+    signs in to the account: with what the browser had entered before, leading to `next`, or after
+    its password, which may lead to the second step first.
+    """
     log.info("address_confirmed", user=user.username)
     if current_user.signed_in:
         mine = current_user.user_id == user.id

@@ -48,13 +48,18 @@ BROWSER_KEPT = timedelta(days=400)
 
 @blueprint.route("/register", methods=["GET", "POST"])
 async def register() -> Any:
+    """Create an account. GET shows the form; a signed-in user is redirected to `/`.
+
+    The POST creates the account, signs in and redirects to `/` with a message. Where verification
+    is required, signing in raises MustVerify, which redirects to `/verify`. The form is shown again
+    with its errors (422), or with 429 or 503 after too many attempts.
+    """
     if current_user.signed_in:
         return redirect("/")
     form = await RegisterForm.from_request()
     with form.catch_retry_later():
         if form.posted and (user := await _register(form)):
             log.info("user_created", user=user.username, ip=auth.remote_address())
-            # Where verification is required, this leads to the page that asks for the code.
             await sign_in(user, remember=False)
             await flash(
                 "Welcome. Your account is ready. To verify your email address, open the email that "
@@ -75,7 +80,7 @@ async def _register(form: RegisterForm) -> User | None:
     await count_registration()
     required = settings().verification_required
     is_free = _has_free_username if required else _is_free
-    if not await _is_good(form) or not await is_free(form):
+    if not await _has_accepted_password(form) or not await is_free(form):
         return None
     member = await Role.named(policy.MEMBER)
     create = claim_account if required else register_account
@@ -94,12 +99,19 @@ async def _register(form: RegisterForm) -> User | None:
 
 @blueprint.route("/login", methods=["GET", "POST"])
 async def login() -> Any:
+    """Sign in. GET shows the form; a signed-in user is redirected to `next`.
+
+    The POST signs in and redirects to `next`, or leads to the second step if the account has a
+    factor. A form that was carried through the sign-in is shown filled instead of the redirect.
+    An incorrect login or password is logged and gives one error (422), 429 or 503 after too many
+    attempts. Raises AccountShut for a disabled account whose password was right.
+    """
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
     form = await LoginForm.from_request()
     with form.catch_retry_later():
         if form.posted:
-            if user := await _found(form.login.data or "", form.password.data or ""):
+            if user := await _authenticate(form.login.data or "", form.password.data or ""):
                 return await let_in(user, remember=bool(form.remember.data), then=next_page())
             log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
             form.refuse("Incorrect username or password.")
@@ -107,10 +119,8 @@ async def login() -> Any:
 
 
 async def knows_password(user: User, password: str) -> bool:
-    """Whether this is the password of the user. Counts as an attempt to sign in to the account.
-
-    Raises RateLimitExceeded and Busy.
-    """
+    """Return whether this is the password of the user. Counts as an attempt to sign in to the
+    account; a failure is logged as `authn_login_fail`. Raises RateLimitExceeded and Busy."""
     hasher().check_capacity()
     async with rate_limits.attempt(*await _counted_for(user.username, user)) as attempt:
         attempt.succeeded = await hasher().verify(password, user.password_hash)
@@ -119,12 +129,13 @@ async def knows_password(user: User, password: str) -> bool:
     return attempt.succeeded
 
 
-async def _found(login: str, password: str) -> User | None:
-    """Return the user with this login and password, or None.
+async def _authenticate(login: str, password: str) -> User | None:
+    """Return the user with this login and password, or None. Counts a failed attempt.
 
     Unknown logins and wrong passwords take the same time: one hash of the highest cost in use
-    (ASVS 6.3.8). Replaces an outdated hash. Raises AccountShut for the right password of an
-    account that is disabled or will be deleted; RateLimitExceeded; and Busy.
+    (ASVS 6.3.8). Replaces an outdated hash in the database. Raises AccountShut for the right
+    password of an account that may not be entered, as one that is disabled; RateLimitExceeded; and
+    Busy.
     """
     hasher().check_capacity()
     user = await User.by_login(login)
@@ -144,7 +155,7 @@ async def _found(login: str, password: str) -> User | None:
 
 
 async def _counted_for(login: str, user: User | None) -> list[rate_limits.Key]:
-    """Return the limits that a failed sign-in counts against (see docs/adr/0031).
+    """Return the keys under which a failed sign-in is counted (see docs/adr/0031).
 
     Browsers that have signed in to the account before have a limit of their own. Others share
     limits per network and per account, so an attacker cannot lock the owner out. The limit per
@@ -170,6 +181,11 @@ async def _counted_for(login: str, user: User | None) -> list[rate_limits.Key]:
 @blueprint.post("/logout")
 @login_required
 async def logout() -> Any:
+    """End the session in the database, wait until no worker accepts it, and redirect to `/`.
+
+    Removes the session cookie, clears Quart's session, and has the browser clear its storage
+    (Clear-Site-Data).
+    """
     found = await Session.get(current_user.session_id)
     if found:
         await found.end(Reason.SIGNED_OUT, by=current_user.actor)
@@ -186,7 +202,9 @@ async def logout() -> Any:
 async def confirm() -> Any:
     """Re-authenticate the user: by password and, with a second factor, a code; or by a passkey.
 
-    A passkey counts as two factors, so it needs no password.
+    A passkey counts as two factors, so it needs no password. GET shows the form. Success renews the
+    session and its cookie, and redirects to `next`. Otherwise the form is shown again with the
+    error (422), or with 429 or 503 after too many attempts.
     """
     user = await auth.signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
@@ -220,6 +238,7 @@ async def confirm() -> Any:
 @blueprint.get("/account")
 @login_required
 async def account() -> str:
+    """Show the overview of the account, with the address that still has to be verified, if any."""
     user = await User.get(current_user.user_id)
     unconfirmed = email_address.unconfirmed(user) if user else None
     return await render_template("accounts/overview.html", user=user, unconfirmed=unconfirmed)
@@ -227,7 +246,12 @@ async def account() -> str:
 
 @blueprint.route("/setup/<token>", methods=["GET", "POST"])
 async def setup(token: str) -> Any:
-    """Create the first administrator. A server without one prints the link at its start."""
+    """Create the first administrator. A server without one prints the link at its start.
+
+    GET shows the form. The POST creates the account with the role admin, signs in and redirects to
+    `/admin/users` with a message. Errors are shown on the form (422, 429 or 503). A link that is
+    void, because there is an administrator or it has expired, gets a page with 410.
+    """
     if not await setup_is_open(token):
         return await render_template("accounts/setup_gone.html"), 410
     form = await RegisterForm.from_request()
@@ -253,17 +277,18 @@ async def setup(token: str) -> Any:
 
 
 async def _may_set_up(form: RegisterForm) -> bool:
-    """Count the attempt and check the form. Raises RateLimitExceeded and Busy."""
+    """Count the attempt, and return whether password, username and address can be used; if not, the
+    form says why. Raises RateLimitExceeded and Busy."""
     await count_registration()
-    return await _is_good(form) and await _is_free(form)
+    return await _has_accepted_password(form) and await _is_free(form)
 
 
-async def _is_good(form: RegisterForm) -> bool:
+async def _has_accepted_password(form: RegisterForm) -> bool:
     return await is_accepted(form, form.username.data or "", form.email.data or "")
 
 
 async def _has_free_username(form: RegisterForm) -> bool:
-    """Whether the username is free; if not, the form says so.
+    """Return whether the username is free, and no field has an error. If not, the form says so.
 
     It counts as free if an unverified registration of the same address has it, which this one
     replaces. The unique index decides in a race.
@@ -276,7 +301,8 @@ async def _has_free_username(form: RegisterForm) -> bool:
 
 
 async def _is_free(form: RegisterForm) -> bool:
-    """Whether username and address are free; if not, the form says so.
+    """Return whether username and address are free, and no field has an error. If not, the form
+    says so.
 
     The unique indexes decide in a race.
     """

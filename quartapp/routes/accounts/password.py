@@ -20,9 +20,12 @@ blueprint = Blueprint("passwords", __name__)
 @blueprint.route("/account/password", methods=["GET", "POST"])
 @login_required
 async def change() -> Any:
-    """Change the password, with the current password as re-authentication.
+    """Change the password. GET shows the form.
 
-    Users with a second factor must have re-authenticated recently (see docs/adr/0078).
+    The POST checks the current password, counting wrong ones, and then the policy for the new one;
+    errors are shown on the form (422, 429 or 503). Success answers as `_change` does. A user with a
+    second factor whose session is not fresh is redirected to `/confirm` first, on GET and POST
+    (see docs/adr/0078).
     """
     if not current_user.fresh and (await signed_in_user()).factors:
         return see_other(with_next("/confirm", request.full_path.rstrip("?")))
@@ -30,7 +33,7 @@ async def change() -> Any:
     with form.catch_retry_later():
         if form.posted and (user := await User.get(current_user.user_id)):
             # Check this first: it is counted, and scoring the new password is costly.
-            if not await _fits(form.current_password.data or "", user):
+            if not await _is_current_password(form.current_password.data or "", user):
                 log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
                 form.refuse("Incorrect password.", "current_password")
             elif await is_accepted(form, user.username, user.email):
@@ -39,18 +42,26 @@ async def change() -> Any:
         "accounts/password.html",
         form=form,
         action=request.full_path.rstrip("?"),
-        after_stranger=_after_stranger(),
+        after_stranger=_comes_from_not_me(),
     )
     return page, form.status, form.headers
 
 
-async def _fits(password: str, user: User) -> bool:
+async def _is_current_password(password: str, user: User) -> bool:
+    """Return whether the password is the user's. A failure is counted (see `password_attempt`)."""
     async with auth.password_attempt(user) as attempt:
         attempt.succeeded = await hasher().verify(password, user.password_hash)
     return attempt.succeeded
 
 
 async def _change(user: User, password: str) -> Any:
+    """Store the hash of the new password, which ends all other sessions of the user, and wait until
+    no worker accepts them.
+
+    The current session gets a new token and cookie; if it was ended meanwhile, its cookie is
+    removed. Redirects with a message to `/account`, or to the steps after "This wasn't me" from
+    where the user came.
+    """
     token = await user.change_password(
         await hasher().hash(password), by=current_user.actor, keep=current_user.session_id
     )
@@ -63,8 +74,9 @@ async def _change(user: User, password: str) -> Any:
         # The session was ended in the meantime. The password was changed anyway.
         logout_user()
     await flash("Your password was changed. All your other sessions have ended.", "success")
-    return see_other(AFTER_STRANGER if _after_stranger() else "/account")
+    return see_other(AFTER_STRANGER if _comes_from_not_me() else "/account")
 
 
-def _after_stranger() -> bool:
+def _comes_from_not_me() -> bool:
+    """Whether the user came from the steps after "This wasn't me"."""
     return request.args.get("after") == "not-me"

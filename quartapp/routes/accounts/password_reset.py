@@ -21,7 +21,12 @@ blueprint = Blueprint("recovery", __name__)
 
 @blueprint.route("/forgot", methods=["GET", "POST"])
 async def forgot() -> Any:
-    """Send a link by email. Answer and work are the same for all addresses (ASVS 6.3.8, 6.4.3)."""
+    """Ask for a link for setting a new password. GET shows the form.
+
+    The POST queues an email and redirects to `/forgot/sent`. Answer and work are the same whether
+    an account has the address or not (ASVS 6.3.8, 6.4.3). The form is shown again with 429 after
+    too many requests from the network.
+    """
     form = await ForgotForm.from_request()
     with form.catch_retry_later():
         if form.posted:
@@ -35,11 +40,17 @@ async def forgot() -> Any:
 
 @blueprint.get("/forgot/sent")
 async def sent() -> str:
+    """Show a page which says that an email was sent if an account has the address."""
     return await render_template("accounts/forgot_sent.html")
 
 
 @blueprint.route("/reset/<token>", methods=["GET", "POST"])
 async def reset(token: str) -> Any:
+    """Set a new password by a link. GET shows the form, and a page with 410 if the link is void.
+
+    The POST is counted for the network and checked by the password policy; errors are shown on the
+    form (422, 429 or 503). Success answers as `_reset` does.
+    """
     user = await password_reset.asked_by(token)
     if user is None:
         return await render_template("accounts/reset_gone.html"), 410
@@ -55,6 +66,12 @@ async def reset(token: str) -> Any:
 
 
 async def _reset(token: str, password: str) -> Any:
+    """Use up the link and store the hash of the password, which ends all sessions of the user.
+
+    Waits until no worker accepts them, removes the cookie if this browser was signed in as the
+    user, and redirects to `/login` with a message. Does not sign in. A page with 410 if the link
+    was used meanwhile.
+    """
     try:
         event = await password_reset.reset(
             token, await hasher().hash(password), by=current_user.actor

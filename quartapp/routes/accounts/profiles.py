@@ -14,6 +14,10 @@ blueprint = Blueprint("profiles", __name__)
 @blueprint.get("/users/<username>")
 @login_required
 async def show(username: str) -> str:
+    """Show a user's roles and a page of their posts, newest first.
+
+    Answers 404 for an unknown user, and for one who has registered but not verified the address.
+    """
     person = await User.by_username(username)
     if person is None or person.awaits_verification:
         abort(404)

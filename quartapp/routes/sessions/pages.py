@@ -21,6 +21,7 @@ HOME = "/account/sessions"
 @blueprint.get("/account/sessions")
 @login_required
 async def mine(**_: object) -> str:
+    """Show the user's active sessions, the current one first. Ignores its arguments."""
     sessions = await Session.of_user(current_user.user_id)
     sessions.sort(key=lambda session: session.id != current_user.session_id)
     return await render_template("sessions/list.html", sessions=sessions)
@@ -31,6 +32,12 @@ async def mine(**_: object) -> str:
 @login_required
 @fresh_login_required
 async def end(session_id: str) -> Any:
+    """End a session of the user, and wait until no worker accepts it.
+
+    Redirects to the list with a message: that the device was signed out and what became of its
+    tabs, or that the session had ended before. If it is the current session, removes the cookie and
+    redirects to `/`. Answers 404 for an id that is not a session of the user.
+    """
     session = await Session.get(id_or_404(session_id))
     if session is None or session.user_id != current_user.user_id:
         abort(404)
@@ -52,6 +59,10 @@ async def end(session_id: str) -> Any:
 @login_required
 @fresh_login_required
 async def end_others() -> Any:
+    """End all sessions of the user but the current one, and wait until no worker accepts them.
+
+    Redirects to the list with a message: how many have ended and what became of their tabs.
+    """
     user = await User.get(current_user.user_id)
     event = user and await user.end_sessions(
         Reason.ENDED_BY_USER, by=current_user.actor, keep=current_user.session_id

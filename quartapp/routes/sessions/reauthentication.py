@@ -42,9 +42,11 @@ UNNAMED = "continue"
 
 
 def action(endpoint: str | None, *values: Mapping[str, Any]) -> str:
-    """Return what a request would do, such as "revoke the role editor from ada".
+    """Return what a request would do, such as "revoke the role editor from ada". "continue" for an
+    endpoint that is not in ACTIONS, or if no phrase has values for all its names.
 
-    The mappings give the values of names; an earlier one takes precedence.
+    The mappings give the values of names; an earlier one takes precedence. Values are shortened to
+    80 characters.
     """
     named = {
         name: short
@@ -61,5 +63,6 @@ def action(endpoint: str | None, *values: Mapping[str, Any]) -> str:
 
 
 def _short(value: str) -> str:
+    """Return the value on one line without unprintable characters, cut to 80 characters."""
     plain = " ".join("".join(c if c.isprintable() else " " for c in value).split())
     return plain if len(plain) <= 80 else f"{plain[:79]}…"

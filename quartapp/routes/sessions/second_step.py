@@ -25,6 +25,12 @@ blueprint = Blueprint("second_step", __name__)
 
 @blueprint.route(SECOND_STEP, methods=["GET", "POST"])
 async def show() -> Any:
+    """Complete a sign-in by a code of the authenticator app or a recovery code.
+
+    GET shows the form; a signed-in user is redirected to `next`. The POST opens the session and
+    answers as `_signed_in` does. A wrong code is an error of the form (422; 429 or 503 after too
+    many). If the first step has expired or was used, answers as `start_over` does.
+    """
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
     step = await half_way()
@@ -41,14 +47,17 @@ async def show() -> Any:
                 if factor is None:
                     form.refuse(str(IncorrectCode()), "code")
                 elif await finish(step, factor):
-                    return await _welcome(factor)
+                    return await _signed_in(factor)
                 else:
                     return await start_over()
     return await factor_page(step.user, form)
 
 
 async def start_over() -> Any:
-    """Lead back to the sign-in page, because the first step has expired or was used already."""
+    """Lead back to the sign-in page, because the first step has expired or was used already.
+
+    Redirects (303) to `/login` with a message, or shows that page if the request carries a form.
+    """
     if await carried_forms.field():
         return await sign_in_page(LoginForm())
     await flash(
@@ -57,7 +66,9 @@ async def start_over() -> Any:
     return see_other(with_next("/login"))
 
 
-async def _welcome(factor: Factor) -> Any:
+async def _signed_in(factor: Factor) -> Any:
+    """Answer a completed sign-in: lead to `next` or show the carried form. After a recovery code,
+    lead to the page of the factors with a message instead."""
     if factor is not Factor.RECOVERY_CODE:
         return await go_on(next_page())
     await flash(

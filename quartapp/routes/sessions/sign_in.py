@@ -76,7 +76,9 @@ class HalfWay:
 async def let_in(user: User, *, remember: bool, then: str) -> Any:
     """Answer the right password: sign in, or lead to the second step if the user has a factor.
 
-    Raises AccountClosed and MustVerify as `sign_in` does.
+    Without a factor, opens a session and answers as `go_on` does. With one, opens none: stores the
+    encrypted first step in Quart's session cookie, and redirects (303) to the second step, or shows
+    its page if the request carries a form. Raises AccountClosed and MustVerify as `sign_in` does.
     """
     if not user.factors:
         await sign_in(user, remember=remember)
@@ -90,7 +92,8 @@ async def let_in(user: User, *, remember: bool, then: str) -> Any:
 
 
 async def go_on(then: str) -> Any:
-    """Answer a completed sign-in: with the form carried through it, or a redirect to `then`."""
+    """Answer a completed sign-in: with the page of the form that was carried through it, filled, or
+    else with a redirect (303) to `then`."""
     return await carried_forms.filled_form() or see_other(then)
 
 
@@ -103,9 +106,10 @@ async def factor_page(user: User, form: Form, *, status: int | None = None) -> A
 
 
 async def half_way() -> HalfWay | None:
-    """Return the sign-in of this browser that waits for its second step.
+    """Return the sign-in of this browser that waits for its second step, from its session cookie.
 
-    None after STEP_LASTS, and if the account was closed or changed its password or factors.
+    None if there is none or it is older than STEP_LASTS, and if the account may not be entered any
+    more, has no second factor or has another password by now.
     """
     step = encryption().decrypt_value(session.get(_ABOUT), _ABOUT, max_age=STEP_LASTS)
     if step is None:
@@ -118,10 +122,10 @@ async def half_way() -> HalfWay | None:
 
 
 async def finish(step: HalfWay, factor: Factor) -> bool:
-    """Complete the second step. False if this first step was already used for a sign-in, as by a
-    copy of the cookie.
+    """Complete the second step: use up the first one, sign in as `sign_in` does and return True.
 
-    Raises AccountClosed as `sign_in` does.
+    Returns False if this first step was already used for a sign-in, as by a copy of the cookie.
+    Raises AccountClosed and MustVerify.
     """
     if not await Answered.first(step.note, lasts=STEP_LASTS):
         return False
@@ -130,14 +134,15 @@ async def finish(step: HalfWay, factor: Factor) -> bool:
 
 
 def is_verifying() -> bool:
-    """Whether this browser has an account whose address it can verify, valid or not."""
+    """Whether the session cookie names an account to verify, which may not be valid any more."""
     return _VERIFICATION in session
 
 
 async def verifying() -> Unverified | None:
     """Return the account whose address this browser can verify, also if that was done already.
 
-    None after VERIFICATION_LASTS, and when the account was deleted, closed or got a new password.
+    It is in the session cookie. None if there is none or it is older than VERIFICATION_LASTS, and
+    if the account is not open or has another password by now.
     """
     note = encryption().decrypt_value(
         session.get(_VERIFICATION), _VERIFICATION, max_age=VERIFICATION_LASTS
@@ -157,15 +162,16 @@ def stop_verifying() -> None:
 
 
 async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -> None:
-    """Open a session and set its cookie.
+    """Open a session in the database and set its cookie.
 
     Ends the session that this browser had, and the oldest one if the user has too many; waits
-    until that is enforced on all workers. A user with second factors must pass the `factor` that
-    was used: without it the session is not valid.
+    until that is enforced on all workers. Renews the cookie that marks a known browser, and clears
+    Quart's session. A user with second factors must pass the `factor` that was used: without it
+    the session is not valid.
 
-    Raises AccountClosed for an account that its owner has deactivated or deleted, and MustVerify
-    for one whose address is not verified; both leave in the session cookie what the next page
-    needs.
+    Opens no session, and raises, for an account whose address must be verified (MustVerify) and for
+    one that its owner has deactivated or deleted (AccountClosed). Both leave in the session cookie
+    what the next page needs.
     """
     if user.awaits_verification:
         note = [str(user.id), user.credential, remember, factor]
@@ -199,7 +205,10 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
 
 
 async def sign_in_page(form: Form) -> Any:
-    """Return the sign-in page, also after a sign-in of any kind was rejected."""
+    """Return the sign-in page with the form, its status and headers.
+
+    It says why the session of this browser has ended, if it has, and passes on a carried form.
+    """
     page = await render_template(
         "sessions/login.html", form=form, ended=_ended_here(), carried=await carried_forms.field()
     )
