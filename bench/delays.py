@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from bench.crowd import House, Someone, house, this_machine
 from bench.tabs import Tab, now
+from quartapp.activities import ACCOUNT_DISABLED
 from quartapp.models import Event, Role
-from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY
 from quartapp.policy import Permission
 from tests.networks import network
@@ -79,7 +79,7 @@ async def final(victim: Someone) -> Event:
     """Return the audit event once no acknowledgement is pending any more."""
     async with asyncio.timeout(FINAL_SECONDS):
         while True:
-            (event,) = await Event.page(subject=victim.user_id, verbs=[Verb.USER_DISABLED])
+            (event,) = await Event.page(subject=victim.user_id, verbs=[ACCOUNT_DISABLED.audit_name])
             if event.receipts and not event.reach.pending:
                 return event
             await asyncio.sleep(0.02)

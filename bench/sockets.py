@@ -12,10 +12,10 @@ import statistics
 
 from bench.crowd import PER_PERSON, Crowd, House, Someone, house, this_machine
 from bench.tabs import now
+from quartapp.activities import ROLE_GRANTED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models import Role, User
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.notifications.notice import Kind
 from quartapp.policy import Permission
 
 KIB, MIB = 1024, 1024**2
@@ -95,7 +95,7 @@ async def notify(crowd: Crowd, people: list[Someone]) -> list[float]:
     async def work(tx: Tx) -> None:
         for user in users:
             assert user is not None
-            await user.notify(Kind.ROLE_GRANTED, tx, by="root", role="crew")
+            await user.notify(ROLE_GRANTED, tx, by="root", role="crew")
 
     await crowd.forget()
     await transaction(work)

@@ -25,11 +25,16 @@ def now() -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
+def as_utc(moment: datetime) -> datetime:
+    """Return the time as aware UTC. A naive time is taken as UTC."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 def synchronize(database_time: datetime) -> None:
     """Set the clock to the time that the database has just answered, if `now` differs from it by
     more than TOLERANCE. A naive time is taken as UTC."""
     global _anchor
-    database_time = database_time if database_time.tzinfo else database_time.replace(tzinfo=UTC)
+    database_time = as_utc(database_time)
     if _anchor is None or abs(database_time - now()) > TOLERANCE:
         _anchor = (database_time, monotonic())
 

@@ -20,12 +20,12 @@ from quart import Quart
 from quartapp import create_app, log, models
 from quartapp.background import BackgroundTask
 from quartapp.db import mongo
-from quartapp.models import Guard, Role, Worker
+from quartapp.models import Role, Worker, WriteLock
 from quartapp.runtime import Runtime, runtime_of
 from quartapp.settings import Settings
 
 # Collections with documents that a start of the application creates.
-PREPARED = [Role.Settings.name, Guard.Settings.name]
+PREPARED = [Role.Settings.name, WriteLock.Settings.name]
 HEARTBEATS = Worker.Settings.name
 NAMES = [document.Settings.name for document in models.DOCUMENTS]  # type: ignore[attr-defined]
 

@@ -20,8 +20,8 @@ from quartapp import clock
 from quartapp.errors import RetryLater
 from quartapp.log import log
 from quartapp.middleware import forwarded
-from quartapp.models.limits.counter import Allowances
-from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.models.limits.counter import CounterStorage
+from quartapp.models.limits.failed_attempts import FailedAttempts
 from quartapp.security.passwords import Busy
 
 # Attempts of one worker that may wait for the outcome of others, and for how long.
@@ -60,7 +60,7 @@ async def count(action: str, *keys: tuple[str, RateLimitItem]) -> None:
     At the first key whose limit is used up, logs a warning and raises RateLimitExceeded until its
     window ends; the keys before it stay counted.
     """
-    limiter = FixedWindowRateLimiter(Allowances())
+    limiter = FixedWindowRateLimiter(CounterStorage())
     for key, limit in keys:
         if not await limiter.hit(limit, action, key):
             log.warning("excess_rate_limit_exceeded", what=action)
@@ -71,12 +71,12 @@ async def count(action: str, *keys: tuple[str, RateLimitItem]) -> None:
 async def increment(action: str, key: str, *, within: timedelta) -> int:
     """Count one action without a limit. Return the count, which restarts after the time `within`,
     counted from the first action."""
-    return await Allowances().incr(f"{action} {key}", int(within.total_seconds()))
+    return await CounterStorage().incr(f"{action} {key}", int(within.total_seconds()))
 
 
 async def uncount(action: str, key: str, limit: RateLimitItem) -> None:
     """Reduce the count of `count` by one, because the action did not take place."""
-    await Allowances().incr(limit.key_for(action, key), limit.get_expiry(), -1)
+    await CounterStorage().incr(limit.key_for(action, key), limit.get_expiry(), -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,11 @@ async def attempt(*keys: Key) -> AsyncIterator[Attempt]:
     finally:
         for key in begun:
             if checked and outcome.succeeded and key.own:
-                await Guesses.forgive(key.text)
+                await FailedAttempts.forgive(key.text)
             elif checked and not outcome.succeeded:
-                await Guesses.fail(key.text, attempt_id, key.limit)
+                await FailedAttempts.fail(key.text, attempt_id, key.limit)
             else:
-                await Guesses.withdraw(key.text, attempt_id)
+                await FailedAttempts.withdraw(key.text, attempt_id)
 
 
 # One lock for each key with waiting attempts of this worker. Only the attempt that holds the lock
@@ -171,7 +171,7 @@ async def _has_begun(key: Key, attempt_id: PydanticObjectId) -> bool:
 
     Logs a warning and raises RateLimitExceeded if the key must wait after too many failures.
     """
-    begun, until = await Guesses.begin(key.text, attempt_id, key.limit)
+    begun, until = await FailedAttempts.begin(key.text, attempt_id, key.limit)
     if until and not begun:
         log.warning("excess_rate_limit_exceeded", what=key.text.partition(" ")[0])
         raise RateLimitExceeded(until)

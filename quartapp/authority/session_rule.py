@@ -4,9 +4,9 @@ Pages, sockets and the principal cache all use this one rule. It reads the sessi
 user and the roles of the user, so a change that another program makes in the database counts too.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from beanie import PydanticObjectId
@@ -14,21 +14,23 @@ from beanie import PydanticObjectId
 from quartapp import clock
 from quartapp.db import mongo
 from quartapp.log import log
+from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import credential_of
 from quartapp.models.accounts.user import User
+from quartapp.models.authorization.permissions import permissions_of, usable_roles
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import role_ref
-from quartapp.models.factors.factor import factors_of, has_shown_one, waits_for_one
-from quartapp.models.sessions.reason import Because, Reason
+from quartapp.models.factors.factor import factors_of, has_shown_one
+from quartapp.models.sessions import expiry
+from quartapp.models.sessions.reason import EndDetail, Reason
 from quartapp.models.sessions.session import Session, mark_ended
 from quartapp.policy import Permission
 
 QUERY_TIMEOUT_MS = 2000
-NEVER = datetime.max.replace(tzinfo=UTC)
 _KNOWN_PERMISSIONS = {permission.value for permission in Permission}
 # A dictionary is faster than calling the enumeration, and a role may end thousands of sessions.
 _REASONS: dict[Any, Reason] = {reason.value: reason for reason in Reason}
-_DETAILS: dict[Any, Because] = {because.value: because for because in Because}
+_DETAILS: dict[Any, EndDetail] = {because.value: because for because in EndDetail}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class EndedSession:
     at: datetime
     event: PydanticObjectId | None = None
     ender: PydanticObjectId | None = None
-    because: Because | None = None
+    because: EndDetail | None = None
 
     @property
     def message(self) -> str:
@@ -135,7 +137,7 @@ async def states_from_updates(
             user_id=users[session_id],
             reason=_stored_reason(fields),
             by=names.get(link.id) if (link := fields.get("ended_by")) else None,
-            at=_as_utc(fields["ended_at"]),
+            at=clock.as_utc(fields["ended_at"]),
             event=link.id if (link := fields.get("ended_event")) else None,
             ender=link.id if (link := fields.get("ended_by")) else None,
             because=_end_detail(fields),
@@ -159,7 +161,7 @@ async def states_matching(match: Mapping[str, Any]) -> list[SessionState]:
     )
     rows = await sessions.aggregate(_pipeline(match), maxTimeMS=QUERY_TIMEOUT_MS).to_list(None)
     judged = [(row, _state_or_deleted(row, now)) for row in rows]
-    over: dict[tuple[Reason, Because | None], list[PydanticObjectId]] = {}
+    over: dict[tuple[Reason, EndDetail | None], list[PydanticObjectId]] = {}
     for row, standing in judged:
         if isinstance(standing, Principal):
             await _record_new_roles(row)
@@ -200,14 +202,15 @@ def state_of(row: Mapping[str, Any], now: datetime) -> SessionState:
             user_id=row["user"].id,
             reason=reason or Reason.ACCOUNT_DISABLED,
             by=next((ender.get("username") for ender in row.get("ender", ())), None),
-            at=_as_utc(row.get("ended_at") or now),
+            at=clock.as_utc(row.get("ended_at") or now),
             event=row["ended_event"].id if row.get("ended_event") else None,
             ender=row["ended_by"].id if row.get("ended_by") else None,
             because=_end_detail(row, user if row.get("ended_at") is None else None, now),
         )
     shown = has_shown_one(row, user)
-    waiting = [role for role in row["held"] if waits_for_one(role, shown=shown)]
-    permissions = _permissions_of([role for role in row["held"] if role not in waiting])
+    giving = usable_roles(row["held"], shown=shown)
+    waiting = [role for role in row["held"] if role not in giving]
+    permissions = permissions_of(giving) & _KNOWN_PERMISSIONS
     seen, told = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
     return Principal(
         session_id=row["_id"],
@@ -219,11 +222,11 @@ def state_of(row: Mapping[str, Any], now: datetime) -> SessionState:
         changed_by=next((changer.get("username") for changer in row.get("changer", ())), None),
         cursor=told,
         unread=max(0, told - seen),
-        seen_at=_as_utc(row["seen_at"]),
-        confirmed_at=_as_utc(row["confirmed_at"]),
-        seconds_left=(min(_expires_at(row), _account_expires_at(user)) - now).total_seconds(),
+        seen_at=clock.as_utc(row["seen_at"]),
+        confirmed_at=clock.as_utc(row["confirmed_at"]),
+        seconds_left=(min(_expires_at(row), status.expires_at(user)) - now).total_seconds(),
         withheld=frozenset(role["name"] for role in waiting),
-        withheld_permissions=_permissions_of(waiting) - permissions,
+        withheld_permissions=(permissions_of(waiting) & _KNOWN_PERMISSIONS) - permissions,
     )
 
 
@@ -237,7 +240,7 @@ def _end_reason(
     """
     if row.get("ended_at") is not None:
         return _stored_reason(row)
-    if user is None or _is_account_closed(user, now):
+    if user is None or not status.is_active(user, now):
         return Reason.ACCOUNT_DISABLED
     if user.get("must_verify") and user.get("email_verified_at") is None:
         return Reason.EMAIL_UNVERIFIED
@@ -256,15 +259,9 @@ def _end_reason(
     return Reason.ROLE_DELETED if lost <= listed else Reason.ROLE_REVOKED
 
 
-def _is_account_closed(user: Mapping[str, Any], now: datetime) -> bool:
-    """Return whether the account is disabled, deactivated or expired. `User.is_open` is the
-    opposite."""
-    return _is_disabled_or_deactivated(user) or _account_expires_at(user) <= now
-
-
-def _is_disabled_or_deactivated(user: Mapping[str, Any]) -> bool:
-    """Return whether an administrator or the owner closed the account, other than by expiry."""
-    return user.get("disabled_at") is not None or user.get("closed_at") is not None
+def _has_only_expired(user: Mapping[str, Any], now: datetime) -> bool:
+    """Return whether the account is inactive because it expired, and for no other reason."""
+    return status.has_expired(user, now) and status.is_active({**user, "closes_at": None}, now)
 
 
 def _stored_reason(row: Mapping[str, Any]) -> Reason:
@@ -274,37 +271,21 @@ def _stored_reason(row: Mapping[str, Any]) -> Reason:
 
 
 def _end_detail(
-    row: Mapping[str, Any], user: Mapping[str, Any] | None = None, now: datetime = NEVER
-) -> Because | None:
+    row: Mapping[str, Any], user: Mapping[str, Any] | None = None, now: datetime = status.NEVER
+) -> EndDetail | None:
     """Return the detail for the session's end reason, or None.
 
     For a session that was marked as ended it is the stored one. For one that ends by the rule now,
-    `user` and `now` are given, and it is LAST_DAY if only the expiry has closed the account.
+    `user` and `now` are given, and it is EXPIRED if the account has only expired.
     """
     if user is not None:
-        return (
-            Because.LAST_DAY
-            if not _is_disabled_or_deactivated(user) and _account_expires_at(user) <= now
-            else None
-        )
+        return EndDetail.EXPIRED if _has_only_expired(user, now) else None
     return _DETAILS.get(row.get("ended_because"))
 
 
 def _expires_at(row: Mapping[str, Any]) -> datetime:
     """Return the time at which the session expires if it is not used."""
-    idle = timedelta(seconds=row["idle_seconds"])
-    return min(_as_utc(row["expires_at"]), _as_utc(row["seen_at"]) + idle)
-
-
-def _account_expires_at(user: Mapping[str, Any]) -> datetime:
-    """Return the time at which the account expires, or NEVER."""
-    moment = user.get("closes_at")
-    return NEVER if moment is None else _as_utc(moment)
-
-
-def _permissions_of(roles: Collection[Mapping[str, Any]]) -> frozenset[str]:
-    """Return the permissions of all the roles. Unknown permission names are left out."""
-    return frozenset(p for role in roles for p in role.get("permissions", ())) & _KNOWN_PERMISSIONS
+    return expiry.deadline(row["expires_at"], row["seen_at"], row["idle_seconds"])
 
 
 async def _record_new_roles(row: Mapping[str, Any]) -> None:
@@ -360,8 +341,3 @@ def _pipeline(match: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         },
     ]
-
-
-def _as_utc(moment: datetime) -> datetime:
-    """Return the time as aware UTC; the driver returns naive UTC for some documents."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -16,13 +16,13 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from quartapp import policy, validation
+from quartapp.activities import ACCOUNT_DISABLED
 from quartapp.cli.base import CommandError, echo
 from quartapp.db import mongo
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models import Event, Role, User
 from quartapp.models.accounts.account import Taken, Unverified
 from quartapp.models.accounts.registration import add_user
-from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import DomainError
 from quartapp.models.limits import hash_cost
@@ -156,7 +156,7 @@ class UserImport:
             if entry.disabled:
                 closed = {"$set": {"disabled_at": user.created_at}}
                 await User.change({"_id": user.id}, closed, tx=tx)
-                await Event.record(Verb.USER_DISABLED, by=NOBODY, subject=user.id, tx=tx)
+                await Event.record(ACCOUNT_DISABLED, by=NOBODY, subject=user.id, tx=tx)
 
         await transaction(work)
 

@@ -272,7 +272,7 @@ async def disable(username: str, day: datetime | None) -> None:
 async def enable(username: str) -> None:
     """Enable an account, or remove its expiry date. Sessions that have ended stay ended."""
     person = await find_user(username)
-    done = await person.enable(by=NOBODY) or await account_expiry.lift(person, by=NOBODY)
+    done = await person.enable(by=NOBODY) or await account_expiry.remove_expiry(person, by=NOBODY)
     await wait_until_enforced(done)
     echo(f"{person.username} {'is enabled' if done else 'was already enabled'}.")
 
@@ -285,7 +285,7 @@ async def _set_expiry(person: User, day: date) -> None:
     """
     if not account_expiry.is_possible(day):
         raise CommandError(f"{day}: use a date from today up to ten years ahead")
-    done = await account_expiry.appoint(person, day, by=NOBODY)
+    done = await account_expiry.set_expiry(person, day, by=NOBODY)
     await wait_until_enforced(None)
     if done:
         echo(f"{person.username} will be disabled at the end of {day} (UTC).")
@@ -383,8 +383,8 @@ def _state(person: User, *, active: str) -> str:
         words.append(f"to be deleted on {clock.format_short(person.deletes_at)}")
     elif person.closed_at:
         words.append("deactivated")
-    elif person.last_day and not person.disabled:
-        words.append(f"expires on {person.last_day}")
+    elif person.expires_on and not person.disabled:
+        words.append(f"expires on {person.expires_on}")
     return ", ".join(words) or active
 
 

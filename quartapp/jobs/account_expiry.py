@@ -10,12 +10,12 @@ import asyncio
 from contextlib import suppress
 
 from quartapp import clock
+from quartapp.activities import ACCOUNT_EXPIRED
 from quartapp.authority.change_stream import Change
 from quartapp.background import BackgroundTask
 from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.accounts import account_expiry
-from quartapp.models.audit.event import Verb
 
 # Seconds between two looks, unless an account expires or changes earlier.
 LOOK_EVERY = 10.0
@@ -66,18 +66,18 @@ async def disable_expired() -> None:
     the driver raises when it reads the list of them."""
     for user in await account_expiry.due():
         try:
-            event = await account_expiry.close(user)
+            event = await account_expiry.disable_expired(user)
         except Exception as error:
             log.warning("departure_failed", user=user.username, error=type(error).__name__)
             continue
-        if event and event.verb is Verb.USER_DISABLED:
+        if event and event.verb == ACCOUNT_EXPIRED.audit:
             log.info("user_disabled", user=user.username, last_day=event.details["last_day"])
         elif event:
             log.error("last_administrator_stays", user=user.username)
 
 
 async def _until_next() -> float:
-    at = await account_expiry.next_closing()
+    at = await account_expiry.next_expiry()
     if at is None:
         return LOOK_EVERY
     return min(LOOK_EVERY, max(LEAST, (at - clock.now()).total_seconds()))

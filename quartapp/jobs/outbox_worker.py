@@ -11,6 +11,14 @@ from contextlib import suppress
 from email.message import EmailMessage
 
 from quartapp import metrics, validation
+from quartapp.activities import (
+    EMAIL_ALREADY_IN_USE,
+    EMAIL_CHANGED,
+    EMAIL_VERIFICATION_REQUESTED,
+    PASSWORD_RESET_REQUESTED,
+    USER_INVITED,
+    catalogue,
+)
 from quartapp.authority.change_stream import Change
 from quartapp.background import BackgroundTask
 from quartapp.email import messages
@@ -18,12 +26,15 @@ from quartapp.email.transports import Undelivered, carrier
 from quartapp.log import log
 from quartapp.models import Mail, User
 from quartapp.models.accounts import email_address, password_reset
-from quartapp.models.email.outbox import Letter
 from quartapp.models.invitations import invitation
 from quartapp.settings import Settings
 from quartapp.validation import Invalid
 
 LOOK_EVERY = 2.0
+
+
+class UnknownEmail(Exception):
+    """No activity that this version knows has this email: a newer version queued it."""
 
 
 class OutboxWorker(BackgroundTask):
@@ -73,7 +84,7 @@ class OutboxWorker(BackgroundTask):
             await self._deliver(mail)
 
     async def _deliver(self, mail: Mail) -> None:
-        what = {"letter": mail.letter.value, "id": str(mail.id)}
+        what = {"email": mail.letter, "id": str(mail.id)}
         try:
             written = await self._write(mail)
             if written is None:
@@ -96,18 +107,21 @@ class OutboxWorker(BackgroundTask):
             log.info("mail_sent", **what)
 
     async def _write(self, mail: Mail) -> tuple[str, EmailMessage] | None:
-        """The receiver and the message; None when nobody needs the message any more.
+        """Return the receiver and the message; None if the email is not needed any more.
 
-        Raises Invalid for an address that no mail server could know, such as an old version stored.
+        Creates the token that the email has a link for. Raises Invalid for an address that no mail
+        server could know, such as an old version stored, and UnknownEmail.
         """
-        letter, to, words = mail.letter, mail.to, dict[str, str]()
-        if mail.letter is Letter.RESET:
+        email, to, words = catalogue.emails.get(mail.letter), mail.to, dict[str, str]()
+        if email is None:
+            raise UnknownEmail(mail.letter)
+        if mail.letter == PASSWORD_RESET_REQUESTED.email_kind:
             asked = await password_reset.issue(mail, at_most=self._settings.reset_links_per_user)
             if asked is None:
                 return None
             user, words["token"] = asked
             to = user.address
-        elif mail.letter is Letter.CONFIRM:
+        elif mail.letter == EMAIL_VERIFICATION_REQUESTED.email_kind:
             key = self._settings.secret_key.get_secret_value()
             issued = await email_address.issue(mail, key)
             if issued is None:
@@ -115,13 +129,13 @@ class OutboxWorker(BackgroundTask):
             user, to = issued.user, issued.to
             words |= {"token": issued.token, "code": issued.code}
             if issued.taken:
-                letter = Letter.ADDRESS_TAKEN
-        elif mail.letter is Letter.ADDRESS_CHANGED:
+                email = EMAIL_ALREADY_IN_USE.own_email
+        elif mail.letter == EMAIL_CHANGED.email_kind:
             undoing = await email_address.issue_undo(mail)
             if undoing is None:
                 return None
             user, words["token"] = undoing
-        elif mail.letter is Letter.INVITED:
+        elif mail.letter == USER_INVITED.email_kind:
             invited = await invitation.issue(mail)
             if invited is None:
                 return None
@@ -136,7 +150,7 @@ class OutboxWorker(BackgroundTask):
         receiver = validation.mail_address(to)
         message = messages.write(
             mail,
-            letter=letter,
+            email=email,
             to=to,
             receiver=receiver,
             sender=self._settings.mail_sender,

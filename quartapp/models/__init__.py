@@ -13,15 +13,15 @@ from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.base.write_lock import ADMINISTRATORS, INVITATIONS, Guard
+from quartapp.models.base.write_lock import ADMINISTRATORS, INVITATIONS, WriteLock
 from quartapp.models.cluster.barrier_mark import BarrierMark
 from quartapp.models.cluster.worker import Worker
 from quartapp.models.email.mailbox import Mailbox
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors.passkey import Answered, Passkey
 from quartapp.models.invitations.invitation import Invitation
-from quartapp.models.limits.counter import Allowance
-from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.models.limits.counter import Counter
+from quartapp.models.limits.failed_attempts import FailedAttempts
 from quartapp.models.limits.hash_cost import Cost
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
@@ -45,9 +45,9 @@ DOCUMENTS: list[type[Document]] = [
     Invitation,
     Passkey,
     Answered,
-    Guard,
-    Allowance,
-    Guesses,
+    WriteLock,
+    Counter,
+    FailedAttempts,
     Cost,
     Worker,
     BarrierMark,
@@ -90,8 +90,8 @@ async def prepare() -> None:
         {"$addToSet": {"permissions": {"$each": sorted(BUILT_IN_ROLES["admin"][1])}}},
     )
     for guard in (ADMINISTRATORS, INVITATIONS):
-        if await Guard.get(guard) is None:
-            await _insert_once(Guard(id=guard))
+        if await WriteLock.get(guard) is None:
+            await _insert_once(WriteLock(id=guard))
 
 
 async def _forbid_management_by_default() -> None:

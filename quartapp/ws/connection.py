@@ -331,7 +331,7 @@ class Connection:
         await self._send(
             protocol.NoticeSent(
                 id=str(notice.seq),
-                kind=notice.kind.value,
+                kind=notice.kind,
                 text=notice.text,
                 at=protocol.format_time(notice.created_at),
             )

@@ -115,7 +115,7 @@ async def test_an_invited_user_registers_and_has_the_role(
     await expect(page.locator("[data-roles]")).to_have_text("member, moderator")
     await expect(page.locator(".notice-box")).to_have_count(0)
     # The inviting administrator receives a notification on the open page.
-    await expect(admin.locator(".toast")).to_contain_text(f"{name} took up your invitation")
+    await expect(admin.locator(".toast")).to_contain_text(f"{name} accepted your invitation")
 
 
 async def test_resetting_a_password_ends_the_other_session(

@@ -16,11 +16,12 @@ import pytest
 from pydantic import SecretStr
 
 from quartapp import clock
+from quartapp.activities import SIGNED_IN
 from quartapp.db.mongo import Database, Tx, transaction
 from quartapp.email import messages, transports
 from quartapp.models import Mail
 from quartapp.models.accounts.user import User
-from quartapp.models.email.outbox import FIRST_PAUSE, LEASE, TRIES, Letter
+from quartapp.models.email.outbox import FIRST_PAUSE, LEASE, TRIES
 from quartapp.settings import Settings
 from tests.email.conftest import SmtpServer, outbox, outbox_worker
 from tests.email.smtp_server import LOGIN
@@ -37,7 +38,7 @@ LONGEST = f"{'a' * 64}@{'b' * 63}.{'c' * 63}.{'d' * 57}.org"
 
 async def queue(user: User, to: str = "", **data: Any) -> None:
     async def work(tx: Tx) -> None:
-        await Mail.queue(Letter.SIGNED_IN, to or user.email, user=user.id, tx=tx, **data)
+        await Mail.queue(SIGNED_IN, to or user.email, user=user.id, tx=tx, **data)
 
     await transaction(work)
 
@@ -325,7 +326,7 @@ async def test_values_in_an_email_cannot_become_headers(
     (envelope,), (message,) = smtp_server.envelopes, smtp_server.emails
     assert envelope.rcpt_tos == ["ada@example.org"]
     assert message["Bcc"] is None
-    assert "Address: {token}" in message.get_content()
+    assert "IP address: {token}" in message.get_content()
 
 
 async def test_without_a_server_emails_are_files_that_only_the_owner_can_read(

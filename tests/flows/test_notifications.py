@@ -13,10 +13,10 @@ import websockets
 from pydantic import SecretStr
 
 from quartapp import models
+from quartapp.activities import COMMENT_ADDED
 from quartapp.db import mongo
 from quartapp.db.mongo import transaction
 from quartapp.models import User
-from quartapp.models.notifications.notice import Kind
 from quartapp.settings import Settings
 from tests.people import Person, Server, Tab
 
@@ -38,7 +38,7 @@ async def notify(person: Person, count: int) -> None:
     assert user
     for number in range(count):
         await transaction(
-            lambda tx, title=str(number): user.notify(Kind.COMMENT_ADDED, tx, by="bob", title=title)
+            lambda tx, title=str(number): user.notify(COMMENT_ADDED, tx, by="bob", title=title)
         )
 
 

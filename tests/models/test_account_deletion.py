@@ -13,6 +13,13 @@ from beanie import PydanticObjectId
 from bson import DBRef
 
 from quartapp import clock
+from quartapp.activities import (
+    ACCOUNT_CREATED,
+    ACCOUNT_DEACTIVATED,
+    ACCOUNT_DELETED,
+    ACCOUNT_RESTORED,
+    DELETION_SCHEDULED,
+)
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession
 from quartapp.db import mongo
@@ -22,12 +29,12 @@ from quartapp.models.accounts import email_address, password_reset
 from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.base.tokens import digest_of
-from quartapp.models.email.outbox import Letter, Mail
+from quartapp.models.email.outbox import Mail
 from quartapp.models.invitations import invitation
-from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.privacy import account_deletion, personal_data
@@ -69,7 +76,7 @@ async def erase_due() -> int:
     return erased
 
 
-async def emails(user: User) -> list[Letter]:
+async def emails(user: User) -> list[str]:
     return [mail.letter for mail in await Mail.find({"user.$id": user.id}).to_list()]
 
 
@@ -84,8 +91,8 @@ async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: D
         assert isinstance(standing, EndedSession)
         assert (standing.reason, standing.event) == (Reason.ACCOUNT_DISABLED, event.id)
         assert standing.message == "You deactivated or deleted your account."
-    assert event.verb is Verb.USER_DEACTIVATED
-    assert await emails(ada) == [Letter.CLOSED]
+    assert event.verb == ACCOUNT_DEACTIVATED.audit
+    assert await emails(ada) == [ACCOUNT_DEACTIVATED.email_kind]
     assert await ada.close(by=acting(ada)) is None
 
 
@@ -115,10 +122,10 @@ async def test_a_deletion_by_an_administrator_names_the_administrator(db: Databa
     )
     assert isinstance(heard, EndedSession)
     assert heard.message == standing.message
-    assert (await Notice.page(ada.id, limit=1))[0].text == "root closed your account."
-    assert (event.verb, set(event.details)) == (Verb.USER_LEAVING, {"until", "posts"})
+    assert (await Notice.page(ada.id, limit=1))[0].text == "root deactivated your account."
+    assert (event.verb, set(event.details)) == (DELETION_SCHEDULED.audit, {"until", "posts"})
     assert event.details["posts"] == "kept"
-    assert await emails(ada) == [Letter.REMOVED]
+    assert await emails(ada) == ["account.removed"]
     # The email does not contain the administrator's IP address.
     assert "192.0.2.7" not in str(await db["outbox"].find_one({}))
 
@@ -140,16 +147,16 @@ async def test_the_owner_restores_the_account_once_with_the_token(db: Database) 
     token = await account_deletion.issue(await reloaded(ada))
     assert not_none(await account_deletion.asked_by(token)).id == ada.id
     back = await account_deletion.come_back(token, by=Actor(ip="192.0.2.8"))
-    assert (back.is_open, back.deletes_at, back.deletes_posts) == (True, None, False)
+    assert (back.is_active, back.deletes_at, back.deletes_posts) == (True, None, False)
     assert await role_names(ada) == {"member"}
-    assert Letter.RESTORED in await emails(ada)
-    event = not_none(await Event.find_one({"verb": Verb.USER_RESTORED}))
+    assert ACCOUNT_RESTORED.email_kind in await emails(ada)
+    event = not_none(await Event.find_one({"verb": ACCOUNT_RESTORED.audit}))
     assert not_none(event.actor).ref.id == ada.id
     with pytest.raises(TokenSpent):
         await account_deletion.come_back(token, by=NOBODY)
     assert await erase_due() == 0
     (welcome,) = await Notice.page(ada.id)
-    assert welcome.kind is Kind.WELCOME, "restoring sends no notification"
+    assert welcome.kind == ACCOUNT_CREATED.notification_kind, "restoring sends no notification"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ async def test_an_account_that_its_owner_may_not_restore_stays_closed(
         await User.change({"_id": ada.id}, {"$set": {"password_hash": "another"}})
     elif why == "already open":
         await ada.restore(by=acting(root))
-        assert (await Notice.page(ada.id))[0].text == "root opened your account again."
+        assert (await Notice.page(ada.id))[0].text == "root restored your account."
     before = await dump(db)
     assert await account_deletion.asked_by(token) is None
     with pytest.raises(TokenSpent):
@@ -213,7 +220,7 @@ async def test_the_owner_cannot_undo_a_deletion_by_an_administrator(
     assert event.details == {"until": clock.format_short(first), "posts": "removed"}
     with pytest.raises(TokenSpent):
         await account_deletion.come_back(token, by=NOBODY)
-    assert await emails(ada) == [Letter.LEAVING, Letter.REMOVED]
+    assert await emails(ada) == [DELETION_SCHEDULED.email_kind, "account.removed"]
     assert await delete(ada, by=acting(root)) is None, "the account is closed already"
     assert await delete(ada) is None, "it stays a deletion by an administrator"
 
@@ -324,7 +331,7 @@ async def test_erasing_removes_all_personal_data(db: Database, with_posts: bool)
     ]
     root = not_none(await User.by_username("root"))
     assert (await Notice.page(root.id, limit=1))[0].text == (
-        f"{personal_data.NOBODY_NOW} took up your invitation to their address."
+        f"{personal_data.NOBODY_NOW} accepted your invitation to their address."
     )
     if with_posts:
         (post,) = after["posts"]
@@ -429,7 +436,7 @@ async def test_concurrent_workers_erase_and_record_each_account_once(db: Databas
         await make_due(user)
     erased = await concurrently(*(erase_due() for _ in range(4)))
     assert sum(erased) == len(people)
-    assert await Event.find({"verb": Verb.USER_ERASED}).count() == len(people)
+    assert await Event.find({"verb": ACCOUNT_DELETED.audit}).count() == len(people)
     assert await User.find({}).count() == 0
 
 
@@ -446,7 +453,7 @@ async def test_an_erasure_that_a_dead_worker_began_is_completed(db: Database) ->
     assert await erase_due() == 1
     # The first worker was only slow and finishes later.
     assert await account_deletion.erase(begun) is False
-    assert await Event.find({"verb": Verb.USER_ERASED}).count() == 1
+    assert await Event.find({"verb": ACCOUNT_DELETED.audit}).count() == 1
     assert not_none(await Post.get(told["other"])).comment_count == 1
 
 

@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 
 from quartapp import clock
+from quartapp.activities import (
+    ACCOUNT_CREATED,
+    ACCOUNT_DISABLED,
+    EXPIRY_REMOVED,
+    EXPIRY_SET,
+    SIGNED_IN,
+)
 from quartapp.authority.change_stream import Change
 from quartapp.db.mongo import Database
 from quartapp.jobs.account_expiry import AccountExpiry, disable_expired
 from quartapp.models.accounts import account_expiry
 from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.notifications.notice import Notice
@@ -49,9 +56,9 @@ async def expire(user: User, seconds: float = 1) -> User:
     return await set_closes_at(user, clock.now() - timedelta(seconds=seconds))
 
 
-async def recorded(user: User) -> list[tuple[Verb, dict[str, Any]]]:
+async def recorded(user: User) -> list[tuple[str, dict[str, Any]]]:
     events = await Event.find({"subject.$id": user.id}, sort="_id").to_list()
-    return [(e.verb, e.details) for e in events if e.verb is not Verb.USER_REGISTERED]
+    return [(e.verb, e.details) for e in events if e.verb != ACCOUNT_CREATED.audit]
 
 
 async def test_setting_moving_and_removing_an_expiry_date_ends_no_session(db: Database) -> None:
@@ -59,31 +66,31 @@ async def test_setting_moving_and_removing_an_expiry_date_ends_no_session(db: Da
     _, token = await sign_in(ada)
     by = acting(root)
     first, second = ahead(), ahead(31)
-    assert await account_expiry.appoint(ada, first, by=by)
-    assert await account_expiry.appoint(ada, first, by=by) is None, "the date is the same"
+    assert await account_expiry.set_expiry(ada, first, by=by)
+    assert await account_expiry.set_expiry(ada, first, by=by) is None, "the date is the same"
     closes = (await reloaded(ada)).closes_at
     assert closes is not None
     assert closes.date() == first + timedelta(days=1)
     assert (closes.hour, closes.minute, closes.second, closes.microsecond) == (0, 0, 0, 0)
-    assert (await reloaded(ada)).last_day == first
-    assert await account_expiry.appoint(ada, second, by=by)
-    assert (await reloaded(ada)).last_day == second
-    assert await account_expiry.lift(ada, by=by)
-    assert await account_expiry.lift(ada, by=by) is None
-    assert (await reloaded(ada)).last_day is None
+    assert (await reloaded(ada)).expires_on == first
+    assert await account_expiry.set_expiry(ada, second, by=by)
+    assert (await reloaded(ada)).expires_on == second
+    assert await account_expiry.remove_expiry(ada, by=by)
+    assert await account_expiry.remove_expiry(ada, by=by) is None
+    assert (await reloaded(ada)).expires_on is None
     assert await end_reason(token) is None
     assert (await reloaded(ada)).authz_version == ada.authz_version
     assert [verb for verb, _ in await recorded(ada)] == [
-        Verb.SESSION_STARTED,
-        Verb.LAST_DAY_SET,
-        Verb.LAST_DAY_SET,
-        Verb.LAST_DAY_LIFTED,
+        SIGNED_IN.audit,
+        EXPIRY_SET.audit,
+        EXPIRY_SET.audit,
+        EXPIRY_REMOVED.audit,
     ]
     told = [notice.text for notice in await Notice.after(ada.id, 1)]
     assert told == [
-        f"root set your last day: {first}. Your account is disabled at its end.",
-        f"root set your last day: {second}. Your account is disabled at its end.",
-        "root took your last day back. Your account stays.",
+        f"root set your account's expiry date: it is disabled at the end of {first} (UTC).",
+        f"root set your account's expiry date: it is disabled at the end of {second} (UTC).",
+        "root removed your account's expiry date. It no longer expires.",
     ]
 
 
@@ -109,7 +116,7 @@ async def test_concurrent_workers_record_an_expiry_once(db: Database, workers: i
     ada = await register("ada", "member")
     session, _ = await sign_in(ada)
     ada = await expire(ada)
-    done = await concurrently(*(account_expiry.close(ada) for _ in range(workers)))
+    done = await concurrently(*(account_expiry.disable_expired(ada) for _ in range(workers)))
     (event,) = [each for each in done if each]
     closed = await reloaded(ada)
     assert (closed.disabled_at, closed.closes_at) == (ada.closes_at, None)
@@ -118,10 +125,10 @@ async def test_concurrent_workers_record_an_expiry_once(db: Database, workers: i
     assert (over["ended_reason"], over["ended_because"]) == ("account_disabled", "last_day")
     assert over["ended_event"].id == event.id
     assert (await recorded(ada))[1:] == [
-        (Verb.USER_DISABLED, {"last_day": (ada.last_day or FAR).isoformat()})
+        (ACCOUNT_DISABLED.audit, {"last_day": (ada.expires_on or FAR).isoformat()})
     ]
     (told,) = await Notice.after(ada.id, 1)
-    assert told.text.startswith("Your last day was ")
+    assert told.text.startswith("Your account expired at the end of ")
     assert session.id == over["_id"]
     assert await account_expiry.due() == []
 
@@ -131,14 +138,14 @@ async def test_a_failed_expiry_does_not_stop_the_others(
 ) -> None:
     await register("root", "admin")
     people = [await expire(await register(name, "member")) for name in ("ada", "bob", "eve")]
-    close = account_expiry.close
+    close = account_expiry.disable_expired
 
     async def fails(user: User) -> Event | None:
         if user.username == "bob":
             raise OSError("not this one")
         return await close(user)
 
-    monkeypatch.setattr(account_expiry, "close", fails)
+    monkeypatch.setattr(account_expiry, "disable_expired", fails)
     await disable_expired()
     shut = [(await reloaded(user)).disabled_at is not None for user in people]
     assert shut == [True, False, True]
@@ -150,21 +157,21 @@ async def test_an_account_that_is_not_due_or_was_extended_stays_open(db: Databas
     await set_closes_at(bob, clock.now() + timedelta(seconds=30))
     ada = await expire(ada)
     assert [user.username for user in await account_expiry.due()] == ["ada"]
-    await account_expiry.appoint(ada, ahead(), by=NOBODY)
-    assert await account_expiry.close(ada) is None
-    assert await account_expiry.close(await reloaded(bob)) is not None, (
+    await account_expiry.set_expiry(ada, ahead(), by=NOBODY)
+    assert await account_expiry.disable_expired(ada) is None
+    assert await account_expiry.disable_expired(await reloaded(bob)) is not None, (
         "close does not check the time"
     )
     assert not (await reloaded(ada)).disabled
 
 
 async def test_the_next_expiry_is_the_earliest_future_one(db: Database) -> None:
-    assert await account_expiry.next_closing() is None
+    assert await account_expiry.next_expiry() is None
     ada, bob, eve = [await register(name) for name in ("ada", "bob", "eve")]
-    await account_expiry.appoint(ada, ahead(2), by=NOBODY)
-    await account_expiry.appoint(bob, ahead(1), by=NOBODY)
+    await account_expiry.set_expiry(ada, ahead(2), by=NOBODY)
+    await account_expiry.set_expiry(bob, ahead(1), by=NOBODY)
     await expire(eve)
-    assert await account_expiry.next_closing() == account_expiry.closing(ahead(1))
+    assert await account_expiry.next_expiry() == account_expiry.end_of(ahead(1))
 
 
 def test_an_expiry_date_is_between_today_and_ten_years_ahead(
@@ -195,10 +202,10 @@ async def test_only_changes_of_expiry_dates_wake_the_expiry_job(what: Change, wa
 async def test_enabling_an_account_removes_its_expiry_date(db: Database) -> None:
     await register("root", "admin")
     ada = await register("ada", "member")
-    await account_expiry.appoint(ada, ahead(), by=NOBODY)
+    await account_expiry.set_expiry(ada, ahead(), by=NOBODY)
     await ada.disable(by=NOBODY)
-    assert (await reloaded(ada)).last_day is None
-    assert await account_expiry.appoint(ada, ahead(), by=NOBODY) is None, (
+    assert (await reloaded(ada)).expires_on is None
+    assert await account_expiry.set_expiry(ada, ahead(), by=NOBODY) is None, (
         "the account is disabled already"
     )
     assert await ada.enable(by=NOBODY)
@@ -214,13 +221,13 @@ async def test_one_administrator_without_an_expiry_date_must_remain(
     admin = await role("admin")
     root = await register("root", "admin")
     with pytest.raises(LastAdministrator):
-        await account_expiry.appoint(root, ahead(), by=NOBODY)
+        await account_expiry.set_expiry(root, ahead(), by=NOBODY)
     grace = await register("grace", "admin")
-    await account_expiry.appoint(grace, ahead(), by=NOBODY)
+    await account_expiry.set_expiry(grace, ahead(), by=NOBODY)
     assert await active_administrators() == 2
     for verb in (
-        account_expiry.appoint(root, ahead(5), by=NOBODY),
-        account_expiry.appoint(root, ahead(60), by=NOBODY),
+        account_expiry.set_expiry(root, ahead(5), by=NOBODY),
+        account_expiry.set_expiry(root, ahead(60), by=NOBODY),
         root.disable(by=NOBODY),
         root.revoke(admin, by=NOBODY),
     ):
@@ -228,13 +235,13 @@ async def test_one_administrator_without_an_expiry_date_must_remain(
             await verb
     assert (await reloaded(root)).closes_at is None
     # The date of an administrator who expires anyway may change.
-    assert await account_expiry.appoint(grace, ahead(90), by=NOBODY)
+    assert await account_expiry.set_expiry(grace, ahead(90), by=NOBODY)
     await expire(grace)
     assert await active_administrators() == 1
     with pytest.raises(LastAdministrator, match="last active"):
         await root.disable(by=NOBODY)
     assert await grace.enable(by=NOBODY)
-    assert await account_expiry.appoint(root, ahead(5), by=NOBODY)
+    assert await account_expiry.set_expiry(root, ahead(5), by=NOBODY)
 
 
 @pytest.mark.parametrize("administrators", [2, 6])
@@ -252,8 +259,8 @@ async def test_concurrent_removals_leave_one_administrator_without_expiry(
                 [
                     lambda: user.disable(by=NOBODY),
                     lambda: user.revoke(admin, by=NOBODY),
-                    lambda: account_expiry.appoint(user, ahead(dice.randint(1, 9)), by=NOBODY),
-                    lambda: account_expiry.appoint(user, ahead(5), by=NOBODY),
+                    lambda: account_expiry.set_expiry(user, ahead(dice.randint(1, 9)), by=NOBODY),
+                    lambda: account_expiry.set_expiry(user, ahead(5), by=NOBODY),
                 ]
             )()
 
@@ -264,7 +271,11 @@ async def test_concurrent_removals_leave_one_administrator_without_expiry(
             if (await reloaded(user)).closes_at:
                 await expire(user)
         await concurrently(
-            *(account_expiry.close(u) for u in await account_expiry.due() for _ in range(2))
+            *(
+                account_expiry.disable_expired(u)
+                for u in await account_expiry.due()
+                for _ in range(2)
+            )
         )
         assert await active_administrators() == 1
         for user in people:
@@ -285,13 +296,13 @@ async def test_the_last_administrator_does_not_expire_by_a_database_edit(
     assert [user.username for user in due] == ["ada", "admin2", "admin1", "admin0"]
     # Four workers close each account concurrently.
     for user in due:
-        await concurrently(*(account_expiry.close(user) for _ in range(4)))
+        await concurrently(*(account_expiry.disable_expired(user) for _ in range(4)))
     assert await active_administrators() == 1
     assert not (await reloaded(people[2])).disabled
     assert (await reloaded(ada)).disabled
-    assert await recorded(people[2]) == [(Verb.LAST_DAY_LIFTED, {"why": "the last administrator"})]
+    assert await recorded(people[2]) == [(EXPIRY_REMOVED.audit, {"why": "the last administrator"})]
     for user in people[:2]:
-        assert [verb for verb, _ in await recorded(user)] == [Verb.USER_DISABLED]
+        assert [verb for verb, _ in await recorded(user)] == [ACCOUNT_DISABLED.audit]
 
 
 async def test_simultaneous_expiries_leave_one_administrator(db: Database) -> None:
@@ -300,7 +311,9 @@ async def test_simultaneous_expiries_leave_one_administrator(db: Database) -> No
         for user in people:
             await expire(user)
         due = await account_expiry.due()
-        await concurrently(*(account_expiry.close(user) for user in due for _ in range(2)))
+        await concurrently(
+            *(account_expiry.disable_expired(user) for user in due for _ in range(2))
+        )
         assert await active_administrators(lasting=True) == 1
         for user in people:
             await user.enable(by=NOBODY)
@@ -316,10 +329,10 @@ async def test_an_expiry_during_a_removal_leaves_one_administrator(
         root = await register(f"root{number}", "admin")
         grace = await expire(await register(f"grace{number}", "admin"))
         await concurrently(
-            account_expiry.close(grace),
+            account_expiry.disable_expired(grace),
             root.revoke(admin, by=NOBODY),
             root.disable(by=NOBODY),
-            account_expiry.appoint(root, ahead(), by=NOBODY),
+            account_expiry.set_expiry(root, ahead(), by=NOBODY),
             unless=LastAdministrator,
         )
         assert await active_administrators(lasting=True) == 1
@@ -338,5 +351,5 @@ async def test_an_account_may_expire_today_and_not_on_the_last_possible_date(db:
     assert not account_expiry.is_possible(date.max)
     ada = await register("ada", "member")
     _, token = await sign_in(ada)
-    await account_expiry.appoint(ada, clock.now().date(), by=NOBODY)
+    await account_expiry.set_expiry(ada, clock.now().date(), by=NOBODY)
     assert await end_reason(token) is None

@@ -10,31 +10,38 @@ import pytest
 from structlog.testing import capture_logs
 
 from quartapp import clock
+from quartapp.activities import (
+    EMAIL_VERIFICATION_REQUESTED,
+    PASSWORD_RESET_REQUESTED,
+    RECOVERY_CODES_CREATED,
+    Activity,
+    Email,
+    catalogue,
+)
 from quartapp.db.mongo import Database, Tx, transaction
 from quartapp.models import Invitation, Mail
 from quartapp.models.accounts import password_reset
 from quartapp.models.accounts.user import User
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.email.mailbox import Mailbox
-from quartapp.models.email.outbox import Letter
 from quartapp.models.factors import recovery_codes
 from quartapp.models.factors.factor import Factor
-from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.notifications.notice import Notice
 from tests.models.helpers import acting, register, reloaded
 
 ADA = "ada@example.org"
 
 
-async def queue(letter: Letter, to: str = ADA, *, times: int = 1) -> None:
+async def queue(what: Activity | Email, to: str = ADA, *, times: int = 1) -> None:
     async def work(tx: Tx) -> None:
-        await Mail.queue(letter, to, tx=tx)
+        await Mail.queue(what, to, tx=tx)
 
     for _ in range(times):
         await transaction(work)
 
 
 async def queued(**match: Any) -> Counter[str]:
-    return Counter([mail.letter.value async for mail in Mail.find(match)])
+    return Counter([mail.letter async for mail in Mail.find(match)])
 
 
 async def test_forty_sets_of_recovery_codes_send_five_emails(db: Database) -> None:
@@ -45,19 +52,21 @@ async def test_forty_sets_of_recovery_codes_send_five_emails(db: Database) -> No
     for _ in range(40):
         await recovery_codes.renew(ada, by=acting(ada))
     assert await queued() == {"recovery_codes.made": 5}
-    told = {"user.$id": ada.id, "kind": Kind.RECOVERY_CODES_MADE}
+    told = {"user.$id": ada.id, "kind": RECOVERY_CODES_CREATED.notification_kind}
     assert await Notice.find(told).count() == 40, "each of them has a notification in the app"
 
 
 async def test_each_kind_of_email_has_its_own_budget(db: Database) -> None:
-    for letter in Letter:
-        await queue(letter, times=12)
+    for email in catalogue.emails.values():
+        await queue(email, times=12)
     sent = await queued()
     assert sum(sent.values()) == 30
-    for letter in (Letter.RESET, Letter.CONFIRM, Letter.INVITED, Letter.ADDRESS_CHANGED):
-        assert sent[letter.value] == 5
-    notifications = [letter for letter in sent if letter not in set(Letter) - set(sent)]
-    assert max(sent[letter] for letter in notifications) <= 5
+    lanes = {kind: email.lane for kind, email in catalogue.emails.items()}
+    own = [kind for kind, lane in lanes.items() if lane != "notifications"]
+    assert len(own) == 4
+    assert [sent[kind] for kind in own] == [5, 5, 5, 5]
+    notifications = [kind for kind in sent if kind not in own]
+    assert max(sent[kind] for kind in notifications) <= 5
 
 
 @pytest.mark.parametrize(
@@ -73,9 +82,9 @@ async def test_all_spellings_of_a_mailbox_share_its_budget(
     db: Database, spellings: list[str]
 ) -> None:
     for spelling in spellings:
-        await queue(Letter.CONFIRM, spelling)
+        await queue(EMAIL_VERIFICATION_REQUESTED, spelling)
     assert sum((await queued()).values()) == 5
-    await queue(Letter.CONFIRM, "bob@example.org")
+    await queue(EMAIL_VERIFICATION_REQUESTED, "bob@example.org")
     assert sum((await queued()).values()) == 6, "another mailbox has a budget of its own"
 
 
@@ -90,22 +99,22 @@ async def test_concurrent_requests_stay_within_the_email_budget(db: Database) ->
 
 
 async def test_the_email_budget_is_renewed_after_its_period(db: Database) -> None:
-    await queue(Letter.RESET, times=6)
+    await queue(PASSWORD_RESET_REQUESTED, times=6)
     assert await queued() == {"password.reset": 5}
     await Mailbox.change_all({}, {"$set": {"until": clock.now()}})
-    await queue(Letter.RESET)
+    await queue(PASSWORD_RESET_REQUESTED)
     assert await queued() == {"password.reset": 6}
 
 
 async def test_an_email_that_is_not_committed_is_not_counted(db: Database) -> None:
     async def work(tx: Tx) -> None:
-        await Mail.queue(Letter.RESET, ADA, tx=tx)
+        await Mail.queue(PASSWORD_RESET_REQUESTED, ADA, tx=tx)
         raise ZeroDivisionError
 
     for _ in range(6):
         with pytest.raises(ZeroDivisionError):
             await transaction(work)
-    await queue(Letter.RESET)
+    await queue(PASSWORD_RESET_REQUESTED)
     assert await queued() == {"password.reset": 1}
 
 

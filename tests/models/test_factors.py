@@ -10,10 +10,11 @@ import pytest
 from pyotp.totp import TOTP
 
 from quartapp import clock
+from quartapp.activities import RECOVERY_CODE_USED
 from quartapp.authority.session_rule import Principal, state_by_digest
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import RightsChanged
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.base.tokens import digest_of
@@ -93,9 +94,9 @@ async def told(user: User) -> tuple[set[str], set[str], set[str]]:
     """Return the kinds of the user's notifications, emails and audit events."""
     mine = {"user.$id": user.id}
     return (
-        {each.kind.value for each in await Notice.find(mine).to_list()},
-        {each.letter.value for each in await Mail.find(mine).to_list()},
-        {each.verb.value for each in await Event.find({"subject.$id": user.id}).to_list()},
+        {each.kind for each in await Notice.find(mine).to_list()},
+        {each.letter for each in await Mail.find(mine).to_list()},
+        {each.verb for each in await Event.find({"subject.$id": user.id}).to_list()},
     )
 
 
@@ -245,7 +246,7 @@ async def test_concurrent_uses_of_one_recovery_code_succeed_once(db: Database, w
         works = (recovery_codes.use(ada, each, by=acting(ada)) for _ in range(4))
         assert len([left for left in await concurrently(*works) if left is not None]) == 1
     assert (await reloaded(ada)).recovery_codes == []
-    assert len(await Event.find({"verb": Verb.RECOVERY_CODE_USED}).to_list()) == len(done.codes)
+    assert len(await Event.find({"verb": RECOVERY_CODE_USED.audit}).to_list()) == len(done.codes)
 
 
 async def test_new_recovery_codes_void_the_old_ones_and_require_a_factor(

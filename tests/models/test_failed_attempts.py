@@ -13,8 +13,8 @@ from quartapp import clock
 from quartapp.auth import rate_limits
 from quartapp.auth.rate_limits import Key, RateLimitExceeded, attempt, count
 from quartapp.db.mongo import Database
-from quartapp.models.limits.counter import Allowance
-from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.models.limits.counter import Counter
+from quartapp.models.limits.failed_attempts import FailedAttempts
 from quartapp.security.passwords import Busy
 
 FIVE = parse("5 per 5 minutes")
@@ -42,24 +42,24 @@ async def outcome(*keys: Key, right: bool = False) -> str | int:
 
 async def let_pass(seconds: float) -> None:
     """Move all stored times into the past by this many seconds."""
-    rows = Guesses.get_motor_collection()
+    rows = FailedAttempts.get_motor_collection()
     back = -int(seconds * 1000)
     fields = {name: {"$add": [f"${name}", back]} for name in ("until", "forget_at")}
     await rows.update_many({}, [{"$set": fields}])
-    await Allowance.get_motor_collection().update_many(
+    await Counter.get_motor_collection().update_many(
         {}, [{"$set": {"until": {"$add": ["$until", back]}}}]
     )
 
 
-async def only_row() -> Guesses:
-    (found,) = await Guesses.find({}).to_list()
+async def only_row() -> FailedAttempts:
+    (found,) = await FailedAttempts.find({}).to_list()
     return found
 
 
 async def postpone_expiry() -> None:
     """Postpone the expiry of all stored failures."""
     soon = clock.now() + timedelta(minutes=1)
-    await Guesses.get_motor_collection().update_many({}, {"$set": {"forget_at": soon}})
+    await FailedAttempts.get_motor_collection().update_many({}, {"$set": {"forget_at": soon}})
 
 
 async def test_failures_past_the_limit_double_the_wait() -> None:
@@ -171,7 +171,7 @@ async def test_only_the_first_waiting_attempt_polls_the_database(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rate_limits, "WAIT_SECONDS", 0.5)
-    key, polls, begin = Key("ada", parse("1 per minute")), 0, Guesses.begin
+    key, polls, begin = Key("ada", parse("1 per minute")), 0, FailedAttempts.begin
 
     async def poll(*args: Any) -> Any:
         nonlocal polls
@@ -179,7 +179,7 @@ async def test_only_the_first_waiting_attempt_polls_the_database(
         return await begin(*args)
 
     async with attempt(key):
-        monkeypatch.setattr(Guesses, "begin", poll)
+        monkeypatch.setattr(FailedAttempts, "begin", poll)
         await asyncio.gather(*(guess(key) for _ in range(20)), return_exceptions=True)
     # Each attempt asks when it arrives and when it becomes the first; the first asks five times
     # more.
@@ -202,7 +202,7 @@ async def test_an_attempt_that_was_not_evaluated_is_not_counted() -> None:
 
 async def test_an_attempt_of_a_dead_worker_times_out() -> None:
     key = Key("ada", parse("1 per minute"))
-    rows = Guesses.get_motor_collection()
+    rows = FailedAttempts.get_motor_collection()
     evaluating = asyncio.Event()
     abandoned = asyncio.create_task(_attempt_attempt_attempt_forever(key, evaluating))
     await evaluating.wait()
@@ -251,7 +251,7 @@ async def test_concurrent_counts_are_exact_and_restart_with_each_window() -> Non
 async def test_rate_limit_keys_are_stored_as_digests() -> None:
     await guess(Key("ada@example.org from 192.0.2.7", FIVE))
     await count("registration", ("192.0.2.7", FIVE))
-    rows = [*await Guesses.find({}).to_list(), *await Allowance.find({}).to_list()]
+    rows = [*await FailedAttempts.find({}).to_list(), *await Counter.find({}).to_list()]
     assert len(rows) == 2
     assert "192.0.2" not in repr(rows)
     assert "ada" not in repr(rows)

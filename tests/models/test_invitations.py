@@ -8,13 +8,19 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
+from quartapp.activities import (
+    ACCOUNT_CREATED,
+    INVITATION_ACCEPTED,
+    INVITATION_WITHDRAWN,
+    USER_INVITED,
+)
 from quartapp.db.mongo import Database
 from quartapp.models import Invitation, Mail
 from quartapp.models.accounts import account_expiry
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.base.references import ref
 from quartapp.models.invitations import invitation
@@ -84,14 +90,14 @@ async def test_accepting_an_invitation_creates_an_account_with_a_verified_addres
     assert await role_names(bob) == {"member", "moderator"}
     assert await Mail.find_one({}) is None, "the address needs no verification"
     assert (await reloaded(bob)).letters_asked == []
-    events = await Event.find({"verb": {"$ne": Verb.USER_REGISTERED}}, sort="_id").to_list()
+    events = await Event.find({"verb": {"$ne": ACCOUNT_CREATED.audit}}, sort="_id").to_list()
     assert [(e.verb, not_none(e.actor).ref.id, e.ip) for e in events] == [  # type: ignore[union-attr]
-        (Verb.USER_INVITED, root.id, "192.0.2.7"),
-        (Verb.INVITATION_ACCEPTED, bob.id, "192.0.2.9"),
+        (USER_INVITED.audit, root.id, "192.0.2.7"),
+        (INVITATION_ACCEPTED.audit, bob.id, "192.0.2.9"),
     ]
     assert events[0].details == {"email": BOB, "role": "moderator"}
     (told,) = await Notice.after(root.id, 1)
-    assert told.text == f"bob took up your invitation to {BOB}."
+    assert told.text == f"bob accepted your invitation to {BOB}."
     assert await why_not(token) is Fate.ACCEPTED
     ((kept, fate),) = await Invitation.page()
     assert (kept.inviter, kept.gives, fate) == ("root", "moderator", Fate.ACCEPTED)
@@ -123,7 +129,7 @@ async def test_concurrent_acceptances_of_one_invitation_create_one_account(
         )
         assert len(made) == 1
     assert await User.find({}).count() == 1 + len(rounds)
-    assert await Event.find({"verb": Verb.INVITATION_ACCEPTED}).count() == len(rounds)
+    assert await Event.find({"verb": INVITATION_ACCEPTED.audit}).count() == len(rounds)
     assert (await reloaded(root)).notice_seq == 1 + len(rounds)
 
 
@@ -330,7 +336,7 @@ async def test_an_accepted_or_withdrawn_invitation_cannot_change(db: Database, r
     with pytest.raises(Taken):
         await other.send_again(by=by)
     verbs = [event.verb for event in await Event.find({}, sort="_id").to_list()]
-    assert verbs.count(Verb.INVITATION_WITHDRAWN) == 1
+    assert verbs.count(INVITATION_WITHDRAWN.audit_name) == 1
     assert [fate for _, fate in await Invitation.page()] == [Fate.ACCEPTED, Fate.WITHDRAWN]
 
 
@@ -425,6 +431,6 @@ async def test_inviting_and_accepting_are_atomic(db: Database, root: User) -> No
 
 async def test_an_inviter_whose_account_expires_later_may_invite(db: Database, root: User) -> None:
     eve, _ = await host("eve")
-    await account_expiry.appoint(eve, clock.now().date(), by=NOBODY)
+    await account_expiry.set_expiry(eve, clock.now().date(), by=NOBODY)
     await Invitation.write(BOB, None, by=acting(eve))
     assert await take_up(await sent())

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from quartapp import clock
+from quartapp.activities import SIGNED_IN
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
 from quartapp.models.audit import activity
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY, Actor
-from quartapp.models.email.outbox import Letter, Mail
+from quartapp.models.email.outbox import Mail
 from quartapp.models.factors import enrolment
 from quartapp.models.sessions.opening import is_known_browser, open_session
 from quartapp.models.sessions.reason import Reason
@@ -60,7 +61,7 @@ async def write_a_password_hash_into_the_database(ada: User, mine: Session) -> o
 
 
 async def report_a_sign_in(ada: User, mine: Session) -> object:
-    match = {"verb": Verb.SESSION_STARTED}
+    match = {"verb": SIGNED_IN.audit}
     started = await Event.find(match, sort="-_id").to_list()
     return await activity.disown(started[0], by=by(ada, mine))
 
@@ -99,9 +100,9 @@ async def test_securing_the_account_forgets_all_browsers_but_the_one_in_use(
     if act is not end_the_session:
         assert not await is_known_browser(await reloaded(ada), ip="198.51.100.1")
     # The next sign-in from there sends an email and makes the browser known.
-    before = await Mail.find({"letter": Letter.SIGNED_IN}).count()
+    before = await Mail.find({"letter": SIGNED_IN.email_kind}).count()
     await opened(await reloaded(ada), THEIRS)
-    assert await Mail.find({"letter": Letter.SIGNED_IN}).count() == before + 1
+    assert await Mail.find({"letter": SIGNED_IN.email_kind}).count() == before + 1
     assert await known(ada, THEIRS)
 
 

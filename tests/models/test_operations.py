@@ -11,6 +11,20 @@ import pytest
 from pymongo.errors import OperationFailure
 
 from quartapp import clock
+from quartapp.activities import (
+    ACCOUNT_CREATED,
+    ACCOUNT_DISABLED,
+    ACCOUNT_ENABLED,
+    PASSWORD_CHANGED,
+    ROLE_DELETED,
+    ROLE_EDITED,
+    ROLE_GRANTED,
+    ROLE_REVOKED,
+    SESSION_ENDED,
+    SESSIONS_ENDED,
+    SIGNED_IN,
+    Activity,
+)
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.administrators import LastAdministrator
@@ -24,7 +38,7 @@ from quartapp.models.accounts.one_time_token import (
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import PasswordMoved, User
 from quartapp.models.audit import activity
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
@@ -75,11 +89,11 @@ class Cast:
         for token in self.tokens:
             assert await end_reason(token) is None
 
-    async def recorded(self, verb: Verb, *, subject: User | None, **details: Any) -> None:
+    async def recorded(self, activity: Activity, *, subject: User | None, **details: Any) -> None:
         """Check the newest audit event."""
         event = await Event.find({}, sort="-_id").first_or_none()
         assert event is not None
-        assert event.verb == verb
+        assert event.verb == activity.audit
         assert event.actor is not None
         assert event.actor.ref.id == self.root.id
         assert event.ip == "192.0.2.7"
@@ -118,7 +132,7 @@ async def test_registering_creates_account_audit_event_and_notification(
     assert await role_names(ada) == {"member"}
     event = await Event.find_one({})
     assert event is not None
-    assert event.verb == Verb.USER_REGISTERED
+    assert event.verb == ACCOUNT_CREATED.audit
     # Visitors have an IP address and register themselves; an operator registers others.
     assert (event.actor and event.actor.ref.id) == (ada.id if address else None)
     assert (event.ip, event.details) == (address, {"roles": ["member"]})
@@ -147,7 +161,7 @@ async def test_granting_a_role_ends_no_session(cast: Cast) -> None:
     assert await cast.ada.grant(moderator, by=acting(cast.root))
     assert await role_names(cast.ada) == {"member", "editor", "moderator"}
     assert (await reloaded(cast.ada)).authz_version == version + 1
-    await cast.recorded(Verb.ROLE_GRANTED, subject=cast.ada, role="moderator")
+    await cast.recorded(ROLE_GRANTED, subject=cast.ada, role="moderator")
     await cast.told("root gave you the role moderator.")
     await cast.sessions_are_active()
 
@@ -158,8 +172,8 @@ async def test_revoking_a_role_ends_the_sessions(cast: Cast) -> None:
     assert await role_names(cast.ada) == {"member"}
     assert (await reloaded(cast.ada)).authz_version == version + 1
     await cast.ended(Reason.ROLE_REVOKED, by=cast.root)
-    await cast.recorded(Verb.ROLE_REVOKED, subject=cast.ada, role="editor")
-    await cast.told("root took the role editor from you.")
+    await cast.recorded(ROLE_REVOKED, subject=cast.ada, role="editor")
+    await cast.told("root removed the role editor from you.")
 
 
 async def test_disabling_an_account_ends_its_sessions_permanently(
@@ -170,13 +184,13 @@ async def test_disabling_an_account_ends_its_sessions_permanently(
     assert (await reloaded(cast.ada)).disabled_at is not None
     assert (await reloaded(cast.ada)).authz_version == version + 1
     await cast.ended(Reason.ACCOUNT_DISABLED, by=cast.root)
-    await cast.recorded(Verb.USER_DISABLED, subject=cast.ada)
+    await cast.recorded(ACCOUNT_DISABLED, subject=cast.ada)
     await cast.told("root disabled your account.")
 
     assert await cast.ada.enable(by=acting(cast.root))
     assert (await reloaded(cast.ada)).disabled_at is None
     assert (await reloaded(cast.ada)).authz_version == version + 2
-    await cast.recorded(Verb.USER_ENABLED, subject=cast.ada)
+    await cast.recorded(ACCOUNT_ENABLED, subject=cast.ada)
     await cast.told("root enabled your account again.")
     await cast.ended(Reason.ACCOUNT_DISABLED, by=cast.root)
 
@@ -185,7 +199,7 @@ async def test_an_administrator_ends_all_sessions_of_a_user(cast: Cast) -> None:
     event = not_none(await cast.ada.end_sessions(Reason.ENDED_BY_ADMIN, by=acting(cast.root)))
     assert event.details["count"] == 2
     await cast.ended(Reason.ENDED_BY_ADMIN, by=cast.root)
-    await cast.recorded(Verb.SESSIONS_ENDED, subject=cast.ada, reason="ended_by_admin", count=2)
+    await cast.recorded(SESSIONS_ENDED, subject=cast.ada, reason="ended_by_admin", count=2)
     await cast.told("root ended your sessions.")
 
 
@@ -202,7 +216,7 @@ async def test_ending_the_other_sessions_keeps_this_one(cast: Cast) -> None:
 async def test_a_session_is_ended_once(cast: Cast) -> None:
     assert await cast.laptop.end(Reason.ENDED_BY_ADMIN, by=acting(cast.root))
     told = {"reason": "ended_by_admin", "device": "Firefox", "count": 1}
-    await cast.recorded(Verb.SESSION_ENDED, subject=cast.ada, **told)
+    await cast.recorded(SESSION_ENDED, subject=cast.ada, **told)
     lines = await Event.find({}).count()
     assert not await cast.laptop.end(Reason.SIGNED_OUT, by=acting(cast.ada))
     assert [await end_reason(token) for token in cast.tokens] == [Reason.ENDED_BY_ADMIN, None]
@@ -221,8 +235,8 @@ async def test_a_password_change_ends_other_sessions_and_renews_this_one(
     assert await end_reason(other) is Reason.PASSWORD_CHANGED
     with pytest.raises(AssertionError):
         await end_reason(stale)  # The old cookie is void.
-    await cast.recorded(Verb.PASSWORD_CHANGED, subject=cast.ada)
-    await cast.told("Your password was changed. Any other session has ended.")
+    await cast.recorded(PASSWORD_CHANGED, subject=cast.ada)
+    await cast.told("Your password was changed. All other sessions were ended.")
     assert await end_reason(cast.of_bob) is None
 
 
@@ -260,7 +274,7 @@ async def test_a_hash_upgrade_ends_no_session_and_sends_no_notification(cast: Ca
     await cast.sessions_are_active()
     _, third = await sign_in(cast.ada)
     assert await end_reason(third) is None
-    assert await Event.find({"verb": {"$ne": Verb.SESSION_STARTED}}).count() == lines - 3
+    assert await Event.find({"verb": {"$ne": SIGNED_IN.audit}}).count() == lines - 3
     assert (await reloaded(cast.ada)).notice_seq == told
 
 
@@ -299,7 +313,7 @@ async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> No
     assert (found.name, found.description, found.permissions) == ("Editor", "Edits.", [write])
     assert (await reloaded(cast.ada)).authz_version == version + 1
     await cast.recorded(
-        Verb.ROLE_EDITED, subject=None, role="Editor", allowed=[write], forbidden=[moderate]
+        ROLE_EDITED, subject=None, role="Editor", allowed=[write], forbidden=[moderate]
     )
     await cast.sessions_are_active()
 
@@ -309,7 +323,7 @@ async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> No
     assert (await reloaded(cast.ada)).authz_version == version + 2
     assert (await reloaded(cast.bob)).authz_version == of_bob
     await cast.ended(Reason.ROLE_DELETED, by=cast.root)
-    await cast.recorded(Verb.ROLE_DELETED, subject=None, role="Editor", holders=1)
+    await cast.recorded(ROLE_DELETED, subject=None, role="Editor", holders=1)
     await cast.told("root deleted the role Editor, which you held.")
 
 

@@ -10,18 +10,19 @@ import pytest
 from beanie import Link, PydanticObjectId
 
 from quartapp import clock
+from quartapp.activities import ACCOUNT_CREATED, SIGNED_IN
 from quartapp.authority import session_rule
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.administrators import active_administrators
 from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.base.references import linked_id, ref, role_ref, user_ref
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.invitations.invitation import Invitation
-from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
@@ -52,8 +53,10 @@ async def users(db: Database) -> list[User]:
             author: Any = user_ref(user.id)
             posts.append(Post(author=author, title=f"{i} {number}", body="…"))
             comments.append(Comment(author=author, post=ref("posts", posts[i].id), body="…"))
-            notices.append(Notice(user=author, seq=number + 1, kind=Kind.WELCOME))
-            events.append(Event(actor=author, subject=author, verb=Verb.SESSION_STARTED))
+            notices.append(
+                Notice(user=author, seq=number + 1, kind=ACCOUNT_CREATED.notification_kind)
+            )
+            events.append(Event(actor=author, subject=author, verb=SIGNED_IN.audit_name))
             seen = now - timedelta(seconds=i * EACH + number)
             sessions.append(
                 Session(

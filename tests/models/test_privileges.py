@@ -9,11 +9,12 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock, models
+from quartapp.activities import ROLE_EDITED
 from quartapp.authority import session_rule
 from quartapp.db.mongo import Database, Tx
 from quartapp.models import Invitation, Role, Session, User
 from quartapp.models.accounts import account_expiry
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.authorization import privileges, transaction
 from quartapp.models.authorization.privileges import MissingPermission, require_to_manage
 from quartapp.models.authorization.transaction import RightsChanged, SessionOver
@@ -164,8 +165,8 @@ VERBS: dict[str, Manage] = {
     "close": lambda user, by: user.close(by=by),
     "delete": lambda user, by: user.close(by=by, deletes_at=clock.now() + timedelta(days=1)),
     "restore": lambda user, by: user.restore(by=by),
-    "set expiry": lambda user, by: account_expiry.appoint(user, clock.now().date(), by=by),
-    "lift expiry": lambda user, by: account_expiry.lift(user, by=by),
+    "set expiry": lambda user, by: account_expiry.set_expiry(user, clock.now().date(), by=by),
+    "lift expiry": lambda user, by: account_expiry.remove_expiry(user, by=by),
     "reset factors": lambda user, by: enrolment.reset(user, by=by),
     "set a password": lambda user, by: user.change_password("new", by=by),
 }
@@ -328,7 +329,7 @@ async def test_preparing_removes_management_from_default_roles(db: Database) -> 
     await models.prepare()
     assert (await role(MEMBER)).permissions == ["posts.write", "moon.land"]
     assert (await reloaded(ada)).authz_version == ada.authz_version + 1
-    edited = not_none(await Event.find_one({"verb": Verb.ROLE_EDITED}))
+    edited = not_none(await Event.find_one({"verb": ROLE_EDITED.audit}))
     assert edited.details["forbidden"] == ["users.manage"]
 
 
@@ -341,7 +342,7 @@ async def test_an_edit_keeps_permissions_that_this_version_does_not_know(db: Dat
     await Role.change({"_id": new.id}, {"$push": {"permissions": "moon.land"}})
     await new.edit(name="new", description="x", permissions=[READ], by=keeper)
     assert (await role("new")).permissions == ["users.read", "moon.land"]
-    edited = not_none(await Event.find_one({"verb": Verb.ROLE_EDITED}))
+    edited = not_none(await Event.find_one({"verb": ROLE_EDITED.audit}))
     assert (edited.details["allowed"], edited.details["forbidden"]) == (
         ["users.read"],
         ["posts.write"],

@@ -11,11 +11,11 @@ from beanie import PydanticObjectId
 from quart import Quart
 
 from quartapp import clock
+from quartapp.activities import PASSWORD_RESET
 from quartapp.email.transports import Folder
 from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, User
 from quartapp.models.accounts import email_address
 from quartapp.models.accounts.one_time_token import Purpose, code_digest, issue_setup
-from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.base.tokens import new_token
 from quartapp.policy import Permission
@@ -80,7 +80,7 @@ async def record_suspicious_event(visitor: Visitor) -> str:
     """Record an event in the visitor's activity that they can report. Return its id."""
     user = await user_named(visitor.username)
     by = Actor(user.id, user.username, "192.0.2.9")
-    return str((await Event.record(Verb.PASSWORD_RESET, by=by, subject=user.id)).id)
+    return str((await Event.record(PASSWORD_RESET, by=by, subject=user.id)).id)
 
 
 async def sign_in_to_closed_account(visitors: Visitors, name: str) -> Visitor:

@@ -58,7 +58,7 @@ async def test_deletion_requires_the_username(ada: Visitor, typed: str) -> None:
 
 async def test_posts_are_kept_or_deleted_and_other_choices_refused(ada: Visitor) -> None:
     assert (await delete(ada, posts="both")).status == 422
-    assert (await user_named("ada")).is_open
+    assert (await user_named("ada")).is_active
 
 
 async def test_signing_in_to_a_deleted_account_allows_only_to_restore_it(
@@ -79,7 +79,7 @@ async def test_signing_in_to_a_deleted_account_allows_only_to_restore_it(
     (session,) = await documents("sessions", ended_at=None)
     assert session["remembered"]
     assert (await user_named("ada")).deletes_at is None
-    assert await visitors.emails(ada.email, "open again")
+    assert await visitors.emails(ada.email, "active again")
 
 
 async def test_restoring_with_a_second_factor_signs_in_with_it(
@@ -101,11 +101,11 @@ async def test_the_restore_page_is_bound_to_its_browser_and_expires(visitors: Vi
     for visitor in (stranger, await visitors.member("ada")):
         answer = await visitor.post("/account/closed")
         assert answer.status == 302
-        assert not (await user_named("eve")).is_open
+        assert not (await user_named("eve")).is_active
     await User.change({"username": "eve"}, {"$set": {"deletes_at": clock.now()}})
     for answer in (await eve.get("/account/closed"), await eve.post("/account/closed")):
         assert (answer.status, answer.location[:6]) == (302, "/login")
-    assert not (await user_named("eve")).is_open
+    assert not (await user_named("eve")).is_active
     # The database does not contain the token in clear.
     (token,) = await documents("tokens", purpose="return")
     assert token["digest"] not in (await eve.get("/login")).text
@@ -123,7 +123,7 @@ async def test_only_the_right_password_learns_that_restoring_is_refused(
     await User.change({"username": "late1"}, {"$set": {"deletes_at": clock.now()}})
     await root.post("/admin/users/admin/delete", username="admin")
     await root.post("/admin/users/shut1/disable")
-    assert not (await user_named("admin")).is_open
+    assert not (await user_named("admin")).is_active
     anonymous, seen = visitors.anonymous(), []
     await anonymous.get("/login")
     for login in ("nobod", "own-1", "late1", "admin", "shut1"):
@@ -145,12 +145,12 @@ async def test_a_deactivated_account_is_kept_until_its_owner_signs_in(
     answer = await ada.post("/account/deactivate")
     assert (answer.status, answer.location, ada.token) == (303, "/", "")
     user = await user_named("ada")
-    assert (user.is_open, user.deletes_at) == (False, None)
+    assert (user.is_active, user.deletes_at) == (False, None)
     assert (await ada.sign_in()).location == "/account/closed"
     assert "Reactivate my account" in (await ada.get("/account/closed")).text
     assert (await ada.post("/account/closed")).status == 303
     assert await ada.me()
-    assert await visitors.emails(ada.email, "is closed")
+    assert await visitors.emails(ada.email, "is deactivated")
 
 
 async def test_a_closed_account_can_reset_its_password_and_be_restored(

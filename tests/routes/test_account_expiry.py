@@ -40,7 +40,7 @@ async def test_an_expiry_date_is_shown_until_it_is_removed(
     assert words in page.text
     assert words in (await root.get("/admin/users")).text
     assert words in (await ada.get("/account")).text
-    assert f"root set your last day: {day}" in (await ada.get("/account/notices")).text
+    assert f"it is disabled at the end of {day}" in (await ada.get("/account/notices")).text
     assert (await root.post(PATH, date=day.isoformat())).status == 303
     assert "Nothing was changed" in (await root.get("/admin/users/ada")).text
     assert (await root.post(PATH, date="")).status == 303
@@ -117,7 +117,7 @@ async def test_a_running_worker_records_the_expiry(
     assert (await root.post("/admin/users/ada/enable")).status == 303
     await ada.sign_in()
     told = await ada.get("/account/timeline")
-    assert "The account was disabled, for its last day was over</h2>" in told.text
+    assert "The account was disabled because it expired</h2>" in told.text
 
 
 async def test_the_last_lasting_administrator_cannot_get_an_expiry_date(
@@ -151,4 +151,4 @@ async def test_the_last_administrator_never_expires_by_a_database_edit(
     await until(is_kept)
     assert (await root.sign_in()).status == 303
     told = (await root.get("/account/timeline")).text
-    assert "its last day would have left no administrator</h2>" in told
+    assert "because no other administrator would be left</h2>" in told

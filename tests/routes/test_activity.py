@@ -5,9 +5,19 @@ import re
 import limits
 from beanie import PydanticObjectId
 
+from quartapp.activities import (
+    ACCOUNT_CREATED,
+    ACTIVITY_DISOWNED,
+    FACTOR_ADDED,
+    POST_REMOVED,
+    REAUTHENTICATED,
+    RECOVERY_CODES_CREATED,
+    ROLE_GRANTED,
+    SIGNED_IN,
+    Activity,
+)
 from quartapp.models import Event, Session
 from quartapp.models.accounts import email_address
-from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import Actor
 from tests.routes.conftest import (
     Visitor,
@@ -24,10 +34,10 @@ from tests.security_key import Authenticator
 LISTED = "/account/timeline/not-me"
 
 
-async def event_of(visitor: Visitor, verb: Verb) -> Event:
+async def event_of(visitor: Visitor, activity: Activity) -> Event:
     """Return the newest event of this kind about the visitor."""
     user = await user_named(visitor.username)
-    match = {"subject.$id": user.id, "verb": verb}
+    match = {"subject.$id": user.id, "verb": activity.audit}
     event = await Event.find(match, sort="-_id").first_or_none()
     assert event is not None
     return event
@@ -51,25 +61,25 @@ async def test_the_activity_shows_own_events_with_place_and_time(
     boss = Actor((await user_named("root")).id, "root", "203.0.113.9", desk)
     await (await user_named("ada")).grant(await role_named("moderator"), by=boss)
     page = (await ada.get("/account/timeline")).text
-    started = entry(page, await event_of(phone, Verb.SESSION_STARTED))
+    started = entry(page, await event_of(phone, SIGNED_IN))
     for word in ("Signed in", "198.51.100.4", ">signed in<", "/not-me"):
         assert word in started
-    granted = entry(page, await event_of(ada, Verb.ROLE_GRANTED))
-    assert "The role moderator was given by root" in granted
+    granted = entry(page, await event_of(ada, ROLE_GRANTED))
+    assert "The role moderator was granted by root" in granted
     assert "/not-me" not in granted
     # The IP address and the device of an administrator are not shown.
     assert "203.0.113.9" not in page
     assert "Netscape" not in page
-    assert str((await event_of(bob, Verb.SESSION_STARTED)).id) not in page
-    verbs = (Verb.ROLE_GRANTED, Verb.SESSION_STARTED, Verb.USER_REGISTERED)
-    places = [page.index(f"event-{(await event_of(ada, verb)).id}") for verb in verbs]
+    assert str((await event_of(bob, SIGNED_IN)).id) not in page
+    activities = (ROLE_GRANTED, SIGNED_IN, ACCOUNT_CREATED)
+    places = [page.index(f"event-{(await event_of(ada, each)).id}") for each in activities]
     assert places == sorted(places), "newest first"
 
 
 async def test_the_sign_in_of_this_session_cannot_be_reported(
     ada: Visitor,
 ) -> None:
-    event = await event_of(ada, Verb.SESSION_STARTED)
+    event = await event_of(ada, SIGNED_IN)
     assert event.session is not None
     row = entry((await ada.get("/account/timeline")).text, event)
     assert "this session" in row
@@ -80,7 +90,7 @@ async def test_the_sign_in_of_this_session_cannot_be_reported(
     # Other events of this session can be reported: the cookie may have been copied.
     user = await user_named("ada")
     by = Actor(user.id, "ada", "192.0.2.7", event.session)
-    made = await Event.record(Verb.RECOVERY_CODES_MADE, by=by, subject=user.id)
+    made = await Event.record(RECOVERY_CODES_CREATED, by=by, subject=user.id)
     assert (await ada.post(f"/account/timeline/{made.id}/not-me")).status == 303
 
 
@@ -89,7 +99,7 @@ async def test_reporting_an_event_ends_other_sessions_and_lists_next_steps(
 ) -> None:
     stranger, third = ada.another_device(), ada.another_device()
     await stranger.sign_in()
-    event = await event_of(ada, Verb.SESSION_STARTED)
+    event = await event_of(ada, SIGNED_IN)
     await third.sign_in()
     answer = await ada.post(f"/account/timeline/{event.id}/not-me")
     assert (answer.status, answer.location) == (303, LISTED)
@@ -108,7 +118,7 @@ async def test_reporting_an_event_ends_other_sessions_and_lists_next_steps(
     fields = {"current_password": ada.password, "password": new, "confirm": new}
     assert (await ada.post(to_password, **fields)).location == LISTED
     assert ">done<" in (await ada.get(LISTED)).text
-    said = await event_of(ada, Verb.ACTIVITY_DISOWNED)
+    said = await event_of(ada, ACTIVITY_DISOWNED)
     assert said.details == {"event": event.id, "of": "session.started", "count": 2}
     row = entry((await ada.get("/account/timeline")).text, event)
     assert "not you" in row
@@ -122,7 +132,7 @@ async def test_reporting_lists_new_passkeys_and_addresses_to_check(
     visitors: Visitors, ada: Visitor
 ) -> None:
     await add_passkey(ada, Authenticator())
-    added = await event_of(ada, Verb.FACTOR_ADDED)
+    added = await event_of(ada, FACTOR_ADDED)
     assert "/not-me" in entry((await ada.get("/account/timeline")).text, added)
     event = await record_suspicious_event(ada)
     by = Actor((await user_named("ada")).id, "ada", "192.0.2.9")
@@ -158,8 +168,8 @@ async def test_events_of_other_users_and_administrators_cannot_be_reported(
     await user.grant(await role_named("moderator"), by=Actor((await user_named("root")).id, "root"))
     bob = Visitor(visitors.app, "bob")
     anothers = await record_suspicious_event(bob)
-    granted = await event_of(ada, Verb.ROLE_GRANTED)
-    made = await event_of(ada, Verb.USER_REGISTERED)
+    granted = await event_of(ada, ROLE_GRANTED)
+    made = await event_of(ada, ACCOUNT_CREATED)
     before = await contents()
     for event_id in (anothers, granted.id, made.id, PydanticObjectId()):
         for visitor in (ada, root):
@@ -172,9 +182,9 @@ async def test_the_activity_is_paginated_completely(ada: Visitor) -> None:
     user = await user_named("ada")
     by = Actor(user.id, "ada", "192.0.2.7")
     for _ in range(65):
-        await Event.record(Verb.SESSION_CONFIRMED, by=by, subject=user.id)
+        await Event.record(REAUTHENTICATED, by=by, subject=user.id)
     # Events that do not concern security are not listed.
-    await Event.record(Verb.POST_REMOVED, by=by, subject=user.id, title="x")
+    await Event.record(POST_REMOVED, by=by, subject=user.id, title="x")
     told = await documents("events", **{"subject.$id": user.id, "verb": {"$ne": "post.removed"}})
     found = [
         each

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
+from quartapp.activities import ROLE_EDITED
 from quartapp.models import Event, Session
-from quartapp.models.audit.event import Verb
 from quartapp.models.base.references import user_ref
 from quartapp.models.base.tokens import new_token
 from quartapp.policy import Permission
@@ -135,7 +135,7 @@ async def test_every_valid_role_name_has_a_page(root: Visitor) -> None:
 async def test_the_audit_log_is_paginated_newest_first(root: Visitor) -> None:
     admin = await user_named("root")
     rows = [
-        Event(verb=Verb.ROLE_EDITED, actor=user_ref(admin.id), details={"role": f"r{n:03}x"})
+        Event(verb=ROLE_EDITED.audit_name, actor=user_ref(admin.id), details={"role": f"r{n:03}x"})
         for n in range(120)
     ]
     await Event.insert_many(rows)

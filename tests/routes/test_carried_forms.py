@@ -172,7 +172,7 @@ async def test_an_action_sent_after_the_session_ended_is_reported_as_not_done(
     assert answer.status == 302
     page = await root.get(answer.location)
     assert "nothing was changed" in page.text
-    assert (await user_named("bob")).is_open
+    assert (await user_named("bob")).is_active
 
 
 async def test_no_password_or_code_is_carried_or_shown_again(ada: Visitor) -> None:

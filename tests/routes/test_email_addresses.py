@@ -189,7 +189,7 @@ async def test_a_new_address_applies_once_verified_and_the_old_one_is_notified(
     assert (user.email, user.pending_email) == ("new@example.org", None)
     assert user.email_verified_at is not None
     (told,) = await visitors.emails("ada@example.org")
-    assert "another email address" in told
+    assert "The email address of the account ada was changed" in told
     assert "new@example.org" not in told
     (notice,) = await documents("notices", kind="email.changed")
     assert notice["user"].id == user.id

@@ -67,7 +67,7 @@ async def test_accepting_an_invitation_signs_in_with_the_role_and_verifies(
     assert "which gave: member, moderator" in (await bob.get("/account/timeline")).text
     await visitors.wait_for_outbox()
     assert len(await visitors.emails(BOB)) == 1
-    assert f"bob took up your invitation to {BOB}." in (await root.get("/account/notices")).text
+    assert f"bob accepted your invitation to {BOB}." in (await root.get("/account/notices")).text
     assert "accepted by" in re.sub(r"\s+", " ", (await root.get(HOME)).text)
 
 

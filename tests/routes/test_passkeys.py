@@ -11,8 +11,9 @@ import pytest
 from quart import Quart
 
 from quartapp import create_app
+from quartapp.activities import FACTOR_ADDED, FACTOR_REMOVED, PASSKEY_REFUSED
 from quartapp.models import Passkey, Role, Session, User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.notifications.notice import Notice
 from quartapp.policy import Permission
@@ -90,15 +91,15 @@ async def test_passkeys_are_added_renamed_and_removed(visitors: Visitors, ada: V
 
     recorded = [(e.verb, e.details) for e in await Event.find({"verb": {"$regex": "^f"}}).to_list()]
     assert recorded == [
-        (Verb.FACTOR_ADDED, {"factor": "passkey", "name": "Phone"}),
-        (Verb.FACTOR_ADDED, {"factor": "passkey", "name": "Key “A” <b>"}),
-        (Verb.FACTOR_REMOVED, {"factor": "passkey", "name": "Key “A” <b>"}),
+        (FACTOR_ADDED.audit, {"factor": "passkey", "name": "Phone"}),
+        (FACTOR_ADDED.audit, {"factor": "passkey", "name": "Key “A” <b>"}),
+        (FACTOR_REMOVED.audit, {"factor": "passkey", "name": "Key “A” <b>"}),
     ]
     told = [notice.text for notice in await Notice.find({"kind": {"$regex": "^f"}}).to_list()]
-    assert told[0] == "Your account has a new second factor: passkey “Phone”."
+    assert told[0] == "A second factor was added to your account: passkey “Phone”."
     assert told[2] == "A second factor was removed from your account: passkey “Key “A” <b>”."
     added = await visitors.emails(ada.email, "A second factor was added", count=2)
-    assert any("passkey “Phone”. It was set up" in letter for letter in added)
+    assert any(": passkey “Phone”." in letter for letter in added)
     assert await visitors.emails(ada.email, "A second factor was removed")
 
 
@@ -292,7 +293,7 @@ async def test_all_refused_passkeys_get_the_same_answer(
     assert answer.status == 422
     assert REFUSED in answer.text
     assert await ada.me() is None
-    assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
+    assert await Event.find({"verb": PASSKEY_REFUSED.audit}).count() == 0
     assert len(answer.text) - len(ended) < 400
 
 
@@ -304,7 +305,7 @@ async def test_a_challenge_signs_in_once(ada: Visitor, device: Authenticator) ->
     # Replaying the response with a copy of the cookie is refused.
     assert (await copy.post("/login/passkey", credential=credential)).status == 422
     assert (await copy.post("/login/passkey", credential=device.authenticate(asked))).status == 422
-    assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
+    assert await Event.find({"verb": PASSKEY_REFUSED.audit}).count() == 0
 
 
 async def test_concurrent_responses_to_one_challenge_sign_in_once(
@@ -347,13 +348,13 @@ async def test_a_counter_that_decreases_is_refused_and_notified(
         answer = await show(ada, device)
         assert (answer.status, REFUSED in answer.text) == (422, True), count
     assert await ada.me() is None
-    assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 3
+    assert await Event.find({"verb": PASSKEY_REFUSED.audit}).count() == 3
     notices = await Notice.find({"kind": "passkey.refused"}).to_list()
     assert notices[0].text == (
         "A sign-in with your passkey “Phone” was refused: there may be a copy of it."
     )
-    letters = await visitors.emails(ada.email, "A passkey of yours may have been copied", count=3)
-    assert "showed the passkey “Phone” of the account ada" in letters[0]
+    letters = await visitors.emails(ada.email, "Your passkey may have been copied", count=3)
+    assert "sign in to the account ada with the passkey “Phone”" in letters[0]
     # The authenticator with the higher counter is still accepted.
     device.count, device.counts = 42, True
     assert (await show(ada, device)).status == 303
@@ -366,7 +367,7 @@ async def test_an_unsigned_response_does_not_report_a_cloned_passkey(
     await ada.post("/logout")
     device.count, device.counts, device.key = 0, False, Authenticator().key
     assert (await show(ada, device)).status == 422
-    assert await Event.find({"verb": Verb.PASSKEY_REFUSED}).count() == 0
+    assert await Event.find({"verb": PASSKEY_REFUSED.audit}).count() == 0
 
 
 async def test_a_counter_that_stays_zero_is_accepted(ada: Visitor, device: Authenticator) -> None:

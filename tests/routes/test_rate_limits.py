@@ -8,7 +8,7 @@ from quart.testing.connections import WebsocketResponseError
 
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
-from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.models.limits.failed_attempts import FailedAttempts
 from quartapp.runtime import runtime_of
 from tests.routes.conftest import (
     ORIGIN,
@@ -34,7 +34,7 @@ async def fail(visitor: Visitor, times: int, login: str = "ada") -> list[int]:
 async def age_failures(seconds: float) -> None:
     back = -int(seconds * 1000)
     fields = {name: {"$add": [f"${name}", back]} for name in ("until", "forget_at")}
-    await Guesses.get_motor_collection().update_many({}, [{"$set": fields}])
+    await FailedAttempts.get_motor_collection().update_many({}, [{"$set": fields}])
 
 
 async def test_after_five_failures_the_right_password_must_wait_too(

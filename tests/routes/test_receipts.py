@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
+from quartapp.activities import SESSIONS_ENDED
 from quartapp.models import Event, Session
-from quartapp.models.audit.event import Verb
 from quartapp.models.audit.receipt import SETTLED_AFTER, Receipt
 from quartapp.models.base.actor import Actor
 from quartapp.policy import Permission
@@ -62,7 +62,7 @@ async def test_ending_an_ended_session_says_so(visitors: Visitors) -> None:
 async def record_event(by: Visitor, **receipt: int) -> Event:
     """Record an event that has ended three tabs."""
     user = await user_named(by.username)
-    event = await Event.record(Verb.SESSIONS_ENDED, by=Actor(user.id, by.username))
+    event = await Event.record(SESSIONS_ENDED, by=Actor(user.id, by.username))
     row = Receipt(worker="0", tabs=3, slowest_ms=5, **receipt)
     await Event.keep_receipt(event.id, row)
     return event

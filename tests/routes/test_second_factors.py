@@ -11,8 +11,8 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
+from quartapp.activities import CODES_BLOCKED, FACTORS_RESET
 from quartapp.models import Event, Session, User
-from quartapp.models.audit.event import Verb
 from quartapp.models.base.actor import NOBODY
 from quartapp.models.factors import wrong_codes
 from quartapp.models.factors.factor import Factor
@@ -341,7 +341,7 @@ async def test_too_many_wrong_codes_block_unknown_browsers_only(
     assert (await eve.post(STEP, code="000000")).error("code")
     (told,) = await visitors.emails(ada.email, "Codes no longer sign in")
     assert "198.51.100.1" in told
-    (event,) = await Event.find({"verb": Verb.CODES_BLOCKED}).to_list()
+    (event,) = await Event.find({"verb": CODES_BLOCKED.audit}).to_list()
     assert event.subject is not None
     assert "codes no longer sign in" in (await ada.get("/account/timeline")).text
     for code in (ada.codes[0], "000000"):
@@ -385,7 +385,7 @@ async def test_a_recovery_code_signs_in_once_and_sends_an_email(
     page = await ada.get(FACTORS)
     assert 'class="flash flash-warning"' in page.text
     assert "9 recovery codes left" in page.text
-    assert "Left: 9." in (await ada.get("/account/notices")).text
+    assert "Codes left: 9." in (await ada.get("/account/notices")).text
     (letter,) = await visitors.emails(ada.email, "recovery code was used")
     assert "Codes left: 9" in letter
     await repeat_password_step(ada)
@@ -418,7 +418,7 @@ async def test_an_administrator_resets_lost_factors(
     session = (await documents("sessions", ended_reason=Reason.ENDED_BY_ADMIN.value))[0]
     assert session["user"].id == (await user_named("ada")).id
     event = (await Event.page(limit=1))[0]
-    assert (event.verb, event.subject.username) == (Verb.FACTORS_RESET, "ada")  # type: ignore[union-attr]
+    assert (event.verb, event.subject.username) == (FACTORS_RESET.audit, "ada")  # type: ignore[union-attr]
     (letter,) = await visitors.emails(ada.email, "Your second factors were removed")
     assert "root removed all" in letter
     assert (await ada.sign_in()).location == "/"

@@ -158,7 +158,7 @@ async def expired(user: User) -> str:
 async def expired_and_recorded(user: User) -> str:
     said = await expired(user)
     # The application may have recorded it already.
-    await account_expiry.close(await reloaded(user))
+    await account_expiry.disable_expired(await reloaded(user))
     assert (await reloaded(user)).disabled_at
     return said
 

@@ -11,9 +11,9 @@ import pytest
 from bson import ObjectId
 
 from quartapp import clock, create_app
+from quartapp.activities import catalogue
 from quartapp.email import messages
-from quartapp.email.messages import SUBJECTS
-from quartapp.models.email.outbox import Letter, Mail
+from quartapp.models.email.outbox import Mail
 from quartapp.models.factors import totp
 from quartapp.security.encryption import Encryption
 from quartapp.security.password_policy import PasswordPolicy
@@ -68,15 +68,16 @@ def test_the_otpauth_uri_names_the_issuer(name: str) -> None:
     assert parse_qs(uri.query)["secret"] == [SECRET]
 
 
-@pytest.mark.parametrize("letter", Letter)
+@pytest.mark.parametrize("kind", catalogue.emails)
 @pytest.mark.parametrize("name", ["quartapp", NAME, "Ops, <admins@example.org>"])
-def test_every_email_names_the_site_in_its_subject_and_sender(letter: Letter, name: str) -> None:
+def test_every_email_names_the_site_in_its_subject_and_sender(kind: str, name: str) -> None:
+    email = catalogue.emails[kind]
     mail = Mail.model_construct(id=ObjectId(), created_at=clock.now(), data={})
     names = ("token", "code", "account", "username", "inviter", "roles", "factor", "by", "left")
     words: dict[str, str] = dict.fromkeys((*names, "what", "when", "until"), "-")
     message = messages.write(
         mail,
-        letter=letter,
+        email=email,
         to="ada@example.org",
         receiver="ada@example.org",
         sender="no-reply@example.org",
@@ -85,10 +86,10 @@ def test_every_email_names_the_site_in_its_subject_and_sender(letter: Letter, na
         words=words,
     )
     read = message_from_bytes(message.as_bytes(), policy=default)
-    assert read["Subject"] == f"[{name}] {SUBJECTS[letter]}"
+    assert read["Subject"] == f"[{name}] {email.subject}"
     (sender,) = read["From"].addresses
     assert (sender.display_name, sender.addr_spec) == (name, "no-reply@example.org")
-    if letter in (Letter.CONFIRM, Letter.ADDRESS_TAKEN, Letter.INVITED):
+    if any("{site}" in line for line in email.text):
         assert f"at {name}" in read.get_content()
 
 

@@ -15,9 +15,10 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
+from quartapp.activities import ACCOUNT_CREATED
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.models.base.references import user_ref
-from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.notifications.notice import Notice
 from quartapp.models.sessions.reason import Reason
 from quartapp.ws import connection as ws_connection
 from quartapp.ws import fast_path
@@ -110,7 +111,11 @@ def connection_of(socket: Socket, **changes: Any) -> Connection:
 
 def notice(seq: int) -> Notice:
     return Notice.model_construct(
-        user=user_ref(USER), seq=seq, kind=Kind.WELCOME, data={}, created_at=clock.now()
+        user=user_ref(USER),
+        seq=seq,
+        kind=ACCOUNT_CREATED.notification_kind,
+        data={},
+        created_at=clock.now(),
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.models.audit.event import Event, Verb
+from quartapp.activities import ACCOUNT_DISABLED
+from quartapp.models.audit.event import Event
 from quartapp.models.audit.receipt import SETTLED_AFTER, Receipt
 from quartapp.ws import receipts as ws_receipts
 from quartapp.ws.connection import Connection
@@ -180,7 +181,7 @@ def test_the_text_of_a_receipt_states_only_known_counts(
     age: timedelta, kept: list[Receipt], counted: int, words: str
 ) -> None:
     event = Event.model_construct(
-        verb=Verb.USER_DISABLED,
+        verb=ACCOUNT_DISABLED.audit,
         at=clock.now() - age,
         receipts=kept,
         counted_tabs=counted,
@@ -191,7 +192,7 @@ def test_the_text_of_a_receipt_states_only_known_counts(
 
 def test_a_worker_that_did_not_respond_is_mentioned() -> None:
     event = Event.model_construct(
-        verb=Verb.USER_DISABLED,
+        verb=ACCOUNT_DISABLED.audit,
         at=clock.now(),
         receipts=[],
         counted_tabs=0,

@@ -1,6 +1,6 @@
 """The stored fields of a user, and how to find one. `User` adds the verbs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from pymongo import IndexModel
 
 from quartapp import clock, policy, validation
 from quartapp.db.mongo import Tx
+from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import KeptCredential, credential_of
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import (
@@ -22,8 +23,6 @@ from quartapp.models.base.references import (
     linked_id,
 )
 from quartapp.models.factors.factor import Factor, Totp, factors_of
-
-OPEN: Mapping[str, Any] = {"disabled_at": None, "closed_at": None}
 
 
 class Taken(DomainError):
@@ -143,21 +142,19 @@ class Account(Record):
 
     @property
     def disabled(self) -> bool:
-        """Whether administrators have closed the account, or its last day is over."""
-        return self.disabled_at is not None or (
-            self.closes_at is not None and self.closes_at <= clock.now()
-        )
+        """Whether administrators have disabled the account, or it has expired."""
+        return status.is_disabled(self.__dict__, clock.now())
 
     @property
-    def last_day(self) -> date | None:
-        """At the end of which, by UTC, the account closes: see models.accounts.account_expiry."""
+    def expires_on(self) -> date | None:
+        """Date at whose end (UTC) the account is disabled: see models.accounts.account_expiry."""
         return (self.closes_at - timedelta(milliseconds=1)).date() if self.closes_at else None
 
     @property
-    def is_open(self) -> bool:
-        """Whether its sessions count. Administrators disable an account; it is closed by its owner,
-        or by whoever wants it deleted."""
-        return not self.disabled and self.closed_at is None
+    def is_active(self) -> bool:
+        """Whether the account is neither disabled, nor expired, nor deactivated by its owner, nor
+        going to be deleted. Only the sessions of an active account count."""
+        return status.is_active(self.__dict__, clock.now())
 
     @property
     def address(self) -> str:
@@ -184,7 +181,7 @@ class Account(Record):
     @property
     def may_enter(self) -> bool:
         """Whether the right password leads anywhere: in, or to opening what one has closed."""
-        if self.is_open:
+        if self.is_active:
             return True
         late = self.deletes_at is not None and self.deletes_at <= clock.now()
         return not self.disabled and self.closed_by_owner and not late

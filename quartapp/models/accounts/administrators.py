@@ -4,7 +4,8 @@ from typing import Any
 
 from quartapp import clock, policy
 from quartapp.db.mongo import Tx
-from quartapp.models.accounts.account import OPEN, Account
+from quartapp.models.accounts import status
+from quartapp.models.accounts.account import Account
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.role import Role
 
@@ -22,7 +23,10 @@ class LastAdministrator(DomainError):
 async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) -> int:
     """How many people with an open account hold the role that may do everything: until their
     last day is over, if they have one; only those who have none if they are to be `lasting`."""
-    return await Account.find({**await administering(tx), **_open(lasting)}, session=tx).count()
+    return await Account.find(
+        {**await administering(tx), **status.active_filter(clock.now(), lasting=lasting)},
+        session=tx,
+    ).count()
 
 
 async def count_administrators(tx: Tx) -> tuple[int, int]:
@@ -46,10 +50,3 @@ async def administering(tx: Tx | None = None) -> dict[str, Any]:
     """The filter for whoever holds the role that may do everything, disabled or not."""
     admin = await Role.find_one({"name": policy.ADMIN}, session=tx)
     return {"roles.$id": admin.id if admin else None}
-
-
-def _open(lasting: bool) -> dict[str, Any]:
-    without = {"closes_at": None}
-    if lasting:
-        return {**OPEN, **without}
-    return {**OPEN, "$or": [without, {"closes_at": {"$gt": clock.now()}}]}

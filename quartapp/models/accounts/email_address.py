@@ -16,19 +16,25 @@ from limits import RateLimitItem
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
+from quartapp.activities import (
+    EMAIL_CHANGED,
+    EMAIL_RESTORED,
+    EMAIL_VERIFICATION_REQUESTED,
+    EMAIL_VERIFIED,
+)
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.account import Taken, address_fields
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent, code_digest
 from quartapp.models.accounts.registration import drop_claim
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
+from quartapp.models.audit.recording import record
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import DomainError, user_ref
 from quartapp.models.base.tokens import new_token
-from quartapp.models.email.outbox import Letter, Mail
+from quartapp.models.email.outbox import Mail
 from quartapp.models.factors import enrolment
-from quartapp.models.notifications.notice import Kind
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import mark_ended
 
@@ -125,7 +131,7 @@ async def issue(mail: Mail, key: str) -> Issued | None:
     the same answers.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
-    if user is None or not user.is_open or mail.to != unconfirmed(user):
+    if user is None or not user.is_active or mail.to != unconfirmed(user):
         return None
     if max(user.password_changed_at, *user.letters_asked) > mail.created_at:
         return None
@@ -220,7 +226,7 @@ async def _ask(
             full = await User.get(user.id, session=tx)
             asked_at = full.letters_asked[limit.amount - 1] if full else now
             raise EnoughLetters(limit, asked_at + within - now)
-        await Mail.queue(Letter.CONFIRM, email, user=user.id, tx=tx)
+        await Mail.queue(EMAIL_VERIFICATION_REQUESTED, email, user=user.id, tx=tx)
 
     await authorized_transaction(by, work)
 
@@ -233,7 +239,7 @@ async def _confirm(token: Token, *, by: Actor) -> User:
             await _replace(user, token.email or "", by=actor, tx=tx)
         elif token.email and token.email == user.address:
             if await user.verify(token.email, tx=tx):
-                await Event.record(Verb.EMAIL_CONFIRMED, by=actor, subject=user.id, tx=tx)
+                await Event.record(EMAIL_VERIFIED, by=actor, subject=user.id, tx=tx)
             elif user.claimed_email is not None:
                 raise TokenSpent
         else:
@@ -255,7 +261,7 @@ async def vouch_for(user: User, *, by: Actor) -> Event | None:
     async def work(tx: Tx) -> Event | None:
         if not await user.verify(user.address, tx=tx):
             return None
-        return await Event.record(Verb.EMAIL_CONFIRMED, by=by, subject=user.id, tx=tx)
+        return await Event.record(EMAIL_VERIFIED, by=by, subject=user.id, tx=tx)
 
     return await authorized_transaction(by, work)
 
@@ -278,13 +284,13 @@ async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
             raise TokenSpent
     except DuplicateKeyError:
         raise Taken("email") from None
-    await user.notify(Kind.EMAIL_CHANGED, tx)
+    await user.notify(EMAIL_CHANGED, tx)
     verified = user.email_verified_at is not None
     if verified:
         undo = await _prepare_undo(user, tx)
-        await user.queue_email(Letter.ADDRESS_CHANGED, tx, ip=by.ip, undo=str(undo))
+        await user.queue_email(EMAIL_CHANGED, tx, ip=by.ip, undo=str(undo))
     details = {"was": user.email, "verified": verified}
-    await Event.record(Verb.EMAIL_CHANGED, by=by, subject=user.id, tx=tx, **details)
+    await Event.record(EMAIL_CHANGED, by=by, subject=user.id, tx=tx, **details)
 
 
 # ---- undoing a change of address
@@ -367,11 +373,10 @@ async def undo(token: str, *, by: Actor) -> Event:
         await user.forget_browsers(tx=tx)
         actor = by.known_as(user.id, user.username)
         await enrolment.remove_added_since(user, link.created_at, by=actor, tx=tx)
-        event = Event.of(Verb.EMAIL_RESTORED, by=actor, subject=user.id, was=user.email)
+        event = Event.of(EMAIL_RESTORED, by=actor, subject=user.id, was=user.email)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
-        await user.notify(Kind.EMAIL_RESTORED, tx)
-        return await event.insert(session=tx)
+        return await record(EMAIL_RESTORED, user, by=actor, tx=tx, event=event)
 
     # The link counts, and not who is signed in here.
     return await authorized_transaction(Actor(ip=by.ip, worker=by.worker), work, ends_sessions=True)

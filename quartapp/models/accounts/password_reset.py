@@ -11,15 +11,15 @@ from beanie import PydanticObjectId
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
+from quartapp.activities import PASSWORD_RESET, PASSWORD_RESET_REQUESTED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.email.outbox import Letter, Mail
+from quartapp.models.email.outbox import Mail
 from quartapp.models.factors import enrolment
-from quartapp.models.notifications.notice import Kind
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import mark_ended
 from quartapp.validation import mailbox_of
@@ -31,7 +31,7 @@ async def ask(email: str, *, by: Actor) -> None:
     """The same writes for every address: the account is looked up when the email is sent."""
 
     async def work(tx: Tx) -> None:
-        await Mail.queue(Letter.RESET, email, tx=tx, ip=by.ip)
+        await Mail.queue(PASSWORD_RESET_REQUESTED, email, tx=tx, ip=by.ip)
 
     await transaction(work)
 
@@ -98,11 +98,12 @@ async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
         if not user.verified:
             await enrolment.clear(user, by=actor, tx=tx)
             await user.forget_browsers(tx=tx)
-        event = Event.of(Verb.PASSWORD_RESET, by=actor, subject=user.id)
+        event = Event.of(PASSWORD_RESET, by=actor, subject=user.id)
         mine = {"user.$id": user.id}
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
-        await user.notify(Kind.PASSWORD_CHANGED, tx)
-        await Mail.queue(Letter.PASSWORD_CHANGED, email, user=user.id, tx=tx, ip=by.ip)
+        await user.notify(PASSWORD_RESET, tx)
+        # The link has just verified the address, also if the account was not verified before.
+        await Mail.queue(PASSWORD_RESET, email, user=user.id, tx=tx, ip=by.ip)
         return await event.insert(session=tx)
 
     return await authorized_transaction(Actor(ip=by.ip, worker=by.worker), work, ends_sessions=True)

@@ -6,14 +6,16 @@ from datetime import timedelta
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import policy, validation
+from quartapp.activities import ACCOUNT_CREATED, ACCOUNT_DELETED, EMAIL_VERIFICATION_REQUESTED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.account import Taken, Unverified
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
+from quartapp.models.audit.recording import record
 from quartapp.models.authorization.privileges import require_to_give
 from quartapp.models.base.actor import NOBODY, Actor
-from quartapp.models.email.outbox import Letter, Mail
-from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.email.outbox import Mail
+from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import Role
 
 # How long an account may claim an address that nobody has verified.
@@ -118,10 +120,9 @@ async def add_user(
         raise Taken(index.removeprefix("canonical_")) from None
     who = by.known_as(user.id, username) if visitor else by
     given = sorted(role.name for role in roles)
-    await Event.record(Verb.USER_REGISTERED, by=who, subject=user.id, tx=tx, roles=given)
-    await user.notify(Kind.WELCOME, tx, by=username)
+    await record(ACCOUNT_CREATED, user, by=who, tx=tx, words={"by": username}, roles=given)
     if sends_mail:
-        await Mail.queue(Letter.CONFIRM, email, user=user.id, tx=tx)
+        await Mail.queue(EMAIL_VERIFICATION_REQUESTED, email, user=user.id, tx=tx)
     return user
 
 
@@ -138,4 +139,4 @@ async def drop_claim(email: str, *, tx: Tx) -> None:
     notices = Notice.get_motor_collection()
     await notices.delete_many({"user.$id": claiming.id}, session=tx)
     await Event.change_all({"actor.$id": claiming.id}, {"$set": {"ip": None}}, tx=tx)
-    await Event.record(Verb.USER_ERASED, by=NOBODY, subject=claiming.id, tx=tx, reason="replaced")
+    await Event.record(ACCOUNT_DELETED, by=NOBODY, subject=claiming.id, tx=tx, reason="replaced")

@@ -14,8 +14,22 @@ from beanie import PydanticObjectId
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock, policy
+from quartapp.activities import (
+    ACCOUNT_DEACTIVATED,
+    ACCOUNT_DISABLED,
+    ACCOUNT_ENABLED,
+    ACCOUNT_RESTORED,
+    CODES_BLOCKED,
+    CODES_REFUSED,
+    DELETION_SCHEDULED,
+    PASSWORD_CHANGED,
+    ROLE_GRANTED,
+    ROLE_REVOKED,
+    SESSIONS_ENDED,
+    Activity,
+)
 from quartapp.db.mongo import Tx, transaction
-from quartapp.log import log
+from quartapp.models.accounts import status
 from quartapp.models.accounts.account import (
     Account,
     ForgottenBrowsers,
@@ -25,17 +39,17 @@ from quartapp.models.accounts.account import (
 )
 from quartapp.models.accounts.administrators import count_administrators, require_an_administrator
 from quartapp.models.accounts.credential import KeptCredential, fingerprint
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
+from quartapp.models.audit.recording import inform, queue_email, record
 from quartapp.models.authorization.privileges import require_to_give
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import DomainError, role_ref, user_ref
 from quartapp.models.base.tokens import new_token
 from quartapp.models.base.write_lock import hold_administrators
-from quartapp.models.email.outbox import Letter, Mail
-from quartapp.models.notifications.notice import Kind, Notice, notify
+from quartapp.models.notifications.notice import Notice, notify
 from quartapp.models.roles.role import Role, RoleGone
-from quartapp.models.sessions.reason import Because, Reason
+from quartapp.models.sessions.reason import EndDetail, Reason
 from quartapp.models.sessions.session import (
     Session,
     count_active,
@@ -108,10 +122,7 @@ class User(Account):
             # Writing the role's document makes a grant and a deletion at once exclude each other.
             if not await role.count_grant(tx):
                 raise RoleGone(role.name)
-            await self.notify(Kind.ROLE_GRANTED, tx, by=by.username, role=role.name)
-            return await Event.record(
-                Verb.ROLE_GRANTED, by=by, subject=self.id, tx=tx, role=role.name
-            )
+            return await record(ROLE_GRANTED, self, by=by, tx=tx, role=role.name)
 
         return await authorized_transaction(by, work, managing=self.id)
 
@@ -135,12 +146,11 @@ class User(Account):
             if not changed:
                 return None
             await require_an_administrator(before, tx)
-            event = Event.of(Verb.ROLE_REVOKED, by=by, subject=self.id, role=role.name)
+            event = Event.of(ROLE_REVOKED, by=by, subject=self.id, role=role.name)
             mine = {"user.$id": self.id}
             event.note_ended_sessions(await count_active(mine, tx))
             await mark_ended(mine, Reason.ROLE_REVOKED, by=by, event=event, tx=tx)
-            await self.notify(Kind.ROLE_REVOKED, tx, by=by.username, role=role.name)
-            return await event.insert(session=tx)
+            return await record(ROLE_REVOKED, self, by=by, tx=tx, event=event)
 
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
 
@@ -161,12 +171,11 @@ class User(Account):
                 return None
             await require_an_administrator(before, tx)
             await self.forget_browsers(tx=tx)
-            event = Event.of(Verb.USER_DISABLED, by=by, subject=self.id)
+            event = Event.of(ACCOUNT_DISABLED, by=by, subject=self.id)
             mine = {"user.$id": self.id}
             event.note_ended_sessions(await count_active(mine, tx))
             await mark_ended(mine, Reason.ACCOUNT_DISABLED, by=by, event=event, tx=tx)
-            await self.notify(Kind.ACCOUNT_DISABLED, tx, by=by.username)
-            return await event.insert(session=tx)
+            return await record(ACCOUNT_DISABLED, self, by=by, tx=tx, event=event)
 
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
 
@@ -174,7 +183,7 @@ class User(Account):
         """Opens the account again, without a last day; None if it was open."""
 
         async def work(tx: Tx) -> Event | None:
-            over = {"closes_at": {"$lte": clock.now()}}
+            over = status.expired_filter(clock.now())
             changed = await self.change_authority(
                 {"$or": [{"disabled_at": {"$ne": None}}, over]},
                 {"$set": {"disabled_at": None, "closes_at": None}},
@@ -183,8 +192,7 @@ class User(Account):
             )
             if not changed:
                 return None
-            await self.notify(Kind.ACCOUNT_ENABLED, tx, by=by.username)
-            return await Event.record(Verb.USER_ENABLED, by=by, subject=self.id, tx=tx)
+            return await record(ACCOUNT_ENABLED, self, by=by, tx=tx)
 
         return await authorized_transaction(by, work, managing=self.id)
 
@@ -217,21 +225,16 @@ class User(Account):
             if not await self.change_authority(condition, change, by=by, tx=tx):
                 return None
             await require_an_administrator(before, tx)
-            verb = Verb.USER_LEAVING if until else Verb.USER_DEACTIVATED
-            event = Event.of(verb, by=by, subject=self.id)
+            activity = DELETION_SCHEDULED if until else ACCOUNT_DEACTIVATED
+            event = Event.of(activity, by=by, subject=self.id)
             if until:
                 event.details["until"] = clock.format_short(until)
                 event.details["posts"] = "removed" if with_posts else "kept"
             mine, reason = {"user.$id": self.id}, Reason.ACCOUNT_DISABLED
-            because = Because.DELETED if until else None
+            because = EndDetail.DELETED if until else None
             await mark_ended(mine, reason, by=by, event=event, because=because, tx=tx)
-            if not own:
-                await self.notify(Kind.ACCOUNT_CLOSED, tx, by=by.username)
-            gone = Letter.LEAVING if own else Letter.REMOVED
-            letter = gone if until else Letter.CLOSED
             words = {"until": until and until.isoformat(), "ip": by.ip if own else None}
-            await self.queue_email(letter, tx, **words)
-            return await event.insert(session=tx)
+            return await record(activity, self, by=by, tx=tx, event=event, words=words)
 
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
 
@@ -251,10 +254,7 @@ class User(Account):
         condition = {"closed_at": {"$ne": None}, "erasing_until": None, "$or": in_time}
         if not await self.change_authority(condition, {"$set": nothing}, by=by, tx=tx):
             return None
-        if by.user_id != self.id:
-            await self.notify(Kind.ACCOUNT_RESTORED, tx, by=by.username)
-        await self.queue_email(Letter.RESTORED, tx)
-        return await Event.record(Verb.USER_RESTORED, by=by, subject=self.id, tx=tx)
+        return await record(ACCOUNT_RESTORED, self, by=by, tx=tx)
 
     async def end_sessions(
         self, reason: Reason, *, by: Actor, keep: PydanticObjectId | None = None
@@ -270,10 +270,10 @@ class User(Account):
                 match["_id"] = {"$ne": keep}
             await self.forget_browsers(tx=tx, keep=keep)
             event = await end_and_record(
-                match, reason, Verb.SESSIONS_ENDED, by=by, subject=self.id, tx=tx
+                match, reason, SESSIONS_ENDED, by=by, subject=self.id, tx=tx
             )
             if event and reason is Reason.ENDED_BY_ADMIN:
-                await self.notify(Kind.SESSIONS_ENDED, tx, by=by.username)
+                await self.notify(SESSIONS_ENDED, tx, by=by.username)
             return event
 
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
@@ -316,12 +316,10 @@ class User(Account):
             )
             if not changed:
                 raise PasswordMoved
-            event = Event.of(Verb.PASSWORD_CHANGED, by=by, subject=self.id)
+            event = Event.of(PASSWORD_CHANGED, by=by, subject=self.id)
             others = {"user.$id": self.id, "_id": {"$ne": keep}}
             await mark_ended(others, Reason.PASSWORD_CHANGED, by=by, event=event, tx=tx)
-            await event.insert(session=tx)
-            await self.notify(Kind.PASSWORD_CHANGED, tx)
-            await self.queue_email(Letter.PASSWORD_CHANGED, tx, ip=by.ip)
+            await record(PASSWORD_CHANGED, self, by=by, tx=tx, event=event)
             return await Session.change(
                 {"_id": keep, "user.$id": self.id, "ended_at": None},
                 {
@@ -357,40 +355,36 @@ class User(Account):
         forgotten = ForgottenBrowsers(at=clock.now(), keep=keep).model_dump()
         await User.change({"_id": self.id}, {"$set": {"browsers_forgotten": forgotten}}, tx=tx)
 
-    # ---- notices
+    # ---- notifications and emails
 
-    async def notify(self, kind: Kind, tx: Tx, **data: Any) -> None:
-        """Store a notification for the user, in the transaction of what it is about."""
-        await notify(self.id, kind, tx, **data)
+    async def notify(self, activity: Activity, tx: Tx, /, **data: Any) -> None:
+        """Store the activity's notification for the user, with `data` for its text."""
+        await notify(self.id, activity, tx, **data)
 
-    async def queue_email(self, letter: Letter, tx: Tx, **data: str | None) -> None:
-        """Queue an email to the user, in the transaction of what it tells of.
+    async def queue_email(self, activity: Activity, tx: Tx, /, **data: str | None) -> None:
+        """Queue the activity's email to the user, with `data` for its text.
 
-        An address that was not verified may be somebody else's, and gets none of these.
+        Queues nothing for an unverified address, or past the mail budget of the mailbox.
         """
-        if not self.verified:
-            log.warning("mail_suppressed", letter=letter.value, user=str(self.id), why="unverified")
-            return
-        await Mail.queue(letter, self.email, user=self.id, tx=tx, **data)
+        await queue_email(self, activity, tx, **data)
 
     async def warn_of_wrong_codes(self, *, ip: str | None, blocked: bool = False) -> None:
-        """Tell the user that somebody has the password and guesses at the second factor.
+        """Notify and email the user that somebody who has the password enters wrong codes.
 
         With `blocked`, that codes no longer sign in: then it is in the audit log as well.
         """
-        kind = Kind.CODES_BLOCKED if blocked else Kind.CODES_REFUSED
-        letter = Letter.CODES_BLOCKED if blocked else Letter.CODES_REFUSED
+        by = Actor(ip=ip)
 
         async def work(tx: Tx) -> None:
-            await self.notify(kind, tx)
-            await self.queue_email(letter, tx, ip=ip)
             if blocked:
-                await Event.record(Verb.CODES_BLOCKED, by=Actor(ip=ip), subject=self.id, tx=tx)
+                await record(CODES_BLOCKED, self, by=by, tx=tx)
+            else:
+                await inform(CODES_REFUSED, self, by=by, tx=tx)
 
         await transaction(work)
 
     async def read_notices(self) -> None:
-        """Marks all notices up to the newest that this document knows of as read."""
+        """Mark all notifications up to the newest that this document counts as read."""
         await User.change(
             {"_id": self.id, "notices_read": {"$lt": self.notice_seq}},
             {"$set": {"notices_read": self.notice_seq}},

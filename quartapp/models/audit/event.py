@@ -1,9 +1,8 @@
-"""The audit record: who did what to whom, from where and when. Only ever added to."""
+"""The audit log: who did what to whom, from where and when."""
 
 import asyncio
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any, Self
 
 from beanie import PydanticObjectId
@@ -11,6 +10,7 @@ from pydantic import Field, PrivateAttr
 from pymongo import IndexModel
 
 from quartapp import clock
+from quartapp.activities import ACCOUNT_DELETED, Activity
 from quartapp.db.mongo import Tx
 from quartapp.models.audit.receipt import SETTLED_AFTER, Reach, Receipt
 from quartapp.models.base.actor import Actor
@@ -23,76 +23,19 @@ ASK_FIRST, ASK_LAST = 0.01, 0.1
 RECEIPTS = 200
 
 
-class Verb(StrEnum):
-    """What was done."""
-
-    USER_REGISTERED = "user.registered"
-    USER_DISABLED = "user.disabled"
-    USER_ENABLED = "user.enabled"
-    LAST_DAY_SET = "last_day.set"
-    LAST_DAY_LIFTED = "last_day.lifted"
-    USER_INVITED = "user.invited"
-    INVITATION_SENT_AGAIN = "invitation.sent_again"
-    INVITATION_WITHDRAWN = "invitation.withdrawn"
-    INVITATION_ACCEPTED = "invitation.accepted"
-    USER_DEACTIVATED = "user.deactivated"
-    USER_LEAVING = "user.leaving"
-    USER_RESTORED = "user.restored"
-    USER_ERASED = "user.erased"
-    PASSWORD_CHANGED = "password.changed"  # noqa: S105
-    PASSWORD_RESET = "password.reset"  # noqa: S105
-    EMAIL_CONFIRMED = "email.confirmed"
-    EMAIL_CHANGED = "email.changed"
-    EMAIL_RESTORED = "email.restored"
-    FACTOR_ADDED = "factor.added"
-    FACTOR_REMOVED = "factor.removed"
-    PASSKEY_REFUSED = "passkey.refused"
-    FACTORS_RESET = "factors.reset"
-    CODES_BLOCKED = "codes.blocked"
-    RECOVERY_CODE_USED = "recovery_code.used"
-    RECOVERY_CODES_MADE = "recovery_codes.made"
-    SESSION_STARTED = "session.started"
-    SESSION_CONFIRMED = "session.confirmed"
-    SESSION_ENDED = "session.ended"
-    SESSIONS_ENDED = "sessions.ended"
-    ROLE_GRANTED = "role.granted"
-    ROLE_REVOKED = "role.revoked"
-    ROLE_CREATED = "role.created"
-    ROLE_EDITED = "role.edited"
-    ROLE_DELETED = "role.deleted"
-    POST_REMOVED = "post.removed"
-    COMMENT_REMOVED = "comment.removed"
-    DATA_EXPORTED = "data.exported"
-    ACTIVITY_DISOWNED = "activity.disowned"
-
-
-# What ends sessions. The sooner it is known everywhere, the sooner it is answered.
-ENDING = {
-    Verb.USER_DISABLED,
-    Verb.USER_DEACTIVATED,
-    Verb.USER_LEAVING,
-    Verb.ACTIVITY_DISOWNED,
-    Verb.PASSWORD_RESET,
-    Verb.EMAIL_RESTORED,
-    Verb.FACTORS_RESET,
-    Verb.SESSION_ENDED,
-    Verb.SESSIONS_ENDED,
-    Verb.ROLE_REVOKED,
-    Verb.ROLE_DELETED,
-}
-
-
 class Event(Record):
-    """One line of the record. `subject` is the user it happened to, if there is one; `session` the
-    one in which it was done, or that was begun by it.
+    """One event of the audit log.
 
-    The receipts, and `counted_tabs` and `silent_worker` beside them, come after the fact, and are
-    all that is ever added to a line. When a person is erased their lines stay, without a word about
-    them: see `models.privacy.personal_data`.
+    `verb` is the audit name of an activity (see `quartapp.activities`), also of one that this
+    version does not know. `subject` is the user it happened to, if there is one; `session` is the
+    session in which it was done, or which it started.
+
+    After the insert only `receipts`, `counted_tabs` and `silent_worker` are ever changed. When an
+    account is deleted its events stay, without personal data: see `models.privacy.personal_data`.
     """
 
     actor: UserRef | None = None
-    verb: Verb
+    verb: str
     subject: UserRef | None = None
     session: PydanticObjectId | None = None
     ip: str | None = None
@@ -109,7 +52,7 @@ class Event(Record):
         indexes = [
             IndexModel([("subject.$id", 1), ("_id", -1)], name="of_subject"),
             IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
-            # Of those invited, who have no account yet.
+            # Events about an invited address, which has no account yet.
             IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),
             IndexModel([("details.author", 1)], name="quoting", sparse=True),
             IndexModel([("at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())),
@@ -118,23 +61,29 @@ class Event(Record):
     @classmethod
     async def record(
         cls,
-        verb: Verb,
+        activity: Activity,
         *,
         by: Actor,
         subject: PydanticObjectId | None = None,
         tx: Tx | None = None,
         **details: Any,
     ) -> "Event":
-        """Adds a line; inside a transaction it stands or falls with what it tells of."""
-        return await cls.of(verb, by=by, subject=subject, **details).insert(session=tx)
+        """Insert an event and return it. It sends neither notification nor email: see
+        `models.audit.recording.record`."""
+        return await cls.of(activity, by=by, subject=subject, **details).insert(session=tx)
 
     @classmethod
     def of(
-        cls, verb: Verb, *, by: Actor, subject: PydanticObjectId | None = None, **details: Any
+        cls,
+        activity: Activity,
+        *,
+        by: Actor,
+        subject: PydanticObjectId | None = None,
+        **details: Any,
     ) -> "Event":
-        """A line that is not written yet, so that what it causes can already name it."""
+        """Return an event that is not inserted yet, so that other documents can refer to it."""
         return cls(
-            verb=verb,
+            verb=activity.audit_name,
             actor=user_ref(by.user_id),
             subject=user_ref(subject),
             session=by.session_id,
@@ -143,10 +92,10 @@ class Event(Record):
         )
 
     @property
-    def by_rule(self) -> bool:
-        """Whether nobody did it: a day came that was set before."""
-        last_day = not self.details.keys().isdisjoint({"last_day", "why"})
-        return self.actor is None and (last_day or self.verb is Verb.USER_ERASED)
+    def automatic(self) -> bool:
+        """Whether no person did it: an account expired, or was deleted when it was due."""
+        expiry = not self.details.keys().isdisjoint({"last_day", "why"})
+        return self.actor is None and (expiry or self.verb == ACCOUNT_DELETED.audit)
 
     async def mark(self, tx: Tx, *, asker: str | None) -> None:
         """Insert the barrier mark of this event, as the last write of the transaction.
@@ -218,12 +167,15 @@ class Event(Record):
         *,
         subject: PydanticObjectId | None = None,
         common: Collection[PydanticObjectId] = (),
-        verbs: Collection[Verb] = (),
+        verbs: Collection[str] = (),
         before: PydanticObjectId | None = None,
         limit: int = 50,
     ) -> list[Self]:
-        """The newest first, with their actors and subjects; of these verbs, or of all. Those of one
-        subject and, beside them, what is `common` to many."""
+        """Return the newest events before the given one, with their actors and subjects.
+
+        `verbs` limits them to these audit names, `subject` to one user. `common` are the ids of
+        events about many users, which are returned besides those of the subject.
+        """
         match: dict[str, Any] = {"subject.$id": subject} if subject else {}
         if common:
             match = {"$or": [match, {"_id": {"$in": list(common)}}]}

@@ -15,10 +15,11 @@ from beanie import PydanticObjectId
 
 from quartapp import policy
 from quartapp.db.mongo import Tx
+from quartapp.models.authorization.permissions import permissions_of, stored, usable_roles
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents
 from quartapp.models.base.references import ROLES, SESSIONS, USERS, DomainError
-from quartapp.models.factors.factor import has_shown_one, waits_for_one
+from quartapp.models.factors.factor import has_shown_one
 
 
 class MissingPermission(DomainError):
@@ -54,7 +55,7 @@ class Holdings:
     @classmethod
     def of(cls, roles: Collection[Mapping[str, Any]]) -> "Holdings":
         return cls(
-            frozenset(p for role in roles for p in stored(role)),
+            permissions_of(roles),
             any(role.get("name") == policy.ADMIN for role in roles),
         )
 
@@ -64,11 +65,6 @@ class Holdings:
 
 
 OPERATOR = Holdings(everything=True)
-
-
-def stored(role: Mapping[str, Any]) -> list[str]:
-    """The permissions in the document of a role. Other values, written by hand, are ignored."""
-    return [p for p in role.get("permissions") or () if isinstance(p, str)]
 
 
 async def roles_of(user: Mapping[str, Any], tx: Tx | None) -> list[Mapping[str, Any]]:
@@ -81,7 +77,7 @@ async def usable(user: Mapping[str, Any], *, shown: bool, tx: Tx | None) -> Hold
     """What the user's roles allow now. Roles that require a second factor allow nothing unless one
     was `shown`."""
     roles = await roles_of(user, tx)
-    return Holdings.of([role for role in roles if not waits_for_one(role, shown=shown)])
+    return Holdings.of(usable_roles(roles, shown=shown))
 
 
 async def holdings_of(by: Actor, tx: Tx) -> Holdings:

@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 from beanie import PydanticObjectId
 
 from quartapp import clock
+from quartapp.activities import catalogue
 from quartapp.db.mongo import Tx, transaction
-from quartapp.models.audit.event import ENDING, Event
+from quartapp.models.accounts import status
+from quartapp.models.audit.event import Event
 from quartapp.models.authorization.privileges import require_to_manage, usable
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents
@@ -52,8 +54,8 @@ async def authorized_transaction(
 
     `ends_sessions` says that the returned event ends sessions: a barrier mark is inserted after all
     other writes, so that the caller can wait until every worker has seen them. If `work` returns
-    None, nothing was changed and no mark is inserted. Raises RuntimeError for an event of a verb
-    that ends sessions if `ends_sessions` was not set.
+    None, nothing was changed and no mark is inserted. Raises RuntimeError for an event of an
+    activity that ends sessions if `ends_sessions` was not set.
     """
 
     async def checked(tx: Tx) -> T:
@@ -70,7 +72,7 @@ async def authorized_transaction(
         event = done if isinstance(done, Event) else None
         if ends_sessions and event:
             await event.mark(tx, asker=by.worker)
-        elif event and event.verb in ENDING:
+        elif event and catalogue.ends_sessions(event.verb):
             raise RuntimeError(f"{event.verb} ends sessions, so ends_sessions has to be set")
         return done
 
@@ -79,8 +81,7 @@ async def authorized_transaction(
 
 async def _require_permissions(by: Actor, tx: Tx) -> None:
     user = await documents(USERS).find_one({"_id": by.user_id}, session=tx) or {}
-    closes_at = user.get("closes_at")
-    if by.session_id is not None and closes_at is not None and closes_at <= clock.now():
+    if by.session_id is not None and status.has_expired(user, clock.now()):
         raise SessionOver(by.session_id)
     if user.get("authz_version") == by.version:
         return

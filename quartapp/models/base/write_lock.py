@@ -1,8 +1,8 @@
-"""Documents that are written by whatever must not be done by two at once.
+"""Locks: documents that transactions write so that two of them conflict.
 
-Two changes which could each cost the last administrator see the other's administrator still there,
-and a transaction alone would let both pass (write skew). Writing one document makes them conflict:
-one runs again. Likewise for invitations, which are counted, and one for each address.
+Two transactions that each remove one of the last two administrators read the other administrator as
+still there, and both would commit (write skew). As both write one document, MongoDB lets one commit
+and the other run again. Likewise for invitations, whose number is limited.
 """
 
 from quartapp.db.mongo import Tx
@@ -12,7 +12,9 @@ ADMINISTRATORS = "administrators"
 INVITATIONS = "invitations"
 
 
-class Guard(Record):
+class WriteLock(Record):
+    """One lock. `changes` counts the transactions that held it."""
+
     id: str  # type: ignore[assignment]
     changes: int = 0
 
@@ -21,10 +23,10 @@ class Guard(Record):
 
 
 async def hold_administrators(tx: Tx) -> None:
-    """Call it first in the transaction, before anything is counted."""
-    await Guard.change({"_id": ADMINISTRATORS}, {"$inc": {"changes": 1}}, tx=tx)
+    """Conflict with other transactions that hold it. Call it before counting administrators."""
+    await WriteLock.change({"_id": ADMINISTRATORS}, {"$inc": {"changes": 1}}, tx=tx)
 
 
 async def hold_invitations(tx: Tx) -> None:
-    """Likewise."""
-    await Guard.change({"_id": INVITATIONS}, {"$inc": {"changes": 1}}, tx=tx)
+    """Conflict with other transactions that hold it. Call it before counting invitations."""
+    await WriteLock.change({"_id": INVITATIONS}, {"$inc": {"changes": 1}}, tx=tx)

@@ -14,14 +14,20 @@ from limits import RateLimitItem
 from pymongo import IndexModel
 
 from quartapp import clock
+from quartapp.activities import Email, Lane
 from quartapp.db.mongo import Tx
 from quartapp.models.base.record import Record
 from quartapp.settings import MAIL_SHARES
 from quartapp.validation import mailbox_of
 
-# What is in no lane of its own is a notification by email: together they have two shares.
-NOTIFICATIONS = "notifications"
-ROOM = {"reset": 1, "verification": 1, "invitation": 1, "address": 1, NOTIFICATIONS: 2}
+# How many shares of the budget each lane has.
+ROOM: Mapping[Lane, int] = {
+    "reset": 1,
+    "verification": 1,
+    "invitation": 1,
+    "address": 1,
+    "notifications": 2,
+}
 
 
 class Mailbox(Record):
@@ -39,12 +45,14 @@ class Mailbox(Record):
         indexes = [IndexModel([("until", 1)], name="kept", expireAfterSeconds=60)]
 
     @classmethod
-    async def take(cls, to: str, kind: str, lane: str, *, limit: RateLimitItem, tx: Tx) -> bool:
+    async def take(cls, to: str, email: Email, *, limit: RateLimitItem, tx: Tx) -> bool:
         """Count one email, and return True; False without a write if the mailbox has had enough.
 
         Two transactions that count one mailbox at once conflict: the driver's error makes one of
         them run again.
         """
+        # Dots separate fields, so they cannot be in the name of one.
+        kind, lane = email.kind.replace(".", "_"), email.lane
         now, mailbox = clock.now(), hashlib.sha256(mailbox_of(to).encode()).hexdigest()
         found = await cls.find_one({"_id": mailbox, "until": {"$gt": now}}, session=tx)
         sent = found.sent if found else {}
@@ -58,6 +66,6 @@ class Mailbox(Record):
         return True
 
 
-def _has_room(sent: Mapping[str, int], kind: str, lane: str, share: int) -> bool:
-    """One kind has at most a share, so that it alone cannot fill a lane of two."""
+def _has_room(sent: Mapping[str, int], kind: str, lane: Lane, share: int) -> bool:
+    """One kind has at most one share, so that it alone cannot fill a lane of two."""
     return sent.get(kind, 0) < share and sum(sent.values()) < share * ROOM[lane]

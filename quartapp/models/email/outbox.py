@@ -1,75 +1,42 @@
-"""The outbox: letters that wait to be sent.
+"""The outbox: emails that wait to be sent.
 
-A letter is queued in the transaction of what it tells of. What is kept says which letter, to whom
-and about what; never anything that opens an account, for links are made when it is sent.
+An email is queued in the transaction of the change that it is about. A queued email has its kind,
+its receiver and some words for its text; never a token, because tokens are created when it is sent.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from beanie import PydanticObjectId
 from pymongo import IndexModel, ReturnDocument
 
 from quartapp import clock, metrics
+from quartapp.activities import Activity, Email
 from quartapp.db import mongo
 from quartapp.db.mongo import Tx
 from quartapp.log import log
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import UserRef, linked_id, user_ref
-from quartapp.models.email.mailbox import NOTIFICATIONS, Mailbox
+from quartapp.models.email.mailbox import Mailbox
 
-# Longer than sending may take: until then nobody else tries.
+# Longer than sending may take: until then no other worker tries.
 LEASE = timedelta(minutes=2)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=15), timedelta(hours=1)
 TRIES = 12
 KEPT = timedelta(days=7)
 
 
-class Letter(StrEnum):
-    """Which letter it is."""
-
-    CONFIRM = "address.confirm"
-    ADDRESS_TAKEN = "address.taken"
-    RESET = "password.reset"
-    SIGNED_IN = "session.started"
-    PASSWORD_CHANGED = "password.changed"  # noqa: S105
-    ADDRESS_CHANGED = "address.changed"
-    INVITED = "user.invited"
-    CLOSED = "account.closed"
-    LEAVING = "account.leaving"
-    REMOVED = "account.removed"
-    RESTORED = "account.restored"
-    DISOWNED = "activity.disowned"
-    FACTOR_ADDED = "factor.added"
-    FACTOR_REMOVED = "factor.removed"
-    PASSKEY_REFUSED = "passkey.refused"
-    CODES_REFUSED = "codes.refused"
-    CODES_BLOCKED = "codes.blocked"
-    FACTORS_RESET = "factors.reset"
-    RECOVERY_CODE_USED = "recovery_code.used"
-    RECOVERY_CODES_MADE = "recovery_codes.made"
-
-
-# Shares of the mail budget: see models.email.mailbox. All other kinds are notifications.
-LANES = {
-    Letter.RESET: "reset",
-    Letter.CONFIRM: "verification",
-    Letter.INVITED: "invitation",
-    Letter.ADDRESS_CHANGED: "address",
-}
-
-
 class Mail(Record):
-    """One letter. Deleted when it is sent; one that was given up stays a week to be looked at.
+    """One queued email. Deleted when it is sent; one that was given up is kept for KEPT.
 
-    `due_at` is also the lease: whoever claims the letter puts it off for as long as sending may
-    take, so that it is due again if that worker dies. `tries` tells a claim from a later one.
+    `letter` is the kind of the email (see `quartapp.activities`), also one that this version does
+    not know. `due_at` is also the lease: a worker that claims the email puts it off for LEASE, so
+    that it is due again if that worker dies. `tries` tells a claim from a later one.
     """
 
-    letter: Letter
+    letter: str
     to: str
     user: UserRef | None = None
     data: dict[str, str] = {}
@@ -91,28 +58,29 @@ class Mail(Record):
     @classmethod
     async def queue(
         cls,
-        letter: Letter,
+        what: Activity | Email,
         to: str,
+        /,
         *,
         tx: Tx,
         user: PydanticObjectId | None = None,
         **data: str | None,
     ) -> None:
-        """Queue an email, in the transaction of what it tells of.
+        """Queue an email, with `data` for its text, in the transaction of the change it is about.
 
-        Past the mail budget of the mailbox (LIMIT_MAIL) nothing is queued, which the log says:
-        nobody's action fails because a mailbox has had enough.
+        If the mail budget of the mailbox (LIMIT_MAIL) is used up, it queues nothing and logs that:
+        the change itself must not fail because of it. Raises TypeError for an activity without an
+        email.
         """
-        limit = mongo.settings().limit_mail
-        lane = LANES.get(letter, NOTIFICATIONS)
-        if not await Mailbox.take(to, letter.name, lane, limit=limit, tx=tx):
-            log.warning("mail_suppressed", letter=letter.value, user=str(user), why="budget")
+        email = what if isinstance(what, Email) else what.own_email
+        if not await Mailbox.take(to, email, limit=mongo.settings().limit_mail, tx=tx):
+            log.warning("mail_suppressed", email=email.kind, user=str(user), why="budget")
             metrics.MAILS.labels("suppressed").inc()
             return
         now = clock.now()
         known = {name: value for name, value in data.items() if value is not None}
         await cls(
-            letter=letter,
+            letter=email.kind,
             to=to,
             user=user_ref(user),
             data=known,
@@ -122,7 +90,10 @@ class Mail(Record):
 
     @classmethod
     async def claim(cls) -> Mail | None:
-        """The letter that has been due for longest, for the caller alone while the lease lasts."""
+        """Claim the email that has been due for longest, and return it; None if none is due.
+
+        No other worker gets it within LEASE.
+        """
         now = clock.now()
         found = await cls.get_motor_collection().find_one_and_update(
             {"gave_up_at": None, "due_at": {"$lte": now}},
@@ -137,13 +108,13 @@ class Mail(Record):
         return linked_id(self.user) if self.user else None
 
     async def done(self) -> None:
-        """It was sent, or nobody needs it any more."""
+        """Delete the email: it was sent, or is not needed any more."""
         await Mail.get_motor_collection().delete_one(self._mine())
 
     async def failed(self, trouble: str, *, for_good: bool = False) -> bool:
-        """Puts it off, each time for longer; or gives it up, after the last try or `for_good`.
+        """Put the email off, with exponential back-off, or give it up after TRIES or `for_good`.
 
-        Whether it was given up.
+        Stores `trouble`, the error. Returns whether the email was given up.
         """
         now = clock.now()
         change: dict[str, Any] = {"trouble": trouble[:300]}
@@ -156,5 +127,5 @@ class Mail(Record):
         return giving_up
 
     def _mine(self) -> dict[str, Any]:
-        """While the claim of this document is the last one."""
+        """Return a filter that no longer matches when another worker has claimed the email."""
         return {"_id": self.id, "tries": self.tries}

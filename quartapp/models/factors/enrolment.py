@@ -9,18 +9,18 @@ from datetime import datetime
 from typing import Any
 
 from quartapp import clock
+from quartapp.activities import FACTOR_ADDED, FACTOR_REMOVED, FACTORS_RESET
 from quartapp.db.mongo import Tx
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
+from quartapp.models.audit.recording import inform, record
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents
 from quartapp.models.base.references import PASSKEYS, DomainError, ref, user_ref
 from quartapp.models.base.tokens import new_token
-from quartapp.models.email.outbox import Letter
 from quartapp.models.factors import recovery_codes
 from quartapp.models.factors.factor import KEPT, NAMES, Factor
-from quartapp.models.notifications.notice import Kind
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session, count_active, mark_ended
 
@@ -73,9 +73,8 @@ async def add(
             raise HasFactor
         if also:
             await also(tx)
-        event = Event.of(Verb.FACTOR_ADDED, by=by, subject=user.id, **_details(kind, name))
-        await user.notify(Kind.FACTOR_ADDED, tx, factor=words(kind, name))
-        await user.queue_email(Letter.FACTOR_ADDED, tx, ip=by.ip, factor=words(kind, name))
+        event = Event.of(FACTOR_ADDED, by=by, subject=user.id, **_details(kind, name))
+        await inform(FACTOR_ADDED, user, by=by, tx=tx, factor=words(kind, name))
         if first:
             await _show(kind, digest, event, by=by, tx=tx)
         await event.insert(session=tx)
@@ -107,10 +106,8 @@ async def remove(
         after = await User.get(user.id, session=tx)
         if after is not None and not after.factors:
             await User.change({"_id": user.id}, {"$set": {"recovery_codes": []}}, tx=tx)
-        await user.notify(Kind.FACTOR_REMOVED, tx, factor=words(kind, name))
-        await user.queue_email(Letter.FACTOR_REMOVED, tx, ip=by.ip, factor=words(kind, name))
-        details = _details(kind, name)
-        return await Event.record(Verb.FACTOR_REMOVED, by=by, subject=user.id, tx=tx, **details)
+        details, named = _details(kind, name), {"factor": words(kind, name)}
+        return await record(FACTOR_REMOVED, user, by=by, tx=tx, words=named, **details)
 
     return await authorized_transaction(by, work, managing=user.id)
 
@@ -123,13 +120,11 @@ async def reset(user: User, *, by: Actor) -> Event | None:
         if not await clear(user, by=by, tx=tx):
             return None
         await user.forget_browsers(tx=tx)
-        event = Event.of(Verb.FACTORS_RESET, by=by, subject=user.id)
+        event = Event.of(FACTORS_RESET, by=by, subject=user.id)
         mine = {"user.$id": user.id}
         event.note_ended_sessions(await count_active(mine, tx))
         await mark_ended(mine, Reason.ENDED_BY_ADMIN, by=by, event=event, tx=tx)
-        await user.notify(Kind.FACTORS_RESET, tx, by=by.username)
-        await user.queue_email(Letter.FACTORS_RESET, tx, by=by.username or "An operator")
-        return await event.insert(session=tx)
+        return await record(FACTORS_RESET, user, by=by, tx=tx, event=event)
 
     return await authorized_transaction(by, work, managing=user.id, ends_sessions=True)
 
@@ -166,7 +161,7 @@ def words(kind: Factor, name: str | None) -> str:
     return f"{NAMES[kind]} “{name}”" if name else NAMES[kind]
 
 
-def _details(kind: Factor, name: str | None) -> dict[str, str]:
+def _details(kind: Factor, name: str | None) -> dict[str, Any]:
     return {"factor": kind.value} | ({"name": name} if name else {})
 
 

@@ -11,18 +11,18 @@ from pymongo import IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
+from quartapp.activities import PASSKEY_REFUSED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
+from quartapp.models.audit.recording import record
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import PASSKEYS, DomainError, linked_id, ref, user_ref
-from quartapp.models.email.outbox import Letter
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.enrolment import Enrolled, HasFactor
 from quartapp.models.factors.factor import Factor
-from quartapp.models.notifications.notice import Kind
 from quartapp.security.webauthn import (
     CHALLENGE_LIFETIME,
     NewPasskey,
@@ -195,6 +195,5 @@ class Passkey(Record):
 
     async def _tell_of_a_copy(self, user: User, *, by: Actor, tx: Tx) -> None:
         factor = enrolment.words(Factor.PASSKEY, self.name)
-        await user.notify(Kind.PASSKEY_REFUSED, tx, factor=factor)
-        await user.queue_email(Letter.PASSKEY_REFUSED, tx, ip=by.ip, factor=factor)
-        await Event.record(Verb.PASSKEY_REFUSED, by=by, subject=user.id, tx=tx, name=self.name)
+        words = {"factor": factor}
+        await record(PASSKEY_REFUSED, user, by=by, tx=tx, words=words, name=self.name)

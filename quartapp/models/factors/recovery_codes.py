@@ -6,15 +6,14 @@ secret key was lost must not shut out those who still have the paper.
 
 import secrets
 
+from quartapp.activities import RECOVERY_CODE_USED, RECOVERY_CODES_CREATED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.recording import record
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import DomainError
 from quartapp.models.base.tokens import digest_of
-from quartapp.models.email.outbox import Letter
-from quartapp.models.notifications.notice import Kind
 from quartapp.validation import plain_code
 
 HOW_MANY = 10
@@ -61,9 +60,7 @@ async def use(user: User, code: str, *, by: Actor) -> int | None:
             return None
         after = await User.get(user.id, session=tx)
         left = len(after.recovery_codes) if after else 0
-        await Event.record(Verb.RECOVERY_CODE_USED, by=by, subject=user.id, tx=tx, left=left)
-        await user.notify(Kind.RECOVERY_CODE_USED, tx, left=left)
-        await user.queue_email(Letter.RECOVERY_CODE_USED, tx, ip=by.ip, left=str(left))
+        await record(RECOVERY_CODE_USED, user, by=by, tx=tx, left=left)
         return left
 
     return await transaction(work)
@@ -79,9 +76,7 @@ async def renew(user: User, *, by: Actor) -> list[str]:
             raise NothingToRecover
         change = {"recovery_codes": [digest(user, code) for code in codes]}
         await User.change({"_id": user.id}, {"$set": change}, tx=tx)
-        await Event.record(Verb.RECOVERY_CODES_MADE, by=by, subject=user.id, tx=tx)
-        await user.notify(Kind.RECOVERY_CODES_MADE, tx)
-        await user.queue_email(Letter.RECOVERY_CODES_MADE, tx, ip=by.ip)
+        await record(RECOVERY_CODES_CREATED, user, by=by, tx=tx)
 
     await authorized_transaction(by, work)
     return codes

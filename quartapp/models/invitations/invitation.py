@@ -13,11 +13,20 @@ from pydantic import Field
 from pymongo import IndexModel
 
 from quartapp import clock, policy, validation
+from quartapp.activities import (
+    INVITATION_ACCEPTED,
+    INVITATION_SENT_AGAIN,
+    INVITATION_WITHDRAWN,
+    USER_INVITED,
+    Activity,
+)
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.registration import add_user
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
+from quartapp.models.audit.recording import record
+from quartapp.models.authorization.permissions import usable_roles
 from quartapp.models.authorization.privileges import (
     INVITATION,
     Holdings,
@@ -37,9 +46,8 @@ from quartapp.models.base.references import (
 )
 from quartapp.models.base.tokens import digest_of, new_token
 from quartapp.models.base.write_lock import hold_invitations
-from quartapp.models.email.outbox import Letter, Mail
-from quartapp.models.factors.factor import waits_for_one
-from quartapp.models.notifications.notice import Kind
+from quartapp.models.email.outbox import Mail
+from quartapp.models.notifications.notice import notify
 from quartapp.models.roles.role import Role
 
 LASTS = timedelta(days=7)
@@ -206,7 +214,7 @@ class Invitation(Record):
             await invitation._require_room(by, at_most, tx)
             await invitation.insert(session=tx)
             await invitation._send(tx)
-            await invitation._record(Verb.USER_INVITED, by, tx, role=role and role.name)
+            await invitation._record(USER_INVITED, by, tx, role=role and role.name)
 
         await authorized_transaction(by, work)
         return invitation
@@ -233,7 +241,7 @@ class Invitation(Record):
             if not await Invitation.change(match, {"$set": changes}, tx=tx):
                 return False
             await self._send(tx)
-            await self._record(Verb.INVITATION_SENT_AGAIN, by, tx)
+            await self._record(INVITATION_SENT_AGAIN, by, tx)
             return True
 
         return await authorized_transaction(by, work)
@@ -252,7 +260,7 @@ class Invitation(Record):
             now = {"withdrawn_at": clock.now(), "withdrawn_by": user_ref(by.user_id)}
             changed = await Invitation.change(match, {"$set": now}, tx=tx)
             if changed:
-                await self._record(Verb.INVITATION_WITHDRAWN, by, tx)
+                await self._record(INVITATION_WITHDRAWN, by, tx)
             return changed
 
         return await authorized_transaction(by, work)
@@ -282,10 +290,10 @@ class Invitation(Record):
             raise EnoughInvitations(at_most)
 
     async def _send(self, tx: Tx) -> None:
-        await Mail.queue(Letter.INVITED, self.email, tx=tx, invitation=str(self.id))
+        await Mail.queue(USER_INVITED, self.email, tx=tx, invitation=str(self.id))
 
-    async def _record(self, verb: Verb, by: Actor, tx: Tx, **details: Any) -> None:
-        await Event.record(verb, by=by, tx=tx, email=self.email, **details)
+    async def _record(self, activity: Activity, by: Actor, tx: Tx, **details: Any) -> None:
+        await Event.record(activity, by=by, tx=tx, email=self.email, **details)
 
     # ---- taking up
 
@@ -314,11 +322,10 @@ class Invitation(Record):
                 raise InvitationGone(Fate.ACCEPTED)
             who = by.known_as(user.id, username)
             names = sorted(role.name for role in roles)
-            await Event.record(
-                Verb.INVITATION_ACCEPTED, by=who, subject=user.id, tx=tx, roles=names
-            )
-            if found.by and (inviter := await User.get(linked_id(found.by), session=tx)):
-                await inviter.notify(Kind.INVITATION_ACCEPTED, tx, by=username, email=found.email)
+            await record(INVITATION_ACCEPTED, user, by=who, tx=tx, roles=names)
+            if found.by:
+                inviter, words = linked_id(found.by), {"by": username, "email": found.email}
+                await notify(inviter, INVITATION_ACCEPTED, tx, **words)
             return user
 
         return await transaction(work)
@@ -376,7 +383,7 @@ async def _inviters(
     for user in users:
         roles = [role.__dict__ for role in rows if user.holds(role)]
         shown = bool(user.factors)
-        held = Holdings.of([role for role in roles if not waits_for_one(role, shown=shown)])
-        if user.is_open and not held.lacks([policy.Permission.USERS_MANAGE]):
+        held = Holdings.of(usable_roles(roles, shown=shown))
+        if user.is_active and not held.lacks([policy.Permission.USERS_MANAGE]):
             found[user.id] = held
     return found

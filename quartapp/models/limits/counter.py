@@ -1,4 +1,4 @@
-"""How often something was done: counts that all workers share, for the `limits` library."""
+"""Counters that all workers share: a storage for the `limits` library."""
 
 from datetime import datetime
 from typing import Any
@@ -11,12 +11,12 @@ from quartapp import clock
 from quartapp.models.base.record import Record
 from quartapp.models.base.tokens import digest_of
 
-# A count that a failover loses is no loss; waiting for a majority at each handshake would be.
+# Waiting for a majority at each handshake costs more than a count that a failover loses.
 SWIFT = WriteConcern(w=1)
 
 
-class Allowance(Record):
-    """One count, under the digest of what it counts, until its window closes."""
+class Counter(Record):
+    """One counter, under the digest of its key, until its window ends."""
 
     id: str  # type: ignore[assignment]
     times: int
@@ -27,16 +27,18 @@ class Allowance(Record):
         indexes = [IndexModel([("until", 1)], name="kept", expireAfterSeconds=60)]
 
 
-class Allowances(Storage):
-    """The library's storage over our own connection: its own would open another client, with
-    other timeouts, and go by each worker's clock."""
+class CounterStorage(Storage):
+    """Storage of the `limits` library over the application's connection.
+
+    The library's own would open another client, with other timeouts, and use each worker's clock.
+    """
 
     @property
     def base_exceptions(self) -> type[Exception]:
         return PyMongoError
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """The count after this one. A window of `expiry` seconds opens with its first count."""
+        """Add `amount` and return the count. The first one starts a window of `expiry` seconds."""
         open_still = {"$gt": ["$until", "$$NOW"]}
         closes = {"$add": ["$$NOW", expiry * 1000]}
         found = await _collection().find_one_and_update(
@@ -63,19 +65,19 @@ class Allowances(Storage):
         return (found.until if found else clock.now()).timestamp()
 
     async def clear(self, key: str) -> None:
-        await Allowance.erase(digest_of(key))
+        await Counter.erase(digest_of(key))
 
     async def reset(self) -> int:
         return (await _collection().delete_many({})).deleted_count
 
     async def check(self) -> bool:
-        """Whether the database answers is asked elsewhere."""
+        """Return True: whether the database answers is checked elsewhere."""
         return True
 
 
 def _collection() -> Any:
-    return Allowance.get_motor_collection().with_options(write_concern=SWIFT)
+    return Counter.get_motor_collection().with_options(write_concern=SWIFT)
 
 
-async def _find(key: str) -> Allowance | None:
-    return await Allowance.find_one({"_id": digest_of(key), "until": {"$gt": clock.now()}})
+async def _find(key: str) -> Counter | None:
+    return await Counter.find_one({"_id": digest_of(key), "until": {"$gt": clock.now()}})

@@ -20,7 +20,7 @@ from quartapp.models.limits.counter import SWIFT
 UNDER_WAY = timedelta(seconds=20)
 
 
-class Guesses(Record):
+class FailedAttempts(Record):
     """What is known of one key. `under_way` are guesses whose outcome is not known yet: they
     count as failures until it is, so that many at once are no more than the limit allows."""
 
@@ -110,7 +110,7 @@ class Guesses(Record):
 
 
 def _collection() -> Any:
-    return Guesses.get_motor_collection().with_options(write_concern=SWIFT)
+    return FailedAttempts.get_motor_collection().with_options(write_concern=SWIFT)
 
 
 def _filtered(condition: dict[str, Any]) -> dict[str, Any]:

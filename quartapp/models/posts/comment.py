@@ -8,14 +8,14 @@ from pydantic import Field
 from pymongo import IndexModel
 
 from quartapp import clock
+from quartapp.activities import COMMENT_ADDED, COMMENT_REMOVED
 from quartapp.db.mongo import Tx
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.recording import inform, record
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import POSTS, linked_id, ref, user_ref
-from quartapp.models.notifications.notice import Kind
 from quartapp.models.posts.post import Post
 
 PAGE = 50
@@ -53,9 +53,7 @@ class Comment(Record):
                 return False
             await comment.insert(session=tx)
             if by.user_id != post.author_id:
-                author = await User.get(post.author_id, session=tx)
-                if author:
-                    await author.notify(Kind.COMMENT_ADDED, tx, by=by.username, title=post.title)
+                await inform(COMMENT_ADDED, post.author_id, by=by, tx=tx, title=post.title)
             return True
 
         return comment if await authorized_transaction(by, work) else None
@@ -80,11 +78,10 @@ class Comment(Record):
             if by.user_id == self.author_id:
                 return
             post = await Post.get(self.post_id, session=tx)
-            # Whose words the title is, for the day on which they are erased.
-            words = {"title": post.title, "author": post.author_id} if post else {"title": ""}
-            await Event.record(Verb.COMMENT_REMOVED, by=by, subject=self.author_id, tx=tx, **words)
-            author = await User.get(self.author_id, session=tx)
-            if author:
-                await author.notify(Kind.COMMENT_REMOVED, tx, by=by.username, **words)
+            # The title is erased with the account of its author, so that is stored as well.
+            details: dict[str, Any] = {"title": post.title if post else ""}
+            if post:
+                details["author"] = post.author_id
+            await record(COMMENT_REMOVED, self.author_id, by=by, tx=tx, **details)
 
         await authorized_transaction(by, work)

@@ -8,14 +8,14 @@ from pydantic import Field
 from pymongo import IndexModel
 
 from quartapp import clock
+from quartapp.activities import POST_REMOVED
 from quartapp.db.mongo import Tx
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.recording import record
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import COMMENTS, linked_id, user_ref
-from quartapp.models.notifications.notice import Kind
 
 PAGE = 20
 
@@ -90,11 +90,6 @@ class Post(Record):
             await comments.delete_many({"post.$id": self.id}, session=tx)
             if by.user_id == self.author_id:
                 return
-            await Event.record(
-                Verb.POST_REMOVED, by=by, subject=self.author_id, tx=tx, title=self.title
-            )
-            author = await User.get(self.author_id, session=tx)
-            if author:
-                await author.notify(Kind.POST_REMOVED, tx, by=by.username, title=self.title)
+            await record(POST_REMOVED, self.author_id, by=by, tx=tx, title=self.title)
 
         await authorized_transaction(by, work)

@@ -11,10 +11,11 @@ from beanie import PydanticObjectId
 from pymongo import ReturnDocument
 
 from quartapp import clock
+from quartapp.activities import ACCOUNT_DELETED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.privacy import personal_data
 
@@ -33,7 +34,7 @@ async def issue(user: User) -> str:
 async def asked_by(token: str) -> User | None:
     """Whose account the token opens; None when it is dead. Does not use it up."""
     found = await Token.usable(Purpose.RETURN, token)
-    return found[1] if found and not found[1].is_open else None
+    return found[1] if found and not found[1].is_active else None
 
 
 async def come_back(token: str, *, by: Actor) -> User:
@@ -92,7 +93,7 @@ async def erase(user: User) -> bool:
         # Somebody may have told them something just now: that wrote the document which is gone.
         await personal_data.sweep(person, tx)
         posts = "removed" if user.deletes_posts else "kept"
-        await Event.record(Verb.USER_ERASED, by=NOBODY, subject=user.id, tx=tx, posts=posts)
+        await Event.record(ACCOUNT_DELETED, by=NOBODY, subject=user.id, tx=tx, posts=posts)
         return True
 
     return await transaction(work)

@@ -17,14 +17,15 @@ from bson import DBRef
 from pymongo.collation import Collation
 
 from quartapp import validation
+from quartapp.activities import DATA_EXPORTED, EMAIL_CHANGED, INVITATION_ACCEPTED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import CASELESS, linked_id
-from quartapp.models.base.write_lock import Guard
+from quartapp.models.base.write_lock import WriteLock
 from quartapp.models.cluster.barrier_mark import BarrierMark
 from quartapp.models.cluster.worker import Worker
 from quartapp.models.email.mailbox import Mailbox
@@ -32,10 +33,10 @@ from quartapp.models.email.outbox import Mail
 from quartapp.models.factors.factor import NAMES
 from quartapp.models.factors.passkey import Answered, Passkey
 from quartapp.models.invitations.invitation import Invitation
-from quartapp.models.limits.counter import Allowance
-from quartapp.models.limits.failed_attempts import Guesses
+from quartapp.models.limits.counter import Counter
+from quartapp.models.limits.failed_attempts import FailedAttempts
 from quartapp.models.limits.hash_cost import Cost
-from quartapp.models.notifications.notice import Kind, Notice
+from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
@@ -72,7 +73,7 @@ class Person:
 
     @classmethod
     async def of(cls, user: User, roles: Collection[Role] = ()) -> Self:
-        changed = {"subject.$id": user.id, "verb": Verb.EMAIL_CHANGED}
+        changed = {"subject.$id": user.id, "verb": EMAIL_CHANGED.audit}
         events = await Event.find(changed, sort="_id").to_list()
         former = {event.details["was"]: event.at for event in events if "was" in event.details}
         return cls(user, former, {role.id: role.name for role in roles})
@@ -305,7 +306,7 @@ HELD = [
 ]
 # Wrong passwords and queued emails are counted under digests, for some minutes.
 IMPERSONAL: list[type[Document]] = [
-    *(Role, Guard, Allowance, Guesses, Mailbox, Cost, Answered, Worker, BarrierMark),
+    *(Role, WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered, Worker, BarrierMark),
 ]
 
 
@@ -332,7 +333,7 @@ async def note_export(user: User, *, by: Actor) -> None:
     """Writes down that somebody takes it away. Raises SessionOver."""
 
     async def work(tx: Tx) -> None:
-        await Event.record(Verb.DATA_EXPORTED, by=by, subject=user.id, tx=tx)
+        await Event.record(DATA_EXPORTED, by=by, subject=user.id, tx=tx)
 
     await authorized_transaction(by, work)
 
@@ -343,7 +344,7 @@ async def forget_name(user: User) -> None:
     post that it was on."""
     async for ids in _batches(Notice, {"data.by": user.username}):
         told = {"_id": {"$in": ids}}
-        invited = {**told, "kind": Kind.INVITATION_ACCEPTED}
+        invited = {**told, "kind": INVITATION_ACCEPTED.notification_kind}
         await Notice.change_all(invited, {"$set": {"data.email": THEIR_ADDRESS}})
         await Notice.change_all(told, {"$set": {"data.by": NOBODY_NOW}})
     async for ids in _batches(Notice, {"data.author": user.id}):

@@ -9,8 +9,9 @@ from pymongo import IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import validation
+from quartapp.activities import ROLE_CREATED, ROLE_DELETED, ROLE_EDITED
 from quartapp.db.mongo import Tx
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.authorization.privileges import (
     ADD,
     CHANGE,
@@ -29,7 +30,7 @@ from quartapp.models.base.references import (
     role_ref,
     user_ref,
 )
-from quartapp.models.notifications.notice import Kind, notify_all
+from quartapp.models.notifications.notice import notify_all
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import mark_ended
 from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
@@ -158,7 +159,7 @@ class Role(Record):
             except DuplicateKeyError:
                 raise RoleTaken from None
             await Event.record(
-                Verb.ROLE_CREATED,
+                ROLE_CREATED,
                 by=by,
                 tx=tx,
                 role=name,
@@ -224,7 +225,7 @@ class Role(Record):
                 session=tx,
             )
             await Event.record(
-                Verb.ROLE_EDITED,
+                ROLE_EDITED,
                 by=by,
                 tx=tx,
                 role=name,
@@ -256,7 +257,7 @@ class Role(Record):
                 raise MissingPermission(DELETE, missing, old.name)
             await Role.erase(self.id, tx=tx)
             ids = await documents(USERS).distinct("_id", {"roles.$id": self.id}, session=tx)
-            event = Event.of(Verb.ROLE_DELETED, by=by, role=self.name, holders=len(ids))
+            event = Event.of(ROLE_DELETED, by=by, role=self.name, holders=len(ids))
             theirs = {"user.$id": {"$in": ids}}
             # First, for the order in which it is heard: a session that is known to be over need not
             # be judged for its user's sake, which takes long where there are thousands.
@@ -272,7 +273,7 @@ class Role(Record):
                 },
                 session=tx,
             )
-            await notify_all(ids, Kind.ROLE_DELETED, tx, by=by.username, role=self.name)
+            await notify_all(ids, ROLE_DELETED, tx, by=by.username, role=self.name)
             return await event.insert(session=tx)
 
         return await authorized_transaction(by, work, ends_sessions=True)

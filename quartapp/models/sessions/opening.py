@@ -7,17 +7,18 @@ from typing import Any
 from beanie import SortDirection
 
 from quartapp import clock
+from quartapp.activities import SESSIONS_ENDED, SIGNED_IN
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.user import User
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents
 from quartapp.models.base.references import ROLES, RoleRef, linked_id
 from quartapp.models.base.tokens import new_token
-from quartapp.models.email.outbox import Letter
 from quartapp.models.factors.factor import Factor
+from quartapp.models.sessions import expiry
 from quartapp.models.sessions.reason import Reason
-from quartapp.models.sessions.session import Session, alive, end_sessions
+from quartapp.models.sessions.session import Session, end_sessions
 
 DESCENDING = SortDirection.DESCENDING
 
@@ -62,9 +63,9 @@ async def open_session(
     async def work(tx: Tx) -> None:
         session.roles = await _existing(user.roles, tx)
         if await _is_new_here(user, browser, tx):
-            await user.queue_email(Letter.SIGNED_IN, tx, device=device, ip=by.ip)
+            await user.queue_email(SIGNED_IN, tx, device=device, ip=by.ip)
         await session.insert(session=tx)
-        event = Event.of(Verb.SESSION_STARTED, by=by, subject=user.id, device=device)
+        event = Event.of(SIGNED_IN, by=by, subject=user.id, device=device)
         event.session = session.id
         await event.insert(session=tx)
 
@@ -100,7 +101,11 @@ async def _end_oldest(user: User, *, keep: int, by: Actor) -> None:
     # After the commit of the new one, so that of sign-ins at once the last sees them all.
     # Sessions of another password, or without the factor that the user has, are over and do
     # not count.
-    theirs: dict[str, Any] = {"user.$id": user.id, "credential": user.credential, **alive()}
+    theirs: dict[str, Any] = {
+        "user.$id": user.id,
+        "credential": user.credential,
+        **expiry.active_filter(clock.now()),
+    }
     if user.factors:
         theirs["factor"] = {"$ne": None}
     surplus = await Session.find(
@@ -110,8 +115,8 @@ async def _end_oldest(user: User, *, keep: int, by: Actor) -> None:
     ).to_list()
     if surplus:
         match = {"_id": {"$in": [session.id for session in surplus]}}
-        reason, verb = Reason.ENDED_BY_USER, Verb.SESSIONS_ENDED
-        await end_sessions(match, reason, verb, by=by, subject=user.id)
+        reason = Reason.ENDED_BY_USER
+        await end_sessions(match, reason, SESSIONS_ENDED, by=by, subject=user.id)
 
 
 async def _is_new_here(user: User, browser: str | None, tx: Tx) -> bool:

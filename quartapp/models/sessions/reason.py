@@ -18,19 +18,19 @@ class Reason(StrEnum):
     EXPIRED = "expired"
 
     def message(
-        self, by: str | None, *, own: bool = False, because: "Because | None" = None
+        self, by: str | None, *, own: bool = False, because: "EndDetail | None" = None
     ) -> str:
         """The sentence that the person who was signed out reads; `own` if they did it."""
         texts = MESSAGES | OWN_MESSAGES if own else MESSAGES
-        text = BECAUSE_MESSAGES[because] if because and not own else texts[self]
+        text = DETAIL_MESSAGES[because] if because and not own else texts[self]
         return text.format(by=by or "An administrator")
 
 
-class Because(StrEnum):
+class EndDetail(StrEnum):
     """What a disabled account is, where it is more than that. Reasons are names that programs
     know, so this stands beside them, for people."""
 
-    LAST_DAY = "last_day"
+    EXPIRED = "last_day"
     DELETED = "deleted"
 
 
@@ -46,8 +46,8 @@ MESSAGES = {
     Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
     Reason.EXPIRED: "Your session expired. Sign in again to continue.",
 }
-BECAUSE_MESSAGES = {
-    Because.LAST_DAY: "Your account has expired.",
-    Because.DELETED: "{by} disabled your account. It will be deleted.",
+DETAIL_MESSAGES = {
+    EndDetail.EXPIRED: "Your account has expired.",
+    EndDetail.DELETED: "{by} disabled your account. It will be deleted.",
 }
 OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You deactivated or deleted your account."}

@@ -9,8 +9,9 @@ from pydantic import Field
 from pymongo import IndexModel, UpdateOne
 
 from quartapp import clock
+from quartapp.activities import REAUTHENTICATED, SESSION_ENDED, Activity
 from quartapp.db.mongo import Tx
-from quartapp.models.audit.event import Event, Verb
+from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
@@ -26,7 +27,8 @@ from quartapp.models.base.references import (
 )
 from quartapp.models.base.tokens import new_token
 from quartapp.models.factors.factor import Factor
-from quartapp.models.sessions.reason import Because, Reason
+from quartapp.models.sessions import expiry
+from quartapp.models.sessions.reason import EndDetail, Reason
 
 DESCENDING = SortDirection.DESCENDING
 SEEN_EVERY = timedelta(minutes=1)
@@ -94,7 +96,7 @@ class Session(Record):
                 tx=tx,
             )
             if changed:
-                await Event.record(Verb.SESSION_CONFIRMED, by=by, subject=self.user_id, tx=tx)
+                await Event.record(REAUTHENTICATED, by=by, subject=self.user_id, tx=tx)
             return changed
 
         return token if await authorized_transaction(by, work) else None
@@ -112,9 +114,9 @@ class Session(Record):
                 same = {"user.$id": self.user_id, "browser": self.browser}
                 others = {**same, "_id": {"$ne": by.session_id}}
                 await Session.change_all(others, {"$set": {"browser": None}}, tx=tx)
-            match, verb = {"_id": self.id}, Verb.SESSION_ENDED
+            details = {"subject": self.user_id, "device": self.device}
             return await end_and_record(
-                match, reason, verb, by=by, subject=self.user_id, tx=tx, device=self.device
+                {"_id": self.id}, reason, SESSION_ENDED, by=by, tx=tx, **details
             )
 
         return await authorized_transaction(by, work, managing=self.user_id, ends_sessions=True)
@@ -126,7 +128,9 @@ class Session(Record):
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
         """The living ones, the last used first; there are at most as many as a user may have."""
-        return await cls.find({"user.$id": user_id, **alive()}, sort="-seen_at").to_list()
+        return await cls.find(
+            {"user.$id": user_id, **expiry.active_filter(clock.now())}, sort="-seen_at"
+        ).to_list()
 
     @classmethod
     async def named(cls, ids: Collection[PydanticObjectId]) -> dict[PydanticObjectId, Self]:
@@ -139,7 +143,7 @@ class Session(Record):
         cls, *, before: tuple[datetime, PydanticObjectId] | None = None, limit: int = 50
     ) -> list[Self]:
         """Everybody's living ones, the last used first, with their users."""
-        match: dict[str, Any] = alive()
+        match: dict[str, Any] = expiry.active_filter(clock.now())
         if before:
             seen, last = before
             match["$or"] = [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]
@@ -170,9 +174,9 @@ class Session(Record):
 
     @property
     def lives(self) -> bool:
-        """Whether it is neither ended nor past its time. Whether it counts, `principal` says."""
-        idle_until = self.seen_at + timedelta(seconds=self.idle_seconds)
-        return self.ended_at is None and min(self.expires_at, idle_until) > clock.now()
+        """Whether it has neither ended nor expired. More is asked by `authority.session_rule`."""
+        deadline = expiry.deadline(self.expires_at, self.seen_at, self.idle_seconds)
+        return self.ended_at is None and deadline > clock.now()
 
     @property
     def online(self) -> bool:
@@ -188,7 +192,7 @@ class Session(Record):
 async def end_sessions(
     match: Mapping[str, Any],
     reason: Reason,
-    verb: Verb,
+    activity: Activity,
     *,
     by: Actor,
     subject: PydanticObjectId,
@@ -202,7 +206,9 @@ async def end_sessions(
     """
 
     async def work(tx: Tx) -> Event | None:
-        return await end_and_record(match, reason, verb, by=by, subject=subject, tx=tx, **details)
+        return await end_and_record(
+            match, reason, activity, by=by, subject=subject, tx=tx, **details
+        )
 
     return await authorized_transaction(by, work, managing=subject, ends_sessions=True)
 
@@ -210,7 +216,7 @@ async def end_sessions(
 async def end_and_record(
     match: Mapping[str, Any],
     reason: Reason,
-    verb: Verb,
+    activity: Activity,
     *,
     by: Actor,
     subject: PydanticObjectId,
@@ -218,7 +224,7 @@ async def end_and_record(
     **details: Any,
 ) -> Event | None:
     """The writes of `end_sessions`, for a transaction that does more."""
-    event = Event.of(verb, by=by, subject=subject, reason=reason.value, **details)
+    event = Event.of(activity, by=by, subject=subject, reason=reason.value, **details)
     active = await count_active(match, tx)
     # Those that have expired are not active, but nothing may have marked them yet.
     await mark_ended(match, reason, by=by, event=event if active else None, tx=tx)
@@ -230,7 +236,7 @@ async def end_and_record(
 
 async def count_active(match: Mapping[str, Any], tx: Tx) -> int:
     """How many of the sessions that match are neither over nor expired."""
-    return await Session.find({**match, **alive()}, session=tx).count()
+    return await Session.find({**match, **expiry.active_filter(clock.now())}, session=tx).count()
 
 
 async def mark_ended(
@@ -239,7 +245,7 @@ async def mark_ended(
     *,
     by: Actor,
     event: Event | None = None,
-    because: Because | None = None,
+    because: EndDetail | None = None,
     tx: Tx | None = None,
 ) -> int:
     """The write alone, for verbs that keep their own record, the event. How many it ended."""
@@ -256,14 +262,3 @@ async def mark_ended(
         },
         tx=tx,
     )
-
-
-def alive(now: datetime | None = None) -> dict[str, Any]:
-    """The filter for sessions that are neither ended, nor past their time, nor idle too long."""
-    now = now or clock.now()
-    idle_since = {"$add": ["$seen_at", {"$multiply": ["$idle_seconds", 1000]}]}
-    return {
-        "ended_at": None,
-        "expires_at": {"$gt": now},
-        "$expr": {"$gt": [idle_since, now]},
-    }

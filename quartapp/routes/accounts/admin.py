@@ -166,7 +166,7 @@ async def enable(username: str) -> Any:
     the user's page with a message. Sessions that have ended stay ended."""
     person = await find(username)
     by = current_user.actor
-    enabled = await person.enable(by=by) or await account_expiry.lift(person, by=by)
+    enabled = await person.enable(by=by) or await account_expiry.remove_expiry(person, by=by)
     await wait_until_enforced()
     if enabled:
         log.info("user_enabled", user=person.username, by=current_user.username)
@@ -193,14 +193,14 @@ async def set_last_day(username: str) -> Any:
         return await _page(person, leave=form)
     day, by = form.date.data, current_user.actor
     if day is None:
-        event = await account_expiry.lift(person, by=by)
+        event = await account_expiry.remove_expiry(person, by=by)
         words = f"The account of {person.username} no longer expires."
     elif not account_expiry.is_possible(day):
         form.refuse("Enter a date from today up to ten years ahead.", "date")
         return await _page(person, leave=form)
     else:
         try:
-            event = await account_expiry.appoint(person, day, by=by)
+            event = await account_expiry.set_expiry(person, day, by=by)
         except LastAdministrator as error:
             form.refuse(str(error), "date")
             return await _page(person, leave=form)

@@ -5,11 +5,11 @@ from typing import Any
 from quart import Blueprint, abort, render_template
 from quart_auth import login_required
 
+from quartapp.activities import ACTIVITY_DISOWNED, EMAIL_CHANGED
 from quartapp.auth import current_user, fresh_login_required, signed_in_user, wait_until_enforced
 from quartapp.log import log
 from quartapp.models import Session
 from quartapp.models.audit import activity
-from quartapp.models.audit.event import Verb
 from quartapp.routes import redirects
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.pagination import cut, id_after, id_or_404
@@ -44,7 +44,7 @@ async def index(**_: object) -> str:
 async def not_me(event_id: str) -> Any:
     event = await activity.find(id_or_404(event_id), current_user.user_id) or abort(404)
     said = await activity.disown(event, by=current_user.actor)
-    log.warning("activity_disowned", user=current_user.username, verb=event.verb.value)
+    log.warning("activity_disowned", user=current_user.username, verb=event.verb)
     await wait_until_enforced(said)
     await flash_receipt(f"Other sessions signed out: {said.details['count']}.", said)
     return see_other(redirects.AFTER_STRANGER)
@@ -58,6 +58,6 @@ async def remains() -> str:
     return await render_template(
         "audit/not_me.html",
         user=user,
-        said=await activity.latest(user.id, Verb.ACTIVITY_DISOWNED),
-        moved=await activity.latest(user.id, Verb.EMAIL_CHANGED),
+        said=await activity.latest(user.id, ACTIVITY_DISOWNED),
+        moved=await activity.latest(user.id, EMAIL_CHANGED),
     )

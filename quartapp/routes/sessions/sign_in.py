@@ -151,7 +151,7 @@ async def verifying() -> Unverified | None:
         return None
     user_id, credential, remember, factor = note
     user = await User.get(PydanticObjectId(user_id))
-    if user is None or not user.is_open or user.credential != credential:
+    if user is None or not user.is_active or user.credential != credential:
         return None
     return Unverified(user, remember, factor and Factor(factor))
 
@@ -177,7 +177,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
         note = [str(user.id), user.credential, remember, factor]
         session[_VERIFICATION] = encryption().encrypt_value(note, _VERIFICATION)
         raise MustVerify
-    if not user.is_open:
+    if not user.is_active:
         session[RETURN] = {
             "token": await account_deletion.issue(user),
             "remember": remember,

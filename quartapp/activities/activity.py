@@ -1,0 +1,199 @@
+"""The catalogue of activities: each thing that can happen to an account, described once.
+
+An entry holds the name in the audit log, the notification, the email, the sentence of the activity
+page, and whether it ends sessions. The entries are in the other modules of this package;
+`models.audit.recording` writes them. Extensions add entries with `register` (docs/extending.md).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from string import Formatter
+from typing import Any, Literal
+
+# Shares of the mail budget of a mailbox: see models.email.mailbox.
+Lane = Literal["reset", "verification", "invitation", "address", "notifications"]
+# Words in the text of an email that are known only when it is sent: see jobs.outbox_worker.
+AT_SENDING = frozenset(
+    {"account", "at", "base", "code", "inviter", "roles", "site", "to", "token", "username"}
+)
+
+
+class Notified(Enum):
+    """Who gets the notification of an activity."""
+
+    USER = "the user whose account it is about"
+    USER_UNLESS_ACTOR = "the user, if somebody else did it"
+    INVITER = "the user who sent the invitation"
+    HOLDERS = "all users who hold the role"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notification:
+    """A notification in open pages and on the notifications page.
+
+    `kind` is the stored name. The words in braces are filled from what is stored with it: `{by}` is
+    the name of the actor. `also_stores` names further words that are stored without being shown.
+    """
+
+    kind: str
+    text: str
+    also_stores: tuple[str, ...] = ()
+
+    def words(self) -> tuple[str, ...]:
+        """Return the names of the words that must be stored with a notification."""
+        return tuple(_placeholders(self.text))
+
+    def render(self, data: Mapping[str, Any]) -> str:
+        """Return the sentence. A word that was not stored is left out."""
+        words = {**data, "by": data.get("by") or "An operator"}
+        return self.text.format_map(_Words(words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Email:
+    """An email: `kind` is the stored name, `text` has one string for each paragraph.
+
+    Words in braces that are not in AT_SENDING are stored when the email is queued. `{ip}` and
+    `{by}` are those of the actor. `also_stores` names further words that the job that sends it
+    needs. `lane` is the share of the mail budget that it counts against.
+    """
+
+    kind: str
+    subject: str
+    text: tuple[str, ...]
+    lane: Lane = "notifications"
+    also_stores: tuple[str, ...] = ()
+
+    def words(self) -> tuple[str, ...]:
+        """Return the names of the words that must be stored with a queued email."""
+        named = (name for line in self.text for name in _placeholders(line))
+        return tuple(name for name in named if name not in AT_SENDING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """One thing that can happen to an account.
+
+    `audit` is its name in the audit log; None keeps it out of the audit log. `sentence` is shown on
+    the user's activity page, filled from the details of the audit event; None leaves it out there.
+    If it is `reportable`, the page offers "This wasn't me" beside what the user did themselves.
+
+    `email` goes to the user's verified address; `email_by_others` replaces it if somebody else than
+    the user did it.
+
+    `automatic` means that no person did it: for example, an account expired. Such an activity can
+    share the audit name of one that a person does.
+
+    `ends_sessions` means that a transaction that records it must insert a barrier mark:
+    `authorized_transaction` raises RuntimeError if it does not.
+    """
+
+    audit: str | None = None
+    notification: Notification | None = None
+    notified: Notified = Notified.USER
+    email: Email | None = None
+    email_by_others: Email | None = None
+    sentence: str | None = None
+    reportable: bool = False
+    automatic: bool = False
+    ends_sessions: bool = False
+
+    @property
+    def audit_name(self) -> str:
+        """The name in the audit log. Raises TypeError for an activity that is not in it."""
+        if self.audit is None:
+            raise TypeError("this activity has no audit name, so it cannot be recorded")
+        return self.audit
+
+    @property
+    def notification_kind(self) -> str:
+        """The stored name of its notification. Raises TypeError if it has none."""
+        if self.notification is None:
+            raise TypeError(f"the activity {self.audit} has no notification")
+        return self.notification.kind
+
+    @property
+    def own_email(self) -> Email:
+        """The email. Raises TypeError if it has none."""
+        if self.email is None:
+            raise TypeError(f"the activity {self.audit} has no email")
+        return self.email
+
+    @property
+    def email_kind(self) -> str:
+        """The stored name of its email. Raises TypeError if it has none."""
+        return self.own_email.kind
+
+    def describe(self, details: Mapping[str, Any]) -> str:
+        """Return the sentence for the activity page. A word that is not stored is left out."""
+        return (self.sentence or "").format_map(_Words(details))
+
+
+@dataclass
+class Catalogue:
+    """The registered activities, found by the names that the database stores."""
+
+    audited: dict[tuple[str, bool], Activity] = field(default_factory=dict)
+    notifications: dict[str, Notification] = field(default_factory=dict)
+    emails: dict[str, Email] = field(default_factory=dict)
+
+    def register(self, activity: Activity) -> Activity:
+        """Add the activity, and return it.
+
+        Raises ValueError, without adding anything, if the audit name is registered already, or if
+        the kind of its notification or email is registered with another text. Two activities may
+        share a notification or an email.
+        """
+        key = (activity.audit, activity.automatic) if activity.audit is not None else None
+        if key in self.audited:
+            raise ValueError(f"the activity {activity.audit} is registered already")
+        emails = [each for each in (activity.email, activity.email_by_others) if each]
+        note = activity.notification
+        if note and self.notifications.get(note.kind, note) != note:
+            raise ValueError(f"the notification {note.kind} is registered with another text")
+        for email in emails:
+            if self.emails.get(email.kind, email) != email:
+                raise ValueError(f"the email {email.kind} is registered with another text")
+        if key:
+            self.audited[key] = activity
+        if note:
+            self.notifications[note.kind] = note
+        self.emails |= {email.kind: email for email in emails}
+        return activity
+
+    def find(self, audit: str, *, automatic: bool = False) -> Activity | None:
+        """Return the activity of this audit name; None for a name that is not registered.
+
+        For an `automatic` event that has no entry of its own, the other entry of the name.
+        """
+        found = self.audited.get((audit, automatic))
+        return found or self.audited.get((audit, not automatic))
+
+    def ends_sessions(self, audit: str) -> bool:
+        """Return whether an activity of this audit name ends sessions."""
+        return any(each.ends_sessions for (name, _), each in self.audited.items() if name == audit)
+
+    def on_activity_page(self) -> list[str]:
+        """Return the audit names that have a sentence for the activity page."""
+        return list({name: None for (name, _), each in self.audited.items() if each.sentence})
+
+    def notification_text(self, kind: str, data: Mapping[str, Any]) -> str:
+        """Return the text of a stored notification, also of a kind that is not registered."""
+        found = self.notifications.get(kind)
+        return found.render(data) if found else "Something changed."
+
+
+class _Words(dict[str, Any]):
+    """Leaves a gap for a word that was not stored, such as by an older version."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
+def _placeholders(text: str) -> list[str]:
+    return [name for _, name, _, _ in Formatter().parse(text) if name]
+
+
+catalogue = Catalogue()
+register = catalogue.register

@@ -1,0 +1,32 @@
+"""Activities of invitations."""
+
+from quartapp.activities.activity import Activity, Email, Notification, Notified, register
+
+# Goes to the invited address, which has no account yet.
+INVITATION = Email(
+    kind="user.invited",
+    subject="You are invited to create an account",
+    text=(
+        "{inviter} invites you to create an account for {to} at {site}. It comes with: {roles}.",
+        "Choose a username and a password on this page:",
+        "{base}/invited/{token}",
+        "The link works once, for 7 days. If you do not want an account, ignore this email. No "
+        "account is created.",
+    ),
+    lane="invitation",
+    also_stores=("invitation",),
+)
+
+USER_INVITED = register(Activity(audit="user.invited", email=INVITATION))
+INVITATION_SENT_AGAIN = register(Activity(audit="invitation.sent_again", email=INVITATION))
+INVITATION_WITHDRAWN = register(Activity(audit="invitation.withdrawn"))
+INVITATION_ACCEPTED = register(
+    Activity(
+        audit="invitation.accepted",
+        notification=Notification(
+            kind="invitation.accepted", text="{by} accepted your invitation to {email}."
+        ),
+        notified=Notified.INVITER,
+        sentence="An invitation was accepted, which gave the roles: {roles}",
+    )
+)

@@ -1,0 +1,26 @@
+"""Activities of posts and comments."""
+
+from quartapp.activities.activity import Activity, Notification, register
+
+POST_REMOVED = register(
+    Activity(
+        audit="post.removed",
+        notification=Notification(kind="post.removed", text="{by} removed your post “{title}”."),
+    )
+)
+COMMENT_REMOVED = register(
+    Activity(
+        audit="comment.removed",
+        notification=Notification(
+            kind="comment.removed",
+            text="{by} removed your comment on “{title}”.",
+            # Whose words the title is, so that it can be erased with that account.
+            also_stores=("author",),
+        ),
+    )
+)
+COMMENT_ADDED = register(
+    Activity(
+        notification=Notification(kind="comment.added", text="{by} commented on “{title}”."),
+    )
+)

@@ -1,0 +1,25 @@
+"""When a session expires: the predicate for one session, and the filter for a query.
+
+A session expires at the end of its lifetime, or when it has not been used for its idle time.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from quartapp import clock
+
+
+def deadline(expires_at: datetime, seen_at: datetime, idle_seconds: float) -> datetime:
+    """Return the time at which the session expires if it is not used again."""
+    idle_until = clock.as_utc(seen_at) + timedelta(seconds=idle_seconds)
+    return min(clock.as_utc(expires_at), idle_until)
+
+
+def active_filter(now: datetime) -> dict[str, Any]:
+    """Return the filter for sessions that have neither ended nor expired."""
+    idle_until = {"$add": ["$seen_at", {"$multiply": ["$idle_seconds", 1000]}]}
+    return {
+        "ended_at": None,
+        "expires_at": {"$gt": now},
+        "$expr": {"$gt": [idle_until, now]},
+    }
