@@ -1,4 +1,7 @@
-"""Documents linked by references, with the verbs of the domain. Nothing here knows of the web."""
+"""The database documents and the operations on them. No module in this package imports Quart.
+
+`DOCUMENTS` lists all document classes; `prepare` brings the database up to date at the start.
+"""
 
 from contextlib import suppress
 from typing import Any
@@ -60,11 +63,17 @@ for document in DOCUMENTS:
 
 
 async def prepare() -> None:
-    """Builds what is missing: indexes, built-in roles, the guards. Safe to run many times at once.
+    """Create the indexes, built-in roles and lock documents that are missing. Runs at every start.
 
-    Also sets the canonical forms of usernames and addresses where they are missing, and logs the
-    conflicts that are left. Never drops an index, for a version that still runs may need it.
-    Raises StartError when one cannot be built, because there are duplicates say.
+    In this order: creates the indexes of all collections, sets the canonical usernames and
+    addresses where they are missing (logging `canonical_conflict` for each that two accounts
+    share), inserts missing built-in roles, removes the management permissions from the roles that
+    new accounts receive, adds to the role `admin` the permissions that this version brings, and
+    inserts missing write locks.
+
+    Several processes may run it at once. Never drops an index, because an older version that is
+    still running may need it. Raises StartError if an index cannot be built, for example because
+    there are duplicates.
     """
     for document in DOCUMENTS:
         settings: Any = document.get_settings()
@@ -84,7 +93,7 @@ async def prepare() -> None:
             role = Role(name=name, description=description, permissions=sorted(permissions))
             await _insert_once(role)
     await _forbid_management_by_default()
-    # The role that may do everything may also do what this version brings anew.
+    # The role `admin` has all permissions, also those that are new in this version.
     await Role.change(
         {"name": "admin"},
         {"$addToSet": {"permissions": {"$each": sorted(BUILT_IN_ROLES["admin"][1])}}},
@@ -95,9 +104,10 @@ async def prepare() -> None:
 
 
 async def _forbid_management_by_default() -> None:
-    """Removes the permissions of MANAGEMENT_PERMISSIONS from the roles that new accounts receive.
+    """Remove the permissions of MANAGEMENT_PERMISSIONS from the roles that new accounts receive.
 
-    Earlier versions let administrators add them. Recorded in the audit log like any other edit.
+    Earlier versions let administrators add them. Uses `Role.edit`, so the permissions of the users
+    who hold the role change too, and the audit log has an entry. Logs `default_role_restricted`.
     """
     for name in DEFAULT_ROLES:
         role = await Role.named(name)
@@ -114,6 +124,6 @@ async def _forbid_management_by_default() -> None:
 
 
 async def _insert_once(document: Document) -> None:
-    # Another process may be faster, with the same.
+    """Insert the document. Does nothing if another process has inserted it in the meantime."""
     with suppress(DuplicateKeyError):
         await document.insert()

@@ -1,4 +1,4 @@
-"""The stored fields of a user, and how to find one. `User` adds the verbs."""
+"""The stored fields of a user, and how to find one. `User` adds the operations."""
 
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
@@ -26,7 +26,7 @@ from quartapp.models.factors.factor import Factor, Totp, factors_of
 
 
 class Taken(DomainError):
-    """Somebody has this username or e-mail address; `field` says which."""
+    """Another account has this username or email address; `field` is "username" or "email"."""
 
     def __init__(self, field: str) -> None:
         self.field = field
@@ -53,18 +53,19 @@ class WrongCodes(BaseModel):
 
 
 class ForgottenBrowsers(BaseModel):
-    """Sessions opened until then no longer make a browser known, but for the one to keep."""
+    """Sessions opened until `at` do not make their browser known, except the session `keep`."""
 
     at: datetime
     keep: PydanticObjectId | None = None
 
 
 class Account(Record):
-    """A person.
+    """The stored fields of a user.
 
-    `username` and `email` are what people see. `canonical_username` and `canonical_email` are what
-    accounts are found by and kept apart by (see `quartapp.validation`). A stored document may lack
-    them: see `models.accounts.canonical`.
+    `username` and `email` are shown as entered. Accounts are found by `canonical_username` and
+    `canonical_email`, which are unique (see `quartapp.validation`). A document that another program
+    wrote may lack these: see `models.accounts.canonical`. `authz_version` is incremented with each
+    change of what the user may do, and `authz_by` is who made the last one.
     """
 
     username: str
@@ -79,7 +80,7 @@ class Account(Record):
     roles: list[RoleRef] = []
     authz_version: int = 1
     authz_by: UserRef | None = None
-    # Of events that happened to many at once and name none of them: the latest of this person's.
+    # Ids of the latest events about many users at once, which have no subject: see Role.remove.
     common_events: list[PydanticObjectId] = []
     disabled_at: datetime | None = None
     closes_at: datetime | None = None
@@ -91,7 +92,7 @@ class Account(Record):
     email_verified_at: datetime | None = None
     # Whether the account cannot be used before the address is verified.
     must_verify: bool = False
-    # The address of an account that has yet to verify it in order to hold it: see `User.claim`.
+    # The address that the account claims until it is verified: see registration.claim.
     claimed_email: str | None = None
     canonical_claim: str | None = None
     pending_email: str | None = None
@@ -102,14 +103,13 @@ class Account(Record):
     browsers_forgotten: ForgottenBrowsers | None = None
     wrong_codes: WrongCodes | None = None
     totp: Totp | None = None
-    # The half minute of the last code that was used: none of it or before it is taken again.
+    # The time step of the last code that was used. No code of it or before is accepted again.
     totp_step: int = 0
     passkeys: list[PasskeyRef] = []
     recovery_codes: list[str] = Field(default=[], repr=False)
     notice_seq: int = 0
     notices_read: int = 0
-    # Counts checks of what this user may give or manage, and who may manage them: see
-    # models.authorization.privileges.
+    # Incremented to make transactions conflict: see models.authorization.privileges.
     acts: int = 0
 
     class Settings:
@@ -119,13 +119,13 @@ class Account(Record):
                 IndexModel([(field, 1)], name=field, unique=True, sparse=True)
                 for field in ("canonical_username", "canonical_email")
             ],
-            # For `models.accounts.canonical`, which looks for documents without these fields.
+            # For `models.accounts.canonical`, which finds documents without these fields.
             IndexModel(
                 [("created_at", 1)],
                 name="not_canonical",
                 partialFilterExpression={"canonical_email": None},
             ),
-            # For lists and searches; and a version that knows no canonical fields relies on them.
+            # For lists and searches, and for older versions, which have no canonical fields.
             IndexModel([("username", 1)], name="username", unique=True, collation=CASELESS),
             IndexModel([("email", 1)], name="email", unique=True, collation=CASELESS),
             IndexModel(
@@ -172,15 +172,23 @@ class Account(Record):
         return self.must_verify and not self.verified
 
     def holds(self, role: Record) -> bool:
+        """Return whether the user has the role."""
         return any(linked_id(link) == role.id for link in self.roles)
 
     @property
     def closed_by_owner(self) -> bool:
+        """Whether the user deactivated the account or scheduled its deletion, and not an
+        administrator.
+        """
         return self.closed_by is not None and linked_id(self.closed_by) == self.id
 
     @property
     def may_enter(self) -> bool:
-        """Whether the right password leads anywhere: in, or to opening what one has closed."""
+        """Whether somebody with the right password can sign in, or restore the account.
+
+        True for an active account, and for one that its owner deactivated, until it is due for
+        deletion.
+        """
         if self.is_active:
             return True
         late = self.deletes_at is not None and self.deletes_at <= clock.now()
@@ -188,25 +196,29 @@ class Account(Record):
 
     @classmethod
     async def by_username(cls, username: str, *, tx: Tx | None = None) -> Self | None:
-        """Return the account of this username, in any case."""
+        """Return the account of this username, in any case, or None."""
         canonical = validation.canonical_username
         return await cls._found("username", canonical, username, [username], tx)
 
     @classmethod
     async def by_email(cls, email: str, *, tx: Tx | None = None) -> Self | None:
-        """Return the account of this address, in any of its spellings."""
+        """Return the account that holds this address, in any of its spellings, or None. Not one
+        that only claims it.
+        """
         spellings = validation.spellings(email)
         return await cls._found("email", validation.canonical_email, email, spellings, tx)
 
     @classmethod
     async def claiming(cls, email: str, *, tx: Tx | None = None) -> Self | None:
-        """Return the account that claims this address without holding it yet, if there is one."""
+        """Return the account that claims this address without having verified it, or None."""
         claim = validation.canonical_email(email)
         return await cls.find_one({"canonical_claim": claim}, session=tx) if claim else None
 
     @classmethod
     async def by_login(cls, login: str) -> Self | None:
-        """Return the account of this username or address: no username has an @."""
+        """Return the account of this username or email address, or None. A login with an @ is an
+        address.
+        """
         return await (cls.by_email(login) if "@" in login else cls.by_username(login))
 
     @classmethod
@@ -218,12 +230,12 @@ class Account(Record):
         spellings: list[str],
         tx: Tx | None,
     ) -> Self | None:
-        """The account whose `field` has the same canonical form as what was typed.
+        """Return the account whose `field` has the same canonical form as what was typed, or None.
 
-        The field itself decides, for the canonical one beside it may be missing, or of a value
-        that has been replaced: by a version that does not know it, by another program, by hand.
-        So there are two queries, whatever the first has found: an unknown login takes no longer.
-        The second compares too much as equal, such as soft hyphens and nothing.
+        Compares the field itself, because the stored canonical form may be missing or outdated, if
+        another program wrote the document. Always makes two queries, one by the canonical form and
+        one by the spellings, so that an unknown login takes no longer. The collation of the second
+        treats too much as equal, such as a soft hyphen and nothing.
         """
         wanted = canonical_form(typed)
         if not wanted:
@@ -238,8 +250,12 @@ class Account(Record):
 
     @classmethod
     async def search(cls, text: str, *, after: str | None = None, limit: int = 50) -> list[Self]:
-        """Those whose username or address begins with the text, in the order of their usernames,
-        with their roles."""
+        """Return users whose username or address begins with the text, sorted by username, with
+        their roles.
+
+        An address also matches in its other spellings, and when it is only claimed. An empty text
+        matches all. `after` is the last username of the page before.
+        """
         match: dict[str, Any] = {}
         if text:
             # U+FFFF sorts behind every other character, so this range is the prefix.
@@ -259,13 +275,13 @@ class Account(Record):
 
     @property
     def credential(self) -> str:
-        """What tells this password from another one of the user: see `credential_of`."""
+        """An identifier of the present password, which changes with it: see `credential_of`."""
         kept = self.kept_credential and self.kept_credential.model_dump()
         return credential_of({"password_hash": self.password_hash, "kept_credential": kept})
 
     @property
     def factors(self) -> frozenset[Factor]:
-        """The kinds of second factors that they have set up."""
+        """The kinds of second factors that the user has set up."""
         return factors_of(self.__dict__)
 
 

@@ -42,9 +42,10 @@ def is_possible(day: date) -> bool:
 
 
 async def set_expiry(user: User, day: date, *, by: Actor) -> Event | None:
-    """Let the account expire at the end of this day, notify the user, and return the audit event.
+    """Let the account expire at the end of this day (UTC), and return the event EXPIRY_SET.
 
-    Returns None, without a change, if that is its expiry already or the account is disabled. Raises
+    In an authorized transaction that manages the user, which also notifies the user. Returns None,
+    without a change, if that is its expiry already or the account is disabled. Raises
     LastAdministrator if every other administrator's account expires, and MissingPermission.
     """
     at = end_of(day)
@@ -62,9 +63,10 @@ async def set_expiry(user: User, day: date, *, by: Actor) -> Event | None:
 
 
 async def remove_expiry(user: User, *, by: Actor) -> Event | None:
-    """Remove the account's expiry, notify the user, and return the audit event.
+    """Remove the expiry of the account, and return the event EXPIRY_REMOVED.
 
-    Returns None, without a change, if it has none or is disabled. Raises MissingPermission.
+    In an authorized transaction that manages the user, which also notifies the user. Returns None,
+    without a change, if it has none or is disabled. Raises MissingPermission.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -93,11 +95,13 @@ async def next_expiry() -> datetime | None:
 
 
 async def disable_expired(user: User) -> Event | None:
-    """Disable an account that has expired, as of that moment, and return the audit event.
+    """Disable an account that has expired, as of that moment, and return the event ACCOUNT_EXPIRED.
 
-    Ends the user's sessions and notifies the user. The expiry of the last administrator is removed
-    instead, which only an edit of the database by hand can have set. Returns None, without a
-    change, if another worker was first, or the expiry was changed meanwhile.
+    In a transaction with a barrier mark, which ends the user's sessions, notifies the user and
+    increments `authz_version`. If that would leave no administrator, it removes the expiry instead,
+    notifies the user and returns the event EXPIRY_SKIPPED; only an edit of the database by hand can
+    have set it. Returns None, without a change, if another worker was first or the expiry was
+    changed.
     """
     moment = {"disabled_at": None, "closes_at": user.closes_at}
     day = user.expires_on.isoformat() if user.expires_on else None

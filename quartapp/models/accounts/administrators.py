@@ -13,7 +13,9 @@ LAST = "This is the last active administrator"
 
 
 class LastAdministrator(DomainError):
-    """The change would leave nobody in charge, now or on a day to come."""
+    """The change would leave no active administrator, now or when accounts
+    expire (`others_leave`).
+    """
 
     def __init__(self, *, others_leave: bool = False) -> None:
         only = "The accounts of all other administrators expire" if others_leave else LAST
@@ -21,8 +23,9 @@ class LastAdministrator(DomainError):
 
 
 async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) -> int:
-    """How many people with an open account hold the role that may do everything: until their
-    last day is over, if they have one; only those who have none if they are to be `lasting`."""
+    """Return how many active accounts have the role `admin`; with `lasting`, only those that never
+    expire.
+    """
     return await Account.find(
         {**await administering(tx), **status.active_filter(clock.now(), lasting=lasting)},
         session=tx,
@@ -30,14 +33,17 @@ async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) 
 
 
 async def count_administrators(tx: Tx) -> tuple[int, int]:
-    """How many are active, and how many of those have no last day."""
+    """Return how many administrators are active, and how many of these never expire."""
     now = await active_administrators(tx=tx)
     return now, await active_administrators(tx=tx, lasting=True)
 
 
 async def require_an_administrator(before: tuple[int, int], tx: Tx) -> None:
-    """Where there was one, there must be one; and where one was to stay, one must be to stay, or
-    the day would come that sees the last one go. Raises LastAdministrator."""
+    """Raise LastAdministrator if the transaction has removed the last administrator.
+
+    `before` is the result of `count_administrators` before the change. There must still be an
+    active administrator if there was one, and one whose account never expires if there was one.
+    """
     had, lasting = before
     now, lasting_now = await count_administrators(tx)
     if had and not now:
@@ -47,6 +53,6 @@ async def require_an_administrator(before: tuple[int, int], tx: Tx) -> None:
 
 
 async def administering(tx: Tx | None = None) -> dict[str, Any]:
-    """The filter for whoever holds the role that may do everything, disabled or not."""
+    """Return the filter for accounts with the role `admin`, active or not."""
     admin = await Role.find_one({"name": policy.ADMIN}, session=tx)
     return {"roles.$id": admin.id if admin else None}

@@ -1,4 +1,4 @@
-"""Why an account cannot be signed in to, as its owner is told after the right password."""
+"""The sentence for a user who has given the right password, but whose account is not active."""
 
 from quartapp import clock
 from quartapp.activities import ACCOUNT_DISABLED
@@ -7,7 +7,11 @@ from quartapp.models.audit import activity
 
 
 async def why(user: User) -> str:
-    """Return what happened to a user who may not enter (`User.may_enter`), as a sentence."""
+    """Return, for a user who may not sign in (`User.may_enter`), why, as a sentence.
+
+    It says that the account will be deleted and when, that it is deactivated, that it has expired,
+    or that an administrator disabled it. Reads the audit log for the date of a past expiry.
+    """
     if user.deletes_at is not None:
         return f"Your account will be deleted on {clock.format_long(user.deletes_at)}."
     if not user.disabled:
@@ -18,6 +22,6 @@ async def why(user: User) -> str:
 
 
 async def _expired_on(user: User) -> str | None:
-    """The date, if that is why the account is disabled: only the audit log still has it."""
+    """Return the date on which the account expired, if that is why it is disabled, else None."""
     event = await activity.latest(user.id, ACCOUNT_DISABLED)
     return event.details.get("last_day") if event and event.automatic else None

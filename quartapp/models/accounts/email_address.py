@@ -1,8 +1,9 @@
-"""The email address of an account: verifying it, and changing it.
+"""The email address of an account: verifying it, changing it, and undoing a change.
 
-Either way a mail with a link and a code goes to the address in question. The account keeps its old
-address until the new one is verified. The link and the code prove the mailbox only: both functions
-that take one also want the account whose password, or whose browser, the visitor has shown.
+An email with a link and a code goes to the address in question; the account keeps its old address
+until the new one is verified. Link and code only prove that the visitor reads the mailbox, so the
+functions that take one also require the account, of which the visitor has shown the password or the
+session.
 """
 
 import hmac
@@ -38,14 +39,16 @@ from quartapp.models.factors import enrolment
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import mark_ended
 
-# ASVS 6.5.5: a code sent by mail lives for ten minutes at most.
+# ASVS 6.5.5: a code sent by email is valid for at most ten minutes.
 LASTS = timedelta(minutes=10)
-# For so long a change of address can be undone from the old one.
+# How long a change of address can be undone from the old address.
 UNDO_LASTS = timedelta(hours=72)
 
 
 class EnoughLetters(DomainError):
-    """Too many mails were asked for. The next can be sent in `retry_after` seconds."""
+    """The user has requested too many verification emails. The next one is possible in
+    `retry_after` seconds.
+    """
 
     def __init__(self, limit: RateLimitItem, wait: timedelta) -> None:
         self.retry_after = max(1, int(wait.total_seconds()))
@@ -58,7 +61,7 @@ class EnoughLetters(DomainError):
 
 
 class WrongCode(DomainError):
-    """The code is wrong; there are `left` more tries."""
+    """The code is wrong. `left` more tries are possible."""
 
     def __init__(self, left: int) -> None:
         tries = f"{left} more {'try' if left == 1 else 'tries'}" if left else "no more tries"
@@ -67,14 +70,18 @@ class WrongCode(DomainError):
 
 
 class NoCode(DomainError):
-    """There is no code that could be tried."""
+    """There is no valid code, or it was tried too often."""
 
     def __init__(self) -> None:
         super().__init__("The code has expired or was tried too often. Send another email.")
 
 
 def unconfirmed(user: User) -> str | None:
-    """The address that waits to be confirmed: the one to come, before the one there is."""
+    """Return the address that the user has to verify: the pending one, or the present one if
+    unverified.
+
+    None if there is none.
+    """
     return user.pending_email or (None if user.verified else user.address)
 
 
@@ -103,32 +110,41 @@ class Issued:
 
 
 async def ask_for(user: User, email: str, *, limit: RateLimitItem, by: Actor) -> None:
-    """Begins to put this address in the place of the user's. Raises EnoughLetters.
+    """Start changing the user's address to this one: store it as pending and queue a verification
+    email.
 
-    Does not look whether somebody has it: only who reads its mail may learn that.
+    In an authorized transaction. Entering the present address cancels a pending change. Whether
+    another account holds the address is not checked: only its owner learns that, by email. Raises
+    EnoughLetters if the limit is used up.
     """
     pending = email if email != user.email else None
     await _ask(user, email, {"pending_email": pending}, limit=limit, by=by)
 
 
 async def ask_again(user: User, *, limit: RateLimitItem, by: Actor) -> None:
-    """Sends another letter, which voids those before it. Raises EnoughLetters."""
+    """Queue another verification email, in an authorized transaction. Raises EnoughLetters.
+
+    When it is sent, older links and codes become void. Does nothing if there is no address to
+    verify.
+    """
     if email := unconfirmed(user):
         await _ask(user, email, {}, limit=limit, by=by)
 
 
 async def forget(user: User) -> None:
-    """The account keeps the address that it has."""
+    """Cancel a pending change of address. Writes no audit event."""
     await User.change({"_id": user.id}, {"$set": {"pending_email": None}})
 
 
 async def issue(mail: Mail, key: str) -> Issued | None:
-    """Make the link and the code of a verification mail, and void those before it.
+    """Create the link and the code of a verification email that is about to be sent; void older
+    ones.
 
-    Returns None if the mail is not needed any more: after the password was changed, the address was
-    verified, a newer mail was asked for, or the account was deleted. If another account holds the
-    address, a token is stored all the same, which no code fits: so a visitor who tries codes gets
-    the same answers.
+    Returns None, so that nothing is sent, if the account was deleted or is not active, if the
+    address is not waiting for verification any more, or if since then the password was changed or a
+    newer email was requested. If another account holds the address, `taken` is set and the email
+    goes to that account's owner: then a token is stored which no code fits, so that a visitor who
+    tries codes gets the same answers.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
     if user is None or not user.is_active or mail.to != unconfirmed(user):
@@ -163,11 +179,12 @@ async def asked_by(token: str) -> tuple[str, User] | None:
 
 
 async def confirm_by_link(user: User, token: str, *, by: Actor) -> User:
-    """Verify the address with the link that was mailed for this account, and return the account.
+    """Verify the address with the link that was emailed for this account; return the account as
+    stored then.
 
     The caller has made sure that the visitor knows the password of `user` or is signed in to it.
-    Raises TokenSpent, also for the link of another account, and Taken when another account holds
-    the address.
+    Has the effects of `_confirm`. Raises TokenSpent, also for the link of another account, and
+    Taken if another account holds the address.
     """
     found = await Token.usable(Purpose.CONFIRM, token)
     if found is None or found[1].id != user.id:
@@ -176,12 +193,15 @@ async def confirm_by_link(user: User, token: str, *, by: Actor) -> User:
 
 
 async def confirm_by_code(user: User, code: str, *, key: str, tries: int, by: Actor) -> User:
-    """Verify the address with the code that was mailed for this account, and return the account.
+    """Verify the address with the code that was emailed for this account; return the account as
+    stored then.
 
     The caller has made sure that the visitor knows the password of `user` or is signed in to it.
-    Raises WrongCode, NoCode after too many of them, and Taken.
+    Counts the try before it checks the code, so that parallel tries count too. Has the effects of
+    `_confirm`. Raises WrongCode; NoCode if there is no valid code or it was tried `tries` times;
+    and Taken.
     """
-    # Counted before it is looked at, so that guesses at once are no more than guesses in a row.
+    # The try is counted before the code is compared, so that parallel tries do not exceed `tries`.
     found = await Token.get_motor_collection().find_one_and_update(
         {
             "purpose": Purpose.CONFIRM,
@@ -212,10 +232,15 @@ async def _ask(
     limit: RateLimitItem,
     by: Actor,
 ) -> None:
+    """Count a verification email against the limit, apply the change, and queue the email to the
+    address.
+
+    In an authorized transaction. Raises EnoughLetters, without a write, if the limit is used up.
+    """
     now, within = clock.now(), timedelta(seconds=limit.get_expiry())
 
     async def work(tx: Tx) -> None:
-        # The list has the newest first, so its last place tells how long ago that many were asked.
+        # The newest is first, so the last place of the list is the time of the oldest that counts.
         oldest = f"letters_asked.{limit.amount - 1}"
         asked = {"$each": [now], "$position": 0, "$slice": limit.amount}
         update: dict[str, object] = {"$push": {"letters_asked": asked}}
@@ -232,6 +257,13 @@ async def _ask(
 
 
 async def _confirm(token: Token, *, by: Actor) -> User:
+    """Use up the token and verify its address, in one transaction; return the user as stored then.
+
+    A pending address replaces the old one (`_replace`). The present address is marked as verified,
+    with the event EMAIL_VERIFIED; if it was verified already, only the token is used up. Raises
+    TokenSpent if the token is void or the address is neither of the two, and Taken.
+    """
+
     async def work(tx: Tx) -> PydanticObjectId:
         user = await token.use(tx=tx)
         actor = by.known_as(user.id, user.username)
@@ -253,9 +285,11 @@ async def _confirm(token: Token, *, by: Actor) -> User:
 
 
 async def vouch_for(user: User, *, by: Actor) -> Event | None:
-    """Count the address as verified without a mail, because an operator says that it is the user's.
+    """Mark the user's address as verified, because an operator says so; return the event
+    EMAIL_VERIFIED.
 
-    None if it was verified. Raises Taken if another account holds an address that this one claims.
+    In an authorized transaction; sends no email. Returns None if it was verified already. Raises
+    Taken if another account holds an address that this one only claims.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -267,9 +301,11 @@ async def vouch_for(user: User, *, by: Actor) -> Event | None:
 
 
 async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
-    """Put the new address in the place of the old one, which is told by mail.
+    """Replace the user's address by the pending one, as verified, in the caller's transaction.
 
-    Deletes an account that only claims the new address.
+    Deletes another account that only claims it. Notifies the user, records the event EMAIL_CHANGED
+    and, if the old address was verified, queues an email to it with a link that undoes the change.
+    Ends no sessions. Raises TokenSpent if the address has changed meanwhile, and Taken.
     """
     await drop_claim(email, tx=tx)
     update = {
@@ -297,8 +333,10 @@ async def _replace(user: User, email: str, *, by: Actor, tx: Tx) -> None:
 
 
 async def _prepare_undo(user: User, tx: Tx) -> PydanticObjectId:
-    """Store what the link in the email to the old address is worth. Its token is created when the
-    email is sent; nobody knows the one that is here until then."""
+    """Insert the token of the link that undoes the change, and return its id.
+
+    Its digest is replaced when the email is sent (`issue_undo`), so no link has it until then.
+    """
     now = clock.now()
     link = Token(
         purpose=Purpose.UNDO,
@@ -313,9 +351,10 @@ async def _prepare_undo(user: User, tx: Tx) -> PydanticObjectId:
 
 
 async def issue_undo(mail: Mail) -> tuple[User, str] | None:
-    """For sending the email about a change: whom it is for, with a fresh token.
+    """Create the link for an email about a change of address that is about to be sent.
 
-    None when the link is void, as after an earlier change was undone.
+    Returns the user and the token; None, so that nothing is sent, if the account was deleted or the
+    link is void, for example because an earlier change was undone.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
     token, digest = new_token()
@@ -336,13 +375,17 @@ async def undo_asked_by(token: str) -> tuple[str, User] | None:
 
 
 async def undo(token: str, *, by: Actor) -> Event:
-    """Restore the address that the account had before, for whoever reads the mail there.
+    """Restore the address that the account had before the change; return the event EMAIL_RESTORED.
 
-    Ends all sessions, forgets all browsers, and voids the password and every link of the account,
-    those of later changes of address among them. A link of an earlier change goes on: it belongs to
-    an older address. Removes the second factors that were added since the change, and all recovery
-    codes: a passkey of the intruder would sign in without the password. Raises TokenSpent, and
-    Taken when another account has the address by now.
+    For a visitor who has the link from the email to that address. In a transaction with a barrier
+    mark, which makes it the verified address and cancels a pending one, replaces the password by
+    one that nobody knows, ends all sessions (PASSWORD_CHANGED), makes all browsers unknown, removes
+    the second factors that were added since the change and all recovery codes, and notifies the
+    user. It voids all other links of the account, except those that undo an earlier change. Deletes
+    another account that only claims the address.
+
+    The caller lets the owner set a password next. Raises TokenSpent, and Taken if another account
+    has the address by now.
     """
     found = await Token.usable(Purpose.UNDO, token)
     if found is None:
@@ -351,7 +394,7 @@ async def undo(token: str, *, by: Actor) -> Event:
 
     async def work(tx: Tx) -> Event:
         user, now = await link.use(tx=tx), clock.now()
-        # An account that only claims the address is in nobody's way.
+        # An account that only claims the address does not hold it, so it is deleted.
         await drop_claim(email, tx=tx)
         restored = {
             **address_fields(email),
@@ -378,5 +421,5 @@ async def undo(token: str, *, by: Actor) -> Event:
         await mark_ended(mine, Reason.PASSWORD_CHANGED, by=actor, event=event, tx=tx)
         return await record(EMAIL_RESTORED, user, by=actor, tx=tx, event=event)
 
-    # The link counts, and not who is signed in here.
+    # The link authorizes this, so the actor is without a session.
     return await authorized_transaction(Actor(ip=by.ip, worker=by.worker), work, ends_sessions=True)

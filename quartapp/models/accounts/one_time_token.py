@@ -1,4 +1,4 @@
-"""One-time tokens: random, kept as a digest, used once, dead after a while."""
+"""One-time tokens in links: random, stored as a digest, used once, and valid for a limited time."""
 
 import hmac
 from datetime import datetime, timedelta
@@ -25,7 +25,9 @@ SETUP_LASTS = timedelta(hours=1)
 
 
 class Purpose(StrEnum):
-    """What a token is good for."""
+    """What a token allows: SETUP creates the first administrator, CONFIRM verifies an address,
+    RESET sets a new password, RETURN restores an account, UNDO restores the last email address.
+    """
 
     SETUP = "setup"
     CONFIRM = "confirm"
@@ -34,22 +36,23 @@ class Purpose(StrEnum):
     UNDO = "undo"
 
 
-# Who has closed their account may come back, and set a forgotten password to do so. And an intruder
-# who has changed the address may have closed it.
+# The purposes that also work for an account that its owner has deactivated: the owner restores it,
+# perhaps after resetting the password; and an intruder who changed the address may have done it.
 FOR_CLOSED = {Purpose.RESET, Purpose.RETURN, Purpose.UNDO}
 
 
 class TokenSpent(DomainError):
-    """The token was used, is too old, or has no purpose any more."""
+    """The token was used, has expired, or is invalid because the account has changed."""
 
     def __init__(self) -> None:
         super().__init__("This link was used already or has expired.")
 
 
 class Token(Record):
-    """What a link is worth. One that was sent to somebody is bound to their password and to the
-    address: when the account has another, the link is dead, whoever changed it and however. But the
-    link that undoes a change of address is for the time after it, and outlives both.
+    """A stored token. `code` is the keyed digest of a code that does the same, `guesses` its tries.
+
+    A token for a user is bound to their password: it is invalid when that changes, no matter how. A
+    token that undoes a change of address is not.
     """
 
     purpose: Purpose
@@ -82,9 +85,10 @@ class Token(Record):
         lasts: timedelta,
         code: str | None = None,
     ) -> str:
-        """A token for the user as just read. One of the same id is void from now on.
+        """Store a token for the user, and return it. Replaces the token with the same id.
 
-        Of the code a keyed digest is kept (see `code_digest`): a million of them are soon tried.
+        It is bound to the user's present password. `code` is the digest of a code (`code_digest`):
+        a plain digest of six digits could be guessed.
         """
         now = clock.now()
         token, digest = new_token()
@@ -104,16 +108,15 @@ class Token(Record):
 
     @classmethod
     async def usable(cls, purpose: Purpose, token: str) -> "tuple[Token, User] | None":
-        """The token and its user, if it is worth something; that does not use it up."""
+        """Return the token and its user if it is valid, else None. Does not use it up."""
         found = await cls.find_one(_usable(purpose, token))
         user = await found.holder() if found else None
         return (found, user) if found and user else None
 
     @classmethod
     async def working(cls, purpose: Purpose, user: User, *, but: PydanticObjectId) -> int:
-        """Return how many links of this purpose work for the user, apart from the one of the id.
-
-        By the rule of `holder` and `usable`: a link that is void does not count.
+        """Return how many unused tokens of this purpose are valid for the user, not counting the id
+        `but`.
         """
         match = {
             "_id": {"$ne": but},
@@ -126,7 +129,12 @@ class Token(Record):
         return await cls.find(match).count()
 
     async def holder(self, *, tx: Tx | None = None) -> User | None:
-        """Whom it was made for, if nothing has happened since that voids it."""
+        """Return the user of the token; None if it is void because of the user's state.
+
+        It is void if the user does not exist, the account is not active (for RESET, RETURN and
+        UNDO: may not be entered), or, except for UNDO, the password has changed. Does not check
+        whether it was used or has expired.
+        """
         user = await User.get(linked_id(self.user), session=tx) if self.user else None
         if user is None:
             return None
@@ -137,7 +145,11 @@ class Token(Record):
         return user if self.credential == user.credential else None
 
     async def use(self, *, tx: Tx) -> User:
-        """Uses it up, and returns its user. Raises TokenSpent, for the slower of two as well."""
+        """Use the token up, in the caller's transaction, and return its user.
+
+        Raises TokenSpent if it was used, has expired or is void. Of two uses at once, one raises
+        it.
+        """
         now = clock.now()
         match = {"_id": self.id, "used_at": None, "expires_at": {"$gt": now}}
         if not await Token.change(match, {"$set": {"used_at": now}}, tx=tx):
@@ -149,14 +161,14 @@ class Token(Record):
 
 
 def code_digest(key: str, token_id: PydanticObjectId, code: str) -> str:
-    """By which a code is kept: worth nothing to whoever has the database but not the key."""
+    """Return the digest of a code, keyed so that it cannot be guessed from the database alone."""
     return hmac.digest(key.encode(), f"code {token_id} {code}".encode(), "sha256").hex()
 
 
 async def issue_setup() -> str | None:
-    """A fresh token for making the first administrator, in place of all before it.
+    """Store a token for creating the first administrator, and return it; older ones become void.
 
-    None when there is an administrator.
+    Returns None if there is an active administrator.
     """
     if await active_administrators():
         return None
@@ -170,7 +182,7 @@ async def issue_setup() -> str | None:
 
 
 async def setup_is_open(token: str) -> bool:
-    """Whether the link still leads anywhere."""
+    """Return whether the set-up token is valid and there is no active administrator."""
     found = await Token.find_one(_usable(Purpose.SETUP, token))
     return found is not None and not await active_administrators()
 
@@ -178,10 +190,12 @@ async def setup_is_open(token: str) -> bool:
 async def make_first_administrator(
     token: str, username: str, email: str, password_hash: str, *, by: Actor
 ) -> User:
-    """Use the token up and return the new administrator, whose address counts as verified.
+    """Create an account with the roles `admin` and `member`, use up the set-up token, and return
+    the user.
 
-    The operator who has the link vouches for it: no mail server may be set up yet. Raises
-    TokenSpent and Taken; then the token is as good as before.
+    In one transaction. The address counts as verified without an email, because the operator has
+    the link. Has the effects of `add_user`. Raises TokenSpent if the token is not valid or there is
+    an administrator, and Taken; then the token stays valid.
     """
     roles = [role for name in (policy.ADMIN, policy.MEMBER) if (role := await Role.named(name))]
 
@@ -200,6 +214,7 @@ async def make_first_administrator(
 
 
 def _usable(purpose: Purpose, token: str) -> dict[str, Any]:
+    """Return the filter for the unused, unexpired token of this purpose."""
     return {
         "purpose": purpose,
         "digest": digest_of(token),

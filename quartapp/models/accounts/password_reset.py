@@ -1,7 +1,7 @@
-"""A forgotten password: asking for a link, and setting a new password with it.
+"""Resetting a forgotten password: requesting a link by email, and setting a new password with it.
 
-The link is a proof of the mailbox from outside the account. If the address was not verified before,
-somebody else may have created the account: the proof removes all that they could sign in with.
+The link proves that the visitor reads the mailbox. If the address was not verified before, somebody
+else may have created the account, so everything else they could sign in with is removed.
 """
 
 from datetime import timedelta
@@ -28,7 +28,11 @@ LASTS = timedelta(minutes=30)
 
 
 async def ask(email: str, *, by: Actor) -> None:
-    """The same writes for every address: the account is looked up when the email is sent."""
+    """Queue the email with a reset link for this address, in a transaction.
+
+    The writes are the same for every address, with an account or not: the account is looked up when
+    the email is sent (`issue`).
+    """
 
     async def work(tx: Tx) -> None:
         await Mail.queue(PASSWORD_RESET_REQUESTED, email, tx=tx, ip=by.ip)
@@ -37,17 +41,18 @@ async def ask(email: str, *, by: Actor) -> None:
 
 
 async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
-    """For sending the letter: whom it is for, with a fresh token; it belongs to the address that
-    the account has, whatever was typed.
+    """Create the token for a reset email that is about to be sent; return its user and the token.
 
-    None when nobody is to get one, or the password was changed since it was asked for. Nor when
-    so many links work already: whoever asks again has them in the mailbox.
+    The account is the one that holds or claims the address. Returns None, so that nothing is sent,
+    if there is none, if it cannot be signed in to, if its password was changed since the request,
+    if its own address is a different mailbox from the one that was entered, or if `at_most` links
+    still work.
     """
     user = await User.by_email(mail.to) or await User.claiming(mail.to)
     if user is None or not user.may_enter or user.password_changed_at > mail.created_at:
         return None
     if mailbox_of(user.address) != mailbox_of(mail.to):
-        # The budget was counted for another mailbox.
+        # The mail budget was counted for the mailbox that was entered.
         return None
     if await Token.working(Purpose.RESET, user, but=mail.id) >= at_most:
         return None
@@ -55,21 +60,30 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
 
 
 async def issue_now(user: User) -> str:
-    """Return a token for who has just shown, by a link, that the address is theirs."""
+    """Store a reset token for a user who has just proved that the address is
+    theirs, and return it.
+    """
     return await Token.issue(PydanticObjectId(), Purpose.RESET, user, user.email, lasts=LASTS)
 
 
 async def asked_by(token: str) -> User | None:
-    """Whose password the link sets; None when it is dead. Does not use it up."""
+    """Return the user whose password the link can set; None if the link is not valid.
+
+    Does not use it up.
+    """
     found = await Token.usable(Purpose.RESET, token)
     return found[1] if found and found[0].email == found[1].address else None
 
 
 async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
-    """Sets the password, ends all sessions, and signs nobody in. Raises TokenSpent.
+    """Set the password with the token, end all sessions of the user, and return the event
+    PASSWORD_RESET.
 
-    The address counts as verified from then on. If it did not before, all second factors, recovery
-    codes and known browsers are removed as well.
+    In a transaction with a barrier mark, which uses up the token, cancels a pending change of
+    address, and notifies and emails the user. The address counts as verified from then on; if it
+    did not before, all second factors, recovery codes and known browsers are removed as well. Opens
+    no session. Raises TokenSpent if the token is not valid, if the address or password has changed
+    since, or if another account holds the address.
     """
     found = await Token.usable(Purpose.RESET, token)
     if found is None:

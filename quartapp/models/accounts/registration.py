@@ -18,7 +18,7 @@ from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import Role
 
-# How long an account may claim an address that nobody has verified.
+# How long an account may claim an address without verifying it.
 CLAIM_LASTS = timedelta(days=1)
 
 
@@ -32,12 +32,11 @@ async def register(
     verified: bool = False,
     must_verify: bool = False,
 ) -> User:
-    """Create an account that holds the address, and return it.
+    """Create an account that holds the address, in one transaction, and return its user.
 
-    `verified` says that the address counts as verified; `must_verify` that the account cannot
-    be used before it is. An unverified address gets a verification mail if a visitor registers.
-    Raises Taken, also for the slower of two registrations of one name at once, and Unverified
-    for roles that an account with `must_verify` cannot hold.
+    Has the effects of `add_user`. `verified`: the address counts as verified. `must_verify`: the
+    account cannot be used before it is verified. Raises Taken, also in a race of two registrations,
+    Unverified for other roles than `member` with `must_verify`, and MissingPermission.
     """
 
     async def work(tx: Tx) -> User:
@@ -56,13 +55,13 @@ async def register(
 async def claim(
     username: str, email: str, password_hash: str, *, roles: Collection[Role], by: Actor
 ) -> User:
-    """Create an account that cannot be used before the address is verified, and return it.
+    """Create an account that only claims the address, in one transaction, and return its user.
 
-    The account holds the username, and only claims the address: it does not look whether
-    another account holds it, so the same is written in both cases. The mail that is queued
-    tells the owner of the address which case it is. The account is deleted after CLAIM_LASTS,
-    and at once when another account claims or gets the address. Raises Taken for the username,
-    and Unverified for roles beyond the default.
+    It cannot be used before the address is verified, and holds a placeholder address until then.
+    Does not check whether another account holds the address, so that the writes are the same: the
+    queued email tells its reader which is the case. The account is deleted after CLAIM_LASTS, or as
+    soon as another account claims or gets the address. Raises Taken for the username, and
+    Unverified for other roles than `member`.
     """
 
     async def work(tx: Tx) -> User:
@@ -85,10 +84,14 @@ async def add_user(
     must_verify: bool = False,
     claim: bool = False,
 ) -> User:
-    """The writes of `register` and `claim`, for a transaction that does more.
+    """Insert a user, in the caller's transaction, and return it.
 
-    Deletes an account that only claims the address. Raises Taken, Unverified, and
-    MissingPermission if a user creates the account with a role that allows more than they hold.
+    Records the event ACCOUNT_CREATED and stores the welcome notification. Queues a verification
+    email for a `claim`, or if a visitor registers with an unverified address; the command line
+    sends none. Deletes another account that only claims the address.
+
+    Raises Taken, MissingPermission if a signed-in actor lacks a permission of the roles, and
+    Unverified for other roles than `member` on an account that must verify its address first.
     """
     await require_to_give(by, [role.id for role in roles], tx)
     user = User(
@@ -127,10 +130,11 @@ async def add_user(
 
 
 async def drop_claim(email: str, *, tx: Tx) -> None:
-    """Delete the account that only claims this address, if there is one.
+    """Delete the account that only claims this address, if there is one, in the caller's
+    transaction.
 
-    Nobody could sign in to it, so a user, its notifications and the address in its audit
-    events are all that there is to delete.
+    Also deletes its notifications, removes the IP address from its audit events, and records the
+    event ACCOUNT_DELETED. Nobody could sign in to it, so there is nothing else.
     """
     claiming = await User.claiming(email, tx=tx)
     if claiming is None:

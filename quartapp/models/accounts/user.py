@@ -1,9 +1,9 @@
-"""People: who they are, and the verbs that change what they may do.
+"""Users, with the operations that change their authority, account, password and notifications.
 
-Each verb is one transaction: the change, the sessions it ends, the audit event and the notice. It
-returns the event, or None where there was nothing to do. It raises MissingPermission when the actor
-manages another user who holds a permission that the actor does not hold.
-Sockets hear of it from the change stream, after the commit.
+Most operations are one authorized transaction that contains the change, the end of sessions, the
+audit event and the notification. They return the audit event, or None, without any effect, if there
+was nothing to change. They raise MissingPermission if another user manages somebody who holds a
+permission that they lack. Sockets learn of the change from the change stream, after the commit.
 """
 
 from collections.abc import Mapping
@@ -59,14 +59,14 @@ from quartapp.models.sessions.session import (
 
 
 class PasswordMoved(DomainError):
-    """The password was changed by somebody else meanwhile."""
+    """The stored password hash is not the one that the operation started from."""
 
     def __init__(self) -> None:
         super().__init__("The password was changed in the meantime. Start again.")
 
 
 class User(Account):
-    """A person with an account. The methods here are the verbs; `Account` has the fields."""
+    """A user. `Account` has the fields and how to find one; this class adds the operations."""
 
     async def verify(self, email: str, *, tx: Tx) -> bool:
         """Mark the address as verified, from which on the account can be used.
@@ -81,7 +81,11 @@ class User(Account):
             raise Taken("email") from None
 
     def proof(self, email: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the filter and the changes of an update that makes this address a verified one."""
+        """Return the filter and the changes of an update that marks this address as verified.
+
+        The filter matches only while it is unverified. An account that only claims the address also
+        gets it, and is no longer due for deletion; too late if that has begun.
+        """
         now = clock.now()
         change = {"email_verified_at": now, "must_verify": False}
         match = {"_id": self.id, "email_verified_at": None}
@@ -93,7 +97,7 @@ class User(Account):
         return {**match, **in_time, "claimed_email": email}, {**change, **held}
 
     async def require_verified(self, tx: Tx) -> None:
-        """Raise Unverified for an account that cannot be used yet."""
+        """Raise Unverified if the account must verify its address before it can be used."""
         found = await User.get(self.id, session=tx)
         if found is not None and found.awaits_verification:
             raise Unverified(found.username)
@@ -101,10 +105,13 @@ class User(Account):
     # ---- authority
 
     async def grant(self, role: Role, *, by: Actor) -> Event | None:
-        """Give the role; None if it was held. Open pages gain it in place.
+        """Give the user the role, and return the event ROLE_GRANTED; None if they have it.
 
-        Raises RoleGone, Unverified for an account that must verify its address first, and
-        MissingPermission if the role, or the user, has a permission that the actor does not hold.
+        In an authorized transaction that manages the user. Notifies the user and increments
+        `authz_version`, so that open pages gain the permissions in place; no session ends. Raises
+        RoleGone, Unverified for another role than `member` if the account must verify its address
+        first, and MissingPermission if the role, or the user, has a permission that the actor does
+        not hold.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -119,7 +126,7 @@ class User(Account):
             )
             if not changed:
                 return None
-            # Writing the role's document makes a grant and a deletion at once exclude each other.
+            # Writing the role's document makes this conflict with deleting the role.
             if not await role.count_grant(tx):
                 raise RoleGone(role.name)
             return await record(ROLE_GRANTED, self, by=by, tx=tx, role=role.name)
@@ -127,9 +134,12 @@ class User(Account):
         return await authorized_transaction(by, work, managing=self.id)
 
     async def revoke(self, role: Role, *, by: Actor) -> Event | None:
-        """Takes the role and ends the user's sessions; None if it was not held.
+        """Take the role from the user, end all of their sessions, and return the event
+        ROLE_REVOKED.
 
-        Raises LastAdministrator.
+        In an authorized transaction that manages the user, with a barrier mark. Notifies the user;
+        `event.ended_sessions` says how many sessions were active. Returns None if the user does not
+        have the role. Raises LastAdministrator and MissingPermission.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -155,9 +165,12 @@ class User(Account):
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
 
     async def disable(self, *, by: Actor) -> Event | None:
-        """Closes the account and ends its sessions; None if it was closed.
+        """Disable the account, end all of its sessions, and return the event ACCOUNT_DISABLED.
 
-        Raises LastAdministrator.
+        In an authorized transaction that manages the user, with a barrier mark. Removes an expiry,
+        makes all browsers unknown and notifies the user; `event.ended_sessions` says how many
+        sessions were active. Returns None if it is disabled already. Raises LastAdministrator and
+        MissingPermission.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -180,7 +193,12 @@ class User(Account):
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
 
     async def enable(self, *, by: Actor) -> Event | None:
-        """Opens the account again, without a last day; None if it was open."""
+        """Enable a disabled or expired account, remove its expiry, and return the event
+        ACCOUNT_ENABLED.
+
+        In an authorized transaction that manages the user, which also notifies the user. Returns
+        None if it is neither. A deactivated account stays deactivated. Raises MissingPermission.
+        """
 
         async def work(tx: Tx) -> Event | None:
             over = status.expired_filter(clock.now())
@@ -199,12 +217,18 @@ class User(Account):
     async def close(
         self, *, by: Actor, deletes_at: datetime | None = None, with_posts: bool = False
     ) -> Event | None:
-        """Closes the account and ends its sessions; its owner may open again what they closed.
+        """Deactivate the account, or schedule its deletion at `deletes_at`; end all of its
+        sessions.
 
-        With `deletes_at` it is erased then, and if so wished with all that its owner has written;
-        or sooner, if its owner has wished so and another does it now, so that it holds whatever the
-        owner wishes then. None if it was closed, or is erased no later, already. Raises
-        LastAdministrator.
+        In an authorized transaction that manages the user, with a barrier mark. The user is
+        emailed, and notified if somebody else did it. `with_posts` says that posts and comments
+        will be deleted too. Returns the event ACCOUNT_DEACTIVATED or DELETION_SCHEDULED. The user
+        can restore the account if they closed it themselves (`restore`).
+
+        If an administrator schedules a deletion that the user has scheduled already, the earlier
+        time counts, and the user can no longer cancel it. Returns None if the account is
+        deactivated already or, with `deletes_at`, its deletion is scheduled for the same or an
+        earlier time. Raises LastAdministrator and MissingPermission.
         """
         own = by.user_id == self.id
         if deletes_at is None:
@@ -239,8 +263,13 @@ class User(Account):
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
 
     async def restore(self, *, by: Actor) -> Event | None:
-        """Opens again what was closed, and forgets that it was to be deleted; None if there is
-        nothing to open, or it is too late. An account that is also disabled stays so."""
+        """Make a deactivated account active again, cancel its deletion, and return the event
+        ACCOUNT_RESTORED.
+
+        In an authorized transaction that manages the user. The user is emailed, and notified if
+        somebody else did it. Returns None if it is not deactivated, or if its deletion is due. An
+        account that is also disabled stays disabled. Raises MissingPermission.
+        """
 
         async def work(tx: Tx) -> Event | None:
             return await self.open_again(by=by, tx=tx)
@@ -248,7 +277,7 @@ class User(Account):
         return await authorized_transaction(by, work, managing=self.id)
 
     async def open_again(self, *, by: Actor, tx: Tx) -> Event | None:
-        """The writes of `restore`, for a transaction that does more."""
+        """The writes of `restore`, for the caller's transaction. Returns the event, or None."""
         nothing = {"closed_at": None, "closed_by": None, "deletes_at": None, "deletes_posts": False}
         in_time = [{"deletes_at": None}, {"deletes_at": {"$gt": clock.now()}}]
         condition = {"closed_at": {"$ne": None}, "erasing_until": None, "$or": in_time}
@@ -259,9 +288,12 @@ class User(Account):
     async def end_sessions(
         self, reason: Reason, *, by: Actor, keep: PydanticObjectId | None = None
     ) -> Event | None:
-        """End all sessions of the user, and forget all browsers, but for the session to keep.
+        """End all sessions of the user but `keep`; return the event SESSIONS_ENDED, or None if none
+        was active.
 
-        Returns the event; None if there was no session to end.
+        In an authorized transaction that manages the user, with a barrier mark. Makes all browsers
+        unknown, but that of the session to keep, also if no session was active. Notifies the user
+        if the reason is ENDED_BY_ADMIN. Raises MissingPermission.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -280,9 +312,10 @@ class User(Account):
 
     @classmethod
     async def number_change(cls, user_id: PydanticObjectId, version: int) -> None:
-        """Gives a change of rights that was written past these verbs a version of its own.
+        """Increment `authz_version` if it still is `version`, and clear `authz_by`.
 
-        Many workers see such a change; the condition lets one of them number it.
+        For a change of permissions that another program wrote without doing so. Many workers see
+        such a change; the condition lets only one of them increment it.
         """
         await cls.change(
             {"_id": user_id, "authz_version": version},
@@ -294,9 +327,14 @@ class User(Account):
     async def change_password(
         self, password_hash: str, *, by: Actor, keep: PydanticObjectId | None = None
     ) -> str | None:
-        """Sets the new hash and ends the other sessions. The one to keep gets the returned token.
+        """Store the new password hash and end all sessions but `keep`; return the new token of that
+        session.
 
-        Raises PasswordMoved when the hash is no longer the one that this document was read with.
+        In an authorized transaction that manages the user. The session to keep counts as just
+        re-authenticated, and its old token no longer works. Cancels a pending change of address,
+        notifies and emails the user, and records the event PASSWORD_CHANGED. Inserts no barrier
+        mark. Returns None if there is no session to keep. Raises PasswordMoved if the stored hash
+        is not the one of this document any more, and MissingPermission.
         """
         token, digest = new_token()
 
@@ -308,7 +346,7 @@ class User(Account):
                     "$set": {
                         "password_hash": password_hash,
                         "password_changed_at": now,
-                        # Whoever knew the old password may have asked for it.
+                        # Somebody who knew the old password may have requested it.
                         "pending_email": None,
                     }
                 },
@@ -335,9 +373,11 @@ class User(Account):
         return token if await authorized_transaction(by, work, managing=self.id) else None
 
     async def upgrade_hash(self, password_hash: str) -> None:
-        """Store the same password hashed anew. Sessions, links and known browsers stay.
+        """Store a new hash of the same password, so that sessions, links and known browsers stay
+        valid.
 
-        Changes nothing when the hash is no longer the one that this document was read with.
+        Changes nothing if the stored hash is not the one of this document any more. Updates this
+        document too.
         """
         kept = KeptCredential(hash=fingerprint(password_hash), credential=self.credential)
         changed = await User.change(
@@ -348,9 +388,10 @@ class User(Account):
             self.password_hash, self.kept_credential = password_hash, kept
 
     async def forget_browsers(self, *, tx: Tx, keep: PydanticObjectId | None = None) -> None:
-        """Make every browser unknown but that of the session to keep.
+        """Make every browser unknown but that of the session `keep`, in the caller's transaction.
 
-        An intruder's browser is then told of again, and has no allowance of its own at the sign-in.
+        The next sign-in from an unknown browser is reported by email, and its failed attempts are
+        not counted separately (`is_known_browser`).
         """
         forgotten = ForgottenBrowsers(at=clock.now(), keep=keep).model_dump()
         await User.change({"_id": self.id}, {"$set": {"browsers_forgotten": forgotten}}, tx=tx)
@@ -358,20 +399,26 @@ class User(Account):
     # ---- notifications and emails
 
     async def notify(self, activity: Activity, tx: Tx, /, **data: Any) -> None:
-        """Store the activity's notification for the user, with `data` for its text."""
+        """Store the activity's notification for the user, with `data` for its text, in the caller's
+        transaction.
+        """
         await notify(self.id, activity, tx, **data)
 
     async def queue_email(self, activity: Activity, tx: Tx, /, **data: str | None) -> None:
-        """Queue the activity's email to the user, with `data` for its text.
+        """Queue the activity's email to the user, with `data` for its text, in the caller's
+        transaction.
 
-        Queues nothing for an unverified address, or past the mail budget of the mailbox.
+        Queues nothing, but logs it, for an unverified address or past the mail budget of the
+        mailbox.
         """
         await queue_email(self, activity, tx, **data)
 
     async def warn_of_wrong_codes(self, *, ip: str | None, blocked: bool = False) -> None:
-        """Notify and email the user that somebody who has the password enters wrong codes.
+        """Notify and email the user, in one transaction, that somebody with the password enters
+        wrong codes.
 
-        With `blocked`, that codes no longer sign in: then it is in the audit log as well.
+        With `blocked` the texts say that codes no longer sign in, and the event CODES_BLOCKED is
+        recorded.
         """
         by = Actor(ip=ip)
 
@@ -384,7 +431,9 @@ class User(Account):
         await transaction(work)
 
     async def read_notices(self) -> None:
-        """Mark all notifications up to the newest that this document counts as read."""
+        """Mark all notifications up to `notice_seq` of this document as read, on the user and on
+        each one.
+        """
         await User.change(
             {"_id": self.id, "notices_read": {"$lt": self.notice_seq}},
             {"$set": {"notices_read": self.notice_seq}},
@@ -397,7 +446,11 @@ class User(Account):
     async def change_authority(
         self, condition: Mapping[str, Any], change: Mapping[str, Any], *, by: Actor, tx: Tx
     ) -> bool:
-        """A conditional update that also raises the version and says who did it."""
+        """Apply the change to the user document if it matches the condition; return whether it did.
+
+        Also increments `authz_version` and sets `authz_by` to the actor. In the caller's
+        transaction.
+        """
         update: dict[str, Any] = {**change, "$inc": {"authz_version": 1}}
         update["$set"] = {**change.get("$set", {}), "authz_by": user_ref(by.user_id)}
         return await User.change({"_id": self.id, **condition}, update, tx=tx)

@@ -1,4 +1,4 @@
-"""The activity page: the audit events of an account, as sentences for its owner."""
+"""A user's own audit events as sentences, and reporting one of them as "This wasn't me"."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -34,7 +34,11 @@ class OwnSession(DomainError):
 
 @dataclass(frozen=True)
 class Entry:
-    """An event as its owner reads it. The IP address and device of other people are left out."""
+    """An audit event as shown to its user.
+
+    `by` is the name of the actor if that is somebody else. The IP address and the session of other
+    people are left out.
+    """
 
     event: Event
     text: str
@@ -51,6 +55,11 @@ class Entry:
         user_id: PydanticObjectId,
         sessions: Mapping[PydanticObjectId, Session],
     ) -> Self:
+        """Return the entry for an event of this user.
+
+        `by` is None if the user did it, or no person did. `session` is looked up in `sessions`, and
+        only for what the user did; `device` is that of the event's details or of the session.
+        """
         own = event.actor is not None and linked_id(event.actor) == user_id
         session = sessions.get(event.session) if own and event.session else None
         device = event.details.get("device") or (session and session.device)
@@ -66,14 +75,21 @@ class Entry:
 
 
 def _name(actor: Any) -> str:
-    """Return the name of the actor. A link whose document is gone has no name."""
+    """Return the username of a fetched actor; "an operator" for None, "a deleted user" for a mere
+    link.
+    """
     return "an operator" if actor is None else getattr(actor, "username", "a deleted user")
 
 
 async def page(
     user_id: PydanticObjectId, *, before: PydanticObjectId | None, limit: int
 ) -> list[Event]:
-    """Return the user's newest events before the given one, with their actors."""
+    """Return at most `limit` of the user's events that have a sentence, newest first, with their
+    actors.
+
+    Includes events about many users that the user document lists in `common_events`. `before` is
+    the id of the last event of the page before.
+    """
     user = await User.get(user_id)
     common = user.common_events if user else []
     return await Event.page(
@@ -86,19 +102,22 @@ async def page(
 
 
 async def latest(user_id: PydanticObjectId, activity: Activity) -> Event | None:
-    """Return the user's latest event with the audit name of the activity."""
+    """Return the user's latest event with the audit name of the activity, or None."""
     found = await Event.page(subject=user_id, verbs=[activity.audit_name], limit=1)
     return found[0] if found else None
 
 
 async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event | None:
-    """Return the event if this user may report it as not being theirs."""
+    """Return the event if it exists and this user may report it (`is_reportable`), else None."""
     event = await Event.get(event_id)
     return event if event and is_reportable(event, user_id) else None
 
 
 def text(event: Event) -> str:
-    """Return the sentence of the event. A word that is not stored is left out."""
+    """Return the sentence of the event; empty for an activity that this version does not know.
+
+    A word that was not stored is left out.
+    """
     activity = catalogue.find(event.verb, automatic=event.automatic)
     if activity is None:
         return ""
@@ -109,8 +128,9 @@ def text(event: Event) -> str:
 
 
 def is_reportable(event: Event, user_id: PydanticObjectId) -> bool:
-    """Return whether the event was done in this user's name to their own account, and may have been
-    somebody else with their password."""
+    """Return whether the event was done in this user's name to their own account, and is of a kind
+    that somebody else with their password could have done.
+    """
     own = event.actor is not None and linked_id(event.actor) == user_id
     concerned = event.subject is not None and linked_id(event.subject) == user_id
     activity = catalogue.find(event.verb)
@@ -127,11 +147,14 @@ async def disowned(
 
 
 async def disown(event: Event, *, by: Actor) -> Event:
-    """Record that the user reports this event as not being theirs, and return the audit event.
+    """Record that the user reports this event as not theirs, and return the audit event
+    ACTIVITY_DISOWNED.
 
-    Ends all sessions but the actor's, because the intruder may have opened any of them, forgets all
-    other browsers, and sends an email to the user's verified address and to the addresses that were
-    replaced since the event. Raises OwnSession for the sign-in of the actor's own session.
+    In an authorized transaction with a barrier mark: ends all sessions of the user but the actor's
+    (reason ENDED_BY_USER; `details["count"]` says how many were active), makes all other browsers
+    unknown, and queues an email to the user's verified address and to each verified address that
+    was replaced since the event. Raises OwnSession for the sign-in that opened the actor's own
+    session.
     """
     if event.session == by.session_id and event.verb == SIGNED_IN.audit:
         raise OwnSession

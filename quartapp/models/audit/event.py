@@ -68,8 +68,11 @@ class Event(Record):
         tx: Tx | None = None,
         **details: Any,
     ) -> "Event":
-        """Insert an event and return it. It sends neither notification nor email: see
-        `models.audit.recording.record`."""
+        """Insert an event and return it, in the caller's transaction if `tx` is given.
+
+        Sends neither notification nor email: see `models.audit.recording.record`. `details` are
+        stored with it. Raises TypeError for an activity without an audit name.
+        """
         return await cls.of(activity, by=by, subject=subject, **details).insert(session=tx)
 
     @classmethod
@@ -81,7 +84,11 @@ class Event(Record):
         subject: PydanticObjectId | None = None,
         **details: Any,
     ) -> "Event":
-        """Return an event that is not inserted yet, so that other documents can refer to it."""
+        """Return a new event that is not inserted yet, so that other documents can refer to its id.
+
+        The actor, session and IP address are those of `by`. Raises TypeError for an activity
+        without an audit name.
+        """
         return cls(
             verb=activity.audit_name,
             actor=user_ref(by.user_id),
@@ -98,26 +105,31 @@ class Event(Record):
         return self.actor is None and (expiry or self.verb == ACCOUNT_DELETED.audit)
 
     async def mark(self, tx: Tx, *, asker: str | None) -> None:
-        """Insert the barrier mark of this event, as the last write of the transaction.
+        """Insert the barrier mark of this event, as the last write of its transaction, and set
+        `marked`.
 
-        A worker that has seen the mark in the change stream has seen everything that the event took
-        away. `asker` is the worker that waits for the acknowledgements.
+        A worker that has read the mark in the change stream has read all other writes of the
+        transaction. `asker` is the worker that waits for the acknowledgements.
         """
         self._marked = True
         await self.barrier_mark(asker).insert(session=tx)
 
     def barrier_mark(self, asker: str | None) -> BarrierMark:
-        """Return the mark that has this event's id."""
+        """Return, without inserting it, a barrier mark with the id of this event."""
         return BarrierMark(id=self.id, at=self.at, event=self.id, asker=asker)
 
     @property
     def marked(self) -> bool:
-        """Whether a mark of the same id was written with it."""
+        """Whether `mark` was called on this object. Not stored."""
         return self._marked
 
     @classmethod
     async def keep_receipt(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:
-        """Add the receipt to the event, or put it in the place of the same worker's last one."""
+        """Store the receipt in the event, in place of the last one of the same worker.
+
+        The event keeps the receipts of at most RECEIPTS workers. Does nothing if the event does not
+        exist.
+        """
         row, worker = receipt.model_dump(), receipt.worker
         pushed = {"$push": {"receipts": {"$each": [row], "$slice": -RECEIPTS}}}
         if not await cls.change({"_id": event_id, "receipts.worker": {"$ne": worker}}, pushed):
@@ -125,10 +137,12 @@ class Event(Record):
             await cls.change(mine, {"$set": {"receipts.$": row}})
 
     async def wait_for_receipts(self, tabs: int, *, silent: bool, seconds: float) -> Reach:
-        """Wait until all tabs are accounted for, at most so long, and return what is known then.
+        """Wait until no open tab is pending, at most `seconds`, and return what is known then.
 
-        `tabs` is how many the workers counted at the barrier, and `silent` whether a worker did not
-        acknowledge it. The event is told of both where the receipts alone would not show it.
+        `tabs` is how many open tabs the workers reported at the barrier; without any it does not
+        wait. `silent` says that a worker did not acknowledge the barrier. Reads the event again
+        after each pause. Stores both values in the event if tabs are still pending or a worker was
+        silent.
         """
         self.counted_tabs, self.silent_worker = tabs, silent
         deadline, pause = clock.monotonic() + seconds, ASK_FIRST
@@ -143,17 +157,19 @@ class Event(Record):
         return self.reach
 
     def note_ended_sessions(self, count: int) -> None:
-        """Remember how many active sessions it has ended, for the answer. It is not stored."""
+        """Set `ended_sessions`. Not stored."""
         self._ended_sessions = count
 
     @property
     def ended_sessions(self) -> int:
-        """How many active sessions it has ended, as noted by the verb that created it."""
+        """How many active sessions the operation has ended, as it noted on this object; 0 for a
+        read event.
+        """
         return self._ended_sessions
 
     @property
     def reach(self) -> Reach:
-        """What became of the open tabs, as far as is known now."""
+        """How many open tabs have acknowledged, by the receipts that this object was read with."""
         return Reach.of(
             self.receipts,
             tabs=self.counted_tabs,
@@ -171,10 +187,11 @@ class Event(Record):
         before: PydanticObjectId | None = None,
         limit: int = 50,
     ) -> list[Self]:
-        """Return the newest events before the given one, with their actors and subjects.
+        """Return at most `limit` events, newest first, with their actors and subjects fetched.
 
-        `verbs` limits them to these audit names, `subject` to one user. `common` are the ids of
-        events about many users, which are returned besides those of the subject.
+        Without arguments, of all users. `subject` limits them to one user; `common` are the ids of
+        events about many users, which are returned besides. `verbs` limits them to these audit
+        names. `before` is the id of the last event of the page before.
         """
         match: dict[str, Any] = {"subject.$id": subject} if subject else {}
         if common:

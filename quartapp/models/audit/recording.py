@@ -25,13 +25,21 @@ async def record(
     words: Mapping[str, Any] | None = None,
     **details: Any,
 ) -> Event:
-    """Notify and email the user as the activity says, insert its audit event, and return that.
+    """Insert an audit event, and store the notification and queue the email of its activity; return
+    the event.
 
-    The three are written in this order, in the caller's transaction. `details` are stored in the
-    event, whose subject is the user, and fill the texts. `words` are for the texts alone and take
-    precedence; `{by}` and `{ip}` are the actor's. `event` is the event if the caller has created it
-    already with `Event.of`, with its details. For an activity with an email, `user` has to be the
-    document. Raises TypeError for an activity without an audit name or if a word is missing.
+    In the caller's transaction, in the order notification, email, event. Whether there is a
+    notification or email depends on the entry of the activity in the catalogue; a notification
+    meant for USER_UNLESS_ACTOR is left out if the user did it themselves, those for an inviter or
+    for the holders of a role are left to the caller. The email goes only to a verified address,
+    within the mail budget.
+
+    `details` are stored in the event, whose subject is the user, and fill the texts. `words` fill
+    only the texts, and take precedence; `{by}` and `{ip}` are the actor's. `event` is the event if
+    the caller has created it with `Event.of`: then its details are used.
+
+    Raises TypeError for an activity without an audit name, if a word of a text is missing, and if
+    the activity has an email but `user` is only an id.
     """
     user_id = user.id if isinstance(user, Account) else user
     if event is None:
@@ -43,10 +51,8 @@ async def record(
 async def inform(
     activity: Activity, user: Account | PydanticObjectId, *, by: Actor, tx: Tx, **words: Any
 ) -> None:
-    """Notify and email the user as the activity says, without an audit event.
-
-    Notifications to an inviter or to the holders of a role are left to the caller. Raises TypeError
-    if one of the `words` of the texts is missing.
+    """Store the notification and queue the email of the activity as `record` does, without an audit
+    event.
     """
     await _inform(activity, user, by, tx, words)
 
@@ -58,6 +64,12 @@ async def _inform(
     tx: Tx,
     words: Mapping[str, Any],
 ) -> None:
+    """Store the notification and queue the email of the activity, filled from `words`: see
+    `record`.
+
+    The email is `email_by_others`, if the activity has one, if the user did not do it
+    themselves.
+    """
     user_id = user.id if isinstance(user, Account) else user
     own = by.user_id == user_id
     if activity.notification and (
@@ -78,7 +90,8 @@ async def _inform(
 async def queue_email(user: Account, what: Activity | Email, tx: Tx, /, **data: str | None) -> None:
     """Queue the email to the user's address, with `data` for its text.
 
-    An unverified address may belong to somebody else: then it queues nothing and logs that.
+    For an unverified address, which may belong to somebody else, queues nothing and logs
+    `mail_suppressed`. So does `Mail.queue` past the mail budget.
     """
     if not user.verified:
         kind = what.kind if isinstance(what, Email) else what.email_kind
@@ -88,7 +101,9 @@ async def queue_email(user: Account, what: Activity | Email, tx: Tx, /, **data: 
 
 
 def _pick(text: Notification | Email, words: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the words that are stored with the notification or email."""
+    """Return those of the words that are stored with the text. Raises TypeError if one of them is
+    missing.
+    """
     names = text.words()
     if missing := [name for name in names if name not in words]:
         raise TypeError(f"{text.kind} needs the words {', '.join(missing)}")

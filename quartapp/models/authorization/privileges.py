@@ -1,10 +1,10 @@
-"""What users hold, and the rule that nobody gives or manages more than they hold themselves.
+"""The rule that users grant and manage no more permissions than they hold themselves.
 
 Every check runs inside the transaction of the change, and writes the user documents of the actor
-and of the user who is managed. Whatever changes what they hold writes these documents too
-(granting, revoking or editing a role, removing a second factor), so of two transactions at once one
-runs again and sees the other's outcome. The command line acts as the operator, has no user, and is
-not limited. See docs/adr/0074.
+and of the user who is managed. Whatever changes their permissions writes these documents too
+(granting, revoking or editing a role, removing a second factor). So two such transactions at once
+conflict: one runs again and sees the outcome of the other. The command line has no user and is not
+limited. See docs/adr/0074.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,8 +23,10 @@ from quartapp.models.factors.factor import has_shown_one
 
 
 class MissingPermission(DomainError):
-    """The actor lacks the permissions in `missing`, which `target` (a user, role or invitation)
-    holds or would give."""
+    """The actor lacks permissions that `target` (a user, role or invitation) holds or would give.
+
+    `missing` lists them in alphabetical order. `sentence` is formatted with both.
+    """
 
     def __init__(self, sentence: str, missing: Collection[str], target: str) -> None:
         self.missing = sorted(missing)
@@ -44,9 +46,11 @@ INVITATION = (
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Permissions as the database stores them, also those that this version does not know.
+    """The permissions of a user as the database stores them, also those that this version does not
+    know.
 
-    `everything` is true for holders of the administrator's role, whatever a newer version stores.
+    `everything` is true for the command line and for users who hold the role `admin`, which
+    includes permissions that only a newer version knows.
     """
 
     permissions: frozenset[str] = frozenset()
@@ -54,13 +58,16 @@ class Holdings:
 
     @classmethod
     def of(cls, roles: Collection[Mapping[str, Any]]) -> "Holdings":
+        """Return the permissions of these stored roles together."""
         return cls(
             permissions_of(roles),
             any(role.get("name") == policy.ADMIN for role in roles),
         )
 
     def lacks(self, wanted: Collection[str]) -> frozenset[str]:
-        """The wanted permissions that are not held."""
+        """Return those of the wanted permissions that are not held; empty if
+        `everything` is true.
+        """
         return frozenset() if self.everything else frozenset(wanted) - self.permissions
 
 
@@ -68,20 +75,27 @@ OPERATOR = Holdings(everything=True)
 
 
 async def roles_of(user: Mapping[str, Any], tx: Tx | None) -> list[Mapping[str, Any]]:
-    """The stored documents of the user's roles."""
+    """Return the stored documents of the user's roles, leaving out roles that no longer exist."""
     held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}
     return await documents(ROLES).find(held, session=tx).to_list(None)
 
 
 async def usable(user: Mapping[str, Any], *, shown: bool, tx: Tx | None) -> Holdings:
-    """What the user's roles allow now. Roles that require a second factor allow nothing unless one
-    was `shown`."""
+    """Return what the user's roles allow now.
+
+    Leaves out roles that require a second factor, unless one was `shown`.
+    """
     roles = await roles_of(user, tx)
     return Holdings.of(usable_roles(roles, shown=shown))
 
 
 async def holdings_of(by: Actor, tx: Tx) -> Holdings:
-    """What the actor holds now, in the session that acts. It stays so until the commit."""
+    """Return the permissions of the actor, as the database has them now; OPERATOR for one without a
+    user.
+
+    Roles that require a second factor count only if the actor's session has shown one. Writes the
+    actor's user document (see `_claimed`), so the answer stays true until the commit.
+    """
     if by.user_id is None:
         return OPERATOR
     user = await _claimed(by.user_id, tx)
@@ -90,12 +104,16 @@ async def holdings_of(by: Actor, tx: Tx) -> Holdings:
 
 
 async def require_to_manage(by: Actor, user_id: PydanticObjectId, tx: Tx) -> None:
-    """Raises MissingPermission if the user holds, or could hold with a second factor, a permission
-    that the actor does not hold. Users may always manage themselves."""
+    """Raise MissingPermission if the user holds a permission that the actor does not hold.
+
+    All roles of the user count, also those that require a second factor. Returns without a query if
+    the actor is this user, or the command line. Otherwise writes both user documents (see
+    `_claimed`).
+    """
     if by.user_id is None or by.user_id == user_id:
         return
     held = await holdings_of(by, tx)
-    # A role granted to the user at the same time writes this document, too.
+    # Granting a role to the user at the same time writes this document too.
     user = await _claimed(user_id, tx)
     theirs = Holdings.of(await roles_of(user, tx)).permissions
     if missing := held.lacks(theirs):
@@ -103,8 +121,11 @@ async def require_to_manage(by: Actor, user_id: PydanticObjectId, tx: Tx) -> Non
 
 
 async def require_to_give(by: Actor, role_ids: Collection[PydanticObjectId], tx: Tx) -> None:
-    """Raises MissingPermission if one of the roles allows a permission that the actor does not
-    hold."""
+    """Raise MissingPermission if one of the roles has a permission that the actor does not hold.
+
+    Returns without a query if `role_ids` is empty or the actor is the command line. Otherwise
+    writes the actor's user document (see `_claimed`). Ids of roles that do not exist are ignored.
+    """
     if by.user_id is None or not role_ids:
         return
     held = await holdings_of(by, tx)
@@ -115,7 +136,9 @@ async def require_to_give(by: Actor, role_ids: Collection[PydanticObjectId], tx:
 
 
 async def _claimed(user_id: PydanticObjectId, tx: Tx) -> Mapping[str, Any]:
-    """Write the user's document, so that no other transaction does until the commit, and return it
-    as it is now. Empty if there is none."""
+    """Increment `acts` in the user's document and return the document; empty if there is none.
+
+    The write makes every other transaction that writes this document conflict with this one.
+    """
     change = {"$inc": {"acts": 1}}
     return await documents(USERS).find_one_and_update({"_id": user_id}, change, session=tx) or {}

@@ -1,4 +1,4 @@
-"""Transactions that hold only if the actor's authority lasts until the commit."""
+"""`authorized_transaction`: a transaction that commits only if the actor is still authorized."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class SessionOver(DomainError):
-    """The session in which something was begun ended before it was done."""
+    """The actor's session ended, or their account expired, before the change was committed."""
 
     def __init__(self, session_id: PydanticObjectId) -> None:
         self.session_id = session_id
@@ -28,7 +28,7 @@ class SessionOver(DomainError):
 
 
 class RightsChanged(DomainError):
-    """A permission that the actor came with was taken away before it was done."""
+    """The actor lost a permission, with which the request was authorized, before the commit."""
 
     def __init__(self) -> None:
         super().__init__("Your permissions changed before this was done, so nothing was changed.")
@@ -41,21 +41,25 @@ async def authorized_transaction(
     managing: PydanticObjectId | None = None,
     ends_sessions: bool = False,
 ) -> T:
-    """Run `work(tx)` in a transaction that commits only if the actor still has the authority, and
-    return what it returns. The transaction may run `work` several times.
+    """Run `work(tx)` in a transaction that commits only if the actor is still authorized, and
+    return its result.
 
-    A request may be slow, and authority that was taken away meanwhile must not be used at its end.
-    So the transaction also writes the actor's session document, which makes it conflict with any
-    transaction that ends this session. Raises SessionOver if the session has ended, and
-    RightsChanged if the actor has lost one of the permissions in `by.permissions`.
+    `work` may run several times, because a transaction that conflicts with another is repeated.
+    What it raises aborts the transaction. Raises InDoubt if that does not succeed in time.
+
+    Before `work`, for an actor with a session: increments `acts` in the session's document, so that
+    a transaction that ends this session conflicts with this one. Raises SessionOver if the session
+    has ended or the account has expired, and RightsChanged if the actor has lost one of
+    `by.permissions`. An actor without a session, such as the command line, skips these checks.
 
     `managing` is the user whose account is changed. Raises MissingPermission if that is another
     user who holds a permission that the actor does not hold.
 
-    `ends_sessions` says that the returned event ends sessions: a barrier mark is inserted after all
-    other writes, so that the caller can wait until every worker has seen them. If `work` returns
-    None, nothing was changed and no mark is inserted. Raises RuntimeError for an event of an
-    activity that ends sessions if `ends_sessions` was not set.
+    `ends_sessions` means that the event that `work` returns ends sessions: then a barrier mark is
+    inserted after all other writes, for which the caller waits after the commit
+    (`wait_until_enforced`). If `work` returns None, nothing has changed and no mark is inserted.
+    Raises RuntimeError if `work` returns an event of an activity that ends sessions and
+    `ends_sessions` is false.
     """
 
     async def checked(tx: Tx) -> T:
@@ -80,6 +84,12 @@ async def authorized_transaction(
 
 
 async def _require_permissions(by: Actor, tx: Tx) -> None:
+    """Raise SessionOver if the actor's account has expired, and RightsChanged if permissions are
+    missing.
+
+    Compares permissions only if the user's `authz_version` is not the one that the request came
+    with. For an actor with a session.
+    """
     user = await documents(USERS).find_one({"_id": by.user_id}, session=tx) or {}
     if by.session_id is not None and status.has_expired(user, clock.now()):
         raise SessionOver(by.session_id)

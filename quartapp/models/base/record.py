@@ -1,4 +1,4 @@
-"""The base of all documents: conditional writes, the way in which state changes here."""
+"""`Record`, the base class of most documents: ids that ascend with time, and conditional writes."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -16,9 +16,12 @@ _turns = count(int.from_bytes(os.urandom(2)))
 
 
 def new_id() -> PydanticObjectId:
-    """In the order of the milliseconds, and within one in the order in which this process made
-    them. The driver's own are in no order within a second when two workers make them, and what
-    people write is listed by its id."""
+    """Return a new document id that is greater than those created before it.
+
+    Ids are ordered by the millisecond and, within one process, by the order of the calls. The ids
+    of the driver are in no order within a second when two workers create them, and lists of posts,
+    comments and events are sorted by id.
+    """
     seconds, milliseconds = divmod(round(clock.now().timestamp() * 1000), 1000)
     return PydanticObjectId(
         seconds.to_bytes(4, "big")
@@ -29,7 +32,11 @@ def new_id() -> PydanticObjectId:
 
 
 class Record(Document):
-    """A document with an id from the start. Never saved whole: writers would undo each other."""
+    """A document that has its id before it is inserted.
+
+    It is changed with conditional updates, never saved as a whole: two writers would overwrite each
+    other's changes.
+    """
 
     id: PydanticObjectId = Field(default_factory=new_id)  # type: ignore[assignment]
 
@@ -43,10 +50,12 @@ class Record(Document):
         fetch: Collection[str] = (),
         **options: Any,
     ) -> list[Self]:
-        """One page of documents, with those that the given fields link, in a query for each field.
+        """Return at most `limit` documents that match, sorted, with the links in the fields `fetch`
+        replaced.
 
-        Beanie's own `fetch_links` joins before it filters, over the whole collection and past
-        every index.
+        Each named field costs one more query for all rows together. `options` are passed to
+        Beanie's `find`. Beanie's own `fetch_links` is not used, because it joins the whole
+        collection before it filters and uses no index.
         """
         rows = await cls.find(match, sort=sort, limit=limit, **options).to_list()
         for name in fetch:
@@ -57,7 +66,11 @@ class Record(Document):
     async def change(
         cls, match: Mapping[str, Any], update: Mapping[str, Any], *, tx: Tx | None = None
     ) -> bool:
-        """Updates one document if it still is as the filter says; whether that changed anything."""
+        """Update one document that matches; return whether that changed anything.
+
+        The filter is the condition of the change: False means that no document matches any more, or
+        that it had these values already.
+        """
         collection = cls.get_motor_collection()
         return (await collection.update_one(match, update, session=tx)).modified_count == 1
 
@@ -65,13 +78,13 @@ class Record(Document):
     async def change_all(
         cls, match: Mapping[str, Any], update: Mapping[str, Any], *, tx: Tx | None = None
     ) -> int:
-        """Updates all documents that match. How many that changed."""
+        """Update all documents that match, and return how many of them changed."""
         collection = cls.get_motor_collection()
         return (await collection.update_many(match, update, session=tx)).modified_count
 
     @classmethod
     async def erase(cls, document_id: Any, *, tx: Tx | None = None) -> bool:
-        """Deletes one document; whether there was one."""
+        """Delete the document of this id; return whether there was one."""
         collection = cls.get_motor_collection()
         return (await collection.delete_one({"_id": document_id}, session=tx)).deleted_count == 1
 
@@ -86,7 +99,11 @@ def documents(collection: str) -> Any:
 
 
 async def _fetch(rows: Collection[Record], field: str) -> None:
-    """Puts documents in the place of links. A link to a document that is gone stays one."""
+    """Replace the links in this field of all rows with the documents, in one query.
+
+    The field may hold one link or a list of them. A link whose document does not exist is dropped
+    from a list, and stays a Link in a single field.
+    """
     values = [getattr(row, field) for row in rows]
     links = [link for value in values for link in (value if isinstance(value, list) else [value])]
     documents = await Link.fetch_list([link for link in links if isinstance(link, Link)])

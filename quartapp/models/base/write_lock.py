@@ -23,10 +23,20 @@ class WriteLock(Record):
 
 
 async def hold_administrators(tx: Tx) -> None:
-    """Conflict with other transactions that hold it. Call it before counting administrators."""
+    """Increment the lock document of the administrators, so that other transactions that do so
+    conflict.
+
+    Call it in the transaction before counting administrators. Does not wait: of two transactions at
+    once, MongoDB aborts one, and `transaction` runs it again.
+    """
     await WriteLock.change({"_id": ADMINISTRATORS}, {"$inc": {"changes": 1}}, tx=tx)
 
 
 async def hold_invitations(tx: Tx) -> None:
-    """Conflict with other transactions that hold it. Call it before counting invitations."""
+    """Increment the lock document of the invitations, so that other transactions that do so
+    conflict.
+
+    Call it in the transaction before counting invitations. Does not wait: of two transactions at
+    once, MongoDB aborts one, and `transaction` runs it again.
+    """
     await WriteLock.change({"_id": INVITATIONS}, {"$inc": {"changes": 1}}, tx=tx)

@@ -1,7 +1,8 @@
-"""The mail budget of a mailbox: how many emails it has been sent within the period of LIMIT_MAIL.
+"""The mail budget: how many emails one mailbox is sent within the period of LIMIT_MAIL.
 
-Every kind of email counts. The kinds that people need to get into their account, and those that
-strangers can cause, have a share each, so that none can use up the room of another.
+Every email counts. Emails belong to lanes: one lane each for password resets, verifications,
+invitations and changes of address, and one for all notifications. Each has its share of the budget,
+so that emails that strangers can cause do not use up those that users need to sign in.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ class Mailbox(Record):
 
     @classmethod
     async def take(cls, to: str, email: Email, *, limit: RateLimitItem, tx: Tx) -> bool:
-        """Count one email, and return True; False without a write if the mailbox has had enough.
+        """Count an email to this address; return False, without a write, if there is no room for
+        it.
 
-        Two transactions that count one mailbox at once conflict: the driver's error makes one of
-        them run again.
+        There is none if its lane has used up its share, or its kind has used up one share. The
+        first email starts a period. Two transactions that count one mailbox at once conflict, so
+        one of them runs again.
         """
         # Dots separate fields, so they cannot be in the name of one.
         kind, lane = email.kind.replace(".", "_"), email.lane
@@ -67,5 +70,9 @@ class Mailbox(Record):
 
 
 def _has_room(sent: Mapping[str, int], kind: str, lane: Lane, share: int) -> bool:
-    """One kind has at most one share, so that it alone cannot fill a lane of two."""
+    """Return whether the lane, whose counts by kind are `sent`, may have another email of this
+    kind.
+
+    A kind has at most one share, so that it alone cannot fill a lane of two shares.
+    """
     return sent.get(kind, 0) < share and sum(sent.values()) < share * ROOM[lane]

@@ -66,11 +66,12 @@ class Mail(Record):
         user: PydanticObjectId | None = None,
         **data: str | None,
     ) -> None:
-        """Queue an email, with `data` for its text, in the transaction of the change it is about.
+        """Insert an email to be sent by the outbox worker, in the caller's transaction.
 
-        If the mail budget of the mailbox (LIMIT_MAIL) is used up, it queues nothing and logs that:
-        the change itself must not fail because of it. Raises TypeError for an activity without an
-        email.
+        `data` are words for its text, without those that are None. If the mail budget of the
+        mailbox (LIMIT_MAIL) is used up, queues nothing, logs `mail_suppressed` and counts it in the
+        metrics: the change itself must not fail because of it. Raises TypeError for an activity
+        without an email.
         """
         email = what if isinstance(what, Email) else what.own_email
         if not await Mailbox.take(to, email, limit=mongo.settings().limit_mail, tx=tx):
@@ -92,7 +93,7 @@ class Mail(Record):
     async def claim(cls) -> Mail | None:
         """Claim the email that has been due for longest, and return it; None if none is due.
 
-        No other worker gets it within LEASE.
+        Postpones it by LEASE, so that no other worker sends it until then, and increments `tries`.
         """
         now = clock.now()
         found = await cls.get_motor_collection().find_one_and_update(
@@ -108,13 +109,17 @@ class Mail(Record):
         return linked_id(self.user) if self.user else None
 
     async def done(self) -> None:
-        """Delete the email: it was sent, or is not needed any more."""
+        """Delete the email, because it was sent or is not needed any more. Not if another worker
+        has claimed it since.
+        """
         await Mail.get_motor_collection().delete_one(self._mine())
 
     async def failed(self, trouble: str, *, for_good: bool = False) -> bool:
-        """Put the email off, with exponential back-off, or give it up after TRIES or `for_good`.
+        """Store the error, and postpone the email or give it up; return whether it was given up.
 
-        Stores `trouble`, the error. Returns whether the email was given up.
+        It is given up after TRIES tries or with `for_good`, and then kept for a week. Else it is
+        postponed by 15 seconds, doubled with each try, at most an hour. Changes nothing if another
+        worker has claimed it since.
         """
         now = clock.now()
         change: dict[str, Any] = {"trouble": trouble[:300]}
@@ -127,5 +132,5 @@ class Mail(Record):
         return giving_up
 
     def _mine(self) -> dict[str, Any]:
-        """Return a filter that no longer matches when another worker has claimed the email."""
+        """Return the filter for this email, as long as no other worker has claimed it since."""
         return {"_id": self.id, "tries": self.tries}

@@ -1,6 +1,7 @@
-"""Setting up second factors and taking them away: the same for every kind.
+"""Adding, removing and resetting second factors of any kind.
 
-`models.factors.factor` says in which field of the user each kind is stored.
+The modules `totp` and `passkey` call `add` and `remove` with the update for their kind.
+`models.factors.factor` says in which field of the user document each kind is stored.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -28,7 +29,7 @@ Also = Callable[[Tx], Awaitable[object]]
 
 
 class HasFactor(DomainError):
-    """It was set up meanwhile."""
+    """The condition of an update no longer holds: the factor has been set up already."""
 
     def __init__(self) -> None:
         super().__init__("This is already set up. To set it up again, remove it first.")
@@ -36,8 +37,11 @@ class HasFactor(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """What came of setting up a factor. With the first one there are recovery codes, to be shown
-    once, and a new token for the session that it was set up in."""
+    """The result of `add`: the audit event, not None, and what only the first factor brings.
+
+    `codes` are the recovery codes, in plain text, to be shown once. `token` is the new token of the
+    session in which the factor was set up; the old one no longer works.
+    """
 
     event: Event
     codes: list[str] = field(default_factory=list, repr=False)
@@ -54,12 +58,19 @@ async def add(
     name: str | None = None,
     also: Also | None = None,
 ) -> Enrolled:
-    """Makes the change to the user's document, if it still is as said, and what is to be written
-    `also` and may refuse it. Of a kind that one can have several of, each has a `name`. Raises
-    HasFactor, and Unverified for an account whose address must be verified first.
+    """Add a second factor to the user, in an authorized transaction that manages the user.
 
-    With the first factor, the session that it is set up in counts as having shown it, and those
-    that have not are over: a password alone opens none any more.
+    Applies the update `change` to the user document if it still matches `unless`; raises HasFactor
+    if not. The update also increments `authz_version`. Then awaits `also(tx)`, which may write more
+    or raise an error to abort everything. Raises Unverified if the account has to verify its email
+    address first. `name` is the name of a passkey, for the texts.
+
+    Notifies and emails the user, and records the event FACTOR_ADDED.
+
+    With the user's first factor, it also stores ten new recovery codes and replaces the token of
+    the actor's session, which counts as having shown this factor and as just re-authenticated. The
+    user's other sessions, which were opened without a factor, end with FACTOR_REQUIRED. No barrier
+    mark is inserted.
     """
     token, digest = new_token()
 
@@ -93,9 +104,14 @@ async def remove(
     name: str | None = None,
     also: Also | None = None,
 ) -> Event | None:
-    """Makes the change to the user's document, if it still is as said; else None.
+    """Remove a second factor from the user, in an authorized transaction that manages the user.
 
-    Recovery codes go with the last factor.
+    Applies the update `change` to the user document if it still matches `condition`, and returns
+    None without any effect if not. The update also increments `authz_version`. Then awaits
+    `also(tx)`. Deletes the recovery codes if no factor is left.
+
+    Notifies and emails the user, and records and returns the event FACTOR_REMOVED. Ends no
+    sessions.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -113,8 +129,14 @@ async def remove(
 
 
 async def reset(user: User, *, by: Actor) -> Event | None:
-    """Takes all factors and recovery codes from somebody who has lost them, and ends their
-    sessions; None if there were none."""
+    """Remove all factors and recovery codes of a user who has lost them, and end all of their
+    sessions.
+
+    In an authorized transaction that manages the user. All browsers of the user become unknown. The
+    sessions end with ENDED_BY_ADMIN, the user is notified and emailed, and the event FACTORS_RESET
+    is recorded with a barrier mark and returned; `event.ended_sessions` says how many sessions were
+    active. Returns None without any effect if the user has neither factors nor recovery codes.
+    """
 
     async def work(tx: Tx) -> Event | None:
         if not await clear(user, by=by, tx=tx):
@@ -130,7 +152,11 @@ async def reset(user: User, *, by: Actor) -> Event | None:
 
 
 async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
-    """Remove all factors and recovery codes of the user; whether there were any."""
+    """Remove all factors of the user, with their passkey documents, and all recovery codes.
+
+    Returns False, without a write, if the user has none of them. The caller records it and informs
+    the user.
+    """
     nothing = dict(KEPT.values())
     has_some = {"$or": [{name: {"$nin": [None, []]}} for name in nothing]}
     change = {"$set": {**nothing, "recovery_codes": []}}
@@ -142,8 +168,12 @@ async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
 
 
 async def remove_added_since(user: User, since: datetime, *, by: Actor, tx: Tx) -> None:
-    """Remove the factors that were added at this moment or later, and all recovery codes, which may
-    have been made anew. For an account that is taken back from an intruder."""
+    """Remove the factors that were added at this moment or later, and all recovery codes.
+
+    For an account that its owner takes back from an intruder, who may have created new codes.
+    Increments `authz_version` even if there was nothing to remove. The caller records it
+    and informs the user.
+    """
     passkeys = documents(PASSKEYS)
     added = {"user.$id": user.id, "created_at": {"$gte": since}}
     theirs = [row["_id"] async for row in passkeys.find(added, {"_id": 1}, session=tx)]
@@ -158,10 +188,12 @@ async def remove_added_since(user: User, since: datetime, *, by: Actor, tx: Tx) 
 
 
 def words(kind: Factor, name: str | None) -> str:
+    """Return the factor as texts name it, such as `passkey “Phone”`."""
     return f"{NAMES[kind]} “{name}”" if name else NAMES[kind]
 
 
 def _details(kind: Factor, name: str | None) -> dict[str, Any]:
+    """Return the details of an audit event about this factor."""
     return {"factor": kind.value} | ({"name": name} if name else {})
 
 
@@ -174,14 +206,23 @@ async def _write(
     by: Actor,
     tx: Tx,
 ) -> bool:
-    """The conditional update. It may change what roles give, so it raises the version too."""
+    """Apply the change to the user document if it matches the condition; return whether it did.
+
+    Also sets the fields `besides`, increments `authz_version`, because a factor can change which
+    roles count, and sets `authz_by` to the actor.
+    """
     settings = {**change.get("$set", {}), **besides, "authz_by": user_ref(by.user_id)}
     update = {**change, "$set": settings, "$inc": {"authz_version": 1}}
     return await User.change({"_id": user.id, **condition}, update, tx=tx)
 
 
 async def _show(kind: Factor, digest: str, event: Event, *, by: Actor, tx: Tx) -> None:
-    """The actor's session has shown the factor, and gets another token; the others are over."""
+    """Mark the actor's session as having shown the factor, and end the user's sessions that have
+    not.
+
+    The actor's session gets the token of this digest and counts as just re-authenticated. The
+    others end with FACTOR_REQUIRED and refer to the event.
+    """
     await Session.change(
         {"_id": by.session_id, "ended_at": None},
         {"$set": {"factor": kind.value, "digest": digest, "confirmed_at": clock.now()}},

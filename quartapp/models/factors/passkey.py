@@ -1,4 +1,4 @@
-"""Passkeys: keys on people's devices that sign them in. Here is the half that is no secret."""
+"""Passkeys: their public keys, and what happens when one is added, removed or used (WebAuthn)."""
 
 from __future__ import annotations
 
@@ -32,20 +32,24 @@ from quartapp.security.webauthn import (
 
 
 class EnoughPasskeys(DomainError):
+    """The account has the maximum number of passkeys."""
+
     def __init__(self, at_most: int) -> None:
         super().__init__(f"An account has at most {at_most} passkeys. Remove one first.")
 
 
 class PasskeyTaken(DomainError):
-    """The authenticator's key is known already, of this user or of another."""
+    """The credential is registered already, for this user or for another."""
 
     def __init__(self) -> None:
         super().__init__("This passkey has already been added.")
 
 
 class Answered(Record):
-    """Something that a browser keeps for us and that counts once, after it has: a challenge that
-    was answered, a note that was used. It is remembered for as long as it would count."""
+    """A value that may be used once, stored when it is used: a challenge, or a note in a cookie.
+
+    It is kept until the value would have expired anyway.
+    """
 
     id: bytes  # type: ignore[assignment]
     expires_at: datetime
@@ -56,7 +60,9 @@ class Answered(Record):
 
     @classmethod
     async def once(cls, challenge: bytes, *, tx: Tx) -> None:
-        """Raises VerificationFailed for whoever comes later with the same."""
+        """Store that the challenge was answered. Raises VerificationFailed if it was answered
+        before.
+        """
         try:
             await cls(id=challenge, expires_at=clock.now() + CHALLENGE_LIFETIME).insert(session=tx)
         except DuplicateKeyError:
@@ -64,9 +70,10 @@ class Answered(Record):
 
     @classmethod
     async def first(cls, note: str, *, lasts: timedelta, tx: Tx | None = None) -> bool:
-        """Return whether nobody came with this note before, and remember it.
+        """Store that the note was used, for `lasts`; return False if it was used before.
 
-        Within a transaction False means that it cannot go on.
+        Inside a transaction, after False the transaction must be aborted, because MongoDB has
+        aborted it.
         """
         try:
             await cls(id=note.encode(), expires_at=clock.now() + lasts).insert(session=tx)
@@ -76,7 +83,10 @@ class Answered(Record):
 
 
 class Passkey(Record):
-    """One passkey of a user. `sign_count` is its authenticator's; many stay at 0 for ever."""
+    """One passkey of a user. `credential_id` is what the authenticator calls it.
+
+    `sign_count` is the authenticator's counter at the last use; many authenticators leave it at 0.
+    """
 
     user: Link[User]
     credential_id: str
@@ -98,11 +108,12 @@ class Passkey(Record):
 
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
-        """The oldest first."""
+        """Return the user's passkeys, oldest first."""
         return await cls.find({"user.$id": user_id}, sort="created_at").to_list()
 
     @classmethod
     async def known_as(cls, credential_id: str) -> Self | None:
+        """Return the passkey with this credential id; None if there is none."""
         return await cls.find_one({"credential_id": credential_id})
 
     @property
@@ -113,8 +124,13 @@ class Passkey(Record):
     async def add(
         cls, user: User, made: NewPasskey, *, name: str, by: Actor, at_most: int = 20
     ) -> Enrolled:
-        """Raises EnoughPasskeys, PasskeyTaken, and VerificationFailed if the answer was used
-        before."""
+        """Store a new passkey of the user and return what `enrolment.add` returns, which describes
+        the effects.
+
+        `made` is the verified answer of the authenticator. In the same transaction, stores that its
+        challenge was answered. Raises EnoughPasskeys if the user has `at_most` passkeys,
+        PasskeyTaken, VerificationFailed if the challenge was answered before, and Unverified.
+        """
         passkey = cls(
             user=user_ref(user.id),
             credential_id=made.credential_id,
@@ -142,7 +158,11 @@ class Passkey(Record):
             raise EnoughPasskeys(at_most) from None
 
     async def rename(self, name: str, *, by: Actor) -> bool:
-        """Whether it is there still, and had another name."""
+        """Change the name, in an authorized transaction; return False if it was deleted or had this
+        name.
+
+        Nobody is notified, and the audit log has no entry.
+        """
 
         async def work(tx: Tx) -> bool:
             return await Passkey.change({"_id": self.id}, {"$set": {"name": name}}, tx=tx)
@@ -150,7 +170,9 @@ class Passkey(Record):
         return await authorized_transaction(by, work)
 
     async def remove(self, user: User, *, by: Actor) -> Event | None:
-        """None if it is gone already."""
+        """Delete the passkey with the effects of `enrolment.remove`; return the event, or None if
+        it was gone.
+        """
 
         async def erase(tx: Tx) -> None:
             await Passkey.erase(self.id, tx=tx)
@@ -162,9 +184,17 @@ class Passkey(Record):
         )
 
     async def use(self, user: User, shown: PasskeyAssertion, *, by: Actor) -> None:
-        """Takes the answer for true, once. Raises VerificationFailed.
+        """Verify that this passkey signed the challenge, and record its use. Returns nothing if it
+        is valid.
 
-        A counter that does not go on means that two devices have the key: then its owner is told.
+        In a transaction, stores that the challenge was answered, the new counter and the time of
+        use. Raises VerificationFailed if the signature is wrong, the challenge was answered before,
+        or the passkey was deleted: then nothing is stored.
+
+        Also raises VerificationFailed if the counter is not higher than the last one (unless both
+        are 0), which means that two devices may have the key. In this case the transaction commits:
+        the challenge is used up, the user is notified and emailed, and the event PASSKEY_REFUSED is
+        recorded.
         """
         count, backed_up = shown.verify(self.public_key)
         goes_on = [{"sign_count": {"$lt": count}}] + ([{"sign_count": 0}] if count == 0 else [])
@@ -179,7 +209,8 @@ class Passkey(Record):
                         "backed_up": backed_up,
                         "last_used_at": clock.now(),
                     },
-                    # Else two uses in one millisecond, without a counter, would be one change.
+                    # Otherwise, without a counter, the second of two uses in one millisecond
+                    # would change nothing, and be refused.
                     "$inc": {"uses": 1},
                 },
                 tx=tx,
@@ -194,6 +225,9 @@ class Passkey(Record):
             raise VerificationFailed("the counter went back: the passkey may have been copied")
 
     async def _tell_of_a_copy(self, user: User, *, by: Actor, tx: Tx) -> None:
+        """Notify and email the user that a copy of the passkey may exist, and record
+        PASSKEY_REFUSED.
+        """
         factor = enrolment.words(Factor.PASSKEY, self.name)
         words = {"factor": factor}
         await record(PASSKEY_REFUSED, user, by=by, tx=tx, words=words, name=self.name)

@@ -1,7 +1,7 @@
-"""Codes on paper, for whoever has lost the second factor: each stands in for it once.
+"""Recovery codes, each of which replaces a lost second factor once.
 
-They are random enough (ASVS 6.5.2) for a plain digest, which no key is needed to check: that a
-secret key was lost must not shut out those who still have the paper.
+They are random (ASVS 6.5.2), so a plain digest protects them. It needs no secret key: users can
+still sign in with their codes if the operator has lost the key.
 """
 
 import secrets
@@ -24,14 +24,14 @@ _LOOKALIKES = str.maketrans("oil", "011")
 
 
 class NothingToRecover(DomainError):
-    """There is no second factor that a code could stand in for."""
+    """The user has no second factor, so there is nothing that recovery codes could replace."""
 
     def __init__(self) -> None:
         super().__init__("Set up a second factor first. You then receive recovery codes.")
 
 
 def make() -> list[str]:
-    """A set of codes of 120 bits each, in groups."""
+    """Return ten new codes, each of 120 random bits, as six groups of four characters."""
     return ["-".join(_group() for _ in range(GROUPS)) for _ in range(HOW_MANY)]
 
 
@@ -43,14 +43,19 @@ def read(text: str) -> str:
 
 
 def digest(user: User, code: str) -> str:
-    """By which it is kept: of no worth for another account."""
+    """Return the digest that is stored for a code, in any spelling that `read` accepts.
+
+    It includes the user's id, so that equal codes of two users have different digests.
+    """
     return digest_of(f"recovery code {user.id} {read(code)}")
 
 
 async def use(user: User, code: str, *, by: Actor) -> int | None:
-    """Uses it up, and tells its owner. How many are left; None if it is not one of theirs.
+    """Use up a recovery code of the user; return how many are left, or None if the code is not
+    valid.
 
-    Of two who come with one code at once, one is let in.
+    In one transaction, removes the code, records the event RECOVERY_CODE_USED, and notifies and
+    emails the user. Of two requests with the same code at once, one gets None. Opens no session.
     """
     mine = digest(user, code)
 
@@ -67,7 +72,11 @@ async def use(user: User, code: str, *, by: Actor) -> int | None:
 
 
 async def renew(user: User, *, by: Actor) -> list[str]:
-    """A new set, and the old one is void. Raises NothingToRecover."""
+    """Replace the user's recovery codes by ten new ones, and return these in plain text.
+
+    In an authorized transaction, which also records the event RECOVERY_CODES_CREATED, and notifies
+    and emails the user. Ends no sessions. Raises NothingToRecover if the user has no second factor.
+    """
     codes = make()
 
     async def work(tx: Tx) -> None:

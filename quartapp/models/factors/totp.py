@@ -1,4 +1,4 @@
-"""Codes of authenticator apps (RFC 6238): six digits, another every half minute, each good once."""
+"""Authenticator apps: six-digit codes that change every 30 seconds (RFC 6238). Each works once."""
 
 import hmac
 from datetime import timedelta
@@ -20,21 +20,24 @@ from quartapp.models.factors.passkey import Answered
 from quartapp.security.encryption import Encryption
 
 DIGITS, SECONDS = 6, 30
-# A secret is offered to a browser for so long.
+# How long a browser is shown the same secret until it is set up.
 OFFER_LASTS = timedelta(hours=1)
-# Clocks of phones differ, and typing takes a while: one step either way (RFC 6238, 5.2).
+# Clocks of phones differ, and typing takes time, so the codes of one step before and after the
+# present one are accepted too (RFC 6238, 5.2).
 DRIFT = 1
 
 
 class OfferUsed(DomainError):
-    """The secret was set up before, by somebody who may know it."""
+    """This secret was set up before, by this account or with a copy of the
+    cookie that contains it.
+    """
 
     def __init__(self) -> None:
         super().__init__("This setup key was already used. Scan the new QR code.")
 
 
 class WrongAppCode(DomainError):
-    """Not what the app shows at this moment, if it has the secret."""
+    """The code is not one that the app shows now."""
 
     def __init__(self) -> None:
         super().__init__("Incorrect code. Enter the code that the app shows now.")
@@ -46,7 +49,7 @@ def plain(code: str) -> str:
 
 
 def new_secret() -> str:
-    """A random 160 bits (ASVS 6.5.3), in the letters that apps and people type."""
+    """Return a new secret of 160 random bits (ASVS 6.5.3) in base32."""
     return random_base32()
 
 
@@ -62,15 +65,18 @@ def uri(secret: str, username: str, *, issuer: str) -> str:
 async def set_up(
     user: User, secret: str, code: str, *, encryption: Encryption, by: Actor
 ) -> Enrolled:
-    """Turns it on, if the code shows that the app has the secret.
+    """Add the authenticator app to the user if the code proves that the app has the secret.
 
-    An account can set up a secret once. Raises WrongAppCode, OfferUsed and HasFactor.
+    Stores the secret encrypted, and the time step of the code, which therefore cannot be used
+    again. Has the effects of `enrolment.add`, and returns what that returns. Raises WrongAppCode
+    without a write, OfferUsed if the account set up this secret before, HasFactor if it has an app,
+    and Unverified.
     """
     step = _step(secret, code)
     if step is None:
         raise WrongAppCode
     kept = Totp(sealed=encryption.encrypt(secret, _about(user)), added_at=clock.now())
-    # The code that turns it on is used by that.
+    # Setting `totp_step` uses the code up.
     change = {"totp": kept.model_dump(), "totp_step": step}
 
     async def use_up(tx: Tx) -> None:
@@ -83,10 +89,12 @@ async def set_up(
 
 
 async def accept(user: User, code: str, *, encryption: Encryption) -> bool:
-    """Whether it is a code of the user's app that was not used yet; then it is used by that.
+    """Check a code of the user's app and use it up; return whether it was right and unused.
 
-    Of two who come with one code at once, one is let in. A secret that was sealed under an older
-    key is sealed anew.
+    False if the user has no app, or if the secret cannot be decrypted. A right code updates the
+    user document: no code of the same or an earlier time step is accepted after it, so of two
+    requests with one code one gets False. Also encrypts the secret again if its key is not the
+    newest.
     """
     if user.totp is None:
         return False
@@ -102,13 +110,17 @@ async def accept(user: User, code: str, *, encryption: Encryption) -> bool:
 
 
 async def remove(user: User, *, by: Actor) -> Event | None:
-    """Turns it off; None if it was off."""
+    """Remove the authenticator app with the effects of `enrolment.remove`; return the event, or
+    None if there was none.
+    """
     is_on = {"totp": {"$ne": None}}
     return await enrolment.remove(user, Factor.TOTP, is_on, {"$set": {"totp": None}}, by=by)
 
 
 def _step(secret: str, code: str) -> int | None:
-    """The half minute for which the secret gives this code, if that is about now."""
+    """Return the time step whose code this is, at most DRIFT steps from now;
+    None if there is none.
+    """
     app, now = TOTP(secret), int(clock.now().timestamp()) // SECONDS
     steps = range(now - DRIFT, now + DRIFT + 1)
     fits = [step for step in steps if hmac.compare_digest(app.generate_otp(step), code)]
@@ -116,4 +128,5 @@ def _step(secret: str, code: str) -> int | None:
 
 
 def _about(user: User) -> str:
+    """Return the context that binds the encrypted secret to its user."""
     return f"totp {user.id}"

@@ -1,6 +1,7 @@
-"""Invitations: an account for an address, to be made by whoever reads its mail, with a role.
+"""Invitations: an email with a link, through which its reader creates an account with a role.
 
-What an invitation is worth is judged when it is taken up, not when it was written: see ADR 50.
+Whether the inviter may give the role is checked when the invitation is accepted, not only when it
+was sent: see ADR 50.
 """
 
 from collections.abc import Collection, Mapping
@@ -57,7 +58,9 @@ SHOWN = ["by", "role", "account", "withdrawn_by"]
 
 
 class Fate(StrEnum):
-    """What has become of an invitation."""
+    """The state of an invitation. VOID: the inviter may no longer invite, or lacks a permission
+    that the role gives.
+    """
 
     OPEN = "open"
     ACCEPTED = "accepted"
@@ -67,7 +70,7 @@ class Fate(StrEnum):
 
 
 class InvitationGone(DomainError):
-    """It cannot be taken up; `fate` says why, None for a link that none leads to."""
+    """The invitation cannot be accepted. `fate` says why; None if no invitation has this token."""
 
     def __init__(self, fate: Fate | None = None) -> None:
         self.fate = fate
@@ -75,7 +78,7 @@ class InvitationGone(DomainError):
 
 
 class InvitedAlready(DomainError):
-    """An invitation to the address is open."""
+    """Another open invitation has this address."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -84,7 +87,7 @@ class InvitedAlready(DomainError):
 
 
 class EnoughInvitations(DomainError):
-    """The inviter has so many open ones that there is no room for another."""
+    """The inviter has the maximum number of open invitations."""
 
     def __init__(self, at_most: int) -> None:
         super().__init__(
@@ -94,9 +97,10 @@ class EnoughInvitations(DomainError):
 
 
 class Invitation(Record):
-    """An invitation. `digest` is that of the token in the newest letter, once that was sent.
+    """An invitation. `digest` is that of the token in the newest email; None until that was sent.
 
-    `by` answers for it: who wrote it, or who sent it again; nobody for the command line.
+    `by` is the user on whose authority it depends: who created it, or who sent it again last. None
+    for the command line. `asked_at` is when its newest email was queued.
     """
 
     email: str
@@ -132,20 +136,27 @@ class Invitation(Record):
 
     @classmethod
     async def one(cls, **match: Any) -> Self | None:
-        """With its people and its role."""
+        """Return the invitation that matches, with its users and its role; None
+        if there is none.
+        """
         found = await cls.listed(match, sort="_id", limit=1, fetch=SHOWN)
         return found[0] if found else None
 
     @classmethod
     async def by_token(cls, token: str) -> Self | None:
-        """Whatever has become of it. Does not use it up."""
+        """Return the invitation of this token in any state, with its users and its role, or None.
+
+        Does not use the token up.
+        """
         return await cls.one(**_has(token))
 
     @classmethod
     async def page(
         cls, *, before: PydanticObjectId | None = None, limit: int = PAGE
     ) -> list[tuple[Self, Fate]]:
-        """The newest first, with their people and roles, and what has become of each."""
+        """Return a page of invitations in any state, newest first, with their users and roles, and
+        each one's state.
+        """
         match = {"_id": {"$lt": before}} if before else {}
         rows = await cls.listed(match, sort="-_id", limit=limit, fetch=SHOWN)
         inviters = await _inviters({linked_id(row.by) for row in rows if row.by})
@@ -153,29 +164,39 @@ class Invitation(Record):
 
     @property
     def inviter(self) -> str | None:
-        """The name of whoever answers for it, where it is known."""
+        """The username of the inviter; None for the command line or a deleted user, or if not
+        fetched.
+        """
         return self.by.username if isinstance(self.by, User) else None
 
     @property
     def gives(self) -> str | None:
-        """The name of its role; None for one that is gone."""
+        """The name of its role; None without a role, for a deleted one, or if
+        it was not fetched.
+        """
         return self.role.name if isinstance(self.role, Role) else None
 
     @property
     def allows(self) -> list[str]:
-        """The permissions of its role, where that was fetched; none for a role that is gone."""
+        """The permissions of its role, if that was fetched; empty without a role or for a deleted
+        one.
+        """
         return self.role.permissions if isinstance(self.role, Role) else []
 
     async def fate(self, *, tx: Tx | None = None) -> Fate:
-        """What has become of it, and of the authority behind it, by now."""
+        """Return its state now. Reads the inviter and the role from the database."""
         inviters = await _inviters({linked_id(self.by)} if self.by else set(), tx=tx)
         return self._fate(inviters, await self._allowed(tx))
 
     async def _allowed(self, tx: Tx | None) -> list[str]:
+        """Return the permissions of its role as the database has them; empty without one."""
         role = await Role.get(linked_id(self.role), session=tx) if self.role else None
         return role.permissions if role else []
 
     def _fate(self, inviters: Mapping[PydanticObjectId, Holdings], given: Collection[str]) -> Fate:
+        """Return its state, given what its inviter may give (`_inviters`) and the permissions of
+        its role.
+        """
         if self.accepted_at is not None:
             return Fate.ACCEPTED
         if self.withdrawn_at is not None:
@@ -193,11 +214,18 @@ class Invitation(Record):
     async def write(
         cls, email: str, role: Role | None, *, by: Actor, at_most: int | None = None
     ) -> "Invitation":
-        """Invites whoever reads the mail of the address. Raises Taken, InvitedAlready,
-        EnoughInvitations, and MissingPermission for a role that allows more than the actor holds.
+        """Create an invitation to the address and queue its email, in an authorized transaction.
+
+        It lasts a week from when the email is sent. The role `member`, which every account gets, is
+        stored as None. Records the event USER_INVITED. The link is created when the email is sent
+        (`issue`).
+
+        Raises Taken if an account has the address, InvitedAlready, EnoughInvitations if the actor
+        has `at_most` open invitations, and MissingPermission if the role has a permission that the
+        actor does not hold.
         """
         if role and role.name == policy.MEMBER:
-            # Which everybody is.
+            # Every account gets this role.
             role = None
         now = clock.now()
         invitation = cls(
@@ -220,11 +248,11 @@ class Invitation(Record):
         return invitation
 
     async def send_again(self, *, by: Actor, at_most: int | None = None) -> bool:
-        """Another letter, which voids those before it, and another week. Whoever sends it answers
-        for it from now on, and has to hold what its role allows. Raises Taken, InvitedAlready,
-        EnoughInvitations and MissingPermission.
+        """Queue another email and extend the invitation by a week, in an authorized transaction.
 
-        Also for one that has expired; False if it was taken up or withdrawn.
+        Older links no longer work, and the actor becomes the inviter. Records the event
+        INVITATION_SENT_AGAIN. An expired invitation becomes open again. Returns False, without any
+        effect, if it was accepted or withdrawn. Raises what `write` raises.
         """
 
         async def work(tx: Tx) -> bool:
@@ -247,9 +275,11 @@ class Invitation(Record):
         return await authorized_transaction(by, work)
 
     async def withdraw(self, *, by: Actor) -> bool:
-        """Makes its link dead; False if it was taken up or withdrawn already.
+        """Withdraw the invitation, so that its link no longer works, in an authorized transaction.
 
-        Raises MissingPermission if its role allows a permission that the actor does not hold.
+        Records the event INVITATION_WITHDRAWN; sends no email. Returns False, without any effect,
+        if it was accepted or withdrawn already. Raises MissingPermission if its role has a
+        permission that the actor does not hold.
         """
 
         async def work(tx: Tx) -> bool:
@@ -266,9 +296,15 @@ class Invitation(Record):
         return await authorized_transaction(by, work)
 
     async def _require_room(self, by: Actor, at_most: int | None, tx: Tx) -> None:
-        """For one more that is open, to this address and by this inviter."""
+        """Check that there may be one more open invitation to this address and from this inviter.
+
+        Holds the lock of invitations until the commit. Raises Taken if an account has the address,
+        InvitedAlready if another open invitation has it, and EnoughInvitations if the actor has
+        `at_most` others. Invitations of an inviter who may no longer invite do not count for the
+        address. The command line has no maximum.
+        """
         await hold_invitations(tx)
-        # An account that only claims the address makes room when the invitation is accepted.
+        # An account that only claims the address is deleted when the invitation is accepted.
         if await User.by_email(self.email, tx=tx):
             raise Taken("email")
         same = {
@@ -276,11 +312,11 @@ class Invitation(Record):
             "_id": {"$ne": self.id},
             **_open(),
         }
-        # The collation compares too much as equal, such as ß and ss.
+        # The collation treats too much as equal, such as ß and ss.
         rows = await Invitation.find(same, session=tx, collation=CASELESS).to_list()
         mailbox = validation.canonical_email(self.email)
         for row in (row for row in rows if validation.canonical_email(row.email) == mailbox):
-            # One whose inviter may not invite any more leads nowhere, and is in nobody's way.
+            # If its inviter may no longer invite, it cannot be accepted, so it does not count.
             if await row.fate(tx=tx) is Fate.OPEN:
                 raise InvitedAlready
         if by.user_id is None or at_most is None:
@@ -290,21 +326,32 @@ class Invitation(Record):
             raise EnoughInvitations(at_most)
 
     async def _send(self, tx: Tx) -> None:
+        """Queue the email. It contains only the id: the link is created when it
+        is sent (`issue`).
+        """
         await Mail.queue(USER_INVITED, self.email, tx=tx, invitation=str(self.id))
 
     async def _record(self, activity: Activity, by: Actor, tx: Tx, **details: Any) -> None:
+        """Record an event without a subject, whose details include the address."""
         await Event.record(activity, by=by, tx=tx, email=self.email, **details)
 
     # ---- taking up
 
     @classmethod
     async def take_up(cls, token: str, username: str, password_hash: str, *, by: Actor) -> User:
-        """Makes the account that the link is for. Raises InvitationGone, and Taken: then it is as
-        good as before.
+        """Create the account of the invitation with this token, and return its user.
 
-        The inviter's authority counts as of the commit, and so does what the role allows: whatever
-        takes it away writes their document, as the notice to them does here, so the two exclude
-        each other. An edit of the role excludes this in the same way.
+        In one transaction, creates the account with the role `member` and that of the invitation
+        (`add_user`, with a verified address), marks the invitation as accepted, records the event
+        INVITATION_ACCEPTED and notifies the inviter. A role that was deleted is left out. Opens no
+        session.
+
+        Raises InvitationGone if the invitation is not open, and Taken if the username or the
+        address is in use; the invitation stays open after Taken.
+
+        The authority of the inviter and the permissions of the role are those at the commit:
+        whatever changes them writes the inviter's or the role's document, which this transaction
+        writes too.
         """
 
         async def work(tx: Tx) -> User:
@@ -331,19 +378,26 @@ class Invitation(Record):
         return await transaction(work)
 
     async def _roles(self, tx: Tx) -> list[Role]:
-        """What the account is made with. A role that is gone gives nothing."""
+        """Return the roles for the new account: `member`, and that of the invitation unless it was
+        deleted.
+
+        Writes the role's document, so that deleting the role at once conflicts.
+        """
         roles = [member] if (member := await Role.named(policy.MEMBER)) else []
         role = await Role.get(linked_id(self.role), session=tx) if self.role else None
-        # Written, so that this and a deletion at once exclude each other.
+        # Writing the role's document makes this conflict with deleting the role.
         if role and role.name != policy.MEMBER and await role.count_grant(tx):
             roles.append(role)
         return roles
 
 
 async def issue(mail: Mail) -> dict[str, str] | None:
-    """For sending the letter: its words, with a fresh token in the place of any before it.
+    """Create the token for an invitation email that is about to be sent, and return the words of
+    its text.
 
-    None when nobody needs it any more, as after a newer one was asked for.
+    Stores the digest of the new token in place of the last one, and extends the invitation to a
+    week from now. Returns None, and changes nothing, if the invitation is no longer open, or if a
+    newer email was queued: then the email is not sent.
     """
     found = await Invitation.one(_id=PydanticObjectId(mail.data["invitation"]))
     if found is None or found.asked_at > mail.created_at or await found.fate() is not Fate.OPEN:
@@ -358,23 +412,25 @@ async def issue(mail: Mail) -> dict[str, str] | None:
 
 
 def _has(token: str) -> dict[str, Any]:
-    """The filter for the invitation of this token. It names the type, or the partial index would
-    not be used."""
+    """Return the filter for the invitation with this token.
+
+    It names the type of `digest`, because MongoDB would not use the partial index without it.
+    """
     return {"digest": {"$eq": digest_of(token), "$type": "string"}}
 
 
 def _open() -> dict[str, Any]:
+    """Return the filter for invitations that are neither accepted, nor withdrawn, nor expired."""
     return {"accepted_at": None, "withdrawn_at": None, "expires_at": {"$gt": clock.now()}}
 
 
 async def _inviters(
     ids: Collection[PydanticObjectId], *, tx: Tx | None = None
 ) -> dict[PydanticObjectId, Holdings]:
-    """What those of the users hold who may invite now: their account is open, and they hold
-    users.manage.
+    """Return the permissions of those of the users who may invite: active, with `users.manage`.
 
-    A role that requires a second factor counts for users who have one. Whether it was shown, only a
-    session says, and there is none here.
+    Roles that require a second factor count for users who have one set up. Whether it was shown is
+    known only for a session, and there is none here.
     """
     users = await User.find({"_id": {"$in": list(ids)}}, session=tx).to_list() if ids else []
     linked = {linked_id(link) for user in users for link in user.roles}

@@ -35,10 +35,15 @@ class CounterStorage(Storage):
 
     @property
     def base_exceptions(self) -> type[Exception]:
+        """The exceptions that mean that the storage failed. Required by the `limits` library."""
         return PyMongoError
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Add `amount` and return the count. The first one starts a window of `expiry` seconds."""
+        """Add `amount` to the counter of the key and return the new count.
+
+        The first call for a key, and the first after its window has ended, start a window of
+        `expiry` seconds with the count `amount`. Uses the clock of the database.
+        """
         open_still = {"$gt": ["$until", "$$NOW"]}
         closes = {"$add": ["$$NOW", expiry * 1000]}
         found = await _collection().find_one_and_update(
@@ -57,17 +62,21 @@ class CounterStorage(Storage):
         return int(found["times"])
 
     async def get(self, key: str) -> int:
+        """Return the count of the key; 0 if it has no window now."""
         found = await _find(key)
         return found.times if found else 0
 
     async def get_expiry(self, key: str) -> float:
+        """Return the end of the key's window as a timestamp; the present time if it has none."""
         found = await _find(key)
         return (found.until if found else clock.now()).timestamp()
 
     async def clear(self, key: str) -> None:
+        """Delete the counter of the key."""
         await Counter.erase(digest_of(key))
 
     async def reset(self) -> int:
+        """Delete all counters, and return how many there were."""
         return (await _collection().delete_many({})).deleted_count
 
     async def check(self) -> bool:

@@ -1,8 +1,12 @@
-"""Guesses at passwords: what failed is counted, and each further failure must be waited for.
+"""Failed attempts to sign in, such as wrong passwords, with a growing delay after each further one.
 
-A key stands for whoever guesses at what. So many failures are free; after each further one the key
-waits, a second first and then twice as long each time, up to the limit's period, and they are
-forgotten when a whole period has passed after that without another.
+A key names what is counted, for example an account and a network. `limit.amount` failures are free.
+Each failure after that blocks the key for a while: one second, then twice as long each time, at
+most the period of the limit. The failures of a key are forgotten when a whole period has passed,
+after its last block, without another failure.
+
+Call `begin` before an attempt, then one of `fail`, `withdraw` and `forgive`. All times are by the
+clock of the database.
 """
 
 from datetime import datetime, timedelta
@@ -16,13 +20,17 @@ from quartapp.models.base.record import Record
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.limits.counter import SWIFT
 
-# Longer than a check of a password can take: by then its worker has died.
+# Longer than checking a password can take: an older attempt is of a worker that has died.
 UNDER_WAY = timedelta(seconds=20)
 
 
 class FailedAttempts(Record):
-    """What is known of one key. `under_way` are guesses whose outcome is not known yet: they
-    count as failures until it is, so that many at once are no more than the limit allows."""
+    """The failed attempts of one key, under the digest of the key.
+
+    `until` is the end of the block; None if the key is not blocked. `under_way` lists the attempts
+    whose outcome is not known yet: they count as failures, so that parallel attempts are no more
+    than the limit allows. The document is deleted about a minute after `forget_at`.
+    """
 
     id: str  # type: ignore[assignment]
     failed: int
@@ -38,10 +46,14 @@ class FailedAttempts(Record):
     async def begin(
         cls, key: str, guess: PydanticObjectId, limit: RateLimitItem
     ) -> tuple[bool, datetime | None]:
-        """Whether the guess is under way now, and if not, until when the key has to wait.
+        """Try to register the attempt `guess`. Returns whether it may go on and, if not, until when
+        the key is blocked.
 
-        Neither, when it depends on others under way: then ask again. One write decides, so that
-        of many at once none is let in too many.
+        (True, None): the attempt is in `under_way`; the caller must report its outcome. (False,
+        time): the key is blocked until then. (False, None): others under way take all of the room,
+        so call this again a little later. One atomic update decides. It also drops attempts that
+        began more than UNDER_WAY ago, whose worker has died, and failures that are forgotten by
+        now.
         """
         remembered = {"$gt": ["$forget_at", "$$NOW"]}
         mine = [{"guess": guess, "at": "$$NOW"}]
@@ -75,7 +87,11 @@ class FailedAttempts(Record):
 
     @classmethod
     async def fail(cls, key: str, guess: PydanticObjectId, limit: RateLimitItem) -> None:
-        """The guess was wrong."""
+        """Record that the attempt failed: count it, and block the key if the free failures are used
+        up.
+
+        Removes the attempt from `under_way`.
+        """
         period = timedelta(seconds=limit.get_expiry())
         doubled = {"$pow": [2, {"$min": [20, {"$subtract": ["$failed", limit.amount]}]}]}
         wait = {"$min": [_milliseconds(period), {"$multiply": [1000, doubled]}]}
@@ -98,26 +114,33 @@ class FailedAttempts(Record):
 
     @classmethod
     async def withdraw(cls, key: str, guess: PydanticObjectId) -> None:
-        """The guess counts no more: it was right, or was never judged."""
+        """Remove the attempt from `under_way` without counting it: it succeeded, or was never
+        judged.
+        """
         await _collection().update_one(
             {"_id": digest_of(key)}, {"$pull": {"under_way": {"guess": guess}}}
         )
 
     @classmethod
     async def forgive(cls, key: str) -> None:
-        """Forgets all failures of the key."""
+        """Delete all that is stored about the key: its failures, its block and its attempts under
+        way.
+        """
         await _collection().delete_one({"_id": digest_of(key)})
 
 
 def _collection() -> Any:
+    """Return the collection, with writes that do not wait for a majority."""
     return FailedAttempts.get_motor_collection().with_options(write_concern=SWIFT)
 
 
 def _filtered(condition: dict[str, Any]) -> dict[str, Any]:
+    """Return an aggregation expression: the attempts under way for which the condition is true."""
     return {"$filter": {"input": {"$ifNull": ["$under_way", []]}, "as": "this", "cond": condition}}
 
 
 def _in(delta: timedelta) -> dict[str, Any]:
+    """Return an aggregation expression: the database's present time plus `delta`."""
     return {"$add": ["$$NOW", _milliseconds(delta)]}
 
 

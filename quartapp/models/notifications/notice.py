@@ -53,7 +53,9 @@ class Notice(Record):
 
     @classmethod
     async def after(cls, user_id: PydanticObjectId, seq: int, *, limit: int = 100) -> list[Self]:
-        """Return the user's notifications after this number, oldest first."""
+        """Return at most `limit` of the user's notifications with a number above `seq`, oldest
+        first.
+        """
         return await cls.find(
             {"user.$id": user_id, "seq": {"$gt": seq}}, sort="seq", limit=limit
         ).to_list()
@@ -62,7 +64,9 @@ class Notice(Record):
     async def page(
         cls, user_id: PydanticObjectId, *, before: int | None = None, limit: int = 30
     ) -> list[Self]:
-        """Return the user's newest notifications before this number, latest first."""
+        """Return at most `limit` of the user's notifications with a number below `before`, newest
+        first.
+        """
         match: dict[str, Any] = {"user.$id": user_id}
         if before is not None:
             match["seq"] = {"$lt": before}
@@ -70,9 +74,12 @@ class Notice(Record):
 
 
 async def notify(user_id: PydanticObjectId, activity: Activity, tx: Tx, /, **data: Any) -> None:
-    """Store the activity's notification with the user's next number, and `data` for its text.
+    """Store the activity's notification for the user, with the user's next number and `data` for
+    its text.
 
-    Does nothing if there is no such user.
+    In the caller's transaction. Increments `notice_seq` of the user, and does nothing if there is
+    no such user. Open pages get it from the change stream after the commit. Raises TypeError for an
+    activity without a notification.
     """
     numbered = await documents(USERS).find_one_and_update(
         {"_id": user_id},
@@ -89,7 +96,11 @@ async def notify(user_id: PydanticObjectId, activity: Activity, tx: Tx, /, **dat
 async def notify_all(
     user_ids: Collection[PydanticObjectId], activity: Activity, tx: Tx, /, **data: Any
 ) -> None:
-    """Store the same notification for many users, in three operations for any number of them."""
+    """Store the same notification for many users, in three operations for any number of them.
+
+    In the caller's transaction. Increments `notice_seq` of each user; ids without a user are
+    ignored. Raises TypeError for an activity without a notification.
+    """
     kind, match = activity.notification_kind, {"_id": {"$in": list(user_ids)}}
     await documents(USERS).update_many(match, {"$inc": {"notice_seq": 1}}, session=tx)
     numbered = documents(USERS).find(match, {"notice_seq": 1}, session=tx)

@@ -1,4 +1,4 @@
-"""Comments, which link their authors and their posts by reference."""
+"""Comments on posts."""
 
 from datetime import datetime
 from typing import Any, Self
@@ -22,6 +22,8 @@ PAGE = 50
 
 
 class Comment(Record):
+    """A comment by a user on a post."""
+
     author: Link[User]
     post: Link[Post]
     body: str
@@ -44,7 +46,12 @@ class Comment(Record):
 
     @classmethod
     async def write(cls, post: Post, body: str, *, by: Actor) -> "Comment | None":
-        """Adds a comment and tells the author of the post. None if the post is gone."""
+        """Add a comment by the actor to the post, in an authorized transaction; return it, or None
+        if the post was deleted.
+
+        Increments the post's `comment_count`, and notifies the author of the post unless that is
+        the actor. The audit log has no entry.
+        """
         comment = cls(author=user_ref(by.user_id), post=ref(POSTS, post.id), body=body)
 
         async def work(tx: Tx) -> bool:
@@ -62,14 +69,18 @@ class Comment(Record):
     async def page(
         cls, post_id: PydanticObjectId, *, after: PydanticObjectId | None = None, limit: int = PAGE
     ) -> list[Self]:
-        """The oldest first, as a conversation is read, with their authors."""
+        """Return a page of the post's comments, oldest first, with their authors."""
         match: dict[str, Any] = {"post.$id": post_id}
         if after:
             match["_id"] = {"$gt": after}
         return await cls.listed(match, sort="_id", limit=limit, fetch=["author"])
 
     async def remove(self, *, by: Actor) -> None:
-        """Deletes it. An author who loses it to another is told."""
+        """Delete the comment, in an authorized transaction. Does nothing if it was deleted already.
+
+        Decrements the post's `comment_count`. If the actor is not the author, records the event
+        COMMENT_REMOVED and notifies the author. Does not check who may delete it: the route does.
+        """
 
         async def work(tx: Tx) -> None:
             if not await Comment.erase(self.id, tx=tx):

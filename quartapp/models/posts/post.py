@@ -1,4 +1,4 @@
-"""Posts, which link their authors by reference."""
+"""Posts."""
 
 from datetime import datetime
 from typing import Any, Self
@@ -21,7 +21,7 @@ PAGE = 20
 
 
 class Post(Record):
-    """A post. Lists are paged by the id, which rises with time."""
+    """A post by a user. Lists are sorted by id, which ascends with time."""
 
     author: Link[User]
     title: str
@@ -40,11 +40,15 @@ class Post(Record):
 
     @property
     def excerpt(self) -> str:
+        """The beginning of the body on one line: at most about 200 characters,
+        cut between words.
+        """
         line = " ".join(self.body.split())
         return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + "…"
 
     @classmethod
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
+        """Store a post by the actor, in an authorized transaction, and return it."""
         post = cls(author=user_ref(by.user_id), title=title, body=body)
 
         async def work(tx: Tx) -> Post:
@@ -54,6 +58,7 @@ class Post(Record):
 
     @classmethod
     async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
+        """Return the post with its author fetched; None if there is none."""
         found = await cls.listed({"_id": post_id}, sort="_id", limit=1, fetch=["author"])
         return found[0] if found else None
 
@@ -65,14 +70,18 @@ class Post(Record):
         before: PydanticObjectId | None = None,
         limit: int = PAGE,
     ) -> list[Self]:
-        """The newest first, with their authors."""
+        """Return a page of posts of one author or of all, newest first, with their authors."""
         match: dict[str, Any] = {"author.$id": author} if author else {}
         if before:
             match["_id"] = {"$lt": before}
         return await cls.listed(match, sort="-_id", limit=limit, fetch=["author"])
 
     async def revise(self, title: str, body: str, *, by: Actor) -> bool:
-        """False if the post is gone."""
+        """Change title and body, and set `edited_at`, in an authorized transaction; return False if
+        the post was deleted.
+
+        Does not check who may edit it: the route does. The audit log has no entry.
+        """
         new = {"title": title, "body": body, "edited_at": clock.now()}
 
         async def work(tx: Tx) -> bool:
@@ -81,7 +90,12 @@ class Post(Record):
         return await authorized_transaction(by, work)
 
     async def remove(self, *, by: Actor) -> None:
-        """Deletes it and what was said below it. An author who loses it to another is told."""
+        """Delete the post and its comments, in an authorized transaction. Does nothing if it was
+        deleted already.
+
+        If the actor is not the author, records the event POST_REMOVED and notifies the author.
+        Authors of comments are not told. Does not check who may delete it: the route does.
+        """
 
         async def work(tx: Tx) -> None:
             if not await Post.erase(self.id, tx=tx):

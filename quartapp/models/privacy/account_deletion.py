@@ -1,7 +1,7 @@
-"""Leaving, and coming back in time: what happens to an account that was closed by its owner.
+"""What follows after an account was deactivated or scheduled for deletion.
 
-`User.close` and `User.restore` are the verbs. Here is the way back for who signs in meanwhile, and
-the end of those who do not.
+`User.close` and `User.restore` start and cancel it. This module lets a user restore the account
+after a sign-in, and erases accounts when their time has come.
 """
 
 import asyncio
@@ -19,26 +19,38 @@ from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import NOBODY, Actor
 from quartapp.models.privacy import personal_data
 
-# For so long after the sign-in the account can be opened without another one.
+# How long after the sign-in the account can be restored without signing in again.
 LASTS = timedelta(minutes=10)
-# Longer than erasing may take: until then no other worker begins.
+# Longer than erasing can take: until then no other worker claims the account.
 LEASE = timedelta(minutes=2)
 LOOK_EVERY = 0.1
 
 
 async def issue(user: User) -> str:
-    """For who has just shown that the closed account is theirs: a token that opens it again."""
+    """Store a token with which the user can restore the account, and return it. It lasts ten
+    minutes.
+
+    For a user who has just signed in to their deactivated account.
+    """
     return await Token.issue(PydanticObjectId(), Purpose.RETURN, user, user.email, lasts=LASTS)
 
 
 async def asked_by(token: str) -> User | None:
-    """Whose account the token opens; None when it is dead. Does not use it up."""
+    """Return the user whose account the token can restore; None if the token is not valid any more.
+
+    Does not use it up.
+    """
     found = await Token.usable(Purpose.RETURN, token)
     return found[1] if found and not found[1].is_active else None
 
 
 async def come_back(token: str, *, by: Actor) -> User:
-    """Opens the account again. Raises TokenSpent."""
+    """Restore the account of the token, and return its user as stored then.
+
+    In one transaction, uses the token up and makes the writes of `User.open_again`: the account is
+    active again and not deleted, the user is emailed and the event is recorded. Opens no session.
+    Raises TokenSpent if the token is not valid, or if the account cannot be restored any more.
+    """
     found = await Token.usable(Purpose.RETURN, token)
     if found is None:
         raise TokenSpent
@@ -56,7 +68,11 @@ async def come_back(token: str, *, by: Actor) -> User:
 
 
 async def claim() -> User | None:
-    """Somebody whose time is over, for the caller alone while the lease lasts."""
+    """Claim the account that has been due for deletion for longest, and return it; None if none is
+    due.
+
+    Sets `erasing_until` to two minutes from now. Until then no other worker claims it.
+    """
     now = clock.now()
     free = [{"erasing_until": None}, {"erasing_until": {"$lte": now}}]
     found = await User.get_motor_collection().find_one_and_update(
@@ -69,7 +85,12 @@ async def claim() -> User | None:
 
 
 async def erase_now(user_id: PydanticObjectId) -> None:
-    """Returns when the person, who is due, is erased: by this process or by a worker."""
+    """Wait until the account, which must be due for deletion, is erased, by this process or a
+    worker.
+
+    Erases every account that it can claim, also others that are due; while it can claim none, looks
+    again every 0.1 seconds.
+    """
     while await User.get(user_id) is not None:
         if user := await claim():
             await erase(user)
@@ -78,8 +99,15 @@ async def erase_now(user_id: PydanticObjectId) -> None:
 
 
 async def erase(user: User) -> bool:
-    """Erases a person who was claimed, and all that is held about them; whether it was this call
-    that did it. What a worker that died has begun can be done again from the beginning."""
+    """Erase the claimed account and all personal data about it; return whether this call deleted
+    it.
+
+    Erases each collection in HELD and the name in the notifications of others, in many small
+    writes. The user document goes last: one transaction deletes it, deletes what was added in the
+    meantime (`personal_data.sweep`) and records the event ACCOUNT_DELETED. Returns False if another
+    worker has claimed or deleted the account since; then that transaction changes nothing. After a
+    crash it can be run again from the beginning.
+    """
     person = await personal_data.Person.of(user)
     for holding in personal_data.HELD:
         await holding.erase(person)
@@ -90,7 +118,8 @@ async def erase(user: User) -> bool:
         mine = {"_id": user.id, "erasing_until": user.erasing_until}
         if not (await users.delete_one(mine, session=tx)).deleted_count:
             return False
-        # Somebody may have told them something just now: that wrote the document which is gone.
+        # A notification may have been stored a moment ago. Storing one writes the user document, so
+        # none can follow after this transaction has deleted it.
         await personal_data.sweep(person, tx)
         posts = "removed" if user.deletes_posts else "kept"
         await Event.record(ACCOUNT_DELETED, by=NOBODY, subject=user.id, tx=tx, posts=posts)

@@ -1,7 +1,7 @@
-"""What is held about a person: the one list of it, by which it is shown to them and erased.
+"""What each collection stores about a person, and how that is exported and erased.
 
-A collection that holds something about people has a line in HELD; one that does not is named in
-IMPERSONAL. A test fails for a collection that is in neither.
+Each collection with personal data has an entry in HELD, the others are listed in IMPERSONAL. A test
+fails for a collection that is in neither.
 """
 
 from __future__ import annotations
@@ -58,14 +58,17 @@ ACCOUNT = (
         "deletes_at",
     ),
 )
-# Of an event's details, what says nothing about the person.
+# The details of an audit event that are not personal data.
 LASTING = ("role", "roles", "reason", "count", "until", "posts")
 
 
 @dataclass(frozen=True)
 class Person:
-    """Whose data it is. `former` are the addresses that the account has had, each with the moment
-    at which it was given up: from then on it may be somebody else's. `roles` has the names."""
+    """The user whose data is exported or erased.
+
+    `former` are the earlier email addresses of the account, each with the time when it was given
+    up: later it may belong to somebody else. `roles` has the names of roles by their ids.
+    """
 
     user: User
     former: Mapping[str, datetime]
@@ -73,14 +76,18 @@ class Person:
 
     @classmethod
     async def of(cls, user: User, roles: Collection[Role] = ()) -> Self:
+        """Return the person for a user. Reads the former addresses from the audit log."""
         changed = {"subject.$id": user.id, "verb": EMAIL_CHANGED.audit}
         events = await Event.find(changed, sort="_id").to_list()
         former = {event.details["was"]: event.at for event in events if "was" in event.details}
         return cls(user, former, {role.id: role.name for role in roles})
 
     def addressed(self, name: str, at: str) -> list[dict[str, Any]]:
-        """The filters for what has an address of theirs in this field, and was written while it
-        was theirs or before. To be asked without regard to case."""
+        """Return filters for documents whose field `name` is an address of the person.
+
+        For a former address, only documents whose time in the field `at` is not after it was given
+        up. Use with a collation that ignores case.
+        """
         former = [
             {name: {"$in": validation.spellings(was)}, at: {"$lte": left}}
             for was, left in self.former.items()
@@ -88,29 +95,35 @@ class Person:
         return [{name: {"$in": validation.spellings(self.user.email)}}, *former]
 
     def has_had(self, address: str | None) -> bool:
+        """Return whether the address is the person's present one or a former one."""
         theirs = {validation.canonical_email(each) for each in (self.user.email, *self.former)}
         return address is not None and validation.canonical_email(address) in theirs
 
     def is_behind(self, link: Any) -> bool:
+        """Return whether the link is to this user; False for None."""
         return link is not None and linked_id(link) == self.user.id
 
 
 def fields(*names: str) -> Callable[[Row, Person], dict[str, Any]]:
-    """Shows these fields of a document and no others, so that no secret is shown unawares."""
+    """Return a function that shows only these fields of a document, without those that are None.
+
+    Fields are listed by name so that a new field with a secret is not exported by accident.
+    """
     return lambda row, person: {name: row[name] for name in names if row.get(name) is not None}
 
 
 def linked(name: str) -> Callable[[Person], dict[str, Any]]:
-    """Finds the documents whose link of this name leads to the person."""
+    """Return a function that gives the filter for documents whose link `name` is to the person."""
     return lambda person: {f"{name}.$id": person.user.id}
 
 
 @dataclass(frozen=True)
 class Holding:
-    """What one collection holds about a person: how it is found, shown to them, and erased.
+    """How one collection's documents about a person are found, exported and erased.
 
-    Erased is deleted, unless `erase_with` says another way. What is found by an address is
-    `caseless`.
+    `find` returns the filter, `show` what the export contains of a document. Erasing deletes the
+    documents, unless `erase_with` is given, which then does it. `caseless` makes the filter ignore
+    case, for email addresses.
     """
 
     document: type[Document]
@@ -128,7 +141,7 @@ class Holding:
         return CASELESS if self.caseless else None
 
     async def rows(self, person: Person) -> AsyncIterator[dict[str, Any]]:
-        """As they are shown; never more than a page of them in memory."""
+        """Yield the documents about the person as the export shows them. Reads them in batches."""
         found = self.document.get_motor_collection().find(
             self.find(person), batch_size=BATCH, collation=self.collation
         )
@@ -136,19 +149,25 @@ class Holding:
             yield self.show(row, person)
 
     async def erase(self, person: Person) -> None:
+        """Delete the documents about the person in batches, or call `erase_with` instead."""
         if self.erase_with:
             return await self.erase_with(person)
         return await _delete(self.document, self.find(person), self.collation)
 
 
 def _letters(person: Person) -> dict[str, Any]:
-    """Those of the account, and those that go to an address of theirs and belong to none."""
+    """Return the filter for emails of the account, and for emails without an account to its
+    addresses.
+    """
     unclaimed = {"user": None, "$or": person.addressed("to", "created_at")}
     return {"$or": [{"user.$id": person.user.id}, unclaimed]}
 
 
 def _invitation(row: Row, person: Person) -> dict[str, Any]:
-    """The addresses of others are their own affair, also where the person invited them."""
+    """Return what the export shows of an invitation that the person sent or received.
+
+    Email addresses of other people are left out, also of people whom the person invited.
+    """
     shown = fields("created_at", "accepted_at", "withdrawn_at", "expires_at")(row, person)
     theirs = person.is_behind(row.get("account")) or person.has_had(row["email"])
     by_them = person.is_behind(row.get("by"))
@@ -160,27 +179,38 @@ def _invitation(row: Row, person: Person) -> dict[str, Any]:
 
 
 def _invitations_to(person: Person) -> dict[str, Any]:
-    """Taken up or not."""
+    """Return the filter for invitations to the person, accepted or not."""
     return {"$or": [linked("account")(person), *person.addressed("email", "created_at")]}
 
 
 async def _erase_invitations(person: Person) -> None:
-    """Those to them go. Those that they wrote are about others, and void from now on."""
+    """Delete the invitations to the person.
+
+    Those that the person sent stay, as they contain addresses of others. They are void without an
+    inviter.
+    """
     await _delete(Invitation, _invitations_to(person), CASELESS)
 
 
 def _invited(person: Person) -> dict[str, Any]:
-    """What was done about an invitation to their address, when there was no account yet."""
+    """Return the filter for audit events about invitations to the person's address, which have no
+    subject.
+    """
     return {"subject": None, "$or": person.addressed("details.email", "at")}
 
 
 def _events(person: Person) -> dict[str, Any]:
+    """Return the filter for audit events that the person did, or that happened to them."""
     common = {"_id": {"$in": person.user.common_events}}
     return {"$or": [linked("subject")(person), linked("actor")(person), _invited(person), common]}
 
 
 def _event(row: Row, person: Person) -> dict[str, Any]:
-    """Who and where others are is their own affair, also where they did something to the person."""
+    """Return what the export shows of an audit event.
+
+    Names and IP addresses of other people are left out, also of those who did something to the
+    person. The details are shown only for what happened to the person.
+    """
     actor, subject = row.get("actor"), row.get("subject")
     by_them = person.is_behind(actor)
     to_them = (
@@ -200,11 +230,17 @@ def _event(row: Row, person: Person) -> dict[str, Any]:
 
 
 async def _blank_events(person: Person) -> None:
-    """The record keeps its lines and the numbers of those concerned; nothing says who it was."""
+    """Remove personal data from the audit events about the person. The events themselves stay.
+
+    Of events that happened to the person, only the details named in LASTING stay. Events that the
+    person did lose their IP address. Events that quote the title of a post of the person get a
+    placeholder.
+    """
     events = Event.get_motor_collection()
     details = {name: f"$details.{name}" for name in LASTING}
     blank = {"$replaceWith": {"$mergeObjects": ["$$ROOT", {"details": details}]}}
-    # Last those that say which addresses were theirs: this may have to begin again in between.
+    # Events with the person's former addresses come last, because after a crash this starts again
+    # and needs them.
     for match, collation in ((_invited(person), CASELESS), (linked("subject")(person), None)):
         async for ids in _batches(Event, match, collation):
             await events.update_many({"_id": {"$in": ids}}, [blank])
@@ -215,7 +251,11 @@ async def _blank_events(person: Person) -> None:
 
 
 async def _erase_posts(person: Person) -> None:
-    """Those that stay keep the number of their author, behind which there is nobody any more."""
+    """Delete the person's posts with all comments on them, if the person chose that; else do
+    nothing.
+
+    Posts that stay keep the id of their author, whose user document does not exist any more.
+    """
     if person.user.deletes_posts:
         async for ids in _batches(Post, linked("author")(person)):
             await _delete(Comment, {"post.$id": {"$in": ids}})
@@ -223,8 +263,11 @@ async def _erase_posts(person: Person) -> None:
 
 
 async def _remove_posts(ids: list[PydanticObjectId]) -> None:
-    """With what was said below them a moment ago: a comment writes its post, and so is there before
-    this or never."""
+    """Delete these posts and all comments on them, in one transaction.
+
+    Adding a comment writes its post, so a comment added at the same time is either deleted here, or
+    not stored.
+    """
 
     async def work(tx: Tx) -> None:
         await Post.get_motor_collection().delete_many({"_id": {"$in": ids}}, session=tx)
@@ -235,13 +278,16 @@ async def _remove_posts(ids: list[PydanticObjectId]) -> None:
 
 
 async def _erase_comments(person: Person) -> None:
+    """Delete the person's comments, if the person chose that; else do nothing."""
     if person.user.deletes_posts:
         async for ids in _batches(Comment, linked("author")(person)):
             await _remove_comments(ids)
 
 
 async def _remove_comments(ids: list[PydanticObjectId]) -> None:
-    """Those that are still there, and takes them off the counts of their posts."""
+    """Delete these comments and subtract them from `comment_count` of their posts, in one
+    transaction.
+    """
 
     async def work(tx: Tx) -> None:
         comments = Comment.get_motor_collection()
@@ -304,14 +350,21 @@ HELD = [
         caseless=True,
     ),
 ]
-# Wrong passwords and queued emails are counted under digests, for some minutes.
+# Collections without personal data. Failed attempts and queued emails are counted under digests,
+# for a limited time.
 IMPERSONAL: list[type[Document]] = [
     *(Role, WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered, Worker, BarrierMark),
 ]
 
 
 async def export(user: User) -> AsyncIterator[str]:
-    """All that is held about the person as one JSON object, a piece at a time."""
+    """Yield a JSON object with all that is stored about the person, in pieces that together are the
+    text.
+
+    `account` has the fields of the user document, the names of roles and the kinds of second
+    factors; each collection in HELD has a list. Reads the documents in batches, while the pieces
+    are consumed.
+    """
     roles = await Role.everyone()
     person = await Person.of(user, roles)
     held = [role.name for role in roles if user.holds(role)]
@@ -330,7 +383,9 @@ async def export(user: User) -> AsyncIterator[str]:
 
 
 async def note_export(user: User, *, by: Actor) -> None:
-    """Writes down that somebody takes it away. Raises SessionOver."""
+    """Record the event DATA_EXPORTED, in an authorized transaction. Raises SessionOver and
+    RightsChanged.
+    """
 
     async def work(tx: Tx) -> None:
         await Event.record(DATA_EXPORTED, by=by, subject=user.id, tx=tx)
@@ -339,9 +394,12 @@ async def note_export(user: User, *, by: Actor) -> None:
 
 
 async def forget_name(user: User) -> None:
-    """Others were told who did something to them; from now on it was somebody who has left. Who
-    invited them was told their address besides, and who lost a comment of theirs the title of the
-    post that it was on."""
+    """Replace the erased user's name in the notifications of other users.
+
+    The name of the actor becomes "A deleted user". Where an invitation was accepted, the email
+    address is replaced too. In notifications about comments on a post of this user, so is the title
+    of the post.
+    """
     async for ids in _batches(Notice, {"data.by": user.username}):
         told = {"_id": {"$in": ids}}
         invited = {**told, "kind": INVITATION_ACCEPTED.notification_kind}
@@ -353,7 +411,10 @@ async def forget_name(user: User) -> None:
 
 
 async def sweep(person: Person, tx: Tx) -> None:
-    """What has come since the collections were erased, in the transaction that ends it."""
+    """Delete in this transaction what was added since the collections were erased.
+
+    Covers only the collections in HELD whose documents are deleted, not those with `erase_with`.
+    """
     for holding in HELD:
         if holding.erase_with is None:
             await holding.document.get_motor_collection().delete_many(
@@ -364,6 +425,7 @@ async def sweep(person: Person, tx: Tx) -> None:
 async def _delete(
     document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
 ) -> None:
+    """Delete all documents that match, in batches."""
     async for ids in _batches(document, match, collation):
         await document.get_motor_collection().delete_many({"_id": {"$in": ids}})
 
@@ -371,7 +433,11 @@ async def _delete(
 async def _batches(
     document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
 ) -> AsyncIterator[list[PydanticObjectId]]:
-    """The ids of all documents that match, a batch at a time: no write takes long."""
+    """Yield the ids of all documents that match, in lists of at most BATCH, in ascending order.
+
+    So that each write takes only a moment. A document that matches no more when the next list is
+    read is skipped.
+    """
     collection, last = document.get_motor_collection(), None
     while True:
         behind = {"$and": [match, {"_id": {"$gt": last}}]} if last else match
@@ -388,6 +454,7 @@ async def _batches(
 
 
 def _json(thing: Any) -> str:
+    """Return the value as JSON text; dates in ISO format, ids and references as their ids."""
     return json.dumps(thing, ensure_ascii=False, default=_plain)
 
 

@@ -1,4 +1,4 @@
-"""Roles: named sets of permissions. Data, which administrators edit; permissions are code."""
+"""Roles: named sets of permissions. Administrators edit roles; the permissions are in the code."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, Self
@@ -35,26 +35,26 @@ from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import mark_ended
 from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 
-# How many events that happened to many users at once a user document names.
+# How many of the events about many users a user document lists.
 COMMON_EVENTS = 100
 
 
 class RoleTaken(DomainError):
-    """There is a role of this name."""
+    """Another role has this name."""
 
     def __init__(self) -> None:
         super().__init__("A role with this name already exists.")
 
 
 class BuiltInRole(DomainError):
-    """The role is part of the application."""
+    """The role is part of the application, and cannot be renamed, changed or deleted."""
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(f"The role {name} is built in and cannot be {what}.")
 
 
 class ManagementByDefault(DomainError):
-    """The role is given to every new account, so it must not allow to manage others."""
+    """Every new account gets the role, so it cannot have permissions to manage other users."""
 
     def __init__(self, name: str, permissions: Collection[str]) -> None:
         super().__init__(
@@ -64,6 +64,7 @@ class ManagementByDefault(DomainError):
 
 
 def _said(requires_factor: bool, worth_saying: bool) -> dict[str, Any]:
+    """Return the detail `requires_factor` for an audit event, if it is to be included."""
     return {"requires_factor": requires_factor} if worth_saying else {}
 
 
@@ -71,21 +72,23 @@ KNOWN = frozenset(permission.value for permission in Permission)
 
 
 def _texts(values: Any) -> list[str]:
+    """Return the values that are strings. Another program may have stored others."""
     return [value for value in values if isinstance(value, str)]
 
 
 class RoleGone(DomainError):
-    """The role was deleted in the meantime."""
+    """The role was deleted while the operation was under way."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"The role {name} was deleted in the meantime.")
 
 
 class Role(Record):
-    """A role. `grants` counts how often it was given: see User.grant.
+    """A role.
 
-    `permissions` is the stored list. It may hold permissions that this version does not know, of a
-    newer one for example: they allow nothing here, and no verb removes them.
+    `permissions` is the stored list. It may contain permissions that only a newer version knows:
+    they allow nothing in this version, and no operation removes them. `grants` is incremented by
+    each grant, so that granting and deleting the role at once conflict.
     """
 
     name: str
@@ -100,11 +103,12 @@ class Role(Record):
 
     @property
     def built_in(self) -> bool:
+        """Whether the role is part of the application, so that it cannot be renamed or deleted."""
         return self.name in BUILT_IN_ROLES
 
     @property
     def known(self) -> list[Permission]:
-        """What the role allows in this version."""
+        """The permissions of the role that this version knows."""
         return [Permission(value) for value in self.permissions if value in KNOWN]
 
     @property
@@ -114,20 +118,20 @@ class Role(Record):
 
     @property
     def manages(self) -> bool:
-        """Whether the role allows to manage other people or to read about them."""
+        """Whether the role has a permission to manage other users or to read about them."""
         return not MANAGEMENT_PERMISSIONS.isdisjoint(self.permissions)
 
     @classmethod
     async def named(cls, name: str) -> "Role | None":
-        """Return the role of this name, in any case."""
-        # The collation compares too much as equal, such as soft hyphens and nothing.
+        """Return the role of this name, in any case; None if there is none."""
+        # The collation treats too much as equal, such as a soft hyphen and nothing.
         wanted = validation.canonical_username(name)
         found = await cls.find_one({"name": {"$eq": name}}, collation=CASELESS) if wanted else None
         return found if found and validation.canonical_username(found.name) == wanted else None
 
     @classmethod
     async def everyone(cls) -> list[Self]:
-        """All roles by name. There are as many as people made, bounded for good measure."""
+        """Return all roles, at most 500, sorted by name."""
         return await cls.find({}, sort="name", limit=500, collation=CASELESS).to_list()
 
     @classmethod
@@ -140,8 +144,12 @@ class Role(Record):
         requires_factor: bool = False,
         by: Actor,
     ) -> "Role":
-        """Creates a role. Raises RoleTaken, MissingPermission for permissions that the actor does
-        not hold, and ManagementByDefault."""
+        """Create a role in an authorized transaction, and return it.
+
+        Records the event ROLE_CREATED. Raises RoleTaken, MissingPermission for permissions that the
+        actor does not hold, and ManagementByDefault if the name is that of a role that new accounts
+        get.
+        """
         _require_harmless_default([name], permissions)
         role = cls(
             name=name,
@@ -179,13 +187,18 @@ class Role(Record):
         requires_factor: bool | None = None,
         by: Actor,
     ) -> None:
-        """Changes the role; those who hold it gain and lose permissions in place.
+        """Change the role in an authorized transaction. Its users gain and lose permissions in open
+        pages.
 
-        `permissions` are those that the role allows in this version. Stored ones that this version
-        does not know stay. Raises RoleTaken, RoleGone, MissingPermission if the actor does not hold
-        all that the role allows before and after, ManagementByDefault, and BuiltInRole for the name
-        of a built-in role or for a change of the one that may do everything; that one may only ask
-        for a second factor.
+        Increments `authz_version` of all users who hold the role, and records the event ROLE_EDITED
+        with the permissions added (`allowed`) and removed (`forbidden`). Ends no sessions and sends
+        no notification. Does nothing if nothing differs. `requires_factor` stays as it is if it is
+        None.
+
+        `permissions` replaces the stored permissions that this version knows; the unknown ones
+        stay. Raises RoleGone, RoleTaken, ManagementByDefault, and MissingPermission if the actor
+        does not hold all permissions that the role had and those that it gets. Raises BuiltInRole
+        for a new name of a built-in role, and for any change of `admin` except `requires_factor`.
         """
 
         async def work(tx: Tx) -> None:
@@ -210,7 +223,7 @@ class Role(Record):
             if old.built_in and "name" in differs:
                 raise BuiltInRole(old.name, "renamed")
             _require_harmless_default([old.name, name], permissions)
-            # Unknown permissions stay as they are, so that an edit does not have to hold them.
+            # The unknown permissions stay, so the actor does not need to hold them.
             if missing := held.lacks(old.known):
                 raise MissingPermission(CHANGE, missing, old.name)
             if missing := held.lacks(permissions):
@@ -237,11 +250,16 @@ class Role(Record):
         await authorized_transaction(by, work)
 
     async def remove(self, *, by: Actor) -> Event | None:
-        """Takes the role from all who hold it, ends their sessions and removes it.
+        """Delete the role, take it from its users and end all of their sessions.
 
-        Returns the audit event, which says how many held it; None if it was gone. Raises
-        BuiltInRole, and MissingPermission if the role allows, or one of those who hold it holds, a
-        permission that the actor does not hold.
+        In an authorized transaction, which ends the sessions (reason ROLE_DELETED), increments the
+        users' `authz_version`, notifies each of them, and records the event ROLE_DELETED with a
+        barrier mark. The event says in `holders` how many users had the role; it has no subject, so
+        it is added to the `common_events` of each of them.
+
+        Returns the event; None, without any effect, if the role was deleted already. Raises
+        BuiltInRole, and MissingPermission if the role or one of its users has a permission that the
+        actor does not hold.
         """
         if self.built_in:
             raise BuiltInRole(self.name, "deleted")
@@ -259,8 +277,8 @@ class Role(Record):
             ids = await documents(USERS).distinct("_id", {"roles.$id": self.id}, session=tx)
             event = Event.of(ROLE_DELETED, by=by, role=self.name, holders=len(ids))
             theirs = {"user.$id": {"$in": ids}}
-            # First, for the order in which it is heard: a session that is known to be over need not
-            # be judged for its user's sake, which takes long where there are thousands.
+            # The sessions come first, because workers read the changes in this order. When they
+            # read the change of a user, they need not check sessions that have ended already.
             await mark_ended(theirs, Reason.ROLE_DELETED, by=by, event=event, tx=tx)
             await documents(USERS).update_many(
                 {"_id": {"$in": ids}},
@@ -268,7 +286,7 @@ class Role(Record):
                     "$pull": {"roles": role_ref(self.id)},
                     "$inc": {"authz_version": 1},
                     "$set": {"authz_by": user_ref(by.user_id)},
-                    # A line of the record for each of thousands would make it slow.
+                    # An event for each of thousands of users would make this slow.
                     "$push": {"common_events": {"$each": [event.id], "$slice": -COMMON_EVENTS}},
                 },
                 session=tx,
@@ -279,11 +297,14 @@ class Role(Record):
         return await authorized_transaction(by, work, ends_sessions=True)
 
     async def count_grant(self, tx: Tx) -> bool:
+        """Increment `grants` in the caller's transaction; return False if the role was deleted."""
         return await Role.change({"_id": self.id}, {"$inc": {"grants": 1}}, tx=tx)
 
     @classmethod
     async def holders(cls) -> dict[Any, int]:
-        """How many people hold each role, by the role's id."""
+        """Return the number of users who hold each role, by the role's id. Roles without users are
+        missing.
+        """
         rows = (
             await documents(USERS)
             .aggregate(
@@ -295,14 +316,14 @@ class Role(Record):
 
 
 def _require_harmless_default(names: Collection[str], permissions: Collection[str]) -> None:
-    """Raises ManagementByDefault."""
+    """Raise ManagementByDefault for a management permission if a name is that of a default role."""
     for name in DEFAULT_ROLES.intersection(each.casefold() for each in names):
         if management := MANAGEMENT_PERMISSIONS.intersection(permissions):
             raise ManagementByDefault(name, management)
 
 
 async def _held_with(role_id: PydanticObjectId, tx: Tx) -> set[str]:
-    """All permissions of those who hold the role, by whichever role."""
+    """Return all permissions that the users who hold the role have, from any of their roles."""
     ids = await documents(USERS).distinct("roles.$id", {"roles.$id": role_id}, session=tx)
     roles = await Role.find({"_id": {"$in": ids}}, session=tx).to_list()
     return {permission for role in roles for permission in role.permissions}

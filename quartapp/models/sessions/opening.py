@@ -1,4 +1,4 @@
-"""Opening a session, and recognizing the browsers that a user has signed in with."""
+"""Opening a session, and recognizing the browsers in which a user has signed in before."""
 
 from collections.abc import Collection
 from datetime import timedelta
@@ -35,12 +35,19 @@ async def open_session(
     browser: str | None = None,
     at_most: int = 20,
 ) -> tuple[Session, str]:
-    """Opens a session for the user as just read, and returns it with its token.
+    """Create a session of the user, and return it with the token for its cookie.
 
-    The token is a random 256 bits (ASVS 7.2.3) and stands nowhere but in the answer. A user
-    who was disabled, lost a role or got a new password since `user` was read has opened a
-    session that is over already. Past `at_most` sessions the oldest ones are ended. A letter
-    tells of a `browser` (what it is known again by) that had no session of this user yet.
+    The token has 256 random bits (ASVS 7.2.3); the database has only its digest. In one
+    transaction, inserts the session and the event SIGNED_IN. Also queues an email to the user if
+    they have other sessions on record, but none that `is_known_browser` finds for this `browser`;
+    not without a `browser`.
+
+    Then a second transaction ends the user's oldest sessions beyond `at_most` (reason
+    ENDED_BY_USER, event SESSIONS_ENDED, with a barrier mark). The caller waits for the barrier and
+    sets the cookie.
+
+    `user` is the document as the caller read it. If the account was disabled, or lost a role or
+    changed its password since then, the new session is invalid from the start.
     """
     token, digest = new_token()
     now = clock.now()
@@ -81,11 +88,13 @@ async def is_known_browser(
     ip: str | None = None,
     tx: Tx | None = None,
 ) -> bool:
-    """Return whether the user has signed in from this browser or address within about a month.
+    """Return whether the user has a session on record, active or not, from this browser or IP
+    address.
 
-    Only with the password that the account has now, and not before its browsers were
-    forgotten (see `User.forget_browsers`). Without a user the database is asked as well, so
-    that it takes as long.
+    Sessions are on record for about a month after their end. They count only if they were opened
+    with the present password, and after the last `User.forget_browsers` (except the one it kept).
+    `ip` is used only without a `browser`. Without a user it also sends the query, to take as long,
+    and returns False.
     """
     whence = {"browser": browser} if browser else {"ip": ip}
     match: dict[str, Any] = {"user.$id": user and user.id, **whence}
@@ -98,9 +107,12 @@ async def is_known_browser(
 
 
 async def _end_oldest(user: User, *, keep: int, by: Actor) -> None:
-    # After the commit of the new one, so that of sign-ins at once the last sees them all.
-    # Sessions of another password, or without the factor that the user has, are over and do
-    # not count.
+    """End the user's oldest active sessions but for the newest `keep`; do nothing if there are no
+    more.
+    """
+    # Runs after the commit of the new session, so that of several sign-ins at once the last one
+    # finds all of their sessions. Sessions with another password, or without the factor that the
+    # user has, are invalid and do not count.
     theirs: dict[str, Any] = {
         "user.$id": user.id,
         "credential": user.credential,
@@ -120,7 +132,9 @@ async def _end_oldest(user: User, *, keep: int, by: Actor) -> None:
 
 
 async def _is_new_here(user: User, browser: str | None, tx: Tx) -> bool:
-    """Whether others have signed in to this account, but not this browser."""
+    """Return whether the user has sessions on record, but none from this browser; False for no
+    browser.
+    """
     sessions, theirs = Session.get_motor_collection(), {"user.$id": user.id}
     if browser is None or not await sessions.find_one(theirs, {"_id": 1}, session=tx):
         return False
@@ -128,8 +142,9 @@ async def _is_new_here(user: User, browser: str | None, tx: Tx) -> bool:
 
 
 async def _existing(roles: Collection[RoleRef], tx: Tx) -> list[RoleRef]:
-    """Those not deleted. A link that some other program left behind gives nothing, so a session
-    cannot lose it: it would be over from the start, and its user shut out."""
+    """Return the roles that exist. A session must not include a deleted role: it would be invalid
+    from the start, so a link that another program left behind would lock the user out.
+    """
     collection = documents(ROLES)
     match = {"_id": {"$in": [linked_id(role) for role in roles]}}
     found = {row["_id"] async for row in collection.find(match, {"_id": 1}, session=tx)}

@@ -1,10 +1,10 @@
-"""Why a session ended, and the sentence that its user reads."""
+"""The reasons for which a session ends, and the sentence that its user reads."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a session is over."""
+    """Why a session has ended. The values are stored and sent to clients, so they never change."""
 
     SIGNED_OUT = "signed_out"
     ENDED_BY_USER = "ended_by_user"
@@ -20,15 +20,18 @@ class Reason(StrEnum):
     def message(
         self, by: str | None, *, own: bool = False, because: "EndDetail | None" = None
     ) -> str:
-        """The sentence that the person who was signed out reads; `own` if they did it."""
+        """Return the sentence for the user whose session has ended.
+
+        `by` is the name of the actor, None for the system or the command line. `own` says that the
+        user did it. `because` selects a more precise sentence, unless `own` is set.
+        """
         texts = MESSAGES | OWN_MESSAGES if own else MESSAGES
         text = DETAIL_MESSAGES[because] if because and not own else texts[self]
         return text.format(by=by or "An administrator")
 
 
 class EndDetail(StrEnum):
-    """What a disabled account is, where it is more than that. Reasons are names that programs
-    know, so this stands beside them, for people."""
+    """A more precise reason for ACCOUNT_DISABLED, used only for the sentence."""
 
     EXPIRED = "last_day"
     DELETED = "deleted"

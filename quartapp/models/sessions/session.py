@@ -1,4 +1,4 @@
-"""Sessions: one signed-in device. Ended, not deleted, so that the reason can still be told."""
+"""Sessions, and the operations that end them. An ended session is kept to tell why it ended."""
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from datetime import datetime, timedelta
@@ -36,12 +36,12 @@ KEPT = timedelta(days=30)
 
 
 class Session(Record):
-    """One signed-in device, found by the SHA-256 of the token in its cookie.
+    """A device on which a user is signed in, found by the SHA-256 of the token in its cookie.
 
-    It remembers what it was built on, and is over when that is gone, whoever took it away and
-    however: the roles it has acted with, and a fingerprint of the password it was opened under.
-    One that was opened without a second factor is over when its user has one.
-    `authority.session_rule` holds the rule.
+    It stores what it depends on: the roles that it has ever used, a fingerprint of the password,
+    and the second factor that was shown. It is invalid once the user lacks one of these roles, has
+    another password, or has a second factor while the session has shown none, no matter which
+    program changed the user document. `authority.session_rule` decides this.
     """
 
     digest: str = Field(repr=False)
@@ -71,8 +71,8 @@ class Session(Record):
         name = SESSIONS
         indexes = [
             IndexModel([("digest", 1)], name="by_token", unique=True),
-            # `ended_at` is in none of them: a deleted role may end thousands in one transaction,
-            # which takes six times as long where an index has to follow.
+            # No index has `ended_at`: deleting a role can end thousands of sessions in one
+            # transaction, which takes six times as long if an index must be updated.
             IndexModel([("user.$id", 1), ("created_at", -1)], name="by_user"),
             IndexModel([("roles.$id", 1)], name="by_role"),
             IndexModel([("seen_at", -1), ("_id", -1)], name="by_use"),
@@ -82,10 +82,12 @@ class Session(Record):
         ]
 
     async def confirm(self, *, by: Actor) -> str | None:
-        """Its user has shown who they are just now. Returns its new token; the old one is void.
+        """Mark the session as just re-authenticated and replace its token; return the new token.
 
-        None if it is over. Of two at once the later one's token is the one that counts: a button
-        that is pressed twice must not sign anybody out.
+        In an authorized transaction, which also records the event REAUTHENTICATED; raises
+        SessionOver if the actor's session has ended. Returns None if this session has ended. The
+        old token no longer works; of two calls at once, only the token of the later one works. The
+        caller waits until all workers know it and sets the cookie.
         """
         token, digest = new_token()
 
@@ -102,11 +104,15 @@ class Session(Record):
         return token if await authorized_transaction(by, work) else None
 
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
-        """End the session and return the event; None if it is over already. Raises
-        MissingPermission.
+        """End the session, in an authorized transaction that manages its user; return the event.
 
-        A user who ends the session of another device may have lost that device: its browser is no
-        longer known.
+        Records the event SESSION_ENDED with the reason and the device, and inserts a barrier mark.
+        Returns None, without an event, if the session has ended or expired already. Sends no
+        notification.
+
+        If a user ends a session on another device (ENDED_BY_USER), the device may be lost: all of
+        the user's sessions from the same browser, except the actor's, forget which browser they are
+        from, so that it is no longer known.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -127,14 +133,14 @@ class Session(Record):
 
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
-        """The living ones, the last used first; there are at most as many as a user may have."""
+        """Return the user's active sessions, most recently used first."""
         return await cls.find(
             {"user.$id": user_id, **expiry.active_filter(clock.now())}, sort="-seen_at"
         ).to_list()
 
     @classmethod
     async def named(cls, ids: Collection[PydanticObjectId]) -> dict[PydanticObjectId, Self]:
-        """Those of the ids that are still remembered, by their ids."""
+        """Return the sessions of these ids that are still stored, by their ids. Also ended ones."""
         found = await cls.find({"_id": {"$in": list(ids)}}).to_list() if ids else []
         return {session.id: session for session in found}
 
@@ -142,7 +148,11 @@ class Session(Record):
     async def on_now(
         cls, *, before: tuple[datetime, PydanticObjectId] | None = None, limit: int = 50
     ) -> list[Self]:
-        """Everybody's living ones, the last used first, with their users."""
+        """Return a page of the active sessions of all users, most recently used first, with their
+        users.
+
+        `before` is the time of use and the id of the last session of the page before.
+        """
         match: dict[str, Any] = expiry.active_filter(clock.now())
         if before:
             seen, last = before
@@ -154,14 +164,17 @@ class Session(Record):
     async def ids(
         cls, match: Mapping[str, Any], *, at_once: int
     ) -> AsyncIterator[list[PydanticObjectId]]:
-        """Those that match, however many there are, in lists of at most so many."""
+        """Yield the ids of all sessions that match, in lists of at most `at_once`."""
         found = cls.get_motor_collection().find(match, {"_id": 1}, batch_size=at_once)
         while rows := await found.to_list(at_once):
             yield [row["_id"] for row in rows]
 
     @classmethod
     async def were_seen(cls, seen: Mapping[PydanticObjectId, tuple[datetime, str | None]]) -> None:
-        """Writes when sessions were used, and from where, in one round."""
+        """Store when and from which IP address sessions were last used, in one bulk write.
+
+        Skips sessions that have ended, or that another worker has seen later.
+        """
         writes = [
             UpdateOne(
                 {"_id": session_id, "ended_at": None, "seen_at": {"$lt": at}},
@@ -180,11 +193,16 @@ class Session(Record):
 
     @property
     def online(self) -> bool:
-        """Whether a page of it is open on some worker, as of that worker's last look."""
+        """Whether a page of the session is open, as the worker that holds its
+        socket last reported.
+        """
         return self.online_until is not None and self.online_until > clock.now()
 
     @classmethod
     async def say_online(cls, ids: Collection[PydanticObjectId], *, until: datetime) -> None:
+        """Report that pages of these sessions are open, valid until the given time. Skips ended
+        ones.
+        """
         match = {"_id": {"$in": list(ids)}, "ended_at": None}
         await cls.change_all(match, {"$set": {"online_until": until}})
 
@@ -198,11 +216,12 @@ async def end_sessions(
     subject: PydanticObjectId,
     **details: Any,
 ) -> Event | None:
-    """End the subject's sessions that match and are not over, in one transaction with the audit
-    event.
+    """End the matching sessions of the user `subject`, in an authorized transaction that manages
+    them.
 
-    Return None if none of them was active, without an event; else the event, whose details say how
-    many were. Raises MissingPermission.
+    Records an event of the activity, with `details` and the number of active sessions, and inserts
+    a barrier mark. Returns the event; None, without an event, if none of the sessions was active.
+    Sends no notification.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -223,10 +242,14 @@ async def end_and_record(
     tx: Tx,
     **details: Any,
 ) -> Event | None:
-    """The writes of `end_sessions`, for a transaction that does more."""
+    """The writes of `end_sessions`, for the caller's transaction, which inserts the barrier mark.
+
+    Marks the matching sessions as ended, also those that have expired but were not marked. If at
+    least one was active, inserts the audit event and returns it; else returns None.
+    """
     event = Event.of(activity, by=by, subject=subject, reason=reason.value, **details)
     active = await count_active(match, tx)
-    # Those that have expired are not active, but nothing may have marked them yet.
+    # Also marks sessions that have expired, if nothing has marked them yet.
     await mark_ended(match, reason, by=by, event=event if active else None, tx=tx)
     if not active:
         return None
@@ -235,7 +258,7 @@ async def end_and_record(
 
 
 async def count_active(match: Mapping[str, Any], tx: Tx) -> int:
-    """How many of the sessions that match are neither over nor expired."""
+    """Return how many of the matching sessions have neither ended nor expired."""
     return await Session.find({**match, **expiry.active_filter(clock.now())}, session=tx).count()
 
 
@@ -248,7 +271,10 @@ async def mark_ended(
     because: EndDetail | None = None,
     tx: Tx | None = None,
 ) -> int:
-    """The write alone, for verbs that keep their own record, the event. How many it ended."""
+    """Mark the matching sessions that are not marked yet as ended, and return how many these are.
+
+    Writes the sessions alone; the caller records the event, to which the sessions refer.
+    """
     return await Session.change_all(
         {**match, "ended_at": None},
         {
