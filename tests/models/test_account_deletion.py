@@ -325,13 +325,13 @@ async def test_erasing_removes_all_personal_data(db: Database, with_posts: bool)
         {"posts": "removed" if with_posts else "kept"},
     )
     assert [each.text for each in await Notice.page(bob.id, limit=3)] == [
-        f"{personal_data.NOBODY_NOW} ended your sessions.",
+        f"{personal_data.DELETED_USER} ended your sessions.",
         "root removed your comment on “a post of a deleted user”.",
-        f"{personal_data.NOBODY_NOW} commented on “Of bob”.",
+        f"{personal_data.DELETED_USER} commented on “Of bob”.",
     ]
     root = not_none(await User.by_username("root"))
     assert (await Notice.page(root.id, limit=1))[0].text == (
-        f"{personal_data.NOBODY_NOW} accepted your invitation to their address."
+        f"{personal_data.DELETED_USER} accepted your invitation to their address."
     )
     if with_posts:
         (post,) = after["posts"]

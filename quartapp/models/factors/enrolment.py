@@ -135,7 +135,7 @@ async def reset(user: User, *, by: Actor) -> Event | None:
     In an authorized transaction that manages the user. All browsers of the user become unknown. The
     sessions end with ENDED_BY_ADMIN, the user is notified and emailed, and the event FACTORS_RESET
     is recorded with a barrier mark and returned; `event.ended_sessions` says how many sessions were
-    active. Returns None without any effect if the user has neither factors nor recovery codes.
+    active. Returns None without any effect if the user has no factor.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -154,8 +154,8 @@ async def reset(user: User, *, by: Actor) -> Event | None:
 async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
     """Remove all factors of the user, with their passkey documents, and all recovery codes.
 
-    Returns False, without a write, if the user has none of them. The caller records it and informs
-    the user.
+    Returns False, without a write, if the user has no factor. The caller records it and informs
+    them.
     """
     nothing = dict(KEPT.values())
     has_some = {"$or": [{name: {"$nin": [None, []]}} for name in nothing]}

@@ -218,13 +218,13 @@ class Passkey(Record):
             if not used:
                 if await Passkey.get(self.id, session=tx) is None:
                     raise VerificationFailed("the passkey was removed")
-                await self._tell_of_a_copy(user, by=by, tx=tx)
+                await self._report_copy(user, by=by, tx=tx)
             return used
 
         if not await transaction(work):
             raise VerificationFailed("the counter went back: the passkey may have been copied")
 
-    async def _tell_of_a_copy(self, user: User, *, by: Actor, tx: Tx) -> None:
+    async def _report_copy(self, user: User, *, by: Actor, tx: Tx) -> None:
         """Notify and email the user that a copy of the passkey may exist, and record
         PASSKEY_REFUSED.
         """

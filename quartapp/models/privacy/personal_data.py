@@ -44,7 +44,7 @@ from quartapp.models.sessions.session import Session
 
 Row = Mapping[str, Any]
 BATCH = 500
-NOBODY_NOW, THEIR_ADDRESS = "A deleted user", "their address"
+DELETED_USER, THEIR_ADDRESS = "A deleted user", "their address"
 A_POST = "a post of a deleted user"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
@@ -155,7 +155,7 @@ class Holding:
         return await _delete(self.document, self.find(person), self.collation)
 
 
-def _letters(person: Person) -> dict[str, Any]:
+def _emails(person: Person) -> dict[str, Any]:
     """Return the filter for emails of the account, and for emails without an account to its
     addresses.
     """
@@ -163,7 +163,7 @@ def _letters(person: Person) -> dict[str, Any]:
     return {"$or": [{"user.$id": person.user.id}, unclaimed]}
 
 
-def _invitation(row: Row, person: Person) -> dict[str, Any]:
+def _show_invitation(row: Row, person: Person) -> dict[str, Any]:
     """Return what the export shows of an invitation that the person sent or received.
 
     Email addresses of other people are left out, also of people whom the person invited.
@@ -192,7 +192,7 @@ async def _erase_invitations(person: Person) -> None:
     await _delete(Invitation, _invitations_to(person), CASELESS)
 
 
-def _invited(person: Person) -> dict[str, Any]:
+def _invitation_events(person: Person) -> dict[str, Any]:
     """Return the filter for audit events about invitations to the person's address, which have no
     subject.
     """
@@ -202,10 +202,17 @@ def _invited(person: Person) -> dict[str, Any]:
 def _events(person: Person) -> dict[str, Any]:
     """Return the filter for audit events that the person did, or that happened to them."""
     common = {"_id": {"$in": person.user.common_events}}
-    return {"$or": [linked("subject")(person), linked("actor")(person), _invited(person), common]}
+    return {
+        "$or": [
+            linked("subject")(person),
+            linked("actor")(person),
+            _invitation_events(person),
+            common,
+        ]
+    }
 
 
-def _event(row: Row, person: Person) -> dict[str, Any]:
+def _show_event(row: Row, person: Person) -> dict[str, Any]:
     """Return what the export shows of an audit event.
 
     Names and IP addresses of other people are left out, also of those who did something to the
@@ -241,7 +248,10 @@ async def _blank_events(person: Person) -> None:
     blank = {"$replaceWith": {"$mergeObjects": ["$$ROOT", {"details": details}]}}
     # Events with the person's former addresses come last, because after a crash this starts again
     # and needs them.
-    for match, collation in ((_invited(person), CASELESS), (linked("subject")(person), None)):
+    for match, collation in (
+        (_invitation_events(person), CASELESS),
+        (linked("subject")(person), None),
+    ):
         async for ids in _batches(Event, match, collation):
             await events.update_many({"_id": {"$in": ids}}, [blank])
     async for ids in _batches(Event, linked("actor")(person)):
@@ -321,7 +331,7 @@ HELD = [
         Token, linked("user"), fields("purpose", "email", "created_at", "expires_at", "used_at")
     ),
     Holding(
-        Mail, _letters, fields("letter", "to", "data", "created_at", "gave_up_at"), caseless=True
+        Mail, _emails, fields("letter", "to", "data", "created_at", "gave_up_at"), caseless=True
     ),
     Holding(
         Post,
@@ -338,14 +348,14 @@ HELD = [
     Holding(
         Invitation,
         lambda person: {"$or": [linked("by")(person), _invitations_to(person)]},
-        _invitation,
+        _show_invitation,
         erase_with=_erase_invitations,
         caseless=True,
     ),
     Holding(
         Event,
         _events,
-        _event,
+        _show_event,
         erase_with=_blank_events,
         caseless=True,
     ),
@@ -404,7 +414,7 @@ async def forget_name(user: User) -> None:
         told = {"_id": {"$in": ids}}
         invited = {**told, "kind": INVITATION_ACCEPTED.notification_kind}
         await Notice.change_all(invited, {"$set": {"data.email": THEIR_ADDRESS}})
-        await Notice.change_all(told, {"$set": {"data.by": NOBODY_NOW}})
+        await Notice.change_all(told, {"$set": {"data.by": DELETED_USER}})
     async for ids in _batches(Notice, {"data.author": user.id}):
         blank = {"$set": {"data.title": A_POST}, "$unset": {"data.author": ""}}
         await Notice.change_all({"_id": {"$in": ids}}, blank)
@@ -459,6 +469,9 @@ def _json(thing: Any) -> str:
 
 
 def _plain(value: Any) -> str:
+    """Return a value that JSON does not have as a string: dates in ISO format, references as their
+    ids.
+    """
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value.id if isinstance(value, DBRef) else value)

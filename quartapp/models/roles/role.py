@@ -63,9 +63,9 @@ class ManagementByDefault(DomainError):
         )
 
 
-def _said(requires_factor: bool, worth_saying: bool) -> dict[str, Any]:
+def _factor_detail(requires_factor: bool, included: bool) -> dict[str, Any]:
     """Return the detail `requires_factor` for an audit event, if it is to be included."""
-    return {"requires_factor": requires_factor} if worth_saying else {}
+    return {"requires_factor": requires_factor} if included else {}
 
 
 KNOWN = frozenset(permission.value for permission in Permission)
@@ -172,7 +172,7 @@ class Role(Record):
                 tx=tx,
                 role=name,
                 permissions=sorted(permissions),
-                **_said(requires_factor, requires_factor),
+                **_factor_detail(requires_factor, requires_factor),
             )
 
         await authorized_transaction(by, work)
@@ -244,7 +244,7 @@ class Role(Record):
                 role=name,
                 allowed=sorted(set(permissions) - set(old.known)),
                 forbidden=sorted(set(old.known) - set(permissions)),
-                **_said(bool(new["requires_factor"]), "requires_factor" in differs),
+                **_factor_detail(bool(new["requires_factor"]), "requires_factor" in differs),
             )
 
         await authorized_transaction(by, work)

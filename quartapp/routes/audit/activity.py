@@ -1,4 +1,4 @@
-"""The activity page of a user, and reporting an activity as "This wasn't me"."""
+"""The activity page of a user, with the report "This wasn't me"."""
 
 from typing import Any
 
@@ -24,6 +24,7 @@ PAGE = 30
 @blueprint.get("/account/timeline")
 @login_required
 async def index(**_: object) -> str:
+    """Show a page of the user's activity, newest first, with what the user has reported already."""
     mine = current_user.user_id
     rows = await activity.page(mine, before=id_after(), limit=PAGE + 1)
     shown, older = cut(rows, PAGE, lambda event: event.id)
@@ -42,6 +43,13 @@ async def index(**_: object) -> str:
 @login_required
 @fresh_login_required
 async def not_me(event_id: str) -> Any:
+    """Report an activity as not being the user's, and answer 303 to the steps that secure the
+    account.
+
+    Ends all other sessions of the user, logs it, waits until no worker accepts these sessions, and
+    flashes how many there were and how many tabs have acknowledged. 404 for an event that the user
+    cannot report; OwnSession is raised, and answered with the activity page.
+    """
     event = await activity.find(id_or_404(event_id), current_user.user_id) or abort(404)
     said = await activity.disown(event, by=current_user.actor)
     log.warning("activity_disowned", user=current_user.username, verb=event.verb)
@@ -53,7 +61,7 @@ async def not_me(event_id: str) -> Any:
 @blueprint.get(redirects.AFTER_STRANGER)
 @login_required
 async def remains() -> str:
-    """Show the steps that secure an account after a report."""
+    """Show the steps that secure the account after a report."""
     user = await signed_in_user()
     return await render_template(
         "audit/not_me.html",
