@@ -45,7 +45,7 @@ async def authorized_transaction(
     return its result.
 
     `work` may run several times, because a transaction that conflicts with another is repeated.
-    What it raises aborts the transaction. Raises InDoubt if that does not succeed in time.
+    What it raises aborts the transaction. Raises OutcomeUnknown if that does not succeed in time.
 
     Before `work`, for an actor with a session: increments `acts` in the session's document, so that
     a transaction that ends this session conflicts with this one. Raises SessionOver if the session

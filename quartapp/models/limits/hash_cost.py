@@ -1,7 +1,7 @@
 """The highest bcrypt cost of all stored password hashes.
 
 A sign-in with a username that does not exist has to take as long as one with the costliest hash,
-also if BCRYPT_ROUNDS is lower by now, or if the hash was imported. One document stores the highest
+also if BCRYPT_COST is lower by now, or if the hash was imported. One document stores the highest
 cost.
 """
 
