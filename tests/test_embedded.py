@@ -25,7 +25,7 @@ from quartapp.settings import StartError
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from quartapp import embedded
+from quartapp.db import embedded
 
 async def main():
     async with embedded.running(Path(sys.argv[1])) as database:

@@ -40,7 +40,7 @@ async def test_a_role_is_created_edited_and_deleted(visitors: Visitors, root: Vi
     assert "author" in page.text
     answer = await root.post("/admin/roles/AUTHOR/delete")
     assert answer.status == 303
-    assert "2 held it" in (await root.get(answer.location)).text
+    assert "Users who had it: 2." in (await root.get(answer.location)).text
     assert await roles() == before
     assert await eve.me() is None
     assert "root deleted a role" in (await eve.get("/login")).text
