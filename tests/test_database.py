@@ -1,4 +1,4 @@
-"""What the connection knows of the set that it is connected to."""
+"""The connection to the database and its replica set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.people import until
 
 
 @pytest.mark.parametrize("direct", [False, True])
-async def test_a_node_is_asked_for_the_last_word_of_all_as_soon_as_it_is_not_alone(
+async def test_reads_are_linearizable_once_the_set_has_another_member(
     tmp_path: Path, direct: bool
 ) -> None:
     async def are_linearizable() -> bool:
@@ -31,7 +31,7 @@ async def test_a_node_is_asked_for_the_last_word_of_all_as_soon_as_it_is_not_alo
             assert mongo.current_read_concern() is mongo.MAJORITY
             admin = connected.client.admin
             config = (await admin.command("replSetGetConfig"))["config"]
-            # Nobody is there. It has no vote, so the one that is stays primary.
+            # The added member does not exist. It has no vote, so the other one stays primary.
             config["members"].append({"_id": 1, "host": "127.0.0.1:1", "votes": 0, "priority": 0})
             config["version"] += 1
             await admin.command("replSetReconfig", config)
@@ -50,7 +50,7 @@ async def _followed() -> None:
 
 
 @pytest.mark.parametrize("work", [_written, _followed])
-async def test_a_connection_from_before_the_node_was_ready_is_not_kept(
+async def test_a_connection_made_before_the_node_was_ready_is_replaced(
     tmp_path: Path, work: Callable[[], Awaitable[None]]
 ) -> None:
     """The driver asks a node once whether it takes sessions, and one that is starting says no: for
@@ -113,7 +113,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("uri", UNREADABLE)
-async def test_an_address_that_cannot_be_read_is_one_line_without_a_secret(
+async def test_an_invalid_uri_is_reported_in_one_line_without_a_secret(
     uri: str, tmp_path: Path
 ) -> None:
     settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
@@ -131,7 +131,7 @@ async def test_an_address_that_cannot_be_read_is_one_line_without_a_secret(
             assert secret not in said
 
 
-async def test_a_wrong_option_of_the_address_is_named(tmp_path: Path) -> None:
+async def test_an_invalid_option_of_the_uri_is_named(tmp_path: Path) -> None:
     for option in ("replicaSett=x", "w=-1", "tls=perhaps", "maxPoolSize=many"):
         settings = Settings.load(mongodb_uri=SecretStr(f"mongodb://a.example/?{option}"))
         with pytest.raises(StartError, match=f"the option {option.split('=')[0]} "):
@@ -140,7 +140,9 @@ async def test_a_wrong_option_of_the_address_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "127.0.0.1:1"])
-async def test_a_database_that_does_not_answer_is_one_short_line(host: str, tmp_path: Path) -> None:
+async def test_a_database_that_does_not_answer_is_reported_in_one_line(
+    host: str, tmp_path: Path
+) -> None:
     uri = f"mongodb://ada:canary@{host}/?serverSelectionTimeoutMS=200"
     settings = Settings.load(mongodb_uri=SecretStr(uri), data=tmp_path)
     with pytest.raises(StartError, match=f"MONGODB_URI: no database answers: {host}") as stopped:

@@ -38,7 +38,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def data() -> Iterator[Path]:
-    """Short enough for a socket, and nobody's mongod is left behind in it."""
+    """A data folder with a path short enough for a socket; its mongod is stopped at the end."""
     folder = Path(tempfile.mkdtemp(prefix="quartapp-"))
     try:
         yield folder / "data"
@@ -82,7 +82,7 @@ def holder(data: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-async def test_it_has_transactions_and_change_streams(data: Path) -> None:
+async def test_the_embedded_mongod_has_transactions_and_change_streams(data: Path) -> None:
     async with embedded.running(data) as database:
         assert re.fullmatch(r"\d+\.\d+\.\d+", database.version)
         with client(database.uri) as mongo, mongo.start_session() as session:
@@ -93,7 +93,7 @@ async def test_it_has_transactions_and_change_streams(data: Path) -> None:
                 assert next(changes)["documentKey"] == {"_id": 1}
 
 
-async def test_it_listens_on_a_socket_of_its_owner_alone(data: Path) -> None:
+async def test_the_embedded_mongod_listens_on_a_private_socket_only(data: Path) -> None:
     async with embedded.running(data):
         assert mode(data) == 0o700
         for name in ("mongod.sock", "mongod.log", "mongod.users", "mongod.lock"):
@@ -134,7 +134,7 @@ async def test_a_data_folder_may_be_moved(data: Path) -> None:
             assert mongo.quartapp.things.count_documents({}) == 2
 
 
-async def test_a_killed_mongod_is_started_again_under_its_users(data: Path) -> None:
+async def test_a_killed_mongod_is_restarted_for_its_users(data: Path) -> None:
     async with embedded.running(data) as database:
         with client(database.uri) as mongo:
             mongo.quartapp.things.insert_one({"_id": 1})
@@ -149,7 +149,7 @@ async def test_a_killed_mongod_is_started_again_under_its_users(data: Path) -> N
             assert mongo.quartapp.things.count_documents({}) == 1
 
 
-async def test_what_killed_processes_leave_behind_is_no_obstacle(data: Path) -> None:
+async def test_files_of_killed_processes_do_not_prevent_a_start(data: Path) -> None:
     with holder(data) as process:
         process.kill()
         killed = mongod(data)
@@ -162,7 +162,7 @@ async def test_what_killed_processes_leave_behind_is_no_obstacle(data: Path) -> 
             mongo.quartapp.things.insert_one({"_id": 1})
 
 
-async def test_a_mongod_that_outlived_its_user_is_taken_over(data: Path) -> None:
+async def test_a_mongod_that_outlived_its_user_is_reused(data: Path) -> None:
     with holder(data) as process:
         process.kill()
         process.wait()
@@ -173,7 +173,7 @@ async def test_a_mongod_that_outlived_its_user_is_taken_over(data: Path) -> None
     assert mongod(data) is None
 
 
-async def test_the_last_of_several_users_stops_it(data: Path) -> None:
+async def test_the_last_of_several_users_stops_the_mongod(data: Path) -> None:
     async with embedded.running(data):
         first = mongod(data)
         with holder(data) as process:
@@ -186,7 +186,7 @@ async def test_the_last_of_several_users_stops_it(data: Path) -> None:
     assert mongod(data) is None
 
 
-async def test_many_users_may_come_and_go_at_once(data: Path) -> None:
+async def test_many_users_may_start_and_stop_concurrently(data: Path) -> None:
     async def use(number: int) -> None:
         async with embedded.running(data) as database:
             with client(database.uri) as mongo:
@@ -210,7 +210,7 @@ async def test_a_cancelled_start_leaves_no_mongod(data: Path) -> None:
         assert mongod(data) is None
 
 
-async def test_a_current_mongod_of_the_machine_is_preferred(
+async def test_a_current_mongod_of_the_system_is_preferred(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binary = embedded._binary()
@@ -247,7 +247,7 @@ LOADER = "{0}: error while loading shared libraries: {1}: cannot open shared obj
         ("libsomething.so.1", "install what has it,"),
     ],
 )
-async def test_a_library_that_mongod_misses_is_named_with_its_package(
+async def test_a_missing_library_of_mongod_is_named_with_its_package(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, said: str
 ) -> None:
     mine = tmp_path / "mongod"
@@ -275,7 +275,7 @@ async def refusal(data: Path) -> str:
     return str(refused.value)
 
 
-async def test_a_mongod_that_dies_is_quoted(data: Path) -> None:
+async def test_the_error_quotes_a_mongod_that_exits(data: Path) -> None:
     async with embedded.running(data):
         pass
     for file in (data / "mongodb").glob("WiredTiger*"):
@@ -309,7 +309,7 @@ def small_disk(at: Path, megabytes: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(at)], check=True)
 
 
-async def test_a_disk_that_is_too_small_is_refused_at_once(data: Path) -> None:
+async def test_a_disk_without_enough_space_is_refused_immediately(data: Path) -> None:
     with small_disk(data, 20):
         assert await refusal(data) == (
             f"not enough disk space in {data}: the database needs 500 MB, 20 MB are free"
@@ -343,7 +343,7 @@ def fill(path: Path) -> None:
         ("no json at all", "no reason given"),
     ],
 )
-def test_the_log_is_put_in_one_line(data: Path, log: str, told: str) -> None:
+def test_the_log_of_mongod_is_summarized_in_one_line(data: Path, log: str, told: str) -> None:
     place = embedded.DataFolder(data)
     place.create()
     line = embedded._diagnosis(log, place, "mongod ended")

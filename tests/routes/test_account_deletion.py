@@ -39,9 +39,9 @@ async def test_deleting_an_account_signs_out_and_names_the_date(
     assert user.deletes_posts
     day = f"{user.deletes_at.day} {user.deletes_at:%b %Y, %H:%M} UTC"
     assert day in (await ada.get("/")).text
-    (letter,) = await visitors.emails(ada.email, "will be deleted")
-    assert day in letter
-    assert "/login" in letter
+    (message,) = await visitors.emails(ada.email, "will be deleted")
+    assert day in message
+    assert "/login" in message
     again = await phone.get("/account")
     assert "You deactivated or deleted your account." in (await phone.get(again.location)).text
 
@@ -159,9 +159,9 @@ async def test_a_closed_account_can_reset_its_password_and_be_restored(
     await delete(ada)
     back = visitors.anonymous()
     await back.post("/forgot", email=ada.email)
-    (letter,) = await visitors.emails(ada.email, "new password")
+    (message,) = await visitors.emails(ada.email, "new password")
     new = "an entirely different phrase"
-    answer = await back.post(link_in(letter), password=new, confirm=new)
+    answer = await back.post(link_in(message), password=new, confirm=new)
     assert (answer.status, answer.location) == (303, "/login")
     assert (await back.sign_in(login="ada", password=new)).location == "/account/closed"
 
@@ -183,8 +183,8 @@ async def test_administrators_delete_and_restore_an_account(
     assert await ada.me() is None
     for path in ("/admin/users", "/admin/users/ada"):
         assert "to be deleted on" in (await root.get(path)).text
-    (letter,) = await visitors.emails(ada.email, "will be deleted")
-    assert "An administrator" in letter
+    (message,) = await visitors.emails(ada.email, "will be deleted")
+    assert "An administrator" in message
     again = await root.post("/admin/users/ada/delete", username="ada")
     assert "before that" in (await root.get(again.location)).text
     assert (await user_named("ada")).deletes_posts

@@ -123,9 +123,9 @@ async def test_reporting_an_event_ends_other_sessions_and_lists_next_steps(
     row = entry((await ada.get("/account/timeline")).text, event)
     assert "not you" in row
     assert "/not-me" not in row
-    (letter,) = await visitors.emails(ada.email, "not you")
-    assert "Signed in, " in letter
-    assert LISTED in letter
+    (message,) = await visitors.emails(ada.email, "not you")
+    assert "Signed in, " in message
+    assert LISTED in message
 
 
 async def test_reporting_lists_new_passkeys_and_addresses_to_check(
@@ -138,8 +138,8 @@ async def test_reporting_lists_new_passkeys_and_addresses_to_check(
     by = Actor((await user_named("ada")).id, "ada", "192.0.2.9")
     limit = limits.parse("5 per hour")
     await email_address.ask_for(await user_named("ada"), "eve@example.org", limit=limit, by=by)
-    (letter,) = await visitors.emails("eve@example.org")
-    link = re.search(r"/verify/(\S+)", letter)
+    (message,) = await visitors.emails("eve@example.org")
+    link = re.search(r"/verify/(\S+)", message)
     assert link
     await email_address.confirm_by_link(await user_named("ada"), link[1], by=by)
     assert (await ada.post(f"/account/timeline/{event}/not-me")).location == LISTED
@@ -148,16 +148,16 @@ async def test_reporting_lists_new_passkeys_and_addresses_to_check(
     assert "ada@example.org" in page.text
     assert {"/account/factors", "/account/factors/passkeys", "/account/email"} <= set(page.links)
     assert await visitors.emails("eve@example.org", "not you")
-    (letter,) = await visitors.emails("ada@example.org", "not you")
-    assert LISTED in letter
+    (message,) = await visitors.emails("ada@example.org", "not you")
+    assert LISTED in message
 
 
 async def test_the_email_about_a_new_browser_links_to_the_activity(
     visitors: Visitors, ada: Visitor
 ) -> None:
     await ada.another_device().sign_in()
-    (letter,) = await visitors.emails(ada.email, "new browser")
-    assert re.search(r"^http\S+/account/timeline$", letter, re.MULTILINE)
+    (message,) = await visitors.emails(ada.email, "new browser")
+    assert re.search(r"^http\S+/account/timeline$", message, re.MULTILINE)
 
 
 async def test_events_of_other_users_and_administrators_cannot_be_reported(

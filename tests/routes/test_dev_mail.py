@@ -23,9 +23,9 @@ async def test_development_lists_emails_with_working_links(
     stranger = visitors.anonymous()
     listed = await stranger.get("/dev/mail")
     (address,) = [link for link in listed.links if link.startswith("/dev/mail/")]
-    letter = await stranger.get(address)
-    assert "Verify your email address" in letter.text
-    assert any("/verify/" in link for link in letter.links)
+    message = await stranger.get(address)
+    assert "Verify your email address" in message.text
+    assert any("/verify/" in link for link in message.links)
 
 
 PROXY_HEADERS = [

@@ -58,8 +58,8 @@ def another(code: str) -> str:
 async def test_a_verification_link_takes_effect_when_its_button_is_pressed(
     visitors: Visitors,
 ) -> None:
-    ada, letter = await newcomer(visitors)
-    link, stranger = link_in(letter), visitors.anonymous()
+    ada, message = await newcomer(visitors)
+    link, stranger = link_in(message), visitors.anonymous()
     assert "not verified" in (await ada.get("/account")).text
     for _ in range(2):
         page = await stranger.get(link)
@@ -78,8 +78,8 @@ async def test_a_verification_link_takes_effect_when_its_button_is_pressed(
 
 
 async def test_a_code_verifies_the_address(visitors: Visitors) -> None:
-    ada, letter = await newcomer(visitors)
-    code = code_in(letter)
+    ada, message = await newcomer(visitors)
+    code = code_in(message)
     answer = await type_code(ada, f" {code[:3]} {code[3:]}")
     assert (answer.status, answer.location) == (303, "/account")
     assert await is_verified()
@@ -88,13 +88,13 @@ async def test_a_code_verifies_the_address(visitors: Visitors) -> None:
 @pytest.mark.parametrize("tries", [5, 3])
 async def test_concurrent_tries_of_a_code_are_limited(start_app: StartApp, tries: int) -> None:
     visitors = await start_app(tries_per_code=tries)
-    ada, letter = await newcomer(visitors)
-    wrong = another(code_in(letter))
+    ada, message = await newcomer(visitors)
+    wrong = another(code_in(message))
     answers = await asyncio.gather(*(type_code(ada, wrong) for _ in range(tries + 3)))
     assert {answer.status for answer in answers} == {422}
     (token,) = await documents("tokens")
     assert token["guesses"] == tries
-    late = await type_code(ada, code_in(letter))
+    late = await type_code(ada, code_in(message))
     assert late.status == 422
     assert "Send another email" in late.error("code")
     assert not await is_verified()
@@ -106,8 +106,8 @@ async def test_concurrent_tries_of_a_code_are_limited(start_app: StartApp, tries
 async def test_a_wrong_code_is_answered_with_the_number_of_tries_left(
     visitors: Visitors,
 ) -> None:
-    ada, letter = await newcomer(visitors)
-    wrong = another(code_in(letter))
+    ada, message = await newcomer(visitors)
+    wrong = another(code_in(message))
     for left in ("4 more tries", "3 more tries", "2 more tries", "1 more try", "no more tries"):
         answer = await type_code(ada, wrong)
         assert left in answer.error("code")
@@ -125,14 +125,14 @@ async def test_a_malformed_code_uses_up_no_try(visitors: Visitors, code: str) ->
 
 
 async def test_link_and_code_expire_after_ten_minutes(visitors: Visitors) -> None:
-    ada, letter = await newcomer(visitors)
+    ada, message = await newcomer(visitors)
     (token,) = await documents("tokens")
     assert token["expires_at"] - token["created_at"] == timedelta(minutes=10)
     past = clock.now() - timedelta(seconds=1)
     await Token.change_all({}, {"$set": {"expires_at": past}})
-    assert (await ada.get(link_in(letter))).status == 410
-    assert (await ada.post(link_in(letter))).status == 410
-    assert (await type_code(ada, code_in(letter))).status == 422
+    assert (await ada.get(link_in(message))).status == 410
+    assert (await ada.post(link_in(message))).status == 410
+    assert (await type_code(ada, code_in(message))).status == 422
     assert not await is_verified()
 
 
@@ -170,10 +170,10 @@ async def test_concurrent_requests_send_no_more_emails_than_the_limit(visitors: 
     )
     assert sorted(a.status for a in answers) == 4 * [303] + 4 * [429]
     await visitors.wait_for_outbox()
-    letters = await visitors.emails(ada.email)
-    assert len(letters) <= 5
+    messages = await visitors.emails(ada.email)
+    assert len(messages) <= 5
     # An email is not sent once a newer one is queued, so the last one has a valid code.
-    assert (await ada.post(link_in(letters[0]))).status == 303
+    assert (await ada.post(link_in(messages[0]))).status == 303
 
 
 async def test_a_new_address_applies_once_verified_and_the_old_one_is_notified(
@@ -181,10 +181,10 @@ async def test_a_new_address_applies_once_verified_and_the_old_one_is_notified(
 ) -> None:
     answer = await ada.post("/account/email", email="new@example.org")
     assert (answer.status, answer.location) == (303, "/verify")
-    (letter,) = await visitors.emails("new@example.org")
+    (message,) = await visitors.emails("new@example.org")
     assert (await user_named("ada")).email == "ada@example.org"
     assert "new@example.org" in (await ada.get("/account")).text
-    assert (await ada.post(link_in(letter))).location == "/account"
+    assert (await ada.post(link_in(message))).location == "/account"
     user = await user_named("ada")
     assert (user.email, user.pending_email) == ("new@example.org", None)
     assert user.email_verified_at is not None
@@ -204,9 +204,9 @@ async def test_a_new_address_is_verified_by_code_on_the_same_page(
     visitors: Visitors, ada: Visitor
 ) -> None:
     await ada.post("/account/email", email="new@example.org")
-    (letter,) = await visitors.emails("new@example.org")
+    (message,) = await visitors.emails("new@example.org")
     assert "new@example.org" in (await ada.get("/verify")).text
-    assert (await type_code(ada, code_in(letter))).status == 303
+    assert (await type_code(ada, code_in(message))).status == 303
     assert (await user_named("ada")).email == "new@example.org"
 
 
@@ -227,13 +227,13 @@ async def test_a_password_change_voids_a_pending_change_of_address(
     visitors: Visitors, ada: Visitor
 ) -> None:
     await ada.post("/account/email", email="eve@example.org")
-    (letter,) = await visitors.emails("eve@example.org")
+    (message,) = await visitors.emails("eve@example.org")
     changed = {"password": "another horse and battery", "confirm": "another horse and battery"}
     assert (
         await ada.post("/account/password", current_password=ada.password, **changed)
     ).status == 303
-    assert (await visitors.anonymous().post(link_in(letter))).status == 410
-    assert (await type_code(ada, code_in(letter))).location == "/account"
+    assert (await visitors.anonymous().post(link_in(message))).status == 410
+    assert (await type_code(ada, code_in(message))).location == "/account"
     await ada.post("/account/email/again")
     await visitors.wait_for_outbox()
     assert len(await visitors.emails("eve@example.org")) == 1, "the pending change is void"
@@ -251,7 +251,7 @@ async def test_only_the_mailbox_learns_that_an_address_is_taken(
     await visitors.wait_for_outbox()
     assert not await documents("tokens", code={"$ne": None}, used_at=None)
     told = await visitors.emails("bob@example.org", "You already have an account")
-    assert not any("/verify/" in letter for letter in told)
+    assert not any("/verify/" in message for message in told)
     assert (await type_code(ada, "123456")).status == 422
     assert (await user_named("ada")).email == "ada@example.org"
     assert (await user_named("bob")).email == "bob@example.org"
@@ -261,28 +261,28 @@ async def test_concurrent_verifications_of_one_address_succeed_once(visitors: Vi
     people = [await visitors.member(f"p{number}") for number in range(5)]
     for person in people:
         await person.post("/account/email", email="shared@example.org")
-    letters = await visitors.emails("shared@example.org", count=5)
+    messages = await visitors.emails("shared@example.org", count=5)
     answers = await asyncio.gather(
-        *(visitors.anonymous().post(link_in(letter), password=PASSWORD) for letter in letters)
+        *(visitors.anonymous().post(link_in(message), password=PASSWORD) for message in messages)
     )
     assert sorted(answer.status for answer in answers) == [303] + 4 * [422]
     assert len(await documents("users", email="shared@example.org")) == 1
 
 
 async def test_concurrent_uses_of_a_verification_link_succeed_once(visitors: Visitors) -> None:
-    ada, letter = await newcomer(visitors)
+    ada, message = await newcomer(visitors)
     token = await ada.csrf_token()
     answers = await asyncio.gather(
-        *(ada.send(link_in(letter), {"csrf_token": token}) for _ in range(5))
+        *(ada.send(link_in(message), {"csrf_token": token}) for _ in range(5))
     )
     assert sorted(answer.status for answer in answers) == [303] + 4 * [410]
     assert len(await documents("events", verb="email.confirmed")) == 1
 
 
 async def test_a_code_of_another_account_is_refused(visitors: Visitors) -> None:
-    _, letter = await newcomer(visitors)
+    _, message = await newcomer(visitors)
     eve, _ = await newcomer(visitors, "eve")
-    answer = await type_code(eve, code_in(letter))
+    answer = await type_code(eve, code_in(message))
     assert answer.status == 422
     assert not await is_verified("ada")
     assert not await is_verified("eve")
@@ -300,17 +300,17 @@ async def test_the_current_address_is_refused_as_a_new_one(
 
 
 async def test_the_database_has_no_code_and_no_link_in_clear(visitors: Visitors) -> None:
-    _, letter = await newcomer(visitors)
+    _, message = await newcomer(visitors)
     everything = "".join([str(await documents(name)) for name in ("tokens", "users", "events")])
-    assert link_in(letter).rpartition("/")[2] not in everything
+    assert link_in(message).rpartition("/")[2] not in everything
     (token,) = await documents("tokens")
-    assert code_in(letter) not in str(token)
+    assert code_in(message) not in str(token)
     assert len(token["code"]) == 64
 
 
 async def test_a_sign_in_from_a_new_browser_sends_an_email(visitors: Visitors) -> None:
-    ada, letter = await newcomer(visitors)
-    await ada.post(link_in(letter))
+    ada, message = await newcomer(visitors)
+    await ada.post(link_in(message))
     await ada.post("/logout")
     assert (await ada.sign_in()).status == 303
     other = ada.another_device()

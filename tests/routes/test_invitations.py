@@ -288,11 +288,11 @@ async def test_the_invitation_email_uses_the_configured_origin(
         "Sec-Fetch-Site": "same-origin",
     }
     assert (await root.send(HOME, fields, headers)).status == 303
-    (letter,) = await visitors.emails(BOB)
-    assert "http://127.0.0.1:5000/invited/" in letter
-    assert "evil" not in letter
-    assert "root invites you" in letter
-    secret = link_in(letter).rpartition("/")[2]
+    (message,) = await visitors.emails(BOB)
+    assert "http://127.0.0.1:5000/invited/" in message
+    assert "evil" not in message
+    assert "root invites you" in message
+    secret = link_in(message).rpartition("/")[2]
     for name in ("invitations", "outbox", "events", "notices", "tokens"):
         assert secret not in str(await documents(name))
     (stored,) = await documents("invitations")

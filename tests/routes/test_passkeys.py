@@ -99,7 +99,7 @@ async def test_passkeys_are_added_renamed_and_removed(visitors: Visitors, ada: V
     assert told[0] == "A second factor was added to your account: passkey “Phone”."
     assert told[2] == "A second factor was removed from your account: passkey “Key “A” <b>”."
     added = await visitors.emails(ada.email, "A second factor was added", count=2)
-    assert any(": passkey “Phone”." in letter for letter in added)
+    assert any(": passkey “Phone”." in message for message in added)
     assert await visitors.emails(ada.email, "A second factor was removed")
 
 
@@ -353,8 +353,8 @@ async def test_a_counter_that_decreases_is_refused_and_notified(
     assert notices[0].text == (
         "A sign-in with your passkey “Phone” was refused: there may be a copy of it."
     )
-    letters = await visitors.emails(ada.email, "Your passkey may have been copied", count=3)
-    assert "sign in to the account ada with the passkey “Phone”" in letters[0]
+    messages = await visitors.emails(ada.email, "Your passkey may have been copied", count=3)
+    assert "sign in to the account ada with the passkey “Phone”" in messages[0]
     # The authenticator with the higher counter is still accepted.
     device.count, device.counts = 42, True
     assert (await show(ada, device)).status == 303

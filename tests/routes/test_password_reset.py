@@ -226,10 +226,10 @@ async def test_repeated_reset_requests_send_few_emails_with_valid_links(
     for _ in range(4):
         await visitors.anonymous().post("/forgot", email="ada@example.org")
     await visitors.wait_for_outbox()
-    letters = await visitors.emails("ada@example.org")
-    assert len(letters) == 2
-    for letter in letters:
-        assert (await visitors.anonymous().get(link_in(letter))).status == 200
+    messages = await visitors.emails("ada@example.org")
+    assert len(messages) == 2
+    for message in messages:
+        assert (await visitors.anonymous().get(link_in(message))).status == 200
     past = clock.now() - timedelta(seconds=1)
     await Token.change_all({}, {"$set": {"expires_at": past}})
     await reset_link(visitors)
@@ -286,9 +286,9 @@ async def test_links_in_emails_use_the_configured_origin(
         },
     )
     assert answer.status == 303
-    (letter,) = await visitors.emails("ada@example.org")
-    assert "http://127.0.0.1:5000/reset/" in letter
-    assert "evil" not in letter
+    (message,) = await visitors.emails("ada@example.org")
+    assert "http://127.0.0.1:5000/reset/" in message
+    assert "evil" not in message
 
 
 async def test_a_stored_digest_is_no_reset_link(visitors: Visitors) -> None:

@@ -63,5 +63,5 @@ async def test_the_site_name_is_escaped_everywhere(
 
     assert (await anonymous.post("/forgot", email="ada@example.org")).status == 303
     await visitors.emails("ada@example.org", f"[{NAME}] ")
-    (letter,) = Folder(runtime_of(named).settings.data / "mail").newest(1)
-    assert letter.subject == f"[{NAME}] Set a new password"
+    (message,) = Folder(runtime_of(named).settings.data / "mail").newest(1)
+    assert message.subject == f"[{NAME}] Set a new password"

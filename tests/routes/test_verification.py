@@ -198,9 +198,9 @@ async def test_registering_a_taken_address_looks_like_a_free_one(visitors: Visit
         )
         observations.append([str(part).replace(email, "ADDRESS") for part in observed])
     assert observations[0] == observations[1]
-    letter = await mail_to(visitors, "taken@example.org", TAKEN)
-    assert "/login" in letter
-    assert not any(word in letter for word in ("/verify/", "zq1", "code here"))
+    message = await mail_to(visitors, "taken@example.org", TAKEN)
+    assert "/login" in message
+    assert not any(word in message for word in ("/verify/", "zq1", "code here"))
     assert await visitors.emails("empty@example.org", VERIFY, count=2)
     assert (await Visitor(visitors.app, "taken").sign_in("taken@example.org")).location == "/"
 
@@ -224,9 +224,9 @@ async def test_an_email_to_an_unverified_address_has_no_text_of_the_visitor(
     await newcomer(visitors, "click-here.example", email="victim@example.org")
     await visitors.anonymous().post("/forgot", email="victim@example.org")
     await visitors.wait_for_outbox()
-    letters = await visitors.emails("victim@example.org", count=2)
-    assert not any("click-here" in letter for letter in letters)
-    assert any("did not ask for this" in letter for letter in letters)
+    messages = await visitors.emails("victim@example.org", count=2)
+    assert not any("click-here" in message for message in messages)
+    assert any("did not ask for this" in message for message in messages)
 
 
 async def test_a_taken_username_is_a_form_error(visitors: Visitors) -> None:
@@ -295,12 +295,12 @@ async def test_verifying_and_replacing_at_once_leave_one_account(visitors: Visit
 
 async def test_an_unverified_account_is_erased_after_a_day(visitors: Visitors) -> None:
     ada = await newcomer(visitors)
-    letter = await mail_to(visitors, ada.email)
+    message = await mail_to(visitors, ada.email)
     user = await user_named("ada")
     assert user.deletes_at == user.created_at + timedelta(days=1)
     past = clock.now() - timedelta(seconds=1)
     assert await User.change({"_id": user.id}, {"$set": {"deletes_at": past}})
-    assert (await ada.post("/verify", code=code_in(letter))).status == 422
+    assert (await ada.post("/verify", code=code_in(message))).status == 422
     await account_deletion.erase_now(user.id)
     assert await documents("users") == []
     assert (await ada.get("/verify")).location == "/login"
@@ -432,9 +432,9 @@ async def test_administrators_see_which_addresses_are_unverified(
 
 async def test_a_cookie_of_another_account_verifies_nothing(visitors: Visitors) -> None:
     ada, eve = await newcomer(visitors, "ada"), await newcomer(visitors, "eve")
-    letter = await mail_to(visitors, ada.email)
-    assert (await eve.post("/verify", code=code_in(letter))).status == 422
-    assert (await eve.post(link_in(letter))).status == 422
+    message = await mail_to(visitors, ada.email)
+    assert (await eve.post("/verify", code=code_in(message))).status == 422
+    assert (await eve.post(link_in(message))).status == 422
     assert not (await user_named("ada")).verified
     assert not (await user_named("eve")).verified
 
@@ -442,12 +442,12 @@ async def test_a_cookie_of_another_account_verifies_nothing(visitors: Visitors) 
 async def test_two_accounts_never_hold_one_address(visitors: Visitors) -> None:
     """The address got an account after the email was sent."""
     ada = await newcomer(visitors)
-    letter = await mail_to(visitors, ada.email)
+    message = await mail_to(visitors, ada.email)
     await User.change({"username": "ada"}, {"$set": {"claimed_email": "moved@example.org"}})
     await visitors.account("bob")
     await User.change({"username": "bob"}, {"$set": {"email": ada.email}})
     await User.change({"username": "ada"}, {"$set": {"claimed_email": ada.email}})
-    answer = await ada.post("/verify", code=code_in(letter))
+    answer = await ada.post("/verify", code=code_in(message))
     assert (answer.status, answer.error("code")) == (422, "This email address is taken.")
     assert (await user_named("bob")).email == ada.email
 

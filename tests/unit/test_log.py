@@ -1,4 +1,4 @@
-"""What the log says, and what it may not say (P11)."""
+"""The format of the log, and what it must not contain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 @pytest.mark.parametrize("value", HOSTILE, ids=ascii)
 @pytest.mark.usefixtures("configured")
-def test_in_production_a_line_is_one_object_whatever_a_client_sends(
+def test_a_production_log_line_is_one_json_object_for_any_input(
     value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.configure(production=True)
@@ -56,7 +56,7 @@ def test_in_production_a_line_is_one_object_whatever_a_client_sends(
 
 @pytest.mark.parametrize("value", HOSTILE, ids=ascii)
 @pytest.mark.usefixtures("configured")
-def test_in_development_no_client_paints_the_terminal(
+def test_development_logs_escape_terminal_sequences(
     value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.configure(production=False)
@@ -68,7 +68,7 @@ def test_in_development_no_client_paints_the_terminal(
 
 @pytest.mark.parametrize("production", [True, False])
 @pytest.mark.usefixtures("configured")
-def test_an_error_is_logged_with_its_traceback_and_without_what_was_in_hand(
+def test_an_error_is_logged_with_its_traceback_and_without_locals(
     production: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def check(form: dict[str, str]) -> None:
@@ -89,7 +89,7 @@ def test_an_error_is_logged_with_its_traceback_and_without_what_was_in_hand(
 
 
 @pytest.mark.usefixtures("configured")
-def test_what_libraries_say_is_a_line_like_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_records_of_libraries_have_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure(production=True, worker="7")
     root = logging.getLogger()
     before = [*root.handlers]

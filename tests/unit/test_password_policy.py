@@ -54,7 +54,7 @@ async def scorer() -> AsyncIterator[PasswordScorer]:
     [GOOD, "tr0ub4dor&3-xyzzy", "все счастливые семьи", LONG, EMOJI[:20], EMOJI],
     ids=["words", "symbols", "another script", "256 letters", "emoji", "256 emoji"],
 )
-async def test_good_passwords_are_taken_whatever_they_are_made_of(
+async def test_good_passwords_of_any_characters_are_accepted(
     policy: PasswordPolicy, password: str
 ) -> None:
     assert len(password) <= 256
@@ -78,7 +78,7 @@ async def test_good_passwords_are_taken_whatever_they_are_made_of(
         ("correct horse \ud800 battery", "cannot be used"),
     ],
 )
-async def test_a_refused_password_is_refused_with_a_reason(
+async def test_a_weak_password_is_refused_with_a_reason(
     policy: PasswordPolicy, password: str, says: str
 ) -> None:
     sentence = await policy.weakness(password)
@@ -87,7 +87,7 @@ async def test_a_refused_password_is_refused_with_a_reason(
 
 
 @pytest.mark.parametrize("password", ["zuzanna-wrobel", "ZuzannaWrobel", "kwiaciarnia.example"])
-async def test_a_password_made_of_what_is_known_of_a_person_is_weak(
+async def test_a_password_made_of_personal_data_is_refused(
     policy: PasswordPolicy, password: str
 ) -> None:
     assert await policy.weakness(password) is None
@@ -103,7 +103,7 @@ async def test_the_most_common_passwords_of_leaks_are_refused(policy: PasswordPo
     assert taken == []
 
 
-async def test_words_of_the_context_count_for_nothing(policy: PasswordPolicy) -> None:
+async def test_context_words_do_not_strengthen_a_password(policy: PasswordPolicy) -> None:
     assert {"quartapp", "admin", "moderator", "member"} <= set(CONTEXT_WORDS)
     for word in (*CONTEXT_WORDS, "Zuzanna-Wrobel"):
         for password in (word, word * 3, f"{word}-{word}", f"{word.upper()} 2026!", f"my {word}"):
@@ -127,7 +127,7 @@ def test_the_application_never_scores_in_its_own_process() -> None:
     assert importers == []
 
 
-async def test_the_loop_turns_while_the_costliest_password_is_scored(
+async def test_the_event_loop_runs_while_the_costliest_password_is_scored(
     scorer: PasswordScorer,
 ) -> None:
     scoring = asyncio.create_task(scorer.score(COSTLY, []))
@@ -148,7 +148,7 @@ async def test_only_the_first_characters_are_scored(
     assert (await scorer.score("a" * SCORED_CHARACTERS + strong, [])).score < 3
 
 
-async def test_scoring_past_the_queue_is_refused_at_once(
+async def test_scoring_past_the_queue_limit_is_refused_immediately(
     scorer: PasswordScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = asyncio.Event()
@@ -170,7 +170,7 @@ async def test_scoring_past_the_queue_is_refused_at_once(
     assert (await scorer.score(GOOD, [])).score == 4
 
 
-async def test_answers_stay_with_their_questions_when_a_client_hangs_up(
+async def test_scores_match_their_requests_when_a_client_disconnects(
     scorer: PasswordScorer,
 ) -> None:
     for _ in range(5):

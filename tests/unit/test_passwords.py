@@ -34,7 +34,7 @@ def hasher() -> Iterator[PasswordHasher]:
 # ---- hashes
 
 
-async def test_a_password_fits_its_own_hash_and_no_other(hasher: PasswordHasher) -> None:
+async def test_a_password_matches_only_its_own_hash(hasher: PasswordHasher) -> None:
     stored = await hasher.hash(GOOD)
     assert stored.startswith("$quartapp$")
     assert GOOD not in stored
@@ -64,11 +64,11 @@ async def test_every_character_counts(hasher: PasswordHasher, password: str, oth
     assert not await hasher.verify(other, stored)
 
 
-async def test_one_password_is_one_on_each_keyboard(hasher: PasswordHasher) -> None:
+async def test_unicode_forms_of_a_password_are_equivalent(hasher: PasswordHasher) -> None:
     assert await hasher.verify("cafe\u0301 society", await hasher.hash("café society"))
 
 
-async def test_a_password_that_is_too_long_is_never_normalised(
+async def test_a_password_that_is_too_long_is_not_normalized(
     hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
@@ -98,7 +98,7 @@ async def test_a_password_that_is_too_long_is_never_normalised(
     "password", ["", "\0", "a\0b", "\ud800", "a\udfffb", "x" * 100_000, "😀" * 1000]
 )
 @pytest.mark.parametrize("known", [True, False])
-async def test_no_password_makes_the_check_fail(
+async def test_checking_any_password_raises_no_error(
     hasher: PasswordHasher, password: str, known: bool
 ) -> None:
     stored = await hasher.hash(GOOD) if known else None
@@ -112,19 +112,21 @@ async def test_no_password_makes_the_check_fail(
         *("$quartapp$00000000$$2b$04$" + "a" * 53, "\0", "ü" * 60),
     ],
 )
-async def test_a_hash_that_cannot_be_read_fits_nothing(hasher: PasswordHasher, stored: str) -> None:
+async def test_an_invalid_hash_matches_no_password(hasher: PasswordHasher, stored: str) -> None:
     for password in (GOOD, "", stored):
         assert not await hasher.verify(password, stored)
 
 
-async def test_a_hash_that_was_damaged_fits_nothing(hasher: PasswordHasher) -> None:
+async def test_a_damaged_hash_matches_no_password(hasher: PasswordHasher) -> None:
     good = await hasher.hash(GOOD)
     key = good[: good.rindex("$2b$")]
     for stored in (key, f"{key}plain", f"{key}$2b$04$short", good[:-1], good[:-32]):
         assert not await hasher.verify(GOOD, stored)
 
 
-async def test_a_damaged_hash_under_the_right_key_fits_nothing(hasher: PasswordHasher) -> None:
+async def test_a_damaged_hash_with_the_right_key_matches_no_password(
+    hasher: PasswordHasher,
+) -> None:
     stored = await hasher.hash(GOOD)
     for damaged in (stored[:-1], stored[: stored.rindex("$")], stored.replace("$2b$04", "$2b$xx")):
         assert not await hasher.verify(GOOD, damaged)
@@ -133,7 +135,7 @@ async def test_a_damaged_hash_under_the_right_key_fits_nothing(hasher: PasswordH
 # ---- keys and costs
 
 
-async def test_a_replaced_key_still_checks_what_it_made_and_makes_nothing_new() -> None:
+async def test_a_replaced_key_checks_old_hashes_and_creates_no_new_ones() -> None:
     before, rotated, after = make(OLDER), make(KEY, OLDER), make(KEY)
     old = await before.hash(GOOD)
     assert await rotated.verify(GOOD, old)
@@ -145,14 +147,14 @@ async def test_a_replaced_key_still_checks_what_it_made_and_makes_nothing_new() 
     assert not await before.verify(GOOD, new)
 
 
-async def test_a_hash_of_a_lower_cost_is_outdated_and_one_of_a_higher_is_not() -> None:
+async def test_only_a_hash_of_lower_cost_is_outdated() -> None:
     low, high = make(cost=4), make(cost=5)
     assert high.needs_rehash(await low.hash(GOOD))
     assert not low.needs_rehash(await high.hash(GOOD))
     assert await low.verify(GOOD, await high.hash(GOOD))
 
 
-async def test_the_database_alone_does_not_suffice_to_search_for_a_password() -> None:
+async def test_a_password_cannot_be_searched_with_the_database_alone() -> None:
     stored = (await make(KEY).hash(GOOD)).split("$", 3)[3].encode()
     assert not bcrypt.checkpw(GOOD.encode(), stored)
 
@@ -162,7 +164,7 @@ async def test_the_database_alone_does_not_suffice_to_search_for_a_password() ->
 
 @contextmanager
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
-    """Every call of bcrypt, with the thread it ran in."""
+    """Return the list of bcrypt calls with their threads."""
     calls: list[tuple[str, int]] = []
 
     def watch(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,7 +192,9 @@ async def test_bcrypt_never_runs_on_the_event_loop(
     assert threading.get_ident() not in {thread for _, thread in calls}
 
 
-async def test_nobody_costs_what_somebody_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_checking_an_unknown_user_costs_as_much_as_a_known_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hasher, other = make(KEY, cost=5), make(OLDER, cost=5)
     unknown_key = await other.hash(GOOD)
     stored = await hasher.hash(GOOD)
@@ -213,7 +217,7 @@ async def test_nobody_costs_what_somebody_costs(monkeypatch: pytest.MonkeyPatch)
         assert [hashed[:7] for hashed in hashes] == [b"$2b$05$"], "one check, of the same cost"
 
 
-async def test_no_password_fits_nobody(hasher: PasswordHasher) -> None:
+async def test_no_password_matches_an_unknown_user(hasher: PasswordHasher) -> None:
     for password in ("", GOOD, "\0"):
         assert not await hasher.verify(password, None)
 
@@ -223,7 +227,7 @@ async def test_no_password_fits_nobody(hasher: PasswordHasher) -> None:
 
 @asynccontextmanager
 async def held(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[threading.Semaphore]:
-    """Checks begin, and end when the semaphore lets them."""
+    """Checks start immediately, and end when the semaphore allows it."""
     gate = threading.Semaphore(0)
 
     def wait(*_: bytes) -> bool:
@@ -239,7 +243,7 @@ async def held(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[threading.Semap
 
 
 async def is_busy(hasher: PasswordHasher) -> bool:
-    """Whether one more is turned away. One who is let in is waited for by nobody."""
+    """Return whether one more check is refused. An accepted one keeps running."""
     waiting = asyncio.ensure_future(hasher.verify(GOOD, None))
     try:
         async with asyncio.timeout(0.01):
@@ -251,7 +255,9 @@ async def is_busy(hasher: PasswordHasher) -> bool:
     return False
 
 
-async def test_past_the_queue_there_is_a_refusal_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_checks_past_the_queue_limit_are_refused_immediately(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hasher = make(threads=2, queue=3)
     async with held(monkeypatch) as gate:
         waiting = [asyncio.ensure_future(hasher.verify(GOOD, None)) for _ in range(5)]
@@ -267,7 +273,7 @@ async def test_past_the_queue_there_is_a_refusal_at_once(monkeypatch: pytest.Mon
     hasher.close()
 
 
-async def test_one_who_is_gone_keeps_a_place_until_the_thread_is_free(
+async def test_a_cancelled_check_keeps_its_place_until_its_thread_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hasher = make(threads=1, queue=1)
@@ -277,7 +283,7 @@ async def test_one_who_is_gone_keeps_a_place_until_the_thread_is_free(
         for task in gone:
             task.cancel()
         await asyncio.gather(*gone, return_exceptions=True)
-        assert await is_busy(hasher), "the threads still work for those who left"
+        assert await is_busy(hasher), "the threads still work on the cancelled checks"
         gate.release(2)
         turned_away = True
         async with asyncio.timeout(10):
@@ -286,7 +292,9 @@ async def test_one_who_is_gone_keeps_a_place_until_the_thread_is_free(
     hasher.close()
 
 
-async def test_the_loop_turns_while_passwords_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_event_loop_runs_while_passwords_are_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hasher = make(threads=2, queue=10)
     async with held(monkeypatch) as gate:
         waiting = [asyncio.ensure_future(hasher.verify(GOOD, None)) for _ in range(10)]
@@ -306,7 +314,7 @@ def plain(password: str, cost: int = 4) -> str:
 
 
 @pytest.mark.parametrize("prefix", ["$2b$", "$2a$", "$2y$"])
-async def test_a_plain_bcrypt_hash_fits_its_password_and_is_outdated(
+async def test_a_plain_bcrypt_hash_matches_its_password_and_is_outdated(
     hasher: PasswordHasher, prefix: str
 ) -> None:
     stored = prefix + plain(GOOD)[4:]
@@ -317,7 +325,7 @@ async def test_a_plain_bcrypt_hash_fits_its_password_and_is_outdated(
 
 
 @pytest.mark.parametrize("password", ["ä" * 50, "x" * 100, "cafe\u0301 society", "😀" * 20])
-async def test_a_plain_hash_saw_the_first_72_bytes_as_they_were_typed(
+async def test_a_plain_hash_uses_the_first_72_bytes_as_typed(
     hasher: PasswordHasher, password: str
 ) -> None:
     assert await hasher.verify(password, plain(password))
@@ -325,7 +333,7 @@ async def test_a_plain_hash_saw_the_first_72_bytes_as_they_were_typed(
 
 @pytest.mark.parametrize("stored_form", ["NFC", "NFD"])
 @pytest.mark.parametrize("typed_form", ["NFC", "NFD"])
-async def test_a_plain_hash_fits_its_password_in_either_form_of_unicode(
+async def test_a_plain_hash_matches_its_password_in_either_unicode_form(
     hasher: PasswordHasher, stored_form: Any, typed_form: Any
 ) -> None:
     password, other = "café société 가각", "cafe societe 가각"
@@ -337,19 +345,19 @@ async def test_a_plain_hash_fits_its_password_in_either_form_of_unicode(
 
 
 @pytest.mark.parametrize("password", ["", "\0", "a\0b", "\ud800", "x" * 100_000])
-async def test_no_password_makes_the_check_of_a_plain_hash_fail(
+async def test_checking_any_password_against_a_plain_hash_raises_no_error(
     hasher: PasswordHasher, password: str
 ) -> None:
     assert not await hasher.verify(password, plain(GOOD))
 
 
-async def test_a_hash_that_would_take_for_ever_is_not_tried(hasher: PasswordHasher) -> None:
+async def test_a_hash_of_excessive_cost_is_not_checked(hasher: PasswordHasher) -> None:
     stored = plain(GOOD).replace("$04$", "$31$")
     async with asyncio.timeout(5):
         assert not await hasher.verify(GOOD, stored)
 
 
-async def test_a_password_is_as_much_work_whatever_the_cost_of_the_hash(
+async def test_every_check_takes_as_much_work_as_the_most_costly_hash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     work = 0
@@ -415,7 +423,7 @@ with app.app_context():
 """
 
 
-async def test_hashes_that_the_real_packages_made_fit_and_are_outdated() -> None:
+async def test_hashes_of_flask_bcrypt_and_others_match_and_are_outdated() -> None:
     passwords = [
         GOOD,
         "p\u00e4ss w\u00f6rter " * 8,
@@ -446,8 +454,8 @@ async def test_hashes_that_the_real_packages_made_fit_and_are_outdated() -> None
         hasher.close()
 
 
-async def test_a_scheme_without_a_salt_fits_no_password() -> None:
-    """Somebody who knows that the salt is missing could make the hash of any password fit."""
+async def test_a_hash_scheme_without_a_salt_matches_no_password() -> None:
+    """With a missing salt an attacker could make the hash match any password."""
     hasher, digest = make(), base64.b64encode(hmac.digest(b"", GOOD.encode(), "sha512"))[:72]
     stored = "$flask-security" + bcrypt.hashpw(digest, bcrypt.gensalt(4)).decode()
     assert not await hasher.verify(GOOD, stored)

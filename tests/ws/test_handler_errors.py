@@ -30,7 +30,7 @@ async def app(settings: Settings) -> Quart:
 
 @pytest.fixture
 async def ada(app: Quart) -> AsyncIterator[Person]:
-    """Somebody at a real server, which runs in this process so that it can be broken."""
+    """A signed-in user of a real server in this process, so that a test can break it."""
     async with (
         serving_in_process(app, over=asyncio.Event()) as (host, port),
         Person(f"http://{host}:{port}", "ada", PASSWORD) as ada,
