@@ -38,7 +38,17 @@ UNIDENTIFIED = {"static", "health.alive", "health.ready", "health.numbers"}
 
 
 def create_app(settings: Settings | None = None) -> Quart:
-    """See `quartapp.create_app`."""
+    """Assemble the application and return it. `quartapp.create_app` calls this.
+
+    Without settings, reads them from the environment, and logs a warning for each name there that
+    looks misspelt. Configures the log, installs Quart-Auth, the runtime, the middleware, the pages,
+    `/ws` and the template globals. Connects to nothing yet. Raises StartError.
+
+    At its start, the application opens the database, applies REQUIRE_VERIFIED_EMAIL to all accounts
+    and starts the runtime. At its end, it closes the sockets, then stops the runtime, the database
+    and the hashing threads. Each request, except for static files and health checks, loads the
+    current user and, if its method is unsafe, is checked by `csrf.protect`.
+    """
     unknown = [] if settings else Settings.unknown_names()
     settings = settings or Settings.load()
     log.configure(production=settings.production, worker=settings.worker)
@@ -93,6 +103,8 @@ def create_app(settings: Settings | None = None) -> Quart:
 
 
 def _configure(app: Quart, settings: Settings) -> None:
+    """Set the secret key, the attributes of Quart's session cookie, and the bounds on bodies and
+    times of requests."""
     app.secret_key = settings.secret_key.get_secret_value()
     secure = settings.production
     app.config.update(
@@ -111,6 +123,7 @@ def _configure(app: Quart, settings: Settings) -> None:
 
 
 def _assemble(settings: Settings) -> Runtime:
+    """Create all parts of a worker, connect them with each other, and return them. Starts none."""
     hub = _hub(settings)
     lease = Lease(settings.worker, settings.worker_id)
     receipts = Receipts(hub, lease.worker_id)
@@ -149,6 +162,7 @@ def _assemble(settings: Settings) -> Runtime:
 
 
 def _hub(settings: Settings) -> Hub:
+    """Return the registry of open sockets, with the limits of the settings."""
     limits = Limits(
         sockets=settings.sockets_per_worker,
         per_session=settings.sockets_per_session,

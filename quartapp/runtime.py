@@ -91,7 +91,8 @@ class Runtime:
         """Start the parts in START_ORDER. The database must be connected.
 
         Each part is registered on `stack` before it starts, so that closing the stack also stops
-        one whose start has failed.
+        one whose start has failed. Starts `dispatcher` last. Raises what the start of a part
+        raises.
         """
         for name, _ in START_ORDER:
             part = cast(Part, getattr(self, name))
@@ -115,7 +116,7 @@ def change_listeners(**parts: Listener) -> Sequence[Listener]:
 
 
 def install(app: Quart, runtime: Runtime) -> None:
-    """Make the runtime that of the application."""
+    """Store the runtime in the application, where `runtime()` and `runtime_of` find it."""
     app.extensions[_KEY] = runtime
 
 

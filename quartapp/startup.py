@@ -17,8 +17,8 @@ from quartapp.settings import Settings
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `quartapp serve` prints: the database, and the path of the page that creates the first
-    administrator, or None if there is one."""
+    """What `quartapp serve` prints: the version of the database, and the path of the page that
+    creates the first administrator, or None if there is an administrator."""
 
     database: str
     setup_path: str | None
@@ -27,8 +27,10 @@ class Prepared:
 async def prepare(settings: Settings) -> Prepared:
     """Prepare the database for workers. Called once when a server starts, before its workers do.
 
-    Creates indexes, built-in roles and, if there is no administrator, a token for the setup page.
-    Raises StartError when the database cannot be reached or an index cannot be built.
+    Creates indexes and built-in roles, applies REQUIRE_VERIFIED_EMAIL to all accounts, and, if
+    there is no administrator, creates a token for the setup page, which voids earlier ones. The
+    connection is closed afterwards. Raises StartError when the database cannot be reached or an
+    index cannot be built.
     """
     async with mongo.connected(settings, models.DOCUMENTS):
         await models.prepare()
@@ -51,8 +53,8 @@ async def forget_worker(settings: Settings, worker_id: str) -> None:
 async def open_database(settings: Settings) -> AsyncIterator[None]:
     """Connect the documents to the database inside this context, and prepare it.
 
-    Starts the embedded database if no address is configured, and stops it at the end. Raises
-    StartError.
+    Creates the data folder, and the indexes and built-in roles that are missing. Starts the
+    embedded database if no address is configured, and stops it at the end. Raises StartError.
     """
     settings.make_data_folder()
     async with AsyncExitStack() as stack:

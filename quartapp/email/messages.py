@@ -34,7 +34,8 @@ def write(
     address that the text names. `receiver` is the same address as mail servers know it (see
     `validation.mail_address`). The header must name the same receiver as the envelope, so it is
     built from the two parts of the address: the library would parse a string, and decode what looks
-    encoded. Raises KeyError if a word of the text is missing.
+    encoded. `sender` and `site_name` are address and name in From, `base` is the URL of the site.
+    The Message-ID is the same for each attempt. Raises KeyError if a word of the text is missing.
     """
     # The header of the longest address fits: a folded header would have the address encoded.
     message = EmailMessage((SMTP if receiver.isascii() else SMTPUTF8).clone(max_line_length=900))

@@ -27,18 +27,18 @@ FILES = 500
 
 
 class Undelivered(Exception):
-    """The email was not sent. `for_good` is true if another attempt would fail as well.
+    """The email was not sent. `permanent` is true if another attempt would fail as well.
 
     The text is for the log.
     """
 
-    def __init__(self, trouble: str, *, for_good: bool = False) -> None:
-        super().__init__(trouble)
-        self.for_good = for_good
+    def __init__(self, reason: str, *, permanent: bool = False) -> None:
+        super().__init__(reason)
+        self.permanent = permanent
 
 
-class Carrier(Protocol):
-    async def carry(self, name: str, to: str, message: EmailMessage) -> None:
+class Transport(Protocol):
+    async def send(self, name: str, to: str, message: EmailMessage) -> None:
         """Send the message to the address `to`, ignoring its To header. Raises Undelivered.
 
         `name` identifies the email; a folder uses it as the name of the file.
@@ -46,15 +46,18 @@ class Carrier(Protocol):
         ...
 
 
-def carrier(settings: Settings) -> Carrier:
-    return Smtp(settings) if settings.sends_mail else Folder(settings.data / "mail")
+def transport_for(settings: Settings) -> Transport:
+    """Return the SMTP transport if SMTP_HOST is set, else a folder for files in the data folder."""
+    return SmtpTransport(settings) if settings.sends_mail else MailFolder(settings.data / "mail")
 
 
-class Smtp:
+class SmtpTransport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    async def carry(self, name: str, to: str, message: EmailMessage) -> None:
+    async def send(self, name: str, to: str, message: EmailMessage) -> None:
+        """Send the message in a connection of its own, within SECONDS, with TLS and login as the
+        settings say. Raises Undelivered for all errors of the server and the network."""
         given, login = self._settings, bool(self._settings.smtp_user)
         options = [] if to.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
         try:
@@ -75,10 +78,10 @@ class Smtp:
                     timeout=SECONDS,
                 )
         except (SMTPException, OSError, TimeoutError, ValueError) as error:
-            raise Undelivered(_brief(error), for_good=_is_final(error)) from None
+            raise Undelivered(_brief(error), permanent=_is_permanent(error)) from None
 
 
-def _is_final(error: Exception) -> bool:
+def _is_permanent(error: Exception) -> bool:
     """Whether the server rejected this email permanently (RFC 5321), so that a retry is useless."""
     if isinstance(error, SMTPRecipientsRefused):
         return all(each.code >= 500 for each in error.recipients)
@@ -89,11 +92,12 @@ def _is_final(error: Exception) -> bool:
 
 
 def _brief(error: Exception) -> str:
+    """Return the type and the text of the error, at most 300 characters."""
     return f"{type(error).__name__}: {error}"[:300]
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredEmail:
     """An email in the folder."""
 
     name: str
@@ -104,13 +108,15 @@ class Kept:
     text: str
 
 
-class Folder:
+class MailFolder:
     """Stores emails as `.eml` files with mode 0600 and keeps the newest 500."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    async def carry(self, name: str, to: str, message: EmailMessage) -> None:
+    async def send(self, name: str, to: str, message: EmailMessage) -> None:
+        """Write the message to `<name>.eml`, in a thread, and delete all but the newest FILES
+        emails. Raises Undelivered if a file cannot be written."""
         try:
             # With line feeds, as in other text files.
             content = message.as_bytes(policy=message.policy.clone(linesep="\n"))
@@ -119,6 +125,7 @@ class Folder:
             raise Undelivered(_brief(error)) from None
 
     def _write(self, name: str, content: bytes) -> None:
+        """Create the folder if it is missing, create or replace the file, and delete old files."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = self.path / f".{name}.{os.getpid()}"
         draft.unlink(missing_ok=True)
@@ -129,12 +136,12 @@ class Folder:
         for old in sorted(self.path.glob("*.eml"))[:-FILES]:
             old.unlink(missing_ok=True)
 
-    def newest(self, limit: int) -> list[Kept]:
+    def newest(self, limit: int) -> list[StoredEmail]:
         """Return the newest emails, most recent first. Reads files, so call it in a thread."""
         names = [file.stem for file in sorted(self.path.glob("*.eml"), reverse=True)]
-        return [kept for name in names[:limit] if (kept := self.letter(name))]
+        return [stored for name in names[:limit] if (stored := self.read(name))]
 
-    def letter(self, name: str) -> Kept | None:
+    def read(self, name: str) -> StoredEmail | None:
         """Return the email of this name, or None if there is none or the name is not valid."""
         if not name.replace("-", "").isalnum():
             return None
@@ -146,4 +153,4 @@ class Folder:
         sender, to, subject, date = (
             str(message.get(header, "")) for header in ("From", "To", "Subject", "Date")
         )
-        return Kept(name, sender, to, subject, date, message.get_content())
+        return StoredEmail(name, sender, to, subject, date, message.get_content())

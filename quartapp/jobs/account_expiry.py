@@ -34,12 +34,14 @@ class AccountExpiry(BackgroundTask):
     # ---- listening
 
     def on_change(self, change: Change) -> None:
+        """Wake the task if an account was created or replaced, or its expiry was changed."""
         if change.collection == User.Settings.name and (
             "closes_at" in change.updated_fields or change.document
         ):
             self._news.set()
 
     def on_resync(self) -> None:
+        """Wake the task: changes may have been missed."""
         self._news.set()
 
     def on_disconnect(self) -> None:
@@ -48,6 +50,8 @@ class AccountExpiry(BackgroundTask):
     # ---- watching
 
     async def _watch(self) -> None:
+        """Disable expired accounts, then wait until the next one expires, at most LOOK_EVERY
+        seconds or until an account changes; again and again. Logs failures."""
         while True:
             wait = LOOK_EVERY
             try:
@@ -62,8 +66,11 @@ class AccountExpiry(BackgroundTask):
 
 
 async def disable_expired() -> None:
-    """Disable all expired accounts. Logs a failure and goes on with the next account. Raises what
-    the driver raises when it reads the list of them."""
+    """Disable all expired accounts, which ends their sessions, and log each.
+
+    The last administrator is not disabled: the expiry is removed, and an error is logged. A failure
+    is logged, and the next account is tried. Raises what the driver raises when it reads the list.
+    """
     for user in await account_expiry.due():
         try:
             event = await account_expiry.disable_expired(user)
@@ -77,6 +84,7 @@ async def disable_expired() -> None:
 
 
 async def _until_next() -> float:
+    """Return the seconds until the next account expires, from LEAST to LOOK_EVERY."""
     at = await account_expiry.next_expiry()
     if at is None:
         return LOOK_EVERY

@@ -37,9 +37,10 @@ class LastSeenWriter(BackgroundTask):
         await self._flush()
 
     def note(self, principal: Principal, address: Callable[[], str | None]) -> None:
-        """Note that the session was used. Returns at once: the task writes it within seconds.
+        """Note that the session was used now, for the task to write it within FLUSH_SECONDS.
 
-        `address` is called only if the use will be written.
+        Notes nothing if the last use that was written is more recent than SEEN_EVERY. `address` is
+        called only if the use is noted. Returns at once.
         """
         # Most calls end here. Reading the wall clock costs more than the rest of this method.
         seen_at, until = self._noted.get(principal.session_id, (None, 0.0))
@@ -54,6 +55,7 @@ class LastSeenWriter(BackgroundTask):
         self._noted[principal.session_id] = (principal.seen_at, until)
 
     async def _flush_often(self) -> None:
+        """Write what is noted every FLUSH_SECONDS, and forget sessions that may be noted again."""
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             await self._flush()
@@ -61,6 +63,7 @@ class LastSeenWriter(BackgroundTask):
             self._noted = {key: noted for key, noted in self._noted.items() if noted[1] > now}
 
     async def _flush(self) -> None:
+        """Write all noted uses in one write. If it fails, logs that, and they are lost."""
         pending, self._pending = self._pending, {}
         try:
             await Session.were_seen(pending)

@@ -22,7 +22,7 @@ from quartapp.activities import (
 from quartapp.authority.change_stream import Change
 from quartapp.background import BackgroundTask
 from quartapp.email import messages
-from quartapp.email.transports import Undelivered, carrier
+from quartapp.email.transports import Undelivered, transport_for
 from quartapp.log import log
 from quartapp.models import Mail, User
 from quartapp.models.accounts import email_address, password_reset
@@ -45,10 +45,12 @@ class OutboxWorker(BackgroundTask):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._carrier = carrier(settings)
+        self._transport = transport_for(settings)
         self._news = asyncio.Event()
 
     async def start(self) -> None:
+        """Start the task. In production without SMTP_HOST, logs a warning that emails are stored
+        in a folder."""
         if self._settings.production and not self._settings.sends_mail:
             log.warning("mail_is_kept_in_files", folder=str(self._settings.data / "mail"))
         self._start_task(self._repeat(), "outbox worker")
@@ -56,10 +58,12 @@ class OutboxWorker(BackgroundTask):
     # ---- listening
 
     def on_change(self, change: Change) -> None:
+        """Wake the task if the outbox has changed."""
         if change.collection == Mail.Settings.name:
             self._news.set()
 
     def on_resync(self) -> None:
+        """Wake the task: changes may have been missed."""
         self._news.set()
 
     def on_disconnect(self) -> None:
@@ -68,6 +72,8 @@ class OutboxWorker(BackgroundTask):
     # ---- sending
 
     async def _repeat(self) -> None:
+        """Send what is due, then wait for news of the outbox or LOOK_EVERY seconds; again and
+        again. Logs failures."""
         while True:
             try:
                 await self.deliver()
@@ -84,6 +90,13 @@ class OutboxWorker(BackgroundTask):
             await self._deliver(mail)
 
     async def _deliver(self, mail: Mail) -> None:
+        """Write and send a claimed email, and delete it from the outbox once it was sent or if it
+        is not needed any more.
+
+        If it cannot be sent, it becomes due again later; it is given up after the last attempt, and
+        at once if another attempt would fail as well. Counts and logs the outcome (not: that it was
+        not needed). Raises only what the driver raises when it stores the outcome.
+        """
         what = {"email": mail.letter, "id": str(mail.id)}
         try:
             written = await self._write(mail)
@@ -92,10 +105,10 @@ class OutboxWorker(BackgroundTask):
                 metrics.MAILS.labels("not needed").inc()
                 return
             name = f"{mail.created_at:%Y%m%dT%H%M%S%f}-{mail.id}"
-            await self._carrier.carry(name, *written)
+            await self._transport.send(name, *written)
         except Exception as error:
             # No error of one email may stop the others, and no email is tried forever.
-            for_good = isinstance(error, ValueError) or getattr(error, "for_good", False)
+            for_good = isinstance(error, ValueError) or getattr(error, "permanent", False)
             trouble = str(error) if isinstance(error, Undelivered | Invalid) else repr(error)
             given_up = await mail.failed(trouble, for_good=for_good)
             metrics.MAILS.labels("given up" if given_up else "put off").inc()
@@ -107,10 +120,12 @@ class OutboxWorker(BackgroundTask):
             log.info("mail_sent", **what)
 
     async def _write(self, mail: Mail) -> tuple[str, EmailMessage] | None:
-        """Return the receiver and the message; None if the email is not needed any more.
+        """Return the receiver's address and the message, or None if it is not needed any more, for
+        example because the link would be void or the account was deleted.
 
-        Creates the token that the email has a link for. Raises Invalid for an address that no mail
-        server could know, such as an old version stored, and UnknownEmail.
+        For emails with a link, creates a new token, which voids that of an earlier attempt; so the
+        outbox never contains a usable token. Raises Invalid for an address that no mail server
+        could know, such as an old version stored, and UnknownEmail.
         """
         email, to, words = catalogue.emails.get(mail.letter), mail.to, dict[str, str]()
         if email is None:

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from quart import Blueprint, abort, render_template, request
 
 from quartapp.auth import remote_address
-from quartapp.email.transports import Folder
+from quartapp.email.transports import MailFolder
 from quartapp.middleware import forwarded
 from quartapp.runtime import settings
 
@@ -45,7 +45,7 @@ async def all_of_them() -> str:
 @blueprint.get("/dev/mail/<name>")
 async def one(name: str) -> str:
     """Show an email. Answers 404 if there is none of this name."""
-    letter = await asyncio.to_thread(_folder().letter, name)
+    letter = await asyncio.to_thread(_folder().read, name)
     if letter is None:
         abort(404)
     return await render_template("dev/email.html", letter=letter, text=_with_links(letter.text))
@@ -63,5 +63,5 @@ def _with_links(text: str) -> Markup:
     return Markup("\n").join(lines)
 
 
-def _folder() -> Folder:
-    return Folder(settings().data / "mail")
+def _folder() -> MailFolder:
+    return MailFolder(settings().data / "mail")

@@ -126,7 +126,8 @@ class ForkServer:
 
 
 def main(control: socket.socket) -> int:
-    """Run a fork server, and in each process that it forks a worker. Returns the exit status."""
+    """Run a fork server, and in each process that it forks a worker, which is named worker-N for
+    `ps`. Returns the exit status of this process or of the worker: 0 for the fork server."""
     worker = ForkServer(control).run()
     if worker is None:
         return 0

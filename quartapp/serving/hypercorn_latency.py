@@ -59,6 +59,8 @@ class FastServerConnection(ServerConnection):
         self._watched = True
 
     async def protocol_send(self, event: HTTPEvent) -> None:
+        """Note since when the connection is idle, and restart the idle task if it has ended. Other
+        events are handled by hypercorn."""
         if isinstance(event, Updated):
             self._idle_since = self.loop.time() if event.idle else None
             if event.idle and not self._watched:
@@ -68,6 +70,8 @@ class FastServerConnection(ServerConnection):
             await super().protocol_send(event)
 
     async def _idle_timeout(self) -> None:
+        """Close the connection once it was idle for `keep_alive_timeout` seconds, or LINGER_SECONDS
+        after the worker began to shut down. Returns without closing it if it is busy then."""
         while (since := self._idle_since) is not None:
             try:
                 async with asyncio.timeout_at(since + self.config.keep_alive_timeout):
@@ -83,6 +87,7 @@ class FastServerConnection(ServerConnection):
             await asyncio.shield(self._initiate_server_close())
 
     async def run(self) -> None:
+        """Serve the connection until it ends, and then drop the reference to its protocol."""
         await super().run()
         # The connection and its protocol reference each other.
         vars(self).pop("protocol", None)
@@ -126,6 +131,8 @@ class TeardownScheduler:
         await waiter
 
     def _release(self) -> None:
+        """Release the next RELEASED_PER_TURN waiters if it is time. Schedules itself again as long
+        as there are more, or for the time at which they are due."""
         loop = asyncio.get_running_loop()
         due = min(self._quiet_at, self._release_at)
         if loop.time() < due:
@@ -153,6 +160,8 @@ class DirectChannelStream(WebSocketStream):
     _in_use = False
 
     def send_end_notice(self, text: str, on_message: Callable[[str | bytes], None]) -> None:
+        """Write the text at once, past all queues. From now on, messages of the client go to
+        `on_message` and not to the application. Does nothing if the socket is closed."""
         if self.closed:
             return
         self._in_use = True
@@ -161,6 +170,12 @@ class DirectChannelStream(WebSocketStream):
         self._write(TextMessage(data=text))
 
     def close(self, code: int, reason: str, *, listen: float = 0.0) -> None:
+        """Write the close frame at once, past all queues. The connection is cut after `listen`
+        seconds, at least CUT_SECONDS, if the client has not closed it before.
+
+        With `listen`, messages that arrive until then still go to `on_message`; without, all are
+        dropped. Does nothing if the socket is closed.
+        """
         if self.closed:
             return
         self._in_use = True
@@ -173,12 +188,19 @@ class DirectChannelStream(WebSocketStream):
         self._cut_after(max(listen, CUT_SECONDS))
 
     def _write(self, event: WSProtoEvent) -> None:
+        """Write the frame to the transport, unless the connection is closing."""
         if not self._writer.is_closing():
             # The client may have begun to close the socket.
             with suppress(LocalProtocolError):
                 self._writer.write(self.connection.send(event))
 
     async def handle(self, event: Event) -> None:
+        """Handle an event of the connection, in addition to what WebSocketStream does.
+
+        On the request, offers this stream to the application as `DIRECT_CHANNEL` in the ASGI
+        extensions (HTTP/1.1 only). Data after the close frame first waits for the
+        TeardownScheduler, unless an acknowledgement is waited for. On the end, drops references.
+        """
         if self.state is ASGIWebsocketState.CLOSED and isinstance(event, Body | Data):
             # An acknowledgement that is waited for is read at once: it says when the page was
             # locked. A flood is not waited for, since it is dropped unread.
@@ -198,6 +220,8 @@ class DirectChannelStream(WebSocketStream):
                 self.scope["extensions"][DIRECT_CHANNEL] = self  # type: ignore[assignment]
 
     async def _deliver(self, message: Any) -> None:
+        """Pass a message to the application; once the direct channel is in use, to `on_message`, or
+        to nobody if it is not set. A disconnect always goes to the application."""
         if message["type"] == "websocket.disconnect" or not self._in_use:
             await super()._deliver(message)
         elif self._on_message is not None:
@@ -209,7 +233,7 @@ class DirectChannelStream(WebSocketStream):
 
 
 def install() -> None:
-    """Make hypercorn use these classes in this process, for connections accepted from now on.
+    """Replace hypercorn's classes by these in this process, for connections accepted from now on.
 
     Call it after `hypercorn_security.install()`, whose other classes stay.
     """

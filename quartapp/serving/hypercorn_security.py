@@ -59,11 +59,13 @@ class ServerConnection(tcp_server.TCPServer):
         await asyncio.shield(self._initiate_server_close())
 
     async def _read_data(self) -> None:
+        """Read until the client has gone, and then stop the idle task."""
         await super()._read_data()
         # The client has gone. hypercorn would keep the connection until its idle timeout.
         await self.idle_task.stop()
 
     async def _close(self) -> None:
+        """Close the connection. Errors of a connection that was reset are ignored."""
         # The kernel resets a connection whose client reads nothing (TCP_USER_TIMEOUT).
         with suppress(OSError):
             await super()._close()
@@ -80,11 +82,14 @@ class H11Connection(http1.Connection):
     _chunks = _lines = 0
 
     def receive_data(self, data: bytes) -> None:
+        """Buffer the data, and count the lines of a head that has not been parsed yet."""
         if self.their_state is http1.IDLE:
             self._lines += data.partition(b"\r\n\r\n")[0].count(b"\n")
         super().receive_data(data)
 
     def next_event(self) -> Any:
+        """Return the next event. Raises RemoteProtocolError with the hint 431 for a head of more
+        than HEADERS lines, and 413 for a body in more than BODY_CHUNKS chunks."""
         # The request line is one more.
         if self._lines > HEADERS + 1 and self.their_state is http1.IDLE:
             self._refuse("too many headers", 431)
@@ -98,6 +103,7 @@ class H11Connection(http1.Connection):
         return event
 
     def _refuse(self, reason: str, status: int) -> None:
+        """Put the connection into its error state, and raise RemoteProtocolError."""
         # As h11 does for its own errors: what the application still answers is dropped.
         self._process_error(self.their_role)
         raise http1.RemoteProtocolError(reason, error_status_hint=status)
@@ -119,6 +125,8 @@ class H11Protocol(h11.H11Protocol):
         """Do nothing, where hypercorn would change to HTTP/2."""
 
     async def _create_stream(self, request: http1.Request) -> None:
+        """Start handling a request. Answers 400 to one of ambiguous length or another version of
+        HTTP, and 431 to one with more than HEADERS headers, and closes the connection."""
         names = {name for name, _ in request.headers}
         ambiguous = {b"content-length", b"transfer-encoding"} <= names
         if ambiguous or request.http_version not in (b"1.0", b"1.1"):
@@ -174,6 +182,12 @@ class WebSocketStream(ws_stream.WSStream):
     _messages = _late_bytes = 0
 
     async def handle(self, event: Event) -> None:
+        """Handle an event of the connection as hypercorn does, with these changes.
+
+        Data after the close frame is counted; beyond LATE_BYTES it is dropped, and the connection
+        is cut within CUT_SECONDS. When the handshake was refused, an application that has begun to
+        handle it is told (`websocket.disconnect`, 1006), and the connection is closed.
+        """
         if self.state is ASGIWebsocketState.CLOSED and isinstance(event, Body | Data):
             self._late_bytes += len(event.data)
             if self._late_bytes > LATE_BYTES:
@@ -205,6 +219,8 @@ class WebSocketStream(ws_stream.WSStream):
         await self._put(message)
 
     async def _send_wsproto_event(self, event: WSProtoEvent) -> None:
+        """Send a frame. After a close frame for a message that is too big, closes the connection
+        too, of which the application is told."""
         await super()._send_wsproto_event(event)
         if isinstance(event, CloseConnection) and event.code == CloseReason.MESSAGE_TOO_BIG:
             # hypercorn would go on reading, and not tell the application.

@@ -57,9 +57,11 @@ def _allow_many_files() -> None:
 async def _until_signalled(
     settings: Settings, host: str, port: int, workers: int, fork_server: ForkServerClient
 ) -> int:
-    """Run `_launch` until a signal cancels it, and return exit status 0.
+    """Run `_launch` until a signal cancels it, wait for its clean-up, and return exit status 0.
 
-    Wherever `_launch` is cancelled, each of its context managers cleans up after itself.
+    Installs the handlers of SIGTERM, SIGINT and SIGHUP, which do what `serve` says, unless a signal
+    is ignored already (as SIGHUP under nohup, which is logged). In production, logs the stop.
+    Raises what `_launch` raises.
     """
     requests = SignalRequests()
     launcher = asyncio.create_task(_launch(settings, host, port, workers, fork_server, requests))
@@ -114,9 +116,14 @@ async def _launch(
     fork_server: ForkServerClient,
     requests: SignalRequests,
 ) -> None:
-    """Start the database and the workers, announce the address, and keep the workers running.
+    """Start the database and the workers, print the address, and keep the workers running.
 
-    Runs until cancelled, then ends them in the reverse order. Raises StartError.
+    Creates and locks the data folder, listens, prepares the database, and starts `count` workers at
+    once. When all serve, prints the address. From then on, replaces workers that exit, deletes the
+    heartbeats of those that died, and renews all workers whenever `requests.renewal` is set.
+
+    Runs until cancelled, then ends everything in the reverse order. Raises StartError if something
+    cannot be started.
     """
     settings.make_data_folder()
     with (
@@ -176,6 +183,7 @@ async def _remove_dead_workers(settings: Settings, dead: asyncio.Queue[str]) -> 
 
 
 async def _remove(settings: Settings, worker_id: str) -> None:
+    """Delete the heartbeat of the worker. Logs a failure instead of raising it."""
     try:
         await forget_worker(settings, worker_id)
     except Exception as error:
@@ -244,6 +252,7 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
 
 
 def _origin(listeners: list[socket.socket]) -> str:
+    """Return the http origin of the address on which the sockets listen."""
     ip, port = listeners[0].getsockname()[:2]
     return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
 
@@ -251,6 +260,8 @@ def _origin(listeners: list[socket.socket]) -> str:
 def _announce(
     settings: Settings, url: str, count: int, database: str, setup_path: str | None
 ) -> None:
+    """Print one line with the address, the workers and the database, and a second one with the link
+    of the setup page if there is no administrator. In production, both are JSON."""
     workers = f"{count} worker{'s' if count > 1 else ''}"
     production = settings.production
     print_line(

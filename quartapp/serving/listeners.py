@@ -71,6 +71,8 @@ def _address(settings: Settings, host: str) -> tuple[socket.AddressFamily, str]:
 
 
 def _listen(family: socket.AddressFamily, ip: str, port: int, *, shared: bool) -> socket.socket:
+    """Return a listening socket. With `shared`, others can listen on the same port. Raises
+    OSError."""
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -56,6 +56,12 @@ def run(listener: int, lifeline: socket.socket) -> int:
 
 
 async def _serve(listener: int, lifeline: socket.socket) -> None:
+    """Run hypercorn with the application of the environment's settings, as `run` says.
+
+    Patches hypercorn first. When it is told to stop, sets an alarm that kills the process after
+    GRACE_SECONDS, has each answer close its connection, and closes the sockets of pages. Raises
+    StartError and LifespanFailureError.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,6 +107,7 @@ def _tune_collector(settings: Settings) -> None:
 
 
 def _config(listener: int) -> Config:
+    """Return hypercorn's configuration: the socket, limits and timeouts, and no access log."""
     config = Config()
     config.bind = [f"fd://{listener}"]
     # asyncio accepts up to this many connections in one turn of its loop.

@@ -143,6 +143,7 @@ class ForkServerClient:
 
     @staticmethod
     async def _start_process() -> tuple[socket.socket, Callable[[], Awaitable[object]]]:
+        """Start the process; return our end of the control socket, and what waits for its exit."""
         control, theirs = socket.socketpair()
         with theirs:
             # In a session of its own, so that Ctrl-C in a terminal signals the launcher alone.
@@ -281,6 +282,8 @@ class WorkerSlot:
             self._listener.shutdown(socket.SHUT_RDWR)
 
     async def _fork(self, fork_server: ForkServerClient) -> WorkerProcess | None:
+        """Fork a process of this slot with a new worker id, and have `on_failure` called if it
+        exits with another status than 0. Returns None if it could not be forked."""
         worker_id = secrets.token_hex(8)
         environment = {**self._environment, "QUARTAPP_WORKER_ID": worker_id}
         process = await fork_server.fork(self._listener, environment)
@@ -291,7 +294,8 @@ class WorkerSlot:
     async def _run_process(self) -> int | None:
         """Run a process until it exits, or the successor that `hand_over` has put in its place.
 
-        Returns the exit status; None also when no process could be forked.
+        Sets `started` once it serves, and kills it if it does not get ready in time. Returns the
+        exit status; None also when no process could be forked.
         """
         process = self._current = await self._fork(self.fork_server)
         if process is None:

@@ -7,7 +7,7 @@ import secrets
 import pytest
 from playwright.async_api import Page, expect
 
-from quartapp.email.transports import Folder
+from quartapp.email.transports import MailFolder
 from tests.browser.conftest import (
     NewBrowser,
     is_live,
@@ -39,7 +39,7 @@ async def email_text(server: Server, name: str, subject: str) -> str:
     async def arrived() -> bool:
         found[:] = [
             each.text
-            for each in Folder(server.data / "mail").newest(500)
+            for each in MailFolder(server.data / "mail").newest(500)
             if each.to == f"{name}@example.org" and subject in each.subject
         ]
         return bool(found)

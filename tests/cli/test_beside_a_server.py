@@ -4,7 +4,7 @@ import asyncio
 import secrets
 
 from quartapp import clock
-from quartapp.email.transports import Folder
+from quartapp.email.transports import MailFolder
 from tests.cli.conftest import complaint
 from tests.conftest import PASSWORD
 from tests.people import Person, Server, command, until
@@ -79,7 +79,7 @@ async def test_invitation_is_sent_at_once_and_expiry_appears_on_pages(
     assert "is on its way" in await server.run("user", "invite", email)
 
     async def came() -> bool:
-        return any(letter.to == email for letter in Folder(server.data / "mail").newest(500))
+        return any(letter.to == email for letter in MailFolder(server.data / "mail").newest(500))
 
     await until(came)
     day = f"{clock.now():%Y-%m-%d}"

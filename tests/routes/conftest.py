@@ -22,7 +22,7 @@ from quart.typing import TestClientProtocol as Client
 from werkzeug.datastructures import Headers
 
 from quartapp import clock, create_app
-from quartapp.email.transports import Folder
+from quartapp.email.transports import MailFolder
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import NOBODY
@@ -258,7 +258,7 @@ class Visitors:
 
     async def emails(self, to: str, subject: str = "", *, count: int = 1) -> list[str]:
         """Wait for `count` emails to an address; return their texts, newest first."""
-        folder = Folder(runtime_of(self.app).settings.data / "mail")
+        folder = MailFolder(runtime_of(self.app).settings.data / "mail")
         found: list[str] = []
 
         async def arrived() -> bool:

@@ -12,7 +12,7 @@ from quart import Quart
 
 from quartapp import clock
 from quartapp.activities import PASSWORD_RESET
-from quartapp.email.transports import Folder
+from quartapp.email.transports import MailFolder
 from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, User
 from quartapp.models.accounts import email_address
 from quartapp.models.accounts.one_time_token import Purpose, code_digest, issue_setup
@@ -49,7 +49,7 @@ async def author_with_content(
     role = await Role.add(f"spare-{name}", "", [], by=NOBODY)
     invitation, invited = await create_invitation(f"guest-of-{name}@example.org")
     event = await record_suspicious_event(author)
-    await Folder(settings_of(visitors.app).data / "mail").carry("letter", "", EmailMessage())
+    await MailFolder(settings_of(visitors.app).data / "mail").send("letter", "", EmailMessage())
     return author, {
         "/reset/<token>": f"/reset/{await issue_token(author, Purpose.RESET)}",
         "/verify/<token>": f"/verify/{await issue_token(author, Purpose.CONFIRM)}",

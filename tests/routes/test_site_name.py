@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from quart import Quart
 
 from quartapp import create_app
-from quartapp.email.transports import Folder
+from quartapp.email.transports import MailFolder
 from quartapp.routes.factors import pages
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
@@ -63,5 +63,5 @@ async def test_the_site_name_is_escaped_everywhere(
 
     assert (await anonymous.post("/forgot", email="ada@example.org")).status == 303
     await visitors.emails("ada@example.org", f"[{NAME}] ")
-    (message,) = Folder(runtime_of(named).settings.data / "mail").newest(1)
+    (message,) = MailFolder(runtime_of(named).settings.data / "mail").newest(1)
     assert message.subject == f"[{NAME}] Set a new password"
