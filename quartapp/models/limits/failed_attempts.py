@@ -1,9 +1,9 @@
-"""Failed attempts to sign in, such as wrong passwords, with a growing delay after each further one.
+"""Failed attempts to sign in, such as wrong passwords, with a growing delay after too many.
 
-A key names what is counted, for example an account and a network. `limit.amount` failures are free.
-Each failure after that blocks the key for a while: one second, then twice as long each time, at
-most the period of the limit. The failures of a key are forgotten when a whole period has passed,
-after its last block, without another failure.
+A key names what is counted, for example an account and a network. The failure number `limit.amount`
+blocks the key for one second, and each further failure for twice as long as the one before, at most
+the period of the limit. The failures of a key are forgotten when a whole period has passed, after
+its last block, without another failure.
 
 Call `begin` before an attempt, then one of `fail`, `withdraw` and `forgive`. All times are by the
 clock of the database.
@@ -87,10 +87,10 @@ class FailedAttempts(Record):
 
     @classmethod
     async def fail(cls, key: str, guess: PydanticObjectId, limit: RateLimitItem) -> None:
-        """Record that the attempt failed: count it, and block the key if the free failures are used
-        up.
+        """Record that the attempt failed: add one failure, and block the key if these are at least
+        `limit.amount`.
 
-        Removes the attempt from `under_way`.
+        Removes the attempt from `under_way`. The failures are forgotten one period after the block.
         """
         period = timedelta(seconds=limit.get_expiry())
         doubled = {"$pow": [2, {"$min": [20, {"$subtract": ["$failed", limit.amount]}]}]}
