@@ -66,6 +66,6 @@ class LastSeenWriter(BackgroundTask):
         """Write all noted uses in one write. If it fails, logs that, and they are lost."""
         pending, self._pending = self._pending, {}
         try:
-            await Session.were_seen(pending)
+            await Session.record_use(pending)
         except Exception as error:
             log.warning("seen_not_written", sessions=len(pending), error=type(error).__name__)

@@ -313,7 +313,7 @@ class Dispatcher:
         """Mark the sessions as online, in the database, until two sweeps from now."""
         until = clock.now() + 2 * timedelta(seconds=self._sweep_seconds)
         for cut in _split(sessions):
-            await Session.say_online(cut, until=until)
+            await Session.mark_online(cut, until=until)
 
 
 def _split(ids: Collection[Id]) -> Iterator[list[Id]]:

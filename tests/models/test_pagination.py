@@ -116,7 +116,7 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "events about a user": (lambda u: Event.page(subject=u.id, limit=5), 3, 7),
     "users": (lambda _: User.search("", limit=5), 2, 7),
     "users after a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
-    "active sessions": (lambda _: Session.on_now(limit=5), 2, 10),
+    "active sessions": (lambda _: Session.active_page(limit=5), 2, 10),
     "a session by its token": (lambda _: session_rule.state_by_digest(digest_of("3 3")), 1, 3),
     "a user by name": (lambda _: User.by_username("USER07"), 2, 2),
     "a user by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
@@ -200,7 +200,7 @@ async def test_a_cursor_returns_missed_notifications_in_order_each_once(users: l
 
 async def test_active_sessions_are_listed_by_last_use(users: list[User]) -> None:
     seen: list[Session] = []
-    while page := await Session.on_now(
+    while page := await Session.active_page(
         before=(seen[-1].seen_at, seen[-1].id) if seen else None, limit=70
     ):
         seen += page
@@ -217,7 +217,7 @@ async def test_sessions_used_in_the_same_millisecond_are_listed_once_each(
 ) -> None:
     await db["sessions"].update_many({}, {"$set": {"seen_at": clock.now()}})
     seen: list[Session] = []
-    while page := await Session.on_now(
+    while page := await Session.active_page(
         before=(seen[-1].seen_at, seen[-1].id) if seen else None, limit=70
     ):
         seen += page

@@ -252,7 +252,7 @@ async def test_a_session_expires_at_its_end_or_when_idle(
     await move(session, **times)
     # Lists omit it before its first check.
     assert session.id not in {each.id for each in await Session.of_user(ada.id)}
-    assert session.id not in {each.id for each in await Session.on_now()}
+    assert session.id not in {each.id for each in await Session.active_page()}
     assert (await ended_session(token)).reason is Reason.EXPIRED
     assert not_none(await Session.get(session.id)).ended_reason == Reason.EXPIRED
     await move(session, expires_at=HOUR, seen_at=timedelta(0))
@@ -289,8 +289,8 @@ async def test_an_ended_session_is_not_marked_as_used_or_online(db: Database, ad
     session, _ = await sign_in(ada)
     await session.end(Reason.SIGNED_OUT, by=acting(ada))
     before = await db["sessions"].find_one({"_id": session.id})
-    await Session.were_seen({session.id: (clock.now(), "192.0.2.8")})
-    await Session.say_online([session.id], until=clock.now() + HOUR)
+    await Session.record_use({session.id: (clock.now(), "192.0.2.8")})
+    await Session.mark_online([session.id], until=clock.now() + HOUR)
     assert await db["sessions"].find_one({"_id": session.id}) == before
 
 
@@ -344,5 +344,5 @@ async def test_a_session_is_online_until_a_set_time(ada: User) -> None:
     session, _ = await sign_in(ada)
     assert not session.online
     for away, online in ((MINUTE, True), (-MINUTE, False)):
-        await Session.say_online([session.id], until=clock.now() + away)
+        await Session.mark_online([session.id], until=clock.now() + away)
         assert not_none(await Session.get(session.id)).online is online

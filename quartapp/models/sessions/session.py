@@ -145,7 +145,7 @@ class Session(Record):
         return {session.id: session for session in found}
 
     @classmethod
-    async def on_now(
+    async def active_page(
         cls, *, before: tuple[datetime, PydanticObjectId] | None = None, limit: int = 50
     ) -> list[Self]:
         """Return a page of the active sessions of all users, most recently used first, with their
@@ -170,7 +170,7 @@ class Session(Record):
             yield [row["_id"] for row in rows]
 
     @classmethod
-    async def were_seen(cls, seen: Mapping[PydanticObjectId, tuple[datetime, str | None]]) -> None:
+    async def record_use(cls, seen: Mapping[PydanticObjectId, tuple[datetime, str | None]]) -> None:
         """Store when and from which IP address sessions were last used, in one bulk write.
 
         Skips sessions that have ended, or that another worker has seen later.
@@ -199,7 +199,7 @@ class Session(Record):
         return self.online_until is not None and self.online_until > clock.now()
 
     @classmethod
-    async def say_online(cls, ids: Collection[PydanticObjectId], *, until: datetime) -> None:
+    async def mark_online(cls, ids: Collection[PydanticObjectId], *, until: datetime) -> None:
         """Report that pages of these sessions are open, valid until the given time. Skips ended
         ones.
         """

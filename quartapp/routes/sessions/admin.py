@@ -18,6 +18,6 @@ PAGE = 50
 @permission_required(Permission.SESSIONS_MANAGE)
 async def index() -> str:
     """Show a page of the active sessions of all users, the last used first."""
-    rows = await Session.on_now(before=moment_and_id_after(), limit=PAGE + 1)
+    rows = await Session.active_page(before=moment_and_id_after(), limit=PAGE + 1)
     sessions, older = cut(rows, PAGE, lambda row: f"{row.seen_at.isoformat()}_{row.id}")
     return await render_template("sessions/admin_list.html", sessions=sessions, next=older)
