@@ -173,7 +173,7 @@ class Session(Record):
     async def record_use(cls, seen: Mapping[PydanticObjectId, tuple[datetime, str | None]]) -> None:
         """Store when and from which IP address sessions were last used, in one bulk write.
 
-        Skips sessions that have ended, or that another worker has seen later.
+        Increments `uses`. Skips sessions that have ended, or that another worker has seen later.
         """
         writes = [
             UpdateOne(
@@ -187,7 +187,9 @@ class Session(Record):
 
     @property
     def lives(self) -> bool:
-        """Whether it has neither ended nor expired. More is asked by `authority.session_rule`."""
+        """Whether it has neither ended nor expired. `authority.session_rule` has the other
+        conditions.
+        """
         deadline = expiry.deadline(self.expires_at, self.seen_at, self.idle_seconds)
         return self.ended_at is None and deadline > clock.now()
 
