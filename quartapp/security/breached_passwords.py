@@ -23,7 +23,7 @@ HEADERS = {"Add-Padding": "true", "User-Agent": "quartapp", "Accept-Encoding": "
 
 
 class BreachedPasswords:
-    """Asks the service at `url`, to which the five digits are appended."""
+    """A client of the service at `url`, to which the first five digits are appended."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
@@ -47,12 +47,15 @@ class BreachedPasswords:
         return digest[PREFIX_DIGITS:] in suffixes
 
     async def close(self) -> None:
+        """Close the connections."""
         if self._client:
             await self._client.aclose()
 
     async def _known_suffixes(self, prefix: str) -> set[str]:
-        """The rest of each known hash that begins so. Raises HTTPError, and ValueError if the
-        answer is too long."""
+        """Ask the service, and return the rest of each known hash with this prefix.
+
+        Raises HTTPError, and ValueError if the answer is too long or not ASCII.
+        """
         if self._client is None:
             self._client = httpx.AsyncClient(headers=HEADERS, timeout=TIMEOUT_SECONDS)
         text = b""
@@ -63,5 +66,5 @@ class BreachedPasswords:
                 if len(text) > MAX_RESPONSE_BYTES:
                     raise ValueError("the answer is too long")
         pairs = (line.partition(":") for line in text.decode("ascii").upper().splitlines())
-        # What has a count of 0 is padding.
+        # Lines with a count of 0 are padding.
         return {rest.strip() for rest, _, count in pairs if count.strip().strip("0")}

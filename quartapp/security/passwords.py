@@ -1,9 +1,8 @@
-"""Passwords: how their hashes are made and checked. `password_policy` says which are accepted.
+"""Hashing and verifying passwords. `password_policy` decides which passwords are accepted.
 
-A hash is `$quartapp$<key id>$<bcrypt>`, where bcrypt sees a keyed digest of the password: bcrypt
-itself reads 72 bytes at most, and a stolen database alone cannot be searched without the key.
-Hashes of three schemes that other applications use are read too (see SCHEMES), and are outdated
-from the start: the sign-in replaces them.
+A hash is `$quartapp$<key id>$<bcrypt>`. bcrypt hashes a keyed digest of the password, because it
+reads 72 bytes at most, and because a stolen database is useless without the key. Hashes of three
+schemes of other applications are accepted too (see SCHEMES); the next sign-in replaces them.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ class Busy(RetryLater):
 
 
 class PasswordHasher:
-    """bcrypt in threads of its own, never on the event loop, with a queue that has an end.
+    """Hashes and verifies passwords with bcrypt in a pool of threads with a bounded queue.
 
-    `keys` are the secrets for the keyed digest: the first makes new hashes, all are tried by
-    the id in a stored hash, so that a key can be replaced while people sign in.
+    `keys` are the secrets for the keyed digest. The first makes new hashes. A stored hash names
+    its key, so older hashes verify after a key was replaced.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class PasswordHasher:
         )
 
     def check_capacity(self) -> None:
-        """Raises Busy when the queue is full, for whoever has work to do before."""
+        """Raise Busy, and log it, if the queue is full. For callers that do other work before."""
         if self._pending >= self._capacity:
             log.warning("excess_rate_limit_exceeded", what="passwords")
             raise Busy
@@ -147,7 +146,7 @@ class PasswordHasher:
         return fits[0] and key is not None and stored is not None
 
     def _bcrypt_input(self, typed: bytes, scheme: str) -> bytes:
-        """What bcrypt was given for this password, of which it reads 72 bytes."""
+        """Return the bytes that the scheme passes to bcrypt for this password, at most 72."""
         if scheme == "flask-bcrypt-long":
             return hashlib.sha256(typed).hexdigest().encode()
         if scheme == "flask-security":
@@ -156,14 +155,14 @@ class PasswordHasher:
 
     def _check_at_cost(self, digest: bytes, hashed: bytes, cost: int) -> bool:
         fits = _checkpw(digest, hashed)
-        # Each cost is twice the work of the one before: together they make up the difference. Also
-        # where it fits, for the account may be a closed one.
+        # Each cost doubles the work, so these hashes add up to the difference. A correct password
+        # takes as long, because the account may be disabled.
         for missing in range(cost_of(hashed), max(self._cost, cost)):
             bcrypt.hashpw(digest, bcrypt.gensalt(missing))
         return fits
 
     def needs_rehash(self, stored: str) -> bool:
-        """Whether the hash was made with an older key or a lower cost, so should be made anew."""
+        """Return whether the hash was made with an older key or a lower cost."""
         key_id, hashed = _split(stored)
         return key_id != self._current_key_id or cost_of(hashed) < self._cost
 
@@ -194,20 +193,25 @@ def scheme_of(stored: str) -> str | None:
 
 
 def _lower_thread_priority() -> None:
-    """A thread that hashes takes a whole core, which the event loop may need. Linux alone gives
-    single threads a priority; elsewhere they stay as they are."""
+    """Give the current thread a lower priority, so that hashing does not slow the event loop.
+
+    Does nothing where the system has no priorities for threads; only Linux has.
+    """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _digest(key: bytes, password: str) -> bytes:
-    """64 characters that bcrypt reads whole. NFC, so that one password is one on each keyboard."""
+    """Return the keyed digest of the password, 64 characters, which bcrypt reads completely.
+
+    The password is normalized to NFC, because keyboards differ in how they send accents.
+    """
     text = unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
     return base64.b64encode(hmac.digest(key, text, "sha384"))
 
 
 def _normal_forms(password: str, *normal: Literal["NFC", "NFD", "NFKD"]) -> list[bytes]:
-    """The bytes that another application may have hashed for this password, as typed first."""
+    """Return the password as UTF-8: as typed, and in the normal forms that differ from it."""
     typed = (password, *(unicodedata.normalize(form, password) for form in normal))
     return list(dict.fromkeys(text.encode("utf-8", "surrogatepass") for text in typed))
 
@@ -222,7 +226,7 @@ def _split(stored: str) -> tuple[str, bytes]:
 
 
 def cost_of(hashed: bytes) -> int:
-    """The cost of a bcrypt hash; for what is none, the lowest that there is."""
+    """Return the cost of a bcrypt hash, or 4, the lowest cost, for anything else."""
     found = re.match(rb"\$2[aby]\$(\d\d)\$", hashed)
     return max(4, int(found[1])) if found else 4
 

@@ -1,4 +1,4 @@
-"""WebAuthn: what a browser is asked for, and whether its answer is true. No database, no page."""
+"""WebAuthn: options for the browser, and verification of its responses. No database, no page."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ _RANDOM_BYTES, _TIME_BYTES = 16, 8
 
 
 class VerificationFailed(Exception):
-    """The answer is not what was asked for. Its text is for the log."""
+    """A response of the browser is not valid. The text is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelyingParty:
-    """The name that passkeys are made for, and the origins whose pages may ask for them."""
+    """The domain to which passkeys belong, and the origins whose pages may use them."""
 
     rp_id: str
     origins: tuple[str, ...]
 
     @classmethod
     def for_origin(cls, origin: str, others: Iterable[str] = ()) -> RelyingParty | None:
-        """None where the origin's host is no name but an address: WebAuthn has no passkeys there.
+        """Return the relying party of the origin, or None if its host is an IP address.
 
-        Of the others those count whose host is the same, or below it.
+        WebAuthn requires a domain name. Of the other origins it keeps those on subdomains.
         """
         host = urlsplit(origin).hostname or ""
         if not host or ":" in host or host.replace(".", "").isdigit():
@@ -61,21 +61,23 @@ class RelyingParty:
 
 @dataclass(frozen=True, slots=True)
 class ChallengeSigner:
-    """Who makes challenges: with the server's key, for what the page that asks is bound to.
+    """Creates and checks challenges that carry their time and a signature with the server's key.
 
-    A challenge says itself when it was made and for whom, under a seal, so nothing is stored for
-    the many that nobody answers. One that was answered must be remembered for as long as it lasts.
+    `binding` says for what and whom a challenge is, such as a session. Nothing is stored for a
+    challenge. The caller has to store one that was answered for CHALLENGE_LIFETIME, so that it is
+    not accepted again.
     """
 
     key: str
     binding: str
 
     def new_challenge(self) -> bytes:
+        """Return a new challenge: random bytes, the time and the signature."""
         said = secrets.token_bytes(_RANDOM_BYTES) + _milliseconds().to_bytes(_TIME_BYTES)
         return said + self._signature(said)
 
     def check(self, challenge: bytes) -> None:
-        """Raises Refused for a challenge that is old, or somebody else's."""
+        """Raise VerificationFailed if the challenge is too old or has another key or binding."""
         said, seal = (
             challenge[: _RANDOM_BYTES + _TIME_BYTES],
             challenge[_RANDOM_BYTES + _TIME_BYTES :],
@@ -93,7 +95,7 @@ class ChallengeSigner:
 
 @dataclass(frozen=True, slots=True)
 class NewPasskey:
-    """A new passkey, as its authenticator described it."""
+    """A new passkey, from a verified registration response."""
 
     challenge: bytes
     credential_id: str
@@ -105,7 +107,7 @@ class NewPasskey:
 
 @dataclass(frozen=True, slots=True)
 class PasskeyAssertion:
-    """An answer of somebody who says to have this passkey. Not true until `verify` returns."""
+    """A response of a browser that claims to have this passkey. Call `verify` to check it."""
 
     relying_party: RelyingParty
     challenge: bytes
@@ -114,7 +116,11 @@ class PasskeyAssertion:
     _credential: Any
 
     def verify(self, public_key: bytes) -> tuple[int, bool]:
-        """The authenticator's counter, and whether the passkey is backed up. Raises Refused."""
+        """Verify the response with the passkey's public key. Raises VerificationFailed.
+
+        Return the authenticator's counter, and whether the passkey is backed up. The counter is not
+        compared with the stored one: see `Passkey.use`.
+        """
         try:
             verified = webauthn.verify_authentication_response(
                 credential=self._credential,
@@ -122,8 +128,8 @@ class PasskeyAssertion:
                 expected_rp_id=self.relying_party.rp_id,
                 expected_origin=list(self.relying_party.origins),
                 credential_public_key=public_key,
-                # The library would judge the counter before the signature, so that anybody could
-                # make a passkey seem copied. See Passkey.use.
+                # The library compares the counter before it verifies the signature, so that anyone
+                # could make a passkey look copied. `Passkey.use` compares it afterwards.
                 credential_current_sign_count=0,
                 require_user_verification=True,
             )
@@ -141,8 +147,11 @@ def registration_options(
     username: str,
     existing: Iterable[tuple[str, Iterable[str]]],
 ) -> dict[str, Any]:
-    """For `navigator.credentials.create`, as JSON: a passkey that is found without a username,
-    and that asks its owner for a finger, a face or a PIN. `existing` are ids and transports."""
+    """Return the options for `navigator.credentials.create`, as JSON values.
+
+    They ask for a discoverable passkey with user verification, for sign-in without a username.
+    `existing` has the ids and transports of the user's passkeys, whose authenticators refuse.
+    """
     options = webauthn.generate_registration_options(
         rp_id=relying_party.rp_id,
         rp_name=site_name,
@@ -165,7 +174,10 @@ def authentication_options(
     *,
     known: Iterable[tuple[str, Iterable[str]]] = (),
 ) -> dict[str, Any]:
-    """For `navigator.credentials.get`, as JSON: one of these passkeys, or any of the site's."""
+    """Return the options for `navigator.credentials.get`, as JSON values.
+
+    `known` has the ids and transports of the passkeys that may answer; empty allows any.
+    """
     options = webauthn.generate_authentication_options(
         rp_id=relying_party.rp_id,
         challenge=signer.new_challenge(),
@@ -179,7 +191,10 @@ def authentication_options(
 def verify_registration(
     relying_party: RelyingParty, signer: ChallengeSigner, response: str
 ) -> NewPasskey:
-    """What came of `ask_to_make`. Raises Refused."""
+    """Verify the browser's response to `registration_options` and return the new passkey.
+
+    Raises VerificationFailed. Does not check whether the challenge was used before.
+    """
     try:
         credential = parse_registration_credential_json(_parse_json(response))
         challenge = _checked_challenge(signer, credential.response.client_data_json)
@@ -191,7 +206,7 @@ def verify_registration(
             require_user_verification=True,
         )
     except Exception as error:
-        # Bytes of strangers go wrong in many ways, in many libraries.
+        # Malformed input raises many kinds of errors in several libraries.
         raise VerificationFailed(str(error)) from error
     if (
         len(verified.credential_id) > MAX_ID_BYTES
@@ -211,7 +226,10 @@ def verify_registration(
 def parse_assertion(
     relying_party: RelyingParty, signer: ChallengeSigner, response: str
 ) -> PasskeyAssertion:
-    """What came of `ask_to_show`, not verified yet. Raises Refused."""
+    """Parse the browser's response to `authentication_options` and check its challenge.
+
+    The signature is not verified yet: see `PasskeyAssertion.verify`. Raises VerificationFailed.
+    """
     try:
         credential = parse_authentication_credential_json(_parse_json(response))
         challenge = _checked_challenge(signer, credential.response.client_data_json)
@@ -224,6 +242,8 @@ def parse_assertion(
 
 
 def _checked_challenge(signer: ChallengeSigner, client_data: bytes) -> bytes:
+    """Return the challenge in the client data. Raises VerificationFailed, also if a page of another
+    origin has embedded the asking page."""
     said = parse_client_data_json(client_data)
     if said.cross_origin:
         raise VerificationFailed("asked for by a page inside another one")
