@@ -223,7 +223,7 @@ async def load_current_user() -> None:
     For before_request. Refuses nothing. Raises what the driver raises.
 
     A request with the header `X-Background` does not count as a use of the session: open pages send
-    it by themselves, also when nobody looks at them.
+    it by themselves, also when the user is not looking at them.
     """
     user = unwrapped_current_user()
     await user.load()

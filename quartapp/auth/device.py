@@ -44,8 +44,8 @@ def known_browser() -> str | None:
     """Return the digest that identifies this browser, or None if it has no browser cookie.
 
     `remember_browser` sets the cookie at sign-in, for a year. It grants no access: it tells rate
-    limits and notifications that an account was used in this browser before. Whether it was used
-    for a given account is for `is_known_browser` to say.
+    limits and notifications that an account was used in this browser before. `is_known_browser`
+    checks whether that was a given account.
     """
     token = _browser_token()
     return token and digest_of(token)

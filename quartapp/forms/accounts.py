@@ -28,6 +28,7 @@ def email_field(
 
 
 def username_field() -> StringField:
+    """Return a required field whose value is trimmed and checked by `validation.check_username`."""
     return StringField(
         "Username",
         filters=[tidy],
@@ -40,6 +41,7 @@ def username_field() -> StringField:
 
 
 def new_password_field(label: str) -> PasswordField:
+    """Return a required field. The password policy is applied elsewhere."""
     return PasswordField(
         label,
         description="At least 8 characters. A few unrelated words make a good password.",
@@ -48,6 +50,7 @@ def new_password_field(label: str) -> PasswordField:
 
 
 def repeated_field(label: str) -> PasswordField:
+    """Return a required field that must equal the field `password`."""
     return PasswordField(
         label,
         validators=[

@@ -22,6 +22,8 @@ class AppCodeForm(Form):
 
 
 def name_field() -> StringField:
+    """Return a required field for the name of a passkey: trimmed, printable, at most 60 characters,
+    without characters that change the direction of text."""
     return StringField(
         "Name",
         filters=[tidy],

@@ -31,6 +31,7 @@ class DeleteForm(Form):
         self._expected = username
 
     def validate_username(self, field: StringField) -> None:
+        """Raise ValidationError unless the text equals the username passed to `expect`."""
         if field.data != self._expected:
             raise ValidationError(f"Enter {self._expected} exactly as shown.")
 

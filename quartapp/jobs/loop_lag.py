@@ -18,6 +18,7 @@ class LoopLagMonitor(BackgroundTask):
         self._start_task(self._measure(), "loop lag")
 
     async def _measure(self) -> None:
+        """Measure until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + INTERVAL_SECONDS

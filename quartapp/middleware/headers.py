@@ -91,6 +91,8 @@ class ResponseHeaders:
             _seconds(method).observe(time.perf_counter() - began)
 
     def _headers(self, scope: Scope, message: Any) -> Headers:
+        """Return the headers for a page, a static file, or a static file with the hash of its
+        content in the query."""
         if not scope["path"].startswith("/static/"):
             return self._page
         # The query has a hash of the content, so the content never changes.

@@ -220,8 +220,9 @@ class DirectChannelStream(WebSocketStream):
                 self.scope["extensions"][DIRECT_CHANNEL] = self  # type: ignore[assignment]
 
     async def _deliver(self, message: Any) -> None:
-        """Pass a message to the application; once the direct channel is in use, to `on_message`, or
-        to nobody if it is not set. A disconnect always goes to the application."""
+        """Pass a message to the application. Once the direct channel is in use, pass it to
+        `on_message` instead, or drop it if that is not set. A disconnect always reaches the
+        application."""
         if message["type"] == "websocket.disconnect" or not self._in_use:
             await super()._deliver(message)
         elif self._on_message is not None:

@@ -143,12 +143,15 @@ def _network(text: object) -> object:
 
 
 def _host_or_blank(text: str) -> str:
+    """Return the text. Raises ValueError unless it is empty or `is_host`."""
     if text and not is_host(text):
         raise ValueError("write the name of a host alone, like smtp.example.org")
     return text
 
 
 def _one_line(text: str) -> str:
+    """Return the text without surrounding blanks. Raises ValueError if it is longer than 200
+    characters or not printable, as with a line break."""
     if not text.isprintable() or len(text) > 200:
         raise ValueError("write an email address, a link or a short text, on one line")
     return text.strip()

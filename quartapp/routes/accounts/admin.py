@@ -67,9 +67,8 @@ async def grant(username: str) -> Any:
     """Grant the role, wait until all workers know it, and redirect to the user's page with a
     message.
 
-    An invalid form is shown on the user's page (422). Answers 404 for a user or role that does not
-    exist. A missing permission or a role that the administrator may not grant raises an error,
-    which is shown on the user's page.
+    An invalid form is shown on the user's page (422), and so is the error of a role that the
+    administrator may not grant (403). Answers 404 for a user or role that does not exist.
     """
     person = await find(username)
     form = await GrantForm.from_request()

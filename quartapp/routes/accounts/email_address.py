@@ -97,8 +97,8 @@ async def show_change() -> Any:
 @returns_to(show_change, "/account/email")
 @login_required
 async def keep() -> Any:
-    """Cancel a change of the address that is not verified yet, which voids its link and code.
-    Redirects to `/account` with a message."""
+    """Cancel a change of the address that is not verified yet, so that its link and code no longer
+    work. Redirects to `/account` with a message."""
     await email_address.forget(await signed_in_user())
     await flash("The change was cancelled. Your email address stays the same.", "info")
     return see_other("/account")
@@ -273,10 +273,12 @@ async def by_link(token: str) -> Any:
 async def undo(token: str) -> Any:
     """Restore the address that an account had before a change. GET shows a page with a button.
 
-    The POST restores it, ends all sessions of the account, waits until no worker accepts them, and
-    redirects to a new link for setting the password, with a message. Needs no sign-in: the link was
-    sent to the old address. A void link gets a page with 410; if another account has the address,
-    the form says so (422).
+    The POST restores it, voids the password, removes recovery codes and the factors added since the
+    change, and ends all sessions of the account (see `email_address.undo`). Waits until no worker
+    accepts them, removes the cookie if this browser was signed in to the account, and redirects to
+    a new link for setting the password, with a message. Needs no sign-in: the link was sent to the
+    old address. A void link gets a page with 410; if another account has the address, the form says
+    so (422).
     """
     asked = await email_address.undo_asked_by(token)
     if asked is None:
@@ -306,6 +308,7 @@ async def undo(token: str) -> Any:
 
 
 async def _gone() -> Any:
+    """Answer a void link with a page and 410."""
     return await render_template("accounts/verify_gone.html"), 410
 
 
