@@ -26,7 +26,10 @@ class CookieSerializer(URLSafeTimedSerializer):
     """
 
     def loads(self, s: Any, max_age: int | None = None, *args: Any, **options: Any) -> Any:
-        """Return the signed value; `max_age` is ignored. Raises BadSignature if no key fits."""
+        """Return the signed value; `max_age` is ignored.
+
+        Raises `itsdangerous.BadSignature` if no key fits.
+        """
         return super().loads(s, None, *args, **options)
 
 

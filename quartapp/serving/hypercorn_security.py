@@ -88,8 +88,11 @@ class H11Connection(http1.Connection):
         super().receive_data(data)
 
     def next_event(self) -> Any:
-        """Return the next event. Raises RemoteProtocolError with the hint 431 for a head of more
-        than HEADERS lines, and 413 for a body in more than BODY_CHUNKS chunks."""
+        """Return the next event.
+
+        Raises `h11.RemoteProtocolError` with the hint 431 for a head of more than HEADERS lines,
+        and 413 for a body in more than BODY_CHUNKS chunks.
+        """
         # The request line is one more.
         if self._lines > HEADERS + 1 and self.their_state is http1.IDLE:
             self._refuse("too many headers", 431)
@@ -103,7 +106,7 @@ class H11Connection(http1.Connection):
         return event
 
     def _refuse(self, reason: str, status: int) -> None:
-        """Put the connection into its error state, and raise RemoteProtocolError."""
+        """Put the connection into its error state, and raise `h11.RemoteProtocolError`."""
         # As h11 does for its own errors: what the application still answers is dropped.
         self._process_error(self.their_role)
         raise http1.RemoteProtocolError(reason, error_status_hint=status)
