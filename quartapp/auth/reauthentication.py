@@ -61,9 +61,13 @@ async def reauthenticate(password: str, code: str = "") -> None:
 async def renew_session() -> None:
     """Make the session fresh, and replace its token and cookie by new ones.
 
-    Call it after the user has entered the password or used a passkey. Stores the new token, records
-    an audit event, waits until no worker accepts the old token, and loads the current user again.
-    Open pages stay connected. Raises Unauthorized when the session has ended meanwhile.
+    Call it after the user has entered the password or used a passkey. In one transaction, stores
+    the digest of the new token and the time of the authentication, and records an audit event. Then
+    waits until no worker accepts the old token, logs `session_renewed`, sets the cookie on the
+    response of this request, and loads the current user again. Open pages stay connected.
+
+    Raises SessionOver when the session has ended meanwhile, RightsChanged when the user has lost a
+    permission since the request began, and Unauthorized when the database has no such session.
     """
     session = await Session.get(current_user.session_id)
     token = session and await session.confirm(by=current_user.actor)
@@ -80,8 +84,9 @@ async def use_factor_code(user: User, code: str) -> Factor | None:
     """Use up a code of the authenticator app or a recovery code of the user.
 
     Return which factor it belongs to, or None if it is not valid, which counts as a failed attempt
-    (see `factor_attempt`). Raises RateLimitExceeded, Busy, and FactorsBlocked after too many wrong
-    codes.
+    (see `factor_attempt`); so does an empty text. The use of a recovery code is recorded as an
+    audit event, and the user is told by notification and email. Raises RateLimitExceeded, Busy, and
+    FactorsBlocked after too many wrong codes.
     """
     async with factor_attempt(user) as attempt:
         factor = await _use_code(user, code)
@@ -90,7 +95,11 @@ async def use_factor_code(user: User, code: str) -> Factor | None:
 
 
 async def _use_code(user: User, code: str) -> Factor | None:
-    """Use up six digits as a code of the app, any other text as a recovery code. None if wrong."""
+    """Use up six digits as a code of the app, and any other text as a recovery code.
+
+    Return the factor, or None if the code is wrong or was used before. Spaces and dashes do not
+    matter. `recovery_codes.use` records the use of a recovery code and tells the user.
+    """
     plain = totp.plain(code)
     if len(plain) == totp.DIGITS and plain.isascii() and plain.isdigit():
         return Factor.TOTP if await totp.accept(user, plain, encryption=encryption()) else None
@@ -111,8 +120,14 @@ async def factor_attempt(user: User) -> AsyncIterator[rate_limits.Attempt]:
 
     A failure is logged as `authn_login_fail`. The owner is warned by notification and email when
     the failures of a day reach the number in LIMIT_FACTOR, and when this failure is the last one
-    before the factors are blocked. Raises RateLimitExceeded, Busy, and FactorsBlocked after too
-    many failures in a row.
+    before the factors are blocked, which is also recorded as an audit event. The day begins with
+    its first failure.
+
+    An exception in the body is passed on. It is not logged and warns nobody, and the rate limits
+    treat it as `rate_limits.attempt` does, but the count in a row keeps the attempt as wrong.
+
+    Before the body runs, raises RateLimitExceeded, Busy, and FactorsBlocked after too many failures
+    in a row.
     """
     browser = known_browser()
     known = browser is not None and await is_known_browser(user, browser=browser)
@@ -140,7 +155,11 @@ async def password_attempt(user: User | None) -> AsyncIterator[rate_limits.Attem
 
     Check the password in the body, and set `succeeded`. Failures are counted for the session; and
     for the address too if the user has not signed in with this browser before, as when somebody
-    tries the stolen cookies of many users. Raises RateLimitExceeded and Busy.
+    tries the stolen cookies of many users. Without a user, the browser counts as unknown. A success
+    resets the count of the session.
+
+    Failures are not logged here; the caller logs them. Raises RateLimitExceeded and Busy before the
+    body runs.
     """
     key = f"confirmation {current_user.session_id}"
     keys = [rate_limits.Key(key, settings().limit_confirmation, own=True)]

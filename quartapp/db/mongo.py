@@ -82,11 +82,15 @@ _retry_lock = asyncio.Lock()
 async def connected(
     settings: Settings, models: Sequence[type[Document]]
 ) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
-    """Connect to the database of the settings and bind the documents to it, for the block.
+    """Connect to the database of the settings, bind the documents to it, and yield it.
 
-    Yields the database. Sets `clock` to the database's time. Every write waits for a majority of
-    the replica set, for 5 s at most. Raises StartError if the server cannot be reached, is too old
-    for production or is no replica set. Builds no indexes: see `models.prepare`.
+    In the body, the other functions of this module use this connection and these settings, on this
+    event loop. Closes the connection at the end. Also sets `quartapp.clock` by the server's time.
+
+    Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
+    address cannot be read, when the server cannot be reached or is no replica set, and in
+    production when it is older than MIN_VERSION (unless ALLOW_OLD_MONGODB is set). Builds no
+    index: see `models.prepare`.
     """
     global _client, _database, _settings, _retry_lock
     assert settings.mongodb_uri is not None, "an embedded database must be started first"
@@ -126,7 +130,11 @@ async def connected(
 
 @asynccontextmanager
 async def import_source(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
-    """Yield the database that the URI names, to import from. Raises StartError if that fails."""
+    """Connect to another database, and yield the one that the address names, to read from it.
+
+    Closes the connection at the end. Raises StartError when the address cannot be read or names no
+    database, and when the server does not answer.
+    """
     client = _open_client(uri, setting="--from-mongo", appname="quartapp import")
     try:
         try:
@@ -142,11 +150,12 @@ async def import_source(uri: str) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
 
 
 def _open_client(uri: str, *, setting: str, **options: Any) -> AsyncIOMotorClient[Any]:
-    """Return a client for the URI. Does not connect yet.
+    """Return a client for the address, with `options` for the driver.
 
-    Raises StartError, whose text begins with the name of the setting, if the URI cannot be parsed
-    or has an unknown option. The text never quotes the driver, whose message may contain parts of
-    the password.
+    Does not connect yet, but for `mongodb+srv` looks up DNS records. Raises StartError, which
+    begins with `setting`, for an address that cannot be read, has no DNS records, or has an option
+    that the driver does not know. What the driver says may contain pieces of a password, so the
+    error never repeats it: it names the option or shows how to write an address.
     """
     scheme, separator, rest = uri.strip().partition("://")
     authority = re.split("[/?]", rest)[0]
@@ -171,7 +180,10 @@ def _open_client(uri: str, *, setting: str, **options: Any) -> AsyncIOMotorClien
 
 
 def _rejected_option(after_hosts: str, error: Exception) -> str | None:
-    """Return a sentence that names the option which the driver rejected, or None."""
+    """Return a sentence about the option of the address that the driver's error names, or None.
+
+    `after_hosts` is the part of the address behind the hosts. Values of options are never shown.
+    """
     names = {pair.partition("=")[0] for pair in re.split("[&;]", after_hosts.partition("?")[2])}
     said = {word.lower() for word in re.findall(r"\w+", str(error))}
     wrong = sorted(name for name in names if name.isalnum() and name.lower() in said)
@@ -179,6 +191,7 @@ def _rejected_option(after_hosts: str, error: Exception) -> str | None:
 
 
 def _require_supported(version: str) -> None:
+    """Raises StartError for a MongoDB older than MIN_VERSION, which production does not accept."""
     if int(version.split(".")[0]) < MIN_VERSION:
         raise StartError(
             f"MONGODB_URI: this is MongoDB {version}, production needs {MIN_VERSION}.0 or newer "
@@ -193,12 +206,17 @@ def settings() -> Settings:
 
 
 async def transaction(work: Callable[[ClientSession], Coroutine[Any, Any, T]]) -> T:
-    """Run `work(session)` in one transaction and return its result: all of its writes, or none.
+    """Run `work(session)` in one transaction, so that all of its writes are done or none, and
+    return its result.
 
-    Every database call in `work` must pass `session=`. `work` is run again after a conflict with
-    another transaction, so it must have no other effects. An error that it raises aborts the
-    transaction and is raised here. Raises OutcomeUnknown if the transaction was not committed
-    within TRANSACTION_SECONDS, or at once if the database gives no locks.
+    Every database call in `work` has to pass `session=`. After a transient error, such as a
+    conflict with another transaction, `work` runs again, so it must have no other effects. After
+    its first conflict, a transaction waits up to TURN_SECONDS for the retries of others in this
+    process, and pauses for a random time that grows up to 0.1 s before each further run.
+
+    Any other exception of `work` ends the transaction and is raised. Raises OutcomeUnknown when no
+    run has succeeded, or no commit was confirmed, within TRANSACTION_SECONDS, and at once when the
+    database gives no locks, as during a backup.
     """
     assert _client is not None, "not connected"
     deadline, pause = clock.monotonic() + TRANSACTION_SECONDS, 0.002
@@ -229,10 +247,11 @@ async def transaction(work: Callable[[ClientSession], Coroutine[Any, Any, T]]) -
 
 
 async def _wait_for_turn(stack: AsyncExitStack) -> bool:
-    """Wait for the lock of retried transactions, and hold it until `stack` is closed.
+    """Wait up to TURN_SECONDS for the lock of retries, and keep it until `stack` is closed.
 
-    Return False after TURN_SECONDS without it. A transaction that holds it longer waits for
-    something else, and must not delay others, such as a revocation.
+    Return whether the lock was acquired. After that time the transaction retries without it: the
+    one that holds the lock may wait for something else, and a revocation must not wait for a
+    request of the user whom it concerns.
     """
     with suppress(TimeoutError):
         async with asyncio.timeout(TURN_SECONDS):
@@ -242,9 +261,11 @@ async def _wait_for_turn(stack: AsyncExitStack) -> bool:
 
 
 async def _commit(session: ClientSession, deadline: float) -> None:
-    """Commit the transaction; repeat that while the outcome is unknown, which is harmless.
+    """Commit the transaction, and repeat the command while the driver reports that the result is
+    unknown. Committing twice has no further effect.
 
-    Raises OutcomeUnknown after the deadline, and the driver's other errors.
+    Raises OutcomeUnknown once the deadline, a time of `clock.monotonic`, has passed, and other
+    errors of the driver at once.
     """
     while True:
         try:
@@ -257,11 +278,11 @@ async def _commit(session: ClientSession, deadline: float) -> None:
 
 
 def current_read_concern() -> ReadConcern:
-    """Return the read concern for reads that must not come from a primary that was replaced.
+    """Return the read concern for reads that a deposed primary must not answer with old data.
 
-    It is linearizable, for which the primary asks the other members. For a replica set of one
-    member it is majority: no other member can replace it, and a linearizable read would take
-    100 ms.
+    It is linearizable, for which the primary asks the other members. A replica set of one member
+    cannot depose its primary and would take 100 ms to answer, so there it is majority. Reads the
+    driver's current view of the replica set, so call it for each read: members may be added.
     """
     assert _client is not None, "not connected"
     servers = _client.delegate.topology_description.server_descriptions().values()
@@ -269,9 +290,9 @@ def current_read_concern() -> ReadConcern:
 
 
 def primary_term() -> str:
-    """Return the election id of the primary, which each election changes.
+    """Return the id of the election that the current primary won. Each election changes it.
 
-    Return an empty string if it is unknown, as behind mongos.
+    Return an empty text if it is unknown, as behind mongos. Does not ask the server.
     """
     assert _client is not None, "not connected"
     servers = _client.delegate.topology_description.server_descriptions().values()
@@ -282,8 +303,10 @@ def primary_term() -> str:
 class ChangeCursor:
     """An open change stream, read a page at a time.
 
-    `token` is the position behind the last page. The driver's own cursor switches to another thread
-    for each change, which is slow when thousands arrive at once; this one does so for each page.
+    `token` is the resume token behind the last page that was read.
+
+    The driver's own change stream switches to another thread and back for each change, which is
+    most of the cost when thousands come at once. This one does so once for each page.
     """
 
     def __init__(self, session: ClientSession, cursor: Mapping[str, Any]) -> None:
@@ -292,9 +315,11 @@ class ChangeCursor:
         self._cursor = cursor
 
     async def pages(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """Yield pages of changes; an empty one after PAGE_WAIT_MS without changes.
+        """Yield the changes in pages of at most PAGE_SIZE, as long as the stream is open.
 
-        Ends if the server closes the stream. Raises the driver's errors.
+        A page is empty when there was no change for PAGE_WAIT_MS. `token` is updated before each
+        page. The iterator also ends, without an error, when the server closes the stream. Raises
+        what the driver raises.
         """
         page = self._cursor["firstBatch"]
         while True:
@@ -310,7 +335,7 @@ class ChangeCursor:
             page = self._cursor["nextBatch"]
 
     async def close(self) -> None:
-        """Close the cursor on the server. Raises no error."""
+        """Close the cursor on the server if it is open. Suppresses every error."""
         if self._cursor["id"]:
             # An error here would hide the error because of which the stream is closed.
             with suppress(Exception):
@@ -322,9 +347,12 @@ class ChangeCursor:
 async def change_cursor(
     pipeline: Sequence[Mapping[str, Any]], *, after: Mapping[str, Any] | None
 ) -> AsyncIterator[ChangeCursor]:
-    """Open a change stream of the whole database, behind the token if there is one, for the block.
+    """Open a change stream of the whole database, yield its ChangeCursor, and close it at the end.
 
-    Raises the driver's errors, also if the history behind the token is gone.
+    `pipeline` filters and shapes the changes. The stream starts behind the resume token `after`, or
+    now if it is None. Raises what the driver raises, for example when the history behind the token
+    is lost; and AutoReconnect when the server does not take sessions yet, as while it starts. The
+    connections are replaced then, so that a further call can succeed.
     """
     assert _client is not None, "not connected"
     start = {"$changeStream": {"resumeAfter": after} if after else {}}
@@ -343,11 +371,11 @@ async def change_cursor(
 
 
 def _replace_connections() -> None:
-    """Let the driver open new connections; those in use are closed when they are returned.
+    """Make the driver open new connections. Those in use are closed when they are returned.
 
-    The driver asks a server whether it supports sessions when it opens a connection, and a server
-    that is just starting says no. With `directConnection` the driver keeps such connections, which
-    would never support transactions.
+    The driver asks whether a server takes sessions once, when it opens a connection, and a server
+    that is just starting says no. Where the address names one server (`directConnection`), the
+    driver opens connections to it then and keeps them, and no transaction could use them.
     """
     assert _client is not None, "not connected"
     for server in _client.delegate._topology._servers.values():
@@ -355,19 +383,21 @@ def _replace_connections() -> None:
 
 
 async def _command(command: dict[str, Any], session: ClientSession) -> Mapping[str, Any]:
+    """Run the command in the session, and return the answer as it is."""
     assert _database is not None, "not connected"
     return await _database.command(command, session=session, codec_options=_database.codec_options)
 
 
 async def server_version() -> str:
-    """Return the version of MongoDB, such as "7.0.2". Raises the driver's errors."""
+    """Ask the server for its version, and return it as text."""
     assert _client is not None, "not connected"
     info = await _client.server_info()
     return str(info["version"])
 
 
 def error_summary(error: PyMongoError) -> str:
-    """Return the error's message in one line of ASCII, of 200 characters at most."""
+    """Return the message of the server or the driver as one line of ASCII, at most 200 characters,
+    without the driver's list of servers and timeouts."""
     if isinstance(error, OperationFailure):
         said = str((error.details or {}).get("errmsg") or error)
     else:
@@ -376,6 +406,6 @@ def error_summary(error: PyMongoError) -> str:
 
 
 async def ping() -> None:
-    """Return if the database answers. Raises one of `Unavailable` if it does not."""
+    """Ask the database for an answer. Raises one of `Unavailable` when it does not give one."""
     assert _client is not None, "not connected"
     await _client.admin.command("ping")

@@ -57,14 +57,15 @@ class ResponseHeaders:
     """Adds the security headers that a response does not set itself, and sets its Cache-Control.
 
     The response's own Cache-Control is replaced: pages get `no-store`; files under `/static/` get
-    `no-cache`, or a year if the query has the hash of their content. Handshakes of sockets get no
-    headers.
+    `no-cache`, or a year if the query begins with `v=`. Pages also get a Vary header, beside their
+    own. Handshakes of sockets get no headers.
 
     Also adds the client's address to the log lines of the request, counts responses by method and
     status, and measures the seconds until the application returns.
     """
 
     def __init__(self, app: App, settings: Settings) -> None:
+        """Prepare the headers of pages and files. Only production gets HSTS."""
         self._app = app
         always = {**ALWAYS, **(HSTS if settings.production else {})}
         self._page = _raw({**always, **PAGE})
@@ -72,6 +73,13 @@ class ResponseHeaders:
         self._stamped = _raw({**always, **STAMPED})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application, and add the headers when its response starts.
+
+        The client's address is added to the log lines of HTTP requests and of sockets; everything
+        else is done for HTTP only. Exceptions of the application are passed on. The time is
+        measured also then, but a request without a response is not counted. Methods that are not in
+        METHODS are counted as OTHER.
+        """
         if scope.get("client"):
             log.add_to_request(ip=scope["client"][0])
         if scope["type"] != "http":
@@ -91,11 +99,14 @@ class ResponseHeaders:
             _seconds(method).observe(time.perf_counter() - began)
 
     def _headers(self, scope: Scope, message: Any) -> Headers:
-        """Return the headers for a page, a static file, or a static file with the hash of its
-        content in the query."""
+        """Return our headers for a page or a file; the response's own are not among them.
+
+        A file under `/static/` may be cached for a year if the status is 200 and the query begins
+        with `v=`. The value is not compared with the content.
+        """
         if not scope["path"].startswith("/static/"):
             return self._page
-        # The query has a hash of the content, so the content never changes.
+        # Our pages put a hash of the content there, so a new content has a new URL.
         stamped = message["status"] == 200 and scope["query_string"].startswith(b"v=")
         return self._stamped if stamped else self._file
 

@@ -1,4 +1,7 @@
-"""WebAuthn: options for the browser, and verification of its responses. No database, no page."""
+"""WebAuthn: the options for the browser, and the verification of its responses.
+
+Reads and writes no database. `quartapp.models` stores passkeys and remembers used challenges.
+"""
 
 from __future__ import annotations
 
@@ -36,21 +39,22 @@ _RANDOM_BYTES, _TIME_BYTES = 16, 8
 
 
 class VerificationFailed(Exception):
-    """A response of the browser is not valid. The text is for the log."""
+    """A response of a browser is malformed or not valid. The message is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelyingParty:
-    """The domain to which passkeys belong, and the origins whose pages may use them."""
+    """The host name that passkeys belong to, and the origins whose pages may ask for them."""
 
     rp_id: str
     origins: tuple[str, ...]
 
     @classmethod
     def for_origin(cls, origin: str, others: Iterable[str] = ()) -> RelyingParty | None:
-        """Return the relying party of the origin, or None if its host is an IP address.
+        """Return the relying party whose name is the host of the origin.
 
-        WebAuthn requires a domain name. Of the other origins it keeps those on subdomains.
+        Its origins are this one and those of `others` whose host is the same or a subdomain of it.
+        Return None if the host is an IP address, for which WebAuthn has no passkeys, or is missing.
         """
         host = urlsplit(origin).hostname or ""
         if not host or ":" in host or host.replace(".", "").isdigit():
@@ -61,23 +65,28 @@ class RelyingParty:
 
 @dataclass(frozen=True, slots=True)
 class ChallengeSigner:
-    """Creates and checks challenges that carry their time and a signature with the server's key.
+    """Creates and checks challenges that are signed with the server's key.
 
-    `binding` says for what and whom a challenge is, such as a session. Nothing is stored for a
-    challenge. The caller has to store one that was answered for CHALLENGE_LIFETIME, so that it is
-    not accepted again.
+    A challenge holds random bytes, the time when it was created, and an HMAC of both and of
+    `binding`, the text that ties it to the browser or session which asks. So nothing is stored for
+    the many challenges that are never answered. Callers have to remember an answered challenge for
+    CHALLENGE_LIFETIME to refuse its reuse.
     """
 
     key: str
     binding: str
 
     def new_challenge(self) -> bytes:
-        """Return a new challenge: random bytes, the time and the signature."""
+        """Return a new challenge for this binding, with the current time."""
         said = secrets.token_bytes(_RANDOM_BYTES) + _milliseconds().to_bytes(_TIME_BYTES)
         return said + self._signature(said)
 
     def check(self, challenge: bytes) -> None:
-        """Raise VerificationFailed if the challenge is too old or has another key or binding."""
+        """Check the signature, the binding and the age of a challenge.
+
+        Raises VerificationFailed for a challenge that was not created with this key and binding, or
+        is older than CHALLENGE_LIFETIME. Does not notice that a challenge was used before.
+        """
         said, seal = (
             challenge[: _RANDOM_BYTES + _TIME_BYTES],
             challenge[_RANDOM_BYTES + _TIME_BYTES :],
@@ -107,7 +116,10 @@ class NewPasskey:
 
 @dataclass(frozen=True, slots=True)
 class PasskeyAssertion:
-    """A response of a browser that claims to have this passkey. Call `verify` to check it."""
+    """A response of a browser to `authentication_options`. Do not trust it before `verify`.
+
+    `user_handle` is empty if the browser sent none.
+    """
 
     relying_party: RelyingParty
     challenge: bytes
@@ -116,10 +128,12 @@ class PasskeyAssertion:
     _credential: Any
 
     def verify(self, public_key: bytes) -> tuple[int, bool]:
-        """Verify the response with the passkey's public key. Raises VerificationFailed.
+        """Verify the signature with the stored public key.
 
         Return the authenticator's counter, and whether the passkey is backed up. The counter is not
-        compared with the stored one: see `Passkey.use`.
+        compared with the stored one: see `Passkey.use`. Also checks the origin, the relying party
+        and that the authenticator has verified its user. Raises VerificationFailed, whatever goes
+        wrong.
         """
         try:
             verified = webauthn.verify_authentication_response(
@@ -147,10 +161,12 @@ def registration_options(
     username: str,
     existing: Iterable[tuple[str, Iterable[str]]],
 ) -> dict[str, Any]:
-    """Return the options for `navigator.credentials.create`, as JSON values.
+    """Return the options for `navigator.credentials.create`, as a value for JSON.
 
-    They ask for a discoverable passkey with user verification, for sign-in without a username.
-    `existing` has the ids and transports of the user's passkeys, whose authenticators refuse.
+    They have a new challenge of the signer and ask for a discoverable passkey, which signs in
+    without a username, with user verification (fingerprint, face or PIN) required. `existing` are
+    the id and the transports of each passkey that the user has; authenticators that hold one of
+    them are excluded. Stores nothing. Raises ValueError for an unknown transport.
     """
     options = webauthn.generate_registration_options(
         rp_id=relying_party.rp_id,
@@ -174,9 +190,11 @@ def authentication_options(
     *,
     known: Iterable[tuple[str, Iterable[str]]] = (),
 ) -> dict[str, Any]:
-    """Return the options for `navigator.credentials.get`, as JSON values.
+    """Return the options for `navigator.credentials.get`, as a value for JSON.
 
-    `known` has the ids and transports of the passkeys that may answer; empty allows any.
+    They have a new challenge of the signer, and require user verification. `known` are the id and
+    the transports of the passkeys that are accepted; without any, each discoverable passkey of the
+    site is. Stores nothing. Raises ValueError for an unknown transport.
     """
     options = webauthn.generate_authentication_options(
         rp_id=relying_party.rp_id,
@@ -191,9 +209,12 @@ def authentication_options(
 def verify_registration(
     relying_party: RelyingParty, signer: ChallengeSigner, response: str
 ) -> NewPasskey:
-    """Verify the browser's response to `registration_options` and return the new passkey.
+    """Verify the browser's response to `registration_options`, and return the new passkey.
 
-    Raises VerificationFailed. Does not check whether the challenge was used before.
+    `response` is the credential as JSON. Checks the challenge (see `ChallengeSigner.check`), the
+    origin, the relying party and that the authenticator has verified its user. Also refuses a page
+    inside a page of another origin, and ids and keys longer than MAX_ID_BYTES and MAX_KEY_BYTES.
+    Raises VerificationFailed, whatever goes wrong. Stores neither the passkey nor the challenge.
     """
     try:
         credential = parse_registration_credential_json(_parse_json(response))
@@ -226,9 +247,12 @@ def verify_registration(
 def parse_assertion(
     relying_party: RelyingParty, signer: ChallengeSigner, response: str
 ) -> PasskeyAssertion:
-    """Parse the browser's response to `authentication_options` and check its challenge.
+    """Parse the browser's response to `authentication_options`, and check its challenge.
 
-    The signature is not verified yet: see `PasskeyAssertion.verify`. Raises VerificationFailed.
+    `response` is the credential as JSON. Call `verify` of the result with the public key that is
+    stored for its `credential_id`: signature and origin are not checked here. Raises
+    VerificationFailed for a malformed response, a challenge that `ChallengeSigner.check` refuses,
+    and a page inside a page of another origin.
     """
     try:
         credential = parse_authentication_credential_json(_parse_json(response))
@@ -242,8 +266,10 @@ def parse_assertion(
 
 
 def _checked_challenge(signer: ChallengeSigner, client_data: bytes) -> bytes:
-    """Return the challenge in the client data. Raises VerificationFailed, also if a page of another
-    origin has embedded the asking page."""
+    """Return the challenge in the client data, after `ChallengeSigner.check`.
+
+    Raises VerificationFailed, also if the page was inside a page of another origin.
+    """
     said = parse_client_data_json(client_data)
     if said.cross_origin:
         raise VerificationFailed("asked for by a page inside another one")
@@ -252,6 +278,8 @@ def _checked_challenge(signer: ChallengeSigner, client_data: bytes) -> bytes:
 
 
 def _parse_json(response: str) -> dict[str, Any]:
+    """Return the JSON object. Raises ValueError for text that is no JSON, and VerificationFailed
+    for JSON that is no object."""
     read = json.loads(response)
     if not isinstance(read, dict):
         raise VerificationFailed("no credential")
@@ -259,6 +287,10 @@ def _parse_json(response: str) -> dict[str, Any]:
 
 
 def _descriptor(credential_id: str, transports: Iterable[str]) -> PublicKeyCredentialDescriptor:
+    """Return the descriptor of a passkey, without transports if there are none.
+
+    Raises ValueError for an unknown transport, or an id that is not base64url.
+    """
     return PublicKeyCredentialDescriptor(
         id=webauthn.base64url_to_bytes(credential_id),
         transports=[AuthenticatorTransport(each) for each in transports] or None,

@@ -51,8 +51,11 @@ def _section(group: type[Group]) -> str:
 
 
 def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
-    """Return the name, the default, the accepted values and the description of a setting. A `Doc`
-    of the field takes precedence over what follows from its type."""
+    """Return the name, the default, the accepted values and the description of a setting.
+
+    The default and the values that a `Doc` of the field names take precedence over those that
+    follow from its type. A name that ends with `_seconds` has the unit "seconds".
+    """
     docs = [each for each in field.metadata if isinstance(each, Doc)]
     unit = "seconds" if name.endswith("_seconds") else ""
     default = next((each.default for each in docs if each.default), None)
@@ -66,8 +69,11 @@ def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
 
 
 def _default(value: Any, unit: str) -> str:
-    """Return the default in backquotes, "none" if it is empty; from 60 seconds on with its duration
-    in words."""
+    """Return the default in backquotes, as it is written in the environment.
+
+    Return "none" for None, an empty list and an empty text. A number of seconds from 60 on is
+    followed by its duration in parentheses: "`1800` (30 minutes)". `unit` is empty or "seconds".
+    """
     if value is None or value == []:
         return "none"
     if isinstance(value, RateLimitItem):
@@ -85,7 +91,12 @@ def _default(value: Any, unit: str) -> str:
 
 
 def _takes(field: FieldInfo, unit: str) -> str:
-    """Return which values the type of the field accepts, with the bounds of a number."""
+    """Return the values that the type of the field accepts, in words.
+
+    The choices of a Literal, "`true` or `false`", "a path", "a rate" or "text". For a number, its
+    bounds: "1 or more" if its maximum is UNBOUNDED, else "60 to 3600 seconds" with the `unit`, or
+    "more than 0 to ..." where the lower bound is excluded.
+    """
     kinds = {field.annotation, *get_args(field.annotation)} - {NoneType}
     if get_origin(field.annotation) is Literal:
         return " or ".join(f"`{each}`" for each in get_args(field.annotation))
@@ -103,7 +114,8 @@ def _takes(field: FieldInfo, unit: str) -> str:
 
 
 def _duration(seconds: int) -> str:
-    """Return the duration in the largest unit of which it is a multiple, such as "30 minutes"."""
+    """Return the duration in the largest of days, hours and minutes of which it is a multiple, such
+    as "30 minutes", else in several units, such as "1 minute and 30 seconds"."""
     for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds % size == 0:
             count = seconds // size

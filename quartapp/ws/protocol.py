@@ -94,7 +94,12 @@ def encode(message: Message) -> str:
 
 
 def parse_client_message(frame: str | bytes | None) -> str | None:
-    """Return the id that the client acknowledges, or None for a pong. Raises InvalidMessage."""
+    """Return the id that the client acknowledges, or None for a pong.
+
+    Accepts the JSON texts `{"type": "pong"}` and `{"type": "ack", "id": TEXT}`, and ignores other
+    fields. Raises InvalidMessage for everything else: other JSON, text that is no JSON, a binary
+    frame (bytes), None, and a text of more than MAX_MESSAGE_BYTES in UTF-8.
+    """
     if not isinstance(frame, str) or len(frame.encode("utf-8", "replace")) > MAX_MESSAGE_BYTES:
         raise InvalidMessage
     try:
@@ -110,5 +115,8 @@ def parse_client_message(frame: str | bytes | None) -> str | None:
 
 
 def format_time(moment: datetime) -> str:
-    """Return the time in ISO 8601 with milliseconds."""
+    """Return the time in ISO 8601 with milliseconds and its own UTC offset.
+
+    The time is not converted to UTC. A naive time gets no offset.
+    """
     return moment.isoformat(timespec="milliseconds")
