@@ -29,6 +29,8 @@ class AllowedHosts:
     """
 
     def __init__(self, app: Any, settings: Settings) -> None:
+        """Collect the host names of BASE_URL and ALLOWED_ORIGINS, and write the plain text answer,
+        which names BASE_URL."""
         self._app = app
         origins = (settings.base_url, *settings.allowed_origins)
         self._names = {_name(urlsplit(origin).netloc) for origin in origins}

@@ -26,6 +26,7 @@ class ForwardedHeaders:
         self._trusted = trusted
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Call the application, with a changed copy of the scope if the peer is trusted."""
         if scope["type"] in ("http", "websocket") and scope.get("client"):
             peer = parse(scope["client"][0])
             if peer is not None and self._is_trusted(peer):

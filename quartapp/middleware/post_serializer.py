@@ -57,6 +57,7 @@ class PostSerializer:
         self._posts, self._others = OnePerLoopTurn(), OnePerLoopTurn()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Call the application, for HTTP requests in their turn. Sockets do not wait."""
         if scope["type"] == "http" and scope["path"] not in PROBES:
             await (self._posts if scope["method"] == "POST" else self._others).wait()
         await self._app(scope, receive, send)

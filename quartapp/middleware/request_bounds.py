@@ -93,6 +93,7 @@ class RequestBounds:
         self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Call the application, or answer 414 or 431, or close the handshake with code 1008."""
         status = _refusal(scope) if scope["type"] in ("http", "websocket") else None
         if status is None:
             await self._app({**scope, PARSING: self._parsing}, receive, send)

@@ -32,8 +32,9 @@ class BreachedPasswords:
     async def contains(self, password: str) -> bool:
         """Return whether the password is known from a breach.
 
-        Returns False, and logs `breached_passwords_unavailable`, when the service has not answered
-        within a second or its answer cannot be used: a new password does not depend on it.
+        Sends the first five digits of the SHA-1 of the password in NFC. Returns False, and logs
+        `breached_passwords_unavailable`, when the service has not answered within TIMEOUT_SECONDS
+        or its answer cannot be used: a new password does not depend on it.
         """
         # As it is hashed here (passwords.py): in NFC.
         text = unicodedata.normalize("NFC", password).encode()
@@ -54,7 +55,9 @@ class BreachedPasswords:
     async def _known_suffixes(self, prefix: str) -> set[str]:
         """Ask the service, and return the rest of each known hash with this prefix.
 
-        Raises HTTPError, and ValueError if the answer is too long or not ASCII.
+        The first call creates the client. Hashes with a count of 0, which are padding, are left
+        out. Raises HTTPError, also for an error status, and ValueError if the answer is longer than
+        MAX_RESPONSE_BYTES or not ASCII.
         """
         if self._client is None:
             self._client = httpx.AsyncClient(headers=HEADERS, timeout=TIMEOUT_SECONDS)

@@ -33,32 +33,50 @@ class Encryption:
 
     @classmethod
     def of(cls, settings: Settings) -> Encryption:
+        """Return an Encryption with SECRET_KEY and SECRET_KEY_FALLBACKS."""
         keys = (settings.secret_key, *settings.secret_key_fallbacks)
         return cls([key.get_secret_value() for key in keys])
 
     def encrypt(self, text: str, context: str) -> str:
+        """Return the text encrypted with the secret key, as URL-safe base64.
+
+        A random nonce makes each result different.
+        """
         nonce = secrets.token_bytes(_NONCE)
         encrypted = self._keys[0].encrypt(nonce, text.encode(), context.encode())
         return base64.urlsafe_b64encode(nonce + encrypted).decode()
 
     def decrypt(self, encrypted: str, context: str) -> str | None:
-        """Return the text; None if it was changed, has another context, or its key is gone."""
+        """Return the text, with the first key that decrypts it.
+
+        Return None if it is malformed or was changed, has another context, or was encrypted with a
+        key that is not among ours; and for a text that is empty when decrypted.
+        """
         return next(
             (text for key in self._keys if (text := _decrypt(key, encrypted, context))), None
         )
 
     def outdated(self, encrypted: str, context: str) -> bool:
-        """Return whether only a fallback key decrypts the text."""
+        """Return whether a fallback key decrypts the text and the secret key does not.
+
+        False for a text that no key decrypts.
+        """
         newest = _decrypt(self._keys[0], encrypted, context)
         return not newest and self.decrypt(encrypted, context) is not None
 
     def encrypt_value(self, value: Any, context: str) -> str:
-        """Encrypt a value that JSON can represent, with the time, for a browser to keep."""
+        """Encrypt a value that JSON can represent, with the current time, for a browser to keep.
+
+        Raises TypeError for a value that JSON cannot represent.
+        """
         text = json.dumps([clock.now().timestamp(), value], ensure_ascii=False)
         return self.encrypt(text, context)
 
     def decrypt_value(self, encrypted: Any, context: str, *, max_age: timedelta) -> Any:
-        """Return the value; None if it does not decrypt or was encrypted longer ago."""
+        """Return the value of `encrypt_value`.
+
+        Return None if it is no text, does not decrypt, or was encrypted longer ago than `max_age`.
+        """
         text = self.decrypt(encrypted, context) if isinstance(encrypted, str) else None
         if text is None:
             return None
@@ -67,6 +85,7 @@ class Encryption:
 
 
 def _decrypt(key: AESGCM, encrypted: str, context: str) -> str | None:
+    """Return the text, or None if it is malformed or not encrypted with this key and context."""
     try:
         raw = base64.urlsafe_b64decode(encrypted.encode("ascii"))
         return key.decrypt(raw[:_NONCE], raw[_NONCE:], context.encode()).decode()
@@ -75,4 +94,5 @@ def _decrypt(key: AESGCM, encrypted: str, context: str) -> str | None:
 
 
 def _derived(key: str) -> bytes:
+    """Return 32 bytes for AES, derived from the key by HKDF with SHA-256."""
     return HKDF(SHA256(), length=32, salt=None, info=b"quartapp sealed").derive(key.encode())

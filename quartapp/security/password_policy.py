@@ -25,9 +25,11 @@ COMMON_PASSWORDS = frozenset(
 def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | None:
     """Return why the password is refused without scoring it, as a sentence for the user, or None.
 
-    Length in code points, at least 8 and at most 256 (ASVS 6.2.1, 6.2.9); no rule of composition
-    (6.2.5); none that is common (6.2.4, 6.2.12); and none that is little more than a word of the
-    context, such as the username (6.2.11): those words count for nothing. Takes microseconds.
+    Refuses, in this order, a password of fewer than 8 or more than 256 code points (ASVS 6.2.1,
+    6.2.9); one with a NUL or a lone surrogate; one of which fewer than 8 characters are left when
+    the words of the context, such as the username, and CONTEXT_WORDS are removed (6.2.11); and one
+    that is in COMMON_PASSWORDS, in any case (6.2.4, 6.2.12). There is no rule of composition
+    (6.2.5). Takes microseconds.
     """
     if len(password) < MIN_LENGTH:
         return f"Use at least {MIN_LENGTH} characters."
@@ -43,18 +45,21 @@ def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | Non
 
 
 class PasswordPolicy:
-    """The whole rule: what is obvious, zxcvbn's score, and, if configured, known breaches.
+    """The complete rule: `obvious_weakness`, zxcvbn's score, and, if configured, known breaches.
 
-    `close` ends its process and its connections.
+    `close` ends the scoring process and the connections to the service for breached passwords.
     """
 
     def __init__(self, breached: BreachedPasswords | None = None, *, site_name: str = "") -> None:
+        """Without `breached`, breaches are not looked up. The name of the site and its words belong
+        to the context of every password."""
         self._scorer = PasswordScorer()
         self._breached = breached
         self._site_words = (site_name, *site_name.split())
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
+        """Return the policy for the settings. It asks BREACHED_PASSWORDS, unless that is off."""
         url = settings.breached_passwords
         breached = BreachedPasswords(url) if url else None
         return cls(breached, site_name=settings.site_name)
@@ -62,8 +67,12 @@ class PasswordPolicy:
     async def weakness(self, password: str, *, context: Sequence[str] = ()) -> str | None:
         """Return why the password is refused, as a sentence for the user, or None if it is good.
 
-        Awaits the scoring process, and asks for breaches only for a password that is good
-        otherwise. Raises Busy when too many wait for the process. Callers count limits before.
+        Refuses an `obvious_weakness`, then a score below MIN_SCORE (the sentence ends with zxcvbn's
+        warning), then a password that is known from a breach. Each check runs only if the ones
+        before it passed. A breach service that does not answer refuses nothing.
+
+        Raises Busy when the scoring process has too many passwords waiting, does not answer or
+        cannot be started. Counts no limits: callers do that before.
         """
         context = (*context, *self._site_words)
         if reason := obvious_weakness(password, context=context):
@@ -76,20 +85,25 @@ class PasswordPolicy:
         return None
 
     async def close(self) -> None:
+        """End the scoring process and close the connections."""
         await self._scorer.close()
         if self._breached:
             await self._breached.close()
 
 
 def _all_words(context: Sequence[str]) -> list[str]:
+    """Return CONTEXT_WORDS, the words of the context and the parts of its email addresses, without
+    empty words and words longer than MAX_LENGTH."""
     known = (*context, *(part for word in context for part in word.split("@")))
     # No longer word can be in a password.
     return [word for word in (*CONTEXT_WORDS, *known) if word and len(word) <= MAX_LENGTH]
 
 
 def _remove_words(words: Sequence[str], password: str) -> str:
-    """What is left of the password, the longest words taken out first. Very short ones stay: they
-    are in everything."""
+    """Return the password, casefolded, without the words. The longest word is removed first.
+
+    Words of one or two characters are not removed: they are in most passwords.
+    """
     left = password.casefold()
     for word in sorted(words, key=len, reverse=True):
         if len(word) >= 3:

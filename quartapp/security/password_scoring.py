@@ -30,17 +30,18 @@ _PROGRAM = str(Path(__file__).with_name("password_scoring_process.py"))
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`score` is from 0, guessed at once, to 4. `warning` says why it is low, or is empty."""
+    """zxcvbn's result. `score` is from 0 (guessed at once) to 4. `warning` is a sentence that says
+    why it is low, or is empty."""
 
     score: int
     warning: str
 
 
 class PasswordScorer:
-    """Asks the scoring process, one password after the other.
+    """A client of the scoring process, which scores one password after the other.
 
-    The process is started when it is first needed and ends itself after a minute without work, so
-    that a worker which registers nobody does without its memory.
+    The process is started when it is needed, and ends itself after a minute without work, so that
+    it takes no memory in workers without registrations.
     """
 
     def __init__(self) -> None:
@@ -51,8 +52,10 @@ class PasswordScorer:
     async def score(self, password: str, words: Sequence[str]) -> Score:
         """Return the score of the password's first 40 characters; the words count for nothing.
 
-        Raises Busy when 32 passwords are waiting, when the process cannot be started, and when it
-        does not answer within 10 seconds.
+        Waits for the passwords that came before. If the caller is cancelled, the password is still
+        scored. Raises Busy, after logging why, when MAX_WAITING passwords of this worker are
+        waiting, when the process cannot be started, when it does not answer within TIMEOUT_SECONDS,
+        and when it ends twice without an answer.
         """
         if len(self._tasks) >= MAX_WAITING:
             log.warning("excess_rate_limit_exceeded", what="password scoring")
@@ -65,17 +68,23 @@ class PasswordScorer:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """End the process and all waiting questions."""
+        """Kill the process, and cancel the calls of `score` that wait."""
         for task in self._tasks:
             task.cancel()
         await self._end_process()
 
     def _on_task_done(self, task: asyncio.Task[Score]) -> None:
+        """Remove the task, and retrieve its exception, so that asyncio does not report it if the
+        caller was cancelled."""
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()
 
     async def _score_in_turn(self, question: bytes) -> Score:
+        """Ask when the process is free, and once more if it ended without an answer.
+
+        Logs an error and raises Busy if it then ends without an answer again.
+        """
         async with self._lock:
             # The process may just have ended itself, or was killed: then a new one is asked.
             answer = await self._ask(question) or await self._ask(question)
@@ -85,7 +94,11 @@ class PasswordScorer:
         return Score(*json.loads(answer))
 
     async def _ask(self, question: bytes) -> bytes:
-        """The answer, or nothing when the process has ended. Raises Busy when it takes too long."""
+        """Send the question to the process, started if needed, and return its line of answer.
+
+        Return empty bytes if the process has ended. Raises Busy if it cannot be started or takes
+        longer than TIMEOUT_SECONDS. Without an answer, also when cancelled, the process is killed.
+        """
         process = self._process or await self._start_process()
         assert process.stdin
         assert process.stdout
@@ -105,6 +118,7 @@ class PasswordScorer:
         return answer
 
     async def _start_process(self) -> Process:
+        """Start and return the process. Logs an error and raises Busy if it cannot be started."""
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", _PROGRAM), stdin=PIPE, stdout=PIPE, stderr=DEVNULL
@@ -115,6 +129,7 @@ class PasswordScorer:
         return self._process
 
     async def _end_process(self) -> None:
+        """Kill the process, if there is one, and wait until it has ended."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -18,7 +18,8 @@ NICE = 10
 def main() -> None:
     """Answer `[password, words]` with `[score, warning]`, both JSON, until the input ends.
 
-    Ends by SIGALRM after a minute without a question.
+    Closes all files but the standard ones, ignores SIGINT, SIGTERM and SIGHUP, and lowers its
+    priority. Ends by SIGALRM after a minute without a question.
     """
     # uvloop passes on inheritable files of the worker, such as the socket on which hypercorn
     # accepts. Held here, it would accept connections that no worker serves.
@@ -36,6 +37,7 @@ def main() -> None:
 
 
 def score(password: str, words: list[str]) -> tuple[int, str]:
+    """Return zxcvbn's score from 0 to 4 and its warning or an empty text; 0 if zxcvbn panics."""
     try:
         result = zxcvbn(password, words)
     except BaseException as error:

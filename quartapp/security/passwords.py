@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class Busy(RetryLater):
-    """More passwords wait to be checked than the queue holds."""
+    """Too many passwords wait to be hashed, scored or checked, or one has waited too long."""
 
 
 class PasswordHasher:
@@ -57,7 +57,12 @@ class PasswordHasher:
     def __init__(
         self, keys: Sequence[bytes], *, cost: int, threads: int, queue: int, salt: bytes = b""
     ) -> None:
-        """`salt` is the SECURITY_PASSWORD_SALT of an application whose users were imported."""
+        """Derive the keys, create the pool, and make one hash, which blocks for as long.
+
+        `cost` is that of new hashes. Up to `threads` passwords are hashed at once, and up to
+        `queue` more wait. `salt` is the SECURITY_PASSWORD_SALT of an application whose users were
+        imported.
+        """
         derived = [hmac.digest(key, b"quartapp password", "sha384") for key in keys]
         self._keys = {_key_id(key): key for key in reversed(derived)}
         self._current_key_id = _key_id(derived[0])
@@ -75,6 +80,7 @@ class PasswordHasher:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
+        """Return a hasher with SECRET_KEY, SECRET_KEY_FALLBACKS and the settings of bcrypt."""
         keys = [settings.secret_key, *settings.secret_key_fallbacks]
         return cls(
             [key.get_secret_value().encode() for key in keys],
@@ -114,6 +120,7 @@ class PasswordHasher:
         return fits and typed == password
 
     def _hash(self, password: str) -> str:
+        """Return a new hash with the newest key. Blocks the thread."""
         digest = _digest(self._keys[self._current_key_id], password)
         hashed = bcrypt.hashpw(digest, bcrypt.gensalt(self._cost))
         return f"{_PREFIX}{self._current_key_id}${hashed.decode()}"
@@ -123,7 +130,10 @@ class PasswordHasher:
 
         Another application hashed the bytes that were typed, which are NFC on most keyboards and
         NFD on some; Flask-Security hashed their NFKD. A hash of ours needs one check; it gets as
-        many, so that the number of checks says nothing about the account.
+        many, so that the number of checks says nothing about the account. Without a hash, or if
+        the key of the hash is gone, checks a hash of ours that fits no password, and returns False.
+
+        Only Flask-Security's hashes may fit the NFKD, and none fits if no salt is configured.
         """
         forms = _normal_forms(password, "NFC", "NFD", "NFKD")
         if stored and (scheme := scheme_of(stored)):
@@ -154,6 +164,8 @@ class PasswordHasher:
         return typed[:72]
 
     def _check_at_cost(self, digest: bytes, hashed: bytes, cost: int) -> bool:
+        """Return whether the digest fits the bcrypt hash, after the time that a hash of our cost,
+        or of the given one if that is higher, takes."""
         fits = _checkpw(digest, hashed)
         # Each cost doubles the work, so these hashes add up to the difference. A correct password
         # takes as long, because the account may be disabled.
@@ -162,14 +174,18 @@ class PasswordHasher:
         return fits
 
     def needs_rehash(self, stored: str) -> bool:
-        """Return whether the hash was made with an older key or a lower cost."""
+        """Return whether the hash was made with another key than the newest, a lower cost, or by
+        another application."""
         key_id, hashed = _split(stored)
         return key_id != self._current_key_id or cost_of(hashed) < self._cost
 
     def close(self) -> None:
+        """Close the pool. Cancels what is queued, and does not wait for running threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
+        """Run the work in a thread of the pool, and return its result. Raises Busy if the queue is
+        full. If the caller is cancelled, the work still runs."""
         self.check_capacity()
         self._pending += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -217,10 +233,12 @@ def _normal_forms(password: str, *normal: Literal["NFC", "NFD", "NFKD"]) -> list
 
 
 def _key_id(key: bytes) -> str:
+    """Return the first eight hexadecimal digits of the key's SHA-256, which name it in hashes."""
     return hashlib.sha256(key).hexdigest()[:8]
 
 
 def _split(stored: str) -> tuple[str, bytes]:
+    """Return the key id and the bcrypt hash of a stored hash of ours."""
     key_id, _, hashed = stored.removeprefix(_PREFIX).partition("$")
     return key_id, hashed.encode()
 
@@ -232,6 +250,7 @@ def cost_of(hashed: bytes) -> int:
 
 
 def _checkpw(digest: bytes, hashed: bytes) -> bool:
+    """Return whether the digest fits; False for a hash that bcrypt cannot read."""
     try:
         return bcrypt.checkpw(digest, hashed)
     except ValueError:

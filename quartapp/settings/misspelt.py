@@ -23,8 +23,10 @@ LEAST_SIMILARITY_OF_A_HINT = 0.8
 def misspelt(names: Iterable[str], known: Collection[str]) -> dict[str, str | None]:
     """Return the names that resemble a known name, in upper case, with the most similar known one.
 
-    A name that has one of our prefixes and resembles no known name is returned with None. Names
-    that are themselves known are left out. Upper and lower case are the same.
+    A name that has one of our prefixes (PREFIXES) and resembles no known name is returned too: with
+    the most similar known name if the similarity is at least LEAST_SIMILARITY_OF_A_HINT, else with
+    None. Not if Kubernetes may have set it to describe a service (SERVICE_LINK). Known names are
+    left out. Upper and lower case are the same.
     """
     found: dict[str, str | None] = {}
     for name in sorted({name.upper() for name in names} - set(known)):

@@ -42,8 +42,9 @@ class Settings(
         """Return the settings; `overrides` take precedence over the environment and `.env`.
 
         In development, without a SECRET_KEY, uses the key in the data folder, and creates the
-        folder and the key if they are missing. In production, also refuses misspelt names and
-        missing settings.
+        folder and the key if they are missing. In production, also refuses misspelt names, missing
+        settings and values that are too weak. Everywhere refuses an SMTP user without TLS, unless
+        the SMTP server is on this machine.
 
         Raises StartError. Its message names each setting at fault and shows no value.
         """
@@ -140,7 +141,11 @@ class Settings(
             raise StartError(f"cannot write to the data folder {self.data}: permission denied")
 
     def _missing_in_production(self) -> list[str]:
-        """Return a sentence for each setting that production needs and does not have."""
+        """Return a sentence for each setting that production needs and does not have.
+
+        A SECRET_KEY of LEAST_SECRET_BYTES, a BCRYPT_COST of LEAST_BCRYPT_COST, a BASE_URL with
+        https (or at a loopback host), and MONGODB_URI (or ALLOW_EMBEDDED_DATABASE).
+        """
         faults = []
         size = len(self.secret_key.get_secret_value().encode())
         if size < LEAST_SECRET_BYTES:
@@ -168,7 +173,8 @@ class Settings(
     def _with_development_key(self) -> Self:
         """Return these settings with the key of the data folder, if no SECRET_KEY is set.
 
-        Creates the folder and the key if they are missing.
+        Creates the folder and the key if they are missing. Raises StartError if that fails, or the
+        key has fewer than LEAST_SECRET_BYTES.
         """
         if self.secret_key.get_secret_value():
             return self

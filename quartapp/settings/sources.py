@@ -34,7 +34,9 @@ class FromEnvironment(BaseSettings):
     def read(cls, **overrides: Any) -> Self:
         """Return the settings; `overrides` take precedence over the environment and `.env`.
 
-        Raises StartError. Its message names each setting that cannot be used and shows no value.
+        Blank overrides are ignored. Checks each value only by itself. Raises StartError, also if
+        `.env` cannot be read. Its message names each setting that cannot be used, and shows no
+        value.
         """
         overrides = {
             name: value for name, value in overrides.items() if not _is_blank(_plain_text(value))
@@ -108,7 +110,10 @@ class FromEnvironment(BaseSettings):
 
     @classmethod
     def _explain(cls, error: ErrorDetails) -> str:
-        """Return what to write instead of an invalid value, without showing the value."""
+        """Return what to write instead of an invalid value, without showing the value.
+
+        It is the text of the validator's ValueError, the choices, or the bounds of the number.
+        """
         kind = error["type"]
         if kind == "value_error":
             return str(error.get("ctx", {})["error"])
@@ -144,10 +149,12 @@ def bounds_of(field: FieldInfo) -> tuple[Any, Any, Any]:
 
 
 def _name_in(error: ErrorDetails) -> str:
+    """Return the name of the setting at fault."""
     return str(error["loc"][0]).upper()
 
 
 def _plain_text(value: object) -> object:
+    """Return the text of a SecretStr, and any other value as it is."""
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 

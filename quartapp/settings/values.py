@@ -99,6 +99,7 @@ def _limit(value: object) -> object:
 
 
 def _at_least_a_share_each(limit: limits.RateLimitItem) -> limits.RateLimitItem:
+    """Return the limit. Raises ValueError for an amount below MAIL_SHARES."""
     if limit.amount < MAIL_SHARES:
         raise ValueError(f"at least {MAIL_SHARES} emails, so that each kind has room")
     return limit
