@@ -84,10 +84,10 @@ def owns(actor: PermissionHolder, thing: Authored) -> bool:
 
 
 def may_edit(actor: PermissionHolder, thing: Authored) -> bool:
-    """Only authors change words, for as long as they may write; nobody edits another's."""
+    """Return whether the actor is the author and has the permission to write posts."""
     return owns(actor, thing) and may(actor, Permission.POSTS_WRITE)
 
 
 def may_delete(actor: PermissionHolder, thing: Authored) -> bool:
-    """Authors take back what is theirs, also when they may write no more; moderators remove any."""
+    """Return whether the actor is the author, with or without permissions, or a moderator."""
     return owns(actor, thing) or may(actor, Permission.POSTS_MODERATE)

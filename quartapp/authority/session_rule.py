@@ -211,7 +211,7 @@ def state_of(row: Mapping[str, Any], now: datetime) -> SessionState:
     giving = usable_roles(row["held"], shown=shown)
     waiting = [role for role in row["held"] if role not in giving]
     permissions = permissions_of(giving) & _KNOWN_PERMISSIONS
-    seen, told = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
+    read, newest = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
     return Principal(
         session_id=row["_id"],
         user_id=user["_id"],
@@ -220,8 +220,8 @@ def state_of(row: Mapping[str, Any], now: datetime) -> SessionState:
         permissions=permissions,
         version=int(user.get("authz_version") or 0),
         changed_by=next((changer.get("username") for changer in row.get("changer", ())), None),
-        cursor=told,
-        unread=max(0, told - seen),
+        cursor=newest,
+        unread=max(0, newest - read),
         seen_at=clock.as_utc(row["seen_at"]),
         confirmed_at=clock.as_utc(row["confirmed_at"]),
         seconds_left=(min(_expires_at(row), status.expires_at(user)) - now).total_seconds(),

@@ -256,7 +256,7 @@ async def _start_mongod(place: DataFolder) -> int:
 
 def _missing_libraries(binary: Path) -> str | None:
     """Return a sentence that names the shared libraries which mongod needs and cannot find."""
-    told = ""
+    output = ""
     # With this variable the dynamic loader lists what the program needs, and does not run it.
     for extra in ({}, {"LD_TRACE_LOADED_OBJECTS": "1"}):
         with suppress(OSError, subprocess.SubprocessError):
@@ -268,9 +268,9 @@ def _missing_libraries(binary: Path) -> str | None:
                 errors="replace",
                 timeout=10,
             )
-            told += ran.stdout + ran.stderr
-    first = re.findall(r"error while loading shared libraries: ([\w.+-]+)", told)
-    missing = list(dict.fromkeys([*first, *re.findall(r"([\w.+-]+) => not found", told)]))
+            output += ran.stdout + ran.stderr
+    first = re.findall(r"error while loading shared libraries: ([\w.+-]+)", output)
+    missing = list(dict.fromkeys([*first, *re.findall(r"([\w.+-]+) => not found", output)]))
     if not missing:
         return None
     packages = dict.fromkeys(DEBIAN_PACKAGES[each] for each in missing if each in DEBIAN_PACKAGES)
@@ -310,12 +310,12 @@ def _binary() -> Path:
 def _major_version(binary: str) -> int:
     """Return the major version of the mongod, or 0 if it cannot be run."""
     try:
-        told = subprocess.run(  # noqa: S603
+        output = subprocess.run(  # noqa: S603
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return 0
-    found = re.search(r"db version v(\d+)", told)
+    found = re.search(r"db version v(\d+)", output)
     return int(found[1]) if found else 0
 
 
@@ -420,16 +420,16 @@ def _failure_message(place: DataFolder, log_from: int, what: str) -> str:
     return _diagnosis("", place, what)
 
 
-def _diagnosis(told: str, place: DataFolder, what: str) -> str:
+def _diagnosis(output: str, place: DataFolder, what: str) -> str:
     """Return one line: what happened, and the cause that the log text gives."""
-    if "No space left on device" in told or place.free_bytes() < MIN_FREE_BYTES:
+    if "No space left on device" in output or place.free_bytes() < MIN_FREE_BYTES:
         return f"no space left on the disk of the data folder {place.data}"
-    if re.search(r"featureCompatibilityVersion|WiredTiger version|Version incompatibility", told):
+    if re.search(r"featureCompatibilityVersion|WiredTiger version|Version incompatibility", output):
         return (
             f"the database in {place.data / 'mongodb'} was made by another version of MongoDB that "
             f"this one cannot follow: use that version; details in {place.data / place.log.name}"
         )
-    reason = next(filter(None, map(_error_text, reversed(told.splitlines()))), "no reason given")
+    reason = next(filter(None, map(_error_text, reversed(output.splitlines()))), "no reason given")
     return f"{what}: {reason}; details in {place.data / place.log.name}"
 
 

@@ -73,7 +73,7 @@ class PasswordHasher:
         self._pool = ThreadPoolExecutor(
             threads, thread_name_prefix="bcrypt", initializer=_lower_thread_priority
         )
-        # Fits no password: checked when there is no user, so that nobody can tell (P9).
+        # Fits no password. It is checked if there is no such user, so that this takes as long.
         self._dummy_hash = (
             f"{_PREFIX}{self._current_key_id}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
         )
