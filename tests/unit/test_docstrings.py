@@ -132,7 +132,7 @@ def test_docstrings_name_only_exceptions_and_code_that_exist(path: Path) -> None
         ("ForwardedHeaders", True),
         ("ForwardedHeaders._trusted", True),
         ("rate_limits.attempt", True),
-        ("User.is_open", True),
+        ("Busy.retry_after", True),
         ("navigator.credentials.get", True),
         ("NoSuchClass", False),
         ("ForwardedHeaders.no_such_method", False),
