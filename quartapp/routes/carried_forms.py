@@ -58,7 +58,9 @@ class Sent:
 
     @property
     def texts(self) -> list[str]:
-        """What the user typed, for a page from which it can be copied."""
+        """The values of all fields that are not blank, to be copied from a page; empty unless the
+        view is carriable.
+        """
         return [value for _, value in self.fields if value.strip()] if self.carriable else []
 
 
@@ -116,10 +118,11 @@ async def field() -> str:
 async def filled_form() -> Any:
     """Return the page with the form that was carried through this sign-in, filled, not processed.
 
-    Calls the view of the form as the user who is signed in now. If that user may not open the page
-    or it no longer exists, returns a page with the text to be copied (422). Returns None if the
-    request carries no form; and, after flashing a message, if another user wrote the form or it is
-    older than LASTS.
+    Calls the view of the form within this request, as the user who is signed in now, and returns
+    its answer. If the view refuses (no permission, a fresh sign-in needed, an HTTP error such as
+    404), returns a page with the text to be copied (422). Returns None if the request carries no
+    form; and, after flashing a message, if it cannot be decrypted for this user, is older than
+    LASTS, or its view is no longer carriable.
     """
     sealed = await field()
     if not sealed:
@@ -150,7 +153,9 @@ async def filled_form() -> Any:
 
 
 def _seal(form: Sent, user_id: object) -> str | None:
-    """Return the form, encrypted for this user; None if it would be longer than LONGEST."""
+    """Return the endpoint and arguments of this request and the form's fields, encrypted for this
+    user; None if longer than LONGEST. The query of the URL is not kept.
+    """
     what = [request.endpoint, request.view_args or {}, form.fields]
     sealed = encryption().encrypt_value(what, _about(user_id))
     return sealed if len(sealed) <= LONGEST else None

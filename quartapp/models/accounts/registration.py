@@ -57,11 +57,12 @@ async def claim(
 ) -> User:
     """Create an account that only claims the address, in one transaction, and return its user.
 
-    It cannot be used before the address is verified, and holds a placeholder address until then.
-    Does not check whether another account holds the address, so that the writes are the same: the
-    queued email tells its reader which is the case. The account is deleted after CLAIM_LASTS, or as
-    soon as another account claims or gets the address. Raises Taken for the username, and
-    Unverified for other roles than `member`.
+    Has the effects of `add_user`. The account cannot be used before the address is verified, and
+    holds a placeholder address until then. Does not check whether another account holds the
+    address, so that the writes are the same: the queued email tells its reader which is the case.
+    Sets `deletes_at`: a job deletes the account after CLAIM_LASTS. It is deleted at once if another
+    account claims or gets the address. Raises Taken for the username, Unverified for other roles
+    than `member`, and MissingPermission.
     """
 
     async def work(tx: Tx) -> User:
@@ -86,12 +87,15 @@ async def add_user(
 ) -> User:
     """Insert a user, in the caller's transaction, and return it.
 
-    Records the event ACCOUNT_CREATED and stores the welcome notification. Queues a verification
-    email for a `claim`, or if a visitor registers with an unverified address; the command line
-    sends none. Deletes another account that only claims the address.
+    Deletes another account that only claims the address. Records the event ACCOUNT_CREATED (a
+    visitor who registers is its actor) and stores the welcome notification. Queues a verification
+    email, without an event, for a `claim`, or if a visitor registers with an unverified address;
+    none if an administrator or the command line creates the account. Does not check that the roles
+    still exist, nor count the grants.
 
-    Raises Taken, MissingPermission if a signed-in actor lacks a permission of the roles, and
-    Unverified for other roles than `member` on an account that must verify its address first.
+    Raises Taken (`field` says which) if the insert finds a duplicate, MissingPermission if a
+    signed-in actor lacks a permission of the roles, and Unverified for other roles than `member` on
+    an account that must verify its address first.
     """
     await require_to_give(by, [role.id for role in roles], tx)
     user = User(

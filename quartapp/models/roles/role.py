@@ -146,9 +146,9 @@ class Role(Record):
     ) -> "Role":
         """Create a role in an authorized transaction, and return it.
 
-        Records the event ROLE_CREATED. Raises RoleTaken, MissingPermission for permissions that the
-        actor does not hold, and ManagementByDefault if the name is that of a role that new accounts
-        get.
+        The caller has validated the name and the description. Records the event ROLE_CREATED.
+        Raises RoleTaken, MissingPermission for permissions that the actor does not hold, and
+        ManagementByDefault for a management permission of a role that new accounts get.
         """
         _require_harmless_default([name], permissions)
         role = cls(
@@ -187,18 +187,19 @@ class Role(Record):
         requires_factor: bool | None = None,
         by: Actor,
     ) -> None:
-        """Change the role in an authorized transaction. Its users gain and lose permissions in open
-        pages.
+        """Change the stored role in an authorized transaction; this object stays as it was read.
 
-        Increments `authz_version` of all users who hold the role, and records the event ROLE_EDITED
-        with the permissions added (`allowed`) and removed (`forbidden`). Ends no sessions and sends
-        no notification. Does nothing if nothing differs. `requires_factor` stays as it is if it is
-        None.
+        Increments `authz_version` of all users who hold the role, and sets their `authz_by` to the
+        actor: so they gain and lose permissions in open pages. Ends no sessions and sends no
+        notification. Records the event ROLE_EDITED with the permissions added (`allowed`) and
+        removed (`forbidden`). Does nothing if nothing differs from the database. `requires_factor`
+        stays as it is if it is None. The caller waits with `wait_until_enforced()`.
 
         `permissions` replaces the stored permissions that this version knows; the unknown ones
         stay. Raises RoleGone, RoleTaken, ManagementByDefault, and MissingPermission if the actor
-        does not hold all permissions that the role had and those that it gets. Raises BuiltInRole
-        for a new name of a built-in role, and for any change of `admin` except `requires_factor`.
+        does not hold all known permissions that the role had and all that it gets. Raises
+        BuiltInRole for a new name of a built-in role, and for any change of `admin` except
+        `requires_factor`.
         """
 
         async def work(tx: Tx) -> None:
@@ -316,14 +317,18 @@ class Role(Record):
 
 
 def _require_harmless_default(names: Collection[str], permissions: Collection[str]) -> None:
-    """Raise ManagementByDefault for a management permission if a name is that of a default role."""
+    """Raise ManagementByDefault if one of the names, in any case, is that of a default role and one
+    of the permissions is a management permission.
+    """
     for name in DEFAULT_ROLES.intersection(each.casefold() for each in names):
         if management := MANAGEMENT_PERMISSIONS.intersection(permissions):
             raise ManagementByDefault(name, management)
 
 
 async def _held_with(role_id: PydanticObjectId, tx: Tx) -> set[str]:
-    """Return all permissions that the users who hold the role have, from any of their roles."""
+    """Return all stored permissions of all roles of the users who hold this role, whether or not a
+    role requires a second factor.
+    """
     ids = await documents(USERS).distinct("roles.$id", {"roles.$id": role_id}, session=tx)
     roles = await Role.find({"_id": {"$in": ids}}, session=tx).to_list()
     return {permission for role in roles for permission in role.permissions}

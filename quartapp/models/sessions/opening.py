@@ -38,13 +38,13 @@ async def open_session(
     """Create a session of the user, and return it with the token for its cookie.
 
     The token has 256 random bits (ASVS 7.2.3); the database has only its digest. In one
-    transaction, inserts the session and the event SIGNED_IN. Also queues an email to the user if
-    they have other sessions on record, but none that `is_known_browser` finds for this `browser`;
-    not without a `browser`.
+    transaction, inserts the session, with those roles of the user that exist, and the event
+    SIGNED_IN. Also queues an email to the user if they have other sessions on record, but none that
+    `is_known_browser` finds for this `browser`; not without a `browser`.
 
     Then a second transaction ends the user's oldest sessions beyond `at_most` (reason
-    ENDED_BY_USER, event SESSIONS_ENDED, with a barrier mark). The caller waits for the barrier and
-    sets the cookie.
+    ENDED_BY_USER, event SESSIONS_ENDED). If it fails, the error is raised although the session
+    exists. The caller calls `wait_until_enforced()` and sets the cookie.
 
     `user` is the document as the caller read it. If the account was disabled, or lost a role or
     changed its password since then, the new session is invalid from the start.
@@ -88,13 +88,13 @@ async def is_known_browser(
     ip: str | None = None,
     tx: Tx | None = None,
 ) -> bool:
-    """Return whether the user has a session on record, active or not, from this browser or IP
-    address.
+    """Return whether the user has a session on record, active or not, from this browser, or without
+    a `browser` from this IP address.
 
     Sessions are on record for about a month after their end. They count only if they were opened
     with the present password, and after the last `User.forget_browsers` (except the one it kept).
-    `ip` is used only without a `browser`. Without a user it also sends the query, to take as long,
-    and returns False.
+    Pass one of `browser` and `ip`: with neither, sessions without an IP address match. Without a
+    user it also sends the query, to take as long, and returns False.
     """
     whence = {"browser": browser} if browser else {"ip": ip}
     match: dict[str, Any] = {"user.$id": user and user.id, **whence}

@@ -24,7 +24,10 @@ PAGE = 30
 @blueprint.get("/account/timeline")
 @login_required
 async def index(**_: object) -> str:
-    """Show a page of the user's activity, newest first, with what the user has reported already."""
+    """Show 30 of the user's activities, newest first, and which of them the user has reported.
+
+    `after` in the query is the id of the last one of the page before; an invalid one is ignored.
+    """
     mine = current_user.user_id
     rows = await activity.page(mine, before=id_after(), limit=PAGE + 1)
     shown, older = cut(rows, PAGE, lambda event: event.id)
@@ -46,9 +49,11 @@ async def not_me(event_id: str) -> Any:
     """Report an activity as not being the user's, and answer 303 to the steps that secure the
     account.
 
-    Ends all other sessions of the user, logs it, waits until no worker accepts these sessions, and
-    flashes how many there were and how many tabs have acknowledged. 404 for an event that the user
-    cannot report; OwnSession is raised, and answered with the activity page.
+    Has the effects of `activity.disown`: ends all other sessions, forgets all other browsers,
+    queues emails and records the event ACTIVITY_DISOWNED. Writes a warning to the log, waits until
+    no worker accepts these sessions, and flashes how many there were and how many tabs have
+    acknowledged. Reporting again repeats all of this. 404 for an event that the user cannot report.
+    OwnSession, for the sign-in of the session in use, is answered with the activity page.
     """
     event = await activity.find(id_or_404(event_id), current_user.user_id) or abort(404)
     said = await activity.disown(event, by=current_user.actor)
@@ -61,7 +66,9 @@ async def not_me(event_id: str) -> Any:
 @blueprint.get(redirects.AFTER_STRANGER)
 @login_required
 async def remains() -> str:
-    """Show the steps that secure the account after a report."""
+    """Show the steps that secure the account, with the latest report and the latest change of email
+    address, if any. Also works without a report.
+    """
     user = await signed_in_user()
     return await render_template(
         "audit/not_me.html",

@@ -40,10 +40,11 @@ async def index() -> str:
 @permission_required(Permission.ROLES_MANAGE)
 @fresh_login_required
 async def new() -> Any:
-    """Show the form of a new role; on POST create the role and answer 303 to the list.
+    """Show the form of a new role; on POST create the role, flash it and answer 303 to the list.
 
-    Refusals show the form again with the error: 422 for a name that is taken, 403 for permissions
-    that the user lacks. SessionOver is raised to the error handler.
+    Refusals show the form again with the error: 403 for permissions that the user lacks, logged as
+    `authz_fail`; 422 for all others, such as a name that is taken. SessionOver is raised to the
+    error handler.
     """
     form = await RoleForm.from_request()
     if form.posted:
@@ -70,12 +71,12 @@ async def new() -> Any:
 @permission_required(Permission.ROLES_MANAGE)
 @fresh_login_required
 async def edit(name: str) -> Any:
-    """Show the form of a role; on POST change the role and answer 303 to the list.
+    """Show the form of a role; on POST change the role, flash it and answer 303 to the list.
 
-    After the change, waits until all workers enforce the removal of permissions. Users of the role
-    stay signed in. If nothing was chosen for the role `admin`, whose checkboxes are disabled, its
-    description and permissions stay. Refusals show the form again with the error, as in `new`. 404
-    for an unknown role.
+    Before that it waits until all workers enforce the change, even if nothing differed. Users of
+    the role stay signed in. If no permission was chosen for the role `admin`, whose checkboxes are
+    disabled, its description and permissions stay. Refusals are answered and logged as in `new`.
+    404 for an unknown role.
     """
     role = await _find(name)
     form = await RoleForm.from_request(data=_stored(role))
@@ -156,8 +157,8 @@ def _stored(role: Role) -> dict[str, Any]:
 async def _page(form: RoleForm, role: Role | None = None) -> Any:
     """Return the page of the form with its status. Without a role it is the page for a new one.
 
-    Permissions that the user lacks cannot be chosen, nor can management permissions of a default
-    role.
+    It is read-only if the user lacks a permission of the role. Otherwise permissions that the user
+    lacks, and management permissions of a default role, cannot be checked.
     """
     page = await render_template(
         "roles/edit.html",
