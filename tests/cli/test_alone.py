@@ -97,6 +97,7 @@ async def test_disable_and_enable_never_lose_the_last_administrator(
         await create(terminal, "ada", "admin")
         assert "last active" in await terminal.refuses("user", "disable", "ada")
         assert "last active" in await terminal.refuses("user", "revoke", "ada", "admin")
+        assert "last active" in await terminal.refuses("user", "delete", "ada", "--now")
         await create(terminal, "grace", "admin")
         assert await terminal.does("user", "disable", "ada") == "ada is disabled.\n"
         assert await terminal.does("user", "disable", "ada") == "ada was already disabled.\n"

@@ -129,4 +129,3 @@ async def test_delete_closes_tabs_and_deletes_later_or_immediately(
     assert await ada.status(f"/users/{bob.username}") == 404
     refused = await server.run("user", "restore", bob.username, status=1)
     assert "there is no user" in refused
-    await server.run("user", "delete", "root", "--now", status=1)

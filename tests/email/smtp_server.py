@@ -54,7 +54,8 @@ class Handler:
     def _keep(self, what: str, **record: Any) -> None:
         """Write a file that becomes visible only when it is complete."""
         name = f"{next(self._numbers):06}.{what}"
-        draft = self._folder / f".{name}"
+        # The glob of pathlib finds files whose name begins with a dot.
+        draft = self._folder / f"{name}.draft"
         draft.write_text(json.dumps(record))
         draft.rename(self._folder / name)
 

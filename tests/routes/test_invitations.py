@@ -64,7 +64,7 @@ async def test_accepting_an_invitation_signs_in_with_the_role_and_verifies(
     user = await user_named("bob")
     assert (user.email, user.email_verified_at is not None) == (BOB, True)
     assert "not verified" not in (await bob.get("/account")).text
-    assert "which gave: member, moderator" in (await bob.get("/account/timeline")).text
+    assert "which gave the roles: member, moderator" in (await bob.get("/account/timeline")).text
     await visitors.wait_for_outbox()
     assert len(await visitors.emails(BOB)) == 1
     assert f"bob accepted your invitation to {BOB}." in (await root.get("/account/notices")).text

@@ -37,7 +37,7 @@ async def test_the_site_name_is_escaped_everywhere(
     def as_text(uri: str) -> Markup:
         return Markup('<img alt="{}">').format(uri)
 
-    monkeypatch.setattr(pages, "_picture", as_text)
+    monkeypatch.setattr(pages, "_qr_code", as_text)
     visitors = Visitors(named)
     anonymous, ada = visitors.anonymous(), await visitors.member()
 
