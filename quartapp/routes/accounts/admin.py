@@ -103,13 +103,12 @@ async def revoke(username: str, role_name: str) -> Any:
     role = await Role.named(role_name) or abort(404)
     event = await person.revoke(role, by=current_user.actor)
     log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
-    await wait_until_enforced(event)
-    if event:
-        words = f"{person.username} no longer has the role {role.name}{_signed_out(event)}."
-        await flash_receipt(words, event)
-    else:
-        await flash(f"{person.username} did not have the role {role.name}.", "info")
-    return see_other(home(person))
+    return await _answer(
+        person,
+        event,
+        done=f"{person.username} no longer has the role {role.name}",
+        unchanged=f"{person.username} did not have the role {role.name}.",
+    )
 
 
 @blueprint.post("/users/<username>/sessions/end")
@@ -146,13 +145,12 @@ async def disable(username: str) -> Any:
     event = await person.disable(by=current_user.actor)
     if event:
         log.info("user_disabled", user=person.username, by=current_user.username)
-    await wait_until_enforced(event)
-    if event:
-        words = f"The account of {person.username} is disabled{_signed_out(event)}."
-        await flash_receipt(words, event)
-    else:
-        await flash(f"The account of {person.username} is already disabled.", "info")
-    return see_other(home(person))
+    return await _answer(
+        person,
+        event,
+        done=f"The account of {person.username} is disabled",
+        unchanged=f"The account of {person.username} is already disabled.",
+    )
 
 
 @blueprint.post("/users/<username>/enable")
@@ -225,19 +223,30 @@ async def reset_factors(username: str) -> Any:
     """
     person = await find(username)
     event = await enrolment.reset(person, by=current_user.actor)
-    await wait_until_enforced(event)
     if event:
         log.info("user_updated", user=person.username, reset="factors", by=current_user.username)
-        words = f"{person.username} no longer has second factors{_signed_out(event)}."
-        await flash_receipt(words, event)
+    return await _answer(
+        person,
+        event,
+        done=f"{person.username} no longer has second factors",
+        unchanged=f"{person.username} had no second factor.",
+    )
+
+
+async def _answer(person: User, event: Event | None, *, done: str, unchanged: str) -> Any:
+    """Wait until no worker accepts the sessions that the event ended, and redirect to the user's
+    page with a message.
+
+    The message is `done`, whether active sessions ended and what became of their tabs; without an
+    event it is `unchanged`.
+    """
+    await wait_until_enforced(event)
+    if event:
+        ended = " and was signed out" if event.ended_sessions else ". There were no active sessions"
+        await flash_receipt(f"{done}{ended}.", event)
     else:
-        await flash(f"{person.username} had no second factor.", "info")
+        await flash(unchanged, "info")
     return see_other(home(person))
-
-
-def _signed_out(event: Event) -> str:
-    """Return the end of a sentence about the user: whether the event ended active sessions."""
-    return " and was signed out" if event.ended_sessions else ". There were no active sessions"
 
 
 async def find(username: str) -> User:

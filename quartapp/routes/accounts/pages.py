@@ -1,7 +1,6 @@
 """Registration, sign-in, sign-out, re-authentication and the first administrator."""
 
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 from quart import Blueprint, flash, redirect, render_template, request, session
@@ -42,8 +41,6 @@ from quartapp.runtime import hasher, settings
 from quartapp.security.passwords import Busy
 
 blueprint = Blueprint("accounts", __name__)
-
-BROWSER_KEPT = timedelta(days=400)
 
 
 @blueprint.route("/register", methods=["GET", "POST"])

@@ -1,5 +1,6 @@
 """Pages for administrators: list, create, edit and delete roles."""
 
+from collections.abc import Awaitable
 from typing import Any
 
 from quart import Blueprint, abort, flash, render_template
@@ -48,20 +49,16 @@ async def new() -> Any:
     """
     form = await RoleForm.from_request()
     if form.posted:
-        try:
-            role = await Role.add(
-                *_values(form),
-                requires_factor=bool(form.requires_factor.data),
-                by=current_user.actor,
-            )
-        except RoleTaken as taken:
-            form.refuse(str(taken), "name")
-        except SessionOver:
-            raise
-        except DomainError as refused:
-            form.refuse(str(refused), status=status_of(refused))
-        else:
-            await flash(f"The role {role.name} was created.", "success")
+        name, description, permissions = _values(form)
+        adding = Role.add(
+            name,
+            description,
+            permissions,
+            requires_factor=bool(form.requires_factor.data),
+            by=current_user.actor,
+        )
+        if await _is_accepted(form, adding):
+            await flash(f"The role {name} was created.", "success")
             return see_other("/admin/roles")
     return await _page(form)
 
@@ -85,25 +82,36 @@ async def edit(name: str) -> Any:
         if role.name == ADMIN and not permissions:
             # The checkboxes of admin are disabled, so browsers do not send them.
             description, permissions = role.description, role.known
-        try:
-            await role.edit(
-                name=name,
-                description=description,
-                permissions=permissions,
-                requires_factor=bool(form.requires_factor.data),
-                by=current_user.actor,
-            )
-        except RoleTaken as taken:
-            form.refuse(str(taken), "name")
-        except SessionOver:
-            raise
-        except DomainError as refused:
-            form.refuse(str(refused), status=status_of(refused))
-        else:
+        editing = role.edit(
+            name=name,
+            description=description,
+            permissions=permissions,
+            requires_factor=bool(form.requires_factor.data),
+            by=current_user.actor,
+        )
+        if await _is_accepted(form, editing):
             await wait_until_enforced()
             await flash(f"The role {name} was changed, also on all open pages.", "success")
             return see_other("/admin/roles")
     return await _page(form, role)
+
+
+async def _is_accepted(form: RoleForm, change: Awaitable[object]) -> bool:
+    """Await the change. If the models refuse it, put the error into the form and return False.
+
+    Raises SessionOver, which is no error of the form.
+    """
+    try:
+        await change
+    except RoleTaken as taken:
+        form.refuse(str(taken), "name")
+    except SessionOver:
+        raise
+    except DomainError as refused:
+        form.refuse(str(refused), status=status_of(refused))
+    else:
+        return True
+    return False
 
 
 async def show_stored(name: str) -> Any:
