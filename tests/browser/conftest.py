@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, WebSocket, async_playwright, expect
 
 from tests.conftest import PASSWORD
-from tests.people import SECONDS
+from tests.people import SECONDS, Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NewBrowser = Callable[..., Awaitable[BrowserContext]]
@@ -165,3 +166,17 @@ async def expect_locked(page: Page, words: str) -> None:
     dialog = page.get_by_role("alertdialog")
     await expect(dialog).to_be_visible()
     await expect(dialog).to_contain_text(words)
+
+
+@pytest.fixture
+async def name() -> str:
+    """Return a username that no other test has."""
+    return f"eve-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
+    """Return the only tab of the new user `name`, who is registered and signed in."""
+    page = await (await new_browser(server.url)).new_page()
+    await register(page, name)
+    return page

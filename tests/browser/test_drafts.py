@@ -6,7 +6,6 @@ import re
 import secrets
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.async_api import Page, Route, expect
 
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
@@ -15,18 +14,6 @@ from tests.people import Person, Server, until
 
 TYPED = "Line one\nline two, ünïcode & <b>"
 DRAFT_KEYS = "() => Object.keys(sessionStorage).filter(key => key.startsWith('draft:'))"
-
-
-@pytest.fixture
-async def name() -> str:
-    return f"eve-{secrets.token_hex(4)}"
-
-
-@pytest.fixture
-async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
-    page = await (await new_browser(server.url)).new_page()
-    await register(page, name)
-    return page
 
 
 async def type_post_and_place_caret(page: Page, text: str = TYPED) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 import pytest
 from playwright.async_api import Page, expect
 
@@ -20,11 +18,6 @@ from tests.people import Server, until
 from tests.routes.conftest import code_in, link_in
 
 NEW = "quite another horse and battery"
-
-
-@pytest.fixture
-async def name() -> str:
-    return f"eve-{secrets.token_hex(4)}"
 
 
 @pytest.fixture

@@ -14,15 +14,8 @@ from tests.people import Person, Server
 
 
 @pytest.fixture
-async def name() -> str:
-    return f"eve-{secrets.token_hex(4)}"
-
-
-@pytest.fixture
-async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
+async def page(page: Page) -> Page:
     """Return the only tab of a new user, on the home page, signed in and connected."""
-    page = await (await new_browser(server.url)).new_page()
-    await register(page, name)
     await is_live(page)
     return page
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import secrets
 import zipfile
 
 import pytest
 from playwright.async_api import Page, expect
 
 from quartapp import clock
-from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
+from tests.browser.conftest import NewBrowser, expect_locked, is_live, sign_in, submit
 from tests.browser.test_email import email_text
 from tests.people import Server, until
 
 
 @pytest.fixture
-async def name() -> str:
-    return f"eve-{secrets.token_hex(4)}"
-
-
-@pytest.fixture
-async def page(server: Server, new_browser: NewBrowser, name: str) -> Page:
-    page = await (await new_browser(server.url)).new_page()
-    await register(page, name)
+async def page(server: Server, page: Page, name: str) -> Page:
     # Unverified addresses get no notifications.
     await server.run("user", "verify", name)
     return page
