@@ -29,7 +29,7 @@ from tests.people import Person
 CONNECTIONS = 8
 LIVEZ_GOAL, REVOCATION_GOAL = 0.050, 0.300
 PAUSE = 0.01
-# Symbols that zxcvbn reads as letters, and combining marks that NFC has to sort.
+# zxcvbn tries each symbol as a letter. NFC normalisation sorts each run of combining marks.
 SYMBOLS = "4z8({$<3689!1|70$5+%2!@8({[<l6&9!1|70b|+4@8({[<36&9!1|70$5+%2"
 MARKS = "a" + "\u0315\u0300" * 15_400
 

@@ -76,7 +76,7 @@ class Deployment(Group):
     ] = []
     """Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted."""
     support_contact: OneLine = ""
-    """Whom users of a disabled account are told to contact after they entered the right password:
+    """The contact that users of a disabled account are shown after they entered the right password:
     an email address, a link or a short text."""
     metrics_token: SecretStr | None = None
     """Token that allows reading `/metrics` with `Authorization: Bearer TOKEN`. Without it,
