@@ -34,7 +34,7 @@ from quartapp.db import mongo
 from quartapp.db.embedded import DataFolder
 from quartapp.models import Role, User
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.opening import open_session
 from quartapp.policy import ADMIN
 from quartapp.settings import Settings
@@ -70,7 +70,7 @@ class House:
         async def make(number: int) -> Someone:
             username = f"{name}{number}"
             user = await register_account(
-                username, f"{username}@example.org", "no password", roles=[role], by=NOBODY
+                username, f"{username}@example.org", "no password", roles=[role], by=SYSTEM
             )
             return Someone(user.id, username, [await self._sign_in(user) for _ in range(sessions)])
 
@@ -78,7 +78,7 @@ class House:
 
     async def _sign_in(self, user: User) -> str:
         day = timedelta(days=1)
-        _, token = await open_session(user, device="bench", by=NOBODY, idle=day, lifetime=day)
+        _, token = await open_session(user, device="bench", by=SYSTEM, idle=day, lifetime=day)
         return self.cookie(token)
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ from bench.crowd import House, Someone, house, this_machine
 from bench.tabs import Tab, now
 from quartapp.activities import ACCOUNT_DISABLED
 from quartapp.models import Event, Role
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
 from tests.networks import network
 from tests.people import Person
@@ -87,7 +87,7 @@ async def final(victim: Someone) -> Event:
 
 async def run(options: argparse.Namespace) -> None:
     async with house(options.workers) as home:
-        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
         victims = await home.people("v", len(DELAYS) + 1, role=role, sessions=2)
         # Warm up, so that the first row does not include what a worker loads once.
         await measure(home, victims[-1], 0.0)

@@ -40,7 +40,7 @@ from bench.crowd import PER_PERSON, house, this_machine
 from bench.tabs import now
 from quartapp.auth.current_user import QuartAuthExtension
 from quartapp.models import Role
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
 from quartapp.routes import templating
 from quartapp.serving import hypercorn_latency, worker_process, workers
@@ -236,7 +236,7 @@ async def sockets(
 
 async def end_of_sockets(count: int, **env: Any) -> Figures:
     async with house(2, **env) as home, home.crowd(2) as crowd:
-        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
         people = await home.people("p", -(-count // PER_PERSON), role=role, sessions=PER_PERSON)
         await crowd.open([cookie for person in people for cookie in person.cookies][:count])
         async with home.caller(home.root) as root:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from bench.crowd import PER_PERSON, Caller, House, Someone, house, percentile, this_machine
 from bench.tabs import Tab, now
 from quartapp.models import Role
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
 
 WAYS = {
@@ -104,7 +104,7 @@ async def one_by_one(options: argparse.Namespace) -> bool:
     """Revoke one user after the other and print the times; return whether nothing went wrong."""
     figures = Figures()
     async with house(options.workers) as home, home.crowd(options.processes) as crowd:
-        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
         idle = max(0, options.sockets - TABS)
         people = await home.people("p", -(-idle // PER_PERSON), role=role, sessions=PER_PERSON)
         victims = await home.people("v", options.revocations, role=role, sessions=TABS)
@@ -205,7 +205,7 @@ async def whole_role(options: argparse.Namespace) -> bool:
     """Delete the role of all users and print the times; return whether nothing went wrong."""
     figures = Figures()
     async with house(options.workers) as home, home.crowd(options.processes) as crowd:
-        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
         count = -(-options.sockets // PER_PERSON)
         people = await home.people("p", count, role=role, sessions=PER_PERSON)
         await crowd.open(

@@ -15,7 +15,7 @@ from bench.tabs import now
 from quartapp.activities import ROLE_GRANTED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models import Role, User
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
 
 KIB, MIB = 1024, 1024**2
@@ -27,7 +27,7 @@ FEW = 200
 async def measure(sockets: int, rounds: int, workers: int, processes: int) -> None:
     print(f"{sockets} sockets over {workers} workers, from {processes} client processes\n")
     async with house(workers) as home, home.crowd(processes) as crowd:
-        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+        role = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
         people = await home.people("p", -(-sockets // PER_PERSON), role=role, sessions=PER_PERSON)
         cookies = [cookie for person in people for cookie in person.cookies][:sockets]
 

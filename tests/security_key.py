@@ -14,7 +14,7 @@ from webauthn import base64url_to_bytes
 from webauthn.helpers import bytes_to_base64url, encode_cbor
 
 from quartapp.models import Passkey, User
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.security.webauthn import NewPasskey
 
 PRESENT, VERIFIED, BACKED_UP, HAS_KEY = 0x01, 0x04, 0x18, 0x40
@@ -108,7 +108,7 @@ class Authenticator:
         )
 
 
-async def create_passkey(user: User, *, by: Actor = NOBODY, name: str = "Phone") -> Authenticator:
+async def create_passkey(user: User, *, by: Actor = SYSTEM, name: str = "Phone") -> Authenticator:
     """Add a passkey to the account without using a page, and return its authenticator."""
     device = Authenticator()
     await Passkey.add(user, device.made(user), name=name, by=by)

@@ -18,7 +18,7 @@ from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import credential_of
 from quartapp.models.accounts.user import User
 from quartapp.models.authorization.permissions import permissions_of, usable_roles
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import role_ref
 from quartapp.models.factors.factor import factors_of, has_shown_one
 from quartapp.models.sessions import expiry
@@ -169,7 +169,7 @@ async def states_matching(match: Mapping[str, Any]) -> list[SessionState]:
             why = standing.reason, standing.because
             over.setdefault(why, []).append(standing.session_id)
     for (reason, because), ids in over.items():
-        await mark_ended({"_id": {"$in": ids}}, reason, by=NOBODY, because=because)
+        await mark_ended({"_id": {"$in": ids}}, reason, by=SYSTEM, because=because)
     return [standing for _, standing in judged]
 
 

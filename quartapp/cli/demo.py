@@ -11,7 +11,7 @@ from quartapp import clock, policy
 from quartapp.cli.base import CommandError, data_option, echo, with_database
 from quartapp.models import Comment, Post, Role, User
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.policy import Permission
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
@@ -113,7 +113,7 @@ async def demo(settings: Settings) -> None:
     roles = {role.name: role for role in await Role.everyone()}
     for name, (description, permissions) in ROLES.items():
         if name not in roles:
-            roles[name] = await Role.add(name, description, permissions, by=NOBODY)
+            roles[name] = await Role.add(name, description, permissions, by=SYSTEM)
     people: dict[str, Actor] = {}
     for name, held in PEOPLE.items():
         person = await register_account(
@@ -121,7 +121,7 @@ async def demo(settings: Settings) -> None:
             f"{name}@example.org",
             password_hash,
             roles=[roles[role] for role in (policy.MEMBER, *held)],
-            by=NOBODY,
+            by=SYSTEM,
             verified=True,
         )
         people[name] = Actor(person.id, name)

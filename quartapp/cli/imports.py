@@ -23,7 +23,7 @@ from quartapp.db.mongo import Tx, transaction
 from quartapp.models import Event, Role, User
 from quartapp.models.accounts.account import Taken, Unverified
 from quartapp.models.accounts.registration import add_user
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import DomainError
 from quartapp.models.limits import hash_cost
 from quartapp.security.passwords import BCRYPT_HASH, SCHEMES, cost_of
@@ -148,7 +148,7 @@ class UserImport:
             user = await add_user(
                 *(entry.username, entry.email, entry.password_hash),
                 roles=entry.roles,
-                by=NOBODY,
+                by=SYSTEM,
                 tx=tx,
                 verified=entry.verified,
                 must_verify=entry.must_verify,
@@ -156,7 +156,7 @@ class UserImport:
             if entry.disabled:
                 closed = {"$set": {"disabled_at": user.created_at}}
                 await User.change({"_id": user.id}, closed, tx=tx)
-                await Event.record(ACCOUNT_DISABLED, by=NOBODY, subject=user.id, tx=tx)
+                await Event.record(ACCOUNT_DISABLED, by=SYSTEM, subject=user.id, tx=tx)
 
         await transaction(work)
 

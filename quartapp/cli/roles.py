@@ -16,7 +16,7 @@ from quartapp.cli.base import (
     with_database,
 )
 from quartapp.models import Role
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
 
 PERMISSION = click.Choice([permission.value for permission in Permission])
@@ -65,7 +65,7 @@ async def create(name: str, description: str, permissions: tuple[str, ...], requ
         description,
         {Permission(p) for p in permissions},
         requires_factor=required,
-        by=NOBODY,
+        by=SYSTEM,
     )
     echo(f"Created the role {created.name}.")
 
@@ -91,7 +91,7 @@ async def edit(
         description=found.description,
         permissions=permissions,
         requires_factor=required,
-        by=NOBODY,
+        by=SYSTEM,
     )
     await wait_until_enforced(None)
     only = found.requires_factor if required is None else required
@@ -111,7 +111,7 @@ async def delete(name: str) -> None:
     Returns when no worker accepts these sessions, and prints how many users had the role.
     """
     found = await find_role(name)
-    event = await found.remove(by=NOBODY)
+    event = await found.remove(by=SYSTEM)
     reach = await wait_until_enforced(event)
     holders = event.details["holders"] if event else 0
     echo(f"Deleted the role {found.name}. Users who had it: {holders}.{reach}")

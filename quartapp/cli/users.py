@@ -27,7 +27,7 @@ from quartapp.models import Invitation, Role, Session, User, Worker
 from quartapp.models.accounts import account_expiry, email_address
 from quartapp.models.accounts.registration import claim as claim_account
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import linked_id
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import NAMES
@@ -73,9 +73,9 @@ async def create(
     who = username, email, await hasher.hash(password)
     hasher.close()
     if unverified and settings.verification_required:
-        created = await claim_account(*who, roles=held, by=NOBODY)
+        created = await claim_account(*who, roles=held, by=SYSTEM)
     else:
-        created = await register_account(*who, roles=held, by=NOBODY, verified=not unverified)
+        created = await register_account(*who, roles=held, by=SYSTEM, verified=not unverified)
     echo(f"Created {created.username} with the roles {', '.join(role.name for role in held)}.")
     if created.awaits_verification:
         echo(
@@ -91,7 +91,7 @@ async def create(
 async def verify(username: str) -> None:
     """Mark an email address as verified. You vouch that the address belongs to the user."""
     person = await find_user(username)
-    done = await email_address.vouch_for(person, by=NOBODY)
+    done = await email_address.vouch_for(person, by=SYSTEM)
     words = "is verified" if done else "was already verified"
     echo(f"The email address {person.address} of {person.username} {words}.")
 
@@ -107,7 +107,7 @@ async def invite(email: str, role: str | None) -> None:
     Without a running server, the email stays in the outbox until one is started.
     """
     email = validated(validation.check_email, email)
-    await Invitation.write(email, await find_role(role) if role else None, by=NOBODY)
+    await Invitation.write(email, await find_role(role) if role else None, by=SYSTEM)
     state = "is on its way" if await Worker.everyone() else "will be sent when a server is running"
     echo(f"Invited {email}. The email {state}. Its link works for 7 days.")
 
@@ -208,7 +208,7 @@ async def show(username: str) -> None:
 async def grant(username: str, role: str) -> None:
     """Grant a role. Open pages are updated. Returns when all workers apply the change."""
     person, granted = await find_user(username), await find_role(role)
-    done = await person.grant(granted, by=NOBODY)
+    done = await person.grant(granted, by=SYSTEM)
     await wait_until_enforced(done)
     echo(f"{person.username} {'now has' if done else 'already has'} the role {granted.name}.")
 
@@ -224,7 +224,7 @@ async def revoke(username: str, role: str) -> None:
     Returns when no worker accepts these sessions, and prints what became of open tabs.
     """
     person, revoked = await find_user(username), await find_role(role)
-    done = await person.revoke(revoked, by=NOBODY)
+    done = await person.revoke(revoked, by=SYSTEM)
     reach = await wait_until_enforced(done)
     verb = "no longer has" if done else "did not have"
     echo(f"{person.username} {verb} the role {revoked.name}.{reach}")
@@ -240,7 +240,7 @@ async def end_sessions(username: str) -> None:
     Returns when no worker accepts them, and prints their number and what became of open tabs.
     """
     person = await find_user(username)
-    event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     reach = await wait_until_enforced(event)
     count = event.details["count"] if event else 0
     echo(f"Sessions of {person.username} ended: {count}.{reach}")
@@ -260,7 +260,7 @@ async def disable(username: str, day: datetime | None) -> None:
     if day is not None:
         await _set_expiry(person, day.date())
     else:
-        done = await person.disable(by=NOBODY)
+        done = await person.disable(by=SYSTEM)
         reach = await wait_until_enforced(done)
         echo(f"{person.username} {'is disabled' if done else 'was already disabled'}.{reach}")
 
@@ -272,7 +272,7 @@ async def disable(username: str, day: datetime | None) -> None:
 async def enable(username: str) -> None:
     """Enable an account, or remove its expiry date. Sessions that have ended stay ended."""
     person = await find_user(username)
-    done = await person.enable(by=NOBODY) or await account_expiry.remove_expiry(person, by=NOBODY)
+    done = await person.enable(by=SYSTEM) or await account_expiry.remove_expiry(person, by=SYSTEM)
     await wait_until_enforced(done)
     echo(f"{person.username} {'is enabled' if done else 'was already enabled'}.")
 
@@ -285,7 +285,7 @@ async def _set_expiry(person: User, day: date) -> None:
     """
     if not account_expiry.is_possible(day):
         raise CommandError(f"{day}: use a date from today up to ten years ahead")
-    done = await account_expiry.set_expiry(person, day, by=NOBODY)
+    done = await account_expiry.set_expiry(person, day, by=SYSTEM)
     await wait_until_enforced(None)
     if done:
         echo(f"{person.username} will be disabled at the end of {day} (UTC).")
@@ -309,7 +309,7 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
     person = await find_user(username)
     at = clock.now() if now else clock.now() + settings.deletion_grace
     with_posts = remove_posts or person.deletes_posts
-    event = await person.close(by=NOBODY, deletes_at=at, with_posts=with_posts)
+    event = await person.close(by=SYSTEM, deletes_at=at, with_posts=with_posts)
     reach = await wait_until_enforced(event)
     if now:
         await account_deletion.erase_now(person.id)
@@ -328,7 +328,7 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
 async def restore(username: str) -> None:
     """Restore an account. Reverses a deactivation, or a deletion that is not due yet."""
     person = await find_user(username)
-    done = await person.restore(by=NOBODY)
+    done = await person.restore(by=SYSTEM)
     await wait_until_enforced(done)
     if done:
         echo(f"{username} is {_state(await find_user(username), active='active again')}.")
@@ -346,7 +346,7 @@ async def reset_factors(username: str) -> None:
     For a user who has lost them. Also removes recovery codes and ends all sessions of the account.
     """
     person = await find_user(username)
-    done = await enrolment.reset(person, by=NOBODY)
+    done = await enrolment.reset(person, by=SYSTEM)
     reach = await wait_until_enforced(done)
     verb = "no longer has second factors" if done else "had no second factors"
     echo(f"{person.username} {verb}.{reach}")

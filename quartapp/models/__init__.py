@@ -15,7 +15,7 @@ from quartapp.models.accounts import canonical
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.write_lock import ADMINISTRATORS, INVITATIONS, WriteLock
 from quartapp.models.cluster.barrier_mark import BarrierMark
 from quartapp.models.cluster.worker import Worker
@@ -117,7 +117,7 @@ async def _forbid_management_by_default() -> None:
             name=role.name,
             description=role.description,
             permissions=set(role.known) - MANAGEMENT_PERMISSIONS,
-            by=NOBODY,
+            by=SYSTEM,
         )
         removed = sorted(MANAGEMENT_PERMISSIONS.intersection(role.permissions))
         log.warning("default_role_restricted", role=role.name, removed=removed)

@@ -14,7 +14,7 @@ from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession, Principal, SessionState
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.opening import open_session
 from quartapp.models.sessions.reason import Reason
 from quartapp.runtime import Runtime, runtime_of
@@ -44,9 +44,9 @@ class Ada:
 async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
     member = await Role.named("member")
     assert member
-    user = await register_account("ada", "ada@example.org", "hash", roles=[member], by=NOBODY)
+    user = await register_account("ada", "ada@example.org", "hash", roles=[member], by=SYSTEM)
     day = timedelta(days=1)
-    session, token = await open_session(user, device="x", by=NOBODY, idle=day, lifetime=day)
+    session, token = await open_session(user, device="x", by=SYSTEM, idle=day, lifetime=day)
     ada = Ada(user, session, token, runtime_of(app))
     ask = session_rule.states_matching
 
@@ -138,9 +138,9 @@ async def test_using_a_session_keeps_its_cached_principal(ada: Ada) -> None:
 async def test_the_end_of_a_session_is_known_after_the_barrier(ada: Ada) -> None:
     for _ in range(20):
         day = timedelta(days=1)
-        session, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+        session, token = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
         assert isinstance(await ada.running.principal_cache.state_by_token(token), Principal)
-        await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
         await ada.running.barrier.wait()
         assert not isinstance(await ada.running.principal_cache.state_by_token(token), Principal)
 
@@ -148,15 +148,15 @@ async def test_the_end_of_a_session_is_known_after_the_barrier(ada: Ada) -> None
 async def test_a_barrier_mark_without_a_requester_can_be_waited_for(ada: Ada) -> None:
     for _ in range(5):
         day = timedelta(days=1)
-        session, _ = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
-        event = await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        session, _ = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
+        event = await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
         assert (await ada.running.barrier.wait(event)).complete
 
 
 async def test_an_ended_session_is_refused_without_a_database_query(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await ada.session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await ada.session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     await ada.running.barrier.wait()
     ended = await ada.standing()
     assert isinstance(ended, EndedSession)
@@ -171,7 +171,7 @@ async def test_an_outdated_query_result_is_not_cached(
 ) -> None:
     """The session ends, and its event arrives, before the older query has returned."""
     day = timedelta(days=1)
-    session, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+    session, token = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
     ask, asked, may_answer = session_rule.states_matching, asyncio.Event(), asyncio.Event()
 
     async def slow(match: Any) -> list[SessionState]:
@@ -184,7 +184,7 @@ async def test_an_outdated_query_result_is_not_cached(
     late = asyncio.create_task(ada.running.principal_cache.state_by_token(token))
     await asked.wait()
     monkeypatch.setattr(session_rule, "states_matching", ask)
-    await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     await ada.running.barrier.wait()
     may_answer.set()
     assert isinstance(await late, Principal)  # The query began before the end was acknowledged.
@@ -198,7 +198,7 @@ async def test_the_number_of_cached_principals_is_bounded(
     day = timedelta(days=1)
     tokens = []
     for _ in range(6):
-        _, token = await open_session(ada.user, device="x", by=NOBODY, idle=day, lifetime=day)
+        _, token = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
         tokens.append(token)
         await ada.running.principal_cache.state_by_token(token)
     assert len(ada.running.principal_cache) <= 3

@@ -15,7 +15,7 @@ from quartapp.authority.session_rule import EndedSession
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.opening import open_session
@@ -55,7 +55,7 @@ async def register(name: str, *roles: str) -> User:
     """Return a new user with a verified address and these roles."""
     held = [await role(each) for each in roles]
     return await register_account(
-        *(name, f"{name}@example.org", f"hash of {name}"), roles=held, by=NOBODY, verified=True
+        *(name, f"{name}@example.org", f"hash of {name}"), roles=held, by=SYSTEM, verified=True
     )
 
 

@@ -30,7 +30,7 @@ from quartapp.models.accounts.administrators import LastAdministrator, active_ad
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.email.outbox import Mail
 from quartapp.models.invitations import invitation
@@ -82,7 +82,7 @@ async def emails(user: User) -> list[str]:
 
 async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: Database) -> None:
     ada = await register("ada")
-    assert await ada.restore(by=NOBODY) is None, "the account is open"
+    assert await ada.restore(by=SYSTEM) is None, "the account is open"
     _, first = await sign_in(ada)
     _, second = await sign_in(ada)
     event = not_none(await ada.close(by=acting(ada)))
@@ -153,7 +153,7 @@ async def test_the_owner_restores_the_account_once_with_the_token(db: Database) 
     event = not_none(await Event.find_one({"verb": ACCOUNT_RESTORED.audit}))
     assert not_none(event.actor).ref.id == ada.id
     with pytest.raises(TokenSpent):
-        await account_deletion.come_back(token, by=NOBODY)
+        await account_deletion.come_back(token, by=SYSTEM)
     assert await erase_due() == 0
     (welcome,) = await Notice.page(ada.id)
     assert welcome.kind == ACCOUNT_CREATED.notification_kind, "restoring sends no notification"
@@ -180,7 +180,7 @@ async def test_an_account_that_its_owner_may_not_restore_stays_closed(
     before = await dump(db)
     assert await account_deletion.asked_by(token) is None
     with pytest.raises(TokenSpent):
-        await account_deletion.come_back(token, by=NOBODY)
+        await account_deletion.come_back(token, by=SYSTEM)
     assert await dump(db) == before
 
 
@@ -193,15 +193,15 @@ async def test_only_the_reset_token_works_on_a_deactivated_account(db: Database)
     await ada.close(by=acting(ada))
     usable = {each for each, token in tokens.items() if await Token.usable(each, token)}
     assert usable == {Purpose.RESET}
-    await ada.disable(by=NOBODY)
+    await ada.disable(by=SYSTEM)
     assert await Token.usable(Purpose.RESET, tokens[Purpose.RESET]) is None
 
 
 async def test_a_disabled_account_stays_disabled_when_restored(db: Database) -> None:
     ada = await register("ada")
-    await ada.disable(by=NOBODY)
-    await delete(ada, by=NOBODY)
-    assert await ada.restore(by=NOBODY)
+    await ada.disable(by=SYSTEM)
+    await delete(ada, by=SYSTEM)
+    assert await ada.restore(by=SYSTEM)
     restored = await reloaded(ada)
     assert (restored.closed_at, restored.may_enter) == (None, False)
 
@@ -219,7 +219,7 @@ async def test_the_owner_cannot_undo_a_deletion_by_an_administrator(
     assert (after.closed_by_owner, after.deletes_at, after.deletes_posts) == (False, first, True)
     assert event.details == {"until": clock.format_short(first), "posts": "removed"}
     with pytest.raises(TokenSpent):
-        await account_deletion.come_back(token, by=NOBODY)
+        await account_deletion.come_back(token, by=SYSTEM)
     assert await emails(ada) == [DELETION_SCHEDULED.email_kind, "account.removed"]
     assert await delete(ada, by=acting(root)) is None, "the account is closed already"
     assert await delete(ada) is None, "it stays a deletion by an administrator"
@@ -249,8 +249,8 @@ async def test_concurrent_departures_leave_one_administrator(
         assert await active_administrators() == 1
         assert len(done) == administrators - 1
         for user in people:
-            await user.enable(by=NOBODY)
-            await user.restore(by=NOBODY)
+            await user.enable(by=SYSTEM)
+            await user.restore(by=SYSTEM)
 
 
 async def invited(email: str, *, by: User) -> Invitation:
@@ -273,7 +273,7 @@ async def user_with_data(db: Database) -> tuple[User, User, dict[str, Any]]:
     await invited("old-CANARY@example.org", by=root)
     mail = (await Mail.find({}, sort="-_id").to_list())[0]
     token = not_none(await invitation.issue(mail))["token"]
-    ada = await Invitation.take_up(token, "canary-ada", "canary-hash", by=NOBODY)
+    ada = await Invitation.take_up(token, "canary-ada", "canary-hash", by=SYSTEM)
     await change_address(ada, "canary@example.org")
     ada = await reloaded(ada)
     await Invitation.write("guest@example.org", None, by=acting(ada))
@@ -474,7 +474,7 @@ async def test_a_restore_during_the_erasure_keeps_everything_or_nothing(
 
         async def restore(ada: User = ada, until: Any = until) -> bool:
             await concurrently()
-            return await ada.restore(by=NOBODY) is not None
+            return await ada.restore(by=SYSTEM) is not None
 
         restored, erased = await concurrently(restore(), erase())
         posts = len(await Post.page(author=ada.id))
@@ -487,11 +487,11 @@ async def test_an_account_being_erased_cannot_be_restored(db: Database) -> None:
     ada = await register("ada")
     await delete(ada)
     await make_due(ada)
-    assert await ada.restore(by=NOBODY) is None
+    assert await ada.restore(by=SYSTEM) is None
     # Not even if the date is moved afterwards.
     assert await account_deletion.claim()
     await User.change({"_id": ada.id}, {"$set": {"deletes_at": clock.now() + DAY}})
-    assert await ada.restore(by=NOBODY) is None
+    assert await ada.restore(by=SYSTEM) is None
 
 
 async def test_a_comment_written_during_the_erasure_is_deleted_with_its_post(
@@ -525,7 +525,7 @@ async def test_notifications_and_emails_created_during_the_erasure_are_erased(
     async def late(user: User) -> None:
         await forget_name(user)
         await Comment.write(post, "Late", by=acting(bob))
-        await password_reset.ask("ADA@example.org", by=NOBODY)
+        await password_reset.ask("ADA@example.org", by=SYSTEM)
 
     monkeypatch.setattr(personal_data, "forget_name", late)
     assert await erase_due() == 1

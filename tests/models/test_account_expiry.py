@@ -24,7 +24,7 @@ from quartapp.models.accounts.administrators import LastAdministrator, active_ad
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import SessionOver
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.sessions.reason import Reason
 from tests.models.helpers import (
@@ -157,7 +157,7 @@ async def test_an_account_that_is_not_due_or_was_extended_stays_open(db: Databas
     await set_closes_at(bob, clock.now() + timedelta(seconds=30))
     ada = await expire(ada)
     assert [user.username for user in await account_expiry.due()] == ["ada"]
-    await account_expiry.set_expiry(ada, ahead(), by=NOBODY)
+    await account_expiry.set_expiry(ada, ahead(), by=SYSTEM)
     assert await account_expiry.disable_expired(ada) is None
     assert await account_expiry.disable_expired(await reloaded(bob)) is not None, (
         "close does not check the time"
@@ -168,8 +168,8 @@ async def test_an_account_that_is_not_due_or_was_extended_stays_open(db: Databas
 async def test_the_next_expiry_is_the_earliest_future_one(db: Database) -> None:
     assert await account_expiry.next_expiry() is None
     ada, bob, eve = [await register(name) for name in ("ada", "bob", "eve")]
-    await account_expiry.set_expiry(ada, ahead(2), by=NOBODY)
-    await account_expiry.set_expiry(bob, ahead(1), by=NOBODY)
+    await account_expiry.set_expiry(ada, ahead(2), by=SYSTEM)
+    await account_expiry.set_expiry(bob, ahead(1), by=SYSTEM)
     await expire(eve)
     assert await account_expiry.next_expiry() == account_expiry.end_of(ahead(1))
 
@@ -202,15 +202,15 @@ async def test_only_changes_of_expiry_dates_wake_the_expiry_job(what: Change, wa
 async def test_enabling_an_account_removes_its_expiry_date(db: Database) -> None:
     await register("root", "admin")
     ada = await register("ada", "member")
-    await account_expiry.set_expiry(ada, ahead(), by=NOBODY)
-    await ada.disable(by=NOBODY)
+    await account_expiry.set_expiry(ada, ahead(), by=SYSTEM)
+    await ada.disable(by=SYSTEM)
     assert (await reloaded(ada)).expires_on is None
-    assert await account_expiry.set_expiry(ada, ahead(), by=NOBODY) is None, (
+    assert await account_expiry.set_expiry(ada, ahead(), by=SYSTEM) is None, (
         "the account is disabled already"
     )
-    assert await ada.enable(by=NOBODY)
+    assert await ada.enable(by=SYSTEM)
     assert (await expire(ada)).closes_at is not None
-    assert await ada.enable(by=NOBODY), "also an account that no worker has disabled yet"
+    assert await ada.enable(by=SYSTEM), "also an account that no worker has disabled yet"
     opened = await reloaded(ada)
     assert (opened.disabled, opened.closes_at) == (False, None)
 
@@ -221,27 +221,27 @@ async def test_one_administrator_without_an_expiry_date_must_remain(
     admin = await role("admin")
     root = await register("root", "admin")
     with pytest.raises(LastAdministrator):
-        await account_expiry.set_expiry(root, ahead(), by=NOBODY)
+        await account_expiry.set_expiry(root, ahead(), by=SYSTEM)
     grace = await register("grace", "admin")
-    await account_expiry.set_expiry(grace, ahead(), by=NOBODY)
+    await account_expiry.set_expiry(grace, ahead(), by=SYSTEM)
     assert await active_administrators() == 2
     for verb in (
-        account_expiry.set_expiry(root, ahead(5), by=NOBODY),
-        account_expiry.set_expiry(root, ahead(60), by=NOBODY),
-        root.disable(by=NOBODY),
-        root.revoke(admin, by=NOBODY),
+        account_expiry.set_expiry(root, ahead(5), by=SYSTEM),
+        account_expiry.set_expiry(root, ahead(60), by=SYSTEM),
+        root.disable(by=SYSTEM),
+        root.revoke(admin, by=SYSTEM),
     ):
         with pytest.raises(LastAdministrator, match="other administrators expire"):
             await verb
     assert (await reloaded(root)).closes_at is None
     # The date of an administrator who expires anyway may change.
-    assert await account_expiry.set_expiry(grace, ahead(90), by=NOBODY)
+    assert await account_expiry.set_expiry(grace, ahead(90), by=SYSTEM)
     await expire(grace)
     assert await active_administrators() == 1
     with pytest.raises(LastAdministrator, match="last active"):
-        await root.disable(by=NOBODY)
-    assert await grace.enable(by=NOBODY)
-    assert await account_expiry.set_expiry(root, ahead(5), by=NOBODY)
+        await root.disable(by=SYSTEM)
+    assert await grace.enable(by=SYSTEM)
+    assert await account_expiry.set_expiry(root, ahead(5), by=SYSTEM)
 
 
 @pytest.mark.parametrize("administrators", [2, 6])
@@ -257,10 +257,10 @@ async def test_concurrent_removals_leave_one_administrator_without_expiry(
         def remove(user: User, dice: random.Random = dice) -> Any:
             return dice.choice(
                 [
-                    lambda: user.disable(by=NOBODY),
-                    lambda: user.revoke(admin, by=NOBODY),
-                    lambda: account_expiry.set_expiry(user, ahead(dice.randint(1, 9)), by=NOBODY),
-                    lambda: account_expiry.set_expiry(user, ahead(5), by=NOBODY),
+                    lambda: user.disable(by=SYSTEM),
+                    lambda: user.revoke(admin, by=SYSTEM),
+                    lambda: account_expiry.set_expiry(user, ahead(dice.randint(1, 9)), by=SYSTEM),
+                    lambda: account_expiry.set_expiry(user, ahead(5), by=SYSTEM),
                 ]
             )()
 
@@ -279,8 +279,8 @@ async def test_concurrent_removals_leave_one_administrator_without_expiry(
         )
         assert await active_administrators() == 1
         for user in people:
-            await user.enable(by=NOBODY)
-            await user.grant(admin, by=NOBODY)
+            await user.enable(by=SYSTEM)
+            await user.grant(admin, by=SYSTEM)
 
 
 async def test_the_last_administrator_does_not_expire_by_a_database_edit(
@@ -316,7 +316,7 @@ async def test_simultaneous_expiries_leave_one_administrator(db: Database) -> No
         )
         assert await active_administrators(lasting=True) == 1
         for user in people:
-            await user.enable(by=NOBODY)
+            await user.enable(by=SYSTEM)
 
 
 @race(10, short=2)
@@ -330,9 +330,9 @@ async def test_an_expiry_during_a_removal_leaves_one_administrator(
         grace = await expire(await register(f"grace{number}", "admin"))
         await concurrently(
             account_expiry.disable_expired(grace),
-            root.revoke(admin, by=NOBODY),
-            root.disable(by=NOBODY),
-            account_expiry.set_expiry(root, ahead(), by=NOBODY),
+            root.revoke(admin, by=SYSTEM),
+            root.disable(by=SYSTEM),
+            account_expiry.set_expiry(root, ahead(), by=SYSTEM),
             unless=LastAdministrator,
         )
         assert await active_administrators(lasting=True) == 1
@@ -351,5 +351,5 @@ async def test_an_account_may_expire_today_and_not_on_the_last_possible_date(db:
     assert not account_expiry.is_possible(date.max)
     ada = await register("ada", "member")
     _, token = await sign_in(ada)
-    await account_expiry.set_expiry(ada, clock.now().date(), by=NOBODY)
+    await account_expiry.set_expiry(ada, clock.now().date(), by=SYSTEM)
     assert await end_reason(token) is None

@@ -14,7 +14,7 @@ from quartapp.models import Invitation, Role, User
 from quartapp.models.accounts import canonical
 from quartapp.models.accounts.account import Taken, address_fields
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.invitations.invitation import InvitedAlready
 from tests.models.helpers import concurrently, not_none, reloaded
 
@@ -30,7 +30,7 @@ def without_canonical_names(name: str, email: str, days_ago: int = 0) -> dict[st
 
 
 async def register(name: str, email: str) -> User:
-    return await register_account(name, email, "hash", roles=[], by=NOBODY)
+    return await register_account(name, email, "hash", roles=[], by=SYSTEM)
 
 
 @pytest.mark.parametrize("stored", SPELLINGS)
@@ -52,7 +52,7 @@ async def test_concurrent_registrations_of_one_mailbox_create_one_account(db: Da
 @pytest.mark.parametrize("typed", ALIKE)
 async def test_names_with_invisible_characters_match_no_account(db: Database, typed: str) -> None:
     await register("bob", "bob@example.org")
-    await Role.add("bob", "", [], by=NOBODY)
+    await Role.add("bob", "", [], by=SYSTEM)
     assert await User.by_login(typed) is None
     assert await User.by_login(f"{typed}@example.org") is None
     assert await Role.named(typed) is None
@@ -156,13 +156,13 @@ async def test_documents_with_unexpected_types_do_not_stop_preparation(db: Datab
 
 
 async def test_all_spellings_of_an_address_share_one_invitation(db: Database) -> None:
-    await Invitation.write(UNICODE, None, by=NOBODY)
+    await Invitation.write(UNICODE, None, by=SYSTEM)
     for typed in SPELLINGS:
         with pytest.raises(InvitedAlready):
-            await Invitation.write(typed, None, by=NOBODY)
+            await Invitation.write(typed, None, by=SYSTEM)
     await register("eve", "eve@xn--bcher-kva.example")
     with pytest.raises(Taken):
-        await Invitation.write("eve@bücher.example", None, by=NOBODY)
+        await Invitation.write("eve@bücher.example", None, by=SYSTEM)
 
 
 @pytest.mark.parametrize("text", [UNICODE, ASCII, "ada@büch", "ADA"])

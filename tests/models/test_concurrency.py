@@ -21,7 +21,7 @@ from quartapp.models.accounts.one_time_token import (
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import PasswordMoved, User
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import Role, RoleGone, RoleTaken
@@ -64,7 +64,7 @@ async def test_fifty_concurrent_registrations_of_one_name_create_one_account(
             )
 
         made = await concurrently(
-            *(register_account(*want(i), "hash", roles=[member], by=NOBODY) for i in range(50)),
+            *(register_account(*want(i), "hash", roles=[member], by=SYSTEM) for i in range(50)),
             unless=Taken,
         )
         assert len(made) == 1
@@ -77,7 +77,7 @@ async def test_a_taken_name_or_address_names_the_field(db: Database) -> None:
     await register("ada", "member")
     for name, email, field in (("ADA", "x@y.zz", "username"), ("eve", "Ada@Example.org", "email")):
         with pytest.raises(Taken) as taken:
-            await register_account(name, email, "hash", roles=[], by=NOBODY)
+            await register_account(name, email, "hash", roles=[], by=SYSTEM)
         assert taken.value.field == field
 
 
@@ -103,9 +103,9 @@ async def test_concurrent_demotions_leave_one_administrator(
             user = people[victim]
             try:
                 if (victim + number) % 2:
-                    await user.disable(by=NOBODY)
+                    await user.disable(by=SYSTEM)
                 else:
-                    await user.revoke(admin, by=NOBODY)
+                    await user.revoke(admin, by=SYSTEM)
             except OutcomeUnknown:
                 # Fifty removals run one after the other and must finish within five seconds.
                 in_doubt.append(victim)
@@ -118,8 +118,8 @@ async def test_concurrent_demotions_leave_one_administrator(
         assert left == administrators - done
         assert 1 <= left <= 1 + len(in_doubt)
         for user in people:
-            await user.enable(by=NOBODY)
-            await user.grant(admin, by=NOBODY)
+            await user.enable(by=SYSTEM)
+            await user.grant(admin, by=SYSTEM)
 
 
 @race(20, short=4)
@@ -128,9 +128,9 @@ async def test_a_role_deleted_while_it_is_granted_has_no_holders(
 ) -> None:
     people = [await register(f"person{i}", "member") for i in range(6)]
     for number in rounds:
-        editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
-        grants = [user.grant(editor, by=NOBODY) for user in people]
-        works = [editor.remove(by=NOBODY), *grants]
+        editor = await Role.add(f"editor{number}", "", [], by=SYSTEM)
+        grants = [user.grant(editor, by=SYSTEM) for user in people]
+        works = [editor.remove(by=SYSTEM), *grants]
         random.Random(number).shuffle(works)  # so that the deletion comes at each position
         await concurrently(*works, unless=RoleGone)
         assert await Role.named(editor.name) is None
@@ -141,14 +141,14 @@ async def test_concurrent_changes_of_a_users_roles_are_all_applied(
     db: Database,
 ) -> None:
     ada = await register("ada", "member")
-    old = [await Role.add(f"old{i}", "", [], by=NOBODY) for i in range(8)]
-    new = [await Role.add(f"new{i}", "", [], by=NOBODY) for i in range(8)]
+    old = [await Role.add(f"old{i}", "", [], by=SYSTEM) for i in range(8)]
+    new = [await Role.add(f"new{i}", "", [], by=SYSTEM) for i in range(8)]
     for each in old:
-        await ada.grant(each, by=NOBODY)
+        await ada.grant(each, by=SYSTEM)
     before = await reloaded(ada)
     done = await concurrently(
-        *(before.revoke(each, by=NOBODY) for each in old),
-        *(before.grant(each, by=NOBODY) for each in new),
+        *(before.revoke(each, by=SYSTEM) for each in old),
+        *(before.grant(each, by=SYSTEM) for each in new),
     )
     assert all(done)
     assert await role_names(ada) == {"member", *(each.name for each in new)}
@@ -158,10 +158,10 @@ async def test_concurrent_changes_of_a_users_roles_are_all_applied(
 @pytest.mark.parametrize("verb", ["grant", "revoke", "disable", "enable", "end_sessions", "remove"])
 async def test_a_concurrently_repeated_operation_takes_effect_once(db: Database, verb: str) -> None:
     root = await register("root", "admin")
-    editor = await Role.add("editor", "", [], by=NOBODY)
+    editor = await Role.add("editor", "", [], by=SYSTEM)
     ada = await register("ada", *([] if verb == "grant" else ["editor"]))
     if verb == "enable":
-        await ada.disable(by=NOBODY)
+        await ada.disable(by=SYSTEM)
     await sign_in(ada)
     events, told = await Event.find({}).count(), (await reloaded(ada)).notice_seq
 
@@ -196,7 +196,7 @@ async def test_concurrent_set_ups_create_one_first_administrator(db: Database) -
     assert token is not None
     made = await concurrently(
         *(
-            make_first_administrator(token, f"root{i}", f"{i}@b.org", "hash", by=NOBODY)
+            make_first_administrator(token, f"root{i}", f"{i}@b.org", "hash", by=SYSTEM)
             for i in range(20)
         ),
         unless=TokenSpent,
@@ -207,7 +207,7 @@ async def test_concurrent_set_ups_create_one_first_administrator(db: Database) -
 
 async def test_concurrent_creations_of_one_role_name_succeed_once(db: Database) -> None:
     made = await concurrently(
-        *(Role.add(cases("editor", i), "", [], by=NOBODY) for i in range(20)), unless=RoleTaken
+        *(Role.add(cases("editor", i), "", [], by=SYSTEM) for i in range(20)), unless=RoleTaken
     )
     assert len(made) == 1
     assert await Event.find({"verb": ROLE_CREATED.audit}).count() == 1
@@ -250,19 +250,19 @@ async def test_a_sign_in_during_a_revocation_does_not_survive_it(
 ) -> None:
     await register("root", "admin")
     for number in rounds:
-        editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
+        editor = await Role.add(f"editor{number}", "", [], by=SYSTEM)
         ada = await register(f"ada{number}", "member", editor.name)
 
         async def take(ada: User = ada, editor: Role = editor) -> None:
             match verb:
                 case "revoke":
-                    await ada.revoke(editor, by=NOBODY)
+                    await ada.revoke(editor, by=SYSTEM)
                 case "disable":
-                    await ada.disable(by=NOBODY)
+                    await ada.disable(by=SYSTEM)
                 case "change_password":
                     await ada.change_password("new", by=acting(ada))
                 case _:
-                    await editor.remove(by=NOBODY)
+                    await editor.remove(by=SYSTEM)
 
         # Ada's document was read before, so each session starts with outdated rights.
         async def late(ada: User = ada, number: int = number) -> tuple[Session, str]:
@@ -322,6 +322,6 @@ async def test_a_revocation_does_not_wait_for_a_blocked_request_of_the_session(
         await db["posts"].update_one({"_id": "held"}, touch, session=holder)
         request = asyncio.create_task(transaction(slow))
         await until(tried_twice)
-        assert await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        assert await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
         assert not request.done()
     await request

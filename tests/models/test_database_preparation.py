@@ -14,7 +14,7 @@ from pymongo import IndexModel
 from quartapp import models
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.roles.role import Role
 from quartapp.policy import BUILT_IN_ROLES, Permission
 from quartapp.settings import Settings, StartError
@@ -82,9 +82,9 @@ async def test_concurrent_processes_prepare_one_empty_database(
 
 
 async def test_preparing_again_changes_nothing(db: Database) -> None:
-    await Role.add("editor", "Edits.", [Permission.POSTS_WRITE], by=NOBODY)
+    await Role.add("editor", "Edits.", [Permission.POSTS_WRITE], by=SYSTEM)
     member = await role("member")
-    await member.edit(name="member", description="Ours.", permissions=[], by=NOBODY)
+    await member.edit(name="member", description="Ours.", permissions=[], by=SYSTEM)
     before = await dump(db), await indexes(db)
     await models.prepare()
     assert (await dump(db), await indexes(db)) == before

@@ -22,7 +22,7 @@ from quartapp.db.mongo import Database, Tx, transaction
 from quartapp.models import Invitation, Mail
 from quartapp.models.accounts import password_reset
 from quartapp.models.accounts.user import User
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.email.mailbox import Mailbox
 from quartapp.models.factors import recovery_codes
 from quartapp.models.factors.factor import Factor
@@ -89,7 +89,7 @@ async def test_all_spellings_of_a_mailbox_share_its_budget(
 
 
 async def test_concurrent_requests_stay_within_the_email_budget(db: Database) -> None:
-    asked = [password_reset.ask(f"ada+{number}@example.org", by=NOBODY) for number in range(30)]
+    asked = [password_reset.ask(f"ada+{number}@example.org", by=SYSTEM) for number in range(30)]
     with capture_logs() as logs:
         await asyncio.gather(*asked)
     assert await queued() == {"password.reset": 5}
@@ -120,7 +120,7 @@ async def test_an_email_that_is_not_committed_is_not_counted(db: Database) -> No
 
 async def test_an_invitation_whose_email_is_suppressed_is_still_created(db: Database) -> None:
     for number in range(7):
-        await Invitation.write(f"ada+{number}@example.org", None, by=NOBODY)
+        await Invitation.write(f"ada+{number}@example.org", None, by=SYSTEM)
     assert await queued() == {"user.invited": 5}
     assert await Invitation.find({}).count() == 7
 
@@ -132,5 +132,5 @@ async def test_an_unverified_address_gets_no_notifications(db: Database) -> None
     await ada.change_password("another", by=acting(ada))
     await ada.close(by=acting(ada))
     assert await queued() == {}
-    await password_reset.ask(ada.email, by=NOBODY)
+    await password_reset.ask(ada.email, by=SYSTEM)
     assert await queued() == {"password.reset": 1}

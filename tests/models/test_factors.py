@@ -16,7 +16,7 @@ from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import RightsChanged
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors import enrolment, recovery_codes, totp
@@ -343,7 +343,7 @@ async def require(name: str, required: bool = True) -> None:
         description=found.description,
         permissions=found.known,
         requires_factor=required,
-        by=NOBODY,
+        by=SYSTEM,
     )
 
 
@@ -394,10 +394,10 @@ async def test_only_the_factor_requirement_of_the_admin_role_can_change(
     edited = {"name": ADMIN, "description": admin.description, "permissions": admin.known}
     for change in ({"description": "x"}, {"permissions": [Permission.POSTS_WRITE]}, {"name": "x"}):
         with pytest.raises(BuiltInRole):
-            await admin.edit(**{**edited, **change}, requires_factor=False, by=NOBODY)
+            await admin.edit(**{**edited, **change}, requires_factor=False, by=SYSTEM)
     assert (await role(ADMIN)).requires_factor
     event = (await Event.page(limit=1))[0]
     assert event.details == {"role": ADMIN, "allowed": [], "forbidden": [], "requires_factor": True}
-    made = await Role.add("editor", "", [], requires_factor=True, by=NOBODY)
-    await made.edit(name="editor", description="x", permissions=[], by=NOBODY)
+    made = await Role.add("editor", "", [], requires_factor=True, by=SYSTEM)
+    await made.edit(name="editor", description="x", permissions=[], by=SYSTEM)
     assert (await role("editor")).requires_factor, "an omitted value is kept"

@@ -21,7 +21,7 @@ from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.references import ref
 from quartapp.models.invitations import invitation
 from quartapp.models.invitations.invitation import (
@@ -106,7 +106,7 @@ async def test_accepting_an_invitation_creates_an_account_with_a_verified_addres
 async def test_an_invitation_with_the_member_role_stores_no_extra_role(
     db: Database, root: User
 ) -> None:
-    written = await Invitation.write(BOB, await role("member"), by=NOBODY)
+    written = await Invitation.write(BOB, await role("member"), by=SYSTEM)
     assert written.role is None
     words = not_none(await invitation.issue(not_none(await Mail.find_one({}))))
     assert (words["inviter"], words["roles"]) == ("An operator", "member")
@@ -143,7 +143,7 @@ async def test_accepting_with_a_taken_name_or_address_changes_nothing(
         await take_up(token, "ROOT")
     assert taken.value.field == "username"
     assert await dump(db) == before
-    await register_account("bobby", BOB.upper(), "hash", roles=[], by=NOBODY)
+    await register_account("bobby", BOB.upper(), "hash", roles=[], by=SYSTEM)
     with pytest.raises(Taken) as taken:
         await take_up(token)
     assert taken.value.field == "email"
@@ -153,22 +153,22 @@ async def test_accepting_with_a_taken_name_or_address_changes_nothing(
 
 Loss = Callable[[User, Role, Invitation], Awaitable[object]]
 LOSSES: dict[str, tuple[Loss, Fate]] = {
-    "disabled": (lambda user, role, _: user.disable(by=NOBODY), Fate.VOID),
+    "disabled": (lambda user, role, _: user.disable(by=SYSTEM), Fate.VOID),
     "expired account": (
         lambda user, role, _: User.change({"_id": user.id}, {"$set": {"closes_at": clock.now()}}),
         Fate.VOID,
     ),
-    "role revoked": (lambda user, role, _: user.revoke(role, by=NOBODY), Fate.VOID),
-    "role deleted": (lambda user, role, _: role.remove(by=NOBODY), Fate.VOID),
+    "role revoked": (lambda user, role, _: user.revoke(role, by=SYSTEM), Fate.VOID),
+    "role deleted": (lambda user, role, _: role.remove(by=SYSTEM), Fate.VOID),
     "permission removed": (
         lambda user, role, _: role.edit(
-            name=role.name, description="", permissions=MODERATING, by=NOBODY
+            name=role.name, description="", permissions=MODERATING, by=SYSTEM
         ),
         Fate.VOID,
     ),
     "permission to grant removed": (
         lambda user, role, _: role.edit(
-            name=role.name, description="", permissions=[Permission.USERS_MANAGE], by=NOBODY
+            name=role.name, description="", permissions=[Permission.USERS_MANAGE], by=SYSTEM
         ),
         Fate.VOID,
     ),
@@ -178,12 +178,12 @@ LOSSES: dict[str, tuple[Loss, Fate]] = {
             description="",
             permissions=[Permission.USERS_MANAGE, *MODERATING],
             requires_factor=True,
-            by=NOBODY,
+            by=SYSTEM,
         ),
         Fate.VOID,
     ),
     "deleted": (lambda user, role, _: User.erase(user.id), Fate.VOID),
-    "withdrawn": (lambda user, role, found: found.withdraw(by=NOBODY), Fate.WITHDRAWN),
+    "withdrawn": (lambda user, role, found: found.withdraw(by=SYSTEM), Fate.WITHDRAWN),
     "expired": (
         lambda user, role, found: Invitation.change(
             {"_id": found.id}, {"$set": {"expires_at": clock.now()}}
@@ -199,7 +199,7 @@ MODERATING = [Permission.POSTS_WRITE, Permission.POSTS_MODERATE, Permission.USER
 async def host(name: str) -> tuple[User, Role]:
     """A user who may invite moderators by a role of their own."""
     permissions = [Permission.USERS_MANAGE, *MODERATING]
-    hosts = await Role.add(f"host-{name}", "", permissions, by=NOBODY)
+    hosts = await Role.add(f"host-{name}", "", permissions, by=SYSTEM)
     return await register(name, hosts.name), hosts
 
 
@@ -227,9 +227,9 @@ async def test_an_invitation_is_valid_again_once_its_inviter_regains_authority(
     eve, hosts = await host("eve")
     await Invitation.write(BOB, None, by=acting(eve))
     token = await sent()
-    await eve.revoke(hosts, by=NOBODY)
+    await eve.revoke(hosts, by=SYSTEM)
     assert await why_not(token) is Fate.VOID
-    await eve.grant(hosts, by=NOBODY)
+    await eve.grant(hosts, by=SYSTEM)
     await Role.change({"_id": hosts.id}, {"$set": {"requires_factor": True}})
     assert await why_not(token) is Fate.VOID
     await User.change({"_id": eve.id}, {"$set": {"passkeys": [ref("passkeys", eve.id)]}})
@@ -272,7 +272,7 @@ async def test_an_acceptance_is_not_committed_after_the_inviter_lost_the_role(
 
     async def slow(*args: object, **options: object) -> User:
         if not lost:
-            lost.append(await eve.revoke(hosts, by=NOBODY))
+            lost.append(await eve.revoke(hosts, by=SYSTEM))
         return await add(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(invitation, "add_user", slow)
@@ -283,11 +283,11 @@ async def test_an_acceptance_is_not_committed_after_the_inviter_lost_the_role(
 async def test_an_invitation_with_a_deleted_role_grants_only_member(
     db: Database, root: User
 ) -> None:
-    editor = await Role.add("editor", "", [Permission.POSTS_MODERATE], by=NOBODY)
+    editor = await Role.add("editor", "", [Permission.POSTS_MODERATE], by=SYSTEM)
     await Invitation.write(BOB, editor, by=acting(root))
     token = await sent()
-    await editor.remove(by=NOBODY)
-    await Role.add("editor", "another one", [Permission.USERS_MANAGE], by=NOBODY)
+    await editor.remove(by=SYSTEM)
+    await Role.add("editor", "another one", [Permission.USERS_MANAGE], by=SYSTEM)
     assert not_none(await Invitation.by_token(token)).gives is None
     assert await role_names(await take_up(token)) == {"member"}
 
@@ -297,10 +297,10 @@ async def test_a_role_deleted_during_an_acceptance_has_no_holders(
     db: Database, root: User, rounds: range
 ) -> None:
     for number in rounds:
-        editor = await Role.add(f"editor{number}", "", [], by=NOBODY)
+        editor = await Role.add(f"editor{number}", "", [], by=SYSTEM)
         await Invitation.write(f"{number}{BOB}", editor, by=acting(root))
         token = await sent()
-        await concurrently(take_up(token, f"bob{number}"), editor.remove(by=NOBODY))
+        await concurrently(take_up(token, f"bob{number}"), editor.remove(by=SYSTEM))
         assert await db["users"].count_documents({"roles.$id": editor.id}) == 0
     assert await User.find({}).count() == 1 + len(rounds)
 
@@ -312,7 +312,7 @@ async def test_resending_voids_older_links_and_makes_the_sender_the_inviter(
     written = await Invitation.write(BOB, await role("moderator"), by=acting(eve))
     old, first = await sent(), not_none(await Mail.find_one({}))
     await Mail.change({"_id": first.id}, {"$set": {"created_at": clock.now() - timedelta(days=1)}})
-    await eve.disable(by=NOBODY)
+    await eve.disable(by=SYSTEM)
     assert await written.send_again(by=acting(root))
     assert await why_not(old) is None, "the old link is void"
     assert await invitation.issue(not_none(await Mail.get(first.id))) is None
@@ -378,7 +378,7 @@ async def test_a_void_invitation_does_not_block_a_new_one(db: Database, root: Us
     await Invitation.write(BOB, None, by=acting(grace))
     with pytest.raises(InvitedAlready):
         await Invitation.write(BOB, None, by=acting(root))
-    await grace.disable(by=NOBODY)
+    await grace.disable(by=SYSTEM)
     assert await Invitation.write(BOB, None, by=acting(root))
     with pytest.raises(InvitedAlready):
         await Invitation.write(BOB, None, by=acting(root))
@@ -394,7 +394,7 @@ async def test_open_invitations_are_limited_per_address_and_per_inviter(
     ]
     assert len(await concurrently(*at_once_to_bob, unless=InvitedAlready)) == 1
     (first,) = await Invitation.find({}).to_list()
-    await first.withdraw(by=NOBODY)
+    await first.withdraw(by=SYSTEM)
     many = [Invitation.write(f"{i}{BOB}", None, by=acting(root), at_most=3) for i in range(8)]
     made = await concurrently(*many, unless=EnoughInvitations)
     assert len(made) == 3
@@ -406,9 +406,9 @@ async def test_open_invitations_are_limited_per_address_and_per_inviter(
     hers = await Invitation.write(BOB, None, by=acting(grace), at_most=3)
     with pytest.raises(EnoughInvitations):
         await hers.send_again(by=acting(root), at_most=3)
-    await made[0].withdraw(by=NOBODY)
+    await made[0].withdraw(by=SYSTEM)
     assert await hers.send_again(by=acting(root), at_most=3)
-    assert await Invitation.write(f"x{BOB}", None, by=NOBODY), "an operator has no limit"
+    assert await Invitation.write(f"x{BOB}", None, by=SYSTEM), "an operator has no limit"
 
 
 async def test_inviting_and_accepting_are_atomic(db: Database, root: User) -> None:
@@ -431,6 +431,6 @@ async def test_inviting_and_accepting_are_atomic(db: Database, root: User) -> No
 
 async def test_an_inviter_whose_account_expires_later_may_invite(db: Database, root: User) -> None:
     eve, _ = await host("eve")
-    await account_expiry.set_expiry(eve, clock.now().date(), by=NOBODY)
+    await account_expiry.set_expiry(eve, clock.now().date(), by=SYSTEM)
     await Invitation.write(BOB, None, by=acting(eve))
     assert await take_up(await sent())

@@ -13,7 +13,7 @@ from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
 from quartapp.models.audit import activity
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors import enrolment
 from quartapp.models.sessions.opening import is_known_browser, open_session
@@ -90,7 +90,7 @@ async def test_securing_the_account_forgets_all_browsers_but_the_one_in_use(
 ) -> None:
     mine = await opened(ada, MINE)
     old = await opened(ada, THEIRS, "198.51.100.1")
-    await old.end(Reason.SIGNED_OUT, by=NOBODY)
+    await old.end(Reason.SIGNED_OUT, by=SYSTEM)
     await opened(ada, THEIRS, "198.51.100.1")
     assert await known(ada, THEIRS)
     assert await is_known_browser(ada, ip="198.51.100.1")
@@ -108,10 +108,10 @@ async def test_securing_the_account_forgets_all_browsers_but_the_one_in_use(
 
 ALL: dict[str, Callable[[User], Awaitable[Any]]] = {
     "an administrator ends the sessions": lambda ada: ada.end_sessions(
-        Reason.ENDED_BY_ADMIN, by=NOBODY
+        Reason.ENDED_BY_ADMIN, by=SYSTEM
     ),
-    "an administrator resets the factors": lambda ada: enrolment.reset(ada, by=NOBODY),
-    "an administrator disables the account": lambda ada: ada.disable(by=NOBODY),
+    "an administrator resets the factors": lambda ada: enrolment.reset(ada, by=SYSTEM),
+    "an administrator disables the account": lambda ada: ada.disable(by=SYSTEM),
 }
 
 
@@ -120,15 +120,15 @@ async def test_an_administrators_action_forgets_every_browser(ada: User, what: s
     await User.change({"_id": ada.id}, {"$set": {"totp": {"sealed": "", "added_at": clock.now()}}})
     ada = await reloaded(ada)
     session = await opened(ada, MINE)
-    await session.end(Reason.SIGNED_OUT, by=NOBODY)
+    await session.end(Reason.SIGNED_OUT, by=SYSTEM)
     await ALL[what](ada)
     assert not await known(ada, MINE)
 
 
 async def test_ending_sessions_forgets_browsers_without_a_session(ada: User) -> None:
     session = await opened(ada, THEIRS)
-    await session.end(Reason.SIGNED_OUT, by=NOBODY)
-    assert await ada.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY) is None
+    await session.end(Reason.SIGNED_OUT, by=SYSTEM)
+    assert await ada.end_sessions(Reason.ENDED_BY_ADMIN, by=SYSTEM) is None
     assert not await known(ada, THEIRS)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
@@ -15,9 +15,9 @@ async def unread(user: User) -> list[int]:
 
 async def test_reading_notifications_leaves_newer_ones_unread(db: Database) -> None:
     ada, bob = await register("ada", "member"), await register("bob", "member")
-    await ada.grant(await role("moderator"), by=NOBODY)
+    await ada.grant(await role("moderator"), by=SYSTEM)
     seen = await reloaded(ada)
-    await ada.grant(await role("admin"), by=NOBODY)
+    await ada.grant(await role("admin"), by=SYSTEM)
     await seen.read_notices()
     assert await unread(ada) == [3]
     assert (await reloaded(ada)).notices_read == 2

@@ -39,7 +39,7 @@ from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import PasswordMoved, User
 from quartapp.models.audit import activity
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
@@ -143,7 +143,7 @@ async def test_registering_creates_account_audit_event_and_notification(
 
 @pytest.mark.parametrize("login", ["Ada", "ada", "ADA", "ada@b.org", "ADA@B.ORG"])
 async def test_users_are_found_in_any_case(db: Database, login: str) -> None:
-    ada = await register_account("Ada", "Ada@B.org", "hash", roles=[], by=NOBODY)
+    ada = await register_account("Ada", "Ada@B.org", "hash", roles=[], by=SYSTEM)
     found = await User.by_login(login)
     assert found is not None
     assert found.id == ada.id
@@ -151,7 +151,7 @@ async def test_users_are_found_in_any_case(db: Database, login: str) -> None:
 
 @pytest.mark.parametrize("login", ["", "ad", "ada2", "ad@b.org", ".*", "$ne", "(", "@"])
 async def test_partial_names_and_patterns_match_no_user(db: Database, login: str) -> None:
-    await register_account("Ada", "Ada@B.org", "hash", roles=[], by=NOBODY)
+    await register_account("Ada", "Ada@B.org", "hash", roles=[], by=SYSTEM)
     assert await User.by_login(login) is None
 
 
@@ -349,7 +349,7 @@ async def test_two_roles_cannot_have_the_same_name(cast: Cast) -> None:
         await Role.add("EDITOR", "", [], by=acting(cast.root))
     before = await dump_of_roles()
     with pytest.raises(RoleTaken):
-        await cast.editor.edit(name="Member", description="", permissions=[], by=NOBODY)
+        await cast.editor.edit(name="Member", description="", permissions=[], by=SYSTEM)
     assert await dump_of_roles() == before
 
 
@@ -361,15 +361,15 @@ async def dump_of_roles() -> list[tuple[str, str]]:
 async def test_built_in_roles_cannot_be_deleted_or_renamed(db: Database, name: str) -> None:
     built_in = await role(name)
     with pytest.raises(BuiltInRole):
-        await built_in.remove(by=NOBODY)
+        await built_in.remove(by=SYSTEM)
     with pytest.raises(BuiltInRole):
-        await built_in.edit(name="other", description="", permissions=[], by=NOBODY)
+        await built_in.edit(name="other", description="", permissions=[], by=SYSTEM)
     assert (await role(name)).permissions == built_in.permissions
 
 
 async def test_the_admin_role_cannot_lose_permissions(db: Database) -> None:
     with pytest.raises(BuiltInRole):
-        await (await role("admin")).edit(name="admin", description="", permissions=[], by=NOBODY)
+        await (await role("admin")).edit(name="admin", description="", permissions=[], by=SYSTEM)
     assert set((await role("admin")).permissions) == set(Permission)
 
 
@@ -384,9 +384,9 @@ async def test_the_last_administrator_cannot_be_removed(
     before = await dump(db)
     with pytest.raises(LastAdministrator):
         await (
-            cast.root.disable(by=NOBODY)
+            cast.root.disable(by=SYSTEM)
             if verb == "disable"
-            else cast.root.revoke(admin, by=NOBODY)
+            else cast.root.revoke(admin, by=SYSTEM)
         )
     assert await dump(db) == before
     assert await end_reason(token) is None
@@ -430,12 +430,12 @@ async def test_the_setup_link_creates_one_administrator(db: Database) -> None:
     assert second is not None
     assert not await setup_is_open(first), "a new link replaces the older ones"
     assert await setup_is_open(second)
-    root = await make_first_administrator(second, "root", "r@b.org", "hash", by=NOBODY)
+    root = await make_first_administrator(second, "root", "r@b.org", "hash", by=SYSTEM)
     assert await role_names(root) == {"admin", "member"}
     assert not await setup_is_open(second)
     assert await issue_setup() is None
     with pytest.raises(TokenSpent):
-        await make_first_administrator(second, "eve", "e@b.org", "hash", by=NOBODY)
+        await make_first_administrator(second, "eve", "e@b.org", "hash", by=SYSTEM)
 
 
 async def test_a_taken_name_does_not_use_up_the_setup_link(db: Database) -> None:
@@ -443,9 +443,9 @@ async def test_a_taken_name_does_not_use_up_the_setup_link(db: Database) -> None
     token = await issue_setup()
     assert token is not None
     with pytest.raises(Taken):
-        await make_first_administrator(token, "Ada", "x@b.org", "hash", by=NOBODY)
+        await make_first_administrator(token, "Ada", "x@b.org", "hash", by=SYSTEM)
     assert await setup_is_open(token)
-    await make_first_administrator(token, "root", "x@b.org", "hash", by=NOBODY)
+    await make_first_administrator(token, "root", "x@b.org", "hash", by=SYSTEM)
 
 
 @pytest.mark.parametrize("change", ["expires_at", "used_at", "purpose", "token", "promoted"])
@@ -463,7 +463,7 @@ async def test_an_invalid_setup_link_is_refused(db: Database, change: str) -> No
             await register("root", "admin")
     assert not await setup_is_open(token)
     with pytest.raises(TokenSpent):
-        await make_first_administrator(token, "eve", "e@b.org", "hash", by=NOBODY)
+        await make_first_administrator(token, "eve", "e@b.org", "hash", by=SYSTEM)
     assert await User.by_username("eve") is None
 
 
@@ -492,7 +492,7 @@ async def _removed_comment(cast: Cast) -> None:
 
 VERBS: dict[str, tuple[Act, set[str]]] = {
     "register": (
-        lambda c: register_account("eve", "e@b.org", "hash", roles=[c.editor], by=NOBODY),
+        lambda c: register_account("eve", "e@b.org", "hash", roles=[c.editor], by=SYSTEM),
         {"users", "events", "notices"},
     ),
     "grant": (
@@ -547,7 +547,7 @@ async def test_an_operation_whose_write_fails_changes_nothing(
 ) -> None:
     act, writes = VERBS[verb]
     if verb == "enable":
-        await cast.bob.disable(by=NOBODY)
+        await cast.bob.disable(by=SYSTEM)
     post = await Post.write("On engines", "…", by=acting(cast.ada))
     await Comment.write(post, "first", by=acting(cast.bob))
     before = await dump(db)

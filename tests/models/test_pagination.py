@@ -18,7 +18,7 @@ from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import linked_id, ref, role_ref, user_ref
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.invitations.invitation import Invitation
@@ -245,7 +245,7 @@ async def people(db: Database) -> None:
         ("x.y_z", "dots@example.org"),
         ("zoe", "zoe@Example.org"),
     ]:
-        await register_account(name, email, "hash", roles=[await role("member")], by=NOBODY)
+        await register_account(name, email, "hash", roles=[await role("member")], by=SYSTEM)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from quartapp.models.audit.event import Event
 from quartapp.models.authorization import privileges, transaction
 from quartapp.models.authorization.privileges import MissingPermission, require_to_manage
 from quartapp.models.authorization.transaction import RightsChanged, SessionOver
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.references import ref
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.factors import enrolment
@@ -43,7 +43,7 @@ WRITE, READ, EVENTS = Permission.POSTS_WRITE, Permission.USERS_READ, Permission.
 
 
 async def holder(name: str, *permissions: Permission, requires_factor: bool = False) -> User:
-    await Role.add(f"role-of-{name}", "", permissions, requires_factor=requires_factor, by=NOBODY)
+    await Role.add(f"role-of-{name}", "", permissions, requires_factor=requires_factor, by=SYSTEM)
     return await register(name, f"role-of-{name}")
 
 
@@ -82,17 +82,17 @@ async def test_granting_a_role_requires_all_its_permissions(db: Database) -> Non
         await refused(
             db, target.grant(await role(ADMIN), by=acting(helper)), *(ALL - {USERS, WRITE})
         )
-    await Role.add("writer", "", [WRITE], by=NOBODY)
+    await Role.add("writer", "", [WRITE], by=SYSTEM)
     assert await ada.grant(await role("writer"), by=acting(helper))
-    assert await ada.grant(await role(ADMIN), by=NOBODY), "the operator is not limited"
+    assert await ada.grant(await role(ADMIN), by=SYSTEM), "the operator is not limited"
 
 
 async def test_withheld_permissions_cannot_be_granted(
     db: Database,
 ) -> None:
     helper = await holder("helper", USERS, WRITE)
-    strict = await Role.add("strict", "", [EVENTS], requires_factor=True, by=NOBODY)
-    await helper.grant(strict, by=NOBODY)
+    strict = await Role.add("strict", "", [EVENTS], requires_factor=True, by=SYSTEM)
+    await helper.grant(strict, by=SYSTEM)
     ada = await register("ada", MEMBER)
     by = await in_session(await reloaded(helper))
     await refused(db, ada.grant(strict, by=by), EVENTS)
@@ -108,7 +108,7 @@ async def test_inviting_requires_all_permissions_of_the_role(db: Database) -> No
     missing = set(moderator.permissions)
     await refused(db, Invitation.write("a@b.org", moderator, by=acting(helper)), *missing)
     assert await Invitation.write("a@b.org", None, by=acting(helper)), "as a plain member"
-    strong = await Invitation.write("c@d.org", moderator, by=NOBODY)
+    strong = await Invitation.write("c@d.org", moderator, by=SYSTEM)
     await refused(db, strong.send_again(by=acting(helper)), *missing)
     await refused(db, strong.withdraw(by=acting(helper)), *missing)
     assert await strong.withdraw(by=acting(await register("root", ADMIN)))
@@ -130,7 +130,7 @@ async def test_a_role_allows_no_more_than_its_creator_or_editor_holds(db: Databa
 async def test_a_role_with_more_permissions_cannot_be_changed(db: Database, change: str) -> None:
     by = acting(await holder("keeper", ROLES))
     for waits in (False, True):
-        strong = await Role.add(f"strong-{waits}", "", [EVENTS], requires_factor=waits, by=NOBODY)
+        strong = await Role.add(f"strong-{waits}", "", [EVENTS], requires_factor=waits, by=SYSTEM)
         kept = {"name": strong.name, "description": "", "permissions": [EVENTS]}
         if change == "delete":
             await refused(db, strong.remove(by=by), EVENTS)
@@ -144,11 +144,11 @@ async def test_a_role_with_more_permissions_cannot_be_changed(db: Database, chan
 
 async def test_deleting_a_role_requires_the_permissions_of_its_holders(db: Database) -> None:
     by = acting(await holder("keeper", ROLES))
-    empty = await Role.add("empty", "", [], by=NOBODY)
+    empty = await Role.add("empty", "", [], by=SYSTEM)
     ada = await holder("ada", EVENTS)
-    await ada.grant(empty, by=NOBODY)
+    await ada.grant(empty, by=SYSTEM)
     await refused(db, empty.remove(by=by), EVENTS)
-    await ada.revoke(empty, by=NOBODY)
+    await ada.revoke(empty, by=SYSTEM)
     assert await empty.remove(by=by)
 
 
@@ -189,7 +189,7 @@ async def _end_one(user: User, by: Actor) -> object:
 @pytest.mark.parametrize("verb", VERBS)
 async def test_a_user_who_holds_more_cannot_be_managed(db: Database, verb: str) -> None:
     helper = await holder("helper", USERS, WRITE)
-    await Role.add("plain", "", [], by=NOBODY)
+    await Role.add("plain", "", [], by=SYSTEM)
     strong = await holder("strong", EVENTS)
     # What a second factor would give counts for the target, although it is withheld now.
     waiting = await holder("waiting", EVENTS, requires_factor=True)
@@ -205,7 +205,7 @@ async def test_a_user_who_holds_more_cannot_be_managed(db: Database, verb: str) 
     root = await register("root", ADMIN)
     if verb not in ("end sessions", "end one session"):
         # The operator is not limited.
-        await VERBS[verb](strong, NOBODY)
+        await VERBS[verb](strong, SYSTEM)
     await register("other", ADMIN)
     await VERBS[verb](waiting, acting(root))
 
@@ -230,7 +230,7 @@ async def test_a_permission_lost_meanwhile_is_not_used(
     """The actor loses it after the transaction has taken its snapshot, and before the check."""
     eve = await holder("eve", USERS, EVENTS)
     hers = await role("role-of-eve")
-    auditor = await Role.add("auditor", "", [EVENTS], by=NOBODY)
+    auditor = await Role.add("auditor", "", [EVENTS], by=SYSTEM)
     ada = await register("ada", "auditor" if act == "disable" else MEMBER)
     by = await in_session(eve) if loss == "role edited" else acting(eve)
     real, lost = privileges.holdings_of, []
@@ -240,7 +240,7 @@ async def test_a_permission_lost_meanwhile_is_not_used(
             lost.append(True)
             assert await User.get(by.user_id, session=tx), "this read takes the snapshot"
             if loss == "role revoked":
-                await eve.revoke(hers, by=NOBODY)
+                await eve.revoke(hers, by=SYSTEM)
             else:
                 kept = [USERS] if loss == "role edited" else [USERS, EVENTS]
                 await hers.edit(
@@ -248,7 +248,7 @@ async def test_a_permission_lost_meanwhile_is_not_used(
                     description="",
                     permissions=kept,
                     requires_factor=loss == "factor required",
-                    by=NOBODY,
+                    by=SYSTEM,
                 )
         return await real(by, tx)
 
@@ -274,17 +274,17 @@ async def test_a_user_who_gains_a_permission_meanwhile_is_not_managed(
     db: Database, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """The target gains it after the transaction has taken its snapshot, and before the check."""
-    await Role.add("plain", "", [], by=NOBODY)
+    await Role.add("plain", "", [], by=SYSTEM)
     helper, ada = await holder("helper", USERS, WRITE), await holder("ada", WRITE)
-    strong = await Role.add("strong", "", [EVENTS], by=NOBODY)
+    strong = await Role.add("strong", "", [EVENTS], by=SYSTEM)
     _, token = await sign_in(ada)
     gained: list[Event | None] = []
 
     async def late(by: Actor, user_id: PydanticObjectId, tx: Tx) -> None:
-        if not gained and by is not NOBODY:
+        if not gained and by is not SYSTEM:
             assert await User.get(user_id, session=tx), "this read takes the snapshot"
             gained.append(None)
-            gained.append(await ada.grant(strong, by=NOBODY))
+            gained.append(await ada.grant(strong, by=SYSTEM))
         await require_to_manage(by, user_id, tx)
 
     monkeypatch.setattr(transaction, "require_to_manage", late)
@@ -302,7 +302,7 @@ async def test_a_user_who_gains_a_permission_meanwhile_is_not_managed(
 async def test_default_roles_never_have_management_permissions(
     db: Database, by_operator: bool
 ) -> None:
-    by = NOBODY if by_operator else acting(await register("root", ADMIN))
+    by = SYSTEM if by_operator else acting(await register("root", ADMIN))
     member = await role(MEMBER)
     before = await dump(db)
     for permission in MANAGEMENT_PERMISSIONS:
@@ -338,7 +338,7 @@ async def test_preparing_removes_management_from_default_roles(db: Database) -> 
 
 async def test_an_edit_keeps_permissions_that_this_version_does_not_know(db: Database) -> None:
     keeper = acting(await holder("keeper", ROLES, WRITE, READ))
-    new = await Role.add("new", "", [WRITE], by=NOBODY)
+    new = await Role.add("new", "", [WRITE], by=SYSTEM)
     await Role.change({"_id": new.id}, {"$push": {"permissions": "moon.land"}})
     await new.edit(name="new", description="x", permissions=[READ], by=keeper)
     assert (await role("new")).permissions == ["users.read", "moon.land"]

@@ -10,7 +10,7 @@ import pytest
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.one_time_token import issue_setup, make_first_administrator
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
@@ -35,11 +35,11 @@ async def test_the_database_has_no_secret_in_clear(db: Database) -> None:
     setup = await issue_setup()
     assert setup is not None
     root = await make_first_administrator(
-        setup, "root", "r@b.org", await hasher.hash(FIRST), by=NOBODY
+        setup, "root", "r@b.org", await hasher.hash(FIRST), by=SYSTEM
     )
     unused = await issue_setup()
     ada = await register_account(
-        "ada", "ada@b.org", await hasher.hash(FIRST), roles=[await role("member")], by=NOBODY
+        "ada", "ada@b.org", await hasher.hash(FIRST), roles=[await role("member")], by=SYSTEM
     )
     editor = await Role.add("editor", "", [], by=acting(root))
     await ada.grant(editor, by=acting(root))
@@ -77,7 +77,7 @@ async def test_the_database_has_no_secret_in_clear(db: Database) -> None:
 
 
 async def test_a_stored_digest_is_not_accepted_as_a_token(db: Database) -> None:
-    ada = await register_account("ada", "ada@b.org", "hash", roles=[], by=NOBODY)
+    ada = await register_account("ada", "ada@b.org", "hash", roles=[], by=SYSTEM)
     session, _ = await sign_in(ada)
     for stolen in (session.digest, session.credential, str(session.id)):
         with pytest.raises(AssertionError):

@@ -17,7 +17,7 @@ from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Database
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.models.accounts.user import User
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
@@ -41,7 +41,7 @@ MINUTE = timedelta(minutes=1)
 @pytest.fixture
 async def ada(db: Database) -> User:
     await register("root", "admin")
-    await Role.add("editor", "", [Permission.POSTS_MODERATE], by=NOBODY)
+    await Role.add("editor", "", [Permission.POSTS_MODERATE], by=SYSTEM)
     return await register("ada", "member", "editor")
 
 
@@ -298,8 +298,8 @@ async def test_the_first_end_of_a_session_is_kept(ada: User) -> None:
     session, token = await sign_in(ada)
     await session.end(Reason.SIGNED_OUT, by=acting(ada))
     first = await ended_session(token)
-    await ada.disable(by=NOBODY)
-    await ada.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await ada.disable(by=SYSTEM)
+    await ada.end_sessions(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     assert await ended_session(token) == first
     assert (first.reason, first.by) == (Reason.SIGNED_OUT, "ada")
     assert first.message == "You signed out."

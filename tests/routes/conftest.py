@@ -25,7 +25,7 @@ from quartapp import clock, create_app
 from quartapp.email.transports import MailFolder
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
@@ -239,7 +239,7 @@ class Visitors:
         return await register_account(
             *(username, f"{username}@example.org", self._hash),
             roles=list(roles),
-            by=NOBODY,
+            by=SYSTEM,
             verified=True,
         )
 
@@ -283,7 +283,7 @@ class Visitors:
 
     async def with_permissions(self, username: str, *permissions: Permission) -> Visitor:
         """Return a signed-in visitor with exactly these permissions, by a role created for it."""
-        role = await Role.add(f"role-of-{username}", "", permissions, by=NOBODY)
+        role = await Role.add(f"role-of-{username}", "", permissions, by=SYSTEM)
         return await self.signed_in(username, role)
 
 

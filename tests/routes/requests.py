@@ -16,7 +16,7 @@ from quartapp.email.transports import MailFolder
 from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, User
 from quartapp.models.accounts import email_address
 from quartapp.models.accounts.one_time_token import Purpose, code_digest, issue_setup
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.tokens import new_token
 from quartapp.policy import Permission
 from quartapp.runtime import runtime_of
@@ -46,7 +46,7 @@ async def author_with_content(
     assert comment is not None
     me = await author.me()
     assert me is not None
-    role = await Role.add(f"spare-{name}", "", [], by=NOBODY)
+    role = await Role.add(f"spare-{name}", "", [], by=SYSTEM)
     invitation, invited = await create_invitation(f"guest-of-{name}@example.org")
     event = await record_suspicious_event(author)
     await MailFolder(settings_of(visitors.app).data / "mail").send("letter", "", EmailMessage())

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 import pytest
 
 from quartapp.models import Role, User
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import role_ref
 from quartapp.policy import Permission
 from tests.routes.conftest import Visitor, Visitors, documents, pages, role_named, user_named
@@ -203,7 +203,7 @@ async def test_administrators_cannot_set_passwords(root: Visitor, ada: Visitor) 
 async def test_users_read_and_users_manage_allow_different_actions(
     visitors: Visitors, ada: Visitor, permission: Permission
 ) -> None:
-    await Role.add("spare", "", [], by=NOBODY)
+    await Role.add("spare", "", [], by=SYSTEM)
     visitor = await visitors.with_permissions("half", permission, Permission.POSTS_WRITE)
     reads = permission is Permission.USERS_READ
     assert (await visitor.get("/admin/users/ada")).status == (200 if reads else 403)
@@ -216,7 +216,7 @@ async def test_users_read_and_users_manage_allow_different_actions(
 
 
 async def test_a_role_is_granted_by_its_name_in_any_case(root: Visitor, ada: Visitor) -> None:
-    await Role.add("Editor", "", [], by=NOBODY)
+    await Role.add("Editor", "", [], by=SYSTEM)
     assert (await root.post("/admin/users/ada/grants", role="Editor")).status == 303
     assert (await root.post("/admin/users/ada/grants/EDITOR/revoke")).status == 303
     user = await user_named("ada")

@@ -12,7 +12,7 @@ from quartapp import clock
 from quartapp.auth.rate_limits import RateLimitExceeded
 from quartapp.models import Post, Role, Session
 from quartapp.models.authorization.transaction import SessionOver
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.reason import Reason
 from quartapp.routes.invitations import admin as admin_pages
 from quartapp.runtime import runtime_of
@@ -26,7 +26,7 @@ FACTOR = "/login/factor?next=/posts/new"
 
 async def end_sessions(visitor: Visitor) -> None:
     user = await user_named(visitor.username)
-    await user.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await user.end_sessions(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     await runtime_of(visitor.app).barrier.wait()
 
 
@@ -157,7 +157,7 @@ async def test_a_text_whose_page_is_gone_or_forbidden_is_shown_to_be_copied(
     token = await ada.csrf_token()
     gone = await ada.send(f"{post}/comments", {"csrf_token": token, "body": "Too late again."})
     assert (gone.status, "Too late again." in gone.text) == (404, True)
-    await (await user_named("ada")).revoke(await role_named("member"), by=NOBODY)
+    await (await user_named("ada")).revoke(await role_named("member"), by=SYSTEM)
     await runtime_of(ada.app).barrier.wait()
     await ada.sign_in()
     refused = await ada.post("/posts/new", **TYPED)

@@ -11,7 +11,7 @@ import pytest
 from quartapp import clock
 from quartapp.models import Token, User
 from quartapp.models.accounts.account import address_fields
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import linked_id
 from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
@@ -454,7 +454,7 @@ async def test_a_change_of_address_can_be_undone_in_each_account_state(
     if state == "closed":
         assert (await thief.post("/account/deactivate")).status == 303
     elif state == "disabled":
-        await user.disable(by=NOBODY)
+        await user.disable(by=SYSTEM)
     elif state == "taken":
         await visitors.account("other")
         other = await user_named("other")

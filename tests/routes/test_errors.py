@@ -11,7 +11,7 @@ from quartapp import clock
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import SessionState
 from quartapp.models import User
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.reason import Reason
 from quartapp.routes import errors
 from quartapp.runtime import runtime_of
@@ -118,7 +118,7 @@ async def test_a_failing_socket_handler_leaves_other_sockets_open(
                 async with live(ada) as other:
                     await other.receive()
         assert len(hub) == 1, failed
-        await (await user_named("ada")).end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+        await (await user_named("ada")).end_sessions(Reason.ENDED_BY_ADMIN, by=SYSTEM)
         assert await ended(tab) == "ended_by_admin"
 
 

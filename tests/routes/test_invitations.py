@@ -10,7 +10,7 @@ from beanie import PydanticObjectId
 from quartapp import clock
 from quartapp.models import Invitation, Role
 from quartapp.models.accounts.administrators import active_administrators
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import role_ref, user_ref
 from quartapp.policy import Permission
 from quartapp.runtime import runtime_of
@@ -251,7 +251,7 @@ async def test_the_list_of_invitations_is_paginated_with_their_state(
 ) -> None:
     assert "No recent invitations" in (await root.get(HOME)).text
     me = await user_named("root")
-    editor = await Role.add("editor", "", [], by=NOBODY)
+    editor = await Role.add("editor", "", [], by=SYSTEM)
     mine = {"by": user_ref(me.id), "role": role_ref(editor.id)}
     for number in range(103):
         await create_invitation(f"guest{number:03}@example.org", **mine)
@@ -260,7 +260,7 @@ async def test_the_list_of_invitations_is_paginated_with_their_state(
     assert [len(page) for page in found] == [50, 50, 3]
     assert [name for page in found for name in page] == [f"guest{n:03}" for n in range(102, -1, -1)]
     assert "editor" in shown[0].text
-    await editor.remove(by=NOBODY)
+    await editor.remove(by=SYSTEM)
     assert "deleted role" in (await root.get(HOME)).text
 
 
@@ -314,10 +314,10 @@ async def test_accepting_an_invitation_counts_as_a_registration(
 async def test_an_invitation_grants_the_role_as_it_is_when_accepted(
     visitors: Visitors, root: Visitor
 ) -> None:
-    await Role.add("editor", "", [Permission.POSTS_MODERATE], by=NOBODY)
+    await Role.add("editor", "", [Permission.POSTS_MODERATE], by=SYSTEM)
     link = await invitation_link(visitors, root, "editor")
     editor = await role_named("editor")
-    await editor.edit(name="reader", description="", permissions=[], by=NOBODY)
+    await editor.edit(name="reader", description="", permissions=[], by=SYSTEM)
     bob = visitors.anonymous()
     assert "reader" in (await bob.get(link)).text
     assert (await take_up(bob, link)).status == 303

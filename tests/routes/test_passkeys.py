@@ -14,7 +14,7 @@ from quartapp import create_app
 from quartapp.activities import FACTOR_ADDED, FACTOR_REMOVED, PASSKEY_REFUSED
 from quartapp.models import Passkey, Role, Session, User
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.notifications.notice import Notice
 from quartapp.policy import Permission
 from quartapp.runtime import runtime_of
@@ -280,7 +280,7 @@ async def of_deleted_user(device: Authenticator) -> None:
 
 async def removed(_: Authenticator) -> None:
     (passkey,) = await Passkey.find_all().to_list()
-    await passkey.remove(await user_named("ada"), by=NOBODY)
+    await passkey.remove(await user_named("ada"), by=SYSTEM)
 
 
 @pytest.mark.parametrize("alter", [unknown, forged, of_another, of_deleted_user, removed])
@@ -456,7 +456,7 @@ async def test_the_second_step_offers_no_passkey_to_users_without_one(visitors: 
 async def test_a_passkey_fulfils_the_factor_requirement_of_a_role(
     visitors: Visitors,
 ) -> None:
-    await Role.add("careful", "", [Permission.EVENTS_READ], by=NOBODY, requires_factor=True)
+    await Role.add("careful", "", [Permission.EVENTS_READ], by=SYSTEM, requires_factor=True)
     role = await Role.named("careful")
     assert role is not None
     ada = await visitors.signed_in("ada", role)

@@ -9,7 +9,7 @@ import pytest
 from quartapp import clock
 from quartapp.models import Token, User
 from quartapp.models.accounts.one_time_token import Purpose
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.opening import is_known_browser
 from quartapp.runtime import runtime_of
 from tests.conftest import PASSWORD
@@ -247,7 +247,7 @@ async def test_void_reset_links_do_not_count_for_the_limit(
     await visitors.wait_for_outbox()
     assert len(await visitors.emails(user.email, "Set a new password")) == 3
     if voided_by == "password":
-        await user.change_password("another", by=NOBODY)
+        await user.change_password("another", by=SYSTEM)
     else:
         await User.change({"_id": user.id}, {"$set": {"password_hash": "another"}})
     before = len(await documents("tokens"))

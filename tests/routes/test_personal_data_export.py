@@ -11,7 +11,7 @@ from beanie import PydanticObjectId
 from quartapp.models import Comment, Post, Token, User
 from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.one_time_token import Purpose, code_digest
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.references import user_ref
 from quartapp.models.privacy import personal_data
 from quartapp.models.sessions.reason import Reason
@@ -59,7 +59,7 @@ async def test_the_export_contains_all_personal_data_and_no_secret(
     token = await Token.issue(
         PydanticObjectId(), Purpose.RESET, user, user.email, lasts=timedelta(days=1), code=code
     )
-    await bob.end_sessions(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await bob.end_sessions(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     app = await set_up(ada)
     await add_passkey(ada, Authenticator())
     user = await user_named("ada")

@@ -7,7 +7,7 @@ from beanie import PydanticObjectId
 
 from quartapp import clock
 from quartapp.models import Comment, Post, Role, User
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import ref, user_ref
 from quartapp.models.posts import comment as comments
 from quartapp.models.posts import post as posts
@@ -90,7 +90,7 @@ async def test_an_author_without_permission_may_delete_but_not_edit(visitors: Vi
     ada = await visitors.member()
     post = await write(ada)
     said = await comment(ada, post)
-    await (await user_named("ada")).revoke(await role_named("member"), by=NOBODY)
+    await (await user_named("ada")).revoke(await role_named("member"), by=SYSTEM)
     await until(ada.is_signed_out)
     assert (await ada.sign_in()).status == 303
     refused = await ada.post(f"{post}/edit", title="A", body="B")
@@ -296,9 +296,9 @@ async def test_a_profile_shows_roles_and_posts_to_signed_in_users(
     visitors: Visitors, ada: Visitor, bob: Visitor
 ) -> None:
     post, other = await write(bob, "Bob's"), await write(ada, "Ada's")
-    role = await Role.add("gardener", "", [], by=NOBODY)
+    role = await Role.add("gardener", "", [], by=SYSTEM)
     user = await user_named("bob")
-    await user.grant(role, by=NOBODY)
+    await user.grant(role, by=SYSTEM)
     page = await ada.get("/users/BOB")
     assert page.status == 200
     assert "gardener" in page.text
@@ -312,7 +312,7 @@ async def test_the_profile_of_a_disabled_account_says_so_and_keeps_its_posts(
     ada: Visitor, bob: Visitor, root: Visitor
 ) -> None:
     post = await write(bob)
-    await (await user_named("bob")).disable(by=NOBODY)
+    await (await user_named("bob")).disable(by=SYSTEM)
     assert "disabled" in (await ada.get("/users/bob")).text
     assert (await ada.get(post)).status == 200
 

@@ -8,7 +8,7 @@ import pytest
 from quart import Quart
 
 from quartapp.models import Role
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import role_ref
 from quartapp.policy import Permission
 from tests.routes.conftest import Answer, Visitor, Visitors, documents, role_named, user_named
@@ -70,7 +70,7 @@ async def test_a_stronger_user_cannot_be_managed(
     visitors: Visitors, root: Visitor, act: str
 ) -> None:
     eve = await helper(visitors)
-    await Role.add("plain", "", [], by=NOBODY)
+    await Role.add("plain", "", [], by=SYSTEM)
     sent = {"role": "plain", "date": "2030-01-02", "username": "root"}
     answer = await eve.post(f"/admin/users/root/{act}", **sent)
     assert answer.status == 403
@@ -85,7 +85,7 @@ async def test_a_stronger_user_cannot_be_managed(
 
 async def test_pages_offer_only_permitted_actions(visitors: Visitors, root: Visitor) -> None:
     eve, ada = await helper(visitors), await visitors.member("ada")
-    await Role.add("writer", "", [WRITE], by=NOBODY)
+    await Role.add("writer", "", [WRITE], by=SYSTEM)
     page = await eve.get("/admin/users/ada")
     assert options(page) == ["", "role-of-helper", "writer"]
     assert re.findall(r"<option[^>]*data-manages[^>]*>([^<]*)<", page.text) == ["role-of-helper"]
@@ -133,7 +133,7 @@ async def test_a_stronger_role_is_read_only(visitors: Visitors) -> None:
     assert "You cannot add events.read" in own.text
     new = await eve.post("/admin/roles/new", name="newer", permissions=["events.read"])
     assert (new.status, new.fields["name"]) == (403, "newer")
-    strong = await Role.add("strong", "", [Permission.EVENTS_READ], by=NOBODY)
+    strong = await Role.add("strong", "", [Permission.EVENTS_READ], by=SYSTEM)
     deleted = await eve.post("/admin/roles/strong/delete")
     assert deleted.status == 403
     assert "You cannot change the role strong." in refusal(deleted)
@@ -149,7 +149,7 @@ async def test_default_roles_cannot_get_management_permissions(root: Visitor) ->
 
 
 async def test_unknown_permissions_are_shown_and_kept(root: Visitor) -> None:
-    newer = await Role.add("newer", "", [WRITE], by=NOBODY)
+    newer = await Role.add("newer", "", [WRITE], by=SYSTEM)
     await Role.change({"_id": newer.id}, {"$push": {"permissions": "moon.land"}})
     assert 'moon.land <span class="tag">unknown' in (await root.get("/admin/roles")).text
     page = await root.get("/admin/roles/newer")

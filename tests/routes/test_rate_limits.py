@@ -7,7 +7,7 @@ import pytest
 from quart.testing.connections import WebsocketResponseError
 
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.limits.failed_attempts import FailedAttempts
 from quartapp.runtime import runtime_of
 from tests.routes.conftest import (
@@ -123,7 +123,7 @@ async def test_invisible_characters_match_and_reveal_no_account(
 
 
 async def test_all_spellings_of_an_address_share_one_limit(visitors: Visitors) -> None:
-    await register_account("ida", "ida@bücher.example", "hash", roles=[], by=NOBODY)
+    await register_account("ida", "ida@bücher.example", "hash", roles=[], by=SYSTEM)
     spellings = ("ida@bücher.example", "ida@xn--bcher-kva.example", "IDA@BÜCHER.example")
     stranger = Visitor(visitors.app, address="192.0.2.1")
     statuses = [(await stranger.sign_in(spellings[i % 3], WRONG)).status for i in range(6)]
@@ -133,7 +133,7 @@ async def test_all_spellings_of_an_address_share_one_limit(visitors: Visitors) -
 async def test_unknown_and_known_names_are_limited_alike(ada: Visitor, visitors: Visitors) -> None:
     del ada
     await visitors.account("closed")
-    await (await user_named("closed")).disable(by=NOBODY)
+    await (await user_named("closed")).disable(by=SYSTEM)
     seen = []
     for number, login in enumerate(("ada", "nobody-at-all", "closed", "nobody@example.org")):
         stranger = Visitor(visitors.app, address=f"192.0.2.{number}")

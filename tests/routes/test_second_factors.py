@@ -13,7 +13,7 @@ import pytest
 from quartapp import clock
 from quartapp.activities import CODES_BLOCKED, FACTORS_RESET
 from quartapp.models import Event, Session, User
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.factors import wrong_codes
 from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.wrong_codes import FactorsBlocked
@@ -63,7 +63,7 @@ async def require(name: str) -> None:
         description=role.description,
         permissions=role.known,
         requires_factor=True,
-        by=NOBODY,
+        by=SYSTEM,
     )
 
 
@@ -325,7 +325,7 @@ async def test_no_code_is_accepted_after_a_hundred_wrong_codes_in_a_row(
     assert sum(await asyncio.gather(*(guess(known=False) for _ in range(90)))) == 80
     with pytest.raises(FactorsBlocked):
         await wrong_codes.begin(user, known=False)
-    await user.change_password("another", by=NOBODY)
+    await user.change_password("another", by=SYSTEM)
     assert await wrong_codes.begin(await user_named("ada"), known=False) is False
 
 
@@ -356,7 +356,7 @@ async def test_too_many_wrong_codes_block_unknown_browsers_only(
     assert (await ada.post(STEP, code=ada.codes[0])).status == 303
     assert "too many wrong codes" in (await eve.post(STEP, code=ada.codes[1])).text
     # A new password resets the count.
-    await (await user_named("ada")).change_password(user.password_hash + " ", by=NOBODY)
+    await (await user_named("ada")).change_password(user.password_hash + " ", by=SYSTEM)
     assert await wrong_codes.begin(await user_named("ada"), known=False) is False
 
 

@@ -14,7 +14,7 @@ from quartapp import clock, create_app
 from quartapp.models import User
 from quartapp.models.accounts import account_expiry
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.limits import hash_cost
 from quartapp.runtime import runtime_of
 from quartapp.security.passwords import Busy
@@ -123,7 +123,7 @@ async def test_unknown_user_wrong_password_and_disabled_get_one_answer(
     await visitors.admin("root")
     await visitors.member("wrong-one")
     await visitors.member("closed-1x")
-    await (await user_named("closed-1x")).disable(by=NOBODY)
+    await (await user_named("closed-1x")).disable(by=SYSTEM)
     attempts = [
         ("nobody-at", visitors.anonymous().password),
         ("wrong-one", "something else altogether"),
@@ -145,7 +145,7 @@ async def test_unknown_user_wrong_password_and_disabled_get_one_answer(
 
 
 async def disabled_by_an_administrator(user: User) -> str:
-    await user.disable(by=NOBODY)
+    await user.disable(by=SYSTEM)
     return "An administrator disabled your account."
 
 
@@ -221,7 +221,7 @@ async def test_the_contact_is_shown_as_link_or_text(
     start_app: StartApp, contact: str, shown: str
 ) -> None:
     visitors = await start_app(support_contact=contact)
-    await (await visitors.account("ada")).disable(by=NOBODY)
+    await (await visitors.account("ada")).disable(by=SYSTEM)
     answer = await visitors.anonymous().sign_in("ada")
     assert shown in answer.text
 
@@ -232,8 +232,8 @@ async def test_old_expensive_hashes_do_not_reveal_accounts_by_their_cost(
     await visitors.account("of-today")
     costly = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
     for name in ("of-before", "closed"):
-        await register_account(name, f"{name}@example.org", costly, roles=[], by=NOBODY)
-    await (await user_named("closed")).disable(by=NOBODY)
+        await register_account(name, f"{name}@example.org", costly, roles=[], by=SYSTEM)
+    await (await user_named("closed")).disable(by=SYSTEM)
     await hash_cost.highest(6)
     work = []
     for login in ("nobody-at-all", "of-today", "of-before", "closed"):
@@ -328,7 +328,7 @@ async def test_a_full_password_queue_is_503_and_does_not_block_pages(
             "/ws", headers={"Origin": ORIGIN}, scope_base=ada.scope
         ) as socket:
             assert (await socket.receive_json())["type"] == "hello"
-            await (await user_named("ada")).grant(await role_named("moderator"), by=NOBODY)
+            await (await user_named("ada")).grant(await role_named("moderator"), by=SYSTEM)
             async with asyncio.timeout(SECONDS):
                 while (said := await socket.receive_json())["type"] != "notice":
                     pass
@@ -346,7 +346,7 @@ async def test_a_flask_bcrypt_hash_is_upgraded_at_sign_in(
     visitors: Visitors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = bcrypt.hashpw(b"secret of 2014", bcrypt.gensalt(5)).decode()
-    await register_account("ada", "ada@example.org", old, roles=[], by=NOBODY)
+    await register_account("ada", "ada@example.org", old, roles=[], by=SYSTEM)
     ada = Visitor(visitors.app, "ada", "secret of 2014")
     assert (await ada.sign_in(password="secret of 2015")).status == 422
     assert (await user_named("ada")).password_hash == old

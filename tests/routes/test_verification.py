@@ -14,7 +14,7 @@ from quartapp.models.accounts import email_address
 from quartapp.models.accounts.account import Unverified
 from quartapp.models.accounts.one_time_token import issue_setup
 from quartapp.models.accounts.registration import claim as claim_account
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import Factor
 from quartapp.models.privacy import account_deletion
@@ -213,7 +213,7 @@ async def test_no_code_verifies_an_address_that_another_account_holds(visitors: 
     assert token["code"] is None
     eve_now = await user_named("eve")
     with pytest.raises(email_address.WrongCode):
-        await email_address.confirm_by_code(eve_now, "123456", key="k", tries=5, by=NOBODY)
+        await email_address.confirm_by_code(eve_now, "123456", key="k", tries=5, by=SYSTEM)
     assert (await Visitor(visitors.app, "taken").sign_in()).location == "/"
     assert not (await user_named("eve")).verified
 
@@ -348,7 +348,7 @@ async def test_an_unverified_account_receives_no_role_and_no_factor(
     visitors: Visitors, root: Visitor
 ) -> None:
     await newcomer(visitors)
-    ada, by = await user_named("ada"), NOBODY
+    ada, by = await user_named("ada"), SYSTEM
     with pytest.raises(Unverified):
         await ada.grant(await role_named("moderator"), by=by)
     change = {"$set": {"totp": {"sealed": "x", "added_at": clock.now()}}}
@@ -361,7 +361,7 @@ async def test_an_unverified_account_receives_no_role_and_no_factor(
     hashed = stored.password_hash
     roles = [await role_named("admin")]
     with pytest.raises(Unverified):
-        await claim_account("bob", "bob@example.org", hashed, roles=roles, by=NOBODY)
+        await claim_account("bob", "bob@example.org", hashed, roles=roles, by=SYSTEM)
 
 
 async def test_no_session_of_an_unverified_account_is_accepted(visitors: Visitors) -> None:

@@ -35,7 +35,7 @@ def user_with_role(user_id: int | None, role: str | None = None) -> FakeUser:
 AUTHOR, OTHER = user_with_role(1, MEMBER), user_with_role(2, MEMBER)
 SILENCED = user_with_role(1)
 MODERATOR, ADMINISTRATOR = user_with_role(3, "moderator"), user_with_role(4, ADMIN)
-NOBODY = user_with_role(None)
+SYSTEM = user_with_role(None)
 
 
 @pytest.mark.parametrize("permission", Permission)
@@ -48,7 +48,7 @@ def test_each_permission_is_checked_by_its_own_name(permission: Permission) -> N
 
 @pytest.mark.parametrize("permission", Permission)
 def test_anonymous_users_may_nothing_and_administrators_everything(permission: Permission) -> None:
-    assert not may(NOBODY, permission)
+    assert not may(SYSTEM, permission)
     assert may(ADMINISTRATOR, permission)
 
 
@@ -65,7 +65,7 @@ def test_members_write_and_moderators_also_moderate() -> None:
         (SILENCED, False, True),
         (MODERATOR, False, True),
         (ADMINISTRATOR, False, True),
-        (NOBODY, False, False),
+        (SYSTEM, False, False),
     ],
 )
 def test_authors_edit_and_authors_and_moderators_delete(
@@ -77,5 +77,5 @@ def test_authors_edit_and_authors_and_moderators_delete(
 
 def test_anonymous_users_do_not_own_posts_without_an_author() -> None:
     orphan = FakePost(author_id=None)
-    assert not owns(NOBODY, orphan)
+    assert not owns(SYSTEM, orphan)
     assert not may_edit(FakeUser(None, frozenset({"posts.write"})), orphan)

@@ -22,7 +22,7 @@ from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Database
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.opening import open_session
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
@@ -114,7 +114,7 @@ class Worker:
         self.feed.on_change(change)
 
     async def open(self, user: User) -> Page:
-        session, token = await open_session(user, device="x", by=NOBODY, idle=DAY, lifetime=DAY)
+        session, token = await open_session(user, device="x", by=SYSTEM, idle=DAY, lifetime=DAY)
         page, greeted = Page(session, token), asyncio.Event()
 
         async def handler() -> None:
@@ -184,10 +184,10 @@ async def test_events_in_any_order_leave_every_page_up_to_date(
 async def run_once(events: Events, chance: random.Random, name: str) -> None:
     started = len(events.all)
     member, moderator = await role("member"), await role("moderator")
-    helper = await Role.add(f"helper-{name}", "", [Permission.USERS_READ], by=NOBODY)
+    helper = await Role.add(f"helper-{name}", "", [Permission.USERS_READ], by=SYSTEM)
     ada, bob, eve = [
         await register_account(
-            f"{who}-{name}", f"{who}-{name}@x.org", "hash", roles=[member], by=NOBODY
+            f"{who}-{name}", f"{who}-{name}@x.org", "hash", roles=[member], by=SYSTEM
         )
         for who in ("ada", "bob", "eve")
     ]
@@ -195,23 +195,23 @@ async def run_once(events: Events, chance: random.Random, name: str) -> None:
         alive = [await mine.open(ada), await mine.open(ada), await mine.open(bob)]
         over = [await mine.open(eve), await mine.open(bob)]
         steps: list[Callable[[], Awaitable[object]]] = [
-            lambda: ada.grant(helper, by=NOBODY),
-            lambda: bob.grant(helper, by=NOBODY),
+            lambda: ada.grant(helper, by=SYSTEM),
+            lambda: bob.grant(helper, by=SYSTEM),
             lambda: helper.edit(
-                name=helper.name, description="", permissions=list(Permission), by=NOBODY
+                name=helper.name, description="", permissions=list(Permission), by=SYSTEM
             ),
-            lambda: bob.grant(moderator, by=NOBODY),
+            lambda: bob.grant(moderator, by=SYSTEM),
             lambda: helper.edit(
                 name=helper.name,
                 description="",
                 permissions=[Permission.EVENTS_READ],
-                by=NOBODY,
+                by=SYSTEM,
             ),
             # A raw write does not change the version.
             lambda: Role.change({"_id": helper.id}, {"$push": {"permissions": "users.manage"}}),
-            lambda: eve.grant(moderator, by=NOBODY),
-            lambda: eve.revoke(moderator, by=NOBODY),
-            lambda: over[1].session.end(Reason.ENDED_BY_USER, by=NOBODY),
+            lambda: eve.grant(moderator, by=SYSTEM),
+            lambda: eve.revoke(moderator, by=SYSTEM),
+            lambda: over[1].session.end(Reason.ENDED_BY_USER, by=SYSTEM),
         ]
         untold: list[Change] = []
         for step in steps:

@@ -20,7 +20,7 @@ from quartapp.authority import session_rule
 from quartapp.authority.session_rule import SessionState
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.opening import open_session
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
@@ -55,11 +55,11 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
 async def somebody() -> tuple[User, Session, str]:
     member = await Role.named("member")
     assert member
-    ada = await register_account("ada", "ada@example.org", "no hash", roles=[member], by=NOBODY)
+    ada = await register_account("ada", "ada@example.org", "no hash", roles=[member], by=SYSTEM)
     session, token = await open_session(
         ada,
         device="a test",
-        by=NOBODY,
+        by=SYSTEM,
         idle=timedelta(minutes=30),
         lifetime=timedelta(hours=1),
     )
@@ -104,7 +104,7 @@ async def test_permissions_changed_between_check_and_hello_are_in_hello(
         listening = asyncio.create_task(heard(app, token, said))
         await pause.looked.wait()
         judged = judgement(app)
-        await ada.grant(moderator, by=NOBODY)
+        await ada.grant(moderator, by=SYSTEM)
         await judged
         pause.go.set()
         await until(lambda: is_greeted(said))

@@ -16,7 +16,7 @@ from quart import Quart
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import SessionState
 from quartapp.models import Role, Session
-from quartapp.models.base.actor import NOBODY
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
 from quartapp.ws import dispatcher
@@ -61,7 +61,7 @@ async def is_empty() -> bool:
 async def test_very_many_sessions_are_checked_in_batches(answers: Answers, taken: str) -> None:
     """By a hand that knows no verbs. One question about all of them would take too long, again and
     again, and nobody else would be told of anything meanwhile."""
-    crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+    crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
     ada = await register("ada", "crew")
     sessions = {(await sign_in(ada))[0].id for _ in range(SESSIONS)}
     database = Session.get_motor_collection().database
@@ -97,7 +97,7 @@ async def test_an_ended_session_is_closed_while_others_are_being_checked(
     database = Session.get_motor_collection().database
     await database["users"].update_one({"_id": bob.id}, {"$set": {"disabled_at": "now"}})
     await answers.asked.wait()
-    await session.end(Reason.ENDED_BY_ADMIN, by=NOBODY)
+    await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     assert await listening == 4401
     answers.may_come.set()
 
@@ -105,9 +105,9 @@ async def test_an_ended_session_is_closed_while_others_are_being_checked(
 async def test_editing_a_role_checks_only_sessions_with_open_sockets(
     answers: Answers,
 ) -> None:
-    crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=NOBODY)
+    crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
     await sign_in(await register("ada", "crew"))
-    await crew.edit(name="crew", description="", permissions=[], by=NOBODY)
+    await crew.edit(name="crew", description="", permissions=[], by=SYSTEM)
     # Heard after that, and looked at together with it at the earliest.
     eve = await register("eve", "crew")
     session, _ = await sign_in(eve)

@@ -21,7 +21,7 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import record
 from quartapp.models.authorization.transaction import authorized_transaction
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.write_lock import hold_administrators
 from quartapp.models.sessions.reason import EndDetail, Reason
 from quartapp.models.sessions.session import mark_ended
@@ -115,15 +115,15 @@ async def disable_expired(user: User) -> Event | None:
             if not await User.change(match, {"$set": {"closes_at": None}}, tx=tx):
                 return None
             why = "the last administrator"
-            return await record(EXPIRY_SKIPPED, user, by=NOBODY, tx=tx, why=why)
+            return await record(EXPIRY_SKIPPED, user, by=SYSTEM, tx=tx, why=why)
         disabled = {"disabled_at": user.closes_at, "closes_at": None}
-        if not await user.change_authority(moment, {"$set": disabled}, by=NOBODY, tx=tx):
+        if not await user.change_authority(moment, {"$set": disabled}, by=SYSTEM, tx=tx):
             return None
-        event = Event.of(ACCOUNT_EXPIRED, by=NOBODY, subject=user.id, last_day=day)
+        event = Event.of(ACCOUNT_EXPIRED, by=SYSTEM, subject=user.id, last_day=day)
         mine = {"user.$id": user.id}
         reason, because = Reason.ACCOUNT_DISABLED, EndDetail.EXPIRED
-        await mark_ended(mine, reason, by=NOBODY, event=event, because=because, tx=tx)
+        await mark_ended(mine, reason, by=SYSTEM, event=event, because=because, tx=tx)
         words = {"day": day}
-        return await record(ACCOUNT_EXPIRED, user, by=NOBODY, tx=tx, event=event, words=words)
+        return await record(ACCOUNT_EXPIRED, user, by=SYSTEM, tx=tx, event=event, words=words)
 
-    return await authorized_transaction(NOBODY, work, ends_sessions=True)
+    return await authorized_transaction(SYSTEM, work, ends_sessions=True)

@@ -13,7 +13,7 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import record
 from quartapp.models.authorization.privileges import require_to_give
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import Role
@@ -147,4 +147,4 @@ async def drop_claim(email: str, *, tx: Tx) -> None:
     notices = Notice.get_motor_collection()
     await notices.delete_many({"user.$id": claiming.id}, session=tx)
     await Event.change_all({"actor.$id": claiming.id}, {"$set": {"ip": None}}, tx=tx)
-    await Event.record(ACCOUNT_DELETED, by=NOBODY, subject=claiming.id, tx=tx, reason="replaced")
+    await Event.record(ACCOUNT_DELETED, by=SYSTEM, subject=claiming.id, tx=tx, reason="replaced")

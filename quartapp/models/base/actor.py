@@ -13,7 +13,7 @@ class Actor:
     authorized with, so that `authorized_transaction` can check whether they still hold. `worker` is
     the worker that handles the request and waits for the acknowledgements of a barrier mark. A
     visitor who is not signed in has only `ip` and `worker`; the command line and background jobs
-    act as NOBODY, which has none.
+    act as SYSTEM, which has none.
     """
 
     user_id: PydanticObjectId | None = None
@@ -32,4 +32,4 @@ class Actor:
         return Actor(user_id, username, self.ip, worker=self.worker)
 
 
-NOBODY = Actor()
+SYSTEM = Actor()

@@ -16,7 +16,7 @@ from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
-from quartapp.models.base.actor import NOBODY, Actor
+from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.privacy import personal_data
 
 # How long after the sign-in the account can be restored without signing in again.
@@ -122,7 +122,7 @@ async def erase(user: User) -> bool:
         # none can follow after this transaction has deleted it.
         await personal_data.sweep(person, tx)
         posts = "removed" if user.deletes_posts else "kept"
-        await Event.record(ACCOUNT_DELETED, by=NOBODY, subject=user.id, tx=tx, posts=posts)
+        await Event.record(ACCOUNT_DELETED, by=SYSTEM, subject=user.id, tx=tx, posts=posts)
         return True
 
     return await transaction(work)
