@@ -7,6 +7,7 @@ from pymongo import monitoring
 from quart import Quart
 
 from quartapp.models import User
+from tests.application import Shared
 from tests.people import until
 from tests.routes.conftest import Visitors
 
@@ -35,8 +36,9 @@ COMMANDS = Commands()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def listening() -> None:
+async def listening() -> None:
     """Register it before the client of the application is created, as PyMongo requires."""
+    await Shared.stop()
     monitoring.register(COMMANDS)
 
 
