@@ -23,8 +23,8 @@ from quartapp.ws.protocol import CloseCode, Message, SessionEnded
 # after it has received the close frame.
 ACK_SECONDS = 1.0
 # How long after `session.ended` an acknowledgement is still accepted.
-# A client whose last message took longer than STUCK_SECONDS to send does not read.
 LATE_ACK_SECONDS = 10.0
+# A client whose last message took longer than this to send does not read.
 STUCK_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 MESSAGE_BURST, MESSAGES_PER_SECOND = 200, 20

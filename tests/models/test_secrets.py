@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from typing import Any
 
+import bcrypt
 import pytest
 
 from quartapp.db.mongo import Database
@@ -28,6 +30,16 @@ def words(thing: Any) -> list[str]:
     if isinstance(thing, list):
         return [word for each in thing for word in words(each)]
     return [thing.decode("latin-1") if isinstance(thing, bytes) else str(thing)]
+
+
+def unkeyed_forms(password: str) -> list[str]:
+    """Return the password, and its common digests in hexadecimal and in base64."""
+    digests = [
+        hashlib.new(name, password.encode()).digest()
+        for name in ("md5", "sha1", "sha256", "sha384", "sha512")
+    ]
+    encoded = [base64.b64encode(digest).decode() for digest in digests]
+    return [password, *(digest.hex() for digest in digests), *encoded]
 
 
 async def test_the_database_has_no_secret_in_clear(db: Database) -> None:
@@ -66,14 +78,17 @@ async def test_the_database_has_no_secret_in_clear(db: Database) -> None:
     for secret in (setup, first, second, renewed, FIRST, SECOND, KEY.decode()):
         for form in (secret, hashlib.sha1(secret.encode()).hexdigest(), secret[::-1]):
             assert not [word for word in stored if form in word]
-    # A plain digest of a password could be searched quickly, because passwords are not random.
-    for password in (FIRST, SECOND):
-        assert hashlib.sha256(password.encode()).hexdigest() not in stored
+    # A digest without a key could be searched quickly, because passwords are not random.
+    unkeyed = [form for password in (FIRST, SECOND) for form in unkeyed_forms(password)]
+    for form in unkeyed:
+        assert not [word for word in stored if form in word]
     for token in (setup, second, renewed):
         assert hashlib.sha256(token.encode()).hexdigest() in stored
     for user in everything["users"]:
-        assert user["password_hash"].startswith("$quartapp$")
-        assert "$2b$" in user["password_hash"]
+        head, _, hashed = user["password_hash"].rpartition("$2b$")
+        assert head.startswith("$quartapp$")
+        for form in unkeyed:
+            assert not bcrypt.checkpw(form.encode()[:72], b"$2b$" + hashed.encode())
 
 
 async def test_a_stored_digest_is_not_accepted_as_a_token(db: Database) -> None:

@@ -14,7 +14,7 @@ from quart.testing.connections import WebsocketResponseError
 
 from quartapp import log
 from quartapp.models.accounts.one_time_token import Purpose
-from quartapp.routes.accounts import pages
+from quartapp.security.passwords import PasswordHasher
 from tests.conftest import PASSWORD
 from tests.routes.conftest import ORIGIN, Visitor, Visitors
 from tests.routes.requests import issue_token
@@ -144,11 +144,10 @@ async def test_a_logged_error_does_not_contain_a_token_from_the_url(
 ) -> None:
     said = listen()
 
-    async def fail(token: str) -> None:
-        del token
+    async def broken(token: str) -> None:
         raise LookupError
 
-    monkeypatch.setitem(visitors.app.view_functions, "recovery.reset", fail)
+    monkeypatch.setitem(visitors.app.view_functions, "recovery.reset", broken)
     assert (await visitors.anonymous().get("/reset/a-token-that-works")).status == 500
     (line,) = said()
     assert (line["event"], line["path"]) == ("unhandled", "/reset/<token>")
@@ -163,10 +162,11 @@ async def test_a_logged_error_contains_no_password(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def broken(*_: object, **__: object) -> None:
+    # The traceback has frames with the password as a local variable.
+    def broken(_: PasswordHasher, password: str) -> str:
         raise LookupError
 
-    monkeypatch.setattr(pages, "register_account", broken)
+    monkeypatch.setattr(PasswordHasher, "_hash", broken)
     client = app.test_client()
     page = await (await client.get("/register")).get_data(as_text=True)
     token = re.findall(r'name="csrf_token" value="([^"]+)"', page)[0]

@@ -155,8 +155,15 @@ async def test_only_a_hash_of_lower_cost_is_outdated() -> None:
 
 
 async def test_a_password_cannot_be_searched_with_the_database_alone() -> None:
-    stored = (await make(KEY).hash(GOOD)).split("$", 3)[3].encode()
-    assert not bcrypt.checkpw(GOOD.encode(), stored)
+    hasher, without_the_key = make(KEY), make(OLDER)
+    _, _, _, hashed = (await hasher.hash(GOOD)).split("$", 3)
+    assert not bcrypt.checkpw(GOOD.encode(), hashed.encode())
+    # The hash depends on the key, and is not only labelled with its id.
+    _, scheme, key_id, own = (await without_the_key.hash(GOOD)).split("$", 3)
+    assert await without_the_key.verify(GOOD, f"${scheme}${key_id}${own}")
+    assert not await without_the_key.verify(GOOD, f"${scheme}${key_id}${hashed}")
+    for each in (hasher, without_the_key):
+        each.close()
 
 
 # ---- where and how often bcrypt runs

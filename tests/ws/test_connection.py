@@ -296,13 +296,16 @@ async def test_a_pong_does_not_acknowledge_the_end_notice(monkeypatch: pytest.Mo
 async def test_an_acknowledgement_counts_after_the_close_frame(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ws_connection, "ACK_SECONDS", 0.1)
+    monkeypatch.setattr(ws_connection, "ACK_SECONDS", 0.0)
     monkeypatch.setattr(ws_connection, "LATE_ACK_SECONDS", 2 * SECONDS)
+    # A socket that is closed without waiting for a late acknowledgement is cut off at once.
+    monkeypatch.setattr(fast_path, "CUT_SECONDS", 0.0)
     async with connected() as (connection, socket):
         connection.end(EndedSession(SESSION, USER, Reason.ENDED_BY_ADMIN, None, clock.now()))
         words = await socket.next()
         async with asyncio.timeout(SECONDS):
             assert await socket.code == CloseCode.ENDED
+            assert await silent(socket)
             assert not connection.end_ack.done()
             socket.answers.put_nowait(json.dumps({"type": "ack", "id": words["id"]}))
             assert await connection.end_ack is not None
