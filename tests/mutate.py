@@ -8,30 +8,43 @@ every test that the row names has to fail under at least one mutation of that ro
 
 Each mutation runs in a copy of the checkout, so the working tree stays as it is. A test that hangs,
 and a run that takes too long, prove nothing: a machine with much else to do has the same effect.
+
+This process imports the libraries once and runs pytest in forks of itself. A fork imports quartapp
+and the tests from its copy. Once a test function has failed, its other parameters are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
+import traceback
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from queue import Queue
+from types import ModuleType
 from typing import Any, Self
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_name("mutations.toml")
 SECURITY, GUARANTEES = ROOT / "docs/security.md", ROOT / "docs/guarantees.md"
 PAGES = (SECURITY, GUARANTEES)
 TIMEOUT_SECONDS = 900
+# Modules that pytest has to import itself, because it changes their assertions.
+IMPORTED_BY_PYTEST = re.compile(r"(quartapp|tests|_?pytest|xdist|anyio|time_machine)(\W|_|\Z)")
 Pair = tuple[str, str]
 
 
@@ -53,7 +66,7 @@ class Edit:
         text = path.read_text("utf-8")
         if text.count(self.find) != 1:
             raise ValueError(f"{self.file}: found {text.count(self.find)} times: {self.find!r}")
-        path.write_text(text.replace(self.find, self.replace), "utf-8")
+        _write(path, text.replace(self.find, self.replace).encode())
 
 
 @dataclass(frozen=True)
@@ -109,31 +122,123 @@ def _pairs(
         yield from ((row, test) for test in kept)
 
 
-def failing(mutation: Mutation, copy: Path) -> set[str]:
-    """Run the tests of the mutation in `copy`, which is left as it was. Return those that fail."""
-    originals = {edit.file: (copy / edit.file).read_bytes() for edit in mutation.edits}
-    for edit in mutation.edits:
-        edit.apply(copy)
-    try:
-        words = ["-n", "0", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=no", *mutation.tests]
-        ran = subprocess.run(
-            [str(ROOT / ".venv/bin/python"), "-m", "pytest", *words],
-            cwd=copy,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return set()
-    finally:
-        for name, original in originals.items():
-            (copy / name).write_bytes(original)
-    if ran.returncode not in (0, 1):
-        # The run was not completed: killed, or the tests could not be collected. It proves nothing.
-        return set()
-    lines = re.findall(r"^(?:FAILED|ERROR) (tests/[\w/]+\.py::\w+)(.*)", ran.stdout, re.MULTILINE)
-    return {test for test, why in lines if "Failed: Timeout (>" not in why}
+_seconds = count(int(time.time()))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write the file, with a time of modification of its own.
+
+    Python compares this time, in seconds, to see whether the compiled file is up to date.
+    """
+    path.write_bytes(content)
+    os.utime(path, (when := next(_seconds), when))
+
+
+class Failures:
+    """A plugin of pytest that collects the test functions that fail, except for timeouts."""
+
+    def __init__(self) -> None:
+        self.tests: set[str] = set()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Skip the other parameters of a function that has failed."""
+        if _function(item.nodeid) in self.tests:
+            pytest.skip("has failed with another parameter")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and "Failed: Timeout (>" not in report.longreprtext:
+            self.tests.add(_function(report.nodeid))
+
+
+def _function(nodeid: str) -> str:
+    return nodeid.partition("[")[0]
+
+
+class Run:
+    """A fork that runs the tests of a mutation in `copy`, which `end` leaves as it was."""
+
+    def __init__(self, mutation: Mutation, copy: Path) -> None:
+        self.mutation, self.copy = mutation, copy
+        self._originals = {edit.file: (copy / edit.file).read_bytes() for edit in mutation.edits}
+        for edit in mutation.edits:
+            edit.apply(copy)
+        self._report = copy.with_suffix(".json")
+        self._report.unlink(missing_ok=True)
+        self._began = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _run_pytest(copy, mutation.tests, self._report)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(0)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def end(self) -> set[str]:
+        """Undo the changes, and return the tests that failed: none if the run was not completed."""
+        for name, original in self._originals.items():
+            _write(self.copy / name, original)
+        return set(json.loads(self._report.read_text())) if self._report.exists() else set()
+
+
+def _run_pytest(copy: Path, tests: Sequence[str], report: Path) -> None:
+    """Run the tests in `copy`. Write those that fail to `report` as JSON, unless the run is killed,
+    or the tests cannot be collected."""
+    output = os.open(copy.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    for name in [name for name in sys.modules if re.match(r"tests(\.|\Z)", name)]:
+        del sys.modules[name]
+    # Processes that a test starts with multiprocessing would import the main module again.
+    sys.modules["__main__"] = ModuleType("__main__")
+    failures = Failures()
+    # Failed tests leave their databases, which the next run in this copy deletes.
+    folder = copy.with_suffix(".tmp")
+    words = ["-n", "0", "-q", "-p", "no:cacheprovider", "--tb=line", f"--basetemp={folder}"]
+    status = pytest.main([*words, *tests], plugins=[failures])
+    if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        report.write_text(json.dumps(sorted(failures.tests)))
+
+
+def _import_libraries() -> None:
+    """Import the libraries that the application and the tests use, but none of their modules."""
+    program = "import sys, quartapp.application, tests.conftest; print(*sys.modules)"
+    listed = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.split():
+        if not IMPORTED_BY_PYTEST.match(name):
+            importlib.import_module(name)
+
+
+def failures_of(
+    chosen: Sequence[Mutation], copies: Sequence[Path]
+) -> Iterator[tuple[Mutation, set[str], float]]:
+    """Run the mutations, one at a time in each copy.
+
+    Yield each with the tests that failed and the seconds that the run took, as soon as it ends.
+    """
+    waiting, free, runs = list(reversed(chosen)), list(copies), dict[int, Run]()
+    while waiting or runs:
+        while waiting and free:
+            run = Run(waiting.pop(), free.pop())
+            runs[run.pid] = run
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            for run in runs.values():
+                if run.seconds > TIMEOUT_SECONDS:
+                    os.kill(run.pid, signal.SIGKILL)
+            time.sleep(0.05)
+            continue
+        run = runs.pop(pid)
+        free.append(run.copy)
+        yield run.mutation, run.end(), run.seconds
 
 
 def main() -> int:
@@ -146,28 +251,18 @@ def main() -> int:
     rows = {*options.rows, *(tests_by_row(GUARANTEES) if options.guarantees else ())}
     chosen = [m for m in mutations() if not rows or {row for row, _ in m.pairs} & rows]
     noticed: dict[Pair, bool] = defaultdict(bool)
+    _import_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        copies: Queue[Path] = Queue()
-        for number in range(options.jobs):
-            copies.put(_copy(Path(folder) / str(number)))
-
-        def run(mutation: Mutation) -> set[str]:
-            copy = copies.get()
-            try:
-                return failing(mutation, copy)
-            finally:
-                copies.put(copy)
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for mutation, failed in zip(chosen, pool.map(run, chosen), strict=True):
-                for pair in mutation.pairs:
-                    noticed[pair] |= pair[1] in failed
-                missed = [test for test in mutation.tests if test not in failed]
-                first = mutation.edits[0]
-                print(f"{'noticed' if not missed else 'MISSED '}  {first.file}: ", end="")
-                print(first.find.strip().splitlines()[0][:80], flush=True)
-                for test in missed:
-                    print(f"         {test}")
+        copies = [_copy(Path(folder) / str(number)) for number in range(options.jobs)]
+        for mutation, failed, seconds in failures_of(chosen, copies):
+            for pair in mutation.pairs:
+                noticed[pair] |= pair[1] in failed
+            missed = [test for test in mutation.tests if test not in failed]
+            first = mutation.edits[0]
+            print(f"{'MISSED ' if missed else 'noticed'} {seconds:4.0f} s  {first.file}: ", end="")
+            print(first.find.strip().splitlines()[0][:80], flush=True)
+            for test in missed:
+                print(f"                {test}")
     survived = sorted(pair for pair, was_noticed in noticed.items() if not was_noticed)
     for row, test in survived:
         print(f"{row}: {test} passes without the lines that it protects")
