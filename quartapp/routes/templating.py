@@ -19,6 +19,7 @@ from quartapp import clock, runtime
 from quartapp.forms.csrf import csrf_field
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
+from quartapp.routes import navigation
 from quartapp.routes.factors import relying_party
 from quartapp.settings import Settings
 
@@ -52,6 +53,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.globals.update(
         passkeys_work=relying_party.site, passkeys_elsewhere=relying_party.elsewhere
     )
+    app.jinja_env.globals["navigation"] = navigation.renderer(app.jinja_env)
     app.jinja_env.globals["site_name"] = settings.site_name
     app.jinja_env.globals["support_contact"] = lambda: runtime.settings().support_contact
     app.jinja_env.globals["static"] = _stamped(Path(app.root_path) / "static").__getitem__
@@ -140,6 +142,6 @@ def factors(kinds: Iterable[Factor]) -> str:
 
 def _time(at: datetime, text: str) -> Markup:
     """Return a `time` element with the text, and the full time as attribute and tooltip."""
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        at.isoformat(timespec="seconds"), clock.format_long(at), text
-    )
+    # An f-string: `Markup.format` takes ten times as long, and a list has many times.
+    iso, full = at.isoformat(timespec="seconds"), clock.format_long(at)
+    return Markup(f'<time datetime="{iso}" title="{full}">{escape(text)}</time>')  # noqa: S704

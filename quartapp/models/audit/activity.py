@@ -1,7 +1,9 @@
 """A user's own audit events as sentences, and reporting one of them as "This wasn't me"."""
 
+import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Self
 
 from beanie import PydanticObjectId
@@ -18,7 +20,8 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.references import DomainError, linked_id
+from quartapp.models.base.record import documents, fetch_links
+from quartapp.models.base.references import EVENTS, USERS, DomainError, linked_id
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.models.sessions.reason import Reason
@@ -60,7 +63,7 @@ class Entry:
         `by` is None if the user did it, or no person did. `session` is looked up in `sessions`, and
         only for what the user did; `device` is that of the event's details or of the session.
         """
-        own = event.actor is not None and linked_id(event.actor) == user_id
+        own = _is_actor(user_id, event)
         session = sessions.get(event.session) if own and event.session else None
         device = event.details.get("device") or (session and session.device)
         return cls(
@@ -84,21 +87,34 @@ def _name(actor: Any) -> str:
 async def page(
     user_id: PydanticObjectId, *, before: PydanticObjectId | None, limit: int
 ) -> list[Event]:
-    """Return at most `limit` of the user's events that have a sentence, newest first, with their
-    actors.
+    """Return at most `limit` of the user's events that have a sentence, newest first. The actor is
+    fetched if it is somebody else.
 
     Includes events about many users that the user document lists in `common_events`. `before` is
     the id of the last event of the page before.
     """
-    user = await User.get(user_id)
-    common = user.common_events if user else []
-    return await Event.page(
-        subject=user_id,
-        common=common,
-        verbs=catalogue.on_activity_page(),
-        before=before,
-        limit=limit,
+    verbs = catalogue.on_activity_page()
+    own, common = await asyncio.gather(
+        Event.page(subject=user_id, verbs=verbs, before=before, limit=limit, fetch=()),
+        _common_events(user_id, verbs, before),
     )
+    rows = {event.id: event for event in (*own, *common)}
+    events = sorted(rows.values(), key=attrgetter("id"), reverse=True)[:limit]
+    await fetch_links([each for each in events if not _is_actor(user_id, each)], ["actor"])
+    return events
+
+
+async def _common_events(
+    user_id: PydanticObjectId, verbs: Collection[str], before: PydanticObjectId | None
+) -> list[Event]:
+    """Return those of the user's `common_events` that the page may show, in no order."""
+    row = await documents(USERS).find_one({"_id": user_id}, {"common_events": 1}) or {}
+    ids = [each for each in row.get("common_events", ()) if before is None or each < before]
+    return await Event.find({"_id": {"$in": ids}, "verb": {"$in": verbs}}).to_list() if ids else []
+
+
+def _is_actor(user_id: PydanticObjectId, event: Event) -> bool:
+    return event.actor is not None and linked_id(event.actor) == user_id
 
 
 async def latest(user_id: PydanticObjectId, activity: Activity) -> Event | None:
@@ -131,7 +147,7 @@ def is_reportable(event: Event, user_id: PydanticObjectId) -> bool:
     """Return whether the event was done in this user's name to their own account, and is of a kind
     that somebody else with their password could have done.
     """
-    own = event.actor is not None and linked_id(event.actor) == user_id
+    own = _is_actor(user_id, event)
     concerned = event.subject is not None and linked_id(event.subject) == user_id
     activity = catalogue.find(event.verb)
     return own and concerned and activity is not None and activity.reportable
@@ -142,8 +158,10 @@ async def disowned(
 ) -> set[PydanticObjectId]:
     """Return which of these events the user has reported as not being theirs."""
     match = {"subject.$id": user_id, "verb": ACTIVITY_DISOWNED.audit}
-    found = Event.find({**match, "details.event": {"$in": list(ids)}})
-    return {event.details["event"] async for event in found}
+    found = documents(EVENTS).find(
+        {**match, "details.event": {"$in": list(ids)}}, {"details.event": 1}
+    )
+    return {row["details"]["event"] for row in await found.to_list(None)}
 
 
 async def disown(event: Event, *, by: Actor) -> Event:

@@ -186,8 +186,10 @@ class Event(Record):
         verbs: Collection[str] = (),
         before: PydanticObjectId | None = None,
         limit: int = 50,
+        fetch: Collection[str] = ("actor", "subject"),
     ) -> list[Self]:
-        """Return at most `limit` events, newest first, with their actors and subjects fetched.
+        """Return at most `limit` events, newest first, with the links in the fields `fetch`
+        replaced by the users.
 
         Without arguments, of all users. `subject` limits them to one user; `common` are the ids of
         events about many users, which are returned besides. `verbs` limits them to these audit
@@ -200,4 +202,4 @@ class Event(Record):
             match["verb"] = {"$in": list(verbs)}
         if before:
             match["_id"] = {"$lt": before}
-        return await cls.listed(match, sort="-_id", limit=limit, fetch=["actor", "subject"])
+        return await cls.listed(match, sort="-_id", limit=limit, fetch=fetch)

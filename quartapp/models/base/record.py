@@ -1,8 +1,10 @@
 """`Record`, the base class of most documents: ids that ascend with time, and conditional writes."""
 
+import asyncio
 import os
+from collections import defaultdict
 from collections.abc import Collection, Mapping
-from itertools import count
+from itertools import chain, count
 from typing import Any, Self
 
 from beanie import Document, Link, PydanticObjectId, SortDirection
@@ -53,13 +55,12 @@ class Record(Document):
         """Return at most `limit` documents that match, sorted, with the links in the fields `fetch`
         replaced.
 
-        Each named field costs one more query for all rows together. `options` are passed to
-        Beanie's `find`. Beanie's own `fetch_links` is not used, because it joins the whole
-        collection before it filters and uses no index.
+        The fields cost one more query for each collection that they refer to, for all rows
+        together. `options` are passed to Beanie's `find`. Beanie's own `fetch_links` is not used,
+        because it joins the whole collection before it filters and uses no index.
         """
         rows = await cls.find(match, sort=sort, limit=limit, **options).to_list()
-        for name in fetch:
-            await _fetch(rows, name)
+        await fetch_links(rows, fetch)
         return rows
 
     @classmethod
@@ -98,17 +99,22 @@ def documents(collection: str) -> Any:
     return Record.get_motor_collection().database[collection]
 
 
-async def _fetch(rows: Collection[Record], field: str) -> None:
-    """Replace the links in this field of all rows with the documents, in one query.
+async def fetch_links(rows: Collection[Record], fields: Collection[str]) -> None:
+    """Replace the links in these fields of all rows with the documents.
 
-    The field may hold one link or a list of them. A link whose document does not exist is dropped
-    from a list, and stays a Link in a single field.
+    Sends one query for each collection that the links refer to, all at once. A field may hold one
+    link or a list of them. A link whose document does not exist is dropped from a list, and stays a
+    Link in a single field.
     """
-    values = [getattr(row, field) for row in rows]
-    links = [link for value in values for link in (value if isinstance(value, list) else [value])]
-    documents = await Link.fetch_list([link for link in links if isinstance(link, Link)])
-    found = {each.id: each for each in documents if isinstance(each, Document)}
-    for row, value in zip(rows, values, strict=True):
+    values = [(row, field, getattr(row, field)) for row in rows for field in fields]
+    links: defaultdict[type, list[Any]] = defaultdict(list)
+    for _, _, value in values:
+        for link in value if isinstance(value, list) else [value]:
+            if isinstance(link, Link):
+                links[link.document_class].append(link)
+    fetched = await asyncio.gather(*map(Link.fetch_list, links.values()))
+    found = {each.id: each for each in chain(*fetched) if isinstance(each, Document)}
+    for row, field, value in values:
         if isinstance(value, list):
             setattr(row, field, [found[i] for i in map(linked_id, value) if i in found])
         elif value is not None:

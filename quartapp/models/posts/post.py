@@ -70,11 +70,12 @@ class Post(Record):
         before: PydanticObjectId | None = None,
         limit: int = PAGE,
     ) -> list[Self]:
-        """Return a page of posts of one author or of all, newest first, with their authors."""
+        """Return a page of posts, newest first: of one author, or of all, with their authors."""
         match: dict[str, Any] = {"author.$id": author} if author else {}
         if before:
             match["_id"] = {"$lt": before}
-        return await cls.listed(match, sort="-_id", limit=limit, fetch=["author"])
+        fetch = [] if author else ["author"]
+        return await cls.listed(match, sort="-_id", limit=limit, fetch=fetch)
 
     async def revise(self, title: str, body: str, *, by: Actor) -> bool:
         """Change title and body, and set `edited_at`, in an authorized transaction; return False if

@@ -1,5 +1,6 @@
 """Administration of users: search, roles, sessions, disabling, expiry and second factors."""
 
+import asyncio
 from typing import Any
 
 from quart import Blueprint, abort, flash, render_template, request
@@ -270,7 +271,11 @@ async def _page(
     if not may(current_user, Permission.USERS_READ):
         raise Forbidden(Permission.USERS_READ)
     ids = {linked_id(link) for link in person.roles}
-    roles = await Role.everyone()
+    roles, sessions, events = await asyncio.gather(
+        Role.everyone(),
+        Session.of_user(person.id),
+        Event.page(subject=person.id, common=person.common_events, limit=10),
+    )
     form = grant or GrantForm()
     form.offer((role for role in roles if role.id not in ids), lacks=current_user.lacks)
     held = [role for role in roles if role.id in ids]
@@ -283,7 +288,7 @@ async def _page(
         missing=[] if own else sorted(current_user.lacks(theirs)),
         form=form,
         leave=leave or LastDayForm(),
-        sessions=await Session.of_user(person.id),
-        events=await Event.page(subject=person.id, common=person.common_events, limit=10),
+        sessions=sessions,
+        events=events,
     )
     return page, (leave or form).status

@@ -1,5 +1,7 @@
 """Profile pages, for all signed-in users."""
 
+import asyncio
+
 from quart import Blueprint, abort, render_template
 from quart_auth import login_required
 
@@ -21,10 +23,12 @@ async def show(username: str) -> str:
     person = await User.by_username(username)
     if person is None or person.awaits_verification:
         abort(404)
-    rows = await Post.page(author=person.id, before=id_after(), limit=posts.PAGE + 1)
+    rows, everyone = await asyncio.gather(
+        Post.page(author=person.id, before=id_after(), limit=posts.PAGE + 1), Role.everyone()
+    )
     shown, older = cut(rows, posts.PAGE, lambda post: post.id)
     held = {linked_id(link) for link in person.roles}
-    roles = [role.name for role in await Role.everyone() if role.id in held]
+    roles = [role.name for role in everyone if role.id in held]
     return await render_template(
         "accounts/profile.html", person=person, roles=roles, posts=shown, older=older
     )

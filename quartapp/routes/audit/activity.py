@@ -1,5 +1,6 @@
 """The activity page of a user, with the report "This wasn't me"."""
 
+import asyncio
 from typing import Any
 
 from quart import Blueprint, abort, render_template
@@ -31,11 +32,14 @@ async def index(**_: object) -> str:
     mine = current_user.user_id
     rows = await activity.page(mine, before=id_after(), limit=PAGE + 1)
     shown, older = cut(rows, PAGE, lambda event: event.id)
-    sessions = await Session.named({event.session for event in shown if event.session})
+    sessions, disowned = await asyncio.gather(
+        Session.named({event.session for event in shown if event.session}),
+        activity.disowned(mine, [event.id for event in shown]),
+    )
     return await render_template(
         "audit/activity.html",
         entries=[activity.Entry.of(event, mine, sessions) for event in shown],
-        disowned=await activity.disowned(mine, [event.id for event in shown]),
+        disowned=disowned,
         first=id_after() is None,
         older=older,
     )

@@ -1,0 +1,95 @@
+"""The navigation in the header of each page. Its HTML is cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from quartapp.auth.current_user import CurrentUser
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link of the navigation, hidden from users who lack its permission, if it has one."""
+
+    href: str
+    text: str
+    permission: str = ""
+
+
+MAIN = (Link("/posts", "Posts"),)
+ADMINISTRATION = (
+    Link("/admin/users", "Users", "users.read"),
+    Link("/admin/invitations", "Invitations", "users.manage"),
+    Link("/admin/roles", "Roles", "roles.manage"),
+    Link("/admin/sessions", "Sessions", "sessions.manage"),
+    Link("/admin/events", "Audit log", "events.read"),
+)
+NOTIFICATIONS = Link("/account/notices", "Notifications")
+ACCOUNT = (Link("/account", "Account"), Link("/account/sessions", "Active sessions"))
+# The headers of this many kinds of users are kept, about 3 KB each.
+CACHED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Everything about a user that the navigation shows or depends on."""
+
+    username: str
+    permissions: frozenset[str]
+    unread: int
+
+    def may(self, permission: str) -> bool:
+        """Return whether the user holds the permission."""
+        return permission in self.permissions
+
+
+def renderer(environment: jinja2.Environment) -> Callable[[CurrentUser, str], Markup]:
+    """Return the function `navigation(user, path)` for the templates.
+
+    It returns the links in the header for a signed-in user on the page at `path`. Everything that
+    the HTML depends on is in the key of its cache, so it cannot outlive a change of permissions.
+    """
+
+    @lru_cache(CACHED)
+    def rendered(viewer: Viewer, current: str) -> Markup:
+        html = environment.get_template("macros/navigation.html").render(
+            current_user=viewer,
+            current=current,
+            main=MAIN,
+            administration=ADMINISTRATION,
+            notifications=NOTIFICATIONS,
+            account=(_profile(viewer.username), *ACCOUNT),
+        )
+        return Markup(html)  # noqa: S704
+
+    def navigation(user: CurrentUser, path: str) -> Markup:
+        viewer = Viewer(user.username, user.permissions, user.unread)
+        return rendered(viewer, _current(path, user.username))
+
+    return navigation
+
+
+def _profile(username: str) -> Link:
+    return Link(f"/users/{quote(username)}", "Profile")
+
+
+def _current(path: str, username: str) -> str:
+    """Return the href of the link to the page at `path`, or of the longest one above it followed by
+    "/"; empty if there is none."""
+    for href in _LONGEST_FIRST:
+        if path == href:
+            return href
+        if path.startswith(f"{href}/"):
+            return f"{href}/"
+    return _profile(username).href if path == f"/users/{username}" else ""
+
+
+_LONGEST_FIRST = sorted(
+    (link.href for link in (*MAIN, *ADMINISTRATION, NOTIFICATIONS, *ACCOUNT)), key=len, reverse=True
+)
