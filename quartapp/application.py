@@ -103,8 +103,8 @@ def create_app(settings: Settings | None = None) -> Quart:
 
 
 def _configure(app: Quart, settings: Settings) -> None:
-    """Set the secret key, the attributes of Quart's session cookie, and the bounds on bodies and
-    times of requests."""
+    """Set the secret key, the attributes of Quart's session cookie, and the limits of body size and
+    of the time for bodies and responses."""
     app.secret_key = settings.secret_key.get_secret_value()
     secure = settings.production
     app.config.update(

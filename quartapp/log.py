@@ -48,6 +48,7 @@ class LibraryLogHandler(logging.Handler):
     """A handler of Python's `logging` that passes records to `log`."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Log the record as the event `library`, with its level, logger, text and traceback."""
         said = {"logger": record.name, "said": record.getMessage()}
         log.log(record.levelno, "library", exc_info=record.exc_info, **said)
 

@@ -62,7 +62,8 @@ def use_shared_folder(folder: str) -> None:
 
 
 def exposition() -> bytes:
-    """Return the metrics of all workers, or of this process alone, in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format: the sums over all workers if they share a
+    folder, else those of this process alone."""
     if not os.environ.get(FOLDER):
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()

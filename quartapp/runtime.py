@@ -121,7 +121,8 @@ def install(app: Quart, runtime: Runtime) -> None:
 
 
 def runtime_of(app: Quart) -> Runtime:
-    """Return the runtime of an application. For code without an application context."""
+    """Return the runtime of an application, for code without an application context. Raises
+    KeyError if none was installed."""
     return app.extensions[_KEY]
 
 

@@ -34,10 +34,8 @@ def registered(data: Path) -> Iterator[None]:
 
 
 def running() -> list[Path]:
-    """Return the absolute data folders of this user's registered servers, in no useful order.
-
-    Return an empty list if there is no registry, or it is not private.
-    """
+    """Return the absolute data folders of this user's registered servers in no particular order; an
+    empty list if there is no registry, or it is not private."""
     found = []
     with suppress(OSError):
         place = _registry_folder()

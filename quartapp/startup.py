@@ -25,11 +25,12 @@ class Prepared:
 
 
 async def prepare(settings: Settings) -> Prepared:
-    """Prepare the database for workers. Called once when a server starts, before its workers do.
+    """Prepare the database for workers, and return what `quartapp serve` prints. Called once when a
+    server starts, before its workers do.
 
     Creates indexes and built-in roles, applies REQUIRE_VERIFIED_EMAIL to all accounts, and, if
-    there is no administrator, creates a token for the setup page, which voids earlier ones. The
-    connection is closed afterwards. Raises StartError when the database cannot be reached or an
+    there is no active administrator, creates a token for the setup page, which voids earlier ones.
+    The connection is closed afterwards. Raises StartError when the database cannot be reached or an
     index cannot be built.
     """
     async with mongo.connected(settings, models.DOCUMENTS):
@@ -51,10 +52,11 @@ async def forget_worker(settings: Settings, worker_id: str) -> None:
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[None]:
-    """Connect the documents to the database inside this context, and prepare it.
+    """Connect the documents to the database for the length of the block, and prepare it.
 
-    Creates the data folder, and the indexes and built-in roles that are missing. Starts the
-    embedded database if no address is configured, and stops it at the end. Raises StartError.
+    Creates the data folder, and the indexes and built-in roles that are missing. If no address is
+    configured, starts the embedded database or shares the one that runs; at the end it stops if
+    nothing else uses it. Raises StartError.
     """
     settings.make_data_folder()
     async with AsyncExitStack() as stack:

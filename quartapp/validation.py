@@ -140,11 +140,11 @@ def canonical_username(text: str) -> str:
 
 
 def canonical_email(text: str) -> str:
-    """Return the canonical form of an address.
+    """Return the canonical form of an address: the local part in lower case, the domain in lower
+    case and in ASCII (UTS 46, IDNA), as browsers send the value of `<input type=email>`.
 
-    The local part is in lower case, the domain in lower case and in ASCII (UTS 46, IDNA), as
-    browsers send the value of `<input type=email>`. Returns some text, possibly an empty one, for
-    a text that is not an address.
+    Returns some text for a text that is not an address; an empty one if it, or its canonical form,
+    is longer than 254 characters or has a surrogate.
     """
     if not _is_possible(text):
         return ""
@@ -184,12 +184,15 @@ def _is_possible(text: str) -> bool:
 
 
 def _fold(text: str) -> str:
+    """Return the text in lower case and NFC."""
     # Not str.casefold, which maps ß to ss: those are two different mailboxes.
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
 
 
 def _ascii_domain(domain: str) -> str:
-    """Return the domain in ASCII, also if IDNA forbids it, which `check_email` would reject."""
+    """Return the domain in ASCII, also if IDNA forbids it, which `check_email` would reject. A
+    domain that cannot be mapped is returned in lower case, one that is too long as it was mapped.
+    """
     try:
         mapped = idna.uts46_remap(domain, std3_rules=False)
     except idna.IDNAError:
@@ -201,12 +204,15 @@ def _ascii_domain(domain: str) -> str:
 
 
 def _ascii_label(label: str) -> str:
+    """Return the label in Punycode; unchanged if it is ASCII or too long."""
     if label.isascii() or len(label) > _LONGEST_LABEL:
         return label
     return f"xn--{label.encode('punycode').decode()}"
 
 
 def _unicode_domain(domain: str) -> str:
+    """Return the domain with labels in Punycode as Unicode. Unchanged if there are none or one is
+    not valid."""
     if "xn--" not in domain:
         return domain
     try:

@@ -41,11 +41,12 @@ class Notification:
     also_stores: tuple[str, ...] = ()
 
     def words(self) -> tuple[str, ...]:
-        """Return the names of the words that must be stored with a notification."""
+        """Return the names of the words in the text that must be stored with a notification."""
         return tuple(_placeholders(self.text))
 
     def render(self, data: Mapping[str, Any]) -> str:
-        """Return the sentence. A word that was not stored is left out."""
+        """Return the sentence. A word that was not stored is left out; a missing actor is "An
+        operator"."""
         words = {**data, "by": data.get("by") or "An operator"}
         return self.text.format_map(_Words(words))
 
@@ -126,7 +127,8 @@ class Activity:
         return self.own_email.kind
 
     def describe(self, details: Mapping[str, Any]) -> str:
-        """Return the sentence for the activity page. A word that is not stored is left out."""
+        """Return the sentence for the activity page, or an empty text if it has none. A word that
+        is not in the details is left out."""
         return (self.sentence or "").format_map(_Words(details))
 
 
@@ -163,9 +165,10 @@ class Catalogue:
         return activity
 
     def find(self, audit: str, *, automatic: bool = False) -> Activity | None:
-        """Return the activity of this audit name; None for a name that is not registered.
+        """Return the activity of this audit name. None for a name that is not registered.
 
-        For an `automatic` event that has no entry of its own, the other entry of the name.
+        Two activities can share a name. If the one that is `automatic` as asked does not exist, the
+        other is returned.
         """
         found = self.audited.get((audit, automatic))
         return found or self.audited.get((audit, not automatic))
@@ -179,7 +182,8 @@ class Catalogue:
         return list({name: None for (name, _), each in self.audited.items() if each.sentence})
 
     def notification_text(self, kind: str, data: Mapping[str, Any]) -> str:
-        """Return the text of a stored notification, also of a kind that is not registered."""
+        """Return the text of a stored notification; "Something changed." for a kind that is not
+        registered."""
         found = self.notifications.get(kind)
         return found.render(data) if found else "Something changed."
 

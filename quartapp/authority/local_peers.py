@@ -33,7 +33,7 @@ class LocalPeers:
         self._socket: socket.socket | None = None
 
     async def start(self) -> None:
-        """Open the socket and listen on it. Return at once, also if that fails.
+        """Open this worker's socket in the folder and listen on it. Does nothing without a folder.
 
         A failure is logged as `neighbours_not_heard`; messages are then neither sent nor received.
         """

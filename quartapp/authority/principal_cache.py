@@ -69,6 +69,13 @@ class PrincipalCache:
         return await self._load(digest)
 
     async def _load(self, digest: str) -> SessionState | None:
+        """Read the state of the session from the database and return it; None if there is no such
+        session.
+
+        Caches an ended session until it is dropped, and a valid one until it expires, but the
+        latter only if the lease is valid and no relevant change arrived during the query. Raises
+        the driver's errors.
+        """
         load = PendingLoad()
         self._pending_loads.add(load)
         started = clock.monotonic()
@@ -94,6 +101,8 @@ class PrincipalCache:
         self._digests_by_user[state.user_id].add(digest)
 
     def _drop(self, digest: str | None) -> None:
+        """Remove the entry of this token digest, if there is one, from the cache and its
+        indices."""
         entry = self._entries.pop(digest, None) if digest else None
         if entry is None or digest is None:
             return
@@ -145,6 +154,8 @@ class PrincipalCache:
         self._digests_by_user.clear()
 
     def _mark_loads_stale(self) -> None:
+        """Mark all queries that are under way as stale, because whose session they will return is
+        not known yet."""
         # All of them: whose session a load will return is not known before it has.
         for load in self._pending_loads:
             load.stale = True

@@ -1,7 +1,8 @@
 """The `quartapp` command: running the server, and administration from a terminal.
 
 Each command works with and without a running server. The workers of a running server learn of
-changes from the change stream of the database, as for changes made on pages.
+changes from the change stream of the database, as for changes made on pages. A command that fails
+prints one line on standard error and exits with 1: see `CommandGroup`.
 """
 
 from __future__ import annotations

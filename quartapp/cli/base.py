@@ -107,8 +107,9 @@ def find_data_folder(data: Path | None) -> Path | None:
     """Return the data folder for a command: `data` if given, else that of the running server.
 
     Returns None if the folder of the settings should be used: they name one, no other server is
-    running, or the default folder already has a database. Prints a line on standard error if a
-    server is running elsewhere. Raises CommandError if several servers are running elsewhere.
+    running, the default folder's own server is running, or the default folder has a database.
+    Prints a line on standard error if a server runs in another folder than the one that is used, or
+    if its folder is used. Raises CommandError if several servers are running elsewhere.
     """
     if data is not None or Settings.raw("QUARTAPP_DATA") or Settings.raw("MONGODB_URI"):
         return data
@@ -140,10 +141,12 @@ def load_settings(data: Path | None) -> Settings:
 
 
 def with_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Turn an async command into a synchronous one that runs with the database open.
+    """Turn an async command into a synchronous one that runs with the database open and prepared,
+    in the data folder that `find_data_folder` chooses.
 
-    Starts the embedded database for the time of the command if none is running. A command with
-    the parameter `settings` receives the settings.
+    Starts the embedded database for the time of the command if none is running. Configures the log.
+    A command with the parameter `settings` receives the settings. Raises StartError if the settings
+    are invalid or the database cannot be used.
     """
     wants_settings = "settings" in command.__annotations__
 
@@ -190,7 +193,8 @@ async def find_role(name: str) -> Role:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print the rows below the head, in columns that are as wide as their longest cell."""
+    """Print the head and the rows in columns that are as wide as their longest cell. Control
+    characters in cells are escaped."""
     lines = [list(head), *([validation.terminal_safe(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:

@@ -135,8 +135,9 @@ async def demo(settings: Settings) -> None:
 
 
 async def _write_posts(people: dict[str, Actor]) -> None:
-    """Write POSTS and their comments, the latest post dated yesterday, each a day after the one
-    before."""
+    """Write POSTS and their comments as their authors, and then change their dates: the latest post
+    is of yesterday, each other one a day older than the next; comments follow their post every
+    eleven minutes."""
     start = clock.now() - timedelta(days=len(POSTS))
     for day, (author, title, body, comments) in enumerate(POSTS):
         post = await Post.write(title, body, by=people[author])

@@ -82,7 +82,13 @@ class UserImport:
             raise CommandError(f"{account.username}: {taken}") from None
 
     def _check(self, row: Any) -> ImportedAccount:
-        """Validate a row by the rules that forms apply. Raises CommandError."""
+        """Validate a row by the rules that forms apply, and return the account to create. Reads and
+        writes nothing.
+
+        Raises CommandError if a field is missing or has the wrong type, the username, address or
+        role name is invalid, the password is not a bcrypt hash, or an account that has to verify
+        its address would get another role than member.
+        """
         username, email = _text(row, "username"), _text(row, "email")
         try:
             username = validation.check_username(username)
@@ -127,7 +133,8 @@ class UserImport:
         return [self.roles[name] for name in dict.fromkeys(wanted)]
 
     async def _require_free(self, entry: ImportedAccount) -> None:
-        """Raise Taken if the username or address belongs to an account or to an earlier row."""
+        """Raise Taken if the username or address belongs to an account or to an earlier row;
+        otherwise add both to `seen`."""
         forms = {
             "username": validation.canonical_username(entry.username),
             "email": validation.canonical_email(entry.email),
@@ -139,8 +146,12 @@ class UserImport:
         self.seen |= set(forms.values())
 
     async def _create(self, entry: ImportedAccount) -> None:
-        """Create the account in one transaction, with its audit events, and disable it if the row
-        says so. First stores the cost of its hash if that is the highest so far. Raises Taken."""
+        """Create the account in one transaction, with its audit events; if the row is inactive, it
+        is disabled and the event ACCOUNT_DISABLED is recorded too.
+
+        First stores the cost of its hash if that is the highest so far. Sends nothing. Raises Taken
+        if the username or address was taken meanwhile.
+        """
         hashed = entry.password_hash.removeprefix(SCHEMES[self.scheme])
         await hash_cost.highest(cost_of(hashed.encode()))
 
@@ -238,9 +249,11 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def rows_of_collection(uri: str, collection: str) -> AsyncIterator[Rows]:
-    """Yield the documents of a collection that MongoEngine wrote, with the names of their roles.
+    """Yield the documents of a collection that MongoEngine wrote, with the names of their roles,
+    while the connection is open for the block.
 
-    Reads the collection `role` first. Raises StartError if the database cannot be used.
+    Reads all names of the collection `role` first. Raises StartError if the database cannot be
+    used.
     """
     async with mongo.import_source(uri) as found:
         roles = found["role"].with_options(codec_options=RAW)
@@ -291,7 +304,8 @@ def _role_name(role: Any, known: dict[Any, Any]) -> Any:
 
 
 def _boolean(row: dict[str, Any], name: str) -> bool:
-    """Return a field that counts as true if it is missing. Raises CommandError."""
+    """Return a field that counts as true if it is missing or null. Raises CommandError for anything
+    but true and false."""
     value = row.get(name)
     if value is not None and not isinstance(value, bool):
         raise CommandError(f"{row['username']}: {name} must be true or false")
@@ -299,7 +313,8 @@ def _boolean(row: dict[str, Any], name: str) -> bool:
 
 
 def _text(row: Any, name: str) -> str:
-    """Return a text field. Raises CommandError if it is missing, empty or not a text."""
+    """Return a text field; bytes are decoded as ASCII. Raises CommandError if the row is not an
+    object, or the field is missing, empty or not a text."""
     value = row.get(name) if isinstance(row, dict) else None
     if isinstance(value, bytes):
         # Flask-Bcrypt returns bytes, which some applications store as they are.

@@ -1,4 +1,8 @@
-"""`quartapp role`: list, create, edit and delete roles."""
+"""`quartapp role`: list, create, edit and delete roles.
+
+A command for a role that does not exist, or that a rule of the models refuses, prints the reason in
+one line and exits with 1 (`cli.base.CommandGroup`).
+"""
 
 from __future__ import annotations
 

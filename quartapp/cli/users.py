@@ -1,4 +1,9 @@
-"""`quartapp user`: create, show and change user accounts."""
+"""`quartapp user`: create, show and change user accounts.
+
+A command for a user or role that does not exist, or that a rule of the models refuses, prints the
+reason in one line and exits with 1 (`cli.base.CommandGroup`). Commands that find nothing to change
+say so and exit with 0. Changes are recorded in the audit log with no user as the actor.
+"""
 
 from __future__ import annotations
 
@@ -278,7 +283,8 @@ async def enable(username: str) -> None:
 
 
 async def _set_expiry(person: User, day: date) -> None:
-    """Set the date at whose end the account is disabled, and print the outcome.
+    """Set the date at whose end the account is disabled, and print the outcome, also if nothing was
+    changed.
 
     Waits until all workers apply it. Raises CommandError for a date that is past or more than ten
     years ahead.
@@ -353,7 +359,8 @@ async def reset_factors(username: str) -> None:
 
 
 async def _require_accepted_password(password: str, settings: Settings, *context: str) -> None:
-    """Raise CommandError unless the password policy accepts the password."""
+    """Raise CommandError, with the reason, unless the password policy accepts the password. May ask
+    the service for breached passwords."""
     policy = PasswordPolicy.of(settings)
     try:
         reason = await policy.weakness(password, context=context)
@@ -377,7 +384,8 @@ def _states(person: User) -> str:
 
 
 def _state(person: User, *, active: str) -> str:
-    """Return the state of an account; `active` if there is nothing else to say."""
+    """Return the state of an account in words: whether it is disabled, when it will be deleted or
+    else that it is deactivated, or when it expires; `active` if none of these is the case."""
     words = ["disabled"] if person.disabled else []
     if person.deletes_at:
         words.append(f"to be deleted on {clock.format_short(person.deletes_at)}")

@@ -177,9 +177,10 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 
 async def _ensure_running(place: DataFolder) -> EmbeddedServer:
-    """Return the running mongod, or start one. Of several processes only one starts it.
+    """Return the running mongod, or start one. Of several processes only one starts it, and the
+    others wait.
 
-    Raises StartError.
+    Raises StartError if it cannot be started, or is not ready in time.
     """
     with _open_file(place.start_lock) as lock:
         await _acquire_lock(lock, fcntl.LOCK_EX, place)
@@ -187,7 +188,11 @@ async def _ensure_running(place: DataFolder) -> EmbeddedServer:
 
 
 async def _join_or_start(place: DataFolder) -> EmbeddedServer:
-    """Start mongod unless it runs, and return when it is ready for writes. Raises StartError."""
+    """Start mongod unless it runs, and return it when it is ready for writes.
+
+    Raises StartError with the reason from mongod's log if it ends, or is not ready within
+    START_SECONDS.
+    """
     log_from, started = _log_size(place), False
     try:
         async with asyncio.timeout(START_SECONDS):
@@ -208,7 +213,10 @@ async def _join_or_start(place: DataFolder) -> EmbeddedServer:
 async def _start_mongod(place: DataFolder) -> int:
     """Start mongod, and return the size that its log had before.
 
-    Returns when mongod listens. Raises StartError, also if the disk is too full for a new database.
+    Returns when mongod listens, as a process that outlives this one. Renames a log that is too
+    long, and removes an old socket first. Raises StartError if it cannot be run, ends (naming
+    missing libraries), does not start within START_SECONDS, or the disk is too full for a new
+    database.
     """
     if not (place.files / "WiredTiger").exists() and place.free_bytes() < MIN_BYTES_TO_CREATE:
         raise StartError(
@@ -255,7 +263,8 @@ async def _start_mongod(place: DataFolder) -> int:
 
 
 def _missing_libraries(binary: Path) -> str | None:
-    """Return a sentence that names the shared libraries which mongod needs and cannot find."""
+    """Return a sentence that names the shared libraries which mongod needs and cannot find, and how
+    to install them; None if none is missing. Runs mongod twice, so it blocks."""
     output = ""
     # With this variable the dynamic loader lists what the program needs, and does not run it.
     for extra in ({}, {"LD_TRACE_LOADED_OBJECTS": "1"}):
@@ -291,10 +300,8 @@ def _command(binary: Path) -> list[str]:
 
 
 def _binary() -> Path:
-    """Return the path of an installed mongod of MIN_VERSION or newer, or of the packaged one.
-
-    Raises StartError if there is neither.
-    """
+    """Return the path of the mongod in PATH if that is of MIN_VERSION or newer, else of the
+    packaged one. Raises StartError if there is neither."""
     installed = shutil.which("mongod")
     if installed and _major_version(installed) >= MIN_VERSION:
         return Path(installed)
@@ -395,9 +402,10 @@ async def _restart_when_dead(place: DataFolder) -> None:
 
 
 async def _stop_mongod(place: DataFolder) -> None:
-    """Stop mongod with SIGTERM, or SIGKILL after STOP_SECONDS, and remove the socket.
+    """Stop mongod, wait until it has ended, and remove the socket. Sends SIGTERM, and SIGKILL after
+    STOP_SECONDS.
 
-    Written data survives SIGKILL in the journal.
+    Written data survives SIGKILL in the journal. Does not raise if it still runs then.
     """
     for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5)):
         process = place.mongod_pid()
@@ -421,7 +429,11 @@ def _failure_message(place: DataFolder, log_from: int, what: str) -> str:
 
 
 def _diagnosis(output: str, place: DataFolder, what: str) -> str:
-    """Return one line: what happened, and the cause that the log text gives."""
+    """Return one line: what happened, and the cause that the log text gives.
+
+    A full disk and files of another version of MongoDB are named instead of `what`. Otherwise the
+    last error in the log is the cause; without one, "no reason given".
+    """
     if "No space left on device" in output or place.free_bytes() < MIN_FREE_BYTES:
         return f"no space left on the disk of the data folder {place.data}"
     if re.search(r"featureCompatibilityVersion|WiredTiger version|Version incompatibility", output):

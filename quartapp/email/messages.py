@@ -30,12 +30,16 @@ def write(
 ) -> EmailMessage:
     """Return the queued `mail` as a message, with the subject and the text of `email`.
 
-    `words` are those that are known only now; the others were stored with the mail. `to` is the
-    address that the text names. `receiver` is the same address as mail servers know it (see
-    `validation.mail_address`). The header must name the same receiver as the envelope, so it is
-    built from the two parts of the address: the library would parse a string, and decode what looks
-    encoded. `sender` and `site_name` are address and name in From, `base` is the URL of the site.
-    The Message-ID is the same for each attempt. Raises KeyError if a word of the text is missing.
+    The words in braces are filled from those stored with the mail, of which `until` and `when` are
+    timestamps and written out as dates, and from `words`, which are known only now. A missing `ip`
+    or `device` is shown as unknown; any other missing word raises KeyError.
+
+    `to` is the address that the text names. `receiver` is the same address as mail servers know it
+    (see `validation.mail_address`). The header must name the same receiver as the envelope, so it
+    is built from the two parts of the address: the library would parse a string, and decode what
+    looks encoded. `sender` and `site_name` are address and name in From, and the subject starts
+    with `[site_name]`. `base` is the URL of the site. Date is now; the Message-ID is the same for
+    each attempt. A text that is not ASCII is sent as quoted-printable.
     """
     # The header of the longest address fits: a folded header would have the address encoded.
     message = EmailMessage((SMTP if receiver.isascii() else SMTPUTF8).clone(max_line_length=900))

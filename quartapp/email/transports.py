@@ -56,8 +56,11 @@ class SmtpTransport:
         self._settings = settings
 
     async def send(self, name: str, to: str, message: EmailMessage) -> None:
-        """Send the message in a connection of its own, within SECONDS, with TLS and login as the
-        settings say. Raises Undelivered for all errors of the server and the network."""
+        """Send the message in a connection of its own, with TLS and login as the settings say. Asks
+        for SMTPUTF8 if the address is not ASCII.
+
+        Raises Undelivered for all errors of the server and the network, and after SECONDS.
+        """
         given, login = self._settings, bool(self._settings.smtp_user)
         options = [] if to.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
         try:
@@ -82,7 +85,9 @@ class SmtpTransport:
 
 
 def _is_permanent(error: Exception) -> bool:
-    """Whether the server rejected this email permanently (RFC 5321), so that a retry is useless."""
+    """Return whether a retry is useless: the server rejected all recipients or the message with a
+    5xx status (RFC 5321), or lacks an extension that the message needs. False for a refused login
+    and for errors of the connection."""
     if isinstance(error, SMTPRecipientsRefused):
         return all(each.code >= 500 for each in error.recipients)
     if isinstance(error, SMTPDataError):
@@ -125,7 +130,8 @@ class MailFolder:
             raise Undelivered(_brief(error)) from None
 
     def _write(self, name: str, content: bytes) -> None:
-        """Create the folder if it is missing, create or replace the file, and delete old files."""
+        """Create the folder if it is missing, create or replace the file in one step, and delete
+        all but the newest FILES emails."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = self.path / f".{name}.{os.getpid()}"
         draft.unlink(missing_ok=True)
@@ -137,12 +143,14 @@ class MailFolder:
             old.unlink(missing_ok=True)
 
     def newest(self, limit: int) -> list[StoredEmail]:
-        """Return the newest emails, most recent first. Reads files, so call it in a thread."""
+        """Return up to `limit` emails, most recent first. Leaves out files that cannot be read.
+        Blocks on the disk, so call it in a thread."""
         names = [file.stem for file in sorted(self.path.glob("*.eml"), reverse=True)]
         return [stored for name in names[:limit] if (stored := self.read(name))]
 
     def read(self, name: str) -> StoredEmail | None:
-        """Return the email of this name, or None if there is none or the name is not valid."""
+        """Return the email of this name. None if there is no such file, it cannot be read, or the
+        name has other characters than letters, digits and dashes."""
         if not name.replace("-", "").isalnum():
             return None
         try:

@@ -16,7 +16,8 @@ def email_field(
     whose: str = "your",
     check: Callable[[str], str] = validation.check_email,
 ) -> EmailField:
-    """Return a required field whose value is trimmed and then replaced by what `check` returns."""
+    """Return a required field. Its value is trimmed, and then checked and replaced by `check`,
+    whose Invalid becomes the field's error. `whose` is a word of the message for an empty field."""
     return EmailField(
         label,
         filters=[tidy],
@@ -41,7 +42,8 @@ def username_field() -> StringField:
 
 
 def new_password_field(label: str) -> PasswordField:
-    """Return a required field. The password policy is applied elsewhere."""
+    """Return a required field with a hint on good passwords. It does not apply the password policy:
+    the form rejects obvious passwords, and the route asks for the score."""
     return PasswordField(
         label,
         description="At least 8 characters. A few unrelated words make a good password.",
@@ -67,6 +69,7 @@ class RegisterForm(Form):
     confirm = repeated_field("Repeat password")
 
     def validate_password(self, field: PasswordField) -> None:
+        """Reject an obvious password. The username and the email address count as obvious words."""
         refuse_obvious_password(field, [self.username.data or "", self.email.data or ""])
 
 
@@ -78,6 +81,8 @@ class PasswordForm(Form):
     confirm = repeated_field("Repeat new password")
 
     def validate_password(self, field: PasswordField) -> None:
+        """Reject an obvious new password. The username is not known here: the route checks it
+        later."""
         refuse_obvious_password(field, [])
 
 
@@ -90,6 +95,7 @@ class ResetForm(Form):
     confirm = repeated_field("Repeat new password")
 
     def validate_password(self, field: PasswordField) -> None:
+        """Reject an obvious password. The username is not known here: the route checks it later."""
         refuse_obvious_password(field, [])
 
 
@@ -117,6 +123,8 @@ class Day(DateField):
     """A date field with an error message of its own: "Enter a date such as 2030-12-31."."""
 
     def process_formdata(self, valuelist: list[str]) -> None:
+        """Parse the date as WTForms does, but raise the error message of this class if it is not
+        valid."""
         try:
             super().process_formdata(valuelist)
         except ValueError:
@@ -134,7 +142,8 @@ class LastDayForm(Form):
 
 
 def refuse_obvious_password(field: PasswordField, context: list[str]) -> None:
-    """Raise ValidationError for a password that can be rejected without scoring it.
+    """Raise ValidationError, with the reason, for a password that `obvious_weakness` rejects
+    without scoring it.
 
     `context` are words that the password must not consist of, such as the username. The route
     applies the whole policy after it has counted the attempt.

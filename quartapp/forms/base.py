@@ -163,6 +163,8 @@ class Checked:
         self.check = check
 
     def __call__(self, form: wtforms.Form, field: wtforms.Field) -> None:
+        """Replace the field's data by the result of the check. Raises ValidationError with the text
+        of an Invalid."""
         try:
             field.data = self.check(field.data or "")
         except Invalid as invalid:

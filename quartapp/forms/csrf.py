@@ -118,6 +118,8 @@ def _xor(a: bytes, b: bytes) -> bytes:
 
 
 def _expected_mac() -> bytes:
+    """Return the HMAC-SHA-256 of `token_binding` with the secret key, which an unmasked token
+    equals. May add a value to the visitor's session."""
     return _mac(str(current_app.secret_key), f"csrf {token_binding()}")
 
 

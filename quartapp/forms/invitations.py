@@ -24,7 +24,8 @@ class InviteForm(Form):
     role = RoleChoice("Role", default=MEMBER, validators=[Optional()])
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
-        """Set the choices: member, then "member and ..." for each role that the user may grant."""
+        """Set the choices: member, then "member and ..." for each other role of which the user
+        lacks no permission."""
         others = [role for role in roles if role.name != MEMBER]
         self.role.offer(others, lacks=lacks, first={MEMBER: MEMBER}, prefix=f"{MEMBER} and ")
 
@@ -43,4 +44,6 @@ class InvitedForm(Form):
     email = ""
 
     def validate_password(self, field: PasswordField) -> None:
+        """Reject an obvious password. The username and the invited address count as obvious
+        words."""
         refuse_obvious_password(field, [self.username.data or "", self.email])

@@ -28,6 +28,7 @@ class DeleteForm(Form):
     _expected = ""
 
     def expect(self, username: str) -> None:
+        """Set the username that the user must enter."""
         self._expected = username
 
     def validate_username(self, field: StringField) -> None:

@@ -73,7 +73,8 @@ class GrantForm(Form):
     role = RoleChoice("Role", default="", validators=[DataRequired("Select a role.")])
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
-        """Set the choices: the empty one, then the roles that the user may grant."""
+        """Set the choices: an empty one labelled "Select a role", then the roles of which the user
+        lacks no permission."""
         self.role.offer(roles, lacks=lacks, first={"": "Select a role"})
 
 

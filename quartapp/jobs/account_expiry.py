@@ -50,8 +50,9 @@ class AccountExpiry(BackgroundTask):
     # ---- watching
 
     async def _watch(self) -> None:
-        """Disable expired accounts, then wait until the next one expires, at most LOOK_EVERY
-        seconds or until an account changes; again and again. Logs failures."""
+        """Disable expired accounts, then wait until the next one expires or an account changes, at
+        most LOOK_EVERY seconds. Repeat until cancelled. A failure of the database is logged, and
+        tried again after LOOK_EVERY seconds."""
         while True:
             wait = LOOK_EVERY
             try:
@@ -66,10 +67,12 @@ class AccountExpiry(BackgroundTask):
 
 
 async def disable_expired() -> None:
-    """Disable all expired accounts, which ends their sessions, and log each.
+    """Disable all expired accounts, which ends their sessions, and log each that this worker
+    disabled.
 
     The last administrator is not disabled: the expiry is removed, and an error is logged. A failure
-    is logged, and the next account is tried. Raises what the driver raises when it reads the list.
+    is logged as a warning, and the next account is tried. Raises only what the driver raises when
+    it reads the list.
     """
     for user in await account_expiry.due():
         try:
@@ -84,7 +87,8 @@ async def disable_expired() -> None:
 
 
 async def _until_next() -> float:
-    """Return the seconds until the next account expires, from LEAST to LOOK_EVERY."""
+    """Return the seconds until the next account expires, at least LEAST and at most LOOK_EVERY.
+    LOOK_EVERY if no account has an expiry. Reads the database."""
     at = await account_expiry.next_expiry()
     if at is None:
         return LOOK_EVERY

@@ -18,7 +18,8 @@ class Erasure(BackgroundTask):
         self._start_task(self._repeat(), "erasure")
 
     async def _repeat(self) -> None:
-        """Erase what is due every LOOK_EVERY seconds. Logs failures."""
+        """Erase the accounts that are due, then sleep for LOOK_EVERY seconds. Repeat until
+        cancelled. Failures are logged as warnings."""
         while True:
             try:
                 await self.erase_due()
@@ -27,8 +28,8 @@ class Erasure(BackgroundTask):
             await asyncio.sleep(LOOK_EVERY)
 
     async def erase_due(self) -> None:
-        """Erase all accounts that are due, one after another, and log each. Raises what the driver
-        raises."""
+        """Claim and erase accounts that are due, one after another, until none is left. Logs each
+        that was erased. Raises what the driver raises."""
         while (user := await account_deletion.claim()) is not None:
             if await account_deletion.erase(user):
                 log.info("user_erased", user=str(user.id))

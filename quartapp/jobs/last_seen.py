@@ -55,7 +55,8 @@ class LastSeenWriter(BackgroundTask):
         self._noted[principal.session_id] = (principal.seen_at, until)
 
     async def _flush_often(self) -> None:
-        """Write what is noted every FLUSH_SECONDS, and forget sessions that may be noted again."""
+        """Write what is noted every FLUSH_SECONDS, then forget the sessions whose next use would be
+        noted. Repeat until cancelled."""
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             await self._flush()

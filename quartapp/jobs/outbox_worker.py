@@ -72,8 +72,8 @@ class OutboxWorker(BackgroundTask):
     # ---- sending
 
     async def _repeat(self) -> None:
-        """Send what is due, then wait for news of the outbox or LOOK_EVERY seconds; again and
-        again. Logs failures."""
+        """Send what is due, then wait until the outbox changes, at most LOOK_EVERY seconds. Repeat
+        until cancelled. Failures to read or write the outbox are logged as warnings."""
         while True:
             try:
                 await self.deliver()
@@ -85,17 +85,19 @@ class OutboxWorker(BackgroundTask):
             self._news.clear()
 
     async def deliver(self) -> None:
-        """Send all emails that are due. Raises what the driver raises."""
+        """Claim and send the emails that are due, one after another, until none is left. Raises
+        what the driver raises."""
         while (mail := await Mail.claim()) is not None:
             await self._deliver(mail)
 
     async def _deliver(self, mail: Mail) -> None:
-        """Write and send a claimed email, and delete it from the outbox once it was sent or if it
-        is not needed any more.
+        """Build and send a claimed email, then delete it from the outbox.
 
-        If it cannot be sent, it becomes due again later; it is given up after the last attempt, and
-        at once if another attempt would fail as well. Counts and logs the outcome (not: that it was
-        not needed). Raises only what the driver raises when it stores the outcome.
+        An email that is not needed any more is deleted without being sent. One that cannot be sent
+        becomes due again later; after the last attempt, or at once if another attempt would fail as
+        well, it is given up and stays in the outbox. Each outcome is counted in the metrics. Sent
+        emails are logged, failures as a warning, emails given up as an error. Raises only what the
+        driver raises when it stores the outcome.
         """
         what = {"email": mail.letter, "id": str(mail.id)}
         try:
@@ -120,12 +122,14 @@ class OutboxWorker(BackgroundTask):
             log.info("mail_sent", **what)
 
     async def _write(self, mail: Mail) -> tuple[str, EmailMessage] | None:
-        """Return the receiver's address and the message, or None if it is not needed any more, for
+        """Return the receiver's address and the message. None if it is not needed any more, for
         example because the link would be void or the account was deleted.
 
-        For emails with a link, creates a new token, which voids that of an earlier attempt; so the
-        outbox never contains a usable token. Raises Invalid for an address that no mail server
-        could know, such as an old version stored, and UnknownEmail.
+        For emails with a link, creates a new token in the database, which voids that of an earlier
+        attempt; so the outbox never contains a usable token. A verification email for an address
+        that another account has becomes the email EMAIL_ALREADY_IN_USE. Raises Invalid for an
+        address that no mail server could know, such as an old version stored, and UnknownEmail for
+        a kind of email that is not in the catalogue.
         """
         email, to, words = catalogue.emails.get(mail.letter), mail.to, dict[str, str]()
         if email is None:

@@ -75,6 +75,8 @@ class AllowedHosts:
         return HTTPStatus.OK if all(map(self._serves, names)) else HTTPStatus.MISDIRECTED_REQUEST
 
     def _serves(self, name: str | None) -> bool:
+        """Return whether the name is one of the configured hosts or, in development, a loopback
+        host."""
         return name in self._names or (self._loopback and _is_loopback(name or ""))
 
 

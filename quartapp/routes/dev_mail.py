@@ -23,7 +23,7 @@ BY_PROXIES = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 
 @blueprint.before_request
 async def only_this_machine() -> None:
-    """Answer 404 unless the client's address is a loopback address.
+    """Answer 404 to every request of these pages unless the client's address is a loopback address.
 
     Also answers 404 if a proxy that is not in TRUSTED_PROXIES has added its headers, because then
     the address of the client is not known.
@@ -37,7 +37,7 @@ async def only_this_machine() -> None:
 
 @blueprint.get("/dev/mail")
 async def all_of_them() -> str:
-    """Show the newest PAGE emails. Reads them in a thread."""
+    """Show the newest PAGE emails, and in which folder they are. Reads them in a thread."""
     letters = await asyncio.to_thread(_folder().newest, PAGE)
     return await render_template("dev/mail.html", letters=letters, folder=_folder().path)
 

@@ -116,6 +116,7 @@ async def session_over(error: SessionOver) -> Any:
 
     `/api/` gets 401 JSON without details. Otherwise reads from the database why the session ended,
     treats the user as signed out for the rest of the request, and answers as `_sign_in_again` says.
+    A session that no longer exists in the database counts as ended too.
     """
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
@@ -241,7 +242,7 @@ async def ask_for_password(error: ReauthenticationRequired) -> Any:
 
     The page contains the submitted fields, which are submitted again with the password, and says
     what the request would do. It shows `error.reason`, if any. The status is 422, or that of the
-    rate limit, with Retry-After.
+    rate limit (429 or 503), with Retry-After.
     """
     user = await signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
@@ -279,10 +280,11 @@ async def _to_send_again(*without: str) -> dict[str, Any]:
 
 
 async def refused(error: DomainError) -> Any:
-    """Answer an error of the models with the status of `status_of`.
+    """Answer an error of the models with its status: 403 for a missing permission, else 422
+    (`status_of`).
 
-    Shows its text on the page with the form if the route names one (see `routes.refusals`), else
-    on an error page.
+    Shows its text on the page with the form if the route names one (see `routes.refusals`), else on
+    an error page; for `/api/`, as JSON.
     """
     status = status_of(error)
     if not has_websocket_context() and (page := await refusals.answer(str(error))):
@@ -320,9 +322,10 @@ async def try_later(error: RetryLater) -> Any:
 
 
 async def database_unavailable(error: Exception) -> Any:
-    """Answer 503 with Retry-After, and log `database_away`.
+    """Answer 503 with an error page that shows what was submitted, and Retry-After. Logs the error
+    `database_away`.
 
-    The error page shows what was submitted. `/api/` gets JSON, a handshake of a socket plain text.
+    `/api/` gets JSON instead. A handshake of a socket gets plain text without Retry-After.
     """
     log.error("database_away", error=type(error).__name__, detail=str(error)[:300])
     if has_websocket_context():

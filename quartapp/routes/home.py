@@ -21,7 +21,8 @@ async def home() -> str:
 @blueprint.get("/api/me")
 @login_required
 async def me() -> dict[str, Any]:
-    """Answer JSON about the session of this request; 401 JSON if there is none."""
+    """Return the username, roles, permissions, session id and version of the signed-in user as
+    JSON; 401 JSON if there is none."""
     who = current_user.principal
     return {
         "username": who.username,

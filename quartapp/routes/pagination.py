@@ -33,13 +33,15 @@ def id_or_404(text: str) -> PydanticObjectId:
 
 
 def id_after() -> PydanticObjectId | None:
-    """Return the cursor of a list by ids; None if it is missing or invalid."""
+    """Return the parameter `after` as the id after which a page starts; None if it is missing or is
+    no id."""
     text = request.args.get("after", "")
     return PydanticObjectId(text) if PydanticObjectId.is_valid(text) else None
 
 
 def moment_and_id_after() -> tuple[datetime, PydanticObjectId] | None:
-    """Return the cursor `<time>_<id>` of a list by time; None if it is missing or invalid."""
+    """Return the parameter `after`, written as `<time>_<id>`, as the time and id after which a page
+    starts; None if it is missing or invalid. The time is in UTC."""
     moment, _, last = request.args.get("after", "").partition("_")
     try:
         at = datetime.fromisoformat(moment).astimezone(UTC)

@@ -45,9 +45,12 @@ class Environment(QuartEnvironment):
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Set the globals, filters and options of the Jinja environment, and a context processor for
-    `path` and `query`. Call it after all blueprints are registered: it removes the context
-    processors of blueprints, which only repeat those of the application. Reads all static files.
+    """Set the globals, filters and options of the Jinja environment, and a context processor that
+    gives all templates `path` and `query` of the request.
+
+    Call it after all blueprints are registered: it removes the context processors of blueprints,
+    which only repeat those of the application. Reads all static files, for the hashes in their
+    URLs.
     """
     app.jinja_env.globals.update(csrf_field=csrf_field, needs=needs, labels=LABELS)
     app.jinja_env.globals.update(
@@ -136,7 +139,7 @@ def paragraphs(text: str) -> Markup:
 
 
 def factors(kinds: Iterable[Factor]) -> str:
-    """Return the names of the factors in alphabetical order, separated by commas."""
+    """Return the names of these kinds of factors in alphabetical order, separated by commas."""
     return ", ".join(sorted(NAMES[kind] for kind in kinds))
 
 

@@ -48,7 +48,7 @@ class BreachedPasswords:
         return digest[PREFIX_DIGITS:] in suffixes
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections of the HTTP client, if `contains` has created one."""
         if self._client:
             await self._client.aclose()
 

@@ -68,7 +68,7 @@ class PasswordScorer:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Kill the process, and cancel the calls of `score` that wait."""
+        """Cancel the calls of `score` that wait, kill the process, and wait until it has ended."""
         for task in self._tasks:
             task.cancel()
         await self._end_process()

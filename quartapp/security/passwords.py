@@ -174,13 +174,14 @@ class PasswordHasher:
         return fits
 
     def needs_rehash(self, stored: str) -> bool:
-        """Return whether the hash was made with another key than the newest, a lower cost, or by
-        another application."""
+        """Return whether the next sign-in should replace the hash: it was made with another key
+        than the newest, at a lower cost than configured, or by another application."""
         key_id, hashed = _split(stored)
         return key_id != self._current_key_id or cost_of(hashed) < self._cost
 
     def close(self) -> None:
-        """Close the pool. Cancels what is queued, and does not wait for running threads."""
+        """Close the pool. Cancels what is queued, and does not wait for running threads. A call of
+        `hash` or `verify` after that raises RuntimeError."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -199,7 +200,8 @@ class PasswordHasher:
 
 
 def scheme_of(stored: str) -> str | None:
-    """Return the scheme of another application's hash; None for a hash of ours, or for none."""
+    """Return the scheme of another application's hash, by its prefix and the form of its bcrypt
+    hash. None for a hash of ours, or for any other text."""
     schemes = (
         scheme
         for scheme, prefix in SCHEMES.items()
@@ -238,7 +240,8 @@ def _key_id(key: bytes) -> str:
 
 
 def _split(stored: str) -> tuple[str, bytes]:
-    """Return the key id and the bcrypt hash of a stored hash of ours."""
+    """Return the key id and the bcrypt hash of a stored hash of ours. For other texts, the first
+    part is no known key id, or the second is no bcrypt hash."""
     key_id, _, hashed = stored.removeprefix(_PREFIX).partition("$")
     return key_id, hashed.encode()
 

@@ -66,14 +66,16 @@ class ForkServer:
         return None
 
     def _receive_request(self) -> tuple[bytes, list[int]]:
-        """Return the next request and its two files; no bytes when the launcher has gone."""
+        """Wait for the next request, and return it with its two files; no bytes and no files when
+        the launcher has closed the control socket."""
         try:
             return socket.recv_fds(self._control, REQUEST_BYTES, 2)[:2]
         except ConnectionResetError:  # The launcher was killed before it had read all.
             return b"", []
 
     def _prepare(self) -> None:
-        """Set up signal handling, and load what is better shared by the workers."""
+        """Ignore the signals in IGNORED, have SIGCHLD wake up `select`, load the user agent parser,
+        and freeze the garbage collector, so that workers share the memory that is in use now."""
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         for end in (self._wakeup, self._wakeup_writer):
@@ -87,7 +89,12 @@ class ForkServer:
         gc.freeze()
 
     def _fork(self, listener: int, lifeline: socket.socket) -> bool:
-        """Fork a worker, and return True in the worker, False in the fork server."""
+        """Fork a worker, and return True in the worker, False in the fork server.
+
+        The worker restores its signal handlers, closes the files of the fork server and writes its
+        process id to its lifeline. The fork server closes the listening socket and keeps the
+        lifeline.
+        """
         worker = os.fork()
         if not worker:
             self._reset()
@@ -120,6 +127,8 @@ class ForkServer:
 
     @staticmethod
     def _write(lifeline: socket.socket, number: int) -> None:
+        """Write the number and a line feed to the lifeline. Errors are ignored, because the
+        launcher may have gone."""
         # The launcher may have gone.
         with suppress(OSError):
             lifeline.sendall(b"%d\n" % number)

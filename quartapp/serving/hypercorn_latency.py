@@ -50,6 +50,8 @@ class FastServerConnection(ServerConnection):
     """
 
     def __init__(self, *args: Any) -> None:
+        """Note that the connection is idle, and give its streams its writer and the
+        TeardownScheduler of the worker, which the first connection creates."""
         super().__init__(*args)
         if TEARDOWN not in self.state:
             # `state` is still the one that all connections of the worker share.
@@ -93,6 +95,7 @@ class FastServerConnection(ServerConnection):
         vars(self).pop("protocol", None)
 
     async def _initiate_server_close(self) -> None:
+        """Close the connection as hypercorn does, unless `run` has ended."""
         if "protocol" in vars(self):
             await super()._initiate_server_close()
 
@@ -229,6 +232,7 @@ class DirectChannelStream(WebSocketStream):
             self._on_message(message["text"] or message["bytes"])
 
     async def _cut(self) -> None:
+        """Wait for the TeardownScheduler, then close the connection."""
         await self._teardown.wait()
         await super()._cut()
 

@@ -140,6 +140,7 @@ class H11Protocol(h11.H11Protocol):
             await super()._create_stream(request)
 
     async def _refuse(self, status: int) -> None:
+        """Answer with an empty response of this status, and close the connection."""
         await self._send_error_response(status)
         await self.send(Closed())
 
@@ -152,6 +153,8 @@ class Handshake(ws_stream.Handshake):
     """
 
     def __init__(self, headers: list[tuple[bytes, bytes]], http_version: str) -> None:
+        """Read the headers without those for extensions and subprotocols, and with characters that
+        are not ASCII replaced."""
         ignored = (b"sec-websocket-extensions", b"sec-websocket-protocol")
         super().__init__(
             [
@@ -167,6 +170,8 @@ class WebSocketBuffer(ws_stream.WebsocketBuffer):
     """Refuses a message that is too long before it is stored, not after."""
 
     def extend(self, event: Message) -> None:
+        """Store the next part of a message. Raises FrameTooLargeError, before storing it, if the
+        message is then longer than the maximum."""
         if self.length + len(event.data) > self.max_length:
             raise FrameTooLargeError
         super().extend(event)

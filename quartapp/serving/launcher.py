@@ -177,7 +177,8 @@ async def _launch(
 
 
 async def _remove_dead_workers(settings: Settings, dead: asyncio.Queue[str]) -> None:
-    """Delete the heartbeat of each worker in the queue, so that no barrier waits for it."""
+    """Delete the heartbeat of each worker that is put into the queue, so that no barrier waits for
+    it. Runs until cancelled. Failures are logged."""
     while True:
         await _remove(settings, await dead.get())
 
@@ -198,7 +199,9 @@ async def _renew_on_request(
 
     The new processes start one after the other, from a new fork server. When all are ready, the old
     ones exit together: a page whose socket is closed reconnects to a new worker, so it reconnects
-    once. If a new process does not get ready, all new ones are killed and the old ones stay.
+    once. If a new process does not get ready, all new ones are killed and the old ones stay. Logs
+    the beginning and the outcome. Closes fork servers that no worker uses any more; the others are
+    closed by `stack`.
     """
     while True:
         await renewal.wait()
@@ -222,10 +225,11 @@ async def _renew_on_request(
 
 @contextmanager
 def _exclusive_data_folder(settings: Settings) -> Iterator[None]:
-    """Lock the data folder, and announce this server to commands that use the folder.
+    """Lock the data folder for the length of the block, and register this server for commands that
+    look for its folder (`servers.registered`).
 
-    Does nothing when the database is not embedded. Raises StartError if another server has the
-    lock.
+    Does nothing when the database is not embedded. Creates the folder if it is missing. Raises
+    StartError if another server has the lock.
     """
     if settings.mongodb_uri:
         yield
@@ -243,7 +247,8 @@ def _exclusive_data_folder(settings: Settings) -> Iterator[None]:
 
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[str]:
-    """Yield the URI of the database, after starting the embedded one if none is configured."""
+    """Yield the URI of the database: MONGODB_URI, or that of the embedded one, which runs for the
+    length of the block. Raises StartError if that cannot be started."""
     if settings.mongodb_uri:
         yield settings.mongodb_uri.get_secret_value()
         return

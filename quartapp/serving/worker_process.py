@@ -56,11 +56,13 @@ def run(listener: int, lifeline: socket.socket) -> int:
 
 
 async def _serve(listener: int, lifeline: socket.socket) -> None:
-    """Run hypercorn with the application of the environment's settings, as `run` says.
+    """Run hypercorn with the application of the environment's settings, until it is told to stop as
+    `run` says.
 
-    Patches hypercorn first. When it is told to stop, sets an alarm that kills the process after
-    GRACE_SECONDS, has each answer close its connection, and closes the sockets of pages. Raises
-    StartError and LifespanFailureError.
+    Installs signal handlers and patches hypercorn first. Writes READY when connections are
+    accepted. When it is told to stop, sets an alarm that kills the process after GRACE_SECONDS, has
+    each answer close its connection, and closes the sockets of pages; hypercorn then finishes its
+    requests. Raises StartError and LifespanFailureError.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -107,7 +109,8 @@ def _tune_collector(settings: Settings) -> None:
 
 
 def _config(listener: int) -> Config:
-    """Return hypercorn's configuration: the socket, limits and timeouts, and no access log."""
+    """Return hypercorn's configuration: it listens on the given socket, has limits and timeouts,
+    sends no Server header, keeps no access log, and writes its errors to Python's logging."""
     config = Config()
     config.bind = [f"fd://{listener}"]
     # asyncio accepts up to this many connections in one turn of its loop.

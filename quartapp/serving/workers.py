@@ -57,7 +57,8 @@ class WorkerProcess:
     ) -> int | None:
         """Read the lifeline until it is closed at the other end, which is when the process exits.
 
-        Then removes the metrics that count its open sockets and the like. Returns the exit status,
+        Sets `_ready` when the process writes READY. At the end, closes the lifeline and removes the
+        gauges of the process, such as its open sockets, from the metrics. Returns the exit status,
         or None if the fork server was killed before it wrote one.
         """
         status = None
@@ -90,18 +91,20 @@ class WorkerProcess:
     async def stop(self, kill_now: asyncio.Event) -> None:
         """Send SIGTERM and wait until the process has exited.
 
-        Kills it after GRACE_SECONDS, or as soon as `kill_now` is set.
+        Sends SIGKILL after GRACE_SECONDS, or as soon as `kill_now` is set.
         """
         self._signal(signal.SIGTERM)
         await first_of(self.wait(), kill_now.wait(), seconds=GRACE_SECONDS)
         await self.kill()
 
     async def kill(self) -> int | None:
-        """Send SIGKILL, unless the process has exited, and return its exit status."""
+        """Send SIGKILL, unless the process has exited, wait for its exit and return its exit
+        status."""
         self._signal(signal.SIGKILL)
         return await self.wait()
 
     def _signal(self, number: signal.Signals) -> None:
+        """Send the signal, unless the process has exited."""
         if not self._exit.done():
             with suppress(ProcessLookupError):
                 os.kill(self._pid, number)
@@ -143,7 +146,9 @@ class ForkServerClient:
 
     @staticmethod
     async def _start_process() -> tuple[socket.socket, Callable[[], Awaitable[object]]]:
-        """Start the process; return our end of the control socket, and what waits for its exit."""
+        """Start a fork server in a new interpreter, in a session of its own. Return our end of the
+        control socket, and a function that waits for its exit (and sends SIGTERM first, which ends
+        it only if it is still importing)."""
         control, theirs = socket.socketpair()
         with theirs:
             # In a session of its own, so that Ctrl-C in a terminal signals the launcher alone.
@@ -239,10 +244,11 @@ class WorkerSlot:
     async def keep_alive(self) -> None:
         """Run a process, and replace it each time it exits. Runs until cancelled.
 
-        The pauses between processes grow, as the constants above say, and while there is no
-        process for the rest of a minute, the kernel gives connections to the other workers. When
-        cancelled, closes the listening socket, stops the processes and waits for them. Raises
-        StartError if the first process does not get ready.
+        Each exit is logged as `worker_died`. The pauses before a replacement grow as the constants
+        above say. After too many exits, logs `worker_paused` and pauses for the rest of a minute,
+        in which the kernel gives connections to the other workers. When cancelled, closes the
+        listening socket, stops the processes and waits for them. Raises StartError if the first
+        process does not get ready.
         """
         loop = asyncio.get_running_loop()
         exits: deque[float] = deque(maxlen=EXITS_PER_MINUTE + 1)

@@ -112,7 +112,8 @@ class FromEnvironment(BaseSettings):
     def _explain(cls, error: ErrorDetails) -> str:
         """Return what to write instead of an invalid value, without showing the value.
 
-        It is the text of the validator's ValueError, the choices, or the bounds of the number.
+        This is the text of the validator's ValueError, the choices, "write true or false", or the
+        bounds of the number. "This value cannot be used" for other types.
         """
         kind = error["type"]
         if kind == "value_error":
@@ -140,7 +141,8 @@ def name_of(name: str, field: FieldInfo) -> str:
 
 
 def bounds_of(field: FieldInfo) -> tuple[Any, Any, Any]:
-    """Return the least value, the value that must be exceeded, and the largest value, or None."""
+    """Return the least value, the value that must be exceeded, and the largest value of a setting.
+    Each is None if the field does not declare it."""
     least, above, most = (
         next((getattr(m, bound) for m in field.metadata if hasattr(m, bound)), None)
         for bound in ("ge", "gt", "le")

@@ -56,7 +56,8 @@ def _origin(text: str) -> str:
 
 
 def is_host(text: str) -> bool:
-    """Whether the text is an IP address without brackets, or an ASCII host name."""
+    """Return whether the text is an IP address without brackets and zone, or an ASCII host name of
+    at most 253 characters."""
     try:
         ip_address(text)
     except ValueError:
@@ -159,8 +160,8 @@ def _one_line(text: str) -> str:
 
 
 def _site_name(text: str) -> str:
-    """Return the name without surrounding blanks. It stands on pages, in email headers and in
-    authenticator apps. Raises ValueError if it is empty, too long or cannot be printed."""
+    """Return the name without surrounding blanks. Raises ValueError if it is empty, longer than
+    LONGEST_SITE_NAME, not printable, or contains "=?", which email programs would decode."""
     name = text.strip()
     # Email programs would decode what looks like an encoded word.
     if not name.isprintable() or not 0 < len(name) <= LONGEST_SITE_NAME or "=?" in name:
@@ -169,7 +170,8 @@ def _site_name(text: str) -> str:
 
 
 def matching(pattern: str, rule: str) -> AfterValidator:
-    """Return a validator that accepts None and full matches of `pattern`, else says the `rule`."""
+    """Return a validator that accepts None and texts that match the whole `pattern`. It raises
+    ValueError with the text `rule` for others."""
 
     def check(text: str | None) -> str | None:
         if text is not None and not re.fullmatch(pattern, text):

@@ -218,9 +218,11 @@ class Connection:
         self.close(CloseCode.FAILED, "error")
 
     async def run(self) -> None:
-        """Read and write until either side closes the socket; then the server cancels this task.
+        """Read and write until either side closes the socket; then the server cancels this task, so
+        this never returns normally.
 
-        An error closes the socket with 1011. Afterwards `end_ack` has a result.
+        An error is logged and closes the socket with 1011. Afterwards `end_ack` has a result: None
+        unless the client acknowledged the end of its session before.
         """
         try:
             try:
@@ -236,6 +238,8 @@ class Connection:
             self._resolve_end_ack(None)
 
     async def _read_and_write(self) -> None:
+        """Read messages until the socket closes. Meanwhile a task of its own writes, unless the
+        socket is closing already; it is cancelled at the end."""
         # No TaskGroup: a cancelled one contains such a cycle.
         if self._closing is None:
             self._writer = asyncio.create_task(self._write())
@@ -247,14 +251,17 @@ class Connection:
                 self._writer.cancel()
 
     def _on_writer_done(self, writer: asyncio.Task[None]) -> None:
+        """Log an error of the writing task, and close with 1011. A cancelled task is no error."""
         if not writer.cancelled() and (error := writer.exception()):
             self.close_after_error(error)
 
     async def _read(self) -> None:
         """Receive messages until the socket closes; Quart would keep unread ones in memory.
 
-        Closes the socket with 4408 if no message arrives for two ping intervals, and with 4400
-        after an invalid message or too many of them.
+        Closes the socket with 4408 and returns if no message arrives for two ping intervals, and
+        with 4400 after an invalid message or too many that answer none of ours. The messages have
+        no other effect. While the socket is closing, only looks for the acknowledgement of the end
+        notice.
         """
         allowance, last = float(MESSAGE_BURST), asyncio.get_running_loop().time()
         while True:
@@ -284,7 +291,12 @@ class Connection:
                 return self.close(CloseCode.BAD_MESSAGE, "too many messages")
 
     async def _write(self) -> None:
-        """Send what is in the mailbox, and a ping every `ping_seconds`, forever."""
+        """Send the messages and notifications in the mailbox, and a ping every `ping_seconds`,
+        forever.
+
+        Notifications that the mailbox lacks, because it was full or they were never queued, are
+        read from the database and sent in order.
+        """
         loop = asyncio.get_running_loop()
         next_ping = loop.time() + self._ping_seconds
         while True:
@@ -348,10 +360,10 @@ class Connection:
         self._sending_since = None
 
     def _enqueue(self, item: Message | Notice | None) -> None:
-        """Put the item into the mailbox.
+        """Put the item into the mailbox. Never waits.
 
-        If it is full, a notification is read from the database later. For any other message, and
-        if the client does not read, the socket is closed with 4408.
+        If it is full, a notification is dropped and read from the database later. For any other
+        message, and if the client has not read for STUCK_SECONDS, the socket is closed with 4408.
         """
         try:
             self._mailbox.put_nowait(item)
@@ -361,6 +373,7 @@ class Connection:
             self._missed_notices = True
 
     def _is_stuck(self) -> bool:
+        """Return whether one message has been waiting to be written for more than STUCK_SECONDS."""
         began = self._sending_since
         return began is not None and clock.monotonic() - began > STUCK_SECONDS
 

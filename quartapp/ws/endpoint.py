@@ -23,7 +23,8 @@ blueprint = Blueprint("ws", __name__)
 
 
 def limit_handshakes(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """Decorate a WebSocket view so that it answers 503 while too many handshakes are under way.
+    """Decorate a WebSocket view so that it answers 503 while too many handshakes are under way, or
+    the worker is stopping.
 
     When a worker restarts, all its pages reconnect, and each handshake makes some queries. The view
     ends its handshake itself with `g.turn`; if it does not, this does when the view returns.
@@ -50,7 +51,9 @@ async def live() -> None:
     """Serve one page's socket until it is closed. `?cursor=` resumes behind that notification.
 
     Answers 401 without a valid session, 429 past the handshake limits, and 503 past the limits for
-    sockets.
+    sockets. After accepting, adds the socket to the hub, sends the first message, and reads and
+    writes until the end, when the socket leaves the hub. If the database is unavailable for the
+    first message, closes with 1013; after another error, logs it and closes with 1011.
     """
     hub = _hub()
     session_id, user_id = current_user.session_id, current_user.user_id

@@ -75,9 +75,13 @@ class QueuedChannel:
         self._cut_timer: asyncio.TimerHandle | None = None
 
     def send_end_notice(self, text: str, on_message: Callable[[str | bytes], None]) -> None:
+        """Start a task that sends the text, for CUT_SECONDS at most. `on_message` is never
+        called."""
         self._sending = asyncio.create_task(self._send(text))
 
     def close(self, code: int, reason: str, *, listen: float = 0.0) -> None:
+        """Start a task that sends the close frame after the end notice. If that was sent already,
+        only start the time that the client has left again."""
         self._wait = max(listen, CUT_SECONDS)
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(code, reason))
@@ -85,11 +89,15 @@ class QueuedChannel:
             self._start_cut_timer()
 
     async def _send(self, text: str) -> None:
+        """Send the text, for CUT_SECONDS at most. Errors are ignored."""
         with suppress(Exception):
             async with asyncio.timeout(CUT_SECONDS):
                 await self._socket.send(text)
 
     async def _close(self, code: int, reason: str) -> None:
+        """Wait until the end notice is sent, send the close frame, and start the timer that cancels
+        the handler. If the close frame cannot be sent within CUT_SECONDS, cancel the handler at
+        once."""
         if self._sending is not None:
             # The close frame has CUT_SECONDS of its own: when thousands of sockets are closed at
             # once, sending the end notice may take as long.
@@ -103,11 +111,14 @@ class QueuedChannel:
             self._start_cut_timer()
 
     def _start_cut_timer(self) -> None:
+        """Cancel the handler's task after the time that the client has left, counted from now.
+        Replaces an earlier timer."""
         if self._cut_timer is not None:
             self._cut_timer.cancel()
         loop = asyncio.get_running_loop()
         self._cut_timer = loop.call_later(self._wait, self._cancel_handler)
 
     def _cancel_handler(self) -> None:
+        """Cancel the task that handles the socket, if it still exists."""
         if (handler := self._handler()) is not None:
             handler.cancel()

@@ -58,6 +58,8 @@ class TabCount:
             connection.end_ack.add_done_callback(self._on_ack)
 
     def _on_ack(self, answer: asyncio.Future[float | None]) -> None:
+        """Count one connection as acknowledged or as missed, and set `complete` if it was the last
+        one."""
         if (acked_at := answer.result()) is None:
             self.missed += 1
         else:
@@ -156,7 +158,9 @@ class Receipts:
     async def _keep_written(self, event_id: Id, count: TabCount) -> None:
         """Store the receipt until no acknowledgement is pending, then log `tabs_ended`.
 
-        Gives up when storing has failed for RETRY_SECONDS.
+        Waits for all acknowledgements first, or for FIRST_WRITE_SECONDS; then stores it again at
+        most every REWRITE_SECONDS. Gives up, with the same log line, when storing has failed for
+        RETRY_SECONDS.
         """
         pause, failing_since = FIRST_WRITE_SECONDS, None
         while True:
@@ -178,8 +182,8 @@ class Receipts:
         log.info("tabs_ended", event_id=str(event_id), **known.model_dump(exclude={"worker"}))
 
     async def _write(self, event_id: Id, count: TabCount) -> bool:
-        """Store the receipt if it has changed. Return False, and log `receipt_not_kept`, if that
-        failed."""
+        """Store the receipt if it has changed since it was last stored. Return whether it is
+        stored; a failure is logged as `receipt_not_kept`."""
         receipt = count.receipt(self._worker_id)
         if receipt == count.written:
             return True

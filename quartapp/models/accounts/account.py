@@ -230,7 +230,8 @@ class Account(Record):
         spellings: list[str],
         tx: Tx | None,
     ) -> Self | None:
-        """Return the account whose `field` has the same canonical form as what was typed, or None.
+        """Return the account whose `field` has the same canonical form as what was typed. None if
+        there is none, and without a query if the canonical form is empty.
 
         Compares the field itself, because the stored canonical form may be missing or outdated, if
         another program wrote the document. Always makes two queries, one by the canonical form and
@@ -250,8 +251,8 @@ class Account(Record):
 
     @classmethod
     async def search(cls, text: str, *, after: str | None = None, limit: int = 50) -> list[Self]:
-        """Return users whose username or address begins with the text, sorted by username, with
-        their roles.
+        """Return at most `limit` users whose username or address begins with the text, in any case,
+        sorted by username, with their roles fetched.
 
         An address also matches in its other spellings, and when it is only claimed. An empty text
         matches all. `after` is the last username of the page before.

@@ -3,6 +3,10 @@
 The moment is stored in the user's document as `closes_at`, and the session rule compares it with
 the clock, so the account expires on time also if no worker runs. The functions here set it, remove
 it, and record that it has passed.
+
+They use `authorized_transaction`, which raises SessionOver or RightsChanged if the actor's session
+has ended or has lost a permission, and MissingPermission if the user holds a permission that the
+actor lacks.
 """
 
 from datetime import UTC, date, datetime, time, timedelta
@@ -42,11 +46,13 @@ def is_possible(day: date) -> bool:
 
 
 async def set_expiry(user: User, day: date, *, by: Actor) -> Event | None:
-    """Let the account expire at the end of this day (UTC), and return the event EXPIRY_SET.
+    """Let the account expire at the end of this day (UTC), notify the user, and return the event
+    EXPIRY_SET.
 
-    In an authorized transaction that manages the user, which also notifies the user. Returns None,
-    without a change, if that is its expiry already or the account is disabled. Raises
-    LastAdministrator if every other administrator's account expires, and MissingPermission.
+    In an authorized transaction that manages the user. Returns None, without a change, if that is
+    its expiry already or the account is disabled. Raises LastAdministrator if no administrator
+    would be left whose account never expires, or none that is active now. Does not check that the
+    day is possible (`is_possible`).
     """
     at = end_of(day)
 
@@ -63,10 +69,10 @@ async def set_expiry(user: User, day: date, *, by: Actor) -> Event | None:
 
 
 async def remove_expiry(user: User, *, by: Actor) -> Event | None:
-    """Remove the expiry of the account, and return the event EXPIRY_REMOVED.
+    """Remove the expiry of the account, notify the user, and return the event EXPIRY_REMOVED.
 
-    In an authorized transaction that manages the user, which also notifies the user. Returns None,
-    without a change, if it has none or is disabled. Raises MissingPermission.
+    In an authorized transaction that manages the user. Returns None, without a change, if the
+    account has no expiry or is disabled.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -79,16 +85,15 @@ async def remove_expiry(user: User, *, by: Actor) -> Event | None:
 
 
 async def due() -> list[User]:
-    """Return users whose account has expired without being recorded, the latest first.
-
-    At most AT_ONCE.
-    """
+    """Return at most AT_ONCE users whose account has expired and is not yet disabled for that, the
+    latest expiry first."""
     over = {"disabled_at": None, **status.expired_filter(clock.now())}
     return await User.find(over, sort="-closes_at", limit=AT_ONCE).to_list()
 
 
 async def next_expiry() -> datetime | None:
-    """Return when the next account expires; None if none does."""
+    """Return when the next account expires that is not disabled; None if none does. Expiries in the
+    past do not count."""
     ahead = {"disabled_at": None, "closes_at": {"$gt": clock.now()}}
     found = await User.find(ahead, sort="closes_at", limit=1).to_list()
     return found[0].closes_at if found else None

@@ -13,9 +13,8 @@ LAST = "This is the last active administrator"
 
 
 class LastAdministrator(DomainError):
-    """The change would leave no active administrator, now or when accounts
-    expire (`others_leave`).
-    """
+    """The change would leave no active administrator, now or when accounts expire
+    (`others_leave`)."""
 
     def __init__(self, *, others_leave: bool = False) -> None:
         only = "The accounts of all other administrators expire" if others_leave else LAST
@@ -23,9 +22,8 @@ class LastAdministrator(DomainError):
 
 
 async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) -> int:
-    """Return how many active accounts have the role `admin`; with `lasting`, only those that never
-    expire.
-    """
+    """Return how many active accounts have the role `admin`; with `lasting`, only those without an
+    expiry date. 0 if there is no such role."""
     return await Account.find(
         {**await administering(tx), **status.active_filter(clock.now(), lasting=lasting)},
         session=tx,
@@ -53,6 +51,7 @@ async def require_an_administrator(before: tuple[int, int], tx: Tx) -> None:
 
 
 async def administering(tx: Tx | None = None) -> dict[str, Any]:
-    """Return the filter for accounts with the role `admin`, active or not."""
+    """Return the filter for accounts with the role `admin`, active or not. It matches no account
+    with a role if that role does not exist. Reads the role from the database."""
     admin = await Role.find_one({"name": policy.ADMIN}, session=tx)
     return {"roles.$id": admin.id if admin else None}

@@ -58,7 +58,8 @@ async def set_right() -> list[Conflict]:
 
 
 async def _set_forms(match: Mapping[str, Any], sort: str) -> list[Conflict]:
-    """Set the forms of the users that match, in batches in this order, and return the conflicts."""
+    """Correct the canonical forms of the users that match, read in this order and written in
+    batches. Return the conflicts."""
     conflicts: list[Conflict] = []
     batch: list[Change] = []
     async for row in User.get_motor_collection().find(match, LOOKED_AT).sort(sort, 1):
@@ -73,10 +74,8 @@ async def _set_forms(match: Mapping[str, Any], sort: str) -> list[Conflict]:
 
 
 async def _write(batch: Sequence[Change]) -> list[Conflict]:
-    """Write the batch in one bulk write, those that the unique index rejects again one by one.
-
-    Returns the conflicts.
-    """
+    """Write the batch in one bulk write. Changes that the unique index rejects are tried again one
+    by one (`_write_one`). Return the conflicts; an empty list for an empty batch."""
     if not batch:
         return []
     try:
@@ -90,9 +89,11 @@ async def _write(batch: Sequence[Change]) -> list[Conflict]:
 
 
 async def _write_one(row: Row, field: str, canonical: str | None) -> list[Conflict]:
-    """Set one form; return the conflict if another user rightly has it.
+    """Set one canonical form, and return the conflicts.
 
-    Then the form of this user is removed. If the other user's form is outdated, that is set first.
+    If the unique index rejects it because another user rightly has this form, removes the form of
+    this user and returns that conflict. If the other user's stored form is outdated, corrects that
+    first and then tries again.
     """
     users, name = User.get_motor_collection(), f"canonical_{field}"
     try:
@@ -110,9 +111,8 @@ async def _write_one(row: Row, field: str, canonical: str | None) -> list[Confli
 
 
 def _update(row: Row, field: str, canonical: str | None) -> tuple[Row, Row]:
-    """Return the filter and the change for one form; the filter fails if the user has changed
-    since.
-    """
+    """Return the filter and the update that sets one form, or removes it if `canonical` is None.
+    The filter matches nothing if the user has changed since the row was read."""
     name = f"canonical_{field}"
     unchanged = {"_id": row["_id"], field: row.get(field), name: row.get(name)}
     return unchanged, {"$set": {name: canonical}} if canonical else {"$unset": {name: ""}}

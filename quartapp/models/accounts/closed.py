@@ -7,10 +7,11 @@ from quartapp.models.audit import activity
 
 
 async def why(user: User) -> str:
-    """Return, for a user who may not sign in (`User.may_enter`), why, as a sentence.
+    """Return a sentence that tells a user why they may not sign in.
 
-    It says that the account will be deleted and when, that it is deactivated, that it has expired,
-    or that an administrator disabled it. Reads the audit log for the date of a past expiry.
+    It says that the account will be deleted and when, that it is deactivated, that it has expired
+    and when, or that an administrator disabled it. For a disabled account, reads the date of a past
+    expiry from the audit log.
     """
     if user.deletes_at is not None:
         return f"Your account will be deleted on {clock.format_long(user.deletes_at)}."

@@ -4,6 +4,9 @@ An email with a link and a code goes to the address in question; the account kee
 until the new one is verified. Link and code only prove that the visitor reads the mailbox, so the
 functions that take one also require the account, of which the visitor has shown the password or the
 session.
+
+What happens in an authorized transaction raises SessionOver or RightsChanged if the actor's session
+has ended or has lost a permission.
 """
 
 import hmac
@@ -77,11 +80,8 @@ class NoCode(DomainError):
 
 
 def unconfirmed(user: User) -> str | None:
-    """Return the address that the user has to verify: the pending one, or the present one if
-    unverified.
-
-    None if there is none.
-    """
+    """Return the address that the user has to verify: the pending one, or else the present one if
+    it is unverified. None if there is neither."""
     return user.pending_email or (None if user.verified else user.address)
 
 
@@ -111,40 +111,43 @@ class Issued:
 
 async def ask_for(user: User, email: str, *, limit: RateLimitItem, by: Actor) -> None:
     """Start changing the user's address to this one: store it as pending and queue a verification
-    email.
+    email to it.
 
-    In an authorized transaction. Entering the present address cancels a pending change. Whether
-    another account holds the address is not checked: only its owner learns that, by email. Raises
-    EnoughLetters if the limit is used up.
+    In an authorized transaction. Entering the present address removes a pending one, and queues an
+    email all the same. Whether another account holds the address is not checked: only its owner
+    learns that, by email. Raises EnoughLetters, without a write, if the account has requested as
+    many emails as the limit allows.
     """
     pending = email if email != user.email else None
     await _ask(user, email, {"pending_email": pending}, limit=limit, by=by)
 
 
 async def ask_again(user: User, *, limit: RateLimitItem, by: Actor) -> None:
-    """Queue another verification email, in an authorized transaction. Raises EnoughLetters.
+    """Queue another verification email to the address that the user has to verify, in an authorized
+    transaction.
 
     When it is sent, older links and codes become void. Does nothing if there is no address to
-    verify.
+    verify. Raises EnoughLetters if the limit is used up.
     """
     if email := unconfirmed(user):
         await _ask(user, email, {}, limit=limit, by=by)
 
 
 async def forget(user: User) -> None:
-    """Cancel a pending change of address. Writes no audit event."""
+    """Remove a pending address from the user. Writes no audit event, and sends nothing."""
     await User.change({"_id": user.id}, {"$set": {"pending_email": None}})
 
 
 async def issue(mail: Mail, key: str) -> Issued | None:
-    """Create the link and the code of a verification email that is about to be sent; void older
-    ones.
+    """Create the link and the code of a verification email that is about to be sent, and return
+    them with the receiver.
 
-    Returns None, so that nothing is sent, if the account was deleted or is not active, if the
-    address is not waiting for verification any more, or if since then the password was changed or a
-    newer email was requested. If another account holds the address, `taken` is set and the email
-    goes to that account's owner: then a token is stored which no code fits, so that a visitor who
-    tries codes gets the same answers.
+    Stores them as one token, valid for ten minutes, and marks older verification tokens of the user
+    as used. Returns None, so that nothing is sent, if the account was deleted or is not active, if
+    the address is not waiting for verification any more, or if since then the password was changed
+    or a newer email was requested. If another account holds the address, `taken` is set and the
+    email goes to that account's owner: then a token is stored which no code fits, so that a visitor
+    who tries codes gets the same answers.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
     if user is None or not user.is_active or mail.to != unconfirmed(user):
@@ -183,8 +186,9 @@ async def confirm_by_link(user: User, token: str, *, by: Actor) -> User:
     stored then.
 
     The caller has made sure that the visitor knows the password of `user` or is signed in to it.
-    Has the effects of `_confirm`. Raises TokenSpent, also for the link of another account, and
-    Taken if another account holds the address.
+    Uses the token up, and verifies or replaces the address with the effects of `_confirm`. Raises
+    TokenSpent if the token is not valid or is that of another account, and Taken if another account
+    holds the address.
     """
     found = await Token.usable(Purpose.CONFIRM, token)
     if found is None or found[1].id != user.id:
@@ -197,9 +201,10 @@ async def confirm_by_code(user: User, code: str, *, key: str, tries: int, by: Ac
     stored then.
 
     The caller has made sure that the visitor knows the password of `user` or is signed in to it.
-    Counts the try before it checks the code, so that parallel tries count too. Has the effects of
-    `_confirm`. Raises WrongCode; NoCode if there is no valid code or it was tried `tries` times;
-    and Taken.
+    Adds one to the tries of the newest valid token before the code is compared, so that parallel
+    tries count too. A right code uses the token up, with the effects of `_confirm`. Raises
+    WrongCode with the number of tries left; NoCode if there is no valid token or it was tried
+    `tries` times; and Taken if another account holds the address.
     """
     # The try is counted before the code is compared, so that parallel tries do not exceed `tries`.
     found = await Token.get_motor_collection().find_one_and_update(
@@ -232,10 +237,11 @@ async def _ask(
     limit: RateLimitItem,
     by: Actor,
 ) -> None:
-    """Count a verification email against the limit, apply the change, and queue the email to the
-    address.
+    """Count a verification email against the limit, apply the change to the user, and queue the
+    email to the address.
 
-    In an authorized transaction. Raises EnoughLetters, without a write, if the limit is used up.
+    In an authorized transaction. The times of the last requests are stored in `letters_asked`.
+    Raises EnoughLetters, without a write, if the limit is used up.
     """
     now, within = clock.now(), timedelta(seconds=limit.get_expiry())
 
@@ -261,7 +267,9 @@ async def _confirm(token: Token, *, by: Actor) -> User:
 
     A pending address replaces the old one (`_replace`). The present address is marked as verified,
     with the event EMAIL_VERIFIED; if it was verified already, only the token is used up. Raises
-    TokenSpent if the token is void or the address is neither of the two, and Taken.
+    TokenSpent, which undoes everything, if the token is void, the address is neither of the two, or
+    the account only claims it and is due for deletion; and Taken if another account holds the
+    address.
     """
 
     async def work(tx: Tx) -> PydanticObjectId:
@@ -288,8 +296,8 @@ async def vouch_for(user: User, *, by: Actor) -> Event | None:
     """Mark the user's address as verified, because an operator says so; return the event
     EMAIL_VERIFIED.
 
-    In an authorized transaction; sends no email. Returns None if it was verified already. Raises
-    Taken if another account holds an address that this one only claims.
+    In an authorized transaction; sends neither an email nor a notification. Returns None if it was
+    verified already. Raises Taken if another account holds an address that this one only claims.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -353,8 +361,9 @@ async def _prepare_undo(user: User, tx: Tx) -> PydanticObjectId:
 async def issue_undo(mail: Mail) -> tuple[User, str] | None:
     """Create the link for an email about a change of address that is about to be sent.
 
-    Returns the user and the token; None, so that nothing is sent, if the account was deleted or the
-    link is void, for example because an earlier change was undone.
+    Replaces the digest of the stored token, so an earlier link to it stops working. Returns the
+    user and the new token; None, so that nothing is sent, if the account was deleted or the token
+    was used, for example because an earlier change was undone.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
     token, digest = new_token()
@@ -369,7 +378,8 @@ async def issue_undo(mail: Mail) -> tuple[User, str] | None:
 
 
 async def undo_asked_by(token: str) -> tuple[str, User] | None:
-    """Return the address that the link restores, and the user; None when it is void."""
+    """Return the address that the link restores, and the user; None if the link is void. Does not
+    use the link up."""
     found = await Token.usable(Purpose.UNDO, token)
     return (found[0].email or "", found[1]) if found else None
 

@@ -85,10 +85,11 @@ class Token(Record):
         lasts: timedelta,
         code: str | None = None,
     ) -> str:
-        """Store a token for the user, and return it. Replaces the token with the same id.
+        """Store a token for the user, valid for `lasts`, and return its text. Deletes the token
+        with the same id first; not in a transaction.
 
-        It is bound to the user's present password. `code` is the digest of a code (`code_digest`):
-        a plain digest of six digits could be guessed.
+        It is bound to the user's present password. Only its digest is stored. `code` is the digest
+        of a code (`code_digest`): a plain digest of six digits could be guessed.
         """
         now = clock.now()
         token, digest = new_token()
@@ -108,16 +109,16 @@ class Token(Record):
 
     @classmethod
     async def usable(cls, purpose: Purpose, token: str) -> "tuple[Token, User] | None":
-        """Return the token and its user if it is valid, else None. Does not use it up."""
+        """Return the token and its user. None if it is unknown, was used, has expired, or is void
+        because of the user's state (`holder`). Does not use it up."""
         found = await cls.find_one(_usable(purpose, token))
         user = await found.holder() if found else None
         return (found, user) if found and user else None
 
     @classmethod
     async def working(cls, purpose: Purpose, user: User, *, but: PydanticObjectId) -> int:
-        """Return how many unused tokens of this purpose are valid for the user, not counting the id
-        `but`.
-        """
+        """Return how many unused and unexpired tokens of this purpose the user has for their
+        present address and password, not counting the one with the id `but`."""
         match = {
             "_id": {"$ne": but},
             "purpose": purpose,
@@ -131,9 +132,9 @@ class Token(Record):
     async def holder(self, *, tx: Tx | None = None) -> User | None:
         """Return the user of the token; None if it is void because of the user's state.
 
-        It is void if the user does not exist, the account is not active (for RESET, RETURN and
-        UNDO: may not be entered), or, except for UNDO, the password has changed. Does not check
-        whether it was used or has expired.
+        It is void if the user does not exist, if the account is not active (for RESET, RETURN and
+        UNDO: if its owner can neither sign in nor restore it), or, except for UNDO, if the password
+        has changed. Does not check whether the token was used or has expired.
         """
         user = await User.get(linked_id(self.user), session=tx) if self.user else None
         if user is None:
@@ -166,9 +167,10 @@ def code_digest(key: str, token_id: PydanticObjectId, code: str) -> str:
 
 
 async def issue_setup() -> str | None:
-    """Store a token for creating the first administrator, and return it; older ones become void.
+    """Store a token for creating the first administrator, valid for an hour, and return it. Older
+    ones are marked as used.
 
-    Returns None if there is an active administrator.
+    Returns None, without a write, if there is an active administrator.
     """
     if await active_administrators():
         return None

@@ -28,10 +28,11 @@ LASTS = timedelta(minutes=30)
 
 
 async def ask(email: str, *, by: Actor) -> None:
-    """Queue the email with a reset link for this address, in a transaction.
+    """Queue the email with a reset link for this address, in a transaction. Returns nothing, also
+    for an address without an account.
 
-    The writes are the same for every address, with an account or not: the account is looked up when
-    the email is sent (`issue`).
+    The writes are the same for every address: the account is looked up when the email is sent
+    (`issue`). Past the mail budget of the mailbox, nothing is queued.
     """
 
     async def work(tx: Tx) -> None:
@@ -41,12 +42,13 @@ async def ask(email: str, *, by: Actor) -> None:
 
 
 async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
-    """Create the token for a reset email that is about to be sent; return its user and the token.
+    """Store the token for a reset email that is about to be sent, valid for 30 minutes; return its
+    user and the token.
 
     The account is the one that holds or claims the address. Returns None, so that nothing is sent,
-    if there is none, if it cannot be signed in to, if its password was changed since the request,
-    if its own address is a different mailbox from the one that was entered, or if `at_most` links
-    still work.
+    if there is none, if its owner can neither sign in nor restore it, if its password was changed
+    since the request, if its own address is a different mailbox from the one that was entered, or
+    if `at_most` links still work.
     """
     user = await User.by_email(mail.to) or await User.claiming(mail.to)
     if user is None or not user.may_enter or user.password_changed_at > mail.created_at:
@@ -60,17 +62,14 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
 
 
 async def issue_now(user: User) -> str:
-    """Store a reset token for a user who has just proved that the address is
-    theirs, and return it.
-    """
+    """Store a reset token for a user who has just proved that the address is theirs, valid for 30
+    minutes, and return it. Sends no email."""
     return await Token.issue(PydanticObjectId(), Purpose.RESET, user, user.email, lasts=LASTS)
 
 
 async def asked_by(token: str) -> User | None:
-    """Return the user whose password the link can set; None if the link is not valid.
-
-    Does not use it up.
-    """
+    """Return the user whose password the link can set; None if the token is not valid or the
+    address has changed since. Does not use it up."""
     found = await Token.usable(Purpose.RESET, token)
     return found[1] if found and found[0].email == found[1].address else None
 

@@ -2,8 +2,11 @@
 
 Most operations are one authorized transaction that contains the change, the end of sessions, the
 audit event and the notification. They return the audit event, or None, without any effect, if there
-was nothing to change. They raise MissingPermission if another user manages somebody who holds a
-permission that they lack. Sockets learn of the change from the change stream, after the commit.
+was nothing to change. Sockets learn of the change from the change stream, after the commit.
+
+An authorized transaction raises SessionOver if the actor's session has ended, and RightsChanged if
+it has lost a permission. If it manages a user, it raises MissingPermission if that is another user
+who holds a permission that the actor lacks.
 """
 
 from collections.abc import Mapping
@@ -69,10 +72,12 @@ class User(Account):
     """A user. `Account` has the fields and how to find one; this class adds the operations."""
 
     async def verify(self, email: str, *, tx: Tx) -> bool:
-        """Mark the address as verified, from which on the account can be used.
+        """Mark the address as verified, from which on the account can be used; return whether that
+        changed anything.
 
-        An account that claimed the address now holds it. Returns False if the account was verified
-        or deleted meanwhile, or has another address. Raises Taken if another account holds it.
+        An account that claimed the address now holds it, and is no longer due for deletion. Returns
+        False if the account was verified or deleted meanwhile, or has another address. Raises Taken
+        if another account holds it. Records no event.
         """
         match, change = self.proof(email)
         try:
@@ -97,7 +102,8 @@ class User(Account):
         return {**match, **in_time, "claimed_email": email}, {**change, **held}
 
     async def require_verified(self, tx: Tx) -> None:
-        """Raise Unverified if the account must verify its address before it can be used."""
+        """Read the account again, and raise Unverified if it must verify its address before it can
+        be used."""
         found = await User.get(self.id, session=tx)
         if found is not None and found.awaits_verification:
             raise Unverified(found.username)
@@ -277,7 +283,9 @@ class User(Account):
         return await authorized_transaction(by, work, managing=self.id)
 
     async def open_again(self, *, by: Actor, tx: Tx) -> Event | None:
-        """The writes of `restore`, for the caller's transaction. Returns the event, or None."""
+        """The writes of `restore`, for the caller's transaction: makes the account active, cancels
+        its deletion, informs the user, and returns the event ACCOUNT_RESTORED. None, without a
+        write, if it is not deactivated, its deletion is due, or it is being erased."""
         nothing = {"closed_at": None, "closed_by": None, "deletes_at": None, "deletes_posts": False}
         in_time = [{"deletes_at": None}, {"deletes_at": {"$gt": clock.now()}}]
         condition = {"closed_at": {"$ne": None}, "erasing_until": None, "$or": in_time}
@@ -291,9 +299,9 @@ class User(Account):
         """End all sessions of the user but `keep`; return the event SESSIONS_ENDED, or None if none
         was active.
 
-        In an authorized transaction that manages the user, with a barrier mark. Makes all browsers
-        unknown, but that of the session to keep, also if no session was active. Notifies the user
-        if the reason is ENDED_BY_ADMIN. Raises MissingPermission.
+        In an authorized transaction that manages the user, with a barrier mark if there is an
+        event. Makes all browsers unknown, but that of the session to keep, also if no session was
+        active. Notifies the user if the reason is ENDED_BY_ADMIN and a session was active.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -374,10 +382,10 @@ class User(Account):
 
     async def upgrade_hash(self, password_hash: str) -> None:
         """Store a new hash of the same password, so that sessions, links and known browsers stay
-        valid.
+        valid. Updates this object too.
 
-        Changes nothing if the stored hash is not the one of this document any more. Updates this
-        document too.
+        Changes neither if the stored hash is not the one of this object any more. Not in a
+        transaction, and without an event.
         """
         kept = KeptCredential(hash=fingerprint(password_hash), credential=self.credential)
         changed = await User.change(
@@ -415,10 +423,10 @@ class User(Account):
 
     async def warn_of_wrong_codes(self, *, ip: str | None, blocked: bool = False) -> None:
         """Notify and email the user, in one transaction, that somebody with the password enters
-        wrong codes.
+        wrong codes. The email goes only to a verified address.
 
         With `blocked` the texts say that codes no longer sign in, and the event CODES_BLOCKED is
-        recorded.
+        recorded; without it, there is no event.
         """
         by = Actor(ip=ip)
 
@@ -431,9 +439,8 @@ class User(Account):
         await transaction(work)
 
     async def read_notices(self) -> None:
-        """Mark all notifications up to `notice_seq` of this document as read, on the user and on
-        each one.
-        """
+        """Mark all notifications up to `notice_seq` of this object as read, on the user and on each
+        notification, in two writes. Newer ones stay unread."""
         await User.change(
             {"_id": self.id, "notices_read": {"$lt": self.notice_seq}},
             {"$set": {"notices_read": self.notice_seq}},

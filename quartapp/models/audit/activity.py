@@ -40,7 +40,7 @@ class Entry:
     """An audit event as shown to its user.
 
     `by` is the name of the actor if that is somebody else. The IP address and the session of other
-    people are left out.
+    people are left out. `reportable` is whether the page offers "This wasn't me".
     """
 
     event: Event

@@ -106,10 +106,11 @@ class Event(Record):
 
     async def mark(self, tx: Tx, *, asker: str | None) -> None:
         """Insert the barrier mark of this event, as the last write of its transaction, and set
-        `marked`.
+        `marked` on this object.
 
         A worker that has read the mark in the change stream has read all other writes of the
-        transaction. `asker` is the worker that waits for the acknowledgements.
+        transaction. `asker` is the worker that waits for the acknowledgements. Does not wait for
+        them.
         """
         self._marked = True
         await self.barrier_mark(asker).insert(session=tx)
@@ -191,9 +192,10 @@ class Event(Record):
         """Return at most `limit` events, newest first, with the links in the fields `fetch`
         replaced by the users.
 
-        Without arguments, of all users. `subject` limits them to one user; `common` are the ids of
-        events about many users, which are returned besides. `verbs` limits them to these audit
-        names. `before` is the id of the last event of the page before.
+        `subject` limits them to events that happened to one user; `common` are the ids of events
+        about many users, which are returned besides. `verbs` limits them to these audit names. An
+        empty argument does not limit: without any, the events of all users are returned. `before`
+        is the id of the last event of the page before.
         """
         match: dict[str, Any] = {"subject.$id": subject} if subject else {}
         if common:

@@ -51,9 +51,8 @@ async def record(
 async def inform(
     activity: Activity, user: Account | PydanticObjectId, *, by: Actor, tx: Tx, **words: Any
 ) -> None:
-    """Store the notification and queue the email of the activity as `record` does, without an audit
-    event.
-    """
+    """Store the notification and queue the email of the activity as `record` does, filled from
+    `words`, in the caller's transaction, without an audit event."""
     await _inform(activity, user, by, tx, words)
 
 
@@ -67,8 +66,8 @@ async def _inform(
     """Store the notification and queue the email of the activity, filled from `words`: see
     `record`.
 
-    The email is `email_by_others`, if the activity has one, if the user did not do it
-    themselves.
+    If somebody else than the user did it, and the activity has an `email_by_others`, that is queued
+    instead of `email`.
     """
     user_id = user.id if isinstance(user, Account) else user
     own = by.user_id == user_id
@@ -88,10 +87,11 @@ async def _inform(
 
 
 async def queue_email(user: Account, what: Activity | Email, tx: Tx, /, **data: str | None) -> None:
-    """Queue the email to the user's address, with `data` for its text.
+    """Queue the email to the user's address, with `data` for its text, in the caller's transaction.
 
-    For an unverified address, which may belong to somebody else, queues nothing and logs
-    `mail_suppressed`. So does `Mail.queue` past the mail budget.
+    For an unverified address, which may belong to somebody else, queues nothing and logs the
+    warning `mail_suppressed`. So does `Mail.queue` past the mail budget. Raises TypeError for an
+    activity without an email.
     """
     if not user.verified:
         kind = what.kind if isinstance(what, Email) else what.email_kind
@@ -101,9 +101,8 @@ async def queue_email(user: Account, what: Activity | Email, tx: Tx, /, **data: 
 
 
 def _pick(text: Notification | Email, words: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the words that are stored with the text. Raises TypeError if one of them is
-    missing.
-    """
+    """Return those of the words that are stored with the text: all that the text needs, and of
+    `also_stores` those that are given. Raises TypeError if one that the text needs is missing."""
     names = text.words()
     if missing := [name for name in names if name not in words]:
         raise TypeError(f"{text.kind} needs the words {', '.join(missing)}")

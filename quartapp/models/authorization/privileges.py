@@ -75,7 +75,8 @@ OPERATOR = Holdings(everything=True)
 
 
 async def roles_of(user: Mapping[str, Any], tx: Tx | None) -> list[Mapping[str, Any]]:
-    """Return the stored documents of the user's roles, leaving out roles that no longer exist."""
+    """Return the stored documents of the user's roles, leaving out roles that no longer exist.
+    Reads the database."""
     held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}
     return await documents(ROLES).find(held, session=tx).to_list(None)
 

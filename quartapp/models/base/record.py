@@ -20,9 +20,9 @@ _turns = count(int.from_bytes(os.urandom(2)))
 def new_id() -> PydanticObjectId:
     """Return a new document id that is greater than those created before it.
 
-    Ids are ordered by the millisecond and, within one process, by the order of the calls. The ids
-    of the driver are in no order within a second when two workers create them, and lists of posts,
-    comments and events are sorted by id.
+    Ids are ordered by the millisecond and, within one process, by the order of the calls; they end
+    in random bytes. The ids of the driver are in no order within a second when two workers create
+    them, and lists of posts, comments and events are sorted by id.
     """
     seconds, milliseconds = divmod(round(clock.now().timestamp() * 1000), 1000)
     return PydanticObjectId(
@@ -85,7 +85,7 @@ class Record(Document):
 
     @classmethod
     async def erase(cls, document_id: Any, *, tx: Tx | None = None) -> bool:
-        """Delete the document of this id; return whether there was one."""
+        """Delete the document of this id at once; return whether there was one."""
         collection = cls.get_motor_collection()
         return (await collection.delete_one({"_id": document_id}, session=tx)).deleted_count == 1
 

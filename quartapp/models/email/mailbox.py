@@ -50,9 +50,9 @@ class Mailbox(Record):
         """Count an email to this address; return False, without a write, if there is no room for
         it.
 
-        There is none if its lane has used up its share, or its kind has used up one share. The
-        first email starts a period. Two transactions that count one mailbox at once conflict, so
-        one of them runs again.
+        There is none if its lane has used up its share of the `limit`, or its kind has used up one
+        share. The first email starts a period, after whose end the counts start again. Two
+        transactions that count one mailbox at once conflict, so one of them runs again.
         """
         # Dots separate fields, so they cannot be in the name of one.
         kind, lane = email.kind.replace(".", "_"), email.lane

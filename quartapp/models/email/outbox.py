@@ -115,11 +115,12 @@ class Mail(Record):
         await Mail.get_motor_collection().delete_one(self._mine())
 
     async def failed(self, trouble: str, *, for_good: bool = False) -> bool:
-        """Store the error, and postpone the email or give it up; return whether it was given up.
+        """Store the error, and postpone the email or give it up; return whether it is to be given
+        up.
 
         It is given up after TRIES tries or with `for_good`, and then kept for a week. Else it is
-        postponed by 15 seconds, doubled with each try, at most an hour. Changes nothing if another
-        worker has claimed it since.
+        postponed by 15 seconds, doubled with each try, at most an hour. Writes nothing if another
+        worker has claimed it since. Logs nothing.
         """
         now = clock.now()
         change: dict[str, Any] = {"trouble": trouble[:300]}

@@ -2,6 +2,10 @@
 
 The modules `totp` and `passkey` call `add` and `remove` with the update for their kind.
 `models.factors.factor` says in which field of the user document each kind is stored.
+
+An authorized transaction raises SessionOver if the actor's session has ended, RightsChanged if it
+has lost a permission, and MissingPermission if the user is somebody else who holds a permission
+that the actor lacks.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -152,10 +156,11 @@ async def reset(user: User, *, by: Actor) -> Event | None:
 
 
 async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
-    """Remove all factors of the user, with their passkey documents, and all recovery codes.
+    """Remove all factors of the user, with their passkey documents, and all recovery codes, in the
+    caller's transaction; return whether the user had a factor.
 
-    Returns False, without a write, if the user has no factor. The caller records it and informs
-    them.
+    Increments `authz_version`. Without a factor, writes nothing and returns False. The caller
+    records it and informs the user.
     """
     nothing = dict(KEPT.values())
     has_some = {"$or": [{name: {"$nin": [None, []]}} for name in nothing]}
@@ -168,11 +173,12 @@ async def clear(user: User, *, by: Actor, tx: Tx) -> bool:
 
 
 async def remove_added_since(user: User, since: datetime, *, by: Actor, tx: Tx) -> None:
-    """Remove the factors that were added at this moment or later, and all recovery codes.
+    """Remove the factors that were added at this moment or later, with their passkey documents, and
+    all recovery codes, in the caller's transaction.
 
     For an account that its owner takes back from an intruder, who may have created new codes.
-    Increments `authz_version` even if there was nothing to remove. The caller records it
-    and informs the user.
+    Increments `authz_version` even if there was nothing to remove. The caller records it and
+    informs the user.
     """
     passkeys = documents(PASSKEYS)
     added = {"user.$id": user.id, "created_at": {"$gte": since}}

@@ -60,9 +60,8 @@ class Answered(Record):
 
     @classmethod
     async def once(cls, challenge: bytes, *, tx: Tx) -> None:
-        """Store that the challenge was answered. Raises VerificationFailed if it was answered
-        before.
-        """
+        """Store that the challenge was answered, until it would have expired. Raises
+        VerificationFailed if it was answered before."""
         try:
             await cls(id=challenge, expires_at=clock.now() + CHALLENGE_LIFETIME).insert(session=tx)
         except DuplicateKeyError:
@@ -170,9 +169,8 @@ class Passkey(Record):
         return await authorized_transaction(by, work)
 
     async def remove(self, user: User, *, by: Actor) -> Event | None:
-        """Delete the passkey with the effects of `enrolment.remove`; return the event, or None if
-        it was gone.
-        """
+        """Delete the passkey, and inform the user and record the event as `enrolment.remove` does;
+        return the event FACTOR_REMOVED, or None if the passkey was gone."""
 
         async def erase(tx: Tx) -> None:
             await Passkey.erase(self.id, tx=tx)

@@ -28,9 +28,8 @@ DRIFT = 1
 
 
 class OfferUsed(DomainError):
-    """This secret was set up before, by this account or with a copy of the
-    cookie that contains it.
-    """
+    """This secret was set up before, by this account or with a copy of the cookie that contains
+    it."""
 
     def __init__(self) -> None:
         super().__init__("This setup key was already used. Scan the new QR code.")
@@ -54,7 +53,7 @@ def new_secret() -> str:
 
 
 def uri(secret: str, username: str, *, issuer: str) -> str:
-    """Return the `otpauth` URI for the QR code.
+    """Return the `otpauth` URI for the QR code, with the secret, the username and the issuer.
 
     A colon separates the issuer from the username, so colons in the issuer become spaces.
     """
@@ -110,17 +109,15 @@ async def accept(user: User, code: str, *, encryption: Encryption) -> bool:
 
 
 async def remove(user: User, *, by: Actor) -> Event | None:
-    """Remove the authenticator app with the effects of `enrolment.remove`; return the event, or
-    None if there was none.
-    """
+    """Remove the authenticator app, and inform the user and record the event as `enrolment.remove`
+    does; return the event FACTOR_REMOVED, or None if there was no app."""
     is_on = {"totp": {"$ne": None}}
     return await enrolment.remove(user, Factor.TOTP, is_on, {"$set": {"totp": None}}, by=by)
 
 
 def _step(secret: str, code: str) -> int | None:
-    """Return the time step whose code this is, at most DRIFT steps from now;
-    None if there is none.
-    """
+    """Return the time step whose code this is, at most DRIFT steps from now; the latest one if
+    several have the same code, None if none has it."""
     app, now = TOTP(secret), int(clock.now().timestamp()) // SECONDS
     steps = range(now - DRIFT, now + DRIFT + 1)
     fits = [step for step in steps if hmac.compare_digest(app.generate_otp(step), code)]

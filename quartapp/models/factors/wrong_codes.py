@@ -28,8 +28,9 @@ async def begin(user: User, *, known: bool) -> bool:
     """Count an attempt as wrong before it is checked; return whether it is the last one allowed.
 
     One atomic update of the user document, in the count of known browsers if `known`, else in the
-    other. Raises FactorsBlocked, without counting, if the count is at its maximum. If the attempt
-    succeeds, call `forgive`.
+    other. Both counts start at zero if the password has changed since the last one. Raises
+    FactorsBlocked, without counting, if the count is at its maximum. If the attempt succeeds, call
+    `forgive`.
     """
     lane, most = ("known", IN_KNOWN_BROWSERS) if known else ("others", ELSEWHERE)
     same = {"$eq": ["$wrong_codes.credential", user.credential]}

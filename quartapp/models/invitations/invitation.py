@@ -2,6 +2,9 @@
 
 Whether the inviter may give the role is checked when the invitation is accepted, not only when it
 was sent: see ADR 50.
+
+What happens in an authorized transaction raises SessionOver or RightsChanged if the actor's session
+has ended or has lost a permission.
 """
 
 from collections.abc import Collection, Mapping
@@ -136,9 +139,8 @@ class Invitation(Record):
 
     @classmethod
     async def one(cls, **match: Any) -> Self | None:
-        """Return the invitation that matches, with its users and its role; None
-        if there is none.
-        """
+        """Return the oldest invitation that matches, with its users and its role fetched; None if
+        there is none."""
         found = await cls.listed(match, sort="_id", limit=1, fetch=SHOWN)
         return found[0] if found else None
 
@@ -154,9 +156,8 @@ class Invitation(Record):
     async def page(
         cls, *, before: PydanticObjectId | None = None, limit: int = PAGE
     ) -> list[tuple[Self, Fate]]:
-        """Return a page of invitations in any state, newest first, with their users and roles, and
-        each one's state.
-        """
+        """Return at most `limit` invitations in any state, newest first, with their users and roles
+        fetched, and each one's state. `before` is the id of the last one of the page before."""
         match = {"_id": {"$lt": before}} if before else {}
         rows = await cls.listed(match, sort="-_id", limit=limit, fetch=SHOWN)
         inviters = await _inviters({linked_id(row.by) for row in rows if row.by})
@@ -171,9 +172,8 @@ class Invitation(Record):
 
     @property
     def gives(self) -> str | None:
-        """The name of its role; None without a role, for a deleted one, or if
-        it was not fetched.
-        """
+        """The name of its role; None without a role, for a deleted one, or if it was not
+        fetched."""
         return self.role.name if isinstance(self.role, Role) else None
 
     @property
@@ -248,11 +248,13 @@ class Invitation(Record):
         return invitation
 
     async def send_again(self, *, by: Actor, at_most: int | None = None) -> bool:
-        """Queue another email and extend the invitation by a week, in an authorized transaction.
+        """Queue another email and extend the invitation to a week from now, in an authorized
+        transaction; return whether it did.
 
         Older links no longer work, and the actor becomes the inviter. Records the event
         INVITATION_SENT_AGAIN. An expired invitation becomes open again. Returns False, without any
-        effect, if it was accepted or withdrawn. Raises what `write` raises.
+        effect, if it was accepted or withdrawn. Raises Taken, InvitedAlready, EnoughInvitations and
+        MissingPermission as `write` does.
         """
 
         async def work(tx: Tx) -> bool:
@@ -326,9 +328,8 @@ class Invitation(Record):
             raise EnoughInvitations(at_most)
 
     async def _send(self, tx: Tx) -> None:
-        """Queue the email. It contains only the id: the link is created when it
-        is sent (`issue`).
-        """
+        """Queue the email, in the caller's transaction. It contains only the id: the link is
+        created when it is sent (`issue`)."""
         await Mail.queue(USER_INVITED, self.email, tx=tx, invitation=str(self.id))
 
     async def _record(self, activity: Activity, by: Actor, tx: Tx, **details: Any) -> None:

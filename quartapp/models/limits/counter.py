@@ -80,7 +80,7 @@ class CounterStorage(Storage):
         return (await _collection().delete_many({})).deleted_count
 
     async def check(self) -> bool:
-        """Return True: whether the database answers is checked elsewhere."""
+        """Return True, without asking the database: whether it answers is checked elsewhere."""
         return True
 
 

@@ -46,14 +46,15 @@ class FailedAttempts(Record):
     async def begin(
         cls, key: str, guess: PydanticObjectId, limit: RateLimitItem
     ) -> tuple[bool, datetime | None]:
-        """Try to register the attempt `guess`. Returns whether it may go on and, if not, until when
-        the key is blocked.
+        """Try to register the attempt `guess`. Return whether it may go on, and until when the key
+        is blocked if it is.
 
-        (True, None): the attempt is in `under_way`; the caller must report its outcome. (False,
-        time): the key is blocked until then. (False, None): others under way take all of the room,
-        so call this again a little later. One atomic update decides. It also drops attempts that
-        began more than UNDER_WAY ago, whose worker has died, and failures that are forgotten by
-        now.
+        - (True, None): the attempt is in `under_way`; the caller must report its outcome.
+        - (False, time): the key is blocked until then, and the attempt is not registered.
+        - (False, None): others under way take all of the room, so call this again a little later.
+
+        One atomic update decides. It also drops attempts that began more than UNDER_WAY ago, whose
+        worker has died, and failures that are forgotten by now.
         """
         remembered = {"$gt": ["$forget_at", "$$NOW"]}
         mine = [{"guess": guess, "at": "$$NOW"}]
@@ -87,10 +88,11 @@ class FailedAttempts(Record):
 
     @classmethod
     async def fail(cls, key: str, guess: PydanticObjectId, limit: RateLimitItem) -> None:
-        """Record that the attempt failed: add one failure, and block the key if these are at least
-        `limit.amount`.
+        """Record that the attempt failed: remove it from `under_way`, add one failure, and block
+        the key if these are at least `limit.amount`.
 
-        Removes the attempt from `under_way`. The failures are forgotten one period after the block.
+        The block lasts one second, doubled with each further failure, at most the period of the
+        limit. The failures are forgotten one period after the end of the block.
         """
         period = timedelta(seconds=limit.get_expiry())
         doubled = {"$pow": [2, {"$min": [20, {"$subtract": ["$failed", limit.amount]}]}]}

@@ -98,8 +98,9 @@ async def notify_all(
 ) -> None:
     """Store the same notification for many users, in three operations for any number of them.
 
-    In the caller's transaction. Increments `notice_seq` of each user; ids without a user are
-    ignored. Raises TypeError for an activity without a notification.
+    In the caller's transaction. Increments `notice_seq` of each user, which is the number of the
+    notification; ids without a user are ignored. Raises TypeError for an activity without a
+    notification.
     """
     kind, match = activity.notification_kind, {"_id": {"$in": list(user_ids)}}
     await documents(USERS).update_many(match, {"$inc": {"notice_seq": 1}}, session=tx)

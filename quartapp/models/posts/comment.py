@@ -50,7 +50,8 @@ class Comment(Record):
         if the post was deleted.
 
         Increments the post's `comment_count`, and notifies the author of the post unless that is
-        the actor. The audit log has no entry.
+        the actor. The audit log has no entry. Raises SessionOver or RightsChanged if the actor's
+        session has ended or has lost a permission.
         """
         comment = cls(author=user_ref(by.user_id), post=ref(POSTS, post.id), body=body)
 
@@ -69,7 +70,8 @@ class Comment(Record):
     async def page(
         cls, post_id: PydanticObjectId, *, after: PydanticObjectId | None = None, limit: int = PAGE
     ) -> list[Self]:
-        """Return a page of the post's comments, oldest first, with their authors."""
+        """Return at most `limit` of the post's comments, oldest first, with their authors fetched.
+        `after` is the id of the last comment of the page before."""
         match: dict[str, Any] = {"post.$id": post_id}
         if after:
             match["_id"] = {"$gt": after}

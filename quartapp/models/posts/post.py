@@ -40,15 +40,15 @@ class Post(Record):
 
     @property
     def excerpt(self) -> str:
-        """The beginning of the body on one line: at most about 200 characters,
-        cut between words.
-        """
+        """The beginning of the body on one line, without repeated blanks: all of it up to 200
+        characters; else cut between words, with an ellipsis."""
         line = " ".join(self.body.split())
         return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + "…"
 
     @classmethod
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
-        """Store a post by the actor, in an authorized transaction, and return it."""
+        """Store a post by the actor, in an authorized transaction, and return it. No notification
+        and no audit event."""
         post = cls(author=user_ref(by.user_id), title=title, body=body)
 
         async def work(tx: Tx) -> Post:
@@ -70,7 +70,8 @@ class Post(Record):
         before: PydanticObjectId | None = None,
         limit: int = PAGE,
     ) -> list[Self]:
-        """Return a page of posts, newest first: of one author, or of all, with their authors."""
+        """Return at most `limit` posts of one author or of all, newest first, with their authors
+        fetched. `before` is the id of the last post of the page before."""
         match: dict[str, Any] = {"author.$id": author} if author else {}
         if before:
             match["_id"] = {"$lt": before}
@@ -94,8 +95,8 @@ class Post(Record):
         """Delete the post and its comments, in an authorized transaction. Does nothing if it was
         deleted already.
 
-        If the actor is not the author, records the event POST_REMOVED and notifies the author.
-        Authors of comments are not told. Does not check who may delete it: the route does.
+        If the actor is not the author, records the event POST_REMOVED and notifies the author. The
+        authors of the comments are not notified. Does not check who may delete it: the route does.
         """
 
         async def work(tx: Tx) -> None:

@@ -36,10 +36,8 @@ async def issue(user: User) -> str:
 
 
 async def asked_by(token: str) -> User | None:
-    """Return the user whose account the token can restore; None if the token is not valid any more.
-
-    Does not use it up.
-    """
+    """Return the user whose account the token can restore; None if the token is not valid any more,
+    or the account is active. Does not use it up."""
     found = await Token.usable(Purpose.RETURN, token)
     return found[1] if found and not found[1].is_active else None
 
@@ -48,8 +46,9 @@ async def come_back(token: str, *, by: Actor) -> User:
     """Restore the account of the token, and return its user as stored then.
 
     In one transaction, uses the token up and makes the writes of `User.open_again`: the account is
-    active again and not deleted, the user is emailed and the event is recorded. Opens no session.
-    Raises TokenSpent if the token is not valid, or if the account cannot be restored any more.
+    active again and its deletion is cancelled, the user is emailed and the event ACCOUNT_RESTORED
+    is recorded. Opens no session. Raises TokenSpent, without a write, if the token is not valid, or
+    if the account cannot be restored any more.
     """
     found = await Token.usable(Purpose.RETURN, token)
     if found is None:

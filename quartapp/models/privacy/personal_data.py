@@ -76,7 +76,8 @@ class Person:
 
     @classmethod
     async def of(cls, user: User, roles: Collection[Role] = ()) -> Self:
-        """Return the person for a user. Reads the former addresses from the audit log."""
+        """Return the person for a user. Reads the former addresses, and when each was given up,
+        from the audit log. `roles` are those whose names the export shows."""
         changed = {"subject.$id": user.id, "verb": EMAIL_CHANGED.audit}
         events = await Event.find(changed, sort="_id").to_list()
         former = {event.details["was"]: event.at for event in events if "was" in event.details}
@@ -105,7 +106,8 @@ class Person:
 
 
 def fields(*names: str) -> Callable[[Row, Person], dict[str, Any]]:
-    """Return a function that shows only these fields of a document, without those that are None.
+    """Return a function that maps a document to a dictionary of only these fields, without those
+    that are None. It ignores the person.
 
     Fields are listed by name so that a new field with a secret is not exported by accident.
     """
@@ -164,9 +166,11 @@ def _emails(person: Person) -> dict[str, Any]:
 
 
 def _show_invitation(row: Row, person: Person) -> dict[str, Any]:
-    """Return what the export shows of an invitation that the person sent or received.
+    """Return what the export shows of an invitation that the person sent or received: its times,
+    its role, and whether sender and receiver are "you" or "somebody else" (a sender may be "the
+    system").
 
-    Email addresses of other people are left out, also of people whom the person invited.
+    The email address is shown only if it is the person's own.
     """
     shown = fields("created_at", "accepted_at", "withdrawn_at", "expires_at")(row, person)
     theirs = person.is_behind(row.get("account")) or person.has_had(row["email"])
@@ -213,10 +217,11 @@ def _events(person: Person) -> dict[str, Any]:
 
 
 def _show_event(row: Row, person: Person) -> dict[str, Any]:
-    """Return what the export shows of an audit event.
+    """Return what the export shows of an audit event: its time and name, and whether actor and
+    subject are "you" or "somebody else" (an actor may be "the system").
 
-    Names and IP addresses of other people are left out, also of those who did something to the
-    person. The details are shown only for what happened to the person.
+    Names and IP addresses of other people are left out. The session and the IP address are shown
+    only for what the person did, the details only for what happened to the person.
     """
     actor, subject = row.get("actor"), row.get("subject")
     by_them = person.is_behind(actor)
@@ -261,8 +266,8 @@ async def _blank_events(person: Person) -> None:
 
 
 async def _erase_posts(person: Person) -> None:
-    """Delete the person's posts with all comments on them, if the person chose that; else do
-    nothing.
+    """Delete the person's posts with all comments on them, in batches, if the person chose that;
+    else do nothing.
 
     Posts that stay keep the id of their author, whose user document does not exist any more.
     """
@@ -288,7 +293,8 @@ async def _remove_posts(ids: list[PydanticObjectId]) -> None:
 
 
 async def _erase_comments(person: Person) -> None:
-    """Delete the person's comments, if the person chose that; else do nothing."""
+    """Delete the person's comments, in batches, if the person chose that; else do nothing. Reduces
+    the `comment_count` of their posts."""
     if person.user.deletes_posts:
         async for ids in _batches(Comment, linked("author")(person)):
             await _remove_comments(ids)
@@ -443,10 +449,10 @@ async def _delete(
 async def _batches(
     document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
 ) -> AsyncIterator[list[PydanticObjectId]]:
-    """Yield the ids of all documents that match, in lists of at most BATCH, in ascending order.
+    """Yield the ids of all documents that match, in lists of at most BATCH, in ascending order, so
+    that each write takes only a moment. Yields nothing if none matches.
 
-    So that each write takes only a moment. A document that matches no more when the next list is
-    read is skipped.
+    A document that matches no more when the next list is read is skipped.
     """
     collection, last = document.get_motor_collection(), None
     while True:

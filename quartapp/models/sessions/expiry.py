@@ -10,7 +10,8 @@ from quartapp import clock
 
 
 def deadline(expires_at: datetime, seen_at: datetime, idle_seconds: float) -> datetime:
-    """Return the time at which the session expires if it is not used again."""
+    """Return the time at which the session expires if it is not used again: the end of its lifetime
+    or, if earlier, of its idle time."""
     idle_until = clock.as_utc(seen_at) + timedelta(seconds=idle_seconds)
     return min(clock.as_utc(expires_at), idle_until)
 

@@ -104,11 +104,13 @@ class Session(Record):
         return token if await authorized_transaction(by, work) else None
 
     async def end(self, reason: Reason, *, by: Actor) -> Event | None:
-        """End the session, in an authorized transaction that manages its user; return the event.
+        """End the session, in an authorized transaction that manages its user; return the event
+        SESSION_ENDED.
 
-        Records the event SESSION_ENDED with the reason and the device, and inserts a barrier mark.
-        Returns None, without an event, if the session has ended or expired already. Sends no
-        notification.
+        The event has the reason and the device; with it, a barrier mark is inserted. Returns None,
+        without either, if the session has ended or expired already. Sends no notification. Raises
+        SessionOver and RightsChanged if the actor's own session is no longer valid, and
+        MissingPermission if the user holds a permission that the actor lacks.
 
         If a user ends a session on another device (ENDED_BY_USER), the device may be lost: all of
         the user's sessions from the same browser, except the actor's, forget which browser they are
@@ -164,7 +166,8 @@ class Session(Record):
     async def ids(
         cls, match: Mapping[str, Any], *, at_once: int
     ) -> AsyncIterator[list[PydanticObjectId]]:
-        """Yield the ids of all sessions that match, in lists of at most `at_once`."""
+        """Yield the ids of all sessions that match, ended or not, in lists of at most `at_once`, in
+        no particular order."""
         found = cls.get_motor_collection().find(match, {"_id": 1}, batch_size=at_once)
         while rows := await found.to_list(at_once):
             yield [row["_id"] for row in rows]
@@ -195,9 +198,8 @@ class Session(Record):
 
     @property
     def online(self) -> bool:
-        """Whether a page of the session is open, as the worker that holds its
-        socket last reported.
-        """
+        """Whether a page of the session is open, as the worker that holds its socket last reported.
+        False once that report is outdated."""
         return self.online_until is not None and self.online_until > clock.now()
 
     @classmethod
@@ -273,9 +275,11 @@ async def mark_ended(
     because: EndDetail | None = None,
     tx: Tx | None = None,
 ) -> int:
-    """Mark the matching sessions that are not marked yet as ended, and return how many these are.
+    """Mark the matching sessions that are not marked yet as ended, also expired ones, and return
+    how many these are.
 
-    Writes the sessions alone; the caller records the event, to which the sessions refer.
+    Stores the time, the reason with its detail, the actor and the event. Writes the sessions alone:
+    the caller records the event and inserts the barrier mark.
     """
     return await Session.change_all(
         {**match, "ended_at": None},

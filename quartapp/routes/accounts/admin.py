@@ -1,4 +1,8 @@
-"""Administration of users: search, roles, sessions, disabling, expiry and second factors."""
+"""Administration of users: search, roles, sessions, disabling, expiry and second factors.
+
+An error of the models, such as LastAdministrator or MissingPermission, is not caught here: it is
+shown on the page that `returns_to` names, with 403 for a missing permission and 422 for all others.
+"""
 
 import asyncio
 from typing import Any
@@ -37,7 +41,8 @@ PAGE = 50
 @login_required
 @permission_required(Permission.USERS_READ)
 async def index() -> str:
-    """Show a page of users by name, of those that match `q`, with a link to the next page."""
+    """Show a page of users by name, of those whose username or address begins with the parameter
+    `q`, with a link to the next page."""
     text = request.args.get("q", "").strip()[:254]
     after = request.args.get("after", "")[:254] or None
     rows = await User.search(text, after=after, limit=PAGE + 1)
@@ -54,7 +59,8 @@ async def show(username: str) -> Any:
 
 
 async def show_sent(username: str, **_: object) -> Any:
-    """Return the user's page with the submitted values in its forms."""
+    """Return the user's page with the submitted values in its forms, for `returns_to`. Ignores
+    other arguments of the URL."""
     sent = await GrantForm.from_request(), await LastDayForm.from_request()
     return await _page(await find(username), grant=sent[0], leave=sent[1])
 
@@ -65,11 +71,12 @@ async def show_sent(username: str, **_: object) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def grant(username: str) -> Any:
-    """Grant the role, wait until all workers know it, and redirect to the user's page with a
-    message.
+    """Grant the role, wait until all workers know it, and redirect (303) to the user's page with a
+    message, which differs if the user had the role already.
 
     An invalid form is shown on the user's page (422), and so is the error of a role that the
-    administrator may not grant (403). Answers 404 for a user or role that does not exist.
+    administrator may not grant (403). Answers 404 for a user or role that does not exist. Logs
+    `authz_change`.
     """
     person = await find(username)
     form = await GrantForm.from_request()
@@ -93,12 +100,11 @@ async def grant(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def revoke(username: str, role_name: str) -> Any:
-    """Revoke the role, which ends the user's sessions that have used it, and redirect to the user's
-    page.
+    """Revoke the role, which ends all sessions of the user, and redirect (303) to the user's page.
 
     Waits until no worker accepts those sessions. The message says so and how many tabs have
     acknowledged it, or that the user did not have the role. Answers 404 for an unknown user or
-    role. An error of the models is shown on the user's page.
+    role. Logs `authz_change`. An error of the models is shown on the user's page.
     """
     person = await find(username)
     role = await Role.named(role_name) or abort(404)
@@ -118,8 +124,12 @@ async def revoke(username: str, role_name: str) -> Any:
 @permission_required(Permission.SESSIONS_MANAGE)
 @fresh_login_required
 async def end_sessions(username: str) -> Any:
-    """End all sessions of the user, wait until no worker accepts them, and redirect to the user's
-    page with a message about their number and tabs. Answers 404 for an unknown user."""
+    """End all sessions of the user, wait until no worker accepts them, and redirect (303) to the
+    user's page.
+
+    The message has the number of active sessions and what became of their tabs, or says that there
+    were none. Answers 404 for an unknown user.
+    """
     person = await find(username)
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
     await wait_until_enforced(event)
@@ -137,10 +147,11 @@ async def end_sessions(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def disable(username: str) -> Any:
-    """Disable the account, which ends its sessions, and redirect to the user's page.
+    """Disable the account, which ends its sessions, and redirect (303) to the user's page.
 
     Waits until no worker accepts the sessions. The message says so and what became of open tabs, or
-    that the account was disabled before. Answers 404 for an unknown user.
+    that the account was disabled before. Logs `user_disabled` if it was not. Answers 404 for an
+    unknown user.
     """
     person = await find(username)
     event = await person.disable(by=current_user.actor)
@@ -160,8 +171,13 @@ async def disable(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def enable(username: str) -> Any:
-    """Enable the account, or remove the expiry of an account that is not disabled, and redirect to
-    the user's page with a message. Sessions that have ended stay ended."""
+    """Enable the account, or remove the expiry of an account that is not disabled, and redirect
+    (303) to the user's page.
+
+    Waits until all workers know it. The message says that the account is enabled, or that nothing
+    was changed. Logs `user_enabled` if something was. Sessions that have ended stay ended. Answers
+    404 for an unknown user.
+    """
     person = await find(username)
     by = current_user.actor
     enabled = await person.enable(by=by) or await account_expiry.remove_expiry(person, by=by)
@@ -182,8 +198,10 @@ async def enable(username: str) -> Any:
 async def set_last_day(username: str) -> Any:
     """Set the date at whose end the account is disabled, or remove it if the field is empty.
 
-    Redirects to the user's page with a message. A date before today or more than ten years ahead,
-    and any date for the last administrator, is an error of the form (422).
+    Waits until all workers know it, and redirects (303) to the user's page with a message, which
+    says if nothing was changed. Logs `user_updated` if something was. A date before today or more
+    than ten years ahead, and any date for the last administrator, is an error of the form (422).
+    Answers 404 for an unknown user.
     """
     person = await find(username)
     form = await LastDayForm.from_request()
@@ -218,9 +236,12 @@ async def set_last_day(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def reset_factors(username: str) -> Any:
-    """Remove all second factors and recovery codes of the user, which ends their sessions.
+    """Remove all second factors and recovery codes of the user, which ends all their sessions, and
+    redirect (303) to the user's page.
 
-    Waits until no worker accepts the sessions, and redirects to the user's page with a message.
+    Waits until no worker accepts the sessions. The message says so and what became of open tabs, or
+    that the user had no factor. Logs `user_updated` if they had one. Answers 404 for an unknown
+    user.
     """
     person = await find(username)
     event = await enrolment.reset(person, by=current_user.actor)
@@ -262,10 +283,11 @@ def home(person: User) -> str:
 async def _page(
     person: User, *, grant: GrantForm | None = None, leave: LastDayForm | None = None
 ) -> Any:
-    """Return the user's page with the status of the submitted form, if one is given.
+    """Return the user's page, with the status of the submitted form if one is given, else 200.
 
-    It shows roles, those that can be granted, active sessions and the latest ten audit events.
-    Raises Forbidden without users.read.
+    It shows the roles of the user, those that can be granted, the active sessions and the latest
+    ten audit events, and which of the user's permissions the administrator lacks. Raises Forbidden
+    without users.read.
     """
     # A rejected form is shown on this page, which its sender may have no permission to read.
     if not may(current_user, Permission.USERS_READ):

@@ -52,8 +52,9 @@ async def change() -> Any:
     """Ask for a change of the email address. GET shows the form.
 
     The POST stores the new address as pending, queues an email with a link and a code to it, and
-    redirects to `/verify`. The account keeps its address until then. The form is shown again with
-    422 for the present address, and with 429 if too many emails were sent to the user or mailbox.
+    redirects (303) to `/verify`. The account keeps its address until then. The form is shown again
+    with 422 for invalid input or the present address, and with 429 and Retry-After if too many
+    emails were requested by the user or for the mailbox.
     """
     user = await signed_in_user()
     form = await EmailForm.from_request()
@@ -77,7 +78,8 @@ async def change() -> Any:
 
 
 async def _count(email: str, user: User) -> None:
-    """Count an email to the mailbox, unless it is that of the account.
+    """Count an email to the mailbox, for all users together, unless it is the mailbox of the
+    account.
 
     Otherwise a person with many accounts could flood a mailbox. Raises RateLimitExceeded.
     """
@@ -98,7 +100,7 @@ async def show_change() -> Any:
 @login_required
 async def keep() -> Any:
     """Cancel a change of the address that is not verified yet, so that its link and code no longer
-    work. Redirects to `/account` with a message."""
+    work, and redirect (303) to `/account` with a message. Says the same if there was none."""
     await email_address.forget(await signed_in_user())
     await flash("The change was cancelled. Your email address stays the same.", "info")
     return see_other("/account")
@@ -109,9 +111,10 @@ async def by_code() -> Any:
     """Verify the address by a code. GET shows the form; the POST answers as `_verified` does.
 
     For signed-in users, and for browsers that have registered or signed in to an account that
-    cannot be used until its address is verified; the others are redirected to sign-in. A wrong or
-    void code, and an address that another account has by now, is logged and is an error of the form
-    (422). If there is no address to verify, redirects as `_verified_already` does.
+    cannot be used until its address is verified; others are answered as `_nothing_to_verify` does.
+    A wrong or void code, and an address that another account has by now, is logged and is an error
+    of the form (422). Too many attempts from the network show the form with 429 or 503. If there is
+    no address to verify, redirects as `_verified_already` does.
     """
     if current_user.signed_in:
         user, waiting = await signed_in_user(), None
@@ -140,8 +143,8 @@ async def by_code() -> Any:
 async def _nothing_to_verify() -> Any:
     """Answer a browser that is not signed in and has no valid registration to verify.
 
-    If it had one, removes it from the session cookie and redirects (303) to `/login` with a
-    message. Otherwise raises Unauthorized.
+    If its session cookie names one that is no longer valid, removes that from the cookie and
+    redirects (303) to `/login` with a message. Otherwise raises Unauthorized.
     """
     if not is_verifying():
         raise Unauthorized
@@ -155,7 +158,9 @@ async def _nothing_to_verify() -> Any:
 
 
 async def _verified_already() -> Any:
-    """Redirect a signed-in user to `/account`, and other browsers to `/login` with a message."""
+    """Redirect a signed-in user to `/account` (302), and other browsers to `/login` with a message
+    (303), keeping `next`. For the others, also removes the account to verify from the session
+    cookie."""
     if current_user.signed_in:
         return redirect("/account")
     stop_verifying()
@@ -170,11 +175,11 @@ async def _code_page(form: CodeForm, email: str, waiting: Unverified | None) -> 
 
 
 async def _confirm_by_code(user: User, code: str) -> User:
-    """Verify the address of the user by a code and return the user.
+    """Verify the address of the user by a code, and return the user as stored then.
 
     Wrong codes are also counted for the network, for all accounts together; other errors are not.
-    Raises RateLimitExceeded, Busy and what `email_address.confirm_by_code` raises, such as
-    WrongCode.
+    Raises RateLimitExceeded, Busy and what `email_address.confirm_by_code` raises: WrongCode,
+    NoCode and Taken.
     """
     here = f"code from {rate_limits.network_of(remote_address())}"
     wrong = None
@@ -207,10 +212,11 @@ async def show_code() -> Any:
 @blueprint.post("/account/email/again")
 @returns_to(show_code, "/verify")
 async def send_again() -> Any:
-    """Queue the verification email again, and redirect to `/verify` with a message.
+    """Queue the verification email again, and redirect (303) to `/verify` with a message.
 
-    Links and codes of earlier emails become void. Shows the form with 429 and Retry-After if too
-    many emails were sent. A browser without an address to verify is answered as `by_code` does.
+    When it is sent, links and codes of earlier emails become void. Shows the form with 429 and
+    Retry-After if too many emails were requested. A browser without an address to verify is
+    answered as `_verified_already` or `_nothing_to_verify` does.
     """
     waiting = None if current_user.signed_in else await verifying()
     if waiting is None and not current_user.signed_in:
@@ -234,12 +240,14 @@ async def send_again() -> Any:
 
 @blueprint.route("/verify/<token>", methods=["GET", "POST"])
 async def by_link(token: str) -> Any:
-    """Verify the address by a link.
+    """Verify the address by a link. GET shows a page with a button and changes nothing, because
+    mail scanners open links.
 
-    A GET changes nothing, because mail scanners open links. The POST of the button verifies the
-    address and answers as `_verified` does. A browser that is neither signed in to the account nor
-    has registered it must also send the password of the account. A void link gets a page with 410;
-    a wrong password, or an address that another account has by now, is an error of the form (422).
+    The POST of the button verifies the address and answers as `_verified` does. A browser that is
+    neither signed in to the account nor has registered it must also send the password of the
+    account, which counts as an attempt to sign in (429 or 503 after too many). A void link gets a
+    page with 410; a wrong password, or an address that another account has by now, is an error of
+    the form (422).
     """
     asked = await email_address.asked_by(token)
     if asked is None:
@@ -275,10 +283,10 @@ async def undo(token: str) -> Any:
 
     The POST restores it, voids the password, removes recovery codes and the factors added since the
     change, and ends all sessions of the account (see `email_address.undo`). Waits until no worker
-    accepts them, removes the cookie if this browser was signed in to the account, and redirects to
-    a new link for setting the password, with a message. Needs no sign-in: the link was sent to the
-    old address. A void link gets a page with 410; if another account has the address, the form says
-    so (422).
+    accepts them, logs a warning, removes the cookie if this browser was signed in to the account,
+    and redirects (303) to a new link for setting the password, with a message. Needs no sign-in:
+    the link was sent to the old address. A void link gets a page with 410; if another account has
+    the address, the form says so (422).
     """
     asked = await email_address.undo_asked_by(token)
     if asked is None:
@@ -313,11 +321,12 @@ async def _gone() -> Any:
 
 
 async def _verified(user: User, waiting: Unverified | None) -> Any:
-    """Answer a verification, with a message.
+    """Log a verification, and answer it with a message.
 
     A browser that is signed in, to this or another account, is redirected to `/account`. Otherwise
-    signs in to the account: with what the browser had entered before, leading to `next`, or after
-    its password, which may lead to the second step first.
+    signs in to the account. A browser that had registered or signed in before (`waiting`) gets a
+    session as it had asked for, and is redirected to `next`. One that has just shown the password
+    is answered as `finish_sign_in` does, which leads to the second step if the user has a factor.
     """
     log.info("address_confirmed", user=user.username)
     if current_user.signed_in:

@@ -47,9 +47,9 @@ blueprint = Blueprint("accounts", __name__)
 async def register() -> Any:
     """Create an account. GET shows the form; a signed-in user is redirected to `/`.
 
-    The POST creates the account, signs in and redirects to `/` with a message. Where verification
-    is required, signing in raises MustVerify, which redirects to `/verify`. The form is shown again
-    with its errors (422), or with 429 or 503 after too many attempts.
+    The POST creates the account, logs it, signs in and redirects (303) to `/` with a message. Where
+    verification is required, signing in raises MustVerify, which redirects to `/verify`. The form
+    is shown again with its errors (422), or with 429 or 503 after too many attempts.
     """
     if current_user.signed_in:
         return redirect("/")
@@ -68,11 +68,13 @@ async def register() -> Any:
 
 
 async def _register(form: RegisterForm) -> User | None:
-    """Create the account, or return None with an error in the form.
+    """Create the account and return its user. None, with an error in the form, if the password, the
+    username or the address is not accepted.
 
-    Raises RateLimitExceeded and Busy. The attempt is counted before the password is scored and
-    before the form says that a name is taken. Where verification is required, the work is the same
-    whether the address is taken or free (ASVS 6.3.8).
+    Counts the attempt for the network before the password is scored and before the form says that a
+    name is taken. Where verification is required, the account only claims the address, and the work
+    is the same whether the address is taken or free (ASVS 6.3.8); else the address must be free.
+    Raises RateLimitExceeded and Busy.
     """
     await count_registration()
     required = settings().verification_required
@@ -98,10 +100,11 @@ async def _register(form: RegisterForm) -> User | None:
 async def login() -> Any:
     """Sign in. GET shows the form; a signed-in user is redirected to `next`.
 
-    The POST signs in and redirects to `next`, or leads to the second step if the account has a
-    factor. A form that was carried through the sign-in is shown filled instead of the redirect.
-    An incorrect login or password is logged and gives one error (422), 429 or 503 after too many
-    attempts. Raises AccountShut for a disabled account whose password was right.
+    The POST opens a session and redirects (303) to `next`, or leads to the second step if the
+    account has a factor (`finish_sign_in`). A form that was carried through the sign-in is shown
+    filled instead of the redirect. An incorrect login or password is logged and gives one error
+    (422); 429 or 503 after too many attempts. Raises AccountShut for a disabled account whose
+    password was right.
     """
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
@@ -127,12 +130,13 @@ async def knows_password(user: User, password: str) -> bool:
 
 
 async def _authenticate(login: str, password: str) -> User | None:
-    """Return the user with this login and password, or None. Counts a failed attempt.
+    """Return the user with this login and password, or None. Counts a failed attempt for the
+    account and the network.
 
-    Unknown logins and wrong passwords take the same time: one hash of the highest cost in use
-    (ASVS 6.3.8). Replaces an outdated hash in the database. Raises AccountShut for the right
-    password of an account that may not be entered, as one that is disabled; RateLimitExceeded; and
-    Busy.
+    Unknown logins and wrong passwords take the same time: one hash of the highest cost in use (ASVS
+    6.3.8). Replaces an outdated hash in the database, unless the hasher is busy. Raises AccountShut
+    for the right password of an account that its owner can neither sign in to nor restore, such as
+    a disabled one; RateLimitExceeded; and Busy.
     """
     hasher().check_capacity()
     user = await User.by_login(login)
@@ -178,7 +182,7 @@ async def _counted_for(login: str, user: User | None) -> list[rate_limits.Key]:
 @blueprint.post("/logout")
 @login_required
 async def logout() -> Any:
-    """End the session in the database, wait until no worker accepts it, and redirect to `/`.
+    """End the session in the database, wait until no worker accepts it, and redirect (303) to `/`.
 
     Removes the session cookie, clears Quart's session, and has the browser clear its storage
     (Clear-Site-Data).
@@ -200,8 +204,9 @@ async def confirm() -> Any:
     """Re-authenticate the user: by password and, with a second factor, a code; or by a passkey.
 
     A passkey counts as two factors, so it needs no password. GET shows the form. Success renews the
-    session and its cookie, and redirects to `next`. Otherwise the form is shown again with the
-    error (422), or with 429 or 503 after too many attempts.
+    session and its cookie, and redirects (303) to `next`. Otherwise the form is shown again with
+    the error (422), or with 429 or 503 after too many attempts. Raises AccountShut for a passkey of
+    an account that was disabled meanwhile.
     """
     user = await auth.signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
@@ -245,9 +250,10 @@ async def account() -> str:
 async def setup(token: str) -> Any:
     """Create the first administrator. A server without one prints the link at its start.
 
-    GET shows the form. The POST creates the account with the role admin, signs in and redirects to
-    `/admin/users` with a message. Errors are shown on the form (422, 429 or 503). A link that is
-    void, because there is an administrator or it has expired, gets a page with 410.
+    GET shows the form. The POST creates the account with the roles admin and member, signs in and
+    redirects (303) to `/admin/users` with a message. Errors are shown on the form (422, 429 or
+    503). A link that is void, because there is an administrator or it was used or has expired, gets
+    a page with 410.
     """
     if not await setup_is_open(token):
         return await render_template("accounts/setup_gone.html"), 410
@@ -274,8 +280,8 @@ async def setup(token: str) -> Any:
 
 
 async def _may_set_up(form: RegisterForm) -> bool:
-    """Count the attempt, and return whether password, username and address can be used; if not, the
-    form says why. Raises RateLimitExceeded and Busy."""
+    """Count the attempt for the network, and return whether password, username and address can be
+    used; if not, the form says why. Raises RateLimitExceeded and Busy."""
     await count_registration()
     return await _has_accepted_password(form) and await _is_free(form)
 

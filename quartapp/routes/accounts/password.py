@@ -22,10 +22,10 @@ blueprint = Blueprint("passwords", __name__)
 async def change() -> Any:
     """Change the password. GET shows the form.
 
-    The POST checks the current password, counting wrong ones, and then the policy for the new one;
-    errors are shown on the form (422, 429 or 503). Success answers as `_change` does. A user with a
-    second factor whose session is not fresh is redirected to `/confirm` first, on GET and POST
-    (see docs/adr/0078).
+    The POST checks the current password, counting and logging a wrong one, and then the policy for
+    the new one; errors are shown on the form (422, 429 or 503). Success answers as `_change` does.
+    A user with a second factor whose session is not fresh is redirected (303) to `/confirm` first,
+    on GET and POST (see docs/adr/0078).
     """
     if not current_user.fresh and (await signed_in_user()).factors:
         return see_other(with_next("/confirm", request.full_path.rstrip("?")))
@@ -59,8 +59,8 @@ async def _change(user: User, password: str) -> Any:
     no worker accepts them.
 
     The current session gets a new token and cookie; if it was ended meanwhile, its cookie is
-    removed. Redirects with a message to `/account`, or to the steps after "This wasn't me" from
-    where the user came.
+    removed. Logs the change, and redirects (303) with a message to `/account`, or to the steps
+    after "This wasn't me" from where the user came. Raises Busy.
     """
     token = await user.change_password(
         await hasher().hash(password), by=current_user.actor, keep=current_user.session_id

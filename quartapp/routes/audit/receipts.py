@@ -16,7 +16,8 @@ blueprint = Blueprint("receipts", __name__)
 @blueprint.get("/receipts/<event_id>")
 @login_required
 async def show(event_id: str) -> str:
-    """Show the receipt of an event. 404 unless the user caused it or may read the audit log."""
+    """Show the receipt of an event. 404 for an unknown event, and unless the user caused it or may
+    read the audit log."""
     event = await Event.get(id_or_404(event_id))
     if event is None or not _may_read(event):
         abort(404)

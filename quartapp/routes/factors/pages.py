@@ -38,9 +38,8 @@ _OFFER, _CODES = "offer", "codes"
 @blueprint.get("")
 @login_required
 async def index() -> str:
-    """Show the user's second factors, and their roles that give nothing until one is set up or
-    shown.
-    """
+    """Show the user's second factors, and their roles that give no permissions until a second
+    factor is set up or used."""
     return await render_template(
         "factors/overview.html",
         user=await signed_in_user(),
@@ -56,10 +55,11 @@ async def index() -> str:
 async def app() -> Any:
     """Show the secret and QR code of an authenticator app; on POST set it up if the code is right.
 
-    Until it is set up, the secret is encrypted in the session cookie (`_offered_secret`). Redirects
-    to the overview if the user already has an app. Answers like `added` if it was set up. A wrong
-    code shows the form with 422; a secret that was used before is also replaced by a new one. Each
-    POST counts towards the limit of changes; past it, the form with 429.
+    Until it is set up, the secret is kept encrypted in the session cookie (`_offered_secret`).
+    Redirects (303) to the overview with a message if the user already has an app. If it was set up,
+    removes the secret from the cookie and answers as `added` does. A wrong code shows the form with
+    422; so does a secret that was used before, which is replaced by a new one. Each POST counts
+    towards the limit of changes; past it, the form with 429.
     """
     user = await signed_in_user()
     if user.totp is not None:
@@ -103,10 +103,11 @@ async def app() -> Any:
 @login_required
 @fresh_login_required
 async def remove_app() -> Any:
-    """Remove the authenticator app and answer 303 to the overview, with a flash message.
+    """Remove the authenticator app and redirect (303) to the overview with a message, which differs
+    if there was none.
 
-    Counts towards the limit of changes. Waits until all workers know the user's new permissions.
-    Ends no sessions.
+    Counts towards the limit of changes; past it, raises RateLimitExceeded, which is shown on the
+    overview (429). Waits until all workers know the user's new permissions. Ends no sessions.
     """
     user = await signed_in_user()
     await count_change()
@@ -125,8 +126,8 @@ async def remove_app() -> Any:
 async def codes() -> str:
     """Show new recovery codes once, in the browser that created them; else how many are left.
 
-    Takes the codes out of the session cookie, and stores in the database that they were shown,
-    because a copy of the cookie would still contain them. They can be shown for ten minutes.
+    A GET takes the codes out of the session cookie, and stores in the database that they were
+    shown, because a copy of the cookie would still contain them. They can be shown for ten minutes.
     """
     fresh = session.pop(_CODES, None) if request.method == "GET" else None
     note, fresh_codes = encryption().decrypt_value(fresh, _context(_CODES), max_age=CODES_LAST) or (
@@ -149,10 +150,10 @@ async def codes() -> str:
 @login_required
 @fresh_login_required
 async def make_codes() -> Any:
-    """Replace the recovery codes by new ones and redirect to the page that shows them once.
+    """Replace the recovery codes by new ones and redirect (303) to the page that shows them once.
 
     Without a second factor, redirects to the overview with a message. Counts towards the limit of
-    changes.
+    changes; past it, raises RateLimitExceeded, which is shown on the page of the codes (429).
     """
     user = await signed_in_user()
     if not user.factors:
@@ -171,12 +172,13 @@ async def count_change() -> None:
 
 
 async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors") -> Any:
-    """Answer after a factor was set up: 303 to the page of new recovery codes if there are any,
-    else to `home`.
+    """Answer after a factor was set up: redirect (303) to the page of new recovery codes if there
+    are any, else to `home`.
 
     Waits until no worker accepts the sessions that ended, and logs the change. If the session got a
-    new token (with the first factor), sets the new cookie. Flashes `words`, with new recovery codes
-    also how many tabs have acknowledged the end of their sessions.
+    new token (with the first factor), sets the new cookie and loads the current user again. Flashes
+    `words`; with new recovery codes also that the password alone no longer suffices, and how many
+    tabs have acknowledged the end of their sessions.
     """
     await wait_until_enforced(enrolled.event)
     log.info("user_updated", user=current_user.username, added=enrolled.event.details.get("factor"))
@@ -192,9 +194,8 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
 
 
 def _show_codes(codes: list[str]) -> Any:
-    """Redirect to the page that shows the codes. Until then they are encrypted in the session
-    cookie.
-    """
+    """Store the codes encrypted in the session cookie, and redirect (303) to the page that shows
+    them once."""
     note = f"recovery codes {new_id()}"
     session[_CODES] = encryption().encrypt_value([note, codes], _context(_CODES))
     return see_other(with_next("/account/factors/recovery-codes"))

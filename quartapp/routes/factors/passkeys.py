@@ -55,7 +55,7 @@ NOT_ACCEPTED = "This passkey was not accepted. Try again, or sign in another way
 @blueprint.get(f"{HOME}/options")
 @login_required
 async def options_to_add() -> Any:
-    """Return the options for creating a passkey as JSON, with a new challenge.
+    """Return the options for creating a passkey as JSON, with a new challenge for this user.
 
     They exclude the passkeys that the user has. 404 if passkeys do not work at this address.
     """
@@ -77,9 +77,9 @@ async def options_to_add() -> Any:
 async def mine() -> Any:
     """Show the user's passkeys; on POST add the one that the browser has created.
 
-    Answers like `pages.added`. If there are too many, or it is known already, or the browser's
-    answer is not valid, shows the page again with an error and 422. Each POST counts towards the
-    limit of changes; past it, the page with 429.
+    Success answers as `pages.added` does. If there are too many, or it is known already, or the
+    browser's answer is not valid (which is logged), shows the page again with an error and 422.
+    Each POST counts towards the limit of changes; past it, the page with 429.
     """
     form = await AddForm.from_request(data={"name": auth.device_name()[:60]})
     with form.catch_retry_later():
@@ -129,10 +129,11 @@ async def show_list(**_: object) -> Any:
 @login_required
 @fresh_login_required
 async def rename(passkey_id: str) -> Any:
-    """Rename a passkey of the user and answer 303 to the list; the list with an error if the name
-    is invalid.
+    """Rename a passkey of the user and redirect (303) to the list with a message; if the name is
+    invalid, show the list with the error (422).
 
-    Counts towards the limit of changes. 404 for a passkey that is not the user's.
+    Counts towards the limit of changes; past it, raises RateLimitExceeded, which is shown on the
+    list (429). 404 for a passkey that is not the user's.
     """
     passkey = await _own_passkey_or_404(passkey_id)
     form = await RenameForm.from_request()
@@ -151,7 +152,7 @@ async def rename(passkey_id: str) -> Any:
 @login_required
 @fresh_login_required
 async def remove(passkey_id: str) -> Any:
-    """Delete a passkey of the user and answer 303 to the list, with a flash message.
+    """Delete a passkey of the user and redirect (303) to the list with a message.
 
     Counts towards the limit of changes. Waits until all workers know the user's new permissions.
     Ends no sessions. Says the same, but logs nothing, if another request has just removed it. 404
@@ -200,9 +201,11 @@ async def options_to_sign_in() -> Any:
 
 @blueprint.get("/login/factor/options")
 async def options_for_second_step() -> Any:
-    """Return the options for the second step of a sign-in as JSON: only the passkeys of its user.
+    """Return the options for the second step of a sign-in as JSON, with a new challenge: only the
+    passkeys of its user are listed.
 
-    404 if this browser has no sign-in that waits for its second step.
+    404 if this browser has no sign-in that waits for its second step, or if passkeys do not work at
+    this address.
     """
     step = await half_way() or abort(404)
     known = [(each.credential_id, each.transports) for each in await Passkey.of_user(step.user.id)]
@@ -214,7 +217,8 @@ async def options_for_second_step() -> Any:
 @blueprint.get("/confirm/options")
 @login_required
 async def options_to_confirm() -> Any:
-    """Return the options for re-authenticating as JSON: only the passkeys of the signed-in user."""
+    """Return the options for re-authenticating as JSON, with a new challenge: only the passkeys of
+    the signed-in user are listed. 404 if passkeys do not work at this address."""
     known = [
         (each.credential_id, each.transports)
         for each in await Passkey.of_user(current_user.user_id)
@@ -228,7 +232,8 @@ async def confirmed_by_passkey(user: User, answer: str) -> bool:
     """Re-authenticate the user with one of their passkeys; return whether `answer` was accepted.
 
     If it was, renews the session and its cookie and waits until no worker accepts the old token
-    (`renew_session`). Raises AccountShut, RateLimitExceeded and Busy.
+    (`renew_session`). A refusal is logged and counted. Raises AccountShut, RateLimitExceeded and
+    Busy.
     """
     if await _authenticated_user(answer, asked_to="confirm", of=user) is None:
         return False
@@ -238,14 +243,13 @@ async def confirmed_by_passkey(user: User, answer: str) -> bool:
 
 @blueprint.post("/login/passkey")
 async def use() -> Any:
-    """Sign in with a passkey, alone or as the second step after a password, and go on to the next
-    page.
+    """Sign in with a passkey, alone or as the second step after a password.
 
     A passkey counts as two factors: the device, and what the device asks of its owner. Opens a
-    session and sets its cookie; a user who is signed in already is only sent on. A passkey that is
-    not accepted shows the page of the sign-in or of the second step with an error and 422. Answers
-    like `second_step.start_over` if the first step was used already. Raises what
-    `_authenticated_user` and `sign_in` raise, such as AccountShut.
+    session, sets its cookie and answers as `go_on` does; a user who is signed in already is only
+    sent on. A passkey that is not accepted shows the page of the sign-in or of the second step with
+    an error (422; 429 or 503 after too many attempts). Answers as `second_step.start_over` does if
+    the first step was used already. Raises AccountShut, AccountClosed and MustVerify.
     """
     if current_user.signed_in:
         return await go_on(next_page())
@@ -271,7 +275,8 @@ async def use() -> Any:
 
 
 async def _user_in_step(step: HalfWay | None, answer: str) -> User | None:
-    """Return the user whose passkey was used, or None. In a second step only that user's count.
+    """Return the user whose passkey was used, or None if it is not accepted. In a second step, only
+    that user's passkeys count.
 
     There, failures count like wrong codes. Without a password they count only for the network: keys
     cannot be guessed, and strangers could block the account. Raises FactorsBlocked and what
@@ -288,11 +293,12 @@ async def _user_in_step(step: HalfWay | None, answer: str) -> User | None:
 async def _authenticated_user(
     answer: str, *, asked_to: str = "show", of: User | None = None
 ) -> User | None:
-    """Verify the answer and return the user whose passkey was used; None if it is not accepted.
+    """Verify the answer, record the use of the passkey and return its user; None if it is not
+    accepted.
 
     Failures are logged and counted for the network of the client. `of` accepts only the passkeys of
-    this user; `asked_to` is the purpose of the challenge. Raises AccountShut if the user's account
-    cannot be signed in to, RateLimitExceeded and Busy.
+    this user; `asked_to` is the purpose of the challenge. Raises AccountShut if the owner can
+    neither sign in nor restore the account, RateLimitExceeded and Busy.
     """
     here = rate_limits.network_of(auth.remote_address())
     key = rate_limits.Key(f"passkey from {here}", settings().limit_sign_in_address)

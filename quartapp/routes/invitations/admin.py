@@ -31,10 +31,11 @@ HOME = "/admin/invitations"
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def index() -> Any:
-    """Show the invitations; on POST send one and answer 303 to this page.
+    """Show a page of the invitations with a form; on POST create one, queue its email and redirect
+    (303) to this page with a message.
 
-    Refusals show the page again with the error (`_invite`); 429 if the address has been invited too
-    often.
+    Refusals show the page again with the error (`_invite`): 422, 403 for a role that the user may
+    not grant, 429 if the address has been invited too often.
     """
     form = await InviteForm.from_request()
     await _offer(form)
@@ -58,9 +59,10 @@ async def show_list(**_: object) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def withdraw(invitation_id: str) -> Any:
-    """Withdraw an invitation and answer 303 to the list.
+    """Withdraw an invitation and redirect (303) to the list.
 
-    Flashes a success, or that it was no longer pending. 404 for an unknown invitation.
+    Flashes a success and logs it, or flashes that the invitation was no longer pending. Raises
+    MissingPermission, which is shown on the list (403). 404 for an unknown invitation.
     """
     found = await _find(invitation_id)
     if await found.withdraw(by=current_user.actor):
@@ -79,11 +81,13 @@ async def withdraw(invitation_id: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def send_again(invitation_id: str) -> Any:
-    """Send another email for an invitation, so that older links no longer work, and answer 303 to
-    the list.
+    """Queue another email for an invitation, so that older links no longer work, and redirect (303)
+    to the list.
 
-    If that is refused, shows the list with an error and 422. Flashes a message if the invitation
-    was no longer pending. Counts an email to the address. 404 for an unknown invitation.
+    Flashes a success and logs it, or flashes that the invitation was no longer pending. If it is
+    refused, because an account or another invitation has the address or there are too many, shows
+    the list with an error and 422. Counts an email to the address first; past the limit, raises
+    RateLimitExceeded, which is shown on the list (429). 404 for an unknown invitation.
     """
     found, at_most = await _find(invitation_id), settings().invitations_per_user
     await _count(found.email)
@@ -105,8 +109,8 @@ async def send_again(invitation_id: str) -> Any:
 
 
 async def _invite(form: InviteForm) -> bool:
-    """Create the invitation and queue its email; return False, with an error in the form, if it is
-    refused.
+    """Create the invitation, queue its email and log it; return whether that was done. If it is
+    refused, the form has the error, with 403 for a missing permission.
 
     Counts an email to the address first. Raises RateLimitExceeded, and answers 404 for an unknown
     role.
@@ -130,7 +134,7 @@ async def _invite(form: InviteForm) -> bool:
 
 
 async def _offer(form: InviteForm) -> None:
-    """Fill the form's list of roles, with those disabled that the user may not give."""
+    """Fill the form's list of roles with those that the user may grant."""
     form.offer(await Role.everyone(), lacks=current_user.lacks)
 
 
@@ -145,7 +149,8 @@ async def _find(invitation_id: str) -> Invitation:
 
 
 async def _page(form: InviteForm) -> Any:
-    """Return a page of the list with the form, its status and headers."""
+    """Return a page of the list with the form, its status and headers. For each invitation it shows
+    which permissions of its role the user lacks."""
     rows = await Invitation.page(before=id_after(), limit=invitation.PAGE + 1)
     shown, older = cut(rows, invitation.PAGE, lambda row: row[0].id)
     lacking = {row.id: sorted(current_user.lacks(row.allows)) for row, _ in shown}

@@ -59,10 +59,10 @@ async def take_up(token: str) -> Any:
 
 
 async def _may_register(form: InvitedForm) -> bool:
-    """Count the attempt, then check the password and the username; return False with errors in the
-    form.
+    """Count the attempt for the network, then check the password and the username; return False
+    with errors in the form.
 
-    A username that is free here may be taken by the time of the insert: then `take_up` shows the
+    A username that is free here may be taken by the time of the insert: then `accept` shows the
     error. Raises RateLimitExceeded and Busy.
     """
     await count_registration()
@@ -74,7 +74,8 @@ async def _may_register(form: InvitedForm) -> bool:
 
 
 async def _gone(why: str | None, email: str | None = None) -> Any:
-    """Answer 410 with a page that says why. Logs a warning if the invitation was used before."""
+    """Answer 410 with a page that says why. Logs a warning if the invitation was accepted
+    before."""
     if why == Fate.ACCEPTED:
         log.warning("authn_token_reuse", ip=auth.remote_address())
     return await render_template("invitations/gone.html", why=why, email=email), 410

@@ -19,7 +19,8 @@ PAGE = 30
 @blueprint.get("/account/notices")
 @login_required
 async def mine() -> str:
-    """Show the user's notifications, newest first, 30 on a page. Does not mark them as read."""
+    """Show a page of 30 notifications of the user, newest first, below the number in `after` if
+    that is a number. Does not mark them as read."""
     after = request.args.get("after", "")
     before = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else None
     rows = await Notice.page(current_user.user_id, before=before, limit=PAGE + 1)
@@ -31,7 +32,7 @@ async def mine() -> str:
 @returns_to(mine, "/account/notices")
 @login_required
 async def read() -> Any:
-    """Mark the user's notifications as read and answer 303 to the page."""
+    """Mark the user's notifications as read and redirect (303) to the page of notifications."""
     user = await User.get(current_user.user_id)
     if user:
         await user.read_notices()

@@ -35,9 +35,10 @@ async def index() -> str:
 @login_required
 @permission_required(Permission.POSTS_WRITE)
 async def new() -> Any:
-    """Show the form of a new post; on POST store the post and answer 303 to its page.
+    """Show the form of a new post; on POST store the post and redirect (303) to its page.
 
     Counts towards the limit of posts; past it, the form with 429. Errors show the form with 422.
+    `carriable`: if nobody is signed in, the submitted form is kept through the sign-in.
     """
     form = await PostForm.from_request()
     with form.catch_retry_later():
@@ -60,10 +61,11 @@ async def show(post_id: str) -> Any:
 @carriable
 @login_required
 async def edit(post_id: str) -> Any:
-    """Show the form of an existing post; on POST store the changes and answer 303 to its page.
+    """Show the form of an existing post; on POST store the changes and redirect (303) to its page.
 
-    For those whom `policy.may_edit` allows; others get an error (`_refuse`). Counts towards the
-    limit of posts. 404 if the post does not exist or was deleted meanwhile.
+    For those whom `policy.may_edit` allows; others get an error (`_refuse`). Errors of the form
+    show it with 422. Counts towards the limit of posts; past it, the form with 429. 404 if the post
+    does not exist or was deleted meanwhile.
     """
     post = await _find(post_id)
     if not policy.may_edit(current_user, post):
@@ -84,7 +86,7 @@ async def edit(post_id: str) -> Any:
 @returns_to(show, "/posts/{post_id}")
 @login_required
 async def delete(post_id: str) -> Any:
-    """Delete the post with its comments, and answer 303 to the list of posts.
+    """Delete the post with its comments, and redirect (303) to the list of posts with a message.
 
     Raises Forbidden unless the user is allowed to (`policy.may_delete`). 404 for an unknown post.
     """
@@ -107,7 +109,8 @@ async def show_with_comment(post_id: str) -> Any:
 @login_required
 @permission_required(Permission.POSTS_WRITE)
 async def comment(post_id: str) -> Any:
-    """Store a comment on the post and answer 303 to it; errors show the page with the form.
+    """Store a comment on the post and redirect (303) to it on the page of the post; errors show
+    that page with the form (422).
 
     Counts towards the limit of comments; past it, 429. 404 if the post does not exist or was
     deleted meanwhile.
@@ -125,7 +128,8 @@ async def comment(post_id: str) -> Any:
 
 
 async def show_commented(comment_id: str) -> Any:
-    """Return the page of the post to which the comment belongs. 404 for an unknown comment."""
+    """Return the page of the post to which the comment belongs, for `returns_to`, and set its
+    address. 404 for an unknown comment."""
     found = await Comment.get(id_or_404(comment_id)) or abort(404)
     g.form_page_address = f"/posts/{found.post_id}"
     return await _page(await _find(str(found.post_id)), CommentForm())
@@ -135,7 +139,7 @@ async def show_commented(comment_id: str) -> Any:
 @returns_to(show_commented, "/posts")
 @login_required
 async def delete_comment(comment_id: str) -> Any:
-    """Delete the comment and answer 303 to its post.
+    """Delete the comment and redirect (303) to its post with a message.
 
     Raises Forbidden unless the user is allowed to (`policy.may_delete`). 404 for an unknown
     comment.
@@ -161,10 +165,8 @@ async def _find(post_id: str) -> Post:
 
 
 def _refuse(post: Post) -> None:
-    """Answer a user who may not edit the post. Raises Forbidden, or answers 403.
-
-    An author lacks a permission, which can be granted. Others can never edit the post.
-    """
+    """Refuse to edit the post: raise Forbidden for its author, who lacks a permission that can be
+    granted; answer 403 for others, who can never edit it. Never returns."""
     if policy.owns(current_user, post):
         raise Forbidden(Permission.POSTS_WRITE)
     abort(403, "Only its author can change a post.")

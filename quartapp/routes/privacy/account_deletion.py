@@ -27,12 +27,12 @@ blueprint = Blueprint("leaving", __name__)
 @login_required
 @fresh_login_required
 async def delete() -> Any:
-    """Show the form for deleting one's account; on POST schedule the deletion and answer like
-    `_leave`.
+    """Show the form for deleting one's account; on POST schedule the deletion and answer as
+    `_leave` does.
 
     The account is deactivated at once, all its sessions end, and it is erased after DELETION_GRACE.
-    The form asks for the username, and whether posts are deleted too. Refused with 422 for the last
-    administrator.
+    The form asks for the username, and whether posts are deleted too. A wrong username, and the
+    account of the last administrator, is an error of the form (422).
     """
     user = await signed_in_user()
     form = await DeleteForm.from_request()
@@ -57,9 +57,9 @@ async def delete() -> Any:
 @login_required
 @fresh_login_required
 async def deactivate() -> Any:
-    """Deactivate the user's account, end all its sessions, and answer like `_leave`.
+    """Deactivate the user's account, which ends all its sessions, and answer as `_leave` does.
 
-    LastAdministrator is raised, and answered with the account page.
+    Raises LastAdministrator, which is shown on the account page (422).
     """
     await (await signed_in_user()).close(by=current_user.actor)
     return await _leave("Your account is deactivated. To reactivate it, sign in.")
@@ -69,8 +69,9 @@ async def deactivate() -> Any:
 async def closed() -> Any:
     """Offer to restore the account to a user who has just signed in to a deactivated one.
 
-    On POST restores it, signs the user in and answers 303 to `/account`. Redirects users who are
-    signed in to `/account`. Raises Unauthorized if the session cookie has no valid token for that.
+    On POST restores it, logs that, signs the user in and redirects (303) to `/account` with a
+    message. Redirects users who are signed in to `/account` (302). Raises Unauthorized if the
+    session cookie has no valid token for that.
     """
     if current_user.signed_in:
         return redirect("/account")
@@ -94,10 +95,11 @@ async def closed() -> Any:
 
 
 async def _leave(words: str) -> Any:
-    """Answer after the user's account was deactivated: 303 to `/` with `words` as a flash message.
+    """Answer after the user's account was deactivated: redirect (303) to `/` with `words` as a
+    message.
 
-    Waits until no worker accepts its sessions. Clears the session cookie, and tells the browser to
-    delete the stored data of this site (Clear-Site-Data).
+    Logs it, and waits until no worker accepts its sessions. Removes the session cookie, clears
+    Quart's session, and tells the browser to delete the stored data of this site (Clear-Site-Data).
     """
     log.info("user_closed", user=current_user.username, ip=auth.remote_address())
     await wait_until_enforced()

@@ -33,11 +33,13 @@ blueprint = Blueprint("admin_leaving", __name__)
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def delete(username: str) -> Any:
-    """Show the form for deleting a user's account; on POST schedule the deletion (`_closed`).
+    """Show the form for deleting a user's account; on POST schedule the deletion and answer as
+    `_closed` does.
 
     The account is deactivated at once, all its sessions end, and it is erased after DELETION_GRACE,
-    or earlier if its owner has scheduled that. The form asks for the username. Refusals
-    (LastAdministrator, MissingPermission) show the form with the error. 404 for an unknown user.
+    or earlier if its owner has scheduled that. The form asks for the username. Refusals show the
+    form with the error: 422 for LastAdministrator, 403 for MissingPermission. 404 for an unknown
+    user.
     """
     person = await find(username)
     form = await DeleteForm.from_request(data={"posts": REMOVE if person.deletes_posts else KEEP})
@@ -63,10 +65,11 @@ async def delete(username: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def restore(username: str) -> Any:
-    """Restore a deactivated account and answer 303 to the user's page.
+    """Restore a deactivated account and redirect (303) to the user's page.
 
-    Cancels its deletion. Waits until all workers know it. Flashes a success, or that it cannot be
-    restored. 404 for an unknown user.
+    Cancels its deletion. Waits until all workers know it. Flashes a success and logs it, or flashes
+    that the account cannot be restored. MissingPermission is shown on the user's page (403). 404
+    for an unknown user.
     """
     person = await find(username)
     restored = await person.restore(by=current_user.actor)
@@ -80,11 +83,11 @@ async def restore(username: str) -> Any:
 
 
 async def _closed(person: User, event: Event | None) -> Any:
-    """Answer 303 to the user's page after the deletion was scheduled; without an event it was
-    scheduled before.
+    """Redirect (303) to the user's page after the deletion was scheduled.
 
     Waits until no worker accepts the sessions that ended, and flashes the date with the receipt of
-    the event.
+    the event, and logs it. Without an event nothing was changed, because an earlier deletion is
+    scheduled: then the message says only that.
     """
     if event:
         log.info("user_closed", user=person.username, by=current_user.username)

@@ -30,8 +30,8 @@ async def export() -> Any:
     """Show the form; on POST answer with a ZIP archive that contains all data about the user as
     JSON.
 
-    Records and logs the export. Counts towards the limit of exports, but not if the export fails;
-    past it, the form with 429.
+    Records the audit event and logs the export. Counts towards the limit of exports; past it, the
+    form with 429. If the export fails, it is not counted, and the error is raised.
     """
     form = await LinkForm.from_request()
     with form.catch_retry_later():
@@ -69,10 +69,10 @@ async def _attachment(user: User) -> Response:
 
 
 async def _pack(user: User, file: IO[bytes]) -> int:
-    """Write the archive into the file, and return its size in bytes; the file is rewound to its
-    start.
+    """Write a ZIP archive with `<username>.json`, all data of the user, into the file; return its
+    size in bytes. The file is rewound to its start.
 
-    Compresses and writes in a thread.
+    Compresses and writes in a thread, in pieces of about CHUNK characters.
     """
     name = f"{user.username}.json"
     with ZipFile(file, "w", ZIP_DEFLATED) as archive, archive.open(name, "w") as entry:

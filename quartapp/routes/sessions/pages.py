@@ -34,9 +34,9 @@ async def mine(**_: object) -> str:
 async def end(session_id: str) -> Any:
     """End a session of the user, and wait until no worker accepts it.
 
-    Redirects to the list with a message: that the device was signed out and what became of its
-    tabs, or that the session had ended before. If it is the current session, removes the cookie and
-    redirects to `/`. Answers 404 for an id that is not a session of the user.
+    Redirects (303) to the list with a message: that the device was signed out and what became of
+    its tabs, or that the session had ended before. If it is the current session, removes the cookie
+    and redirects to `/` without a message. Answers 404 for an id that is not a session of the user.
     """
     session = await Session.get(id_or_404(session_id))
     if session is None or session.user_id != current_user.user_id:
@@ -61,7 +61,8 @@ async def end(session_id: str) -> Any:
 async def end_others() -> Any:
     """End all sessions of the user but the current one, and wait until no worker accepts them.
 
-    Redirects to the list with a message: how many have ended and what became of their tabs.
+    Redirects (303) to the list with a message: how many were active and what became of their tabs,
+    or that there were none.
     """
     user = await User.get(current_user.user_id)
     event = user and await user.end_sessions(

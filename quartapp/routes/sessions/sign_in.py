@@ -58,7 +58,7 @@ class Unverified:
 
 
 class AccountShut(Exception):
-    """The authenticated user may not sign in: see `User.may_enter`."""
+    """The authenticated user may not sign in: see `User.can_sign_in_or_restore`."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -139,10 +139,11 @@ def is_verifying() -> bool:
 
 
 async def verifying() -> Unverified | None:
-    """Return the account whose address this browser can verify, also if that was done already.
+    """Return the account whose address this browser can verify, from its session cookie, also if
+    that was done already.
 
-    It is in the session cookie. None if there is none or it is older than VERIFICATION_LASTS, and
-    if the account is not open or has another password by now.
+    None if there is none or it is older than VERIFICATION_LASTS, and if the account is not active
+    or has another password by now. Reads the user from the database.
     """
     note = encryption().decrypt_value(
         session.get(_VERIFICATION), _VERIFICATION, max_age=VERIFICATION_LASTS
