@@ -131,7 +131,7 @@ class Day(DateField):
             raise ValueError("Enter a date such as 2030-12-31.") from None
 
 
-class LastDayForm(Form):
+class AccountExpiryForm(Form):
     """Setting the expiry date of an account, or removing it if the field is empty."""
 
     date = Day(

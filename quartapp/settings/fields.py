@@ -30,7 +30,7 @@ from quartapp.settings.values import (
     RangeService,
     Seconds,
     SiteName,
-    listed,
+    json_list,
     matching,
 )
 
@@ -63,7 +63,7 @@ class Deployment(Group):
     allowed_origins: Annotated[
         list[Origin],
         NoDecode,
-        BeforeValidator(listed('["https://people.example.org"]')),
+        BeforeValidator(json_list('["https://people.example.org"]')),
         Doc(takes='JSON list of origins, such as `["https://people.example.org"]`'),
     ] = []
     """Further origins from which forms and sockets are accepted. Their hosts are served like that
@@ -71,7 +71,7 @@ class Deployment(Group):
     trusted_proxies: Annotated[
         list[Network],
         NoDecode,
-        BeforeValidator(listed('["10.0.0.0/8"]')),
+        BeforeValidator(json_list('["10.0.0.0/8"]')),
         Doc(takes='JSON list of IP addresses and networks, such as `["10.0.0.0/8"]`'),
     ] = []
     """Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted."""
@@ -120,7 +120,7 @@ class Keys(Group):
     secret_key_fallbacks: Annotated[
         list[SecretStr],
         NoDecode,
-        BeforeValidator(listed('["the key before this one"]')),
+        BeforeValidator(json_list('["the key before this one"]')),
         Doc(takes="JSON list of keys"),
     ] = []
     """Older keys that are still accepted. Passwords and the secrets of authenticator apps move to

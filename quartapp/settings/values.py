@@ -106,7 +106,7 @@ def _at_least_a_share_each(limit: limits.RateLimitItem) -> limits.RateLimitItem:
     return limit
 
 
-def listed(example: str) -> Callable[[object], object]:
+def json_list(example: str) -> Callable[[object], object]:
     """Return a validator that parses a text as a JSON list of strings, none of them blank.
 
     It raises ValueError with `example` for other texts, and returns other types as they are.

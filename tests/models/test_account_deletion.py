@@ -203,7 +203,7 @@ async def test_a_disabled_account_stays_disabled_when_restored(db: Database) -> 
     await delete(ada, by=SYSTEM)
     assert await ada.restore(by=SYSTEM)
     restored = await reloaded(ada)
-    assert (restored.closed_at, restored.may_enter) == (None, False)
+    assert (restored.closed_at, restored.can_sign_in_or_restore) == (None, False)
 
 
 async def test_the_owner_cannot_undo_a_deletion_by_an_administrator(
@@ -273,7 +273,7 @@ async def user_with_data(db: Database) -> tuple[User, User, dict[str, Any]]:
     await invited("old-CANARY@example.org", by=root)
     mail = (await Mail.find({}, sort="-_id").to_list())[0]
     token = not_none(await invitation.issue(mail))["token"]
-    ada = await Invitation.take_up(token, "canary-ada", "canary-hash", by=SYSTEM)
+    ada = await Invitation.accept(token, "canary-ada", "canary-hash", by=SYSTEM)
     await change_address(ada, "canary@example.org")
     ada = await reloaded(ada)
     await Invitation.write("guest@example.org", None, by=acting(ada))

@@ -25,10 +25,10 @@ from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.references import ref
 from quartapp.models.invitations import invitation
 from quartapp.models.invitations.invitation import (
-    EnoughInvitations,
-    Fate,
     InvitationGone,
+    InvitationState,
     InvitedAlready,
+    TooManyInvitations,
 )
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import Role
@@ -57,16 +57,16 @@ async def sent() -> str:
     return not_none(await invitation.issue(mail))["token"]
 
 
-async def take_up(token: str, name: str = "bob") -> User:
-    return await Invitation.take_up(token, name, f"hash of {name}", by=VISITOR)
+async def accept(token: str, name: str = "bob") -> User:
+    return await Invitation.accept(token, name, f"hash of {name}", by=VISITOR)
 
 
-async def why_not(token: str) -> Fate | None:
+async def why_not(token: str) -> InvitationState | None:
     """Return the reason for which the invitation of the token cannot be accepted."""
     with pytest.raises(InvitationGone) as gone:
-        await take_up(token)
-    assert await User.by_username("bob") is None or gone.value.fate is Fate.ACCEPTED
-    return gone.value.fate
+        await accept(token)
+    assert await User.by_username("bob") is None or gone.value.state is InvitationState.ACCEPTED
+    return gone.value.state
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_accepting_an_invitation_creates_an_account_with_a_verified_addres
     token = await sent()
     assert token not in str(await dump(db)), "the database has no token in clear"
     await letter.done()
-    bob = await take_up(token)
+    bob = await accept(token)
     assert (bob.email, bob.email_verified_at) == (BOB, bob.created_at)
     assert await role_names(bob) == {"member", "moderator"}
     assert await Mail.find_one({}) is None, "the address needs no verification"
@@ -98,9 +98,9 @@ async def test_accepting_an_invitation_creates_an_account_with_a_verified_addres
     assert events[0].details == {"email": BOB, "role": "moderator"}
     (told,) = await Notice.after(root.id, 1)
     assert told.text == f"bob accepted your invitation to {BOB}."
-    assert await why_not(token) is Fate.ACCEPTED
-    ((kept, fate),) = await Invitation.page()
-    assert (kept.inviter, kept.gives, fate) == ("root", "moderator", Fate.ACCEPTED)
+    assert await why_not(token) is InvitationState.ACCEPTED
+    ((kept, state),) = await Invitation.page()
+    assert (kept.inviter, kept.gives, state) == ("root", "moderator", InvitationState.ACCEPTED)
 
 
 async def test_an_invitation_with_the_member_role_stores_no_extra_role(
@@ -122,7 +122,7 @@ async def test_concurrent_acceptances_of_one_invitation_create_one_account(
         token = await sent()
         made = await concurrently(
             *(
-                take_up(token, f"bob{number}" if names == "one" else f"bob{number}-{i}")
+                accept(token, f"bob{number}" if names == "one" else f"bob{number}-{i}")
                 for i in range(8)
             ),
             unless=InvitationGone,
@@ -140,37 +140,37 @@ async def test_accepting_with_a_taken_name_or_address_changes_nothing(
     token = await sent()
     before = await dump(db)
     with pytest.raises(Taken) as taken:
-        await take_up(token, "ROOT")
+        await accept(token, "ROOT")
     assert taken.value.field == "username"
     assert await dump(db) == before
     await register_account("bobby", BOB.upper(), "hash", roles=[], by=SYSTEM)
     with pytest.raises(Taken) as taken:
-        await take_up(token)
+        await accept(token)
     assert taken.value.field == "email"
     with pytest.raises(Taken):
         await Invitation.write(BOB, None, by=acting(root))
 
 
 Loss = Callable[[User, Role, Invitation], Awaitable[object]]
-LOSSES: dict[str, tuple[Loss, Fate]] = {
-    "disabled": (lambda user, role, _: user.disable(by=SYSTEM), Fate.VOID),
+LOSSES: dict[str, tuple[Loss, InvitationState]] = {
+    "disabled": (lambda user, role, _: user.disable(by=SYSTEM), InvitationState.VOID),
     "expired account": (
         lambda user, role, _: User.change({"_id": user.id}, {"$set": {"closes_at": clock.now()}}),
-        Fate.VOID,
+        InvitationState.VOID,
     ),
-    "role revoked": (lambda user, role, _: user.revoke(role, by=SYSTEM), Fate.VOID),
-    "role deleted": (lambda user, role, _: role.remove(by=SYSTEM), Fate.VOID),
+    "role revoked": (lambda user, role, _: user.revoke(role, by=SYSTEM), InvitationState.VOID),
+    "role deleted": (lambda user, role, _: role.remove(by=SYSTEM), InvitationState.VOID),
     "permission removed": (
         lambda user, role, _: role.edit(
             name=role.name, description="", permissions=MODERATING, by=SYSTEM
         ),
-        Fate.VOID,
+        InvitationState.VOID,
     ),
     "permission to grant removed": (
         lambda user, role, _: role.edit(
             name=role.name, description="", permissions=[Permission.USERS_MANAGE], by=SYSTEM
         ),
-        Fate.VOID,
+        InvitationState.VOID,
     ),
     "factor required": (
         lambda user, role, _: role.edit(
@@ -180,15 +180,15 @@ LOSSES: dict[str, tuple[Loss, Fate]] = {
             requires_factor=True,
             by=SYSTEM,
         ),
-        Fate.VOID,
+        InvitationState.VOID,
     ),
-    "deleted": (lambda user, role, _: User.erase(user.id), Fate.VOID),
-    "withdrawn": (lambda user, role, found: found.withdraw(by=SYSTEM), Fate.WITHDRAWN),
+    "deleted": (lambda user, role, _: User.erase(user.id), InvitationState.VOID),
+    "withdrawn": (lambda user, role, found: found.withdraw(by=SYSTEM), InvitationState.WITHDRAWN),
     "expired": (
         lambda user, role, found: Invitation.change(
             {"_id": found.id}, {"$set": {"expires_at": clock.now()}}
         ),
-        Fate.EXPIRED,
+        InvitationState.EXPIRED,
     ),
 }
 
@@ -207,17 +207,17 @@ async def host(name: str) -> tuple[User, Role]:
 async def test_an_invitation_is_void_once_its_inviter_loses_the_authority(
     db: Database, loss: str
 ) -> None:
-    lose, fate = LOSSES[loss]
+    lose, state = LOSSES[loss]
     await register("root", "admin")
     eve, hosts = await host("eve")
     written = await Invitation.write(BOB, await role("moderator"), by=acting(eve))
     token = await sent()
     await lose(eve, hosts, written)
     before = await dump(db)
-    assert await why_not(token) is fate
+    assert await why_not(token) is state
     assert await dump(db) == before
     ((_, shown),) = await Invitation.page()
-    assert shown is fate
+    assert shown is state
     assert await invitation.issue(not_none(await Mail.find_one({}))) is None, "no email is sent"
 
 
@@ -228,12 +228,12 @@ async def test_an_invitation_is_valid_again_once_its_inviter_regains_authority(
     await Invitation.write(BOB, None, by=acting(eve))
     token = await sent()
     await eve.revoke(hosts, by=SYSTEM)
-    assert await why_not(token) is Fate.VOID
+    assert await why_not(token) is InvitationState.VOID
     await eve.grant(hosts, by=SYSTEM)
     await Role.change({"_id": hosts.id}, {"$set": {"requires_factor": True}})
-    assert await why_not(token) is Fate.VOID
+    assert await why_not(token) is InvitationState.VOID
     await User.change({"_id": eve.id}, {"$set": {"passkeys": [ref("passkeys", eve.id)]}})
-    assert await role_names(await take_up(token)) == {"member"}
+    assert await role_names(await accept(token)) == {"member"}
 
 
 @pytest.mark.parametrize("loss", ["disabled", "role revoked", "permission removed", "withdrawn"])
@@ -242,7 +242,7 @@ async def test_accepting_an_invitation_and_a_revocation_are_serialized(
     db: Database, loss: str, rounds: range
 ) -> None:
     """If the account is created, the inviter is notified before the loss."""
-    lose, fate = LOSSES[loss]
+    lose, state = LOSSES[loss]
     await register("root", "admin")
     for number in rounds:
         eve, hosts = await host(f"eve{number}")
@@ -250,14 +250,14 @@ async def test_accepting_an_invitation_and_a_revocation_are_serialized(
         token = await sent()
         before = (await reloaded(eve)).authz_version
         made = await concurrently(
-            lose(eve, hosts, written), take_up(token, f"bob{number}"), unless=InvitationGone
+            lose(eve, hosts, written), accept(token, f"bob{number}"), unless=InvitationGone
         )
         bob = await User.by_username(f"bob{number}")
         found = not_none(await Invitation.get(written.id))
         assert (bob is not None) == (found.accepted_at is not None)
         if bob is not None:
             assert (found.withdrawn_at, len(made)) == (None, 2)
-        if fate is Fate.VOID:
+        if state is InvitationState.VOID:
             assert (await reloaded(eve)).authz_version == before + 1
 
 
@@ -276,7 +276,7 @@ async def test_an_acceptance_is_not_committed_after_the_inviter_lost_the_role(
         return await add(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(invitation, "add_user", slow)
-    assert await why_not(token) is Fate.VOID
+    assert await why_not(token) is InvitationState.VOID
     assert lost
 
 
@@ -289,7 +289,7 @@ async def test_an_invitation_with_a_deleted_role_grants_only_member(
     await editor.remove(by=SYSTEM)
     await Role.add("editor", "another one", [Permission.USERS_MANAGE], by=SYSTEM)
     assert not_none(await Invitation.by_token(token)).gives is None
-    assert await role_names(await take_up(token)) == {"member"}
+    assert await role_names(await accept(token)) == {"member"}
 
 
 @race(10, short=3)
@@ -300,7 +300,7 @@ async def test_a_role_deleted_during_an_acceptance_has_no_holders(
         editor = await Role.add(f"editor{number}", "", [], by=SYSTEM)
         await Invitation.write(f"{number}{BOB}", editor, by=acting(root))
         token = await sent()
-        await concurrently(take_up(token, f"bob{number}"), editor.remove(by=SYSTEM))
+        await concurrently(accept(token, f"bob{number}"), editor.remove(by=SYSTEM))
         assert await db["users"].count_documents({"roles.$id": editor.id}) == 0
     assert await User.find({}).count() == 1 + len(rounds)
 
@@ -319,9 +319,9 @@ async def test_resending_voids_older_links_and_makes_the_sender_the_inviter(
     new = await sent()
     assert await sent() != new, "an email that is retried has another token"
     assert await why_not(new) is None
-    ((kept, fate),) = await Invitation.page()
-    assert (kept.inviter, fate) == ("root", Fate.OPEN)
-    assert await role_names(await take_up(await sent())) == {"member", "moderator"}
+    ((kept, state),) = await Invitation.page()
+    assert (kept.inviter, state) == ("root", InvitationState.OPEN)
+    assert await role_names(await accept(await sent())) == {"member", "moderator"}
 
 
 async def test_an_accepted_or_withdrawn_invitation_cannot_change(db: Database, root: User) -> None:
@@ -331,13 +331,16 @@ async def test_an_accepted_or_withdrawn_invitation_cannot_change(db: Database, r
     assert not await written.withdraw(by=by)
     assert not await written.send_again(by=by)
     other = await Invitation.write(BOB, None, by=by)
-    await take_up(await sent())
+    await accept(await sent())
     assert not await other.withdraw(by=by)
     with pytest.raises(Taken):
         await other.send_again(by=by)
     verbs = [event.verb for event in await Event.find({}, sort="_id").to_list()]
     assert verbs.count(INVITATION_WITHDRAWN.audit_name) == 1
-    assert [fate for _, fate in await Invitation.page()] == [Fate.ACCEPTED, Fate.WITHDRAWN]
+    assert [state for _, state in await Invitation.page()] == [
+        InvitationState.ACCEPTED,
+        InvitationState.WITHDRAWN,
+    ]
 
 
 async def test_an_expired_invitation_can_be_sent_again(db: Database, root: User) -> None:
@@ -351,9 +354,9 @@ async def test_an_expired_invitation_can_be_sent_again(db: Database, root: User)
     assert timedelta(days=6, hours=23) < left <= timedelta(days=7)
     past = {"expires_at": clock.now(), "asked_at": clock.now() - timedelta(days=8)}
     await Invitation.change({"_id": written.id}, {"$set": past})
-    assert await why_not(token) is Fate.EXPIRED
+    assert await why_not(token) is InvitationState.EXPIRED
     assert await written.send_again(by=acting(root))
-    assert (await take_up(await sent())).email == BOB
+    assert (await accept(await sent())).email == BOB
 
 
 @race(4, short=1)
@@ -396,15 +399,15 @@ async def test_open_invitations_are_limited_per_address_and_per_inviter(
     (first,) = await Invitation.find({}).to_list()
     await first.withdraw(by=SYSTEM)
     many = [Invitation.write(f"{i}{BOB}", None, by=acting(root), at_most=3) for i in range(8)]
-    made = await concurrently(*many, unless=EnoughInvitations)
+    made = await concurrently(*many, unless=TooManyInvitations)
     assert len(made) == 3
-    with pytest.raises(EnoughInvitations, match="3 pending"):
+    with pytest.raises(TooManyInvitations, match="3 pending"):
         await Invitation.write(BOB, None, by=acting(root), at_most=3)
     assert await made[0].send_again(by=acting(root), at_most=3), (
         "resending an own invitation does not count"
     )
     hers = await Invitation.write(BOB, None, by=acting(grace), at_most=3)
-    with pytest.raises(EnoughInvitations):
+    with pytest.raises(TooManyInvitations):
         await hers.send_again(by=acting(root), at_most=3)
     await made[0].withdraw(by=SYSTEM)
     assert await hers.send_again(by=acting(root), at_most=3)
@@ -424,13 +427,13 @@ async def test_inviting_and_accepting_are_atomic(db: Database, root: User) -> No
     for collection in ("users", "invitations", "events", "notices", "roles"):
         async with only_accepting(db, collection, NOTHING):
             with pytest.raises(Exception, match="validation"):
-                await take_up(token)
+                await accept(token)
         assert await dump(db) == before
-    assert await take_up(token)
+    assert await accept(token)
 
 
 async def test_an_inviter_whose_account_expires_later_may_invite(db: Database, root: User) -> None:
     eve, _ = await host("eve")
     await account_expiry.set_expiry(eve, clock.now().date(), by=SYSTEM)
     await Invitation.write(BOB, None, by=acting(eve))
-    assert await take_up(await sent())
+    assert await accept(await sent())

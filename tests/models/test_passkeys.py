@@ -13,7 +13,7 @@ from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.factors.enrolment import Enrolled
-from quartapp.models.factors.passkey import EnoughPasskeys, Passkey, PasskeyTaken
+from quartapp.models.factors.passkey import Passkey, PasskeyTaken, TooManyPasskeys
 from quartapp.security import webauthn
 from quartapp.security.webauthn import (
     ChallengeSigner,
@@ -65,7 +65,7 @@ async def test_concurrently_added_passkeys_stay_within_the_limit(
             Passkey.add(ada, Authenticator().made(ada), name=f"{number}", by=acting(ada), at_most=4)
             for number in range(8)
         ),
-        unless=EnoughPasskeys,
+        unless=TooManyPasskeys,
     )
     assert len(added) == 2
     assert len(await listed(ada)) == 4

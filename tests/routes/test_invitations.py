@@ -41,7 +41,7 @@ async def invitation_link(visitors: Visitors, root: Visitor, role: str = "") -> 
     return link_in((await visitors.emails(BOB, "invited"))[0])
 
 
-async def take_up(visitor: Visitor, link: str, username: str = "bob", **fields: str) -> Answer:
+async def accept(visitor: Visitor, link: str, username: str = "bob", **fields: str) -> Answer:
     form = {"username": username, "password": PASSWORD, "confirm": PASSWORD}
     return await visitor.post(link, **{**form, **fields})
 
@@ -56,7 +56,7 @@ async def test_accepting_an_invitation_signs_in_with_the_role_and_verifies(
     for word in ("root", BOB, "moderator"):
         assert word in page.text
     assert await documents("users", username="bob") == [], "opening the link creates nothing"
-    answer = await take_up(bob, link)
+    answer = await accept(bob, link)
     assert (answer.status, answer.location) == (303, "/")
     me = await bob.me()
     assert me is not None
@@ -76,7 +76,7 @@ async def test_an_invitation_without_a_role_creates_a_member(
     visitors: Visitors, root: Visitor, role: str
 ) -> None:
     bob = visitors.anonymous()
-    assert (await take_up(bob, await invitation_link(visitors, root, role))).status == 303
+    assert (await accept(bob, await invitation_link(visitors, root, role))).status == 303
     me = await bob.me()
     assert me is not None
     assert me["roles"] == ["member"]
@@ -88,11 +88,11 @@ async def test_concurrent_acceptances_on_the_page_succeed_once(
     link = await invitation_link(visitors, root)
     browsers = [visitors.anonymous() for _ in range(5)]
     answers = await asyncio.gather(
-        *(take_up(visitor, link, f"bob{i}") for i, visitor in enumerate(browsers))
+        *(accept(visitor, link, f"bob{i}") for i, visitor in enumerate(browsers))
     )
     assert sorted(answer.status for answer in answers) == [303] + 4 * [410]
     assert len(await documents("users", email=BOB)) == 1
-    again = await take_up(visitors.anonymous(), link, "bobby")
+    again = await accept(visitors.anonymous(), link, "bobby")
     assert again.status == 410
     assert "It was already used" in again.text
     assert "/login" in again.links
@@ -102,7 +102,7 @@ async def test_an_invalid_form_does_not_use_up_the_invitation(
     visitors: Visitors, root: Visitor
 ) -> None:
     link, bob = await invitation_link(visitors, root), visitors.anonymous()
-    taken = await take_up(bob, link, "ROOT")
+    taken = await accept(bob, link, "ROOT")
     assert taken.status == 422
     assert "taken" in taken.error("username")
     assert taken.fields["username"] == "ROOT"
@@ -112,11 +112,11 @@ async def test_an_invalid_form_does_not_use_up_the_invitation(
         ("password", {"password": BOB, "confirm": BOB}),
         ("confirm", {"confirm": "x"}),
     ):
-        answer = await take_up(bob, link, **fields)
+        answer = await accept(bob, link, **fields)
         assert answer.status == 422
         assert answer.error(field)
         assert PASSWORD not in answer.text
-    assert (await take_up(bob, link)).status == 303
+    assert (await accept(bob, link)).status == 303
 
 
 async def test_an_invalid_invitation_link_says_why(visitors: Visitors, root: Visitor) -> None:
@@ -132,13 +132,13 @@ async def test_an_invalid_invitation_link_says_why(visitors: Visitors, root: Vis
         _, token = await create_invitation("x@example.org", **fields)
         for answer in (
             await visitors.anonymous().get(f"/invited/{token}"),
-            await take_up(visitors.anonymous(), f"/invited/{token}"),
+            await accept(visitors.anonymous(), f"/invited/{token}"),
         ):
             assert answer.status == 410
             assert words in answer.text
     assert "sent by a deleted user" in (await root.get(HOME)).text
     for token in ("x", "0" * 43, "%00", "$ne"):
-        answer = await take_up(visitors.anonymous(), f"/invited/{token}")
+        answer = await accept(visitors.anonymous(), f"/invited/{token}")
         assert answer.status == 410
         assert "the link is incorrect" in answer.text
     assert await documents("users", username="bob") == []
@@ -150,7 +150,7 @@ async def test_an_invited_address_with_an_account_is_sent_to_sign_in(
     link = await invitation_link(visitors, root, "moderator")
     bob = visitors.anonymous()
     assert (await bob.register("bobby", email=BOB.upper())).status == 303
-    for answer in (await visitors.anonymous().get(link), await take_up(visitors.anonymous(), link)):
+    for answer in (await visitors.anonymous().get(link), await accept(visitors.anonymous(), link)):
         assert answer.status == 410
         assert "You already have an account" in answer.text
         assert "/login" in answer.links
@@ -173,14 +173,14 @@ async def test_an_invitation_requires_the_current_authority_of_its_inviter(
     eve = await visitors.with_permissions("eve", Permission.USERS_MANAGE, *moderating)
     link = await invitation_link(visitors, eve, "moderator")
     assert (await root.post("/admin/users/eve/grants/role-of-eve/revoke")).status == 303
-    assert (await take_up(visitors.anonymous(), link)).status == 410
+    assert (await accept(visitors.anonymous(), link)).status == 410
     page = (await root.get(HOME)).text
     assert "not valid" in page
     (found,) = await documents("invitations")
     assert (await root.post(f"{HOME}/{found['_id']}/again")).status == 303
     newer = link_in((await visitors.emails(BOB, "invited", count=2))[0])
-    assert (await take_up(visitors.anonymous(), link)).status == 410
-    assert (await take_up(visitors.anonymous(), newer)).status == 303
+    assert (await accept(visitors.anonymous(), link)).status == 410
+    assert (await accept(visitors.anonymous(), newer)).status == 303
 
 
 async def test_an_invitation_is_withdrawn_and_sent_again(visitors: Visitors, root: Visitor) -> None:
@@ -269,7 +269,7 @@ async def test_accepting_replaces_the_session_of_another_account(
 ) -> None:
     link = await invitation_link(visitors, root)
     assert "signed in as ada" in (await ada.get(link)).text
-    assert (await take_up(ada, link)).status == 303
+    assert (await accept(ada, link)).status == 303
     me = await ada.me()
     assert me is not None
     assert me["username"] == "bob"
@@ -307,7 +307,7 @@ async def test_accepting_an_invitation_counts_as_a_registration(
 ) -> None:
     link = await invitation_link(visitors, root)
     before = await documents("allowances")
-    await take_up(visitors.anonymous(), link, "root")
+    await accept(visitors.anonymous(), link, "root")
     assert len(await documents("allowances")) == len(before) + 1
 
 
@@ -320,7 +320,7 @@ async def test_an_invitation_grants_the_role_as_it_is_when_accepted(
     await editor.edit(name="reader", description="", permissions=[], by=SYSTEM)
     bob = visitors.anonymous()
     assert "reader" in (await bob.get(link)).text
-    assert (await take_up(bob, link)).status == 303
+    assert (await accept(bob, link)).status == 303
     me = await bob.me()
     assert me is not None
     assert (me["roles"], me["permissions"]) == (["member", "reader"], ["posts.write"])

@@ -28,12 +28,12 @@ async def reset(visitors: Visitors) -> tuple[Visitor, str]:
     return visitors.anonymous(), await reset_link(visitors)
 
 
-async def take_up(visitors: Visitors) -> tuple[Visitor, str]:
+async def accept(visitors: Visitors) -> tuple[Visitor, str]:
     return visitors.anonymous(), await invitation_link(visitors, await visitors.admin())
 
 
 Page = Callable[[Visitors], Awaitable[tuple[Visitor, str]]]
-PAGES = [register, set_up, reset, take_up]
+PAGES = [register, set_up, reset, accept]
 
 
 def fields(**changed: str) -> dict[str, str]:

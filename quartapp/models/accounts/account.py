@@ -183,11 +183,11 @@ class Account(Record):
         return self.closed_by is not None and linked_id(self.closed_by) == self.id
 
     @property
-    def may_enter(self) -> bool:
+    def can_sign_in_or_restore(self) -> bool:
         """Whether somebody with the right password can sign in, or restore the account.
 
         True for an active account, and for one that its owner deactivated, until it is due for
-        deletion.
+        deletion. False for a disabled or expired one.
         """
         if self.is_active:
             return True
@@ -270,7 +270,7 @@ class Account(Record):
             ]
         if after:
             match = {"$and": [match, {"username": {"$gt": after}}]}
-        return await cls.listed(
+        return await cls.find_with_links(
             match, sort="username", limit=limit, fetch=["roles"], collation=CASELESS
         )
 

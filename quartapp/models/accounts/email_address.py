@@ -48,7 +48,7 @@ LASTS = timedelta(minutes=10)
 UNDO_LASTS = timedelta(hours=72)
 
 
-class EnoughLetters(DomainError):
+class TooManyEmails(DomainError):
     """The user has requested too many verification emails. The next one is possible in
     `retry_after` seconds.
     """
@@ -115,7 +115,7 @@ async def ask_for(user: User, email: str, *, limit: RateLimitItem, by: Actor) ->
 
     In an authorized transaction. Entering the present address removes a pending one, and queues an
     email all the same. Whether another account holds the address is not checked: only its owner
-    learns that, by email. Raises EnoughLetters, without a write, if the account has requested as
+    learns that, by email. Raises TooManyEmails, without a write, if the account has requested as
     many emails as the limit allows.
     """
     pending = email if email != user.email else None
@@ -127,7 +127,7 @@ async def ask_again(user: User, *, limit: RateLimitItem, by: Actor) -> None:
     transaction.
 
     When it is sent, older links and codes become void. Does nothing if there is no address to
-    verify. Raises EnoughLetters if the limit is used up.
+    verify. Raises TooManyEmails if the limit is used up.
     """
     if email := unconfirmed(user):
         await _ask(user, email, {}, limit=limit, by=by)
@@ -241,7 +241,7 @@ async def _ask(
     email to the address.
 
     In an authorized transaction. The times of the last requests are stored in `letters_asked`.
-    Raises EnoughLetters, without a write, if the limit is used up.
+    Raises TooManyEmails, without a write, if the limit is used up.
     """
     now, within = clock.now(), timedelta(seconds=limit.get_expiry())
 
@@ -256,7 +256,7 @@ async def _ask(
         if not await User.change(allowed, update, tx=tx):
             full = await User.get(user.id, session=tx)
             asked_at = full.letters_asked[limit.amount - 1] if full else now
-            raise EnoughLetters(limit, asked_at + within - now)
+            raise TooManyEmails(limit, asked_at + within - now)
         await Mail.queue(EMAIL_VERIFICATION_REQUESTED, email, user=user.id, tx=tx)
 
     await authorized_transaction(by, work)

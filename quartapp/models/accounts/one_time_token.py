@@ -139,7 +139,7 @@ class Token(Record):
         user = await User.get(linked_id(self.user), session=tx) if self.user else None
         if user is None:
             return None
-        if not (user.may_enter if self.purpose in FOR_CLOSED else user.is_active):
+        if not (user.can_sign_in_or_restore if self.purpose in FOR_CLOSED else user.is_active):
             return None
         if self.purpose is Purpose.UNDO:
             return user

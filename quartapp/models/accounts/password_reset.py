@@ -51,7 +51,11 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
     if `at_most` links still work.
     """
     user = await User.by_email(mail.to) or await User.claiming(mail.to)
-    if user is None or not user.may_enter or user.password_changed_at > mail.created_at:
+    if (
+        user is None
+        or not user.can_sign_in_or_restore
+        or user.password_changed_at > mail.created_at
+    ):
         return None
     if mailbox_of(user.address) != mailbox_of(mail.to):
         # The mail budget was counted for the mailbox that was entered.

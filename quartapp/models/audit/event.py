@@ -204,4 +204,4 @@ class Event(Record):
             match["verb"] = {"$in": list(verbs)}
         if before:
             match["_id"] = {"$lt": before}
-        return await cls.listed(match, sort="-_id", limit=limit, fetch=fetch)
+        return await cls.find_with_links(match, sort="-_id", limit=limit, fetch=fetch)

@@ -43,7 +43,7 @@ class Record(Document):
     id: PydanticObjectId = Field(default_factory=new_id)  # type: ignore[assignment]
 
     @classmethod
-    async def listed(
+    async def find_with_links(
         cls,
         match: Mapping[str, Any],
         *,
@@ -53,7 +53,7 @@ class Record(Document):
         **options: Any,
     ) -> list[Self]:
         """Return at most `limit` documents that match, sorted, with the links in the fields `fetch`
-        replaced.
+        replaced by the documents.
 
         The fields cost one more query for each collection that they refer to, for all rows
         together. `options` are passed to Beanie's `find`. Beanie's own `fetch_links` is not used,

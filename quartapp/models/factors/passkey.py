@@ -31,7 +31,7 @@ from quartapp.security.webauthn import (
 )
 
 
-class EnoughPasskeys(DomainError):
+class TooManyPasskeys(DomainError):
     """The account has the maximum number of passkeys."""
 
     def __init__(self, at_most: int) -> None:
@@ -127,7 +127,7 @@ class Passkey(Record):
         the effects.
 
         `made` is the verified answer of the authenticator. In the same transaction, stores that its
-        challenge was answered. Raises EnoughPasskeys if the user has `at_most` passkeys,
+        challenge was answered. Raises TooManyPasskeys if the user has `at_most` passkeys,
         PasskeyTaken, VerificationFailed if the challenge was answered before, and Unverified.
         """
         passkey = cls(
@@ -154,7 +154,7 @@ class Passkey(Record):
                 user, Factor.PASSKEY, room, change, by=by, name=name, also=keep
             )
         except HasFactor:
-            raise EnoughPasskeys(at_most) from None
+            raise TooManyPasskeys(at_most) from None
 
     async def rename(self, name: str, *, by: Actor) -> bool:
         """Change the name, in an authorized transaction; return False if it was deleted or had this

@@ -60,7 +60,7 @@ PAGE = 50
 SHOWN = ["by", "role", "account", "withdrawn_by"]
 
 
-class Fate(StrEnum):
+class InvitationState(StrEnum):
     """The state of an invitation. VOID: the inviter may no longer invite, or lacks a permission
     that the role gives.
     """
@@ -73,10 +73,10 @@ class Fate(StrEnum):
 
 
 class InvitationGone(DomainError):
-    """The invitation cannot be accepted. `fate` says why; None if no invitation has this token."""
+    """The invitation cannot be accepted. `state` says why; None if no invitation has this token."""
 
-    def __init__(self, fate: Fate | None = None) -> None:
-        self.fate = fate
+    def __init__(self, state: InvitationState | None = None) -> None:
+        self.state = state
         super().__init__("This invitation is no longer valid.")
 
 
@@ -89,7 +89,7 @@ class InvitedAlready(DomainError):
         )
 
 
-class EnoughInvitations(DomainError):
+class TooManyInvitations(DomainError):
     """The inviter has the maximum number of open invitations."""
 
     def __init__(self, at_most: int) -> None:
@@ -141,7 +141,7 @@ class Invitation(Record):
     async def one(cls, **match: Any) -> Self | None:
         """Return the oldest invitation that matches, with its users and its role fetched; None if
         there is none."""
-        found = await cls.listed(match, sort="_id", limit=1, fetch=SHOWN)
+        found = await cls.find_with_links(match, sort="_id", limit=1, fetch=SHOWN)
         return found[0] if found else None
 
     @classmethod
@@ -155,13 +155,13 @@ class Invitation(Record):
     @classmethod
     async def page(
         cls, *, before: PydanticObjectId | None = None, limit: int = PAGE
-    ) -> list[tuple[Self, Fate]]:
+    ) -> list[tuple[Self, InvitationState]]:
         """Return at most `limit` invitations in any state, newest first, with their users and roles
         fetched, and each one's state. `before` is the id of the last one of the page before."""
         match = {"_id": {"$lt": before}} if before else {}
-        rows = await cls.listed(match, sort="-_id", limit=limit, fetch=SHOWN)
+        rows = await cls.find_with_links(match, sort="-_id", limit=limit, fetch=SHOWN)
         inviters = await _inviters({linked_id(row.by) for row in rows if row.by})
-        return [(row, row._fate(inviters, row.allows)) for row in rows]
+        return [(row, row._state_for(inviters, row.allows)) for row in rows]
 
     @property
     def inviter(self) -> str | None:
@@ -183,32 +183,34 @@ class Invitation(Record):
         """
         return self.role.permissions if isinstance(self.role, Role) else []
 
-    async def fate(self, *, tx: Tx | None = None) -> Fate:
+    async def state(self, *, tx: Tx | None = None) -> InvitationState:
         """Return its state now. Reads the inviter and the role from the database."""
         inviters = await _inviters({linked_id(self.by)} if self.by else set(), tx=tx)
-        return self._fate(inviters, await self._allowed(tx))
+        return self._state_for(inviters, await self._allowed(tx))
 
     async def _allowed(self, tx: Tx | None) -> list[str]:
         """Return the permissions of its role as the database has them; empty without one."""
         role = await Role.get(linked_id(self.role), session=tx) if self.role else None
         return role.permissions if role else []
 
-    def _fate(self, inviters: Mapping[PydanticObjectId, Holdings], given: Collection[str]) -> Fate:
+    def _state_for(
+        self, inviters: Mapping[PydanticObjectId, Holdings], given: Collection[str]
+    ) -> InvitationState:
         """Return its state, given what its inviter may give (`_inviters`) and the permissions of
         its role.
         """
         if self.accepted_at is not None:
-            return Fate.ACCEPTED
+            return InvitationState.ACCEPTED
         if self.withdrawn_at is not None:
-            return Fate.WITHDRAWN
+            return InvitationState.WITHDRAWN
         if self.expires_at <= clock.now():
-            return Fate.EXPIRED
+            return InvitationState.EXPIRED
         if self.by is None:
-            return Fate.OPEN
+            return InvitationState.OPEN
         held = inviters.get(linked_id(self.by))
-        return Fate.VOID if held is None or held.lacks(given) else Fate.OPEN
+        return InvitationState.VOID if held is None or held.lacks(given) else InvitationState.OPEN
 
-    # ---- writing and taking back
+    # ---- creating and withdrawing
 
     @classmethod
     async def write(
@@ -220,7 +222,7 @@ class Invitation(Record):
         stored as None. Records the event USER_INVITED. The link is created when the email is sent
         (`issue`).
 
-        Raises Taken if an account has the address, InvitedAlready, EnoughInvitations if the actor
+        Raises Taken if an account has the address, InvitedAlready, TooManyInvitations if the actor
         has `at_most` open invitations, and MissingPermission if the role has a permission that the
         actor does not hold.
         """
@@ -253,8 +255,8 @@ class Invitation(Record):
 
         Older links no longer work, and the actor becomes the inviter. Records the event
         INVITATION_SENT_AGAIN. An expired invitation becomes open again. Returns False, without any
-        effect, if it was accepted or withdrawn. Raises Taken, InvitedAlready, EnoughInvitations and
-        MissingPermission as `write` does.
+        effect, if it was accepted or withdrawn. Raises Taken, InvitedAlready, TooManyInvitations
+        and MissingPermission as `write` does.
         """
 
         async def work(tx: Tx) -> bool:
@@ -301,7 +303,7 @@ class Invitation(Record):
         """Check that there may be one more open invitation to this address and from this inviter.
 
         Holds the lock of invitations until the commit. Raises Taken if an account has the address,
-        InvitedAlready if another open invitation has it, and EnoughInvitations if the actor has
+        InvitedAlready if another open invitation has it, and TooManyInvitations if the actor has
         `at_most` others. Invitations of an inviter who may no longer invite do not count for the
         address. The command line has no maximum.
         """
@@ -319,13 +321,13 @@ class Invitation(Record):
         mailbox = validation.canonical_email(self.email)
         for row in (row for row in rows if validation.canonical_email(row.email) == mailbox):
             # If its inviter may no longer invite, it cannot be accepted, so it does not count.
-            if await row.fate(tx=tx) is Fate.OPEN:
+            if await row.state(tx=tx) is InvitationState.OPEN:
                 raise InvitedAlready
         if by.user_id is None or at_most is None:
             return
         others = {"by.$id": by.user_id, "_id": {"$ne": self.id}, **_open()}
         if await Invitation.find(others, session=tx).count() >= at_most:
-            raise EnoughInvitations(at_most)
+            raise TooManyInvitations(at_most)
 
     async def _send(self, tx: Tx) -> None:
         """Queue the email, in the caller's transaction. It contains only the id: the link is
@@ -336,10 +338,10 @@ class Invitation(Record):
         """Record an event without a subject, whose details include the address."""
         await Event.record(activity, by=by, tx=tx, email=self.email, **details)
 
-    # ---- taking up
+    # ---- accepting
 
     @classmethod
-    async def take_up(cls, token: str, username: str, password_hash: str, *, by: Actor) -> User:
+    async def accept(cls, token: str, username: str, password_hash: str, *, by: Actor) -> User:
         """Create the account of the invitation with this token, and return its user.
 
         In one transaction, creates the account with the role `member` and that of the invitation
@@ -357,9 +359,9 @@ class Invitation(Record):
 
         async def work(tx: Tx) -> User:
             found = await cls.find_one(_has(token), session=tx)
-            fate = await found.fate(tx=tx) if found else None
-            if found is None or fate is not Fate.OPEN:
-                raise InvitationGone(fate)
+            state = await found.state(tx=tx) if found else None
+            if found is None or state is not InvitationState.OPEN:
+                raise InvitationGone(state)
             roles = await found._roles(tx)
             user = await add_user(
                 *(username, found.email, password_hash), roles=roles, by=by, tx=tx, verified=True
@@ -367,7 +369,7 @@ class Invitation(Record):
             match = {"_id": found.id, "digest": found.digest, "accepted_at": None}
             taken = {"accepted_at": clock.now(), "account": user_ref(user.id)}
             if not await cls.change(match, {"$set": taken}, tx=tx):
-                raise InvitationGone(Fate.ACCEPTED)
+                raise InvitationGone(InvitationState.ACCEPTED)
             who = by.known_as(user.id, username)
             names = sorted(role.name for role in roles)
             await record(INVITATION_ACCEPTED, user, by=who, tx=tx, roles=names)
@@ -401,7 +403,11 @@ async def issue(mail: Mail) -> dict[str, str] | None:
     newer email was queued: then the email is not sent.
     """
     found = await Invitation.one(_id=PydanticObjectId(mail.data["invitation"]))
-    if found is None or found.asked_at > mail.created_at or await found.fate() is not Fate.OPEN:
+    if (
+        found is None
+        or found.asked_at > mail.created_at
+        or await found.state() is not InvitationState.OPEN
+    ):
         return None
     token, digest = new_token()
     match = {"_id": found.id, "asked_at": found.asked_at, **_open()}

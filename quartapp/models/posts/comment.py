@@ -75,7 +75,7 @@ class Comment(Record):
         match: dict[str, Any] = {"post.$id": post_id}
         if after:
             match["_id"] = {"$gt": after}
-        return await cls.listed(match, sort="_id", limit=limit, fetch=["author"])
+        return await cls.find_with_links(match, sort="_id", limit=limit, fetch=["author"])
 
     async def remove(self, *, by: Actor) -> None:
         """Delete the comment, in an authorized transaction. Does nothing if it was deleted already.

@@ -59,7 +59,7 @@ class Post(Record):
     @classmethod
     async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
         """Return the post with its author fetched; None if there is none."""
-        found = await cls.listed({"_id": post_id}, sort="_id", limit=1, fetch=["author"])
+        found = await cls.find_with_links({"_id": post_id}, sort="_id", limit=1, fetch=["author"])
         return found[0] if found else None
 
     @classmethod
@@ -76,7 +76,7 @@ class Post(Record):
         if before:
             match["_id"] = {"$lt": before}
         fetch = [] if author else ["author"]
-        return await cls.listed(match, sort="-_id", limit=limit, fetch=fetch)
+        return await cls.find_with_links(match, sort="-_id", limit=limit, fetch=fetch)
 
     async def revise(self, title: str, body: str, *, by: Actor) -> bool:
         """Change title and body, and set `edited_at`, in an authorized transaction; return False if

@@ -160,7 +160,7 @@ class Session(Record):
             seen, last = before
             match["$or"] = [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]
         newest = [("seen_at", DESCENDING), ("_id", DESCENDING)]
-        return await cls.listed(match, sort=newest, limit=limit, fetch=["user"])
+        return await cls.find_with_links(match, sort=newest, limit=limit, fetch=["user"])
 
     @classmethod
     async def ids(

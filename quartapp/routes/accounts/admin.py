@@ -17,7 +17,7 @@ from quartapp.auth import (
     permission_required,
     wait_until_enforced,
 )
-from quartapp.forms.accounts import LastDayForm
+from quartapp.forms.accounts import AccountExpiryForm
 from quartapp.forms.roles import GrantForm
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
@@ -61,8 +61,8 @@ async def show(username: str) -> Any:
 async def show_sent(username: str, **_: object) -> Any:
     """Return the user's page with the submitted values in its forms, for `returns_to`. Ignores
     other arguments of the URL."""
-    sent = await GrantForm.from_request(), await LastDayForm.from_request()
-    return await _page(await find(username), grant=sent[0], leave=sent[1])
+    sent = await GrantForm.from_request(), await AccountExpiryForm.from_request()
+    return await _page(await find(username), grant=sent[0], expiry=sent[1])
 
 
 @blueprint.post("/users/<username>/grants")
@@ -195,7 +195,7 @@ async def enable(username: str) -> Any:
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
-async def set_last_day(username: str) -> Any:
+async def set_expiry(username: str) -> Any:
     """Set the date at whose end the account is disabled, or remove it if the field is empty.
 
     Waits until all workers know it, and redirects (303) to the user's page with a message, which
@@ -204,22 +204,22 @@ async def set_last_day(username: str) -> Any:
     Answers 404 for an unknown user.
     """
     person = await find(username)
-    form = await LastDayForm.from_request()
+    form = await AccountExpiryForm.from_request()
     if not form.posted:
-        return await _page(person, leave=form)
+        return await _page(person, expiry=form)
     day, by = form.date.data, current_user.actor
     if day is None:
         event = await account_expiry.remove_expiry(person, by=by)
         words = f"The account of {person.username} no longer expires."
     elif not account_expiry.is_possible(day):
         form.refuse("Enter a date from today up to ten years ahead.", "date")
-        return await _page(person, leave=form)
+        return await _page(person, expiry=form)
     else:
         try:
             event = await account_expiry.set_expiry(person, day, by=by)
         except LastAdministrator as error:
             form.refuse(str(error), "date")
-            return await _page(person, leave=form)
+            return await _page(person, expiry=form)
         words = f"The account of {person.username} expires at the end of {day} (UTC)."
     await wait_until_enforced()
     if event:
@@ -281,7 +281,7 @@ def home(person: User) -> str:
 
 
 async def _page(
-    person: User, *, grant: GrantForm | None = None, leave: LastDayForm | None = None
+    person: User, *, grant: GrantForm | None = None, expiry: AccountExpiryForm | None = None
 ) -> Any:
     """Return the user's page, with the status of the submitted form if one is given, else 200.
 
@@ -309,8 +309,8 @@ async def _page(
         held=held,
         missing=[] if own else sorted(current_user.lacks(theirs)),
         form=form,
-        leave=leave or LastDayForm(),
+        expiry=expiry or AccountExpiryForm(),
         sessions=sessions,
         events=events,
     )
-    return page, (leave or form).status
+    return page, (expiry or form).status

@@ -26,7 +26,7 @@ from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.accounts import email_address, password_reset
 from quartapp.models.accounts.account import Taken
-from quartapp.models.accounts.email_address import EnoughLetters, NoCode, WrongCode
+from quartapp.models.accounts.email_address import NoCode, TooManyEmails, WrongCode
 from quartapp.models.accounts.one_time_token import TokenSpent
 from quartapp.routes.accounts.pages import knows_password
 from quartapp.routes.redirects import next_page, see_other, with_next
@@ -34,8 +34,8 @@ from quartapp.routes.refusals import returns_to
 from quartapp.routes.sessions.sign_in import (
     Unverified,
     is_verifying,
-    let_in,
     sign_in,
+    sign_in_or_second_step,
     stop_verifying,
     verifying,
 )
@@ -68,7 +68,7 @@ async def change() -> Any:
                 try:
                     limit = settings().limit_letter
                     await email_address.ask_for(user, email, limit=limit, by=current_user.actor)
-                except EnoughLetters as enough:
+                except TooManyEmails as enough:
                     form.refuse(str(enough))
                     page = await render_template("accounts/email.html", form=form, user=user)
                     return page, 429, {"Retry-After": str(enough.retry_after)}
@@ -229,7 +229,7 @@ async def send_again() -> Any:
         if user.pending_email:
             await _count(user.pending_email, user)
         await email_address.ask_again(user, limit=settings().limit_letter, by=current_user.actor)
-    except (EnoughLetters, RateLimitExceeded) as enough:
+    except (TooManyEmails, RateLimitExceeded) as enough:
         form = CodeForm()
         form.refuse(str(enough))
         page = await _code_page(form, email, waiting)
@@ -326,7 +326,7 @@ async def _verified(user: User, waiting: Unverified | None) -> Any:
     A browser that is signed in, to this or another account, is redirected to `/account`. Otherwise
     signs in to the account. A browser that had registered or signed in before (`waiting`) gets a
     session as it had asked for, and is redirected to `next`. One that has just shown the password
-    is answered as `finish_sign_in` does, which leads to the second step if the user has a factor.
+    is answered as `sign_in_or_second_step` does.
     """
     log.info("address_confirmed", user=user.username)
     if current_user.signed_in:
@@ -341,6 +341,6 @@ async def _verified(user: User, waiting: Unverified | None) -> Any:
         await sign_in(user, remember=waiting.remember, factor=waiting.factor)
         answer: Any = see_other(next_page())
     else:
-        answer = await let_in(user, remember=False, then="/")
+        answer = await sign_in_or_second_step(user, remember=False, then="/")
     await flash("Your email address is verified.", "success")
     return answer

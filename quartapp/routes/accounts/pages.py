@@ -36,7 +36,12 @@ from quartapp.routes import carried_forms
 from quartapp.routes.accounts.new_password import count_registration, is_accepted
 from quartapp.routes.factors.passkeys import NOT_ACCEPTED, confirmed_by_passkey
 from quartapp.routes.redirects import next_page, see_other
-from quartapp.routes.sessions.sign_in import AccountShut, let_in, sign_in, sign_in_page
+from quartapp.routes.sessions.sign_in import (
+    AccountShut,
+    sign_in,
+    sign_in_or_second_step,
+    sign_in_page,
+)
 from quartapp.runtime import hasher, settings
 from quartapp.security.passwords import Busy
 
@@ -100,11 +105,11 @@ async def _register(form: RegisterForm) -> User | None:
 async def login() -> Any:
     """Sign in. GET shows the form; a signed-in user is redirected to `next`.
 
-    The POST opens a session and redirects (303) to `next`, or leads to the second step if the
-    account has a factor (`finish_sign_in`). A form that was carried through the sign-in is shown
-    filled instead of the redirect. An incorrect login or password is logged and gives one error
-    (422); 429 or 503 after too many attempts. Raises AccountShut for a disabled account whose
-    password was right.
+    The POST answers as `sign_in_or_second_step` does: it opens a session and redirects (303) to
+    `next`, or leads to the second step if the account has a factor. A form that was carried through
+    the sign-in is shown filled instead of the redirect. An incorrect login or password is logged
+    and gives one error (422); 429 or 503 after too many attempts. Raises AccountShut for a disabled
+    account whose password was right.
     """
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
@@ -112,7 +117,9 @@ async def login() -> Any:
     with form.catch_retry_later():
         if form.posted:
             if user := await _authenticate(form.login.data or "", form.password.data or ""):
-                return await let_in(user, remember=bool(form.remember.data), then=next_page())
+                return await sign_in_or_second_step(
+                    user, remember=bool(form.remember.data), then=next_page()
+                )
             log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
             form.refuse("Incorrect username or password.")
     return await sign_in_page(form)
@@ -146,7 +153,7 @@ async def _authenticate(login: str, password: str) -> User | None:
         attempt.succeeded = fits and user is not None
     if user is None or not attempt.succeeded:
         return None
-    if not user.may_enter:
+    if not user.can_sign_in_or_restore:
         raise AccountShut(user)
     if hasher().needs_rehash(user.password_hash):
         # Ignore Busy: the next sign-in can replace the hash.

@@ -21,7 +21,7 @@ from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import linked_id
 from quartapp.models.factors.enrolment import Enrolled
 from quartapp.models.factors.factor import Factor
-from quartapp.models.factors.passkey import EnoughPasskeys, PasskeyTaken
+from quartapp.models.factors.passkey import PasskeyTaken, TooManyPasskeys
 from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.routes.factors import pages
 from quartapp.routes.factors.relying_party import asker, site
@@ -31,11 +31,11 @@ from quartapp.routes.refusals import returns_to
 from quartapp.routes.sessions import second_step
 from quartapp.routes.sessions.sign_in import (
     AccountShut,
-    HalfWay,
+    PendingSignIn,
     factor_page,
-    finish,
+    finish_second_step,
     go_on,
-    half_way,
+    pending_sign_in,
     sign_in,
     sign_in_page,
 )
@@ -87,7 +87,7 @@ async def mine() -> Any:
             await pages.count_change()
             try:
                 enrolled = await _add(form)
-            except (EnoughPasskeys, PasskeyTaken) as refused:
+            except (TooManyPasskeys, PasskeyTaken) as refused:
                 form.refuse(str(refused))
             except VerificationFailed as refused:
                 log.warning("passkey_not_added", user=current_user.username, why=str(refused))
@@ -207,7 +207,7 @@ async def options_for_second_step() -> Any:
     404 if this browser has no sign-in that waits for its second step, or if passkeys do not work at
     this address.
     """
-    step = await half_way() or abort(404)
+    step = await pending_sign_in() or abort(404)
     known = [(each.credential_id, each.transports) for each in await Passkey.of_user(step.user.id)]
     return jsonify(
         webauthn.authentication_options(site() or abort(404), asker("show"), known=known)
@@ -254,7 +254,7 @@ async def use() -> Any:
     if current_user.signed_in:
         return await go_on(next_page())
     sent = await ShowForm.from_request()
-    step = await half_way() if sent.step.data else None
+    step = await pending_sign_in() if sent.step.data else None
     remember = step.remember if step else bool(sent.remember.data)
     form = FactorForm() if step else LoginForm(data={"remember": remember})
     with form.catch_retry_later():
@@ -264,7 +264,7 @@ async def use() -> Any:
             form.refuse(str(blocked))
         else:
             if user and step:
-                if not await finish(step, Factor.PASSKEY):
+                if not await finish_second_step(step, Factor.PASSKEY):
                     return await second_step.start_over()
                 return await go_on(next_page())
             if user:
@@ -274,7 +274,7 @@ async def use() -> Any:
     return await (factor_page(step.user, form) if step else sign_in_page(form))
 
 
-async def _user_in_step(step: HalfWay | None, answer: str) -> User | None:
+async def _user_in_step(step: PendingSignIn | None, answer: str) -> User | None:
     """Return the user whose passkey was used, or None if it is not accepted. In a second step, only
     that user's passkeys count.
 
@@ -311,7 +311,7 @@ async def _authenticated_user(
             )
             return None
         attempt.succeeded = True
-    if not user.may_enter:
+    if not user.can_sign_in_or_restore:
         raise AccountShut(user)
     return user
 

@@ -12,7 +12,7 @@ from quartapp.models import Invitation, Role
 from quartapp.models.accounts.account import Taken
 from quartapp.models.authorization.privileges import MissingPermission
 from quartapp.models.invitations import invitation
-from quartapp.models.invitations.invitation import EnoughInvitations, InvitedAlready
+from quartapp.models.invitations.invitation import InvitedAlready, TooManyInvitations
 from quartapp.policy import Permission
 from quartapp.routes.errors import status_of
 from quartapp.routes.pagination import cut, id_after, id_or_404
@@ -93,7 +93,7 @@ async def send_again(invitation_id: str) -> Any:
     await _count(found.email)
     try:
         sent = await found.send_again(by=current_user.actor, at_most=at_most)
-    except (Taken, InvitedAlready, EnoughInvitations) as refused:
+    except (Taken, InvitedAlready, TooManyInvitations) as refused:
         form = InviteForm()
         await _offer(form)
         form.refuse(f"{found.email}: {refused}")
@@ -126,7 +126,7 @@ async def _invite(form: InviteForm) -> bool:
     except (Taken, InvitedAlready) as refused:
         form.refuse(str(refused), "email")
         return False
-    except (EnoughInvitations, MissingPermission) as refused:
+    except (TooManyInvitations, MissingPermission) as refused:
         form.refuse(str(refused), status=status_of(refused))
         return False
     log.info("user_invited", invitation=str(made.id), by=current_user.username)

@@ -10,7 +10,7 @@ from quartapp.log import log
 from quartapp.models import Invitation, User
 from quartapp.models.accounts.account import Taken
 from quartapp.models.base.actor import Actor
-from quartapp.models.invitations.invitation import Fate, InvitationGone
+from quartapp.models.invitations.invitation import InvitationGone, InvitationState
 from quartapp.routes.accounts.new_password import count_registration, is_accepted
 from quartapp.routes.redirects import see_other
 from quartapp.routes.sessions.sign_in import sign_in
@@ -20,16 +20,17 @@ blueprint = Blueprint("invitations", __name__)
 
 
 @blueprint.route("/invited/<token>", methods=["GET", "POST"])
-async def take_up(token: str) -> Any:
-    """Show the form of an invited user; on POST create the account, sign in and answer 303 to `/`.
+async def accept(token: str) -> Any:
+    """Show the form of an invited user; on POST create the account, sign in and redirect (303) to
+    `/` with a message.
 
     Answers 410 with the reason if the invitation is not open, or if an account has the address.
     Counts as a registration; errors show the form with 422, 429 or 503.
     """
     found = await Invitation.by_token(token)
-    fate = await found.fate() if found else None
-    if found is None or fate is not Fate.OPEN:
-        return await _gone(fate)
+    state = await found.state() if found else None
+    if found is None or state is not InvitationState.OPEN:
+        return await _gone(state)
     if await User.by_email(found.email):
         return await _gone("taken", found.email)
     form = await InvitedForm.from_request()
@@ -37,14 +38,14 @@ async def take_up(token: str) -> Any:
     with form.catch_retry_later():
         if form.posted and await _may_register(form):
             try:
-                user = await Invitation.take_up(
+                user = await Invitation.accept(
                     token,
                     form.username.data or "",
                     await hasher().hash(form.password.data or ""),
                     by=Actor(ip=auth.remote_address()),
                 )
             except InvitationGone as gone:
-                return await _gone(gone.fate)
+                return await _gone(gone.state)
             except Taken as taken:
                 if taken.field == "email":
                     return await _gone("taken", found.email)
@@ -76,6 +77,6 @@ async def _may_register(form: InvitedForm) -> bool:
 async def _gone(why: str | None, email: str | None = None) -> Any:
     """Answer 410 with a page that says why. Logs a warning if the invitation was accepted
     before."""
-    if why == Fate.ACCEPTED:
+    if why == InvitationState.ACCEPTED:
         log.warning("authn_token_reuse", ip=auth.remote_address())
     return await render_template("invitations/gone.html", why=why, email=email), 410

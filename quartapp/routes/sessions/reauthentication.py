@@ -21,7 +21,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "admin_users.grant": ("grant the role {role} to {username}", "grant a role to {username}"),
     "admin_users.reset_factors": ("remove all second factors of {username}",),
     "admin_users.revoke": ("revoke the role {role_name} from {username}",),
-    "admin_users.set_last_day": (
+    "admin_users.set_expiry": (
         "set the expiry of the account of {username} to {date}",
         "remove the expiry of the account of {username}",
     ),

@@ -14,9 +14,9 @@ from quartapp.routes.redirects import next_page, see_other, with_next
 from quartapp.routes.sessions.sign_in import (
     SECOND_STEP,
     factor_page,
-    finish,
+    finish_second_step,
     go_on,
-    half_way,
+    pending_sign_in,
     sign_in_page,
 )
 
@@ -34,7 +34,7 @@ async def show() -> Any:
     """
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
-    step = await half_way()
+    step = await pending_sign_in()
     if step is None:
         return await start_over()
     form = await FactorForm.from_request()
@@ -47,7 +47,7 @@ async def show() -> Any:
             else:
                 if factor is None:
                     form.refuse(str(IncorrectCode()), "code")
-                elif await finish(step, factor):
+                elif await finish_second_step(step, factor):
                     return await _signed_in(factor)
                 else:
                     return await start_over()

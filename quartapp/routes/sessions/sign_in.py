@@ -65,7 +65,7 @@ class AccountShut(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class HalfWay:
+class PendingSignIn:
     """A sign-in that has passed the password and still needs a second factor."""
 
     user: User
@@ -73,7 +73,7 @@ class HalfWay:
     note: str
 
 
-async def let_in(user: User, *, remember: bool, then: str) -> Any:
+async def sign_in_or_second_step(user: User, *, remember: bool, then: str) -> Any:
     """Answer the right password: sign in, or lead to the second step if the user has a factor.
 
     Without a factor, opens a session and answers as `go_on` does. With one, opens none: stores the
@@ -105,27 +105,28 @@ async def factor_page(user: User, form: Form, *, status: int | None = None) -> A
     return page, status or form.status, form.headers
 
 
-async def half_way() -> HalfWay | None:
-    """Return the sign-in of this browser that waits for its second step, from its session cookie.
+async def pending_sign_in() -> PendingSignIn | None:
+    """Return the sign-in of this browser that waits for its second step, from Quart's session
+    cookie.
 
-    None if there is none or it is older than STEP_LASTS, and if the account may not be entered any
-    more, has no second factor or has another password by now.
+    None if there is none or it is older than STEP_LASTS, and if by now the account has no second
+    factor or another password, or its owner can neither sign in nor restore it. Does not use it up.
     """
     step = encryption().decrypt_value(session.get(_ABOUT), _ABOUT, max_age=STEP_LASTS)
     if step is None:
         return None
     user_id, credential, remember, note = step
     user = await User.get(PydanticObjectId(user_id))
-    if user is None or not user.may_enter or not user.factors:
+    if user is None or not user.can_sign_in_or_restore or not user.factors:
         return None
-    return HalfWay(user, remember, note) if user.credential == credential else None
+    return PendingSignIn(user, remember, note) if user.credential == credential else None
 
 
-async def finish(step: HalfWay, factor: Factor) -> bool:
+async def finish_second_step(step: PendingSignIn, factor: Factor) -> bool:
     """Complete the second step: use up the first one, sign in as `sign_in` does and return True.
 
-    Returns False if this first step was already used for a sign-in, as by a copy of the cookie.
-    Raises AccountClosed and MustVerify.
+    Returns False, without signing in, if this first step was already used for a sign-in, as by a
+    copy of the cookie. Raises AccountClosed and MustVerify.
     """
     if not await Answered.first(step.note, lasts=STEP_LASTS):
         return False
