@@ -54,9 +54,11 @@ class LibraryLogHandler(logging.Handler):
 
 
 def configure(*, production: bool, worker: str | None = None) -> None:
-    """Configure structlog for this process; lines below INFO are dropped.
+    """Configure structlog for this process: lines on standard error, with the level, the time in
+    UTC and the fields of `add_to_request`; those below INFO are dropped.
 
-    Call it once, before the process serves. With `worker`, each line has that field.
+    In production they are JSON, with tracebacks as data. Call it once, before the process serves.
+    With `worker`, each line has that field.
     """
 
     def add_worker(_: Any, __: str, line: EventDict) -> EventDict:

@@ -45,7 +45,8 @@ def _cached_serializer(
 
 
 def serializer_class(keys: str | Iterable[str], salt: str) -> CookieSerializer:
-    """Return a serializer that signs with the last key and accepts all. For Quart-Auth."""
+    """Return a serializer that signs with the last key and accepts all of them. A single text is
+    one key. For Quart-Auth, which calls it in each request."""
     return _cached_serializer((keys,) if isinstance(keys, str) else tuple(keys), salt)
 
 

@@ -57,8 +57,9 @@ class RateLimitExceeded(RetryLater):
 async def count(action: str, *keys: tuple[str, RateLimitItem]) -> None:
     """Count one action for each key, in turn, in fixed windows.
 
-    At the first key whose limit is used up, logs a warning and raises RateLimitExceeded until its
-    window ends; the keys before it stay counted.
+    At the first key whose limit is used up, logs the warning `excess_rate_limit_exceeded` and
+    raises RateLimitExceeded until its window ends; the keys before it stay counted, and those after
+    it are not counted.
     """
     limiter = FixedWindowRateLimiter(CounterStorage())
     for key, limit in keys:
@@ -75,7 +76,8 @@ async def increment(action: str, key: str, *, within: timedelta) -> int:
 
 
 async def uncount(action: str, key: str, limit: RateLimitItem) -> None:
-    """Reduce the count of `count` by one, because the action did not take place."""
+    """Reduce the count that `count` has increased by one, because the action did not take place.
+    If the window has ended since, the next one begins with -1."""
     await CounterStorage().incr(limit.key_for(action, key), limit.get_expiry(), -1)
 
 
@@ -167,9 +169,10 @@ async def _begin(key: Key, attempt_id: PydanticObjectId) -> None:
 
 
 async def _has_begun(key: Key, attempt_id: PydanticObjectId) -> bool:
-    """Try to reserve the attempt. Return False if that depends on the outcome of others.
+    """Try to reserve the attempt; return whether it was reserved. False means that it depends on
+    the outcome of others, so try again later.
 
-    Logs a warning and raises RateLimitExceeded if the key must wait after too many failures.
+    Logs a warning and raises RateLimitExceeded if the key is blocked after too many failures.
     """
     begun, until = await FailedAttempts.begin(key.text, attempt_id, key.limit)
     if until and not begun:
@@ -179,8 +182,9 @@ async def _has_begun(key: Key, attempt_id: PydanticObjectId) -> bool:
 
 
 def network_of(address: str | None) -> str:
-    """Return the key under which an address is counted: the /64 network of an IPv6 address, because
-    one client can use all of it; an IPv4 address or any other text as it is; "None" for None."""
+    """Return the key under which an address is counted: the /64 network of an IPv6 address,
+    because one client can use all of it; an IPv4 address without port; any other text as it is;
+    "None" for None."""
     parsed = forwarded.parse(address or "")
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((parsed, 64), strict=False))

@@ -63,9 +63,10 @@ async def create(
 ) -> None:
     """Create an account. Asks for the password, or reads a line of standard input.
 
-    The email address counts as verified because you vouch for it, unless you say --unverified.
-    Fails if the username or address is taken, if a role does not exist, or if the password policy
-    rejects the password.
+    The email address counts as verified because you vouch for it, unless you say --unverified. Such
+    an account is deleted after a day without verification, where that is required. Fails if the
+    username or address is taken, if a role does not exist, or if the password policy rejects the
+    password.
     """
     username = validated(validation.check_username, username)
     email = validated(validation.check_email, email)
@@ -94,7 +95,10 @@ async def create(
 @data_option
 @with_database
 async def verify(username: str) -> None:
-    """Mark an email address as verified. You vouch that the address belongs to the user."""
+    """Mark an email address as verified. You vouch that the address belongs to the user.
+
+    Says so if it was verified already. Fails if another account has verified the address meanwhile.
+    """
     person = await find_user(username)
     done = await email_address.vouch_for(person, by=SYSTEM)
     words = "is verified" if done else "was already verified"
@@ -109,7 +113,8 @@ async def verify(username: str) -> None:
 async def invite(email: str, role: str | None) -> None:
     """Invite a person. Sends an email with a link that creates an account for the address.
 
-    Without a running server, the email stays in the outbox until one is started.
+    Without a running server, the email stays in the outbox until one is started. Fails if an
+    account or another open invitation has the address.
     """
     email = validated(validation.check_email, email)
     await Invitation.write(email, await find_role(role) if role else None, by=SYSTEM)
@@ -275,7 +280,10 @@ async def disable(username: str, day: datetime | None) -> None:
 @data_option
 @with_database
 async def enable(username: str) -> None:
-    """Enable an account, or remove its expiry date. Sessions that have ended stay ended."""
+    """Enable an account, or remove its expiry date. Sessions that have ended stay ended.
+
+    Returns when all workers apply the change.
+    """
     person = await find_user(username)
     done = await person.enable(by=SYSTEM) or await account_expiry.remove_expiry(person, by=SYSTEM)
     await wait_until_enforced(done)
@@ -309,8 +317,8 @@ async def _set_expiry(person: User, day: date) -> None:
 async def delete(username: str, remove_posts: bool, now: bool, settings: Settings) -> None:
     """Delete an account. Ends its sessions; until the deletion date it can be restored.
 
-    Returns when no worker accepts these sessions. With --now, the account is erased before the
-    command returns.
+    Returns when no worker accepts these sessions, and prints the date. If an earlier deletion is
+    scheduled, that stays. With --now, the account is erased before the command returns.
     """
     person = await find_user(username)
     at = clock.now() if now else clock.now() + settings.deletion_grace
@@ -332,7 +340,11 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
 @data_option
 @with_database
 async def restore(username: str) -> None:
-    """Restore an account. Reverses a deactivation, or a deletion that is not due yet."""
+    """Restore an account. Reverses a deactivation, or a deletion that is not due yet.
+
+    Returns when all workers apply the change, and prints the state of the account. If there is
+    nothing to restore, says so.
+    """
     person = await find_user(username)
     done = await person.restore(by=SYSTEM)
     await wait_until_enforced(done)
@@ -350,6 +362,7 @@ async def reset_factors(username: str) -> None:
     """Remove all second factors of an account.
 
     For a user who has lost them. Also removes recovery codes and ends all sessions of the account.
+    Returns when no worker accepts these sessions, and prints what became of open tabs.
     """
     person = await find_user(username)
     done = await enrolment.reset(person, by=SYSTEM)

@@ -99,7 +99,7 @@ class OutboxWorker(BackgroundTask):
         emails are logged, failures as a warning, emails given up as an error. Raises only what the
         driver raises when it stores the outcome.
         """
-        what = {"email": mail.letter, "id": str(mail.id)}
+        what = {"email": mail.kind, "id": str(mail.id)}
         try:
             written = await self._write(mail)
             if written is None:
@@ -131,16 +131,16 @@ class OutboxWorker(BackgroundTask):
         address that no mail server could know, such as an old version stored, and UnknownEmail for
         a kind of email that is not in the catalogue.
         """
-        email, to, words = catalogue.emails.get(mail.letter), mail.to, dict[str, str]()
+        email, to, words = catalogue.emails.get(mail.kind), mail.to, dict[str, str]()
         if email is None:
-            raise UnknownEmail(mail.letter)
-        if mail.letter == PASSWORD_RESET_REQUESTED.email_kind:
+            raise UnknownEmail(mail.kind)
+        if mail.kind == PASSWORD_RESET_REQUESTED.email_kind:
             asked = await password_reset.issue(mail, at_most=self._settings.reset_links_per_user)
             if asked is None:
                 return None
             user, words["token"] = asked
             to = user.address
-        elif mail.letter == EMAIL_VERIFICATION_REQUESTED.email_kind:
+        elif mail.kind == EMAIL_VERIFICATION_REQUESTED.email_kind:
             key = self._settings.secret_key.get_secret_value()
             issued = await email_address.issue(mail, key)
             if issued is None:
@@ -149,12 +149,12 @@ class OutboxWorker(BackgroundTask):
             words |= {"token": issued.token, "code": issued.code}
             if issued.taken:
                 email = EMAIL_ALREADY_IN_USE.own_email
-        elif mail.letter == EMAIL_CHANGED.email_kind:
+        elif mail.kind == EMAIL_CHANGED.email_kind:
             undoing = await email_address.issue_undo(mail)
             if undoing is None:
                 return None
             user, words["token"] = undoing
-        elif mail.letter == USER_INVITED.email_kind:
+        elif mail.kind == USER_INVITED.email_kind:
             invited = await invitation.issue(mail)
             if invited is None:
                 return None

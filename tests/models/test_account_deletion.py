@@ -77,7 +77,7 @@ async def erase_due() -> int:
 
 
 async def emails(user: User) -> list[str]:
-    return [mail.letter for mail in await Mail.find({"user.$id": user.id}).to_list()]
+    return [mail.kind for mail in await Mail.find({"user.$id": user.id}).to_list()]
 
 
 async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: Database) -> None:

@@ -41,7 +41,7 @@ async def queue(what: Activity | Email, to: str = ADA, *, times: int = 1) -> Non
 
 
 async def queued(**match: Any) -> Counter[str]:
-    return Counter([mail.letter async for mail in Mail.find(match)])
+    return Counter([mail.kind async for mail in Mail.find(match)])
 
 
 async def test_forty_sets_of_recovery_codes_send_five_emails(db: Database) -> None:

@@ -95,7 +95,7 @@ async def told(user: User) -> tuple[set[str], set[str], set[str]]:
     mine = {"user.$id": user.id}
     return (
         {each.kind for each in await Notice.find(mine).to_list()},
-        {each.letter for each in await Mail.find(mine).to_list()},
+        {each.kind for each in await Mail.find(mine).to_list()},
         {each.verb for each in await Event.find({"subject.$id": user.id}).to_list()},
     )
 

@@ -50,8 +50,7 @@ UNDO_LASTS = timedelta(hours=72)
 
 class TooManyEmails(DomainError):
     """The user has requested too many verification emails. The next one is possible in
-    `retry_after` seconds.
-    """
+    `retry_after` seconds, at least 1. The text has the limit and that time, in minutes."""
 
     def __init__(self, limit: RateLimitItem, wait: timedelta) -> None:
         self.retry_after = max(1, int(wait.total_seconds()))
@@ -64,7 +63,8 @@ class TooManyEmails(DomainError):
 
 
 class WrongCode(DomainError):
-    """The code is wrong. `left` more tries are possible."""
+    """The code is wrong. `left` more tries are possible; the text has that number and, for 0,
+    the advice to send another email."""
 
     def __init__(self, left: int) -> None:
         tries = f"{left} more {'try' if left == 1 else 'tries'}" if left else "no more tries"

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from beanie import PydanticObjectId
+from pydantic import Field
 from pymongo import IndexModel, ReturnDocument
 
 from quartapp import clock, metrics
@@ -31,12 +32,13 @@ KEPT = timedelta(days=7)
 class Mail(Record):
     """One queued email. Deleted when it is sent; one that was given up is kept for KEPT.
 
-    `letter` is the kind of the email (see `quartapp.activities`), also one that this version does
+    `kind` is the name of the email (see `quartapp.activities`), also one that this version does
     not know. `due_at` is also the lease: a worker that claims the email puts it off for LEASE, so
     that it is due again if that worker dies. `tries` tells a claim from a later one.
     """
 
-    letter: str
+    # Earlier versions, which may still be running, know this field as `letter`.
+    kind: str = Field(alias="letter")
     to: str
     user: UserRef | None = None
     data: dict[str, str] = {}
