@@ -91,7 +91,8 @@ async def page(
     fetched if it is somebody else.
 
     Includes events about many users that the user document lists in `common_events`. `before` is
-    the id of the last event of the page before.
+    the id of the last event of the page before. Sends two queries at once, and one more for the
+    actors.
     """
     verbs = catalogue.on_activity_page()
     own, common = await asyncio.gather(

@@ -70,8 +70,8 @@ class Post(Record):
         before: PydanticObjectId | None = None,
         limit: int = PAGE,
     ) -> list[Self]:
-        """Return at most `limit` posts of one author or of all, newest first, with their authors
-        fetched. `before` is the id of the last post of the page before."""
+        """Return at most `limit` posts, newest first: of one author, or of all with their
+        authors fetched. `before` is the id of the last post of the page before."""
         match: dict[str, Any] = {"author.$id": author} if author else {}
         if before:
             match["_id"] = {"$lt": before}
