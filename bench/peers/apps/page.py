@@ -1,0 +1,92 @@
+"""What the applications share: the users, and what quartapp's page needs to be rendered."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from wtforms import PasswordField
+from wtforms.validators import EqualTo, InputRequired
+
+COUNT = 16
+USERNAMES = [f"peer{number}" for number in range(COUNT)]
+PASSWORD = os.environ["PEERS_PASSWORD"]
+MONGODB_URI = os.environ["PEERS_MONGODB_URI"]
+SECRET_KEY = os.environ["PEERS_SECRET_KEY"]
+PERMISSIONS = {"member": ["posts.write"]}
+
+PACKAGE = Path(__file__).parents[3] / "quartapp"
+TEMPLATES = PACKAGE / "templates"
+TEMPLATE = "accounts/password.html"
+PATH = "/account/password"
+
+
+class PasswordFields:
+    """The fields of quartapp's form, to mix into a form class."""
+
+    carried = False
+    current_password = PasswordField(
+        "Current password", validators=[InputRequired("Enter your current password.")]
+    )
+    password = PasswordField(
+        "New password",
+        description="At least 8 characters. A few unrelated words make a good password.",
+        validators=[InputRequired("Enter a password.")],
+    )
+    confirm = PasswordField(
+        "Repeat new password",
+        validators=[
+            InputRequired("Enter the password again."),
+            EqualTo("password", message="The passwords do not match."),
+        ],
+    )
+
+
+class Viewer:
+    """The properties of the signed-in user that the layout reads, to mix into a user class.
+
+    Those without an equivalent in the other stacks are constants.
+    """
+
+    signed_in = True
+    cursor, version, unread = "0", 1, 1
+    withheld = ()
+
+    @property
+    def user_id(self) -> str:
+        return str(self.id)  # type: ignore[attr-defined]
+
+    session_id = user_id
+
+    @property
+    def permissions(self) -> list[str]:
+        return sorted({each for role in self.roles for each in PERMISSIONS[role]})  # type: ignore[attr-defined]
+
+    def may(self, permission: str) -> bool:
+        return permission in self.permissions
+
+
+def prepare(env: jinja2.Environment) -> None:
+    """Set the options and globals of quartapp's Jinja environment."""
+    env.trim_blocks = env.lstrip_blocks = True
+    stamped = {
+        path.name: f"/static/{path.name}?v={hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+        for path in (PACKAGE / "static").iterdir()
+        if path.is_file()
+    }
+    env.globals.update(site_name="quartapp", static=stamped.__getitem__, needs=needs)
+    # The footer then has the same link as quartapp's without a mail server.
+    env.globals["letters_kept"] = True
+
+
+@jinja2.pass_context
+def needs(context: jinja2.runtime.Context, *permissions: str) -> Markup:
+    """Return the attributes of an element for users who have one of the permissions."""
+    words = " ".join(permissions)
+    user: Any = context["current_user"]
+    shown = any(user.may(word) for word in words.split())
+    return Markup('data-needs="{}"{}').format(words, "" if shown else Markup(" hidden"))
