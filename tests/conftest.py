@@ -172,7 +172,6 @@ async def serving(
         *("serve", "--port", "0", "--workers", str(workers), "--data", str(data)),
         folder=folder,
         env={
-            "BCRYPT_COST": "4",
             "LIVE_PING_SECONDS": "2",
             "LIVE_SWEEP_SECONDS": "2",
             # All users of the tests have the same IP address.

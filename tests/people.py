@@ -75,7 +75,8 @@ BeforeStart = Callable[[], object]
 class Running:
     """A `quartapp` process with its standard streams in files.
 
-    It calls `before_start` before anything else.
+    It calls `before_start` before anything else. Passwords are hashed at the lowest cost. One hash
+    of the usual cost in the database would make every sign-in take as long as that one.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class Running:
         self._words = words
         self._streams = stdin, folder / "out", folder / "err"
         self._process = _forks.Process(
-            target=_become, args=(words, self._streams, {**os.environ, **env}, before_start)
+            target=_become,
+            args=(words, self._streams, {**os.environ, "BCRYPT_COST": "4", **env}, before_start),
         )
         self._read = 0
 

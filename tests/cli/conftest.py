@@ -17,7 +17,7 @@ class Terminal:
     data: Path
 
     async def run(self, *words: str, stdin: bytes = b"", **env: str) -> CommandResult:
-        return await command(*words, data=self.data, stdin=stdin, **{"BCRYPT_COST": "4", **env})
+        return await command(*words, data=self.data, stdin=stdin, **env)
 
     async def does(self, *words: str, stdin: bytes = b"") -> str:
         ran = await self.run(*words, stdin=stdin)

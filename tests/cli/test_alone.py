@@ -34,9 +34,7 @@ async def test_command_without_server_starts_database_and_keeps_changes(
     tmp_path: Path,
 ) -> None:
     data = tmp_path / "fresh"
-    made = await command(
-        *("user", "create", "ada", "ada@example.org"), data=data, stdin=LINE, BCRYPT_COST="4"
-    )
+    made = await command(*("user", "create", "ada", "ada@example.org"), data=data, stdin=LINE)
     assert made.status == 0, made
     assert embedded.DataFolder(data).mongod_pid() is None
     listed = await command("user", "list", data=data)

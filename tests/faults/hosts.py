@@ -49,7 +49,6 @@ class Hosts:
             stdin=f"{PASSWORD}\n".encode(),
             MONGODB_URI=uri,
             SECRET_KEY=KEY,
-            BCRYPT_COST="4",
         )
         assert ran.status == 0, ran.err
         person = await self.visitor(server, name)
