@@ -21,6 +21,7 @@ from quartapp import create_app, log, models
 from quartapp.background import BackgroundTask
 from quartapp.db import mongo
 from quartapp.models import Role, Worker, WriteLock
+from quartapp.routes import templating
 from quartapp.runtime import Runtime, runtime_of
 from quartapp.settings import Settings
 
@@ -33,7 +34,7 @@ Documents = dict[str, list[dict[str, Any]]]
 
 
 class CompiledTemplates(BytecodeCache):
-    """Keeps the compiled templates of this process, which each application would compile again."""
+    """Keeps compiled templates in memory."""
 
     def __init__(self) -> None:
         self._templates: dict[str, bytes] = {}
@@ -46,7 +47,18 @@ class CompiledTemplates(BytecodeCache):
         self._templates[bucket.key] = bucket.bytecode_to_string()
 
 
-COMPILED = CompiledTemplates()
+def share_compiled_templates() -> None:
+    """Make all applications of this process use the same compiled templates.
+
+    Compiling those of one page takes longer than a request.
+    """
+    compiled = CompiledTemplates()
+
+    class Environment(templating.Environment):
+        def __init__(self, app: Quart, **options: Any) -> None:
+            super().__init__(app, bytecode_cache=compiled, **options)
+
+    templating.Environment = Environment
 
 
 class Shared:
@@ -87,7 +99,6 @@ class Shared:
         ):
             await self.close()
             self._app = create_app(settings)
-            self._app.jinja_env.bytecode_cache = COMPILED
             await self._stack.enter_async_context(cast(Any, self._app.test_app()))
             self._parts = dict(vars(runtime_of(self._app)))
             self._connected = mongo._database

@@ -20,7 +20,7 @@ from quart import Quart
 
 from quartapp.db import embedded, mongo
 from quartapp.settings import Settings
-from tests.application import Shared, empty
+from tests.application import Shared, empty, share_compiled_templates
 from tests.people import SECONDS, BeforeStart, Person, Running, Server
 
 PASSWORD = "correct horse battery staple"
@@ -79,6 +79,12 @@ def signals() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_templates() -> None:
+    """Make the applications of this process share compiled templates."""
+    share_compiled_templates()
 
 
 @pytest.fixture(scope="session")
