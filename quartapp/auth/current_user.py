@@ -12,7 +12,7 @@ from quart_auth import current_user as _current_user
 from quartapp import clock
 from quartapp.auth import cookies
 from quartapp.auth.device import preload_user_agent_parser, remote_address
-from quartapp.authority.session_rule import EndedSession, Principal, SessionState
+from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOrEnded
 from quartapp.models import User
 from quartapp.models.authorization.privileges import Holdings
 from quartapp.models.base.actor import Actor
@@ -32,7 +32,7 @@ class CurrentUser(AuthUser):
 
     def __init__(self, auth_id: str | None, action: Action = Action.PASS) -> None:
         super().__init__(auth_id if isinstance(auth_id, str) else None, action)
-        self._standing: SessionState | None = None
+        self._state: PrincipalOrEnded | None = None
         self._loaded = False
 
     async def load(self) -> None:
@@ -40,7 +40,7 @@ class CurrentUser(AuthUser):
         database. Later calls do nothing. Raises what the driver raises."""
         if not self._loaded:
             principals = runtime().principal_cache
-            self._standing = await principals.state_by_token(self.auth_id) if self.auth_id else None
+            self._state = await principals.state_by_token(self.auth_id) if self.auth_id else None
             self._loaded = True
 
     @property
@@ -54,22 +54,22 @@ class CurrentUser(AuthUser):
 
         Also drops the CSRF field that was created for the session.
         """
-        self._standing = ended
+        self._state = ended
         g.pop("csrf_field", None)
 
     @property
     def signed_in(self) -> bool:
-        return isinstance(self._standing, Principal)
+        return isinstance(self._state, Principal)
 
     @property
     def ended(self) -> EndedSession | None:
-        return self._standing if isinstance(self._standing, EndedSession) else None
+        return self._state if isinstance(self._state, EndedSession) else None
 
     @property
     def principal(self) -> Principal:
         """The principal of the active session. Raises Unauthorized if there is none."""
-        if isinstance(self._standing, Principal):
-            return self._standing
+        if isinstance(self._state, Principal):
+            return self._state
         raise Unauthorized
 
     @property

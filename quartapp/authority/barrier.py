@@ -81,7 +81,7 @@ class BarrierResult:
         return await event.wait_for_receipts(self.tabs, silent=silent, seconds=RECEIPT_SECONDS)
 
 
-class BarrierClient:
+class BaseBarrier:
     """What `Barrier` and `PollingBarrier` have in common: the wait itself.
 
     They differ in how they learn of acknowledgements.
@@ -95,7 +95,8 @@ class BarrierClient:
         Call it after the commit. Inserts a mark, unless the event's transaction has inserted one,
         and returns when every worker has acknowledged it: a few milliseconds. If a worker does not,
         or the database fails, it logs `barrier_incomplete` and returns LEASE_SECONDS after the
-        call, with `complete=False`. It raises no database error.
+        call, with `complete=False`. It raises no database error. The metrics record how long it
+        took.
         """
         started = clock.monotonic()
         mark = _mark_of(event, asker=self._asker)
@@ -128,7 +129,7 @@ class BarrierClient:
         raise NotImplementedError
 
 
-class Barrier(BarrierClient, BackgroundTask):
+class Barrier(BaseBarrier, BackgroundTask):
     """The barrier of a worker. It also acknowledges the marks of other processes.
 
     It learns of acknowledgements from the change stream, and sooner from workers of the same
@@ -161,10 +162,13 @@ class Barrier(BarrierClient, BackgroundTask):
         await self._peers.stop()
 
     def _open(self, mark_id: Id) -> PendingBarrier:
+        """Return the record of the mark, with acknowledgements that came before this call, and
+        collect further ones in it."""
         pending = self._pending[mark_id] = self._early.pop(mark_id, None) or PendingBarrier()
         return pending
 
     async def _all_acknowledged(self, mark_id: Id, pending: PendingBarrier) -> None:
+        """Return when `_is_complete`. Looks again whenever something changes."""
         while not self._is_complete(pending):
             pending.changed.clear()
             await pending.changed.wait()
@@ -173,6 +177,8 @@ class Barrier(BarrierClient, BackgroundTask):
         del self._pending[mark_id]
 
     def _is_complete(self, pending: PendingBarrier) -> bool:
+        """Return whether this worker's stream has delivered the mark and every live worker has
+        acknowledged it. False while it is not known which workers are alive."""
         # The mark has come back on this worker's stream, so every heartbeat from before the mark
         # has come too. A worker that is not among the live ones either has no valid lease, or
         # started after the mark.
@@ -241,7 +247,7 @@ class Barrier(BarrierClient, BackgroundTask):
                 del self._early[next(iter(self._early))]
         return pending
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """Do nothing. A mark that was missed is not acknowledged, so its `wait` takes a lease."""
 
     def on_disconnect(self) -> None:
@@ -263,7 +269,7 @@ class Barrier(BarrierClient, BackgroundTask):
                 log.warning("acknowledgement_failed", error=type(error).__name__)
 
 
-class PollingBarrier(BarrierClient):
+class PollingBarrier(BaseBarrier):
     """The barrier of a process that is no worker, such as a command: it polls the database.
 
     A worker writes its first heartbeat before it caches anything. So a worker that is not listed
@@ -274,6 +280,8 @@ class PollingBarrier(BarrierClient):
         return PendingBarrier()
 
     async def _all_acknowledged(self, mark_id: Id, pending: PendingBarrier) -> None:
+        """Read the workers and the mark every POLL_SECONDS, and return when the mark has an
+        acknowledgement of every worker. Raises database errors."""
         while not (await Worker.everyone()).keys() <= pending.acks.keys():
             await asyncio.sleep(POLL_SECONDS)
             if mark := await BarrierMark.get(mark_id):

@@ -57,7 +57,7 @@ class Listener(Protocol):
     def on_change(self, change: Change) -> None:
         """Called for each change, in the order of the commits."""
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """Called when changes may have been missed: drop cached data, or read it again.
 
         That is each time the stream has opened, when a collection or the database was dropped, and
@@ -65,7 +65,7 @@ class Listener(Protocol):
         """
 
     def on_disconnect(self) -> None:
-        """Called when the stream has failed. No changes arrive until `on_resync` is called."""
+        """Called when the stream has failed: no changes arrive until `on_missed_changes`."""
 
 
 class StreamEnded(Exception):
@@ -83,7 +83,7 @@ class ChangeStream(BackgroundTask):
     async def start(self) -> None:
         """Start the task that follows the stream, and return when the stream has opened.
 
-        Waits as long as the database is away. `on_resync` has been called when this returns.
+        Waits as long as the database is away. Listeners' `on_missed_changes` has been called then.
         """
         following = self._start_task(self._follow(), "stream")
         opened = asyncio.create_task(self._opened.wait())
@@ -100,7 +100,7 @@ class ChangeStream(BackgroundTask):
 
         After a connection error it resumes behind the last page that was dispatched. After any
         other error it starts at the present, as the history may be gone or one event unreadable;
-        `on_resync` then makes the listeners read what they missed.
+        `on_missed_changes` then makes the listeners read what they missed.
         """
         token: Mapping[str, Any] | None = None
         pause = MIN_RETRY_SECONDS
@@ -125,14 +125,18 @@ class ChangeStream(BackgroundTask):
             pause = min(pause * 2, MAX_RETRY_SECONDS)
 
     def _set_live(self) -> None:
+        """Set `live` and the metric, tell all listeners that they may have missed changes, and
+        let `start` return."""
         # The listeners are called after the stream has opened: what they read from the database now
         # cannot miss a change.
         self.live = True
         metrics.OPEN_STREAMS.set(1)
-        self._resync_listeners()
+        self._report_missed_changes()
         self._opened.set()
 
     def _set_lost(self, error: Exception) -> None:
+        """Clear `live`, count the loss in the metrics, call `on_disconnect` of all listeners,
+        and log `change_stream_lost`."""
         self.live = False
         metrics.OPEN_STREAMS.set(0)
         metrics.STREAM_LOSSES.inc()
@@ -141,13 +145,15 @@ class ChangeStream(BackgroundTask):
         log.warning("change_stream_lost", error=type(error).__name__, detail=str(error)[:200])
 
     def _dispatch(self, event: Mapping[str, Any]) -> None:
-        """Pass the event to all listeners as a `Change`, or as `on_resync` if it is a drop.
+        """Pass the event to all listeners in turn, as a `Change`. If it is a drop, call their
+        `on_missed_changes` instead.
 
-        A listener that raises is logged and resynchronized; the others still receive the change.
+        An error of a listener is logged, and its `on_missed_changes` is called; the others still
+        receive the change.
         """
         operation = event["operationType"]
         if operation in DATABASE_EVENTS:
-            return self._resync_listeners()
+            return self._report_missed_changes()
         update = event.get("updateDescription") or {}
         cut = [array["field"] for array in update.get("truncatedArrays") or ()]
         change = Change(
@@ -164,12 +170,13 @@ class ChangeStream(BackgroundTask):
             except Exception:
                 # Another program may have written a malformed document.
                 log.exception("change_not_understood", collection=change.collection)
-                listener.on_resync()
+                listener.on_missed_changes()
         return None
 
-    def _resync_listeners(self) -> None:
+    def _report_missed_changes(self) -> None:
+        """Call `on_missed_changes` of all listeners."""
         for listener in self._listeners:
-            listener.on_resync()
+            listener.on_missed_changes()
 
 
 def _relevant_changes(collection: str) -> dict[str, Any]:

@@ -70,9 +70,9 @@ class Lease(BackgroundTask):
 
         Call it when the change stream is open: the workers that exist are read from the database,
         and later ones arrive by the stream. If a worker's last heartbeat is older than
-        SILENT_SECONDS, also waits until it is heard, so that the first barriers need not. Each wait
-        ends after LEASE_SECONDS. Raises no database error: it logs `workers_not_read` or
-        `lease_late`.
+        SILENT_SECONDS, also waits until it is heard, so that the first barriers need not. All waits
+        end after LEASE_SECONDS each, and the heartbeats go on. Raises no database error: it logs
+        `workers_not_read` or `lease_late`.
         """
         opened = self._gap_free_since = clock.monotonic()
         try:
@@ -147,7 +147,7 @@ class Lease(BackgroundTask):
                 if clock.monotonic() - sent < clock.TOLERANCE.total_seconds():
                     clock.synchronize(heartbeat["at"])
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """Note that heartbeats of other workers may have been missed. The lease stays valid."""
         self._gap_free_since = clock.monotonic()
 
@@ -164,13 +164,14 @@ class Lease(BackgroundTask):
     # ---- heartbeats
 
     async def _send_heartbeats(self) -> None:
-        """Write a heartbeat every HEARTBEAT_SECONDS, forever. Logs `heartbeat_failed` on errors."""
+        """Store a heartbeat of this worker every HEARTBEAT_SECONDS, and remember when it was
+        sent. Repeat until cancelled. Logs `heartbeat_failed` on errors."""
         beat = 0
         while True:
             beat += 1
             self._sent_at.append((beat, clock.monotonic()))
             try:
-                said = Worker.say(self.worker_id, self._name, beat)
+                said = Worker.record_heartbeat(self.worker_id, self._name, beat)
                 self._write = asyncio.ensure_future(said)
                 await asyncio.shield(self._write)
             except Exception as error:

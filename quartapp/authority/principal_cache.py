@@ -15,7 +15,7 @@ from quartapp import clock, metrics
 from quartapp.authority import session_rule
 from quartapp.authority.change_stream import Change
 from quartapp.authority.lease import Lease
-from quartapp.authority.session_rule import EndedSession, SessionState
+from quartapp.authority.session_rule import EndedSession, PrincipalOrEnded
 from quartapp.models import Notice, Role, Session, User
 from quartapp.models.base.tokens import digest_of
 
@@ -24,7 +24,7 @@ from quartapp.models.base.tokens import digest_of
 class CacheEntry:
     """A session's state. `valid_until` is its expiry by `clock.monotonic`."""
 
-    state: SessionState
+    state: PrincipalOrEnded
     valid_until: float
 
 
@@ -49,7 +49,7 @@ class PrincipalCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def state_by_token(self, token: str) -> SessionState | None:
+    async def state_by_token(self, token: str) -> PrincipalOrEnded | None:
         """Return the state of the session with this token, or None if there is no such session.
 
         Answers from the cache if it can; an ended session also without a valid lease. Otherwise
@@ -68,7 +68,7 @@ class PrincipalCache:
             return entry.state
         return await self._load(digest)
 
-    async def _load(self, digest: str) -> SessionState | None:
+    async def _load(self, digest: str) -> PrincipalOrEnded | None:
         """Read the state of the session from the database and return it; None if there is no such
         session.
 
@@ -89,7 +89,7 @@ class PrincipalCache:
             self._store(digest, state, started + state.seconds_left)
         return state
 
-    def _store(self, digest: str, state: SessionState, valid_until: float) -> None:
+    def _store(self, digest: str, state: PrincipalOrEnded, valid_until: float) -> None:
         """Put the state into the cache; the oldest entries make room for it."""
         self._drop(digest)
         if not self._max_entries:
@@ -136,13 +136,13 @@ class PrincipalCache:
             return
         self._mark_loads_stale()
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """Drop all entries, and mark pending loads as stale."""
         self._drop_all()
         self._mark_loads_stale()
 
     def on_disconnect(self) -> None:
-        """Do nothing: the lease ends the use of the entries, and `on_resync` follows."""
+        """Do nothing: the lease ends the use of the entries, and `on_missed_changes` follows."""
 
     def _drop_user(self, user_id: Any) -> None:
         for digest in tuple(self._digests_by_user.get(user_id, ())):

@@ -84,10 +84,10 @@ class EndedSession:
         return self.reason.message(self.by, own=self.ender == self.user_id, because=self.because)
 
 
-SessionState = Principal | EndedSession
+PrincipalOrEnded = Principal | EndedSession
 
 
-async def state_by_digest(digest: str) -> SessionState | None:
+async def state_by_digest(digest: str) -> PrincipalOrEnded | None:
     """Return the state of the session with this token digest, or None if there is no such session.
 
     Has the effects of `states_matching`, and raises the driver's errors.
@@ -96,7 +96,7 @@ async def state_by_digest(digest: str) -> SessionState | None:
     return found[0] if found else None
 
 
-async def state_by_id(session_id: PydanticObjectId) -> SessionState | None:
+async def state_by_id(session_id: PydanticObjectId) -> PrincipalOrEnded | None:
     """Return the state of the session with this id, or None if there is no such session.
 
     Has the effects of `states_matching`, and raises the driver's errors.
@@ -113,18 +113,19 @@ def state_of_deleted(session_id: PydanticObjectId, user_id: PydanticObjectId) ->
     return EndedSession(session_id, user_id, Reason.ENDED_BY_ADMIN, None, clock.now())
 
 
-async def states_from_updates(
+async def ended_sessions_from_updates(
     updates: Mapping[PydanticObjectId, Mapping[str, Any]],
     *,
     users: Mapping[PydanticObjectId, PydanticObjectId],
     names: dict[PydanticObjectId, str],
 ) -> list[EndedSession]:
-    """Return the states of sessions that ended, from the updates that ended them.
+    """Return the sessions that ended, built from the updates that ended them, without reading the
+    sessions: a session that has ended stays ended.
 
-    `updates` has the updated fields, and `users` the id of the user, by session id. The sessions
-    are not read, because a session that has ended stays ended. `names` is a cache of usernames by
-    user id: the names of the users who ended the sessions are added to it, with one query, if they
-    are missing. Raises the driver's errors, and KeyError or ValueError for fields of a wrong form.
+    `updates` has the updated fields, and `users` the id of the user, by session id. `names` is a
+    cache of usernames by user id: the names of the users who ended the sessions are added to it,
+    with one query, if they are missing. Raises the driver's errors, and KeyError or ValueError for
+    fields of a wrong form.
     """
     enders = {link.id for fields in updates.values() if (link := fields.get("ended_by"))}
     if unknown := list(enders - names.keys()):
@@ -146,7 +147,7 @@ async def states_from_updates(
     ]
 
 
-async def states_matching(match: Mapping[str, Any]) -> list[SessionState]:
+async def states_matching(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
     """Return the states of all sessions that match the filter, read with one query.
 
     Before it returns it writes two things. A session that is over by the rule, but not marked as
@@ -162,18 +163,18 @@ async def states_matching(match: Mapping[str, Any]) -> list[SessionState]:
     rows = await sessions.aggregate(_pipeline(match), maxTimeMS=QUERY_TIMEOUT_MS).to_list(None)
     judged = [(row, _state_or_deleted(row, now)) for row in rows]
     over: dict[tuple[Reason, EndDetail | None], list[PydanticObjectId]] = {}
-    for row, standing in judged:
-        if isinstance(standing, Principal):
+    for row, state in judged:
+        if isinstance(state, Principal):
             await _record_new_roles(row)
         elif row.get("ended_at") is None:
-            why = standing.reason, standing.because
-            over.setdefault(why, []).append(standing.session_id)
+            why = state.reason, state.because
+            over.setdefault(why, []).append(state.session_id)
     for (reason, because), ids in over.items():
         await mark_ended({"_id": {"$in": ids}}, reason, by=SYSTEM, because=because)
-    return [standing for _, standing in judged]
+    return [state for _, state in judged]
 
 
-def _state_or_deleted(row: Mapping[str, Any], now: datetime) -> SessionState:
+def _state_or_deleted(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
     """Return the state by the rule, or that of a deleted session if the document is malformed.
 
     A malformed document, which another program has written, is logged as `session_not_understood`,
@@ -186,7 +187,7 @@ def _state_or_deleted(row: Mapping[str, Any], now: datetime) -> SessionState:
         return state_of_deleted(row["_id"], getattr(row.get("user"), "id", row["_id"]))
 
 
-def state_of(row: Mapping[str, Any], now: datetime) -> SessionState:
+def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
     """Return the state of the session in `row`, by the rule. Reads and writes nothing.
 
     `row` is a session's document as `_pipeline` returns it: with the documents of the user in
@@ -235,8 +236,9 @@ def _end_reason(
 ) -> Reason | None:
     """Return why the session has ended, or None if it is valid.
 
-    The first reason that applies counts: the stored one, then those that follow from the account,
-    the time, the password, the second factor and the roles.
+    The first reason that applies counts: the stored one; an account that does not exist or is not
+    active; an address that must be verified first; the expiry; a changed password; a second factor
+    that the session has not shown; and a role that the user has lost or that was deleted.
     """
     if row.get("ended_at") is not None:
         return _stored_reason(row)
@@ -265,6 +267,8 @@ def _has_only_expired(user: Mapping[str, Any], now: datetime) -> bool:
 
 
 def _stored_reason(row: Mapping[str, Any]) -> Reason:
+    """Return the stored reason of an ended session. ENDED_BY_ADMIN without a known one, as after
+    a change in a mongo shell."""
     # A session may be ended without a reason, as in a mongo shell. Only an administrator can.
     stored = row.get("ended_reason")
     return _REASONS.get(stored, Reason.ENDED_BY_ADMIN)

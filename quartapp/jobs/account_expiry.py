@@ -40,7 +40,7 @@ class AccountExpiry(BackgroundTask):
         ):
             self._news.set()
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """Wake the task: changes may have been missed."""
         self._news.set()
 

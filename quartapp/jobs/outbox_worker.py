@@ -62,7 +62,7 @@ class OutboxWorker(BackgroundTask):
         if change.collection == Mail.Settings.name:
             self._news.set()
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """Wake the task: changes may have been missed."""
         self._news.set()
 

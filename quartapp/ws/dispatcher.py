@@ -19,7 +19,7 @@ from beanie import PydanticObjectId
 from quartapp import clock, metrics
 from quartapp.authority import session_rule
 from quartapp.authority.change_stream import Change, ChangeStream
-from quartapp.authority.session_rule import EndedSession, SessionState
+from quartapp.authority.session_rule import EndedSession, PrincipalOrEnded
 from quartapp.db.mongo import DatabaseError
 from quartapp.log import log
 from quartapp.models import Notice, Role, Session, User
@@ -51,12 +51,15 @@ class AffectedSessions:
     deleted_roles: set[Id] = field(default_factory=set)
 
     def connected_here(self, hub: Hub) -> set[Id]:
-        """Return the sessions with a socket here that have to be evaluated."""
+        """Return the sessions with a socket here that have to be evaluated: all of them if
+        `everything` is set, else those that have changed or whose user has."""
         here = set(hub.connected_sessions())
         return here if self.everything else here & self.sessions | hub.sessions_of(self.users)
 
     def database_filters(self, hub: Hub) -> list[dict[str, Any]]:
-        """Return filters for the other sessions that have to be evaluated."""
+        """Return filters for further sessions that have to be evaluated: those of changed users
+        and of deleted roles that are not marked as ended, with or without a socket, and those of
+        changed roles with a socket here. Empty if nothing of that kind has changed."""
         searches: list[dict[str, Any]] = []
         # Sessions of these users and of deleted roles are evaluated even without a socket, and
         # marked if they are over: a role that is granted again must not make them valid.
@@ -69,7 +72,7 @@ class AffectedSessions:
         return searches
 
     def merge_failed(self, other: AffectedSessions) -> None:
-        """Add what could not be evaluated, and evaluate all sessions next time."""
+        """Add the changes that could not be evaluated, and set `everything`."""
         self.everything = True
         self.sessions |= other.sessions
         self.users |= other.users
@@ -146,7 +149,7 @@ class Dispatcher:
         elif collection == Role.Settings.name:
             self._mark_affected(self._affected.roles, change.id)
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """Queue all sessions with a socket for evaluation, and look for missed notifications."""
         self._usernames.clear()
         self._hub.request_missed_notices()
@@ -180,27 +183,32 @@ class Dispatcher:
     async def _send_end_notices(self) -> None:
         """Send end notices for the queued updates, forever.
 
-        This is a task of its own, so that end notices do not wait for evaluations. After an error
-        the updates are tried again, a second later.
+        This is a task of its own, so that end notices do not wait for evaluations. An error is
+        logged as `settle_failed`, and the updates are tried again a second later.
         """
         while True:
             await self._has_end_updates.wait()
             self._has_end_updates.clear()
             ended, self._end_updates = self._end_updates, {}
             try:
-                await self._apply(await self._states_of_updates(ended))
+                await self._apply(await self._ended_with_sockets(ended))
             except Exception as error:
                 await self._log_and_pause(error)
                 self._end_updates = ended | self._end_updates
                 self._has_end_updates.set()
 
-    async def _states_of_updates(self, ended: Mapping[Id, Mapping[str, Any]]) -> list[EndedSession]:
-        """Return the states of the ended sessions that have a socket here."""
+    async def _ended_with_sockets(
+        self, ended: Mapping[Id, Mapping[str, Any]]
+    ) -> list[EndedSession]:
+        """Return the ended sessions that have a socket here, from the updates that ended them.
+        Empties the cache of usernames first if it has more than MAX_CACHED_NAMES."""
         users = self._users_of(ended)
         here = {each: fields for each, fields in ended.items() if each in users}
         if len(self._usernames) > MAX_CACHED_NAMES:
             self._usernames.clear()
-        return await session_rule.states_from_updates(here, users=users, names=self._usernames)
+        return await session_rule.ended_sessions_from_updates(
+            here, users=users, names=self._usernames
+        )
 
     def _users_of(self, sessions: Iterable[Id]) -> dict[Id, Id]:
         """Return the users of the sessions that have a socket here, by session id."""
@@ -213,8 +221,9 @@ class Dispatcher:
     async def _evaluate_affected(self) -> None:
         """Evaluate the sessions that are affected by changes, forever.
 
-        Changes that arrive during an evaluation are evaluated together. After an error it tries
-        again, a second later.
+        Changes that arrive during an evaluation are evaluated together after it. An error is logged
+        as `settle_failed`; a second later, all sessions with a socket and those that failed are
+        evaluated.
         """
         while True:
             await self._has_affected.wait()
@@ -235,10 +244,11 @@ class Dispatcher:
         await asyncio.sleep(1)
 
     async def _evaluate(self, affected: AffectedSessions) -> None:
-        """Read the states of the affected sessions, in batches, and send them to the sockets.
+        """Read the states of the affected sessions from the database, in batches, and send them to
+        the sockets. Sessions that are over are marked as ended (`states_matching`).
 
-        A session with a socket whose document is gone counts as ended by an administrator. Raises
-        the driver's errors.
+        A session with a socket whose document is gone counts as ended by an administrator. Counts
+        the evaluation in the metrics. Raises the driver's errors.
         """
         before = set(self._hub.connected_sessions())
         metrics.EVALUATIONS.inc()
@@ -246,7 +256,7 @@ class Dispatcher:
         async for ids in self._batches(affected):
             found = await session_rule.states_matching({"_id": {"$in": ids}})
             self._last_answer = asyncio.get_running_loop().time()
-            gone -= {standing.session_id for standing in found}
+            gone -= {state.session_id for state in found}
             await self._apply(found)
         users = self._users_of(gone)
         await self._apply([session_rule.state_of_deleted(*each) for each in users.items()])
@@ -262,18 +272,16 @@ class Dispatcher:
                     ids.update(others)
                     yield others
 
-    async def _apply(self, standings: Collection[SessionState]) -> None:
+    async def _apply(self, states: Collection[PrincipalOrEnded]) -> None:
         """Send the states to the sockets, and count the sockets of ended sessions for receipts.
 
         If a user's permissions changed without a new version, raises the version in the database;
         the change stream then leads to another evaluation.
         """
-        for standing in standings:
-            if isinstance(standing, EndedSession):
-                self._receipts.expect_acks(
-                    standing.event, self._hub.connections_of(standing.session_id)
-                )
-        for user_id, version in self._hub.apply_states(standings):
+        for state in states:
+            if isinstance(state, EndedSession):
+                self._receipts.expect_acks(state.event, self._hub.connections_of(state.session_id))
+        for user_id, version in self._hub.apply_states(states):
             await User.number_change(user_id, version)
 
     # ---- sweeping
@@ -307,7 +315,7 @@ class Dispatcher:
             except Exception as error:
                 log.warning("sweep_failed", error=type(error).__name__, detail=str(error)[:200])
                 if loop.time() - self._last_answer >= DATABASE_AWAY_SECONDS:
-                    await self._hub.close_as_overloaded("database away")
+                    await self._hub.close_for_outage("database away")
 
     async def _mark_online(self, sessions: Collection[Id]) -> None:
         """Mark the sessions as online, in the database, until two sweeps from now."""

@@ -117,11 +117,11 @@ async def _send_first_message(connection: Connection, cursor: int | None) -> Non
 
     Raises the driver's errors.
     """
-    standing = await _current_state(connection)
-    if isinstance(standing, Principal):
-        connection.send_hello(standing, cursor=cursor, worker=settings().worker)
+    state = await _current_state(connection)
+    if isinstance(state, Principal):
+        connection.send_hello(state, cursor=cursor, worker=settings().worker)
     else:
-        _hub().end_connection(connection, standing)
+        _hub().end_connection(connection, state)
 
 
 async def _current_state(connection: Connection) -> Principal | EndedSession:
@@ -131,11 +131,11 @@ async def _current_state(connection: Connection) -> Principal | EndedSession:
     """
     while True:
         connection.state_changed.clear()
-        standing = await session_rule.state_by_id(connection.session_id)
-        if standing is None:
+        state = await session_rule.state_by_id(connection.session_id)
+        if state is None:
             return session_rule.state_of_deleted(connection.session_id, connection.user_id)
         if not connection.state_changed.is_set():
-            return standing
+            return state
         await asyncio.sleep(0)
 
 

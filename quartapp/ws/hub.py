@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
-from quartapp.authority.session_rule import EndedSession, SessionState
+from quartapp.authority.session_rule import EndedSession, PrincipalOrEnded
 from quartapp.models.notifications.notice import Notice
 from quartapp.ws.connection import Connection
 from quartapp.ws.protocol import CloseCode
@@ -139,7 +139,8 @@ class Hub:
         return list(self._by_session)
 
     def take_joined_sessions(self) -> set[Id]:
-        """Return the sessions of the sockets that have joined since the last call."""
+        """Return the sessions of the sockets that have joined since the last call, and forget
+        them."""
         arrived, self._joined_sessions = self._joined_sessions, set()
         return arrived
 
@@ -163,7 +164,7 @@ class Hub:
         """Return the sessions of these users that have an open socket on this worker."""
         return {c.session_id for user in users for c in self._by_user.get(user, ())}
 
-    def apply_states(self, standings: Collection[SessionState]) -> set[tuple[Id, int]]:
+    def apply_states(self, states: Collection[PrincipalOrEnded]) -> set[tuple[Id, int]]:
         """Send each session's new state to its sockets.
 
         Sockets of an ended session receive the end notice and are closed; those of a valid one
@@ -172,12 +173,12 @@ class Hub:
         they receive the message when the version has been raised.
         """
         unnumbered: set[tuple[Id, int]] = set()
-        for standing in standings:
-            for connection in tuple(self._by_session.get(standing.session_id, ())):
-                if isinstance(standing, EndedSession):
-                    self.end_connection(connection, standing)
-                elif not connection.update_principal(standing):
-                    unnumbered.add((standing.user_id, standing.version))
+        for state in states:
+            for connection in tuple(self._by_session.get(state.session_id, ())):
+                if isinstance(state, EndedSession):
+                    self.end_connection(connection, state)
+                elif not connection.update_principal(state):
+                    unnumbered.add((state.user_id, state.version))
         return unnumbered
 
     def deliver_notice(self, user_id: Id, notice: Notice) -> None:
@@ -210,12 +211,15 @@ class Hub:
             lambda: f"come back in {random.uniform(MIN_RECONNECT_SECONDS, spread):.1f} s",  # noqa: S311
         )
 
-    async def close_as_overloaded(self, reason: str) -> None:
-        """Close every socket with 1013 and the reason. Return when all clients have answered the
-        close frame, after 1.25 s at most."""
+    async def close_for_outage(self, reason: str) -> None:
+        """Close every socket with 1013 and the reason, so that pages try again later. Return
+        when all clients have answered the close frame, after 1.25 s at most."""
         await self._close_all(CloseCode.OVERLOADED, lambda: reason)
 
     async def _close_all(self, code: CloseCode, reason: Callable[[], str]) -> None:
+        """Remove all sockets from the hub and close each with the code and a reason, which is
+        called once for each. Sockets of ended sessions get their close frame now. Return when
+        all are closed, after 1.25 s at most."""
         connections = [c for mine in self._by_session.values() for c in mine]
         for connection in connections:
             self.leave(connection)

@@ -147,7 +147,7 @@ class Receipts:
                 change.updated_fields["ended_event"].id, self._hub.connections_of(change.id)
             )
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """Do nothing: the dispatcher evaluates all sessions, and counts the tabs of ended ones."""
 
     def on_disconnect(self) -> None:

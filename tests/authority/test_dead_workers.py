@@ -50,7 +50,7 @@ async def test_a_heartbeat_is_stale_long_after_its_lease_has_ended(db: Database)
     """A worker's lease begins before its heartbeat is written, so it ends first, by any clock that
     is off by less than the rest."""
     assert STALE_SECONDS >= 30 * leases.LEASE_SECONDS
-    await Worker.say("paused", "0", 1)
+    await Worker.record_heartbeat("paused", "0", 1)
     (stored,) = await db["workers"].find({}).to_list(None)
     assert stored["primary"] == mongo.primary_term()
     assert 0 <= (await Worker.everyone())["paused"] < leases.LEASE_SECONDS
@@ -70,7 +70,7 @@ async def test_a_command_does_not_wait_for_a_worker_that_died_long_ago(db: Datab
 async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart) -> None:
     barrier: Barrier = runtime_of(app).barrier
     lease: Lease = runtime_of(app).lease
-    await Worker.say("killed", "1", 1)
+    await Worker.record_heartbeat("killed", "1", 1)
 
     async def is_known() -> bool:
         return "killed" in (lease.live_workers() or ())
@@ -109,7 +109,7 @@ async def test_a_worker_stopped_during_a_heartbeat_leaves_none_behind(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver completes a write although the task that awaits it is cancelled."""
-    say, leave = Worker.say, Worker.leave
+    say, leave = Worker.record_heartbeat, Worker.leave
     writing, may_write = asyncio.Event(), asyncio.Event()
     writes: list[asyncio.Task[None]] = []
     done: list[str] = []
@@ -128,7 +128,7 @@ async def test_a_worker_stopped_during_a_heartbeat_leaves_none_behind(
         done.append("left")
         await leave(worker_id)
 
-    monkeypatch.setattr(Worker, "say", say_in_the_driver)
+    monkeypatch.setattr(Worker, "record_heartbeat", say_in_the_driver)
     monkeypatch.setattr(Worker, "leave", leave_noted)
     lease = Lease("0")
     beating = lease._start_task(lease._send_heartbeats(), "heartbeat")

@@ -11,7 +11,7 @@ import pytest
 from quart import Quart
 
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import EndedSession, Principal, SessionState
+from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOrEnded
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import SYSTEM
@@ -31,12 +31,12 @@ class Ada:
     running: Runtime
     asked: int = 0
 
-    async def standing(self) -> SessionState | None:
+    async def state(self) -> PrincipalOrEnded | None:
         return await self.running.principal_cache.state_by_token(self.token)
 
     async def is_cached(self) -> bool:
         before = self.asked
-        await self.standing()
+        await self.state()
         return self.asked == before
 
 
@@ -50,7 +50,7 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
     ada = Ada(user, session, token, runtime_of(app))
     ask = session_rule.states_matching
 
-    async def counted(match: Any) -> list[SessionState]:
+    async def counted(match: Any) -> list[PrincipalOrEnded]:
         ada.asked += 1
         return await ask(match)
 
@@ -60,16 +60,16 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
 
 
 async def test_a_principal_is_cached_after_its_first_query(ada: Ada) -> None:
-    assert isinstance(await ada.standing(), Principal)
+    assert isinstance(await ada.state(), Principal)
     assert await ada.is_cached()
 
 
 async def test_a_cache_of_size_zero_asks_the_database_each_time(
     ada: Ada, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ada.running.principal_cache.on_resync()
+    ada.running.principal_cache.on_missed_changes()
     monkeypatch.setattr(ada.running.principal_cache, "_max_entries", 0)
-    assert isinstance(await ada.standing(), Principal)
+    assert isinstance(await ada.state(), Principal)
     assert not await ada.is_cached()
 
 
@@ -112,11 +112,11 @@ async def test_a_cached_principal_is_not_used_after_the_account_expired(ada: Ada
     soon = [{"$set": {"closes_at": {"$add": ["$$NOW", 700]}}}]
     await database["users"].update_one({"_id": ada.user.id}, soon)
     await ada.running.barrier.wait()
-    assert isinstance(await ada.standing(), Principal)
+    assert isinstance(await ada.state(), Principal)
     assert await ada.is_cached()
 
     async def is_over() -> bool:
-        return not isinstance(await ada.standing(), Principal)
+        return not isinstance(await ada.state(), Principal)
 
     await until(is_over, within=2)
     found = await database["users"].find_one({"_id": ada.user.id})
@@ -158,12 +158,12 @@ async def test_an_ended_session_is_refused_without_a_database_query(
 ) -> None:
     await ada.session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     await ada.running.barrier.wait()
-    ended = await ada.standing()
+    ended = await ada.state()
     assert isinstance(ended, EndedSession)
     monkeypatch.setattr(ada.running.lease, "_valid_until", 0.0)
     monkeypatch.setattr(ada.running.lease, "on_change", lambda change: None)
     assert await ada.is_cached()
-    assert await ada.standing() == ended
+    assert await ada.state() == ended
 
 
 async def test_an_outdated_query_result_is_not_cached(
@@ -174,7 +174,7 @@ async def test_an_outdated_query_result_is_not_cached(
     session, token = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
     ask, asked, may_answer = session_rule.states_matching, asyncio.Event(), asyncio.Event()
 
-    async def slow(match: Any) -> list[SessionState]:
+    async def slow(match: Any) -> list[PrincipalOrEnded]:
         found = await ask(match)
         asked.set()
         await may_answer.wait()

@@ -77,9 +77,9 @@ async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
 
 async def end_reason(token: str) -> Reason | None:
     """Return the reason for which the session of the token has ended; None while it is active."""
-    standing = await session_rule.state_by_digest(digest_of(token))
-    assert standing is not None
-    return standing.reason if isinstance(standing, EndedSession) else None
+    state = await session_rule.state_by_digest(digest_of(token))
+    assert state is not None
+    return state.reason if isinstance(state, EndedSession) else None
 
 
 async def role_names(user: User) -> set[str]:

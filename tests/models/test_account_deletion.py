@@ -87,10 +87,10 @@ async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: D
     _, second = await sign_in(ada)
     event = not_none(await ada.close(by=acting(ada)))
     for token in (first, second):
-        standing = await session_rule.state_by_digest(digest_of(token))
-        assert isinstance(standing, EndedSession)
-        assert (standing.reason, standing.event) == (Reason.ACCOUNT_DISABLED, event.id)
-        assert standing.message == "You deactivated or deleted your account."
+        state = await session_rule.state_by_digest(digest_of(token))
+        assert isinstance(state, EndedSession)
+        assert (state.reason, state.event) == (Reason.ACCOUNT_DISABLED, event.id)
+        assert state.message == "You deactivated or deleted your account."
     assert event.verb == ACCOUNT_DEACTIVATED.audit
     assert await emails(ada) == [ACCOUNT_DEACTIVATED.email_kind]
     assert await ada.close(by=acting(ada)) is None
@@ -101,7 +101,7 @@ async def test_end_state_from_a_change_recognises_the_owner(db: Database) -> Non
     await sign_in(ada)
     await ada.close(by=acting(ada))
     row = not_none(await db["sessions"].find_one({}))
-    (ended,) = await session_rule.states_from_updates(
+    (ended,) = await session_rule.ended_sessions_from_updates(
         {row["_id"]: row}, users={row["_id"]: ada.id}, names={}
     )
     assert ended.user_id == ada.id
@@ -112,16 +112,16 @@ async def test_a_deletion_by_an_administrator_names_the_administrator(db: Databa
     root, ada = await register("root", "admin"), await register("ada")
     _, token = await sign_in(ada)
     event = not_none(await delete(ada, by=acting(root)))
-    standing = await session_rule.state_by_digest(digest_of(token))
-    assert isinstance(standing, EndedSession)
-    assert standing.message == "root disabled your account. It will be deleted."
+    state = await session_rule.state_by_digest(digest_of(token))
+    assert isinstance(state, EndedSession)
+    assert state.message == "root disabled your account. It will be deleted."
     # A change event leads to the same message.
     row = not_none(await db["sessions"].find_one({}))
-    (heard,) = await session_rule.states_from_updates(
+    (heard,) = await session_rule.ended_sessions_from_updates(
         {row["_id"]: row}, users={row["_id"]: ada.id}, names={}
     )
     assert isinstance(heard, EndedSession)
-    assert heard.message == standing.message
+    assert heard.message == state.message
     assert (await Notice.page(ada.id, limit=1))[0].text == "root deactivated your account."
     assert (event.verb, set(event.details)) == (DELETION_SCHEDULED.audit, {"until", "posts"})
     assert event.details["posts"] == "kept"

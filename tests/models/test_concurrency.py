@@ -271,10 +271,10 @@ async def test_a_sign_in_during_a_revocation_does_not_survive_it(
 
         _, *opened = await asyncio.gather(take(), late(), late(), late())
         for _, token in opened:
-            standing = await session_rule.state_by_digest(digest_of(token))
+            state = await session_rule.state_by_digest(digest_of(token))
             # A sign-in after the deletion of the role succeeds without it.
-            assert isinstance(standing, EndedSession) or (
-                verb == "remove" and standing and standing.roles == ("member",)
+            assert isinstance(state, EndedSession) or (
+                verb == "remove" and state and state.roles == ("member",)
             )
 
 

@@ -67,7 +67,7 @@ def code(*, steps: int = 0) -> str:
     return TOTP(SECRET).at(int(clock.now().timestamp()) + steps * SECONDS)
 
 
-async def standing(token: str) -> Principal:
+async def principal_of(token: str) -> Principal:
     found = await state_by_digest(digest_of(token))
     assert isinstance(found, Principal), found
     return found
@@ -75,7 +75,7 @@ async def standing(token: str) -> Principal:
 
 async def at_a_page(token: str) -> Actor:
     """Return the actor of a request of this session."""
-    who = await standing(token)
+    who = await principal_of(token)
     return Actor(
         who.user_id, who.username, "192.0.2.7", who.session_id, who.version, who.permissions
     )
@@ -276,7 +276,7 @@ async def test_setting_up_the_first_factor_ends_the_other_sessions(
     await Session.change({"_id": with_one.id}, {"$set": {"factor": "passkey"}})
     done = await totp.set_up(ada, SECRET, code(), encryption=ENCRYPTION, by=await at_a_page(token))
     assert await state_by_digest(digest_of(token)) is None, "the old token is void"
-    assert (await standing(not_none(done.token))).session_id == mine.id
+    assert (await principal_of(not_none(done.token))).session_id == mine.id
     assert not_none(await Session.get(mine.id)).factor is Factor.TOTP
     assert await Session.find({"ended_event.$id": done.event.id}).count() == 1
     assert await end_reason(other) is Reason.FACTOR_REQUIRED
@@ -353,18 +353,18 @@ async def test_a_role_that_requires_a_factor_is_withheld_without_one(
     ada = await register("ada", "moderator", "member")
     _, token = await sign_in(ada)
     await require("moderator")
-    who = await standing(token)
+    who = await principal_of(token)
     assert who.roles == ("member", "moderator")
     assert (who.permissions, who.withheld) == ({"posts.write"}, {"moderator"})
     assert who.withheld_permissions == {"posts.moderate", "users.read"}
     done = await totp.set_up(ada, SECRET, code(), encryption=ENCRYPTION, by=await at_a_page(token))
-    after = await standing(not_none(done.token))
+    after = await principal_of(not_none(done.token))
     assert after.permissions == {"posts.write", "posts.moderate", "users.read"}
     assert (after.withheld, after.withheld_permissions) == (frozenset(), frozenset())
     assert after.version > who.version
     by = await at_a_page(not_none(done.token))
     await totp.remove(await reloaded(ada), by=by)
-    assert (await standing(not_none(done.token))).withheld == {"moderator"}
+    assert (await principal_of(not_none(done.token))).withheld == {"moderator"}
 
 
 async def test_a_permission_that_is_withheld_meanwhile_cannot_be_used(

@@ -46,15 +46,15 @@ async def ada(db: Database) -> User:
 
 
 async def principal_of(token: str) -> Principal:
-    standing = await session_rule.state_by_digest(digest_of(token))
-    assert isinstance(standing, Principal)
-    return standing
+    state = await session_rule.state_by_digest(digest_of(token))
+    assert isinstance(state, Principal)
+    return state
 
 
 async def ended_session(token: str) -> EndedSession:
-    standing = await session_rule.state_by_digest(digest_of(token))
-    assert isinstance(standing, EndedSession)
-    return standing
+    state = await session_rule.state_by_digest(digest_of(token))
+    assert isinstance(state, EndedSession)
+    return state
 
 
 async def move(session: Session, **times: timedelta) -> None:

@@ -9,7 +9,7 @@ from quart.testing.connections import WebsocketDisconnectError
 
 from quartapp import clock
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import SessionState
+from quartapp.authority.session_rule import PrincipalOrEnded
 from quartapp.models import User
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.reason import Reason
@@ -127,7 +127,7 @@ async def test_a_failed_check_of_sessions_is_repeated(
 ) -> None:
     real, failed = session_rule.states_matching, asyncio.Event()
 
-    async def once(match: Any) -> list[SessionState]:
+    async def once(match: Any) -> list[PrincipalOrEnded]:
         if not failed.is_set():
             failed.set()
             raise RuntimeError(SECRET)
@@ -171,7 +171,7 @@ async def test_a_failure_to_load_the_user_is_500_without_user_data(
 ) -> None:
     from quartapp.authority import session_rule
 
-    runtime_of(app).principal_cache.on_resync()
+    runtime_of(app).principal_cache.on_missed_changes()
     monkeypatch.setattr(session_rule, "state_by_digest", fail)
     for path in ("/account", "/", "/posts"):
         answer = await ada.get(path)

@@ -46,7 +46,7 @@ class Events:
     def on_change(self, change: Change) -> None:
         self.all.append(change)
 
-    def on_resync(self) -> None:
+    def on_missed_changes(self) -> None:
         """There is no state to drop."""
 
     def on_disconnect(self) -> None:
@@ -127,9 +127,9 @@ class Worker:
                 ping_seconds=3600,
             )
             self.hub.join(connection)
-            standing = await session_rule.state_by_id(session.id)
-            assert isinstance(standing, Principal)
-            connection.send_hello(standing, cursor=None, worker="0")
+            state = await session_rule.state_by_id(session.id)
+            assert isinstance(state, Principal)
+            connection.send_hello(state, cursor=None, worker="0")
             greeted.set()
             await connection.run()
 
@@ -139,10 +139,10 @@ class Worker:
 
     async def is_true(self, page: Page) -> bool:
         """Return whether the page and the cache agree with the database."""
-        standing = await session_rule.state_by_id(page.session.id)
-        assert isinstance(standing, Principal)
-        rights = list(standing.roles), sorted(standing.permissions)
-        return page.believes[1:] == rights and standing == await self.principals.state_by_token(
+        state = await session_rule.state_by_id(page.session.id)
+        assert isinstance(state, Principal)
+        rights = list(state.roles), sorted(state.permissions)
+        return page.believes[1:] == rights and state == await self.principals.state_by_token(
             page.token
         )
 
@@ -251,10 +251,10 @@ async def run_once(events: Events, chance: random.Random, name: str) -> None:
         for page in alive:
             assert page.socket.code is None, "a socket of an active session was closed"
             assert "session.ended" not in [m["type"] for m in page.socket.said]
-            standing = await session_rule.state_by_id(page.session.id)
-            assert isinstance(standing, Principal)
+            state = await session_rule.state_by_id(page.session.id)
+            assert isinstance(state, Principal)
             first = int(page.socket.said[0]["cursor"]) + 1
-            assert page.notices == list(range(first, standing.cursor + 1))
+            assert page.notices == list(range(first, state.cursor + 1))
         for page in alive + over:
             assert page.versions == sorted(page.versions), "a version decreased"
         for page, reason in zip(over, ("role_revoked", "ended_by_user"), strict=True):

@@ -17,7 +17,7 @@ from quart_auth import authenticated_client
 
 from quartapp import clock, create_app
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import SessionState
+from quartapp.authority.session_rule import PrincipalOrEnded
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import SYSTEM
@@ -125,9 +125,9 @@ def judgement(app: Quart) -> asyncio.Future[None]:
     told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     settle = hub.apply_states
 
-    def watched(standings: Any) -> Any:
-        unnumbered = settle(standings)
-        if standings and not told.done():
+    def watched(states: Any) -> Any:
+        unnumbered = settle(states)
+        if states and not told.done():
             told.set_result(None)
         return unnumbered
 
@@ -160,7 +160,7 @@ async def test_partial_database_failures_close_no_socket(
     """Closing sockets would make a slow database slower, because they reconnect."""
     ask, asked, failed = session_rule.states_matching, count(), count()
 
-    async def every_other(match: Mapping[str, Any]) -> list[SessionState]:
+    async def every_other(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
         if next(asked) % 2:
             next(failed)
             raise TimeoutError

@@ -14,7 +14,7 @@ from beanie import PydanticObjectId
 from quart import Quart
 
 from quartapp.authority import session_rule
-from quartapp.authority.session_rule import SessionState
+from quartapp.authority.session_rule import PrincipalOrEnded
 from quartapp.models import Role, Session
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.reason import Reason
@@ -42,14 +42,14 @@ def answers(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Answers:
     answers, ask = Answers(), session_rule.states_matching
     answers.may_come.set()
 
-    async def standings(match: Mapping[str, Any]) -> list[SessionState]:
+    async def states(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
         answers.asked.set()
         await answers.may_come.wait()
         found = await ask(match)
-        answers.about.append([standing.session_id for standing in found])
+        answers.about.append([state.session_id for state in found])
         return found
 
-    monkeypatch.setattr(session_rule, "states_matching", standings)
+    monkeypatch.setattr(session_rule, "states_matching", states)
     return answers
 
 

@@ -41,9 +41,8 @@ class BarrierMark(Record):
 
     @classmethod
     async def acknowledge(cls, acks: Mapping[Any, Ack]) -> None:
-        """Append each Ack to the mark of its id, in one bulk write. Marks that no longer exist are
-        ignored.
-        """
+        """Append each Ack to the mark of its id, in one bulk write. Marks that no longer exist
+        are ignored. Raises the driver's errors, also for an empty mapping."""
         writes = [
             UpdateOne({"_id": mark_id}, {"$push": {"acks": ack.model_dump()}})
             for mark_id, ack in acks.items()

@@ -30,8 +30,10 @@ class Worker(Document):
         indexes = [IndexModel([("at", 1)], name="kept", expireAfterSeconds=3600)]
 
     @classmethod
-    async def say(cls, worker_id: str, name: str, beat: int) -> None:
-        """Writes the beat with the database's own time. Returns after a majority has it."""
+    async def record_heartbeat(cls, worker_id: str, name: str, beat: int) -> None:
+        """Store the heartbeat of this worker: its name, the number `beat`, the database's own
+        time and the primary's term. Creates the document if it is missing. Returns after a
+        majority has it; raises the driver's errors."""
         await cls.get_motor_collection().update_one(
             {"_id": worker_id},
             {
@@ -43,11 +45,12 @@ class Worker(Document):
 
     @classmethod
     async def everyone(cls) -> dict[str, float]:
-        """Return the workers that may be serving, with the seconds since their last heartbeats.
+        """Return the ids of the workers that may be serving, with the seconds since their last
+        heartbeats.
 
-        A worker that was killed leaves its document behind, which does not count once it is stale
-        by the database's clock. Two primaries may have different clocks, so a document that was
-        written in another primary's term counts until it expires.
+        A worker that was killed leaves its document behind, which does not count once it is older
+        than STALE_SECONDS by the database's clock. Two primaries may have different clocks, so a
+        document that was written in another primary's term counts until it expires.
         """
         age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
         pipeline = [{"$project": {"age": age, "primary": 1}}]

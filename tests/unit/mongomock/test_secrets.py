@@ -74,7 +74,7 @@ async def test_the_repr_of_the_current_user_contains_no_token(signed_in: bool) -
     user = auth.CurrentUser(token)
     if signed_in:
         ids, now = PydanticObjectId(), clock.now()
-        user._standing = Principal(
+        user._state = Principal(
             *(ids, ids, "ada", ("member",), frozenset(), 1, None, 0, 0, now, now, 60.0)
         )
     for text in (repr(user), str(user), f"{user}", repr([user])):

@@ -61,8 +61,8 @@ def row(user: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
 
 
 def reason(row: dict[str, Any]) -> Reason | None:
-    standing = state_of(row, NOW)
-    return standing.reason if isinstance(standing, EndedSession) else None
+    state = state_of(row, NOW)
+    return state.reason if isinstance(state, EndedSession) else None
 
 
 def test_an_active_session_authenticates_its_user() -> None:
