@@ -1,7 +1,9 @@
 """The stored fields of a user, and how to find one. `User` adds the operations."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
+from itertools import chain
 from typing import Any, Self
 
 from beanie import PydanticObjectId
@@ -235,18 +237,21 @@ class Account(Record):
 
         Compares the field itself, because the stored canonical form may be missing or outdated, if
         another program wrote the document. Always makes two queries, one by the canonical form and
-        one by the spellings, so that an unknown login takes no longer. The collation of the second
-        treats too much as equal, such as a soft hyphen and nothing.
+        one by the spellings, so that an unknown login takes no longer; at the same time, unless in
+        a transaction, which does one thing after the other. The collation of the second treats too
+        much as equal, such as a soft hyphen and nothing.
         """
         wanted = canonical_form(typed)
         if not wanted:
             return None
         first = {f"canonical_{field}": wanted}
         second = {field: {"$in": spellings}}
-        rows = [
-            *await cls.find(first, session=tx, limit=1).to_list(),
-            *await cls.find(second, session=tx, limit=10, collation=CASELESS).to_list(),
-        ]
+        queries = (
+            cls.find(first, session=tx, limit=1).to_list(),
+            cls.find(second, session=tx, limit=10, collation=CASELESS).to_list(),
+        )
+        found = [await query for query in queries] if tx else await asyncio.gather(*queries)
+        rows = chain(*found)
         return next((row for row in rows if canonical_form(getattr(row, field)) == wanted), None)
 
     @classmethod

@@ -106,8 +106,9 @@ async def revoke(username: str, role_name: str) -> Any:
     acknowledged it, or that the user did not have the role. Answers 404 for an unknown user or
     role. Logs `authz_change`. An error of the models is shown on the user's page.
     """
-    person = await find(username)
-    role = await Role.named(role_name) or abort(404)
+    person, role = await asyncio.gather(find(username), Role.named(role_name))
+    if role is None:
+        abort(404)
     event = await person.revoke(role, by=current_user.actor)
     log.info("authz_change", user=person.username, revoked=role.name, by=current_user.username)
     return await _answer(
