@@ -323,7 +323,7 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
     person = await find_user(username)
     at = clock.now() if now else clock.now() + settings.deletion_grace
     with_posts = remove_posts or person.deletes_posts
-    event = await person.close(by=SYSTEM, deletes_at=at, with_posts=with_posts)
+    event = await person.deactivate(by=SYSTEM, deletes_at=at, with_posts=with_posts)
     reach = await wait_until_enforced(event)
     if now:
         await account_deletion.erase_now(person.id)

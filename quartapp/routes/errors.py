@@ -46,7 +46,7 @@ from quartapp.policy import LABELS
 from quartapp.routes import carried_forms, refusals
 from quartapp.routes.redirects import back, see_other, sign_in_page, with_next
 from quartapp.routes.sessions import reauthentication
-from quartapp.routes.sessions.sign_in import AccountClosed, AccountShut, MustVerify
+from quartapp.routes.sessions.sign_in import AccountDeactivated, AccountDisabled, MustVerify
 
 TEXTS = {
     400: ("Bad request", "The server could not understand this request. Go back and try again."),
@@ -73,9 +73,9 @@ def init_app(app: Quart) -> None:
     app.register_error_handler(CrossSite, cross_site)
     app.register_error_handler(InvalidToken, invalid_token)
     app.register_error_handler(SessionOver, session_over)
-    app.register_error_handler(AccountClosed, open_again)
+    app.register_error_handler(AccountDeactivated, offer_to_restore)
     app.register_error_handler(MustVerify, verify_first)
-    app.register_error_handler(AccountShut, account_shut)
+    app.register_error_handler(AccountDisabled, account_disabled)
     app.register_error_handler(DomainError, refused)
     app.register_error_handler(ReauthenticationRequired, ask_for_password)
     app.register_error_handler(RetryLater, try_later)
@@ -148,7 +148,7 @@ async def _sign_in_again(ended: EndedSession) -> Any:
     return page or redirect(target, 302)
 
 
-async def open_again(_: AccountClosed) -> Any:
+async def offer_to_restore(_: AccountDeactivated) -> Any:
     """Redirect (303) to the page that offers to restore the account."""
     return see_other("/account/closed")
 
@@ -158,9 +158,9 @@ async def verify_first(_: MustVerify) -> Any:
     return see_other(with_next("/verify"))
 
 
-async def account_shut(error: AccountShut) -> Any:
-    """Explain in a page (403) why the account is disabled, to a user who has entered the right
-    password or used a passkey. Logs a failed sign-in."""
+async def account_disabled(error: AccountDisabled) -> Any:
+    """Explain in a page (403) why the account cannot be used, to a user who has entered the
+    right password or used a passkey. Logs a failed sign-in."""
     log.warning("authn_login_fail", login=error.user.username, ip=remote_address(), why="disabled")
     return await render_template("accounts/disabled.html", why=await closed.why(error.user)), 403
 

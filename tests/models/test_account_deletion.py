@@ -59,7 +59,7 @@ DAY = timedelta(days=1)
 
 async def delete(user: User, *, by: Actor | None = None, with_posts: bool = False) -> Event | None:
     until = clock.now() + DAY
-    return await user.close(by=by or acting(user), deletes_at=until, with_posts=with_posts)
+    return await user.deactivate(by=by or acting(user), deletes_at=until, with_posts=with_posts)
 
 
 async def make_due(user: User) -> None:
@@ -85,7 +85,7 @@ async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: D
     assert await ada.restore(by=SYSTEM) is None, "the account is open"
     _, first = await sign_in(ada)
     _, second = await sign_in(ada)
-    event = not_none(await ada.close(by=acting(ada)))
+    event = not_none(await ada.deactivate(by=acting(ada)))
     for token in (first, second):
         state = await session_rule.state_by_digest(digest_of(token))
         assert isinstance(state, EndedSession)
@@ -93,13 +93,13 @@ async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: D
         assert state.message == "You deactivated or deleted your account."
     assert event.verb == ACCOUNT_DEACTIVATED.audit
     assert await emails(ada) == [ACCOUNT_DEACTIVATED.email_kind]
-    assert await ada.close(by=acting(ada)) is None
+    assert await ada.deactivate(by=acting(ada)) is None
 
 
 async def test_end_state_from_a_change_recognises_the_owner(db: Database) -> None:
     ada = await register("ada")
     await sign_in(ada)
-    await ada.close(by=acting(ada))
+    await ada.deactivate(by=acting(ada))
     row = not_none(await db["sessions"].find_one({}))
     (ended,) = await session_rule.ended_sessions_from_updates(
         {row["_id"]: row}, users={row["_id"]: ada.id}, names={}
@@ -146,14 +146,14 @@ async def test_the_owner_restores_the_account_once_with_the_token(db: Database) 
     await delete(ada, with_posts=True)
     token = await account_deletion.issue(await reloaded(ada))
     assert not_none(await account_deletion.asked_by(token)).id == ada.id
-    back = await account_deletion.come_back(token, by=Actor(ip="192.0.2.8"))
+    back = await account_deletion.restore_with_token(token, by=Actor(ip="192.0.2.8"))
     assert (back.is_active, back.deletes_at, back.deletes_posts) == (True, None, False)
     assert await role_names(ada) == {"member"}
     assert ACCOUNT_RESTORED.email_kind in await emails(ada)
     event = not_none(await Event.find_one({"verb": ACCOUNT_RESTORED.audit}))
     assert not_none(event.actor).ref.id == ada.id
     with pytest.raises(TokenSpent):
-        await account_deletion.come_back(token, by=SYSTEM)
+        await account_deletion.restore_with_token(token, by=SYSTEM)
     assert await erase_due() == 0
     (welcome,) = await Notice.page(ada.id)
     assert welcome.kind == ACCOUNT_CREATED.notification_kind, "restoring sends no notification"
@@ -180,7 +180,7 @@ async def test_an_account_that_its_owner_may_not_restore_stays_closed(
     before = await dump(db)
     assert await account_deletion.asked_by(token) is None
     with pytest.raises(TokenSpent):
-        await account_deletion.come_back(token, by=SYSTEM)
+        await account_deletion.restore_with_token(token, by=SYSTEM)
     assert await dump(db) == before
 
 
@@ -190,7 +190,7 @@ async def test_only_the_reset_token_works_on_a_deactivated_account(db: Database)
         purpose: await Token.issue(PydanticObjectId(), purpose, ada, ada.email, lasts=DAY)
         for purpose in (Purpose.CONFIRM, Purpose.RESET)
     }
-    await ada.close(by=acting(ada))
+    await ada.deactivate(by=acting(ada))
     usable = {each for each, token in tokens.items() if await Token.usable(each, token)}
     assert usable == {Purpose.RESET}
     await ada.disable(by=SYSTEM)
@@ -219,7 +219,7 @@ async def test_the_owner_cannot_undo_a_deletion_by_an_administrator(
     assert (after.closed_by_owner, after.deletes_at, after.deletes_posts) == (False, first, True)
     assert event.details == {"until": clock.format_short(first), "posts": "removed"}
     with pytest.raises(TokenSpent):
-        await account_deletion.come_back(token, by=SYSTEM)
+        await account_deletion.restore_with_token(token, by=SYSTEM)
     assert await emails(ada) == [DELETION_SCHEDULED.email_kind, "account.removed"]
     assert await delete(ada, by=acting(root)) is None, "the account is closed already"
     assert await delete(ada) is None, "it stays a deletion by an administrator"
@@ -236,7 +236,7 @@ async def test_concurrent_departures_leave_one_administrator(
         def work(i: int, number: int = number) -> Any:
             user = people[i]
             ways = (
-                lambda: user.close(by=acting(user)),
+                lambda: user.deactivate(by=acting(user)),
                 lambda: delete(user),
                 lambda: delete(user, by=acting(people[i - 1])),
                 lambda: user.disable(by=acting(people[i - 1])),
@@ -259,7 +259,9 @@ async def invited(email: str, *, by: User) -> Invitation:
 
 async def change_address(user: User, email: str) -> None:
     """Change the user's email address and verify it."""
-    await email_address.ask_for(user, email, limit=limits.parse("5 per hour"), by=acting(user))
+    await email_address.request_change(
+        user, email, limit=limits.parse("5 per hour"), by=acting(user)
+    )
     token = await Token.issue(PydanticObjectId(), Purpose.CONFIRM, user, email, lasts=DAY)
     await email_address.confirm_by_link(user, token, by=acting(user))
 
@@ -285,7 +287,7 @@ async def user_with_data(db: Database) -> tuple[User, User, dict[str, Any]]:
     await Comment.write(mine, "by bob", by=acting(bob))
     await not_none(await Comment.write(mine, "by bob", by=acting(bob))).remove(by=acting(root))
     await Token.issue(PydanticObjectId(), Purpose.CONFIRM, ada, ada.email, lasts=DAY)
-    await password_reset.ask("Canary@example.org", by=Actor(ip="192.0.2.7"))
+    await password_reset.request("Canary@example.org", by=Actor(ip="192.0.2.7"))
     removed = await Post.write("Of canary, removed", "text", by=acting(ada))
     await removed.remove(by=acting(root))
     await sign_in(bob)
@@ -465,7 +467,7 @@ async def test_a_restore_during_the_erasure_keeps_everything_or_nothing(
         ada = await register(f"ada{number}")
         await Post.write("A post", "text", by=acting(ada))
         until = clock.now() + timedelta(milliseconds=20)
-        await ada.close(by=acting(ada), deletes_at=until, with_posts=True)
+        await ada.deactivate(by=acting(ada), deletes_at=until, with_posts=True)
 
         async def erase(until: Any = until) -> int:
             while clock.now() < until + timedelta(milliseconds=random.randint(0, 4)):
@@ -525,7 +527,7 @@ async def test_notifications_and_emails_created_during_the_erasure_are_erased(
     async def late(user: User) -> None:
         await forget_name(user)
         await Comment.write(post, "Late", by=acting(bob))
-        await password_reset.ask("ADA@example.org", by=SYSTEM)
+        await password_reset.request("ADA@example.org", by=SYSTEM)
 
     monkeypatch.setattr(personal_data, "forget_name", late)
     assert await erase_due() == 1

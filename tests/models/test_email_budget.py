@@ -89,7 +89,7 @@ async def test_all_spellings_of_a_mailbox_share_its_budget(
 
 
 async def test_concurrent_requests_stay_within_the_email_budget(db: Database) -> None:
-    asked = [password_reset.ask(f"ada+{number}@example.org", by=SYSTEM) for number in range(30)]
+    asked = [password_reset.request(f"ada+{number}@example.org", by=SYSTEM) for number in range(30)]
     with capture_logs() as logs:
         await asyncio.gather(*asked)
     assert await queued() == {"password.reset": 5}
@@ -130,7 +130,7 @@ async def test_an_unverified_address_gets_no_notifications(db: Database) -> None
     await User.change({"_id": ada.id}, {"$set": {"email_verified_at": None}})
     ada = await reloaded(ada)
     await ada.change_password("another", by=acting(ada))
-    await ada.close(by=acting(ada))
+    await ada.deactivate(by=acting(ada))
     assert await queued() == {}
-    await password_reset.ask(ada.email, by=SYSTEM)
+    await password_reset.request(ada.email, by=SYSTEM)
     assert await queued() == {"password.reset": 1}

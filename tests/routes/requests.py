@@ -87,7 +87,7 @@ async def sign_in_to_closed_account(visitors: Visitors, name: str) -> Visitor:
     """Return a visitor who has deactivated their account and signed in again."""
     visitor = await visitors.with_permissions(name)
     user = await user_named(name)
-    await user.close(by=Actor(user.id, name))
+    await user.deactivate(by=Actor(user.id, name))
     visitor = visitor.another_device()
     answer = await visitor.sign_in()
     assert (answer.status, answer.location) == (303, "/account/closed"), answer.text

@@ -137,7 +137,9 @@ async def test_reporting_lists_new_passkeys_and_addresses_to_check(
     event = await record_suspicious_event(ada)
     by = Actor((await user_named("ada")).id, "ada", "192.0.2.9")
     limit = limits.parse("5 per hour")
-    await email_address.ask_for(await user_named("ada"), "eve@example.org", limit=limit, by=by)
+    await email_address.request_change(
+        await user_named("ada"), "eve@example.org", limit=limit, by=by
+    )
     (message,) = await visitors.emails("eve@example.org")
     link = re.search(r"/verify/(\S+)", message)
     assert link

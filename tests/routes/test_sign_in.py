@@ -166,7 +166,7 @@ async def expired_and_recorded(user: User) -> str:
 async def deleted_by_an_administrator(user: User) -> str:
     until = clock.now() + timedelta(days=14)
     root = await user_named("root")
-    await user.close(by=Actor(root.id, root.username), deletes_at=until)
+    await user.deactivate(by=Actor(root.id, root.username), deletes_at=until)
     return f"Your account will be deleted on {clock.format_long(until)}."
 
 

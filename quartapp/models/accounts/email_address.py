@@ -109,7 +109,7 @@ class Issued:
     code: str = field(repr=False)
 
 
-async def ask_for(user: User, email: str, *, limit: RateLimitItem, by: Actor) -> None:
+async def request_change(user: User, email: str, *, limit: RateLimitItem, by: Actor) -> None:
     """Start changing the user's address to this one: store it as pending and queue a verification
     email to it.
 
@@ -119,10 +119,10 @@ async def ask_for(user: User, email: str, *, limit: RateLimitItem, by: Actor) ->
     many emails as the limit allows.
     """
     pending = email if email != user.email else None
-    await _ask(user, email, {"pending_email": pending}, limit=limit, by=by)
+    await _request(user, email, {"pending_email": pending}, limit=limit, by=by)
 
 
-async def ask_again(user: User, *, limit: RateLimitItem, by: Actor) -> None:
+async def request_again(user: User, *, limit: RateLimitItem, by: Actor) -> None:
     """Queue another verification email to the address that the user has to verify, in an authorized
     transaction.
 
@@ -130,11 +130,12 @@ async def ask_again(user: User, *, limit: RateLimitItem, by: Actor) -> None:
     verify. Raises TooManyEmails if the limit is used up.
     """
     if email := unconfirmed(user):
-        await _ask(user, email, {}, limit=limit, by=by)
+        await _request(user, email, {}, limit=limit, by=by)
 
 
-async def forget(user: User) -> None:
-    """Remove a pending address from the user. Writes no audit event, and sends nothing."""
+async def cancel_change(user: User) -> None:
+    """Remove a pending address from the user, which voids its link and code. Writes no audit
+    event, and sends nothing. Does nothing if there is none."""
     await User.change({"_id": user.id}, {"$set": {"pending_email": None}})
 
 
@@ -229,7 +230,7 @@ async def confirm_by_code(user: User, code: str, *, key: str, tries: int, by: Ac
         raise NoCode from None
 
 
-async def _ask(
+async def _request(
     user: User,
     email: str,
     change: dict[str, str | None],

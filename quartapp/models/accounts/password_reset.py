@@ -27,7 +27,7 @@ from quartapp.validation import mailbox_of
 LASTS = timedelta(minutes=30)
 
 
-async def ask(email: str, *, by: Actor) -> None:
+async def request(email: str, *, by: Actor) -> None:
     """Queue the email with a reset link for this address, in a transaction. Returns nothing, also
     for an address without an account.
 

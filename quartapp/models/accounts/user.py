@@ -220,21 +220,21 @@ class User(Account):
 
         return await authorized_transaction(by, work, managing=self.id)
 
-    async def close(
+    async def deactivate(
         self, *, by: Actor, deletes_at: datetime | None = None, with_posts: bool = False
     ) -> Event | None:
-        """Deactivate the account, or schedule its deletion at `deletes_at`; end all of its
-        sessions.
+        """Deactivate the account or, with `deletes_at`, schedule its deletion at that time; end all
+        of its sessions. Return the event ACCOUNT_DEACTIVATED or DELETION_SCHEDULED.
 
         In an authorized transaction that manages the user, with a barrier mark. The user is
         emailed, and notified if somebody else did it. `with_posts` says that posts and comments
-        will be deleted too. Returns the event ACCOUNT_DEACTIVATED or DELETION_SCHEDULED. The user
-        can restore the account if they closed it themselves (`restore`).
+        will be deleted too. The user can restore the account if they deactivated it themselves
+        (`restore`).
 
         If an administrator schedules a deletion that the user has scheduled already, the earlier
-        time counts, and the user can no longer cancel it. Returns None if the account is
-        deactivated already or, with `deletes_at`, its deletion is scheduled for the same or an
-        earlier time. Raises LastAdministrator and MissingPermission.
+        time counts, and the user can no longer cancel it. Returns None, without a change, if the
+        account is deactivated already or, with `deletes_at`, its deletion is scheduled for the same
+        or an earlier time. Raises LastAdministrator.
         """
         own = by.user_id == self.id
         if deletes_at is None:
@@ -278,11 +278,11 @@ class User(Account):
         """
 
         async def work(tx: Tx) -> Event | None:
-            return await self.open_again(by=by, tx=tx)
+            return await self.restore_in_transaction(by=by, tx=tx)
 
         return await authorized_transaction(by, work, managing=self.id)
 
-    async def open_again(self, *, by: Actor, tx: Tx) -> Event | None:
+    async def restore_in_transaction(self, *, by: Actor, tx: Tx) -> Event | None:
         """The writes of `restore`, for the caller's transaction: makes the account active, cancels
         its deletion, informs the user, and returns the event ACCOUNT_RESTORED. None, without a
         write, if it is not deactivated, its deletion is due, or it is being erased."""

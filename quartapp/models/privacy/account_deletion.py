@@ -1,7 +1,7 @@
 """What follows after an account was deactivated or scheduled for deletion.
 
-`User.close` and `User.restore` start and cancel it. This module lets a user restore the account
-after a sign-in, and erases accounts when their time has come.
+`User.deactivate` and `User.restore` start and cancel it. This module lets a user restore the
+account after a sign-in, and erases accounts when their time has come.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ async def asked_by(token: str) -> User | None:
     return found[1] if found and not found[1].is_active else None
 
 
-async def come_back(token: str, *, by: Actor) -> User:
+async def restore_with_token(token: str, *, by: Actor) -> User:
     """Restore the account of the token, and return its user as stored then.
 
-    In one transaction, uses the token up and makes the writes of `User.open_again`: the account is
-    active again and its deletion is cancelled, the user is emailed and the event ACCOUNT_RESTORED
-    is recorded. Opens no session. Raises TokenSpent, without a write, if the token is not valid, or
-    if the account cannot be restored any more.
+    In one transaction, uses the token up and makes the writes of `User.restore_in_transaction`: the
+    account is active again and its deletion is cancelled, the user is emailed and the event
+    ACCOUNT_RESTORED is recorded. Opens no session. Raises TokenSpent, without a write, if the token
+    is not valid, or if the account cannot be restored any more.
     """
     found = await Token.usable(Purpose.RETURN, token)
     if found is None:
@@ -57,7 +57,7 @@ async def come_back(token: str, *, by: Actor) -> User:
 
     async def work(tx: Tx) -> PydanticObjectId:
         user = await link.use(tx=tx)
-        if not await user.open_again(by=by.known_as(user.id, user.username), tx=tx):
+        if not await user.restore_in_transaction(by=by.known_as(user.id, user.username), tx=tx):
             raise TokenSpent
         return user.id
 

@@ -67,7 +67,9 @@ async def change() -> Any:
                 await _count(email, user)
                 try:
                     limit = settings().limit_letter
-                    await email_address.ask_for(user, email, limit=limit, by=current_user.actor)
+                    await email_address.request_change(
+                        user, email, limit=limit, by=current_user.actor
+                    )
                 except TooManyEmails as enough:
                     form.refuse(str(enough))
                     page = await render_template("accounts/email.html", form=form, user=user)
@@ -101,7 +103,7 @@ async def show_change() -> Any:
 async def keep() -> Any:
     """Cancel a change of the address that is not verified yet, so that its link and code no longer
     work, and redirect (303) to `/account` with a message. Says the same if there was none."""
-    await email_address.forget(await signed_in_user())
+    await email_address.cancel_change(await signed_in_user())
     await flash("The change was cancelled. Your email address stays the same.", "info")
     return see_other("/account")
 
@@ -228,7 +230,9 @@ async def send_again() -> Any:
     try:
         if user.pending_email:
             await _count(user.pending_email, user)
-        await email_address.ask_again(user, limit=settings().limit_letter, by=current_user.actor)
+        await email_address.request_again(
+            user, limit=settings().limit_letter, by=current_user.actor
+        )
     except (TooManyEmails, RateLimitExceeded) as enough:
         form = CodeForm()
         form.refuse(str(enough))

@@ -37,7 +37,7 @@ from quartapp.routes.accounts.new_password import count_registration, is_accepte
 from quartapp.routes.factors.passkeys import NOT_ACCEPTED, confirmed_by_passkey
 from quartapp.routes.redirects import next_page, see_other
 from quartapp.routes.sessions.sign_in import (
-    AccountShut,
+    AccountDisabled,
     sign_in,
     sign_in_or_second_step,
     sign_in_page,
@@ -108,8 +108,8 @@ async def login() -> Any:
     The POST answers as `sign_in_or_second_step` does: it opens a session and redirects (303) to
     `next`, or leads to the second step if the account has a factor. A form that was carried through
     the sign-in is shown filled instead of the redirect. An incorrect login or password is logged
-    and gives one error (422); 429 or 503 after too many attempts. Raises AccountShut for a disabled
-    account whose password was right.
+    and gives one error (422); 429 or 503 after too many attempts. Raises AccountDisabled for a
+    disabled account whose password was right.
     """
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
@@ -141,9 +141,9 @@ async def _authenticate(login: str, password: str) -> User | None:
     account and the network.
 
     Unknown logins and wrong passwords take the same time: one hash of the highest cost in use (ASVS
-    6.3.8). Replaces an outdated hash in the database, unless the hasher is busy. Raises AccountShut
-    for the right password of an account that its owner can neither sign in to nor restore, such as
-    a disabled one; RateLimitExceeded; and Busy.
+    6.3.8). Replaces an outdated hash in the database, unless the hasher is busy. Raises
+    AccountDisabled for the right password of an account that its owner can neither sign in to nor
+    restore, such as a disabled one; RateLimitExceeded; and Busy.
     """
     hasher().check_capacity()
     user = await User.by_login(login)
@@ -154,7 +154,7 @@ async def _authenticate(login: str, password: str) -> User | None:
     if user is None or not attempt.succeeded:
         return None
     if not user.can_sign_in_or_restore:
-        raise AccountShut(user)
+        raise AccountDisabled(user)
     if hasher().needs_rehash(user.password_hash):
         # Ignore Busy: the next sign-in can replace the hash.
         with suppress(Busy):
@@ -212,8 +212,8 @@ async def confirm() -> Any:
 
     A passkey counts as two factors, so it needs no password. GET shows the form. Success renews the
     session and its cookie, and redirects (303) to `next`. Otherwise the form is shown again with
-    the error (422), or with 429 or 503 after too many attempts. Raises AccountShut for a passkey of
-    an account that was disabled meanwhile.
+    the error (422), or with 429 or 503 after too many attempts. Raises AccountDisabled for a
+    passkey of an account that was disabled meanwhile.
     """
     user = await auth.signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()

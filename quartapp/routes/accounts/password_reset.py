@@ -33,7 +33,7 @@ async def forgot() -> Any:
         if form.posted:
             here = rate_limits.network_of(auth.remote_address())
             await rate_limits.count("recovery", (here, settings().limit_recovery))
-            await password_reset.ask(form.email.data or "", by=current_user.actor)
+            await password_reset.request(form.email.data or "", by=current_user.actor)
             log.info("password_reset_asked", ip=auth.remote_address())
             return see_other("/forgot/sent")
     return await render_template("accounts/forgot.html", form=form), form.status, form.headers

@@ -30,7 +30,7 @@ from quartapp.routes.redirects import next_page, see_other
 from quartapp.routes.refusals import returns_to
 from quartapp.routes.sessions import second_step
 from quartapp.routes.sessions.sign_in import (
-    AccountShut,
+    AccountDisabled,
     PendingSignIn,
     factor_page,
     finish_second_step,
@@ -232,8 +232,8 @@ async def confirmed_by_passkey(user: User, answer: str) -> bool:
     """Re-authenticate the user with one of their passkeys; return whether `answer` was accepted.
 
     If it was, renews the session and its cookie and waits until no worker accepts the old token
-    (`renew_session`). A refusal is logged and counted. Raises AccountShut, RateLimitExceeded and
-    Busy.
+    (`renew_session`). A refusal is logged and counted. Raises AccountDisabled, RateLimitExceeded
+    and Busy.
     """
     if await _authenticated_user(answer, asked_to="confirm", of=user) is None:
         return False
@@ -249,7 +249,7 @@ async def use() -> Any:
     session, sets its cookie and answers as `go_on` does; a user who is signed in already is only
     sent on. A passkey that is not accepted shows the page of the sign-in or of the second step with
     an error (422; 429 or 503 after too many attempts). Answers as `second_step.start_over` does if
-    the first step was used already. Raises AccountShut, AccountClosed and MustVerify.
+    the first step was used already. Raises AccountDisabled, AccountDeactivated and MustVerify.
     """
     if current_user.signed_in:
         return await go_on(next_page())
@@ -297,7 +297,7 @@ async def _authenticated_user(
     accepted.
 
     Failures are logged and counted for the network of the client. `of` accepts only the passkeys of
-    this user; `asked_to` is the purpose of the challenge. Raises AccountShut if the owner can
+    this user; `asked_to` is the purpose of the challenge. Raises AccountDisabled if the owner can
     neither sign in nor restore the account, RateLimitExceeded and Busy.
     """
     here = rate_limits.network_of(auth.remote_address())
@@ -312,7 +312,7 @@ async def _authenticated_user(
             return None
         attempt.succeeded = True
     if not user.can_sign_in_or_restore:
-        raise AccountShut(user)
+        raise AccountDisabled(user)
     return user
 
 

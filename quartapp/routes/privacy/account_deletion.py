@@ -40,7 +40,9 @@ async def delete() -> Any:
     until = clock.now() + settings().deletion_grace
     if form.posted:
         try:
-            await user.close(by=current_user.actor, deletes_at=until, with_posts=form.with_posts)
+            await user.deactivate(
+                by=current_user.actor, deletes_at=until, with_posts=form.with_posts
+            )
         except LastAdministrator as last:
             form.refuse(str(last))
         else:
@@ -61,7 +63,7 @@ async def deactivate() -> Any:
 
     Raises LastAdministrator, which is shown on the account page (422).
     """
-    await (await signed_in_user()).close(by=current_user.actor)
+    await (await signed_in_user()).deactivate(by=current_user.actor)
     return await _leave("Your account is deactivated. To reactivate it, sign in.")
 
 
@@ -83,7 +85,7 @@ async def closed() -> Any:
     form = await LinkForm.from_request()
     if form.posted:
         try:
-            user = await account_deletion.come_back(token, by=current_user.actor)
+            user = await account_deletion.restore_with_token(token, by=current_user.actor)
         except TokenSpent:
             raise Unauthorized from None
         log.info("user_restored", user=user.username, by=user.username)

@@ -47,7 +47,7 @@ async def delete(username: str) -> Any:
     until = clock.now() + settings().deletion_grace
     if form.posted:
         try:
-            event = await person.close(
+            event = await person.deactivate(
                 by=current_user.actor, deletes_at=until, with_posts=form.with_posts
             )
         except (LastAdministrator, MissingPermission) as refused:

@@ -37,8 +37,9 @@ _VERIFICATION = "verification"
 RETURN = "return"
 
 
-class AccountClosed(Exception):
-    """The authenticated user has deactivated or deleted the account, and can only restore it."""
+class AccountDeactivated(Exception):
+    """The authenticated user has deactivated the account or scheduled its deletion, and can only
+    restore it."""
 
 
 class MustVerify(Exception):
@@ -57,8 +58,10 @@ class Unverified:
     factor: Factor | None
 
 
-class AccountShut(Exception):
-    """The authenticated user may not sign in: see `User.can_sign_in_or_restore`."""
+class AccountDisabled(Exception):
+    """The authenticated user can neither sign in nor restore the account
+    (`User.can_sign_in_or_restore`): it is disabled or expired, or an administrator has scheduled
+    its deletion."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -78,7 +81,8 @@ async def sign_in_or_second_step(user: User, *, remember: bool, then: str) -> An
 
     Without a factor, opens a session and answers as `go_on` does. With one, opens none: stores the
     encrypted first step in Quart's session cookie, and redirects (303) to the second step, or shows
-    its page if the request carries a form. Raises AccountClosed and MustVerify as `sign_in` does.
+    its page if the request carries a form. Raises AccountDeactivated and MustVerify as `sign_in`
+    does.
     """
     if not user.factors:
         await sign_in(user, remember=remember)
@@ -126,7 +130,7 @@ async def finish_second_step(step: PendingSignIn, factor: Factor) -> bool:
     """Complete the second step: use up the first one, sign in as `sign_in` does and return True.
 
     Returns False, without signing in, if this first step was already used for a sign-in, as by a
-    copy of the cookie. Raises AccountClosed and MustVerify.
+    copy of the cookie. Raises AccountDeactivated and MustVerify.
     """
     if not await Answered.first(step.note, lasts=STEP_LASTS):
         return False
@@ -166,14 +170,14 @@ def stop_verifying() -> None:
 async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -> None:
     """Open a session in the database and set its cookie.
 
-    Ends the session that this browser had, and the oldest one if the user has too many; waits
-    until that is enforced on all workers. Renews the cookie that marks a known browser, and clears
-    Quart's session. A user with second factors must pass the `factor` that was used: without it
-    the session is not valid.
+    Ends the session that this browser had, and the oldest one if the user has too many; waits until
+    that is enforced on all workers. Renews the cookie that marks a known browser, and clears
+    Quart's session. A user with second factors must pass the `factor` that was used: without it the
+    session is not valid.
 
     Opens no session, and raises, for an account whose address must be verified (MustVerify) and for
-    one that its owner has deactivated or deleted (AccountClosed). Both leave in the session cookie
-    what the next page needs.
+    one that its owner has deactivated or deleted (AccountDeactivated). Both leave in the session
+    cookie what the next page needs.
     """
     if user.awaits_verification:
         note = [str(user.id), user.credential, remember, factor]
@@ -185,7 +189,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
             "remember": remember,
             "factor": factor,
         }
-        raise AccountClosed
+        raise AccountDeactivated
     if current_user.signed_in and (old := await Session.get(current_user.session_id)):
         await old.end(Reason.SIGNED_OUT, by=current_user.actor)
     opened, token = await open_session(
