@@ -13,6 +13,8 @@ import hashlib
 import hmac
 import os
 import re
+import secrets
+import string
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -40,6 +42,8 @@ SCHEMES = {
     "flask-security": "$flask-security",
 }
 _PREFIX = "$quartapp$"
+_BCRYPT_ALPHABET = f"./{string.ascii_letters}{string.digits}"
+_BCRYPT_DIGEST_LENGTH = 31
 T = TypeVar("T")
 
 
@@ -57,7 +61,7 @@ class PasswordHasher:
     def __init__(
         self, keys: Sequence[bytes], *, cost: int, threads: int, queue: int, salt: bytes = b""
     ) -> None:
-        """Derive the keys, create the pool, and make one hash, which blocks for as long.
+        """Derive the keys and create the pool.
 
         `cost` is that of new hashes. Up to `threads` passwords are hashed at once, and up to
         `queue` more wait. `salt` is the SECURITY_PASSWORD_SALT of an application whose users were
@@ -74,9 +78,7 @@ class PasswordHasher:
             threads, thread_name_prefix="bcrypt", initializer=_lower_thread_priority
         )
         # Fits no password. It is checked if there is no such user, so that this takes as long.
-        self._dummy_hash = (
-            f"{_PREFIX}{self._current_key_id}$" + bcrypt.hashpw(b"", bcrypt.gensalt(cost)).decode()
-        )
+        self._dummy_hash = f"{_PREFIX}{self._current_key_id}${_random_bcrypt_hash(cost)}"
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -244,6 +246,16 @@ def _split(stored: str) -> tuple[str, bytes]:
     part is no known key id, or the second is no bcrypt hash."""
     key_id, _, hashed = stored.removeprefix(_PREFIX).partition("$")
     return key_id, hashed.encode()
+
+
+def _random_bcrypt_hash(cost: int) -> str:
+    """Return a bcrypt hash with a random salt and a random digest, which belongs to no password.
+
+    Checking a password against it takes as long as against any hash of this cost. Hashing a random
+    password instead would take a quarter of a second when a worker starts.
+    """
+    digest = "".join(secrets.choice(_BCRYPT_ALPHABET) for _ in range(_BCRYPT_DIGEST_LENGTH))
+    return bcrypt.gensalt(cost).decode() + digest
 
 
 def cost_of(hashed: bytes) -> int:
