@@ -7,12 +7,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from pydantic import SecretStr
+from pymongo.errors import PyMongoError
 
 from quartapp import models
 from quartapp.db import embedded, mongo
 from quartapp.models.accounts.email_address import require_verification
 from quartapp.models.accounts.one_time_token import issue_setup
-from quartapp.settings import Settings
+from quartapp.models.base.references import DomainError
+from quartapp.settings import Settings, StartError
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,15 @@ async def open_database(settings: Settings) -> AsyncIterator[None]:
         await stack.enter_async_context(mongo.connected(settings, models.DOCUMENTS))
         await models.prepare()
         yield
+
+
+def expected_reason(error: Exception) -> str | None:
+    """Return the line that tells the operator of an error of the settings, of a rule of the
+    application or of the database. Return None for other errors, which are defects."""
+    if isinstance(error, StartError | DomainError):
+        return str(error)
+    if isinstance(error, mongo.Unavailable):
+        return f"the database is unavailable ({type(error).__name__})"
+    if isinstance(error, PyMongoError):
+        return f"the database rejected the operation: {mongo.error_summary(error)}"
+    return None

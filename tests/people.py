@@ -55,7 +55,7 @@ class CommandResult:
 
 # Commands are forked from a process that has imported everything, which is what takes long.
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["quartapp.cli", "quartapp.serving.launcher", "tests.people"])
+_forks.set_forkserver_preload(["tests.preload"])
 # multiprocessing reads the status of all its processes when it starts one, so one thread does both.
 _one_thread = ThreadPoolExecutor(1)
 

@@ -1,31 +1,25 @@
-"""What all commands share: the data folder, the database connection, and error messages."""
+"""What all commands share: groups, error messages and tables.
+
+This module is imported for every command, also for `--help`, so it imports only what that needs.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Any
 
 import click
-from pymongo.errors import PyMongoError
 
-from quartapp import log, servers, validation
-from quartapp.authority.barrier import PollingBarrier
-from quartapp.db.mongo import Unavailable, error_summary
-from quartapp.models import Event, Role, User
-from quartapp.models.base.references import DomainError
-from quartapp.settings import Settings, StartError
-from quartapp.startup import open_database
+from quartapp import validation
 from quartapp.validation import Invalid
 
 LONGEST_QUOTE = 80
 
 
-class CommandError(DomainError):
+class CommandError(Exception):
     """A command cannot do its work. The text is the line that is printed on standard error."""
 
 
@@ -67,129 +61,72 @@ class CommandGroup(click.Group):
         return super().main(args, *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Errors that are expected (StartError, DomainError, errors of the
-        database and of usage) are printed in one line, without a traceback, and exit with 1."""
+        """Run the command. Errors that are expected (CommandError, StartError, DomainError, errors
+        of the database and of usage) are printed in one line, without a traceback, and exit with 1.
+        """
         try:
             return super().invoke(ctx)
-        except (StartError, DomainError) as error:
+        except CommandError as error:
             _report(ctx, str(error))
-        except Unavailable as error:
-            _report(ctx, f"the database is unavailable ({type(error).__name__})")
-        except PyMongoError as error:
-            _report(ctx, f"the database rejected the operation: {error_summary(error)}")
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as error:
             _report(ctx, error.format_message())
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            reason = _expected_reason(error)
+            if reason is None:
+                raise
+            _report(ctx, reason)
         return ctx.exit(1)
+
+
+class LazyGroup(CommandGroup):
+    """A group whose commands are declared in a module of their own.
+
+    The module is imported when a command of the group is wanted or all are listed, so that it does
+    not slow down other commands. It adds its commands to the group.
+    """
+
+    def __init__(self, name: str, *, module: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._module = module
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        import_module(self._module)
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        import_module(self._module)
+        return super().get_command(ctx, cmd_name)
+
+
+def _expected_reason(error: Exception) -> str | None:
+    """Return the line for an expected error of settings, models or database, or None.
+
+    Their classes are imported only when there is such an error.
+    """
+    from quartapp.settings import StartError
+
+    if isinstance(error, StartError):
+        return str(error)
+    from quartapp.startup import expected_reason
+
+    return expected_reason(error)
 
 
 def _report(ctx: click.Context, reason: str) -> None:
     """Print the reason on standard error. In production, `serve` logs it as JSON instead."""
-    if ctx.invoked_subcommand == "serve" and Settings.wants_production():
-        log.configure(production=True)
-        log.log.error("start_failed", reason=reason)
-    else:
-        echo(f"quartapp: {reason}", err=True)
+    if ctx.invoked_subcommand == "serve":
+        from quartapp import log
+        from quartapp.settings import Settings
 
-
-def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the option --data to a command, which receives it as `data`."""
-    return click.option(
-        "--data",
-        type=click.Path(file_okay=False, path_type=Path),
-        metavar="DIR",
-        help="Data folder.  [default: QUARTAPP_DATA, or else data]",
-    )(command)
-
-
-def find_data_folder(data: Path | None) -> Path | None:
-    """Return the data folder for a command: `data` if given, else that of the running server.
-
-    Returns None if the folder of the settings should be used: they name one, no other server is
-    running, the default folder's own server is running, or the default folder has a database.
-    Prints a line on standard error if a server runs in another folder than the one that is used, or
-    if its folder is used. Raises CommandError if several servers are running elsewhere.
-    """
-    if data is not None or Settings.raw("QUARTAPP_DATA") or Settings.raw("MONGODB_URI"):
-        return data
-    default = Path("data").resolve()
-    others = [each for each in servers.running() if each != default]
-    if not others or default in servers.running():
-        return None
-    if (default / "mongodb").exists():
-        echo(f"quartapp: using {default}; a server is running with {others[0]}", err=True)
-        return None
-    if len(others) > 1:
-        folders = ", ".join(map(str, others))
-        raise CommandError(f"several servers are running: choose one with --data ({folders})")
-    echo(f"quartapp: using {others[0]}, the data folder of the running server", err=True)
-    return others[0]
-
-
-def load_settings(data: Path | None) -> Settings:
-    """Return the settings, with `data` as the data folder if given.
-
-    In development, prints a warning for each misspelt name in the environment; in production,
-    such a name raises StartError, as invalid values always do.
-    """
-    settings = Settings.load() if data is None else Settings.load(data=data)
-    if not settings.production:
-        for sentence in Settings.unknown_names():
-            echo(f"quartapp: warning: {sentence}", err=True)
-    return settings
-
-
-def with_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Turn an async command into a synchronous one that runs with the database open and prepared,
-    in the data folder that `find_data_folder` chooses.
-
-    Starts the embedded database for the time of the command if none is running. Configures the log.
-    A command with the parameter `settings` receives the settings. Raises StartError if the settings
-    are invalid or the database cannot be used.
-    """
-    wants_settings = "settings" in command.__annotations__
-
-    @wraps(command)
-    def run(data: Path | None, **words: Any) -> None:
-        settings = load_settings(find_data_folder(data))
-        log.configure(production=settings.production)
-
-        async def main() -> None:
-            async with open_database(settings):
-                await command(**words, **({"settings": settings} if wants_settings else {}))
-
-        asyncio.run(main())
-
-    return run
-
-
-async def wait_until_enforced(event: Event | None) -> str:
-    """Wait until no worker of a running server accepts the sessions that a change has ended.
-
-    Writes a barrier mark unless one was written with the `event`, and waits until all workers
-    have acknowledged it; if one does not, for the length of a lease, after which no worker trusts
-    its cache. Returns a sentence on the open tabs that the event ended, which begins with a space;
-    an empty string if there were none.
-    """
-    result = await PollingBarrier().wait(event)
-    return (await result.reach(event)).sentence
-
-
-async def find_user(username: str) -> User:
-    """Return the user of this name. Raises CommandError if there is none."""
-    found = await User.by_username(username)
-    if found is None:
-        raise CommandError(f"there is no user {username}")
-    return found
-
-
-async def find_role(name: str) -> Role:
-    """Return the role of this name. Raises CommandError if there is none."""
-    found = await Role.named(name)
-    if found is None:
-        raise CommandError(f"there is no role {name}")
-    return found
+        if Settings.wants_production():
+            log.configure(production=True)
+            log.log.error("start_failed", reason=reason)
+            return
+    echo(f"quartapp: {reason}", err=True)
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

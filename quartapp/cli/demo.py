@@ -5,10 +5,8 @@ from __future__ import annotations
 import secrets
 from datetime import timedelta
 
-import click
-
 from quartapp import clock, policy
-from quartapp.cli.base import CommandError, data_option, echo, with_database
+from quartapp.cli.base import CommandError, echo
 from quartapp.models import Comment, Post, Role, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import SYSTEM, Actor
@@ -95,14 +93,10 @@ POSTS = [
 ]
 
 
-@click.command()
-@data_option
-@with_database
-async def demo(settings: Settings) -> None:
-    """Fill an empty database with sample data.
+async def fill(settings: Settings) -> None:
+    """Create users, roles, posts and comments, and print how to sign in.
 
-    Creates users, roles, posts and comments, and prints how to sign in: all users have one new
-    password. Fails if the database has a user.
+    All users have one new password. Raises CommandError if the database has a user.
     """
     if await User.find_one({}) is not None:
         raise CommandError("the demo is for an empty database, and this one has users")

@@ -188,7 +188,7 @@ async def import_rows(rows: Rows, *, dry: bool, scheme: str, must_verify: bool =
                 raise row
             await work.import_row(row)
             created += 1
-        except DomainError as error:
+        except (CommandError, DomainError) as error:
             failed += 1
             echo(f"{place}: {error}")
         except (ValueError, TypeError, OverflowError, BSONError) as error:

@@ -9,16 +9,10 @@ from __future__ import annotations
 import click
 
 from quartapp import validation
-from quartapp.cli.base import (
-    CommandGroup,
-    data_option,
-    echo,
-    find_role,
-    print_table,
-    validated,
-    wait_until_enforced,
-    with_database,
-)
+from quartapp.cli.base import echo, print_table, validated
+from quartapp.cli.database import find_role, wait_until_enforced
+from quartapp.cli.decorators import data_option, with_database
+from quartapp.cli.groups import role
 from quartapp.models import Role
 from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
@@ -26,11 +20,6 @@ from quartapp.policy import Permission
 PERMISSION = click.Choice([permission.value for permission in Permission])
 
 REQUIRES = "Whether the permissions apply only to users with a second factor."
-
-
-@click.group(cls=CommandGroup)
-def role() -> None:
-    """List, create, edit and delete roles."""
 
 
 @role.command("list")

@@ -16,18 +16,10 @@ from beanie import PydanticObjectId
 
 from quartapp import clock, policy, validation
 from quartapp.cli import imports
-from quartapp.cli.base import (
-    CommandError,
-    CommandGroup,
-    data_option,
-    echo,
-    find_role,
-    find_user,
-    print_table,
-    validated,
-    wait_until_enforced,
-    with_database,
-)
+from quartapp.cli.base import CommandError, echo, print_table, validated
+from quartapp.cli.database import find_role, find_user, wait_until_enforced
+from quartapp.cli.decorators import data_option, with_database
+from quartapp.cli.groups import user
 from quartapp.models import Invitation, Role, Session, User, Worker
 from quartapp.models.accounts import account_expiry, email_address
 from quartapp.models.accounts.registration import claim as claim_account
@@ -42,11 +34,6 @@ from quartapp.models.sessions.reason import Reason
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import SCHEMES, PasswordHasher
 from quartapp.settings import Settings
-
-
-@click.group(cls=CommandGroup)
-def user() -> None:
-    """Create, show and change user accounts."""
 
 
 @user.command()

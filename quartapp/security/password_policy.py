@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from quartapp.policy import BUILT_IN_ROLES
-from quartapp.security.breached_passwords import BreachedPasswords
 from quartapp.security.password_scoring import PasswordScorer
 from quartapp.security.passwords import MAX_LENGTH
 from quartapp.settings import Settings
+
+if TYPE_CHECKING:
+    from quartapp.security.breached_passwords import BreachedPasswords
 
 MIN_LENGTH = 8
 MIN_SCORE = 3
@@ -60,8 +62,12 @@ class PasswordPolicy:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Return the policy for the settings. It asks BREACHED_PASSWORDS, unless that is off."""
-        url = settings.breached_passwords
-        breached = BreachedPasswords(url) if url else None
+        breached = None
+        if settings.breached_passwords:
+            # Importing the HTTP client is slow, and most commands do not need it.
+            from quartapp.security.breached_passwords import BreachedPasswords
+
+            breached = BreachedPasswords(settings.breached_passwords)
         return cls(breached, site_name=settings.site_name)
 
     async def weakness(self, password: str, *, context: Sequence[str] = ()) -> str | None:

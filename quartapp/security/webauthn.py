@@ -5,12 +5,9 @@ Reads and writes no database. `quartapp.models` stores passkeys and remembers us
 
 from __future__ import annotations
 
-import hmac
 import json
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,16 +27,14 @@ from webauthn.helpers.structs import (
     UserVerificationRequirement,
 )
 
-from quartapp import clock
+from quartapp.security.challenges import (
+    CHALLENGE_LIFETIME,
+    ChallengeSigner,
+    VerificationFailed,
+)
 
-CHALLENGE_LIFETIME = timedelta(minutes=5)
 # WebAuthn allows no more (4, "Credential ID"); the largest keys in use have half a kilobyte.
 MAX_ID_BYTES, MAX_KEY_BYTES = 1023, 2048
-_RANDOM_BYTES, _TIME_BYTES = 16, 8
-
-
-class VerificationFailed(Exception):
-    """A response of a browser is malformed or not valid. The message is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,45 +56,6 @@ class RelyingParty:
             return None
         below = [each for each in others if f".{urlsplit(each).hostname}".endswith(f".{host}")]
         return cls(host, (origin, *below))
-
-
-@dataclass(frozen=True, slots=True)
-class ChallengeSigner:
-    """Creates and checks challenges that are signed with the server's key.
-
-    A challenge holds random bytes, the time when it was created, and an HMAC of both and of
-    `binding`, the text that ties it to the browser or session which asks. So nothing is stored for
-    the many challenges that are never answered. Callers have to remember an answered challenge for
-    CHALLENGE_LIFETIME to refuse its reuse.
-    """
-
-    key: str
-    binding: str
-
-    def new_challenge(self) -> bytes:
-        """Return a new challenge for this binding, with the current time."""
-        said = secrets.token_bytes(_RANDOM_BYTES) + _milliseconds().to_bytes(_TIME_BYTES)
-        return said + self._signature(said)
-
-    def check(self, challenge: bytes) -> None:
-        """Check the signature, the binding and the age of a challenge.
-
-        Raises VerificationFailed for a challenge that was not created with this key and binding, or
-        is older than CHALLENGE_LIFETIME. Does not notice that a challenge was used before.
-        """
-        said, seal = (
-            challenge[: _RANDOM_BYTES + _TIME_BYTES],
-            challenge[_RANDOM_BYTES + _TIME_BYTES :],
-        )
-        if not hmac.compare_digest(seal, self._signature(said)):
-            raise VerificationFailed("the challenge is not ours, or not for this page")
-        age = _milliseconds() - int.from_bytes(said[_RANDOM_BYTES:])
-        if timedelta(milliseconds=age) > CHALLENGE_LIFETIME:
-            raise VerificationFailed("the challenge is too old")
-
-    def _signature(self, said: bytes) -> bytes:
-        bound = f"passkey {self.binding} ".encode()
-        return hmac.digest(self.key.encode(), bound + said, "sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +251,3 @@ def _descriptor(credential_id: str, transports: Iterable[str]) -> PublicKeyCrede
         id=webauthn.base64url_to_bytes(credential_id),
         transports=[AuthenticatorTransport(each) for each in transports] or None,
     )
-
-
-def _milliseconds() -> int:
-    return int(clock.now().timestamp() * 1000)

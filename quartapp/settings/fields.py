@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import limits
 from pydantic import BeforeValidator, Field, SecretStr
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from quartapp.settings.sources import FromEnvironment
 from quartapp.settings.values import (
@@ -37,8 +37,6 @@ from quartapp.settings.values import (
 
 class Group(FromEnvironment):
     """Settings that belong together. The docstring is the heading in docs/settings.md."""
-
-    model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
 
 class Deployment(Group):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from quartapp import clock, servers
-from quartapp.cli.base import CommandError, find_data_folder
+from quartapp.cli.base import CommandError
+from quartapp.cli.settings import find_data_folder
 from quartapp.db import embedded
 from quartapp.policy import Permission
 from tests.cli.conftest import Terminal, complaint

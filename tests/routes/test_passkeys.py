@@ -18,7 +18,7 @@ from quartapp.models.base.actor import SYSTEM
 from quartapp.models.notifications.notice import Notice
 from quartapp.policy import Permission
 from quartapp.runtime import runtime_of
-from quartapp.security import webauthn
+from quartapp.security import challenges
 from quartapp.settings import Settings
 from tests.routes.authenticator import before_second_step, codes_on
 from tests.routes.conftest import Answer, StartApp, Visitor, Visitors, documents, user_named
@@ -329,8 +329,8 @@ async def test_a_challenge_expires_after_five_minutes(
 ) -> None:
     asked = await options(ada, "/login/passkey/options")
     with monkeypatch.context() as later:
-        now = webauthn._milliseconds
-        later.setattr("quartapp.security.webauthn._milliseconds", lambda: now() + 301_000)
+        now = challenges._milliseconds
+        later.setattr("quartapp.security.challenges._milliseconds", lambda: now() + 301_000)
         late = await ada.post("/login/passkey", credential=device.authenticate(asked))
     assert late.status == 422
     assert (await ada.post("/login/passkey", credential=device.authenticate(asked))).status == 303

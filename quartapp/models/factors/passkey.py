@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from beanie import Link, PydanticObjectId
 from pydantic import Field
@@ -23,12 +23,10 @@ from quartapp.models.base.references import PASSKEYS, DomainError, linked_id, re
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.enrolment import Enrolled, HasFactor
 from quartapp.models.factors.factor import Factor
-from quartapp.security.webauthn import (
-    CHALLENGE_LIFETIME,
-    NewPasskey,
-    PasskeyAssertion,
-    VerificationFailed,
-)
+from quartapp.security.challenges import CHALLENGE_LIFETIME, VerificationFailed
+
+if TYPE_CHECKING:
+    from quartapp.security.webauthn import NewPasskey, PasskeyAssertion
 
 
 class TooManyPasskeys(DomainError):

@@ -1,0 +1,63 @@
+"""What commands do with the database: open it, find users and roles, wait for the workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from quartapp import log
+from quartapp.authority.barrier import PollingBarrier
+from quartapp.cli.base import CommandError
+from quartapp.cli.settings import find_data_folder, load_settings
+from quartapp.models import Event, Role, User
+from quartapp.startup import open_database
+
+
+def run_command(
+    command: Callable[..., Coroutine[Any, Any, None]], data: Path | None, words: Mapping[str, Any]
+) -> None:
+    """Run the command with the database of the data folder open: see `decorators.with_database`.
+
+    `words` are its arguments, to which the settings are added if it has the parameter `settings`.
+    Raises StartError, and what the command raises.
+    """
+    settings = load_settings(find_data_folder(data))
+    log.configure(production=settings.production)
+    if "settings" in command.__annotations__:
+        words = {**words, "settings": settings}
+
+    async def main() -> None:
+        async with open_database(settings):
+            await command(**words)
+
+    asyncio.run(main())
+
+
+async def wait_until_enforced(event: Event | None) -> str:
+    """Wait until no worker of a running server accepts the sessions that a change has ended.
+
+    Writes a barrier mark unless one was written with the `event`, and waits until all workers
+    have acknowledged it; if one does not, for the length of a lease, after which no worker trusts
+    its cache. Returns a sentence on the open tabs that the event ended, which begins with a space;
+    an empty string if there were none.
+    """
+    result = await PollingBarrier().wait(event)
+    return (await result.reach(event)).sentence
+
+
+async def find_user(username: str) -> User:
+    """Return the user of this name. Raises CommandError if there is none."""
+    found = await User.by_username(username)
+    if found is None:
+        raise CommandError(f"there is no user {username}")
+    return found
+
+
+async def find_role(name: str) -> Role:
+    """Return the role of this name. Raises CommandError if there is none."""
+    found = await Role.named(name)
+    if found is None:
+        raise CommandError(f"there is no role {name}")
+    return found
