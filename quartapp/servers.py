@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+# A launcher creates this file in the folder that it shares with its workers, to have `/readyz`
+# answer 503.
+DRAINING = "draining"
+
 
 @contextmanager
 def registered(data: Path) -> Iterator[None]:

@@ -21,13 +21,15 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from pymongo import MongoClient
-from pymongo.errors import OperationFailure, PyMongoError
-
 from quartapp.settings import StartError
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
 
 MIN_VERSION = 7
 START_SECONDS = 30
@@ -244,6 +246,8 @@ async def _start_mongod(place: DataFolder) -> int:
         raise StartError(f"{binary} cannot be run: {error.strerror}") from None
     try:
         async with asyncio.timeout(START_SECONDS):
+            # Both take half a second, so they are done at the same time.
+            await asyncio.to_thread(import_module, "pymongo")
             status = await launch.wait()
     except TimeoutError:
         launch.kill()
@@ -353,6 +357,9 @@ def _writable_version(place: DataFolder) -> str | None:
 
     Creates the replica set of a new database. Blocks for a few seconds at most.
     """
+    from pymongo import MongoClient
+    from pymongo.errors import PyMongoError
+
     client: MongoClient[dict[str, object]] = MongoClient(
         place.uri, serverSelectionTimeoutMS=1000, connectTimeoutMS=2000, socketTimeoutMS=5000
     )
@@ -370,6 +377,8 @@ def _writable_version(place: DataFolder) -> str | None:
 
 def _configure_replica_set(client: MongoClient[dict[str, object]], host: str) -> None:
     """Create the replica set with this host as its only member, or change the member's host."""
+    from pymongo.errors import OperationFailure
+
     members = [{"_id": 0, "host": host}]
     with suppress(OperationFailure):
         client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})

@@ -5,13 +5,11 @@ from typing import Any
 
 from quart import Blueprint, abort, request
 
-from quartapp import metrics
+from quartapp import metrics, servers
 from quartapp.db.mongo import Unavailable, ping
 from quartapp.runtime import runtime, settings
 
 blueprint = Blueprint("health", __name__)
-# The launcher creates this file in the folder that it shares with its workers.
-DRAINING = "draining"
 
 
 @blueprint.get("/livez")
@@ -42,7 +40,7 @@ async def ready() -> Any:
 def _server_drains() -> bool:
     """Whether the launcher is stopping and still serves requests for DRAIN_SECONDS."""
     folder = settings().neighbours
-    return folder is not None and (folder / DRAINING).exists()
+    return folder is not None and (folder / servers.DRAINING).exists()
 
 
 @blueprint.get("/metrics")

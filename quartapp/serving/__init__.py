@@ -1,7 +1,11 @@
 """`quartapp serve`: a launcher process, a fork server and the worker processes that it forks."""
 
-from quartapp.serving import hypercorn_latency, hypercorn_security
-from quartapp.settings import Settings
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quartapp.settings import Settings
 
 __all__ = ["patch_hypercorn"]
 
@@ -12,6 +16,9 @@ def patch_hypercorn(settings: Settings) -> None:
     That is the protection against hostile clients, and what makes it faster unless `FAST_PATH` is
     off. Workers of `quartapp serve` call it; an `asgi.py` calls it before it creates its app.
     """
+    # The launcher imports this package and does not need hypercorn.
+    from quartapp.serving import hypercorn_latency, hypercorn_security
+
     hypercorn_security.install()
     if settings.fast_path:
         hypercorn_latency.install()

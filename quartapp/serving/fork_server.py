@@ -4,13 +4,15 @@ Starting an interpreter and importing takes a second and more, a fork some milli
 share the memory of what was imported before. The fork server runs no event loop and no threads,
 because forking with them is not safe.
 
-The launcher forks the first fork server. A renewal (SIGHUP) starts another one in a new
-interpreter, so that its workers have the code that is installed then.
+The launcher forks the first fork server, which imports the application while the launcher starts
+the database. A renewal (SIGHUP) starts another one in a new interpreter, so that its workers have
+the code that is installed then.
 
 The launcher sends requests on a Unix socket, the control socket. Each request is a JSON object of
-variables for the environment of one worker, and carries two open files: the listening socket, and
-the worker's end of its lifeline. On the lifeline the worker writes its process id; after it has
-exited, the fork server writes its exit status.
+variables for the environment of one worker, and carries two open files: the worker's end of its
+lifeline, and the listening socket. On the lifeline the worker writes its process id; after it has
+exited, the fork server writes its exit status. A request without a listening socket forks a process
+that runs a task (see `tasks`), named by the variable QUARTAPP_TASK, instead of a worker.
 """
 
 from __future__ import annotations
@@ -24,8 +26,13 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from quartapp import auth
-from quartapp.serving import worker_process
+from quartapp import application, auth, validation
+from quartapp.security import breached_passwords
+from quartapp.serving import hypercorn_latency, hypercorn_security, tasks, worker_process
+from quartapp.serving.lifeline import TASK
+
+# Workers import these when they use them, and would wait for the import.
+PRELOADED = (application, breached_passwords, hypercorn_latency, hypercorn_security)
 
 # A supervisor may send these to every process. They are for the launcher alone, which then ends
 # the workers and the fork server.
@@ -41,15 +48,16 @@ class ForkServer:
         # A signal writes a byte to the second, so that `select` returns.
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._lifelines: dict[int, socket.socket] = {}
+        self._preloaded = False
 
-    def run(self) -> tuple[int, socket.socket] | None:
-        """Serve requests. Returns in this process and in each forked worker.
+    def run(self) -> tuple[int | None, socket.socket] | None:
+        """Serve requests. Returns in this process and in each forked process.
 
-        In a worker: the file descriptor of its listening socket and its end of the lifeline, with
-        the request's variables added to `os.environ`. In the fork server: None, once the launcher
-        has closed the control socket and all workers have exited.
+        In a forked process: the file descriptor of its listening socket, None for a task, and its
+        end of the lifeline, with the request's variables added to `os.environ`. In the fork server:
+        None, once the launcher has closed the control socket and all these processes have exited.
         """
-        self._prepare()
+        self._handle_signals()
         watched = [self._wakeup, self._control]
         while self._control in watched or self._lifelines:
             for ready in select.select(watched, [], [])[0]:
@@ -60,49 +68,65 @@ class ForkServer:
                 request, files = self._receive_request()
                 if not request:
                     watched.remove(self._control)
-                elif self._fork(listener := files[0], lifeline := socket.socket(fileno=files[1])):
+                    continue
+                ours, listener = socket.socket(fileno=files[0]), next(iter(files[1:]), None)
+                if listener is not None:
+                    self._preload()
+                if self._fork(ours, listener):
                     os.environ.update(json.loads(request))
-                    return listener, lifeline
+                    return listener, ours
+                # While the first task runs, if there is one, before the first worker.
+                self._preload()
         return None
 
     def _receive_request(self) -> tuple[bytes, list[int]]:
-        """Wait for the next request, and return it with its two files; no bytes and no files when
-        the launcher has closed the control socket."""
+        """Wait for the next request, and return it with its files; no bytes and no files when the
+        launcher has closed the control socket."""
         try:
             return socket.recv_fds(self._control, REQUEST_BYTES, 2)[:2]
         except ConnectionResetError:  # The launcher was killed before it had read all.
             return b"", []
 
-    def _prepare(self) -> None:
-        """Ignore the signals in IGNORED, have SIGCHLD wake up `select`, load the user agent parser,
-        and freeze the garbage collector, so that workers share the memory that is in use now."""
+    def _handle_signals(self) -> None:
+        """Ignore the signals in IGNORED, and have SIGCHLD wake up `select`."""
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         for end in (self._wakeup, self._wakeup_writer):
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_writer.fileno())
+
+    def _preload(self) -> None:
+        """Load the user agent parser and what checks addresses, and freeze the garbage collector.
+
+        So workers share the memory that is in use now. Does nothing when called again.
+        """
+        if self._preloaded:
+            return
+        self._preloaded = True
         auth.preload_user_agent_parser()
+        validation.preload()
         # The garbage collector writes to each object that it looks at, and a page of memory that is
         # written to is no longer shared.
         gc.collect()
         gc.freeze()
 
-    def _fork(self, listener: int, lifeline: socket.socket) -> bool:
-        """Fork a worker, and return True in the worker, False in the fork server.
+    def _fork(self, lifeline: socket.socket, listener: int | None) -> bool:
+        """Fork a process, and return True in it, False in the fork server.
 
-        The worker restores its signal handlers, closes the files of the fork server and writes its
-        process id to its lifeline. The fork server closes the listening socket and keeps the
-        lifeline.
+        The process restores its signal handlers, closes the files of the fork server and writes its
+        process id to its lifeline. The fork server closes the listening socket, if there is one,
+        and keeps the lifeline.
         """
-        worker = os.fork()
-        if not worker:
+        process = os.fork()
+        if not process:
             self._reset()
-            # The worker writes it itself, so that it comes before anything else it writes.
+            # The process writes it itself, so that it comes before anything else it writes.
             self._write(lifeline, os.getpid())
             return True
-        os.close(listener)
-        self._lifelines[worker] = lifeline
+        if listener is not None:
+            os.close(listener)
+        self._lifelines[process] = lifeline
         return False
 
     def _reset(self) -> None:
@@ -135,12 +159,15 @@ class ForkServer:
 
 
 def main(control: socket.socket) -> int:
-    """Run a fork server, and in each process that it forks a worker, which is named worker-N for
-    `ps`. Returns the exit status of this process or of the worker: 0 for the fork server."""
-    worker = ForkServer(control).run()
-    if worker is None:
+    """Run a fork server, and in each process that it forks a task or a worker, which is named
+    worker-N for `ps`. Returns the exit status of this process: 0 for the fork server."""
+    forked = ForkServer(control).run()
+    if forked is None:
         return 0
+    listener, ours = forked
+    if listener is None:
+        return tasks.run(os.environ.pop(TASK), ours)
     with suppress(OSError):
         # The name that `ps` and `top` show. Only Linux has this file.
         Path("/proc/self/comm").write_text(f"worker-{os.environ['QUARTAPP_WORKER']}")
-    return worker_process.run(*worker)
+    return worker_process.run(listener, ours)

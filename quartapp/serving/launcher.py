@@ -13,23 +13,20 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import SecretStr
-
 from quartapp import metrics, servers
 from quartapp.db import embedded
 from quartapp.log import capture_library_logs, configure, log, print_line
-from quartapp.routes import health
+from quartapp.serving.lifeline import FORGET_WORKER, PREPARE
 from quartapp.serving.listeners import listening
 from quartapp.serving.workers import ForkServerClient, WorkerSlot
 from quartapp.settings import Settings, StartError
-from quartapp.startup import forget_worker, prepare
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
@@ -135,9 +132,6 @@ async def _launch(
             stack.push_async_callback(fork_server.close)
             uri = await stack.enter_async_context(_database(settings))
             allow_old = settings.allow_old_mongodb or settings.mongodb_uri is None
-            update = {"mongodb_uri": SecretStr(uri), "allow_old_mongodb": allow_old}
-            connected = settings.model_copy(update=update)
-            prepared = await prepare(connected)
             dead: asyncio.Queue[str] = asyncio.Queue()
             origin = _origin(listeners)
             served = {} if settings.production or settings.knows_origin else {"BASE_URL": origin}
@@ -149,6 +143,7 @@ async def _launch(
                 "QUARTAPP_NEIGHBOURS": folder,
                 **served,
             }
+            prepared = await fork_server.run_task(PREPARE, environment)
             workers = [
                 WorkerSlot(
                     index, fork_server, listener, environment, requests.kill, dead.put_nowait
@@ -157,36 +152,42 @@ async def _launch(
             ]
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_remove_dead_workers(connected, dead))
+                    group.create_task(_remove_dead_workers(workers, environment, dead))
                     for worker in workers:
                         group.create_task(worker.keep_alive())
                     for worker in workers:
                         await worker.started.wait()
-                    database = prepared.database
+                    database = prepared["database"]
                     if not settings.mongodb_uri:
                         database = f"embedded {database} in {settings.data}"
-                    _announce(settings, origin, len(listeners), database, prepared.setup_path)
+                    _announce(settings, origin, len(listeners), database, prepared["setup_path"])
                     if settings.drain_seconds:
-                        requests.drain = Path(folder) / health.DRAINING
+                        requests.drain = Path(folder) / servers.DRAINING
                     await _renew_on_request(workers, requests.renewal, stack)
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             finally:
                 while not dead.empty():
-                    await _remove(connected, dead.get_nowait())
+                    await _remove(workers, environment, dead.get_nowait())
 
 
-async def _remove_dead_workers(settings: Settings, dead: asyncio.Queue[str]) -> None:
+async def _remove_dead_workers(
+    workers: list[WorkerSlot], environment: Mapping[str, str], dead: asyncio.Queue[str]
+) -> None:
     """Delete the heartbeat of each worker that is put into the queue, so that no barrier waits for
     it. Runs until cancelled. Failures are logged."""
     while True:
-        await _remove(settings, await dead.get())
+        await _remove(workers, environment, await dead.get())
 
 
-async def _remove(settings: Settings, worker_id: str) -> None:
+async def _remove(
+    workers: list[WorkerSlot], environment: Mapping[str, str], worker_id: str
+) -> None:
     """Delete the heartbeat of the worker. Logs a failure instead of raising it."""
     try:
-        await forget_worker(settings, worker_id)
+        await workers[0].fork_server.run_task(
+            FORGET_WORKER, {**environment, "QUARTAPP_WORKER_ID": worker_id}
+        )
     except Exception as error:
         # Barriers ignore it once it is old: see models.Worker.
         log.warning("dead_worker_not_removed", error=type(error).__name__)

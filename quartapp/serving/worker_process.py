@@ -9,9 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
 
 import uvloop
 from hypercorn.asyncio import serve as serve_http
@@ -21,13 +19,10 @@ from hypercorn.utils import LifespanFailureError
 from quartapp import create_app, log, metrics
 from quartapp.runtime import runtime_of
 from quartapp.serving import patch_hypercorn
+from quartapp.serving.lifeline import GRACE_SECONDS, READY, first_of
 from quartapp.serving.listeners import BACKLOG
 from quartapp.settings import Settings, StartError
 
-# Written to the lifeline when the worker accepts connections.
-READY = b"ready\n"
-# A worker that was told to exit has so long to finish its requests.
-GRACE_SECONDS = 10
 ACCEPTED_PER_TURN = 32
 
 
@@ -126,15 +121,3 @@ def _config(listener: int) -> Config:
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
     return config
-
-
-async def first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
-    """Return when the first of the coroutines has returned or raised, or after so many seconds.
-
-    The others are cancelled. Results and exceptions are dropped.
-    """
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)

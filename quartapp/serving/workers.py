@@ -17,11 +17,11 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from quartapp import metrics
 from quartapp.log import log
-from quartapp.serving import fork_server as fork_server_process
-from quartapp.serving.worker_process import GRACE_SECONDS, READY, first_of
+from quartapp.serving.lifeline import GRACE_SECONDS, READY, TASK, first_of
 from quartapp.settings import StartError
 
 # A worker that is not ready after so long is killed.
@@ -35,6 +35,7 @@ MAIN = (
 # the rest of the minute.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 HEALTHY_SECONDS = 30
+TASK_FAILED = "a process that prepares the database failed, it says why above"
 EXITS_PER_MINUTE, MINUTE = 10, 60.0
 
 
@@ -135,9 +136,20 @@ class ForkServerClient:
         if not pid:
             control.close()
             os.setsid()
-            sys.exit(fork_server_process.main(theirs))
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            # It imports the application, which the launcher does not need.
+            from quartapp.serving import fork_server
+
+            sys.exit(fork_server.main(theirs))
         theirs.close()
-        return cls(control, lambda: asyncio.to_thread(os.waitpid, pid, 0))
+
+        async def wait() -> None:
+            # Has an effect only while it still imports: afterwards it ignores SIGTERM.
+            os.kill(pid, signal.SIGTERM)
+            await asyncio.to_thread(os.waitpid, pid, 0)
+
+        return cls(control, wait)
 
     @classmethod
     async def start(cls) -> ForkServerClient:
@@ -175,12 +187,53 @@ class ForkServerClient:
         Starts another fork server if this one was killed. Returns None if there is no worker after
         READY_SECONDS, or if the fork server fails.
         """
+        forked = await self._request(environment, listener)
+        if forked is None:
+            return None
+        pid, reader, writer = forked
+        return WorkerProcess(pid, environment.get(metrics.FOLDER, ""), (reader, writer))
+
+    async def run_task(self, task: str, environment: Mapping[str, str]) -> dict[str, Any]:
+        """Run a task of `quartapp.serving.tasks` in a process of its own, and return its result.
+
+        `environment` is added to the environment of the process. If cancelled, kills the process.
+        Raises StartError with the reason of the task, or if the process fails.
+        """
+        forked = await self._request({**environment, TASK: task}, None)
+        if forked is None:
+            raise StartError(TASK_FAILED)
+        pid, reader, writer = forked
+        try:
+            outcome = json.loads(await reader.readline())
+        except (ConnectionError, ValueError):
+            raise StartError(TASK_FAILED) from None
+        except asyncio.CancelledError:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            raise
+        finally:
+            writer.close()
+        if not isinstance(outcome, dict):
+            # The process failed, and this is its exit status.
+            raise StartError(TASK_FAILED)
+        if "reason" in outcome:
+            raise StartError(outcome["reason"])
+        return outcome
+
+    async def _request(
+        self, environment: Mapping[str, str], listener: socket.socket | None
+    ) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Have a process forked, and return its process id and our end of its lifeline.
+
+        Starts another fork server if this one was killed. Returns None if there is no process after
+        READY_SECONDS, or if the fork server fails.
+        """
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         request = json.dumps(environment).encode()
         try:
             with theirs:
-                files = [listener.fileno(), theirs.fileno()]
+                files = [each.fileno() for each in (theirs, listener) if each is not None]
                 async with self._lock, asyncio.timeout(READY_SECONDS):
                     try:
                         socket.send_fds(self._control, [request], files)
@@ -191,12 +244,12 @@ class ForkServerClient:
                     theirs.close()
                     pid = int(await reader.readline())
         except BaseException as error:
-            # A worker that is forked too late finds its lifeline closed, and exits.
+            # A process that is forked too late finds its lifeline closed, and exits.
             writer.close()
             if isinstance(error, OSError | ValueError):
                 return None
             raise
-        return WorkerProcess(pid, environment.get(metrics.FOLDER, ""), (reader, writer))
+        return pid, reader, writer
 
     async def close(self) -> None:
         """Close the control socket, and wait until the fork server and its workers have exited.
