@@ -307,9 +307,10 @@ def barrier(numbers: dict[str, float], figures: Figures) -> None:
         min(bound for bound, value in buckets.items() if value >= count * percent / 100)
         for percent in (50, 99)
     ]
+    met = figures.goal(bounds[1], BARRIER_GOAL)
     print(
         f"{'barrier':24}{'<= %g' % (bounds[0] * 1000):>9}{'<= %g' % (bounds[1] * 1000):>9}"
-        f"{numbers[f'{BARRIER}_sum'] / count * 1000:9.1f} mean  {figures.goal(bounds[1], BARRIER_GOAL)}"
+        f"{numbers[f'{BARRIER}_sum'] / count * 1000:9.1f} mean  {met}"
     )
 
 
