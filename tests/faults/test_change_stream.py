@@ -143,9 +143,16 @@ async def test_an_invalid_document_ends_only_its_own_session(
 
 
 async def test_a_broken_change_stream_is_opened_again(server: Server) -> None:
+    logged = losses_logged(server)
     async with server.database() as database:
         assert len(await streams(database)) == 2
         await kill_cursors(database)
+
+        async def lost() -> bool:
+            return losses_logged(server) == logged + 2
+
+        # Each worker notices it and continues. A worker that ended would be replaced.
+        await until(lost)
 
         async def repaired() -> bool:
             return len(await streams(database)) == 2

@@ -1,5 +1,7 @@
 """Health probes and metrics."""
 
+import json
+
 import pytest
 from pydantic import SecretStr
 from quart import Quart
@@ -17,6 +19,14 @@ async def test_a_draining_worker_is_alive_and_not_ready(app: Quart, anonymous: V
     await runtime_of(app).drain()
     assert (await anonymous.get("/readyz")).status == 503
     assert (await anonymous.get("/livez")).status == 200
+
+
+async def test_a_worker_without_the_change_stream_is_not_ready(
+    app: Quart, anonymous: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_of(app).change_stream, "live", False)
+    answer = await anonymous.get("/readyz")
+    assert (answer.status, json.loads(answer.text)) == (503, {"status": "no change stream"})
 
 
 @pytest.fixture
