@@ -54,7 +54,10 @@ async def running() -> AsyncIterator[Service]:
     async with await asyncio.start_server(service.begin, "127.0.0.1") as server:
         service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/range/"
         yield service
-    # A connection may have been accepted just before the server was closed.
+    # A connection may have been accepted just before the server was closed. asyncio calls `begin`
+    # for it some turns of the loop later.
+    for _ in range(5):
+        await asyncio.sleep(0)
     while unfinished := [task for task in service.tasks if not task.done()]:
         await asyncio.gather(*unfinished)
 
