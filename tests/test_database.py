@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import bson
 import pytest
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
@@ -152,6 +156,48 @@ async def test_a_database_that_does_not_answer_is_reported_in_one_line(
     assert "canary" not in said
     assert "Topology" not in said
     assert len(said) < 250
+
+
+# What a mongos answers to `hello`.
+MONGOS = {
+    "msg": "isdbgrid",
+    "isWritablePrimary": True,
+    "ismaster": True,
+    "ok": 1.0,
+    "maxBsonObjectSize": 2**24,
+    "maxMessageSizeBytes": 48_000_000,
+    "maxWriteBatchSize": 1000,
+    "minWireVersion": 0,
+    "maxWireVersion": 21,
+    "logicalSessionTimeoutMinutes": 30,
+    "localTime": clock.now(),
+}
+OP_REPLY, OP_QUERY, OP_MSG = 1, 2004, 2013
+
+
+async def _answer_as_mongos(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer every command like `hello`, in the message format in which it was sent."""
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            length, number, _, kind = struct.unpack("<4i", await reader.readexactly(16))
+            await reader.readexactly(length - 16)
+            body = (
+                struct.pack("<iqii", 0, 0, 0, 1) if kind == OP_QUERY else struct.pack("<ib", 0, 0)
+            )
+            body += bson.encode(MONGOS)
+            answered = OP_REPLY if kind == OP_QUERY else OP_MSG
+            writer.write(struct.pack("<4i", 16 + len(body), 0, number, answered) + body)
+    writer.close()
+
+
+async def test_a_sharded_cluster_is_refused_in_one_line(tmp_path: Path) -> None:
+    async with await asyncio.start_server(_answer_as_mongos, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        uri = SecretStr(f"mongodb://127.0.0.1:{port}/")
+        with pytest.raises(StartError, match="MONGODB_URI: this is a mongos") as stopped:
+            async with mongo.connected(Settings.load(mongodb_uri=uri, data=tmp_path), []):
+                pass
+        assert "\n" not in str(stopped.value)
 
 
 async def test_production_refuses_an_old_database_unless_it_is_allowed(settings: Settings) -> None:

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 TRANSACTION_SECONDS = 5.0
 TURN_SECONDS = 0.3
-PAGE_WAIT_MS = 500
+PAGE_WAIT_MS = 1000
 PAGE_SIZE = 250
 LOCK_TIMEOUT_CODE = 24
 MIN_VERSION = 7
@@ -88,8 +88,8 @@ async def connected(
     event loop. Closes the connection at the end. Also sets `quartapp.clock` by the server's time.
 
     Every write waits for a majority of the replica set, at most 5 s. Raises StartError when the
-    address cannot be read, when the server cannot be reached or is no replica set, and in
-    production when it is older than MIN_VERSION (unless ALLOW_OLD_MONGODB is set). Builds no
+    address cannot be read, when the server cannot be reached, is a mongos or is no replica set, and
+    in production when it is older than MIN_VERSION (unless ALLOW_OLD_MONGODB is set). Builds no
     index: see `models.prepare`.
     """
     global _client, _database, _settings, _retry_lock
@@ -113,7 +113,12 @@ async def connected(
                 _require_supported((await client.server_info())["version"])
         except PyMongoError as error:
             raise StartError(f"MONGODB_URI: no database answers: {error_summary(error)}") from None
-        if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        if hello.get("msg") == "isdbgrid":
+            raise StartError(
+                "MONGODB_URI: this is a mongos, and quartapp does not run on a sharded cluster; "
+                "give it a replica set of its own"
+            )
+        if "setName" not in hello:
             raise StartError(
                 "MONGODB_URI: this server is no replica set, so it has neither transactions nor "
                 "change streams; one node started with --replSet is enough"
@@ -292,7 +297,7 @@ def current_read_concern() -> ReadConcern:
 def primary_term() -> str:
     """Return the id of the election that the current primary won. Each election changes it.
 
-    Return an empty text if it is unknown, as behind mongos. Does not ask the server.
+    Return an empty text if it is unknown, as during an election. Does not ask the server.
     """
     assert _client is not None, "not connected"
     servers = _client.delegate.topology_description.server_descriptions().values()
