@@ -8,6 +8,7 @@ from quartapp import auth, log, routes
 from quartapp.authority.barrier import Barrier
 from quartapp.authority.change_stream import ChangeStream
 from quartapp.authority.lease import Lease
+from quartapp.authority.membership import Membership
 from quartapp.authority.principal_cache import PrincipalCache
 from quartapp.forms import csrf
 from quartapp.jobs.account_expiry import AccountExpiry
@@ -128,7 +129,8 @@ def _assemble(settings: Settings) -> Runtime:
     lease = Lease(settings.worker, settings.worker_id)
     receipts = Receipts(hub, lease.worker_id)
     feed = Dispatcher(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
-    barrier = Barrier(lease, count_tabs=receipts.count_tabs, folder=settings.neighbours)
+    membership = Membership()
+    barrier = Barrier(lease, membership, count_tabs=receipts.count_tabs, folder=settings.neighbours)
     outbox_worker = OutboxWorker(settings)
     account_expiry = AccountExpiry()
     principals = PrincipalCache(lease, max_entries=settings.principals_per_worker)
@@ -147,8 +149,9 @@ def _assemble(settings: Settings) -> Runtime:
         password_policy=PasswordPolicy.of(settings),
         encryption=Encryption.of(settings),
         hub=hub,
-        change_stream=ChangeStream(listeners),
+        change_stream=ChangeStream(listeners, worker_id=lease.worker_id),
         lease=lease,
+        membership=membership,
         barrier=barrier,
         receipts=receipts,
         principal_cache=principals,

@@ -12,6 +12,7 @@ from quart import Quart, current_app
 from quartapp.authority.barrier import Barrier
 from quartapp.authority.change_stream import ChangeStream, Listener
 from quartapp.authority.lease import Lease
+from quartapp.authority.membership import Membership
 from quartapp.authority.principal_cache import PrincipalCache
 from quartapp.jobs.account_expiry import AccountExpiry
 from quartapp.jobs.erasure import Erasure
@@ -35,7 +36,7 @@ CHANGE_LISTENERS = (
         "principal_cache",
         "Before the barrier: drops the cached principals that the change makes stale.",
     ),
-    ("lease", "Before the barrier, which asks it which workers are alive."),
+    ("lease", "Anywhere: it hears only the heartbeats of this worker."),
     ("dispatcher", "Anywhere: it records which sessions to check, and its tasks check them later."),
     ("receipts", "Before the barrier, which acknowledges with the number of tabs counted here."),
     ("barrier", "After the four above: its acknowledgement says that they have heard the change."),
@@ -49,7 +50,8 @@ CHANGE_LISTENERS = (
 START_ORDER = (
     ("change_stream", "First: the others must hear each change that comes after their start."),
     ("lease", "After the stream, on which it hears its own heartbeats."),
-    ("barrier", "After the lease: it needs to know which workers are alive."),
+    ("membership", "After the lease, so that the heartbeat of this worker is listed too."),
+    ("barrier", "After the membership: it needs to know for which workers it waits."),
     ("receipts", "After the barrier, so that their last writes do not have to wait for its stop."),
     ("last_seen", "Before no other: it writes what is left when it stops."),
     ("outbox_worker", "Before no other: it reads the outbox when the stream wakes it."),
@@ -76,6 +78,7 @@ class Runtime:
     hub: Hub
     change_stream: ChangeStream
     lease: Lease
+    membership: Membership
     barrier: Barrier
     receipts: Receipts
     principal_cache: PrincipalCache

@@ -126,7 +126,7 @@ class Shared:
 
     async def _is_as_started(self, running: Runtime) -> bool:
         """Return the application to its state after a start. Return whether that succeeded."""
-        listening = running.change_stream.live and running.lease.live_workers() is not None
+        listening = running.change_stream.live and running.lease.valid
         if not listening or running.hub.draining or running.hub.connected_sessions():
             return False
         if any(part is not self._parts[name] for name, part in vars(running).items()):

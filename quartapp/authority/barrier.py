@@ -4,14 +4,16 @@ A worker that answers requests from its cache sees the end of a session only whe
 delivers it. So after the commit the caller writes a mark (a `BarrierMark` document). A worker whose
 change stream has delivered the mark has processed every change that was committed before it, and
 acknowledges the mark. The wait is over when all workers have acknowledged, or when the lease of a
-worker that has not can no longer be valid: see `quartapp.authority.lease`.
+worker that has not can no longer be valid: see `quartapp.authority.lease` for the lease, and
+`quartapp.authority.membership` for who the workers are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +24,11 @@ from quartapp.authority import lease as leases
 from quartapp.authority.change_stream import Change
 from quartapp.authority.lease import Lease
 from quartapp.authority.local_peers import LocalPeers
+from quartapp.authority.membership import Membership
 from quartapp.background import BackgroundTask
 from quartapp.log import log
-from quartapp.models import BarrierMark, Event, Worker
+from quartapp.models import Acknowledgement, BarrierMark, Event, Worker
 from quartapp.models.audit.receipt import Reach
-from quartapp.models.cluster.barrier_mark import Ack
 
 Id = PydanticObjectId
 # How often a process without a change stream reads the acknowledgements.
@@ -42,27 +44,41 @@ MAX_EARLY = 1000
 class PendingBarrier:
     """The acknowledgements of one mark so far.
 
-    `passed_here` says whether this worker's own change stream has delivered the mark. `acks` has
-    the number of open tabs that each worker reported, by worker id. `changed` is set when either
-    has changed, or when a worker has left.
+    `tabs` has the number of open tabs that each worker reported, by worker id. `lease_ends` is what
+    `Membership.lease_ends` returned for the mark, and `outdated` says that it has to be read. An
+    acknowledgement, and the deletion of a worker's document, set `changed`.
     """
 
-    passed_here: bool = False
-    acks: dict[str, int] = field(default_factory=dict)
+    tabs: dict[str, int] = field(default_factory=dict)
+    lease_ends: Mapping[str, float] = field(default_factory=dict)
+    outdated: bool = True
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def add(self, ack: Ack) -> None:
-        """Store the acknowledgement and set `changed`. A second one of a worker replaces it."""
-        self.acks[ack.worker] = ack.tabs
+    def add(self, worker_id: str, tabs: int) -> None:
+        """Store an acknowledgement. A second one of a worker replaces it."""
+        self.tabs[worker_id] = tabs
         self.changed.set()
+
+    def seconds_left(self, asker: str | None) -> float:
+        """Return for how long to wait at most until the leases of all workers that have not
+        acknowledged have ended; 0 if all have.
+
+        The acknowledgement of `asker`, if given, is waited for in any case.
+        """
+        if asker is not None and asker not in self.tabs:
+            return leases.LEASE_SECONDS
+        now = clock.monotonic()
+        silent = self.lease_ends.keys() - self.tabs.keys()
+        return max([self.lease_ends[each] - now for each in silent], default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class BarrierResult:
     """The outcome of a wait: no worker accepts any longer what was revoked before it.
 
-    `complete` is true if every worker acknowledged. If not, the wait lasted a whole lease, after
-    which a silent worker does not answer from its cache any more. `tabs` is the number of open
+    `complete` is true if every worker acknowledged, except for those that are known to be dead. If
+    not, the wait lasted a whole lease, after which a silent worker does not answer from its cache
+    any more. `tabs` is the number of open
     tabs of the ended sessions, as far as workers reported it.
     """
 
@@ -84,10 +100,12 @@ class BarrierResult:
 class BaseBarrier:
     """What `Barrier` and `PollingBarrier` have in common: the wait itself.
 
-    They differ in how they learn of acknowledgements.
+    They differ in how they learn of acknowledgements. `asker` is the worker that waits, or None.
     """
 
-    _asker: str | None = None
+    def __init__(self, membership: Membership, *, asker: str | None) -> None:
+        self._membership = membership
+        self._asker = asker
 
     async def wait(self, event: Event | None = None) -> BarrierResult:
         """Wait until no worker accepts a session whose end was committed before this call.
@@ -114,14 +132,31 @@ class BaseBarrier:
         finally:
             self._discard(mark.id)
             metrics.BARRIER_SECONDS.observe(clock.monotonic() - started)
-        return BarrierResult(complete, sum(pending.acks.values()))
+        return BarrierResult(complete, sum(pending.tabs.values()))
+
+    async def _all_acknowledged(self, mark_id: Id, pending: PendingBarrier) -> None:
+        """Return when every worker that may use states from before the mark has acknowledged it.
+
+        The mark must be committed. Acknowledgements may arrive while the workers are read. May
+        raise database errors.
+        """
+        while True:
+            pending.changed.clear()
+            if pending.outdated:
+                pending.outdated = False
+                pending.lease_ends = await self._membership.lease_ends(mark_id)
+            elif (seconds := pending.seconds_left(self._asker)) > 0:
+                await self._wait_for_change(mark_id, pending, seconds)
+            else:
+                return
 
     def _open(self, mark_id: Id) -> PendingBarrier:
         """Return the record in which acknowledgements of the mark are collected from now on."""
         raise NotImplementedError
 
-    async def _all_acknowledged(self, mark_id: Id, pending: PendingBarrier) -> None:
-        """Return when every worker has acknowledged the mark. May raise database errors."""
+    async def _wait_for_change(self, mark_id: Id, pending: PendingBarrier, seconds: float) -> None:
+        """Return when there may be new acknowledgements of the mark, at the latest after this many
+        seconds. May raise database errors."""
         raise NotImplementedError
 
     def _discard(self, mark_id: Id) -> None:
@@ -138,17 +173,22 @@ class Barrier(BaseBarrier, BackgroundTask):
     """
 
     def __init__(
-        self, lease: Lease, *, count_tabs: Callable[[Id | None], int], folder: Path | None
+        self,
+        lease: Lease,
+        membership: Membership,
+        *,
+        count_tabs: Callable[[Id | None], int],
+        folder: Path | None,
     ) -> None:
-        self._lease = lease
-        self._asker = lease.worker_id
+        super().__init__(membership, asker=lease.worker_id)
+        self._worker_id = lease.worker_id
         self._count_tabs = count_tabs
-        self._peers = LocalPeers(folder, lease.worker_id, self._on_peer_message)
+        self._peers = LocalPeers(folder, self._worker_id, self._on_peer_message)
         self._pending: dict[Id, PendingBarrier] = {}
         # A mark that was inserted in the event's transaction may be acknowledged before `wait` is
         # called for it.
         self._early: dict[Id, PendingBarrier] = {}
-        self._unwritten_acks: dict[Id, Ack] = {}
+        self._unwritten_acks: list[Acknowledgement] = []
         self._acks_waiting = asyncio.Event()
 
     async def start(self) -> None:
@@ -167,43 +207,35 @@ class Barrier(BaseBarrier, BackgroundTask):
         pending = self._pending[mark_id] = self._early.pop(mark_id, None) or PendingBarrier()
         return pending
 
-    async def _all_acknowledged(self, mark_id: Id, pending: PendingBarrier) -> None:
-        """Return when `_is_complete`. Looks again whenever something changes."""
-        while not self._is_complete(pending):
-            pending.changed.clear()
-            await pending.changed.wait()
+    async def _wait_for_change(self, mark_id: Id, pending: PendingBarrier, seconds: float) -> None:
+        """Return when an acknowledgement has arrived or a worker's document was deleted, at the
+        latest after this many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await pending.changed.wait()
 
     def _discard(self, mark_id: Id) -> None:
         del self._pending[mark_id]
-
-    def _is_complete(self, pending: PendingBarrier) -> bool:
-        """Return whether this worker's stream has delivered the mark and every live worker has
-        acknowledged it. False while it is not known which workers are alive."""
-        # The mark has come back on this worker's stream, so every heartbeat from before the mark
-        # has come too. A worker that is not among the live ones either has no valid lease, or
-        # started after the mark.
-        live = self._lease.live_workers()
-        return pending.passed_here and live is not None and live <= pending.acks.keys()
 
     # ---- change stream listener
 
     def on_change(self, change: Change) -> None:
         """Acknowledge a new mark, or note the acknowledgement of a mark of this worker.
 
-        When a worker's document is deleted, pending waits check again whether they are complete.
+        When a worker's document is deleted, pending waits read again which workers there are.
         """
         if change.collection == Worker.Settings.name and change.operation == "delete":
             for pending in self._pending.values():
+                pending.outdated = True
                 pending.changed.set()
-        if change.collection != BarrierMark.Settings.name:
+        elif change.operation != "insert":
             return
-        if change.operation == "insert":
+        elif change.collection == BarrierMark.Settings.name:
             self._on_mark(change)
-        elif pending := self._pending.get(change.id) or self._early.get(change.id):
-            for name, value in change.updated_fields.items():
-                if name.split(".")[0] == "acks":
-                    for each in value if isinstance(value, list) else [value]:
-                        pending.add(Ack.model_validate(each))
+        elif change.collection == Acknowledgement.Settings.name:
+            ack = Acknowledgement.model_validate(change.document)
+            if pending := self._pending.get(ack.mark) or self._early.get(ack.mark):
+                pending.add(ack.worker, ack.tabs)
 
     def _on_mark(self, change: Change) -> None:
         """Acknowledge the mark for this worker.
@@ -213,22 +245,22 @@ class Barrier(BaseBarrier, BackgroundTask):
         an asker, from a command or an event's transaction, gets both: the asker may be this worker.
         """
         asker = change.document.get("asker")
-        ack = Ack(worker=self._lease.worker_id, tabs=self._count_tabs(change.document.get("event")))
-        if asker in (None, ack.worker):
-            pending = self._pending_for(change.id)
-            pending.passed_here = True
-            pending.add(ack)
-        if asker == ack.worker or self._send_to_peer(asker, change.id, ack):
+        tabs = self._count_tabs(change.document.get("event"))
+        if asker in (None, self._worker_id):
+            self._pending_for(change.id).add(self._worker_id, tabs)
+        if asker == self._worker_id or self._send_to_peer(asker, change.id, tabs):
             return
-        self._unwritten_acks[change.id] = ack
+        self._unwritten_acks.append(
+            Acknowledgement(mark=change.id, asker=asker, worker=self._worker_id, tabs=tabs)
+        )
         self._acks_waiting.set()
 
-    def _send_to_peer(self, asker: str | None, mark_id: Id, ack: Ack) -> bool:
+    def _send_to_peer(self, asker: str | None, mark_id: Id, tabs: int) -> bool:
         """Return whether the acknowledgement was sent to the asker's socket on this server."""
         if asker is None:
             return False
-        message = json.dumps({"mark": str(mark_id), **ack.model_dump()}).encode()
-        return self._peers.send(asker, message)
+        message = {"mark": str(mark_id), "worker": self._worker_id, "tabs": tabs}
+        return self._peers.send(asker, json.dumps(message).encode())
 
     def _on_peer_message(self, message: bytes) -> None:
         """Note another worker's acknowledgement of a mark of this worker.
@@ -236,7 +268,7 @@ class Barrier(BaseBarrier, BackgroundTask):
         It may arrive before this worker's own change stream delivers the mark.
         """
         fields = json.loads(message)
-        self._pending_for(Id(fields.pop("mark"))).add(Ack.model_validate(fields))
+        self._pending_for(Id(fields["mark"])).add(fields["worker"], fields["tabs"])
 
     def _pending_for(self, mark_id: Id) -> PendingBarrier:
         """Return the mark's record; create one in `_early`, at most MAX_EARLY of them, if none."""
@@ -254,7 +286,7 @@ class Barrier(BaseBarrier, BackgroundTask):
         """Do nothing: marks that are inserted meanwhile come when the stream is open again."""
 
     async def _write_acks(self) -> None:
-        """Write queued acknowledgements to their marks, one bulk write at a time, forever.
+        """Insert queued acknowledgements, with one command at a time, forever.
 
         Acknowledgements that cannot be written are dropped, with the log line
         `acknowledgement_failed`.
@@ -262,30 +294,28 @@ class Barrier(BaseBarrier, BackgroundTask):
         while True:
             await self._acks_waiting.wait()
             self._acks_waiting.clear()
-            acks, self._unwritten_acks = self._unwritten_acks, {}
+            acks, self._unwritten_acks = self._unwritten_acks, []
             try:
-                await BarrierMark.acknowledge(acks)
+                await Acknowledgement.write(acks)
             except Exception as error:
                 log.warning("acknowledgement_failed", error=type(error).__name__)
 
 
 class PollingBarrier(BaseBarrier):
-    """The barrier of a process that is no worker, such as a command: it polls the database.
+    """The barrier of a process that is no worker, such as a command: it polls the database."""
 
-    A worker writes its first heartbeat before it caches anything. So a worker that is not listed
-    after the mark was inserted starts with a cache that contains nothing older than the mark.
-    """
+    def __init__(self) -> None:
+        super().__init__(Membership(), asker=None)
 
     def _open(self, mark_id: Id) -> PendingBarrier:
         return PendingBarrier()
 
-    async def _all_acknowledged(self, mark_id: Id, pending: PendingBarrier) -> None:
-        """Read the workers and the mark every POLL_SECONDS, and return when the mark has an
-        acknowledgement of every worker. Raises database errors."""
-        while not (await Worker.everyone()).keys() <= pending.acks.keys():
-            await asyncio.sleep(POLL_SECONDS)
-            if mark := await BarrierMark.get(mark_id):
-                pending.acks = {ack.worker: ack.tabs for ack in mark.acks}
+    async def _wait_for_change(self, mark_id: Id, pending: PendingBarrier, seconds: float) -> None:
+        """Sleep for POLL_SECONDS, and read the acknowledgements. Raises database errors."""
+        await asyncio.sleep(min(POLL_SECONDS, seconds))
+        pending.tabs = await Acknowledgement.tabs_by_worker(mark_id)
+        # The document of a worker may have been deleted.
+        pending.outdated = True
 
     def _discard(self, mark_id: Id) -> None:
         pass

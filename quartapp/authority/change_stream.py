@@ -1,6 +1,6 @@
 """The change stream of one worker: keeps it open and passes each change to the listeners.
 
-The PIPELINE below runs on the server and selects the changes that some listener needs.
+The pipeline below runs on the server and selects the changes that some listener needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from quartapp import metrics
 from quartapp.background import BackgroundTask
 from quartapp.db.mongo import Unavailable, change_cursor
 from quartapp.log import log
-from quartapp.models import BarrierMark, Mail, Notice, Role, Session, User, Worker
+from quartapp.models import (
+    Acknowledgement,
+    BarrierMark,
+    Mail,
+    Notice,
+    Role,
+    Session,
+    User,
+    Worker,
+)
 
 # After this many changes other tasks get a turn: requests are answered, and sockets write their
 # mailboxes, while thousands of changes are dispatched.
@@ -73,10 +82,14 @@ class StreamEnded(Exception):
 
 
 class ChangeStream(BackgroundTask):
-    """Follows the database and passes changes to the listeners. `live` is true while it is open."""
+    """Follows the database and passes changes to the listeners. `live` is true while it is open.
 
-    def __init__(self, listeners: Sequence[Listener]) -> None:
+    Heartbeats and acknowledgements are received only for the worker `worker_id`.
+    """
+
+    def __init__(self, listeners: Sequence[Listener], *, worker_id: str) -> None:
         self.live = False
+        self._pipeline = pipeline_for(worker_id)
         self._listeners = listeners
         self._opened = asyncio.Event()
 
@@ -106,7 +119,7 @@ class ChangeStream(BackgroundTask):
         pause = MIN_RETRY_SECONDS
         while True:
             try:
-                async with change_cursor(PIPELINE, after=token) as stream:
+                async with change_cursor(self._pipeline, after=token) as stream:
                     self._set_live()
                     pause = MIN_RETRY_SECONDS
                     async for page in stream.pages():
@@ -228,23 +241,29 @@ _INSERTS = [
     BarrierMark.Settings.name,
     Mail.Settings.name,
 ]
-
-PIPELINE: list[dict[str, Any]] = [
-    {
-        "$match": {
-            "$or": [
-                {"operationType": {"$in": DATABASE_EVENTS}},
-                {"operationType": "insert", "ns.coll": {"$in": _INSERTS}},
-                {"operationType": "update", "ns.coll": BarrierMark.Settings.name},
-                {"ns.coll": Worker.Settings.name},
-                *map(_relevant_changes, IGNORED_FIELDS),
-            ]
-        }
-    },
-    {
-        "$unset": [
-            f"fullDocument.{name}"
-            for name in ("digest", "password_hash", "kept_credential", "totp", "recovery_codes")
-        ]
-    },
+_UNSENT_FIELDS = [
+    f"fullDocument.{name}"
+    for name in ("digest", "password_hash", "kept_credential", "totp", "recovery_codes")
 ]
+
+
+def pipeline_for(worker_id: str) -> list[dict[str, Any]]:
+    """Return the pipeline of a worker's change stream.
+
+    Of the workers' heartbeats it selects only those of this worker: were all of them sent to all,
+    the number of messages would grow with the square of the number of workers. The deletion of any
+    worker's document is selected too, because pending barriers need not wait for that worker any
+    more. Acknowledgements are selected if they are for this worker, or for none.
+    """
+    workers, acks = Worker.Settings.name, Acknowledgement.Settings.name
+    mine = {"ns.coll": workers, "documentKey._id": worker_id}
+    for_me = {"fullDocument.asker": {"$in": [worker_id, None]}}
+    selected = [
+        {"operationType": {"$in": DATABASE_EVENTS}},
+        {"operationType": "insert", "ns.coll": {"$in": _INSERTS}},
+        {"operationType": "insert", "ns.coll": acks, **for_me},
+        mine,
+        {"operationType": "delete", "ns.coll": workers},
+        *map(_relevant_changes, IGNORED_FIELDS),
+    ]
+    return [{"$match": {"$or": selected}}, {"$unset": _UNSENT_FIELDS}]

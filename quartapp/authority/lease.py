@@ -12,11 +12,9 @@ Only durations by one machine's clock are compared, never the clocks of two mach
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from quartapp import clock
@@ -27,12 +25,10 @@ from quartapp.models import Worker
 
 LEASE_SECONDS = 2.0
 HEARTBEAT_SECONDS = 0.5
-# A worker whose last heartbeat is older may be dead.
-SILENT_SECONDS = 2 * HEARTBEAT_SECONDS
 
 
 class Lease(BackgroundTask):
-    """Sends this worker's heartbeats, and follows the heartbeats of all workers.
+    """Sends this worker's heartbeats, and receives them back.
 
     `name` is shown to people; `worker_id` identifies this process, by default a random one.
     """
@@ -42,11 +38,7 @@ class Lease(BackgroundTask):
         self._name = name
         self._sent_at: deque[tuple[int, float]] = deque(maxlen=16)
         self._valid_until = 0.0
-        self._last_heard: dict[str, float] = {}
-        self._gap_free_since = clock.monotonic()
         self._received = asyncio.Event()
-        self._unheard: set[str] = set()
-        self._all_heard = asyncio.Event()
         self._write: asyncio.Future[None] | None = None
 
     @property
@@ -54,47 +46,18 @@ class Lease(BackgroundTask):
         """Whether cached states may be used for a request that starts now."""
         return clock.monotonic() < self._valid_until
 
-    def live_workers(self) -> set[str] | None:
-        """Return the ids of workers that may have a valid lease, this one included.
-
-        Return None if the stream was opened or interrupted less than LEASE_SECONDS ago, when a
-        worker's heartbeat may have been missed.
-        """
-        oldest = clock.monotonic() - LEASE_SECONDS
-        if self._gap_free_since > oldest:
-            return None
-        return {worker for worker, heard in self._last_heard.items() if heard > oldest}
-
     async def start(self) -> None:
         """Start the heartbeats, and return when the first one has been received.
 
-        Call it when the change stream is open: the workers that exist are read from the database,
-        and later ones arrive by the stream. If a worker's last heartbeat is older than
-        SILENT_SECONDS, also waits until it is heard, so that the first barriers need not. All waits
-        end after LEASE_SECONDS each, and the heartbeats go on. Raises no database error: it logs
-        `workers_not_read` or `lease_late`.
+        Call it when the change stream is open. Waits at most LEASE_SECONDS, and logs `lease_late`
+        if none has been received until then.
         """
-        opened = self._gap_free_since = clock.monotonic()
-        try:
-            async with asyncio.timeout(LEASE_SECONDS):
-                already = await Worker.everyone()
-        except Exception as error:
-            log.warning("workers_not_read", error=type(error).__name__)
-        else:
-            self._last_heard = dict.fromkeys(already, clock.monotonic()) | self._last_heard
-            self._unheard = {each for each, age in already.items() if age > SILENT_SECONDS}
-            if self._gap_free_since == opened:
-                self._gap_free_since = -math.inf
         self._start_task(self._send_heartbeats(), "heartbeat")
         try:
             async with asyncio.timeout(LEASE_SECONDS):
                 await self._received.wait()
         except TimeoutError:
             log.warning("lease_late")
-        if self._unheard:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(opened + LEASE_SECONDS - clock.monotonic()):
-                    await self._all_heard.wait()
 
     async def stop(self) -> None:
         """End the lease and the heartbeats, and delete this worker's document.
@@ -116,22 +79,15 @@ class Lease(BackgroundTask):
     # ---- change stream listener
 
     def on_change(self, change: Change) -> None:
-        """Note the heartbeat or the leaving of a worker; a heartbeat of this one extends the lease.
+        """Extend the lease when a heartbeat of this worker arrives.
 
         If this worker's document was deleted, the lease ends until its next heartbeat.
         """
-        if change.collection != Worker.Settings.name:
+        if change.collection != Worker.Settings.name or change.id != self.worker_id:
             return
-        self._unheard.discard(change.id)
-        if not self._unheard:
-            self._all_heard.set()
         if change.operation == "delete":
-            self._last_heard.pop(change.id, None)
-            if change.id == self.worker_id:
-                self._release()
-            return
-        self._last_heard[change.id] = clock.monotonic()
-        if change.id == self.worker_id:
+            self._release()
+        else:
             self._extend({**change.document, **change.updated_fields})
 
     def _extend(self, heartbeat: Mapping[str, Any]) -> None:
@@ -148,8 +104,7 @@ class Lease(BackgroundTask):
                     clock.synchronize(heartbeat["at"])
 
     def on_missed_changes(self) -> None:
-        """Note that heartbeats of other workers may have been missed. The lease stays valid."""
-        self._gap_free_since = clock.monotonic()
+        """Do nothing: heartbeats that were missed do not extend the lease."""
 
     def on_disconnect(self) -> None:
         """End the lease at once. It would be safe to use until it runs out, but the database can be

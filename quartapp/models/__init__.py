@@ -17,6 +17,7 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.write_lock import ADMINISTRATORS, INVITATIONS, WriteLock
+from quartapp.models.cluster.acknowledgement import Acknowledgement
 from quartapp.models.cluster.barrier_mark import BarrierMark
 from quartapp.models.cluster.worker import Worker
 from quartapp.models.email.mailbox import Mailbox
@@ -54,6 +55,7 @@ DOCUMENTS: list[type[Document]] = [
     Cost,
     Worker,
     BarrierMark,
+    Acknowledgement,
 ]
 
 # Resolve the references of models.base.references, now that all classes exist.

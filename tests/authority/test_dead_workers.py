@@ -12,12 +12,13 @@ from quart import Quart
 
 from quartapp import clock, create_app, models
 from quartapp.authority import lease as leases
+from quartapp.authority import membership as membership_module
 from quartapp.authority.barrier import Barrier, PollingBarrier
 from quartapp.authority.lease import Lease
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
-from quartapp.models import Worker
-from quartapp.models.cluster.worker import STALE_SECONDS
+from quartapp.models import Acknowledgement, BarrierMark, Worker
+from quartapp.models.cluster.worker import STALE_SECONDS, MarkMissing
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.people import until
@@ -50,10 +51,11 @@ async def test_a_heartbeat_is_stale_long_after_its_lease_has_ended(db: Database)
     """A worker's lease begins before its heartbeat is written, so it ends first, by any clock that
     is off by less than the rest."""
     assert STALE_SECONDS >= 30 * leases.LEASE_SECONDS
+    assert membership_module.REMOVE_SECONDS >= 10 * leases.LEASE_SECONDS
     await Worker.record_heartbeat("paused", "0", 1)
     (stored,) = await db["workers"].find({}).to_list(None)
     assert stored["primary"] == mongo.primary_term()
-    assert 0 <= (await Worker.everyone())["paused"] < leases.LEASE_SECONDS
+    assert 0 <= (await Worker.everyone())["paused"].age < leases.LEASE_SECONDS
 
 
 async def test_a_command_does_not_wait_for_a_worker_that_died_long_ago(db: Database) -> None:
@@ -68,24 +70,98 @@ async def test_a_command_does_not_wait_for_a_worker_that_died_long_ago(db: Datab
 
 
 async def test_a_barrier_does_not_wait_for_a_worker_that_was_removed(app: Quart) -> None:
-    barrier: Barrier = runtime_of(app).barrier
-    lease: Lease = runtime_of(app).lease
+    barrier = runtime_of(app).barrier
     await Worker.record_heartbeat("killed", "1", 1)
-
-    async def is_known() -> bool:
-        return "killed" in (lease.live_workers() or ())
-
-    await until(is_known)
     began = clock.monotonic()
     passing = asyncio.create_task(barrier.wait())
-
-    async def misses_only_the_dead_worker() -> bool:
-        return any(each.passed_here for each in barrier._pending.values())
-
-    await until(misses_only_the_dead_worker)
+    await until(lambda: misses_only(barrier, "killed"))
     await Worker.leave("killed")
     assert (await passing).complete
     assert clock.monotonic() - began < leases.LEASE_SECONDS
+
+
+async def misses_only(barrier: Barrier, worker_id: str) -> bool:
+    """Whether a barrier waits, and for this worker alone."""
+    return any(
+        each.lease_ends.keys() - each.tabs.keys() == {worker_id}
+        for each in barrier._pending.values()
+    )
+
+
+async def test_a_barrier_waits_for_a_worker_that_started_before_its_mark(app: Quart) -> None:
+    """No message announces the worker, so the barrier has to read that it exists."""
+    barrier = runtime_of(app).barrier
+    await Worker.record_heartbeat("new", "1", 1)
+    passing = asyncio.create_task(barrier.wait())
+    await until(lambda: misses_only(barrier, "new"))
+    (mark_id,) = barrier._pending
+    asker = runtime_of(app).lease.worker_id
+    await Acknowledgement.write(
+        [Acknowledgement(mark=mark_id, asker=asker, worker="new", tabs=3)],
+    )
+    result = await passing
+    assert result.complete
+    assert result.tabs == 3
+
+
+async def test_a_beat_that_stays_the_same_for_a_lease_is_that_of_a_dead_worker(
+    app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is measured by the clock of the worker that waits, whatever the database says."""
+    barrier, membership = runtime_of(app).barrier, runtime_of(app).membership
+    monkeypatch.setattr(membership_module, "READ_SECONDS", 0.05)
+    await membership.stop()
+    membership._start_task(membership._keep_reading(), "membership")
+    await Worker.record_heartbeat("killed", "1", 1)
+
+    async def is_known_to_be_dead() -> bool:
+        seen = membership._seen.get("killed")
+        return seen is not None and seen.lease_ends <= clock.monotonic()
+
+    await until(is_known_to_be_dead)
+    began = clock.monotonic()
+    assert (await barrier.wait()).complete
+    assert clock.monotonic() - began < leases.LEASE_SECONDS
+    # It was only paused, so it counts again from its next heartbeat on.
+    await Worker.record_heartbeat("killed", "1", 2)
+    passing = asyncio.create_task(barrier.wait())
+    await until(lambda: misses_only(barrier, "killed"))
+    await Worker.leave("killed")
+    assert (await passing).complete
+
+
+async def test_a_dead_workers_document_is_deleted_unless_it_beats_again(
+    app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    membership = runtime_of(app).membership
+    monkeypatch.setattr(membership_module, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(membership_module, "REMOVE_SECONDS", 1.5)
+    await membership.stop()
+    # As a primary of another term left it, whose clock says nothing.
+    database: Any = Worker.get_motor_collection().database
+    await dead(database, "killed", STALE_SECONDS + 5, primary="0" * 24)
+    membership._start_task(membership._keep_reading(), "membership")
+
+    async def is_deleted() -> bool:
+        return "killed" not in await Worker.everyone()
+
+    await until(is_deleted)
+    await Worker.record_heartbeat("paused", "1", 2)
+    await Worker.remove_silent("paused", last_beat=1)
+    assert "paused" in await Worker.everyone()
+    assert runtime_of(app).lease.worker_id in await Worker.everyone()
+
+
+async def test_a_member_without_the_mark_cannot_say_which_workers_there_are(
+    db: Database,
+) -> None:
+    """After an election, a member might not have every heartbeat from before the mark."""
+    await Worker.record_heartbeat("here", "0", 1)
+    mark = BarrierMark(at=clock.now())
+    with pytest.raises(MarkMissing):
+        await Worker.everyone(after=mark.id)
+    await mark.insert()
+    assert set(await Worker.everyone(after=mark.id)) == {"here"}
 
 
 @pytest.fixture

@@ -25,15 +25,22 @@ class Hosts:
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def serve(
-        self, name: str, uri: str, *, before_start: BeforeStart | None = None, **env: str
+        self,
+        name: str,
+        uri: str,
+        workers: int = 1,
+        /,
+        *,
+        before_start: BeforeStart | None = None,
+        **env: str,
     ) -> Server:
-        """Start a server of one worker that reaches the database at this address."""
+        """Start a server that reaches the database at this address."""
         # The periodic check is an hour away, unless a test asks for it.
         env = {"LIVE_SWEEP_SECONDS": "3600", "LIVE_PING_SECONDS": "60"} | env
         return await self.stack.enter_async_context(
             serving(
                 self.folder / name,
-                workers=1,
+                workers=workers,
                 before_start=before_start,
                 MONGODB_URI=uri,
                 SECRET_KEY=KEY,

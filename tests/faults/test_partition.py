@@ -87,8 +87,10 @@ async def test_workers_of_another_host_acknowledge_in_the_database(scene: Scene)
     async with connected(scene.nodes.uri) as database:
         workers = {worker["_id"] async for worker in database["workers"].find()}
         mark = await database["barriers"].find_one({"event": {"$ne": None}}, sort=[("_id", -1)])
-    assert mark
-    assert {ack["worker"] for ack in mark["acks"]} == workers - {mark["asker"]}
+        assert mark
+        acks = await database["acknowledgements"].find({"mark": mark["_id"]}).to_list(None)
+    assert {ack["worker"] for ack in acks} == workers - {mark["asker"]}
+    assert {ack["asker"] for ack in acks} == {mark["asker"]}
     assert len(workers) == 2
 
 

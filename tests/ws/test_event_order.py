@@ -167,7 +167,7 @@ async def worker() -> AsyncIterator[Worker]:
 @pytest.fixture
 async def events(db: Database) -> AsyncIterator[Events]:
     events = Events()
-    stream = ChangeStream([events])
+    stream = ChangeStream([events], worker_id="0")
     await stream.start()
     yield events
     await stream.stop()

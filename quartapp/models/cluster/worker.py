@@ -1,14 +1,28 @@
 """Heartbeats of the workers, from which a barrier knows for whom to wait."""
 
+from dataclasses import dataclass
 from datetime import datetime
 
-from beanie import Document
+from beanie import Document, PydanticObjectId
 from pymongo import IndexModel
 
 from quartapp.db import mongo
+from quartapp.models.cluster.barrier_mark import BarrierMark
 
 # Much longer than a lease, the time for which a worker may use its cache after a heartbeat.
 STALE_SECONDS = 60.0
+
+
+class MarkMissing(Exception):
+    """The member of the replica set that answered has not applied the barrier mark yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A stored heartbeat: its number, and the seconds since by the clock of the database."""
+
+    beat: int
+    age: float
 
 
 class Worker(Document):
@@ -44,21 +58,33 @@ class Worker(Document):
         )
 
     @classmethod
-    async def everyone(cls) -> dict[str, float]:
-        """Return the ids of the workers that may be serving, with the seconds since their last
-        heartbeats.
+    async def everyone(cls, *, after: PydanticObjectId | None = None) -> dict[str, Heartbeat]:
+        """Return the last heartbeat of each worker that may be serving, by worker id.
 
         A worker that was killed leaves its document behind, which does not count once it is older
         than STALE_SECONDS by the database's clock. Two primaries may have different clocks, so a
-        document that was written in another primary's term counts until it expires.
+        document that was written in another primary's term counts until it is deleted.
+
+        `after` is the id of a barrier mark. The answer then contains every heartbeat that was
+        written before the mark, also right after an election; raises MarkMissing if the member that
+        answers does not have the mark.
         """
         age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
-        pipeline = [{"$project": {"age": age, "primary": 1}}]
-        found = await cls.get_motor_collection().aggregate(pipeline).to_list(None)
+        heartbeats = [{"$project": {"beat": 1, "age": age, "primary": 1}}]
+        if after is None:
+            answer = cls.get_motor_collection().aggregate(heartbeats)
+        else:
+            # The union is read after the mark was found, so not from an older state.
+            mark = [{"$match": {"_id": after}}, {"$project": {"_id": 1}}]
+            union = {"$unionWith": {"coll": cls.Settings.name, "pipeline": heartbeats}}
+            answer = BarrierMark.get_motor_collection().aggregate([*mark, union])
+        found = await answer.to_list(None)
+        if after is not None and (not found or found.pop(0)["_id"] != after):
+            raise MarkMissing
         # Read after the query, so that it is the term of the primary that has answered.
         comparable = {None, mongo.primary_term() or None}
         return {
-            each["_id"]: each["age"]
+            each["_id"]: Heartbeat(each["beat"], each["age"])
             for each in found
             if each["age"] <= STALE_SECONDS or each.get("primary") not in comparable
         }
@@ -67,3 +93,8 @@ class Worker(Document):
     async def leave(cls, worker_id: str) -> None:
         """Delete the document of this worker. Does nothing if there is none."""
         await cls.get_motor_collection().delete_one({"_id": worker_id})
+
+    @classmethod
+    async def remove_silent(cls, worker_id: str, *, last_beat: int) -> None:
+        """Delete the document of the worker, unless it has written another heartbeat."""
+        await cls.get_motor_collection().delete_one({"_id": worker_id, "beat": last_beat})

@@ -26,6 +26,7 @@ from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import CASELESS, linked_id
 from quartapp.models.base.write_lock import WriteLock
+from quartapp.models.cluster.acknowledgement import Acknowledgement
 from quartapp.models.cluster.barrier_mark import BarrierMark
 from quartapp.models.cluster.worker import Worker
 from quartapp.models.email.mailbox import Mailbox
@@ -369,7 +370,8 @@ HELD = [
 # Collections without personal data. Failed attempts and queued emails are counted under digests,
 # for a limited time.
 IMPERSONAL: list[type[Document]] = [
-    *(Role, WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered, Worker, BarrierMark),
+    *(Role, WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered),
+    *(Worker, BarrierMark, Acknowledgement),
 ]
 
 
