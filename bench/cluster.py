@@ -3,8 +3,12 @@
 `python -m bench.cluster` starts a replica set of three nodes, and on it 2, 4, 8 and 16 workers, one
 number after the other. They belong to several launchers, as on several hosts. While nothing
 happens, it counts the operations of the primary and its processor time, less those of the replica
-set without workers. Then it joins as one more worker of another host, ends sessions, and measures
-from the answer of each commit until all workers have acknowledged.
+set without workers.
+
+Then it stops them, joins as one worker of a host of its own, ends sessions, and measures from each
+commit until all workers have acknowledged. The others are as many cheap workers
+(`bench.cheap_workers`), four to a process: sixteen applications and three databases on two cores
+would measure the cores. With `--real` they are the workers of the launchers.
 
 The primary's processor time comes from /proc, so other programs disturb it less than they disturb
 the times of the barrier.
@@ -111,6 +115,31 @@ async def hosts(folder: Path, uri: str, workers: int) -> AsyncIterator[None]:
         yield
 
 
+@asynccontextmanager
+async def cheap_hosts(uri: str, workers: int) -> AsyncIterator[None]:
+    """Run this many workers without an application, a process for each host."""
+    environment = {**os.environ, "MONGODB_URI": uri, "SECRET_KEY": KEY}
+    processes: list[asyncio.subprocess.Process] = []
+    try:
+        for first in range(0, workers, PER_HOST):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "bench.cheap_workers", str(min(PER_HOST, workers - first))),
+                env=environment,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            processes.append(process)
+        for process in processes:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+        yield
+    finally:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            await process.wait()
+
+
 async def barriers(settings: Settings, count: int) -> tuple[list[float], int]:
     """End this many sessions as one more worker, which shares no host with the others.
 
@@ -155,12 +184,17 @@ async def measure(options: argparse.Namespace) -> bool:
             print(f"{'':8}{'of the primary, per second':^30}{'per worker':^27}{'barrier, ms':^24}")
             heads = ("getMore", "all", "core", "getMore", "all", "core", "p50", "p99", "worst")
             print(f"{'workers':>8}" + "".join(f"{head:>9}" for head in heads))
+            seconds, incomplete = [], 0
             for workers in options.workers:
                 async with hosts(folder, nodes.uri, workers):
                     await asyncio.sleep(SETTLE_SECONDS)
                     total = await cost(nodes, options.seconds) - alone
                     each = costs[workers] = total / workers
-                    seconds, incomplete = await barriers(settings, options.revocations)
+                    if options.real:
+                        seconds, incomplete = await barriers(settings, options.revocations)
+                if not options.real:
+                    async with cheap_hosts(nodes.uri, workers):
+                        seconds, incomplete = await barriers(settings, options.revocations)
                 slowest = max(slowest, percentile(seconds, 99))
                 missed += incomplete
                 figures = (statistics.median(seconds), percentile(seconds, 99), max(seconds))
@@ -199,6 +233,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--seconds", type=float, default=15, help="for which each is measured")
     parser.add_argument("--revocations", type=int, default=200)
+    parser.add_argument("--real", action="store_true", help="time barriers of real workers")
     options = parser.parse_args()
     with this_machine():
         met = asyncio.run(measure(options))
