@@ -43,13 +43,15 @@ class CommandGroup(click.Group):
     """A group whose commands report an error in one line on standard error and exit with 1."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Run the command line. Exits with 1 if an argument is not valid UTF-8.
+        """Run the command line, and exit with its status. Both output streams escape the characters
+        that their encoding lacks.
 
-        Python represents such bytes as surrogates, which can be neither stored nor printed.
+        Runs nothing, but prints one line on standard error and exits with 1, if an argument is not
+        valid UTF-8: Python represents such bytes as surrogates, which can be neither stored nor
+        printed.
         """
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
-                # Escape characters that the terminal's encoding lacks.
                 stream.reconfigure(errors="backslashreplace")
         for number, word in enumerate(sys.argv[1:] if args is None else args, 1):
             try:
@@ -60,9 +62,23 @@ class CommandGroup(click.Group):
                 sys.exit(1)
         return super().main(args, *rest, **options)
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Parse the options of the group. Prints an error of usage in one line and exits with 1.
+
+        Without any argument, click prints the help of the group and exits with 2.
+        """
+        try:
+            return super().make_context(*args, **options)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            echo(f"quartapp: {error.format_message()}", err=True)
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Errors that are expected (CommandError, StartError, DomainError, errors
-        of the database and of usage) are printed in one line, without a traceback, and exit with 1.
+        of the database and of usage) are reported in one line, without a traceback, and exit with
+        1. Other exceptions are raised.
         """
         try:
             return super().invoke(ctx)
@@ -117,7 +133,8 @@ def _expected_reason(error: Exception) -> str | None:
 
 
 def _report(ctx: click.Context, reason: str) -> None:
-    """Print the reason on standard error. In production, `serve` logs it as JSON instead."""
+    """Print "quartapp: " and the reason on standard error. In production, `serve` configures the
+    log and logs the error `start_failed` as JSON instead. Does not exit."""
     if ctx.invoked_subcommand == "serve":
         from quartapp import log
         from quartapp.settings import Settings
@@ -131,7 +148,7 @@ def _report(ctx: click.Context, reason: str) -> None:
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print the head and the rows in columns that are as wide as their longest cell. Control
-    characters in cells are escaped."""
+    characters in cells are escaped. All rows need as many cells as the head."""
     lines = [list(head), *([validation.terminal_safe(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:

@@ -83,6 +83,15 @@ async def test_commands_validate_arguments_and_escape_them_in_messages(
     assert validation.terminal_safe(said) == said
 
 
+@pytest.mark.parametrize(
+    "words", [("--nonsense",), ("user", "--nonsense"), ("serve", "--nonsense")]
+)
+async def test_an_unknown_option_is_rejected_in_one_line(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert "No such option '--nonsense'." in complaint(await command(*words, data=tmp_path))
+
+
 def test_terminal_safe_escapes_control_characters() -> None:
     for c in map(chr, (*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x202E, 0x2028, 0xDCFF)):
         assert validation.terminal_safe(f"a{c}b").isprintable(), hex(ord(c))
