@@ -18,11 +18,12 @@ _turns = count(int.from_bytes(os.urandom(2)))
 
 
 def new_id() -> PydanticObjectId:
-    """Return a new document id that is greater than those created before it.
+    """Return a new document id that is greater than those this process has created before.
 
-    Ids are ordered by the millisecond and, within one process, by the order of the calls; they end
-    in random bytes. The ids of the driver are in no order within a second when two workers create
-    them, and lists of posts, comments and events are sorted by id.
+    Ids are ordered by the millisecond and, within a millisecond, by a counter of this process; they
+    end in random bytes. They are not in order after the clock was set back. The ids of the driver
+    are in no order within a second when two workers create them, and lists of posts, comments and
+    events are sorted by id.
     """
     seconds, milliseconds = divmod(round(clock.now().timestamp() * 1000), 1000)
     return PydanticObjectId(
@@ -104,7 +105,7 @@ async def fetch_links(rows: Collection[Record], fields: Collection[str]) -> None
 
     Sends one query for each collection that the links refer to, all at once. A field may hold one
     link or a list of them. A link whose document does not exist is dropped from a list, and stays a
-    Link in a single field.
+    Link in a single field. None, and a document in the place of a link, stays as it is.
     """
     values = [(row, field, getattr(row, field)) for row in rows for field in fields]
     links: defaultdict[type, list[Any]] = defaultdict(list)
@@ -112,10 +113,11 @@ async def fetch_links(rows: Collection[Record], fields: Collection[str]) -> None
         for link in value if isinstance(value, list) else [value]:
             if isinstance(link, Link):
                 links[link.document_class].append(link)
-    fetched = await asyncio.gather(*map(Link.fetch_list, links.values()))
-    found = {each.id: each for each in chain(*fetched) if isinstance(each, Document)}
+    results = await asyncio.gather(*map(Link.fetch_list, links.values()))
+    found = {each.id: each for each in chain(*results) if isinstance(each, Document)}
     for row, field, value in values:
         if isinstance(value, list):
-            setattr(row, field, [found[i] for i in map(linked_id, value) if i in found])
+            fetched = [found.get(linked_id(each), each) for each in value]
+            setattr(row, field, [each for each in fetched if not isinstance(each, Link)])
         elif value is not None:
             setattr(row, field, found.get(linked_id(value), value))

@@ -12,7 +12,7 @@ from quartapp import clock
 from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.user import User
 from quartapp.models.base import record
-from quartapp.models.base.references import linked_id, user_ref
+from quartapp.models.base.references import linked_id, role_ref, user_ref
 from quartapp.models.base.tokens import digest_of, new_token
 from quartapp.models.factors import recovery_codes, totp
 from quartapp.models.posts.post import Post
@@ -148,3 +148,13 @@ def test_app_secrets_and_recovery_codes_are_random() -> None:
 def test_fingerprints_distinguish_hashes_and_do_not_contain_them() -> None:
     assert fingerprint("a") != fingerprint("b")
     assert "$2b$" not in fingerprint("$2b$")
+
+
+async def test_fetching_links_keeps_documents_that_were_fetched_before(mocked: object) -> None:
+    role, fetched = Role(name="editor"), Role(name="auditor")
+    await role.insert()
+    links: list[Any] = [role_ref(role.id), fetched, role_ref(PydanticObjectId())]
+    user = User(username="ada", email="ada@example.org", password_hash="x", roles=links)
+    for _ in range(2):
+        await record.fetch_links([user], ["roles"])
+        assert [getattr(each, "name", None) for each in user.roles] == ["editor", "auditor"]
