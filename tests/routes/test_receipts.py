@@ -15,8 +15,14 @@ from quartapp.policy import Permission
 from tests.routes.conftest import Answer, Visitor, Visitors, role_named, user_named
 
 ACTIONS = {
-    "grants/member/revoke": ("and was signed out", "There were no active sessions."),
-    "disable": ("and was signed out", "There were no active sessions."),
+    "grants/member/revoke": (
+        "ada no longer has the role member. ada was signed out.",
+        "There were no active sessions.",
+    ),
+    "disable": (
+        "The account of ada is disabled. ada was signed out.",
+        "There were no active sessions.",
+    ),
     "sessions/end": ("Sessions of ada ended: 1.", "ada had no active sessions."),
 }
 

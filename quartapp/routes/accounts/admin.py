@@ -74,9 +74,9 @@ async def grant(username: str) -> Any:
     """Grant the role, wait until all workers know it, and redirect (303) to the user's page with a
     message, which differs if the user had the role already.
 
-    An invalid form is shown on the user's page (422), and so is the error of a role that the
-    administrator may not grant (403). Answers 404 for a user or role that does not exist. Logs
-    `authz_change`.
+    An invalid form, also one with a role that does not exist, is shown on the user's page (422),
+    and so is the error of a role that the administrator may not grant (403). Answers 404 for an
+    unknown user. Logs `authz_change`, also if the user had the role.
     """
     person = await find(username)
     form = await GrantForm.from_request()
@@ -102,9 +102,9 @@ async def grant(username: str) -> Any:
 async def revoke(username: str, role_name: str) -> Any:
     """Revoke the role, which ends all sessions of the user, and redirect (303) to the user's page.
 
-    Waits until no worker accepts those sessions. The message says so and how many tabs have
-    acknowledged it, or that the user did not have the role. Answers 404 for an unknown user or
-    role. Logs `authz_change`. An error of the models is shown on the user's page.
+    Waits until no worker accepts those sessions. The message says whether active sessions ended and
+    how many tabs have acknowledged it, or that the user did not have the role. Answers 404 for an
+    unknown user or role. Logs `authz_change`, also if the user did not have the role.
     """
     person, role = await asyncio.gather(find(username), Role.named(role_name))
     if role is None:
@@ -114,7 +114,7 @@ async def revoke(username: str, role_name: str) -> Any:
     return await _answer(
         person,
         event,
-        done=f"{person.username} no longer has the role {role.name}",
+        done=f"{person.username} no longer has the role {role.name}.",
         unchanged=f"{person.username} did not have the role {role.name}.",
     )
 
@@ -161,7 +161,7 @@ async def disable(username: str) -> Any:
     return await _answer(
         person,
         event,
-        done=f"The account of {person.username} is disabled",
+        done=f"The account of {person.username} is disabled.",
         unchanged=f"The account of {person.username} is already disabled.",
     )
 
@@ -251,22 +251,23 @@ async def reset_factors(username: str) -> Any:
     return await _answer(
         person,
         event,
-        done=f"{person.username} no longer has second factors",
+        done=f"{person.username} no longer has second factors.",
         unchanged=f"{person.username} had no second factor.",
     )
 
 
 async def _answer(person: User, event: Event | None, *, done: str, unchanged: str) -> Any:
-    """Wait until no worker accepts the sessions that the event ended, and redirect to the user's
-    page with a message.
+    """Wait until no worker accepts the sessions that the event ended, and redirect (303) to the
+    user's page with a message.
 
-    The message is `done`, whether active sessions ended and what became of their tabs; without an
-    event it is `unchanged`.
+    The message is the sentence `done`, whether active sessions ended and what became of their tabs;
+    without an event it is `unchanged`, also after a wait. Logs nothing.
     """
     await wait_until_enforced(event)
     if event:
-        ended = " and was signed out" if event.ended_sessions else ". There were no active sessions"
-        await flash_receipt(f"{done}{ended}.", event)
+        signed_out = f"{person.username} was signed out."
+        ended = signed_out if event.ended_sessions else "There were no active sessions."
+        await flash_receipt(f"{done} {ended}", event)
     else:
         await flash(unchanged, "info")
     return see_other(home(person))
