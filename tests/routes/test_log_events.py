@@ -14,7 +14,7 @@ from quart import Quart
 from quart.testing.connections import WebsocketResponseError
 
 from quartapp import log
-from quartapp.models.accounts.one_time_token import Purpose
+from quartapp.models.accounts.one_time_token import Purpose, issue_setup
 from quartapp.security.passwords import PasswordHasher
 from tests.conftest import PASSWORD
 from tests.routes.conftest import ORIGIN, Visitor, Visitors
@@ -135,6 +135,19 @@ async def test_each_action_logs_one_complete_line_without_secrets(
         assert (line["level"], line["worker"]) in (("info", "7"), ("warning", "7"))
     text = json.dumps(lines)
     assert [secret for secret in secrets if secret in text] == []
+
+
+async def test_creating_the_first_administrator_is_logged(
+    visitors: Visitors, listen: Listen
+) -> None:
+    link = f"/setup/{await issue_setup()}"
+    said = listen()
+    visitor = Visitor(visitors.app, "grace", address=ADDRESS)
+    fields = {"email": "grace@example.org", "password": PASSWORD, "confirm": PASSWORD}
+    assert (await visitor.post(link, username="grace", **fields)).status == 303
+    created, opened = said()
+    assert (created["event"], created["user"], created["ip"]) == ("user_created", "grace", ADDRESS)
+    assert opened["event"] == "session_created"
 
 
 async def test_an_expired_form_is_not_logged_as_an_attack(ada: Visitor, listen: Listen) -> None:

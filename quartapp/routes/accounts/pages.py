@@ -52,9 +52,10 @@ blueprint = Blueprint("accounts", __name__)
 async def register() -> Any:
     """Create an account. GET shows the form; a signed-in user is redirected to `/`.
 
-    The POST creates the account, logs it, signs in and redirects (303) to `/` with a message. Where
-    verification is required, signing in raises MustVerify, which redirects to `/verify`. The form
-    is shown again with its errors (422), or with 429 or 503 after too many attempts.
+    The POST creates the account, logs `user_created`, signs in and redirects (303) to `/` with a
+    message. Where verification is required, it opens no session and shows no message: `sign_in`
+    raises MustVerify, which redirects to `/verify`. The form is shown again with its errors (422),
+    with 429 after too many attempts, or with 503 while the hasher is busy.
     """
     if current_user.signed_in:
         return redirect("/")
@@ -77,9 +78,10 @@ async def _register(form: RegisterForm) -> User | None:
     username or the address is not accepted.
 
     Counts the attempt for the network before the password is scored and before the form says that a
-    name is taken. Where verification is required, the account only claims the address, and the work
-    is the same whether the address is taken or free (ASVS 6.3.8); else the address must be free.
-    Raises RateLimitExceeded and Busy.
+    name is taken. The account has the role member. Where verification is required, it only claims
+    the address (`registration.claim`): it is created, with the same work, whether the address is
+    taken or free (ASVS 6.3.8), and replaces an earlier claim. Else the address must be free. An
+    email is queued to it. Raises RateLimitExceeded and Busy.
     """
     await count_registration()
     required = settings().verification_required
@@ -108,8 +110,10 @@ async def login() -> Any:
     The POST answers as `sign_in_or_second_step` does: it opens a session and redirects (303) to
     `next`, or leads to the second step if the account has a factor. A form that was carried through
     the sign-in is shown filled instead of the redirect. An incorrect login or password is logged
-    and gives one error (422); 429 or 503 after too many attempts. Raises AccountDisabled for a
-    disabled account whose password was right.
+    (`authn_login_fail`) and gives one error (422); 429 after too many attempts, 503 while the
+    hasher is busy. After the right password, raises AccountDisabled for an account that its owner
+    can neither sign in to nor restore, and, of an account without a factor, MustVerify and
+    AccountDeactivated as `sign_in` does.
     """
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
@@ -165,9 +169,10 @@ async def _authenticate(login: str, password: str) -> User | None:
 async def _counted_for(login: str, user: User | None) -> list[rate_limits.Key]:
     """Return the keys under which a failed sign-in is counted (see docs/adr/0031).
 
-    Browsers that have signed in to the account before have a limit of their own. Others share
-    limits per network and per account, so an attacker cannot lock the owner out. The limit per
-    account does not apply at an IP address from which the account was used before.
+    For a browser that has signed in to the account before, only a key of its own for this account.
+    For others, three keys: this login from this network, all logins from this network, and this
+    login from anywhere; the last one not at an IP address from which the account was used before.
+    So an attacker cannot lock the owner out. A success resets only the first key. Counts nothing.
     """
     # All spellings of a login have one canonical form, also if there is no such account. A username
     # and an address have separate counts, so that the limits do not reveal which belong together.
@@ -212,8 +217,9 @@ async def confirm() -> Any:
 
     A passkey counts as two factors, so it needs no password. GET shows the form. Success renews the
     session and its cookie, and redirects (303) to `next`. Otherwise the form is shown again with
-    the error (422), or with 429 or 503 after too many attempts. Raises AccountDisabled for a
-    passkey of an account that was disabled meanwhile.
+    the error (422, also when wrong codes have blocked the second factor), with 429 after too many
+    attempts, or with 503 while the hasher is busy. Raises AccountDisabled for a passkey of an
+    account that was disabled meanwhile, and what `renew_session` raises.
     """
     user = await auth.signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()
@@ -257,10 +263,11 @@ async def account() -> str:
 async def setup(token: str) -> Any:
     """Create the first administrator. A server without one prints the link at its start.
 
-    GET shows the form. The POST creates the account with the roles admin and member, signs in and
-    redirects (303) to `/admin/users` with a message. Errors are shown on the form (422, 429 or
-    503). A link that is void, because there is an administrator or it was used or has expired, gets
-    a page with 410.
+    GET shows the form. The POST creates the account with the roles admin and member, logs
+    `user_created`, signs in, which ends the session that the browser had, and redirects (303) to
+    `/admin/users` with a message. No email is sent: the address counts as verified. Errors are
+    shown on the form (422; 429 after too many attempts; 503 while the hasher is busy). A link that
+    is void, because there is an administrator or it was used or has expired, gets a page with 410.
     """
     if not await setup_is_open(token):
         return await render_template("accounts/setup_gone.html"), 410
@@ -280,6 +287,7 @@ async def setup(token: str) -> Any:
             except TokenSpent:
                 return await render_template("accounts/setup_gone.html"), 410
             else:
+                log.info("user_created", user=user.username, ip=auth.remote_address())
                 await sign_in(user, remember=False)
                 await flash("Welcome. Your account is the first administrator.", "success")
                 return see_other("/admin/users")
