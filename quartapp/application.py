@@ -46,9 +46,10 @@ def create_app(settings: Settings | None = None) -> Quart:
     `/ws` and the template globals. Connects to nothing yet. Raises StartError.
 
     At its start, the application opens the database, applies REQUIRE_VERIFIED_EMAIL to all accounts
-    and starts the runtime. At its end, it closes the sockets, then stops the runtime, the database
-    and the hashing threads. Each request, except for static files and health checks, loads the
-    current user and, if its method is unsafe, is checked by `csrf.protect`.
+    and starts the runtime. At its end, it closes the sockets, then stops the runtime, the database,
+    the process that scores passwords and the hashing threads. Each request, except for static files
+    and health checks, loads the current user and, if its method is unsafe, is checked by
+    `csrf.protect`. A static file whose name is longer than 255 bytes gets 404.
     """
     unknown = [] if settings else Settings.unknown_names()
     settings = settings or Settings.load()
@@ -104,8 +105,9 @@ def create_app(settings: Settings | None = None) -> Quart:
 
 
 def _configure(app: Quart, settings: Settings) -> None:
-    """Set the secret key, the attributes of Quart's session cookie, and the limits of body size and
-    of the time for bodies and responses."""
+    """Set the secret key and its fallbacks, the name and attributes of Quart's session cookie, the
+    limits of a body (64 KiB, 50 form fields, 15 s) and of a response (60 s), and no default age for
+    static files."""
     app.secret_key = settings.secret_key.get_secret_value()
     secure = settings.production
     app.config.update(

@@ -52,10 +52,10 @@ class PrincipalCache:
     async def state_by_token(self, token: str) -> PrincipalOrEnded | None:
         """Return the state of the session with this token, or None if there is no such session.
 
-        Answers from the cache if it can; an ended session also without a valid lease. Otherwise
-        it evaluates the session in the database (see `session_rule.state_by_digest`) and caches the
-        state, unless the lease is not valid or something changed meanwhile. Raises the driver's
-        errors.
+        Answers from the cache if it can, and counts that in CACHE_HITS; an ended session also
+        without a valid lease. Otherwise it evaluates the session in the database (see
+        `session_rule.state_by_digest`) and caches the state; that of a valid session only if the
+        lease is valid and nothing relevant changed meanwhile. Raises the driver's errors.
         """
         digest = digest_of(token)
         entry = self._entries.get(digest)
@@ -72,9 +72,10 @@ class PrincipalCache:
         """Read the state of the session from the database and return it; None if there is no such
         session.
 
-        Caches an ended session until it is dropped, and a valid one until it expires, but the
-        latter only if the lease is valid and no relevant change arrived during the query. Raises
-        the driver's errors.
+        Caches an ended session until it is dropped, and a valid one until it expires, counted from
+        before the query; the latter only if the lease is valid after the query and no relevant
+        change arrived during it. Returns the state also if it is not cached. Raises the driver's
+        errors.
         """
         load = PendingLoad()
         self._pending_loads.add(load)
@@ -117,8 +118,9 @@ class PrincipalCache:
     def on_change(self, change: Change) -> None:
         """Drop the entries that the change concerns, and mark pending loads as stale.
 
-        These are: the session's entry, the entries of the user, or all entries when a role changes.
-        A new session changes nothing.
+        For a change of a session: its entry; of a user, or of one of their notifications: all
+        entries of the user; of a role: all entries. A new session and changes of other collections
+        do nothing.
         """
         collection = change.collection
         if collection == Session.Settings.name:

@@ -71,7 +71,9 @@ class UserImport:
     async def import_row(self, row: Any) -> None:
         """Create the account of a row. A dry run makes the same checks and creates nothing.
 
-        Raises CommandError with the reason if the account cannot be created.
+        Either way adds the username and address to `seen`. `row` is a parsed row, not a
+        CommandError. Raises CommandError with the reason if a check fails; also DomainError, and
+        ValueError and others for content that cannot be stored.
         """
         account = self._check(row)
         try:
@@ -85,9 +87,10 @@ class UserImport:
         """Validate a row by the rules that forms apply, and return the account to create. Reads and
         writes nothing.
 
-        Raises CommandError if a field is missing or has the wrong type, the username, address or
-        role name is invalid, the password is not a bcrypt hash, or an account that has to verify
-        its address would get another role than member.
+        `active` and `email_verified` count as true if they are missing. Raises CommandError if
+        another field is missing (except `roles`) or one has the wrong type, the username or address
+        is invalid, a role does not exist, the password is not a bcrypt hash with a cost from 4 to
+        14, or an account that has to verify its address would get another role than member.
         """
         username, email = _text(row, "username"), _text(row, "email")
         try:
@@ -120,9 +123,10 @@ class UserImport:
         )
 
     def _roles(self, username: str, wanted: Any) -> list[Role]:
-        """Return the roles of these names, each once; only member for None.
+        """Return the roles of these names, each once; only member for None, none for an empty list.
 
-        Raises CommandError if `wanted` is not a list of texts or a role does not exist.
+        Raises CommandError if `wanted` is not a list of texts or a role does not exist. Case
+        matters.
         """
         if wanted is None:
             wanted = [policy.MEMBER]
@@ -146,11 +150,11 @@ class UserImport:
         self.seen |= set(forms.values())
 
     async def _create(self, entry: ImportedAccount) -> None:
-        """Create the account in one transaction, with its audit events; if the row is inactive, it
-        is disabled and the event ACCOUNT_DISABLED is recorded too.
+        """Create the account by the system, in one transaction, with the effects of `add_user`; if
+        the row is inactive, disable it and record the event ACCOUNT_DISABLED too.
 
-        First stores the cost of its hash if that is the highest so far. Sends nothing. Raises Taken
-        if the username or address was taken meanwhile.
+        First, outside of the transaction, stores the cost of its hash if that is the highest so
+        far. Queues no email. Raises Taken if the username or address was taken meanwhile.
         """
         hashed = entry.password_hash.removeprefix(SCHEMES[self.scheme])
         await hash_cost.highest(cost_of(hashed.encode()))
@@ -173,11 +177,12 @@ class UserImport:
 
 
 async def import_rows(rows: Rows, *, dry: bool, scheme: str, must_verify: bool = False) -> None:
-    """Create an account for each row; with `dry`, only check the rows.
+    """Create an account for each row, in a transaction of its own; with `dry`, only check the rows.
 
-    Prints each row that cannot be imported with the reason, and then the number of accounts.
-    With `must_verify`, an account whose address is not verified can be used only after that.
-    Raises CommandError at the end if a row could not be imported.
+    Goes on after a row that cannot be imported, and prints its place with the reason on standard
+    output; in the end prints the number of accounts. `scheme` is a key of SCHEMES. With
+    `must_verify`, an account whose address is not verified can be used only after that. Raises
+    CommandError at the end if a row could not be imported; errors of the database stop the import.
     """
     roles = {role.name: role for role in await Role.everyone()}
     work = UserImport(dry, scheme, must_verify, roles)
@@ -209,8 +214,10 @@ async def rows_of_file(file: BinaryIO) -> AsyncIterator[Rows]:
 
 async def _lines(file: BinaryIO) -> Rows:
     """Yield each line that is not blank, as JSON or as the CommandError that says why it is none.
+    Its place is "line" and its number, also counting blank lines.
 
-    Lines longer than LONGEST_LINE are skipped without being kept in memory.
+    A line longer than LONGEST_LINE is yielded as a CommandError, without being kept in memory. A
+    byte order mark at the beginning is ignored.
     """
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
@@ -252,7 +259,8 @@ async def rows_of_collection(uri: str, collection: str) -> AsyncIterator[Rows]:
     """Yield the documents of a collection that MongoEngine wrote, with the names of their roles,
     while the connection is open for the block.
 
-    Reads all names of the collection `role` first. Raises StartError if the database cannot be
+    Reads all names of the collection `role` first, and replaces bytes in them that are not UTF-8.
+    The documents are read one by one, in the block. Raises StartError if the database cannot be
     used.
     """
     async with mongo.import_source(uri) as found:
@@ -266,10 +274,11 @@ async def rows_of_collection(uri: str, collection: str) -> AsyncIterator[Rows]:
 
 
 async def _documents(collection: Any, known: dict[Any, Any]) -> Rows:
-    """Yield the documents by id, with `email_verified` taken from the first of VERIFIED that they
-    have, and with role names in place of references. `known` maps ids to role names.
+    """Yield the documents by id, with role names in place of references (`_role_name`). Their place
+    is "document" and the id. `known` maps ids to role names.
 
-    A document that cannot be decoded is yielded as a CommandError.
+    `email_verified` is set to whether the first of VERIFIED that the document has is true: any date
+    is. A document that cannot be decoded is yielded as a CommandError.
     """
     number = 0
     async for raw in collection.find({}, sort=[("_id", 1)]):
@@ -313,8 +322,8 @@ def _boolean(row: dict[str, Any], name: str) -> bool:
 
 
 def _text(row: Any, name: str) -> str:
-    """Return a text field; bytes are decoded as ASCII. Raises CommandError if the row is not an
-    object, or the field is missing, empty or not a text."""
+    """Return a text field; bytes are decoded as ASCII, with U+FFFD in place of others. Raises
+    CommandError if the row is not an object, or the field is missing, empty or not a text."""
     value = row.get(name) if isinstance(row, dict) else None
     if isinstance(value, bytes):
         # Flask-Bcrypt returns bytes, which some applications store as they are.

@@ -60,8 +60,9 @@ class Entry:
     ) -> Self:
         """Return the entry for an event of this user.
 
-        `by` is None if the user did it, or no person did. `session` is looked up in `sessions`, and
-        only for what the user did; `device` is that of the event's details or of the session.
+        `by` is None if the user did it, or no person did; else a username, "an operator" or "a
+        deleted user". `session` is looked up in `sessions`, and only for what the user did;
+        `device` is that of the event's details, whoever did it, or else that of the session.
         """
         own = _is_actor(user_id, event)
         session = sessions.get(event.session) if own and event.session else None
@@ -131,9 +132,11 @@ async def find(event_id: PydanticObjectId, user_id: PydanticObjectId) -> Event |
 
 
 def text(event: Event) -> str:
-    """Return the sentence of the event; empty for an activity that this version does not know.
+    """Return the sentence of the event, without the actor and without a full stop; empty for an
+    activity that this version does not know.
 
-    A word that was not stored is left out.
+    A word that was not stored is left out. Roles are joined with commas, and a kind of factor is
+    replaced by its name.
     """
     activity = catalogue.find(event.verb, automatic=event.automatic)
     if activity is None:
@@ -169,11 +172,13 @@ async def disown(event: Event, *, by: Actor) -> Event:
     """Record that the user reports this event as not theirs, and return the audit event
     ACTIVITY_DISOWNED.
 
-    In an authorized transaction with a barrier mark: ends all sessions of the user but the actor's
-    (reason ENDED_BY_USER; `details["count"]` says how many were active), makes all other browsers
-    unknown, and queues an email to the user's verified address and to each verified address that
-    was replaced since the event. Raises OwnSession for the sign-in that opened the actor's own
-    session.
+    In an authorized transaction with a barrier mark, for which the caller waits: ends all sessions
+    of the user but the actor's (reason ENDED_BY_USER; `details["count"]` says how many were
+    active), makes all other browsers unknown, and queues an email to the user's verified address
+    and to each verified address that was replaced since the event. No notification. A second report
+    of the event does all this again. Does not check whether the event is reportable: `find` does.
+    Raises OwnSession for the sign-in that opened the actor's own session, SessionOver and
+    RightsChanged.
     """
     if event.session == by.session_id and event.verb == SIGNED_IN.audit:
         raise OwnSession
@@ -197,7 +202,8 @@ async def disown(event: Event, *, by: Actor) -> Event:
 
 
 async def _given_up_since(event: Event, user_id: PydanticObjectId, tx: Tx) -> list[str]:
-    """Return the verified addresses that were replaced at the time of the event or later."""
+    """Return the verified addresses that were replaced at the time of the event or later. An audit
+    event of an older version, which does not say whether it was verified, counts."""
     moved = {"subject.$id": user_id, "verb": EMAIL_CHANGED.audit, "at": {"$gte": event.at}}
     found = Event.find(moved, session=tx)
     return [e.details["was"] async for e in found if e.details.get("verified", True)]

@@ -40,15 +40,15 @@ class Post(Record):
 
     @property
     def excerpt(self) -> str:
-        """The beginning of the body on one line, without repeated blanks: all of it up to 200
-        characters; else cut between words, with an ellipsis."""
+        """The body on one line, without repeated white space. If that is longer than 200
+        characters, its first 200, cut before their last blank if they have one, and an ellipsis."""
         line = " ".join(self.body.split())
         return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + "…"
 
     @classmethod
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
-        """Store a post by the actor, in an authorized transaction, and return it. No notification
-        and no audit event."""
+        """Store a post by the actor, in an authorized transaction, and return it. Does not check
+        the texts. No notification and no audit event."""
         post = cls(author=user_ref(by.user_id), title=title, body=body)
 
         async def work(tx: Tx) -> Post:
@@ -79,10 +79,11 @@ class Post(Record):
         return await cls.find_with_links(match, sort="-_id", limit=limit, fetch=fetch)
 
     async def revise(self, title: str, body: str, *, by: Actor) -> bool:
-        """Change title and body, and set `edited_at`, in an authorized transaction; return False if
-        the post was deleted.
+        """Change title and body in the database, and set `edited_at`, also if the texts are the
+        same; return False if the post was deleted.
 
-        Does not check who may edit it: the route does. The audit log has no entry.
+        In an authorized transaction. This object keeps its old values. Does not check who may edit
+        the post: the route does. No audit event, no notification.
         """
         new = {"title": title, "body": body, "edited_at": clock.now()}
 

@@ -28,9 +28,9 @@ LOOK_EVERY = 0.1
 
 async def issue(user: User) -> str:
     """Store a token with which the user can restore the account, and return it. It lasts ten
-    minutes.
+    minutes. Earlier ones stay valid.
 
-    For a user who has just signed in to their deactivated account.
+    For a user who has just signed in to their deactivated account, which this does not check.
     """
     return await Token.issue(PydanticObjectId(), Purpose.RETURN, user, user.email, lasts=LASTS)
 
@@ -47,8 +47,9 @@ async def restore_with_token(token: str, *, by: Actor) -> User:
 
     In one transaction, uses the token up and makes the writes of `User.restore_in_transaction`: the
     account is active again and its deletion is cancelled, the user is emailed and the event
-    ACCOUNT_RESTORED is recorded. Opens no session. Raises TokenSpent, without a write, if the token
-    is not valid, or if the account cannot be restored any more.
+    ACCOUNT_RESTORED is recorded, with this user as its actor (`Actor.known_as`). Opens no session
+    and inserts no barrier mark. Raises TokenSpent, without a write, if the token is not valid, or
+    if the account is active or cannot be restored any more.
     """
     found = await Token.usable(Purpose.RETURN, token)
     if found is None:
@@ -85,7 +86,7 @@ async def claim() -> User | None:
 
 async def erase_now(user_id: PydanticObjectId) -> None:
     """Wait until the account, which must be due for deletion, is erased, by this process or a
-    worker.
+    worker. Does not return if the account never becomes due.
 
     Erases every account that it can claim, also others that are due; while it can claim none, looks
     again every 0.1 seconds.
