@@ -153,7 +153,7 @@ async def barriers(settings: Settings, count: int) -> tuple[list[float], int]:
         name = f"user{running.lease.worker_id}"
         user = await register(name, f"{name}@example.org", "no password", roles=[], by=SYSTEM)
         for _ in range(count):
-            session, _ = await open_session(user, device="x", by=SYSTEM, idle=day, lifetime=day)
+            session, *_ = await open_session(user, device="x", by=SYSTEM, idle=day, lifetime=day)
             event = await session.end(Reason.ENDED_BY_ADMIN, by=by)
             began = clock.monotonic()
             result = await running.barrier.wait(event)

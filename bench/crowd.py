@@ -78,7 +78,7 @@ class House:
 
     async def _sign_in(self, user: User) -> str:
         day = timedelta(days=1)
-        _, token = await open_session(user, device="bench", by=SYSTEM, idle=day, lifetime=day)
+        _, token, _ = await open_session(user, device="bench", by=SYSTEM, idle=day, lifetime=day)
         return self.cookie(token)
 
     @asynccontextmanager

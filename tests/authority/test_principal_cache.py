@@ -46,7 +46,7 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
     assert member
     user = await register_account("ada", "ada@example.org", "hash", roles=[member], by=SYSTEM)
     day = timedelta(days=1)
-    session, token = await open_session(user, device="x", by=SYSTEM, idle=day, lifetime=day)
+    session, token, _ = await open_session(user, device="x", by=SYSTEM, idle=day, lifetime=day)
     ada = Ada(user, session, token, runtime_of(app))
     ask = session_rule.states_matching
 
@@ -138,7 +138,9 @@ async def test_using_a_session_keeps_its_cached_principal(ada: Ada) -> None:
 async def test_the_end_of_a_session_is_known_after_the_barrier(ada: Ada) -> None:
     for _ in range(20):
         day = timedelta(days=1)
-        session, token = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
+        session, token, _ = await open_session(
+            ada.user, device="x", by=SYSTEM, idle=day, lifetime=day
+        )
         assert isinstance(await ada.running.principal_cache.state_by_token(token), Principal)
         await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
         await ada.running.barrier.wait()
@@ -148,7 +150,7 @@ async def test_the_end_of_a_session_is_known_after_the_barrier(ada: Ada) -> None
 async def test_a_barrier_mark_without_a_requester_can_be_waited_for(ada: Ada) -> None:
     for _ in range(5):
         day = timedelta(days=1)
-        session, _ = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
+        session, *_ = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
         event = await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
         assert (await ada.running.barrier.wait(event)).complete
 
@@ -171,7 +173,7 @@ async def test_an_outdated_query_result_is_not_cached(
 ) -> None:
     """The session ends, and its event arrives, before the older query has returned."""
     day = timedelta(days=1)
-    session, token = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
+    session, token, _ = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
     ask, asked, may_answer = session_rule.states_matching, asyncio.Event(), asyncio.Event()
 
     async def slow(match: Any) -> list[PrincipalOrEnded]:
@@ -198,7 +200,7 @@ async def test_the_number_of_cached_principals_is_bounded(
     day = timedelta(days=1)
     tokens = []
     for _ in range(6):
-        _, token = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
+        _, token, _ = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
         tokens.append(token)
         await ada.running.principal_cache.state_by_token(token)
     assert len(ada.running.principal_cache) <= 3

@@ -70,9 +70,10 @@ def acting(user: User) -> Actor:
 
 
 async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
-    return await open_session(
+    opened = await open_session(
         user, device="Firefox", by=acting(user), idle=HOUR / 2, lifetime=HOUR, at_most=at_most
     )
+    return opened.session, opened.token
 
 
 async def end_reason(token: str) -> Reason | None:

@@ -25,7 +25,7 @@ MINE, THEIRS = "the owner's browser", "the intruder's browser"
 
 
 async def opened(user: User, browser: str, ip: str = "192.0.2.7") -> Session:
-    session, _ = await open_session(
+    session, *_ = await open_session(
         *(user,),
         device="Firefox",
         browser=browser,

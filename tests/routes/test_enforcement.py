@@ -25,6 +25,7 @@ from tests.routes.conftest import Answer, Visitor, Visitors, role_named
 from tests.routes.permission_matrix import POSTS
 from tests.routes.requests import (
     add_passkey,
+    create_invitation,
     issue_token,
     options,
     record_suspicious_event,
@@ -119,6 +120,17 @@ async def sign_in_once_too_often(context: Context) -> tuple[Act, Visitor, Outcom
     return context.laptop.another_device().sign_in, context.laptop, SIGNED_OUT
 
 
+async def accept_an_invitation(context: Context) -> tuple[Act, Visitor, Outcome]:
+    """The new account's session replaces that of the browser."""
+    _, token = await create_invitation(f"new-{context.ada}@example.org")
+    fields = {"username": f"new-{context.ada}", "password": PASSWORD, "confirm": PASSWORD}
+    return (
+        lambda: context.laptop.post(f"/invited/{token}", **fields),
+        context.laptop.copy(),
+        SIGNED_OUT,
+    )
+
+
 async def set_up_an_app(context: Context) -> tuple[Act, Visitor, Outcome]:
     path = f"{FACTORS}/totp"
     code = app_code(secret_on(await context.laptop.get(path)))
@@ -158,8 +170,9 @@ async def reset_factors(context: Context) -> tuple[Act, Visitor, Outcome]:
 
 USER = "/admin/users/<username>"
 REVOKING: dict[str, list[Prepare]] = {
-    # All ways to sign in end the oldest session past the limit.
+    # All ways to sign in end the oldest session past the limit, and that of the browser.
     "/login": [sign_in_once_too_often],
+    "/invited/<token>": [accept_an_invitation],
     "/logout": [in_the_same_browser("/logout")],
     "/confirm": [in_the_same_browser("/confirm", password=PASSWORD)],
     "/reset/<token>": [reset_the_password],
@@ -194,7 +207,7 @@ REVOKING: dict[str, list[Prepare]] = {
     "/admin/roles/<name>/delete": [by_root("/admin/roles/<name>/delete")],
 }
 NOT_REVOKING = {
-    *("/register", "/login/factor", "/login/passkey", "/setup/<token>", "/invited/<token>"),
+    *("/register", "/login/factor", "/login/passkey", "/setup/<token>"),
     *("/forgot", "/verify/<token>", "/verify", "/account/closed", "/account/export"),
     *("/account/email", "/account/email/keep", "/account/email/again", "/account/notices/read"),
     *("/account/factors/passkeys/<passkey_id>/rename", "/account/factors/recovery-codes"),

@@ -114,7 +114,7 @@ class Worker:
         self.feed.on_change(change)
 
     async def open(self, user: User) -> Page:
-        session, token = await open_session(user, device="x", by=SYSTEM, idle=DAY, lifetime=DAY)
+        session, token, _ = await open_session(user, device="x", by=SYSTEM, idle=DAY, lifetime=DAY)
         page, greeted = Page(session, token), asyncio.Event()
 
         async def handler() -> None:

@@ -56,7 +56,7 @@ async def somebody() -> tuple[User, Session, str]:
     member = await Role.named("member")
     assert member
     ada = await register_account("ada", "ada@example.org", "no hash", roles=[member], by=SYSTEM)
-    session, token = await open_session(
+    session, token, _ = await open_session(
         ada,
         device="a test",
         by=SYSTEM,

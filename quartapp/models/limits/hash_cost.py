@@ -25,14 +25,14 @@ class Cost(Record):
 
 async def highest(cost: int) -> int:
     """Store this cost if it is higher than the stored one, and return the higher of both."""
-    found = await (
-        Cost.get_motor_collection()
-        .with_options(write_concern=SWIFT)
-        .find_one_and_update(
+    costs = Cost.get_motor_collection().with_options(write_concern=SWIFT)
+    # Mostly it is stored already, and reading it costs less than a write that changes nothing.
+    stored = await costs.find_one({"_id": _ID})
+    if stored is None or stored["highest"] < cost:
+        stored = await costs.find_one_and_update(
             {"_id": _ID},
             {"$max": {"highest": cost}},
             upsert=True,
             return_document=ReturnDocument.AFTER,
         )
-    )
-    return int(found["highest"])
+    return int(stored["highest"])

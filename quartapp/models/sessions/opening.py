@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from beanie import SortDirection
 
@@ -23,6 +23,18 @@ from quartapp.models.sessions.session import Session, end_sessions
 DESCENDING = SortDirection.DESCENDING
 
 
+class Opened(NamedTuple):
+    """A new session and the token for its cookie.
+
+    `oldest_ended` is whether the user had too many sessions: then the caller waits until the end of
+    the oldest ones is enforced.
+    """
+
+    session: Session
+    token: str
+    oldest_ended: bool
+
+
 async def open_session(
     user: User,
     *,
@@ -34,7 +46,7 @@ async def open_session(
     factor: Factor | None = None,
     browser: str | None = None,
     at_most: int = 20,
-) -> tuple[Session, str]:
+) -> Opened:
     """Create a session of the user, and return it with the token for its cookie.
 
     The token has 256 random bits (ASVS 7.2.3); the database has only its digest. In one
@@ -44,7 +56,7 @@ async def open_session(
 
     Then a second transaction ends the user's oldest sessions beyond `at_most` (reason
     ENDED_BY_USER, event SESSIONS_ENDED). If it fails, the error is raised although the session
-    exists. The caller calls `wait_until_enforced()` and sets the cookie.
+    exists. The caller calls `wait_until_enforced()` if `oldest_ended`, and sets the cookie.
 
     `user` is the document as the caller read it. If the account was disabled, or lost a role or
     changed its password since then, the new session is invalid from the start.
@@ -77,8 +89,8 @@ async def open_session(
         await event.insert(session=tx)
 
     await transaction(work)
-    await _end_oldest(user, keep=at_most, by=by)
-    return session, token
+    oldest_ended = await _end_oldest(user, keep=at_most, by=by)
+    return Opened(session, token, oldest_ended)
 
 
 async def is_known_browser(
@@ -106,9 +118,9 @@ async def is_known_browser(
     return await Session.find_one(match, session=tx) is not None
 
 
-async def _end_oldest(user: User, *, keep: int, by: Actor) -> None:
-    """End the user's oldest active sessions but for the newest `keep`; do nothing if there are no
-    more.
+async def _end_oldest(user: User, *, keep: int, by: Actor) -> bool:
+    """End the user's oldest active sessions but for the newest `keep`. Return whether there were
+    more, also if another request has ended them meanwhile.
     """
     # Runs after the commit of the new session, so that of several sign-ins at once the last one
     # finds all of their sessions. Sessions with another password, or without the factor that the
@@ -129,6 +141,7 @@ async def _end_oldest(user: User, *, keep: int, by: Actor) -> None:
         match = {"_id": {"$in": [session.id for session in surplus]}}
         reason = Reason.ENDED_BY_USER
         await end_sessions(match, reason, SESSIONS_ENDED, by=by, subject=user.id)
+    return bool(surplus)
 
 
 async def _is_new_here(user: User, browser: str | None, tx: Tx) -> bool:

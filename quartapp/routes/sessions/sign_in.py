@@ -170,10 +170,10 @@ def stop_verifying() -> None:
 async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -> None:
     """Open a session in the database and set its cookie.
 
-    Ends the session that this browser had, and the oldest one if the user has too many; waits until
-    that is enforced on all workers. Renews the cookie that marks a known browser, and clears
-    Quart's session. A user with second factors must pass the `factor` that was used: without it the
-    session is not valid.
+    Ends the session that this browser had, and the oldest one if the user has too many; then waits
+    until that is enforced on all workers. Renews the cookie that marks a known browser, and clears
+    Quart's session. A user with second factors must pass the `factor` that was used: without it
+    the session is not valid.
 
     Opens no session, and raises, for an account whose address must be verified (MustVerify) and for
     one that its owner has deactivated or deleted (AccountDeactivated). Both leave in the session
@@ -190,9 +190,10 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
             "factor": factor,
         }
         raise AccountDeactivated
-    if current_user.signed_in and (old := await Session.get(current_user.session_id)):
+    old = await Session.get(current_user.session_id) if current_user.signed_in else None
+    if old:
         await old.end(Reason.SIGNED_OUT, by=current_user.actor)
-    opened, token = await open_session(
+    opened, token, oldest_ended = await open_session(
         user,
         device=auth.device_name(),
         browser=auth.remember_browser(),
@@ -203,8 +204,8 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
         factor=factor,
         at_most=settings().sessions_per_user,
     )
-    # This sign-in may have ended the browser's previous session and the user's oldest one.
-    await wait_until_enforced()
+    if old or oldest_ended:
+        await wait_until_enforced()
     log.info("session_created", user=user.username, session=str(opened.id))
     session.clear()
     login_user(CurrentUser(token), remember=remember)
