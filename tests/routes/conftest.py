@@ -12,21 +12,24 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urlencode
+from urllib.request import Request
 
 import pytest
 from beanie import PydanticObjectId
 from bson import json_util
 from limits import parse
 from quart import Quart, Response
+from quart.testing.client import _TestCookieJarResponse
 from quart.typing import TestClientProtocol as Client
 from werkzeug.datastructures import Headers
 
-from quartapp import clock, create_app
+from quartapp import auth, clock, create_app
 from quartapp.email.transports import MailFolder
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
+from quartapp.routes.sessions.sign_in import sign_in
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
@@ -183,6 +186,21 @@ class Visitor:
             "/login", login=login or self.username, password=password or self.password, **fields
         )
 
+    async def sign_in_without_form(self, user: User) -> None:
+        """Open a session and keep its cookies, as the form does once the password is known.
+
+        This takes half the time of the form.
+        """
+        async with self.app.test_request_context(
+            "/login", method="POST", scheme=self.scheme, headers={"Remote-Addr": self.address}
+        ):
+            await auth.load_current_user()
+            await sign_in(user, remember=False)
+            response = await self.app.finalize_request("")
+        self._jar.extract_cookies(
+            _TestCookieJarResponse(response.headers), Request(f"{self.scheme}://localhost/login")
+        )
+
     async def is_signed_out(self) -> bool:
         """Whether the visitor is signed out."""
         return await self.me() is None
@@ -224,7 +242,7 @@ class Visitor:
 
 @dataclass
 class Visitors:
-    """Creates visitors of an application, and their accounts without the pages, for speed."""
+    """Creates visitors of an application, their accounts and their sessions, without the pages."""
 
     app: Quart
     scheme: str = "http"
@@ -244,10 +262,9 @@ class Visitors:
         )
 
     async def signed_in(self, username: str, *roles: Role) -> Visitor:
-        await self.account(username, *roles)
+        user = await self.account(username, *roles)
         visitor = Visitor(self.app, username, scheme=self.scheme)
-        answer = await visitor.sign_in()
-        assert answer.status == 303, answer.text
+        await visitor.sign_in_without_form(user)
         return visitor
 
     async def member(self, username: str = "ada") -> Visitor:
