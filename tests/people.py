@@ -28,11 +28,13 @@ from websockets.asyncio.client import ClientConnection, connect
 SECONDS = 30.0
 
 
-async def until(condition: Callable[[], Awaitable[object]], *, within: float = SECONDS) -> None:
-    """Poll the condition until it is true. Raises TimeoutError."""
+async def until(
+    condition: Callable[[], Awaitable[object]], *, within: float = SECONDS, every: float = 0.02
+) -> None:
+    """Poll the condition until it is true, `every` so many seconds. Raises TimeoutError."""
     async with asyncio.timeout(within):
         while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(every)
 
 
 def http_client(url: str, *, timeout: float = SECONDS, **options: Any) -> httpx.AsyncClient:
@@ -132,7 +134,7 @@ class Running:
         async def has_line() -> bool:
             return await self._has_ended() or "\n" in self.out[self._read :]
 
-        await until(has_line, within=within)
+        await until(has_line, within=within, every=0.05)
         line, newline, _ = self.out[self._read :].partition("\n")
         self._read += len(line + newline)
         return line + newline

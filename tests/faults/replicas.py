@@ -19,6 +19,8 @@ from tests.people import until
 
 ELECTION_MS = 2000
 NAME = "faults"
+# Each poll connects to a node, which costs as much as several requests.
+POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -111,7 +113,7 @@ class Replicas:
             found[:] = [node for node, yes in zip(candidates, says, strict=True) if yes]
             return bool(found)
 
-        await until(elected, within=within)
+        await until(elected, within=within, every=POLL_SECONDS)
         return found[0]
 
     async def wait_until_healthy(self) -> None:
@@ -123,7 +125,7 @@ class Replicas:
             followers = sum(bool(each.get("secondary")) for each in answers)
             return (primaries, followers) == (1, len(self.nodes) - 1)
 
-        await until(serving, within=30)
+        await until(serving, within=30, every=POLL_SECONDS)
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[AsyncIOMotorDatabase[Any]]:
@@ -143,7 +145,7 @@ async def replicas(folder: Path, *options: str, count: int = 3) -> AsyncIterator
             stack.push_async_callback(node.kill)
             await node.start()
         for node in nodes:
-            await until(node.answers, within=20)
+            await until(node.answers, within=20, every=POLL_SECONDS)
         members = [{"_id": i, "host": node.host} for i, node in enumerate(nodes)]
         pace = {
             "electionTimeoutMillis": ELECTION_MS,
