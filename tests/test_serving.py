@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,17 +150,14 @@ async def failed_start(data: Path, *options: str, **changes: str) -> str:
     return ran.err.removeprefix("quartapp: ").rstrip()
 
 
-def test_the_server_prints_one_line_when_it_is_ready(folder: Path) -> None:
-    with server(folder) as running:
-        assert re.fullmatch(
-            r"quartapp serves http://127\.0\.0\.1:\d+ with 2 workers "
-            r"on embedded MongoDB \d+\.\d+\.\d+ in data\n",
-            running.startup_line,
-        )
-        assert running.status("/readyz") == 200
-        assert len(running.workers()) == 2
-        assert (folder / "data").resolve() in servers.running()
-    assert (folder / "data").resolve() not in servers.running()
+def test_the_server_prints_one_line_when_it_is_ready(shared: ServeProcess) -> None:
+    assert re.fullmatch(
+        r"quartapp serves http://127\.0\.0\.1:\d+ with 2 workers "
+        r"on embedded MongoDB \d+\.\d+\.\d+ in data\n",
+        shared.startup_line,
+    )
+    assert shared.status("/readyz") == 200
+    assert len(shared.workers()) == 2
 
 
 @pytest.fixture
@@ -180,7 +177,9 @@ def test_a_signal_stops_the_workers_and_the_database(
     """SIGHUP stops a server with a terminal. Without a terminal it restarts the workers."""
     with server(folder, stdin=terminal) as running:
         workers = running.workers()
+        assert (folder / "data").resolve() in servers.running()
         assert running.end(number) == 0
+        assert (folder / "data").resolve() not in servers.running()
         assert not any(map(alive, workers))
         assert mongod(folder) is None
         with pytest.raises(httpx.ConnectError):
@@ -395,59 +394,56 @@ def listener() -> Iterator[socket.socket]:
         yield listener
 
 
-StartForkServer = Callable[[str], Awaitable[ForkServerClient]]
+@pytest.fixture(scope="module")
+async def fork_server() -> AsyncIterator[ForkServerClient]:
+    """Return a fork server whose workers run the code that `running` puts into their environment.
 
-
-@pytest.fixture
-async def start_fork_server(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[StartForkServer]:
-    """Return a function that starts a fork server whose workers run the given code.
-
-    The code can use the variables `listener` and `lifeline`.
+    It imports the application, which takes longer than most of these tests, so they share it.
     """
-    fork_servers = AsyncExitStack()
-
-    async def start_fork_server(worker: str) -> ForkServerClient:
+    with server_folder() as folder, pytest.MonkeyPatch.context() as patch:
         script = folder / "fork_server"
         script.write_text(
             f"#!{sys.executable}\n"
             "import os, signal, socket, sys, time\n"
             "from quartapp.serving import fork_server, worker_process\n"
             "def run(listener, lifeline):\n"
-            + "".join(f"    {line}\n" for line in worker.splitlines())
-            + "worker_process.run = run\n"
+            "    exec(os.environ['WORKER_CODE'], {**globals(), **locals()})\n"
+            "worker_process.run = run\n"
             "sys.exit(fork_server.main(socket.socket(fileno=int(sys.argv[3]))))\n"
         )
         script.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(script))
+        patch.setattr(sys, "executable", str(script))
         fork_server = await ForkServerClient.start()
-        fork_servers.push_async_callback(fork_server.close)
-        return fork_server
+        patch.undo()
+        yield fork_server
+        await fork_server.close()
 
-    async with fork_servers:
-        yield start_fork_server
+
+def worker_running(code: str) -> dict[str, str]:
+    """Return the environment of a worker that runs the code, which can use `listener` and
+    `lifeline`."""
+    return {"WORKER_CODE": code}
 
 
 async def test_a_worker_that_exits_at_once_fails_the_start(
-    start_fork_server: StartForkServer, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    fork_server: ForkServerClient, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fork_server = await start_fork_server("sys.exit(3)")
+    worker = WorkerSlot(0, fork_server, listener, worker_running("sys.exit(3)"), asyncio.Event())
     with pytest.raises(StartError, match="a worker could not start"):
-        await WorkerSlot(0, fork_server, listener, {}, asyncio.Event()).keep_alive()
+        await worker.keep_alive()
 
 
 async def test_a_worker_that_is_not_ready_in_time_fails_the_start(
-    start_fork_server: StartForkServer, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    fork_server: ForkServerClient, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fork_server = await start_fork_server("time.sleep(60)")
     # The first fork waits for the imports, which would take longer than the time limit below.
-    first = await fork_server.fork(listener, {"QUARTAPP_WORKER": "0"})
+    sleeps = worker_running("time.sleep(60)")
+    first = await fork_server.fork(listener, {"QUARTAPP_WORKER": "0", **sleeps})
     assert first
     assert await first.kill() == -signal.SIGKILL
     monkeypatch.setattr(workers, "READY_SECONDS", 0.5)
     with pytest.raises(StartError, match="a worker could not start"):
-        await WorkerSlot(0, fork_server, listener, {}, asyncio.Event()).keep_alive()
+        await WorkerSlot(0, fork_server, listener, sleeps, asyncio.Event()).keep_alive()
 
 
 @pytest.mark.parametrize(
@@ -465,10 +461,11 @@ async def test_a_failing_task_of_the_launcher_raises_its_reason(
 
 @asynccontextmanager
 async def kept_alive(
-    fork_server: ForkServerClient, *listeners: socket.socket
+    fork_server: ForkServerClient, code: str, *listeners: socket.socket
 ) -> AsyncIterator[list[WorkerSlot]]:
     slots = [
-        WorkerSlot(i, fork_server, each, {}, asyncio.Event()) for i, each in enumerate(listeners)
+        WorkerSlot(i, fork_server, each, worker_running(code), asyncio.Event())
+        for i, each in enumerate(listeners)
     ]
     tasks = [asyncio.create_task(slot.keep_alive()) for slot in slots]
     try:
@@ -499,16 +496,16 @@ async def was_paused(logs: list[MutableMapping[str, Any]], times: int = 1) -> bo
 
 
 async def test_connections_of_a_crashing_worker_go_to_the_other_worker(
-    folder: Path, start_fork_server: StartForkServer, monkeypatch: pytest.MonkeyPatch
+    folder: Path, fork_server: ForkServerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repaired = folder / "repaired"
-    fork_server = await start_fork_server(
+    code = (
         "listener = socket.socket(fileno=listener)\n"
         "listener.listen()\n"
         "lifeline.send(b'ready\\n')\n"
         "name = os.environ['QUARTAPP_WORKER'].encode()\n"
         f"while name == b'1' or os.path.exists({str(repaired)!r}):\n"
-        "    with listener.accept()[0] as line: line.send(name)",
+        "    with listener.accept()[0] as line: line.send(name)"
     )
     monkeypatch.setattr(workers, "EXITS_PER_MINUTE", 1)
     with (
@@ -516,7 +513,7 @@ async def test_connections_of_a_crashing_worker_go_to_the_other_worker(
         capture_logs() as logs,
     ):
         port = listeners[0].getsockname()[1]
-        async with kept_alive(fork_server, *listeners) as (crashing, healthy):
+        async with kept_alive(fork_server, code, *listeners) as (crashing, healthy):
             await eventually(lambda: was_paused(logs))
             await healthy.started.wait()
             assert await answering_workers(port) == {b"1"}
@@ -527,14 +524,13 @@ async def test_connections_of_a_crashing_worker_go_to_the_other_worker(
 
 
 async def test_a_paused_worker_is_started_again_after_a_minute(
-    start_fork_server: StartForkServer, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    fork_server: ForkServerClient, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fork_server = await start_fork_server("lifeline.send(b'ready\\n')")
     monkeypatch.setattr(workers, "EXITS_PER_MINUTE", 0)
     monkeypatch.setattr(workers, "MINUTE", minute := 1.0)
     began = time.monotonic()
     with capture_logs() as logs:
-        async with kept_alive(fork_server, listener):
+        async with kept_alive(fork_server, "lifeline.send(b'ready\\n')", listener):
             await eventually(lambda: was_paused(logs, times=2))
     assert time.monotonic() - began >= minute
 
@@ -542,20 +538,20 @@ async def test_a_paused_worker_is_started_again_after_a_minute(
 @pytest.mark.parametrize("immediately", [False, True], ids=["after the grace time", "at once"])
 async def test_a_worker_that_ignores_sigterm_is_killed(
     folder: Path,
-    start_fork_server: StartForkServer,
+    fork_server: ForkServerClient,
     listener: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
     immediately: bool,
 ) -> None:
-    fork_server = await start_fork_server(
+    code = (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "lifeline.send(b'ready\\n')\n"
-        "time.sleep(60)",
+        "time.sleep(60)"
     )
     monkeypatch.setattr(workers, "GRACE_SECONDS", 60 if immediately else 0.5)
     stop_now = asyncio.Event()
-    worker = WorkerSlot(0, fork_server, listener, {}, stop_now)
+    worker = WorkerSlot(0, fork_server, listener, worker_running(code), stop_now)
     task = asyncio.create_task(worker.keep_alive())
     await worker.started.wait()
     task.cancel()
