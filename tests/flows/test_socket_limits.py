@@ -226,26 +226,27 @@ async def test_clients_that_do_not_read_are_closed_and_free_their_places(
     server: Server, ada: Person
 ) -> None:
     await store_notifications(server, ada, more_than_buffers_hold())
-    with stalled_clients_on_every_place(ada):
+    with stalled_clients_on_every_place(ada) as refused:
+        assert refused
         await until(lambda: can_connect(ada), within=6 * PING + 2)
 
 
 @contextmanager
-def stalled_clients_on_every_place(person: Person) -> Iterator[None]:
-    """Open such clients until eight in a row are refused, so that both workers have refused one.
+def stalled_clients_on_every_place(person: Person) -> Iterator[int]:
+    """Open such clients until twelve were refused, and yield how many were.
 
-    They are not counted first: a slow machine may not open all before the first is closed.
+    On a slow machine the first ones are closed before the last ones are opened.
     """
     refused = 0
     with ExitStack() as stack:
-        while refused < 8:
+        for _ in range(40):
             try:
                 stack.enter_context(stalled_client(person))
             except AssertionError:
                 refused += 1
-            else:
-                refused = 0
-        yield
+            if refused == 12:
+                break
+        yield refused
 
 
 async def can_connect(person: Person) -> bool:
