@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from pydantic import SecretStr
@@ -28,27 +31,33 @@ PASSWORD = "correct horse battery staple"
 
 # The slowest files, the slowest first. If one started last, it would run alone at the end.
 LONGEST = (
+    "tests/flows/test_issues_of_other_projects.py",
     "tests/flows/test_ending_sessions.py",
     "tests/test_serving.py",
-    "tests/flows/test_issues_of_other_projects.py",
-    "tests/faults/test_replica_set.py",
     "tests/faults/test_partition.py",
-    "tests/browser/test_accessibility.py",
-    "tests/faults/test_database_outage.py",
-    "tests/faults/test_clocks.py",
-    "tests/faults/test_hostile_sockets.py",
     "tests/flows/test_restarts_and_disconnects.py",
     "tests/faults/test_change_stream.py",
+    "tests/faults/test_replica_set.py",
+    "tests/faults/test_hostile_sockets.py",
+    "tests/faults/test_clocks.py",
+    "tests/faults/test_database_outage.py",
     "tests/flows/test_socket_limits.py",
-    "tests/browser/test_live_pages.py",
-    "tests/browser/test_drafts.py",
-    "tests/flows/test_requests_while_sessions_end.py",
     "tests/cli/test_alone.py",
-    "tests/browser/test_reauthentication.py",
     "tests/faults/test_failing_writes.py",
+    "tests/browser/test_drafts.py",
+    "tests/browser/test_privacy.py",
+    "tests/browser/test_receipts.py",
+    "tests/browser/test_accessibility.py",
+    "tests/browser/test_live_pages.py",
+    "tests/browser/test_reauthentication.py",
+    "tests/flows/test_permission_changes.py",
     "tests/flows/test_receipts.py",
-    "tests/flows/test_reconnecting_many.py",
 )
+
+
+def long(value: object) -> ParameterSet:
+    """Return the value as a parameter with which a test runs in its long form only."""
+    return pytest.param(value, marks=pytest.mark.long)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -88,9 +97,23 @@ def compiled_templates() -> None:
 
 
 @pytest.fixture(scope="session")
-async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+def memory_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder for databases: in memory if that has room for several, else on the disk.
+
+    Each change waits until the database has written it, which takes longer on a busy disk.
+    """
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > 6 * 1024**3:
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path_factory.mktemp("memory")
+
+
+@pytest.fixture(scope="session")
+async def mongod(memory_folder: Path) -> AsyncIterator[str]:
     """Return the URI of a mongod, which is stopped at the end of the test session."""
-    async with embedded.running(tmp_path_factory.mktemp("db")) as mongod:
+    async with embedded.running(memory_folder / "db") as mongod:
         yield mongod.uri
 
 
@@ -223,7 +246,7 @@ async def serving_in_process(
 
 
 @pytest.fixture(scope="session")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+async def server(memory_folder: Path) -> AsyncIterator[Server]:
     """Return a server with two workers and an administrator `root`.
 
     All tests that leave it as they found it share it. Its next sweep is an hour away: a sweep would
@@ -231,7 +254,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     """
     # The socket of a test answers pings only while the test reads it, so the interval is long.
     async with serving(
-        tmp_path_factory.mktemp("srv"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="20"
+        memory_folder / "server", LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="20"
     ) as server:
         await server.run(
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD

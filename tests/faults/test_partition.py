@@ -14,6 +14,7 @@ import pytest
 from quartapp import clock
 from quartapp.authority import lease
 from quartapp.ws import dispatcher
+from tests.conftest import long
 from tests.faults import machines
 from tests.faults.hosts import Hosts, hosts
 from tests.faults.oracle import Load
@@ -182,7 +183,7 @@ async def test_an_isolated_host_closes_its_sockets_with_1013(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("mode", ["freeze", "drop"])
+@pytest.mark.parametrize("mode", ["freeze", long("drop")])
 async def test_a_revocation_missing_from_the_oplog_is_enforced_on_reconnect(
     scene: Scene, mode: Mode
 ) -> None:

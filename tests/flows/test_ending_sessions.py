@@ -255,6 +255,18 @@ ENDINGS = {
 }
 
 
+# These acts end sessions by the same code as one of the others, or tests of one process and of
+# commands beside a server observe them too.
+REPEATED = {
+    *("ending all others", "ending the current one"),
+    *("ending all own sessions", "disabling own account", "deleting account"),
+    *("page: delete", "page: end sessions"),
+    *("command: delete", "command: end sessions", "command: delete role", "command: disable"),
+    "database: role pulled",
+}
+assert ENDINGS.keys() >= REPEATED
+
+
 @pytest.fixture
 async def scene(server: Server, root: Person, ada: Person):
     role = f"role-{secrets.token_hex(4)}"
@@ -266,7 +278,13 @@ async def scene(server: Server, root: Person, ada: Person):
         yield Scene(server, root, ada, phone, role)
 
 
-@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param(ending, id=name, marks=[pytest.mark.long] if name in REPEATED else [])
+        for name, ending in ENDINGS.items()
+    ],
+)
 async def test_every_tab_of_an_ended_session_gets_the_reason_and_no_other_tab(
     scene: Scene, bob: Person, ending: Ending
 ) -> None:

@@ -25,7 +25,7 @@ from playwright.async_api import Page, expect
 from quartapp import clock
 from tests.browser import conftest as browser
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
-from tests.conftest import PASSWORD, serving
+from tests.conftest import PASSWORD, long, serving
 from tests.people import SECONDS, Person, Server, Tab, flood_change_stream, until
 
 chromium, new_browser = browser.chromium, browser.new_browser
@@ -157,7 +157,14 @@ ENDINGS = {
 
 
 @needs_chromium
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *("role revoked", "expired"),
+        # tests/browser/test_live_pages.py shows these reasons on a locked page.
+        *(long(each) for each in ("ended by an administrator", "disabled", "password changed")),
+    ],
+)
 async def test_the_locked_page_and_the_sign_in_page_show_the_reason(
     server: Server, root: Person, open_page: OpenPage, ending: str
 ) -> None:
@@ -200,7 +207,8 @@ async def change_password(person: Person) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("place", ["/posts/new", "{post}/edit", "{post}"])
+# tests/browser/test_drafts.py does the same with a new post.
+@pytest.mark.parametrize("place", ["{post}", long("/posts/new"), long("{post}/edit")])
 async def test_unsaved_text_survives_a_forced_sign_out(
     root: Person, open_page: OpenPage, place: str
 ) -> None:
@@ -283,7 +291,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", ["role revoked", long("disabled"), long("all sessions ended")])
 async def test_a_revoked_session_is_refused_on_every_page_and_form(
     server: Server, root: Person, ada: Person, bob: Person, step: str
 ) -> None:
@@ -390,7 +398,8 @@ Deactivate = Callable[[Server, Person, str], Awaitable[None]]
 
 
 @pytest.mark.parametrize(
-    "deactivate", [by_page, by_command, by_an_update, by_a_replacement, by_a_bulk_write]
+    "deactivate",
+    [by_command, by_an_update, by_a_replacement, long(by_page), long(by_a_bulk_write)],
 )
 async def test_disabling_an_account_by_any_path_ends_all_its_sessions(
     server: Server, root: Person, ada: Person, deactivate: Deactivate

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.conftest import long
 from tests.people import Person, Server, flood_change_stream, until
 
 AT_ONCE = 6
@@ -58,10 +59,11 @@ async def disable(ada: Person, phone: Person, root: Person) -> int:
     return (await root.post(f"/admin/users/{ada.username}/disable")).status_code
 
 
-@pytest.mark.parametrize("end_session", [sign_out, end_others, end_sessions, revoke, disable])
 @pytest.mark.parametrize(
-    "attempt", [1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 6))]
+    "end_session",
+    [sign_out, revoke, *(long(act) for act in (end_others, end_sessions, disable))],
 )
+@pytest.mark.parametrize("attempt", [1, *(long(n) for n in range(2, 6))])
 async def test_requests_are_refused_once_the_end_is_acknowledged(
     server: Server,
     root: Person,
