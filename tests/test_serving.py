@@ -451,9 +451,8 @@ async def test_a_worker_that_is_not_ready_in_time_fails_the_start(
     [("prepare", "^MONGODB_URI: write an address"), ("unknown", "failed, it says why above$")],
 )
 async def test_a_failing_task_of_the_launcher_raises_its_reason(
-    start_fork_server: StartForkServer, folder: Path, task: str, reason: str
+    fork_server: ForkServerClient, folder: Path, task: str, reason: str
 ) -> None:
-    fork_server = await start_fork_server("pass")
     environment = {"MONGODB_URI": "elsewhere", "QUARTAPP_DATA": str(folder)}
     with pytest.raises(StartError, match=reason):
         await fork_server.run_task(task, environment)
