@@ -49,6 +49,19 @@ async def test_the_setup_link_works_once(anonymous: Visitor, link: str) -> None:
     assert len(await documents("users")) == 1
 
 
+async def test_the_setup_link_works_in_a_browser_that_is_signed_in(
+    visitors: Visitors, link: str
+) -> None:
+    ada = await visitors.member("ada")
+    answer = await set_up(ada, link)
+    assert (answer.status, answer.location) == (303, "/admin/users")
+    me = await ada.me()
+    assert me is not None
+    assert (me["username"], me["roles"]) == ("grace", ["admin", "member"])
+    (created,) = await documents("events", verb="user.registered", **{"details.roles": "admin"})
+    assert created["actor"] == created["subject"]
+
+
 async def test_an_invalid_form_does_not_use_up_the_setup_link(
     anonymous: Visitor, link: str
 ) -> None:

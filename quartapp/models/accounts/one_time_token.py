@@ -196,8 +196,9 @@ async def make_first_administrator(
     the user.
 
     In one transaction. The address counts as verified without an email, because the operator has
-    the link. Has the effects of `add_user`. Raises TokenSpent if the token is not valid or there is
-    an administrator, and Taken; then the token stays valid.
+    the link. Has the effects of `add_user`. `by` is a visitor or the command line: for a signed-in
+    user without all permissions, MissingPermission is raised. Raises TokenSpent if the token is not
+    valid or there is an administrator, and Taken; then the token stays valid.
     """
     roles = [role for name in (policy.ADMIN, policy.MEMBER) if (role := await Role.named(name))]
 

@@ -27,6 +27,7 @@ from quartapp.models.accounts.one_time_token import (
 )
 from quartapp.models.accounts.registration import claim as claim_account
 from quartapp.models.accounts.registration import register as register_account
+from quartapp.models.base.actor import Actor
 from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.models.limits import hash_cost
 from quartapp.models.sessions.opening import is_known_browser
@@ -280,7 +281,8 @@ async def setup(token: str) -> Any:
                     form.username.data or "",
                     form.email.data or "",
                     await hasher().hash(form.password.data or ""),
-                    by=current_user.actor,
+                    # The link authorizes this, also in a browser that is signed in.
+                    by=Actor(ip=auth.remote_address()),
                 )
             except Taken as taken:
                 form.refuse(str(taken), taken.field)
