@@ -113,8 +113,9 @@ async def attempt(*keys: Key) -> AsyncIterator[Attempt]:
 
     Concurrent attempts cannot exceed the limit: where the limit depends on the outcome of others
     that are under way, this waits up to WAIT_SECONDS for each key. Before the body runs, raises
-    RateLimitExceeded, and Busy when MAX_WAITING attempts of this worker wait already or the wait
-    takes too long. What was reserved until then is released.
+    RateLimitExceeded (429), logged as `excess_rate_limit_exceeded`, and Busy (503) when MAX_WAITING
+    attempts of this worker wait already or the wait takes too long. What was reserved until then is
+    released.
     """
     outcome, attempt_id = Attempt(), PydanticObjectId()
     begun: list[Key] = []

@@ -43,9 +43,9 @@ async def reauthenticate(password: str, code: str = "") -> None:
     renew the session as `renew_session` does.
 
     The code is checked, and a correct one used up, only if the password is correct. Failed attempts
-    are counted and logged as `authn_login_fail`. Raises IncorrectPassword, IncorrectCode,
-    FactorsBlocked, RetryLater after too many attempts or when too many wait, and what
-    `renew_session` raises.
+    are counted and logged as `authn_login_fail`. Without a second factor, the code is ignored.
+    Raises IncorrectPassword, IncorrectCode, FactorsBlocked, RateLimitExceeded after too many
+    attempts (429), Busy when too many wait (503), and what `renew_session` raises.
     """
     user = await signed_in_user()
     async with password_attempt(user) as attempt:

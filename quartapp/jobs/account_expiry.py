@@ -51,8 +51,8 @@ class AccountExpiry(BackgroundTask):
 
     async def _watch(self) -> None:
         """Disable expired accounts, then wait until the next one expires or an account changes, at
-        most LOOK_EVERY seconds. Repeat until cancelled. A failure of the database is logged, and
-        tried again after LOOK_EVERY seconds."""
+        most LOOK_EVERY seconds. Repeat until cancelled. A failure of the database is logged as the
+        warning `departures_not_read`, and tried again after LOOK_EVERY seconds."""
         while True:
             wait = LOOK_EVERY
             try:
@@ -67,12 +67,12 @@ class AccountExpiry(BackgroundTask):
 
 
 async def disable_expired() -> None:
-    """Disable all expired accounts, which ends their sessions, and log each that this worker
-    disabled.
+    """Disable expired accounts, at most AT_ONCE of them, which ends their sessions, and log
+    `user_disabled` for each that this worker disabled.
 
-    The last administrator is not disabled: the expiry is removed, and an error is logged. A failure
-    is logged as a warning, and the next account is tried. Raises only what the driver raises when
-    it reads the list.
+    The last administrator is not disabled: the expiry is removed, and the error
+    `last_administrator_stays` is logged. A failure is logged as the warning `departure_failed`, and
+    the next account is tried. Raises only what the driver raises when it reads the list.
     """
     for user in await account_expiry.due():
         try:

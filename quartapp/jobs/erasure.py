@@ -19,7 +19,8 @@ class Erasure(BackgroundTask):
 
     async def _repeat(self) -> None:
         """Erase the accounts that are due, then sleep for LOOK_EVERY seconds. Repeat until
-        cancelled. Failures are logged as warnings."""
+        cancelled. Failures are logged as the warning `erasing_failed`; the account whose erasure
+        failed is claimed again after two minutes."""
         while True:
             try:
                 await self.erase_due()
@@ -28,8 +29,8 @@ class Erasure(BackgroundTask):
             await asyncio.sleep(LOOK_EVERY)
 
     async def erase_due(self) -> None:
-        """Claim and erase accounts that are due, one after another, until none is left. Logs each
-        that was erased. Raises what the driver raises."""
+        """Claim and erase accounts that are due, one after another, until none is left. Logs
+        `user_erased` for each that this worker erased. Raises what the driver raises."""
         while (user := await account_deletion.claim()) is not None:
             if await account_deletion.erase(user):
                 log.info("user_erased", user=str(user.id))

@@ -32,7 +32,8 @@ class LastSeenWriter(BackgroundTask):
         self._start_task(self._flush_often(), "last seen")
 
     async def stop(self) -> None:
-        """Stop the task, and write what is noted. Logs a failure of the write."""
+        """Stop the task, and write what is noted. Logs a failure of the write
+        (`seen_not_written`)."""
         await super().stop()
         await self._flush()
 
@@ -64,7 +65,8 @@ class LastSeenWriter(BackgroundTask):
             self._noted = {key: noted for key, noted in self._noted.items() if noted[1] > now}
 
     async def _flush(self) -> None:
-        """Write all noted uses in one write. If it fails, logs that, and they are lost."""
+        """Write all noted uses in one write. If it fails, logs the warning `seen_not_written`, and
+        they are lost."""
         pending, self._pending = self._pending, {}
         try:
             await Session.record_use(pending)

@@ -73,7 +73,8 @@ class OutboxWorker(BackgroundTask):
 
     async def _repeat(self) -> None:
         """Send what is due, then wait until the outbox changes, at most LOOK_EVERY seconds. Repeat
-        until cancelled. Failures to read or write the outbox are logged as warnings."""
+        until cancelled. Failures to read or write the outbox are logged as the warning
+        `outbox_not_read`."""
         while True:
             try:
                 await self.deliver()
@@ -93,11 +94,13 @@ class OutboxWorker(BackgroundTask):
     async def _deliver(self, mail: Mail) -> None:
         """Build and send a claimed email, then delete it from the outbox.
 
-        An email that is not needed any more is deleted without being sent. One that cannot be sent
-        becomes due again later; after the last attempt, or at once if another attempt would fail as
-        well, it is given up and stays in the outbox. Each outcome is counted in the metrics. Sent
-        emails are logged, failures as a warning, emails given up as an error. Raises only what the
-        driver raises when it stores the outcome.
+        An email that is not needed any more is deleted without being sent or logged. One that
+        cannot be sent, for whatever error, becomes due again later (`Mail.failed`); after the last
+        attempt, or at once for a ValueError and a permanent Undelivered, it is given up and stays
+        in the outbox for a week. Each outcome is counted in the metrics. Logs `mail_sent`, the
+        warning `mail_put_off` or the error `mail_given_up`, without the address. Raises only what
+        the driver raises when it stores the outcome; then the email is sent again two minutes
+        later.
         """
         what = {"email": mail.kind, "id": str(mail.id)}
         try:

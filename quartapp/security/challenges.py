@@ -43,7 +43,8 @@ class ChallengeSigner:
         """Check the signature, the binding and the age of a challenge.
 
         Raises VerificationFailed for a challenge that was not created with this key and binding, or
-        is older than CHALLENGE_LIFETIME. Does not notice that a challenge was used before.
+        is older than CHALLENGE_LIFETIME. Accepts one whose time is ahead of this host's clock, and
+        does not notice that a challenge was used before.
         """
         said, seal = (
             challenge[: _RANDOM_BYTES + _TIME_BYTES],

@@ -75,7 +75,9 @@ class Encryption:
     def decrypt_value(self, encrypted: Any, context: str, *, max_age: timedelta) -> Any:
         """Return the value of `encrypt_value`.
 
-        Return None if it is no text, does not decrypt, or was encrypted longer ago than `max_age`.
+        Return None if it is no text, does not decrypt, or was encrypted longer ago than `max_age`;
+        not for a time that is ahead of this host's clock. Raises ValueError or TypeError for a text
+        that `encrypt` made with the same context.
         """
         text = self.decrypt(encrypted, context) if isinstance(encrypted, str) else None
         if text is None:

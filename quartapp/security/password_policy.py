@@ -77,8 +77,8 @@ class PasswordPolicy:
         warning), then a password that is known from a breach. Each check runs only if the ones
         before it passed. A breach service that does not answer refuses nothing.
 
-        Raises Busy when the scoring process has too many passwords waiting, does not answer or
-        cannot be started. Counts no limits: callers do that before.
+        Raises Busy, which the scorer logs, when the scoring process has too many passwords waiting,
+        does not answer or cannot be started. Counts no limits: callers do that before.
         """
         context = (*context, *self._site_words)
         if reason := obvious_weakness(password, context=context):

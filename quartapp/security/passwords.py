@@ -101,8 +101,8 @@ class PasswordHasher:
     async def hash(self, password: str) -> str:
         """Return a new hash of the password, made in a thread of the pool.
 
-        Raises Busy when the queue is full, and ValueError for a password of more than 256 code
-        points, which the password policy refuses before.
+        Applies no other rule of the password policy. Raises Busy, which is logged, when the queue
+        is full, and ValueError for a password of more than 256 code points.
         """
         if len(password) > MAX_LENGTH:
             raise ValueError("the password is too long")
@@ -111,10 +111,10 @@ class PasswordHasher:
     async def verify(self, password: str, stored: str | None, *, cost: int = 0) -> bool:
         """Return whether the password fits the hash. None, for an unknown user, fits nothing.
 
-        Runs in a thread of the pool. Raises Busy when the queue is full. A hash that cannot be
-        read fits nothing, and a password of more than 256 code points fits no hash. The time
-        depends on the typed password alone: a hash of a lower cost takes as long as one of ours,
-        or of the given cost where that is higher.
+        Runs in a thread of the pool, and counts no attempt. Raises Busy, which is logged, when the
+        queue is full. A hash that cannot be read fits nothing, and a password of more than 256 code
+        points fits no hash. The time depends on the typed password alone: a hash of a lower cost
+        takes as long as one of ours, or of the given cost where that is higher.
         """
         # A password that fits nothing takes the place of one that is too long.
         typed = password if len(password) <= MAX_LENGTH else "\0"

@@ -152,10 +152,11 @@ class Connection:
     ) -> None:
         """Begin to close, with this code and reason; later calls do nothing. Return at once.
 
-        Without `end_notice`, the close frame is sent now. With it, the notice is sent now and the
-        close frame when the client has acknowledged it, after ACK_SECONDS at most; a later
-        acknowledgement counts until LATE_ACK_SECONDS after the notice. The handler is cancelled
-        when the client has answered the close frame or its time is over.
+        Counts the code in the metrics, and logs `socket_closed` if `logged`. Without `end_notice`,
+        the close frame is sent now. With it, the notice is sent now and the close frame when the
+        client has acknowledged it, after ACK_SECONDS at most; a later acknowledgement counts until
+        LATE_ACK_SECONDS after the notice. The handler is cancelled when the client has answered the
+        close frame or its time is over.
         """
         if self._closing is not None:
             return

@@ -50,10 +50,12 @@ def limit_handshakes(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaita
 async def live() -> None:
     """Serve one page's socket until it is closed. `?cursor=` resumes behind that notification.
 
-    Answers 401 without a valid session, 429 past the handshake limits, and 503 past the limits for
-    sockets. After accepting, adds the socket to the hub, sends the first message, and reads and
-    writes until the end, when the socket leaves the hub. If the database is unavailable for the
-    first message, closes with 1013; after another error, logs it and closes with 1011.
+    Answers 403 to an Origin that is not allowed, 401 without a valid session, 429 past the
+    handshake limits of the user and the network, and 503 past the limits for sockets and for
+    handshakes at once. After accepting, adds the socket to the hub, sends the first message
+    (`hello`, or `session.ended` before it closes), and reads and writes until the end, when the
+    socket leaves the hub. If the database is unavailable for the first message, closes with 1013;
+    after another error, logs it and closes with 1011.
     """
     hub = _hub()
     session_id, user_id = current_user.session_id, current_user.user_id

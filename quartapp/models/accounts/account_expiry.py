@@ -6,7 +6,8 @@ it, and record that it has passed.
 
 They use `authorized_transaction`, which raises SessionOver or RightsChanged if the actor's session
 has ended or has lost a permission, and MissingPermission if the user holds a permission that the
-actor lacks.
+actor lacks. They send no email, and the object keeps its old values. The caller waits with
+`wait_until_enforced`.
 """
 
 from datetime import UTC, date, datetime, time, timedelta
@@ -49,10 +50,11 @@ async def set_expiry(user: User, day: date, *, by: Actor) -> Event | None:
     """Let the account expire at the end of this day (UTC), notify the user, and return the event
     EXPIRY_SET.
 
-    In an authorized transaction that manages the user. Returns None, without a change, if that is
-    its expiry already or the account is disabled. Raises LastAdministrator if no administrator
-    would be left whose account never expires, or none that is active now. Does not check that the
-    day is possible (`is_possible`).
+    In an authorized transaction that manages the user, without a barrier mark. Replaces another
+    expiry; an account that has expired is active again, until `disable_expired` has disabled it.
+    Returns None, without a change, if that is its expiry already or the account is disabled. Raises
+    LastAdministrator if no administrator would be left whose account never expires, or none that is
+    active now. Does not check that the day is possible (`is_possible`).
     """
     at = end_of(day)
 
@@ -71,8 +73,9 @@ async def set_expiry(user: User, day: date, *, by: Actor) -> Event | None:
 async def remove_expiry(user: User, *, by: Actor) -> Event | None:
     """Remove the expiry of the account, notify the user, and return the event EXPIRY_REMOVED.
 
-    In an authorized transaction that manages the user. Returns None, without a change, if the
-    account has no expiry or is disabled.
+    In an authorized transaction that manages the user, without a barrier mark. An account that has
+    expired is active again, unless `disable_expired` has disabled it. Returns None, without a
+    change, if the account has no expiry or is disabled.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -102,11 +105,12 @@ async def next_expiry() -> datetime | None:
 async def disable_expired(user: User) -> Event | None:
     """Disable an account that has expired, as of that moment, and return the event ACCOUNT_EXPIRED.
 
-    In a transaction with a barrier mark, which ends the user's sessions, notifies the user and
-    increments `authz_version`. If that would leave no administrator, it removes the expiry instead,
-    notifies the user and returns the event EXPIRY_SKIPPED; only an edit of the database by hand can
-    have set it. Returns None, without a change, if another worker was first or the expiry was
-    changed.
+    In a transaction with a barrier mark, which ends the user's sessions (reason ACCOUNT_DISABLED),
+    notifies the user and increments `authz_version`. Known browsers stay known. If there is no
+    active administrator and the user is one, it removes the expiry instead, notifies the user and
+    returns the event EXPIRY_SKIPPED; only an edit of the database by hand can have set it. Returns
+    None, without a change, if another worker was first or the expiry was changed. Does not check
+    that the account has expired.
     """
     moment = {"disabled_at": None, "closes_at": user.closes_at}
     day = user.expires_on.isoformat() if user.expires_on else None

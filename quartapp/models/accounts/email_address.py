@@ -90,7 +90,7 @@ async def require_verification(required: bool) -> int:
 
     If it is required, accounts with an unverified address cannot be used until they verify it, and
     their sessions are over. If not, they can be used again, except those that only claim their
-    address. Returns the number of accounts that this changed.
+    address. Records no events and sends nothing. Returns the number of accounts that this changed.
     """
     unverified = {"email_verified_at": None, "claimed_email": None}
     match = {**unverified, "must_verify": {"$ne": True} if required else True}
@@ -113,10 +113,12 @@ async def request_change(user: User, email: str, *, limit: RateLimitItem, by: Ac
     """Start changing the user's address to this one: store it as pending and queue a verification
     email to it.
 
-    In an authorized transaction. Entering the present address removes a pending one, and queues an
-    email all the same. Whether another account holds the address is not checked: only its owner
-    learns that, by email. Raises TooManyEmails, without a write, if the account has requested as
-    many emails as the limit allows.
+    In an authorized transaction. Replaces another pending address. Entering the present address
+    removes a pending one, and queues an email all the same. Whether another account holds the
+    address is not checked: only its owner learns that, by email. No event and no notification. Past
+    the mail budget of the mailbox, the change is stored, but no email is queued (`Mail.queue`).
+    Raises TooManyEmails, without a write, if the account has requested as many emails as the limit
+    allows.
     """
     pending = email if email != user.email else None
     await _request(user, email, {"pending_email": pending}, limit=limit, by=by)
@@ -144,11 +146,12 @@ async def issue(mail: Mail, key: str) -> Issued | None:
     them with the receiver.
 
     Stores them as one token, valid for ten minutes, and marks older verification tokens of the user
-    as used. Returns None, so that nothing is sent, if the account was deleted or is not active, if
-    the address is not waiting for verification any more, or if since then the password was changed
-    or a newer email was requested. If another account holds the address, `taken` is set and the
-    email goes to that account's owner: then a token is stored which no code fits, so that a visitor
-    who tries codes gets the same answers.
+    as used; a second call for the same email replaces its token. Returns None, so that nothing is
+    sent, if the account was deleted or is not active, if the address is not waiting for
+    verification any more, or if since then the password was changed or a newer email was requested.
+    If another account holds the address, `taken` is set and the email goes to that account's owner:
+    then a token is stored which no code fits, so that a visitor who tries codes gets the same
+    answers.
     """
     user = await User.get(mail.user_id) if mail.user_id else None
     if user is None or not user.is_active or mail.to != unconfirmed(user):
@@ -297,8 +300,9 @@ async def vouch_for(user: User, *, by: Actor) -> Event | None:
     """Mark the user's address as verified, because an operator says so; return the event
     EMAIL_VERIFIED.
 
-    In an authorized transaction; sends neither an email nor a notification. Returns None if it was
-    verified already. Raises Taken if another account holds an address that this one only claims.
+    In an authorized transaction; sends neither an email nor a notification. A pending address is
+    not verified. Returns None if it was verified already, or if the account only claims it and is
+    due for deletion. Raises Taken if another account holds an address that this one only claims.
     """
 
     async def work(tx: Tx) -> Event | None:
@@ -395,8 +399,8 @@ async def undo(token: str, *, by: Actor) -> Event:
     user. It voids all other links of the account, except those that undo an earlier change. Deletes
     another account that only claims the address.
 
-    The caller lets the owner set a password next. Raises TokenSpent, and Taken if another account
-    has the address by now.
+    No email is queued. The caller waits for the mark, and lets the owner set a password next.
+    Raises TokenSpent, and Taken if another account has the address by now.
     """
     found = await Token.usable(Purpose.UNDO, token)
     if found is None:

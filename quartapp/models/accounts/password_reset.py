@@ -45,10 +45,11 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
     """Store the token for a reset email that is about to be sent, valid for 30 minutes; return its
     user and the token.
 
-    The account is the one that holds or claims the address. Returns None, so that nothing is sent,
-    if there is none, if its owner can neither sign in nor restore it, if its password was changed
-    since the request, if its own address is a different mailbox from the one that was entered, or
-    if `at_most` links still work.
+    The account is the one that holds or claims the address. A second call for the same email
+    replaces its token. Returns None, so that nothing is sent, if there is no account, if its owner
+    can neither sign in nor restore it, if its password was changed since the request, if its own
+    address is a different mailbox from the one that was entered, or if `at_most` other links still
+    work.
     """
     user = await User.by_email(mail.to) or await User.claiming(mail.to)
     if (
@@ -67,7 +68,7 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
 
 async def issue_now(user: User) -> str:
     """Store a reset token for a user who has just proved that the address is theirs, valid for 30
-    minutes, and return it. Sends no email."""
+    minutes, and return it. Sends no email; earlier tokens stay valid."""
     return await Token.issue(PydanticObjectId(), Purpose.RESET, user, user.email, lasts=LASTS)
 
 
@@ -79,14 +80,15 @@ async def asked_by(token: str) -> User | None:
 
 
 async def reset(token: str, password_hash: str, *, by: Actor) -> Event:
-    """Set the password with the token, end all sessions of the user, and return the event
-    PASSWORD_RESET.
+    """Set the password with the token, end all sessions of the user (reason PASSWORD_CHANGED), and
+    return the event PASSWORD_RESET.
 
-    In a transaction with a barrier mark, which uses up the token, cancels a pending change of
-    address, and notifies and emails the user. The address counts as verified from then on; if it
-    did not before, all second factors, recovery codes and known browsers are removed as well. Opens
-    no session. Raises TokenSpent if the token is not valid, if the address or password has changed
-    since, or if another account holds the address.
+    In a transaction with a barrier mark, for which the caller waits. It uses up the token, cancels
+    a pending change of address, and notifies and emails the user; older reset tokens become void
+    with the new password. The address counts as verified from then on, without another event; if it
+    did not before, all second factors and recovery codes are removed as well. Opens no session, and
+    does not restore a deactivated account. Raises TokenSpent if the token is not valid, if the
+    address or password has changed since, or if another account holds the address.
     """
     found = await Token.usable(Purpose.RESET, token)
     if found is None:

@@ -2,7 +2,11 @@
 
 Most operations are one authorized transaction that contains the change, the end of sessions, the
 audit event and the notification. They return the audit event, or None, without any effect, if there
-was nothing to change. Sockets learn of the change from the change stream, after the commit.
+was nothing to change. The object keeps its old values. Sockets learn of the change from the change
+stream, after the commit.
+
+No operation waits for the workers: the caller does, with `wait_until_enforced(event)` if the event
+has a barrier mark, else with `wait_until_enforced()`.
 
 An authorized transaction raises SessionOver if the actor's session has ended, and RightsChanged if
 it has lost a permission. If it manages a user, it raises MissingPermission if that is another user
@@ -76,8 +80,9 @@ class User(Account):
         changed anything.
 
         An account that claimed the address now holds it, and is no longer due for deletion. Returns
-        False if the account was verified or deleted meanwhile, or has another address. Raises Taken
-        if another account holds it. Records no event.
+        False if the account was verified or deleted meanwhile, or has another address; for a claim
+        also if the account is due for deletion. Raises Taken if another account holds it. Records
+        no event.
         """
         match, change = self.proof(email)
         try:
@@ -103,7 +108,7 @@ class User(Account):
 
     async def require_verified(self, tx: Tx) -> None:
         """Read the account again, and raise Unverified if it must verify its address before it can
-        be used."""
+        be used. Returns nothing if it was deleted."""
         found = await User.get(self.id, session=tx)
         if found is not None and found.awaits_verification:
             raise Unverified(found.username)
@@ -228,13 +233,13 @@ class User(Account):
 
         In an authorized transaction that manages the user, with a barrier mark. The user is
         emailed, and notified if somebody else did it. `with_posts` says that posts and comments
-        will be deleted too. The user can restore the account if they deactivated it themselves
-        (`restore`).
+        will be deleted too; it is ignored without `deletes_at`. The user can restore the account if
+        they deactivated it themselves (`restore`). `event.ended_sessions` is not set.
 
         If an administrator schedules a deletion that the user has scheduled already, the earlier
         time counts, and the user can no longer cancel it. Returns None, without a change, if the
         account is deactivated already or, with `deletes_at`, its deletion is scheduled for the same
-        or an earlier time. Raises LastAdministrator.
+        or an earlier time. Raises LastAdministrator and MissingPermission.
         """
         own = by.user_id == self.id
         if deletes_at is None:
@@ -301,7 +306,8 @@ class User(Account):
 
         In an authorized transaction that manages the user, with a barrier mark if there is an
         event. Makes all browsers unknown, but that of the session to keep, also if no session was
-        active. Notifies the user if the reason is ENDED_BY_ADMIN and a session was active.
+        active. Notifies the user if the reason is ENDED_BY_ADMIN and a session was active. The
+        event has the number of active sessions in `details["count"]`. Raises MissingPermission.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -341,8 +347,9 @@ class User(Account):
         In an authorized transaction that manages the user. The session to keep counts as just
         re-authenticated, and its old token no longer works. Cancels a pending change of address,
         notifies and emails the user, and records the event PASSWORD_CHANGED. Inserts no barrier
-        mark. Returns None if there is no session to keep. Raises PasswordMoved if the stored hash
-        is not the one of this document any more, and MissingPermission.
+        mark. Returns None, after the same changes, if there is no session to keep or it has ended.
+        Only the browser of that session stays known. Raises PasswordMoved, without a change, if the
+        stored hash is not the one of this object any more, and MissingPermission.
         """
         token, digest = new_token()
 
@@ -426,7 +433,8 @@ class User(Account):
         wrong codes. The email goes only to a verified address.
 
         With `blocked` the texts say that codes no longer sign in, and the event CODES_BLOCKED is
-        recorded; without it, there is no event.
+        recorded; without it, there is no event. Blocks nothing, and each call informs the user
+        again.
         """
         by = Actor(ip=ip)
 
@@ -440,7 +448,7 @@ class User(Account):
 
     async def read_notices(self) -> None:
         """Mark all notifications up to `notice_seq` of this object as read, on the user and on each
-        notification, in two writes. Newer ones stay unread."""
+        notification, in two writes without a transaction. Newer ones stay unread."""
         await User.change(
             {"_id": self.id, "notices_read": {"$lt": self.notice_seq}},
             {"$set": {"notices_read": self.notice_seq}},

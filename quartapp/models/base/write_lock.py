@@ -27,7 +27,8 @@ async def hold_administrators(tx: Tx) -> None:
     conflict.
 
     Call it in the transaction before counting administrators. Does not wait: of two transactions at
-    once, MongoDB aborts one, and `transaction` runs it again.
+    once, MongoDB aborts one, and `transaction` runs it again. Without the document, which
+    `models.prepare` inserts, it does nothing.
     """
     await WriteLock.change({"_id": ADMINISTRATORS}, {"$inc": {"changes": 1}}, tx=tx)
 
@@ -37,6 +38,7 @@ async def hold_invitations(tx: Tx) -> None:
     conflict.
 
     Call it in the transaction before counting invitations. Does not wait: of two transactions at
-    once, MongoDB aborts one, and `transaction` runs it again.
+    once, MongoDB aborts one, and `transaction` runs it again. Without the document, which
+    `models.prepare` inserts, it does nothing.
     """
     await WriteLock.change({"_id": INVITATIONS}, {"$inc": {"changes": 1}}, tx=tx)

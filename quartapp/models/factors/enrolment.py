@@ -5,7 +5,8 @@ The modules `totp` and `passkey` call `add` and `remove` with the update for the
 
 An authorized transaction raises SessionOver if the actor's session has ended, RightsChanged if it
 has lost a permission, and MissingPermission if the user is somebody else who holds a permission
-that the actor lacks.
+that the actor lacks. The functions do not wait for the workers: the caller does
+(`wait_until_enforced`).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -115,7 +116,7 @@ async def remove(
     `also(tx)`. Deletes the recovery codes if no factor is left.
 
     Notifies and emails the user, and records and returns the event FACTOR_REMOVED. Ends no
-    sessions.
+    sessions, and inserts no barrier mark.
     """
 
     async def work(tx: Tx) -> Event | None:

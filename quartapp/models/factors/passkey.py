@@ -126,7 +126,8 @@ class Passkey(Record):
 
         `made` is the verified answer of the authenticator. In the same transaction, stores that its
         challenge was answered. Raises TooManyPasskeys if the user has `at_most` passkeys,
-        PasskeyTaken, VerificationFailed if the challenge was answered before, and Unverified.
+        PasskeyTaken, VerificationFailed if the challenge was answered before, and what else
+        `enrolment.add` raises, such as Unverified; nothing is stored then.
         """
         passkey = cls(
             user=user_ref(user.id),
@@ -158,7 +159,8 @@ class Passkey(Record):
         """Change the name, in an authorized transaction; return False if it was deleted or had this
         name.
 
-        Nobody is notified, and the audit log has no entry.
+        Nobody is notified, and the audit log has no entry. Does not check whose passkey it is: the
+        route does. Raises SessionOver and RightsChanged.
         """
 
         async def work(tx: Tx) -> bool:

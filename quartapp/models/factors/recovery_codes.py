@@ -55,7 +55,8 @@ async def use(user: User, code: str, *, by: Actor) -> int | None:
     valid.
 
     In one transaction, removes the code, records the event RECOVERY_CODE_USED, and notifies and
-    emails the user. Of two requests with the same code at once, one gets None. Opens no session.
+    emails the user. Of two requests with the same code at once, one gets None. Opens no session,
+    and counts no attempt.
     """
     mine = digest(user, code)
 
@@ -75,7 +76,8 @@ async def renew(user: User, *, by: Actor) -> list[str]:
     """Replace the user's recovery codes by ten new ones, and return these in plain text.
 
     In an authorized transaction, which also records the event RECOVERY_CODES_CREATED, and notifies
-    and emails the user. Ends no sessions. Raises NothingToRecover if the user has no second factor.
+    and emails the user. Ends no sessions. Raises NothingToRecover if the user has no second factor,
+    SessionOver and RightsChanged. Does not check that the actor is the user or may manage them.
     """
     codes = make()
 

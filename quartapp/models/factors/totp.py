@@ -68,8 +68,8 @@ async def set_up(
 
     Stores the secret encrypted, and the time step of the code, which therefore cannot be used
     again. Has the effects of `enrolment.add`, and returns what that returns. Raises WrongAppCode
-    without a write, OfferUsed if the account set up this secret before, HasFactor if it has an app,
-    and Unverified.
+    without a write, OfferUsed if the account set up this secret within the last hour, HasFactor if
+    it has an app, and what else `enrolment.add` raises.
     """
     step = _step(secret, code)
     if step is None:
@@ -93,7 +93,7 @@ async def accept(user: User, code: str, *, encryption: Encryption) -> bool:
     False if the user has no app, or if the secret cannot be decrypted. A right code updates the
     user document: no code of the same or an earlier time step is accepted after it, so of two
     requests with one code one gets False. Also encrypts the secret again if its key is not the
-    newest.
+    newest. Counts no attempt and records no event. `code` must be ASCII.
     """
     if user.totp is None:
         return False

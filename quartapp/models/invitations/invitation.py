@@ -222,9 +222,11 @@ class Invitation(Record):
         stored as None. Records the event USER_INVITED. The link is created when the email is sent
         (`issue`).
 
-        Raises Taken if an account has the address, InvitedAlready, TooManyInvitations if the actor
-        has `at_most` open invitations, and MissingPermission if the role has a permission that the
-        actor does not hold.
+        Past the mail budget of the mailbox, the invitation is stored, but no email is queued
+        (`Mail.queue`). Raises Taken if an account has the address, InvitedAlready,
+        TooManyInvitations if the actor, who is not the command line, has `at_most` open
+        invitations, and MissingPermission if the role has a permission that the actor does not
+        hold. Does not check that the actor may invite: the route does.
         """
         if role and role.name == policy.MEMBER:
             # Every account gets this role.
@@ -349,8 +351,10 @@ class Invitation(Record):
         INVITATION_ACCEPTED and notifies the inviter. A role that was deleted is left out. Opens no
         session.
 
-        Raises InvitationGone if the invitation is not open, and Taken if the username or the
-        address is in use; the invitation stays open after Taken.
+        `by` is a visitor, with an IP address; the new user is the actor of the events. For a
+        signed-in user, `add_user` may raise MissingPermission. No email is queued. Raises
+        InvitationGone if the invitation is not open, and Taken if the username or the address is in
+        use; the invitation stays open after Taken.
 
         The authority of the inviter and the permissions of the role are those at the commit:
         whatever changes them writes the inviter's or the role's document, which this transaction

@@ -82,6 +82,7 @@ class Comment(Record):
 
         Decrements the post's `comment_count`. If the actor is not the author, records the event
         COMMENT_REMOVED and notifies the author. Does not check who may delete it: the route does.
+        Raises SessionOver and RightsChanged.
         """
 
         async def work(tx: Tx) -> None:

@@ -82,8 +82,9 @@ class Post(Record):
         """Change title and body in the database, and set `edited_at`, also if the texts are the
         same; return False if the post was deleted.
 
-        In an authorized transaction. This object keeps its old values. Does not check who may edit
-        the post: the route does. No audit event, no notification.
+        In an authorized transaction, which raises SessionOver and RightsChanged. This object keeps
+        its old values. Does not check who may edit the post: the route does. No audit event, no
+        notification.
         """
         new = {"title": title, "body": body, "edited_at": clock.now()}
 
@@ -98,6 +99,7 @@ class Post(Record):
 
         If the actor is not the author, records the event POST_REMOVED and notifies the author. The
         authors of the comments are not notified. Does not check who may delete it: the route does.
+        Raises SessionOver and RightsChanged.
         """
 
         async def work(tx: Tx) -> None:

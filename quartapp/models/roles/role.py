@@ -147,8 +147,9 @@ class Role(Record):
         """Create a role in an authorized transaction, and return it.
 
         The caller has validated the name and the description. Records the event ROLE_CREATED.
-        Raises RoleTaken, MissingPermission for permissions that the actor does not hold, and
-        ManagementByDefault for a management permission of a role that new accounts get.
+        Notifies nobody. Raises RoleTaken, MissingPermission for permissions that the actor does not
+        hold, ManagementByDefault for a management permission of a role that new accounts get,
+        SessionOver and RightsChanged.
         """
         _require_harmless_default([name], permissions)
         role = cls(
@@ -199,7 +200,7 @@ class Role(Record):
         stay. Raises RoleGone, RoleTaken, ManagementByDefault, and MissingPermission if the actor
         does not hold all known permissions that the role had and all that it gets. Raises
         BuiltInRole for a new name of a built-in role, and for any change of `admin` except
-        `requires_factor`.
+        `requires_factor`. Also raises SessionOver and RightsChanged.
         """
 
         async def work(tx: Tx) -> None:
@@ -258,9 +259,10 @@ class Role(Record):
         barrier mark. The event says in `holders` how many users had the role; it has no subject, so
         it is added to the `common_events` of each of them.
 
-        Returns the event; None, without any effect, if the role was deleted already. Raises
-        BuiltInRole, and MissingPermission if the role or one of its users has a permission that the
-        actor does not hold.
+        Returns the event, for whose mark the caller waits; None, without any effect, if the role
+        was deleted already. Queues no email. Raises BuiltInRole, MissingPermission if the role or
+        one of its users has a permission that the actor does not hold, SessionOver and
+        RightsChanged.
         """
         if self.built_in:
             raise BuiltInRole(self.name, "deleted")

@@ -85,9 +85,10 @@ class Session(Record):
         """Mark the session as just re-authenticated and replace its token; return the new token.
 
         In an authorized transaction, which also records the event REAUTHENTICATED; raises
-        SessionOver if the actor's session has ended. Returns None if this session has ended. The
-        old token no longer works; of two calls at once, only the token of the later one works. The
-        caller waits until all workers know it and sets the cookie.
+        SessionOver if the actor's session, which is usually this one, has ended, and RightsChanged.
+        Returns None if another session has ended. Checks no password: the caller has. The old token
+        no longer works; of two calls at once, only the token of the later one works. The caller
+        waits until all workers know it and sets the cookie.
         """
         token, digest = new_token()
 
@@ -107,8 +108,9 @@ class Session(Record):
         """End the session, in an authorized transaction that manages its user; return the event
         SESSION_ENDED.
 
-        The event has the reason and the device; with it, a barrier mark is inserted. Returns None,
-        without either, if the session has ended or expired already. Sends no notification. Raises
+        The event has the reason and the device; with it, a barrier mark is inserted, for which the
+        caller waits. Returns None, without either, if the session has ended or expired already; an
+        expired one is marked as ended. Sends no notification and no email. Raises
         SessionOver and RightsChanged if the actor's own session is no longer valid, and
         MissingPermission if the user holds a permission that the actor lacks.
 
