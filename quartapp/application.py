@@ -41,9 +41,10 @@ UNIDENTIFIED = {"static", "health.alive", "health.ready", "health.numbers"}
 def create_app(settings: Settings | None = None) -> Quart:
     """Assemble the application and return it. `quartapp.create_app` calls this.
 
-    Without settings, reads them from the environment, and logs a warning for each name there that
-    looks misspelt. Configures the log, installs Quart-Auth, the runtime, the middleware, the pages,
-    `/ws` and the template globals. Connects to nothing yet. Raises StartError.
+    Without settings, reads them from the environment, and logs the warning `setting_unknown` for
+    each name there that looks misspelt. Configures the log, installs Quart-Auth, the runtime, the
+    middleware, the pages, `/ws` and the template globals. Connects to nothing yet. Raises
+    StartError.
 
     At its start, the application opens the database, applies REQUIRE_VERIFIED_EMAIL to all accounts
     and starts the runtime. At its end, it closes the sockets, then stops the runtime, the database,

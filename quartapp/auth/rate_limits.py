@@ -173,7 +173,8 @@ async def _has_begun(key: Key, attempt_id: PydanticObjectId) -> bool:
     """Try to reserve the attempt; return whether it was reserved. False means that it depends on
     the outcome of others, so try again later.
 
-    Logs a warning and raises RateLimitExceeded if the key is blocked after too many failures.
+    Logs the warning `excess_rate_limit_exceeded` and raises RateLimitExceeded if the key is blocked
+    after too many failures.
     """
     begun, until = await FailedAttempts.begin(key.text, attempt_id, key.limit)
     if until and not begun:

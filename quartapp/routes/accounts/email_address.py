@@ -114,9 +114,10 @@ async def by_code() -> Any:
 
     For signed-in users, and for browsers that have registered or signed in to an account that
     cannot be used until its address is verified; others are answered as `_nothing_to_verify` does.
-    A wrong or void code, and an address that another account has by now, is logged and is an error
-    of the form (422). Too many attempts from the network show the form with 429 or 503. If there is
-    no address to verify, redirects as `_verified_already` does.
+    A wrong or void code, and an address that another account has by now, is logged
+    (`address_code_refused`) and is an error of the form (422). Too many attempts from the network
+    show the form with 429, or with 503 while too many wait. If there is no address to verify,
+    redirects as `_verified_already` does.
     """
     if current_user.signed_in:
         user, waiting = await signed_in_user(), None
@@ -287,10 +288,10 @@ async def undo(token: str) -> Any:
 
     The POST restores it, voids the password, removes recovery codes and the factors added since the
     change, and ends all sessions of the account (see `email_address.undo`). Waits until no worker
-    accepts them, logs a warning, removes the cookie if this browser was signed in to the account,
-    and redirects (303) to a new link for setting the password, with a message. Needs no sign-in:
-    the link was sent to the old address. A void link gets a page with 410; if another account has
-    the address, the form says so (422).
+    accepts them, logs the warning `address_restored`, removes the cookie if this browser was signed
+    in to the account, and redirects (303) to a new link for setting the password, with a message.
+    Needs no sign-in: the link was sent to the old address. A void link gets a page with 410; if
+    another account has the address, the form says so (422).
     """
     asked = await email_address.undo_asked_by(token)
     if asked is None:
@@ -325,7 +326,7 @@ async def _gone() -> Any:
 
 
 async def _verified(user: User, waiting: Unverified | None) -> Any:
-    """Log a verification, and answer it with a message.
+    """Log a verification (`address_confirmed`), and answer it with a message.
 
     A browser that is signed in, to this or another account, is redirected to `/account`. Otherwise
     signs in to the account. A browser that had registered or signed in before (`waiting`) gets a

@@ -59,8 +59,8 @@ async def _change(user: User, password: str) -> Any:
     no worker accepts them.
 
     The current session gets a new token and cookie; if it was ended meanwhile, its cookie is
-    removed. Logs the change, and redirects (303) with a message to `/account`, or to the steps
-    after "This wasn't me" from where the user came. Raises Busy.
+    removed. Logs `authn_password_change`, and redirects (303) with a message to `/account`, or to
+    the steps after "This wasn't me" from where the user came. Raises Busy.
     """
     token = await user.change_password(
         await hasher().hash(password), by=current_user.actor, keep=current_user.session_id

@@ -23,10 +23,10 @@ blueprint = Blueprint("recovery", __name__)
 async def forgot() -> Any:
     """Ask for a link for setting a new password. GET shows the form.
 
-    The POST queues an email, logs the request and redirects (303) to `/forgot/sent`. Answer and
-    work are the same whether an account has the address or not (ASVS 6.3.8, 6.4.3). The form is
-    shown again with 422 for an invalid address, and with 429 after too many requests from the
-    network.
+    The POST queues an email, logs `password_reset_asked` and redirects (303) to `/forgot/sent`.
+    Answer and work are the same whether an account has the address or not (ASVS 6.3.8, 6.4.3). The
+    form is shown again with 422 for an invalid address, and with 429 after too many requests from
+    the network.
     """
     form = await ForgotForm.from_request()
     with form.catch_retry_later():
@@ -69,9 +69,9 @@ async def reset(token: str) -> Any:
 async def _reset(token: str, password: str) -> Any:
     """Use up the link and store the hash of the password, which ends all sessions of the user.
 
-    Waits until no worker accepts them, logs the change, removes the cookie if this browser was
-    signed in as the user, and redirects (303) to `/login` with a message. Does not sign in. Returns
-    a page with 410 if the link was used meanwhile. Raises Busy.
+    Waits until no worker accepts them, logs `authn_password_reset`, removes the cookie if this
+    browser was signed in as the user, and redirects (303) to `/login` with a message. Does not sign
+    in. Returns a page with 410 if the link was used meanwhile. Raises Busy.
     """
     try:
         event = await password_reset.reset(

@@ -54,10 +54,10 @@ async def not_me(event_id: str) -> Any:
     account.
 
     Has the effects of `activity.disown`: ends all other sessions, forgets all other browsers,
-    queues emails and records the event ACTIVITY_DISOWNED. Writes a warning to the log, waits until
-    no worker accepts these sessions, and flashes how many there were and how many tabs have
-    acknowledged. Reporting again repeats all of this. 404 for an event that the user cannot report.
-    OwnSession, for the sign-in of the session in use, is answered with the activity page.
+    queues emails and records the event ACTIVITY_DISOWNED. Logs the warning `activity_disowned`,
+    waits until no worker accepts these sessions, and flashes how many there were and how many tabs
+    have acknowledged. Reporting again repeats all of this. 404 for an event that the user cannot
+    report. OwnSession, for the sign-in of the session in use, is answered with the activity page.
     """
     event = await activity.find(id_or_404(event_id), current_user.user_id) or abort(404)
     said = await activity.disown(event, by=current_user.actor)

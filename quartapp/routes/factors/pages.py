@@ -107,7 +107,8 @@ async def remove_app() -> Any:
     if there was none.
 
     Counts towards the limit of changes; past it, raises RateLimitExceeded, which is shown on the
-    overview (429). Waits until all workers know the user's new permissions. Ends no sessions.
+    overview (429). Waits until all workers know the user's new permissions, and logs `user_updated`
+    if there was one. Ends no sessions.
     """
     user = await signed_in_user()
     await count_change()
@@ -152,8 +153,9 @@ async def codes() -> str:
 async def make_codes() -> Any:
     """Replace the recovery codes by new ones and redirect (303) to the page that shows them once.
 
-    Without a second factor, redirects to the overview with a message. Counts towards the limit of
-    changes; past it, raises RateLimitExceeded, which is shown on the page of the codes (429).
+    Logs `user_updated`. Without a second factor, only redirects to the overview with a message.
+    Counts towards the limit of changes; past it, raises RateLimitExceeded, which is shown on the
+    page of the codes (429).
     """
     user = await signed_in_user()
     if not user.factors:
@@ -175,10 +177,10 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
     """Answer after a factor was set up: redirect (303) to the page of new recovery codes if there
     are any, else to `home`.
 
-    Waits until no worker accepts the sessions that ended, and logs the change. If the session got a
-    new token (with the first factor), sets the new cookie and loads the current user again. Flashes
-    `words`; with new recovery codes also that the password alone no longer suffices, and how many
-    tabs have acknowledged the end of their sessions.
+    Waits until no worker accepts the sessions that ended, and logs `user_updated`. If the session
+    got a new token (with the first factor), sets the new cookie and loads the current user again.
+    Flashes `words`; with new recovery codes also that the password alone no longer suffices, and
+    how many tabs have acknowledged the end of their sessions.
     """
     await wait_until_enforced(enrolled.event)
     log.info("user_updated", user=current_user.username, added=enrolled.event.details.get("factor"))

@@ -78,8 +78,8 @@ async def mine() -> Any:
     """Show the user's passkeys; on POST add the one that the browser has created.
 
     Success answers as `pages.added` does. If there are too many, or it is known already, or the
-    browser's answer is not valid (which is logged), shows the page again with an error and 422.
-    Each POST counts towards the limit of changes; past it, the page with 429.
+    browser's answer is not valid (logged as `passkey_not_added`), shows the page again with an
+    error and 422. Each POST counts towards the limit of changes; past it, the page with 429.
     """
     form = await AddForm.from_request(data={"name": auth.device_name()[:60]})
     with form.catch_retry_later():
@@ -155,8 +155,8 @@ async def remove(passkey_id: str) -> Any:
     """Delete a passkey of the user and redirect (303) to the list with a message.
 
     Counts towards the limit of changes. Waits until all workers know the user's new permissions.
-    Ends no sessions. Says the same, but logs nothing, if another request has just removed it. 404
-    for a passkey that is not the user's.
+    Ends no sessions. Logs `user_updated`; says the same, but logs nothing, if another request has
+    just removed it. 404 for a passkey that is not the user's.
     """
     passkey, user = await _own_passkey_or_404(passkey_id), await signed_in_user()
     await pages.count_change()
@@ -296,9 +296,10 @@ async def _authenticated_user(
     """Verify the answer, record the use of the passkey and return its user; None if it is not
     accepted.
 
-    Failures are logged and counted for the network of the client. `of` accepts only the passkeys of
-    this user; `asked_to` is the purpose of the challenge. Raises AccountDisabled if the owner can
-    neither sign in nor restore the account, RateLimitExceeded and Busy.
+    Failures are logged (`authn_login_fail`) and counted for the network of the client. `of` accepts
+    only the passkeys of this user; `asked_to` is the purpose of the challenge. Raises
+    AccountDisabled if the owner can neither sign in nor restore the account, RateLimitExceeded and
+    Busy.
     """
     here = rate_limits.network_of(auth.remote_address())
     key = rate_limits.Key(f"passkey from {here}", settings().limit_sign_in_address)

@@ -61,8 +61,9 @@ async def show_list(**_: object) -> Any:
 async def withdraw(invitation_id: str) -> Any:
     """Withdraw an invitation and redirect (303) to the list.
 
-    Flashes a success and logs it, or flashes that the invitation was no longer pending. Raises
-    MissingPermission, which is shown on the list (403). 404 for an unknown invitation.
+    Flashes a success and logs `invitation_withdrawn`, or flashes that the invitation was no longer
+    pending. Raises MissingPermission, which is shown on the list (403). 404 for an unknown
+    invitation.
     """
     found = await _find(invitation_id)
     if await found.withdraw(by=current_user.actor):
@@ -84,10 +85,11 @@ async def send_again(invitation_id: str) -> Any:
     """Queue another email for an invitation, so that older links no longer work, and redirect (303)
     to the list.
 
-    Flashes a success and logs it, or flashes that the invitation was no longer pending. If it is
-    refused, because an account or another invitation has the address or there are too many, shows
-    the list with an error and 422. Counts an email to the address first; past the limit, raises
-    RateLimitExceeded, which is shown on the list (429). 404 for an unknown invitation.
+    Flashes a success and logs `user_invited`, or flashes that the invitation was no longer pending.
+    If it is refused, because an account or another invitation has the address or there are too
+    many, shows the list with an error and 422. Counts an email to the address first; past the
+    limit, raises RateLimitExceeded, which is shown on the list (429). 404 for an unknown
+    invitation.
     """
     found, at_most = await _find(invitation_id), settings().invitations_per_user
     await _count(found.email)
@@ -109,8 +111,8 @@ async def send_again(invitation_id: str) -> Any:
 
 
 async def _invite(form: InviteForm) -> bool:
-    """Create the invitation, queue its email and log it; return whether that was done. If it is
-    refused, the form has the error, with 403 for a missing permission.
+    """Create the invitation, queue its email and log `user_invited`; return whether that was done.
+    If it is refused, the form has the error, with 403 for a missing permission.
 
     Counts an email to the address first. Raises RateLimitExceeded, and answers 404 for an unknown
     role.

@@ -25,7 +25,8 @@ async def accept(token: str) -> Any:
     `/` with a message.
 
     Answers 410 with the reason if the invitation is not open, or if an account has the address.
-    Counts as a registration; errors show the form with 422, 429 or 503.
+    Counts as a registration. Success logs `user_created` and ends the session that the browser had.
+    Errors show the form (422; 429 after too many attempts; 503 while the hasher is busy).
     """
     found = await Invitation.by_token(token)
     state = await found.state() if found else None
@@ -75,8 +76,8 @@ async def _may_register(form: InvitedForm) -> bool:
 
 
 async def _gone(why: str | None, email: str | None = None) -> Any:
-    """Answer 410 with a page that says why. Logs a warning if the invitation was accepted
-    before."""
+    """Answer 410 with a page that says why. Logs the warning `authn_token_reuse` if the invitation
+    was accepted before."""
     if why == InvitationState.ACCEPTED:
         log.warning("authn_token_reuse", ip=auth.remote_address())
     return await render_template("invitations/gone.html", why=why, email=email), 410

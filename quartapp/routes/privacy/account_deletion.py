@@ -71,9 +71,9 @@ async def deactivate() -> Any:
 async def closed() -> Any:
     """Offer to restore the account to a user who has just signed in to a deactivated one.
 
-    On POST restores it, logs that, signs the user in and redirects (303) to `/account` with a
-    message. Redirects users who are signed in to `/account` (302). Raises Unauthorized if the
-    session cookie has no valid token for that.
+    On POST restores it, logs `user_restored`, signs the user in and redirects (303) to `/account`
+    with a message. Redirects users who are signed in to `/account` (302). Raises Unauthorized if
+    the session cookie has no valid token for that.
     """
     if current_user.signed_in:
         return redirect("/account")
@@ -100,8 +100,9 @@ async def _leave(words: str) -> Any:
     """Answer after the user's account was deactivated: redirect (303) to `/` with `words` as a
     message.
 
-    Logs it, and waits until no worker accepts its sessions. Removes the session cookie, clears
-    Quart's session, and tells the browser to delete the stored data of this site (Clear-Site-Data).
+    Logs `user_closed`, and waits until no worker accepts its sessions. Removes the session cookie,
+    clears Quart's session, and tells the browser to delete the stored data of this site
+    (Clear-Site-Data).
     """
     log.info("user_closed", user=current_user.username, ip=auth.remote_address())
     await wait_until_enforced()

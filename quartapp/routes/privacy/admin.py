@@ -67,9 +67,9 @@ async def delete(username: str) -> Any:
 async def restore(username: str) -> Any:
     """Restore a deactivated account and redirect (303) to the user's page.
 
-    Cancels its deletion. Waits until all workers know it. Flashes a success and logs it, or flashes
-    that the account cannot be restored. MissingPermission is shown on the user's page (403). 404
-    for an unknown user.
+    Cancels its deletion. Waits until all workers know it. Flashes a success and logs
+    `user_restored`, or flashes that the account cannot be restored. MissingPermission is shown on
+    the user's page (403). 404 for an unknown user.
     """
     person = await find(username)
     restored = await person.restore(by=current_user.actor)
@@ -86,8 +86,8 @@ async def _closed(person: User, event: Event | None) -> Any:
     """Redirect (303) to the user's page after the deletion was scheduled.
 
     Waits until no worker accepts the sessions that ended, and flashes the date with the receipt of
-    the event, and logs it. Without an event nothing was changed, because an earlier deletion is
-    scheduled: then the message says only that.
+    the event, and logs `user_closed`. Without an event nothing was changed, because an earlier
+    deletion is scheduled: then the message says only that.
     """
     if event:
         log.info("user_closed", user=person.username, by=current_user.username)

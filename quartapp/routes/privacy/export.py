@@ -30,8 +30,8 @@ async def export() -> Any:
     """Show the form; on POST answer with a ZIP archive that contains all data about the user as
     JSON.
 
-    Records the audit event and logs the export. Counts towards the limit of exports; past it, the
-    form with 429. If the export fails, it is not counted, and the error is raised.
+    Records the audit event and logs `user_exported`. Counts towards the limit of exports; past it,
+    the form with 429. If the export fails, it is not counted, and the error is raised.
     """
     form = await LinkForm.from_request()
     with form.catch_retry_later():

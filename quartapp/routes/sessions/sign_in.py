@@ -171,9 +171,9 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
     """Open a session in the database and set its cookie.
 
     Ends the session that this browser had, and the oldest one if the user has too many; then waits
-    until that is enforced on all workers. Renews the cookie that marks a known browser, and clears
-    Quart's session. A user with second factors must pass the `factor` that was used: without it
-    the session is not valid.
+    until that is enforced on all workers. Logs `session_created`, renews the cookie that marks a
+    known browser, and clears Quart's session. A user with second factors must pass the `factor`
+    that was used: without it the session is not valid.
 
     Opens no session, and raises, for an account whose address must be verified (MustVerify) and for
     one that its owner has deactivated or deleted (AccountDeactivated). Both leave in the session
