@@ -146,11 +146,20 @@ def _report(ctx: click.Context, reason: str) -> None:
     echo(f"quartapp: {reason}", err=True)
 
 
-def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print the head and the rows in columns that are as wide as their longest cell. Control
-    characters in cells are escaped. All rows need as many cells as the head."""
-    lines = [list(head), *([validation.terminal_safe(str(cell)) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+def print_table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], *, at_least: Sequence[int] = ()
+) -> list[int]:
+    """Print the head and the rows in columns that are as wide as their longest cell, and return the
+    widths. Control characters in cells are escaped. All rows need as many cells as the head.
+
+    To continue a table, pass an empty head, and the widths returned before as `at_least`.
+    """
+    cells = [[validation.terminal_safe(str(cell)) for cell in row] for row in rows]
+    lines = [list(head), *cells] if head else cells
+    columns = len(head) or len(at_least)
+    least = at_least or [0] * columns
+    widths = [max([least[i], *(len(line[i]) for line in lines)]) for i in range(columns)]
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        echo("  ".join(cells).rstrip())
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        echo("  ".join(padded).rstrip())
+    return widths

@@ -26,16 +26,17 @@ REQUIRES = "Whether the permissions apply only to users with a second factor."
 @data_option
 @with_database
 async def list_roles() -> None:
-    """List all roles. Shows their permissions and how many users have them."""
-    holders = await Role.holders()
+    """List all roles. Shows their permissions and how many users have them, up to 1,000."""
+    roles = await Role.everyone()
+    holders = await Role.holders(roles)
     rows = [
         [
             found.name,
-            holders.get(found.id, 0),
+            holders[found.id],
             ", ".join([*found.known, *(f"{name} (unknown)" for name in found.unknown)]),
             "required" * found.requires_factor,
         ]
-        for found in await Role.everyone()
+        for found in roles
     ]
     print_table(["NAME", "USERS", "PERMISSIONS", "SECOND FACTOR"], rows)
 

@@ -35,6 +35,9 @@ from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import SCHEMES, PasswordHasher
 from quartapp.settings import Settings
 
+# How many accounts `user list` reads and prints at a time.
+LIST_AT_ONCE = 500
+
 
 @user.command()
 @click.argument("username")
@@ -159,17 +162,29 @@ async def import_users(
 
 
 @user.command("list")
+@click.option(
+    "--search", default="", metavar="TEXT", help="Only usernames and addresses with this beginning."
+)
+@click.option("--after", metavar="USERNAME", help="Only accounts that follow this one in the list.")
+@click.option("--limit", type=click.IntRange(1), help="List at most this many accounts.")
 @data_option
 @with_database
-async def list_users() -> None:
-    """List all accounts by username, with their address, roles and state."""
+async def list_users(search: str, after: str | None, limit: int | None) -> None:
+    """List accounts by username, with their address, roles and state.
+
+    Reads and prints 500 accounts at a time; a column becomes wider when a longer value follows.
+    """
     roles = {role.id: role.name for role in await Role.everyone()}
-    rows: list[list[str]] = []
-    after: str | None = None
-    while found := await User.search("", after=after, limit=500):
-        after = found[-1].username
-        rows += [[u.username, u.address, _role_names(u, roles), _states(u)] for u in found]
-    print_table(["USERNAME", "EMAIL", "ROLES", "STATE"], rows)
+    head, widths = ["USERNAME", "EMAIL", "ROLES", "STATE"], list[int]()
+    left = sys.maxsize if limit is None else limit
+    more = True
+    while more:
+        size = min(left, LIST_AT_ONCE)
+        found = await User.search(search, after=after, limit=size)
+        rows = [[u.username, u.address, _role_names(u, roles), _states(u)] for u in found]
+        widths = print_table(head, rows, at_least=widths)
+        left, more = left - size, len(found) == size < left
+        head, after = [], found[-1].username if found else after
 
 
 @user.command()

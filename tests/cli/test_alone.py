@@ -108,6 +108,10 @@ async def test_disable_and_enable_never_lose_the_last_administrator(
         out = await terminal.does("user", "disable", "ada", "--on", day)
         assert out == f"ada will be disabled at the end of {day} (UTC).\n"
         assert row(await terminal.does("user", "list"), "ada")[3:] == [f"expires on {day}"]
+        second = await terminal.does("user", "list", "--limit", "1", "--after", "ada")
+        assert [line.split()[0] for line in second.splitlines()] == ["USERNAME", "grace"]
+        found = await terminal.does("user", "list", "--search", "grace@")
+        assert [line.split()[0] for line in found.splitlines()] == ["USERNAME", "grace"]
         assert "other administrators expire" in await terminal.refuses(
             "user", "disable", "grace", "--on", day
         )

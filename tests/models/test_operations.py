@@ -44,6 +44,7 @@ from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.privacy import personal_data
+from quartapp.models.roles import role as roles
 from quartapp.models.roles.role import BuiltInRole, Role, RoleGone, RoleTaken
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
@@ -300,6 +301,23 @@ async def test_a_hash_upgrade_revives_no_session_of_an_older_password(cast: Cast
     await Session.change({"_id": stale[0].id}, {"$set": {"credential": fingerprint("older")}})
     await cast.ada.upgrade_hash("upgraded")
     assert await end_reason(stale[1]) is Reason.PASSWORD_CHANGED
+
+
+async def test_the_users_of_a_role_are_counted_up_to_a_limit(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "COUNTED_HOLDERS", 2)
+    for name, held in (("ada", ["member", "moderator"]), ("bob", ["member"])):
+        await register(name, *held)
+    found = {role.name: role for role in await Role.everyone()}
+
+    async def shown() -> dict[str, str]:
+        holders = await Role.holders(list(found.values()))
+        return {name: holders[role.id] for name, role in found.items()}
+
+    assert await shown() == {"admin": "0", "member": "2", "moderator": "1"}
+    await register("eve", "member")
+    assert (await shown())["member"] == "2+"
 
 
 async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> None:

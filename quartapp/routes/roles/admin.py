@@ -30,10 +30,9 @@ blueprint = Blueprint("admin_roles", __name__)
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
 async def index() -> str:
-    """Show all roles with the number of users who hold each."""
-    return await render_template(
-        "roles/list.html", roles=await Role.everyone(), holders=await Role.holders()
-    )
+    """Show all roles with the number of users who hold each, up to 1,000."""
+    roles = await Role.everyone()
+    return await render_template("roles/list.html", roles=roles, holders=await Role.holders(roles))
 
 
 @blueprint.route("/roles/new", methods=["GET", "POST"])
