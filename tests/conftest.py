@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ from quartapp.db import embedded, mongo
 from quartapp.settings import Settings
 from tests.application import Shared, empty, share_compiled_templates
 from tests.people import SECONDS, BeforeStart, Person, Running, Server
+from tests.query_plans import Checker, Recorder
+
+# PyMongo gives the listener only to clients that are created later.
+RECORDER = Recorder()
+RECORDER.install()
 
 PASSWORD = "correct horse battery staple"
 
@@ -96,6 +101,14 @@ def compiled_templates() -> None:
     share_compiled_templates()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Check the plans of the queries that the application sent for the first time in this test."""
+    yield
+    if faults := Checker.faults(RECORDER.take()):
+        pytest.fail("queries that get slower as collections grow:\n" + "\n".join(faults), False)
+
+
 @pytest.fixture(scope="session")
 def memory_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder for databases: in memory if that has room for several, else on the disk.
@@ -114,7 +127,9 @@ def memory_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 async def mongod(memory_folder: Path) -> AsyncIterator[str]:
     """Return the URI of a mongod, which is stopped at the end of the test session."""
     async with embedded.running(memory_folder / "db") as mongod:
+        Checker.use(mongod.uri)
         yield mongod.uri
+        Checker.use(None)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,13 @@ def cut(rows: list[T], size: int, cursor: Callable[[T], object]) -> tuple[list[T
     if len(rows) <= size:
         return rows, None
     shown = rows[:size]
+    return shown, next_page(str(cursor(shown[-1])))
+
+
+def next_page(cursor: str) -> str:
+    """Return the URL of this request with `after` set to the cursor."""
     others = {key: value for key, value in request.args.items() if key != "after"}
-    return shown, f"{request.path}?{urlencode({**others, 'after': str(cursor(shown[-1]))})}"
+    return f"{request.path}?{urlencode({**others, 'after': cursor})}"
 
 
 def id_or_404(text: str) -> PydanticObjectId:

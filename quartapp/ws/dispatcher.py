@@ -267,7 +267,7 @@ class Dispatcher:
         for cut in _split(ids):
             yield cut
         for search in affected.database_filters(self._hub):
-            async for found in Session.ids(search, at_once=BATCH_SIZE):
+            async for found in Session.batches(search, size=BATCH_SIZE):
                 if others := [each for each in found if each not in ids]:
                     ids.update(others)
                     yield others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -448,7 +449,8 @@ async def test_an_erasure_that_a_dead_worker_began_is_completed(db: Database) ->
     await make_due(ada)
     begun = not_none(await account_deletion.claim())
     for holding in personal_data.HELD[:6]:
-        await holding.erase(await personal_data.Person.of(begun))
+        async for _ in holding.erase(await personal_data.Person.of(begun)):
+            pass
     assert await account_deletion.claim() is None, "the lease has not expired"
     over = {"$set": {"erasing_until": clock.now() - timedelta(seconds=1)}}
     assert await User.change({"_id": ada.id}, over)
@@ -524,8 +526,9 @@ async def test_notifications_and_emails_created_during_the_erasure_are_erased(
     await make_due(ada)
     forget_name = personal_data.forget_name
 
-    async def late(user: User) -> None:
-        await forget_name(user)
+    async def late(user: User) -> AsyncIterator[int]:
+        async for count in forget_name(user):
+            yield count
         await Comment.write(post, "Late", by=acting(bob))
         await password_reset.request("ADA@example.org", by=SYSTEM)
 

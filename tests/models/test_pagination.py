@@ -13,6 +13,7 @@ from quartapp import clock
 from quartapp.activities import ACCOUNT_CREATED, SIGNED_IN
 from quartapp.authority import session_rule
 from quartapp.db.mongo import Database
+from quartapp.models.accounts import account
 from quartapp.models.accounts.administrators import active_administrators
 from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.registration import register as register_account
@@ -26,6 +27,7 @@ from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
+from quartapp.models.sessions import session
 from quartapp.models.sessions.session import Session
 from tests.models.helpers import HOUR, acting, not_none, register, role
 
@@ -116,7 +118,7 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "events about a user": (lambda u: Event.page(subject=u.id, limit=5), 2, 7),
     "users": (lambda _: User.search("", limit=5), 2, 7),
     "users after a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
-    "active sessions": (lambda _: Session.active_page(limit=5), 2, 10),
+    "active sessions": (lambda _: Session.active_page(limit=5), 3, 11),
     "a session by its token": (lambda _: session_rule.state_by_digest(digest_of("3 3")), 1, 3),
     "a user by name": (lambda _: User.by_username("USER07"), 2, 2),
     "a user by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
@@ -140,13 +142,26 @@ async def test_a_page_is_read_by_index_in_few_queries(
     assert sum(each.get("docsExamined", 0) for each in asked) <= documents
 
 
-async def test_a_search_reads_an_index_for_usernames_and_one_for_addresses(
-    users: list[User], queries: Any
+async def test_a_search_reads_an_index_for_each_field(users: list[User], queries: Any) -> None:
+    *found, shown, roles = await queries(User.search("user2"))
+    plans = " ".join(each["planSummary"] for each in found)
+    for field in ("username", "email", "canonical_claim"):
+        assert f"IXSCAN {{ {field}: 1 }}" in plans
+    assert "COLLSCAN" not in plans
+    assert sum(each["docsExamined"] for each in [*found, shown]) == 20
+    assert shown["nreturned"] == 10
+    assert roles["ns"].endswith(".roles")
+
+
+async def test_a_search_considers_a_limited_number_of_addresses(
+    users: list[User], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = await queries(User.search("user2"))
-    assert len(asked) == 2
-    assert "COLLSCAN" not in asked[0]["planSummary"]
-    assert asked[0]["nreturned"] == 10
+    monkeypatch.setattr(account, "ADDRESSES_FOUND", 4)
+    assert [user.username for user in await User.search("0")] == [f"user0{i}" for i in range(4)]
+    assert [user.username for user in await User.search("0", after="user01")] == [
+        "user02",
+        "user03",
+    ]
 
 
 async def test_the_sessions_of_a_user_are_read_by_index(users: list[User], queries: Any) -> None:
@@ -198,12 +213,17 @@ async def test_a_cursor_returns_missed_notifications_in_order_each_once(users: l
     assert newest == [3, 2, 1]
 
 
-async def test_active_sessions_are_listed_by_last_use(users: list[User]) -> None:
-    seen: list[Session] = []
-    while page := await Session.active_page(
-        before=(seen[-1].seen_at, seen[-1].id) if seen else None, limit=70
-    ):
+async def all_active(*, limit: int) -> list[Session]:
+    """Return the active sessions of all pages."""
+    seen, place = await Session.active_page(limit=limit)
+    while place:
+        page, place = await Session.active_page(before=place, limit=limit)
         seen += page
+    return seen
+
+
+async def test_active_sessions_are_listed_by_last_use(users: list[User]) -> None:
+    seen = await all_active(limit=70)
     assert len({session.id for session in seen}) == len(seen) == USERS * EACH
     assert [session.seen_at for session in seen] == sorted(
         (session.seen_at for session in seen), reverse=True
@@ -216,12 +236,38 @@ async def test_sessions_used_in_the_same_millisecond_are_listed_once_each(
     users: list[User], db: Database
 ) -> None:
     await db["sessions"].update_many({}, {"$set": {"seen_at": clock.now()}})
-    seen: list[Session] = []
-    while page := await Session.active_page(
-        before=(seen[-1].seen_at, seen[-1].id) if seen else None, limit=70
-    ):
-        seen += page
+    seen = await all_active(limit=70)
     assert len({session.id for session in seen}) == len(seen) == USERS * EACH
+
+
+async def test_active_sessions_of_several_idle_times_are_listed_without_ended_ones(
+    users: list[User], db: Database
+) -> None:
+    now, minute = clock.now(), timedelta(minutes=1)
+    theirs = [{"user.$id": user.id} for user in users]
+    await db["sessions"].update_many(theirs[0], {"$set": {"ended_at": now}})
+    await db["sessions"].update_many(theirs[1], {"$set": {"seen_at": now - 2 * minute}})
+    await db["sessions"].update_many(theirs[2], {"$set": {"idle_seconds": 60}})
+    idle = {"idle_seconds": 60, "seen_at": now - 2 * minute}
+    await db["sessions"].update_many(theirs[3], {"$set": idle})
+    await db["sessions"].update_many(theirs[4], {"$set": {"expires_at": now - minute}})
+    seen = await all_active(limit=7)
+    assert len({session.id for session in seen}) == len(seen) == (USERS - 3) * EACH
+    assert [s.seen_at for s in seen] == sorted((s.seen_at for s in seen), reverse=True)
+    absent = {users[number].id for number in (0, 3, 4)}
+    assert absent.isdisjoint(linked_id(session.user) for session in seen)
+
+
+async def test_a_page_of_active_sessions_skips_a_limited_number_of_ended_ones(
+    users: list[User], db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "SKIPPED", 20)
+    newest = {"user.$id": {"$in": [user.id for user in users[:5]]}}
+    await db["sessions"].update_many(newest, {"$set": {"ended_at": clock.now()}})
+    page, place = await Session.active_page(limit=10)
+    assert page == []
+    assert place is not None
+    assert len(await all_active(limit=10)) == (USERS - 5) * EACH
 
 
 async def test_posts_of_a_deleted_user_are_still_listed(users: list[User], db: Database) -> None:

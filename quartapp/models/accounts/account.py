@@ -26,6 +26,9 @@ from quartapp.models.base.references import (
 )
 from quartapp.models.factors.factor import Factor, Totp, factors_of
 
+# How many addresses that begin with the text a search for users considers.
+ADDRESSES_FOUND = 100
+
 
 class Taken(DomainError):
     """Another account has this username or email address; `field` is "username" or "email"."""
@@ -136,6 +139,12 @@ class Account(Record):
                 unique=True,
                 # Leaves out accounts without a claim, in which the field is null.
                 partialFilterExpression={"canonical_claim": {"$gt": ""}},
+            ),
+            # For `models.accounts.email_address.require_verification`.
+            IndexModel(
+                [("must_verify", 1), ("claimed_email", 1)],
+                name="unverified",
+                partialFilterExpression={"email_verified_at": None},
             ),
             IndexModel([("roles.$id", 1)], name="with_role"),
             IndexModel([("closes_at", 1)], name="last_day"),
@@ -259,25 +268,41 @@ class Account(Record):
         """Return at most `limit` users whose username or address begins with the text, in any case,
         sorted by username, with their roles fetched.
 
-        An address also matches in its other spellings, and when it is only claimed. An empty text
-        matches all. `after` is the last username of the page before.
+        An address also matches in its other spellings, and when it is only claimed. If more than
+        ADDRESSES_FOUND addresses match, only so many of them count. An empty text matches all.
+        `after` is the last username of the page before.
         """
-        match: dict[str, Any] = {}
+        match: dict[str, Any] = {"username": {"$gt": after}} if after else {}
+        options: dict[str, Any] = {"collation": CASELESS}
         if text:
-            # U+FFFF sorts behind every other character, so this range is the prefix.
-            prefix = {"$gte": text, "$lt": text + "\uffff"}
-            whole = {"$in": validation.spellings(text)}
-            match["$or"] = [
-                {"username": prefix},
-                {"email": prefix},
-                {"email": whole},
-                {"canonical_claim": prefix},
-            ]
-        if after:
-            match = {"$and": [match, {"username": {"$gt": after}}]}
+            match["_id"] = {"$in": await cls._matching(text, after, limit)}
+            # Otherwise the database may read all usernames until it has found these users.
+            options["hint"] = "_id_"
         return await cls.find_with_links(
-            match, sort="username", limit=limit, fetch=["roles"], collation=CASELESS
+            match, sort="username", limit=limit, fetch=["roles"], **options
         )
+
+    @classmethod
+    async def _matching(cls, text: str, after: str | None, limit: int) -> list[PydanticObjectId]:
+        """Return the ids of the users for `search`: at most `limit` by username, and at most
+        ADDRESSES_FOUND by address and by claimed address.
+
+        Each is read with one index. A single query with all conditions would read whole indexes.
+        """
+        by_name = [_begins("username", text), *([{"username": {"$gt": after}}] if after else [])]
+        by_address = [_begins("email", text), {"email": {"$in": validation.spellings(text)}}]
+        users = cls.get_motor_collection()
+        cursors = (
+            users.find({"$and": by_name}, {"_id": 1}, collation=CASELESS)
+            .sort("username", 1)
+            .limit(limit),
+            users.find({"$or": by_address}, {"_id": 1}, collation=CASELESS).limit(ADDRESSES_FOUND),
+            users.find(
+                _begins("canonical_claim", validation.canonical_login(text)), {"_id": 1}
+            ).limit(ADDRESSES_FOUND),
+        )
+        found = await asyncio.gather(*(cursor.to_list(None) for cursor in cursors))
+        return list({row["_id"]: None for rows in found for row in rows})
 
     @property
     def credential(self) -> str:
@@ -289,6 +314,12 @@ class Account(Record):
     def factors(self) -> frozenset[Factor]:
         """The kinds of second factors that the user has set up."""
         return factors_of(self.__dict__)
+
+
+def _begins(field: str, text: str) -> dict[str, Any]:
+    """Return the filter for users whose field begins with the text."""
+    # U+FFFF sorts behind every other character, so this range is the prefix.
+    return {field: {"$gte": text, "$lt": text + "\uffff"}}
 
 
 def address_fields(email: str) -> dict[str, str]:

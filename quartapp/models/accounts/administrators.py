@@ -10,6 +10,8 @@ from quartapp.models.base.references import DomainError
 from quartapp.models.roles.role import Role
 
 LAST = "This is the last active administrator"
+# Whether there is one, and whether there is another one.
+COUNTED = 2
 
 
 class LastAdministrator(DomainError):
@@ -22,12 +24,11 @@ class LastAdministrator(DomainError):
 
 
 async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) -> int:
-    """Return how many active accounts have the role `admin`; with `lasting`, only those without an
-    expiry date. 0 if there is no such role."""
-    return await Account.find(
-        {**await administering(tx), **status.active_filter(clock.now(), lasting=lasting)},
-        session=tx,
-    ).count()
+    """Return how many active accounts have the role `admin`, but at most COUNTED; with `lasting`,
+    only those without an expiry date. 0 if there is no such role."""
+    match = {**await administering(tx), **status.active_filter(clock.now(), lasting=lasting)}
+    users = Account.get_motor_collection()
+    return await users.count_documents(match, limit=COUNTED, session=tx)
 
 
 async def count_administrators(tx: Tx) -> tuple[int, int]:

@@ -90,11 +90,16 @@ async def require_verification(required: bool) -> int:
 
     If it is required, accounts with an unverified address cannot be used until they verify it, and
     their sessions are over. If not, they can be used again, except those that only claim their
-    address. Records no events and sends nothing. Returns the number of accounts that this changed.
+    address. Changes the accounts in batches; records no events and sends nothing. Returns the
+    number of accounts that this changed.
     """
     unverified = {"email_verified_at": None, "claimed_email": None}
     match = {**unverified, "must_verify": {"$ne": True} if required else True}
-    return await User.change_all(match, {"$set": {"must_verify": required}})
+    changed = 0
+    async for ids in User.batches(match):
+        these = {**match, "_id": {"$in": ids}}
+        changed += await User.change_all(these, {"$set": {"must_verify": required}})
+    return changed
 
 
 @dataclass(frozen=True, slots=True)

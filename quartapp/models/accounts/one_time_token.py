@@ -175,7 +175,9 @@ async def issue_setup() -> str | None:
     if await active_administrators():
         return None
     now = clock.now()
-    await Token.change_all({"purpose": Purpose.SETUP, "used_at": None}, {"$set": {"used_at": now}})
+    # These tokens have no user; the index by user finds them.
+    earlier = {"user.$id": None, "purpose": Purpose.SETUP, "used_at": None}
+    await Token.change_all(earlier, {"$set": {"used_at": now}})
     token, digest = new_token()
     await Token(
         purpose=Purpose.SETUP, digest=digest, created_at=now, expires_at=now + SETUP_LASTS

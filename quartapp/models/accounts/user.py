@@ -51,6 +51,7 @@ from quartapp.models.audit.recording import inform, queue_email, record
 from quartapp.models.authorization.privileges import require_to_give
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
+from quartapp.models.base.record import BATCH
 from quartapp.models.base.references import DomainError, role_ref, user_ref
 from quartapp.models.base.tokens import new_token
 from quartapp.models.base.write_lock import hold_administrators
@@ -447,15 +448,16 @@ class User(Account):
         await transaction(work)
 
     async def read_notices(self) -> None:
-        """Mark all notifications up to `notice_seq` of this object as read, on the user and on each
-        notification, in two writes without a transaction. Newer ones stay unread."""
+        """Mark all notifications up to `notice_seq` of this object as read, first each notification
+        in batches, then the user, without a transaction. Newer ones stay unread."""
+        now = clock.now()
+        for first in range(self.notices_read, self.notice_seq, BATCH):
+            these = {"$gt": first, "$lte": min(first + BATCH, self.notice_seq)}
+            unread = {"user.$id": self.id, "seq": these, "read_at": None}
+            await Notice.change_all(unread, {"$set": {"read_at": now}})
         await User.change(
             {"_id": self.id, "notices_read": {"$lt": self.notice_seq}},
             {"$set": {"notices_read": self.notice_seq}},
-        )
-        await Notice.change_all(
-            {"user.$id": self.id, "seq": {"$lte": self.notice_seq}, "read_at": None},
-            {"$set": {"read_at": clock.now()}},
         )
 
     async def change_authority(

@@ -52,6 +52,7 @@ class Event(Record):
         name = EVENTS
         indexes = [
             IndexModel([("subject.$id", 1), ("_id", -1)], name="of_subject"),
+            IndexModel([("subject.$id", 1), ("verb", 1), ("_id", -1)], name="of_subject_by_verb"),
             IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
             # Events about an invited address, which has no account yet.
             IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),

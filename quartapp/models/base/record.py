@@ -3,17 +3,20 @@
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from itertools import chain, count
 from typing import Any, Self
 
 from beanie import Document, Link, PydanticObjectId, SortDirection
 from pydantic import Field
+from pymongo.collation import Collation
 
 from quartapp import clock
 from quartapp.db.mongo import Tx
 from quartapp.models.base.references import linked_id
 
+# How many documents a write changes at once where all those of one user are changed.
+BATCH = 500
 _turns = count(int.from_bytes(os.urandom(2)))
 
 
@@ -48,7 +51,7 @@ class Record(Document):
         cls,
         match: Mapping[str, Any],
         *,
-        sort: str | list[tuple[str, SortDirection]],
+        sort: str | list[tuple[str, SortDirection]] | None = None,
         limit: int,
         fetch: Collection[str] = (),
         **options: Any,
@@ -83,6 +86,40 @@ class Record(Document):
         """Update all documents that match, and return how many of them changed."""
         collection = cls.get_motor_collection()
         return (await collection.update_many(match, update, session=tx)).modified_count
+
+    @classmethod
+    async def batches(
+        cls,
+        match: Mapping[str, Any],
+        *,
+        size: int = BATCH,
+        collation: Collation | None = None,
+    ) -> AsyncIterator[list[PydanticObjectId]]:
+        """Yield the ids of all documents that match, in lists of at most `size`.
+
+        Reads them while they are consumed, in no particular order. The caller may delete or change
+        the documents of a list before it asks for the next one.
+        """
+        found = cls.get_motor_collection().find(
+            match, {"_id": 1}, batch_size=size, collation=collation
+        )
+        while rows := await found.to_list(size):
+            yield [row["_id"] for row in rows]
+
+    @classmethod
+    async def ids(
+        cls,
+        match: Mapping[str, Any],
+        *,
+        limit: int,
+        collation: Collation | None = None,
+        tx: Tx | None = None,
+    ) -> list[PydanticObjectId]:
+        """Return the ids of at most `limit` documents that match, in no particular order."""
+        found = cls.get_motor_collection().find(
+            match, {"_id": 1}, limit=limit, collation=collation, session=tx
+        )
+        return [row["_id"] for row in await found.to_list(limit)]
 
     @classmethod
     async def erase(cls, document_id: Any, *, tx: Tx | None = None) -> bool:

@@ -19,7 +19,7 @@ from quartapp.db import mongo
 from quartapp.db.mongo import Tx
 from quartapp.log import log
 from quartapp.models.base.record import Record
-from quartapp.models.base.references import UserRef, linked_id, user_ref
+from quartapp.models.base.references import CASELESS, UserRef, linked_id, user_ref
 from quartapp.models.email.mailbox import Mailbox
 
 # Longer than sending may take: until then no other worker tries.
@@ -52,6 +52,9 @@ class Mail(Record):
         name = "outbox"
         indexes = [
             IndexModel([("gave_up_at", 1), ("due_at", 1)], name="due"),
+            # For the export and the erasure of personal data.
+            IndexModel([("user.$id", 1)], name="of_user", sparse=True),
+            IndexModel([("to", 1)], name="to_address", collation=CASELESS),
             IndexModel(
                 [("gave_up_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
             ),
@@ -101,7 +104,7 @@ class Mail(Record):
         found = await cls.get_motor_collection().find_one_and_update(
             {"gave_up_at": None, "due_at": {"$lte": now}},
             {"$set": {"due_at": now + LEASE}, "$inc": {"tries": 1}},
-            sort=[("due_at", 1), ("_id", 1)],
+            sort=[("due_at", 1)],
             return_document=ReturnDocument.AFTER,
         )
         return cls.model_validate(found) if found else None

@@ -139,9 +139,10 @@ class Invitation(Record):
 
     @classmethod
     async def one(cls, **match: Any) -> Self | None:
-        """Return the oldest invitation that matches, with its users and its role fetched; None if
-        there is none."""
-        found = await cls.find_with_links(match, sort="_id", limit=1, fetch=SHOWN)
+        """Return the invitation that matches, with its users and its role; None
+        if there is none.
+        """
+        found = await cls.find_with_links(match, limit=1, fetch=SHOWN)
         return found[0] if found else None
 
     @classmethod
@@ -328,7 +329,8 @@ class Invitation(Record):
         if by.user_id is None or at_most is None:
             return
         others = {"by.$id": by.user_id, "_id": {"$ne": self.id}, **_open()}
-        if await Invitation.find(others, session=tx).count() >= at_most:
+        collection = Invitation.get_motor_collection()
+        if await collection.count_documents(others, limit=max(at_most, 1), session=tx) >= at_most:
             raise TooManyInvitations(at_most)
 
     async def _send(self, tx: Tx) -> None:

@@ -18,6 +18,8 @@ from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import COMMENTS, linked_id, user_ref
 
 PAGE = 20
+# How many comments a transaction deletes with their post.
+COMMENTS_AT_ONCE = 500
 
 
 class Post(Record):
@@ -59,7 +61,7 @@ class Post(Record):
     @classmethod
     async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
         """Return the post with its author fetched; None if there is none."""
-        found = await cls.find_with_links({"_id": post_id}, sort="_id", limit=1, fetch=["author"])
+        found = await cls.find_with_links({"_id": post_id}, limit=1, fetch=["author"])
         return found[0] if found else None
 
     @classmethod
@@ -94,21 +96,34 @@ class Post(Record):
         return await authorized_transaction(by, work)
 
     async def remove(self, *, by: Actor) -> None:
-        """Delete the post and its comments, in an authorized transaction. Does nothing if it was
-        deleted already.
+        """Delete the post and its comments. Does nothing if it was deleted already.
+
+        In one authorized transaction, unless the post has more than COMMENTS_AT_ONCE comments: then
+        other authorized transactions delete them before. What one of them raises ends the deletion;
+        the post and the remaining comments stay.
 
         If the actor is not the author, records the event POST_REMOVED and notifies the author. The
         authors of the comments are not notified. Does not check who may delete it: the route does.
         Raises SessionOver and RightsChanged.
         """
 
-        async def work(tx: Tx) -> None:
-            if not await Post.erase(self.id, tx=tx):
-                return
+        async def work(tx: Tx) -> bool:
+            """Delete the post, or only some of its comments; return whether nothing is left."""
             comments = documents(COMMENTS)
-            await comments.delete_many({"post.$id": self.id}, session=tx)
-            if by.user_id == self.author_id:
-                return
-            await record(POST_REMOVED, self.author_id, by=by, tx=tx, title=self.title)
+            below = comments.find(
+                {"post.$id": self.id}, {"_id": 1}, limit=COMMENTS_AT_ONCE + 1, session=tx
+            )
+            ids = [row["_id"] for row in await below.to_list(None)]
+            last = len(ids) <= COMMENTS_AT_ONCE
+            if not last:
+                fewer = {"$inc": {"comment_count": -len(ids)}}
+                await Post.change({"_id": self.id}, fewer, tx=tx)
+            elif not await Post.erase(self.id, tx=tx):
+                return True
+            await comments.delete_many({"_id": {"$in": ids}}, session=tx)
+            if last and by.user_id != self.author_id:
+                await record(POST_REMOVED, self.author_id, by=by, tx=tx, title=self.title)
+            return last
 
-        await authorized_transaction(by, work)
+        while not await authorized_transaction(by, work):
+            pass

@@ -26,6 +26,10 @@ LEASE = timedelta(minutes=2)
 LOOK_EVERY = 0.1
 
 
+class NotErased(Exception):
+    """More was added since the collections were erased than one transaction deletes."""
+
+
 async def issue(user: User) -> str:
     """Store a token with which the user can restore the account, and return it. It lasts ten
     minutes. Earlier ones stay valid.
@@ -102,27 +106,59 @@ async def erase(user: User) -> bool:
     """Erase the claimed account and all personal data about it; return whether this call deleted
     it.
 
-    Erases each collection in HELD and the name in the notifications of others, in many small
-    writes. The user document goes last: one transaction deletes it, deletes what was added in the
-    meantime (`personal_data.sweep`) and records the event ACCOUNT_DELETED. Returns False if another
-    worker has claimed or deleted the account since; then that transaction changes nothing. After a
-    crash it can be run again from the beginning.
+    Erases the data in many small writes (`personal_data.erase`), and meanwhile prolongs the claim.
+    The user document goes last: one transaction deletes it, deletes what was added in the meantime
+    (`personal_data.sweep`) and records the event ACCOUNT_DELETED. Returns False, without a further
+    write, if another worker has claimed or deleted the account since. After a crash the account can
+    be claimed again when the claim has expired: then `erase` begins again, and finds what is left.
     """
     person = await personal_data.Person.of(user)
-    for holding in personal_data.HELD:
-        await holding.erase(person)
-    await personal_data.forget_name(user)
+    while True:
+        async for _ in personal_data.erase(person):
+            if not await _keep_claim(user):
+                return False
+        deleted = await _delete(person)
+        if deleted is not None:
+            return deleted
+
+
+async def _keep_claim(user: User) -> bool:
+    """Prolong the claim if half of its time is over; return False if it is lost.
+
+    Sets `erasing_until` to LEASE from now, also in this object.
+    """
+    now = clock.now()
+    if user.erasing_until is not None and user.erasing_until - now > LEASE / 2:
+        return True
+    until = now + LEASE
+    mine = {"_id": user.id, "erasing_until": user.erasing_until}
+    prolonged = await User.change(mine, {"$set": {"erasing_until": until}})
+    if prolonged:
+        user.erasing_until = until
+    return prolonged
+
+
+async def _delete(person: personal_data.Person) -> bool | None:
+    """Delete the user document of the person, and record it, in one transaction.
+
+    Returns False, without a write, if another worker has claimed or deleted the account; None,
+    without a write, if so much was added in the meantime that it must be erased first.
+    """
+    user = person.user
 
     async def work(tx: Tx) -> bool:
-        users = User.get_motor_collection()
         mine = {"_id": user.id, "erasing_until": user.erasing_until}
-        if not (await users.delete_one(mine, session=tx)).deleted_count:
+        if not (await User.get_motor_collection().delete_one(mine, session=tx)).deleted_count:
             return False
         # A notification may have been stored a moment ago. Storing one writes the user document, so
         # none can follow after this transaction has deleted it.
-        await personal_data.sweep(person, tx)
+        if not await personal_data.sweep(person, tx):
+            raise NotErased
         posts = "removed" if user.deletes_posts else "kept"
         await Event.record(ACCOUNT_DELETED, by=SYSTEM, subject=user.id, tx=tx, posts=posts)
         return True
 
-    return await transaction(work)
+    try:
+        return await transaction(work)
+    except NotErased:
+        return None

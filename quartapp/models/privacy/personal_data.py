@@ -7,13 +7,14 @@ fails for a collection that is in neither.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
 from beanie import Document, PydanticObjectId
 from bson import DBRef
+from pymongo import UpdateOne
 from pymongo.collation import Collation
 
 from quartapp import validation
@@ -24,6 +25,7 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
+from quartapp.models.base.record import BATCH, Record
 from quartapp.models.base.references import CASELESS, linked_id
 from quartapp.models.base.write_lock import WriteLock
 from quartapp.models.cluster.acknowledgement import Acknowledgement
@@ -44,7 +46,10 @@ from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
 
 Row = Mapping[str, Any]
-BATCH = 500
+# What erases in batches yields after each of them how many documents it has read.
+Batches = AsyncIterator[int]
+# How many documents one transaction deletes, besides those that only they refer to.
+AT_ONCE = 100
 DELETED_USER, THEIR_ADDRESS = "A deleted user", "their address"
 A_POST = "a post of a deleted user"
 ACCOUNT = (
@@ -129,10 +134,10 @@ class Holding:
     case, for email addresses.
     """
 
-    document: type[Document]
+    document: type[Record]
     find: Callable[[Person], dict[str, Any]]
     show: Callable[[Row, Person], dict[str, Any]]
-    erase_with: Callable[[Person], Awaitable[None]] | None = field(default=None, kw_only=True)
+    erase_with: Callable[[Person], Batches] | None = field(default=None, kw_only=True)
     caseless: bool = field(default=False, kw_only=True)
 
     @property
@@ -151,11 +156,11 @@ class Holding:
         async for row in found:
             yield self.show(row, person)
 
-    async def erase(self, person: Person) -> None:
-        """Delete the documents about the person in batches, or call `erase_with` instead."""
+    def erase(self, person: Person) -> Batches:
+        """Delete the documents about the person in batches, or do what `erase_with` does."""
         if self.erase_with:
-            return await self.erase_with(person)
-        return await _delete(self.document, self.find(person), self.collation)
+            return self.erase_with(person)
+        return _delete(self.document, self.find(person), self.collation)
 
 
 def _emails(person: Person) -> dict[str, Any]:
@@ -188,13 +193,14 @@ def _invitations_to(person: Person) -> dict[str, Any]:
     return {"$or": [linked("account")(person), *person.addressed("email", "created_at")]}
 
 
-async def _erase_invitations(person: Person) -> None:
+async def _erase_invitations(person: Person) -> Batches:
     """Delete the invitations to the person.
 
     Those that the person sent stay, as they contain addresses of others. They are void without an
     inviter.
     """
-    await _delete(Invitation, _invitations_to(person), CASELESS)
+    async for count in _delete(Invitation, _invitations_to(person), CASELESS):
+        yield count
 
 
 def _invitation_events(person: Person) -> dict[str, Any]:
@@ -242,12 +248,12 @@ def _show_event(row: Row, person: Person) -> dict[str, Any]:
     return shown
 
 
-async def _blank_events(person: Person) -> None:
+async def _blank_events(person: Person) -> Batches:
     """Remove personal data from the audit events about the person. The events themselves stay.
 
     Of events that happened to the person, only the details named in LASTING stay. Events that the
     person did lose their IP address. Events that quote the title of a post of the person get a
-    placeholder.
+    placeholder. Writing the same again changes nothing, so a second run writes only what is left.
     """
     events = Event.get_motor_collection()
     details = {name: f"$details.{name}" for name in LASTING}
@@ -258,47 +264,60 @@ async def _blank_events(person: Person) -> None:
         (_invitation_events(person), CASELESS),
         (linked("subject")(person), None),
     ):
-        async for ids in _batches(Event, match, collation):
+        async for ids in Event.batches(match, collation=collation):
             await events.update_many({"_id": {"$in": ids}}, [blank])
-    async for ids in _batches(Event, linked("actor")(person)):
-        await events.update_many({"_id": {"$in": ids}}, {"$set": {"ip": None}})
-    async for ids in _batches(Event, {"details.author": person.user.id}):
-        await events.update_many({"_id": {"$in": ids}}, {"$set": {"details.title": A_POST}})
+            yield len(ids)
+    for match, change in (
+        (linked("actor")(person), {"ip": None}),
+        ({"details.author": person.user.id}, {"details.title": A_POST}),
+    ):
+        async for ids in Event.batches(match):
+            await events.update_many({"_id": {"$in": ids}}, {"$set": change})
+            yield len(ids)
 
 
-async def _erase_posts(person: Person) -> None:
+async def _erase_posts(person: Person) -> Batches:
     """Delete the person's posts with all comments on them, in batches, if the person chose that;
     else do nothing.
 
     Posts that stay keep the id of their author, whose user document does not exist any more.
     """
     if person.user.deletes_posts:
-        async for ids in _batches(Post, linked("author")(person)):
-            await _delete(Comment, {"post.$id": {"$in": ids}})
-            await _remove_posts(ids)
+        async for ids in Post.batches(linked("author")(person), size=AT_ONCE):
+            removed = False
+            while not removed:
+                async for count in _delete(Comment, {"post.$id": {"$in": ids}}):
+                    yield count
+                removed = await _remove_posts(ids)
+            yield len(ids)
 
 
-async def _remove_posts(ids: list[PydanticObjectId]) -> None:
-    """Delete these posts and all comments on them, in one transaction.
+async def _remove_posts(ids: list[PydanticObjectId]) -> bool:
+    """Delete these posts and the comments on them, in one transaction.
 
     Adding a comment writes its post, so a comment added at the same time is either deleted here, or
-    not stored.
+    not stored. Returns False, without a write, if there are more than AT_ONCE comments.
     """
 
-    async def work(tx: Tx) -> None:
-        await Post.get_motor_collection().delete_many({"_id": {"$in": ids}}, session=tx)
-        below = Comment.get_motor_collection()
-        await below.delete_many({"post.$id": {"$in": ids}}, session=tx)
+    async def work(tx: Tx) -> bool:
+        below = await Comment.ids({"post.$id": {"$in": ids}}, limit=AT_ONCE + 1, tx=tx)
+        if len(below) > AT_ONCE:
+            return False
+        for document, gone in ((Post, ids), (Comment, below)):
+            collection = document.get_motor_collection()
+            await collection.delete_many({"_id": {"$in": gone}}, session=tx)
+        return True
 
-    await transaction(work)
+    return await transaction(work)
 
 
-async def _erase_comments(person: Person) -> None:
+async def _erase_comments(person: Person) -> Batches:
     """Delete the person's comments, in batches, if the person chose that; else do nothing. Reduces
     the `comment_count` of their posts."""
     if person.user.deletes_posts:
-        async for ids in _batches(Comment, linked("author")(person)):
+        async for ids in Comment.batches(linked("author")(person), size=AT_ONCE):
             await _remove_comments(ids)
+            yield len(ids)
 
 
 async def _remove_comments(ids: list[PydanticObjectId]) -> None:
@@ -310,10 +329,13 @@ async def _remove_comments(ids: list[PydanticObjectId]) -> None:
         comments = Comment.get_motor_collection()
         group = {"$group": {"_id": "$post.$id", "count": {"$sum": 1}}}
         there = {"_id": {"$in": ids}}
-        counted = comments.aggregate([{"$match": there}, group], session=tx)
-        for row in await counted.to_list(None):
-            taken = {"$inc": {"comment_count": -row["count"]}}
-            await Post.change({"_id": row["_id"]}, taken, tx=tx)
+        counted = await comments.aggregate([{"$match": there}, group], session=tx).to_list(None)
+        taken = [
+            UpdateOne({"_id": row["_id"]}, {"$inc": {"comment_count": -row["count"]}})
+            for row in counted
+        ]
+        if taken:
+            await Post.get_motor_collection().bulk_write(taken, ordered=False, session=tx)
         await comments.delete_many(there, session=tx)
 
     await transaction(work)
@@ -411,64 +433,64 @@ async def note_export(user: User, *, by: Actor) -> None:
     await authorized_transaction(by, work)
 
 
-async def forget_name(user: User) -> None:
+async def erase(person: Person) -> Batches:
+    """Erase the person's data in all collections but that of the users, in small writes.
+
+    Erases each collection in HELD, and the name in the notifications of others. Yields after each
+    write how many documents it has read, so that the caller can stop. It can be run again from the
+    beginning, and then finds only what is left.
+    """
+    for holding in HELD:
+        async for count in holding.erase(person):
+            yield count
+    async for count in forget_name(person.user):
+        yield count
+
+
+async def forget_name(user: User) -> Batches:
     """Replace the erased user's name in the notifications of other users.
 
     The name of the actor becomes "A deleted user". Where an invitation was accepted, the email
     address is replaced too. In notifications about comments on a post of this user, so is the title
     of the post.
     """
-    async for ids in _batches(Notice, {"data.by": user.username}):
+    async for ids in Notice.batches({"data.by": user.username}):
         told = {"_id": {"$in": ids}}
         invited = {**told, "kind": INVITATION_ACCEPTED.notification_kind}
         await Notice.change_all(invited, {"$set": {"data.email": THEIR_ADDRESS}})
         await Notice.change_all(told, {"$set": {"data.by": DELETED_USER}})
-    async for ids in _batches(Notice, {"data.author": user.id}):
+        yield len(ids)
+    async for ids in Notice.batches({"data.author": user.id}):
         blank = {"$set": {"data.title": A_POST}, "$unset": {"data.author": ""}}
         await Notice.change_all({"_id": {"$in": ids}}, blank)
+        yield len(ids)
 
 
-async def sweep(person: Person, tx: Tx) -> None:
+async def sweep(person: Person, tx: Tx) -> bool:
     """Delete in this transaction what was added since the collections were erased.
 
     Covers only the collections in HELD whose documents are deleted, not those with `erase_with`.
+    Returns False if a collection has more than AT_ONCE such documents: then the caller aborts the
+    transaction and erases again.
     """
     for holding in HELD:
         if holding.erase_with is None:
-            await holding.document.get_motor_collection().delete_many(
-                holding.find(person), collation=holding.collation, session=tx
-            )
+            options = {"collation": holding.collation, "limit": AT_ONCE + 1, "tx": tx}
+            ids = await holding.document.ids(holding.find(person), **options)
+            if len(ids) > AT_ONCE:
+                return False
+            collection = holding.document.get_motor_collection()
+            await collection.delete_many({"_id": {"$in": ids}}, session=tx)
+    return True
 
 
 async def _delete(
-    document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
-) -> None:
+    document: type[Record], match: Mapping[str, Any], collation: Collation | None = None
+) -> Batches:
     """Delete all documents that match, in batches."""
-    async for ids in _batches(document, match, collation):
+    async for ids in document.batches(match, collation=collation):
         await document.get_motor_collection().delete_many({"_id": {"$in": ids}})
-
-
-async def _batches(
-    document: type[Document], match: Mapping[str, Any], collation: Collation | None = None
-) -> AsyncIterator[list[PydanticObjectId]]:
-    """Yield the ids of all documents that match, in lists of at most BATCH, in ascending order, so
-    that each write takes only a moment. Yields nothing if none matches.
-
-    A document that matches no more when the next list is read is skipped.
-    """
-    collection, last = document.get_motor_collection(), None
-    while True:
-        behind = {"$and": [match, {"_id": {"$gt": last}}]} if last else match
-        found = (
-            await collection.find(behind, {"_id": 1}, collation=collation)
-            .sort("_id", 1)
-            .to_list(BATCH)
-        )
-        if not found:
-            return
-        ids = [row["_id"] for row in found]
-        yield ids
-        last = ids[-1]
+        yield len(ids)
 
 
 def _json(thing: Any) -> str:

@@ -134,7 +134,7 @@ async def _end_oldest(user: User, *, keep: int, by: Actor) -> bool:
         theirs["factor"] = {"$ne": None}
     surplus = await Session.find(
         theirs,
-        sort=[("created_at", DESCENDING), ("_id", DESCENDING)],
+        sort=[("created_at", DESCENDING)],
         skip=keep,
     ).to_list()
     if surplus:

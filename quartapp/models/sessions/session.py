@@ -1,6 +1,6 @@
 """Sessions, and the operations that end them. An ended session is kept to tell why it ended."""
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from quartapp.db.mongo import Tx
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.record import Record
+from quartapp.models.base.record import Record, fetch_links
 from quartapp.models.base.references import (
     EVENTS,
     SESSIONS,
@@ -31,7 +31,13 @@ from quartapp.models.sessions import expiry
 from quartapp.models.sessions.reason import EndDetail, Reason
 
 DESCENDING = SortDirection.DESCENDING
+# A place in the list of active sessions: the last use and the id of a session.
+Place = tuple[datetime, PydanticObjectId]
 SEEN_EVERY = timedelta(minutes=1)
+# The longest idle time that the list of active sessions takes into account: ten years.
+LONGEST = 3660 * 86400
+# How many ended sessions a page of the active ones skips.
+SKIPPED = 500
 KEPT = timedelta(days=30)
 
 
@@ -75,7 +81,7 @@ class Session(Record):
             # transaction, which takes six times as long if an index must be updated.
             IndexModel([("user.$id", 1), ("created_at", -1)], name="by_user"),
             IndexModel([("roles.$id", 1)], name="by_role"),
-            IndexModel([("seen_at", -1), ("_id", -1)], name="by_use"),
+            IndexModel([("idle_seconds", 1), ("seen_at", -1), ("_id", -1)], name="by_idle_time"),
             IndexModel(
                 [("expires_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
             ),
@@ -138,9 +144,9 @@ class Session(Record):
     @classmethod
     async def of_user(cls, user_id: PydanticObjectId) -> list[Self]:
         """Return the user's active sessions, most recently used first."""
-        return await cls.find(
-            {"user.$id": user_id, **expiry.active_filter(clock.now())}, sort="-seen_at"
-        ).to_list()
+        match = {"user.$id": user_id, **expiry.active_filter(clock.now())}
+        found = await cls.find(match).to_list()
+        return sorted(found, key=lambda session: session.seen_at, reverse=True)
 
     @classmethod
     async def named(cls, ids: Collection[PydanticObjectId]) -> dict[PydanticObjectId, Self]:
@@ -150,29 +156,65 @@ class Session(Record):
 
     @classmethod
     async def active_page(
-        cls, *, before: tuple[datetime, PydanticObjectId] | None = None, limit: int = 50
-    ) -> list[Self]:
+        cls, *, before: Place | None = None, limit: int = 50
+    ) -> tuple[list[Self], Place | None]:
         """Return a page of the active sessions of all users, most recently used first, with their
-        users.
+        users; and the place from which the next page goes on, None if this is the last one.
 
-        `before` is the time of use and the id of the last session of the page before.
+        `before` is the place that the page before returned. Skips at most SKIPPED sessions that
+        have ended, so a page may have fewer rows than `limit`, even none, and yet not be the last.
         """
-        match: dict[str, Any] = expiry.active_filter(clock.now())
-        if before:
-            seen, last = before
-            match["$or"] = [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]
-        newest = [("seen_at", DESCENDING), ("_id", DESCENDING)]
-        return await cls.find_with_links(match, sort=newest, limit=limit, fetch=["user"])
+        now = clock.now()
+        idle_times = await cls.get_motor_collection().distinct("idle_seconds")
+        rows: list[Self] = []
+        skipped = 0
+        while skipped < SKIPPED:
+            size = limit + 1 - len(rows)
+            found = await cls._recent_page(idle_times, now, before, size)
+            for session in found:
+                if len(rows) == limit and session.lives:
+                    # There is at least one more.
+                    return await cls._with_users(rows), before
+                before = session.seen_at, session.id
+                if session.lives:
+                    rows.append(session)
+                else:
+                    skipped += 1
+            if len(found) < size:
+                return await cls._with_users(rows), None
+        return await cls._with_users(rows), before
 
     @classmethod
-    async def ids(
-        cls, match: Mapping[str, Any], *, at_once: int
-    ) -> AsyncIterator[list[PydanticObjectId]]:
-        """Yield the ids of all sessions that match, ended or not, in lists of at most `at_once`, in
-        no particular order."""
-        found = cls.get_motor_collection().find(match, {"_id": 1}, batch_size=at_once)
-        while rows := await found.to_list(at_once):
-            yield [row["_id"] for row in rows]
+    async def _recent_page(
+        cls, idle_times: Collection[float], now: datetime, before: Place | None, limit: int
+    ) -> list[Self]:
+        """Return sessions that were used within their idle time, most recently used first, also
+        ended ones.
+
+        The database reads the index `by_idle_time` at one place for each idle time, and merges.
+        """
+        late = {"$lte": before[0]} if before else {}
+        branches = [
+            {
+                "idle_seconds": idle,
+                "seen_at": {"$gt": now - timedelta(seconds=min(idle, LONGEST)), **late},
+            }
+            for idle in idle_times
+        ]
+        if not branches:
+            return []
+        match: dict[str, Any] = {"$or": branches}
+        if before:
+            seen, last = before
+            same = [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]
+            match = {"$and": [match, {"$or": same}]}
+        newest = [("seen_at", DESCENDING), ("_id", DESCENDING)]
+        return await cls.find_with_links(match, sort=newest, limit=limit)
+
+    @classmethod
+    async def _with_users(cls, rows: list[Self]) -> list[Self]:
+        await fetch_links(rows, ["user"])
+        return rows
 
     @classmethod
     async def record_use(cls, seen: Mapping[PydanticObjectId, tuple[datetime, str | None]]) -> None:

@@ -6,7 +6,7 @@ from quart_auth import login_required
 from quartapp.auth import permission_required
 from quartapp.models import Session
 from quartapp.policy import Permission
-from quartapp.routes.pagination import cut, moment_and_id_after
+from quartapp.routes.pagination import moment_and_id_after, next_page
 
 blueprint = Blueprint("admin_sessions", __name__)
 
@@ -18,6 +18,6 @@ PAGE = 50
 @permission_required(Permission.SESSIONS_MANAGE)
 async def index() -> str:
     """Show a page of the active sessions of all users, the last used first."""
-    rows = await Session.active_page(before=moment_and_id_after(), limit=PAGE + 1)
-    sessions, older = cut(rows, PAGE, lambda row: f"{row.seen_at.isoformat()}_{row.id}")
+    sessions, place = await Session.active_page(before=moment_and_id_after(), limit=PAGE)
+    older = place and next_page(f"{place[0].isoformat()}_{place[1]}")
     return await render_template("sessions/admin_list.html", sessions=sessions, next=older)
