@@ -1,0 +1,350 @@
+"""Measure how the time of every page and command grows with the collections.
+
+`python -m bench.growth [--sizes 1e3,1e5,1e6]` builds a database for each size, with this many users
+and as many sessions, audit events and notifications (`bench.population`). In turns for all sizes,
+it requests every list, search, page and count, and runs commands, in this process and without a
+network.
+
+Each row is the median processor time of the application and the database together, which other load
+on the machine hardly changes; `--wall` gives the time that passed instead. The goal is a ratio of
+at most 1.3 between the largest size and the smallest; the exit status is 1 if a row does not meet
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import quote
+
+from limits import parse
+from pydantic import SecretStr
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from bench.crowd import this_machine
+from bench.population import BUSY, BUSY_EACH, CREW, email, populate, user_id, username
+from quartapp import create_app, models, startup
+from quartapp.cli import roles as role_commands
+from quartapp.cli import users as user_commands
+from quartapp.db import embedded, mongo
+from quartapp.models import Role
+from quartapp.models.accounts.registration import register
+from quartapp.models.base.actor import SYSTEM
+from quartapp.models.sessions import expiry
+from quartapp.runtime import runtime_of
+from quartapp.security.passwords import PasswordHasher
+from quartapp.settings import Settings
+from tests.conftest import PASSWORD
+from tests.routes.conftest import Visitor, Visitors
+
+GOAL = 1.3
+ROUNDS, REPEATS = 2, 10
+# The user whom the commands change, and who is neither disabled nor busy.
+TARGET = username(15)
+
+Measured = Callable[[], Awaitable[None]]
+_turns = count()
+
+
+@dataclass(frozen=True)
+class Cursors:
+    """Places in the middle and at the end of the lists, as the pages take them in `after`."""
+
+    user: str
+    event: str
+    post: str
+    busy_post: str
+    invitation: str
+    session: str
+    last_session: str
+    notice: str
+
+    @classmethod
+    def of(cls, database: Database[Any], size: int) -> Cursors:
+        def middle(name: str) -> str:
+            found = database[name].find({}, {"_id": 1}).sort("_id", 1)
+            return str(found.skip(database[name].estimated_document_count() // 2).next()["_id"])
+
+        active = database["sessions"].find(expiry.active_filter(datetime.now(UTC)))
+        sessions = sorted((row["seen_at"], row["_id"]) for row in active)
+
+        def place(number: int) -> str:
+            seen, key = sessions[number]
+            return quote(f"{seen.replace(tzinfo=UTC).isoformat()}_{key}")
+
+        first = database["posts"].find_one({"author.$id": user_id(BUSY)}, sort=[("_id", 1)])
+        assert first is not None
+        return cls(
+            user=username(size // 2),
+            event=middle("events"),
+            post=middle("posts"),
+            busy_post=str(first["_id"]),
+            invitation=middle("invitations"),
+            session=place(len(sessions) // 2),
+            last_session=place(0),
+            notice=str(size // BUSY_EACH // 2),
+        )
+
+
+@dataclass
+class Site:
+    """A running application on a database of one size.
+
+    `root` is an administrator and `busy` the user with a tenth of all events and notifications.
+    """
+
+    size: int
+    visitors: Visitors
+    root: Visitor
+    busy: Visitor
+    at: Cursors
+    random: Random
+
+    def rows(self) -> dict[str, Measured]:
+        """Return what is measured, by the name of its row."""
+        rows = {path: self._get(self.busy, path) for path in OWN_PAGES}
+        for name, path in {
+            "/account/timeline, deep": f"/account/timeline?after={self.at.event}",
+            "/account/notices, deep": f"/account/notices?after={self.at.notice}",
+        }.items():
+            rows[name] = self._get(self.busy, path)
+        for name, path in {
+            "/admin/users": "/admin/users",
+            "/admin/users, deep": f"/admin/users?after={self.at.user}",
+            "/admin/users, all match": "/admin/users?q=user",
+            "/admin/users, all match, deep": f"/admin/users?q=user&after={self.at.user}",
+            "/admin/users, none matches": "/admin/users?q=zzz",
+            "/admin/users/NAME, busy": f"/admin/users/{username(BUSY)}",
+            "/admin/roles": "/admin/roles",
+            "/admin/roles/NAME": f"/admin/roles/{CREW}",
+            "/admin/sessions": "/admin/sessions",
+            "/admin/sessions, deep": f"/admin/sessions?after={self.at.session}",
+            "/admin/sessions, last page": f"/admin/sessions?after={self.at.last_session}",
+            "/admin/events": "/admin/events",
+            "/admin/events, deep": f"/admin/events?after={self.at.event}",
+            "/admin/invitations": "/admin/invitations",
+            "/admin/invitations, deep": f"/admin/invitations?after={self.at.invitation}",
+            "/posts": "/posts",
+            "/posts, deep": f"/posts?after={self.at.post}",
+            "/posts/ID, many comments": f"/posts/{self.at.busy_post}",
+            "/users/NAME, busy": f"/users/{username(BUSY)}",
+            "/users/NAME, busy, deep": f"/users/{username(BUSY)}?after={self.at.post}",
+        }.items():
+            rows[name] = self._get(self.root, path)
+        return rows | {
+            "/admin/users, a username": self._search(self._someone),
+            "/admin/users, an address": self._search(self._address),
+            "/admin/users, half an address": self._search(lambda: self._address()[:7]),
+            "/admin/users, many addresses": self._search(lambda: self._address()[:1]),
+            "/admin/users/NAME": lambda: self._show("/admin/users/"),
+            "/users/NAME": lambda: self._show("/users/"),
+            "sign in": lambda: self._sign_in("entrant", 303),
+            "sign in, unknown name": lambda: self._sign_in(f"nobody{next(_turns)}", 422),
+            "register": self._register,
+            "POST grant": lambda: self._post(f"{TARGET}/grants", role="moderator"),
+            "POST revoke": lambda: self._post(f"{TARGET}/grants/moderator/revoke"),
+            "POST disable": lambda: self._post(f"{TARGET}/disable"),
+            "POST enable": lambda: self._post(f"{TARGET}/enable"),
+            "user list --limit 50": lambda: self._list(limit=50),
+            "user list --search": lambda: self._list(search=self._address()),
+            "user show": lambda: run(user_commands.show, username=self._someone()),
+            "user grant": lambda: run(user_commands.grant, username=TARGET, role="moderator"),
+            "user revoke": lambda: run(user_commands.revoke, username=TARGET, role="moderator"),
+            "user disable": lambda: run(user_commands.disable, username=TARGET, day=None),
+            "user enable": lambda: run(user_commands.enable, username=TARGET),
+            "role list": lambda: run(role_commands.list_roles),
+        }
+
+    def _someone(self) -> str:
+        """Return the username of a random active user."""
+        return username(10 * self.random.randrange(1, self.size // 10) + 5)
+
+    def _address(self) -> str:
+        return email(self.random.randrange(self.size))
+
+    def _get(self, visitor: Visitor, path: str) -> Measured:
+        async def ask() -> None:
+            answer = await visitor.get(path)
+            assert answer.status == 200, (path, answer.status, answer.text)
+
+        return ask
+
+    def _search(self, text: Callable[[], str]) -> Measured:
+        async def ask() -> None:
+            sought = text()
+            answer = await self.root.get(f"/admin/users?q={quote(sought)}")
+            assert answer.text.count(sought) > 1, answer.text
+
+        return ask
+
+    async def _show(self, path: str) -> None:
+        answer = await self.root.get(path + self._someone())
+        assert answer.status == 200, answer.text
+
+    async def _sign_in(self, name: str, status: int) -> None:
+        answer = await Visitor(self.visitors.app, name).sign_in()
+        assert answer.status == status, answer.text
+
+    async def _list(self, search: str = "", limit: int | None = None) -> None:
+        await run(user_commands.list_users, search=search, after=None, limit=limit)
+
+    async def _register(self) -> None:
+        answer = await self.visitors.anonymous().register(f"new{time.time_ns()}")
+        assert answer.status == 303, answer.text
+
+    async def _post(self, path: str, **fields: str) -> None:
+        answer = await self.root.post(f"/admin/users/{path}", **fields)
+        assert answer.status == 303, answer.text
+
+
+OWN_PAGES = (
+    *("/api/me", "/", "/account", "/account/sessions", "/account/factors", "/account/timeline"),
+    *("/account/notices", "/account/export", "/account/delete"),
+)
+
+
+async def run(command: Any, **words: Any) -> None:
+    """Run the body of a command of the command line, on the connection of the application."""
+    with redirect_stdout(io.StringIO()):
+        await command.callback.__wrapped__(**words)
+
+
+@asynccontextmanager
+async def site(settings: Settings, size: int, at: Cursors) -> AsyncIterator[Site]:
+    """Start the application on the database, and sign the two users in."""
+    app = create_app(settings)
+    async with app.test_app():
+        visitors = Visitors(app)
+        root, busy = Visitor(app, "root"), Visitor(app, username(BUSY))
+        for visitor in (root, busy):
+            answer = await visitor.sign_in()
+            assert answer.status == 303, answer.text
+        yield Site(size, visitors, root, busy, at, Random(size))
+        assert runtime_of(app).change_stream.live
+
+
+async def prepare(settings: Settings, database: Database[Any], size: int) -> Cursors:
+    """Fill the database, and create the two users who sign in."""
+    began = time.perf_counter()
+    await startup.prepare(settings)
+    await asyncio.to_thread(populate, database, size)
+    hasher = PasswordHasher.of(settings)
+    password = await hasher.hash(PASSWORD)
+    hasher.close()
+    database["users"].update_one({"_id": user_id(BUSY)}, {"$set": {"password_hash": password}})
+    async with mongo.connected(settings, models.DOCUMENTS):
+        for name, role in (("root", "admin"), ("entrant", "member")):
+            held = await Role.named(role)
+            assert held is not None
+            address = f"{name}@example.org"
+            await register(name, address, password, roles=[held], by=SYSTEM, verified=True)
+    cursors = await asyncio.to_thread(Cursors.of, database, size)
+    print(f"{size:,} users: built in {time.perf_counter() - began:.0f} s", flush=True)
+    return cursors
+
+
+async def measure(sizes: list[int], only: str, *, wall: bool) -> dict[str, dict[int, float]]:
+    """Return the median seconds of each row, by size."""
+    times: dict[str, dict[int, list[float]]] = {}
+    clocks: list[int] = [time.CLOCK_MONOTONIC] if wall else [time.CLOCK_PROCESS_CPUTIME_ID]
+
+    def seconds_used() -> float:
+        return sum(map(time.clock_gettime, clocks))
+
+    async def timed(name: str, size: int, work: Measured, repeats: int) -> None:
+        for _ in range(repeats):
+            began = seconds_used()
+            await work()
+            seconds = seconds_used() - began
+            times.setdefault(name, {}).setdefault(size, []).append(seconds)
+
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        async with embedded.running(Path(folder) / "db") as mongod:
+            client: MongoClient[Any] = MongoClient(mongod.uri)
+            if not wall:
+                process = client.admin.command("serverStatus")["pid"]
+                # What clock_getcpuclockid(3) returns for the process of the database.
+                clocks.append((~int(process) << 3) | 2)
+            settings = {
+                size: Settings.load(
+                    mongodb_uri=SecretStr(mongod.uri),
+                    mongodb_db=f"growth{size}",
+                    data=Path(folder) / "data",
+                    allow_old_mongodb=True,
+                    bcrypt_cost=4,
+                    **{name: parse("1000000 per hour") for name in LIMITS},
+                )
+                for size in sizes
+            }
+            at = {
+                size: await prepare(each, client[each.mongodb_db], size)
+                for size, each in settings.items()
+            }
+            for turn in range(ROUNDS + 1):
+                for size in sizes:
+
+                    async def start(size: int = size) -> None:
+                        await startup.prepare(settings[size])
+
+                    # The first turn fills caches.
+                    kept = turn > 0
+                    if not only or only in "start-up":
+                        await timed("start-up", size, start, 3)
+                    async with site(settings[size], size, at[size]) as here:
+                        for name, work in here.rows().items():
+                            if only in name:
+                                paired = any(name.endswith(verb) for verb in PAIRED)
+                                await timed(name, size, work, 1 if paired else REPEATS)
+                    if not kept:
+                        for row in times.values():
+                            row.pop(size, None)
+            client.close()
+    return {
+        name: {size: statistics.median(row[size]) for size in sizes} for name, row in times.items()
+    }
+
+
+# A second run of these would change nothing.
+PAIRED = ("grant", "revoke", "disable", "enable")
+LIMITS = (*("limit_registration", "limit_sign_in_address", "limit_sign_in", "limit_mail"),)
+
+
+def report(rows: dict[str, dict[int, float]], sizes: list[int]) -> bool:
+    """Print the table; return whether all rows meet the goal."""
+    print(f"{'milliseconds':32}" + "".join(f"{size:>12,}" for size in sizes) + "   ratio")
+    missed = []
+    for name, row in rows.items():
+        ratio = row[sizes[-1]] / row[sizes[0]]
+        if ratio > GOAL:
+            missed.append(name)
+        figures = "".join(f"{row[size] * 1000:12.1f}" for size in sizes)
+        print(f"{name:32}{figures}{ratio:8.2f}{'' if ratio <= GOAL else '  above the goal'}")
+    print(f"goal: every ratio at most {GOAL}: {', '.join(missed) or 'met'}")
+    return not missed
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default="1e3,1e5,1e6")
+    parser.add_argument("--only", default="", help="Measure only rows whose name contains this.")
+    parser.add_argument("--wall", action="store_true", help="Measure the time that passes.")
+    options = parser.parse_args()
+    numbers = [int(float(size)) for size in options.sizes.split(",")]
+    # The log of the application goes to standard error.
+    with this_machine(), redirect_stderr(io.StringIO()):
+        found = asyncio.run(measure(numbers, options.only, wall=options.wall))
+    sys.exit(not report(found, numbers))
