@@ -119,8 +119,9 @@ class Lease(BackgroundTask):
     # ---- heartbeats
 
     async def _send_heartbeats(self) -> None:
-        """Store a heartbeat of this worker every HEARTBEAT_SECONDS, and remember when it was
-        sent. Repeat until cancelled. Logs `heartbeat_failed` on errors."""
+        """Store a heartbeat of this worker every HEARTBEAT_SECONDS, at about the same time as all
+        other workers, and remember when it was sent. Repeat until cancelled. Logs
+        `heartbeat_failed` on errors."""
         beat = 0
         while True:
             beat += 1
@@ -131,4 +132,16 @@ class Lease(BackgroundTask):
                 await asyncio.shield(self._write)
             except Exception as error:
                 log.warning("heartbeat_failed", error=type(error).__name__)
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(_seconds_to_next_beat())
+
+
+def _seconds_to_next_beat() -> float:
+    """Return the seconds until the time of the database is a multiple of HEARTBEAT_SECONDS, but at
+    least a quarter of that.
+
+    All workers send their heartbeats together, so that the members of the replica set replicate and
+    commit many at a time, and each change stream is woken once for all of them. No guarantee
+    depends on it.
+    """
+    seconds = -clock.now().timestamp() % HEARTBEAT_SECONDS
+    return seconds if seconds > HEARTBEAT_SECONDS / 4 else seconds + HEARTBEAT_SECONDS
