@@ -31,8 +31,8 @@ from quartapp.models import Acknowledgement, BarrierMark, Event, Worker
 from quartapp.models.audit.receipt import Reach
 
 Id = PydanticObjectId
-# How often a process without a change stream reads the acknowledgements.
-POLL_SECONDS = 0.01
+# The pauses between reads of the acknowledgements in the database.
+FIRST_PAUSE, LONGEST_PAUSE = 0.003, 0.05
 # How long an answer waits for the acknowledgements of tabs. The page and the audit log follow those
 # that come later.
 RECEIPT_SECONDS = 1.0
@@ -100,7 +100,8 @@ class BarrierResult:
 class BaseBarrier:
     """What `Barrier` and `PollingBarrier` have in common: the wait itself.
 
-    They differ in how they learn of acknowledgements. `asker` is the worker that waits, or None.
+    Both read acknowledgements from the database; a worker also receives those of its own server.
+    `asker` is the worker that waits, or None.
     """
 
     def __init__(self, membership: Membership, *, asker: str | None) -> None:
@@ -137,16 +138,20 @@ class BaseBarrier:
     async def _all_acknowledged(self, mark_id: Id, pending: PendingBarrier) -> None:
         """Return when every worker that may use states from before the mark has acknowledged it.
 
-        The mark must be committed. Acknowledgements may arrive while the workers are read. May
-        raise database errors.
+        The mark must be committed. Acknowledgements may arrive while the workers are read. Those in
+        the database are read with growing pauses, without waiting until a majority has them: what
+        they say is true even if they are rolled back. May raise database errors.
         """
+        pause = FIRST_PAUSE
         while True:
             pending.changed.clear()
             if pending.outdated:
                 pending.outdated = False
                 pending.lease_ends = await self._membership.lease_ends(mark_id)
             elif (seconds := pending.seconds_left(self._asker)) > 0:
-                await self._wait_for_change(mark_id, pending, seconds)
+                if not await self._has_changed(pending, min(pause, seconds)):
+                    pause = min(1.5 * pause, LONGEST_PAUSE)
+                    pending.tabs |= await Acknowledgement.tabs_by_worker(mark_id)
             else:
                 return
 
@@ -154,9 +159,9 @@ class BaseBarrier:
         """Return the record in which acknowledgements of the mark are collected from now on."""
         raise NotImplementedError
 
-    async def _wait_for_change(self, mark_id: Id, pending: PendingBarrier, seconds: float) -> None:
-        """Return when there may be new acknowledgements of the mark, at the latest after this many
-        seconds. May raise database errors."""
+    async def _has_changed(self, pending: PendingBarrier, seconds: float) -> bool:
+        """Wait for a change of the record for this many seconds, and return whether there was
+        one."""
         raise NotImplementedError
 
     def _discard(self, mark_id: Id) -> None:
@@ -167,8 +172,8 @@ class BaseBarrier:
 class Barrier(BaseBarrier, BackgroundTask):
     """The barrier of a worker. It also acknowledges the marks of other processes.
 
-    It learns of acknowledgements from the change stream, and sooner from workers of the same
-    server, which send them through `LocalPeers`. `count_tabs` returns the number of open tabs here
+    It reads acknowledgements from the database, and receives those of workers of the same server
+    through `LocalPeers`. `count_tabs` returns the number of open tabs here
     whose sessions an event (given by its id) has ended. `folder` is that of `LocalPeers`.
     """
 
@@ -207,12 +212,13 @@ class Barrier(BaseBarrier, BackgroundTask):
         pending = self._pending[mark_id] = self._early.pop(mark_id, None) or PendingBarrier()
         return pending
 
-    async def _wait_for_change(self, mark_id: Id, pending: PendingBarrier, seconds: float) -> None:
-        """Return when an acknowledgement has arrived or a worker's document was deleted, at the
-        latest after this many seconds."""
+    async def _has_changed(self, pending: PendingBarrier, seconds: float) -> bool:
+        """Return True when an acknowledgement has arrived or a worker's document was deleted, and
+        False if that does not happen within this many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await pending.changed.wait()
+                return await pending.changed.wait()
+        return False
 
     def _discard(self, mark_id: Id) -> None:
         del self._pending[mark_id]
@@ -220,7 +226,7 @@ class Barrier(BaseBarrier, BackgroundTask):
     # ---- change stream listener
 
     def on_change(self, change: Change) -> None:
-        """Acknowledge a new mark, or note the acknowledgement of a mark of this worker.
+        """Acknowledge a new mark.
 
         When a worker's document is deleted, pending waits read again which workers there are.
         """
@@ -228,14 +234,8 @@ class Barrier(BaseBarrier, BackgroundTask):
             for pending in self._pending.values():
                 pending.outdated = True
                 pending.changed.set()
-        elif change.operation != "insert":
-            return
-        elif change.collection == BarrierMark.Settings.name:
+        elif change.collection == BarrierMark.Settings.name and change.operation == "insert":
             self._on_mark(change)
-        elif change.collection == Acknowledgement.Settings.name:
-            ack = Acknowledgement.model_validate(change.document)
-            if pending := self._pending.get(ack.mark) or self._early.get(ack.mark):
-                pending.add(ack.worker, ack.tabs)
 
     def _on_mark(self, change: Change) -> None:
         """Acknowledge the mark for this worker.
@@ -251,7 +251,7 @@ class Barrier(BaseBarrier, BackgroundTask):
         if asker == self._worker_id or self._send_to_peer(asker, change.id, tabs):
             return
         self._unwritten_acks.append(
-            Acknowledgement(mark=change.id, asker=asker, worker=self._worker_id, tabs=tabs)
+            Acknowledgement(mark=change.id, worker=self._worker_id, tabs=tabs)
         )
         self._acks_waiting.set()
 
@@ -310,12 +310,12 @@ class PollingBarrier(BaseBarrier):
     def _open(self, mark_id: Id) -> PendingBarrier:
         return PendingBarrier()
 
-    async def _wait_for_change(self, mark_id: Id, pending: PendingBarrier, seconds: float) -> None:
-        """Sleep for POLL_SECONDS, and read the acknowledgements. Raises database errors."""
-        await asyncio.sleep(min(POLL_SECONDS, seconds))
-        pending.tabs = await Acknowledgement.tabs_by_worker(mark_id)
-        # The document of a worker may have been deleted.
+    async def _has_changed(self, pending: PendingBarrier, seconds: float) -> bool:
+        """Sleep for this many seconds, and return False. Nothing tells of deleted documents of
+        workers, so they are read again."""
+        await asyncio.sleep(seconds)
         pending.outdated = True
+        return False
 
     def _discard(self, mark_id: Id) -> None:
         pass

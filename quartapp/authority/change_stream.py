@@ -14,16 +14,7 @@ from quartapp import metrics
 from quartapp.background import BackgroundTask
 from quartapp.db.mongo import Unavailable, change_cursor
 from quartapp.log import log
-from quartapp.models import (
-    Acknowledgement,
-    BarrierMark,
-    Mail,
-    Notice,
-    Role,
-    Session,
-    User,
-    Worker,
-)
+from quartapp.models import BarrierMark, Mail, Notice, Role, Session, User, Worker
 
 # After this many changes other tasks get a turn: requests are answered, and sockets write their
 # mailboxes, while thousands of changes are dispatched.
@@ -84,7 +75,7 @@ class StreamEnded(Exception):
 class ChangeStream(BackgroundTask):
     """Follows the database and passes changes to the listeners. `live` is true while it is open.
 
-    Heartbeats and acknowledgements are received only for the worker `worker_id`.
+    Of the heartbeats, only those of the worker `worker_id` are received.
     """
 
     def __init__(self, listeners: Sequence[Listener], *, worker_id: str) -> None:
@@ -253,16 +244,13 @@ def pipeline_for(worker_id: str) -> list[dict[str, Any]]:
     Of the workers' heartbeats it selects only those of this worker: were all of them sent to all,
     the number of messages would grow with the square of the number of workers. The deletion of any
     worker's document is selected too, because pending barriers need not wait for that worker any
-    more. Acknowledgements are selected if they are for this worker, or for none.
+    more.
     """
-    workers, acks = Worker.Settings.name, Acknowledgement.Settings.name
-    mine = {"ns.coll": workers, "documentKey._id": worker_id}
-    for_me = {"fullDocument.asker": {"$in": [worker_id, None]}}
+    workers = Worker.Settings.name
     selected = [
         {"operationType": {"$in": DATABASE_EVENTS}},
         {"operationType": "insert", "ns.coll": {"$in": _INSERTS}},
-        {"operationType": "insert", "ns.coll": acks, **for_me},
-        mine,
+        {"ns.coll": workers, "documentKey._id": worker_id},
         {"operationType": "delete", "ns.coll": workers},
         *map(_relevant_changes, IGNORED_FIELDS),
     ]

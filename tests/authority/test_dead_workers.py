@@ -95,10 +95,7 @@ async def test_a_barrier_waits_for_a_worker_that_started_before_its_mark(app: Qu
     passing = asyncio.create_task(barrier.wait())
     await until(lambda: misses_only(barrier, "new"))
     (mark_id,) = barrier._pending
-    asker = runtime_of(app).lease.worker_id
-    await Acknowledgement.write(
-        [Acknowledgement(mark=mark_id, asker=asker, worker="new", tabs=3)],
-    )
+    await Acknowledgement.write([Acknowledgement(mark=mark_id, worker="new", tabs=3)])
     result = await passing
     assert result.complete
     assert result.tabs == 3

@@ -91,7 +91,6 @@ async def test_workers_of_another_host_acknowledge_in_the_database(scene: Scene)
         assert mark
         acks = await database["acknowledgements"].find({"mark": mark["_id"]}).to_list(None)
     assert {ack["worker"] for ack in acks} == workers - {mark["asker"]}
-    assert {ack["asker"] for ack in acks} == {mark["asker"]}
     assert len(workers) == 2
 
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from beanie import PydanticObjectId
 from pydantic import Field
-from pymongo import IndexModel
+from pymongo import IndexModel, WriteConcern
 
 from quartapp import clock
 from quartapp.models.base.record import Record
@@ -15,13 +15,11 @@ from quartapp.models.base.record import Record
 class Acknowledgement(Record):
     """A worker's acknowledgement that it has handled all changes up to a barrier mark.
 
-    `asker` is the worker that waits for it, or None if that is a command. Each worker's change
-    stream delivers only the acknowledgements for itself and those for commands. `tabs` counts the
-    worker's open tabs whose sessions the event of the mark has ended. Deleted after a minute.
+    The process that waits for it reads it; no change stream delivers it. `tabs` counts the worker's
+    open tabs whose sessions the event of the mark has ended. Deleted after a minute.
     """
 
     mark: PydanticObjectId
-    asker: str | None = None
     worker: str
     tabs: int
     at: datetime = Field(default_factory=clock.now)
@@ -35,9 +33,13 @@ class Acknowledgement(Record):
 
     @classmethod
     async def write(cls, acks: Collection[Self]) -> None:
-        """Insert the acknowledgements with one command."""
+        """Insert the acknowledgements with one command, without waiting for a majority.
+
+        An acknowledgement is true even if it is rolled back, so its reader needs no majority.
+        """
         rows = [ack.model_dump(by_alias=True) for ack in acks]
-        await cls.get_motor_collection().insert_many(rows, ordered=False)
+        collection = cls.get_motor_collection().with_options(write_concern=WriteConcern(w=1))
+        await collection.insert_many(rows, ordered=False)
 
     @classmethod
     async def tabs_by_worker(cls, mark_id: PydanticObjectId) -> dict[str, int]:
