@@ -50,7 +50,7 @@ class Post(Record):
     @classmethod
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
         """Store a post by the actor, in an authorized transaction, and return it. Does not check
-        the texts. No notification and no audit event."""
+        the texts. No notification and no audit event. Raises SessionOver and RightsChanged."""
         post = cls(author=user_ref(by.user_id), title=title, body=body)
 
         async def work(tx: Tx) -> Post:

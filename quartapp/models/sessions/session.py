@@ -268,8 +268,10 @@ async def end_sessions(
     them.
 
     Records an event of the activity, with `details` and the number of active sessions, and inserts
-    a barrier mark. Returns the event; None, without an event, if none of the sessions was active.
-    Sends no notification.
+    a barrier mark, for which the caller waits. Returns the event; None, without an event, if none
+    of the sessions was active; expired ones are marked as ended all the same. Sends no
+    notification. Raises SessionOver, RightsChanged, and MissingPermission if the user holds a
+    permission that the actor lacks.
     """
 
     async def work(tx: Tx) -> Event | None:
