@@ -16,6 +16,7 @@ from quartapp.jobs.erasure import Erasure
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.jobs.loop_lag import LoopLagMonitor
 from quartapp.jobs.outbox_worker import OutboxWorker
+from quartapp.jobs.role_deletions import RoleDeletions
 from quartapp.middleware.allowed_hosts import AllowedHosts
 from quartapp.middleware.forwarded import ForwardedHeaders
 from quartapp.middleware.headers import ResponseHeaders
@@ -136,6 +137,7 @@ def _assemble(settings: Settings) -> Runtime:
     barrier = Barrier(lease, membership, count_tabs=receipts.count_tabs, folder=settings.neighbours)
     outbox_worker = OutboxWorker(settings)
     account_expiry = AccountExpiry()
+    role_deletions = RoleDeletions()
     principals = PrincipalCache(lease, max_entries=settings.principals_per_worker)
     listeners = change_listeners(
         principal_cache=principals,
@@ -145,6 +147,7 @@ def _assemble(settings: Settings) -> Runtime:
         barrier=barrier,
         outbox_worker=outbox_worker,
         account_expiry=account_expiry,
+        role_deletions=role_deletions,
     )
     return Runtime(
         settings=settings,
@@ -162,6 +165,7 @@ def _assemble(settings: Settings) -> Runtime:
         outbox_worker=outbox_worker,
         account_expiry=account_expiry,
         erasure=Erasure(),
+        role_deletions=role_deletions,
         loop_lag=LoopLagMonitor(),
         dispatcher=feed,
     )

@@ -19,6 +19,7 @@ from quartapp.jobs.erasure import Erasure
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.jobs.loop_lag import LoopLagMonitor
 from quartapp.jobs.outbox_worker import OutboxWorker
+from quartapp.jobs.role_deletions import RoleDeletions
 from quartapp.security.encryption import Encryption
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import PasswordHasher
@@ -42,6 +43,7 @@ CHANGE_LISTENERS = (
     ("barrier", "After the four above: its acknowledgement says that they have heard the change."),
     ("outbox_worker", "Anywhere: it wakes its task."),
     ("account_expiry", "Anywhere: it wakes its task."),
+    ("role_deletions", "Anywhere: it wakes its task."),
 )
 
 # Attributes of Runtime that start when the database is connected, in this order, each with the
@@ -57,6 +59,7 @@ START_ORDER = (
     ("outbox_worker", "Before no other: it reads the outbox when the stream wakes it."),
     ("account_expiry", "Before no other: it reads the database when the stream wakes it."),
     ("erasure", "Before no other: it needs only the database."),
+    ("role_deletions", "Before no other: it reads the database when the stream wakes it."),
     ("loop_lag", "Before no other: it needs nothing."),
 )
 
@@ -86,6 +89,7 @@ class Runtime:
     outbox_worker: OutboxWorker
     account_expiry: AccountExpiry
     erasure: Erasure
+    role_deletions: RoleDeletions
     loop_lag: LoopLagMonitor
     dispatcher: Dispatcher
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)

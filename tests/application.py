@@ -133,7 +133,10 @@ class Shared:
             return False
         log.configure(production=running.settings.production, worker=running.settings.worker)
         # The last test may have stopped them or left work in them.
-        jobs = (running.last_seen, running.outbox_worker, running.account_expiry, running.erasure)
+        jobs = (
+            *(running.last_seen, running.outbox_worker, running.account_expiry, running.erasure),
+            running.role_deletions,
+        )
         for job in jobs:
             await job.stop()
         if not await self._restore(but=running.lease.worker_id):

@@ -14,7 +14,16 @@ from quartapp import metrics
 from quartapp.background import BackgroundTask
 from quartapp.db.mongo import Unavailable, change_cursor
 from quartapp.log import log
-from quartapp.models import BarrierMark, Mail, Notice, Role, Session, User, Worker
+from quartapp.models import (
+    BarrierMark,
+    Mail,
+    Notice,
+    Role,
+    RoleDeletion,
+    Session,
+    User,
+    Worker,
+)
 
 # After this many changes other tasks get a turn: requests are answered, and sockets write their
 # mailboxes, while thousands of changes are dispatched.
@@ -24,7 +33,7 @@ MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 5.0
 IGNORED_FIELDS = {
     Session.Settings.name: ["ip", "online_until", "roles", "acts"],
     User.Settings.name: ["notice_seq", "totp_step", "recovery_codes", "acts"],
-    Role.Settings.name: ["grants", "description"],
+    Role.Settings.name: ["grants", "description", "acts"],
 }
 DATABASE_EVENTS = ["drop", "rename", "dropDatabase", "invalidate"]
 
@@ -231,6 +240,7 @@ _INSERTS = [
     Session.Settings.name,
     BarrierMark.Settings.name,
     Mail.Settings.name,
+    RoleDeletion.Settings.name,
 ]
 _UNSENT_FIELDS = [
     f"fullDocument.{name}"
@@ -251,6 +261,7 @@ def pipeline_for(worker_id: str) -> list[dict[str, Any]]:
         {"operationType": {"$in": DATABASE_EVENTS}},
         {"operationType": "insert", "ns.coll": {"$in": _INSERTS}},
         {"ns.coll": workers, "documentKey._id": worker_id},
+        {"operationType": "replace", "ns.coll": RoleDeletion.Settings.name},
         {"operationType": "delete", "ns.coll": workers},
         *map(_relevant_changes, IGNORED_FIELDS),
     ]

@@ -4,12 +4,13 @@ Pages, sockets and the principal cache all use this one rule. It reads the sessi
 user and the roles of the user, so a change that another program makes in the database counts too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from beanie import PydanticObjectId
+from bson import DBRef
 
 from quartapp import clock
 from quartapp.db import mongo
@@ -17,10 +18,17 @@ from quartapp.log import log
 from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import credential_of
 from quartapp.models.accounts.user import User
-from quartapp.models.authorization.permissions import permissions_of, usable_roles
+from quartapp.models.authorization.permissions import (
+    permissions_of,
+    principal_version,
+    role_version,
+    stored,
+    usable_roles,
+)
 from quartapp.models.base.actor import SYSTEM
-from quartapp.models.base.references import role_ref
+from quartapp.models.base.references import linked_id, role_ref
 from quartapp.models.factors.factor import factors_of, has_shown_one
+from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.sessions import expiry
 from quartapp.models.sessions.reason import EndDetail, Reason
 from quartapp.models.sessions.session import Session, mark_ended
@@ -29,20 +37,37 @@ from quartapp.policy import Permission
 QUERY_TIMEOUT_MS = 2000
 _KNOWN_PERMISSIONS = {permission.value for permission in Permission}
 # A dictionary is faster than calling the enumeration, and a role may end thousands of sessions.
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _REASONS: dict[Any, Reason] = {reason.value: reason for reason in Reason}
 _DETAILS: dict[Any, EndDetail] = {because.value: because for because in EndDetail}
+
+
+class HeldRole(NamedTuple):
+    """A role of a principal. `content` is a hash of what the role allows, which differs between
+    processes."""
+
+    id: PydanticObjectId
+    version: int
+    content: int
+
+    @classmethod
+    def of(cls, role: Mapping[str, Any]) -> "HeldRole":
+        """Return it for a stored role."""
+        content = role["name"], bool(role.get("requires_factor")), frozenset(stored(role))
+        return cls(role["_id"], role_version(role), hash(content))
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A valid session, its user and the user's permissions, as read in one query.
 
-    `version` is the user's `authz_version`, and `changed_by` the name of the user who last changed
-    their roles. `cursor` is the number of the user's newest notification, and `unread` how many
-    they have not read. `confirmed_at` is the last time they entered their password or second
-    factor. `seconds_left` is the time until the session or the account expires, if the session is
-    not used. `withheld` has the names of the roles that are without effect until the user has used
-    a second factor, and `withheld_permissions` the permissions that only these roles would give.
+    `version` is that of the user and of all held roles together (`principal_version`), and
+    `changed_by` the name of the user who made the last change of either. `cursor` is the number of
+    the user's newest notification, and `unread` how many they have not read. `confirmed_at` is the
+    last time they entered their password or second factor. `seconds_left` is the time until the
+    session or the account expires, if the session is not used. `withheld` has the names of the
+    roles that are without effect until the user has used a second factor, and
+    `withheld_permissions` the permissions that only these roles would give.
     """
 
     session_id: PydanticObjectId
@@ -59,6 +84,7 @@ class Principal:
     seconds_left: float = field(compare=False)
     withheld: frozenset[str] = frozenset()
     withheld_permissions: frozenset[str] = frozenset()
+    held: tuple[HeldRole, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +174,12 @@ async def ended_sessions_from_updates(
 
 
 async def states_matching(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
-    """Return the states of all sessions that match the filter, read with one query.
+    """Return the states of all sessions that match the filter, read with one query, or with three
+    if one of their users has a link to a role that does not exist.
 
     Before it returns it writes two things. A session that is over by the rule, but not marked as
-    ended, is marked so with the reason; no user is named as the one who ended it. A role that the
+    ended, is marked so with the reason; no user is named as the one who ended it, unless a role was
+    deleted. A role that the
     user holds and the session does not list yet is added to the session: the session ends when
     the user loses that role, also if another program takes it away. Raises the driver's errors;
     the query is given up after QUERY_TIMEOUT_MS.
@@ -161,17 +189,54 @@ async def states_matching(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
         read_concern=mongo.current_read_concern()
     )
     rows = await sessions.aggregate(_pipeline(match), maxTimeMS=QUERY_TIMEOUT_MS).to_list(None)
+    await _add_role_deletions(rows)
     judged = [(row, _state_or_deleted(row, now)) for row in rows]
     over: dict[tuple[Reason, EndDetail | None], list[PydanticObjectId]] = {}
+    deleted: dict[PydanticObjectId, tuple[RoleDeletion, list[PydanticObjectId]]] = {}
     for row, state in judged:
         if isinstance(state, Principal):
             await _record_new_roles(row)
+        elif (deletion := row.get("deletion")) and state.reason is Reason.ROLE_DELETED:
+            deleted.setdefault(deletion.id, (deletion, []))[1].append(state.session_id)
         elif row.get("ended_at") is None:
             why = state.reason, state.because
             over.setdefault(why, []).append(state.session_id)
     for (reason, because), ids in over.items():
         await mark_ended({"_id": {"$in": ids}}, reason, by=SYSTEM, because=because)
+    for deletion, ids in deleted.values():
+        match = {"_id": {"$in": ids}, "ended_at": None}
+        await Session.change_all(match, {"$set": deletion.end_fields})
     return [state for _, state in judged]
+
+
+async def _add_role_deletions(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to each row of a session that is not marked as ended, in `deletion`, the first deletion
+    of a role to which the session or its user has a link; and in `deleter`, who deleted it.
+
+    Makes no query if all of these roles exist.
+    """
+    missing = {row["_id"]: _missing_roles(row) for row in rows if row.get("ended_at") is None}
+    if not any(missing.values()):
+        return
+    deletions = await RoleDeletion.of_roles(set().union(*missing.values()))
+    users = User.get_motor_collection()
+    by = [linked_id(deletion.by) for deletion in deletions if deletion.by]
+    deleters = await users.find({"_id": {"$in": by}}, {"username": 1}).to_list(None)
+    for row in rows:
+        found = [each for each in deletions if each.id in missing.get(row["_id"], ())]
+        if found:
+            row["deletion"] = first = min(found, key=lambda deletion: deletion.at)
+            who = first.by and linked_id(first.by)
+            row["deleter"] = [user for user in deleters if user["_id"] == who]
+
+
+def _missing_roles(row: Mapping[str, Any]) -> set[PydanticObjectId]:
+    """Return the ids of the roles that the session or its user links, and that were not found."""
+    found = {role["_id"] for role in row.get("held", ())}
+    documents = [row, *row.get("holder", ())]
+    lists = [document.get("roles") for document in documents]
+    links = [link for roles in lists if isinstance(roles, list) for link in roles]
+    return {link.id for link in links if isinstance(link, DBRef)} - found
 
 
 def _state_or_deleted(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
@@ -191,12 +256,24 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
     """Return the state of the session in `row`, by the rule. Reads and writes nothing.
 
     `row` is a session's document as `_pipeline` returns it: with the documents of the user in
-    `holder`, of the user's roles in `held`, of the user who ended it in `ender`, and of the user
-    who last changed the roles in `changer`. Raises KeyError, TypeError and similar errors if a
-    field is missing or has a wrong type.
+    `holder`, of the user's roles in `held`, of the user who ended it in `ender`, of the user who
+    last changed the user's roles in `changer`, and of those who last changed each role in
+    `editors`. `_add_role_deletions` may have added `deletion` and `deleter`. Raises KeyError,
+    TypeError and similar errors if a field is missing or has a wrong type.
     """
     user = next(iter(row.get("holder", ())), None)
     reason = _end_reason(row, user, now)
+    deletion: RoleDeletion | None = row.get("deletion")
+    if deletion and reason is Reason.ROLE_DELETED:
+        return EndedSession(
+            session_id=row["_id"],
+            user_id=row["user"].id,
+            reason=reason,
+            by=next((deleter.get("username") for deleter in row["deleter"]), None),
+            at=clock.as_utc(deletion.at),
+            event=deletion.event and linked_id(deletion.event),
+            ender=deletion.by and linked_id(deletion.by),
+        )
     if user is None or reason is not None:
         return EndedSession(
             session_id=row["_id"],
@@ -219,8 +296,8 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
         username=user["username"],
         roles=tuple(sorted(role["name"] for role in row["held"])),
         permissions=permissions,
-        version=int(user.get("authz_version") or 0),
-        changed_by=next((changer.get("username") for changer in row.get("changer", ())), None),
+        version=principal_version(user, row["held"]),
+        changed_by=_changed_by(row, user),
         cursor=newest,
         unread=max(0, newest - read),
         seen_at=clock.as_utc(row["seen_at"]),
@@ -228,7 +305,28 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
         seconds_left=(min(_expires_at(row), status.expires_at(user)) - now).total_seconds(),
         withheld=frozenset(role["name"] for role in waiting),
         withheld_permissions=(permissions_of(waiting) & _KNOWN_PERMISSIONS) - permissions,
+        held=tuple(sorted(map(HeldRole.of, row["held"]))),
     )
+
+
+def _changed_by(row: Mapping[str, Any], user: Mapping[str, Any]) -> str | None:
+    """Return the name of the user who made the last change of the user's roles or of one of these
+    roles; None if no user did."""
+    latest = max(row["held"], key=_changed_at, default=None)
+    if latest is None or _changed_at(latest) <= _time_of(user, "authz_at"):
+        return next((changer.get("username") for changer in row.get("changer", ())), None)
+    editor = latest["changed_by"].id if latest.get("changed_by") else None
+    return next((e.get("username") for e in row.get("editors", ()) if e["_id"] == editor), None)
+
+
+def _changed_at(role: Mapping[str, Any]) -> datetime:
+    return _time_of(role, "changed_at")
+
+
+def _time_of(document: Mapping[str, Any], field: str) -> datetime:
+    """Return the time in this field, or _NEVER if there is none."""
+    at = document.get(field)
+    return clock.as_utc(at) if isinstance(at, datetime) else _NEVER
 
 
 def _end_reason(
@@ -252,7 +350,11 @@ def _end_reason(
         return Reason.PASSWORD_CHANGED
     if row.get("factor") is None and factors_of(user):
         return Reason.FACTOR_REQUIRED
-    # A deleted role is not found by the $lookup, so it is not in `held`.
+    if row.get("deletion"):
+        # The user held the role until it was deleted, and is not settled yet. A session that is
+        # opened later settles the user first: see models.roles.deletion.
+        return Reason.ROLE_DELETED
+    # A role that another program has deleted is not found by the $lookup, so it is not in `held`.
     held = {role["_id"] for role in row["held"]}
     lost = {link.id for link in row.get("roles", ())} - held
     if not lost:
@@ -342,6 +444,15 @@ def _pipeline(match: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "foreignField": "_id",
                 "pipeline": [username],
                 "as": "changer",
+            }
+        },
+        {
+            "$lookup": {
+                "from": users,
+                "localField": "held.changed_by.$id",
+                "foreignField": "_id",
+                "pipeline": [username],
+                "as": "editors",
             }
         },
     ]

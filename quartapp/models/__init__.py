@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from beanie import Document
-from pymongo.errors import DuplicateKeyError, OperationFailure
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from quartapp.db.mongo import error_summary
 from quartapp.log import log
@@ -16,7 +16,7 @@ from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import SYSTEM
-from quartapp.models.base.write_lock import ADMINISTRATORS, INVITATIONS, WriteLock
+from quartapp.models.base.write_lock import ALL_LOCKS, WriteLock
 from quartapp.models.cluster.acknowledgement import Acknowledgement
 from quartapp.models.cluster.barrier_mark import BarrierMark
 from quartapp.models.cluster.worker import Worker
@@ -30,6 +30,7 @@ from quartapp.models.limits.hash_cost import Cost
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
+from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
 from quartapp.policy import BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS
@@ -37,6 +38,7 @@ from quartapp.settings import StartError
 
 DOCUMENTS: list[type[Document]] = [
     Role,
+    RoleDeletion,
     User,
     Session,
     Notice,
@@ -65,13 +67,13 @@ for document in DOCUMENTS:
 
 
 async def prepare() -> None:
-    """Create the indexes, built-in roles and lock documents that are missing. Runs at every start.
+    """Create the indexes, lock documents and built-in roles that are missing. Runs at every start.
 
-    In this order: creates the indexes of all collections, sets the canonical usernames and
-    addresses where they are missing (logging `canonical_conflict` for each that two accounts
-    share), inserts missing built-in roles, removes the management permissions from the roles that
-    new accounts receive, adds to the role `admin` the permissions that this version brings, and
-    inserts missing write locks.
+    In this order: creates the indexes of all collections, inserts missing write locks, sets the
+    canonical usernames and addresses where they are missing (logging `canonical_conflict` for each
+    that two accounts share), inserts missing built-in roles, removes the management permissions
+    from the roles that new accounts receive, and adds to the role `admin` the permissions that this
+    version brings.
 
     Several processes may run it at once. Never drops an index, because an older version that is
     still running may need it. Raises StartError if an index cannot be built, for example because
@@ -88,6 +90,7 @@ async def prepare() -> None:
             raise StartError(
                 f"cannot build the indexes of {name}: {error_summary(error)}"
             ) from None
+    await _add_locks()
     for conflict in await canonical.fill_in():
         log.error("canonical_conflict", trouble=str(conflict))
     for name, (description, permissions) in BUILT_IN_ROLES.items():
@@ -100,9 +103,14 @@ async def prepare() -> None:
         {"name": "admin"},
         {"$addToSet": {"permissions": {"$each": sorted(BUILT_IN_ROLES["admin"][1])}}},
     )
-    for guard in (ADMINISTRATORS, INVITATIONS):
-        if await WriteLock.get(guard) is None:
-            await _insert_once(WriteLock(id=guard))
+
+
+async def _add_locks() -> None:
+    """Insert the write locks that are missing, in one write. Other processes may do so too."""
+    stored = {lock.id async for lock in WriteLock.find({})}
+    if missing := [WriteLock(id=lock) for lock in ALL_LOCKS if lock not in stored]:
+        with suppress(BulkWriteError):
+            await WriteLock.insert_many(missing, ordered=False)
 
 
 async def _forbid_management_by_default() -> None:

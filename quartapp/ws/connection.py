@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
+from quartapp.authority import versions
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.log import log
@@ -34,7 +36,9 @@ PAGE_SIZE = 100
 class Connection:
     """A socket of a session. The hub uses methods that return at once and never raise.
 
-    `sent_principal` is the session's state as last sent to the client: None until `send_hello`.
+    `role_ids` are the roles of the session's user, as last read; `roles` are those that the
+    handshake was authorized with. `sent_principal` is the session's state as last sent to the
+    client: None until `send_hello`.
     `expires_at` is the session's expiry by `clock.monotonic`. `state_changed` is set when a change
     arrives before `send_hello`. `mailbox` is the largest number of messages that wait to be sent.
     """
@@ -46,6 +50,7 @@ class Connection:
         *,
         session_id: PydanticObjectId,
         user_id: PydanticObjectId,
+        roles: Iterable[PydanticObjectId] = (),
         address: str | None = None,
         mailbox: int,
         ping_seconds: float,
@@ -53,6 +58,7 @@ class Connection:
         self.session_id = session_id
         self.user_id = user_id
         self.address = address
+        self.role_ids = frozenset(roles)
         self.sent_principal: Principal | None = None
         self.expires_at = math.inf
         self.state_changed = asyncio.Event()
@@ -80,18 +86,20 @@ class Connection:
     def update_principal(self, principal: Principal) -> bool:
         """Queue `permissions.changed` if roles or permissions differ from those sent before.
 
-        Return False, and queue nothing, if they differ although the version is the same: the
-        version has to be raised first, so that clients can order the changes. A state with an older
-        version is ignored. Before `send_hello` it only sets `state_changed`.
+        Return False, and queue nothing, if they differ although no version was raised: that has to
+        be done first, so that clients can order the changes. A state with an older version is
+        ignored, unless the version of a role is lower. Before `send_hello` it only sets
+        `state_changed`.
         """
         if self.sent_principal is None:
             self.state_changed.set()
             return True
         before = self.sent_principal
-        if principal.version < before.version:
-            return True
         same = principal.permissions == before.permissions and principal.roles == before.roles
-        if not same and principal.version == before.version:
+        if principal.version < before.version:
+            # Another program may have replaced the role with one that has a lower version.
+            return same or not versions.has_lowered_role(before, principal)
+        if not same and not versions.is_raised(before, principal):
             return False
         self._set_principal(principal)
         if not same:
@@ -111,6 +119,7 @@ class Connection:
     def _set_principal(self, principal: Principal) -> None:
         """Keep the state as the one that was sent, with its expiry."""
         self.sent_principal = principal
+        self.role_ids = frozenset(role.id for role in principal.held)
         self.expires_at = clock.monotonic() + principal.seconds_left
 
     def announce_session(self, started: dict[str, str | None]) -> None:

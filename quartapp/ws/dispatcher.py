@@ -8,33 +8,36 @@ effect, and a write by another program, such as the mongo shell, has the same ef
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
-from quartapp.authority import session_rule
+from quartapp.authority import session_rule, versions
 from quartapp.authority.change_stream import Change, ChangeStream
 from quartapp.authority.session_rule import EndedSession, PrincipalOrEnded
 from quartapp.db.mongo import DatabaseError
 from quartapp.log import log
-from quartapp.models import Notice, Role, Session, User
+from quartapp.models import Notice, Role, RoleDeletion, Session, User
 from quartapp.ws.hub import Hub
 from quartapp.ws.protocol import format_time
 from quartapp.ws.receipts import Receipts
 
 Id = PydanticObjectId
+T = TypeVar("T")
 
 DATABASE_AWAY_SECONDS = 30.0
 # The size of the database's first batch of results.
 BATCH_SIZE = 100
 MAX_CACHED_NAMES = 1000
-# The user's fields that are written when one of their roles is edited.
-VERSION_FIELDS = {"authz_version", "authz_by"}
+MAX_DELETED_ROLES = 100
+# The user's fields that `User.number_change` writes.
+VERSION_FIELDS = {"authz_version", "authz_by", "authz_at"}
 
 
 @dataclass
@@ -54,21 +57,21 @@ class AffectedSessions:
         """Return the sessions with a socket here that have to be evaluated: all of them if
         `everything` is set, else those that have changed or whose user has."""
         here = set(hub.connected_sessions())
-        return here if self.everything else here & self.sessions | hub.sessions_of(self.users)
+        if self.everything:
+            return here
+        with_roles = hub.sessions_with_roles(self.roles | self.deleted_roles)
+        return here & self.sessions | hub.sessions_of(self.users) | with_roles
 
     def database_filters(self, hub: Hub) -> list[dict[str, Any]]:
         """Return filters for further sessions that have to be evaluated: those of changed users
         and of deleted roles that are not marked as ended, with or without a socket, and those of
         changed roles with a socket here. Empty if nothing of that kind has changed."""
         searches: list[dict[str, Any]] = []
-        # Sessions of these users and of deleted roles are evaluated even without a socket, and
-        # marked if they are over: a role that is granted again must not make them valid.
+        # Sessions of these users are evaluated even without a socket, and marked if they are over:
+        # a role that is granted again must not make them valid. Those that list a deleted role are
+        # marked by `jobs.role_deletions`.
         if users := list(self.users):
             searches.append({"user.$id": {"$in": users}, "ended_at": None})
-        if gone := list(self.deleted_roles):
-            searches.append({"roles.$id": {"$in": gone}, "ended_at": None})
-        if roles := list(self.roles):
-            searches.append({"_id": {"$in": hub.connected_sessions()}, "roles.$id": {"$in": roles}})
         return searches
 
     def merge_failed(self, other: AffectedSessions) -> None:
@@ -96,6 +99,8 @@ class Dispatcher:
         self._affected = AffectedSessions()
         self._has_affected = asyncio.Event()
         self._usernames: dict[Id, str] = {}
+        # Roles whose own deletion, which precedes that of their document, has ended sessions.
+        self._deleted_roles: deque[Id] = deque(maxlen=MAX_DELETED_ROLES)
         self._last_answer = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -119,7 +124,8 @@ class Dispatcher:
         """Queue what follows from the change, and return at once.
 
         A new notification or session is sent to the user's sockets directly. The update that ends a
-        session is queued for its end notices. For any other change of a session, user or role, the
+        session is queued for its end notices, and so is the deletion of a role for those of all
+        sessions whose users held it. For any other change of a session, user or role, the
         sessions concerned are queued for evaluation.
         """
         collection = change.collection
@@ -139,13 +145,16 @@ class Dispatcher:
         elif collection == User.Settings.name:
             self._usernames.pop(change.id, None)
             if change.changed_fields and change.changed_fields <= VERSION_FIELDS:
-                # One of the user's roles was edited, which ends no session, so only sessions with a
-                # socket are evaluated.
+                # This ends no session, so only sessions with a socket are evaluated. An older
+                # version writes these fields for each user of a role that is edited.
                 self._mark_affected(self._affected.sessions, *self._hub.sessions_of([change.id]))
             else:
                 self._mark_affected(self._affected.users, change.id)
+        elif collection == RoleDeletion.Settings.name and change.document.get("event"):
+            self._end_sessions_of_role(RoleDeletion.model_validate(change.document))
         elif collection == Role.Settings.name and change.operation == "delete":
-            self._mark_affected(self._affected.deleted_roles, change.id)
+            if change.id not in self._deleted_roles:
+                self._mark_affected(self._affected.deleted_roles, change.id)
         elif collection == Role.Settings.name:
             self._mark_affected(self._affected.roles, change.id)
 
@@ -164,6 +173,19 @@ class Dispatcher:
         if these:
             ids.update(these)
             self._has_affected.set()
+
+    def _end_sessions_of_role(self, deletion: RoleDeletion) -> None:
+        """Queue the end notices of the sessions whose users held the role, as last read.
+
+        If a user got the role so recently that the session was not evaluated since, it will be, and
+        is then over by the rule.
+        """
+        self._deleted_roles.append(deletion.id)
+        ended = deletion.end_fields
+        for session_id in self._hub.sessions_with_roles({deletion.id}):
+            # A session that another change has ended before keeps that reason.
+            self._end_updates.setdefault(session_id, ended)
+        self._has_end_updates.set()
 
     def _announce_session(self, session: Mapping[str, Any]) -> None:
         """Send `session.started` to the sockets of the user's other sessions."""
@@ -191,7 +213,10 @@ class Dispatcher:
             self._has_end_updates.clear()
             ended, self._end_updates = self._end_updates, {}
             try:
-                await self._apply(await self._ended_with_sockets(ended))
+                for states in _split(await self._ended_with_sockets(ended)):
+                    await self._apply(states)
+                    # Thousands may end at once; other tasks get a turn.
+                    await asyncio.sleep(0)
             except Exception as error:
                 await self._log_and_pause(error)
                 self._end_updates = ended | self._end_updates
@@ -275,14 +300,13 @@ class Dispatcher:
     async def _apply(self, states: Collection[PrincipalOrEnded]) -> None:
         """Send the states to the sockets, and count the sockets of ended sessions for receipts.
 
-        If a user's permissions changed without a new version, raises the version in the database;
-        the change stream then leads to another evaluation.
+        If a user's permissions changed without a new version, raises the version of the role or the
+        user in the database; the change stream then leads to another evaluation.
         """
         for state in states:
             if isinstance(state, EndedSession):
                 self._receipts.expect_acks(state.event, self._hub.connections_of(state.session_id))
-        for user_id, version in self._hub.apply_states(states):
-            await User.number_change(user_id, version)
+        await versions.raise_versions(self._hub.apply_states(states))
 
     # ---- sweeping
 
@@ -324,7 +348,7 @@ class Dispatcher:
             await Session.mark_online(cut, until=until)
 
 
-def _split(ids: Collection[Id]) -> Iterator[list[Id]]:
-    """Return the ids in lists of at most BATCH_SIZE."""
-    rows = list(ids)
+def _split(items: Collection[T]) -> Iterator[list[T]]:
+    """Return the items in lists of at most BATCH_SIZE."""
+    rows = list(items)
     return (rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE))

@@ -77,6 +77,7 @@ async def live() -> None:
         (socket.scope.get("extensions") or {}).get(DIRECT_CHANNEL) or QueuedChannel(socket),
         session_id=session_id,
         user_id=user_id,
+        roles=(role.id for role in current_user.principal.held),
         address=remote_address(),
         mailbox=settings().live_mailbox,
         ping_seconds=settings().live_ping_seconds,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
-from quartapp.authority.session_rule import EndedSession, PrincipalOrEnded
+from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOrEnded
 from quartapp.models.notifications.notice import Notice
 from quartapp.ws.connection import Connection
 from quartapp.ws.protocol import CloseCode
@@ -164,21 +164,34 @@ class Hub:
         """Return the sessions of these users that have an open socket on this worker."""
         return {c.session_id for user in users for c in self._by_user.get(user, ())}
 
-    def apply_states(self, states: Collection[PrincipalOrEnded]) -> set[tuple[Id, int]]:
+    def sessions_with_roles(self, roles: Collection[Id]) -> set[Id]:
+        """Return the sessions with an open socket on this worker whose user holds one of the roles,
+        as last read."""
+        return {
+            session_id
+            for session_id, connections in self._by_session.items()
+            if any(not connection.role_ids.isdisjoint(roles) for connection in connections)
+        }
+
+    def apply_states(
+        self, states: Collection[PrincipalOrEnded]
+    ) -> list[tuple[Principal, Principal]]:
         """Send each session's new state to its sockets.
 
         Sockets of an ended session receive the end notice and are closed; those of a valid one
         receive `permissions.changed` if the permissions differ from those sent before. Return the
-        user ids and versions of users whose permissions differ although the version is the same:
-        they receive the message when the version has been raised.
+        state sent before and the new one where the permissions differ and no version was raised:
+        these sockets receive the message when that has been done.
         """
-        unnumbered: set[tuple[Id, int]] = set()
+        unnumbered: list[tuple[Principal, Principal]] = []
         for state in states:
             for connection in tuple(self._by_session.get(state.session_id, ())):
                 if isinstance(state, EndedSession):
                     self.end_connection(connection, state)
+                elif (before := connection.sent_principal) is None:
+                    connection.update_principal(state)
                 elif not connection.update_principal(state):
-                    unnumbered.add((state.user_id, state.version))
+                    unnumbered.append((before, state))
         return unnumbered
 
     def deliver_notice(self, user_id: Id, notice: Notice) -> None:

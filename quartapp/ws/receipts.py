@@ -16,7 +16,7 @@ from beanie import PydanticObjectId
 from quartapp import clock
 from quartapp.authority.change_stream import Change
 from quartapp.log import log
-from quartapp.models import Event, Session
+from quartapp.models import Event, RoleDeletion, Session
 from quartapp.models.audit.receipt import Receipt
 from quartapp.ws.connection import Connection
 from quartapp.ws.hub import Hub
@@ -137,7 +137,8 @@ class Receipts:
     # ---- change stream listener
 
     def on_change(self, change: Change) -> None:
-        """Count the connections of a session that an event has ended.
+        """Count the connections of a session that an event has ended, or of the sessions that the
+        deletion of a role has ended.
 
         This happens when the change arrives, before the dispatcher sends the end notices: a barrier
         mark behind this change is acknowledged with the number of tabs.
@@ -146,6 +147,9 @@ class Receipts:
             self.expect_acks(
                 change.updated_fields["ended_event"].id, self._hub.connections_of(change.id)
             )
+        elif change.collection == RoleDeletion.Settings.name and change.document.get("event"):
+            for session_id in self._hub.sessions_with_roles({change.id}):
+                self.expect_acks(change.document["event"].id, self._hub.connections_of(session_id))
 
     def on_missed_changes(self) -> None:
         """Do nothing: the dispatcher evaluates all sessions, and counts the tabs of ended ones."""

@@ -16,6 +16,7 @@ from quartapp.db.mongo import Database
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
 from quartapp.models.base.actor import SYSTEM, Actor
+from quartapp.models.base.record import Record
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.opening import open_session
@@ -62,6 +63,19 @@ async def register(name: str, *roles: str) -> User:
 async def reloaded(user: User) -> User:
     """Return the user as the database has them now."""
     return not_none(await User.get(user.id))
+
+
+async def stored(document: Record) -> Mapping[str, Any]:
+    """Return the document as it is stored now."""
+    return not_none(await document.get_motor_collection().find_one({"_id": document.id}))
+
+
+async def version_of(user: User) -> int:
+    """Return the version of what the user may do, as a session of the user would have it."""
+    found = await reloaded(user)
+    held = [link.ref.id for link in found.roles]
+    roles = await Role.find({"_id": {"$in": held}}).to_list()
+    return found.authz_version + sum(role.version for role in roles)
 
 
 def acting(user: User) -> Actor:

@@ -11,6 +11,7 @@ from quartapp.activities import ACCOUNT_CREATED, ACCOUNT_ENABLED, PASSWORD_CHANG
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession
 from quartapp.db.mongo import Database, OutcomeUnknown, Tx, transaction
+from quartapp.jobs import role_deletions
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
 from quartapp.models.accounts.one_time_token import (
@@ -134,6 +135,7 @@ async def test_a_role_deleted_while_it_is_granted_has_no_holders(
         random.Random(number).shuffle(works)  # so that the deletion comes at each position
         await concurrently(*works, unless=RoleGone)
         assert await Role.named(editor.name) is None
+        await role_deletions.settle_all()
         assert await db["users"].count_documents({"roles.$id": editor.id}) == 0
 
 
@@ -178,6 +180,7 @@ async def test_a_concurrently_repeated_operation_takes_effect_once(db: Database,
                 return await getattr(ada, verb)(by=by)
 
     assert len([done for done in await concurrently(*(do() for _ in range(12))) if done]) == 1
+    await concurrently(*(role_deletions.settle_all() for _ in range(3)))
     assert await Event.find({}).count() == events + 1
     assert (await reloaded(ada)).notice_seq == told + 1
 

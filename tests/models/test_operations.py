@@ -25,7 +25,8 @@ from quartapp.activities import (
     SIGNED_IN,
     Activity,
 )
-from quartapp.db.mongo import Database
+from quartapp.db.mongo import Database, transaction
+from quartapp.jobs import role_deletions
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.accounts.credential import fingerprint
@@ -45,6 +46,7 @@ from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.privacy import personal_data
 from quartapp.models.roles import role as roles
+from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.roles.role import BuiltInRole, Role, RoleGone, RoleTaken
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
@@ -61,6 +63,8 @@ from tests.models.helpers import (
     role,
     role_names,
     sign_in,
+    stored,
+    version_of,
 )
 
 
@@ -321,15 +325,16 @@ async def test_the_users_of_a_role_are_counted_up_to_a_limit(
 
 
 async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> None:
-    version = cast.ada.authz_version
-    of_bob = (await reloaded(cast.bob)).authz_version
+    version, of_bob = await version_of(cast.ada), await version_of(cast.bob)
+    before = await stored(cast.ada)
     write, moderate = Permission.POSTS_WRITE, Permission.POSTS_MODERATE
     await cast.editor.edit(
         name="Editor", description="Edits.", permissions=[write], by=acting(cast.root)
     )
     found = await role("editor")
     assert (found.name, found.description, found.permissions) == ("Editor", "Edits.", [write])
-    assert (await reloaded(cast.ada)).authz_version == version + 1
+    assert await version_of(cast.ada) == version + 1
+    assert await stored(cast.ada) == before, "no document of the users is written"
     await cast.recorded(
         ROLE_EDITED, subject=None, role="Editor", allowed=[write], forbidden=[moderate]
     )
@@ -337,9 +342,13 @@ async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> No
 
     assert not_none(await found.remove(by=acting(cast.root))).details["holders"] == 1
     assert await Role.named("editor") is None
+    assert await stored(cast.ada) == before
+    for token in cast.tokens:
+        assert await end_reason(token) is Reason.ROLE_DELETED
+    await role_deletions.settle_all()
     assert await role_names(cast.ada) == {"member"}
-    assert (await reloaded(cast.ada)).authz_version == version + 2
-    assert (await reloaded(cast.bob)).authz_version == of_bob
+    assert await version_of(cast.ada) == version + 2
+    assert await version_of(cast.bob) == of_bob
     await cast.ended(Reason.ROLE_DELETED, by=cast.root)
     await cast.recorded(ROLE_DELETED, subject=None, role="Editor", holders=1)
     await cast.told("root deleted the role Editor, which you held.")
@@ -348,6 +357,7 @@ async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> No
 async def test_the_activity_of_each_holder_shows_the_deleted_role(cast: Cast) -> None:
     ben = await register("ben", "editor")
     deleted = not_none(await cast.editor.remove(by=acting(cast.root)))
+    await role_deletions.settle_all()
     for user, concerned in ((cast.ada, True), (ben, True), (cast.bob, False)):
         events = await activity.page(user.id, before=None, limit=10)
         texts = [activity.text(event) for event in events if event.id == deleted.id]
@@ -508,6 +518,11 @@ async def _removed_comment(cast: Cast) -> None:
     await comment.remove(by=acting(cast.root))
 
 
+async def _settled(cast: Cast) -> None:
+    deletion = not_none(await RoleDeletion.get(cast.editor.id))
+    await transaction(lambda tx: deletion.settle([cast.ada.id, cast.bob.id], tx))
+
+
 VERBS: dict[str, tuple[Act, set[str]]] = {
     "register": (
         lambda c: register_account("eve", "e@b.org", "hash", roles=[c.editor], by=SYSTEM),
@@ -543,12 +558,13 @@ VERBS: dict[str, tuple[Act, set[str]]] = {
     "add a role": (lambda c: Role.add("new", "", [], by=acting(c.root)), {"roles", "events"}),
     "edit a role": (
         lambda c: c.editor.edit(name="new", description="", permissions=[], by=acting(c.root)),
-        {"roles", "users", "events"},
+        {"roles", "guards", "events"},
     ),
     "remove a role": (
         lambda c: c.editor.remove(by=acting(c.root)),
-        {"roles", "users", "sessions", "events", "notices", "barriers"},
+        {"roles", "role_deletions", "guards", "events", "barriers"},
     ),
+    "settle the deletion of a role": (_settled, {"users", "sessions", "notices"}),
     "comment": (_written_comment, {"posts", "comments", "users", "notices"}),
     "remove a comment": (_removed_comment, {"posts", "comments", "users", "events", "notices"}),
     "remove a post": (_removed_post, {"posts", "comments", "users", "events", "notices"}),
@@ -568,6 +584,8 @@ async def test_an_operation_whose_write_fails_changes_nothing(
         await cast.bob.disable(by=SYSTEM)
     post = await Post.write("On engines", "…", by=acting(cast.ada))
     await Comment.write(post, "first", by=acting(cast.bob))
+    if verb == "settle the deletion of a role":
+        await cast.editor.remove(by=acting(cast.root))
     before = await dump(db)
     failures: list[tuple[str, Mapping[str, Any]]] = [
         (collection, NOTHING) for collection in writes - DELETES.get(verb, set())

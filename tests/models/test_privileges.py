@@ -35,6 +35,7 @@ from tests.models.helpers import (
     reloaded,
     role,
     sign_in,
+    version_of,
 )
 
 ALL = set(Permission)
@@ -220,6 +221,10 @@ async def test_a_user_who_holds_more_cannot_be_managed(db: Database, verb: str) 
         ("invite", "role edited"),
         ("create a role", "role edited"),
         ("disable", "role edited"),
+        ("edit a role", "role edited"),
+        ("delete a role", "role edited"),
+        ("grant", "role deleted"),
+        ("edit a role", "role deleted"),
         ("grant", "factor required"),
         ("grant", "role revoked"),
     ],
@@ -228,7 +233,7 @@ async def test_a_permission_lost_meanwhile_is_not_used(
     db: Database, monkeypatch: pytest.MonkeyPatch, act: str, loss: str
 ) -> None:
     """The actor loses it after the transaction has taken its snapshot, and before the check."""
-    eve = await holder("eve", USERS, EVENTS)
+    eve = await holder("eve", USERS, EVENTS, ROLES)
     hers = await role("role-of-eve")
     auditor = await Role.add("auditor", "", [EVENTS], by=SYSTEM)
     ada = await register("ada", "auditor" if act == "disable" else MEMBER)
@@ -241,8 +246,10 @@ async def test_a_permission_lost_meanwhile_is_not_used(
             assert await User.get(by.user_id, session=tx), "this read takes the snapshot"
             if loss == "role revoked":
                 await eve.revoke(hers, by=SYSTEM)
+            elif loss == "role deleted":
+                await hers.remove(by=SYSTEM)
             else:
-                kept = [USERS] if loss == "role edited" else [USERS, EVENTS]
+                kept = [USERS] if loss == "role edited" else [USERS, EVENTS, ROLES]
                 await hers.edit(
                     name=hers.name,
                     description="",
@@ -259,14 +266,61 @@ async def test_a_permission_lost_meanwhile_is_not_used(
         "invite": lambda: Invitation.write("a@b.org", auditor, by=by),
         "create a role": lambda: Role.add("new", "", [EVENTS], by=by),
         "disable": lambda: ada.disable(by=by),
+        "edit a role": lambda: auditor.edit(name="lost", description="", permissions=[], by=by),
+        "delete a role": lambda: auditor.remove(by=by),
     }
     with pytest.raises((MissingPermission, RightsChanged, SessionOver)):
         await works[act]()
     assert lost
     assert await Role.named("new") is None
+    assert (await role("auditor")).permissions == [EVENTS]
     assert await Invitation.find({}).count() == 0
     left = await reloaded(ada)
     assert (left.authz_version, left.disabled) == (ada.authz_version, False)
+
+
+async def test_two_users_who_edit_the_role_of_each_other_do_not_both_succeed(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second edits after the transaction of the first has taken its snapshot."""
+    ada, bob = await holder("ada", ROLES, EVENTS), await holder("bob", ROLES, EVENTS)
+    of_ada, of_bob = await role("role-of-ada"), await role("role-of-bob")
+    real, edited = privileges.holdings_of, []
+
+    async def late(by: Actor, tx: Tx) -> privileges.Holdings:
+        if not edited:
+            edited.append(True)
+            assert await Role.get(of_ada.id, session=tx), "this read takes the snapshot"
+            await of_ada.edit(name="a", description="", permissions=[], by=acting(bob))
+        return await real(by, tx)
+
+    monkeypatch.setattr("quartapp.models.roles.role.holdings_of", late)
+    with pytest.raises(MissingPermission):
+        await of_bob.edit(name="b", description="", permissions=[], by=acting(ada))
+    assert (await role("role-of-bob")).permissions == sorted([ROLES, EVENTS])
+
+
+async def test_a_role_is_not_deleted_if_its_user_gains_more_meanwhile(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user gains it after the transaction has taken its snapshot, from the command line."""
+    keeper = await holder("keeper", ROLES)
+    plain = await Role.add("plain", "", [], by=SYSTEM)
+    strong = await Role.add("strong", "", [EVENTS], by=SYSTEM)
+    ada = await register("ada", "plain")
+    real, gained = privileges.holdings_of, []
+
+    async def late(by: Actor, tx: Tx) -> privileges.Holdings:
+        if not gained:
+            assert await Role.get(plain.id, session=tx), "this read takes the snapshot"
+            gained.append(await ada.grant(strong, by=SYSTEM))
+        return await real(by, tx)
+
+    monkeypatch.setattr("quartapp.models.roles.role.holdings_of", late)
+    with pytest.raises(MissingPermission, match=EVENTS):
+        await plain.remove(by=acting(keeper))
+    assert gained
+    assert await Role.named("plain")
 
 
 @pytest.mark.parametrize("verb", ["grant", "disable", "end one session", "reset factors"])
@@ -324,11 +378,12 @@ def test_every_permission_is_classified() -> None:
 
 async def test_preparing_removes_management_from_default_roles(db: Database) -> None:
     ada = await register("ada", MEMBER)
+    version = await version_of(ada)
     words = ["moon.land", "users.manage", "posts.write"]
     await db["roles"].update_one({"name": MEMBER}, {"$set": {"permissions": words}})
     await models.prepare()
     assert (await role(MEMBER)).permissions == ["posts.write", "moon.land"]
-    assert (await reloaded(ada)).authz_version == ada.authz_version + 1
+    assert await version_of(ada) == version + 1
     edited = not_none(await Event.find_one({"verb": ROLE_EDITED.audit}))
     assert edited.details["forbidden"] == ["users.manage"]
 

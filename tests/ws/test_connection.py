@@ -16,7 +16,7 @@ from beanie import PydanticObjectId
 
 from quartapp import clock
 from quartapp.activities import ACCOUNT_CREATED
-from quartapp.authority.session_rule import EndedSession, Principal
+from quartapp.authority.session_rule import EndedSession, HeldRole, Principal
 from quartapp.models.base.references import user_ref
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.sessions.reason import Reason
@@ -170,6 +170,40 @@ async def test_a_new_version_of_the_same_permissions_is_not_sent() -> None:
         assert connection.update_principal(replace(ADA, version=9))
         assert await silent(socket)
         assert not connection.update_principal(replace(MODERATOR, version=9))
+
+
+MEMBER, CREW = (HeldRole(PydanticObjectId(), version, 0) for version in (2, 7))
+BEFORE = replace(ADA, held=(MEMBER,))
+
+
+@pytest.mark.parametrize(
+    ("version", "held", "numbered"),
+    [
+        (6, MEMBER._replace(version=3, content=1), True),
+        (5, MEMBER._replace(content=1), False),
+        (3, MEMBER._replace(version=0, content=1), False),
+        (4, MEMBER, True),
+    ],
+    ids=["edited", "edited by hand", "replaced by hand", "read before"],
+)
+async def test_a_change_of_a_role_is_sent_when_its_version_has_been_raised(
+    version: int, held: HeldRole, numbered: bool
+) -> None:
+    async with connected() as (connection, _):
+        assert connection.update_principal(replace(BEFORE, version=5))
+        now = replace(MODERATOR, version=version, held=(held,))
+        assert connection.update_principal(now) is numbered
+
+
+async def test_a_role_given_by_hand_is_sent_when_the_users_version_has_been_raised() -> None:
+    """The version of the role alone makes the sum higher."""
+    async with connected() as (connection, socket):
+        assert connection.update_principal(BEFORE)
+        given = replace(MODERATOR, version=12, held=(MEMBER, CREW))
+        assert not connection.update_principal(given)
+        assert await silent(socket)
+        assert connection.update_principal(replace(given, version=13))
+        assert (await socket.next())["version"] == 13
 
 
 async def test_an_expired_session_is_checked_once_unless_it_was_used() -> None:
@@ -447,8 +481,9 @@ async def test_the_hub_finds_users_whose_permissions_changed_unversioned() -> No
     hub = Hub(LIMITS)
     async with connected() as (connection, _):
         hub.join(connection)
-        assert hub.apply_states([replace(MODERATOR, version=5)]) == {(USER, 5)}
-        assert hub.apply_states([MODERATOR]) == set()
+        unversioned = replace(MODERATOR, version=5)
+        assert hub.apply_states([unversioned]) == [(ADA, unversioned)]
+        assert hub.apply_states([MODERATOR]) == []
         hub.leave(connection)
 
 

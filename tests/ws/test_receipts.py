@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import pytest
 from beanie import PydanticObjectId
+from bson import DBRef
 
 from quartapp import clock
 from quartapp.activities import ACCOUNT_DISABLED
+from quartapp.authority.change_stream import Change
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.receipt import SETTLED_AFTER, Receipt
 from quartapp.ws import receipts as ws_receipts
@@ -19,7 +21,7 @@ from quartapp.ws.connection import Connection
 from quartapp.ws.receipts import Receipts
 from tests.people import SECONDS
 
-EVENT = PydanticObjectId()
+EVENT, ROLE = PydanticObjectId(), PydanticObjectId()
 
 
 class Tab:
@@ -199,3 +201,31 @@ def test_a_worker_that_did_not_respond_is_mentioned() -> None:
         silent_worker=True,
     )
     assert event.reach.sentence.startswith(" A worker did not respond, so open tabs there are not")
+
+
+class HubOfOneRole:
+    """A fake hub with one session, whose user holds ROLE."""
+
+    def __init__(self, *tabs: Tab) -> None:
+        self._tabs = set(tabs)
+
+    def sessions_with_roles(self, roles: set[PydanticObjectId]) -> set[PydanticObjectId]:
+        return {EVENT} if ROLE in roles else set()
+
+    def connections_of(self, session_id: PydanticObjectId) -> set[Tab]:
+        return self._tabs if session_id == EVENT else set()
+
+
+async def test_tabs_of_a_deleted_role_are_counted_when_the_change_arrives(kept: Kept) -> None:
+    tabs = Tab(), Tab()
+    receipts = Receipts(cast(Any, HubOfOneRole(*tabs)), "0")
+    other = PydanticObjectId()
+    for role_id in (other, ROLE):
+        document = {"_id": role_id, "event": DBRef("events", EVENT)}
+        receipts.on_change(Change("insert", "role_deletions", role_id, document, {}))
+        assert receipts.count_tabs(EVENT) == (2 if role_id == ROLE else 0)
+    receipts.on_change(Change("insert", "role_deletions", ROLE, {"_id": ROLE, "event": None}, {}))
+    for tab in tabs:
+        tab.acknowledge()
+    assert await kept.next() == (2, 2, 0)
+    await receipts.stop()

@@ -19,6 +19,7 @@ from quartapp.models import Role, Session
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
+from quartapp.runtime import runtime_of
 from quartapp.ws import dispatcher
 from tests.models.helpers import register, sign_in
 from tests.people import until
@@ -57,18 +58,15 @@ async def is_empty() -> bool:
     return not await Session.find({"ended_at": None}).count()
 
 
-@pytest.mark.parametrize("taken", ["the role", "a role from its user"])
-async def test_very_many_sessions_are_checked_in_batches(answers: Answers, taken: str) -> None:
-    """By a hand that knows no verbs. One question about all of them would take too long, again and
-    again, and nobody else would be told of anything meanwhile."""
+async def test_very_many_sessions_are_checked_in_batches(answers: Answers) -> None:
+    """Another program takes the role away. One query for all sessions would take too long, and the
+    sockets of others would have to wait for it."""
     crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
     ada = await register("ada", "crew")
     sessions = {(await sign_in(ada))[0].id for _ in range(SESSIONS)}
     database = Session.get_motor_collection().database
-    if taken == "the role":
-        await database["roles"].delete_one({"_id": crew.id})
-    else:
-        await database["users"].update_one({"_id": ada.id}, {"$pop": {"roles": 1}})
+    assert crew
+    await database["users"].update_one({"_id": ada.id}, {"$pop": {"roles": 1}})
 
     async def are_told() -> bool:
         # The database ends them a moment earlier.
@@ -77,6 +75,45 @@ async def test_very_many_sessions_are_checked_in_batches(answers: Answers, taken
     await until(are_told)
     assert max(map(len, answers.about)) == AT_ONCE
     assert Counter(chain(*answers.about)) == dict.fromkeys(sessions, 1)
+
+
+async def test_sessions_of_a_role_deleted_by_hand_are_marked_as_ended(answers: Answers) -> None:
+    """Without a socket they are not evaluated."""
+    crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
+    ada = await register("ada", "crew")
+    for _ in range(SESSIONS):
+        await sign_in(ada)
+    await Session.get_motor_collection().database["roles"].delete_one({"_id": crew.id})
+    await until(is_empty)
+    ended = await Session.find({"ended_reason": "role_deleted"}).count()
+    assert (ended, answers.about) == (SESSIONS, [])
+
+
+async def test_deleting_a_role_closes_its_sockets_without_reading_their_sessions(
+    app: Quart, answers: Answers
+) -> None:
+    crew = await Role.add("crew", "", [Permission.POSTS_WRITE], by=SYSTEM)
+    said: list[dict[str, Any]] = []
+    _, token = await sign_in(await register("ada", "crew"))
+    session, of_bob = await sign_in(await register("bob", "member"))
+    others: list[dict[str, Any]] = []
+    listening = asyncio.create_task(heard(app, token, said))
+    other = asyncio.create_task(heard(app, of_bob, others))
+
+    async def are_greeted() -> bool:
+        return bool(said and others)
+
+    await until(are_greeted)
+    answers.may_come.clear()
+    event = await crew.remove(by=SYSTEM)
+    assert await listening == 4401
+    assert event
+    assert (said[-1]["type"], said[-1]["reason"]) == ("session.ended", "role_deleted")
+    assert runtime_of(app).receipts.count_tabs(event.id) == 1
+    assert not other.done()
+    answers.may_come.set()
+    await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
+    assert await other == 4401
 
 
 async def test_an_ended_session_is_closed_while_others_are_being_checked(

@@ -69,8 +69,10 @@ class Account(Record):
 
     `username` and `email` are shown as entered. Accounts are found by `canonical_username` and
     `canonical_email`, which are unique (see `quartapp.validation`). A document that another program
-    wrote may lack these: see `models.accounts.canonical`. `authz_version` is incremented with each
-    change of what the user may do, and `authz_by` is who made the last one.
+    wrote may lack these: see `models.accounts.canonical`. `authz_version` is raised by each change
+    of what this user may do, and `authz_by` and `authz_at` tell who made the last one and when. A
+    change of a role of the user raises the version of the role instead: see
+    `models.authorization.permissions.principal_version`.
     """
 
     username: str
@@ -85,6 +87,7 @@ class Account(Record):
     roles: list[RoleRef] = []
     authz_version: int = 1
     authz_by: UserRef | None = None
+    authz_at: datetime | None = None
     # Ids of the latest events about many users at once, which have no subject: see Role.remove.
     common_events: list[PydanticObjectId] = []
     disabled_at: datetime | None = None

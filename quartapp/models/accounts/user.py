@@ -151,7 +151,7 @@ class User(Account):
 
         In an authorized transaction that manages the user, with a barrier mark. Notifies the user;
         `event.ended_sessions` says how many sessions were active. Returns None if the user does not
-        have the role. Raises LastAdministrator and MissingPermission.
+        have the role, or if it was deleted. Raises LastAdministrator and MissingPermission.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -159,11 +159,15 @@ class User(Account):
             if role.name == policy.ADMIN:
                 await hold_administrators(tx)
                 before = await count_administrators(tx)
+            if (version := await role.count_removal(tx)) is None:
+                return None
             changed = await self.change_authority(
                 {"roles.$id": role.id},
                 {"$pull": {"roles": role_ref(role.id)}},
                 by=by,
                 tx=tx,
+                # The version of the role no longer counts for the user.
+                version=version + 1,
             )
             if not changed:
                 return None
@@ -327,14 +331,14 @@ class User(Account):
 
     @classmethod
     async def number_change(cls, user_id: PydanticObjectId, version: int) -> None:
-        """Increment `authz_version` if it still is `version`, and clear `authz_by`.
+        """Increment `authz_version` if it still is `version`, clear `authz_by` and set `authz_at`.
 
         For a change of permissions that another program wrote without doing so. Many workers see
         such a change; the condition lets only one of them increment it.
         """
         await cls.change(
             {"_id": user_id, "authz_version": version},
-            {"$inc": {"authz_version": 1}, "$set": {"authz_by": None}},
+            {"$inc": {"authz_version": 1}, "$set": {"authz_by": None, "authz_at": clock.now()}},
         )
 
     # ---- passwords
@@ -461,13 +465,20 @@ class User(Account):
         )
 
     async def change_authority(
-        self, condition: Mapping[str, Any], change: Mapping[str, Any], *, by: Actor, tx: Tx
+        self,
+        condition: Mapping[str, Any],
+        change: Mapping[str, Any],
+        *,
+        by: Actor,
+        tx: Tx,
+        version: int = 1,
     ) -> bool:
         """Apply the change to the user document if it matches the condition; return whether it did.
 
-        Also increments `authz_version` and sets `authz_by` to the actor. In the caller's
-        transaction.
+        Also raises `authz_version` by `version`, and sets `authz_by` and `authz_at` to the actor
+        and the time. In the caller's transaction.
         """
-        update: dict[str, Any] = {**change, "$inc": {"authz_version": 1}}
-        update["$set"] = {**change.get("$set", {}), "authz_by": user_ref(by.user_id)}
+        update: dict[str, Any] = {**change, "$inc": {"authz_version": version}}
+        changed = {"authz_by": user_ref(by.user_id), "authz_at": clock.now()}
+        update["$set"] = {**change.get("$set", {}), **changed}
         return await User.change({"_id": self.id, **condition}, update, tx=tx)

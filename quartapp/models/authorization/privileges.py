@@ -1,10 +1,10 @@
 """The rule that users grant and manage no more permissions than they hold themselves.
 
-Every check runs inside the transaction of the change, and writes the user documents of the actor
-and of the user who is managed. Whatever changes their permissions writes these documents too
-(granting, revoking or editing a role, removing a second factor). So two such transactions at once
-conflict: one runs again and sees the outcome of the other. The command line has no user and is not
-limited. See docs/adr/0074.
+Every check runs inside the transaction of the change. The transaction writes the user documents of
+the actor and of the user who is managed, as do granting and revoking a role and removing a second
+factor. It also shares the lock of the roles, which editing and deleting a role hold. So whatever
+changes the permissions of either user conflicts with it: one of the two runs again and sees the
+outcome of the other. The command line has no user and is not limited. See docs/adr/0074 and 0091.
 """
 
 from collections.abc import Collection, Mapping

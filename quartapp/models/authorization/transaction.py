@@ -1,6 +1,6 @@
 """`authorized_transaction`: a transaction that commits only if the actor is still authorized."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from beanie import PydanticObjectId
@@ -10,10 +10,18 @@ from quartapp.activities import catalogue
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts import status
 from quartapp.models.audit.event import Event
-from quartapp.models.authorization.privileges import require_to_manage, usable
+from quartapp.models.authorization.permissions import principal_version, usable_roles
+from quartapp.models.authorization.privileges import Holdings, require_to_manage
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents
-from quartapp.models.base.references import SESSIONS, USERS, DomainError
+from quartapp.models.base.references import (
+    ROLE_DELETIONS,
+    ROLES,
+    SESSIONS,
+    USERS,
+    DomainError,
+)
+from quartapp.models.base.write_lock import share_roles
 from quartapp.models.factors.factor import has_shown_one
 
 T = TypeVar("T")
@@ -52,6 +60,9 @@ async def authorized_transaction(
     has ended or the account has expired, and RightsChanged if the actor has lost one of
     `by.permissions`. An actor without a session, such as the command line, skips these checks.
 
+    After `work`, for an actor with an account: shares the lock of the roles (`share_roles`), so
+    that a transaction that edits or deletes a role conflicts with this one.
+
     `managing` is the user whose account is changed. Raises MissingPermission if that is another
     user who holds a permission that the actor does not hold.
 
@@ -66,13 +77,15 @@ async def authorized_transaction(
         if by.session_id is not None:
             living = {"_id": by.session_id, "ended_at": None}
             acts = {"$inc": {"acts": 1}}
-            written = await documents(SESSIONS).update_one(living, acts, session=tx)
-            if not written.modified_count:
+            session = await documents(SESSIONS).find_one_and_update(living, acts, session=tx)
+            if session is None:
                 raise SessionOver(by.session_id)
-            await _require_permissions(by, tx)
+            await _require_permissions(by, session, tx)
         if managing is not None:
             await require_to_manage(by, managing, tx)
         done = await work(tx)
+        if by.user_id is not None:
+            await share_roles(tx)
         event = done if isinstance(done, Event) else None
         if ends_sessions and event:
             await event.mark(tx, asker=by.worker)
@@ -83,19 +96,41 @@ async def authorized_transaction(
     return await transaction(checked)
 
 
-async def _require_permissions(by: Actor, tx: Tx) -> None:
-    """Raise SessionOver if the actor's account has expired, and RightsChanged if permissions are
+async def _require_permissions(by: Actor, session: Mapping[str, Any], tx: Tx) -> None:
+    """Raise SessionOver if the actor's session is over, and RightsChanged if permissions are
     missing.
 
-    Compares permissions only if the user's `authz_version` is not the one that the request came
-    with. For an actor with a session.
+    The session is over if the account has expired, if the session lists a role that the user does
+    not hold any more, or if the user held a role that was deleted. Compares permissions only if
+    their version (`principal_version`) is not the one that the request came with. Reads the user
+    and the roles with one query.
     """
-    user = await documents(USERS).find_one({"_id": by.user_id}, session=tx) or {}
-    if by.session_id is not None and status.has_expired(user, clock.now()):
-        raise SessionOver(by.session_id)
-    if user.get("authz_version") == by.version:
+    user = await _user_with_roles(by.user_id, tx)
+    roles = user.get("held", [])
+    found = {role["_id"] for role in roles}
+    lost = {link.id for link in session.get("roles", ())} - found
+    gone = {link.id for link in user.get("roles", ())} - found
+    if lost or status.has_expired(user, clock.now()) or await _were_deleted(gone, tx):
+        raise SessionOver(session["_id"])
+    if principal_version(user, roles) == by.version:
         return
-    session = await documents(SESSIONS).find_one({"_id": by.session_id}, session=tx) or {}
-    held = await usable(user, shown=has_shown_one(session, user), tx=tx)
+    held = Holdings.of(usable_roles(roles, shown=has_shown_one(session, user)))
     if not by.permissions <= held.permissions:
         raise RightsChanged
+
+
+async def _were_deleted(role_ids: Collection[PydanticObjectId], tx: Tx) -> bool:
+    """Return whether one of these roles was deleted by an operation of the application. Without
+    ids, makes no query."""
+    match = {"_id": {"$in": list(role_ids)}, "event": {"$ne": None}}
+    found = role_ids and await documents(ROLE_DELETIONS).find_one(match, {"_id": 1}, session=tx)
+    return bool(found)
+
+
+async def _user_with_roles(user_id: PydanticObjectId | None, tx: Tx) -> Mapping[str, Any]:
+    """Return the user's document with the documents of the user's roles in `held`; empty if there
+    is no such user."""
+    held = {"from": ROLES, "localField": "roles.$id", "foreignField": "_id", "as": "held"}
+    pipeline = [{"$match": {"_id": user_id}}, {"$lookup": held}]
+    found = await documents(USERS).aggregate(pipeline, session=tx).to_list(1)
+    return found[0] if found else {}

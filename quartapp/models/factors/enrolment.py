@@ -216,9 +216,10 @@ async def _write(
     """Apply the change to the user document if it matches the condition; return whether it did.
 
     Also sets the fields `besides`, increments `authz_version`, because a factor can change which
-    roles count, and sets `authz_by` to the actor.
+    roles count, and sets `authz_by` and `authz_at`.
     """
-    settings = {**change.get("$set", {}), **besides, "authz_by": user_ref(by.user_id)}
+    changed = {"authz_by": user_ref(by.user_id), "authz_at": clock.now()}
+    settings = {**change.get("$set", {}), **besides, **changed}
     update = {**change, "$set": settings, "$inc": {"authz_version": 1}}
     return await User.change({"_id": user.id, **condition}, update, tx=tx)
 

@@ -49,7 +49,7 @@ from quartapp.models.base.references import (
     user_ref,
 )
 from quartapp.models.base.tokens import digest_of, new_token
-from quartapp.models.base.write_lock import hold_invitations
+from quartapp.models.base.write_lock import hold_invitations, share_roles
 from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import notify
 from quartapp.models.roles.role import Role
@@ -359,8 +359,8 @@ class Invitation(Record):
         use; the invitation stays open after Taken.
 
         The authority of the inviter and the permissions of the role are those at the commit:
-        whatever changes them writes the inviter's or the role's document, which this transaction
-        writes too.
+        whatever changes them writes the document of the inviter or the role, or the lock of the
+        roles, and so does this transaction.
         """
 
         async def work(tx: Tx) -> User:
@@ -382,6 +382,7 @@ class Invitation(Record):
             if found.by:
                 inviter, words = linked_id(found.by), {"by": username, "email": found.email}
                 await notify(inviter, INVITATION_ACCEPTED, tx, **words)
+                await share_roles(tx)
             return user
 
         return await transaction(work)

@@ -42,6 +42,7 @@ from quartapp.models.limits.hash_cost import Cost
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
+from quartapp.models.roles.deletion import DELETED_USER, RoleDeletion
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
 
@@ -50,7 +51,7 @@ Row = Mapping[str, Any]
 Batches = AsyncIterator[int]
 # How many documents one transaction deletes, besides those that only they refer to.
 AT_ONCE = 100
-DELETED_USER, THEIR_ADDRESS = "A deleted user", "their address"
+THEIR_ADDRESS = "their address"
 A_POST = "a post of a deleted user"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
@@ -392,7 +393,7 @@ HELD = [
 # Collections without personal data. Failed attempts and queued emails are counted under digests,
 # for a limited time.
 IMPERSONAL: list[type[Document]] = [
-    *(Role, WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered),
+    *(Role, RoleDeletion, WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered),
     *(Worker, BarrierMark, Acknowledgement),
 ]
 

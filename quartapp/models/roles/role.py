@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from datetime import datetime
 from typing import Annotated, Any, Self
 
 from beanie import PydanticObjectId
@@ -9,14 +10,16 @@ from pydantic import BeforeValidator, Field
 from pymongo import IndexModel
 from pymongo.errors import DuplicateKeyError
 
-from quartapp import validation
+from quartapp import clock, validation
 from quartapp.activities import ROLE_CREATED, ROLE_DELETED, ROLE_EDITED
 from quartapp.db.mongo import Tx
 from quartapp.models.audit.event import Event
+from quartapp.models.authorization.permissions import role_version
 from quartapp.models.authorization.privileges import (
     ADD,
     CHANGE,
     DELETE,
+    Holdings,
     MissingPermission,
     holdings_of,
 )
@@ -28,17 +31,14 @@ from quartapp.models.base.references import (
     ROLES,
     USERS,
     DomainError,
-    role_ref,
+    UserRef,
     user_ref,
 )
-from quartapp.models.notifications.notice import notify_all
-from quartapp.models.sessions.reason import Reason
-from quartapp.models.sessions.session import mark_ended
+from quartapp.models.base.write_lock import hold_roles
+from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 
-# How many of the events about many users a user document lists.
-COMMON_EVENTS = 100
-# How many users of a role are counted for a list of roles.
+# Up to this many users of a role are counted, for the list of roles and when it is deleted.
 COUNTED_HOLDERS = 1000
 
 
@@ -79,6 +79,11 @@ def _texts(values: Any) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
+def _number(value: Any) -> int:
+    """Return the value if it is an integer, else 0, as another program may have stored it."""
+    return value if isinstance(value, int) else 0
+
+
 class RoleGone(DomainError):
     """The role was deleted while the operation was under way."""
 
@@ -90,15 +95,25 @@ class Role(Record):
     """A role.
 
     `permissions` is the stored list. It may contain permissions that only a newer version knows:
-    they allow nothing in this version, and no operation removes them. `grants` is incremented by
-    each grant, so that granting and deleting the role at once conflict.
+    they allow nothing in this version, and no operation removes them.
+
+    `version` is raised by each edit, and `changed_by` and `changed_at` tell who made the last one
+    and when. It counts for all users who hold the role: see
+    `models.authorization.permissions.principal_version`.
+
+    `grants` is incremented by each grant and `acts` when the role is taken from a user, so that
+    these conflict with editing or deleting the role at once.
     """
 
     name: str
     description: str = ""
     permissions: Annotated[list[str], BeforeValidator(_texts)] = []
     requires_factor: bool = False
+    version: Annotated[int, BeforeValidator(_number)] = 0
+    changed_by: UserRef | None = None
+    changed_at: datetime | None = None
     grants: int = Field(default=0, ge=0)
+    acts: int = 0
 
     class Settings:
         name = ROLES
@@ -193,11 +208,14 @@ class Role(Record):
     ) -> None:
         """Change the stored role in an authorized transaction; this object stays as it was read.
 
-        Increments `authz_version` of all users who hold the role, and sets their `authz_by` to the
-        actor: so they gain and lose permissions in open pages. Ends no sessions and sends no
-        notification. Records the event ROLE_EDITED with the permissions added (`allowed`) and
-        removed (`forbidden`). Does nothing if nothing differs from the database. `requires_factor`
-        stays as it is if it is None. The caller waits with `wait_until_enforced()`.
+        Increments `version` of the role and writes no document of the users who hold it, who gain
+        and lose permissions in open pages. Ends no sessions and sends no notification. Records the
+        event ROLE_EDITED with the permissions added (`allowed`) and removed (`forbidden`). Does
+        nothing if nothing differs from the database. `requires_factor` stays as it is if it is
+        None. The caller waits with `wait_until_enforced()`.
+
+        Holds the lock of the roles: no transaction that has relied on the role as it was before
+        commits after this one.
 
         `permissions` replaces the stored permissions that this version knows; the unknown ones
         stay. Raises RoleGone, RoleTaken, ManagementByDefault, and MissingPermission if the actor
@@ -233,15 +251,13 @@ class Role(Record):
                 raise MissingPermission(CHANGE, missing, old.name)
             if missing := held.lacks(permissions):
                 raise MissingPermission(ADD, missing, old.name)
+            await hold_roles(tx)
+            changed = {"changed_by": user_ref(by.user_id), "changed_at": clock.now()}
+            update = {"$set": {**new, **changed}, "$inc": {"version": 1}}
             try:
-                await Role.change({"_id": self.id}, {"$set": new}, tx=tx)
+                await Role.change({"_id": self.id}, update, tx=tx)
             except DuplicateKeyError:
                 raise RoleTaken from None
-            await documents(USERS).update_many(
-                {"roles.$id": self.id},
-                {"$inc": {"authz_version": 1}, "$set": {"authz_by": user_ref(by.user_id)}},
-                session=tx,
-            )
             await Event.record(
                 ROLE_EDITED,
                 by=by,
@@ -255,12 +271,16 @@ class Role(Record):
         await authorized_transaction(by, work)
 
     async def remove(self, *, by: Actor) -> Event | None:
-        """Delete the role, take it from its users and end all of their sessions.
+        """Delete the role, which ends all sessions of its users.
 
-        In an authorized transaction, which ends the sessions (reason ROLE_DELETED), increments the
-        users' `authz_version`, notifies each of them, and records the event ROLE_DELETED with a
-        barrier mark. The event says in `holders` how many users had the role; it has no subject, so
-        it is added to the `common_events` of each of them.
+        In an authorized transaction, which deletes the role, stores a `RoleDeletion`, and records
+        the event ROLE_DELETED with a barrier mark. It writes no document of the users who hold the
+        role: their sessions are over by the session rule, with the reason ROLE_DELETED. They are
+        settled later (`RoleDeletion.settle`): then they are notified, and each of them lists the
+        event, which has no subject, in `common_events`.
+
+        The event says in `holders` how many users had the role, as a number, or as a text such as
+        "1,000+" if they were not counted to the end. Holds the lock of the roles, as `edit` does.
 
         Returns the event, for whose mark the caller waits; None, without any effect, if the role
         was deleted already. Queues no email. Raises BuiltInRole, MissingPermission if the role or
@@ -277,34 +297,81 @@ class Role(Record):
                 return None
             if missing := held.lacks(old.permissions):
                 raise MissingPermission(CHANGE, missing, old.name)
-            if missing := held.lacks([] if held.everything else await _held_with(self.id, tx)):
+            if not held.everything and (missing := await old._held_besides(held, tx)):
                 raise MissingPermission(DELETE, missing, old.name)
-            await Role.erase(self.id, tx=tx)
-            ids = await documents(USERS).distinct("_id", {"roles.$id": self.id}, session=tx)
-            event = Event.of(ROLE_DELETED, by=by, role=self.name, holders=len(ids))
-            theirs = {"user.$id": {"$in": ids}}
-            # The sessions come first, because workers read the changes in this order. When they
-            # read the change of a user, they need not check sessions that have ended already.
-            await mark_ended(theirs, Reason.ROLE_DELETED, by=by, event=event, tx=tx)
-            await documents(USERS).update_many(
-                {"_id": {"$in": ids}},
-                {
-                    "$pull": {"roles": role_ref(self.id)},
-                    "$inc": {"authz_version": 1},
-                    "$set": {"authz_by": user_ref(by.user_id)},
-                    # An event for each of thousands of users would make this slow.
-                    "$push": {"common_events": {"$each": [event.id], "$slice": -COMMON_EVENTS}},
-                },
-                session=tx,
+            await hold_roles(tx)
+            event = Event.of(
+                ROLE_DELETED, by=by, role=old.name, holders=await old._count_holders(tx)
             )
-            await notify_all(ids, ROLE_DELETED, tx, by=by.username, role=self.name)
+            await RoleDeletion.store(
+                self.id,
+                name=old.name,
+                version=old.version,
+                by=by.user_id,
+                at=event.at,
+                event=event.id,
+                tx=tx,
+            )
+            await Role.erase(self.id, tx=tx)
             return await event.insert(session=tx)
 
         return await authorized_transaction(by, work, ends_sessions=True)
 
+    async def _held_besides(self, held: Holdings, tx: Tx) -> set[str]:
+        """Return permissions that the actor lacks and some user of this role has, whether or not a
+        role requires a second factor.
+
+        For each role with such permissions, looks for one user who holds both roles. Increments
+        `acts` of these roles: granting one of them at once conflicts.
+        """
+        more = {
+            role.id: lacked
+            for role in await Role.find({}, session=tx).to_list()
+            if (lacked := held.lacks(role.permissions))
+        }
+        found: set[str] = set()
+        for role_id, lacked in more.items():
+            both = {"roles.$id": {"$all": [role_id, self.id]}}
+            if await documents(USERS).find_one(both, {"_id": 1}, session=tx):
+                found |= lacked
+        if more and not found:
+            await Role.change_all({"_id": {"$in": list(more)}}, {"$inc": {"acts": 1}}, tx=tx)
+        return found
+
+    async def _count_holders(self, tx: Tx) -> int | str:
+        """Return how many users hold the role; "1,000+" if more than COUNTED_HOLDERS do."""
+        match = {"roles.$id": self.id}
+        users, limit = documents(USERS), COUNTED_HOLDERS + 1
+        count = await users.count_documents(match, limit=limit, session=tx)
+        return count if count < limit else f"{COUNTED_HOLDERS:,}+"
+
     async def count_grant(self, tx: Tx) -> bool:
         """Increment `grants` in the caller's transaction; return False if the role was deleted."""
         return await Role.change({"_id": self.id}, {"$inc": {"grants": 1}}, tx=tx)
+
+    async def count_removal(self, tx: Tx) -> int | None:
+        """Increment `acts` in the caller's transaction, which takes the role from a user; return
+        the role's version, or None if the role was deleted.
+
+        The caller adds the version to that of the user, which an edit of the role at once would
+        make wrong: it conflicts.
+        """
+        found = await documents(ROLES).find_one_and_update(
+            {"_id": self.id}, {"$inc": {"acts": 1}}, session=tx
+        )
+        return role_version(found) if found else None
+
+    @classmethod
+    async def number_change(cls, role_id: PydanticObjectId, *, seen: int, version: int) -> None:
+        """Set `version` of the role if it still is `seen`, clear `changed_by`, and set
+        `changed_at`.
+
+        For a change that another program made without raising the version. Many workers see such a
+        change; the condition lets only one of them write.
+        """
+        match = {"_id": role_id, "version": seen if seen else {"$in": [0, None]}}
+        change = {"version": version, "changed_by": None, "changed_at": clock.now()}
+        await cls.change(match, {"$set": change})
 
     @classmethod
     async def holders(cls, roles: Collection["Role"]) -> dict[PydanticObjectId, str]:
@@ -333,12 +400,3 @@ def _require_harmless_default(names: Collection[str], permissions: Collection[st
     for name in DEFAULT_ROLES.intersection(each.casefold() for each in names):
         if management := MANAGEMENT_PERMISSIONS.intersection(permissions):
             raise ManagementByDefault(name, management)
-
-
-async def _held_with(role_id: PydanticObjectId, tx: Tx) -> set[str]:
-    """Return all stored permissions of all roles of the users who hold this role, whether or not a
-    role requires a second factor.
-    """
-    ids = await documents(USERS).distinct("roles.$id", {"roles.$id": role_id}, session=tx)
-    roles = await Role.find({"_id": {"$in": ids}}, session=tx).to_list()
-    return {permission for role in roles for permission in role.permissions}

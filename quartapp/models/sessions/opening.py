@@ -1,6 +1,5 @@
 """Opening a session, and recognizing the browsers in which a user has signed in before."""
 
-from collections.abc import Collection
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from quartapp.models.base.record import documents
 from quartapp.models.base.references import ROLES, RoleRef, linked_id
 from quartapp.models.base.tokens import new_token
 from quartapp.models.factors.factor import Factor
+from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.sessions import expiry
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session, end_sessions
@@ -50,9 +50,10 @@ async def open_session(
     """Create a session of the user, and return it with the token for its cookie.
 
     The token has 256 random bits (ASVS 7.2.3); the database has only its digest. In one
-    transaction, inserts the session, with those roles of the user that exist, and the event
-    SIGNED_IN. Also queues an email to the user if they have other sessions on record, but none that
-    `is_known_browser` finds for this `browser`; not without a `browser`.
+    transaction, settles the deletions of roles that the user still has a link to, and inserts the
+    session, with those roles of the user that exist, and the event SIGNED_IN. Also queues an email
+    to the user if they have other sessions on record, but none that `is_known_browser` finds for
+    this `browser`; not without a `browser`.
 
     Then a second transaction ends the user's oldest sessions beyond `at_most` (reason
     ENDED_BY_USER, event SESSIONS_ENDED). If it fails, the error is raised although the session
@@ -80,7 +81,7 @@ async def open_session(
     )
 
     async def work(tx: Tx) -> None:
-        session.roles = await _existing(user.roles, tx)
+        session.roles = await _existing(user, tx)
         if await _is_new_here(user, browser, tx):
             await user.queue_email(SIGNED_IN, tx, device=device, ip=by.ip)
         await session.insert(session=tx)
@@ -154,11 +155,17 @@ async def _is_new_here(user: User, browser: str | None, tx: Tx) -> bool:
     return not await is_known_browser(user, browser=browser, tx=tx)
 
 
-async def _existing(roles: Collection[RoleRef], tx: Tx) -> list[RoleRef]:
-    """Return the roles that exist. A session must not include a deleted role: it would be invalid
-    from the start, so a link that another program left behind would lock the user out.
+async def _existing(user: User, tx: Tx) -> list[RoleRef]:
+    """Return the user's roles that exist, and settle the deletions of the others.
+
+    A session of a user who still has a link to a deleted role is invalid: without settling, the
+    user could not sign in. Nor must a session include a deleted role, so a link that another
+    program left behind is left out.
     """
     collection = documents(ROLES)
-    match = {"_id": {"$in": [linked_id(role) for role in roles]}}
+    ids = {linked_id(role) for role in user.roles}
+    match = {"_id": {"$in": list(ids)}}
     found = {row["_id"] async for row in collection.find(match, {"_id": 1}, session=tx)}
-    return [role for role in roles if linked_id(role) in found]
+    for deletion in await RoleDeletion.of_roles(ids - found, tx=tx):
+        await deletion.settle([user.id], tx)
+    return [role for role in user.roles if linked_id(role) in found]

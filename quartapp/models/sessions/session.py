@@ -327,16 +327,26 @@ async def mark_ended(
     Stores the time, the reason with its detail, the actor and the event. Writes the sessions alone:
     the caller records the event and inserts the barrier mark.
     """
-    return await Session.change_all(
-        {**match, "ended_at": None},
-        {
-            "$set": {
-                "ended_at": clock.now(),
-                "ended_reason": reason.value,
-                **({"ended_because": because.value} if because else {}),
-                "ended_by": user_ref(by.user_id),
-                "ended_event": ref(EVENTS, event and event.id),
-            }
-        },
-        tx=tx,
+    ended = end_fields(
+        reason, by=by.user_id, event=event and event.id, at=clock.now(), because=because
     )
+    return await Session.change_all({**match, "ended_at": None}, {"$set": ended}, tx=tx)
+
+
+def end_fields(
+    reason: Reason,
+    *,
+    by: PydanticObjectId | None,
+    event: PydanticObjectId | None,
+    at: datetime,
+    because: EndDetail | None = None,
+) -> dict[str, Any]:
+    """Return the fields that mark a session as ended. `by` is the id of the user who ended it, and
+    `event` that of the audit event."""
+    return {
+        "ended_at": at,
+        "ended_reason": reason.value,
+        **({"ended_because": because.value} if because else {}),
+        "ended_by": user_ref(by),
+        "ended_event": ref(EVENTS, event),
+    }

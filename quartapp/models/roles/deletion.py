@@ -1,0 +1,238 @@
+"""What remains of a deleted role, and how it is taken from the users who held it.
+
+Deleting a role writes a `RoleDeletion` and none of the users' documents. From then on all sessions
+of these users are over by the session rule. Each user is settled later, in a transaction of its
+own or together with others: by a background job (`jobs.role_deletions`), or when the user signs in.
+"""
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from beanie import PydanticObjectId
+from pymongo import IndexModel, ReturnDocument
+
+from quartapp import clock
+from quartapp.activities import ROLE_DELETED
+from quartapp.db import mongo
+from quartapp.db.mongo import Tx, transaction
+from quartapp.models.base.record import Record, documents
+from quartapp.models.base.references import (
+    EVENTS,
+    ROLE_DELETIONS,
+    ROLES,
+    USERS,
+    EventRef,
+    UserRef,
+    linked_id,
+    ref,
+    role_ref,
+    user_ref,
+)
+from quartapp.models.notifications.notice import notify_all
+from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.session import Session, end_fields
+
+# How many of the events about many users a user document lists.
+COMMON_EVENTS = 100
+# At most this many users are settled in one transaction, and sessions ended in one update.
+BATCH = 100
+# How long a job keeps its claim without renewing it. It renews the claim with each batch.
+CLAIM = timedelta(seconds=15)
+# As long as the events of the audit log.
+KEPT = timedelta(days=400)
+UNSETTLED = {"settled_at": None, "claimed_until": None}
+DELETED_USER = "A deleted user"
+
+
+class RoleDeletion(Record):
+    """The deletion of a role, under the role's id.
+
+    `name` and `version` are those that the role had, `by` is the user who deleted it, and `event`
+    the audit event. If another program has deleted the role, there is no event, and name and
+    version are unknown: then the sessions that list the role end, and the users keep their links.
+
+    `settled_at` is set when no user has a link to the role and no session lists it that has not
+    been marked as ended. Until `claimed_until` one worker settles it.
+    """
+
+    name: str = ""
+    version: int = 0
+    by: UserRef | None = None
+    at: datetime
+    event: EventRef | None = None
+    settled_at: datetime | None = None
+    claimed_until: datetime | None = None
+
+    class Settings:
+        name = ROLE_DELETIONS
+        indexes = [
+            IndexModel(
+                [("settled_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
+            )
+        ]
+
+    @classmethod
+    async def of_roles(
+        cls, role_ids: Collection[PydanticObjectId], *, tx: Tx | None = None
+    ) -> list[Self]:
+        """Return the deletions with an event of those of these roles that were deleted.
+
+        Without ids, makes no query.
+        """
+        if not role_ids:
+            return []
+        collection = cls.get_motor_collection()
+        if tx is None:
+            collection = collection.with_options(read_concern=mongo.current_read_concern())
+        match = {"_id": {"$in": list(role_ids)}, "event": {"$ne": None}}
+        found = await collection.find(match, session=tx).to_list(None)
+        return [cls.model_validate(row) for row in found]
+
+    @classmethod
+    async def store(
+        cls,
+        role_id: PydanticObjectId,
+        *,
+        name: str,
+        version: int,
+        by: PydanticObjectId | None,
+        at: datetime,
+        event: PydanticObjectId,
+        tx: Tx,
+    ) -> None:
+        """Store the deletion of a role in the caller's transaction, which deletes the role.
+
+        Replaces an earlier one, of a role that was restored under the same id.
+        """
+        links = {"by": user_ref(by), "event": ref(EVENTS, event)}
+        fields = {"name": name, "version": version, "at": at, **links, **UNSETTLED}
+        collection = cls.get_motor_collection()
+        await collection.replace_one({"_id": role_id}, fields, upsert=True, session=tx)
+
+    @classmethod
+    async def note(cls, role_id: PydanticObjectId) -> None:
+        """Store that another program has deleted the role, unless its deletion is stored."""
+        fields = {"name": "", "version": 0, "at": clock.now(), "by": None, "event": None}
+        await cls.get_motor_collection().update_one(
+            {"_id": role_id}, {"$setOnInsert": {**fields, **UNSETTLED}}, upsert=True
+        )
+
+    @property
+    def end_fields(self) -> dict[str, Any]:
+        """The fields that mark a session as ended by this deletion."""
+        return end_fields(
+            Reason.ROLE_DELETED,
+            by=self.by and linked_id(self.by),
+            event=self.event and linked_id(self.event),
+            at=self.at,
+        )
+
+    # ---- settling
+
+    async def settle(self, user_ids: Collection[PydanticObjectId], tx: Tx) -> None:
+        """Take the role from those of these users who have it, in the caller's transaction.
+
+        For each user who still has a link to the role: removes the link, raises `authz_version` by
+        more than the role's version, marks all sessions as ended, lists the event in
+        `common_events`, and stores the notification. Does nothing for the others, so it can be
+        repeated.
+        """
+        users = documents(USERS)
+        match = {"_id": {"$in": list(user_ids)}, "roles.$id": self.id}
+        ids = [row["_id"] for row in await users.find(match, {"_id": 1}, session=tx).to_list(None)]
+        if not ids:
+            return
+        # The sessions come first, because workers read the changes in this order. When they read
+        # the change of a user, they need not check sessions that have ended already.
+        theirs = {"user.$id": {"$in": ids}, "ended_at": None}
+        await Session.change_all(theirs, {"$set": self.end_fields}, tx=tx)
+        await users.update_many(
+            {"_id": {"$in": ids}},
+            {
+                "$pull": {"roles": role_ref(self.id)},
+                "$inc": {"authz_version": self.version + 1},
+                "$set": {"authz_by": user_ref(self.by and linked_id(self.by)), "authz_at": self.at},
+                "$push": {
+                    "common_events": {
+                        "$each": [self.event and linked_id(self.event)],
+                        "$slice": -COMMON_EVENTS,
+                    }
+                },
+            },
+            session=tx,
+        )
+        await notify_all(ids, ROLE_DELETED, tx, by=await self._by_name(tx), role=self.name)
+
+    async def _by_name(self, tx: Tx) -> str | None:
+        """Return the name of the user who deleted the role; None if that was the command line.
+
+        A user who is being erased, or was, is not named any more.
+        """
+        if self.by is None:
+            return None
+        user = await documents(USERS).find_one({"_id": linked_id(self.by)}, session=tx)
+        return user["username"] if user and not user.get("erasing_until") else DELETED_USER
+
+    async def settle_batch(self) -> bool:
+        """Settle up to BATCH users who have a link to the role, in one transaction. Return False if
+        there was none."""
+        found = documents(USERS).find({"roles.$id": self.id}, {"_id": 1}, limit=BATCH)
+        ids = [row["_id"] for row in await found.to_list(None)]
+        if ids:
+            await transaction(lambda tx: self.settle(ids, tx))
+        return bool(ids)
+
+    async def end_sessions(self) -> bool:
+        """Mark the sessions that list the role as ended, BATCH of them at a time, and renew the
+        claim each time. Return False if another worker has claimed the deletion.
+
+        Most were marked when their users were settled.
+        """
+        async for ids in Session.batches({"roles.$id": self.id, "ended_at": None}, size=BATCH):
+            match = {"_id": {"$in": ids}, "ended_at": None}
+            await Session.change_all(match, {"$set": self.end_fields})
+            if not await self.renew_claim():
+                return False
+        return True
+
+    # ---- the job
+
+    @classmethod
+    async def claim(cls) -> Self | None:
+        """Claim a deletion that is not settled, and return it; None if there is none, or other
+        workers have claimed all.
+
+        Sets `claimed_until`. If its worker stops, another one can claim the deletion after that
+        time.
+        """
+        now = clock.now()
+        found = await cls.get_motor_collection().find_one_and_update(
+            {
+                "settled_at": None,
+                "$or": [{"claimed_until": None}, {"claimed_until": {"$lte": now}}],
+            },
+            {"$set": {"claimed_until": now + CLAIM}},
+            return_document=ReturnDocument.AFTER,
+        )
+        return cls.model_validate(found) if found else None
+
+    async def renew_claim(self) -> bool:
+        """Extend the claim. Return False if another worker has claimed the deletion."""
+        until = clock.now() + CLAIM
+        mine = {"_id": self.id, "settled_at": None, "claimed_until": self.claimed_until}
+        if until != self.claimed_until and not await self.change(
+            mine, {"$set": {"claimed_until": until}}
+        ):
+            return False
+        self.claimed_until = until
+        return True
+
+    async def finish(self) -> None:
+        """Set `settled_at`. No user can get a link to the role any more: granting it writes the
+        role's document, as its deletion did."""
+        await self.change({"_id": self.id}, {"$set": {"settled_at": clock.now()}})
+
+    async def is_undone(self) -> bool:
+        """Return whether another program has restored the role under the same id."""
+        return await documents(ROLES).find_one({"_id": self.id}, {"_id": 1}) is not None
