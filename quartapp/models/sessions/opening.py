@@ -3,8 +3,6 @@
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from beanie import SortDirection
-
 from quartapp import clock
 from quartapp.activities import SESSIONS_ENDED, SIGNED_IN
 from quartapp.db.mongo import Tx, transaction
@@ -19,8 +17,6 @@ from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.sessions import expiry
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session, end_sessions
-
-DESCENDING = SortDirection.DESCENDING
 
 
 class Opened(NamedTuple):
@@ -133,13 +129,12 @@ async def _end_oldest(user: User, *, keep: int, by: Actor) -> bool:
     }
     if user.factors:
         theirs["factor"] = {"$ne": None}
-    surplus = await Session.find(
-        theirs,
-        sort=[("created_at", DESCENDING)],
-        skip=keep,
-    ).to_list()
+    # Sorted here, because no index has them in this order: there are only a few more than `keep`.
+    rows = await Session.get_motor_collection().find(theirs, {"created_at": 1}).to_list(None)
+    rows.sort(key=lambda row: (row["created_at"], row["_id"]), reverse=True)
+    surplus = [row["_id"] for row in rows[keep:]]
     if surplus:
-        match = {"_id": {"$in": [session.id for session in surplus]}}
+        match = {"_id": {"$in": surplus}}
         reason = Reason.ENDED_BY_USER
         await end_sessions(match, reason, SESSIONS_ENDED, by=by, subject=user.id)
     return bool(surplus)
