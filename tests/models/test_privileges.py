@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 import pytest
@@ -233,23 +233,23 @@ async def test_a_permission_lost_meanwhile_is_not_used(
     db: Database, monkeypatch: pytest.MonkeyPatch, act: str, loss: str
 ) -> None:
     """The actor loses it after the transaction has taken its snapshot, and before the check."""
-    eve = await holder("eve", USERS, EVENTS, ROLES)
+    eve = await holder("eve", USERS, EVENTS, ROLES, WRITE)
     hers = await role("role-of-eve")
     auditor = await Role.add("auditor", "", [EVENTS], by=SYSTEM)
     ada = await register("ada", "auditor" if act == "disable" else MEMBER)
     by = await in_session(eve) if loss == "role edited" else acting(eve)
-    real, lost = privileges.holdings_of, []
+    real, lost = privileges._claimed, []
 
-    async def late(by: Actor, tx: Tx) -> privileges.Holdings:
+    async def late(user_id: PydanticObjectId, tx: Tx) -> Mapping[str, object]:
         if not lost:
             lost.append(True)
-            assert await User.get(by.user_id, session=tx), "this read takes the snapshot"
+            assert await User.get(user_id, session=tx), "this read takes the snapshot"
             if loss == "role revoked":
                 await eve.revoke(hers, by=SYSTEM)
             elif loss == "role deleted":
                 await hers.remove(by=SYSTEM)
             else:
-                kept = [USERS] if loss == "role edited" else [USERS, EVENTS, ROLES]
+                kept = [USERS, WRITE] if loss == "role edited" else [USERS, EVENTS, ROLES, WRITE]
                 await hers.edit(
                     name=hers.name,
                     description="",
@@ -257,10 +257,9 @@ async def test_a_permission_lost_meanwhile_is_not_used(
                     requires_factor=loss == "factor required",
                     by=SYSTEM,
                 )
-        return await real(by, tx)
+        return await real(user_id, tx)
 
-    for name in ("authorization.privileges", "roles.role", "invitations.invitation"):
-        monkeypatch.setattr(f"quartapp.models.{name}.holdings_of", late)
+    monkeypatch.setattr(privileges, "_claimed", late)
     works = {
         "grant": lambda: ada.grant(auditor, by=by),
         "invite": lambda: Invitation.write("a@b.org", auditor, by=by),
@@ -334,12 +333,14 @@ async def test_a_user_who_gains_a_permission_meanwhile_is_not_managed(
     _, token = await sign_in(ada)
     gained: list[Event | None] = []
 
-    async def late(by: Actor, user_id: PydanticObjectId, tx: Tx) -> None:
+    async def late(
+        by: Actor, session: Mapping[str, object], user_id: PydanticObjectId, tx: Tx
+    ) -> None:
         if not gained and by is not SYSTEM:
             assert await User.get(user_id, session=tx), "this read takes the snapshot"
             gained.append(None)
             gained.append(await ada.grant(strong, by=SYSTEM))
-        await require_to_manage(by, user_id, tx)
+        await require_to_manage(by, session, user_id, tx)
 
     monkeypatch.setattr(transaction, "require_to_manage", late)
     with pytest.raises(MissingPermission, match=EVENTS):

@@ -77,8 +77,18 @@ OPERATOR = Holdings(everything=True)
 async def roles_of(user: Mapping[str, Any], tx: Tx | None) -> list[Mapping[str, Any]]:
     """Return the stored documents of the user's roles, leaving out roles that no longer exist.
     Reads the database."""
-    held = {"_id": {"$in": [link.id for link in user.get("roles", ())]}}
-    return await documents(ROLES).find(held, session=tx).to_list(None)
+    return (await _roles_of_each([user], tx))[0]
+
+
+async def _roles_of_each(
+    users: Collection[Mapping[str, Any]], tx: Tx | None
+) -> list[list[Mapping[str, Any]]]:
+    """Return the stored documents of each user's roles, in the order of the users, read with one
+    query. Roles that no longer exist are left out."""
+    held = [{link.id for link in user.get("roles", ())} for user in users]
+    match = {"_id": {"$in": list(set().union(*held))}}
+    roles = await documents(ROLES).find(match, session=tx).to_list(None)
+    return [[role for role in roles if role["_id"] in ids] for ids in held]
 
 
 async def usable(user: Mapping[str, Any], *, shown: bool, tx: Tx | None) -> Holdings:
@@ -104,20 +114,23 @@ async def holdings_of(by: Actor, tx: Tx) -> Holdings:
     return await usable(user, shown=has_shown_one(session, user), tx=tx)
 
 
-async def require_to_manage(by: Actor, user_id: PydanticObjectId, tx: Tx) -> None:
+async def require_to_manage(
+    by: Actor, session: Mapping[str, Any], user_id: PydanticObjectId, tx: Tx
+) -> None:
     """Raise MissingPermission if the user holds a permission that the actor does not hold.
 
-    All roles of the user count, also those that require a second factor. Returns without a query if
-    the actor is this user, or the command line. Otherwise writes both user documents (see
-    `_claimed`).
+    `session` is the stored session of the actor, empty if there is none. All roles of the user
+    count, also those that require a second factor. Returns without a query if the actor is this
+    user, or the command line. Otherwise writes both user documents (see `_claimed`).
     """
     if by.user_id is None or by.user_id == user_id:
         return
-    held = await holdings_of(by, tx)
+    actor = await _claimed(by.user_id, tx)
     # Granting a role to the user at the same time writes this document too.
     user = await _claimed(user_id, tx)
-    theirs = Holdings.of(await roles_of(user, tx)).permissions
-    if missing := held.lacks(theirs):
+    own, theirs = await _roles_of_each([actor, user], tx)
+    held = Holdings.of(usable_roles(own, shown=has_shown_one(session, actor)))
+    if missing := held.lacks(Holdings.of(theirs).permissions):
         raise MissingPermission(MANAGE, missing, str(user.get("username")))
 
 

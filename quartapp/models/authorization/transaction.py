@@ -74,6 +74,7 @@ async def authorized_transaction(
     """
 
     async def checked(tx: Tx) -> T:
+        session: Mapping[str, Any] | None = {}
         if by.session_id is not None:
             living = {"_id": by.session_id, "ended_at": None}
             acts = {"$inc": {"acts": 1}}
@@ -82,7 +83,7 @@ async def authorized_transaction(
                 raise SessionOver(by.session_id)
             await _require_permissions(by, session, tx)
         if managing is not None:
-            await require_to_manage(by, managing, tx)
+            await require_to_manage(by, session, managing, tx)
         done = await work(tx)
         if by.user_id is not None:
             await share_roles(tx)
