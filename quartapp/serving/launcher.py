@@ -32,10 +32,17 @@ from quartapp.settings import Settings, StartError
 def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
     """Serve until SIGTERM or SIGINT, and return exit status 0.
 
-    On SIGTERM, `/readyz` answers 503 for `drain_seconds` before the workers are told to exit. A
-    signal that comes while they exit kills them. SIGHUP replaces the workers by new ones; if stdin
-    is a terminal, it ends the server instead. Raises StartError if the data folder is in use, or if
-    the database or one of the workers cannot be started.
+    Raises this process's limit of open files, forks the fork server and configures logging. Then
+    runs an event loop, which starts the database and the workers (`_launch`). Call it before an
+    event loop or a thread is started, because it forks.
+
+    SIGINT tells the workers to exit. SIGTERM does so too, but with `drain_seconds`, `/readyz` first
+    answers 503 for that time; another SIGTERM or SIGINT ends it early. A signal that comes while
+    the workers exit kills them. SIGHUP replaces the workers by new ones; if stdin is a terminal, it
+    acts like SIGINT instead.
+
+    Raises StartError if the data folder is in use or cannot be written to, if it cannot listen on
+    the host and port, or if the database or the first process of a worker cannot be started.
     """
     _allow_many_files()
     fork_server = ForkServerClient.fork_here()
@@ -56,13 +63,26 @@ async def _until_signalled(
 ) -> int:
     """Run `_launch` until a signal cancels it, wait for its clean-up, and return exit status 0.
 
-    Installs the handlers of SIGTERM, SIGINT and SIGHUP, which do what `serve` says, unless a signal
-    is ignored already (as SIGHUP under nohup, which is logged). In production, logs the stop.
-    Raises what `_launch` raises.
+    Installs the handlers of SIGTERM, SIGINT and SIGHUP on the event loop, and leaves them there. A
+    signal that is ignored already stays ignored, as SIGHUP under nohup, which logs
+    `sighup_ignored`.
+
+    The first signal to stop cancels `_launch`. But SIGTERM creates the file `requests.drain`, if
+    that is set, and `_launch` is cancelled `drain_seconds` later or by the next signal. A signal
+    during the clean-up sets `requests.kill`. SIGHUP sets `requests.renewal`; if stdin is a
+    terminal, it stops like SIGINT.
+
+    In production, logs `server_stopping` for each signal before the clean-up, and `server_stopped`
+    at the end. Raises what `_launch` raises.
     """
     requests = SignalRequests()
     launcher = asyncio.create_task(_launch(settings, host, port, workers, fork_server, requests))
     loop = asyncio.get_running_loop()
+
+    def end_drain() -> None:
+        # If a second signal has ended the drain, another cancellation would end the clean-up.
+        if not launcher.cancelling():
+            launcher.cancel()
 
     def stop(number: signal.Signals) -> None:
         if launcher.cancelling():
@@ -72,7 +92,7 @@ async def _until_signalled(
             log.info("server_stopping", signal=number.name)
         if number is signal.SIGTERM and requests.drain is not None and not requests.drain.exists():
             requests.drain.touch()
-            loop.call_later(settings.drain_seconds, launcher.cancel)
+            loop.call_later(settings.drain_seconds, end_drain)
         else:
             launcher.cancel()
 
@@ -200,15 +220,19 @@ async def _renew_on_request(
 
     The new processes start one after the other, from a new fork server. When all are ready, the old
     ones exit together: a page whose socket is closed reconnects to a new worker, so it reconnects
-    once. If a new process does not get ready, all new ones are killed and the old ones stay. Logs
-    the beginning and the outcome. Closes fork servers that no worker uses any more; the others are
-    closed by `stack`.
+    once. If the new fork server cannot be started or a new process does not get ready, all new ones
+    are killed and the old ones stay. Logs the beginning and the outcome. Closes fork servers that
+    no worker uses any more; the others are closed by `stack`.
     """
     while True:
         await renewal.wait()
         renewal.clear()
         log.info("renewal_begins")
-        fork_server = await ForkServerClient.start()
+        try:
+            fork_server = await ForkServerClient.start()
+        except OSError as error:
+            log.error("renewal_failed", error=f"{type(error).__name__}: {error}")
+            continue
         stack.push_async_callback(fork_server.close)
         used_before = {worker.fork_server for worker in workers}
         for index, worker in enumerate(workers):
@@ -227,10 +251,12 @@ async def _renew_on_request(
 @contextmanager
 def _exclusive_data_folder(settings: Settings) -> Iterator[None]:
     """Lock the data folder for the length of the block, and register this server for commands that
-    look for its folder (`servers.registered`).
+    look for its folder (`servers.registered`, which leaves it out if it cannot write its registry).
 
-    Does nothing when the database is not embedded. Creates the folder if it is missing. Raises
-    StartError if another server has the lock.
+    If MONGODB_URI is set, runs the block without lock and registration. Otherwise creates the
+    folders of the embedded database if they are missing, and locks the file `server.lock`, which
+    stays when the lock ends. Raises StartError, without waiting, if another server has the lock; if
+    the folders cannot be created or written to; and if the path is too long for a socket.
     """
     if settings.mongodb_uri:
         yield

@@ -185,7 +185,7 @@ class ForkServerClient:
         """Fork a worker that serves `listener`, with `environment` added to its environment.
 
         Starts another fork server if this one was killed. Returns None if there is no worker after
-        READY_SECONDS, or if the fork server fails.
+        READY_SECONDS, or if the fork server fails or a lifeline cannot be opened.
         """
         forked = await self._request(environment, listener)
         if forked is None:
@@ -226,9 +226,12 @@ class ForkServerClient:
         """Have a process forked, and return its process id and our end of its lifeline.
 
         Starts another fork server if this one was killed. Returns None if there is no process after
-        READY_SECONDS, or if the fork server fails.
+        READY_SECONDS, or if the fork server fails or a lifeline cannot be opened.
         """
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:  # Too many files are open.
+            return None
         reader, writer = await asyncio.open_connection(sock=ours)
         request = json.dumps(environment).encode()
         try:
