@@ -284,12 +284,19 @@ async def disable(username: str, day: datetime | None) -> None:
 async def enable(username: str) -> None:
     """Enable an account, or remove its expiry date. Sessions that have ended stay ended.
 
-    Returns when all workers apply the change.
+    Returns when all workers apply the change, and prints the state of the account: one that is
+    deactivated, or will be deleted, stays so.
     """
     person = await find_user(username)
     done = await person.enable(by=SYSTEM) or await account_expiry.remove_expiry(person, by=SYSTEM)
     await wait_until_enforced(done)
-    echo(f"{person.username} {'is enabled' if done else 'was already enabled'}.")
+    state = _state(await find_user(username), active="enabled")
+    if done:
+        echo(f"{person.username} is {state}.")
+    elif state == "enabled":
+        echo(f"{person.username} was already enabled.")
+    else:
+        echo(f"Nothing was changed: {person.username} is {state}.")
 
 
 async def _set_expiry(person: User, day: date) -> None:

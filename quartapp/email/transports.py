@@ -39,9 +39,10 @@ class Undelivered(Exception):
 
 class Transport(Protocol):
     async def send(self, name: str, to: str, message: EmailMessage) -> None:
-        """Send the message to the address `to`, ignoring its To header. Raises Undelivered.
+        """Send the message. Raises Undelivered.
 
-        `name` identifies the email; a folder uses it as the name of the file.
+        SMTP delivers it to the address `to`, whatever its To header says. A folder stores it as
+        `<name>.eml`, and does not use `to`. Neither changes the To header.
         """
         ...
 
@@ -120,8 +121,11 @@ class MailFolder:
         self.path = path
 
     async def send(self, name: str, to: str, message: EmailMessage) -> None:
-        """Write the message to `<name>.eml`, in a thread, and delete all but the newest FILES
-        emails. Raises Undelivered if a file cannot be written."""
+        """Write the message as it is, with its own To header, to `<name>.eml`, in a thread; then
+        delete emails as `_write` does. `to` is not used.
+
+        Raises Undelivered, not as permanent, for any OSError in the folder.
+        """
         try:
             # With line feeds, as in other text files.
             content = message.as_bytes(policy=message.policy.clone(linesep="\n"))
@@ -130,8 +134,12 @@ class MailFolder:
             raise Undelivered(_brief(error)) from None
 
     def _write(self, name: str, content: bytes) -> None:
-        """Create the folder if it is missing, create or replace the file in one step, and delete
-        all but the newest FILES emails."""
+        """Create the folder (mode 0700) if it is missing, create or replace `<name>.eml` (mode
+        0600) in one step, and delete all but the last FILES emails in the order of their names.
+
+        The outbox worker names emails by the time at which they were queued, so these are the
+        newest. Blocks on the disk. Raises OSError, perhaps after the file was written.
+        """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = self.path / f".{name}.{os.getpid()}"
         draft.unlink(missing_ok=True)
@@ -143,14 +151,22 @@ class MailFolder:
             old.unlink(missing_ok=True)
 
     def newest(self, limit: int) -> list[StoredEmail]:
-        """Return up to `limit` emails, most recent first. Leaves out files that cannot be read.
-        Blocks on the disk, so call it in a thread."""
+        """Return the last `limit` emails in the order of their names, last name first: the names
+        begin with the time at which an email was queued.
+
+        Those for which `read` returns None are left out, not replaced by older ones. Blocks on the
+        disk, so call it in a thread.
+        """
         names = [file.stem for file in sorted(self.path.glob("*.eml"), reverse=True)]
         return [stored for name in names[:limit] if (stored := self.read(name))]
 
     def read(self, name: str) -> StoredEmail | None:
-        """Return the email of this name. None if there is no such file, it cannot be read, or the
-        name has other characters than letters, digits and dashes."""
+        """Return the email of this name, with empty texts for headers that it lacks.
+
+        None if there is no such file, or it cannot be read; if the email has several parts, is not
+        a text, or has an unknown charset; and if the name has other characters than letters, digits
+        and dashes. Blocks on the disk, so call it in a thread.
+        """
         if not name.replace("-", "").isalnum():
             return None
         try:
@@ -158,7 +174,13 @@ class MailFolder:
         except OSError:
             return None
         message = message_from_bytes(content, policy=default)
+        try:
+            text = message.get_content()
+        except LookupError:  # KeyError for several parts, LookupError for an unknown charset.
+            return None
+        if not isinstance(text, str):
+            return None
         sender, to, subject, date = (
             str(message.get(header, "")) for header in ("From", "To", "Subject", "Date")
         )
-        return StoredEmail(name, sender, to, subject, date, message.get_content())
+        return StoredEmail(name, sender, to, subject, date, text)

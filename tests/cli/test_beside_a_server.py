@@ -118,7 +118,10 @@ async def test_delete_closes_tabs_and_deletes_later_or_immediately(
     assert "can no longer sign in and will be deleted on " in said
     assert "to be deleted on " in await server.run("user", "show", ada.username)
     assert "before that date" in await server.run("user", "delete", ada.username)
+    unchanged = f"Nothing was changed: {ada.username} is to be deleted on "
+    assert (await server.run("user", "enable", ada.username)).startswith(unchanged)
     assert "is active again" in await server.run("user", "restore", ada.username)
+    assert "was already enabled" in await server.run("user", "enable", ada.username)
     await ada.sign_in()
     async with bob.tab() as tab:
         code, said = await asyncio.gather(
