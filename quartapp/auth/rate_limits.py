@@ -148,9 +148,14 @@ _waiting = 0
 
 
 async def _begin(key: Key, attempt_id: PydanticObjectId) -> None:
-    """Reserve the attempt, and wait up to WAIT_SECONDS if that depends on the outcome of others.
+    """Reserve the attempt under the key. If that depends on the outcome of others, ask the database
+    every POLL_SECONDS, for up to WAIT_SECONDS; of this worker's attempts for one key, only one asks
+    at a time.
 
-    Raises RateLimitExceeded, and Busy when too many wait or the wait takes too long.
+    Raises RateLimitExceeded, which `_has_begun` logs. Raises Busy, which is not logged, at once if
+    MAX_WAITING attempts of this worker wait already for any keys, or when WAIT_SECONDS are over.
+    When it raises Busy or is cancelled, a query that was under way may still have reserved the
+    attempt, so the caller releases it.
     """
     global _waiting
     if await _has_begun(key, attempt_id):

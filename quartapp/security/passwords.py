@@ -82,7 +82,10 @@ class PasswordHasher:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Return a hasher with SECRET_KEY, SECRET_KEY_FALLBACKS and the settings of bcrypt."""
+        """Return a hasher with the keys SECRET_KEY, which makes new hashes, and
+        SECRET_KEY_FALLBACKS; with BCRYPT_COST, BCRYPT_THREADS and BCRYPT_QUEUE; and with
+        FLASK_SECURITY_SALT as the salt, empty if it is not set.
+        """
         keys = [settings.secret_key, *settings.secret_key_fallbacks]
         return cls(
             [key.get_secret_value().encode() for key in keys],

@@ -41,7 +41,7 @@ REQUEST_BYTES = 64 * 1024
 
 
 class ForkServer:
-    """Forks a worker for each request on the control socket, and reports how workers exit."""
+    """Forks a process for each request on the control socket, and reports how processes exit."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -114,9 +114,10 @@ class ForkServer:
     def _fork(self, lifeline: socket.socket, listener: int | None) -> bool:
         """Fork a process, and return True in it, False in the fork server.
 
-        The process restores its signal handlers, closes the files of the fork server and writes its
-        process id to its lifeline. The fork server closes the listening socket, if there is one,
-        and keeps the lifeline.
+        The process resets what the fork server has set up (`_reset`), keeps the listening socket
+        and its lifeline open, and writes its process id to the lifeline. The fork server closes its
+        copy of the listening socket, if there is one, and keeps the lifeline until the process has
+        exited (`_reap`). Raises OSError if the system cannot fork.
         """
         process = os.fork()
         if not process:
@@ -130,9 +131,11 @@ class ForkServer:
         return False
 
     def _reset(self) -> None:
-        """In a new worker: restore signal handlers, and close the files of the fork server.
+        """In a forked process: give SIGCHLD and the signals in IGNORED their default action, remove
+        the wakeup file descriptor, and close the control socket, both wakeup sockets and the
+        lifelines of the other processes.
 
-        A worker that held another worker's lifeline open would hide that the other has exited.
+        A process that held the lifeline of another open would hide that the other has exited.
         """
         signal.set_wakeup_fd(-1)
         for number in (*IGNORED, signal.SIGCHLD):
@@ -141,7 +144,9 @@ class ForkServer:
             end.close()
 
     def _reap(self) -> None:
-        """Write the exit status of each worker that has exited to its lifeline, and close that."""
+        """Collect the processes that have exited, without waiting for the others. Write the exit
+        status of each to its lifeline, negative for a signal, then close and forget the lifeline.
+        """
         while self._lifelines:
             worker, status = os.waitpid(-1, os.WNOHANG)
             if not worker:
@@ -151,8 +156,7 @@ class ForkServer:
 
     @staticmethod
     def _write(lifeline: socket.socket, number: int) -> None:
-        """Write the number and a line feed to the lifeline. Errors are ignored, because the
-        launcher may have gone."""
+        """Write the number and a line feed to the lifeline. Errors are ignored."""
         # The launcher may have gone.
         with suppress(OSError):
             lifeline.sendall(b"%d\n" % number)

@@ -100,9 +100,11 @@ async def live() -> None:
 
 @blueprint.before_websocket
 async def refuse_other_origins() -> None:
-    """Refuse the handshake with 403, and log `malicious_cors`, unless the Origin is allowed.
+    """Refuse the handshake with 403, and log `malicious_cors`, unless it has exactly one Origin
+    header, with an origin that `same_origin` allows for the scheme and host of the handshake.
 
-    A browser sends the cookie with a socket that any site opens (ASVS 4.4.2).
+    A browser sends the cookie with a socket that any site opens (ASVS 4.4.2), and always an Origin
+    header, so a client without one is refused.
     """
     origins = websocket.headers.getlist("Origin")
     scheme = {"ws": "http", "wss": "https"}[websocket.scheme]

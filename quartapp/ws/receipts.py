@@ -58,8 +58,10 @@ class TabCount:
             connection.end_ack.add_done_callback(self._on_ack)
 
     def _on_ack(self, answer: asyncio.Future[float | None]) -> None:
-        """Count one connection as acknowledged or as missed, and set `complete` if it was the last
-        one."""
+        """Count one connection when its `end_ack` has a result: as missed if that is None, or else
+        as acknowledged at that time (`clock.monotonic`), which can raise `slowest`. Sets `complete`
+        once all connections that were added are counted.
+        """
         if (acked_at := answer.result()) is None:
             self.missed += 1
         else:
@@ -92,7 +94,10 @@ class Receipts:
         """Do nothing: `expect_acks` starts a task for each event."""
 
     async def stop(self) -> None:
-        """End the tasks and store the receipts as they are. Takes STOP_SECONDS at most."""
+        """Cancel the tasks that store receipts, and store these receipts once more as they are,
+        all at the same time. Takes STOP_SECONDS at most; what is not stored by then is dropped
+        silently. Does not log `tabs_ended` for them.
+        """
         unwritten = [(each, count) for each, count in self._counts.items() if count.writer]
         for _, count in unwritten:
             assert count.writer is not None
@@ -186,8 +191,11 @@ class Receipts:
         log.info("tabs_ended", event_id=str(event_id), **known.model_dump(exclude={"worker"}))
 
     async def _write(self, event_id: Id, count: TabCount) -> bool:
-        """Store the receipt if it has changed since it was last stored. Return whether it is
-        stored; a failure is logged as `receipt_not_kept`."""
+        """Store the receipt in the event, unless it is what was last stored, and return True.
+
+        Returns False after any error, which is logged as `receipt_not_kept`. An event that does not
+        exist is no error.
+        """
         receipt = count.receipt(self._worker_id)
         if receipt == count.written:
             return True

@@ -1,13 +1,14 @@
 """Account expiry: a date at whose end (UTC) the account counts as disabled.
 
 The moment is stored in the user's document as `closes_at`, and the session rule compares it with
-the clock, so the account expires on time also if no worker runs. The functions here set it, remove
-it, and record that it has passed.
+the clock, so the account expires on time also if no worker runs. `set_expiry` and `remove_expiry`
+change it, and `disable_expired` disables an account for which it has passed.
 
-They use `authorized_transaction`, which raises SessionOver or RightsChanged if the actor's session
-has ended or has lost a permission, and MissingPermission if the user holds a permission that the
-actor lacks. They send no email, and the object keeps its old values. The caller waits with
-`wait_until_enforced`.
+These three write in an `authorized_transaction`, notify the user and record an event. They send no
+email, and do not update the user object that they were called with. The caller waits with
+`wait_until_enforced`. `set_expiry` and `remove_expiry` act for a person or the command line: they
+raise SessionOver or RightsChanged if the actor's session has ended or has lost a permission, and
+MissingPermission if the user holds a permission that the actor lacks.
 """
 
 from datetime import UTC, date, datetime, time, timedelta
@@ -51,10 +52,13 @@ async def set_expiry(user: User, day: date, *, by: Actor) -> Event | None:
     EXPIRY_SET.
 
     In an authorized transaction that manages the user, without a barrier mark. Replaces another
-    expiry; an account that has expired is active again, until `disable_expired` has disabled it.
-    Returns None, without a change, if that is its expiry already or the account is disabled. Raises
-    LastAdministrator if no administrator would be left whose account never expires, or none that is
-    active now. Does not check that the day is possible (`is_possible`).
+    expiry; an account that has expired is active again, until `disable_expired` has disabled it. A
+    deactivated account gets the expiry too. Returns None, without a change, if that is its expiry
+    already, or the account is disabled or does not exist any more. Does not check that the day is
+    possible (`is_possible`).
+
+    Raises LastAdministrator, without a change, if the user was the last active administrator whose
+    account never expires, or if no administrator would be active any more.
     """
     at = end_of(day)
 
@@ -105,12 +109,17 @@ async def next_expiry() -> datetime | None:
 async def disable_expired(user: User) -> Event | None:
     """Disable an account that has expired, as of that moment, and return the event ACCOUNT_EXPIRED.
 
-    In a transaction with a barrier mark, which ends the user's sessions (reason ACCOUNT_DISABLED),
-    notifies the user and increments `authz_version`. Known browsers stay known. If there is no
-    active administrator and the user is one, it removes the expiry instead, notifies the user and
-    returns the event EXPIRY_SKIPPED; only an edit of the database by hand can have set it. Returns
-    None, without a change, if another worker was first or the expiry was changed. Does not check
-    that the account has expired.
+    `user` is one that `due` has returned; whether the account has expired is not checked again. In
+    one transaction of SYSTEM, moves the moment from `closes_at` to `disabled_at`, increments
+    `authz_version`, ends all sessions of the user (reason ACCOUNT_DISABLED, detail EXPIRED),
+    notifies the user and inserts a barrier mark. Known browsers stay known.
+
+    If no administrator is active and the user has that role, removes the expiry instead, ends no
+    session, notifies the user, inserts a barrier mark as well and returns the event EXPIRY_SKIPPED.
+    Only an edit of the database by hand can lead to this.
+
+    Returns None, without a change, if the account is disabled by now, as by another worker, its
+    expiry was changed, or it does not exist any more.
     """
     moment = {"disabled_at": None, "closes_at": user.closes_at}
     day = user.expires_on.isoformat() if user.expires_on else None

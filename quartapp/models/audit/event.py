@@ -130,8 +130,8 @@ class Event(Record):
     async def keep_receipt(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:
         """Store the receipt in the event, in place of the last one of the same worker.
 
-        The event keeps the receipts of at most RECEIPTS workers. Does nothing if the event does not
-        exist.
+        The event keeps at most RECEIPTS: the first receipt of one more worker removes that of the
+        worker whose first receipt is the oldest. Does nothing if the event does not exist.
         """
         row, worker = receipt.model_dump(), receipt.worker
         pushed = {"$push": {"receipts": {"$each": [row], "$slice": -RECEIPTS}}}

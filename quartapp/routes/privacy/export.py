@@ -30,8 +30,11 @@ async def export() -> Any:
     """Show the form; on POST answer with a ZIP archive that contains all data about the user as
     JSON.
 
-    Records the audit event and logs `user_exported`. Counts towards the limit of exports; past it,
-    the form with 429. If the export fails, it is not counted, and the error is raised.
+    A POST counts towards the user's limit of exports; past it, shows the form with 429. Then
+    records the audit event, logs `user_exported`, and builds the archive. If one of these steps
+    fails, the export is not counted and the error is raised, but an event that was recorded stays.
+    A request that is cancelled stays counted. If the user does not exist any more, shows the form
+    with 422.
     """
     form = await LinkForm.from_request()
     with form.catch_retry_later():

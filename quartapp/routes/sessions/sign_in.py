@@ -170,14 +170,17 @@ def stop_verifying() -> None:
 async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -> None:
     """Open a session in the database and set its cookie.
 
-    Ends the session that this browser had, and the oldest one if the user has too many; then waits
-    until that is enforced on all workers. Logs `session_created`, renews the cookie that marks a
-    known browser, and clears Quart's session. A user with second factors must pass the `factor`
-    that was used: without it the session is not valid.
+    Ends the session that this browser had (reason SIGNED_OUT), and the user's oldest ones beyond
+    `sessions_per_user`; if it has ended any, waits until that is enforced on all workers. Logs
+    `session_created`, renews the cookie that marks a known browser, and clears Quart's session. A
+    user with second factors must pass the `factor` that was used: without it the session is not
+    valid.
 
-    Opens no session, and raises, for an account whose address must be verified (MustVerify) and for
-    one that its owner has deactivated or deleted (AccountDeactivated). Both leave in the session
-    cookie what the next page needs.
+    Opens no session for an account that awaits verification or, checked second, is not active. For
+    the first, puts an encrypted note into Quart's session, which `verifying` reads, and raises
+    MustVerify. For the second, issues a token to restore the account, which the database stores,
+    puts it into Quart's session and raises AccountDeactivated. That happens for a disabled account
+    too: the caller refuses one that its owner cannot restore before (`can_sign_in_or_restore`).
     """
     if user.awaits_verification:
         note = [str(user.id), user.credential, remember, factor]
