@@ -540,7 +540,11 @@ async def test_notifications_and_emails_created_during_the_erasure_are_erased(
 
 def test_every_collection_is_declared_as_personal_or_impersonal() -> None:
     held = [holding.document for holding in personal_data.HELD]
-    assert {User, *held, *personal_data.IMPERSONAL} == set(DOCUMENTS)
-    for document in personal_data.IMPERSONAL:
-        fields = {str(field.annotation) for field in document.model_fields.values()}
-        assert not [each for each in fields if "User" in each], document
+    declared = [User, *held, *personal_data.IMPERSONAL, *personal_data.BY_ID]
+    assert set(declared) == set(DOCUMENTS)
+    assert len(declared) == len(DOCUMENTS)
+    for document in (*personal_data.IMPERSONAL, *personal_data.BY_ID):
+        types = {name: str(field.annotation) for name, field in document.model_fields.items()}
+        links = [name for name, annotation in types.items() if "User" in annotation]
+        by_id = personal_data.BY_ID.get(document)
+        assert links == ([by_id] if by_id else []), document

@@ -1,7 +1,7 @@
 """What each collection stores about a person, and how that is exported and erased.
 
-Each collection with personal data has an entry in HELD, the others are listed in IMPERSONAL. A test
-fails for a collection that is in neither.
+Each collection with personal data has an entry in HELD, the others are listed in IMPERSONAL or
+BY_ID. A test fails for a collection that is in none of them.
 """
 
 from __future__ import annotations
@@ -393,9 +393,12 @@ HELD = [
 # Collections without personal data. Failed attempts and queued emails are counted under digests,
 # for a limited time.
 IMPERSONAL: list[type[Document]] = [
-    *(Role, RoleDeletion, WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered),
+    *(WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered),
     *(Worker, BarrierMark, Acknowledgement),
 ]
+# Collections that have only the id of the user who made a change, in this field. The user's events
+# say the same; they are exported, and the id refers to nobody when the account is erased.
+BY_ID: dict[type[Document], str] = {Role: "changed_by", RoleDeletion: "by"}
 
 
 async def export(user: User) -> AsyncIterator[str]:
