@@ -142,6 +142,7 @@ def _assemble(settings: Settings) -> Runtime:
     listeners = change_listeners(
         principal_cache=principals,
         lease=lease,
+        membership=membership,
         dispatcher=feed,
         receipts=receipts,
         barrier=barrier,

@@ -46,18 +46,25 @@ class PendingBarrier:
 
     `tabs` has the number of open tabs that each worker reported, by worker id. `lease_ends` is what
     `Membership.lease_ends` returned for the mark, and `outdated` says that it has to be read. An
-    acknowledgement, and the deletion of a worker's document, set `changed`.
+    acknowledgement, and the deletion of a worker's document, set `changed` and `news`, for which
+    different tasks wait.
     """
 
     tabs: dict[str, int] = field(default_factory=dict)
     lease_ends: Mapping[str, float] = field(default_factory=dict)
     outdated: bool = True
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, worker_id: str, tabs: int) -> None:
         """Store an acknowledgement. A second one of a worker replaces it."""
         self.tabs[worker_id] = tabs
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the tasks that wait look again."""
         self.changed.set()
+        self.news.set()
 
     def seconds_left(self, asker: str | None) -> float:
         """Return for how long to wait at most until the leases of all workers that have not
@@ -212,6 +219,41 @@ class Barrier(BaseBarrier, BackgroundTask):
         pending = self._pending[mark_id] = self._early.pop(mark_id, None) or PendingBarrier()
         return pending
 
+    async def _all_acknowledged(self, mark_id: Id, pending: PendingBarrier) -> None:
+        """Return when every worker that has a document, by the change stream, has acknowledged the
+        mark; or when the base class would return, if that is sooner. May raise database errors.
+
+        Mostly all have before the query of the base class is answered.
+        """
+        if self._have_all_listed(pending):
+            return
+        by_reading = asyncio.create_task(super()._all_acknowledged(mark_id, pending))
+        by_stream = asyncio.create_task(self._wait_for_listed(pending))
+        try:
+            await asyncio.wait([by_reading, by_stream], return_when=asyncio.FIRST_COMPLETED)
+            if not by_stream.done():
+                by_reading.result()
+        finally:
+            by_reading.cancel()
+            by_stream.cancel()
+            await asyncio.gather(by_reading, by_stream, return_exceptions=True)
+
+    async def _wait_for_listed(self, pending: PendingBarrier) -> None:
+        while not self._have_all_listed(pending):
+            pending.news.clear()
+            await pending.news.wait()
+
+    def _have_all_listed(self, pending: PendingBarrier) -> bool:
+        """Return whether this worker and all others of which the stream has told have acknowledged.
+
+        When this worker has, its stream has delivered the mark, and before that every document of a
+        worker that was inserted before the mark.
+        """
+        listed = self._membership.listed
+        if listed is None or self._worker_id not in pending.tabs:
+            return False
+        return listed <= pending.tabs.keys()
+
     async def _has_changed(self, pending: PendingBarrier, seconds: float) -> bool:
         """Return True when an acknowledgement has arrived or a worker's document was deleted, and
         False if that does not happen within this many seconds."""
@@ -233,7 +275,7 @@ class Barrier(BaseBarrier, BackgroundTask):
         if change.collection == Worker.Settings.name and change.operation == "delete":
             for pending in self._pending.values():
                 pending.outdated = True
-                pending.changed.set()
+                pending.wake()
         elif change.collection == BarrierMark.Settings.name and change.operation == "insert":
             self._on_mark(change)
 

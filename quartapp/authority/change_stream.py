@@ -252,9 +252,8 @@ def pipeline_for(worker_id: str) -> list[dict[str, Any]]:
     """Return the pipeline of a worker's change stream.
 
     Of the workers' heartbeats it selects only those of this worker: were all of them sent to all,
-    the number of messages would grow with the square of the number of workers. The deletion of any
-    worker's document is selected too, because pending barriers need not wait for that worker any
-    more.
+    the number of messages would grow with the square of the number of workers. That the document of
+    any worker is inserted or deleted is selected too: so a worker knows which others there are.
     """
     workers = Worker.Settings.name
     selected = [
@@ -262,7 +261,7 @@ def pipeline_for(worker_id: str) -> list[dict[str, Any]]:
         {"operationType": "insert", "ns.coll": {"$in": _INSERTS}},
         {"ns.coll": workers, "documentKey._id": worker_id},
         {"operationType": "replace", "ns.coll": RoleDeletion.Settings.name},
-        {"operationType": "delete", "ns.coll": workers},
+        {"operationType": {"$in": ["insert", "replace", "delete"]}, "ns.coll": workers},
         *map(_relevant_changes, IGNORED_FIELDS),
     ]
     return [{"$match": {"$or": selected}}, {"$unset": _UNSENT_FIELDS}]

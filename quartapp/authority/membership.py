@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from beanie import PydanticObjectId
 
 from quartapp import clock
+from quartapp.authority.change_stream import Change
 from quartapp.authority.lease import HEARTBEAT_SECONDS, LEASE_SECONDS
 from quartapp.background import BackgroundTask
 from quartapp.log import log
@@ -45,10 +47,21 @@ class Seen:
 
 
 class Membership(BackgroundTask):
-    """Reads the heartbeats of all workers, and remembers how long each has stayed the same."""
+    """Reads the heartbeats of all workers, and remembers how long each has stayed the same.
+
+    In a worker it also listens to the change stream, which tells when the document of any worker is
+    inserted or deleted. `listed` is the ids of all workers that have a document, as far as the
+    stream has been heard, including dead workers. It is None until they have been read since the
+    stream opened.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[str, Seen] = {}
+        self.listed: set[str] | None = None
+        # What the stream has said while `listed` was None: whether a worker has a document.
+        self._told: dict[str, bool] = {}
+        self._openings = 0
+        self._opened = asyncio.Event()
 
     async def lease_ends(self, mark_id: PydanticObjectId) -> Mapping[str, float]:
         """Return the workers that may use cached states from before the mark, each with the time of
@@ -72,6 +85,44 @@ class Membership(BackgroundTask):
             seen = before.get(worker_id)
             same = seen is not None and seen.beat == heartbeat.beat
             self._seen[worker_id] = seen if seen and same else Seen(heartbeat.beat, now)
+
+    # ---- change stream listener
+
+    def on_change(self, change: Change) -> None:
+        """Note that the document of a worker was inserted or deleted."""
+        if change.collection != Worker.Settings.name or change.operation == "update":
+            return
+        exists = change.operation != "delete"
+        if self.listed is None:
+            self._told[change.id] = exists
+        elif exists:
+            self.listed.add(change.id)
+        else:
+            self.listed.discard(change.id)
+
+    def on_missed_changes(self) -> None:
+        """Forget which workers there are, and wake the task that reads them again."""
+        self.on_disconnect()
+        self._opened.set()
+
+    def on_disconnect(self) -> None:
+        """Forget which workers there are."""
+        self._openings += 1
+        self.listed = None
+        self._told.clear()
+
+    async def _list(self) -> None:
+        """Read `listed`, unless the stream is interrupted meanwhile. Raises database errors.
+
+        The read began after the stream was opened. Of a worker of which the stream has told since,
+        the stream has the last word.
+        """
+        opening = self._openings
+        found = await Worker.ids()
+        if opening == self._openings:
+            self.listed = {each for each in found if self._told.get(each, True)}
+            self.listed |= {each for each, exists in self._told.items() if exists}
+            self._told.clear()
 
     # ---- in a worker
 
@@ -109,8 +160,13 @@ class Membership(BackgroundTask):
         again before its lease begins.
         """
         while True:
-            await asyncio.sleep(READ_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(READ_SECONDS):
+                    await self._opened.wait()
+            self._opened.clear()
             try:
+                if self.listed is None:
+                    await self._list()
                 self._note(await Worker.everyone())
                 oldest = clock.monotonic() - REMOVE_SECONDS
                 for worker_id, seen in self._seen.items():

@@ -14,7 +14,9 @@ from quartapp import clock, create_app, models
 from quartapp.authority import lease as leases
 from quartapp.authority import membership as membership_module
 from quartapp.authority.barrier import Barrier, PollingBarrier
+from quartapp.authority.change_stream import Change
 from quartapp.authority.lease import Lease
+from quartapp.authority.membership import Membership
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
 from quartapp.models import Acknowledgement, BarrierMark, Worker
@@ -89,7 +91,6 @@ async def misses_only(barrier: Barrier, worker_id: str) -> bool:
 
 
 async def test_a_barrier_waits_for_a_worker_that_started_before_its_mark(app: Quart) -> None:
-    """No message announces the worker, so the barrier has to read that it exists."""
     barrier = runtime_of(app).barrier
     await Worker.record_heartbeat("new", "1", 1)
     passing = asyncio.create_task(barrier.wait())
@@ -99,6 +100,78 @@ async def test_a_barrier_waits_for_a_worker_that_started_before_its_mark(app: Qu
     result = await passing
     assert result.complete
     assert result.tabs == 3
+
+
+async def test_a_barrier_is_over_when_all_workers_on_the_stream_have_acknowledged(
+    app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The query for the workers is not answered at all."""
+    barrier, membership = runtime_of(app).barrier, runtime_of(app).membership
+
+    async def no_answer(mark_id: object) -> dict[str, float]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def is_listed() -> bool:
+        return membership.listed is not None
+
+    await until(is_listed)
+    monkeypatch.setattr(membership, "lease_ends", no_answer)
+    assert (await barrier.wait()).complete
+    await Worker.record_heartbeat("new", "1", 1)
+    passing = asyncio.create_task(barrier.wait())
+
+    async def has_own_acknowledgement() -> bool:
+        return any(pending.tabs for pending in barrier._pending.values())
+
+    await until(has_own_acknowledgement)
+    assert not passing.done()
+    ((_, pending),) = barrier._pending.items()
+    pending.add("new", 3)
+    result = await passing
+    assert (result.complete, result.tabs) == (True, 3)
+
+
+async def test_workers_are_listed_again_after_an_interruption_of_the_stream(app: Quart) -> None:
+    membership = runtime_of(app).membership
+    await Worker.record_heartbeat("missed", "1", 1)
+    membership.on_missed_changes()
+    assert membership.listed is None
+
+    async def is_listed() -> bool:
+        return membership.listed == {runtime_of(app).lease.worker_id, "missed"}
+
+    await until(is_listed)
+    await Worker.leave("missed")
+
+    async def is_gone() -> bool:
+        return membership.listed == {runtime_of(app).lease.worker_id}
+
+    await until(is_gone)
+
+
+async def test_the_stream_has_the_last_word_on_a_worker_while_the_list_is_read(
+    app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    membership = Membership()
+
+    async def while_reading() -> set[str]:
+        for operation, worker_id in (("delete", "old"), ("insert", "new"), ("insert", "again")):
+            membership.on_change(Change(operation, "workers", worker_id, {}, {}))
+        return {"old", "silent", "again"}
+
+    monkeypatch.setattr(Worker, "ids", while_reading)
+    await membership._list()
+    assert membership.listed == {"silent", "again", "new"}
+
+    async def interrupted() -> set[str]:
+        membership.on_missed_changes()
+        return {"older than the new stream"}
+
+    membership.on_disconnect()
+    monkeypatch.setattr(Worker, "ids", interrupted)
+    await membership._list()
+    assert membership.listed is None
 
 
 async def test_a_beat_that_stays_the_same_for_a_lease_is_that_of_a_dead_worker(

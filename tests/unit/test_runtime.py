@@ -24,7 +24,7 @@ def test_change_listeners_are_all_parts_that_listen_each_once() -> None:
 
 def test_barrier_hears_a_change_after_what_it_acknowledges() -> None:
     order = [name for name, _ in CHANGE_LISTENERS]
-    assert {"principal_cache", "lease", "dispatcher", "receipts"} == set(
+    assert {"principal_cache", "lease", "membership", "dispatcher", "receipts"} == set(
         order[: order.index("barrier")]
     )
 

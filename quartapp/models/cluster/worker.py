@@ -90,6 +90,16 @@ class Worker(Document):
         }
 
     @classmethod
+    async def ids(cls) -> set[str]:
+        """Return the ids of all workers that have a document, also of dead ones.
+
+        A deposed primary cannot answer this query with an old state.
+        """
+        collection = cls.get_motor_collection()
+        workers = collection.with_options(read_concern=mongo.current_read_concern())
+        return {row["_id"] for row in await workers.find({}, {"_id": 1}).to_list(None)}
+
+    @classmethod
     async def leave(cls, worker_id: str) -> None:
         """Delete the document of this worker. Does nothing if there is none."""
         await cls.get_motor_collection().delete_one({"_id": worker_id})
