@@ -11,8 +11,9 @@ from tests.application import Shared
 from tests.people import until
 from tests.routes.conftest import Visitors
 
-# Commands of the change stream, the heartbeat and the driver's connection monitoring.
-HOUSEKEEPING = {"getMore", "hello", "ismaster", "ping", "endSessions", "killCursors"}
+# Commands of the change stream, the heartbeat, the driver's connection monitoring, and the check of
+# query plans.
+HOUSEKEEPING = {"getMore", "hello", "ismaster", "ping", "endSessions", "killCursors", "explain"}
 LEASE = {"workers", "barriers"}
 
 
