@@ -43,8 +43,10 @@ TABLE = Path(__file__).with_name("mutations.toml")
 SECURITY, GUARANTEES = ROOT / "docs/security.md", ROOT / "docs/guarantees.md"
 PAGES = (SECURITY, GUARANTEES)
 TIMEOUT_SECONDS = 900
-# Modules that pytest has to import itself, because it changes their assertions.
-IMPORTED_BY_PYTEST = re.compile(r"(quartapp|tests|_?pytest|xdist|anyio|time_machine)(\W|_|\Z)")
+# Modules of the copy, and those that pytest has to import itself: it changes their assertions.
+IMPORTED_BY_PYTEST = re.compile(
+    r"(quartapp|tests|bench|_?pytest|xdist|anyio|time_machine)(\W|_|\Z)"
+)
 Pair = tuple[str, str]
 
 
@@ -215,6 +217,8 @@ def _import_libraries() -> None:
     for name in listed.stdout.split():
         if not IMPORTED_BY_PYTEST.match(name):
             importlib.import_module(name)
+    # Every fork would use this one instead of its copy, and so no mutation.
+    assert "quartapp" not in sys.modules, "a library has imported the application"
 
 
 def failures_of(
