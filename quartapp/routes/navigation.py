@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
-from quartapp.auth.current_user import CurrentUser
+if TYPE_CHECKING:
+    from quartapp.auth.current_user import CurrentUser
 
 
 @dataclass(frozen=True, slots=True)

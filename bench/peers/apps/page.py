@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -79,6 +82,22 @@ def prepare(env: jinja2.Environment) -> None:
         if path.is_file()
     }
     env.globals.update(site_name="quartapp", static=stamped.__getitem__, needs=needs)
+    # The module needs only Jinja, which the package around it does not.
+    spec = spec_from_file_location("navigation", PACKAGE / "routes/navigation.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    render = module.renderer(env)
+
+    def navigation(user: Any, path: str) -> Markup:
+        permissions = frozenset(user.permissions)
+        viewer = SimpleNamespace(
+            username=user.username, permissions=permissions, unread=user.unread
+        )
+        return render(viewer, path)
+
+    env.globals["navigation"] = navigation
     # The footer then has the same link as quartapp's without a mail server.
     env.globals["letters_kept"] = True
 
