@@ -26,7 +26,7 @@ from quartapp.models.authorization.permissions import (
     usable_roles,
 )
 from quartapp.models.base.actor import SYSTEM
-from quartapp.models.base.references import linked_id, role_ref
+from quartapp.models.base.references import role_ref
 from quartapp.models.factors.factor import factors_of, has_shown_one
 from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.sessions import expiry
@@ -36,8 +36,8 @@ from quartapp.policy import Permission
 
 QUERY_TIMEOUT_MS = 2000
 _KNOWN_PERMISSIONS = {permission.value for permission in Permission}
-# A dictionary is faster than calling the enumeration, and a role may end thousands of sessions.
 _NEVER = datetime.min.replace(tzinfo=UTC)
+# A dictionary is faster than calling the enumeration, and a role may end thousands of sessions.
 _REASONS: dict[Any, Reason] = {reason.value: reason for reason in Reason}
 _DETAILS: dict[Any, EndDetail] = {because.value: because for because in EndDetail}
 
@@ -179,10 +179,9 @@ async def states_matching(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
 
     Before it returns it writes two things. A session that is over by the rule, but not marked as
     ended, is marked so with the reason; no user is named as the one who ended it, unless a role was
-    deleted. A role that the
-    user holds and the session does not list yet is added to the session: the session ends when
-    the user loses that role, also if another program takes it away. Raises the driver's errors;
-    the query is given up after QUERY_TIMEOUT_MS.
+    deleted. A role that the user holds and the session does not list yet is added to the session:
+    the session ends when the user loses that role, also if another program takes it away. Raises
+    the driver's errors; the query is given up after QUERY_TIMEOUT_MS.
     """
     now = clock.now()
     sessions = Session.get_motor_collection().with_options(
@@ -220,14 +219,13 @@ async def _add_role_deletions(rows: Sequence[dict[str, Any]]) -> None:
         return
     deletions = await RoleDeletion.of_roles(set().union(*missing.values()))
     users = User.get_motor_collection()
-    by = [linked_id(deletion.by) for deletion in deletions if deletion.by]
+    by = [deletion.by_id for deletion in deletions]
     deleters = await users.find({"_id": {"$in": by}}, {"username": 1}).to_list(None)
     for row in rows:
         found = [each for each in deletions if each.id in missing.get(row["_id"], ())]
         if found:
             row["deletion"] = first = min(found, key=lambda deletion: deletion.at)
-            who = first.by and linked_id(first.by)
-            row["deleter"] = [user for user in deleters if user["_id"] == who]
+            row["deleter"] = [user for user in deleters if user["_id"] == first.by_id]
 
 
 def _missing_roles(row: Mapping[str, Any]) -> set[PydanticObjectId]:
@@ -265,15 +263,8 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
     reason = _end_reason(row, user, now)
     deletion: RoleDeletion | None = row.get("deletion")
     if deletion and reason is Reason.ROLE_DELETED:
-        return EndedSession(
-            session_id=row["_id"],
-            user_id=row["user"].id,
-            reason=reason,
-            by=next((deleter.get("username") for deleter in row["deleter"]), None),
-            at=clock.as_utc(deletion.at),
-            event=deletion.event and linked_id(deletion.event),
-            ender=deletion.by and linked_id(deletion.by),
-        )
+        # As it will be when it is marked as ended.
+        row = {**row, **deletion.end_fields, "ender": row["deleter"]}
     if user is None or reason is not None:
         return EndedSession(
             session_id=row["_id"],

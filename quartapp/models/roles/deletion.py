@@ -119,14 +119,17 @@ class RoleDeletion(Record):
         )
 
     @property
+    def by_id(self) -> PydanticObjectId | None:
+        return linked_id(self.by) if self.by else None
+
+    @property
+    def event_id(self) -> PydanticObjectId | None:
+        return linked_id(self.event) if self.event else None
+
+    @property
     def end_fields(self) -> dict[str, Any]:
         """The fields that mark a session as ended by this deletion."""
-        return end_fields(
-            Reason.ROLE_DELETED,
-            by=self.by and linked_id(self.by),
-            event=self.event and linked_id(self.event),
-            at=self.at,
-        )
+        return end_fields(Reason.ROLE_DELETED, by=self.by_id, event=self.event_id, at=self.at)
 
     # ---- settling
 
@@ -152,13 +155,8 @@ class RoleDeletion(Record):
             {
                 "$pull": {"roles": role_ref(self.id)},
                 "$inc": {"authz_version": self.version + 1},
-                "$set": {"authz_by": user_ref(self.by and linked_id(self.by)), "authz_at": self.at},
-                "$push": {
-                    "common_events": {
-                        "$each": [self.event and linked_id(self.event)],
-                        "$slice": -COMMON_EVENTS,
-                    }
-                },
+                "$set": {"authz_by": user_ref(self.by_id), "authz_at": self.at},
+                "$push": {"common_events": {"$each": [self.event_id], "$slice": -COMMON_EVENTS}},
             },
             session=tx,
         )
@@ -171,7 +169,7 @@ class RoleDeletion(Record):
         """
         if self.by is None:
             return None
-        user = await documents(USERS).find_one({"_id": linked_id(self.by)}, session=tx)
+        user = await documents(USERS).find_one({"_id": self.by_id}, session=tx)
         return user["username"] if user and not user.get("erasing_until") else DELETED_USER
 
     async def settle_batch(self) -> bool:

@@ -301,7 +301,7 @@ class Role(Record):
                 raise MissingPermission(DELETE, missing, old.name)
             await hold_roles(tx)
             event = Event.of(
-                ROLE_DELETED, by=by, role=old.name, holders=await old._count_holders(tx)
+                ROLE_DELETED, by=by, role=old.name, holders=await old._count_holders(tx=tx)
             )
             await RoleDeletion.store(
                 self.id,
@@ -338,7 +338,7 @@ class Role(Record):
             await Role.change_all({"_id": {"$in": list(more)}}, {"$inc": {"acts": 1}}, tx=tx)
         return found
 
-    async def _count_holders(self, tx: Tx) -> int | str:
+    async def _count_holders(self, *, tx: Tx | None = None) -> int | str:
         """Return how many users hold the role; "1,000+" if more than COUNTED_HOLDERS do."""
         match = {"roles.$id": self.id}
         users, limit = documents(USERS), COUNTED_HOLDERS + 1
@@ -380,15 +380,9 @@ class Role(Record):
 
         Reads at most that many entries of an index for each role, at the same time for all.
         """
-        users = documents(USERS)
-        counts = await asyncio.gather(
-            *(
-                users.count_documents({"roles.$id": role.id}, limit=COUNTED_HOLDERS + 1)
-                for role in roles
-            )
-        )
+        counts = await asyncio.gather(*(role._count_holders() for role in roles))
         return {
-            role.id: f"{COUNTED_HOLDERS:,}+" if count > COUNTED_HOLDERS else f"{count:,}"
+            role.id: count if isinstance(count, str) else f"{count:,}"
             for role, count in zip(roles, counts, strict=True)
         }
 
