@@ -25,6 +25,7 @@ class Link:
 
 
 MAIN = (Link("/posts", "Posts"),)
+VISITORS = (Link("/login", "Sign in"), Link("/register", "Register"))
 ADMINISTRATION = (
     Link("/admin/users", "Users", "users.read"),
     Link("/admin/invitations", "Invitations", "users.manage"),
@@ -34,28 +35,30 @@ ADMINISTRATION = (
 )
 NOTIFICATIONS = Link("/account/notices", "Notifications")
 ACCOUNT = (Link("/account", "Account"), Link("/account/sessions", "Active sessions"))
+_CSRF_FIELD = Markup("<!-- CSRF field -->")
 # The headers of this many kinds of users are kept, about 3 KB each.
 CACHED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Everything about a user that the navigation shows or depends on."""
+    """Everything about a user that the navigation shows or depends on; a visitor has no name."""
 
-    username: str
-    permissions: frozenset[str]
-    unread: int
+    username: str = ""
+    permissions: frozenset[str] = frozenset()
+    unread: int = 0
 
     def may(self, permission: str) -> bool:
         """Return whether the user holds the permission."""
         return permission in self.permissions
 
 
-def renderer(environment: jinja2.Environment) -> Callable[[CurrentUser, str], Markup]:
-    """Return the function `navigation(user, path)` for the templates.
+def renderer(environment: jinja2.Environment) -> Callable[[CurrentUser, str, str], Markup]:
+    """Return the function `navigation(user, path, csrf_field)` for the templates.
 
-    It returns the links in the header for a signed-in user on the page at `path`. Everything that
-    the HTML depends on is in the key of its cache, so it cannot outlive a change of permissions.
+    It returns the links in the header for a user or visitor on the page at `path`. Everything that
+    the HTML depends on is in the key of its cache, so it cannot outlive a change of permissions;
+    but for the CSRF field of the form for signing out, which is put into the cached HTML.
     """
 
     @lru_cache(CACHED)
@@ -64,15 +67,19 @@ def renderer(environment: jinja2.Environment) -> Callable[[CurrentUser, str], Ma
             current_user=viewer,
             current=current,
             main=MAIN,
+            visitors=VISITORS,
             administration=ADMINISTRATION,
             notifications=NOTIFICATIONS,
             account=(_profile(viewer.username), *ACCOUNT),
+            csrf_field=_CSRF_FIELD,
         )
         return Markup(html)  # noqa: S704
 
-    def navigation(user: CurrentUser, path: str) -> Markup:
-        viewer = Viewer(user.username, user.permissions, user.unread)
-        return rendered(viewer, _current(path, user.username))
+    def navigation(user: CurrentUser, path: str, csrf_field: str) -> Markup:
+        viewer = Viewer()
+        if user.signed_in:
+            viewer = Viewer(user.username, user.permissions, user.unread)
+        return rendered(viewer, _current(path, viewer.username)).replace(_CSRF_FIELD, csrf_field)
 
     return navigation
 
@@ -93,5 +100,7 @@ def _current(path: str, username: str) -> str:
 
 
 _LONGEST_FIRST = sorted(
-    (link.href for link in (*MAIN, *ADMINISTRATION, NOTIFICATIONS, *ACCOUNT)), key=len, reverse=True
+    (link.href for link in (*MAIN, *VISITORS, *ADMINISTRATION, NOTIFICATIONS, *ACCOUNT)),
+    key=len,
+    reverse=True,
 )

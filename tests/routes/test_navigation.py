@@ -45,6 +45,36 @@ async def test_the_link_to_the_page_is_marked_as_current(
     assert current(await ada.get(path)) == expected
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/", {}),
+        ("/posts", {"/posts": "page"}),
+        ("/login", {"/login": "page"}),
+        ("/register", {"/register": "page"}),
+    ],
+)
+async def test_visitors_have_links_to_sign_in_and_no_form_to_sign_out(
+    anonymous: Visitor, path: str, expected: dict[str, str]
+) -> None:
+    answer = await anonymous.get(path)
+    assert current(answer) == expected
+    assert {"/posts", "/login", "/register"} <= set(answer.links)
+    assert 'action="/logout"' not in answer.text
+
+
+async def test_the_form_to_sign_out_has_the_token_of_its_response(ada: Visitor) -> None:
+    pages = [(await ada.get("/account")).text for _ in range(2)]
+    tokens = [
+        re.findall(
+            r'action="/logout" method="post"><input [^>]*name="csrf_token" value="([^"]+)"', page
+        )
+        for page in pages
+    ]
+    assert len(tokens[0]) == len(tokens[1]) == 1
+    assert tokens[0] != tokens[1]
+
+
 async def test_a_profile_with_a_name_that_is_quoted_in_urls_is_marked(visitors: Visitors) -> None:
     jose = await visitors.member("josé")
     assert current(await jose.get("/users/josé")) == {"/users/jos%C3%A9": "page"}

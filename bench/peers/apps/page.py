@@ -90,12 +90,12 @@ def prepare(env: jinja2.Environment) -> None:
     spec.loader.exec_module(module)
     render = module.renderer(env)
 
-    def navigation(user: Any, path: str) -> Markup:
+    def navigation(user: Any, path: str, csrf_field: str) -> Markup:
         permissions = frozenset(user.permissions)
         viewer = SimpleNamespace(
-            username=user.username, permissions=permissions, unread=user.unread
+            signed_in=True, username=user.username, permissions=permissions, unread=user.unread
         )
-        return render(viewer, path)
+        return render(viewer, path, csrf_field)
 
     env.globals["navigation"] = navigation
     # The footer then has the same link as quartapp's without a mail server.
