@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,32 +113,8 @@ async def quartapp(house: House) -> Stack:
 
 
 @asynccontextmanager
-async def classic(data: Path) -> AsyncIterator[Stack]:
-    command = (*GUNICORN, "bench.peers.apps.classic:app", "--bind", "127.0.0.1:{port}")
-    form = "/login", "username", "{name}"
-    async with _running("classic", command, data, form) as stack:
-        yield stack
-
-
-@asynccontextmanager
-async def flask_security(data: Path) -> AsyncIterator[Stack]:
-    command = (*GUNICORN, "bench.peers.apps.with_flask_security:app", "--bind", "127.0.0.1:{port}")
-    form = "/login", "email", "{name}@example.org"
-    async with _running("Flask-Security", command, data, form) as stack:
-        yield stack
-
-
-@asynccontextmanager
-async def fastapi_users(data: Path) -> AsyncIterator[Stack]:
-    command = (*UVICORN, "bench.peers.apps.with_fastapi_users:app", "--port", "{port}")
-    form = "/auth/login", "username", "{name}@example.org"
-    async with _running("fastapi-users", command, data, form) as stack:
-        yield stack
-
-
-@asynccontextmanager
 async def _running(
-    name: str, command: tuple[str, ...], data: Path, form: tuple[str, str, str]
+    name: str, command: tuple[str, ...], form: tuple[str, str, str], data: Path
 ) -> AsyncIterator[Stack]:
     """Run the command in the peers' environment until the context ends, with the mongod of the data
     folder, and sign in all users through the form: its path, the field and the login."""
@@ -180,6 +157,26 @@ async def _running(
         finally:
             process.terminate()
             await process.wait()
+
+
+classic = partial(
+    _running,
+    "classic",
+    (*GUNICORN, "bench.peers.apps.classic:app", "--bind", "127.0.0.1:{port}"),
+    ("/login", "username", "{name}"),
+)
+flask_security = partial(
+    _running,
+    "Flask-Security",
+    (*GUNICORN, "bench.peers.apps.with_flask_security:app", "--bind", "127.0.0.1:{port}"),
+    ("/login", "email", "{name}@example.org"),
+)
+fastapi_users = partial(
+    _running,
+    "fastapi-users",
+    (*UVICORN, "bench.peers.apps.with_fastapi_users:app", "--port", "{port}"),
+    ("/auth/login", "username", "{name}@example.org"),
+)
 
 
 async def _sign_in(url: str, path: str, fields: dict[str, Any]) -> str:
