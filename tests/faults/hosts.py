@@ -23,6 +23,7 @@ class Hosts:
 
     folder: Path
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    numbers: count[int] = field(default_factory=count)
 
     async def serve(
         self,
@@ -62,9 +63,9 @@ class Hosts:
         await person.sign_in()
         return person
 
-    async def member(self, server: Server, name: str) -> Person:
-        """Register a user, and return them signed in."""
-        person = await self.visitor(server, name)
+    async def member(self, server: Server) -> Person:
+        """Register a user with a new name, and return them signed in."""
+        person = await self.visitor(server, f"member-{next(self.numbers)}")
         await person.register()
         return person
 
@@ -89,10 +90,9 @@ class Scene:
     hosts: Hosts
     server: Server
     root: Person
-    numbers: count[int] = field(default_factory=count)
 
     async def member(self) -> Person:
-        return await self.hosts.member(self.server, f"member-{next(self.numbers)}")
+        return await self.hosts.member(self.server)
 
 
 @asynccontextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import count, permutations
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -37,10 +37,9 @@ class Scene:
     hosts: Hosts
     servers: dict[str, Server]
     root: Person
-    numbers: count[int] = field(default_factory=count)
 
     async def member(self, at: str) -> Person:
-        return await self.hosts.member(self.servers[at], f"member-{next(self.numbers)}")
+        return await self.hosts.member(self.servers[at])
 
     async def moved(self, person: Person, to: str) -> Person:
         return await self.hosts.moved(person, self.servers[to])
@@ -81,7 +80,7 @@ async def test_a_stepping_clock_neither_ends_nor_extends_a_session(scene: Scene)
     server = await scene.hosts.serve(
         "stepping", scene.nodes.uri, before_start=machines.stepping, **SHORT_LIVES
     )
-    person = await scene.hosts.member(server, f"member-{next(scene.numbers)}")
+    person = await scene.hosts.member(server)
     admin = await scene.hosts.moved(scene.root, server)
     async with person.tab() as tab:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR2):
@@ -125,7 +124,7 @@ async def test_a_session_from_one_host_is_accepted_by_the_other(
 async def test_a_form_from_one_host_is_accepted_by_the_other(
     scene: Scene, here: str, there: str
 ) -> None:
-    visitor = await scene.hosts.visitor(scene.servers[here], f"visitor-{next(scene.numbers)}")
+    visitor = await scene.hosts.visitor(scene.servers[here], f"visitor-{next(scene.hosts.numbers)}")
     token = await visitor.csrf_token("/register")
     elsewhere = await scene.moved(visitor, there)
     fields = {"username": visitor.username, "email": visitor.email}

@@ -146,7 +146,7 @@ async def test_a_read_only_database_serves_pages_and_refuses_changes(
 
 async def lock_and_unlock(scene: Scene) -> None:
     ada, bob, root = await scene.member(), await scene.member(), scene.root
-    name = f"late-{next(scene.numbers)}"
+    name = f"late-{next(scene.hosts.numbers)}"
     late = await scene.hosts.visitor(scene.server, name)
     async with (
         scene.nodes.database() as database,

@@ -6,8 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 
 import pytest
 
@@ -27,11 +26,10 @@ class Scene:
     hosts: Hosts
     servers: dict[str, Server]
     root: Person
-    numbers: count[int] = field(default_factory=count)
 
     async def member(self) -> Person:
         """Register a user at the first server, whose cookie is valid on all servers."""
-        return await self.hosts.member(self.servers["first"], f"member-{next(self.numbers)}")
+        return await self.hosts.member(self.servers["first"])
 
     async def is_reported_complete(self, person: Person) -> bool:
         """Disable the account at the first server. Return whether all workers acknowledged."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -37,7 +36,6 @@ class Scene:
     far: Server
     proxy: DatabaseProxy
     root: Person
-    numbers: count[int] = field(default_factory=count)
 
     @property
     def both(self) -> dict[str, Server]:
@@ -45,7 +43,7 @@ class Scene:
 
     async def member(self) -> Person:
         """Register a user, whose cookie is valid on both servers."""
-        return await self.hosts.member(self.near, f"member-{next(self.numbers)}")
+        return await self.hosts.member(self.near)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +161,7 @@ async def test_an_isolated_host_closes_its_sockets_with_1013(
     ada = await scene.member()
     async with (
         to_node(scene.nodes.nodes[0]) as proxy,
-        hosts(scene.hosts.folder / f"cut{next(scene.numbers)}") as them,
+        hosts(scene.hosts.folder / f"cut{next(scene.hosts.numbers)}") as them,
     ):
         far = await them.serve("far", proxy.uri, before_start=before_start, LIVE_SWEEP_SECONDS="2")
         ada_far = await them.moved(ada, far)

@@ -91,7 +91,7 @@ class Writer:
 async def test_acknowledged_changes_survive_the_loss_of_the_primary(
     scene: Scene, rounds: int
 ) -> None:
-    writers = [Writer(scene, f"w{next(scene.numbers)}") for _ in range(2)]
+    writers = [Writer(scene, f"w{next(scene.hosts.numbers)}") for _ in range(2)]
     tasks = [asyncio.create_task(writer.write()) for writer in writers]
     try:
         for _ in range(rounds):
@@ -176,7 +176,7 @@ async def test_a_primary_frozen_during_a_revocation_admits_no_revoked_user(
     """One host knows only the primary that freezes, and asks it again when it continues."""
     for _ in range(rounds):
         old = await scene.nodes.primary()
-        async with hosts(scene.hosts.folder / f"round{next(scene.numbers)}") as them:
+        async with hosts(scene.hosts.folder / f"round{next(scene.hosts.numbers)}") as them:
             # The address of this host's database names that node alone.
             isolated = await them.serve("isolated", old.uri)
             await freeze_and_revoke(scene, isolated, old)
