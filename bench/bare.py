@@ -66,7 +66,7 @@ READ = Reads()
 
 
 async def record(app: Quart, cookie: str, paths: list[str]) -> tuple[list[Recording], Any]:
-    """Return a recording of each page and the user whom the cookie belongs to."""
+    """Return a recording of each page, and the principal of the session with this cookie."""
     rendered: list[tuple[str, dict[str, Any]]] = []
     users: list[Any] = []
 
@@ -94,7 +94,7 @@ async def record(app: Quart, cookie: str, paths: list[str]) -> tuple[list[Record
 def create(recorded: Quart, pages: list[Recording], principal: Any) -> tuple[Quart, str]:
     """Return the bare application and the cookie header of its signed-in user."""
 
-    class Somebody(AuthUser):
+    class RecordedUser(AuthUser):
         """Always the same user, since the stateless cookie contains only an id."""
 
         def __init__(self, *args: Any) -> None:
@@ -112,7 +112,7 @@ def create(recorded: Quart, pages: list[Recording], principal: Any) -> tuple[Qua
     app = Quart("quartapp")
     app.secret_key = "bare" * 10
     app.extensions["quartapp"] = recorded.extensions["quartapp"]
-    extension = QuartAuth(app, cookie_secure=False, user_class=Somebody)
+    extension = QuartAuth(app, cookie_secure=False, user_class=RecordedUser)
     for ours, theirs in (
         (app.jinja_env.globals, recorded.jinja_env.globals),
         (app.jinja_env.filters, recorded.jinja_env.filters),

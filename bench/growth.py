@@ -53,7 +53,7 @@ from tests.routes.conftest import Visitor, Visitors
 
 GOAL = 1.3
 ROUNDS, REPEATS = 2, 10
-# The user whom the commands change, and who is neither disabled nor busy.
+# The commands change this user, whose account is active and owns few documents.
 TARGET = username(15)
 
 Measured = Callable[[], Awaitable[None]]

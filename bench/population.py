@@ -97,7 +97,7 @@ def _id(kind: int, number: int) -> ObjectId:
 
 
 def _owner(number: int) -> int:
-    """Return the number of the user to whom the row of this number belongs."""
+    """Return the number of the user who owns the row of this number."""
     return BUSY if number % BUSY_EACH == 0 else number
 
 

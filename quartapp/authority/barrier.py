@@ -85,8 +85,8 @@ class BarrierResult:
 
     `complete` is true if every worker acknowledged, except for those that are known to be dead. If
     not, the wait lasted a whole lease, after which a silent worker does not answer from its cache
-    any more. `tabs` is the number of open
-    tabs of the ended sessions, as far as workers reported it.
+    any more. `tabs` is the number of open tabs of the ended sessions, as far as workers reported
+    it.
     """
 
     complete: bool
@@ -180,8 +180,8 @@ class Barrier(BaseBarrier, BackgroundTask):
     """The barrier of a worker. It also acknowledges the marks of other processes.
 
     It reads acknowledgements from the database, and receives those of workers of the same server
-    through `LocalPeers`. `count_tabs` returns the number of open tabs here
-    whose sessions an event (given by its id) has ended. `folder` is that of `LocalPeers`.
+    through `LocalPeers`. `count_tabs` returns the number of open tabs here whose sessions an event
+    (given by its id) has ended. `folder` is that of `LocalPeers`.
     """
 
     def __init__(

@@ -109,8 +109,8 @@ async def erase(user: User) -> bool:
     Erases the data in many small writes (`personal_data.erase`), and meanwhile prolongs the claim.
     The user document goes last: one transaction deletes it, deletes what was added in the meantime
     (`personal_data.sweep`) and records the event ACCOUNT_DELETED. Returns False, without a further
-    write, if another worker has claimed or deleted the account since. After a crash the account can
-    be claimed again when the claim has expired: then `erase` begins again, and finds what is left.
+    write, if another worker has claimed or deleted the account since. After a crash, another
+    worker can claim the account when the claim has expired. Its `erase` deletes what is left.
     """
     person = await personal_data.Person.of(user)
     while True:

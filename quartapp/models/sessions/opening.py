@@ -77,7 +77,7 @@ async def open_session(
     )
 
     async def work(tx: Tx) -> None:
-        session.roles = await _existing(user, tx)
+        session.roles = await _roles_after_settling(user, tx)
         if await _is_new_here(user, browser, tx):
             await user.queue_email(SIGNED_IN, tx, device=device, ip=by.ip)
         await session.insert(session=tx)
@@ -150,7 +150,7 @@ async def _is_new_here(user: User, browser: str | None, tx: Tx) -> bool:
     return not await is_known_browser(user, browser=browser, tx=tx)
 
 
-async def _existing(user: User, tx: Tx) -> list[RoleRef]:
+async def _roles_after_settling(user: User, tx: Tx) -> list[RoleRef]:
     """Return the user's roles that exist, and settle the deletions of the others.
 
     A session of a user who still has a link to a deleted role is invalid: without settling, the
