@@ -25,6 +25,7 @@ from quart_auth import AuthUser, QuartAuth, login_required
 
 from quartapp import create_app
 from quartapp.db.embedded import DataFolder
+from quartapp.i18n import templates as translated
 from quartapp.models import User
 from quartapp.settings import Settings
 
@@ -119,6 +120,7 @@ def create(recorded: Quart, pages: list[Recording], principal: Any) -> tuple[Qua
         (app.jinja_env.tests, recorded.jinja_env.tests),
     ):
         ours.update({name: value for name, value in theirs.items() if name not in ours})
+    translated.install(app.jinja_env)
     app.jinja_env.globals["csrf_field"] = lambda: ""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 

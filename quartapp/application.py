@@ -20,6 +20,7 @@ from quartapp.jobs.role_deletions import RoleDeletions
 from quartapp.middleware.allowed_hosts import AllowedHosts
 from quartapp.middleware.forwarded import ForwardedHeaders
 from quartapp.middleware.headers import ResponseHeaders
+from quartapp.middleware.languages import Languages
 from quartapp.middleware.post_serializer import PostSerializer
 from quartapp.middleware.request_bounds import Request, RequestBounds
 from quartapp.models.accounts.email_address import require_verification
@@ -83,6 +84,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     app.asgi_app = AllowedHosts(app.asgi_app, settings)  # type: ignore[method-assign]
     app.asgi_app = RequestBounds(app.asgi_app)  # type: ignore[method-assign]
     app.asgi_app = ResponseHeaders(app.asgi_app, settings)  # type: ignore[method-assign]
+    app.asgi_app = Languages(app.asgi_app, settings)  # type: ignore[method-assign]
     routes.init_app(app, settings)
     app.register_blueprint(endpoint.blueprint)
     templating.init_app(app, settings)

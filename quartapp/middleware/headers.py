@@ -47,7 +47,7 @@ ALWAYS = {
 }
 HSTS = {"Strict-Transport-Security": "max-age=63072000; includeSubDomains"}
 # Pages depend on the signed-in user and can show personal data.
-PAGE = {"Cache-Control": "no-store", "Vary": "Cookie, Origin, Sec-Fetch-Site"}
+PAGE = {"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie, Origin, Sec-Fetch-Site"}
 FILE = {"Cache-Control": "no-cache"}
 STAMPED = {"Cache-Control": "public, max-age=31536000, immutable"}
 OUR_NAMES = {name.lower().encode() for name in (*ALWAYS, *HSTS, "Cache-Control")}

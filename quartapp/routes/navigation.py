@@ -11,6 +11,9 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from quartapp.i18n import LazyText, current_locale
+from quartapp.i18n import lazy_gettext as _
+
 if TYPE_CHECKING:
     from quartapp.auth.current_user import CurrentUser
 
@@ -20,21 +23,21 @@ class Link:
     """A link of the navigation, hidden from users who lack its permission, if it has one."""
 
     href: str
-    text: str
+    text: LazyText
     permission: str = ""
 
 
-MAIN = (Link("/posts", "Posts"),)
-VISITORS = (Link("/login", "Sign in"), Link("/register", "Register"))
+MAIN = (Link("/posts", _("Posts")),)
+VISITORS = (Link("/login", _("Sign in")), Link("/register", _("Register")))
 ADMINISTRATION = (
-    Link("/admin/users", "Users", "users.read"),
-    Link("/admin/invitations", "Invitations", "users.manage"),
-    Link("/admin/roles", "Roles", "roles.manage"),
-    Link("/admin/sessions", "Sessions", "sessions.manage"),
-    Link("/admin/events", "Audit log", "events.read"),
+    Link("/admin/users", _("Users"), "users.read"),
+    Link("/admin/invitations", _("Invitations"), "users.manage"),
+    Link("/admin/roles", _("Roles"), "roles.manage"),
+    Link("/admin/sessions", _("Sessions"), "sessions.manage"),
+    Link("/admin/events", _("Audit log"), "events.read"),
 )
-NOTIFICATIONS = Link("/account/notices", "Notifications")
-ACCOUNT = (Link("/account", "Account"), Link("/account/sessions", "Active sessions"))
+NOTIFICATIONS = Link("/account/notices", _("Notifications"))
+ACCOUNT = (Link("/account", _("Account")), Link("/account/sessions", _("Active sessions")))
 _CSRF_FIELD = Markup("<!-- CSRF field -->")
 # The headers of this many kinds of users are kept, about 3 KB each.
 CACHED = 1024
@@ -62,7 +65,7 @@ def renderer(environment: jinja2.Environment) -> Callable[[CurrentUser, str, str
     """
 
     @lru_cache(CACHED)
-    def rendered(viewer: Viewer, current: str) -> Markup:
+    def rendered(viewer: Viewer, current: str, locale: str) -> Markup:
         html = environment.get_template("macros/navigation.html").render(
             current_user=viewer,
             current=current,
@@ -79,13 +82,14 @@ def renderer(environment: jinja2.Environment) -> Callable[[CurrentUser, str, str
         viewer = Viewer()
         if user.signed_in:
             viewer = Viewer(user.username, user.permissions, user.unread)
-        return rendered(viewer, _current(path, viewer.username)).replace(_CSRF_FIELD, csrf_field)
+        html = rendered(viewer, _current(path, viewer.username), current_locale())
+        return html.replace(_CSRF_FIELD, csrf_field)
 
     return navigation
 
 
 def _profile(username: str) -> Link:
-    return Link(f"/users/{quote(username)}", "Profile")
+    return Link(f"/users/{quote(username)}", _("Profile"))
 
 
 def _current(path: str, username: str) -> str:

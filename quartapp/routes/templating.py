@@ -17,6 +17,7 @@ from quart.templating import Environment as QuartEnvironment
 
 from quartapp import clock, runtime
 from quartapp.forms.csrf import csrf_field
+from quartapp.i18n import templates as translated
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
 from quartapp.routes import navigation
@@ -52,6 +53,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     which only repeat those of the application. Reads all static files, for the hashes in their
     URLs.
     """
+    translated.install(app.jinja_env)
     app.jinja_env.globals.update(csrf_field=csrf_field, needs=needs, labels=LABELS)
     app.jinja_env.globals.update(
         passkeys_work=relying_party.site, passkeys_elsewhere=relying_party.elsewhere

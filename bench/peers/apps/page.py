@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -82,7 +83,10 @@ def prepare(env: jinja2.Environment) -> None:
         if path.is_file()
     }
     env.globals.update(site_name="quartapp", static=stamped.__getitem__, needs=needs)
-    # The module needs only Jinja, which the package around it does not.
+    # These modules need only Jinja, which the package around them does not.
+    package = sys.modules["quartapp"] = ModuleType("quartapp")
+    package.__path__ = [str(PACKAGE)]
+    importlib.import_module("quartapp.i18n.templates").install(env)
     spec = spec_from_file_location("navigation", PACKAGE / "routes/navigation.py")
     assert spec is not None
     assert spec.loader is not None
