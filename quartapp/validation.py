@@ -26,9 +26,12 @@ RESERVED_ROLES = frozenset({"new"})
 # RFC 5321, section 4.5.3.1.3, without the angle brackets.
 LONGEST_EMAIL = 254
 LONGEST_DESCRIPTION = 200
+LONGEST_DISPLAY_NAME = 50
 _LONGEST_DOMAIN = 253
 _LONGEST_LABEL = 63
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Zero-width non-joiner and joiner: Persian and Indian scripts and emoji need them.
+_JOINERS = frozenset("\u200c\u200d")
 # Marks that change the direction of text and can make a line look like a different one.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -116,6 +119,24 @@ def check_description(text: str) -> str:
     if len(text) > LONGEST_DESCRIPTION:
         raise Invalid(f"A description has at most {LONGEST_DESCRIPTION} characters.")
     return check_direction(check_printable(text))
+
+
+def check_display_name(text: str) -> str:
+    """Return the name in NFC, with each run of white space as one space, and none around it.
+
+    An empty name is accepted. Raises Invalid if it is longer than 50 characters, has control
+    characters, marks that change the direction of text or other invisible characters, or nothing
+    visible. The two joiners that some scripts need are accepted.
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    if len(text) > LONGEST_DISPLAY_NAME:
+        raise Invalid(f"A display name has at most {LONGEST_DISPLAY_NAME} characters.")
+    kinds = {unicodedata.category(c) for c in text if c not in _JOINERS}
+    if kinds & {"Cc", "Cf", "Cn", "Co", "Cs"}:
+        raise Invalid("This contains a character that cannot be used.")
+    if text and not any(kind[0] in "LNPS" for kind in kinds):
+        raise Invalid("Enter a name that can be seen, or leave this empty.")
+    return text
 
 
 def check_printable(text: str) -> str:

@@ -25,9 +25,10 @@ class CurrentUser(AuthUser):
     """The user of a request: the principal of an active session, or an anonymous visitor.
 
     Await `load()` before the properties are read; `load_current_user` does so for each request.
-    For an anonymous visitor, `user_id` is None and `permissions` and `withheld` are empty. The
-    other properties that describe the principal, such as `username`, raise Unauthorized. `ended`
-    is set if the request carries the cookie of a session that has ended, else None.
+    For an anonymous visitor, `user_id` and the preferences are None, and `permissions` and
+    `withheld` are empty. The other properties that describe the principal, such as `username`,
+    raise Unauthorized. `ended` is set if the request carries the cookie of a session that has
+    ended, else None.
     """
 
     def __init__(self, auth_id: str | None, action: Action = Action.PASS) -> None:
@@ -112,6 +113,21 @@ class CurrentUser(AuthUser):
     @property
     def unread(self) -> int:
         return self.principal.unread
+
+    @property
+    def language(self) -> str | None:
+        """The language that the user prefers; None leaves the choice to the browser."""
+        return self.principal.language if self.signed_in else None
+
+    @property
+    def timezone(self) -> str | None:
+        """The name of the time zone that the user has chosen, or None."""
+        return self.principal.timezone if self.signed_in else None
+
+    @property
+    def theme(self) -> str | None:
+        """The theme that the user has chosen, "light" or "dark"; None follows the system."""
+        return self.principal.theme if self.signed_in else None
 
     @property
     def fresh(self) -> bool:

@@ -113,6 +113,13 @@ class PrincipalCache:
         if not mine:
             del self._digests_by_user[entry.state.user_id]
 
+    def drop_user(self, user_id: Any) -> None:
+        """Drop the entries of the user, and mark pending loads as stale, so that later requests to
+        this worker see a change that was committed before. The change stream does the same a moment
+        later, on all workers."""
+        self._drop_user(user_id)
+        self._mark_loads_stale()
+
     # ---- change stream listener
 
     def on_change(self, change: Change) -> None:

@@ -17,6 +17,11 @@ from quartapp.db import mongo
 from quartapp.log import log
 from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import credential_of
+from quartapp.models.accounts.preferences import (
+    stored_preference,
+    stored_theme,
+    stored_timezone,
+)
 from quartapp.models.accounts.user import User
 from quartapp.models.authorization.permissions import (
     permissions_of,
@@ -67,7 +72,8 @@ class Principal:
     last time they entered their password or second factor. `seconds_left` is the time until the
     session or the account expires, if the session is not used. `withheld` has the names of the
     roles that are without effect until the user has used a second factor, and
-    `withheld_permissions` the permissions that only these roles would give.
+    `withheld_permissions` the permissions that only these roles would give. `language`, `timezone`
+    and `theme` are the user's preferences, None if they leave the choice to the browser.
     """
 
     session_id: PydanticObjectId
@@ -85,6 +91,9 @@ class Principal:
     withheld: frozenset[str] = frozenset()
     withheld_permissions: frozenset[str] = frozenset()
     held: tuple[HeldRole, ...] = ()
+    language: str | None = None
+    timezone: str | None = None
+    theme: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +306,9 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
         withheld=frozenset(role["name"] for role in waiting),
         withheld_permissions=(permissions_of(waiting) & _KNOWN_PERMISSIONS) - permissions,
         held=tuple(sorted(map(HeldRole.of, row["held"]))),
+        language=stored_preference(user, "language"),
+        timezone=stored_timezone(user),
+        theme=stored_theme(user),
     )
 
 

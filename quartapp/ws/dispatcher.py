@@ -36,8 +36,12 @@ DATABASE_AWAY_SECONDS = 30.0
 BATCH_SIZE = 100
 MAX_CACHED_NAMES = 1000
 MAX_DELETED_ROLES = 100
-# The user's fields that `User.number_change` writes.
-VERSION_FIELDS = {"authz_version", "authz_by", "authz_at"}
+# The user's fields whose change ends no session: those that `User.number_change` writes, and those
+# that users change about themselves.
+HARMLESS_FIELDS = {
+    *("authz_version", "authz_by", "authz_at"),
+    *("display_name", "about", "preferences"),
+}
 
 
 @dataclass
@@ -144,9 +148,9 @@ class Dispatcher:
             self._mark_affected(self._affected.sessions, change.id)
         elif collection == User.Settings.name:
             self._usernames.pop(change.id, None)
-            if change.changed_fields and change.changed_fields <= VERSION_FIELDS:
-                # This ends no session, so only sessions with a socket are evaluated. An older
-                # version writes these fields for each user of a role that is edited.
+            if change.changed_fields and change.changed_fields <= HARMLESS_FIELDS:
+                # Only sessions with a socket are evaluated. An older version writes the version
+                # fields for each user of a role that is edited.
                 self._mark_affected(self._affected.sessions, *self._hub.sessions_of([change.id]))
             else:
                 self._mark_affected(self._affected.users, change.id)

@@ -13,6 +13,8 @@ from quart import Quart
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOrEnded
 from quartapp.models import Role, Session, User
+from quartapp.models.accounts.preferences import Preferences
+from quartapp.models.accounts.profile import change_preferences
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.sessions.opening import open_session
@@ -62,6 +64,31 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
 async def test_a_principal_is_cached_after_its_first_query(ada: Ada) -> None:
     assert isinstance(await ada.state(), Principal)
     assert await ada.is_cached()
+
+
+async def test_changed_preferences_reach_a_cached_principal(ada: Ada) -> None:
+    wished = Preferences(language="de", timezone="Europe/Berlin", theme="dark")
+    await change_preferences(ada.user.id, wished, by=SYSTEM)
+
+    async def has_arrived() -> bool:
+        state = await ada.state()
+        assert isinstance(state, Principal)
+        return (state.language, state.timezone, state.theme) == ("de", "Europe/Berlin", "dark")
+
+    await until(has_arrived)
+    await until(ada.is_cached)
+    assert await has_arrived()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [None, "x", {}, {"theme": "purple", "timezone": "Mars/Base", "language": 7}, {"theme": []}],
+)
+async def test_preferences_that_are_not_understood_count_as_none(ada: Ada, stored: Any) -> None:
+    await User.change({"_id": ada.user.id}, {"$set": {"preferences": stored}})
+    state = await session_rule.state_by_id(ada.session.id)
+    assert isinstance(state, Principal)
+    assert (state.language, state.timezone, state.theme) == (None, None, None)
 
 
 async def test_a_cache_of_size_zero_asks_the_database_each_time(

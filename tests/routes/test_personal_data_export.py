@@ -11,6 +11,8 @@ from beanie import PydanticObjectId
 from quartapp.models import Comment, Post, Token, User
 from quartapp.models.accounts.credential import fingerprint
 from quartapp.models.accounts.one_time_token import Purpose, code_digest
+from quartapp.models.accounts.preferences import Preferences
+from quartapp.models.accounts.profile import change_preferences, change_profile
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.references import user_ref
 from quartapp.models.privacy import personal_data
@@ -62,6 +64,8 @@ async def test_the_export_contains_all_personal_data_and_no_secret(
     await bob.end_sessions(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     app = await set_up(ada)
     await add_passkey(ada, Authenticator())
+    await change_profile(user.id, display_name="Ada L.", about="I write programs.", by=by)
+    await change_preferences(user.id, Preferences(timezone="Europe/London"), by=by)
     user = await user_named("ada")
     # A field that a later version adds is not exported until it is declared.
     await User.change({"_id": user.id}, {"$set": {"totp_backup": "canary-totp"}})
@@ -69,6 +73,9 @@ async def test_the_export_contains_all_personal_data_and_no_secret(
 
     assert set(found) == {"account", *(holding.name for holding in personal_data.HELD)}
     assert found["account"]["username"] == "ada"
+    assert found["account"]["display_name"] == "Ada L."
+    assert found["account"]["about"] == "I write programs."
+    assert found["account"]["preferences"]["timezone"] == "Europe/London"
     assert found["account"]["roles"] == ["member", "moderator"]
     assert len(found["sessions"]) == 2
     assert [each["title"] for each in found["posts"]] == ["On engines"]

@@ -34,6 +34,34 @@ def test_other_names_are_refused(name: str) -> None:
             check(name)
 
 
+@pytest.mark.parametrize(
+    ("entered", "stored"),
+    [
+        *[
+            ("Ada Lovelace", "Ada Lovelace"),
+            ("", ""),
+            ("  Ada \t\n  L. ", "Ada L."),
+            ("x" * 50,) * 2,
+        ],
+        *[("A\N{COMBINING DIAERESIS}da", "Äda"), ("👩\u200d🔬 Ada",) * 2, ("علی\u200cرضا",) * 2],
+    ],
+)
+def test_a_display_name_is_stored_without_superfluous_space(entered: str, stored: str) -> None:
+    assert validation.check_display_name(entered) == stored
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x" * 51, "a\0b", "a\x1bb", "a\u202eb", "a\u2067b", "a\u200eb", "a\u200bb", "a\ufeffb"),
+        *("a\ud800", "a\ue000", "\u200d", "\N{COMBINING DIAERESIS}"),
+    ],
+)
+def test_a_display_name_has_no_invisible_characters(name: str) -> None:
+    with pytest.raises(Invalid):
+        validation.check_display_name(name)
+
+
 @pytest.mark.parametrize("name", ["new", "New", "NEW"])
 def test_a_role_cannot_have_the_name_of_a_page(name: str) -> None:
     with pytest.raises(Invalid, match="This name is reserved"):

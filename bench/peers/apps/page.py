@@ -59,6 +59,7 @@ class Viewer:
     signed_in = True
     cursor, version, unread = "0", 1, 1
     withheld = ()
+    language = timezone = theme = None
 
     @property
     def user_id(self) -> str:

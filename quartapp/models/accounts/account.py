@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from itertools import chain
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from beanie import PydanticObjectId
 from pydantic import BaseModel, Field
@@ -14,6 +14,7 @@ from quartapp import clock, policy, validation
 from quartapp.db.mongo import Tx
 from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import KeptCredential, credential_of
+from quartapp.models.accounts.preferences import Preferences
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import (
     CASELESS,
@@ -84,6 +85,9 @@ class Account(Record):
         default_factory=lambda data: validation.canonical_email(data["email"])
     )
     password_hash: str = Field(repr=False)
+    display_name: str = ""
+    about: str = ""
+    preferences: Preferences = Preferences()
     roles: list[RoleRef] = []
     authz_version: int = 1
     authz_by: UserRef | None = None
@@ -122,6 +126,8 @@ class Account(Record):
 
     class Settings:
         name = USERS
+        # Beanie's own encoder reads an attribute that Pydantic has deprecated.
+        bson_encoders: ClassVar = {Preferences: Preferences.model_dump}
         indexes = [
             *[
                 IndexModel([(field, 1)], name=field, unique=True, sparse=True)

@@ -56,6 +56,7 @@ A_POST = "a post of a deleted user"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
     *("claimed_email", "must_verify"),
+    *("display_name", "about", "preferences"),
     *(
         "password_changed_at",
         "letters_asked",
