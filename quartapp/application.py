@@ -27,6 +27,7 @@ from quartapp.models.accounts.email_address import require_verification
 from quartapp.routes import templating
 from quartapp.runtime import Runtime, change_listeners, install
 from quartapp.security.encryption import Encryption
+from quartapp.security.markdown import MarkdownRenderer
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
@@ -79,6 +80,7 @@ def create_app(settings: Settings | None = None) -> Quart:
         await runtime.stack.aclose()
         await runtime.password_policy.close()
         runtime.hasher.close()
+        runtime.markdown.close()
 
     # The last one that wraps the application is the first to see a request.
     app.asgi_app = AllowedHosts(app.asgi_app, settings)  # type: ignore[method-assign]
@@ -155,6 +157,7 @@ def _assemble(settings: Settings) -> Runtime:
     return Runtime(
         settings=settings,
         hasher=PasswordHasher.of(settings),
+        markdown=MarkdownRenderer(),
         password_policy=PasswordPolicy.of(settings),
         encryption=Encryption.of(settings),
         hub=hub,

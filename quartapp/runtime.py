@@ -21,6 +21,7 @@ from quartapp.jobs.loop_lag import LoopLagMonitor
 from quartapp.jobs.outbox_worker import OutboxWorker
 from quartapp.jobs.role_deletions import RoleDeletions
 from quartapp.security.encryption import Encryption
+from quartapp.security.markdown import MarkdownRenderer
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
@@ -80,6 +81,7 @@ class Runtime:
 
     settings: Settings
     hasher: PasswordHasher
+    markdown: MarkdownRenderer
     password_policy: PasswordPolicy
     encryption: Encryption
     hub: Hub
@@ -148,6 +150,10 @@ def settings() -> Settings:
 
 def hasher() -> PasswordHasher:
     return runtime().hasher
+
+
+def markdown() -> MarkdownRenderer:
+    return runtime().markdown
 
 
 def password_policy() -> PasswordPolicy:

@@ -1,6 +1,6 @@
 """Forms for posts and comments."""
 
-from wtforms import StringField, TextAreaField
+from wtforms import StringField, SubmitField, TextAreaField
 from wtforms.validators import DataRequired, Length
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
@@ -19,6 +19,8 @@ class PostForm(Form):
     )
     body = TextAreaField(
         "Text",
+        description="You can use Markdown: **bold**, *italic*, [link](https://example.org), "
+        "# heading, - list, > quote and `code`.",
         filters=[tidy],
         validators=[
             DataRequired("Enter the text of the post."),
@@ -26,6 +28,7 @@ class PostForm(Form):
             printable,
         ],
     )
+    preview = SubmitField("Preview")
 
 
 class CommentForm(Form):

@@ -347,3 +347,34 @@ async def test_posts_and_comments_are_limited_and_keep_the_form(start_app: Start
     assert await Comment.find({}).count() == 2
     # Another user has limits of their own.
     await comment(bob, await write(bob))
+
+
+async def test_a_post_is_rendered_as_markdown_and_a_comment_is_not(ada: Visitor) -> None:
+    post = await write(ada, "**Title**", "# Heading\n\n**bold** [link](https://example.org/)")
+    await comment(ada, post, "**plain**")
+    page = (await ada.get(post)).text
+    assert "<h2>Heading</h2>" in page
+    assert "<strong>bold</strong>" in page
+    assert '<a href="https://example.org/" rel="nofollow ugc noopener">link</a>' in page
+    assert "<p>**plain**</p>" in page
+    assert ">**Title**</h1>" in page
+    assert "Heading bold link<" in (await ada.get("/posts")).text
+
+
+async def test_a_preview_shows_the_text_and_stores_nothing(ada: Visitor) -> None:
+    post = await write(ada)
+    before = await documents("posts")
+    typed = {"title": "New <title>", "body": "# Heading\n\n**bold** <b>"}
+    for path in ("/posts/new", f"{post}/edit"):
+        page = await ada.post(path, **typed, preview="Preview")
+        assert page.status == 200
+        assert "<h2>New &lt;title&gt;</h2>" in page.text
+        assert "<h3>Heading</h3>" in page.text
+        assert "<strong>bold</strong> &lt;b&gt;" in page.text
+        assert {name: page.fields[name] for name in typed} == typed
+        assert "data-unsaved" in page.text
+        refused = await ada.post(path, **{**typed, "title": ""}, preview="Preview")
+        assert refused.status == 422
+        assert refused.error("title")
+        assert refused.fields["body"] == typed["body"]
+    assert await documents("posts") == before

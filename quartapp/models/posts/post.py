@@ -16,6 +16,7 @@ from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import COMMENTS, linked_id, user_ref
+from quartapp.security import markdown
 
 PAGE = 20
 # How many comments a transaction deletes with their post.
@@ -42,10 +43,8 @@ class Post(Record):
 
     @property
     def excerpt(self) -> str:
-        """The body on one line, without repeated white space. If that is longer than 200
-        characters, its first 200, cut before their last blank if they have one, and an ellipsis."""
-        line = " ".join(self.body.split())
-        return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + "…"
+        """The beginning of the body on one line of at most 200 characters, without Markdown."""
+        return markdown.excerpt(self.body, 200)
 
     @classmethod
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":

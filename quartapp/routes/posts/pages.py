@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from limits import RateLimitItem
+from limits import RateLimitItem, parse
 from quart import Blueprint, abort, flash, g, render_template
 from quart_auth import login_required
 
@@ -17,9 +17,12 @@ from quartapp.routes.carried_forms import carriable
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
-from quartapp.runtime import settings
+from quartapp.runtime import markdown, settings
 
 blueprint = Blueprint("posts", __name__)
+
+# Previews of one user. Each takes up to 0.3 s of processor time.
+PREVIEWS = parse("1000 per hour")
 
 
 @blueprint.get("/posts")
@@ -38,11 +41,14 @@ async def new() -> Any:
     """Show the form of a new post; on POST store the post and redirect (303) to its page.
 
     Counts towards the limit of posts; past it, the form with 429. Errors show the form with 422.
+    A POST with `preview` stores nothing and shows the form with the rendered text above it.
     `carriable`: if nobody is signed in, the submitted form is kept through the sign-in.
     """
     form = await PostForm.from_request()
     with form.catch_retry_later():
         if form.posted:
+            if form.preview.data:
+                return await _preview(form, None)
             await _count("post", settings().limit_post)
             by = current_user.actor
             post = await Post.write(form.title.data or "", form.body.data or "", by=by)
@@ -64,8 +70,9 @@ async def edit(post_id: str) -> Any:
     """Show the form of an existing post; on POST store the changes and redirect (303) to its page.
 
     For those whom `policy.may_edit` allows; others get an error (`_refuse`). Errors of the form
-    show it with 422. Counts towards the limit of posts; past it, the form with 429. 404 if the post
-    does not exist or was deleted meanwhile.
+    show it with 422. Counts towards the limit of posts; past it, the form with 429. A POST with
+    `preview` is the same as for a new post. 404 if the post does not exist or was deleted
+    meanwhile.
     """
     post = await _find(post_id)
     if not policy.may_edit(current_user, post):
@@ -73,6 +80,8 @@ async def edit(post_id: str) -> Any:
     form = await PostForm.from_request(data={"title": post.title, "body": post.body})
     with form.catch_retry_later():
         if form.posted:
+            if form.preview.data:
+                return await _preview(form, post)
             await _count("post", settings().limit_post)
             by = current_user.actor
             if not await post.revise(form.title.data or "", form.body.data or "", by=by):
@@ -159,6 +168,14 @@ async def _count(what: str, limit: RateLimitItem) -> None:
     await rate_limits.count(what, (str(current_user.user_id), limit))
 
 
+async def _preview(form: PostForm, post: Post | None) -> str:
+    """Return the page of the form with its text rendered above it. Counts a preview: raises
+    RateLimitExceeded past the limit, and RetryLater if too many texts are being rendered."""
+    await _count("preview", PREVIEWS)
+    preview = await markdown().render(form.body.data or "", below=2)
+    return await render_template("posts/edit.html", form=form, post=post, preview=preview)
+
+
 async def _find(post_id: str) -> Post:
     """Return the post with its author, or answer 404."""
     return await Post.with_author(id_or_404(post_id)) or abort(404)
@@ -177,6 +194,11 @@ async def _page(post: Post, form: CommentForm) -> Any:
     rows = await Comment.page(post.id, after=id_after(), limit=comments.PAGE + 1)
     shown, older = cut(rows, comments.PAGE, lambda row: row.id)
     page = await render_template(
-        "posts/show.html", post=post, comments=shown, older=older, form=form
+        "posts/show.html",
+        post=post,
+        body=await markdown().render(post.body),
+        comments=shown,
+        older=older,
+        form=form,
     )
     return page, form.status, form.headers
