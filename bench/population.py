@@ -150,6 +150,8 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
             "password_changed_at": ago(i, 12 * MONTH),
             "notice_seq": busy if i == BUSY else 1,
             "notices_read": 0,
+            # A tenth were never seen. The others are in another order than by creation.
+            "seen_at": None if i % 10 == 6 else now - MONTH * ((i * 7919 % count) / count),
             "acts": 0,
             "totp": None,
             "totp_step": 0,

@@ -1,4 +1,4 @@
-"""A background task that writes when sessions were last used, many in one write."""
+"""A background task that writes when sessions and users were last seen, many in one write."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from quartapp import clock
 from quartapp.authority.session_rule import Principal
 from quartapp.background import BackgroundTask
 from quartapp.log import log
+from quartapp.models.accounts.user import User
 from quartapp.models.sessions.session import SEEN_EVERY, Session
 
 FLUSH_SECONDS = 2.0
 
 
 class LastSeenWriter(BackgroundTask):
-    """Writes the last use of each session at most once in SEEN_EVERY.
+    """Writes the last use of each session at most once in SEEN_EVERY, and that of its user, in
+    `User.seen_at`, at most once in USER_SEEN_EVERY.
 
     The change stream leaves these writes out, so no other worker hears of them.
     """
@@ -27,6 +29,7 @@ class LastSeenWriter(BackgroundTask):
         # which another use is not written.
         self._noted: dict[Any, tuple[datetime, float]] = {}
         self._pending: dict[Any, tuple[datetime, str | None]] = {}
+        self._pending_users: dict[Any, datetime] = {}
 
     async def start(self) -> None:
         self._start_task(self._flush_often(), "last seen")
@@ -40,14 +43,16 @@ class LastSeenWriter(BackgroundTask):
     def note(self, principal: Principal, address: Callable[[], str | None]) -> None:
         """Note that the session was used now, for the task to write it within FLUSH_SECONDS.
 
-        Notes nothing if the last use that was written is more recent than SEEN_EVERY. `address` is
-        called only if the use is noted. Returns at once.
+        Notes nothing if the last use that was written is more recent than SEEN_EVERY, except that
+        the user was seen when this worker sees the session for the first time. `address` is called
+        only if the use is noted. Returns at once.
         """
         # Most calls end here. Reading the wall clock costs more than the rest of this method.
         seen_at, until = self._noted.get(principal.session_id, (None, 0.0))
         if seen_at == principal.seen_at and clock.monotonic() < until:
             return
         now = clock.now()
+        self._pending_users[principal.user_id] = now
         left = principal.seen_at + SEEN_EVERY - now
         if left <= timedelta(0):
             self._pending[principal.session_id] = (now, address())
@@ -65,10 +70,12 @@ class LastSeenWriter(BackgroundTask):
             self._noted = {key: noted for key, noted in self._noted.items() if noted[1] > now}
 
     async def _flush(self) -> None:
-        """Write all noted uses in one write. If it fails, logs the warning `seen_not_written`, and
-        they are lost."""
+        """Write all noted uses, the sessions in one write and the users in another. If one fails,
+        logs the warning `seen_not_written`, and these uses are lost."""
         pending, self._pending = self._pending, {}
+        users, self._pending_users = self._pending_users, {}
         try:
             await Session.record_use(pending)
+            await User.record_use(users)
         except Exception as error:
             log.warning("seen_not_written", sessions=len(pending), error=type(error).__name__)

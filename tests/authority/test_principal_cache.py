@@ -154,6 +154,7 @@ async def test_a_cached_principal_is_not_used_after_the_account_expired(ada: Ada
 async def test_using_a_session_keeps_its_cached_principal(ada: Ada) -> None:
     database = Session.get_motor_collection().database
     await Session.record_use({ada.session.id: (ada.session.seen_at + timedelta(hours=1), None)})
+    await User.record_use({ada.user.id: ada.session.seen_at + timedelta(hours=1)})
     # Earlier writes arrive before the barrier.
     await ada.running.barrier.wait()
     assert await ada.is_cached()

@@ -78,26 +78,6 @@ async def users(db: Database) -> list[User]:
     return people
 
 
-@pytest.fixture
-def queries(db: Database) -> Callable[[Awaitable[Any]], Awaitable[list[dict[str, Any]]]]:
-    """Return the queries of the server's profiler while an awaitable runs."""
-
-    async def ask(work: Awaitable[Any]) -> list[dict[str, Any]]:
-        await db.command("profile", 2)
-        try:
-            await work
-        finally:
-            await db.command("profile", 0)
-        seen = db["system.profile"].find(
-            {"op": {"$in": ["query", "command", "getmore"]}, "command.profile": {"$exists": False}}
-        )
-        asked = await seen.to_list(None)
-        await db.drop_collection("system.profile")
-        return asked
-
-    return ask
-
-
 def page_of_posts(user: User) -> Awaitable[Any]:
     return Post.page(author=user.id, before=PydanticObjectId(), limit=5)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -283,6 +283,23 @@ async def test_the_last_use_of_a_session_is_written_at_most_once_a_minute(ada: U
     assert (await principal_of(token)).seen_at >= before.seen_at + MINUTE
     found = not_none(await Session.get(session.id))
     assert (found.ip, found.uses) == ("192.0.2.8", 1)
+
+
+async def test_the_last_use_by_a_user_is_written_at_most_every_five_minutes(ada: User) -> None:
+    async def seen_after(minutes: int) -> datetime | None:
+        at = start + timedelta(minutes=minutes)
+        await User.record_use({ada.id: at})
+        return not_none(await User.get(ada.id)).seen_at
+
+    assert ada.seen_at is None
+    seen = LastSeenWriter()
+    seen.note(await principal_of((await sign_in(ada))[1]), lambda: None)
+    await seen.stop()
+    start = not_none(not_none(await User.get(ada.id)).seen_at)
+    assert [await seen_after(minutes) for minutes in (-9, 5, 6, 7)] == [
+        *(start, start),
+        *(start + timedelta(minutes=6), start + timedelta(minutes=6)),
+    ]
 
 
 async def test_an_ended_session_is_not_marked_as_used_or_online(db: Database, ada: User) -> None:

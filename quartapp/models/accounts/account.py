@@ -1,19 +1,20 @@
 """The stored fields of a user, and how to find one. `User` adds the operations."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
 from itertools import chain
 from typing import Any, ClassVar, Self
 
 from beanie import PydanticObjectId
 from pydantic import BaseModel, Field
-from pymongo import IndexModel
+from pymongo import IndexModel, UpdateOne
 
 from quartapp import clock, policy, validation
 from quartapp.db.mongo import Tx
 from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import KeptCredential, credential_of
+from quartapp.models.accounts.list_indexes import LIST_INDEXES
 from quartapp.models.accounts.preferences import Preferences
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import (
@@ -29,6 +30,8 @@ from quartapp.models.factors.factor import Factor, Totp, factors_of
 
 # How many addresses that begin with the text a search for users considers.
 ADDRESSES_FOUND = 100
+# Each write of `seen_at` changes an index entry for each role of the user.
+USER_SEEN_EVERY = timedelta(minutes=5)
 
 
 class Taken(DomainError):
@@ -121,6 +124,8 @@ class Account(Record):
     recovery_codes: list[str] = Field(default=[], repr=False)
     notice_seq: int = 0
     notices_read: int = 0
+    # The last use of a session, at most USER_SEEN_EVERY too old: see jobs.last_seen.
+    seen_at: datetime | None = None
     # Incremented to make transactions conflict: see models.authorization.privileges.
     acts: int = 0
 
@@ -156,6 +161,7 @@ class Account(Record):
                 partialFilterExpression={"email_verified_at": None},
             ),
             IndexModel([("roles.$id", 1)], name="with_role"),
+            *LIST_INDEXES,
             IndexModel([("closes_at", 1)], name="last_day"),
             IndexModel([("deletes_at", 1)], name="leaving"),
         ]
@@ -284,7 +290,8 @@ class Account(Record):
         match: dict[str, Any] = {"username": {"$gt": after}} if after else {}
         options: dict[str, Any] = {"collation": CASELESS}
         if text:
-            match["_id"] = {"$in": await cls._matching(text, after, limit)}
+            ids, _ = await cls.matching(text, after=after, limit=limit)
+            match["_id"] = {"$in": ids}
             # Otherwise the database may read all usernames until it has found these users.
             options["hint"] = "_id_"
         return await cls.find_with_links(
@@ -292,18 +299,27 @@ class Account(Record):
         )
 
     @classmethod
-    async def _matching(cls, text: str, after: str | None, limit: int) -> list[PydanticObjectId]:
-        """Return the ids of the users for `search`: at most `limit` by username, and at most
-        ADDRESSES_FOUND by address and by claimed address.
+    async def matching(
+        cls, text: str, *, after: str | None = None, before: str | None = None, limit: int
+    ) -> tuple[list[PydanticObjectId], str | None]:
+        """Return the ids of users for a search: at most `limit` by username, and at most
+        ADDRESSES_FOUND by address and by claimed address. Also return the last username if there
+        were `limit`, else None.
 
-        Each is read with one index. A single query with all conditions would read whole indexes.
+        `after` and `before` limit the usernames: those that follow one, or those that precede one,
+        read backwards from it. Each field is read with one index. A single query with all
+        conditions would read whole indexes.
         """
-        by_name = [_begins("username", text), *([{"username": {"$gt": after}}] if after else [])]
+        by_name = [_begins("username", text)]
+        if after:
+            by_name.append({"username": {"$gt": after}})
+        if before:
+            by_name.append({"username": {"$lt": before}})
         by_address = [_begins("email", text), {"email": {"$in": validation.spellings(text)}}]
         users = cls.get_motor_collection()
         cursors = (
-            users.find({"$and": by_name}, {"_id": 1}, collation=CASELESS)
-            .sort("username", 1)
+            users.find({"$and": by_name}, {"username": 1}, collation=CASELESS)
+            .sort("username", -1 if before else 1)
             .limit(limit),
             users.find({"$or": by_address}, {"_id": 1}, collation=CASELESS).limit(ADDRESSES_FOUND),
             users.find(
@@ -311,7 +327,23 @@ class Account(Record):
             ).limit(ADDRESSES_FOUND),
         )
         found = await asyncio.gather(*(cursor.to_list(None) for cursor in cursors))
-        return list({row["_id"]: None for rows in found for row in rows})
+        named = found[0]
+        last = named[-1]["username"] if len(named) == limit else None
+        return list({row["_id"]: None for rows in found for row in rows}), last
+
+    @classmethod
+    async def record_use(cls, seen: Mapping[PydanticObjectId, datetime]) -> None:
+        """Store when users were last seen, in one bulk write. Skips those for whom a time is stored
+        that is at most USER_SEEN_EVERY older, or later."""
+        writes = [
+            UpdateOne(
+                {"_id": user_id, "seen_at": {"$not": {"$gte": at - USER_SEEN_EVERY}}},
+                {"$set": {"seen_at": at}},
+            )
+            for user_id, at in seen.items()
+        ]
+        if writes:
+            await cls.get_motor_collection().bulk_write(writes, ordered=False)
 
     @property
     def credential(self) -> str:

@@ -64,6 +64,7 @@ ACCOUNT = (
         "closes_at",
         "closed_at",
         "deletes_at",
+        "seen_at",
     ),
 )
 # The details of an audit event that are not personal data.
