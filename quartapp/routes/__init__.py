@@ -5,7 +5,7 @@ A view finds its documents, checks the permission, validates the form, calls a m
 
 from quart import Quart, Response, request
 
-from quartapp.routes import dev_mail, errors, health, home
+from quartapp.routes import dev_components, dev_mail, errors, health, home
 from quartapp.routes.accounts import admin as admin_accounts
 from quartapp.routes.accounts import email_address, password, password_reset, profiles
 from quartapp.routes.accounts import pages as accounts
@@ -58,13 +58,16 @@ ADMIN = (
 def init_app(app: Quart, settings: Settings) -> None:
     """Register the blueprints, those of ADMIN under /admin, and the error handlers.
 
-    In development without SMTP_HOST, also the pages of stored emails. Also sets globals and a
-    filter of the templates, and `hide_referrer` for blueprints with a token in a URL.
+    In development also the component page and, without SMTP_HOST, the pages of stored emails.
+    Also sets globals and a filter of the templates, and `hide_referrer` for blueprints with a
+    token in a URL.
     """
     for module in PUBLIC:
         app.register_blueprint(module.blueprint)
     for module in ADMIN:
         app.register_blueprint(module.blueprint, url_prefix="/admin")
+    if not settings.production:
+        app.register_blueprint(dev_components.blueprint)
     if not settings.production and not settings.sends_mail:
         app.register_blueprint(dev_mail.blueprint)
         app.jinja_env.globals["letters_kept"] = True

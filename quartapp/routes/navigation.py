@@ -50,6 +50,7 @@ class Viewer:
     username: str = ""
     permissions: frozenset[str] = frozenset()
     unread: int = 0
+    user_id: str = ""
 
     def may(self, permission: str) -> bool:
         """Return whether the user holds the permission."""
@@ -81,7 +82,7 @@ def renderer(environment: jinja2.Environment) -> Callable[[CurrentUser, str, str
     def navigation(user: CurrentUser, path: str, csrf_field: str) -> Markup:
         viewer = Viewer()
         if user.signed_in:
-            viewer = Viewer(user.username, user.permissions, user.unread)
+            viewer = Viewer(user.username, user.permissions, user.unread, str(user.user_id))
         html = rendered(viewer, _current(path, viewer.username), current_locale())
         return html.replace(_CSRF_FIELD, csrf_field)
 

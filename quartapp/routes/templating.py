@@ -20,7 +20,7 @@ from quartapp.forms.csrf import csrf_field
 from quartapp.i18n import templates as translated
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
-from quartapp.routes import navigation
+from quartapp.routes import icons, navigation
 from quartapp.routes.factors import relying_party
 from quartapp.settings import Settings
 
@@ -58,10 +58,14 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.globals.update(
         passkeys_work=relying_party.site, passkeys_elsewhere=relying_party.elsewhere
     )
+    static = Path(app.root_path) / "static"
+    urls = _stamped(static)
+    app.jinja_env.globals["static"] = urls.__getitem__
+    app.jinja_env.globals["icon"] = icons.renderer(static / "icons.svg", urls["icons.svg"])
+    app.jinja_env.globals["avatar"] = icons.avatar
     app.jinja_env.globals["navigation"] = navigation.renderer(app.jinja_env)
     app.jinja_env.globals["site_name"] = settings.site_name
     app.jinja_env.globals["support_contact"] = lambda: runtime.settings().support_contact
-    app.jinja_env.globals["static"] = _stamped(Path(app.root_path) / "static").__getitem__
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
     app.jinja_env.filters["factors"] = factors
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True

@@ -35,6 +35,7 @@ GET POST   /invited/<token>                               anyone
 GET POST   /reset/<token>                                 anyone
 GET POST   /verify/<token>                                anyone
 GET POST   /undo/<token>                                  anyone
+GET        /dev/components                                anyone
 GET        /dev/mail                                      anyone
 GET        /dev/mail/<name>                               anyone
 POST       /logout                                        signed in

@@ -88,23 +88,35 @@ def prepare(env: jinja2.Environment) -> None:
     package = sys.modules["quartapp"] = ModuleType("quartapp")
     package.__path__ = [str(PACKAGE)]
     importlib.import_module("quartapp.i18n.templates").install(env)
-    spec = spec_from_file_location("navigation", PACKAGE / "routes/navigation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    render = module.renderer(env)
+    icons = load("icons")
+    env.globals["icon"] = icons.renderer(PACKAGE / "static/icons.svg", stamped["icons.svg"])
+    env.globals["avatar"] = icons.avatar
+    render = load("navigation").renderer(env)
 
     def navigation(user: Any, path: str, csrf_field: str) -> Markup:
         permissions = frozenset(user.permissions)
         viewer = SimpleNamespace(
-            signed_in=True, username=user.username, permissions=permissions, unread=user.unread
+            signed_in=True,
+            username=user.username,
+            user_id=user.user_id,
+            permissions=permissions,
+            unread=user.unread,
         )
         return render(viewer, path, csrf_field)
 
     env.globals["navigation"] = navigation
     # The footer then has the same link as quartapp's without a mail server.
     env.globals["letters_kept"] = True
+
+
+def load(name: str) -> Any:
+    """Return a module of quartapp.routes that needs only Jinja, without the package around it."""
+    spec = spec_from_file_location(name, PACKAGE / f"routes/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @jinja2.pass_context
