@@ -6,10 +6,13 @@ every request, so that a test can compare it with what it looked like before.
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Self
 
+import wtforms
 from quart import Blueprint, current_app, render_template
+from wtforms import BooleanField, PasswordField, SelectField, StringField, TextAreaField
+from wtforms.validators import InputRequired
 
-from quartapp.forms.dev import SampleForm
 from quartapp.routes import icons
 
 blueprint = Blueprint("components", __name__)
@@ -20,6 +23,25 @@ PEOPLE = tuple(
         ("ada", "grace.hopper", "dorothy", "katherine", "mary", "hedy", "radia", "barbara")
     )
 )
+
+
+class SampleForm(wtforms.Form):
+    """A form that is only shown, never sent."""
+
+    name = StringField("Name", [InputRequired()], description="A hint below the label.")
+    kind = SelectField("Role", choices=["member", "moderator"])
+    password = PasswordField("Password", [InputRequired()])
+    about = TextAreaField("About")
+    sure = BooleanField("Keep me signed in on this device")
+
+    @classmethod
+    def rejected(cls) -> Self:
+        """Return a form with errors, as a route shows it again."""
+        form = cls(data={"name": "ada lovelace"})
+        form.name.errors = ["Use letters, digits, “.”, “-” and “_”."]
+        form.password.errors = ["Use at least 10 characters."]
+        form.about.errors = ["Use at most 500 characters."]
+        return form
 
 
 @blueprint.get("/dev/components")
