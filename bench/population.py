@@ -229,6 +229,8 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
             "author": _user_ref(_owner(i)),
             "title": f"Post {i}",
             "body": "Text of a post. " * 12,
+            # All posts have two of the words, one of ten the third, and none the last but its own.
+            "words": ["post", "text", *(["tenth"] if i % BUSY_EACH == 0 else []), str(i)],
             "created_at": ago(i, MONTH),
             "edited_at": None,
             "comment_count": 1,

@@ -28,6 +28,7 @@ from quartapp.models.limits.counter import Counter
 from quartapp.models.limits.failed_attempts import FailedAttempts
 from quartapp.models.limits.hash_cost import Cost
 from quartapp.models.notifications.notice import Notice
+from quartapp.models.posts import search
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.deletion import RoleDeletion
@@ -71,9 +72,9 @@ async def prepare() -> None:
 
     In this order: creates the indexes of all collections, inserts missing write locks, sets the
     canonical usernames and addresses where they are missing (logging `canonical_conflict` for each
-    that two accounts share), inserts missing built-in roles, removes the management permissions
-    from the roles that new accounts receive, and adds to the role `admin` the permissions that this
-    version brings.
+    that two accounts share), sets the words of posts where they are missing, inserts missing
+    built-in roles, removes the management permissions from the roles that new accounts receive, and
+    adds to the role `admin` the permissions that this version brings.
 
     Several processes may run it at once. Never drops an index, because an older version that is
     still running may need it. Raises StartError if an index cannot be built, for example because
@@ -93,6 +94,7 @@ async def prepare() -> None:
     await _add_locks()
     for conflict in await canonical.fill_in():
         log.error("canonical_conflict", trouble=str(conflict))
+    await search.fill_in()
     for name, (description, permissions) in BUILT_IN_ROLES.items():
         if await Role.named(name) is None:
             role = Role(name=name, description=description, permissions=sorted(permissions))

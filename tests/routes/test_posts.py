@@ -1,16 +1,18 @@
 """Posts, comments and profiles."""
 
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.models import Comment, Post, Role, User
+from quartapp.models import Comment, Post, Role, User, prepare
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import ref, user_ref
 from quartapp.models.posts import comment as comments
 from quartapp.models.posts import post as posts
+from quartapp.models.posts import search
 from quartapp.policy import Permission
 from tests.people import until
 from tests.routes.conftest import (
@@ -378,3 +380,66 @@ async def test_a_preview_shows_the_text_and_stores_nothing(ada: Visitor) -> None
         assert refused.error("title")
         assert refused.fields["body"] == typed["body"]
     assert await documents("posts") == before
+
+
+async def test_a_search_finds_posts_with_all_words_newest_first(ada: Visitor) -> None:
+    trees = await write(ada, "Bäume", "A tree has **one** way to everywhere.")
+    house = await write(ada, "House rules", "Three trees and one rule.")
+    for text, expected in {
+        "baum": [trees],
+        "TREES": [house, trees],
+        "one tree": [house, trees],
+        "one way": [trees],
+        "tree zebra": [],
+        "“rule”": [house],
+        "everyw": [],
+        "$ne": [],
+        "...": [],
+    }.items():
+        page = await ada.get(f"/posts?q={quote(text)}")
+        assert [link for link in page.links if link in (trees, house)] == expected, text
+        assert f'name="q" type="search" value="{text}"' in page.text
+        assert ("No posts contain" in page.text) == (not expected), text
+    await ada.post(f"{trees}/edit", title="Shrubs", body="Small.")
+    assert trees not in (await ada.get("/posts?q=baum")).links
+    assert trees in (await ada.get("/posts?q=shrub")).links
+
+
+async def test_search_results_are_paginated_and_looked_at_in_parts(
+    ada: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await user_named("ada")
+    rows = [
+        Post(author=user_ref(user.id), title="x", body="x", words=["all", f"mod{number % 5}"])
+        for number in range(3 * posts.PAGE)
+    ]
+    await Post.insert_many(rows)
+    written = [f"/posts/{row.id}" for row in reversed(rows)]
+    shown = [link for page in await pages(ada, "/posts?q=all") for link in page.links]
+    assert [link for link in shown if link in written] == written
+    monkeypatch.setattr(search, "SCANNED", 12)
+    found = [
+        [link for link in page.links if link in written]
+        for page in await pages(ada, "/posts?q=all+mod3")
+    ]
+    assert [link for page in found for link in page] == written[1::5]
+    assert max(map(len, found)) <= 12
+    # Two words that no post has together: the pages are empty, and the last one says so.
+    empty = await pages(ada, "/posts?q=mod1+mod2")
+    assert "None of the newest posts" in empty[0].text
+    assert "No posts contain" in empty[-1].text
+
+
+async def test_a_search_for_a_username_links_the_profile_for_signed_in_users(
+    ada: Visitor, bob: Visitor
+) -> None:
+    assert "/users/bob" in (await ada.get("/posts?q=BOB")).links
+    assert "/users/bob" not in (await ada.another_device().get("/posts?q=bob")).links
+
+
+async def test_posts_of_earlier_versions_can_be_searched_after_the_start(ada: Visitor) -> None:
+    post = await write(ada, "On trees", "One way.")
+    await Post.change_all({}, {"$unset": {"words": ""}})
+    assert post not in (await ada.get("/posts?q=trees")).links
+    await prepare()
+    assert post in (await ada.get("/posts?q=trees")).links

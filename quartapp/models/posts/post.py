@@ -16,6 +16,7 @@ from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import COMMENTS, linked_id, user_ref
+from quartapp.models.posts.words import words_of
 from quartapp.security import markdown
 
 PAGE = 20
@@ -29,13 +30,18 @@ class Post(Record):
     author: Link[User]
     title: str
     body: str
+    # What a search looks at (see `words`). None in posts of earlier versions, until `fill_in`.
+    words: list[str] | None = None
     created_at: datetime = Field(default_factory=clock.now)
     edited_at: datetime | None = None
     comment_count: int = 0
 
     class Settings:
         name = "posts"
-        indexes = [IndexModel([("author.$id", 1), ("_id", -1)], name="of_author")]
+        indexes = [
+            IndexModel([("author.$id", 1), ("_id", -1)], name="of_author"),
+            IndexModel([("words", 1), ("_id", -1)], name="by_word"),
+        ]
 
     @property
     def author_id(self) -> PydanticObjectId:
@@ -50,7 +56,8 @@ class Post(Record):
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
         """Store a post by the actor, in an authorized transaction, and return it. Does not check
         the texts. No notification and no audit event. Raises SessionOver and RightsChanged."""
-        post = cls(author=user_ref(by.user_id), title=title, body=body)
+        words = words_of(f"{title}\n{body}")
+        post = cls(author=user_ref(by.user_id), title=title, body=body, words=words)
 
         async def work(tx: Tx) -> Post:
             return await post.insert(session=tx)
@@ -87,7 +94,8 @@ class Post(Record):
         its old values. Does not check who may edit the post: the route does. No audit event, no
         notification.
         """
-        new = {"title": title, "body": body, "edited_at": clock.now()}
+        words = words_of(f"{title}\n{body}")
+        new = {"title": title, "body": body, "words": words, "edited_at": clock.now()}
 
         async def work(tx: Tx) -> bool:
             return await Post.change({"_id": self.id}, {"$set": new}, tx=tx)

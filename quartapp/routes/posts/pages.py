@@ -3,34 +3,50 @@
 from typing import Any
 
 from limits import RateLimitItem, parse
-from quart import Blueprint, abort, flash, g, render_template
+from quart import Blueprint, abort, flash, g, render_template, request
 from quart_auth import login_required
 
 from quartapp import policy
 from quartapp.auth import Forbidden, current_user, permission_required, rate_limits
 from quartapp.forms.posts import CommentForm, PostForm
-from quartapp.models import Comment, Post
+from quartapp.models import Comment, Post, User
 from quartapp.models.posts import comment as comments
 from quartapp.models.posts import post as posts
+from quartapp.models.posts.search import search
 from quartapp.policy import Permission
 from quartapp.routes.carried_forms import carriable
-from quartapp.routes.pagination import cut, id_after, id_or_404
+from quartapp.routes.pagination import cut, id_after, id_or_404, next_page
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
 from quartapp.runtime import markdown, settings
 
 blueprint = Blueprint("posts", __name__)
 
+MAX_SEARCH = 200
 # Previews of one user. Each takes up to 0.3 s of processor time.
 PREVIEWS = parse("1000 per hour")
 
 
 @blueprint.get("/posts")
 async def index() -> str:
-    """Show a page of all posts, newest first."""
-    rows = await Post.page(before=id_after(), limit=posts.PAGE + 1)
-    shown, older = cut(rows, posts.PAGE, lambda post: post.id)
-    return await render_template("posts/list.html", posts=shown, older=older)
+    """Show a page of all posts, or of those with all words of `q`, newest first.
+
+    To signed-in users, the results name the user whose username is `q`.
+    """
+    text = request.args.get("q", "").strip()[:MAX_SEARCH]
+    if not text:
+        rows = await Post.page(before=id_after(), limit=posts.PAGE + 1)
+        shown, older = cut(rows, posts.PAGE, lambda post: post.id)
+        return await render_template("posts/list.html", posts=shown, older=older, q="")
+    shown, last = await search(text, before=id_after(), limit=posts.PAGE)
+    person = await User.by_username(text) if current_user.signed_in else None
+    return await render_template(
+        "posts/list.html",
+        posts=shown,
+        older=next_page(str(last)) if last else None,
+        q=text,
+        person=person if person and not person.awaits_verification else None,
+    )
 
 
 @blueprint.route("/posts/new", methods=["GET", "POST"])
