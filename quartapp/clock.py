@@ -44,11 +44,6 @@ def monotonic() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def format_long(at: datetime) -> str:
-    """Return the time for a sentence, such as "3 Mar 2026, 14:05 UTC"."""
-    return f"{at.day} {at:%b %Y, %H:%M} UTC"
-
-
 def format_short(at: datetime) -> str:
     """Return the time for tables and terminals, such as "2026-03-03 14:05 UTC"."""
     return f"{at:%Y-%m-%d %H:%M} UTC"

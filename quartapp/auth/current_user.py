@@ -13,6 +13,8 @@ from quartapp import clock
 from quartapp.auth import cookies
 from quartapp.auth.device import preload_user_agent_parser, remote_address
 from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOrEnded
+from quartapp.i18n import LOCALES, set_locale, timezones
+from quartapp.i18n.times import set_zone
 from quartapp.models import User
 from quartapp.models.authorization.privileges import Holdings
 from quartapp.models.base.actor import Actor
@@ -234,14 +236,20 @@ def init_app(app: Quart, settings: Settings) -> QuartAuth:
 
 
 async def load_current_user() -> None:
-    """Load the current user and, if signed in, note for LastSeenWriter that the session was used.
+    """Load the current user, set the language and the time zone of the request, and, if signed in,
+    note for LastSeenWriter that the session was used.
 
-    For before_request. Refuses nothing. Raises what the driver raises.
+    For before_request. Refuses nothing. Raises what the driver raises. A user's preferences come
+    first, then the zone that timezone.js has stored in a cookie, and the language that `Languages`
+    has chosen.
 
     A request with the header `X-Background` does not count as a use of the session: open pages send
     it by themselves, also when the user is not looking at them.
     """
     user = unwrapped_current_user()
     await user.load()
+    if user.language in LOCALES:
+        set_locale(user.language)
+    set_zone(timezones.find(user.timezone or request.cookies.get("timezone")))
     if user.signed_in and "X-Background" not in request.headers:
         runtime().last_seen.note(user.principal, remote_address)

@@ -11,6 +11,7 @@ from email.utils import format_datetime
 
 from quartapp import clock
 from quartapp.activities import Email
+from quartapp.i18n.times import format_time_and_zone
 from quartapp.models.email.outbox import Mail
 
 # Words that are stored as ISO timestamps.
@@ -30,9 +31,10 @@ def write(
 ) -> EmailMessage:
     """Return the queued `mail` as a message, with the subject and the text of `email`.
 
-    The words in braces are filled from those stored with the mail, of which `until` and `when` are
-    timestamps and written out as dates, and from `words`, which are known only now. A missing `ip`
-    or `device` is shown as unknown; any other missing word raises KeyError.
+    The words in braces are filled from those stored with the mail, and from `words`, which are
+    known only now. Timestamps, in `until`, `when` and `at`, are written out in the current language
+    and time zone, with the name of the zone. A missing `ip` or `device` is shown as unknown; any
+    other missing word raises KeyError.
 
     `to` is the address that the text names. `receiver` is the same address as mail servers know it
     (see `validation.mail_address`). The header must name the same receiver as the envelope, so it
@@ -53,13 +55,13 @@ def write(
     message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
     data = {
-        name: clock.format_long(datetime.fromisoformat(word)) if name in MOMENTS else word
+        name: format_time_and_zone(datetime.fromisoformat(word)) if name in MOMENTS else word
         for name, word in mail.data.items()
     }
     known = {"ip": "an unknown address", "device": "unknown"} | data | dict(words)
     text = "\n\n".join((*email.text, ""))
     text = text.format(
-        base=base, to=to, site=site_name, at=clock.format_long(mail.created_at), **known
+        base=base, to=to, site=site_name, at=format_time_and_zone(mail.created_at), **known
     )
     # Quoted-printable would break a long link into two lines.
     message.set_content(

@@ -23,6 +23,8 @@ from quartapp.authority.change_stream import Change
 from quartapp.background import BackgroundTask
 from quartapp.email import messages
 from quartapp.email.transports import Undelivered, transport_for
+from quartapp.i18n import timezones
+from quartapp.i18n.times import use_zone
 from quartapp.log import log
 from quartapp.models import Mail, User
 from quartapp.models.accounts import email_address, password_reset
@@ -170,14 +172,15 @@ class OutboxWorker(BackgroundTask):
             words["username"] = user.username
             words["account"] = f"the account {user.username}" if user.verified else "your account"
         receiver = validation.mail_address(to)
-        message = messages.write(
-            mail,
-            email=email,
-            to=to,
-            receiver=receiver,
-            sender=self._settings.mail_sender,
-            site_name=self._settings.site_name,
-            base=self._settings.base_url,
-            words=words,
-        )
+        with use_zone(timezones.find(user.preferences.timezone) if user else None):
+            message = messages.write(
+                mail,
+                email=email,
+                to=to,
+                receiver=receiver,
+                sender=self._settings.mail_sender,
+                site_name=self._settings.site_name,
+                base=self._settings.base_url,
+                words=words,
+            )
         return receiver, message

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import humanize
 import jinja2
 from jinja2 import pass_context
 from jinja2.runtime import Context
@@ -18,6 +17,7 @@ from quart.templating import Environment as QuartEnvironment
 from quartapp import clock, runtime
 from quartapp.forms.csrf import csrf_field
 from quartapp.i18n import templates as translated
+from quartapp.i18n import times
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
 from quartapp.routes import icons, navigation
@@ -64,6 +64,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.globals["icon"] = icons.renderer(static / "icons.svg", urls["icons.svg"])
     app.jinja_env.globals["avatar"] = icons.avatar
     app.jinja_env.globals["navigation"] = navigation.renderer(app.jinja_env)
+    app.jinja_env.globals["zone_name"] = times.zone_name
     app.jinja_env.globals["site_name"] = settings.site_name
     app.jinja_env.globals["support_contact"] = lambda: runtime.settings().support_contact
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
@@ -115,22 +116,22 @@ def _stamped(folder: Path) -> dict[str, str]:
 
 
 def when(at: datetime) -> Markup:
-    """Return a `time` element with a relative time such as "2 hours ago", or "just now" below 45
-    seconds; the full time is its tooltip."""
-    delta = clock.now() - at
-    if delta.total_seconds() < 45:
-        return _time(at, "just now")
-    return _time(at, humanize.naturaltime(delta))
+    """Return a `time` element with a relative time such as "2 hours ago", or with the date in the
+    reader's zone for a time that is a week away or more."""
+    relative = times.format_relative(at, clock.now())
+    if relative is None:
+        return _time(at, times.format_date_of(at), ' data-shown="date"')
+    return _time(at, relative)
 
 
 def moment(at: datetime) -> Markup:
-    """Return a `time` element with the date and time in full."""
-    return _time(at, clock.format_long(at))
+    """Return a `time` element with the date and time in the reader's zone."""
+    return _time(at, times.format_time(at), ' data-shown="time"')
 
 
 def day(on: date) -> Markup:
     """Return a `time` element with a date such as "31 Dec 2030"."""
-    return Markup('<time datetime="{}">{}</time>').format(on.isoformat(), f"{on.day} {on:%b %Y}")
+    return Markup('<time datetime="{}">{}</time>').format(on.isoformat(), times.format_day(on))
 
 
 def paragraphs(text: str) -> Markup:
@@ -149,8 +150,11 @@ def factors(kinds: Iterable[Factor]) -> str:
     return ", ".join(sorted(NAMES[kind] for kind in kinds))
 
 
-def _time(at: datetime, text: str) -> Markup:
-    """Return a `time` element with the text, and the full time as attribute and tooltip."""
+def _time(at: datetime, text: str, attribute: str = "") -> Markup:
+    """Return a `time` element with the text, and the exact time in UTC as attribute and tooltip.
+
+    timezone.js writes those with the attribute `data-shown` again in the browser's zone."""
     # An f-string: `Markup.format` takes ten times as long, and a list has many times.
-    iso, full = at.isoformat(timespec="seconds"), clock.format_long(at)
-    return Markup(f'<time datetime="{iso}" title="{full}">{escape(text)}</time>')  # noqa: S704
+    iso, exact = at.isoformat(timespec="seconds"), escape(times.format_exact(at))
+    html = f'<time datetime="{iso}" title="{exact}"{attribute}>{escape(text)}</time>'
+    return Markup(html)  # noqa: S704

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
+from quartapp.i18n.times import format_time
 from quartapp.models import User
 from quartapp.runtime import runtime_of
 from tests.routes.authenticator import set_up
@@ -202,7 +203,7 @@ async def test_an_administrator_can_delete_an_account_in_deletion(
     await delete(ada, posts="remove")
     sooner = clock.now() + timedelta(days=1)
     await User.change({"username": "ada"}, {"$set": {"deletes_at": sooner}})
-    until = clock.format_long(sooner)
+    until = format_time(sooner)
     page = await root.get("/admin/users/ada")
     assert "/admin/users/ada/delete" in page.links
     form = await root.get("/admin/users/ada/delete")

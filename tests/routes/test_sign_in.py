@@ -11,6 +11,7 @@ import pytest
 from quart import Quart
 
 from quartapp import clock, create_app
+from quartapp.i18n.times import format_time
 from quartapp.models import User
 from quartapp.models.accounts import account_expiry
 from quartapp.models.accounts.registration import register as register_account
@@ -167,7 +168,7 @@ async def deleted_by_an_administrator(user: User) -> str:
     until = clock.now() + timedelta(days=14)
     root = await user_named("root")
     await user.deactivate(by=Actor(root.id, root.username), deletes_at=until)
-    return f"Your account will be deleted on {clock.format_long(until)}."
+    return f"Your account will be deleted on {format_time(until)}."
 
 
 @pytest.mark.parametrize("way", ["password", "password and factor", "passkey"])

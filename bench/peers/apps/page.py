@@ -105,6 +105,7 @@ def prepare(env: jinja2.Environment) -> None:
         return render(viewer, path, csrf_field)
 
     env.globals["navigation"] = navigation
+    env.globals["zone_name"] = lambda: "UTC"
     # The footer then has the same link as quartapp's without a mail server.
     env.globals["letters_kept"] = True
 

@@ -1,7 +1,7 @@
 """The sentence for a user who has given the right password, but whose account is not active."""
 
-from quartapp import clock
 from quartapp.activities import ACCOUNT_DISABLED
+from quartapp.i18n.times import format_time
 from quartapp.models.accounts.user import User
 from quartapp.models.audit import activity
 
@@ -14,7 +14,7 @@ async def why(user: User) -> str:
     expiry from the audit log.
     """
     if user.deletes_at is not None:
-        return f"Your account will be deleted on {clock.format_long(user.deletes_at)}."
+        return f"Your account will be deleted on {format_time(user.deletes_at)}."
     if not user.disabled:
         return "Your account is deactivated."
     if day := user.expires_on or await _expired_on(user):

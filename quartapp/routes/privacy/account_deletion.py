@@ -9,6 +9,7 @@ from quartapp import auth, clock
 from quartapp.auth import current_user, fresh_login_required, signed_in_user, wait_until_enforced
 from quartapp.forms.accounts import LinkForm
 from quartapp.forms.privacy import DeleteForm
+from quartapp.i18n.times import format_time
 from quartapp.log import log
 from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.accounts.one_time_token import TokenSpent
@@ -47,7 +48,7 @@ async def delete() -> Any:
             form.refuse(str(last))
         else:
             return await _leave(
-                f"Your account will be permanently deleted on {clock.format_long(until)}."
+                f"Your account will be permanently deleted on {format_time(until)}."
                 " To keep it, sign in before then."
             )
     page = await render_template("privacy/delete.html", form=form, user=user, until=until)

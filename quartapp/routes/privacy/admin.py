@@ -13,6 +13,7 @@ from quartapp.auth import (
     wait_until_enforced,
 )
 from quartapp.forms.privacy import KEEP, REMOVE, DeleteForm
+from quartapp.i18n.times import format_time
 from quartapp.log import log
 from quartapp.models import Event, User
 from quartapp.models.accounts.administrators import LastAdministrator
@@ -93,7 +94,7 @@ async def _closed(person: User, event: Event | None) -> Any:
         log.info("user_closed", user=person.username, by=current_user.username)
     await wait_until_enforced(event)
     if event and person.deletes_at:
-        until = clock.format_long(person.deletes_at)
+        until = format_time(person.deletes_at)
         words = f"The account of {person.username} will be permanently deleted on {until}."
         await flash_receipt(words, event)
     else:

@@ -1,0 +1,13 @@
+// Shows times in the browser's zone, and stores it in a cookie.
+const { lang, dataset } = document.documentElement
+const zone = Intl.DateTimeFormat().resolvedOptions().timeZone
+if (zone && zone !== dataset.zone) {
+  document.cookie = `timezone=${zone}; path=/; max-age=9999999; samesite=lax`
+  const day = { day: "numeric", month: "short", year: "numeric" }
+  const time = { ...day, hour: "2-digit", minute: "2-digit" }
+  for (const at of document.querySelectorAll("[data-shown]")) {
+    const format = at.dataset.shown === "date" ? day : time
+    at.textContent = new Date(at.dateTime).toLocaleString(lang.replace(/^en$/, "en-GB"), format)
+  }
+  document.querySelector("#zone").textContent = zone
+}
