@@ -5,13 +5,14 @@ from typing import Any, Protocol
 
 from wtforms import (
     BooleanField,
+    IntegerField,
     SelectField,
     SelectMultipleField,
     StringField,
     ValidationError,
 )
-from wtforms.validators import DataRequired
-from wtforms.widgets import CheckboxInput, ListWidget
+from wtforms.validators import DataRequired, Optional
+from wtforms.widgets import CheckboxInput, HiddenInput, ListWidget
 
 from quartapp import validation
 from quartapp.forms.base import Checked, Form, tidy
@@ -79,6 +80,9 @@ class GrantForm(Form):
 
 
 class RoleForm(Form):
+    """`version` is that of the role when the page was rendered, so that an edit does not undo one
+    that somebody else has made in the meantime."""
+
     name = StringField(
         "Name",
         filters=[tidy],
@@ -100,3 +104,4 @@ class RoleForm(Form):
         option_widget=CheckboxInput(),
     )
     requires_factor = BooleanField("Require a second factor")
+    version = IntegerField(widget=HiddenInput(), validators=[Optional()])

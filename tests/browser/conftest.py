@@ -160,7 +160,7 @@ async def fill_account(page: Page, username: str) -> None:
 
 
 async def submit(page: Page) -> None:
-    await page.locator("main form.form button[type=submit]").click()
+    await page.locator("main form.form button[type=submit]").first.click()
 
 
 async def expect_locked(page: Page, words: str) -> None:

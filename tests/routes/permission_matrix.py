@@ -100,6 +100,7 @@ POST       /admin/users/<username>/restore                users.manage, fresh
 GET        /admin/roles                                   roles.manage
 GET POST   /admin/roles/new                               roles.manage, fresh
 GET POST   /admin/roles/<name>                            roles.manage, fresh
+GET        /admin/roles/<name>/changes                    roles.manage
 POST       /admin/roles/<name>/delete                     roles.manage, fresh
 GET        /admin/sessions                                sessions.manage
 GET        /admin/events                                  events.read

@@ -91,6 +91,16 @@ class RoleGone(DomainError):
         super().__init__(f"The role {name} was deleted in the meantime.")
 
 
+class RoleChanged(DomainError):
+    """Somebody has changed the role, which now has this `version`, since the editor read it."""
+
+    def __init__(self, name: str, version: int) -> None:
+        self.version = version
+        super().__init__(
+            f"The role {name} was changed in the meantime. Check your changes, and save them again."
+        )
+
+
 class Role(Record):
     """A role.
 
@@ -204,6 +214,7 @@ class Role(Record):
         description: str,
         permissions: Collection[Permission],
         requires_factor: bool | None = None,
+        seen_version: int | None = None,
         by: Actor,
     ) -> None:
         """Change the stored role in an authorized transaction; this object stays as it was read.
@@ -218,8 +229,11 @@ class Role(Record):
         commits after this one.
 
         `permissions` replaces the stored permissions that this version knows; the unknown ones
-        stay. Raises RoleGone, RoleTaken, ManagementByDefault, and MissingPermission if the actor
-        does not hold all known permissions that the role had and all that it gets. Raises
+        stay. `seen_version` is the version of the role that the editor has seen; without one, the
+        change is made whatever it replaces.
+
+        Raises RoleGone, RoleChanged, RoleTaken, ManagementByDefault, and MissingPermission if the
+        actor does not hold all known permissions that the role had and all that it gets. Raises
         BuiltInRole for a new name of a built-in role, and for any change of `admin` except
         `requires_factor`. Also raises SessionOver and RightsChanged.
         """
@@ -229,6 +243,8 @@ class Role(Record):
             old = await Role.get(self.id, session=tx)
             if old is None:
                 raise RoleGone(self.name)
+            if seen_version not in (None, old.version):
+                raise RoleChanged(old.name, old.version)
             new = {
                 "name": name,
                 "description": description,

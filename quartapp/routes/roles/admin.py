@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import Any
 
-from quart import Blueprint, abort, flash, render_template
+from quart import Blueprint, abort, flash, render_template, request
 from quart_auth import login_required
 
 from quartapp.auth import (
@@ -16,7 +16,8 @@ from quartapp.forms.roles import RoleForm
 from quartapp.models import Role
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
-from quartapp.models.roles.role import RoleTaken
+from quartapp.models.roles.preview import preview
+from quartapp.models.roles.role import RoleChanged, RoleTaken
 from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.errors import status_of
@@ -30,9 +31,47 @@ blueprint = Blueprint("admin_roles", __name__)
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
 async def index() -> str:
-    """Show all roles with the number of users who hold each, up to 1,000."""
+    """Show all roles as a matrix with all permissions, and the number of users who hold each role,
+    up to 1,000.
+
+    The checkboxes of a role are a form that leads to `changes`. Those that its edit would refuse
+    are disabled.
+    """
     roles = await Role.everyone()
-    return await render_template("roles/list.html", roles=roles, holders=await Role.holders(roles))
+    groups: dict[str, list[Permission]] = {}
+    for permission in Permission:
+        groups.setdefault(permission.partition(".")[0], []).append(permission)
+    return await render_template(
+        "roles/list.html",
+        roles=roles,
+        holders=await Role.holders(roles),
+        groups=groups,
+        fixed={
+            role.id: role.name == ADMIN or bool(current_user.lacks(role.known)) for role in roles
+        },
+        barred={role.id: _barred(role) for role in roles},
+    )
+
+
+@blueprint.get("/roles/<name>/changes")
+@login_required
+@permission_required(Permission.ROLES_MANAGE)
+async def changes(name: str) -> str:
+    """Show what would change for the users of the role if the parameters `permissions` were its
+    permissions, with a form that makes the change.
+
+    Ignores permissions that this version does not know. 404 for an unknown role.
+    """
+    role = await _find(name)
+    chosen = set(request.args.getlist("permissions"))
+    permissions = [permission for permission in Permission if permission in chosen]
+    return await render_template(
+        "roles/changes.html",
+        role=role,
+        permissions=permissions,
+        preview=await preview(role, permissions),
+        missing=sorted(current_user.lacks([*role.known, *permissions])),
+    )
 
 
 @blueprint.route("/roles/new", methods=["GET", "POST"])
@@ -86,6 +125,7 @@ async def edit(name: str) -> Any:
             description=description,
             permissions=permissions,
             requires_factor=bool(form.requires_factor.data),
+            seen_version=form.version.data,
             by=current_user.actor,
         )
         if await _is_accepted(form, editing):
@@ -104,6 +144,10 @@ async def _is_accepted(form: RoleForm, change: Awaitable[object]) -> bool:
         await change
     except RoleTaken as taken:
         form.refuse(str(taken), "name")
+    except RoleChanged as changed:
+        form.refuse(str(changed))
+        form.version.raw_data = None
+        form.version.data = changed.version
     except SessionOver:
         raise
     except DomainError as refused:
@@ -158,7 +202,15 @@ def _stored(role: Role) -> dict[str, Any]:
         "description": role.description,
         "permissions": [permission.value for permission in role.known],
         "requires_factor": role.requires_factor,
+        "version": role.version,
     }
+
+
+def _barred(role: Role) -> frozenset[Permission]:
+    """Return the permissions that the user cannot add to the role: those that the user lacks, and
+    management permissions for a role that every new account gets."""
+    default = MANAGEMENT_PERMISSIONS if role.name in DEFAULT_ROLES else frozenset()
+    return frozenset(map(Permission, current_user.lacks(list(Permission)))) | default
 
 
 async def _page(form: RoleForm, role: Role | None = None) -> Any:
