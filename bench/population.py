@@ -206,10 +206,12 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
             "ip": "192.0.2.1",
             "at": ago(i, MONTH),
             "details": {"role": "member"} if activity is ROLE_GRANTED else {"device": "Firefox"},
-            "receipts": [],
-            "counted_tabs": 0,
-            "silent_worker": False,
         }
+
+    def seal(i: int, key: ObjectId) -> Row:
+        """Seals of 100 entries, without hashes that fit."""
+        entries = [{"id": _id(2, j), "hash": bytes(32)} for j in range(100 * i, 100 * i + 100)]
+        return {"_id": i + 1, "at": ago(100 * i, MONTH), "entries": entries, "hash": bytes(32)}
 
     def notice(i: int, key: ObjectId) -> Row:
         owner = _owner(i)
@@ -326,6 +328,7 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
         "users": rows(0, count, user),
         "sessions": rows(1, count, session),
         "events": rows(2, count, event),
+        "seals": rows(14, -(-count // 100), seal),
         "notices": rows(3, count, notice),
         "posts": rows(4, -(-count // 2), post),
         "comments": rows(5, -(-count // 2), comment),

@@ -271,7 +271,7 @@ async def received(home: House) -> Receipts:
     """Read the audit log after RECEIPT_SECONDS, in which the workers write their receipts."""
     await asyncio.sleep(RECEIPT_SECONDS)
     async with home.server.database() as db:
-        events = await db["events"].find({"receipts.0": {"$exists": True}}).to_list(None)
+        events = await db["receipts"].find({"receipts.0": {"$exists": True}}).to_list(None)
     receipts = [receipt for event in events for receipt in event["receipts"]]
     return Receipts(
         [max(receipt["slowest_ms"] for receipt in event["receipts"]) / 1000 for event in events],

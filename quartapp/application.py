@@ -12,6 +12,7 @@ from quartapp.authority.membership import Membership
 from quartapp.authority.principal_cache import PrincipalCache
 from quartapp.forms import csrf
 from quartapp.jobs.account_expiry import AccountExpiry
+from quartapp.jobs.audit_sealer import AuditSealer
 from quartapp.jobs.erasure import Erasure
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.jobs.loop_lag import LoopLagMonitor
@@ -172,6 +173,7 @@ def _assemble(settings: Settings) -> Runtime:
         account_expiry=account_expiry,
         erasure=Erasure(),
         role_deletions=role_deletions,
+        audit_sealer=AuditSealer(),
         loop_lag=LoopLagMonitor(),
         dispatcher=feed,
     )

@@ -15,6 +15,7 @@ from quartapp.authority.lease import Lease
 from quartapp.authority.membership import Membership
 from quartapp.authority.principal_cache import PrincipalCache
 from quartapp.jobs.account_expiry import AccountExpiry
+from quartapp.jobs.audit_sealer import AuditSealer
 from quartapp.jobs.erasure import Erasure
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.jobs.loop_lag import LoopLagMonitor
@@ -65,6 +66,7 @@ START_ORDER = (
     ("account_expiry", "Before no other: it reads the database when the stream wakes it."),
     ("erasure", "Before no other: it needs only the database."),
     ("role_deletions", "Before no other: it reads the database when the stream wakes it."),
+    ("audit_sealer", "Before no other: it needs only the database."),
     ("loop_lag", "Before no other: it needs nothing."),
 )
 
@@ -96,6 +98,7 @@ class Runtime:
     account_expiry: AccountExpiry
     erasure: Erasure
     role_deletions: RoleDeletions
+    audit_sealer: AuditSealer
     loop_lag: LoopLagMonitor
     dispatcher: Dispatcher
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)

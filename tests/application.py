@@ -135,7 +135,7 @@ class Shared:
         # The last test may have stopped them or left work in them.
         jobs = (
             *(running.last_seen, running.outbox_worker, running.account_expiry, running.erasure),
-            running.role_deletions,
+            *(running.role_deletions, running.audit_sealer),
         )
         for job in jobs:
             await job.stop()

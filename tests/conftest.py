@@ -103,8 +103,11 @@ def compiled_templates() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None]:
-    """Check the plans of the queries that the application sent for the first time in this test."""
+    """Check the plans of the queries that the application sent for the first time in this test, and
+    that it changed no entry of the audit log."""
     yield
+    if writes := RECORDER.take_writes():
+        pytest.fail("\n".join(writes), False)
     if faults := Checker.faults(RECORDER.take()):
         pytest.fail("queries that get slower as collections grow:\n" + "\n".join(faults), False)
 

@@ -239,14 +239,16 @@ class Server:
             client.close()
 
     async def last_event(self, username: str, verb: str) -> dict[str, Any]:
-        """Return the newest event of this kind about the user from the audit log."""
+        """Return the newest event of this kind about the user from the audit log, with its
+        receipts."""
         async with self.database() as database:
             user = await database["users"].find_one({"username": username})
             assert user
             match = {"subject.$id": user["_id"], "verb": verb}
             event = await database["events"].find_one(match, sort=[("_id", -1)])
             assert event
-            return event
+            receipts = await database["receipts"].find_one({"_id": event["_id"]})
+            return {"receipts": [], "silent_worker": False, **event, **(receipts or {})}
 
     async def run(self, *words: str, stdin: str = "", status: int = 0) -> str:
         """Run a `quartapp` command beside the server, and return its output or its error."""

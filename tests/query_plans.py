@@ -9,6 +9,8 @@ the database to explain them against a small database with the real indexes, fil
 - sorts in memory, unless the documents are named one by one by their ids, or
 - examines many more index entries or documents than it returns.
 
+It also finds writes that change or delete a document of a collection in APPEND_ONLY.
+
 Queries that the tests send themselves are not checked: what counts is the first project file in the
 stack of the call.
 """
@@ -45,6 +47,7 @@ SMALL = {
     "workers": "one document for each worker process, deleted an hour after its end",
     "barriers": "deleted a minute after they are written",
     "guards": "two documents, which transactions write so that they conflict",
+    "unsealed": "entries wait there for some seconds, and are deleted when they are sealed",
     "costs": "one document, the highest cost of a password hash",
 }
 # Functions that read a whole collection on purpose.
@@ -52,7 +55,25 @@ WHOLE = {
     "models/accounts/canonical.py, _set_forms": (
         "`quartapp migrate` corrects the canonical forms of all users, in batches"
     ),
+    "models/audit/verification.py, _check_seals": "`quartapp audit verify` reads the whole chain",
+    "models/audit/verification.py, _find_unsealed": "`quartapp audit verify` reads the whole log",
 }
+
+# Collections whose documents are never changed or deleted, but by these functions: they remove the
+# personal data of a deleted account, add salts to entries of earlier versions, and delete seals
+# whose entries have been deleted by age.
+APPEND_ONLY = {
+    "events": {
+        "models/audit/erasing.py, erase_details",
+        "models/audit/erasing.py, erase_address",
+        "models/audit/erasing.py, erase_address_at_once",
+        "models/audit/erasing.py, erase_titles",
+        "models/audit/seal.py, _add_commitments",
+    },
+    "seals": {"models/audit/seal.py, expire_seals"},
+}
+# Commands that insert or read. Any other command about these collections is a write.
+HARMLESS = {"insert", "find", "aggregate", "count", "distinct", "getMore", "createIndexes"}
 
 ROOT = Path(__file__).parents[1]
 APPLICATION = str(ROOT / "quartapp") + os.sep
@@ -144,6 +165,21 @@ def queries(command: Mapping[str, Any], origin: str) -> Iterator[Query]:
         yield from _of_pipeline(about, command["pipeline"], origin, common)
 
 
+def forbidden_write(command: Mapping[str, Any], origin: str) -> str | None:
+    """Return what is wrong if the command changes or deletes a document that must stay."""
+    name, about = next(iter(command.items()))
+    if name == "aggregate":
+        for stage in command["pipeline"]:
+            target = stage.get("$out") or stage.get("$merge", {})
+            into = target.get("into") if isinstance(target, Mapping) else target
+            if into in APPEND_ONLY:
+                return f"{origin} writes {into} with an aggregation"
+    allowed = APPEND_ONLY.get(about) if isinstance(about, str) else None
+    if allowed is None or name in HARMLESS or origin in allowed:
+        return None
+    return f"{origin} sends the command {name} to {about}, whose documents are never changed"
+
+
 def _of_pipeline(
     collection: str, pipeline: list[Mapping[str, Any]], origin: str, common: dict[str, Any]
 ) -> Iterator[Query]:
@@ -185,6 +221,7 @@ class Recorder(monitoring.CommandListener):
         self._calls = threading.local()
         self._seen: set[str] = set()
         self._new: list[Query] = []
+        self._writes: list[str] = []
 
     def install(self) -> None:
         """Register the listener, and have Motor tell which code each command comes from.
@@ -212,6 +249,8 @@ class Recorder(monitoring.CommandListener):
         origin = getattr(self._calls, "origin", None)
         if origin is None:
             return
+        if fault := forbidden_write(event.command, origin):
+            self._writes.append(fault)
         for query in queries(event.command, origin):
             if query.collection in SMALL or (shape := query.shape) in self._seen:
                 continue
@@ -226,6 +265,11 @@ class Recorder(monitoring.CommandListener):
         """Return the queries with new shapes since the last call."""
         new, self._new = self._new, []
         return new
+
+    def take_writes(self) -> list[str]:
+        """Return the forbidden writes since the last call."""
+        writes, self._writes = self._writes, []
+        return writes
 
 
 def _origin() -> str | None:

@@ -81,3 +81,4 @@ async def create_sample_data(settings: Settings) -> None:
 
 main.add_command(groups.user)
 main.add_command(groups.role)
+main.add_command(groups.audit)

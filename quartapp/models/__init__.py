@@ -15,6 +15,8 @@ from quartapp.models.accounts import canonical
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
+from quartapp.models.audit.event_receipts import EventReceipts
+from quartapp.models.audit.seal import Seal, UnsealedEntry
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.write_lock import ALL_LOCKS, WriteLock
 from quartapp.models.cluster.acknowledgement import Acknowledgement
@@ -44,6 +46,9 @@ DOCUMENTS: list[type[Document]] = [
     Session,
     Notice,
     Event,
+    EventReceipts,
+    UnsealedEntry,
+    Seal,
     Post,
     Comment,
     Token,

@@ -1,6 +1,6 @@
-"""Receipts: how many open tabs of ended sessions have acknowledged that, stored with the event.
+"""Receipts: how many open tabs of ended sessions have acknowledged that, stored for each event.
 
-Each worker counts its own tabs of an event, and stores the counts in the event's document.
+Each worker counts its own tabs of an event, and stores the counts (`EventReceipts`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from beanie import PydanticObjectId
 from quartapp import clock
 from quartapp.authority.change_stream import Change
 from quartapp.log import log
-from quartapp.models import Event, RoleDeletion, Session
+from quartapp.models import EventReceipts, RoleDeletion, Session
 from quartapp.models.audit.receipt import Receipt
 from quartapp.ws.connection import Connection
 from quartapp.ws.hub import Hub
@@ -191,16 +191,14 @@ class Receipts:
         log.info("tabs_ended", event_id=str(event_id), **known.model_dump(exclude={"worker"}))
 
     async def _write(self, event_id: Id, count: TabCount) -> bool:
-        """Store the receipt in the event, unless it is what was last stored, and return True.
+        """Store the receipt of the event, unless it is what was last stored, and return True.
 
-        Returns False after any error, which is logged as `receipt_not_kept`. An event that does not
-        exist is no error.
-        """
+        Returns False after any error, which is logged as `receipt_not_kept`."""
         receipt = count.receipt(self._worker_id)
         if receipt == count.written:
             return True
         try:
-            await Event.keep_receipt(event_id, receipt)
+            await EventReceipts.keep(event_id, receipt)
         except Exception as error:
             log.warning("receipt_not_kept", event_id=str(event_id), error=type(error).__name__)
             return False

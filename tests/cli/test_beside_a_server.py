@@ -1,6 +1,7 @@
 """Commands while a server is running: its open pages and tabs follow the changes."""
 
 import asyncio
+import re
 import secrets
 
 from quartapp import clock
@@ -132,3 +133,30 @@ async def test_delete_closes_tabs_and_deletes_later_or_immediately(
     assert await ada.status(f"/users/{bob.username}") == 404
     refused = await server.run("user", "restore", bob.username, status=1)
     assert "there is no user" in refused
+
+
+async def test_audit_verify_reports_faults_and_the_newest_seal(server: Server, ada: Person) -> None:
+    async def is_sealed() -> bool:
+        async with server.database() as database:
+            return await database["unsealed"].find_one() is None
+
+    await until(is_sealed, within=30)
+    out = await server.run("audit", "verify")
+    assert out.endswith("No faults.\n")
+    (digest,) = re.findall("^  ([0-9a-f]{64})$", out, re.MULTILINE)
+    assert "No faults." in await server.run("audit", "verify", "--expect", digest)
+    async with server.database() as database:
+        entry = await database["events"].find_one({"verb": "user.registered"}, sort=[("_id", -1)])
+        assert entry
+        changed = {"_id": entry["_id"]}
+        await database["events"].update_one(changed, {"$set": {"verb": "x"}})
+        ran = await command("audit", "verify", "--expect", "0" * 64, data=server.data)
+        await database["events"].replace_one(changed, entry)
+    assert ran.status == 1
+    assert ran.err == "quartapp: the audit log has 2 faults\n"
+    faults = [line for line in ran.out.splitlines() if line.startswith("Fault: ")]
+    assert f"entry {entry['_id']} of seal" in faults[0]
+    assert faults[1].startswith(f"Fault: no seal has the hash {'0' * 64}")
+    assert complaint(await command("audit", "verify", "--expect", "x", data=server.data)) == (
+        "--expect: a hash has 64 hexadecimal digits"
+    )

@@ -37,8 +37,9 @@ class Scene:
         assert answer.status_code == 303
         async with self.nodes.database() as database:
             event = await database["events"].find_one({"verb": "user.disabled"}, sort=[("_id", -1)])
-        assert event
-        return not event["silent_worker"]
+            assert event
+            receipts = await database["receipts"].find_one({"_id": event["_id"]})
+        return not (receipts and receipts["silent_worker"])
 
     async def documents(self) -> set[str]:
         """Return the ids of the workers that have a document."""

@@ -8,7 +8,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.activities import SESSIONS_ENDED
-from quartapp.models import Event, Session
+from quartapp.models import Event, EventReceipts, Session
 from quartapp.models.audit.receipt import SETTLED_AFTER, Receipt
 from quartapp.models.base.actor import Actor
 from quartapp.policy import Permission
@@ -70,7 +70,7 @@ async def record_event(by: Visitor, **receipt: int) -> Event:
     user = await user_named(by.username)
     event = await Event.record(SESSIONS_ENDED, by=Actor(user.id, by.username))
     row = Receipt(worker="0", tabs=3, slowest_ms=5, **receipt)
-    await Event.keep_receipt(event.id, row)
+    await EventReceipts.keep(event.id, row)
     return event
 
 
@@ -103,7 +103,7 @@ async def test_a_receipt_is_refreshed_until_it_is_complete(
     assert f'data-receipt="/receipts/{event.id}" data-pending>' in pending
     assert f'<a href="/receipts/{event.id}">Refresh</a>' in pending
     last = Receipt(worker="0", tabs=3, acked=2, missed=1, slowest_ms=9)
-    await Event.keep_receipt(event.id, last)
+    await EventReceipts.keep(event.id, last)
     final = await shown()
     assert "2 tabs on 1 worker acknowledged, slowest 9 ms; 1 not acknowledged in time" in final
     assert "data-pending" not in final
@@ -113,7 +113,8 @@ async def test_a_receipt_is_refreshed_until_it_is_complete(
 async def test_tabs_of_a_stopped_worker_are_reported_as_unknown(ada: Visitor) -> None:
     event = await record_event(ada, acked=1, missed=0)
     past = event.at - 2 * SETTLED_AFTER
-    await Event.change({"_id": event.id}, {"$set": {"at": past, "counted_tabs": 4}})
+    await EventReceipts.note(event.id, tabs=4, silent=False)
+    await Event.get_motor_collection().update_one({"_id": event.id}, {"$set": {"at": past}})
     page = (await ada.get(f"/receipts/{event.id}")).text
     assert "; 3 unknown because a worker stopped, refused at their next request." in page
     assert "data-pending" not in page

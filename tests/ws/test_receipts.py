@@ -15,6 +15,7 @@ from quartapp import clock
 from quartapp.activities import ACCOUNT_DISABLED
 from quartapp.authority.change_stream import Change
 from quartapp.models.audit.event import Event
+from quartapp.models.audit.event_receipts import EventReceipts
 from quartapp.models.audit.receipt import SETTLED_AFTER, Receipt
 from quartapp.ws import receipts as ws_receipts
 from quartapp.ws.connection import Connection
@@ -63,7 +64,7 @@ class Kept(asyncio.Queue[Receipt]):
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     kept = Kept()
-    monkeypatch.setattr(Event, "keep_receipt", kept.write)
+    monkeypatch.setattr(EventReceipts, "keep", kept.write)
     monkeypatch.setattr(ws_receipts, "FIRST_WRITE_SECONDS", 0.1)
     monkeypatch.setattr(ws_receipts, "REWRITE_SECONDS", 0.05)
     return kept

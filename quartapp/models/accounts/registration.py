@@ -10,6 +10,7 @@ from quartapp.activities import ACCOUNT_CREATED, ACCOUNT_DELETED, EMAIL_VERIFICA
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.account import Taken, Unverified
 from quartapp.models.accounts.user import User
+from quartapp.models.audit.erasing import erase_address_at_once
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import record
 from quartapp.models.authorization.privileges import require_to_give
@@ -146,5 +147,5 @@ async def drop_claim(email: str, *, tx: Tx) -> None:
     await User.erase(claiming.id, tx=tx)
     notices = Notice.get_motor_collection()
     await notices.delete_many({"user.$id": claiming.id}, session=tx)
-    await Event.change_all({"actor.$id": claiming.id}, {"$set": {"ip": None}}, tx=tx)
+    await erase_address_at_once(claiming.id, tx)
     await Event.record(ACCOUNT_DELETED, by=SYSTEM, subject=claiming.id, tx=tx, reason="replaced")

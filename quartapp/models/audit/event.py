@@ -2,37 +2,42 @@
 
 import asyncio
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Self
 
 from beanie import PydanticObjectId
+from beanie.odm.utils.dump import get_dict
 from pydantic import Field, PrivateAttr
 from pymongo import IndexModel
 
 from quartapp import clock
-from quartapp.activities import ACCOUNT_DELETED, Activity
-from quartapp.db.mongo import Tx
+from quartapp.activities import ACCOUNT_DELETED, Activity, catalogue
+from quartapp.db.mongo import Tx, transaction
+from quartapp.models.audit.entry_hash import commit, hash_of
+from quartapp.models.audit.event_receipts import KEPT, EventReceipts
 from quartapp.models.audit.receipt import SETTLED_AFTER, Reach, Receipt
+from quartapp.models.audit.seal import UnsealedEntry
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.record import Record
+from quartapp.models.base.append_only import AppendOnly
 from quartapp.models.base.references import CASELESS, EVENTS, UserRef, user_ref
 from quartapp.models.cluster.barrier_mark import BarrierMark
 
-KEPT = timedelta(days=400)
 # Tabs on a fast network acknowledge within some milliseconds, and an administrator waits for them.
 ASK_FIRST, ASK_LAST = 0.003, 0.1
-RECEIPTS = 200
+# Attributes of an Event that are stored in EventReceipts.
+ELSEWHERE = {"receipts", "counted_tabs", "silent_worker"}
 
 
-class Event(Record):
+class Event(AppendOnly):
     """One event of the audit log.
 
     `verb` is the audit name of an activity (see `quartapp.activities`), also of one that this
     version does not know. `subject` is the user it happened to, if there is one; `session` is the
     session in which it was done, or which it started.
 
-    After the insert only `receipts`, `counted_tabs` and `silent_worker` are ever changed. When an
-    account is deleted its events stay, without personal data: see `models.privacy.personal_data`.
+    An event is never changed, and each is part of the hash chain (see `models.audit.seal`). When an
+    account is deleted its events stay, without personal data: see `models.audit.erasing`. The
+    receipts are stored apart (`EventReceipts`); events of earlier versions contain their own.
     """
 
     actor: UserRef | None = None
@@ -54,6 +59,9 @@ class Event(Record):
             IndexModel([("subject.$id", 1), ("_id", -1)], name="of_subject"),
             IndexModel([("subject.$id", 1), ("verb", 1), ("_id", -1)], name="of_subject_by_verb"),
             IndexModel([("actor.$id", 1), ("_id", -1)], name="of_actor"),
+            IndexModel([("verb", 1), ("_id", -1)], name="of_kind"),
+            IndexModel([("actor.$id", 1), ("verb", 1), ("_id", -1)], name="of_actor_by_verb"),
+            IndexModel([("ip", 1), ("_id", -1)], name="of_ip"),
             # Events about an invited address, which has no account yet.
             IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),
             IndexModel([("details.author", 1)], name="quoting", sparse=True),
@@ -70,7 +78,7 @@ class Event(Record):
         tx: Tx | None = None,
         **details: Any,
     ) -> "Event":
-        """Insert an event and return it, in the caller's transaction if `tx` is given.
+        """Insert an event and return it, in the caller's transaction if `tx` is given (`insert`).
 
         Sends neither notification nor email: see `models.audit.recording.record`. `details` are
         stored with it. Raises TypeError for an activity without an audit name.
@@ -100,6 +108,22 @@ class Event(Record):
             details=details,
         )
 
+    async def insert(self, *, session: Tx | None = None) -> Self:  # type: ignore[override]
+        """Insert the event, and its hash for the next seal, and return this object.
+
+        In the caller's transaction, which is `session`, or in one of its own.
+        """
+        document = get_dict(self, to_db=True, exclude=set(ELSEWHERE))
+        document |= commit(document)
+        unsealed = {"_id": self.id, "hash": hash_of(document)}
+
+        async def work(tx: Tx) -> None:
+            await self.get_motor_collection().insert_one(document, session=tx)
+            await UnsealedEntry.get_motor_collection().insert_one(unsealed, session=tx)
+
+        await (work(session) if session is not None else transaction(work))
+        return self
+
     @property
     def automatic(self) -> bool:
         """Whether no person did it: an account expired, or was deleted when it was due."""
@@ -126,38 +150,28 @@ class Event(Record):
         """Whether `mark` was called on this object. Not stored."""
         return self._marked
 
-    @classmethod
-    async def keep_receipt(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:
-        """Store the receipt in the event, in place of the last one of the same worker.
-
-        The event keeps at most RECEIPTS: the first receipt of one more worker removes that of the
-        worker whose first receipt is the oldest. Does nothing if the event does not exist.
-        """
-        row, worker = receipt.model_dump(), receipt.worker
-        pushed = {"$push": {"receipts": {"$each": [row], "$slice": -RECEIPTS}}}
-        if not await cls.change({"_id": event_id, "receipts.worker": {"$ne": worker}}, pushed):
-            mine = {"_id": event_id, "receipts.worker": worker}
-            await cls.change(mine, {"$set": {"receipts.$": row}})
-
     async def wait_for_receipts(self, tabs: int, *, silent: bool, seconds: float) -> Reach:
         """Wait until no open tab is pending, at most `seconds`, and return what is known then.
 
         `tabs` is how many open tabs the workers reported at the barrier; without any it does not
-        wait. `silent` says that a worker did not acknowledge the barrier. Reads the event again
-        after each pause. Stores both values in the event if tabs are still pending or a worker was
-        silent.
+        wait. `silent` says that a worker did not acknowledge the barrier. Reads the receipts
+        again after each pause. Stores both values with the receipts if tabs are still pending or a
+        worker was silent.
         """
         self.counted_tabs, self.silent_worker = tabs, silent
         deadline, pause = clock.monotonic() + seconds, ASK_FIRST
         while tabs and self.reach.pending and clock.monotonic() < deadline:
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, ASK_LAST)
-            if read := await Event.get(self.id):
+            if read := await EventReceipts.get(self.id):
                 self.receipts = read.receipts
         if self.reach.pending or silent:
-            known = {"counted_tabs": tabs, "silent_worker": silent}
-            await Event.change({"_id": self.id}, {"$set": known})
+            await EventReceipts.note(self.id, tabs=tabs, silent=silent)
         return self.reach
+
+    async def load_receipts(self) -> None:
+        """Read the receipts that are stored for this event into this object."""
+        await _add_receipts([self])
 
     def note_ended_sessions(self, count: int) -> None:
         """Set `ended_sessions`. Not stored."""
@@ -206,4 +220,16 @@ class Event(Record):
             match["verb"] = {"$in": list(verbs)}
         if before:
             match["_id"] = {"$lt": before}
-        return await cls.find_with_links(match, sort="-_id", limit=limit, fetch=fetch)
+        events = await cls.find_with_links(match, sort="-_id", limit=limit, fetch=fetch)
+        await _add_receipts(events)
+        return events
+
+
+async def _add_receipts(events: Collection[Event]) -> None:
+    """Read the receipts of those events that can have any, with one query for all of them."""
+    ended = [event for event in events if catalogue.ends_sessions(event.verb)]
+    stored = await EventReceipts.of_events([event.id for event in ended])
+    for event in ended:
+        if known := stored.get(event.id):
+            event.receipts = known.receipts
+            event.counted_tabs, event.silent_worker = known.counted_tabs, known.silent_worker

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
+from datetime import datetime
 from itertools import chain, count
 from typing import Any, Self
 
@@ -35,6 +36,16 @@ def new_id() -> PydanticObjectId:
         + (next(_turns) % 2**24).to_bytes(3, "big")
         + os.urandom(3)
     )
+
+
+def first_id_at(at: datetime) -> PydanticObjectId:
+    """Return the lowest id that `new_id` can return at this time.
+
+    Documents that were created at this time or later have ids that are not lower, and those that
+    were created before have lower ones.
+    """
+    seconds, milliseconds = divmod(round(at.timestamp() * 1000), 1000)
+    return PydanticObjectId(seconds.to_bytes(4, "big") + milliseconds.to_bytes(2, "big") + bytes(6))
 
 
 class Record(Document):

@@ -22,7 +22,11 @@ from quartapp.activities import DATA_EXPORTED, EMAIL_CHANGED, INVITATION_ACCEPTE
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
+from quartapp.models.audit import erasing
+from quartapp.models.audit.entry_hash import A_POST
 from quartapp.models.audit.event import Event
+from quartapp.models.audit.event_receipts import EventReceipts
+from quartapp.models.audit.seal import Seal, UnsealedEntry
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import BATCH, Record
@@ -52,7 +56,6 @@ Batches = AsyncIterator[int]
 # How many documents one transaction deletes, besides those that only they refer to.
 AT_ONCE = 100
 THEIR_ADDRESS = "their address"
-A_POST = "a post of a deleted user"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
     *("claimed_email", "must_verify"),
@@ -67,8 +70,6 @@ ACCOUNT = (
         "seen_at",
     ),
 )
-# The details of an audit event that are not personal data.
-LASTING = ("role", "roles", "reason", "count", "until", "posts")
 
 
 @dataclass(frozen=True)
@@ -258,25 +259,16 @@ async def _blank_events(person: Person) -> Batches:
     person did lose their IP address. Events that quote the title of a post of the person get a
     placeholder. Writing the same again changes nothing, so a second run writes only what is left.
     """
-    events = Event.get_motor_collection()
-    details = {name: f"$details.{name}" for name in LASTING}
-    blank = {"$replaceWith": {"$mergeObjects": ["$$ROOT", {"details": details}]}}
     # Events with the person's former addresses come last, because after a crash this starts again
     # and needs them.
-    for match, collation in (
-        (_invitation_events(person), CASELESS),
-        (linked("subject")(person), None),
+    for changes in (
+        erasing.erase_details(_invitation_events(person), person.user.id, collation=CASELESS),
+        erasing.erase_details(linked("subject")(person), person.user.id),
+        erasing.erase_address(person.user.id),
+        erasing.erase_titles(person.user.id),
     ):
-        async for ids in Event.batches(match, collation=collation):
-            await events.update_many({"_id": {"$in": ids}}, [blank])
-            yield len(ids)
-    for match, change in (
-        (linked("actor")(person), {"ip": None}),
-        ({"details.author": person.user.id}, {"details.title": A_POST}),
-    ):
-        async for ids in Event.batches(match):
-            await events.update_many({"_id": {"$in": ids}}, {"$set": change})
-            yield len(ids)
+        async for count in changes:
+            yield count
 
 
 async def _erase_posts(person: Person) -> Batches:
@@ -397,6 +389,8 @@ HELD = [
 IMPERSONAL: list[type[Document]] = [
     *(WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered),
     *(Worker, BarrierMark, Acknowledgement),
+    # Hashes and commitments to personal data, which nobody can invert once the salt is erased.
+    *(EventReceipts, UnsealedEntry, Seal),
 ]
 # Collections that have only the id of the user who made a change, in this field. The user's events
 # say the same; they are exported, and the id refers to nobody when the account is erased.

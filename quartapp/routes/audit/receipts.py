@@ -21,6 +21,7 @@ async def show(event_id: str) -> str:
     event = await Event.get(id_or_404(event_id))
     if event is None or not _may_read(event):
         abort(404)
+    await event.load_receipts()
     return await render_template("audit/receipt.html", event=event)
 
 

@@ -1,0 +1,77 @@
+"""A background task that appends the entries of the audit log to its hash chain."""
+
+from __future__ import annotations
+
+import asyncio
+
+from beanie import PydanticObjectId
+
+from quartapp import clock
+from quartapp.background import BackgroundTask
+from quartapp.log import log
+from quartapp.models.audit import seal as seals
+
+LOOK_EVERY = 5.0
+EXPIRE_EVERY = 3600.0
+# The task rests after each seal, for this many times the time that the seal took, so that sealing
+# what an earlier version left unsealed leaves the database to the requests.
+REST = 1.0
+
+
+class AuditSealer(BackgroundTask):
+    """Runs in each worker. The number of a seal lets only one worker append it."""
+
+    def __init__(self) -> None:
+        self._expired_at: float | None = None
+        self._adopted_to: PydanticObjectId | None = None
+
+    async def start(self) -> None:
+        self._start_task(self._repeat(), "audit sealer")
+
+    async def _repeat(self) -> None:
+        """Seal what is unsealed, then sleep for LOOK_EVERY seconds. Repeat until cancelled.
+        Failures are logged as the warning `sealing_failed`."""
+        while True:
+            try:
+                self._adopted_to = await seal_all(self._adopted_to)
+                await self._expire()
+            except Exception as error:
+                log.warning("sealing_failed", error=type(error).__name__, detail=str(error)[:200])
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _expire(self) -> None:
+        """Delete the seals whose entries have been deleted by age, once in EXPIRE_EVERY seconds."""
+        now = clock.monotonic()
+        if self._expired_at is None or now - self._expired_at >= EXPIRE_EVERY:
+            self._expired_at = now
+            while await seals.expire_seals() == seals.EXPIRED_AT_ONCE:
+                pass
+
+
+async def seal_all(adopted_to: PydanticObjectId | None = None) -> PydanticObjectId | None:
+    """Append seals until no entry is unsealed and none is to be adopted (`models.audit.seal`), or
+    another process appends them. Return the highest id that was looked at for the latter, which the
+    next call is given.
+
+    Logs `audit_sealed` for each seal, with its hash: kept outside of the database, that proves
+    later that the chain up to this seal is the same (`quartapp audit verify --expect`). Raises what
+    the driver raises.
+    """
+    more = True
+    while more:
+        started = clock.monotonic()
+        sealed = await seals.seal()
+        _log(sealed)
+        more = sealed is not None and sealed.more
+        if not more:
+            looked_to = adopted_to
+            adopted, adopted_to = await seals.adopt(adopted_to)
+            _log(adopted)
+            more = looked_to != adopted_to
+        await asyncio.sleep(REST * (clock.monotonic() - started))
+    return adopted_to
+
+
+def _log(sealed: seals.Sealed | None) -> None:
+    if sealed is not None:
+        log.info("audit_sealed", seal=sealed.number, hash=sealed.hash, entries=sealed.entries)
