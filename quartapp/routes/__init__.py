@@ -9,7 +9,7 @@ from quartapp.routes import dev_components, dev_mail, errors, health, home
 from quartapp.routes.accounts import admin as admin_accounts
 from quartapp.routes.accounts import email_address, password, password_reset, profiles
 from quartapp.routes.accounts import pages as accounts
-from quartapp.routes.audit import activity, receipts
+from quartapp.routes.audit import activity, receipts, undo
 from quartapp.routes.audit import admin as admin_audit
 from quartapp.routes.factors import pages as factors
 from quartapp.routes.factors import passkeys
@@ -52,6 +52,7 @@ ADMIN = (
     admin_privacy,
     admin_roles,
     admin_sessions,
+    undo,
 )
 
 
@@ -59,7 +60,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     """Register the blueprints, those of ADMIN under /admin, and the error handlers.
 
     In development also the component page and, without SMTP_HOST, the pages of stored emails.
-    Also sets globals and a filter of the templates, and `hide_referrer` for blueprints with a
+    Also sets globals and filters of the templates, and `hide_referrer` for blueprints with a
     token in a URL.
     """
     for module in PUBLIC:
@@ -73,6 +74,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         app.jinja_env.globals["letters_kept"] = True
     app.jinja_env.globals["verification_required"] = settings.verification_required
     app.jinja_env.filters["receipt"] = receipts.element
+    app.jinja_env.filters["undo"] = undo.offered
     errors.init_app(app)
     with_token = (rule for rule in app.url_map.iter_rules() if "token" in rule.arguments)
     for name in {rule.endpoint.split(".")[0] for rule in with_token}:

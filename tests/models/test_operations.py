@@ -336,7 +336,12 @@ async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> No
     assert await version_of(cast.ada) == version + 1
     assert await stored(cast.ada) == before, "no document of the users is written"
     await cast.recorded(
-        ROLE_EDITED, subject=None, role="Editor", allowed=[write], forbidden=[moderate]
+        ROLE_EDITED,
+        subject=None,
+        role="Editor",
+        allowed=[write],
+        forbidden=[moderate],
+        version=found.version,
     )
     await cast.sessions_are_active()
 

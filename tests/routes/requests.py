@@ -11,7 +11,7 @@ from beanie import PydanticObjectId
 from quart import Quart
 
 from quartapp import clock
-from quartapp.activities import PASSWORD_RESET
+from quartapp.activities import ACCOUNT_ENABLED, PASSWORD_RESET
 from quartapp.email.transports import MailFolder
 from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, User
 from quartapp.models.accounts import email_address
@@ -49,6 +49,7 @@ async def author_with_content(
     role = await Role.add(f"spare-{name}", "", [], by=SYSTEM)
     invitation, invited = await create_invitation(f"guest-of-{name}@example.org")
     event = await record_suspicious_event(author)
+    enabled = await Event.record(ACCOUNT_ENABLED, by=SYSTEM, subject=by.user_id)
     await MailFolder(settings_of(visitors.app).data / "mail").send("letter", "", EmailMessage())
     return author, {
         "/reset/<token>": f"/reset/{await issue_token(author, Purpose.RESET)}",
@@ -56,6 +57,7 @@ async def author_with_content(
         "/undo/<token>": f"/undo/{await issue_token(author, Purpose.UNDO)}",
         "/invited/<token>": f"/invited/{invited}",
         "/dev/mail/<name>": "/dev/mail/letter",
+        "/admin/events/<event_id>/undo": f"/admin/events/{enabled.id}/undo",
         "invitation_id": str(invitation.id),
         "filename": "app.css",
         "token": await issue_setup() or "spent",
@@ -115,9 +117,12 @@ async def create_invitation(email: str, **fields: Any) -> tuple[Invitation, str]
 
 
 def sufficient_permissions(row: Row) -> list[Permission]:
-    """Return the permissions that the row needs. Managing the author needs the author's, too."""
-    authors = [Permission.POSTS_WRITE] if "/users/<username>" in row.rule else []
-    return [Permission(row.needs.removeprefix("author or ")), *authors]
+    """Return the permissions that the row needs. Managing the author needs the author's, too, and
+    undoing what was done to the author needs those of managing."""
+    undo = row.rule.endswith("/undo")
+    authors = [Permission.POSTS_WRITE] if undo or "/users/<username>" in row.rule else []
+    managing = [Permission.USERS_MANAGE] if undo else []
+    return [Permission(row.needs.removeprefix("author or ")), *authors, *managing]
 
 
 def path(row: Row, parts: Mapping[str, str]) -> str:

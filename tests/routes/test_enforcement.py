@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from quartapp.models.accounts.one_time_token import Purpose
+from quartapp.models.base.actor import SYSTEM
 from quartapp.models.roles.role import Role
 from quartapp.policy import Permission
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
 from tests.routes.authenticator import app_code, secret_on, set_up
-from tests.routes.conftest import Answer, Visitor, Visitors, role_named
+from tests.routes.conftest import Answer, Visitor, Visitors, role_named, user_named
 from tests.routes.permission_matrix import POSTS
 from tests.routes.requests import (
     add_passkey,
@@ -168,6 +169,13 @@ async def reset_factors(context: Context) -> tuple[Act, Visitor, Outcome]:
     return lambda: context.root.post(path), context.laptop, SIGNED_OUT
 
 
+async def undo_a_grant(context: Context) -> tuple[Act, Visitor, Outcome]:
+    spare = await Role.add(f"more-{context.role}", "", [], by=SYSTEM)
+    granted = await (await user_named(context.ada)).grant(spare, by=SYSTEM)
+    assert granted is not None
+    return lambda: context.root.post(f"/admin/events/{granted.id}/undo"), context.phone, SIGNED_OUT
+
+
 USER = "/admin/users/<username>"
 REVOKING: dict[str, list[Prepare]] = {
     # All ways to sign in end the oldest session past the limit, and that of the browser.
@@ -205,6 +213,7 @@ REVOKING: dict[str, list[Prepare]] = {
         ),
     ],
     "/admin/roles/<name>/delete": [by_root("/admin/roles/<name>/delete")],
+    "/admin/events/<event_id>/undo": [undo_a_grant],
 }
 NOT_REVOKING = {
     *("/register", "/login/factor", "/login/passkey", "/setup/<token>"),

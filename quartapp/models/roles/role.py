@@ -221,7 +221,8 @@ class Role(Record):
 
         Increments `version` of the role and writes no document of the users who hold it, who gain
         and lose permissions in open pages. Ends no sessions and sends no notification. Records the
-        event ROLE_EDITED with the permissions added (`allowed`) and removed (`forbidden`). Does
+        event ROLE_EDITED with the permissions added (`allowed`) and removed (`forbidden`), and the
+        new `version`. Does
         nothing if nothing differs from the database. `requires_factor` stays as it is if it is
         None. The caller waits with `wait_until_enforced()`.
 
@@ -281,6 +282,7 @@ class Role(Record):
                 role=name,
                 allowed=sorted(set(permissions) - set(old.known)),
                 forbidden=sorted(set(old.known) - set(permissions)),
+                version=old.version + 1,
                 **_factor_detail(bool(new["requires_factor"]), "requires_factor" in differs),
             )
 
