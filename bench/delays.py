@@ -58,7 +58,7 @@ async def measure(home: House, victim: Someone, delay: float | None) -> Row:
             answered = now()
             assert answer.status_code == 303
             page = (await root.get("/admin/users")).text
-        said = re.search(r'data-receipt="[^"]+"[^>]*>([^<]*)', page)
+        said = re.search(r'data-source="[^"]+"[^>]*>([^<]*)', page)
         told = await near.moments["session.ended"]
         if delay is not None:
             await far.moments["session.ended"]

@@ -34,6 +34,7 @@ from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
 from quartapp.startup import open_database
 from quartapp.ws import endpoint
+from quartapp.ws.announcer import Announcer
 from quartapp.ws.dispatcher import Dispatcher
 from quartapp.ws.hub import Hub, Limits
 from quartapp.ws.receipts import Receipts
@@ -167,6 +168,7 @@ def _assemble(settings: Settings) -> Runtime:
         membership=membership,
         barrier=barrier,
         receipts=receipts,
+        announcer=Announcer(),
         principal_cache=principals,
         last_seen=LastSeenWriter(),
         outbox_worker=outbox_worker,

@@ -26,6 +26,7 @@ from quartapp.security.markdown import MarkdownRenderer
 from quartapp.security.password_policy import PasswordPolicy
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
+from quartapp.ws.announcer import Announcer
 from quartapp.ws.dispatcher import Dispatcher
 from quartapp.ws.hub import Hub
 from quartapp.ws.receipts import Receipts
@@ -61,6 +62,7 @@ START_ORDER = (
     ("membership", "After the lease, so that the heartbeat of this worker is listed too."),
     ("barrier", "After the membership: it needs to know for which workers it waits."),
     ("receipts", "After the barrier, so that their last writes do not have to wait for its stop."),
+    ("announcer", "After the stream: pages that follow topics need their sessions first."),
     ("last_seen", "Before no other: it writes what is left when it stops."),
     ("outbox_worker", "Before no other: it reads the outbox when the stream wakes it."),
     ("account_expiry", "Before no other: it reads the database when the stream wakes it."),
@@ -92,6 +94,7 @@ class Runtime:
     membership: Membership
     barrier: Barrier
     receipts: Receipts
+    announcer: Announcer
     principal_cache: PrincipalCache
     last_seen: LastSeenWriter
     outbox_worker: OutboxWorker

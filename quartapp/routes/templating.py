@@ -11,7 +11,7 @@ import jinja2
 from jinja2 import pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
-from quart import Quart, request
+from quart import Quart, get_flashed_messages, request
 from quart.templating import Environment as QuartEnvironment
 
 from quartapp import clock, runtime
@@ -63,6 +63,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.globals["static"] = urls.__getitem__
     app.jinja_env.globals["icon"] = icons.renderer(static / "icons.svg", urls["icons.svg"])
     app.jinja_env.globals["avatar"] = icons.avatar
+    app.jinja_env.globals.update(arrivals=arrivals, get_flashed_messages=_flashed_messages)
     app.jinja_env.globals["navigation"] = navigation.renderer(app.jinja_env)
     app.jinja_env.globals["zone_name"] = times.zone_name
     app.jinja_env.globals["site_name"] = settings.site_name
@@ -101,6 +102,36 @@ def needs(context: Context, *permissions: str) -> Markup:
 @cache
 def _needs(words: str, shown: bool) -> Markup:
     return Markup('data-needs="{}"{}').format(words, "" if shown else Markup(" hidden"))
+
+
+def arrivals(ids: Iterable[object]) -> Markup:
+    """Return the place where a live list says how many rows are new. `ids` are those of its rows.
+
+    It is empty on a page that is opened. When regions.js fetches the page again, it sends the `id`
+    of the first row that the user sees, which ends with "-" and the row's id, and shows this link
+    instead of moving rows under the pointer.
+    """
+    first = request.headers.get("X-First", "").rpartition("-")[2]
+    text = _arrivals_text([str(each) for each in ids], first) if first else ""
+    address = request.full_path.rstrip("?")
+    link = Markup('<a href="{}">{}</a>').format(address, text) if text else ""
+    return Markup('<p class="arrivals" role="status">{}</p>').format(link)
+
+
+def _arrivals_text(ids: list[str], first: str) -> str:
+    """Return how many rows are above `first`. Ids rise with time: if all are above, there may be
+    more on the next page."""
+    if first in ids and (count := ids.index(first)):
+        return f"{count} new"
+    if ids and all(each > first for each in ids):
+        return f"{len(ids)} or more new"
+    return "Show changes"
+
+
+def _flashed_messages(**options: Any) -> list[Any]:
+    """Return Quart's flashed messages. A page that a script fetches in the background shows none,
+    and keeps them for the page that the user sees next."""
+    return [] if "X-Background" in request.headers else get_flashed_messages(**options)
 
 
 def _stamped(folder: Path) -> dict[str, str]:

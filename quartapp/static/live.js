@@ -14,8 +14,6 @@ let attempt = 0
 let retry, watchdog, stateText, dialogTimer
 let submittedAt = 0 // when a form was last submitted; Firefox then closes the socket, even if the answer is a download
 let leavingAt = 0 // when a form was last submitted whose answer replaces this page
-let refreshing = false
-let refreshAgain = false // a refresh was requested while another was running
 let over = false // the session has ended or belongs to another page: never connect again
 let stopped = false // the server and this script disagree about the protocol: never connect again
 let version = Number(document.body.dataset.version)
@@ -26,8 +24,6 @@ const received = new Set() // ids of messages that were handled
 
 connect()
 
-for (const receipt of document.querySelectorAll("[data-pending]")) followReceipt(receipt)
-
 // The connection
 
 function connect() {
@@ -36,6 +32,8 @@ function connect() {
   const url = new URL("/ws", location.href)
   url.protocol = url.protocol.replace("http", "ws")
   if (cursor) url.searchParams.set("cursor", cursor)
+  const topics = [...document.querySelectorAll("[data-topics]")].flatMap(part => part.dataset.topics.split(" "))
+  if (topics.length) url.searchParams.set("topics", [...new Set(topics)])
   const mine = (socket = new WebSocket(url))
   const begun = Date.now()
   mine.onmessage = event => socket === mine && receive(JSON.parse(event.data))
@@ -140,7 +138,6 @@ const handlers = {
     showState("connected")
     if (!cursor) rememberCursor(message.cursor)
     applyPermissions(message)
-    refreshList()
   },
 
   ping({ at }) {
@@ -148,11 +145,9 @@ const handlers = {
     // Silence is the only sign of a connection that was lost without a close, for example when a laptop was asleep.
     clearTimeout(watchdog)
     watchdog = setTimeout(() => { disconnect(); connect() }, 90_000)
-    refreshList()
   },
 
   "permissions.changed"(message) {
-    refreshList()
     if (!applyPermissions(message)) return
     const gained = message.added?.length ? `You now have: ${message.added.join(", ")}.` : ""
     const lost = message.removed?.length ? `You no longer have: ${message.removed.join(", ")}.` : ""
@@ -162,7 +157,6 @@ const handlers = {
 
   "session.started"({ session: { device, ip } }) {
     toast(`New sign-in: ${device}, ${ip}.`, { href: "/account/sessions", label: "Review active sessions" })
-    refreshList()
   },
 
   "session.ended"(message) {
@@ -172,10 +166,14 @@ const handlers = {
     lockEnded(message, Date.now() - leavingAt < 10_000 ? 3000 : 0)
   },
 
+  // regions.js replaces the elements that show these topics.
+  "topics.changed"({ topics }) {
+    dispatchEvent(new CustomEvent("topics:changed", { detail: topics }))
+  },
+
   notice({ id, text }) {
     if (!isLater(id, cursor)) return
     rememberCursor(id)
-    refreshList()
     // The badge of this page already counts notifications up to its cursor.
     if (isLater(id, renderedCursor)) countUnread()
     toast(text)
@@ -198,13 +196,15 @@ function applyPermissions(message) {
   if (message.version < version) return false
   version = message.version
   permissions = new Set(message.permissions)
-  for (const part of document.querySelectorAll("[data-needs]:not(main)")) {
-    part.hidden = !mayAny(part.dataset.needs)
-  }
+  showAllowed()
   setText("[data-roles]", message.roles.join(", ") || "none")
   setText("[data-permission-list]", [...permissions].sort().join(", ") || "none")
   updatePage(message.by)
   return true
+}
+
+function showAllowed() {
+  for (const part of document.querySelectorAll("[data-needs]:not(main)")) part.hidden = !mayAny(part.dataset.needs)
 }
 
 function mayAny(needs) {
@@ -234,7 +234,7 @@ function hidePage(by) {
   main.focus()
 }
 
-// Notifications and lists
+// Notifications
 
 // Shows a message with an optional link for 12 seconds, or until it is dismissed if `stays` is true.
 function toast(text, { href, label, stays = false } = {}) {
@@ -259,51 +259,6 @@ function toast(text, { href, label, stays = false } = {}) {
 // Removes the toast after 12 seconds, but not while it has the pointer or the focus.
 function dismissLater(box) {
   setTimeout(() => (box.matches(":hover, :focus-within") ? dismissLater(box) : box.remove()), 12_000)
-}
-
-// Updates the list marked `data-fresh`, if the page has one: fetches the page again, inserts new rows at the top and
-// replaces rows whose state changed. Called for messages and for pings, since not every change sends a message.
-async function refreshList() {
-  const list = document.querySelector("[data-fresh]")
-  if (!list || refreshing || document.hidden || over) return void (refreshAgain = refreshing)
-  refreshing = true
-  try {
-    const answer = await fetchInBackground(here)
-    if (!answer.ok || answer.redirected) return
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html")
-    const known = list.firstElementChild
-    for (const row of [...(page.querySelector("[data-fresh]")?.children ?? [])]) {
-      const old = document.getElementById(row.id)
-      if (!old) known.before(row)
-      else if (old.dataset.state !== row.dataset.state) old.replaceWith(row)
-    }
-  } catch {
-    // No network: the next ping tries again.
-  } finally {
-    refreshing = false
-    if (refreshAgain) setTimeout(refreshList)
-    refreshAgain = false
-  }
-}
-
-// Updates a receipt (how many tabs have acknowledged the end of their session) until the server marks it as final.
-async function followReceipt(receipt, wait = 500) {
-  await new Promise(resolve => setTimeout(resolve, wait))
-  if (over || wait > 20_000) return
-  try {
-    const answer = await fetchInBackground(receipt.dataset.receipt)
-    if (answer.ok) {
-      const page = new DOMParser().parseFromString(await answer.text(), "text/html")
-      const news = page.querySelector("main [data-receipt]")
-      if (news && news.textContent !== receipt.textContent) {
-        receipt.replaceWith(news)
-        receipt = news
-      }
-    }
-  } catch {
-    // No network: the next attempt tries again.
-  }
-  if ("pending" in receipt.dataset) followReceipt(receipt, wait * 1.5)
 }
 
 function countUnread() {
@@ -411,6 +366,8 @@ addEventListener("submit", event => {
   if (!("download" in event.target.dataset)) leavingAt = submittedAt
 })
 
+addEventListener("topics:shown", showAllowed)
+
 addEventListener("offline", () => {
   if (!over && !stopped) showState("offline")
 })
@@ -423,9 +380,7 @@ addEventListener("online", () => {
 })
 
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) return
-  reconnectNow()
-  refreshList()
+  if (!document.hidden) reconnectNow()
 })
 
 // An open popover is in the top layer, where the layout for the other width does not apply. Close it.

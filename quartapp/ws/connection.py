@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
+from typing import Literal
 
 from beanie import PydanticObjectId
 
@@ -17,7 +18,7 @@ from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.log import log
 from quartapp.models.notifications.notice import Notice
-from quartapp.ws import protocol
+from quartapp.ws import protocol, topics
 from quartapp.ws.fast_path import CUT_SECONDS, Channel, Socket
 from quartapp.ws.protocol import CloseCode, Message, SessionEnded
 
@@ -31,6 +32,8 @@ STUCK_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 MESSAGE_BURST, MESSAGES_PER_SECOND = 200, 20
 PAGE_SIZE = 100
+# In the mailbox: only wakes the writer.
+WAKE: Literal["wake"] = "wake"
 
 
 class Connection:
@@ -64,7 +67,9 @@ class Connection:
         self.state_changed = asyncio.Event()
         self._socket = socket
         self._channel = channel
-        self._mailbox: asyncio.Queue[Message | Notice | None] = asyncio.Queue(mailbox)
+        self._mailbox: asyncio.Queue[Message | Notice | Literal["wake"] | None]
+        self._mailbox = asyncio.Queue(mailbox)
+        self._changed_topics: set[str] = set()
         self._ping_seconds = ping_seconds
         self._cursor = 0
         self._unacknowledged = 0
@@ -135,6 +140,18 @@ class Connection:
         """
         if self.sent_principal is not None and (notice is None or notice.seq > self._cursor):
             self._enqueue(notice)
+
+    def announce_topics(self, names: Iterable[str]) -> None:
+        """Let the writer send `topics.changed` when it has sent all other messages.
+
+        Topics whose permission the user lacks at that time are left out. Announcements that wait
+        are sent as one message.
+        """
+        if not self._changed_topics:
+            # If the mailbox is full, the writer is awake.
+            with suppress(asyncio.QueueFull):
+                self._mailbox.put_nowait(WAKE)
+        self._changed_topics.update(names)
 
     def end(self, ended: EndedSession) -> None:
         """Send `session.ended` at once, without the messages in the mailbox, and close with 4401.
@@ -323,8 +340,10 @@ class Connection:
                 if item.seq > self._cursor + 1:
                     await self._send_missed_notices()
                 await self._send_notice(item)
-            else:
+            elif item != WAKE:
                 await self._send(item)
+            if self._changed_topics and self._mailbox.empty():
+                await self._send_changed_topics()
             if self._missed_notices and self._mailbox.empty():
                 self._missed_notices = False
                 await self._send_missed_notices()
@@ -359,6 +378,14 @@ class Connection:
             )
         )
         self._cursor = notice.seq
+
+    async def _send_changed_topics(self) -> None:
+        """Send the topics that have changed and that the user may follow now, if there are any."""
+        changed, self._changed_topics = self._changed_topics, set()
+        state = self.sent_principal
+        names = [each for each in changed if state and topics.may_follow(each, state.permissions)]
+        if names:
+            await self._send(protocol.TopicsChanged(id=self._next_id(), topics=sorted(names)))
 
     async def _send(self, message: Message) -> None:
         """Send the message and wait until it is written; send nothing while closing."""

@@ -14,6 +14,7 @@ from quartapp.db.mongo import Unavailable
 from quartapp.forms.csrf import same_origin
 from quartapp.log import log
 from quartapp.runtime import runtime, settings
+from quartapp.ws import topics
 from quartapp.ws.connection import Connection
 from quartapp.ws.fast_path import DIRECT_CHANNEL, QueuedChannel
 from quartapp.ws.hub import Hub, NoCapacity
@@ -48,7 +49,8 @@ def limit_handshakes(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaita
 @limit_handshakes
 @login_required
 async def live() -> None:
-    """Serve one page's socket until it is closed. `?cursor=` resumes behind that notification.
+    """Serve one page's socket until it is closed. `?cursor=` resumes behind that notification, and
+    `?topics=` names the topics that the page follows (see `ws.topics`).
 
     Answers 403 to an Origin that is not allowed, 401 without a valid session, 429 past the
     handshake limits of the user and the network, and 503 past the limits for sockets and for
@@ -70,6 +72,7 @@ async def live() -> None:
     except NoCapacity:
         abort(503)
     cursor = _cursor_argument()
+    keys = topics.parse(websocket.args.get("topics", ""), user_id)
     await websocket.accept()
     socket = websocket._get_current_object()  # type: ignore[attr-defined]
     connection = Connection(
@@ -85,9 +88,12 @@ async def live() -> None:
     # Join the hub first and read the session's state after: a revocation before the query is in its
     # result, and a later one arrives through the hub.
     hub.join(connection)
+    follower = None
     try:
         try:
             await _send_first_message(connection, cursor)
+            if keys and connection.sent_principal is not None:
+                follower = runtime().announcer.subscribe(connection, keys)
         except Unavailable:
             connection.close(CloseCode.OVERLOADED, "database away")
         except Exception as error:
@@ -96,6 +102,8 @@ async def live() -> None:
         await connection.run()
     finally:
         hub.leave(connection)
+        if follower is not None:
+            runtime().announcer.unsubscribe(follower)
 
 
 @blueprint.before_websocket

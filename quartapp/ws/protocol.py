@@ -75,12 +75,21 @@ class NoticeSent:
 
 
 @dataclass(frozen=True, slots=True)
+class TopicsChanged:
+    TYPE: ClassVar = "topics.changed"
+    id: str
+    topics: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     TYPE: ClassVar = "ping"
     at: str
 
 
-Message = Hello | PermissionsChanged | SessionStarted | SessionEnded | NoticeSent | Ping
+Message = (
+    Hello | PermissionsChanged | SessionStarted | SessionEnded | NoticeSent | TopicsChanged | Ping
+)
 
 
 class InvalidMessage(Exception):

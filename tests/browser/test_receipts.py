@@ -30,13 +30,13 @@ async def test_the_receipt_on_the_page_shows_a_late_acknowledgement(
         # Not earlier, because the server closes a socket that is silent for four seconds.
         slow.delay = 2.5
         await revoke.click()
-        receipt = admin.locator(".flash [data-receipt]")
+        receipt = admin.locator(".flash .receipt")
         await expect(receipt).to_contain_text("1 tab not acknowledged yet.")
         await expect(receipt.get_by_role("link", name="Refresh")).to_be_visible()
         await expect(receipt).to_have_text(ACKNOWLEDGED)
         await expect(receipt.get_by_role("link")).to_have_count(0)
         assert await listening == 4401
-    await expect(admin.locator(".audit-table [data-receipt]").first).to_have_text(ACKNOWLEDGED)
+    await expect(admin.locator(".audit-table .receipt").first).to_have_text(ACKNOWLEDGED)
 
 
 async def test_a_slow_and_busy_page_still_acknowledges(

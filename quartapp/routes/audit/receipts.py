@@ -38,18 +38,20 @@ async def flash_receipt(words: str, event: Event | None) -> None:
 def element(event: Event) -> Markup:
     """Return the receipt of an event as HTML, empty if the event ended no open tab.
 
-    While acknowledgements are missing, it has the attribute `data-pending`, which makes live.js
-    update it, and a link to the page of the receipt, for browsers without JavaScript.
+    While acknowledgements are missing, it is a live region that follows the receipts of the event,
+    and has a link to the page of the receipt, for browsers without JavaScript.
     """
     words = event.reach.sentence.strip()
     if not words:
         return Markup("")
     address = f"/receipts/{event.id}"
     if not event.reach.pending:
-        return Markup('<span class="receipt" data-receipt="{}">{}</span>').format(address, words)
+        return Markup('<span class="receipt" data-source="{}">{}</span>').format(address, words)
+    # Acknowledgements count as missed some time after the event, without a further change.
     return Markup(
-        '<span class="receipt" data-receipt="{0}" data-pending>{1} <a href="{0}">Refresh</a></span>'
-    ).format(address, words)
+        '<span class="receipt" data-source="{0}" data-topics="receipts.{1}" data-refresh="5">'
+        '{2} <a href="{0}">Refresh</a></span>'
+    ).format(address, event.id, words)
 
 
 def _may_read(event: Event) -> bool:

@@ -1,0 +1,110 @@
+// Keeps the elements marked `data-topics` current: when one of their topics changes, fetches the page in the background
+// and replaces them by the elements with the same id. See "Make a page live" in docs/extending.md.
+
+const here = document.body.dataset.here || location.pathname + location.search
+const stale = new Set() // elements that may have changed
+let loading = false
+
+addEventListener("topics:changed", ({ detail: topics }) => {
+  for (const part of document.querySelectorAll("[data-topics]")) {
+    if (part.dataset.topics.split(" ").some(topic => topics.includes(topic))) stale.add(part)
+  }
+  refresh()
+})
+
+// An element that was in use is replaced when the focus leaves it, or when what was open is closed.
+for (const type of ["focusout", "toggle", "visibilitychange"]) addEventListener(type, () => setTimeout(refresh), true)
+
+for (const part of document.querySelectorAll("[data-refresh]")) refreshLater(part)
+
+// Some states change with time alone: `data-refresh` is the number of seconds after which to look again.
+function refreshLater(part, seconds = part.dataset.refresh) {
+  clearTimeout(part.timer)
+  if (seconds) part.timer = setTimeout(() => { stale.add(part); refresh() }, seconds * 1000)
+}
+
+async function refresh() {
+  if (loading || document.hidden || "locked" in document.body.dataset) return
+  loading = true
+  for (const part of stale) if (!part.isConnected) stale.delete(part)
+  const idle = [...stale].filter(part => !isBusy(part) || listIn(part))
+  for (const part of idle) stale.delete(part)
+  for (const address of new Set(idle.map(addressOf))) {
+    const parts = idle.filter(part => addressOf(part) === address)
+    const page = await load(address, parts)
+    for (const part of parts) {
+      if (!page) refreshLater(part, 5)
+      const fresh = part.dataset.source ? page?.querySelector(`main [data-source="${address}"]`) : page?.getElementById(part.id)
+      if (fresh) refreshLater(update(part, document.importNode(fresh, true)))
+    }
+  }
+  loading = false
+  dispatchEvent(new Event("topics:shown"))
+  if ([...stale].some(part => !isBusy(part))) setTimeout(refresh, 1000)
+}
+
+function addressOf(part) {
+  return part.dataset.source ?? here
+}
+
+// Returns the page; an empty one if the user may not see it, and undefined if there was no answer.
+async function load(address, parts) {
+  const first = parts.map(listIn).find(list => list)?.firstElementChild.id
+  try {
+    const headers = { "X-Background": "1", ...(first && { "X-First": first }) }
+    const answer = await fetch(address, { cache: "no-store", headers, signal: AbortSignal.timeout(10_000) })
+    if (answer.status > 428) return
+    const page = new DOMParser().parseFromString(answer.ok && !answer.redirected ? await answer.text() : "", "text/html")
+    // Each answer has another token of the same value; those of this page are valid, and compare as equal.
+    const token = document.querySelector("[name=csrf_token]")?.value
+    for (const field of page.querySelectorAll("[name=csrf_token]")) field.setAttribute("value", token)
+    return page
+  } catch {
+    // No network.
+  }
+}
+
+// The list whose rows must not move, unless it is empty.
+function listIn(part) {
+  const list = part.querySelector("[data-arrivals]")
+  return list?.children.length ? list : null
+}
+
+// Brings the element up to date, and returns the one that is on the page now.
+function update(part, fresh) {
+  const [list, freshList] = [listIn(part), listIn(fresh)]
+  if (!list || !freshList) return replace(part, fresh, part)
+  const rows = new Map([...freshList.children].map(row => [row.id, row]))
+  for (const row of [...list.children]) if (rows.has(row.id)) replace(row, rows.get(row.id).cloneNode(true), part)
+  const shown = [...list.children].map(row => row.id)
+  const link = part.querySelector(".arrivals")
+  if (String(shown) === String([...rows.keys()])) return link.replaceChildren(), part
+  link.replaceChildren(...fresh.querySelector(".arrivals").childNodes)
+  link.onclick = event => {
+    event.preventDefault()
+    part.replaceWith(fresh)
+    fresh.tabIndex = -1
+    fresh.focus()
+  }
+  return part
+}
+
+function replace(old, fresh, part) {
+  if (old.isEqualNode(fresh)) return old
+  if (isBusy(old)) return stale.add(part), old
+  old.replaceWith(fresh)
+  return fresh
+}
+
+// Whether the user is using the element: it has the focus, selected text, something open, or a changed field.
+function isBusy(part) {
+  const selection = getSelection()
+  return part.contains(document.activeElement)
+    || (!selection.isCollapsed && selection.containsNode(part, true))
+    || [part, ...part.querySelectorAll("*")].some(each => each.matches("[open], :popover-open") || isChanged(each))
+}
+
+function isChanged(field) {
+  if (field.matches("select")) return field.selectedIndex !== Math.max(0, [...field.options].findIndex(option => option.defaultSelected))
+  return field.matches("input, textarea") && (field.value !== field.defaultValue || field.checked !== field.defaultChecked)
+}
