@@ -16,6 +16,8 @@ from quart.templating import Environment as QuartEnvironment
 
 from quartapp import clock, runtime
 from quartapp.forms.csrf import csrf_field
+from quartapp.i18n import gettext as _
+from quartapp.i18n import ngettext
 from quartapp.i18n import templates as translated
 from quartapp.i18n import times
 from quartapp.models.factors.factor import NAMES, Factor
@@ -122,10 +124,10 @@ def _arrivals_text(ids: list[str], first: str) -> str:
     """Return how many rows are above `first`. Ids rise with time: if all are above, there may be
     more on the next page."""
     if first in ids and (count := ids.index(first)):
-        return f"{count} new"
+        return ngettext("%(num)s new", "%(num)s new", count)
     if ids and all(each > first for each in ids):
-        return f"{len(ids)} or more new"
-    return "Show changes"
+        return ngettext("%(num)s or more new", "%(num)s or more new", len(ids))
+    return _("Show changes")
 
 
 def _flashed_messages(**options: Any) -> list[Any]:

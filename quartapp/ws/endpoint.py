@@ -85,10 +85,10 @@ async def live() -> None:
         mailbox=settings().live_mailbox,
         ping_seconds=settings().live_ping_seconds,
     )
+    follower = None
     # Join the hub first and read the session's state after: a revocation before the query is in its
     # result, and a later one arrives through the hub.
     hub.join(connection)
-    follower = None
     try:
         try:
             await _send_first_message(connection, cursor)

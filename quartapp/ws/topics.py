@@ -3,7 +3,7 @@
 A page names the topics in the attribute `data-topics` of the elements that show them, and its
 socket in the query of the handshake. When a topic changes, the socket is told the name of the topic
 and nothing else; the page then fetches itself, with all checks of a page. See
-docs/adr/0100-live-regions.md.
+docs/adr/0096-live-regions.md.
 """
 
 from __future__ import annotations

@@ -102,6 +102,7 @@ async def test_a_new_sign_in_appears_in_the_activity_and_can_be_ended(
     other = await (await new_browser(server.url)).new_page()
     await sign_in(other, name)
     await is_live(other)
+    await page.get_by_role("link", name="1 new").click()
     await expect(rows.filter(has_text="Signed in")).to_have_count(2)
     newest = rows.first
     await expect(newest).to_contain_text("signed in")
