@@ -17,9 +17,8 @@ from quart.templating import Environment as QuartEnvironment
 from quartapp import clock, runtime
 from quartapp.forms.csrf import csrf_field
 from quartapp.i18n import gettext as _
-from quartapp.i18n import ngettext
+from quartapp.i18n import ngettext, times
 from quartapp.i18n import templates as translated
-from quartapp.i18n import times
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
 from quartapp.routes import icons, navigation
