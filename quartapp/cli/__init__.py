@@ -66,9 +66,16 @@ async def migrate() -> None:
 
 
 @main.command("demo")
+@click.option(
+    "--people",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    metavar="N",
+    help="Create this many further users with made-up names.",
+)
 @data_option
 @with_database
-async def create_sample_data(settings: Settings) -> None:
+async def create_sample_data(settings: Settings, people: int) -> None:
     """Fill an empty database with sample data.
 
     Creates users, roles, posts and comments, and prints how to sign in: all users have one new
@@ -76,7 +83,7 @@ async def create_sample_data(settings: Settings) -> None:
     """
     from quartapp.cli import demo
 
-    await demo.fill(settings)
+    await demo.fill(settings, people=people)
 
 
 main.add_command(groups.user)

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from quartapp import clock, policy
 from quartapp.cli.base import CommandError, echo
+from quartapp.cli.demo_people import add_people
 from quartapp.models import Comment, Post, Role, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import SYSTEM, Actor
@@ -93,10 +94,11 @@ POSTS = [
 ]
 
 
-async def fill(settings: Settings) -> None:
+async def fill(settings: Settings, *, people: int = 0) -> None:
     """Create users, roles, posts and comments, and print how to sign in.
 
-    All users have one new password. Raises CommandError if the database has a user.
+    `people` is the number of further users, who write nothing. All users have one new password.
+    Raises CommandError if the database has a user.
     """
     if await User.find_one({}) is not None:
         raise CommandError("the demo is for an empty database, and this one has users")
@@ -108,7 +110,7 @@ async def fill(settings: Settings) -> None:
     for name, (description, permissions) in ROLES.items():
         if name not in roles:
             roles[name] = await Role.add(name, description, permissions, by=SYSTEM)
-    people: dict[str, Actor] = {}
+    authors: dict[str, Actor] = {}
     for name, held in PEOPLE.items():
         person = await register_account(
             name,
@@ -118,27 +120,28 @@ async def fill(settings: Settings) -> None:
             by=SYSTEM,
             verified=True,
         )
-        people[name] = Actor(person.id, name)
-    await _write_posts(people)
+        authors[name] = Actor(person.id, name)
+    await _write_posts(authors)
+    await add_people(people, password_hash, roles)
     where = settings.data.resolve() if not settings.mongodb_uri else settings.mongodb_db
-    echo(f"Created {len(people)} users and {len(POSTS)} posts in {where}.")
+    echo(f"Created {len(authors) + people:,} users and {len(POSTS)} posts in {where}.")
     echo("All users have the same password:")
     echo(f"  grace   {password}   (an administrator)")
     echo(f"  ada     {password}   (a moderator)")
     echo(f"  dorothy {password}   (a member)")
 
 
-async def _write_posts(people: dict[str, Actor]) -> None:
+async def _write_posts(authors: dict[str, Actor]) -> None:
     """Write POSTS and their comments as their authors, and then change their dates: the latest post
     is of yesterday, each other one a day older than the next; comments follow their post every
     eleven minutes."""
     start = clock.now() - timedelta(days=len(POSTS))
     for day, (author, title, body, comments) in enumerate(POSTS):
-        post = await Post.write(title, body, by=people[author])
+        post = await Post.write(title, body, by=authors[author])
         at = start + timedelta(days=day, minutes=37 * day)
         await Post.change({"_id": post.id}, {"$set": {"created_at": at}})
         for later, (commenter, text) in enumerate(comments, 1):
-            comment = await Comment.write(post, text, by=people[commenter])
+            comment = await Comment.write(post, text, by=authors[commenter])
             if comment:
                 moment = at + timedelta(minutes=11 * later)
                 await Comment.change({"_id": comment.id}, {"$set": {"created_at": moment}})

@@ -268,6 +268,15 @@ async def test_demo_fills_only_an_empty_database_and_prints_the_password(
         assert await terminal.does("user", "list") == table
 
 
+async def test_demo_creates_further_people(tmp_path: Path) -> None:
+    async with embedded.running(tmp_path):
+        terminal = Terminal(tmp_path)
+        assert "Created 130 users" in await terminal.does("demo", "--people", "120")
+        table = await terminal.does("user", "list")
+        assert len(table.splitlines()) > 100
+        assert "disabled" in table
+
+
 def test_command_uses_the_data_folder_of_the_running_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
