@@ -66,10 +66,15 @@ class Form(wtforms.Form):
         return cls(formdata=sent, **kwargs)
 
     @property
+    def sent(self) -> bool:
+        """Whether the request is a POST of this form, valid or not."""
+        return request.method == "POST" and not self.carried
+
+    @property
     def posted(self) -> bool:
         """Whether the request is a POST and the form is valid. Runs the validators of a POST, which
         set errors and can replace data."""
-        return request.method == "POST" and not self.carried and self.validate()
+        return self.sent and self.validate()
 
     @property
     def status(self) -> int:
@@ -80,7 +85,7 @@ class Form(wtforms.Form):
         """
         if self._retry_later:
             return self._retry_later.status
-        return self._refused if request.method == "POST" and not self.carried else 200
+        return self._refused if self.sent else 200
 
     @property
     def headers(self) -> dict[str, str]:

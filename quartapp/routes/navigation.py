@@ -20,24 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link of the navigation, hidden from users who lack its permission, if it has one."""
+    """A link of the navigation, hidden from users who lack its permission, if it has one. After
+    "g", its key opens it."""
 
     href: str
     text: LazyText
     permission: str = ""
+    key: str = ""
 
 
-MAIN = (Link("/posts", _("Posts")),)
+MAIN = (Link("/posts", _("Posts"), key="p"),)
 VISITORS = (Link("/login", _("Sign in")), Link("/register", _("Register")))
 ADMINISTRATION = (
-    Link("/admin/users", _("Users"), "users.read"),
-    Link("/admin/invitations", _("Invitations"), "users.manage"),
-    Link("/admin/roles", _("Roles"), "roles.manage"),
-    Link("/admin/sessions", _("Sessions"), "sessions.manage"),
-    Link("/admin/events", _("Audit log"), "events.read"),
+    Link("/admin/users", _("Users"), "users.read", "u"),
+    Link("/admin/invitations", _("Invitations"), "users.manage", "i"),
+    Link("/admin/roles", _("Roles"), "roles.manage", "r"),
+    Link("/admin/sessions", _("Sessions"), "sessions.manage", "s"),
+    Link("/admin/events", _("Audit log"), "events.read", "l"),
 )
-NOTIFICATIONS = Link("/account/notices", _("Notifications"))
-ACCOUNT = (Link("/account", _("Account")), Link("/account/sessions", _("Active sessions")))
+NOTIFICATIONS = Link("/account/notices", _("Notifications"), key="n")
+ACCOUNT = (Link("/account", _("Account"), key="a"), Link("/account/sessions", _("Active sessions")))
 _CSRF_FIELD = Markup("<!-- CSRF field -->")
 # The headers of this many kinds of users are kept, about 3 KB each.
 CACHED = 1024

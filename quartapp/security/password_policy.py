@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from quartapp.policy import BUILT_IN_ROLES
-from quartapp.security.password_scoring import PasswordScorer
+from quartapp.security.password_scoring import MAX_WAITING, PasswordScorer
 from quartapp.security.passwords import MAX_LENGTH
 from quartapp.settings import Settings
 
@@ -46,6 +47,15 @@ def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | Non
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """How good a password is. `score` is zxcvbn's, and below MIN_SCORE for a password that is
+    refused. `weakness` says why it is refused, or is None."""
+
+    score: int
+    weakness: str | None = None
+
+
 class PasswordPolicy:
     """The complete rule: `obvious_weakness`, zxcvbn's score, and, if configured, known breaches.
 
@@ -70,8 +80,21 @@ class PasswordPolicy:
             breached = BreachedPasswords(settings.breached_passwords)
         return cls(breached, site_name=settings.site_name)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a password can be scored that may as well be scored later or never. Half of the
+        places of the scorer are kept for those that cannot."""
+        return self._scorer.waiting < MAX_WAITING // 2
+
     async def weakness(self, password: str, *, context: Sequence[str] = ()) -> str | None:
         """Return why the password is refused, as a sentence for the user, or None if it is good.
+
+        See `rate`.
+        """
+        return (await self.rate(password, context=context)).weakness
+
+    async def rate(self, password: str, *, context: Sequence[str] = ()) -> Rating:
+        """Return the score of the password, and why it is refused, as a sentence for the user.
 
         Refuses an `obvious_weakness`, then a score below MIN_SCORE (the sentence ends with zxcvbn's
         warning), then a password that is known from a breach. Each check runs only if the ones
@@ -82,13 +105,14 @@ class PasswordPolicy:
         """
         context = (*context, *self._site_words)
         if reason := obvious_weakness(password, context=context):
-            return reason
+            return Rating(0, reason)
         scored = await self._scorer.score(password, _all_words(context))
         if scored.score < MIN_SCORE:
-            return " ".join(["This password is too easy to guess.", scored.warning]).rstrip()
+            sentences = ["This password is too easy to guess.", scored.warning]
+            return Rating(scored.score, " ".join(sentences).rstrip())
         if self._breached and await self._breached.contains(password):
-            return "This password is known from a data breach. Choose a different one."
-        return None
+            return Rating(1, "This password is known from a data breach. Choose a different one.")
+        return Rating(scored.score)
 
     async def close(self) -> None:
         """End the scoring process and close the connections."""

@@ -49,6 +49,11 @@ class PasswordScorer:
         self._tasks: set[asyncio.Task[Score]] = set()
         self._process: Process | None = None
 
+    @property
+    def waiting(self) -> int:
+        """The number of passwords that are being scored or wait for it."""
+        return len(self._tasks)
+
     async def score(self, password: str, words: Sequence[str]) -> Score:
         """Return the score of the password's first 40 characters; the words count for nothing.
 

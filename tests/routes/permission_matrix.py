@@ -23,6 +23,7 @@ GET        /readyz                                        anyone
 GET        /metrics                                       anyone
 GET        /                                              anyone
 GET POST   /register                                      anyone
+POST       /password/strength                             anyone
 GET POST   /login                                         anyone
 GET POST   /login/factor                                  anyone
 GET        /login/factor/options                          anyone

@@ -39,6 +39,17 @@ async def test_a_name_taken_in_another_case_is_a_field_error(
     assert await anonymous.me() is None
 
 
+async def test_all_errors_of_the_form_are_shown_at_once(visitors: Visitors) -> None:
+    await visitors.member("ada")
+    fields = {"email": "nowhere", "password": "qwertyuiop", "confirm": "else"}
+    answer = await visitors.anonymous().register("ada", **fields)
+    assert answer.status == 422
+    assert "is taken" in answer.error("username")
+    assert "valid email address" in answer.error("email")
+    assert "too easy to guess" in answer.error("password")
+    assert "do not match" in answer.error("confirm")
+
+
 async def test_the_unicode_and_punycode_forms_of_an_address_are_one_account(
     visitors: Visitors,
 ) -> None:

@@ -12,12 +12,15 @@ async def count_registration() -> None:
 
 
 async def is_accepted(form: Form, *context: str) -> bool:
-    """Return whether the policy accepts the form's `password`. If not, the field gets the error.
+    """Return whether the policy accepts the form's `password`. If not, the field gets the error,
+    unless it already has one.
 
     `context` has words that are known about the user, such as the username. May ask the service for
     breached passwords. Raises Busy. Scoring the password is costly, so routes count the attempt
     before they call this.
     """
+    if form["password"].errors:
+        return False
     weakness = await password_policy().weakness(form["password"].data or "", context=context)
     if weakness:
         form.refuse(weakness, "password")

@@ -16,6 +16,7 @@ from quartapp.auth import (
 )
 from quartapp.forms.accounts import RegisterForm
 from quartapp.forms.sessions import ConfirmForm, ConfirmWithFactorForm, LoginForm
+from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Role, User
 from quartapp.models.accounts import email_address
@@ -62,7 +63,7 @@ async def register() -> Any:
         return redirect("/")
     form = await RegisterForm.from_request()
     with form.catch_retry_later():
-        if form.posted and (user := await _register(form)):
+        if form.sent and (user := await _register(form)):
             log.info("user_created", user=user.username, ip=auth.remote_address())
             await sign_in(user, remember=False)
             await flash(
@@ -75,8 +76,8 @@ async def register() -> Any:
 
 
 async def _register(form: RegisterForm) -> User | None:
-    """Create the account and return its user. None, with an error in the form, if the password, the
-    username or the address is not accepted.
+    """Create the account and return its user. None, with all errors in the form, if a field is not
+    valid, or the password, the username or the address is not accepted.
 
     Counts the attempt for the network before the password is scored and before the form says that a
     name is taken. The account has the role member. Where verification is required, it only claims
@@ -87,7 +88,8 @@ async def _register(form: RegisterForm) -> User | None:
     await count_registration()
     required = settings().verification_required
     is_free = _has_free_username if required else _is_free
-    if not await _has_accepted_password(form) or not await is_free(form):
+    checks = [form.posted, await _has_accepted_password(form), await is_free(form)]
+    if not all(checks):
         return None
     member = await Role.named(policy.MEMBER)
     create = claim_account if required else register_account
@@ -197,8 +199,8 @@ async def _counted_for(login: str, user: User | None) -> list[rate_limits.Key]:
 async def logout() -> Any:
     """End the session in the database, wait until no worker accepts it, and redirect (303) to `/`.
 
-    Removes the session cookie, clears Quart's session, and has the browser clear its storage
-    (Clear-Site-Data).
+    The page says so. Removes the session cookie, clears Quart's session, and has the browser clear
+    its storage (Clear-Site-Data).
     """
     found = await Session.get(current_user.session_id)
     if found:
@@ -206,6 +208,7 @@ async def logout() -> Any:
         await wait_until_enforced()
     logout_user()
     session.clear()
+    await flash(_("You are signed out."), "success")
     response = see_other("/")
     response.headers["Clear-Site-Data"] = '"storage"'
     return response
@@ -274,7 +277,7 @@ async def setup(token: str) -> Any:
         return await render_template("accounts/setup_gone.html"), 410
     form = await RegisterForm.from_request()
     with form.catch_retry_later():
-        if form.posted and await _may_set_up(form):
+        if form.sent and await _may_set_up(form):
             try:
                 user = await make_first_administrator(
                     token,
@@ -297,10 +300,11 @@ async def setup(token: str) -> Any:
 
 
 async def _may_set_up(form: RegisterForm) -> bool:
-    """Count the attempt for the network, and return whether password, username and address can be
-    used; if not, the form says why. Raises RateLimitExceeded and Busy."""
+    """Count the attempt for the network, and return whether the fields are valid, and password,
+    username and address can be used; if not, the form has all errors. Raises RateLimitExceeded and
+    Busy."""
     await count_registration()
-    return await _has_accepted_password(form) and await _is_free(form)
+    return all([form.posted, await _has_accepted_password(form), await _is_free(form)])
 
 
 async def _has_accepted_password(form: RegisterForm) -> bool:
@@ -313,6 +317,8 @@ async def _has_free_username(form: RegisterForm) -> bool:
     It counts as free if an unverified registration of the same address has it, which this one
     replaces. The unique index decides in a race.
     """
+    if form.username.errors or form.email.errors:
+        return False
     earlier = await User.claiming(form.email.data or "")
     holder = await User.by_username(form.username.data or "")
     if holder and (earlier is None or earlier.id != holder.id):
@@ -326,8 +332,8 @@ async def _is_free(form: RegisterForm) -> bool:
 
     The unique indexes decide in a race.
     """
-    if await User.by_username(form.username.data or ""):
+    if not form.username.errors and await User.by_username(form.username.data or ""):
         form.refuse(str(Taken("username")), "username")
-    if await User.by_email(form.email.data or ""):
+    if not form.email.errors and await User.by_email(form.email.data or ""):
         form.refuse(str(Taken("email")), "email")
     return not form.errors

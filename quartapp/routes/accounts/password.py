@@ -2,17 +2,27 @@
 
 from typing import Any
 
-from quart import Blueprint, flash, render_template, request
+from quart import Blueprint, flash, jsonify, render_template, request
 from quart_auth import login_required, login_user, logout_user
 
 from quartapp import auth
-from quartapp.auth import CurrentUser, current_user, signed_in_user, wait_until_enforced
+from quartapp.auth import (
+    CurrentUser,
+    current_user,
+    rate_limits,
+    remote_address,
+    signed_in_user,
+    wait_until_enforced,
+)
 from quartapp.forms.accounts import PasswordForm
+from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Session, User
 from quartapp.routes.accounts.new_password import is_accepted
 from quartapp.routes.redirects import AFTER_STRANGER, see_other, with_next
-from quartapp.runtime import hasher
+from quartapp.runtime import hasher, password_policy, settings
+from quartapp.security.password_policy import MIN_SCORE
+from quartapp.security.passwords import Busy
 
 blueprint = Blueprint("passwords", __name__)
 
@@ -45,6 +55,31 @@ async def change() -> Any:
         after_stranger=_comes_from_not_me(),
     )
     return page, form.status, form.headers
+
+
+@blueprint.post("/password/strength")
+async def strength() -> Any:
+    """Rate a password that is being typed, as the forms do that set one: JSON with `score`, from 0
+    to 4, and `text`, a sentence for the user.
+
+    The fields `username` and `email`, and those of the signed-in user, are words that the password
+    should not contain. Counts the request for the network. Stores and logs nothing. Raises
+    RateLimitExceeded, and Busy while many passwords wait to be scored: those that are sent with a
+    form come first.
+    """
+    here = rate_limits.network_of(remote_address())
+    await rate_limits.count("password feedback", (here, settings().limit_password_feedback))
+    if not password_policy().has_room:
+        raise Busy
+    sent = await request.form
+    context = [sent.get("username", ""), sent.get("email", "")]
+    if current_user.signed_in and (user := await User.get(current_user.user_id)):
+        context += [user.username, user.email]
+    rating = await password_policy().rate(sent.get("password", ""), context=context)
+    praise = _("Very good password.") if rating.score > MIN_SCORE else _("Good password.")
+    response = jsonify(score=rating.score, text=rating.weakness or praise)
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 async def _is_current_password(password: str, user: User) -> bool:

@@ -57,12 +57,12 @@ async def reset(token: str) -> Any:
         return await render_template("accounts/reset_gone.html"), 410
     form = await ResetForm.from_request()
     with form.catch_retry_later():
-        if form.posted:
+        if form.sent:
             here = rate_limits.network_of(auth.remote_address())
             await rate_limits.count("new password", (here, settings().limit_recovery))
-            if await is_accepted(form, user.username, user.email):
+            if all([form.posted, await is_accepted(form, user.username, user.email)]):
                 return await _reset(token, form.password.data or "")
-    page = await render_template("accounts/reset.html", form=form, username=user.username)
+    page = await render_template("accounts/reset.html", form=form, user=user)
     return page, form.status, form.headers
 
 

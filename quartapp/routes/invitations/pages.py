@@ -37,7 +37,7 @@ async def accept(token: str) -> Any:
     form = await InvitedForm.from_request()
     form.email = found.email
     with form.catch_retry_later():
-        if form.posted and await _may_register(form):
+        if form.sent and await _may_register(form):
             try:
                 user = await Invitation.accept(
                     token,
@@ -61,18 +61,17 @@ async def accept(token: str) -> Any:
 
 
 async def _may_register(form: InvitedForm) -> bool:
-    """Count the attempt for the network, then check the password and the username; return False
-    with errors in the form.
+    """Count the attempt for the network, then check the fields, the password and the username;
+    return False with all errors in the form.
 
     A username that is free here may be taken by the time of the insert: then `accept` shows the
     error. Raises RateLimitExceeded and Busy.
     """
     await count_registration()
-    if not await is_accepted(form, form.username.data or "", form.email):
-        return False
-    if await User.by_username(form.username.data or ""):
+    checks = [form.posted, await is_accepted(form, form.username.data or "", form.email)]
+    if not form.username.errors and await User.by_username(form.username.data or ""):
         form.refuse(str(Taken("username")), "username")
-    return not form.errors
+    return all(checks) and not form.errors
 
 
 async def _gone(why: str | None, email: str | None = None) -> Any:

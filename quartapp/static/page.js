@@ -1,0 +1,78 @@
+// Passwords that can be shown, the rating of a new password, and keyboard shortcuts. Nothing depends on this script.
+
+for (const button of document.querySelectorAll("[data-reveal]")) {
+  const input = button.previousElementSibling
+  const show = shown => {
+    input.type = shown ? "text" : "password"
+    button.ariaPressed = shown
+  }
+  button.hidden = false
+  button.onclick = () => show(input.type === "password")
+  // Browsers remember and suggest the texts of text fields.
+  input.form.addEventListener("submit", () => show(false))
+}
+
+for (const box of document.querySelectorAll("[data-strength]")) {
+  const [meter, words] = box.children
+  const { form } = box.closest(".field").querySelector("input")
+  const { password } = form.elements
+  let waiting, request
+
+  password.addEventListener("input", () => {
+    clearTimeout(waiting)
+    request?.abort()
+    if (password.value) waiting = setTimeout(rate, 400)
+    else show({})
+  })
+
+  async function rate() {
+    request = new AbortController()
+    const body = new URLSearchParams()
+    for (const name of ["csrf_token", "username", "email", "password"]) body.set(name, form.elements[name]?.value ?? "")
+    try {
+      const headers = { "X-Background": "1" }
+      const answer = await fetch(box.dataset.strength, { method: "POST", body, headers, signal: request.signal })
+      show(answer.ok ? await answer.json() : {})
+    } catch {
+      // A newer request or no network. The form is checked when it is sent.
+    }
+  }
+
+  function show({ score, text = "" }) {
+    meter.hidden = score === undefined
+    meter.value = score ?? 0
+    words.textContent = text
+  }
+}
+
+const list = document.getElementById("shortcuts")
+const enabled = document.getElementById("shortcuts-on")
+let prefixAt = -Infinity // when "g" was pressed, which begins a sequence
+
+if (list) {
+  enabled.checked = localStorage.shortcuts !== "off"
+  enabled.onchange = () => { localStorage.shortcuts = enabled.checked ? "on" : "off" }
+  addEventListener("keydown", event => {
+    const { key, target, timeStamp } = event
+    const typing = target.matches("input, textarea, select, [contenteditable]")
+    if (typing || !enabled.checked || event.ctrlKey || event.metaKey || event.altKey) return
+    if (document.querySelector("dialog[open]")) return
+    const link = timeStamp - prefixAt < 1500 && linkFor(key)
+    prefixAt = key === "g" ? timeStamp : -Infinity
+    if (link) link.click()
+    else if (key === "?") list.togglePopover()
+    else if (key === "/") search(event)
+  })
+}
+
+function linkFor(key) {
+  return [...list.querySelectorAll("[data-key]")].find(link => link.dataset.key === key && !link.closest("[data-needs][hidden]"))
+}
+
+// Focuses the search of this page, or opens the list of users or of posts with its search focused.
+function search(event) {
+  event.preventDefault()
+  const field = document.querySelector("main [type=search]")
+  if (field) field.focus()
+  else location.assign(`${linkFor("u") ?? linkFor("p")}#q`)
+}
