@@ -4,19 +4,24 @@ Not registered in production. It reads nothing and changes nothing, and its cont
 every request, so that a test can compare it with what it looked like before.
 """
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Self
 
 import wtforms
+from markupsafe import Markup
 from quart import Blueprint, current_app, render_template
 from wtforms import BooleanField, PasswordField, SelectField, StringField, TextAreaField
 from wtforms.validators import InputRequired
 
+from quartapp.i18n import PSEUDO, current_locale, pseudo
 from quartapp.routes import icons
 
 blueprint = Blueprint("components", __name__)
 
+# A text between two tags.
+_TEXT = re.compile(r"(?<=>)[^<>]*[^<>\s][^<>]*(?=<)")
 PEOPLE = tuple(
     SimpleNamespace(username=name, id=f"{number:024x}")
     for number, name in enumerate(
@@ -55,4 +60,15 @@ async def components() -> str:
         empty=SampleForm(),
         filled=filled,
         rejected=SampleForm.rejected(),
+        translated=_translated,
     )
+
+
+def _translated(html: Markup) -> Markup:
+    """Return the HTML with its texts in the pseudo-locale if that is the language of the page.
+
+    The texts of this page are examples, which no translator needs to see in the catalogs.
+    """
+    if current_locale() != PSEUDO:
+        return html
+    return Markup(_TEXT.sub(lambda found: pseudo.translate(found[0]), html))  # noqa: S704

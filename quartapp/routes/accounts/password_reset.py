@@ -62,7 +62,7 @@ async def reset(token: str) -> Any:
             await rate_limits.count("new password", (here, settings().limit_recovery))
             if all([form.posted, await is_accepted(form, user.username, user.email)]):
                 return await _reset(token, form.password.data or "")
-    page = await render_template("accounts/reset.html", form=form, user=user)
+    page = await render_template("accounts/reset.html", form=form, username=user.username)
     return page, form.status, form.headers
 
 
