@@ -42,7 +42,7 @@ class SampleForm(wtforms.Form):
     @classmethod
     def rejected(cls) -> Self:
         """Return a form with errors, as a route shows it again."""
-        form = cls(data={"name": "ada lovelace"})
+        form = cls(prefix="wrong-", data={"name": "ada lovelace"})
         form.name.errors = ["Use letters, digits, “.”, “-” and “_”."]
         form.password.errors = ["Use at least 10 characters."]
         form.about.errors = ["Use at most 500 characters."]
@@ -52,12 +52,14 @@ class SampleForm(wtforms.Form):
 @blueprint.get("/dev/components")
 async def components() -> str:
     """Show the components."""
-    filled = SampleForm(data={"name": "ada", "kind": "member", "about": "A text.", "sure": True})
+    filled = SampleForm(
+        prefix="filled-", data={"name": "ada", "kind": "member", "about": "A text.", "sure": True}
+    )
     return await render_template(
         "dev/components.html",
         icons=icons.names(Path(current_app.root_path) / "static/icons.svg"),
         people=PEOPLE,
-        empty=SampleForm(),
+        empty=SampleForm(prefix="empty-"),
         filled=filled,
         rejected=SampleForm.rejected(),
         translated=_translated,
