@@ -49,6 +49,7 @@ from quartapp.activities.invitations import (
     INVITATION_WITHDRAWN,
     USER_INVITED,
 )
+from quartapp.activities.notifications import EMAIL_GROUPS, NOTIFICATION_BY_EMAIL
 from quartapp.activities.posts import (
     COMMENT_ADDED,
     COMMENT_REMOVED,
@@ -86,6 +87,7 @@ __all__ = [
     "DELETION_SCHEDULED",
     "EMAIL_ALREADY_IN_USE",
     "EMAIL_CHANGED",
+    "EMAIL_GROUPS",
     "EMAIL_RESTORED",
     "EMAIL_VERIFICATION_REQUESTED",
     "EMAIL_VERIFIED",
@@ -98,6 +100,7 @@ __all__ = [
     "INVITATION_ACCEPTED",
     "INVITATION_SENT_AGAIN",
     "INVITATION_WITHDRAWN",
+    "NOTIFICATION_BY_EMAIL",
     "PASSKEY_REFUSED",
     "PASSWORD_CHANGED",
     "PASSWORD_RESET",

@@ -15,7 +15,10 @@ from typing import Any, Literal
 Lane = Literal["reset", "verification", "invitation", "address", "notifications"]
 # Words in the text of an email that are known only when it is sent: see jobs.outbox_worker.
 AT_SENDING = frozenset(
-    {"account", "at", "base", "code", "inviter", "roles", "site", "to", "token", "username"}
+    {
+        *("account", "at", "base", "code", "inviter", "notification", "roles", "site", "to"),
+        *("token", "username"),
+    }
 )
 
 
@@ -34,11 +37,14 @@ class Notification:
 
     `kind` is the stored name. The words in braces are filled from what is stored with it: `{by}` is
     the name of the actor. `also_stores` names further words that are stored without being shown.
+    `email_group` is the name of a group in EMAIL_GROUPS: users can choose to get the notifications
+    of a group by email as well.
     """
 
     kind: str
     text: str
     also_stores: tuple[str, ...] = ()
+    email_group: str | None = None
 
     def words(self) -> tuple[str, ...]:
         """Return the names of the words in the text that must be stored with a notification."""

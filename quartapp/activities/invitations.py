@@ -24,7 +24,9 @@ INVITATION_ACCEPTED = register(
     Activity(
         audit="invitation.accepted",
         notification=Notification(
-            kind="invitation.accepted", text="{by} accepted your invitation to {email}."
+            kind="invitation.accepted",
+            text="{by} accepted your invitation to {email}.",
+            email_group="invitations",
         ),
         notified=Notified.INVITER,
         sentence="An invitation was accepted, which gave the roles: {roles}",

@@ -5,7 +5,9 @@ from quartapp.activities.activity import Activity, Notification, register
 POST_REMOVED = register(
     Activity(
         audit="post.removed",
-        notification=Notification(kind="post.removed", text="{by} removed your post “{title}”."),
+        notification=Notification(
+            kind="post.removed", text="{by} removed your post “{title}”.", email_group="posts"
+        ),
     )
 )
 COMMENT_REMOVED = register(
@@ -16,11 +18,14 @@ COMMENT_REMOVED = register(
             text="{by} removed your comment on “{title}”.",
             # Whose words the title is, so that it can be erased with that account.
             also_stores=("author",),
+            email_group="posts",
         ),
     )
 )
 COMMENT_ADDED = register(
     Activity(
-        notification=Notification(kind="comment.added", text="{by} commented on “{title}”."),
+        notification=Notification(
+            kind="comment.added", text="{by} commented on “{title}”.", email_group="posts"
+        ),
     )
 )

@@ -5,7 +5,9 @@ from quartapp.activities.activity import Activity, Notification, Notified, regis
 ROLE_GRANTED = register(
     Activity(
         audit="role.granted",
-        notification=Notification(kind="role.granted", text="{by} gave you the role {role}."),
+        notification=Notification(
+            kind="role.granted", text="{by} gave you the role {role}.", email_group="roles"
+        ),
         sentence="The role {role} was granted",
     )
 )
@@ -13,7 +15,9 @@ ROLE_REVOKED = register(
     Activity(
         audit="role.revoked",
         notification=Notification(
-            kind="role.revoked", text="{by} removed the role {role} from you."
+            kind="role.revoked",
+            text="{by} removed the role {role} from you.",
+            email_group="roles",
         ),
         sentence="The role {role} was revoked",
         ends_sessions=True,

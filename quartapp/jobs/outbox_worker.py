@@ -15,6 +15,7 @@ from quartapp.activities import (
     EMAIL_ALREADY_IN_USE,
     EMAIL_CHANGED,
     EMAIL_VERIFICATION_REQUESTED,
+    NOTIFICATION_BY_EMAIL,
     PASSWORD_RESET_REQUESTED,
     USER_INVITED,
     catalogue,
@@ -168,6 +169,9 @@ class OutboxWorker(BackgroundTask):
             user = await User.get(mail.user_id) if mail.user_id else None
             if user is None:
                 return None
+            if mail.kind == NOTIFICATION_BY_EMAIL.email_kind:
+                kind = mail.data["notification_kind"]
+                words["notification"] = catalogue.notification_text(kind, mail.data)
         if user is not None:
             words["username"] = user.username
             words["account"] = f"the account {user.username}" if user.verified else "your account"

@@ -7,7 +7,7 @@ from quart import Quart, Response, request
 
 from quartapp.routes import dev_components, dev_mail, errors, health, home
 from quartapp.routes.accounts import admin as admin_accounts
-from quartapp.routes.accounts import email_address, password, password_reset, profiles
+from quartapp.routes.accounts import area, email_address, password, password_reset, profiles
 from quartapp.routes.accounts import pages as accounts
 from quartapp.routes.audit import activity, receipts, undo
 from quartapp.routes.audit import admin as admin_audit
@@ -28,6 +28,7 @@ from quartapp.settings import Settings
 PUBLIC = (
     home,
     accounts,
+    area,
     invitations,
     second_step,
     password_reset,

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 # The classes avatar-0 to avatar-7 of app.css set their colours.
 COLOURS = 8
+_COMPUTERS = ("Linux", "Windows", "Mac", "Ubuntu", "Chrome OS", "Fedora", "Debian", "FreeBSD")
 
 
 def names(sprite: Path) -> list[str]:
@@ -50,6 +51,16 @@ def avatar(user: Any, big: bool = False) -> Markup:
     return Markup('<span class="avatar avatar-{}{}" aria-hidden="true">{}</span>').format(
         _colour(key), size, initials(name)
     )
+
+
+def device_icon(device: str) -> str:
+    """Return the name of the icon for a device such as "Firefox on Linux"."""
+    system = device.rpartition(" on ")[2]
+    if "iPad" in system:
+        return "tablet"
+    if system.startswith(("Android", "iOS")):
+        return "phone"
+    return "laptop" if system.startswith(_COMPUTERS) else "globe"
 
 
 def initials(name: str) -> str:

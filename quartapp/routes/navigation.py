@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Link:
     """A link of the navigation, hidden from users who lack its permission, if it has one. After
-    "g", its key opens it."""
+    "g", its key opens it.
+
+    `icon` is the name of an icon, for links at the side of an area. `below` has the addresses of
+    further pages that belong to this one. The pages under an address belong to it too.
+    """
 
     href: str
     text: LazyText
     permission: str = ""
     key: str = ""
+    icon: str = ""
+    below: tuple[str, ...] = ()
 
 
 MAIN = (Link("/posts", _("Posts"), key="p"),)
@@ -40,6 +46,22 @@ ADMINISTRATION = (
 )
 NOTIFICATIONS = Link("/account/notices", _("Notifications"), key="n")
 ACCOUNT = (Link("/account", _("Account"), key="a"), Link("/account/sessions", _("Active sessions")))
+# The pages of the settings area, in the order of the navigation at its side.
+ACCOUNT_AREA = (
+    Link("/account", _("Overview"), icon="info"),
+    Link("/account/profile", _("Profile"), icon="user"),
+    Link(
+        "/account/security",
+        _("Security"),
+        icon="shield",
+        below=("/account/password", "/account/email", "/account/factors", "/verify"),
+    ),
+    Link("/account/sessions", _("Sessions"), icon="laptop"),
+    Link("/account/notices", _("Notifications"), icon="bell"),
+    Link("/account/timeline", _("Activity"), icon="history"),
+    Link("/account/export", _("Data"), icon="download", below=("/account/delete",)),
+    Link("/account/preferences", _("Preferences"), icon="sliders"),
+)
 _CSRF_FIELD = Markup("<!-- CSRF field -->")
 # The headers of this many kinds of users are kept, about 3 KB each.
 CACHED = 1024
@@ -111,3 +133,15 @@ _LONGEST_FIRST = sorted(
     key=len,
     reverse=True,
 )
+
+
+def current_in(area: tuple[Link, ...], path: str) -> str:
+    """Return the href of the link of the area to whose pages the page at `path` belongs: the one
+    with the longest address above it. An empty text if there is none."""
+    above = [
+        (len(address), link.href)
+        for link in area
+        for address in (link.href, *link.below)
+        if path == address or path.startswith(f"{address}/")
+    ]
+    return max(above)[1] if above else ""

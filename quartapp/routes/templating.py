@@ -66,6 +66,10 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.globals["avatar"] = icons.avatar
     app.jinja_env.globals.update(arrivals=arrivals, get_flashed_messages=_flashed_messages)
     app.jinja_env.globals["navigation"] = navigation.renderer(app.jinja_env)
+    app.jinja_env.globals.update(
+        account_area=navigation.ACCOUNT_AREA, current_in=navigation.current_in
+    )
+    app.jinja_env.filters["device_icon"] = icons.device_icon
     app.jinja_env.globals["zone_name"] = times.zone_name
     app.jinja_env.globals["site_name"] = settings.site_name
     app.jinja_env.globals["support_contact"] = lambda: runtime.settings().support_contact

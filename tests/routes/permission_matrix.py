@@ -47,6 +47,9 @@ GET POST   /confirm                                       signed in
 GET        /confirm/options                               signed in
 
 GET        /account                                       signed in
+GET        /account/security                              signed in
+GET POST   /account/profile                               signed in
+GET POST   /account/preferences                           signed in
 GET POST   /account/password                              signed in
 GET POST   /account/email                                 signed in, fresh
 POST       /account/email/keep                            signed in

@@ -35,7 +35,7 @@ role.revoked sessions.ended welcome
 EMAILS = """
 account.closed account.leaving account.removed account.restored activity.disowned address.changed
 address.confirm address.taken codes.blocked codes.refused factor.added factor.removed factors.reset
-passkey.refused password.changed password.reset recovery_code.used recovery_codes.made
+notification passkey.refused password.changed password.reset recovery_code.used recovery_codes.made
 session.started user.invited
 """
 ENDS_SESSIONS = """

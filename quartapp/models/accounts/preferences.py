@@ -50,3 +50,10 @@ def stored_timezone(user: Mapping[str, Any]) -> str | None:
     """Return the time zone of a user document, or None for a value that names no zone."""
     zone = stored_preference(user, "timezone")
     return zone if timezones.find(zone) else None
+
+
+def stored_groups(user: Mapping[str, Any]) -> frozenset[str]:
+    """Return the groups of notifications that the user of the document gets by email."""
+    preferences = user.get("preferences")
+    groups = preferences.get("emailed") if isinstance(preferences, Mapping) else None
+    return frozenset(each for each in groups if isinstance(each, str)) if groups else frozenset()

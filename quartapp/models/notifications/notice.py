@@ -1,6 +1,6 @@
 """Notifications: stored before they are sent, and numbered without a gap for each user."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Self
 
@@ -9,10 +9,12 @@ from pydantic import Field
 from pymongo import IndexModel, ReturnDocument
 
 from quartapp import clock
-from quartapp.activities import Activity, catalogue
+from quartapp.activities import NOTIFICATION_BY_EMAIL, Activity, catalogue
 from quartapp.db.mongo import Tx
+from quartapp.models.accounts.preferences import stored_groups
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import USERS, UserRef, user_ref
+from quartapp.models.email.outbox import Mail
 
 KEPT = timedelta(days=90)
 
@@ -78,19 +80,37 @@ async def notify(user_id: PydanticObjectId, activity: Activity, tx: Tx, /, **dat
     its text.
 
     In the caller's transaction. Increments `notice_seq` of the user, and does nothing if there is
-    no such user. Open pages get it from the change stream after the commit. Raises TypeError for an
-    activity without a notification.
+    no such user. Open pages get it from the change stream after the commit. If the user has chosen
+    to get such notifications by email, also queues an email to their verified address, within the
+    mail budget. Raises TypeError for an activity without a notification.
     """
     numbered = await documents(USERS).find_one_and_update(
         {"_id": user_id},
         {"$inc": {"notice_seq": 1}},
-        projection={"notice_seq": 1},
+        projection={"notice_seq": 1, "email": 1, "email_verified_at": 1, "preferences": 1},
         return_document=ReturnDocument.AFTER,
         session=tx,
     )
     if numbered:
         seq, kind = numbered["notice_seq"], activity.notification_kind
         await Notice(user=user_ref(user_id), seq=seq, kind=kind, data=data).insert(session=tx)
+        await _queue_email(numbered, activity, data, tx)
+
+
+async def _queue_email(
+    user: Mapping[str, Any], activity: Activity, data: Mapping[str, Any], tx: Tx
+) -> None:
+    """Queue the email with the notification if the user has chosen its group and has a verified
+    address."""
+    notification = activity.notification
+    if notification is None or notification.email_group not in stored_groups(user):
+        return
+    if user.get("email_verified_at") is None:
+        return
+    words = {name: data.get(name) for name in notification.words()}
+    texts = {name: None if word is None else str(word) for name, word in words.items()}
+    kind = {"notification_kind": notification.kind}
+    await Mail.queue(NOTIFICATION_BY_EMAIL, user["email"], user=user["_id"], tx=tx, **texts, **kind)
 
 
 async def notify_all(

@@ -1,0 +1,32 @@
+"""The email that contains a notification, for users who have chosen so."""
+
+from collections.abc import Mapping
+
+from quartapp.activities.activity import Activity, Email, register
+from quartapp.i18n import lazy_gettext as _
+
+# Users choose among these on the page of their preferences. Emails about the security of an account
+# are in none of them: they are always sent.
+EMAIL_GROUPS: Mapping[str, str] = {
+    "roles": _("Roles that you are given or that are removed from you"),
+    "posts": _("Comments on your posts, and removals of what you wrote"),
+    "invitations": _("Invitations of yours that are accepted"),
+}
+
+NOTIFICATION_BY_EMAIL = register(
+    Activity(
+        email=Email(
+            kind="notification",
+            subject="New notification",
+            text=(
+                "{notification}",
+                "See all your notifications:",
+                "{base}/account/notices",
+                "You get this email because you chose so. To change that, open this page:",
+                "{base}/account/preferences",
+            ),
+            # The name of the notification, and the words for its text are stored too.
+            also_stores=("notification_kind",),
+        ),
+    )
+)
