@@ -37,6 +37,7 @@ SIGNED_OUT = [
 ]
 SIGNED_IN = [
     *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
+    *("/account/profile", "/account/security", "/account/preferences"),
     *("/account/email", "/verify", "/confirm", "/account/factors", "/account/factors/totp"),
     *("/account/factors/recovery-codes", "/account/factors/passkeys"),
     *("/account/timeline", "/account/timeline/not-me", "/account/export", "/account/delete"),

@@ -22,7 +22,7 @@ async def page(server: Server, page: Page, name: str) -> Page:
 
 
 async def delete(page: Page, name: str) -> None:
-    await page.goto("/account")
+    await page.goto("/account/export")
     await page.get_by_role("link", name="Delete account…").click()
     await page.get_by_label("Username").fill(name)
     await page.get_by_role("button", name="Delete account").click()
@@ -77,7 +77,7 @@ async def test_a_user_exports_their_data_once_and_is_then_rate_limited(
     page: Page, name: str
 ) -> None:
     await page.goto("/account")
-    await page.get_by_role("link", name="Export your data").click()
+    await page.get_by_role("link", name="Data", exact=True).click()
     async with page.expect_download() as download:
         await page.get_by_role("button", name="Download").click()
     file = await download.value
