@@ -138,7 +138,9 @@ def _assemble(settings: Settings) -> Runtime:
     hub = _hub(settings)
     lease = Lease(settings.worker, settings.worker_id)
     receipts = Receipts(hub, lease.worker_id)
-    feed = Dispatcher(hub, receipts, sweep_seconds=settings.live_sweep_seconds)
+    feed = Dispatcher(
+        hub, receipts, sweep_seconds=settings.live_sweep_seconds, worker=settings.worker
+    )
     membership = Membership()
     barrier = Barrier(lease, membership, count_tabs=receipts.count_tabs, folder=settings.neighbours)
     outbox_worker = OutboxWorker(settings)

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 import websockets
@@ -414,12 +414,15 @@ class Person:
 
     @asynccontextmanager
     async def tab(
-        self, *, cursor: str | None = None, worker: str | None = None
+        self, *, cursor: str | None = None, page: str | None = None, worker: str | None = None
     ) -> AsyncIterator[Tab]:
-        """Open a socket and wait for `hello`; on the given worker if one is named."""
+        """Open a socket, of the page with this path if there is one, and wait for `hello`; on the
+        given worker if one is named."""
+        given = {"cursor": cursor, "page": page}
+        query = urlencode({name: value for name, value in given.items() if value})
         for _ in range(100):
             async with connect(
-                self.url.replace("http", "ws", 1) + "/ws" + (f"?cursor={cursor}" if cursor else ""),
+                self.url.replace("http", "ws", 1) + f"/ws?{query}",
                 origin=websockets.Origin(self.url),
                 additional_headers={"Cookie": self.cookies()},
                 compression=None,

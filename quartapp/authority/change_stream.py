@@ -31,7 +31,7 @@ CHANGES_PER_TURN = 10
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 5.0
 # Fields that no listener keeps. An update of only these fields is not sent to the worker.
 IGNORED_FIELDS = {
-    Session.Settings.name: ["ip", "online_until", "roles", "acts"],
+    Session.Settings.name: ["ip", "online_until", "page", "worker", "roles", "acts"],
     User.Settings.name: ["notice_seq", "totp_step", "recovery_codes", "acts", "seen_at"],
     Role.Settings.name: ["grants", "description", "acts"],
 }

@@ -31,6 +31,7 @@ function connect() {
   if (over || stopped || socket) return
   const url = new URL("/ws", location.href)
   url.protocol = url.protocol.replace("http", "ws")
+  url.searchParams.set("page", location.pathname)
   if (cursor) url.searchParams.set("cursor", cursor)
   const topics = [...document.querySelectorAll("[data-topics]")].flatMap(part => part.dataset.topics.split(" "))
   if (topics.length) url.searchParams.set("topics", [...new Set(topics)])

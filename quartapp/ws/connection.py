@@ -40,8 +40,8 @@ class Connection:
     """A socket of a session. The hub uses methods that return at once and never raise.
 
     `role_ids` are the roles of the session's user, as last read; `roles` are those that the
-    handshake was authorized with. `sent_principal` is the session's state as last sent to the
-    client: None until `send_hello`.
+    handshake was authorized with. `page` is the path of the page, if it is known. `sent_principal`
+    is the session's state as last sent to the client: None until `send_hello`.
     `expires_at` is the session's expiry by `clock.monotonic`. `state_changed` is set when a change
     arrives before `send_hello`. `mailbox` is the largest number of messages that wait to be sent.
     """
@@ -55,12 +55,14 @@ class Connection:
         user_id: PydanticObjectId,
         roles: Iterable[PydanticObjectId] = (),
         address: str | None = None,
+        page: str | None = None,
         mailbox: int,
         ping_seconds: float,
     ) -> None:
         self.session_id = session_id
         self.user_id = user_id
         self.address = address
+        self.page = page
         self.role_ids = frozenset(roles)
         self.sent_principal: Principal | None = None
         self.expires_at = math.inf

@@ -94,10 +94,13 @@ class Dispatcher:
     all sessions every `sweep_seconds`.
     """
 
-    def __init__(self, hub: Hub, receipts: Receipts, *, sweep_seconds: float) -> None:
+    def __init__(
+        self, hub: Hub, receipts: Receipts, *, sweep_seconds: float, worker: str = "0"
+    ) -> None:
         self._hub = hub
         self._receipts = receipts
         self._sweep_seconds = sweep_seconds
+        self._worker = worker
         self._end_updates: dict[Id, Mapping[str, Any]] = {}
         self._has_end_updates = asyncio.Event()
         self._affected = AffectedSessions()
@@ -333,7 +336,7 @@ class Dispatcher:
                     self._affected.sessions |= expired
                     self._has_affected.set()
                 with suppress(DatabaseError):
-                    await self._mark_online(self._hub.take_joined_sessions())
+                    await self._mark_opened(self._hub.take_joined_sessions())
                 continue
             try:
                 async with asyncio.timeout(DATABASE_AWAY_SECONDS):
@@ -344,6 +347,13 @@ class Dispatcher:
                 log.warning("sweep_failed", error=type(error).__name__, detail=str(error)[:200])
                 if loop.time() - self._last_answer >= DATABASE_AWAY_SECONDS:
                     await self._hub.close_for_outage("database away")
+
+    async def _mark_opened(self, pages: Mapping[Id, str | None]) -> None:
+        """Mark the sessions as online here, until two sweeps from now, and store which page each
+        has opened."""
+        until = clock.now() + 2 * timedelta(seconds=self._sweep_seconds)
+        for cut in _split(pages.items()):
+            await Session.mark_opened(dict(cut), worker=self._worker, until=until)
 
     async def _mark_online(self, sessions: Collection[Id]) -> None:
         """Mark the sessions as online, in the database, until two sweeps from now."""

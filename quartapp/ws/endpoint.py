@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import wraps
 
-from quart import Blueprint, abort, g, websocket
+from quart import Blueprint, abort, current_app, g, websocket
 from quart_auth import login_required
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RoutingException
 
 from quartapp.auth import current_user, rate_limits, remote_address
 from quartapp.authority import session_rule
@@ -21,6 +23,8 @@ from quartapp.ws.hub import Hub, NoCapacity
 from quartapp.ws.protocol import CloseCode
 
 blueprint = Blueprint("ws", __name__)
+
+PAGE_LENGTH = 200
 
 
 def limit_handshakes(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
@@ -49,8 +53,8 @@ def limit_handshakes(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaita
 @limit_handshakes
 @login_required
 async def live() -> None:
-    """Serve one page's socket until it is closed. `?cursor=` resumes behind that notification, and
-    `?topics=` names the topics that the page follows (see `ws.topics`).
+    """Serve one page's socket until it is closed. `?cursor=` resumes behind that notification,
+    `?topics=` names the topics that the page follows (see `ws.topics`), and `?page=` is its path.
 
     Answers 403 to an Origin that is not allowed, 401 without a valid session, 429 past the
     handshake limits of the user and the network, and 503 past the limits for sockets and for
@@ -82,6 +86,7 @@ async def live() -> None:
         user_id=user_id,
         roles=(role.id for role in current_user.principal.held),
         address=remote_address(),
+        page=_page_argument(),
         mailbox=settings().live_mailbox,
         ping_seconds=settings().live_ping_seconds,
     )
@@ -150,6 +155,19 @@ async def _current_state(connection: Connection) -> Principal | EndedSession:
         if not connection.state_changed.is_set():
             return state
         await asyncio.sleep(0)
+
+
+def _page_argument() -> str | None:
+    """Return the path in `?page=`, for administrators to see; None if this site has no such page.
+
+    For a path that contains a token, returns the rule of its route.
+    """
+    try:
+        adapter = current_app.url_map.bind("")
+        rule, arguments = adapter.match(websocket.args.get("page", ""), "GET", return_rule=True)
+    except (HTTPException, RoutingException):
+        return None
+    return rule.rule if "token" in arguments else websocket.args["page"][:PAGE_LENGTH]
 
 
 def _cursor_argument() -> int | None:

@@ -57,7 +57,7 @@ class Hub:
         # worker and of their address until they are closed.
         self._ended: set[Connection] = set()
         self._size = 0
-        self._joined_sessions: set[Id] = set()
+        self._joined_sessions: dict[Id, str | None] = {}
         self.draining = False
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class Hub:
         self._by_user[connection.user_id].add(connection)
         self._count_by_address[connection.address] += 1
         self._size += 1
-        self._joined_sessions.add(connection.session_id)
+        self._joined_sessions[connection.session_id] = connection.page
         metrics.SOCKETS.set(self._size)
 
     def leave(self, connection: Connection) -> None:
@@ -138,10 +138,10 @@ class Hub:
         """Return the ids of the sessions with an open socket on this worker."""
         return list(self._by_session)
 
-    def take_joined_sessions(self) -> set[Id]:
-        """Return the sessions of the sockets that have joined since the last call, and forget
-        them."""
-        arrived, self._joined_sessions = self._joined_sessions, set()
+    def take_joined_sessions(self) -> dict[Id, str | None]:
+        """Return the sessions of the sockets that have joined since the last call, each with the
+        page of its last one, and forget them."""
+        arrived, self._joined_sessions = self._joined_sessions, {}
         return arrived
 
     def expired_sessions(self) -> set[Id]:

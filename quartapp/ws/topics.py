@@ -192,7 +192,9 @@ _USERS = Source(
 )
 _SESSIONS = Source(
     Session.Settings.name,
-    ignored=_ignoring("digest", "ip", "seen_at", "uses", "online_until", "roles", "acts"),
+    ignored=_ignoring(
+        *("digest", "ip", "seen_at", "uses", "online_until", "page", "worker", "roles", "acts")
+    ),
 )
 # A worker writes a heartbeat each second. Pages follow which workers there are.
 _WORKERS = Source(Worker.Settings.name, ignored=_ignoring("name", "beat", "at", "primary"))

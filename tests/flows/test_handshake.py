@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from html import escape
 from urllib.parse import urlsplit
 
 import pytest
 import websockets
 from websockets.asyncio.client import connect
 
-from tests.people import SECONDS, Person, Server
+from tests.people import SECONDS, Person, Server, until
 
 DEVICES, SOCKETS_EACH = 5, 10
 
@@ -173,3 +174,27 @@ async def outcome(person: Person, hellos: HelloCounter) -> str:
         if closed.rcvd is None or closed.rcvd.code != 4401 or received[-1:] != ["session.ended"]:
             return f"{closed} after {received}"
         return "notified" if "hello" in received else "notified before hello"
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        ("/posts", "/posts"),
+        ("/reset/a-secret-token", "/reset/<token>"),
+        ("/no/such/page", "\N{EN DASH}"),
+        ("//evil.example/", "\N{EN DASH}"),
+    ],
+)
+async def test_administrators_see_the_page_that_is_open(
+    ada: Person, root: Person, page: str, shown: str
+) -> None:
+    async with ada.tab(page=page):
+
+        async def listed() -> bool:
+            answer = await root.get(f"/admin/sessions?person={ada.username}")
+            return f'data-label="Page" class="mono">{escape(shown)}</td>' in answer.text and (
+                "online" in answer.text.partition("<tbody")[2]
+            )
+
+        await until(listed)
+    assert "a-secret-token" not in (await root.get("/admin/sessions")).text

@@ -27,8 +27,9 @@ from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions import session
+from quartapp.models.sessions import session_list
 from quartapp.models.sessions.session import Session
+from quartapp.models.sessions.session_list import Wanted, active_page
 from tests.models.helpers import HOUR, acting, not_none, register, role
 
 USERS, EACH = 30, 10
@@ -98,7 +99,7 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "events about a user": (lambda u: Event.page(subject=u.id, limit=5), 2, 7),
     "users": (lambda _: User.search("", limit=5), 2, 7),
     "users after a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
-    "active sessions": (lambda _: Session.active_page(limit=5), 3, 11),
+    "active sessions": (lambda _: active_page(Wanted(), limit=5), 3, 11),
     "a session by its token": (lambda _: session_rule.state_by_digest(digest_of("3 3")), 1, 3),
     "a user by name": (lambda _: User.by_username("USER07"), 2, 2),
     "a user by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
@@ -195,9 +196,9 @@ async def test_a_cursor_returns_missed_notifications_in_order_each_once(users: l
 
 async def all_active(*, limit: int) -> list[Session]:
     """Return the active sessions of all pages."""
-    seen, place = await Session.active_page(limit=limit)
+    seen, place = await active_page(Wanted(), limit=limit)
     while place:
-        page, place = await Session.active_page(before=place, limit=limit)
+        page, place = await active_page(Wanted(), before=place, limit=limit)
         seen += page
     return seen
 
@@ -241,10 +242,10 @@ async def test_active_sessions_of_several_idle_times_are_listed_without_ended_on
 async def test_a_page_of_active_sessions_skips_a_limited_number_of_ended_ones(
     users: list[User], db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "SKIPPED", 20)
+    monkeypatch.setattr(session_list, "SKIPPED", 20)
     newest = {"user.$id": {"$in": [user.id for user in users[:5]]}}
     await db["sessions"].update_many(newest, {"$set": {"ended_at": clock.now()}})
-    page, place = await Session.active_page(limit=10)
+    page, place = await active_page(Wanted(), limit=10)
     assert page == []
     assert place is not None
     assert len(await all_active(limit=10)) == (USERS - 5) * EACH

@@ -22,6 +22,7 @@ from quartapp.models.base.tokens import digest_of
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
+from quartapp.models.sessions.session_list import Wanted, active_page
 from quartapp.policy import Permission
 from tests.models.helpers import (
     HOUR,
@@ -252,7 +253,7 @@ async def test_a_session_expires_at_its_end_or_when_idle(
     await move(session, **times)
     # Lists omit it before its first check.
     assert session.id not in {each.id for each in await Session.of_user(ada.id)}
-    assert session.id not in {each.id for each in (await Session.active_page())[0]}
+    assert session.id not in {each.id for each in (await active_page(Wanted()))[0]}
     assert (await ended_session(token)).reason is Reason.EXPIRED
     assert not_none(await Session.get(session.id)).ended_reason == Reason.EXPIRED
     await move(session, expires_at=HOUR, seen_at=timedelta(0))

@@ -1,8 +1,10 @@
 """The admin pages for roles, active sessions and the audit log."""
 
+import re
 from datetime import timedelta
 
 import pytest
+from beanie import PydanticObjectId
 
 from quartapp import clock
 from quartapp.activities import ROLE_EDITED
@@ -10,6 +12,7 @@ from quartapp.models import Event, Session
 from quartapp.models.base.references import user_ref
 from quartapp.models.base.tokens import new_token
 from quartapp.policy import Permission
+from quartapp.routes.sessions import admin as admin_sessions
 from tests.routes.conftest import Visitor, Visitors, documents, pages, role_named, user_named
 
 
@@ -145,6 +148,52 @@ async def test_the_audit_log_is_paginated_newest_first(root: Visitor) -> None:
     assert sorted(n for numbers in shown for n in numbers) == list(range(120))
     assert "r119x" in texts[0]
     assert texts[0].index("r119x") < texts[0].index("r118x")
+
+
+async def test_active_sessions_are_filtered_by_user_address_and_open_pages(
+    visitors: Visitors, root: Visitor
+) -> None:
+    ada, bob = await visitors.signed_in("ada"), await visitors.signed_in("bob")
+    sessions = {
+        each.username: PydanticObjectId((await each.me() or {})["session"]) for each in (ada, bob)
+    }
+    await Session.change({"_id": sessions["ada"]}, {"$set": {"ip": "192.0.2.7"}})
+    until = clock.now() + timedelta(minutes=1)
+    await Session.mark_opened({sessions["bob"]: "/posts"}, worker="w1", until=until)
+
+    async def listed(query: str) -> list[str]:
+        page = await root.get(f"/admin/sessions?{query}")
+        assert page.status == 200
+        return [name for name in ("ada", "bob", "root") if f"/admin/users/{name}" in page.links]
+
+    assert await listed("") == ["ada", "bob", "root"]
+    assert await listed("person=ADA") == ["ada"]
+    assert await listed("ip=192.0.2.7") == ["ada"]
+    assert await listed("online=1") == ["bob"]
+    assert await listed("online=1&person=ada") == []
+    page = (await root.get("/admin/sessions?online=1")).text
+    assert "/posts" in page
+    assert "worker w1" in page
+
+
+async def test_invalid_filters_of_sessions_are_named_and_kept(root: Visitor) -> None:
+    page = await root.get("/admin/sessions?person=nobody&ip=there")
+    assert page.status == 200
+    assert "There is no user with this name." in page.error("person")
+    assert "Enter an IP address" in page.error("ip")
+    assert (page.fields["person"], page.fields["ip"]) == ("nobody", "there")
+    assert "No sessions are shown" in page.text
+
+
+async def test_filtered_sessions_are_paginated(
+    visitors: Visitors, root: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_sessions, "PAGE", 2)
+    for number in range(5):
+        await visitors.signed_in(f"user{number}")
+    found = await pages(root, "/admin/sessions?ip=127.0.0.1")
+    rows = [row for page in found for row in re.findall(r'id="session-(\w+)"', page.text)]
+    assert len(rows) == len(set(rows)) == 6
 
 
 async def test_active_sessions_are_paginated_by_last_use(visitors: Visitors, root: Visitor) -> None:

@@ -341,7 +341,7 @@ HELD = [
         Session,
         linked("user"),
         fields(
-            *("_id", "device", "ip", "created_at", "seen_at", "expires_at", "remembered"),
+            *("_id", "device", "ip", "page", "created_at", "seen_at", "expires_at", "remembered"),
             *("factor", "confirmed_at", "ended_at", "ended_reason"),
         ),
     ),

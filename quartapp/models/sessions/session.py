@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from beanie import PydanticObjectId, SortDirection
+from beanie import PydanticObjectId
 from pydantic import Field
 from pymongo import IndexModel, UpdateOne
 
@@ -14,7 +14,7 @@ from quartapp.db.mongo import Tx
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.record import Record, fetch_links
+from quartapp.models.base.record import Record
 from quartapp.models.base.references import (
     EVENTS,
     SESSIONS,
@@ -30,14 +30,7 @@ from quartapp.models.factors.factor import Factor
 from quartapp.models.sessions import expiry
 from quartapp.models.sessions.reason import EndDetail, Reason
 
-DESCENDING = SortDirection.DESCENDING
-# A place in the list of active sessions: the last use and the id of a session.
-Place = tuple[datetime, PydanticObjectId]
 SEEN_EVERY = timedelta(minutes=1)
-# The longest idle time that the list of active sessions takes into account: ten years.
-LONGEST = 3660 * 86400
-# How many ended sessions a page of the active ones skips.
-SKIPPED = 500
 KEPT = timedelta(days=30)
 
 
@@ -67,6 +60,9 @@ class Session(Record):
     uses: int = 0
     acts: int = 0
     online_until: datetime | None = None
+    # The path of the page that was opened last, and the name of the worker that serves its socket.
+    page: str | None = None
+    worker: str | None = None
     ended_at: datetime | None = None
     ended_reason: str | None = None
     ended_because: str | None = None
@@ -82,6 +78,8 @@ class Session(Record):
             IndexModel([("user.$id", 1), ("created_at", -1)], name="by_user"),
             IndexModel([("roles.$id", 1)], name="by_role"),
             IndexModel([("idle_seconds", 1), ("seen_at", -1), ("_id", -1)], name="by_idle_time"),
+            IndexModel([("ip", 1)], name="by_address", sparse=True),
+            IndexModel([("online_until", -1)], name="by_online", sparse=True),
             IndexModel(
                 [("expires_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
             ),
@@ -155,68 +153,6 @@ class Session(Record):
         return {session.id: session for session in found}
 
     @classmethod
-    async def active_page(
-        cls, *, before: Place | None = None, limit: int = 50
-    ) -> tuple[list[Self], Place | None]:
-        """Return a page of the active sessions of all users, most recently used first, with their
-        users; and the place from which the next page goes on, None if this is the last one.
-
-        `before` is the place that the page before returned. Skips at most SKIPPED sessions that
-        have ended, so a page may have fewer rows than `limit`, even none, and yet not be the last.
-        """
-        now = clock.now()
-        idle_times = await cls.get_motor_collection().distinct("idle_seconds")
-        rows: list[Self] = []
-        skipped = 0
-        while skipped < SKIPPED:
-            size = limit + 1 - len(rows)
-            found = await cls._recent_page(idle_times, now, before, size)
-            for session in found:
-                if len(rows) == limit and session.lives:
-                    # There is at least one more.
-                    return await cls._with_users(rows), before
-                before = session.seen_at, session.id
-                if session.lives:
-                    rows.append(session)
-                else:
-                    skipped += 1
-            if len(found) < size:
-                return await cls._with_users(rows), None
-        return await cls._with_users(rows), before
-
-    @classmethod
-    async def _recent_page(
-        cls, idle_times: Collection[float], now: datetime, before: Place | None, limit: int
-    ) -> list[Self]:
-        """Return sessions that were used within their idle time, most recently used first, also
-        ended ones.
-
-        The database reads the index `by_idle_time` at one place for each idle time, and merges.
-        """
-        late = {"$lte": before[0]} if before else {}
-        branches = [
-            {
-                "idle_seconds": idle,
-                "seen_at": {"$gt": now - timedelta(seconds=min(idle, LONGEST)), **late},
-            }
-            for idle in idle_times
-        ]
-        if not branches:
-            return []
-        match: dict[str, Any] = {"$or": branches}
-        if before:
-            seen, last = before
-            same = [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]
-            match = {"$and": [match, {"$or": same}]}
-        newest = [("seen_at", DESCENDING), ("_id", DESCENDING)]
-        return await cls.find_with_links(match, sort=newest, limit=limit)
-
-    @classmethod
-    async def _with_users(cls, rows: list[Self]) -> list[Self]:
-        await fetch_links(rows, ["user"])
-        return rows
-
-    @classmethod
     async def record_use(cls, seen: Mapping[PydanticObjectId, tuple[datetime, str | None]]) -> None:
         """Store when and from which IP address sessions were last used, in one bulk write.
 
@@ -245,6 +181,20 @@ class Session(Record):
         """Whether a page of the session is open, as the worker that holds its socket last reported.
         False once that report is outdated."""
         return self.online_until is not None and self.online_until > clock.now()
+
+    @classmethod
+    async def mark_opened(
+        cls, pages: Mapping[PydanticObjectId, str | None], *, worker: str, until: datetime
+    ) -> None:
+        """Store which page each of these sessions has opened on this worker, and that it is open
+        until the given time, in one bulk write. Skips ended ones."""
+        opened = {"online_until": until, "worker": worker}
+        writes = [
+            UpdateOne({"_id": session_id, "ended_at": None}, {"$set": {**opened, "page": page}})
+            for session_id, page in pages.items()
+        ]
+        if writes:
+            await cls.get_motor_collection().bulk_write(writes, ordered=False)
 
     @classmethod
     async def mark_online(cls, ids: Collection[PydanticObjectId], *, until: datetime) -> None:

@@ -1,0 +1,132 @@
+"""The active sessions of all users, for administrators: most recently used first, with filters."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from beanie import PydanticObjectId, SortDirection
+
+from quartapp import clock
+from quartapp.models.base.record import fetch_links
+from quartapp.models.sessions import expiry
+from quartapp.models.sessions.session import Session
+
+DESCENDING = SortDirection.DESCENDING
+NEWEST = [("seen_at", DESCENDING), ("_id", DESCENDING)]
+# A place in the list: the last use and the id of a session.
+Place = tuple[datetime, PydanticObjectId]
+# The longest idle time that the list takes into account: ten years.
+LONGEST = 3660 * 86400
+# How many ended sessions a page skips.
+SKIPPED = 500
+# How many sessions that match a filter are considered. They have no index in the list's order.
+FILTERED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which active sessions are listed: those of one user, from one IP address, with a page that is
+    open now, or with several of these. None and False do not limit."""
+
+    user: PydanticObjectId | None = None
+    ip: str | None = None
+    online: bool = False
+
+    def match(self, now: datetime) -> dict[str, Any]:
+        """Return the filter of the database; empty if nothing limits."""
+        user = {"user.$id": self.user} if self.user else {}
+        ip = {"ip": self.ip} if self.ip else {}
+        online = {"online_until": {"$gt": now}} if self.online else {}
+        return {**user, **ip, **online}
+
+
+async def active_page(
+    wanted: Wanted, *, before: Place | None = None, limit: int = 50
+) -> tuple[list[Session], Place | None]:
+    """Return a page of the active sessions, most recently used first, with their users; and the
+    place from which the next page goes on, None if this is the last one.
+
+    `before` is the place that the page before returned. With a filter, only FILTERED sessions that
+    match are considered. Without one, skips at most SKIPPED sessions that have ended, so a page may
+    have fewer rows than `limit`, even none, and yet not be the last.
+    """
+    now = clock.now()
+    if match := wanted.match(now):
+        rows, place = await _filtered_page(match, now, before, limit)
+    else:
+        rows, place = await _page(now, before, limit)
+    await fetch_links(rows, ["user"])
+    return rows, place
+
+
+async def _filtered_page(
+    match: Mapping[str, Any], now: datetime, before: Place | None, limit: int
+) -> tuple[list[Session], Place | None]:
+    """Return the page as `active_page` does, without the users."""
+    steps = [
+        {"$match": {**match, **expiry.active_filter(now)}},
+        {"$limit": FILTERED},
+        {"$match": _behind(before)},
+        {"$sort": {"seen_at": -1, "_id": -1}},
+        {"$limit": limit + 1},
+    ]
+    rows = await Session.aggregate(steps, projection_model=Session).to_list()
+    shown = rows[:limit]
+    return shown, (shown[-1].seen_at, shown[-1].id) if len(rows) > limit else None
+
+
+async def _page(
+    now: datetime, before: Place | None, limit: int
+) -> tuple[list[Session], Place | None]:
+    """Return the page as `active_page` does, of all sessions and without the users."""
+    idle_times = await Session.get_motor_collection().distinct("idle_seconds")
+    rows: list[Session] = []
+    skipped = 0
+    while skipped < SKIPPED:
+        size = limit + 1 - len(rows)
+        found = await _recently_used(idle_times, now, before, size)
+        for session in found:
+            if len(rows) == limit and session.lives:
+                # There is at least one more.
+                return rows, before
+            before = session.seen_at, session.id
+            if session.lives:
+                rows.append(session)
+            else:
+                skipped += 1
+        if len(found) < size:
+            return rows, None
+    return rows, before
+
+
+async def _recently_used(
+    idle_times: Collection[float], now: datetime, before: Place | None, limit: int
+) -> list[Session]:
+    """Return sessions that were used within their idle time, most recently used first, also ended
+    ones.
+
+    The database reads the index `by_idle_time` at one place for each idle time, and merges.
+    """
+    late = {"$lte": before[0]} if before else {}
+    branches = [
+        {
+            "idle_seconds": idle,
+            "seen_at": {"$gt": now - timedelta(seconds=min(idle, LONGEST)), **late},
+        }
+        for idle in idle_times
+    ]
+    if not branches:
+        return []
+    match: dict[str, Any] = {"$or": branches}
+    if before:
+        match = {"$and": [match, _behind(before)]}
+    return await Session.find_with_links(match, sort=NEWEST, limit=limit)
+
+
+def _behind(place: Place | None) -> dict[str, Any]:
+    """Return the filter for sessions behind the place; empty without a place."""
+    if place is None:
+        return {}
+    seen, last = place
+    return {"$or": [{"seen_at": {"$lt": seen}}, {"seen_at": seen, "_id": {"$lt": last}}]}
