@@ -14,31 +14,24 @@ for (const button of document.querySelectorAll("[data-reveal]")) {
 
 for (const box of document.querySelectorAll("[data-strength]")) {
   const [meter, words] = box.children
-  const { form } = box.closest(".field").querySelector("input")
-  const { password } = form.elements
-  let waiting, request
+  const { form } = box.previousElementSibling.firstChild
+  let waiting
+  let turn = 0
 
-  password.addEventListener("input", () => {
+  form.elements.password.addEventListener("input", () => {
     clearTimeout(waiting)
-    request?.abort()
-    if (password.value) waiting = setTimeout(rate, 400)
-    else show({})
+    waiting = setTimeout(rate, 400, ++turn)
   })
 
-  async function rate() {
-    request = new AbortController()
-    const body = new URLSearchParams()
-    for (const name of ["csrf_token", "username", "email", "password"]) body.set(name, form.elements[name]?.value ?? "")
-    try {
-      const headers = { "X-Background": "1" }
-      const answer = await fetch(box.dataset.strength, { method: "POST", body, headers, signal: request.signal })
-      show(answer.ok ? await answer.json() : {})
-    } catch {
-      // A newer request or no network. The form is checked when it is sent.
-    }
-  }
-
-  function show({ score, text = "" }) {
+  async function rate(mine) {
+    const typed = new FormData(form)
+    const names = ["csrf_token", "username", "email", "password"]
+    const body = new URLSearchParams(names.map(name => [name, typed.get(name) ?? ""]))
+    // Without an answer nothing is shown: the form is checked when it is sent.
+    const options = { method: "POST", body, headers: { "X-Background": "1" } }
+    const answer = typed.get("password") && await fetch(box.dataset.strength, options).catch(() => {})
+    const { score, text = "" } = answer?.ok ? await answer.json() : {}
+    if (mine !== turn) return
     meter.hidden = score === undefined
     meter.value = score ?? 0
     words.textContent = text

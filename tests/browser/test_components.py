@@ -3,7 +3,7 @@
 Fonts differ between machines, so the pictures have none: before a picture is taken, each word is
 replaced by a bar whose size depends on the number of its characters alone. What is left is the
 work of app.css: sizes, distances, colours, lines, icons. The picture is reduced to the average
-colour of each 16 by 16 pixels, so that smoothed edges count for little, and compared with a
+colour of each 8 by 8 pixels, so that smoothed edges count for little, and compared with a
 tolerance.
 
 After a change of the look, store the pictures again and review them at /dev/components:
@@ -27,11 +27,11 @@ from tests.browser.conftest import NewBrowser
 from tests.people import Server
 
 STORED = Path(__file__).with_name("components.json")
-CELL = 16
-# Of the 256 levels of a colour. A shadow that is missing changes a cell by more.
-LEVELS = 10
+CELL = 8
+# Of the 256 levels of a colour.
+LEVELS = 8
 # The part of the cells that may differ, and the pixels by which a size may.
-PART, PIXELS = 0.01, 3
+PART, PIXELS = 0.001, 3
 
 
 class View(NamedTuple):
