@@ -69,6 +69,7 @@ class Cursors:
     post: str
     busy_post: str
     invitation: str
+    request: str
     session: str
     last_session: str
     notice: str
@@ -94,6 +95,7 @@ class Cursors:
             post=middle("posts"),
             busy_post=str(first["_id"]),
             invitation=middle("invitations"),
+            request=middle("role_requests"),
             session=place(len(sessions) // 2),
             last_session=place(0),
             notice=str(size // BUSY_EACH // 2),
@@ -138,6 +140,9 @@ class Site:
             "/admin/events, deep": f"/admin/events?after={self.at.event}",
             "/admin/invitations": "/admin/invitations",
             "/admin/invitations, deep": f"/admin/invitations?after={self.at.invitation}",
+            "/admin/requests": "/admin/requests",
+            "/admin/requests, deep": f"/admin/requests?after={self.at.request}",
+            "/admin/requests, decided": f"/admin/requests?view=decided&after={self.at.request}",
             "/posts": "/posts",
             "/posts, deep": f"/posts?after={self.at.post}",
             "/posts?q=, a word of all": "/posts?q=posts",
@@ -219,7 +224,7 @@ class Site:
 
 OWN_PAGES = (
     *("/api/me", "/", "/account", "/account/sessions", "/account/factors", "/account/timeline"),
-    *("/account/notices", "/account/export", "/account/delete"),
+    *("/account/notices", "/account/roles", "/account/export", "/account/delete"),
 )
 
 

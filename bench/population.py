@@ -129,6 +129,10 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
             "canonical_email": address,
             "password_hash": NO_PASSWORD,
             "roles": [member, crew] if i % 2 else [member],
+            # Some grants end, in a year.
+            "role_ends": [{"role": crew.id, "until": now + 12 * MONTH, "warn_at": now + 11 * MONTH}]
+            if i % 50 == 5
+            else [],
             "authz_version": 1,
             "authz_by": None,
             "common_events": [],
@@ -265,6 +269,23 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
             "withdrawn_by": None,
         }
 
+    def request(i: int, key: ObjectId) -> Row:
+        """Half of the requests for roles are open, the other half were declined."""
+        decided = i % 2
+        return {
+            "_id": key,
+            "user": _user_ref(_owner(i) if decided else i),
+            "role": crew,
+            "name": CREW,
+            "reason": "A reason.",
+            "created_at": ago(i, MONTH),
+            "state": "declined" if decided else "open",
+            "decided_at": ago(i, MONTH) if decided else None,
+            "decided_by": _user_ref(BUSY) if decided else None,
+            "answer": "",
+            "until": None,
+        }
+
     def token(i: int, key: ObjectId) -> Row:
         return {
             "_id": key,
@@ -340,4 +361,5 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
         "allowances": rows(11, tenth, limited),
         "guesses": rows(12, tenth, limited),
         "answered": rows(13, hundredth, limited),
+        "role_requests": rows(14, tenth, request),
     }

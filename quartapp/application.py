@@ -16,8 +16,10 @@ from quartapp.jobs.audit_sealer import AuditSealer
 from quartapp.jobs.erasure import Erasure
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.jobs.loop_lag import LoopLagMonitor
+from quartapp.jobs.open_requests import OpenRequests
 from quartapp.jobs.outbox_worker import OutboxWorker
 from quartapp.jobs.role_deletions import RoleDeletions
+from quartapp.jobs.role_expiry import RoleExpiry
 from quartapp.middleware.allowed_hosts import AllowedHosts
 from quartapp.middleware.forwarded import ForwardedHeaders
 from quartapp.middleware.headers import ResponseHeaders
@@ -145,7 +147,9 @@ def _assemble(settings: Settings) -> Runtime:
     barrier = Barrier(lease, membership, count_tabs=receipts.count_tabs, folder=settings.neighbours)
     outbox_worker = OutboxWorker(settings)
     account_expiry = AccountExpiry()
+    role_expiry = RoleExpiry()
     role_deletions = RoleDeletions()
+    open_requests = OpenRequests()
     principals = PrincipalCache(lease, max_entries=settings.principals_per_worker)
     listeners = change_listeners(
         principal_cache=principals,
@@ -156,7 +160,9 @@ def _assemble(settings: Settings) -> Runtime:
         barrier=barrier,
         outbox_worker=outbox_worker,
         account_expiry=account_expiry,
+        role_expiry=role_expiry,
         role_deletions=role_deletions,
+        open_requests=open_requests,
     )
     return Runtime(
         settings=settings,
@@ -175,9 +181,11 @@ def _assemble(settings: Settings) -> Runtime:
         last_seen=LastSeenWriter(),
         outbox_worker=outbox_worker,
         account_expiry=account_expiry,
+        role_expiry=role_expiry,
         erasure=Erasure(),
         role_deletions=role_deletions,
         audit_sealer=AuditSealer(),
+        open_requests=open_requests,
         loop_lag=LoopLagMonitor(),
         dispatcher=feed,
     )

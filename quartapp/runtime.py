@@ -19,8 +19,10 @@ from quartapp.jobs.audit_sealer import AuditSealer
 from quartapp.jobs.erasure import Erasure
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.jobs.loop_lag import LoopLagMonitor
+from quartapp.jobs.open_requests import OpenRequests
 from quartapp.jobs.outbox_worker import OutboxWorker
 from quartapp.jobs.role_deletions import RoleDeletions
+from quartapp.jobs.role_expiry import RoleExpiry
 from quartapp.security.encryption import Encryption
 from quartapp.security.markdown import MarkdownRenderer
 from quartapp.security.password_policy import PasswordPolicy
@@ -50,7 +52,9 @@ CHANGE_LISTENERS = (
     ("barrier", "After the five above: its acknowledgement says that they have heard the change."),
     ("outbox_worker", "Anywhere: it wakes its task."),
     ("account_expiry", "Anywhere: it wakes its task."),
+    ("role_expiry", "Anywhere: it wakes its task."),
     ("role_deletions", "Anywhere: it wakes its task."),
+    ("open_requests", "Anywhere: it wakes its task."),
 )
 
 # Attributes of Runtime that start when the database is connected, in this order, each with the
@@ -66,9 +70,11 @@ START_ORDER = (
     ("last_seen", "Before no other: it writes what is left when it stops."),
     ("outbox_worker", "Before no other: it reads the outbox when the stream wakes it."),
     ("account_expiry", "Before no other: it reads the database when the stream wakes it."),
+    ("role_expiry", "Before no other: it reads the database when the stream wakes it."),
     ("erasure", "Before no other: it needs only the database."),
     ("role_deletions", "Before no other: it reads the database when the stream wakes it."),
     ("audit_sealer", "Before no other: it needs only the database."),
+    ("open_requests", "Before no other: it reads the database when the stream wakes it."),
     ("loop_lag", "Before no other: it needs nothing."),
 )
 
@@ -99,9 +105,11 @@ class Runtime:
     last_seen: LastSeenWriter
     outbox_worker: OutboxWorker
     account_expiry: AccountExpiry
+    role_expiry: RoleExpiry
     erasure: Erasure
     role_deletions: RoleDeletions
     audit_sealer: AuditSealer
+    open_requests: OpenRequests
     loop_lag: LoopLagMonitor
     dispatcher: Dispatcher
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)

@@ -10,6 +10,7 @@ text, return an empty string for texts longer than 254 characters, and never rai
 
 import re
 import unicodedata
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from types import ModuleType
 
@@ -270,3 +271,32 @@ def plain_code(text: str) -> str:
         if not c.isspace() and c != "\N{MINUS SIGN}" and unicodedata.category(c) not in ("Pd", "Cf")
     )
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in kept)
+
+
+# How long a grant can last that does not last forever.
+GRANT_END_RULE = "Enter a duration such as 2h or 7d, or a time such as 2030-12-31 14:00."
+GRANT_AT_LEAST, GRANT_AT_MOST = timedelta(minutes=1), timedelta(days=3660)
+_DURATION = re.compile(r"(?:(\d{1,4})w)?(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,8})m)?", re.ASCII)
+
+
+def check_grant_end(text: str, now: datetime) -> datetime:
+    """Return the time until which a role is granted, in UTC.
+
+    `text` is a duration from now, such as `2h`, `1d12h` or `30m` (weeks, days, hours, minutes), or
+    a time in ISO 8601; one without a zone is in UTC. Raises Invalid for another text, and for a
+    time that is less than GRANT_AT_LEAST or more than GRANT_AT_MOST from now.
+    """
+    found = _DURATION.fullmatch("".join(text.split()).lower())
+    try:
+        if found and found.group():
+            weeks, days, hours, minutes = (int(number or 0) for number in found.groups())
+            lasts = timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes)
+            until = now + lasts
+        else:
+            until = datetime.fromisoformat(text.strip())
+            until = until.astimezone(UTC) if until.tzinfo else until.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise Invalid(GRANT_END_RULE) from None
+    if not GRANT_AT_LEAST <= until - now <= GRANT_AT_MOST:
+        raise Invalid("Enter a time between one minute and ten years from now.")
+    return until

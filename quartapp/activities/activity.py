@@ -29,6 +29,7 @@ class Notified(Enum):
     USER_UNLESS_ACTOR = "the user, if somebody else did it"
     INVITER = "the user who sent the invitation"
     HOLDERS = "all users who hold the role"
+    ADMINISTRATORS = "some users who can grant roles"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,66 @@ ROLE_REVOKED = register(
         ends_sessions=True,
     )
 )
+# ---- grants with an end
+
+ROLE_GRANTED_UNTIL = register(
+    Activity(
+        audit="role.granted_until",
+        notification=Notification(
+            kind="role.granted_until", text="{by} gave you the role {role} until {until}."
+        ),
+        sentence="The role {role} was granted until {until}",
+    )
+)
+ROLE_END_CHANGED = register(
+    Activity(
+        audit="role.end_changed",
+        notification=Notification(
+            kind="role.end_changed",
+            text="{by} changed how long you have the role {role}: until {until}.",
+        ),
+        sentence="The role {role} now ends on {until}",
+    )
+)
+_END_REMOVED = Notification(
+    kind="role.end_removed", text="{by} removed the end of your role {role}. You keep it."
+)
+ROLE_END_REMOVED = register(
+    Activity(
+        audit="role.end_removed",
+        notification=_END_REMOVED,
+        sentence="The role {role} no longer ends",
+    )
+)
+ROLE_ENDS_SOON = register(
+    Activity(
+        notification=Notification(
+            kind="role.ends_soon",
+            text="Your role {role} ends at {until}. You will then be signed out.",
+        ),
+    )
+)
+ROLE_EXPIRED = register(
+    Activity(
+        audit="role.revoked",
+        automatic=True,
+        notification=Notification(kind="role.expired", text="Your role {role} has expired."),
+        sentence="The role {role} expired",
+        ends_sessions=True,
+    )
+)
+# The last administrator does not lose the role.
+ROLE_END_SKIPPED = register(
+    Activity(
+        audit="role.end_removed",
+        automatic=True,
+        notification=_END_REMOVED,
+        sentence="The role {role} did not expire, because no other administrator would be left",
+    )
+)
+
+# ---- roles themselves
+
 ROLE_CREATED = register(Activity(audit="role.created"))
 ROLE_EDITED = register(Activity(audit="role.edited"))
 ROLE_DELETED = register(
@@ -34,5 +94,38 @@ ROLE_DELETED = register(
         notified=Notified.HOLDERS,
         sentence="The role {role}, which you held, was deleted",
         ends_sessions=True,
+    )
+)
+
+# ---- requests for roles
+
+ROLE_REQUESTED = register(
+    Activity(
+        audit="role.requested",
+        notification=Notification(kind="role.requested", text="{by} asks for the role {role}."),
+        notified=Notified.ADMINISTRATORS,
+        sentence="The role {role} was requested",
+    )
+)
+ROLE_REQUEST_WITHDRAWN = register(
+    Activity(
+        audit="role.request_withdrawn", sentence="The request for the role {role} was withdrawn"
+    )
+)
+ROLE_REQUEST_DECLINED = register(
+    Activity(
+        audit="role.request_declined",
+        notification=Notification(
+            kind="role.request_declined", text="{by} declined your request for the role {role}."
+        ),
+        sentence="The request for the role {role} was declined",
+    )
+)
+ROLE_REQUEST_DECLINED_WITH_REASON = register(
+    Activity(
+        notification=Notification(
+            kind="role.request_declined_with_reason",
+            text="{by} declined your request for the role {role}. The reason: “{answer}”.",
+        ),
     )
 )

@@ -18,7 +18,7 @@ from quartapp.i18n.times import set_zone
 from quartapp.models import User
 from quartapp.models.authorization.privileges import Holdings
 from quartapp.models.base.actor import Actor
-from quartapp.policy import ADMIN
+from quartapp.policy import ADMIN, Permission
 from quartapp.runtime import runtime, settings
 from quartapp.settings import Settings
 
@@ -115,6 +115,12 @@ class CurrentUser(AuthUser):
     @property
     def unread(self) -> int:
         return self.principal.unread
+
+    @property
+    def open_requests(self) -> int:
+        """How many requests for roles are open, for users who can grant roles; else 0."""
+        may_grant = Permission.USERS_MANAGE in self.permissions
+        return runtime().open_requests.count if may_grant else 0
 
     @property
     def language(self) -> str | None:

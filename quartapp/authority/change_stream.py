@@ -20,6 +20,7 @@ from quartapp.models import (
     Notice,
     Role,
     RoleDeletion,
+    RoleRequest,
     Session,
     User,
     Worker,
@@ -261,6 +262,7 @@ def pipeline_for(worker_id: str) -> list[dict[str, Any]]:
         {"operationType": "insert", "ns.coll": {"$in": _INSERTS}},
         {"ns.coll": workers, "documentKey._id": worker_id},
         {"operationType": "replace", "ns.coll": RoleDeletion.Settings.name},
+        {"ns.coll": RoleRequest.Settings.name},
         {"operationType": {"$in": ["insert", "replace", "delete"]}, "ns.coll": workers},
         *map(_relevant_changes, IGNORED_FIELDS),
     ]

@@ -4,7 +4,7 @@ Pages, sockets and the principal cache all use this one rule. It reads the sessi
 user and the roles of the user, so a change that another program makes in the database counts too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from bson import DBRef
 from quartapp import clock
 from quartapp.db import mongo
 from quartapp.log import log
-from quartapp.models.accounts import status
+from quartapp.models.accounts import role_ends, status
 from quartapp.models.accounts.credential import credential_of
 from quartapp.models.accounts.preferences import (
     stored_preference,
@@ -70,8 +70,8 @@ class Principal:
     `changed_by` the name of the user who made the last change of either. `cursor` is the number of
     the user's newest notification, and `unread` how many they have not read. `confirmed_at` is the
     last time they entered their password or second factor. `seconds_left` is the time until the
-    session or the account expires, if the session is not used. `withheld` has the names of the
-    roles that are without effect until the user has used a second factor, and
+    session, the account or one of the roles expires, if the session is not used. `withheld` has the
+    names of the roles that are without effect until the user has used a second factor, and
     `withheld_permissions` the permissions that only these roles would give. `language`, `timezone`
     and `theme` are the user's preferences, None if they leave the choice to the browser.
     """
@@ -101,7 +101,7 @@ class EndedSession:
     """A session that has ended.
 
     `by` is the name of the user who ended it and `ender` their id; both are None if no user did.
-    `event` is the id of the audit event. `because` says more about the reason ACCOUNT_DISABLED.
+    `event` is the id of the audit event. `because` says more about the reason.
     """
 
     session_id: PydanticObjectId
@@ -176,7 +176,7 @@ async def ended_sessions_from_updates(
             at=clock.as_utc(fields["ended_at"]),
             event=link.id if (link := fields.get("ended_event")) else None,
             ender=link.id if (link := fields.get("ended_by")) else None,
-            because=_end_detail(fields),
+            because=_stored_detail(fields),
         )
         for session_id, fields in updates.items()
     ]
@@ -203,7 +203,7 @@ async def states_matching(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
     deleted: dict[PydanticObjectId, tuple[RoleDeletion, list[PydanticObjectId]]] = {}
     for row, state in judged:
         if isinstance(state, Principal):
-            await _record_new_roles(row)
+            await _record_new_roles(row, state)
         elif (deletion := row.get("deletion")) and state.reason is Reason.ROLE_DELETED:
             deleted.setdefault(deletion.id, (deletion, []))[1].append(state.session_id)
         elif row.get("ended_at") is None:
@@ -269,7 +269,8 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
     TypeError and similar errors if a field is missing or has a wrong type.
     """
     user = next(iter(row.get("holder", ())), None)
-    reason = _end_reason(row, user, now)
+    expired = role_ends.expired_roles(user, now) if user else set()
+    reason = _end_reason(row, user, expired, now)
     deletion: RoleDeletion | None = row.get("deletion")
     if deletion and reason is Reason.ROLE_DELETED:
         # As it will be when it is marked as ended.
@@ -283,39 +284,42 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
             at=clock.as_utc(row.get("ended_at") or now),
             event=row["ended_event"].id if row.get("ended_event") else None,
             ender=row["ended_by"].id if row.get("ended_by") else None,
-            because=_end_detail(row, user if row.get("ended_at") is None else None, now),
+            because=_detail(row, user, reason, expired, now),
         )
     shown = has_shown_one(row, user)
-    giving = usable_roles(row["held"], shown=shown)
-    waiting = [role for role in row["held"] if role not in giving]
+    held = [role for role in row["held"] if role["_id"] not in expired]
+    giving = usable_roles(held, shown=shown)
+    waiting = [role for role in held if role not in giving]
     permissions = permissions_of(giving) & _KNOWN_PERMISSIONS
     read, newest = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
     return Principal(
         session_id=row["_id"],
         user_id=user["_id"],
         username=user["username"],
-        roles=tuple(sorted(role["name"] for role in row["held"])),
+        roles=tuple(sorted(role["name"] for role in held)),
         permissions=permissions,
-        version=principal_version(user, row["held"]),
-        changed_by=_changed_by(row, user),
+        version=principal_version(user, held),
+        changed_by=_changed_by(row, user, held),
         cursor=newest,
         unread=max(0, newest - read),
         seen_at=clock.as_utc(row["seen_at"]),
         confirmed_at=clock.as_utc(row["confirmed_at"]),
-        seconds_left=(min(_expires_at(row), status.expires_at(user)) - now).total_seconds(),
+        seconds_left=(_valid_until(row, user, now) - now).total_seconds(),
         withheld=frozenset(role["name"] for role in waiting),
         withheld_permissions=(permissions_of(waiting) & _KNOWN_PERMISSIONS) - permissions,
-        held=tuple(sorted(map(HeldRole.of, row["held"]))),
+        held=tuple(sorted(map(HeldRole.of, held))),
         language=stored_preference(user, "language"),
         timezone=stored_timezone(user),
         theme=stored_theme(user),
     )
 
 
-def _changed_by(row: Mapping[str, Any], user: Mapping[str, Any]) -> str | None:
+def _changed_by(
+    row: Mapping[str, Any], user: Mapping[str, Any], held: Sequence[Mapping[str, Any]]
+) -> str | None:
     """Return the name of the user who made the last change of the user's roles or of one of these
     roles; None if no user did."""
-    latest = max(row["held"], key=_changed_at, default=None)
+    latest = max(held, key=_changed_at, default=None)
     if latest is None or _changed_at(latest) <= _time_of(user, "authz_at"):
         return next((changer.get("username") for changer in row.get("changer", ())), None)
     editor = latest["changed_by"].id if latest.get("changed_by") else None
@@ -333,13 +337,17 @@ def _time_of(document: Mapping[str, Any], field: str) -> datetime:
 
 
 def _end_reason(
-    row: Mapping[str, Any], user: Mapping[str, Any] | None, now: datetime
+    row: Mapping[str, Any],
+    user: Mapping[str, Any] | None,
+    expired: Set[PydanticObjectId],
+    now: datetime,
 ) -> Reason | None:
     """Return why the session has ended, or None if it is valid.
 
     The first reason that applies counts: the stored one; an account that does not exist or is not
     active; an address that must be verified first; the expiry; a changed password; a second factor
-    that the session has not shown; and a role that the user has lost or that was deleted.
+    that the session has not shown; and a role that the user has lost, whose grant has `expired`, or
+    that was deleted.
     """
     if row.get("ended_at") is not None:
         return _stored_reason(row)
@@ -358,11 +366,11 @@ def _end_reason(
         # opened later settles the user first: see models.roles.deletion.
         return Reason.ROLE_DELETED
     # A role that another program has deleted is not found by the $lookup, so it is not in `held`.
-    held = {role["_id"] for role in row["held"]}
+    held = {role["_id"] for role in row["held"]} - expired
     lost = {link.id for link in row.get("roles", ())} - held
     if not lost:
         return None
-    listed = {link.id for link in user.get("roles", ())}
+    listed = {link.id for link in user.get("roles", ())} - expired
     return Reason.ROLE_DELETED if lost <= listed else Reason.ROLE_REVOKED
 
 
@@ -379,16 +387,30 @@ def _stored_reason(row: Mapping[str, Any]) -> Reason:
     return _REASONS.get(stored, Reason.ENDED_BY_ADMIN)
 
 
-def _end_detail(
-    row: Mapping[str, Any], user: Mapping[str, Any] | None = None, now: datetime = status.NEVER
+def _detail(
+    row: Mapping[str, Any],
+    user: Mapping[str, Any] | None,
+    reason: Reason | None,
+    expired: Set[PydanticObjectId],
+    now: datetime,
 ) -> EndDetail | None:
     """Return the detail for the session's end reason, or None.
 
     For a session that was marked as ended it is the stored one. For one that ends by the rule now,
-    `user` and `now` are given, and it is EXPIRED if the account has only expired.
+    it is EXPIRED if the account has only expired, and ROLE_EXPIRED if the session lists a role
+    whose grant has `expired`.
     """
-    if user is not None:
-        return EndDetail.EXPIRED if _has_only_expired(user, now) else None
+    if row.get("ended_at") is not None:
+        return _stored_detail(row)
+    if reason is Reason.ACCOUNT_DISABLED and user and _has_only_expired(user, now):
+        return EndDetail.EXPIRED
+    if reason is Reason.ROLE_REVOKED and expired & {link.id for link in row.get("roles", ())}:
+        return EndDetail.ROLE_EXPIRED
+    return None
+
+
+def _stored_detail(row: Mapping[str, Any]) -> EndDetail | None:
+    """Return the stored detail of an ended session, or None."""
     return _DETAILS.get(row.get("ended_because"))
 
 
@@ -397,13 +419,19 @@ def _expires_at(row: Mapping[str, Any]) -> datetime:
     return expiry.deadline(row["expires_at"], row["seen_at"], row["idle_seconds"])
 
 
-async def _record_new_roles(row: Mapping[str, Any]) -> None:
+def _valid_until(row: Mapping[str, Any], user: Mapping[str, Any], now: datetime) -> datetime:
+    """Return the time at which the session, the account or one of the roles expires, whichever is
+    first."""
+    return min(_expires_at(row), status.expires_at(user), role_ends.next_end(user, now))
+
+
+async def _record_new_roles(row: Mapping[str, Any], state: Principal) -> None:
     """Add the roles that the user holds and the session does not list to the session.
 
     Writes nothing if there are none, or if the session has ended.
     """
     known = {link.id for link in row.get("roles", ())}
-    fresh = [role_ref(role["_id"]) for role in row["held"] if role["_id"] not in known]
+    fresh = [role_ref(role.id) for role in state.held if role.id not in known]
     if fresh:
         await Session.change(
             {"_id": row["_id"], "ended_at": None}, {"$addToSet": {"roles": {"$each": fresh}}}

@@ -16,7 +16,7 @@ from beanie import PydanticObjectId
 
 from quartapp import clock, policy, validation
 from quartapp.cli import imports
-from quartapp.cli.base import CommandError, echo, print_table, validated
+from quartapp.cli.base import LONGEST_QUOTE, CommandError, echo, print_table, validated
 from quartapp.cli.database import find_role, find_user, wait_until_enforced
 from quartapp.cli.decorators import data_option, with_database
 from quartapp.cli.groups import user
@@ -25,7 +25,6 @@ from quartapp.models.accounts import account_expiry, email_address
 from quartapp.models.accounts.registration import claim as claim_account
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.base.actor import SYSTEM
-from quartapp.models.base.references import linked_id
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import NAMES
 from quartapp.models.limits import hash_cost
@@ -215,14 +214,34 @@ async def show(username: str) -> None:
 @user.command()
 @click.argument("username")
 @click.argument("role")
+@click.option("--for", "lasts", metavar="DURATION", help="For this long, such as 2h or 1d12h.")
+@click.option("--until", "end", metavar="TIME", help="Until this time in ISO 8601, in UTC.")
 @data_option
 @with_database
-async def grant(username: str, role: str) -> None:
-    """Grant a role. Open pages are updated. Returns when all workers apply the change."""
+async def grant(username: str, role: str, lasts: str | None, end: str | None) -> None:
+    """Grant a role. Open pages are updated. Returns when all workers apply the change.
+
+    With --for or --until the role is granted for a limited time: then the sessions of the account
+    end. Granting a role again changes its end, or removes it.
+    """
+    if lasts and end:
+        raise CommandError("use either --for or --until")
+    until = _grant_end(lasts or end)
     person, granted = await find_user(username), await find_role(role)
-    done = await person.grant(granted, by=SYSTEM)
+    done = await person.grant(granted, by=SYSTEM, until=until)
     await wait_until_enforced(done)
-    echo(f"{person.username} {'now has' if done else 'already has'} the role {granted.name}.")
+    time = f" until {clock.format_short(until)}" if until else ""
+    echo(f"{person.username} {'now has' if done else 'already has'} the role {granted.name}{time}.")
+
+
+def _grant_end(text: str | None) -> datetime | None:
+    """Return the time of the option --for or --until. Raises CommandError for an invalid one."""
+    if text is None:
+        return None
+    try:
+        return validation.check_grant_end(text, clock.now())
+    except validation.Invalid as invalid:
+        raise CommandError(f"{text[:LONGEST_QUOTE]}: {invalid}") from None
 
 
 @user.command()
@@ -393,9 +412,11 @@ async def _require_accepted_password(password: str, settings: Settings, *context
 
 
 def _role_names(person: User, roles: dict[PydanticObjectId, str]) -> str:
-    """Return the names of the user's roles in alphabetical order, separated by commas."""
-    ids = [linked_id(link) for link in person.roles]
-    return ", ".join(sorted(roles[role_id] for role_id in ids if role_id in roles))
+    """Return the names of the user's roles in alphabetical order, separated by commas, each with
+    its end if it has one."""
+    ends = {role: f" (until {clock.format_short(end)})" for role, end in person.ends.items()}
+    ids = person.role_ids
+    return ", ".join(sorted(roles[each] + ends.get(each, "") for each in ids if each in roles))
 
 
 def _states(person: User) -> str:

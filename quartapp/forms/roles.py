@@ -1,6 +1,7 @@
 """Forms for creating, editing and granting roles."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Protocol
 
 from wtforms import (
@@ -9,14 +10,19 @@ from wtforms import (
     SelectField,
     SelectMultipleField,
     StringField,
+    TextAreaField,
     ValidationError,
 )
-from wtforms.validators import DataRequired, Optional
+from wtforms.validators import DataRequired, Length, Optional
 from wtforms.widgets import CheckboxInput, HiddenInput, ListWidget
 
-from quartapp import validation
-from quartapp.forms.base import Checked, Form, tidy
+from quartapp import clock, validation
+from quartapp.forms.base import Checked, Form, bidi_free, printable, tidy
+from quartapp.i18n import lazy_gettext
 from quartapp.policy import LABELS
+
+# Fields are declared to take a str.
+_: Any = lazy_gettext
 
 
 class Named(Protocol):
@@ -70,13 +76,79 @@ class RoleChoice(SelectField):
             raise ValidationError("This role does not exist.")
 
 
+class EndField(StringField):
+    """The time until which a role is granted, as a duration or a time; empty for no end.
+
+    After the validation, `moment` is that time, or None.
+    """
+
+    moment: datetime | None = None
+
+    def __init__(self, label: Any, **options: Any) -> None:
+        hint = _("A duration such as 2h or 7d, or a time (UTC) such as 2030-12-31 14:00.")
+        super().__init__(label, description=hint, filters=[tidy], **options)
+
+    def pre_validate(self, form: Any) -> None:
+        """Set `moment`. Raises ValidationError if the text is no time, or one out of bounds."""
+        if not self.data:
+            return
+        try:
+            self.moment = validation.check_grant_end(self.data, clock.now())
+        except validation.Invalid as invalid:
+            raise ValidationError(str(invalid)) from None
+
+
 class GrantForm(Form):
     role = RoleChoice("Role", default="", validators=[DataRequired("Select a role.")])
+    until = EndField(_("Until"))
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
         """Set the choices: an empty one labelled "Select a role", then the roles of which the user
         lacks no permission."""
         self.role.offer(roles, lacks=lacks, first={"": "Select a role"})
+
+
+def _reason_checks(*first: Any) -> list[Any]:
+    """Return the validators of a reason: those given, a maximum length, and printable text."""
+    length = Length(max=500, message=_("A reason has at most 500 characters."))
+    return [*first, length, printable, bidi_free]
+
+
+class RoleRequestForm(Form):
+    """Asking for a role."""
+
+    role = RoleChoice(_("Role"), default="", validators=[DataRequired(_("Select a role."))])
+    reason = TextAreaField(
+        _("Reason"),
+        description=_("What do you need the role for, and for how long?"),
+        filters=[tidy],
+        validators=_reason_checks(DataRequired(_("Enter a reason."))),
+    )
+
+    def offer(self, roles: Iterable[Named]) -> None:
+        """Set the choices: an empty one labelled "Select a role", then these roles."""
+        self.role.offer(roles, lacks=lambda permissions: (), first={"": str(_("Select a role"))})
+
+
+class GrantRequestForm(Form):
+    """Granting a request for a role."""
+
+    until = EndField(_("Until"))
+
+
+class DeclineForm(Form):
+    """Declining a request for a role."""
+
+    reason = StringField(_("Reason"), filters=[tidy], validators=_reason_checks())
+
+
+def _requestable_choices() -> list[tuple[str, str]]:
+    """Return the choices for whether a role can be requested, in the current language."""
+    return [
+        ("default", str(_("Allowed, unless the role has management permissions"))),
+        ("yes", str(_("Allowed"))),
+        ("no", str(_("Not allowed"))),
+    ]
 
 
 class RoleForm(Form):
@@ -105,3 +177,12 @@ class RoleForm(Form):
     )
     requires_factor = BooleanField("Require a second factor")
     version = IntegerField(widget=HiddenInput(), validators=[Optional()])
+    # Without a value, as sent by a page of an earlier version, it stays as it is.
+    requestable = SelectField(
+        _("Requests"),
+        choices=_requestable_choices,
+        description=_(
+            "Whether users can ask for this role. An administrator decides about each request."
+        ),
+        validate_choice=False,
+    )

@@ -6,64 +6,26 @@ the audit log, and closes open pages at once rather than at the next sweep.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
+from datetime import datetime
 
-from quartapp import clock
 from quartapp.activities import ACCOUNT_EXPIRED
-from quartapp.authority.change_stream import Change
-from quartapp.background import BackgroundTask
+from quartapp.jobs.deadlines import DeadlineTask
 from quartapp.log import log
-from quartapp.models import User
 from quartapp.models.accounts import account_expiry
 
-# Seconds between two looks, unless an account expires or changes earlier.
-LOOK_EVERY = 10.0
-LEAST = 0.01
 
-
-class AccountExpiry(BackgroundTask):
+class AccountExpiry(DeadlineTask):
     """Runs in each worker. A conditional update lets one worker disable each account."""
 
-    def __init__(self) -> None:
-        self._news = asyncio.Event()
+    name = "account expiry"
+    field = "closes_at"
+    failure = "departures_not_read"
 
-    async def start(self) -> None:
-        self._start_task(self._watch(), "account expiry")
+    async def run(self) -> None:
+        await disable_expired()
 
-    # ---- listening
-
-    def on_change(self, change: Change) -> None:
-        """Wake the task if an account was created or replaced, or its expiry was changed."""
-        if change.collection == User.Settings.name and (
-            "closes_at" in change.updated_fields or change.document
-        ):
-            self._news.set()
-
-    def on_missed_changes(self) -> None:
-        """Wake the task: changes may have been missed."""
-        self._news.set()
-
-    def on_disconnect(self) -> None:
-        """Does nothing: the task also looks every LOOK_EVERY seconds without the stream."""
-
-    # ---- watching
-
-    async def _watch(self) -> None:
-        """Disable expired accounts, then wait until the next one expires or an account changes, at
-        most LOOK_EVERY seconds. Repeat until cancelled. A failure of the database is logged as the
-        warning `departures_not_read`, and tried again after LOOK_EVERY seconds."""
-        while True:
-            wait = LOOK_EVERY
-            try:
-                await disable_expired()
-                wait = await _until_next()
-            except Exception as error:
-                log.warning("departures_not_read", error=type(error).__name__)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._news.wait()
-            self._news.clear()
+    async def next_time(self) -> datetime | None:
+        return await account_expiry.next_expiry()
 
 
 async def disable_expired() -> None:
@@ -84,12 +46,3 @@ async def disable_expired() -> None:
             log.info("user_disabled", user=user.username, last_day=event.details["last_day"])
         elif event:
             log.error("last_administrator_stays", user=user.username)
-
-
-async def _until_next() -> float:
-    """Return the seconds until the next account expires, at least LEAST and at most LOOK_EVERY.
-    LOOK_EVERY if no account has an expiry. Reads the database."""
-    at = await account_expiry.next_expiry()
-    if at is None:
-        return LOOK_EVERY
-    return min(LOOK_EVERY, max(LEAST, (at - clock.now()).total_seconds()))

@@ -15,7 +15,7 @@ from quartapp import clock
 from quartapp.authority.change_stream import Change
 from quartapp.background import BackgroundTask
 from quartapp.log import log
-from quartapp.models import Role, RoleDeletion
+from quartapp.models import Role, RoleDeletion, RoleRequest
 
 # Seconds between two looks, unless a role is deleted earlier.
 LOOK_EVERY = 5.0
@@ -86,7 +86,8 @@ async def settle_all() -> None:
 
 
 async def settle(deletion: RoleDeletion) -> bool:
-    """Settle a claimed deletion, a batch at a time, and rest after each batch.
+    """Settle a claimed deletion, a batch at a time, and rest after each batch. Close the open
+    requests for the role.
 
     Returns False if another worker has claimed it meanwhile; then that worker continues. Users keep
     the links to a role that another program has deleted, or has restored since.
@@ -103,5 +104,6 @@ async def settle(deletion: RoleDeletion) -> bool:
         await asyncio.sleep(REST * (clock.monotonic() - started))
     if not await deletion.end_sessions():
         return False
+    await RoleRequest.void([deletion.id])
     await deletion.finish()
     return True

@@ -34,6 +34,7 @@ from quartapp.models.posts import search
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.deletion import RoleDeletion
+from quartapp.models.roles.request import RoleRequest
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
 from quartapp.policy import BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS
@@ -42,6 +43,7 @@ from quartapp.settings import StartError
 DOCUMENTS: list[type[Document]] = [
     Role,
     RoleDeletion,
+    RoleRequest,
     User,
     Session,
     Notice,

@@ -19,7 +19,9 @@ from quartapp.routes.notifications import pages as notifications
 from quartapp.routes.posts import pages as posts
 from quartapp.routes.privacy import account_deletion, export
 from quartapp.routes.privacy import admin as admin_privacy
+from quartapp.routes.roles import account as account_roles
 from quartapp.routes.roles import admin as admin_roles
+from quartapp.routes.roles import decisions as admin_requests
 from quartapp.routes.sessions import admin as admin_sessions
 from quartapp.routes.sessions import pages as sessions
 from quartapp.routes.sessions import second_step
@@ -39,6 +41,7 @@ PUBLIC = (
     sessions,
     activity,
     notifications,
+    account_roles,
     export,
     account_deletion,
     posts,
@@ -51,6 +54,7 @@ ADMIN = (
     admin_audit,
     admin_invitations,
     admin_privacy,
+    admin_requests,
     admin_roles,
     admin_sessions,
     undo,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Link:
     """A link of the navigation, hidden from users who lack its permission, if it has one. After
-    "g", its key opens it.
+    "g", its key opens it. A `counted` link shows the number of open requests.
 
     `icon` is the name of an icon, for links at the side of an area. `below` has the addresses of
     further pages that belong to this one. The pages under an address belong to it too.
@@ -33,6 +33,7 @@ class Link:
     key: str = ""
     icon: str = ""
     below: tuple[str, ...] = ()
+    counted: bool = False
 
 
 MAIN = (Link("/posts", _("Posts"), key="p"),)
@@ -40,6 +41,7 @@ VISITORS = (Link("/login", _("Sign in")), Link("/register", _("Register")))
 ADMINISTRATION = (
     Link("/admin/users", _("Users"), "users.read", "u"),
     Link("/admin/invitations", _("Invitations"), "users.manage", "i"),
+    Link("/admin/requests", _("Requests"), "users.manage", "q", counted=True),
     Link("/admin/roles", _("Roles"), "roles.manage", "r"),
     Link("/admin/sessions", _("Sessions"), "sessions.manage", "s"),
     Link("/admin/events", _("Audit log"), "events.read", "l"),
@@ -57,6 +59,7 @@ ACCOUNT_AREA = (
         below=("/account/password", "/account/email", "/account/factors", "/verify"),
     ),
     Link("/account/sessions", _("Sessions"), icon="laptop"),
+    Link("/account/roles", _("Roles"), icon="key"),
     Link("/account/notices", _("Notifications"), icon="bell"),
     Link("/account/timeline", _("Activity"), icon="history"),
     Link("/account/export", _("Data"), icon="download", below=("/account/delete",)),
@@ -75,6 +78,7 @@ class Viewer:
     permissions: frozenset[str] = frozenset()
     unread: int = 0
     user_id: str = ""
+    open_requests: int = 0
 
     def may(self, permission: str) -> bool:
         """Return whether the user holds the permission."""
@@ -106,7 +110,10 @@ def renderer(environment: jinja2.Environment) -> Callable[[CurrentUser, str, str
     def navigation(user: CurrentUser, path: str, csrf_field: str) -> Markup:
         viewer = Viewer()
         if user.signed_in:
-            viewer = Viewer(user.username, user.permissions, user.unread, str(user.user_id))
+            viewer = Viewer(
+                *(user.username, user.permissions, user.unread, str(user.user_id)),
+                user.open_requests,
+            )
         html = rendered(viewer, _current(path, viewer.username), current_locale())
         return html.replace(_CSRF_FIELD, csrf_field)
 

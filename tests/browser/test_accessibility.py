@@ -41,9 +41,10 @@ SIGNED_IN = [
     *("/account/email", "/verify", "/confirm", "/account/factors", "/account/factors/totp"),
     *("/account/factors/recovery-codes", "/account/factors/passkeys"),
     *("/account/timeline", "/account/timeline/not-me", "/account/export", "/account/delete"),
-    *("/account/notices", "/users/root", "/admin/users", "/admin/users/root", "/admin/roles"),
+    *("/account/notices", "/account/roles", "/users/root", "/admin/users", "/admin/users/root"),
+    "/admin/roles",
     *("/admin/users/root/delete", "/admin/roles/new", "/admin/roles/moderator"),
-    *("/admin/sessions", "/admin/events", "/admin/invitations"),
+    *("/admin/sessions", "/admin/events", "/admin/invitations", "/admin/requests"),
 ]
 
 

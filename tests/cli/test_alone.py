@@ -119,6 +119,25 @@ async def test_disable_and_enable_never_lose_the_last_administrator(
         assert "state     active\n" in await terminal.does("user", "show", "ada")
 
 
+async def test_a_role_is_granted_for_a_limited_time(terminal: Terminal) -> None:
+    await create(terminal, "lim")
+    words = "user", "grant", "lim", "moderator"
+    out = await terminal.does(*words, "--until", "2031-12-31T14:00Z")
+    assert out == "lim now has the role moderator until 2031-12-31 14:00 UTC.\n"
+    table = row(await terminal.does("user", "list"), "lim")
+    assert table[2] == "member, moderator (until 2031-12-31 14:00 UTC)"
+    assert "roles     member, moderator (until" in await terminal.does("user", "show", "lim")
+    out = await terminal.does(*words, "--for", "1d12h")
+    end = clock.now() + timedelta(hours=36)
+    assert f"{end:%Y-%m-%d}" in out
+    assert await terminal.does(*words) == "lim now has the role moderator.\n"
+    assert await terminal.does(*words) == "lim already has the role moderator.\n"
+    assert "(until" not in await terminal.does("user", "show", "lim")
+    assert "either" in await terminal.refuses(*words, "--for", "2h", "--until", "2031-12-31")
+    assert "soon: Enter a duration" in await terminal.refuses(*words, "--for", "soon")
+    assert "between one minute" in await terminal.refuses(*words, "--until", "2020-01-01")
+
+
 async def test_invitation_without_server_is_queued(terminal: Terminal) -> None:
     out = await terminal.does("user", "invite", "guest@example.org", "--role", "Moderator")
     assert out == (

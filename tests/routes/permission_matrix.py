@@ -74,6 +74,8 @@ GET POST   /account/export                                signed in, fresh
 GET POST   /account/delete                                signed in, fresh
 POST       /account/deactivate                            signed in, fresh
 GET POST   /account/closed                                returning
+GET POST   /account/roles                                 signed in
+POST       /account/roles/requests/<request_id>/withdraw  signed in
 GET        /account/notices                               signed in
 POST       /account/notices/read                          signed in
 
@@ -96,6 +98,9 @@ POST       /admin/users/<username>/factors/reset          users.manage, fresh
 POST       /admin/users/<username>/disable                users.manage, fresh
 POST       /admin/users/<username>/enable                 users.manage, fresh
 POST       /admin/users/<username>/last-day               users.manage, fresh
+GET        /admin/requests                                users.manage
+POST       /admin/requests/<request_id>/grant             users.manage, fresh
+POST       /admin/requests/<request_id>/decline           users.manage, fresh
 GET POST   /admin/invitations                             users.manage, fresh
 POST       /admin/invitations/<invitation_id>/withdraw    users.manage, fresh
 POST       /admin/invitations/<invitation_id>/again       users.manage, fresh

@@ -13,7 +13,17 @@ from quart import Quart
 from quartapp import clock
 from quartapp.activities import ACCOUNT_ENABLED, PASSWORD_RESET
 from quartapp.email.transports import MailFolder
-from quartapp.models import Comment, Event, Invitation, Passkey, Post, Role, Token, User
+from quartapp.models import (
+    Comment,
+    Event,
+    Invitation,
+    Passkey,
+    Post,
+    Role,
+    RoleRequest,
+    Token,
+    User,
+)
 from quartapp.models.accounts import email_address
 from quartapp.models.accounts.one_time_token import Purpose, code_digest, issue_setup
 from quartapp.models.base.actor import SYSTEM, Actor
@@ -48,6 +58,7 @@ async def author_with_content(
     assert me is not None
     role = await Role.add(f"spare-{name}", "", [], by=SYSTEM)
     invitation, invited = await create_invitation(f"guest-of-{name}@example.org")
+    request = await ask_for_role(name, f"wanted-{name}")
     event = await record_suspicious_event(author)
     enabled = await Event.record(ACCOUNT_ENABLED, by=SYSTEM, subject=by.user_id)
     await MailFolder(settings_of(visitors.app).data / "mail").send("letter", "", EmailMessage())
@@ -63,6 +74,7 @@ async def author_with_content(
         "token": await issue_setup() or "spent",
         "session_id": me["session"],
         "event_id": event,
+        "request_id": request,
         "passkey_id": str(PydanticObjectId()),
         "post_id": str(post.id),
         "comment_id": str(comment.id),
@@ -70,6 +82,12 @@ async def author_with_content(
         "role_name": f"role-of-{name}",
         "name": role.name,
     }
+
+
+async def ask_for_role(name: str, role_name: str) -> str:
+    """Create a role, and a request of the user for it. Return the id of the request."""
+    role, user = await Role.add(role_name, "", [], by=SYSTEM), await user_named(name)
+    return str((await RoleRequest.ask(user, role, "A reason.", by=Actor(user.id, name))).id)
 
 
 async def unverify(visitor: Visitor) -> None:
@@ -120,7 +138,8 @@ def sufficient_permissions(row: Row) -> list[Permission]:
     """Return the permissions that the row needs. Managing the author needs the author's, too, and
     undoing what was done to the author needs those of managing."""
     undo = row.rule.endswith("/undo")
-    authors = [Permission.POSTS_WRITE] if undo or "/users/<username>" in row.rule else []
+    of_user = "/users/<username>" in row.rule or "<request_id>" in row.rule
+    authors = [Permission.POSTS_WRITE] if undo or of_user else []
     managing = [Permission.USERS_MANAGE] if undo else []
     return [Permission(row.needs.removeprefix("author or ")), *authors, *managing]
 
@@ -200,6 +219,7 @@ def form(row: Row, name: str) -> dict[str, str]:
         "/posts/new": {"title": "New", "body": "Text."},
         "/posts/<post_id>/edit": {"title": "Edited", "body": "Text."},
         "/posts/<post_id>/comments": {"body": "Another."},
+        "/account/roles": {"role": "member", "reason": "A reason."},
         "/admin/users/<username>/grants": {"role": f"spare-{name}"},
         "/admin/invitations": {"email": f"new-{name}@example.org", "role": f"spare-{name}"},
         "/admin/users/<username>/last-day": {"date": f"{clock.now():%Y-%m-%d}"},

@@ -14,7 +14,13 @@ from tests.routes.conftest import Visitor, Visitors, role_named, user_named
 
 AREA = (
     *("/account", "/account/profile", "/account/security", "/account/sessions"),
-    *("/account/notices", "/account/timeline", "/account/export", "/account/preferences"),
+    *(
+        "/account/roles",
+        "/account/notices",
+        "/account/timeline",
+        "/account/export",
+        "/account/preferences",
+    ),
 )
 HOSTILE = "<script>alert(1)</script>"
 

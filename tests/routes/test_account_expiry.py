@@ -136,7 +136,7 @@ async def test_the_last_lasting_administrator_cannot_get_an_expiry_date(
     ):
         refused = await root.post(path, **fields)
         assert refused.status == 422
-        assert "The accounts of all other administrators expire" in refused.text
+        assert "The accounts or roles of all other administrators expire" in refused.text
     assert await grace.me() is not None
 
 

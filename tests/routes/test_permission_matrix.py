@@ -23,6 +23,7 @@ from tests.routes.conftest import (
 )
 from tests.routes.permission_matrix import MATRIX, POSTS, Row
 from tests.routes.requests import (
+    ask_for_role,
     author_with_content,
     form,
     form_with_code,
@@ -133,6 +134,9 @@ async def test_the_permission_in_the_matrix_is_sufficient(visitors: Visitors) ->
             readers[row.needs] = visitor
         if row.needs in PERMISSIONS | {"signed in"}:
             parts = await with_own(visitor, parts)
+        if row.rule.startswith("/account/roles/requests/"):
+            request_id = await ask_for_role(visitor.username, f"asked-{number}")
+            parts = {**parts, "request_id": request_id}
         if row.method == "WS":
             assert await handshake(visitor) == 101
             continue

@@ -28,7 +28,8 @@ def refusal(answer: Answer) -> str:
 
 
 def options(answer: Answer) -> list[str]:
-    return re.findall(r'<option[^>]*value="([^"]*)"', answer.text)
+    page = re.sub(r"<datalist.*?</datalist>", "", answer.text, flags=re.DOTALL)
+    return re.findall(r'<option[^>]*value="([^"]*)"', page)
 
 
 async def helper(visitors: Visitors) -> Visitor:

@@ -21,16 +21,19 @@ activity.disowned codes.blocked comment.removed data.exported email.changed emai
 email.restored factor.added factor.removed factors.reset invitation.accepted invitation.sent_again
 invitation.withdrawn last_day.lifted last_day.set passkey.refused password.changed password.reset
 post.removed recovery_code.used recovery_codes.made role.created role.deleted role.edited
-role.granted role.revoked session.confirmed session.ended session.started sessions.ended
-user.deactivated user.disabled user.enabled user.erased user.invited user.leaving user.registered
-user.restored
+role.end_changed role.end_removed role.granted role.granted_until role.request_declined
+role.request_withdrawn role.requested role.revoked session.confirmed session.ended session.started
+sessions.ended user.deactivated user.disabled user.enabled user.erased user.invited user.leaving
+user.registered user.restored
 """
 NOTIFICATIONS = """
 account.closed account.disabled account.enabled account.restored codes.blocked codes.refused
 comment.added comment.removed email.changed email.restored factor.added factor.removed
 factors.reset invitation.accepted last_day.lifted last_day.over last_day.set passkey.refused
-password.changed post.removed recovery_code.used recovery_codes.made role.deleted role.granted
-role.revoked sessions.ended welcome
+password.changed post.removed recovery_code.used recovery_codes.made role.deleted role.end_changed
+role.end_removed role.ends_soon role.expired role.granted role.granted_until
+role.request_declined role.request_declined_with_reason role.requested role.revoked sessions.ended
+welcome
 """
 EMAILS = """
 account.closed account.leaving account.removed account.restored activity.disowned address.changed

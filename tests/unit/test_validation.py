@@ -4,6 +4,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from time import process_time
 
 import pytest
@@ -203,3 +204,41 @@ def test_no_username_is_a_valid_address() -> None:
     """This distinguishes a login by username from one by address."""
     assert not NAME.match("ada@example.org")
     assert "@" not in "".join(chr(c) for c in range(0x3000) if NAME.match(f"a{chr(c)}b"))
+
+
+NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "until"),
+    [
+        ("2h", timedelta(hours=2)),
+        ("1m", timedelta(minutes=1)),
+        (" 1W 2d 3H 4m ", timedelta(days=9, hours=3, minutes=4)),
+        ("90m", timedelta(minutes=90)),
+        ("3660d", timedelta(days=3660)),
+        ("2030-06-01T14:00", timedelta(hours=2)),
+        ("2030-06-01 14:00:30Z", timedelta(hours=2, seconds=30)),
+        ("2030-06-01T14:00+02:00", timedelta()),
+        ("2030-06-02", timedelta(hours=12)),
+    ],
+)
+def test_the_end_of_a_grant_is_a_duration_or_a_time(text: str, until: timedelta) -> None:
+    if until:
+        assert validation.check_grant_end(text, NOON) == NOON + until
+    else:
+        with pytest.raises(validation.Invalid, match="between one minute and ten years"):
+            validation.check_grant_end(text, NOON)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "soon", "2", "h", "-2h", "2h2h", "0m", "59s", "3661d", "99999999m", "٢h", "1" * 300),
+        *("2030-13-01", "2030-06-01T12:00:59", "9999-12-31T23:59:59-23:59"),
+        "0001-01-01T00:00+23:59",
+    ],
+)
+def test_other_ends_of_a_grant_are_refused(text: str) -> None:
+    with pytest.raises(validation.Invalid):
+        validation.check_grant_end(text, NOON)

@@ -101,6 +101,7 @@ def prepare(env: jinja2.Environment) -> None:
             user_id=user.user_id,
             permissions=permissions,
             unread=user.unread,
+            open_requests=0,
         )
         return render(viewer, path, csrf_field)
 

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
 from itertools import chain
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from beanie import PydanticObjectId
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pymongo import IndexModel, UpdateOne
 
 from quartapp import clock, policy, validation
@@ -16,6 +16,7 @@ from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import KeptCredential, credential_of
 from quartapp.models.accounts.list_indexes import LIST_INDEXES
 from quartapp.models.accounts.preferences import Preferences
+from quartapp.models.accounts.role_ends import RoleEnd, ends_of, held_roles, well_formed
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import (
     CASELESS,
@@ -92,6 +93,8 @@ class Account(Record):
     about: str = ""
     preferences: Preferences = Preferences()
     roles: list[RoleRef] = []
+    # Until when the user holds roles that were granted for a limited time: see `role_ends`.
+    role_ends: Annotated[list[RoleEnd], BeforeValidator(well_formed)] = []
     authz_version: int = 1
     authz_by: UserRef | None = None
     authz_at: datetime | None = None
@@ -162,6 +165,8 @@ class Account(Record):
             ),
             IndexModel([("roles.$id", 1)], name="with_role"),
             *LIST_INDEXES,
+            IndexModel([("role_ends.until", 1)], name="role_ends", sparse=True),
+            IndexModel([("role_ends.warn_at", 1)], name="role_warnings", sparse=True),
             IndexModel([("closes_at", 1)], name="last_day"),
             IndexModel([("deletes_at", 1)], name="leaving"),
         ]
@@ -197,9 +202,21 @@ class Account(Record):
         """Whether the account cannot be used before its email address is verified."""
         return self.must_verify and not self.verified
 
+    @property
+    def role_ids(self) -> set[PydanticObjectId]:
+        """The ids of the roles that the user holds now, also of deleted ones. Without those whose
+        grant has expired."""
+        return held_roles(self.__dict__, clock.now())
+
     def holds(self, role: Record) -> bool:
-        """Return whether the user has the role."""
-        return any(linked_id(link) == role.id for link in self.roles)
+        """Return whether the user has the role, and its grant has not expired."""
+        return role.id in self.role_ids
+
+    @property
+    def ends(self) -> dict[PydanticObjectId, datetime]:
+        """Until when the user holds each role that has an end, by the role's id. Also ends that
+        have passed and were not recorded yet."""
+        return ends_of(self.__dict__)
 
     @property
     def closed_by_owner(self) -> bool:

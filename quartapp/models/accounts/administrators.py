@@ -4,7 +4,7 @@ from typing import Any
 
 from quartapp import clock, policy
 from quartapp.db.mongo import Tx
-from quartapp.models.accounts import status
+from quartapp.models.accounts import role_ends, status
 from quartapp.models.accounts.account import Account
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.role import Role
@@ -15,26 +15,35 @@ COUNTED = 2
 
 
 class LastAdministrator(DomainError):
-    """The change would leave no active administrator, now or when accounts expire
+    """The change would leave no active administrator, now or when accounts or grants expire
     (`others_leave`)."""
 
     def __init__(self, *, others_leave: bool = False) -> None:
-        only = "The accounts of all other administrators expire" if others_leave else LAST
+        only = "The accounts or roles of all other administrators expire" if others_leave else LAST
         super().__init__(f"{only}. Make another user an administrator first.")
 
 
 async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) -> int:
     """Return how many active accounts have the role `admin`, but at most COUNTED; with `lasting`,
-    only those without an expiry date. 0 if there is no such role."""
+    only those that never expire and have the role without an end. 0 if there is no such role."""
     match = {**await administering(tx), **status.active_filter(clock.now(), lasting=lasting)}
+    if lasting:
+        match["role_ends.role"] = {"$ne": match["roles.$id"]}
     users = Account.get_motor_collection()
     return await users.count_documents(match, limit=COUNTED, session=tx)
 
 
 async def count_administrators(tx: Tx) -> tuple[int, int]:
-    """Return how many administrators are active, and how many of these never expire."""
+    """Return how many administrators are active, and how many of these never expire and have the
+    role without an end."""
     active = {**await administering(tx), **status.active_filter(clock.now())}
-    endless = {"$eq": [{"$ifNull": ["$closes_at", None]}, None]}
+    ends = {"$ifNull": ["$role_ends.role", []]}
+    endless = {
+        "$and": [
+            {"$eq": [{"$ifNull": ["$closes_at", None]}, None]},
+            {"$not": {"$in": [active["roles.$id"], ends]}},
+        ]
+    }
     counts = {
         "_id": None,
         "now": {"$sum": 1},
@@ -50,7 +59,7 @@ async def require_an_administrator(before: tuple[int, int], tx: Tx) -> None:
     """Raise LastAdministrator if the transaction has removed the last administrator.
 
     `before` is the result of `count_administrators` before the change. There must still be an
-    active administrator if there was one, and one whose account never expires if there was one.
+    active administrator if there was one, and one who never stops being one if there was one.
     Sends no query if there was none.
     """
     had, lasting = before
@@ -64,7 +73,9 @@ async def require_an_administrator(before: tuple[int, int], tx: Tx) -> None:
 
 
 async def administering(tx: Tx | None = None) -> dict[str, Any]:
-    """Return the filter for accounts with the role `admin`, active or not. It matches no account
-    with a role if that role does not exist. Reads the role from the database."""
+    """Return the filter for accounts that hold the role `admin`, active or not. It matches no
+    account with a role if that role does not exist. Reads the role from the database."""
     admin = await Role.find_one({"name": policy.ADMIN}, session=tx)
-    return {"roles.$id": admin.id if admin else None}
+    if admin is None:
+        return {"roles.$id": None}
+    return role_ends.holding_filter(admin.id, clock.now())

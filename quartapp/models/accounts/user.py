@@ -13,14 +13,13 @@ it has lost a permission. If it manages a user, it raises MissingPermission if t
 who holds a permission that the actor lacks.
 """
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from beanie import PydanticObjectId
 from pymongo.errors import DuplicateKeyError
 
-from quartapp import clock, policy
+from quartapp import clock
 from quartapp.activities import (
     ACCOUNT_DEACTIVATED,
     ACCOUNT_DISABLED,
@@ -30,33 +29,28 @@ from quartapp.activities import (
     CODES_REFUSED,
     DELETION_SCHEDULED,
     PASSWORD_CHANGED,
-    ROLE_GRANTED,
-    ROLE_REVOKED,
     SESSIONS_ENDED,
     Activity,
 )
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts import status
 from quartapp.models.accounts.account import (
-    Account,
     ForgottenBrowsers,
     Taken,
-    Unverified,
     address_fields,
 )
 from quartapp.models.accounts.administrators import count_administrators, require_an_administrator
 from quartapp.models.accounts.credential import KeptCredential, fingerprint
+from quartapp.models.accounts.role_grants import RoleHolder
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import inform, queue_email, record
-from quartapp.models.authorization.privileges import require_to_give
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import BATCH
-from quartapp.models.base.references import DomainError, role_ref, user_ref
+from quartapp.models.base.references import DomainError, user_ref
 from quartapp.models.base.tokens import new_token
 from quartapp.models.base.write_lock import hold_administrators
 from quartapp.models.notifications.notice import Notice, notify
-from quartapp.models.roles.role import Role, RoleGone
 from quartapp.models.sessions.reason import EndDetail, Reason
 from quartapp.models.sessions.session import (
     Session,
@@ -73,8 +67,9 @@ class PasswordMoved(DomainError):
         super().__init__("The password was changed in the meantime. Start again.")
 
 
-class User(Account):
-    """A user. `Account` has the fields and how to find one; this class adds the operations."""
+class User(RoleHolder):
+    """A user. `Account` has the fields and how to find one, `RoleHolder` grants and revokes roles;
+    this class adds the other operations."""
 
     async def verify(self, email: str, *, tx: Tx) -> bool:
         """Mark the address as verified, from which on the account can be used; return whether that
@@ -107,78 +102,7 @@ class User(Account):
         held = {**address_fields(email), **claim_is_over}
         return {**match, **in_time, "claimed_email": email}, {**change, **held}
 
-    async def require_verified(self, tx: Tx) -> None:
-        """Read the account again, and raise Unverified if it must verify its address before it can
-        be used. Returns nothing if it was deleted."""
-        found = await User.get(self.id, session=tx)
-        if found is not None and found.awaits_verification:
-            raise Unverified(found.username)
-
     # ---- authority
-
-    async def grant(self, role: Role, *, by: Actor) -> Event | None:
-        """Give the user the role, and return the event ROLE_GRANTED; None if they have it.
-
-        In an authorized transaction that manages the user. Notifies the user and increments
-        `authz_version`, so that open pages gain the permissions in place; no session ends. Raises
-        RoleGone, Unverified for another role than `member` if the account must verify its address
-        first, and MissingPermission if the role, or the user, has a permission that the actor does
-        not hold.
-        """
-
-        async def work(tx: Tx) -> Event | None:
-            await require_to_give(by, [role.id], tx)
-            if role.name != policy.MEMBER:
-                await self.require_verified(tx)
-            changed = await self.change_authority(
-                {"roles.$id": {"$ne": role.id}},
-                {"$addToSet": {"roles": role_ref(role.id)}},
-                by=by,
-                tx=tx,
-            )
-            if not changed:
-                return None
-            # Writing the role's document makes this conflict with deleting the role.
-            if not await role.count_grant(tx):
-                raise RoleGone(role.name)
-            return await record(ROLE_GRANTED, self, by=by, tx=tx, role=role.name)
-
-        return await authorized_transaction(by, work, managing=self.id)
-
-    async def revoke(self, role: Role, *, by: Actor) -> Event | None:
-        """Take the role from the user, end all of their sessions, and return the event
-        ROLE_REVOKED.
-
-        In an authorized transaction that manages the user, with a barrier mark. Notifies the user;
-        `event.ended_sessions` says how many sessions were active. Returns None if the user does not
-        have the role, or if it was deleted. Raises LastAdministrator and MissingPermission.
-        """
-
-        async def work(tx: Tx) -> Event | None:
-            before = (0, 0)
-            if role.name == policy.ADMIN:
-                await hold_administrators(tx)
-                before = await count_administrators(tx)
-            if (version := await role.count_removal(tx)) is None:
-                return None
-            changed = await self.change_authority(
-                {"roles.$id": role.id},
-                {"$pull": {"roles": role_ref(role.id)}},
-                by=by,
-                tx=tx,
-                # The version of the role no longer counts for the user.
-                version=version + 1,
-            )
-            if not changed:
-                return None
-            await require_an_administrator(before, tx)
-            event = Event.of(ROLE_REVOKED, by=by, subject=self.id, role=role.name)
-            mine = {"user.$id": self.id}
-            event.note_ended_sessions(await count_active(mine, tx))
-            await mark_ended(mine, Reason.ROLE_REVOKED, by=by, event=event, tx=tx)
-            return await record(ROLE_REVOKED, self, by=by, tx=tx, event=event)
-
-        return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
 
     async def disable(self, *, by: Actor) -> Event | None:
         """Disable the account, end all of its sessions, and return the event ACCOUNT_DISABLED.
@@ -463,22 +387,3 @@ class User(Account):
             {"_id": self.id, "notices_read": {"$lt": self.notice_seq}},
             {"$set": {"notices_read": self.notice_seq}},
         )
-
-    async def change_authority(
-        self,
-        condition: Mapping[str, Any],
-        change: Mapping[str, Any],
-        *,
-        by: Actor,
-        tx: Tx,
-        version: int = 1,
-    ) -> bool:
-        """Apply the change to the user document if it matches the condition; return whether it did.
-
-        Also raises `authz_version` by `version`, and sets `authz_by` and `authz_at` to the actor
-        and the time. In the caller's transaction.
-        """
-        update: dict[str, Any] = {**change, "$inc": {"authz_version": version}}
-        changed = {"authz_by": user_ref(by.user_id), "authz_at": clock.now()}
-        update["$set"] = {**change.get("$set", {}), **changed}
-        return await User.change({"_id": self.id, **condition}, update, tx=tx)

@@ -16,7 +16,7 @@ import bson
 from bson import Binary, CodecOptions, DBRef, ObjectId
 
 # The details of an entry that are not personal data. All others are committed to.
-LASTING = ("role", "roles", "reason", "count", "until", "posts")
+LASTING = ("role", "roles", "reason", "count", "until", "expired", "posts")
 # Fields that are not part of the hash: salts are checked with the commitments, and earlier versions
 # stored the receipts in the entry.
 UNHASHED = ("salts", "erased_for", "receipts", "counted_tabs", "silent_worker")

@@ -126,8 +126,9 @@ class Event(AppendOnly):
 
     @property
     def automatic(self) -> bool:
-        """Whether no person did it: an account expired, or was deleted when it was due."""
-        expiry = not self.details.keys().isdisjoint({"last_day", "why"})
+        """Whether no person did it: an account or a grant expired, or an account was deleted when
+        it was due."""
+        expiry = not self.details.keys().isdisjoint({"last_day", "expired", "why"})
         return self.actor is None and (expiry or self.verb == ACCOUNT_DELETED.audit)
 
     async def mark(self, tx: Tx, *, asker: str | None) -> None:

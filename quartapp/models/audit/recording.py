@@ -30,9 +30,9 @@ async def record(
 
     In the caller's transaction, in the order notification, email, event. Whether there is a
     notification or email depends on the entry of the activity in the catalogue; a notification
-    meant for USER_UNLESS_ACTOR is left out if the user did it themselves, those for an inviter or
-    for the holders of a role are left to the caller. The email goes only to a verified address,
-    within the mail budget.
+    meant for USER_UNLESS_ACTOR is left out if the user did it themselves, those for an inviter,
+    for the holders of a role or for administrators are left to the caller. The email goes only to a
+    verified address, within the mail budget.
 
     `details` are stored in the event, whose subject is the user, and fill the texts. `words` fill
     only the texts, and take precedence; `{by}` and `{ip}` are the actor's. `event` is the event if

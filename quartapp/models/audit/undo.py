@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from quartapp import clock
 from quartapp.activities import (
@@ -17,7 +17,10 @@ from quartapp.activities import (
     ACCOUNT_RESTORED,
     DELETION_SCHEDULED,
     ROLE_EDITED,
+    ROLE_END_CHANGED,
+    ROLE_END_REMOVED,
     ROLE_GRANTED,
+    ROLE_GRANTED_UNTIL,
     ROLE_REVOKED,
     Activity,
 )
@@ -120,7 +123,12 @@ async def _revoke(event: Event, by: Actor) -> Event:
 
 
 async def _grant(event: Event, by: Actor) -> Event:
-    return _happened(await (await _user(event)).grant(await _role(event), by=by))
+    """Grant the role, with the end that it had. Raises NotUndone if that has passed."""
+    end = event.details.get("end")
+    until = datetime.fromisoformat(end) if end else None
+    if until and until <= clock.now():
+        raise NotUndone(_("This cannot be undone, because the role would have ended by now."))
+    return _happened(await (await _user(event)).grant(await _role(event), by=by, until=until))
 
 
 async def _enable(event: Event, by: Actor) -> Event:
@@ -152,7 +160,7 @@ async def _edit_back(event: Event, by: Actor) -> None:
     )
 
 
-_ROLES = (ROLE_GRANTED, ROLE_REVOKED)
+_ROLES = (ROLE_GRANTED, ROLE_GRANTED_UNTIL, ROLE_END_CHANGED, ROLE_END_REMOVED, ROLE_REVOKED)
 _ACCESS = (ACCOUNT_DISABLED, ACCOUNT_ENABLED)
 _CLOSING = (ACCOUNT_DEACTIVATED, DELETION_SCHEDULED, ACCOUNT_RESTORED)
 _RESTORE = Undo(
@@ -161,14 +169,16 @@ _RESTORE = Undo(
     _restore,
     _CLOSING,
 )
+_REVOKE = Undo(
+    Permission.USERS_MANAGE,
+    _("The role is revoked again, and the user is signed out on all devices."),
+    _revoke,
+    _ROLES,
+)
 # By the audit name of the activity.
 UNDOABLE = {
-    ROLE_GRANTED.audit_name: Undo(
-        Permission.USERS_MANAGE,
-        _("The role is revoked again, and the user is signed out on all devices."),
-        _revoke,
-        _ROLES,
-    ),
+    ROLE_GRANTED.audit_name: _REVOKE,
+    ROLE_GRANTED_UNTIL.audit_name: _REVOKE,
     ROLE_REVOKED.audit_name: Undo(
         Permission.USERS_MANAGE,
         _("The role is granted again. Sessions that have ended stay ended."),

@@ -13,8 +13,9 @@ from typing import Any
 
 from beanie import PydanticObjectId
 
-from quartapp import policy
+from quartapp import clock, policy
 from quartapp.db.mongo import Tx
+from quartapp.models.accounts import role_ends
 from quartapp.models.authorization.permissions import permissions_of, stored, usable_roles
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents
@@ -75,8 +76,8 @@ OPERATOR = Holdings(everything=True)
 
 
 async def roles_of(user: Mapping[str, Any], tx: Tx | None) -> list[Mapping[str, Any]]:
-    """Return the stored documents of the user's roles, leaving out roles that no longer exist.
-    Reads the database."""
+    """Return the stored documents of the user's roles, leaving out roles that no longer exist or
+    whose grant has expired. Reads the database."""
     return (await _roles_of_each([user], tx))[0]
 
 
@@ -84,8 +85,8 @@ async def _roles_of_each(
     users: Collection[Mapping[str, Any]], tx: Tx | None
 ) -> list[list[Mapping[str, Any]]]:
     """Return the stored documents of each user's roles, in the order of the users, read with one
-    query. Roles that no longer exist are left out."""
-    held = [{link.id for link in user.get("roles", ())} for user in users]
+    query. Roles that no longer exist, or whose grant has expired, are left out."""
+    held = [role_ends.held_roles(user, clock.now()) for user in users]
     match = {"_id": {"$in": list(set().union(*held))}}
     roles = await documents(ROLES).find(match, session=tx).to_list(None)
     return [[role for role in roles if role["_id"] in ids] for ids in held]

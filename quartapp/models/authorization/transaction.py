@@ -8,7 +8,7 @@ from beanie import PydanticObjectId
 from quartapp import clock
 from quartapp.activities import catalogue
 from quartapp.db.mongo import Tx, transaction
-from quartapp.models.accounts import status
+from quartapp.models.accounts import role_ends, status
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.permissions import principal_version, usable_roles
 from quartapp.models.authorization.privileges import Holdings, require_to_manage
@@ -102,16 +102,19 @@ async def _require_permissions(by: Actor, session: Mapping[str, Any], tx: Tx) ->
     missing.
 
     The session is over if the account has expired, if the session lists a role that the user does
-    not hold any more, or if the user held a role that was deleted. Compares permissions only if
+    not hold any more or whose grant has expired, or if the user held a role that was deleted.
+    Compares permissions only if
     their version (`principal_version`) is not the one that the request came with. Reads the user
     and the roles with one query.
     """
+    now = clock.now()
     user = await _user_with_roles(by.user_id, tx)
-    roles = user.get("held", [])
+    expired = role_ends.expired_roles(user, now)
+    roles = [role for role in user.get("held", []) if role["_id"] not in expired]
     found = {role["_id"] for role in roles}
     lost = {link.id for link in session.get("roles", ())} - found
-    gone = {link.id for link in user.get("roles", ())} - found
-    if lost or status.has_expired(user, clock.now()) or await _were_deleted(gone, tx):
+    gone = {link.id for link in user.get("roles", ())} - found - expired
+    if lost or status.has_expired(user, now) or await _were_deleted(gone, tx):
         raise SessionOver(session["_id"])
     if principal_version(user, roles) == by.version:
         return

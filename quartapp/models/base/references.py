@@ -12,7 +12,7 @@ from bson import DBRef
 from pymongo.collation import Collation
 
 USERS, ROLES, SESSIONS = "users", "roles", "sessions"
-ROLE_DELETIONS = "role_deletions"
+ROLE_DELETIONS, ROLE_REQUESTS = "role_deletions", "role_requests"
 EVENTS, PASSKEYS, POSTS, COMMENTS = "events", "passkeys", "posts", "comments"
 # Strength 2 ignores case, and how an accent is encoded.
 CASELESS = Collation(locale="en", strength=2)

@@ -47,6 +47,7 @@ from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.deletion import DELETED_USER, RoleDeletion
+from quartapp.models.roles.request import RoleRequest
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
 
@@ -377,6 +378,11 @@ HELD = [
         caseless=True,
     ),
     Holding(
+        RoleRequest,
+        linked("user"),
+        fields("name", "reason", "created_at", "state", "decided_at", "answer", "until"),
+    ),
+    Holding(
         Event,
         _events,
         _show_event,
@@ -410,7 +416,9 @@ async def export(user: User) -> AsyncIterator[str]:
     held = [role.name for role in roles if user.holds(role)]
     document = await User.get_motor_collection().find_one({"_id": user.id}) or {}
     factors = sorted(NAMES[kind] for kind in user.factors)
-    account = fields(*ACCOUNT)(document, person) | {"roles": held, "second_factors": factors}
+    ends = {person.roles[role]: at for role, at in user.ends.items() if role in person.roles}
+    account = fields(*ACCOUNT)(document, person) | {"roles": held, "role_ends": ends}
+    account["second_factors"] = factors
     yield f'{{\n"account": {_json(account)}'
     for holding in HELD:
         yield f',\n"{holding.name}": ['

@@ -153,7 +153,7 @@ class RoleDeletion(Record):
         await users.update_many(
             {"_id": {"$in": ids}},
             {
-                "$pull": {"roles": role_ref(self.id)},
+                "$pull": {"roles": role_ref(self.id), "role_ends": {"role": self.id}},
                 "$inc": {"authz_version": self.version + 1},
                 "$set": {"authz_by": user_ref(self.by_id), "authz_at": self.at},
                 "$push": {"common_events": {"$each": [self.event_id], "$slice": -COMMON_EVENTS}},

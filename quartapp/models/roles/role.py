@@ -71,6 +71,8 @@ def _factor_detail(requires_factor: bool, included: bool) -> dict[str, Any]:
     return {"requires_factor": requires_factor} if included else {}
 
 
+# The value of `requestable` in `Role.edit` that leaves it as it is.
+KEEP: Any = object()
 KNOWN = frozenset(permission.value for permission in Permission)
 
 
@@ -107,6 +109,8 @@ class Role(Record):
     `permissions` is the stored list. It may contain permissions that only a newer version knows:
     they allow nothing in this version, and no operation removes them.
 
+    `requestable` is whether users can request it; None leaves that to `can_be_requested`.
+
     `version` is raised by each edit, and `changed_by` and `changed_at` tell who made the last one
     and when. It counts for all users who hold the role: see
     `models.authorization.permissions.principal_version`.
@@ -119,6 +123,7 @@ class Role(Record):
     description: str = ""
     permissions: Annotated[list[str], BeforeValidator(_texts)] = []
     requires_factor: bool = False
+    requestable: bool | None = None
     version: Annotated[int, BeforeValidator(_number)] = 0
     changed_by: UserRef | None = None
     changed_at: datetime | None = None
@@ -149,6 +154,12 @@ class Role(Record):
         """Whether the role has a permission to manage other users or to read about them."""
         return not MANAGEMENT_PERMISSIONS.isdisjoint(self.permissions)
 
+    @property
+    def can_be_requested(self) -> bool:
+        """Whether users can request the role: as administrators chose or, if they did not, unless
+        it has a permission to manage other users or to read about them."""
+        return not self.manages if self.requestable is None else self.requestable
+
     @classmethod
     async def named(cls, name: str) -> "Role | None":
         """Return the role of this name, in any case; None if there is none."""
@@ -170,6 +181,7 @@ class Role(Record):
         permissions: Collection[Permission],
         *,
         requires_factor: bool = False,
+        requestable: bool | None = None,
         by: Actor,
     ) -> "Role":
         """Create a role in an authorized transaction, and return it.
@@ -185,6 +197,7 @@ class Role(Record):
             description=description,
             permissions=sorted(permissions),
             requires_factor=requires_factor,
+            requestable=requestable,
         )
 
         async def work(tx: Tx) -> None:
@@ -215,6 +228,7 @@ class Role(Record):
         permissions: Collection[Permission],
         requires_factor: bool | None = None,
         seen_version: int | None = None,
+        requestable: bool | None = KEEP,
         by: Actor,
     ) -> None:
         """Change the stored role in an authorized transaction; this object stays as it was read.
@@ -224,7 +238,7 @@ class Role(Record):
         event ROLE_EDITED with the permissions added (`allowed`) and removed (`forbidden`), and the
         new `version`. Does
         nothing if nothing differs from the database. `requires_factor` stays as it is if it is
-        None. The caller waits with `wait_until_enforced()`.
+        None, and `requestable` if it is KEEP. The caller waits with `wait_until_enforced()`.
 
         Holds the lock of the roles: no transaction that has relied on the role as it was before
         commits after this one.
@@ -236,7 +250,7 @@ class Role(Record):
         Raises RoleGone, RoleChanged, RoleTaken, ManagementByDefault, and MissingPermission if the
         actor does not hold all known permissions that the role had and all that it gets. Raises
         BuiltInRole for a new name of a built-in role, and for any change of `admin` except
-        `requires_factor`. Also raises SessionOver and RightsChanged.
+        `requires_factor` and `requestable`. Also raises SessionOver and RightsChanged.
         """
 
         async def work(tx: Tx) -> None:
@@ -253,12 +267,13 @@ class Role(Record):
                 "requires_factor": old.requires_factor
                 if requires_factor is None
                 else requires_factor,
+                "requestable": old.requestable if requestable is KEEP else requestable,
             }
             before = old.model_dump() | {"permissions": [*sorted(old.known), *old.unknown]}
             differs = {field for field, value in new.items() if before[field] != value}
             if not differs:
                 return
-            if old.name == ADMIN and differs - {"requires_factor"}:
+            if old.name == ADMIN and differs - {"requires_factor", "requestable"}:
                 raise BuiltInRole(old.name, "changed")
             if old.built_in and "name" in differs:
                 raise BuiltInRole(old.name, "renamed")
@@ -284,6 +299,7 @@ class Role(Record):
                 forbidden=sorted(set(old.known) - set(permissions)),
                 version=old.version + 1,
                 **_factor_detail(bool(new["requires_factor"]), "requires_factor" in differs),
+                **({"requestable": new["requestable"]} if "requestable" in differs else {}),
             )
 
         await authorized_transaction(by, work)

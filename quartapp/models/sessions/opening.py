@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from quartapp import clock
 from quartapp.activities import SESSIONS_ENDED, SIGNED_IN
 from quartapp.db.mongo import Tx, transaction
+from quartapp.models.accounts.role_ends import expired_roles
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import Actor
@@ -46,8 +47,9 @@ async def open_session(
     """Create a session of the user, and return it with the token for its cookie.
 
     The token has 256 random bits (ASVS 7.2.3); the database has only its digest. In one
-    transaction, settles the deletions of roles that the user still has a link to, and inserts the
-    session, with those roles of the user that exist, and the event SIGNED_IN. Also queues an email
+    transaction, settles the deletions of roles that the user still has a link to, records grants of
+    the user that have expired, and inserts the session, with the roles that the user holds, and the
+    event SIGNED_IN. Also queues an email
     to the user if they have other sessions on record, but none that `is_known_browser` finds for
     this `browser`; not without a `browser`.
 
@@ -151,16 +153,21 @@ async def _is_new_here(user: User, browser: str | None, tx: Tx) -> bool:
 
 
 async def _roles_after_settling(user: User, tx: Tx) -> list[RoleRef]:
-    """Return the user's roles that exist, and settle the deletions of the others.
+    """Return the roles that the user holds, settle the deletions of the others, and record the
+    grants that have expired.
 
     A session of a user who still has a link to a deleted role is invalid: without settling, the
-    user could not sign in. Nor must a session include a deleted role, so a link that another
-    program left behind is left out.
+    user could not sign in. Recording an expired grant later would end the new session. Nor must a
+    session include such a role, so a link that another program left behind is left out.
     """
+    now = clock.now()
+    for end in [each for each in user.role_ends if each.until <= now]:
+        await user.expire_in_transaction(end, tx=tx)
+    expired = expired_roles(user.__dict__, now)
     collection = documents(ROLES)
     ids = {linked_id(role) for role in user.roles}
     match = {"_id": {"$in": list(ids)}}
     found = {row["_id"] async for row in collection.find(match, {"_id": 1}, session=tx)}
     for deletion in await RoleDeletion.of_roles(ids - found, tx=tx):
         await deletion.settle([user.id], tx)
-    return [role for role in user.roles if linked_id(role) in found]
+    return [role for role in user.roles if linked_id(role) in found - expired]

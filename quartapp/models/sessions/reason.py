@@ -31,10 +31,12 @@ class Reason(StrEnum):
 
 
 class EndDetail(StrEnum):
-    """A more precise reason for ACCOUNT_DISABLED, used only for the sentence."""
+    """A more precise reason, used only for the sentence: EXPIRED and DELETED for ACCOUNT_DISABLED,
+    ROLE_EXPIRED for ROLE_REVOKED."""
 
     EXPIRED = "last_day"
     DELETED = "deleted"
+    ROLE_EXPIRED = "role_expired"
 
 
 MESSAGES = {
@@ -52,5 +54,6 @@ MESSAGES = {
 DETAIL_MESSAGES = {
     EndDetail.EXPIRED: "Your account has expired.",
     EndDetail.DELETED: "{by} disabled your account. It will be deleted.",
+    EndDetail.ROLE_EXPIRED: "One of your roles has expired. Sign in again to continue.",
 }
 OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You deactivated or deleted your account."}

@@ -19,11 +19,12 @@ from quartapp.auth import (
 )
 from quartapp.forms.accounts import AccountExpiryForm
 from quartapp.forms.roles import GrantForm
+from quartapp.i18n import gettext as _
+from quartapp.i18n.times import format_time
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
 from quartapp.models.accounts import account_expiry
 from quartapp.models.accounts.administrators import LastAdministrator
-from quartapp.models.base.references import linked_id
 from quartapp.models.factors import enrolment
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission, may
@@ -71,8 +72,9 @@ async def show_sent(username: str, **_: object) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def grant(username: str) -> Any:
-    """Grant the role, wait until all workers know it, and redirect (303) to the user's page with a
-    message, which differs if the user had the role already.
+    """Grant the role, with `until` for a limited time, wait until all workers know it, and redirect
+    (303) to the user's page with a message, which differs if the user had the role already. That
+    changes the end of the grant.
 
     An invalid form, also one with a role that does not exist, is shown on the user's page (422),
     and so is the error of a role that the administrator may not grant (403). Answers 404 for an
@@ -84,10 +86,15 @@ async def grant(username: str) -> Any:
     if not form.posted:
         return await _page(person, grant=form)
     role = await Role.named(form.role.data) or abort(404)
-    granted = await person.grant(role, by=current_user.actor)
+    until = form.until.moment
+    granted = await person.grant(role, by=current_user.actor, until=until)
     log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
     await wait_until_enforced()
-    if granted:
+    words = {"name": person.username, "role": role.name}
+    if granted and until:
+        words["until"] = format_time(until)
+        await flash(_("%(name)s has the role %(role)s until %(until)s.", **words), "success")
+    elif granted:
         await flash(f"{person.username} now has the role {role.name}.", "success")
     else:
         await flash(f"{person.username} already has the role {role.name}.", "info")
@@ -294,13 +301,14 @@ async def _page(
     # A rejected form is shown on this page, which its sender may have no permission to read.
     if not may(current_user, Permission.USERS_READ):
         raise Forbidden(Permission.USERS_READ)
-    ids = {linked_id(link) for link in person.roles}
+    ids = person.role_ids
     roles, sessions, events = await asyncio.gather(
         Role.everyone(),
         Session.of_user(person.id),
         Event.page(subject=person.id, common=person.common_events, limit=10),
     )
     form = grant or GrantForm()
+    of_held = {role.name.casefold() for role in roles if role.id in ids}
     form.offer((role for role in roles if role.id not in ids), lacks=current_user.lacks)
     held = [role for role in roles if role.id in ids]
     own = person.id == current_user.user_id
@@ -311,6 +319,9 @@ async def _page(
         held=held,
         missing=[] if own else sorted(current_user.lacks(theirs)),
         form=form,
+        # Whether the form is about a role that the user has.
+        changing=(form.role.data or "").casefold() in of_held,
+        blank=GrantForm(),
         expiry=expiry or AccountExpiryForm(),
         sessions=sessions,
         events=events,

@@ -6,7 +6,6 @@ from quart import Blueprint, abort, render_template
 from quart_auth import login_required
 
 from quartapp.models import Post, Role, User
-from quartapp.models.base.references import linked_id
 from quartapp.models.posts import post as posts
 from quartapp.routes.pagination import cut, id_after
 
@@ -27,7 +26,7 @@ async def show(username: str) -> str:
         Post.page(author=person.id, before=id_after(), limit=posts.PAGE + 1), Role.everyone()
     )
     shown, older = cut(rows, posts.PAGE, lambda post: post.id)
-    held = {linked_id(link) for link in person.roles}
+    held = person.role_ids
     roles = [role.name for role in everyone if role.id in held]
     return await render_template(
         "accounts/profile.html", person=person, roles=roles, posts=shown, older=older

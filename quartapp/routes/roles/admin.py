@@ -17,7 +17,7 @@ from quartapp.models import Role
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.preview import preview
-from quartapp.models.roles.role import RoleChanged, RoleTaken
+from quartapp.models.roles.role import KEEP, RoleChanged, RoleTaken
 from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.errors import status_of
@@ -25,6 +25,9 @@ from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("admin_roles", __name__)
+
+# The choices of the form for `Role.requestable`.
+REQUESTABLE = {"default": None, "yes": True, "no": False}
 
 
 @blueprint.get("/roles")
@@ -93,6 +96,7 @@ async def new() -> Any:
             description,
             permissions,
             requires_factor=bool(form.requires_factor.data),
+            requestable=REQUESTABLE.get(form.requestable.data or ""),
             by=current_user.actor,
         )
         if await _is_accepted(form, adding):
@@ -126,6 +130,7 @@ async def edit(name: str) -> Any:
             permissions=permissions,
             requires_factor=bool(form.requires_factor.data),
             seen_version=form.version.data,
+            requestable=REQUESTABLE.get(form.requestable.data or "", KEEP),
             by=current_user.actor,
         )
         if await _is_accepted(form, editing):
@@ -203,6 +208,7 @@ def _stored(role: Role) -> dict[str, Any]:
         "permissions": [permission.value for permission in role.known],
         "requires_factor": role.requires_factor,
         "version": role.version,
+        "requestable": next(k for k, v in REQUESTABLE.items() if v is role.requestable),
     }
 
 

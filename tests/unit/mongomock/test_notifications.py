@@ -12,6 +12,8 @@ DATA = {
     "role": "editor",
     "title": "On engines",
     "day": "2030-12-31",
+    "answer": "Not this week",
+    "until": "2030-12-31 12:00 UTC",
     "email": "bob@example.org",
     "factor": "an abacus",
     "left": 3,

@@ -1,0 +1,290 @@
+"""Granting and revoking roles, and the expiry of grants that have an end.
+
+The end is stored in the user's document (`role_ends`), and the session rule compares it with the
+clock, so a grant expires on time also if no worker runs. `expire_grant` records that, for the job
+`role_expiry` and for a sign-in.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from quartapp import clock, policy
+from quartapp.activities import (
+    ROLE_END_CHANGED,
+    ROLE_END_REMOVED,
+    ROLE_END_SKIPPED,
+    ROLE_ENDS_SOON,
+    ROLE_EXPIRED,
+    ROLE_GRANTED,
+    ROLE_GRANTED_UNTIL,
+    ROLE_REVOKED,
+)
+from quartapp.db.mongo import Tx
+from quartapp.models.accounts.account import Account, Unverified
+from quartapp.models.accounts.administrators import (
+    active_administrators,
+    count_administrators,
+    require_an_administrator,
+)
+from quartapp.models.accounts.role_ends import RoleEnd, ends_of
+from quartapp.models.audit.event import Event
+from quartapp.models.audit.recording import inform, record
+from quartapp.models.authorization.privileges import require_to_give
+from quartapp.models.authorization.transaction import authorized_transaction
+from quartapp.models.base.actor import SYSTEM, Actor
+from quartapp.models.base.record import documents
+from quartapp.models.base.references import ROLE_REQUESTS, USERS, role_ref, user_ref
+from quartapp.models.base.write_lock import hold_administrators
+from quartapp.models.roles.deletion import RoleDeletion
+from quartapp.models.roles.role import Role, RoleGone
+from quartapp.models.sessions.reason import EndDetail, Reason
+from quartapp.models.sessions.session import count_active, mark_ended
+
+
+class RoleHolder(Account):
+    """A user to whom roles are granted. `User` adds the other operations."""
+
+    async def require_verified(self, tx: Tx) -> None:
+        """Read the account again, and raise Unverified if it must verify its address before it can
+        be used. Returns nothing if it was deleted."""
+        found = await self.get(self.id, session=tx)
+        if found is not None and found.awaits_verification:
+            raise Unverified(found.username)
+
+    async def grant(self, role: Role, *, by: Actor, until: datetime | None = None) -> Event | None:
+        """Give the user the role, with `until` only until that time, and return the event; None if
+        they have it with the same end.
+
+        In an authorized transaction that manages the user, which has the effects of
+        `grant_in_transaction` and raises its errors. Without a barrier mark. Does not check that
+        the time is possible (`validation.check_grant_end`).
+        """
+
+        async def work(tx: Tx) -> Event | None:
+            return await self.grant_in_transaction(role, by=by, until=until, tx=tx)
+
+        return await authorized_transaction(by, work, managing=self.id)
+
+    async def grant_in_transaction(
+        self, role: Role, *, by: Actor, tx: Tx, until: datetime | None = None, **details: Any
+    ) -> Event | None:
+        """The writes of `grant`, for the caller's authorized transaction, which manages the user.
+
+        Notifies the user and records ROLE_GRANTED or, with an end, ROLE_GRANTED_UNTIL, with
+        `details`; increments `authz_version`, so that open pages gain the permissions in place; no
+        session ends. Closes an open request of the user for the role.
+
+        If the user has the role already, changes only its end and records ROLE_END_CHANGED or,
+        without `until`, ROLE_END_REMOVED. If an earlier grant of the role has expired and this was
+        not recorded, records that first: sessions that used it stay over.
+
+        Raises RoleGone, Unverified for another role than `member` if the account must verify its
+        address first, MissingPermission if the role has a permission that the actor does not hold,
+        and LastAdministrator if `until` would end the only grant of the role `admin` that has no
+        end.
+        """
+        await require_to_give(by, [role.id], tx)
+        if role.name != policy.MEMBER:
+            await self.require_verified(tx)
+        if (old := await self.get(self.id, session=tx)) is None:
+            return None
+        if (ended := old.ends.get(role.id)) and ended <= clock.now():
+            await old.expire_in_transaction(RoleEnd(role=role.id, until=ended), tx=tx)
+            old = await self.get(self.id, session=tx) or old
+        entry = RoleEnd.of(role.id, until) if until else None
+        if old.holds(role):
+            return await self._change_end(role, entry, old.ends.get(role.id), by=by, tx=tx)
+        change: dict[str, Any] = {"$addToSet": {"roles": role_ref(role.id)}}
+        # An entry can be left over from a grant that another program has revoked.
+        ends = [each for each in old.role_ends if each.role != role.id]
+        change["$set"] = {"role_ends": [each.model_dump() for each in (*ends, entry) if each]}
+        if not await self.change_authority({"roles.$id": {"$ne": role.id}}, change, by=by, tx=tx):
+            return None
+        # Writing the role's document makes this conflict with deleting the role.
+        if not await role.count_grant(tx):
+            raise RoleGone(role.name)
+        await self._close_request(role, entry, by, tx)
+        activity = ROLE_GRANTED_UNTIL if entry else ROLE_GRANTED
+        ending = {"until": clock.format_short(entry.until)} if entry else {}
+        return await record(activity, self, by=by, tx=tx, role=role.name, **ending, **details)
+
+    async def _close_request(self, role: Role, entry: RoleEnd | None, by: Actor, tx: Tx) -> None:
+        """Mark the user's open request for the role, if there is one, as granted: see
+        `models.roles.request`."""
+        match = {"role.$id": role.id, "user.$id": self.id, "state": "open"}
+        granted = {"state": "granted", "decided_at": clock.now(), "until": entry and entry.until}
+        granted["decided_by"] = user_ref(by.user_id)
+        await documents(ROLE_REQUESTS).update_one(match, {"$set": granted}, session=tx)
+
+    async def _change_end(
+        self, role: Role, entry: RoleEnd | None, old: datetime | None, *, by: Actor, tx: Tx
+    ) -> Event | None:
+        """Give the role that the user has the end of the entry, or none; return the event, or None
+        if it has that end. Raises RoleGone and LastAdministrator."""
+        if (entry and entry.until) == old:
+            return None
+        before = await _hold_administrators_for(role, tx)
+        await self.change({"_id": self.id}, {"$pull": {"role_ends": {"role": role.id}}}, tx=tx)
+        if entry:
+            pushed = {"$push": {"role_ends": entry.model_dump()}}
+            await self.change({"_id": self.id}, pushed, tx=tx)
+        await require_an_administrator(before, tx)
+        if not await role.count_grant(tx):
+            raise RoleGone(role.name)
+        if entry is None:
+            return await record(ROLE_END_REMOVED, self, by=by, tx=tx, role=role.name)
+        until = clock.format_short(entry.until)
+        return await record(ROLE_END_CHANGED, self, by=by, tx=tx, role=role.name, until=until)
+
+    async def revoke(self, role: Role, *, by: Actor) -> Event | None:
+        """Take the role from the user, end all of their sessions, and return the event
+        ROLE_REVOKED.
+
+        In an authorized transaction that manages the user, with a barrier mark. Notifies the user;
+        `event.ended_sessions` says how many sessions were active, and the detail `end` until when
+        the role was granted, if it had an end. Returns None if the user does not have the role, or
+        if it was deleted. Raises LastAdministrator and MissingPermission.
+        """
+
+        async def work(tx: Tx) -> Event | None:
+            before = await _hold_administrators_for(role, tx)
+            stored = await documents(USERS).find_one({"_id": self.id}, {"role_ends": 1}, session=tx)
+            end = ends_of(stored or {}).get(role.id)
+            if not await self._take(role, {}, by=by, tx=tx):
+                return None
+            await require_an_administrator(before, tx)
+            # For undoing it.
+            had = {"end": end.isoformat()} if end else {}
+            event = Event.of(ROLE_REVOKED, by=by, subject=self.id, role=role.name, **had)
+            mine = {"user.$id": self.id}
+            event.note_ended_sessions(await count_active(mine, tx))
+            await mark_ended(mine, Reason.ROLE_REVOKED, by=by, event=event, tx=tx)
+            return await record(ROLE_REVOKED, self, by=by, tx=tx, event=event)
+
+        return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
+
+    async def _take(self, role: Role, condition: Mapping[str, Any], *, by: Actor, tx: Tx) -> bool:
+        """Remove the role and its end from the user if the condition is true; return whether that
+        was so. False also for a deleted role, and for a user who does not have it."""
+        if (version := await role.count_removal(tx)) is None:
+            return False
+        return await self.change_authority(
+            {"roles.$id": role.id, **condition},
+            {"$pull": {"roles": role_ref(role.id), "role_ends": {"role": role.id}}},
+            by=by,
+            tx=tx,
+            # The version of the role no longer counts for the user.
+            version=version + 1,
+        )
+
+    # ---- expiry
+
+    async def expire_grant(self, end: RoleEnd) -> Event | None:
+        """Record that the grant of a role has expired, and return the event ROLE_EXPIRED.
+
+        In one transaction of SYSTEM, with a barrier mark, which has the effects of
+        `expire_in_transaction`. Whether the time has come is not checked again: `end` is one that
+        `role_expiry.due` has returned.
+        """
+
+        async def work(tx: Tx) -> Event | None:
+            return await self.expire_in_transaction(end, tx=tx)
+
+        return await authorized_transaction(SYSTEM, work, ends_sessions=True)
+
+    async def expire_in_transaction(self, end: RoleEnd, *, tx: Tx) -> Event | None:
+        """The writes of `expire_grant`, for the caller's transaction.
+
+        Takes the role with its end from the user, increments `authz_version`, ends all sessions of
+        the user (reason ROLE_REVOKED, detail ROLE_EXPIRED), notifies the user, and records the
+        event ROLE_EXPIRED.
+
+        If it is the role `admin` and no administrator is active, removes the end instead, ends no
+        session, and returns the event ROLE_END_SKIPPED. Only an edit of the database by hand can
+        lead to this.
+
+        Returns None if the end was changed or recorded meanwhile, or if the user does not have the
+        role: then it only removes the end. So it does if the role was deleted, and settles that
+        deletion for the user.
+        """
+        this = {"role_ends": {"$elemMatch": {"role": end.role, "until": end.until}}}
+        role = await Role.get(end.role, session=tx)
+        if role is None:
+            await self._drop_deleted(end, this, tx)
+            return None
+        if role.name == policy.ADMIN:
+            await hold_administrators(tx)
+            if not await active_administrators(tx=tx):
+                match = {"_id": self.id, "roles.$id": role.id, **this}
+                removed = {"$pull": {"role_ends": {"role": role.id}}}
+                if not await self.change(match, removed, tx=tx):
+                    return None
+                why = "the last administrator"
+                return await record(
+                    ROLE_END_SKIPPED, self, by=SYSTEM, tx=tx, role=role.name, why=why
+                )
+        if not await self._take(role, this, by=SYSTEM, tx=tx):
+            left_over = {"_id": self.id, "roles.$id": {"$ne": role.id}, **this}
+            await self.change(left_over, {"$pull": {"role_ends": {"role": role.id}}}, tx=tx)
+            return None
+        expired = end.until.isoformat(timespec="seconds")
+        event = Event.of(ROLE_EXPIRED, by=SYSTEM, subject=self.id, role=role.name, expired=expired)
+        mine, because = {"user.$id": self.id}, EndDetail.ROLE_EXPIRED
+        event.note_ended_sessions(await count_active(mine, tx))
+        await mark_ended(mine, Reason.ROLE_REVOKED, by=SYSTEM, event=event, because=because, tx=tx)
+        return await record(ROLE_EXPIRED, self, by=SYSTEM, tx=tx, event=event)
+
+    async def _drop_deleted(self, end: RoleEnd, this: Mapping[str, Any], tx: Tx) -> None:
+        """Remove the end of a role that was deleted, and the link to it: if another program has
+        deleted the role, it may come back from a backup. Settles a deletion of our own first, which
+        notifies the user."""
+        for deletion in await RoleDeletion.of_roles([end.role], tx=tx):
+            await deletion.settle([self.id], tx)
+        removed = {"$pull": {"roles": role_ref(end.role), "role_ends": {"role": end.role}}}
+        await self.change_authority(dict(this), removed, by=SYSTEM, tx=tx)
+
+    async def warn_of_end(self, end: RoleEnd) -> bool:
+        """Notify the user that the role ends soon, in one transaction; return whether that was
+        done. Not if they were warned already, the end was changed, or they do not have the role."""
+
+        async def work(tx: Tx) -> bool:
+            match = {"role": end.role, "until": end.until, "warn_at": end.warn_at}
+            user = {"_id": self.id, "roles.$id": end.role, "role_ends": {"$elemMatch": match}}
+            warned = {"$set": {"role_ends.$.warn_at": None}}
+            role = await Role.get(end.role, session=tx)
+            if not await self.change(user, warned, tx=tx) or role is None:
+                return False
+            words = {"role": role.name, "until": clock.format_short(end.until)}
+            await inform(ROLE_ENDS_SOON, self, by=SYSTEM, tx=tx, **words)
+            return True
+
+        return await authorized_transaction(SYSTEM, work)
+
+    async def change_authority(
+        self,
+        condition: Mapping[str, Any],
+        change: Mapping[str, Any],
+        *,
+        by: Actor,
+        tx: Tx,
+        version: int = 1,
+    ) -> bool:
+        """Apply the change to the user document if it matches the condition; return whether it did.
+
+        Also raises `authz_version` by `version`, and sets `authz_by` and `authz_at` to the actor
+        and the time. In the caller's transaction.
+        """
+        update: dict[str, Any] = {**change, "$inc": {"authz_version": version}}
+        changed = {"authz_by": user_ref(by.user_id), "authz_at": clock.now()}
+        update["$set"] = {**change.get("$set", {}), **changed}
+        return await self.change({"_id": self.id, **condition}, update, tx=tx)
+
+
+async def _hold_administrators_for(role: Role, tx: Tx) -> tuple[int, int]:
+    """Return how many administrators there are (`count_administrators`), and hold their lock, if
+    it is the role `admin`; else (0, 0), without a query."""
+    if role.name != policy.ADMIN:
+        return 0, 0
+    await hold_administrators(tx)
+    return await count_administrators(tx)

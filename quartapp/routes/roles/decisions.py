@@ -1,0 +1,164 @@
+"""Pages for administrators: requests for roles, and the decisions about them."""
+
+import asyncio
+from typing import Any
+
+from quart import Blueprint, abort, flash, render_template, request
+from quart_auth import login_required
+
+from quartapp.auth import (
+    current_user,
+    fresh_login_required,
+    permission_required,
+    wait_until_enforced,
+)
+from quartapp.forms.roles import DeclineForm, GrantRequestForm
+from quartapp.i18n import gettext as _
+from quartapp.i18n.times import format_time
+from quartapp.log import log
+from quartapp.models import Role, RoleRequest
+from quartapp.models.roles.request import DecidedAlready
+from quartapp.policy import Permission
+from quartapp.routes.pagination import cut, id_after, id_or_404
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
+from quartapp.runtime import runtime
+
+blueprint = Blueprint("admin_requests", __name__)
+
+PAGE = 25
+HOME = "/admin/requests"
+
+
+@blueprint.get("/requests")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+async def index() -> Any:
+    """Show a page of the open requests, newest first, and behind the last of them those that were
+    decided. With `view=decided`, a page of the decided ones only."""
+    return await _page()
+
+
+async def show_sent(request_id: str, **_: object) -> Any:
+    """Return the page with the submitted values at the request, for `returns_to`."""
+    forms = await GrantRequestForm.from_request(), await DeclineForm.from_request()
+    return await _page(sent=request_id, grant=forms[0], decline=forms[1])
+
+
+@blueprint.post("/requests/<request_id>/grant")
+@returns_to(show_sent, HOME)
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def grant(request_id: str) -> Any:
+    """Grant the request, with `until` for a limited time, wait until all workers know it, and
+    answer 303 to the list.
+
+    An invalid end shows the list with the error (422), and so do refusals: a request that was
+    decided or withdrawn meanwhile (422), and a role that the administrator may not grant (403).
+    Answers 404 for an unknown request. Logs `authz_change`.
+    """
+    asked, form = await _find(request_id), await GrantRequestForm.from_request()
+    if not form.posted:
+        return await _page(sent=request_id, grant=form)
+    until, by = form.until.moment, current_user.actor
+    granted = await asked.grant(by=by, until=until)
+    name = asked.asker.username if asked.asker else ""
+    log.info("authz_change", user=name, granted=asked.role_name, by=current_user.username)
+    await asyncio.gather(wait_until_enforced(), runtime().open_requests.refresh())
+    words = {"name": name, "role": asked.role_name}
+    if not granted:
+        await flash(_("%(name)s already has the role %(role)s.", **words), "info")
+    elif until:
+        words["until"] = format_time(until)
+        await flash(_("%(name)s has the role %(role)s until %(until)s.", **words), "success")
+    else:
+        await flash(_("%(name)s now has the role %(role)s.", **words), "success")
+    return see_other(HOME)
+
+
+@blueprint.post("/requests/<request_id>/decline")
+@returns_to(show_sent, HOME)
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def decline(request_id: str) -> Any:
+    """Decline the request, with an optional reason for the user, and answer 303 to the list.
+
+    Errors are answered as in `grant`. Logs `role_request_declined`.
+    """
+    asked, form = await _find(request_id), await DeclineForm.from_request()
+    if not form.posted:
+        return await _page(sent=request_id, decline=form)
+    await asked.decline(by=current_user.actor, answer=form.reason.data or "")
+    await runtime().open_requests.refresh()
+    name = asked.asker.username if asked.asker else ""
+    log.info("role_request_declined", user=name, role=asked.name, by=current_user.username)
+    words = {"name": name, "role": asked.role_name}
+    await flash(
+        _("The request of %(name)s for the role %(role)s was declined.", **words), "success"
+    )
+    return see_other(HOME)
+
+
+async def _find(request_id: str) -> RoleRequest:
+    """Return the request with its user and role. Answers 404 if there is none, and raises
+    DecidedAlready if its user was deleted."""
+    found = await RoleRequest.with_links(id_or_404(request_id)) or abort(404)
+    if found.asker is None:
+        raise DecidedAlready(None)
+    return found
+
+
+async def _page(
+    *,
+    sent: str = "",
+    grant: GrantRequestForm | None = None,
+    decline: DeclineForm | None = None,
+) -> Any:
+    """Return the list with the status of the submitted form, if one is given, which is about the
+    request `sent`."""
+    decided_only = request.args.get("view") == "decided"
+    before = id_after()
+    rows, decided = await asyncio.gather(
+        _none() if decided_only else RoleRequest.open_page(before=before, limit=PAGE + 1),
+        RoleRequest.decided_page(before=before if decided_only else None, limit=PAGE + 1),
+    )
+    open_ones, more = cut(rows, PAGE, lambda row: row.id)
+    if more:
+        # The decided ones are below the last page of the open ones.
+        done, more_done = [], None
+    else:
+        done = decided[:PAGE]
+        last = f"{HOME}?view=decided&after={done[-1].id}" if len(decided) > PAGE else None
+        more_done = last
+    page = await render_template(
+        "roles/requests.html",
+        requests=open_ones,
+        decided=done,
+        lacking=await _lacking(open_ones),
+        decided_only=decided_only,
+        sent=sent,
+        grant=grant or GrantRequestForm(),
+        decline=decline or DeclineForm(),
+        next=more,
+        next_decided=more_done,
+    )
+    return page, (grant or decline or GrantRequestForm()).status
+
+
+async def _none() -> list[RoleRequest]:
+    return []
+
+
+async def _lacking(requests: list[RoleRequest]) -> dict[Any, list[str]]:
+    """Return, by the request's id, the permissions that the administrator lacks to decide about it:
+    those of the role, and those that the user has."""
+    roles = {role.id: role.permissions for role in await Role.everyone()}
+    lacking = {}
+    for each in requests:
+        held = [roles.get(role_id, []) for role_id in (each.asker.role_ids if each.asker else ())]
+        own = each.asker is not None and each.asker.id == current_user.user_id
+        wanted = {*each.permissions, *(name for names in held if not own for name in names)}
+        lacking[each.id] = sorted(current_user.lacks(wanted))
+    return lacking
