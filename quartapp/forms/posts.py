@@ -1,5 +1,7 @@
 """Forms for posts and comments."""
 
+from typing import Any
+
 from wtforms import StringField, SubmitField, TextAreaField
 from wtforms.validators import DataRequired, Length
 
@@ -29,6 +31,17 @@ class PostForm(Form):
         ],
     )
     preview = SubmitField("Preview")
+    # "save" stores a draft, "discard" deletes it.
+    draft = StringField("Draft")
+
+    def process(self, *args: Any, **kwargs: Any) -> None:
+        """Bind the data to the fields. A draft may lack the title or the text, and the text of one
+        that is discarded does not matter."""
+        super().process(*args, **kwargs)
+        for each in (self.title, self.body) if self.draft.data else ():
+            discarded = self.draft.data == "discard"
+            kept = [rule for rule in each.validators if not isinstance(rule, DataRequired)]
+            each.validators = [] if discarded else kept
 
 
 class CommentForm(Form):

@@ -32,6 +32,7 @@ from quartapp.models.limits.hash_cost import Cost
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts import search
 from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.draft import PostDraft
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.roles.request import RoleRequest
@@ -53,6 +54,7 @@ DOCUMENTS: list[type[Document]] = [
     Seal,
     Post,
     Comment,
+    PostDraft,
     Token,
     Mail,
     Mailbox,

@@ -10,6 +10,7 @@ const LONGEST_DRAFT = 200_000
 const PAUSE = 250
 
 let timer
+let leftAt = 0
 let filling = false // This script is changing a field.
 let forgotten = false // This browser has signed out: store nothing until the user types again.
 const edited = new Set() // Forms with changes that are not stored yet.
@@ -25,6 +26,14 @@ addEventListener("input", ({ target }) => {
   edited.add(target.form)
   clearTimeout(timer)
   timer = setTimeout(save, PAUSE)
+})
+
+// Asks before text is lost. The next page here has it.
+addEventListener("click", ({ target }) => { if (target.closest("a[href]")) leftAt = Date.now() })
+addEventListener("beforeunload", event => {
+  save()
+  const unsaved = [...draftForms()].some(form => read(keyOf(form)))
+  if (unsaved && !("locked" in document.body.dataset) && Date.now() - leftAt > 1000) event.preventDefault()
 })
 
 function save() {
@@ -71,15 +80,14 @@ addEventListener("visibilitychange", save)
 addEventListener("submit", ({ target: form, defaultPrevented }) => {
   if (defaultPrevented || form.getAttribute("method") !== "post") return
   if (pathOf(form) === "/logout") return signOut()
+  leftAt = Date.now()
   save()
   const draft = read(keyOf(form))
   // This includes forms that submit the same fields again, such as the page that asks for the password.
   if (draft) write(keyOf(form), { ...draft, sent: location.href.split("#")[0] })
 })
 
-// A draft that was sent is dropped when the next page shows that the server accepted the form: it answered with a
-// redirect to a page without an error. Anything else (the form with its errors, an error page, no network, the
-// sign-in page) keeps the draft.
+// Drops a sent draft if the server redirected to a page without an error.
 function settleSent(mayBeAccepted) {
   const signedOut = Number(readLocal(SIGNED_OUT))
   for (const key of keys()) {

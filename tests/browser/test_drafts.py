@@ -6,7 +6,7 @@ import re
 import secrets
 from urllib.parse import urlsplit
 
-from playwright.async_api import Page, Route, expect
+from playwright.async_api import Dialog, Page, Route, expect
 
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
 from tests.conftest import PASSWORD
@@ -237,3 +237,29 @@ async def test_a_draft_of_an_edit_form_never_replaces_a_newer_version(
     await expect(page.locator(".draft-note")).to_have_count(0)
     await page.goto("/posts")
     assert await page.evaluate(DRAFT_KEYS) == []
+
+
+async def test_closing_a_tab_with_unsaved_text_asks_and_following_a_link_does_not(
+    page: Page,
+) -> None:
+    asked: list[str] = []
+
+    async def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        await dialog.dismiss()
+
+    page.on("dialog", stay)
+    await page.goto("/posts/new")
+    # Typed with keys, because browsers ask only those who have used the page.
+    await page.get_by_label("Title").press_sequentially("A title")
+    async with page.expect_event("dialog"):
+        await page.close(run_before_unload=True)
+    # This tab keeps the text for a page of this site.
+    await page.get_by_role("link", name="Posts", exact=True).first.click()
+    await page.get_by_role("link", name="Write a post").click()
+    await expect(page.get_by_label("Title")).to_have_value("A title")
+    await page.get_by_role("button", name="Save draft").click()
+    await expect(page.get_by_text("not published yet")).to_be_visible()
+    async with page.expect_event("close"):
+        await page.close(run_before_unload=True)
+    assert asked == ["beforeunload"]

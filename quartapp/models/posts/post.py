@@ -16,6 +16,7 @@ from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import COMMENTS, linked_id, user_ref
+from quartapp.models.posts.draft import PostDraft
 from quartapp.models.posts.words import words_of
 from quartapp.security import markdown
 
@@ -54,12 +55,14 @@ class Post(Record):
 
     @classmethod
     async def write(cls, title: str, body: str, *, by: Actor) -> "Post":
-        """Store a post by the actor, in an authorized transaction, and return it. Does not check
-        the texts. No notification and no audit event. Raises SessionOver and RightsChanged."""
+        """Store a post by the actor and delete their draft of a new one, in an authorized
+        transaction, and return the post. Does not check the texts. No notification and no audit
+        event. Raises SessionOver and RightsChanged."""
         words = words_of(f"{title}\n{body}")
         post = cls(author=user_ref(by.user_id), title=title, body=body, words=words)
 
         async def work(tx: Tx) -> Post:
+            await PostDraft.erase(by.user_id, tx=tx)
             return await post.insert(session=tx)
 
         return await authorized_transaction(by, work)
@@ -90,20 +93,21 @@ class Post(Record):
         """Change title and body in the database, and set `edited_at`, also if the texts are the
         same; return False if the post was deleted.
 
-        In an authorized transaction, which raises SessionOver and RightsChanged. This object keeps
-        its old values. Does not check who may edit the post: the route does. No audit event, no
-        notification.
+        In an authorized transaction, which raises SessionOver and RightsChanged, and deletes the
+        draft of these changes. This object keeps its old values. Does not check who may edit the
+        post: the route does. No audit event, no notification.
         """
         words = words_of(f"{title}\n{body}")
         new = {"title": title, "body": body, "words": words, "edited_at": clock.now()}
 
         async def work(tx: Tx) -> bool:
+            await PostDraft.erase(self.id, tx=tx)
             return await Post.change({"_id": self.id}, {"$set": new}, tx=tx)
 
         return await authorized_transaction(by, work)
 
     async def remove(self, *, by: Actor) -> None:
-        """Delete the post and its comments. Does nothing if it was deleted already.
+        """Delete the post, its comments and its draft. Does nothing if it was deleted already.
 
         In one authorized transaction, unless the post has more than COMMENTS_AT_ONCE comments: then
         other authorized transactions delete them before. What one of them raises ends the deletion;
@@ -127,6 +131,8 @@ class Post(Record):
                 await Post.change({"_id": self.id}, fewer, tx=tx)
             elif not await Post.erase(self.id, tx=tx):
                 return True
+            if last:
+                await PostDraft.erase(self.id, tx=tx)
             await comments.delete_many({"_id": {"$in": ids}}, session=tx)
             if last and by.user_id != self.author_id:
                 await record(POST_REMOVED, self.author_id, by=by, tx=tx, title=self.title)

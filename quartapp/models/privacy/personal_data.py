@@ -45,6 +45,7 @@ from quartapp.models.limits.failed_attempts import FailedAttempts
 from quartapp.models.limits.hash_cost import Cost
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
+from quartapp.models.posts.draft import PostDraft
 from quartapp.models.posts.post import Post
 from quartapp.models.roles.deletion import DELETED_USER, RoleDeletion
 from quartapp.models.roles.request import RoleRequest
@@ -370,6 +371,7 @@ HELD = [
         fields("_id", "post", "body", "created_at"),
         erase_with=_erase_comments,
     ),
+    Holding(PostDraft, linked("author"), fields("title", "body", "saved_at")),
     Holding(
         Invitation,
         lambda person: {"$or": [linked("by")(person), _invitations_to(person)]},

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from beanie import PydanticObjectId
 from limits import RateLimitItem, parse
 from quart import Blueprint, abort, flash, g, render_template, request
 from quart_auth import login_required
@@ -12,6 +13,7 @@ from quartapp.forms.posts import CommentForm, PostForm
 from quartapp.models import Comment, Post, User
 from quartapp.models.posts import comment as comments
 from quartapp.models.posts import post as posts
+from quartapp.models.posts.draft import PostDraft
 from quartapp.models.posts.search import search
 from quartapp.policy import Permission
 from quartapp.routes.carried_forms import carriable
@@ -25,6 +27,8 @@ blueprint = Blueprint("posts", __name__)
 MAX_SEARCH = 200
 # Previews of one user. Each takes up to 0.3 s of processor time.
 PREVIEWS = parse("1000 per hour")
+# Drafts that one user saves.
+DRAFTS = parse("1000 per hour")
 
 
 @blueprint.get("/posts")
@@ -37,7 +41,11 @@ async def index() -> str:
     if not text:
         rows = await Post.page(before=id_after(), limit=posts.PAGE + 1)
         shown, older = cut(rows, posts.PAGE, lambda post: post.id)
-        return await render_template("posts/list.html", posts=shown, older=older, q="")
+        mine = current_user.signed_in and not id_after()
+        drafts = await PostDraft.latest(current_user.user_id) if mine else []
+        return await render_template(
+            "posts/list.html", posts=shown, older=older, q="", drafts=drafts
+        )
     shown, last = await search(text, before=id_after(), limit=posts.PAGE)
     person = await User.by_username(text) if current_user.signed_in else None
     return await render_template(
@@ -58,18 +66,23 @@ async def new() -> Any:
 
     Counts towards the limit of posts; past it, the form with 429. Errors show the form with 422.
     A POST with `preview` stores nothing and shows the form with the rendered text above it.
+    A POST with `draft=save` stores the text as a draft, which fills the form of a GET, and one with
+    `draft=discard` deletes it; both redirect (303) to the form.
     `carriable`: if nobody is signed in, the submitted form is kept through the sign-in.
     """
-    form = await PostForm.from_request()
+    draft = await PostDraft.get(current_user.user_id)
+    form = await PostForm.from_request(obj=draft)
     with form.catch_retry_later():
         if form.posted:
+            if form.draft.data:
+                return await _save_draft(form, current_user.user_id, "/posts/new")
             if form.preview.data:
                 return await _preview(form, None)
             await _count("post", settings().limit_post)
             by = current_user.actor
             post = await Post.write(form.title.data or "", form.body.data or "", by=by)
             return see_other(f"/posts/{post.id}")
-    page = await render_template("posts/edit.html", form=form, post=None)
+    page = await render_template("posts/edit.html", form=form, post=None, draft=draft)
     return page, form.status, form.headers
 
 
@@ -87,15 +100,18 @@ async def edit(post_id: str) -> Any:
 
     For those whom `policy.may_edit` allows; others get an error (`_refuse`). Errors of the form
     show it with 422. Counts towards the limit of posts; past it, the form with 429. A POST with
-    `preview` is the same as for a new post. 404 if the post does not exist or was deleted
-    meanwhile.
+    `preview` or `draft` does the same as for a new post. 404 if the post does not exist or was
+    deleted meanwhile.
     """
     post = await _find(post_id)
     if not policy.may_edit(current_user, post):
         _refuse(post)
-    form = await PostForm.from_request(data={"title": post.title, "body": post.body})
+    draft = await PostDraft.get(post.id)
+    form = await PostForm.from_request(obj=draft or post)
     with form.catch_retry_later():
         if form.posted:
+            if form.draft.data:
+                return await _save_draft(form, post.id, f"/posts/{post.id}/edit")
             if form.preview.data:
                 return await _preview(form, post)
             await _count("post", settings().limit_post)
@@ -103,7 +119,7 @@ async def edit(post_id: str) -> Any:
             if not await post.revise(form.title.data or "", form.body.data or "", by=by):
                 abort(404)
             return see_other(f"/posts/{post.id}")
-    page = await render_template("posts/edit.html", form=form, post=post)
+    page = await render_template("posts/edit.html", form=form, post=post, draft=draft)
     return page, form.status, form.headers
 
 
@@ -184,12 +200,26 @@ async def _count(what: str, limit: RateLimitItem) -> None:
     await rate_limits.count(what, (str(current_user.user_id), limit))
 
 
+async def _save_draft(form: PostForm, draft_id: PydanticObjectId, page: str) -> Any:
+    """Store or discard the draft, and redirect to the page of the form. Counts a saved draft:
+    raises RateLimitExceeded past the limit."""
+    if form.draft.data == "discard":
+        await PostDraft.save_text(draft_id, "", "", by=current_user.actor)
+    else:
+        await _count("draft", DRAFTS)
+        texts = form.title.data or "", form.body.data or ""
+        await PostDraft.save_text(draft_id, *texts, by=current_user.actor)
+    return see_other(page)
+
+
 async def _preview(form: PostForm, post: Post | None) -> str:
     """Return the page of the form with its text rendered above it. Counts a preview: raises
     RateLimitExceeded past the limit, and RetryLater if too many texts are being rendered."""
     await _count("preview", PREVIEWS)
     preview = await markdown().render(form.body.data or "", below=2)
-    return await render_template("posts/edit.html", form=form, post=post, preview=preview)
+    return await render_template(
+        "posts/edit.html", form=form, post=post, draft=None, preview=preview
+    )
 
 
 async def _find(post_id: str) -> Post:

@@ -1,0 +1,66 @@
+"""Drafts of posts, which only their authors see."""
+
+from datetime import datetime
+from typing import Self
+
+from beanie import Link, PydanticObjectId
+from pydantic import Field
+from pymongo import IndexModel
+
+from quartapp import clock
+from quartapp.db.mongo import Tx
+from quartapp.models.accounts.user import User
+from quartapp.models.authorization.transaction import authorized_transaction
+from quartapp.models.base.actor import Actor
+from quartapp.models.base.record import Record
+from quartapp.models.base.references import user_ref
+
+# Drafts that the list of posts shows.
+SHOWN = 5
+
+
+class PostDraft(Record):
+    """Text that its author has not published yet.
+
+    Its id is that of the post which it changes or, for a new post, that of the user: so there is at
+    most one of each.
+    """
+
+    author: Link[User]
+    title: str
+    body: str
+    saved_at: datetime = Field(default_factory=clock.now)
+
+    class Settings:
+        name = "post_drafts"
+        indexes = [IndexModel([("author.$id", 1), ("saved_at", -1)], name="of_author")]
+
+    @classmethod
+    async def save_text(
+        cls, draft_id: PydanticObjectId, title: str, body: str, *, by: Actor
+    ) -> None:
+        """Store the draft in the place of an earlier one, in an authorized transaction; without a
+        text delete it. The last write wins. Raises SessionOver and RightsChanged."""
+
+        async def work(tx: Tx) -> None:
+            if not title and not body:
+                await cls.erase(draft_id, tx=tx)
+                return
+            text = {"title": title, "body": body, "saved_at": clock.now()}
+            await cls.get_motor_collection().update_one(
+                {"_id": draft_id},
+                {"$set": text, "$setOnInsert": {"author": user_ref(by.user_id)}},
+                upsert=True,
+                session=tx,
+            )
+
+        await authorized_transaction(by, work)
+
+    @classmethod
+    async def latest(cls, author: PydanticObjectId) -> list[Self]:
+        """Return the user's drafts that were saved last, at most SHOWN."""
+        return await cls.find({"author.$id": author}, sort="-saved_at", limit=SHOWN).to_list()
+
+    def is_new(self) -> bool:
+        """Return whether this is the draft of a new post."""
+        return self.id == self.author.ref.id
