@@ -69,7 +69,7 @@ async def take_theme(
     for path in SIGNED_OUT:
         await take_page(page, path, folder, theme, prefix="signed-out")
     await sign_in(page, USER, password)
-    for path in dict.fromkeys((*SIGNED_IN, "/dev/components")):
+    for path in SIGNED_IN:
         await take_page(page, path.replace("root", USER), folder, theme)
     await context.close()
 

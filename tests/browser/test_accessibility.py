@@ -33,7 +33,7 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 SIGNED_OUT = [
     *("/", "/login", "/register", "/posts", "/setup/nothing", "/nowhere"),
     *("/forgot", "/forgot/sent", "/reset/nothing", "/verify/nothing", "/dev/mail"),
-    "/invited/nothing",
+    *("/invited/nothing", "/dev/components"),
 ]
 SIGNED_IN = [
     *("/", "/posts", "/posts/new", "/account", "/account/password", "/account/sessions"),
