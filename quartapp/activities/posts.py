@@ -25,7 +25,10 @@ COMMENT_REMOVED = register(
 COMMENT_ADDED = register(
     Activity(
         notification=Notification(
-            kind="comment.added", text="{by} commented on “{title}”.", email_group="posts"
+            kind="comment.added",
+            text="{by} commented on “{title}”.",
+            also_stores=("post",),
+            email_group="posts",
         ),
     )
 )

@@ -292,6 +292,7 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
     waiting = [role for role in held if role not in giving]
     permissions = permissions_of(giving) & _KNOWN_PERMISSIONS
     read, newest = int(user.get("notices_read") or 0), int(user.get("notice_seq") or 0)
+    early = sum(read < seq <= newest for seq in user.get("notices_read_early") or ())
     return Principal(
         session_id=row["_id"],
         user_id=user["_id"],
@@ -301,7 +302,7 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
         version=principal_version(user, held),
         changed_by=_changed_by(row, user, held),
         cursor=newest,
-        unread=max(0, newest - read),
+        unread=max(0, newest - read - early),
         seen_at=clock.as_utc(row["seen_at"]),
         confirmed_at=clock.as_utc(row["confirmed_at"]),
         seconds_left=(_valid_until(row, user, now) - now).total_seconds(),

@@ -15,6 +15,7 @@ from quartapp.routes.factors import pages as factors
 from quartapp.routes.factors import passkeys
 from quartapp.routes.invitations import admin as admin_invitations
 from quartapp.routes.invitations import pages as invitations
+from quartapp.routes.notifications import links
 from quartapp.routes.notifications import pages as notifications
 from quartapp.routes.posts import pages as posts
 from quartapp.routes.privacy import account_deletion, export
@@ -79,6 +80,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         app.jinja_env.globals["letters_kept"] = True
     app.jinja_env.globals["verification_required"] = settings.verification_required
     app.jinja_env.filters["receipt"] = receipts.element
+    app.jinja_env.filters["notice_address"] = links.address
     app.jinja_env.filters["undo"] = undo.offered
     errors.init_app(app)
     with_token = (rule for rule in app.url_map.iter_rules() if "token" in rule.arguments)

@@ -4,7 +4,8 @@
 const { session, user, username } = document.body.dataset
 const here = document.body.dataset.here || location.pathname + location.search
 const main = document.querySelector("main")
-const renderedCursor = document.body.dataset.cursor
+let countedTo = document.body.dataset.cursor // the newest notification that the badge counts
+let unread = Number(document.querySelector("[data-unread]").textContent)
 
 // The answer to a rejected POST is the page that holds its form. Show the URL of that page, which can be reloaded.
 if ("refused" in document.body.dataset) history.replaceState(null, "", here)
@@ -19,7 +20,7 @@ let stopped = false // the server and this script disagree about the protocol: n
 let version = Number(document.body.dataset.version)
 let permissions = new Set(document.body.dataset.permissions.split(" ").filter(Boolean))
 let pageRefused = !pageAllowed()
-let cursor = sessionStorage.getItem(`cursor:${user}`) || renderedCursor
+let cursor = sessionStorage.getItem(`cursor:${user}`) || countedTo
 const received = new Set() // ids of messages that were handled
 
 connect()
@@ -34,6 +35,7 @@ function connect() {
   url.searchParams.set("page", location.pathname)
   if (cursor) url.searchParams.set("cursor", cursor)
   const topics = [...document.querySelectorAll("[data-topics]")].flatMap(part => part.dataset.topics.split(" "))
+  url.searchParams.set("unread", unread)
   if (topics.length) url.searchParams.set("topics", [...new Set(topics)])
   const mine = (socket = new WebSocket(url))
   const begun = Date.now()
@@ -169,15 +171,20 @@ const handlers = {
 
   // regions.js replaces the elements that show these topics.
   "topics.changed"({ topics }) {
-    dispatchEvent(new CustomEvent("topics:changed", { detail: topics }))
+    announce(topics)
   },
 
   notice({ id, text }) {
     if (!isLater(id, cursor)) return
     rememberCursor(id)
-    // The badge of this page already counts notifications up to its cursor.
-    if (isLater(id, renderedCursor)) countUnread()
+    if (isLater(id, countedTo)) showUnread(unread + 1)
     toast(text)
+  },
+
+  "notices.read"({ unread, cursor: to }) {
+    // The message does not count notifications that have arrived since.
+    showUnread(unread + Math.max(0, cursor - to))
+    if (isLater(to, countedTo)) countedTo = to
   },
 }
 
@@ -262,12 +269,15 @@ function dismissLater(box) {
   setTimeout(() => (box.matches(":hover, :focus-within") ? dismissLater(box) : box.remove()), 12_000)
 }
 
-function countUnread() {
-  for (const badge of document.querySelectorAll("[data-unread]")) {
-    badge.textContent = Number(badge.textContent) + 1
-    badge.hidden = false
-  }
-  for (const words of document.querySelectorAll("[data-unread-words]")) words.hidden = false
+function showUnread(count) {
+  unread = count
+  setText("[data-unread]", unread)
+  for (const part of document.querySelectorAll("[data-unread], [data-unread-words]")) part.hidden = !unread
+  announce(["notices"])
+}
+
+function announce(topics) {
+  dispatchEvent(new CustomEvent("topics:changed", { detail: topics }))
 }
 
 function showState(state) {

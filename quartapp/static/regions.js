@@ -17,6 +17,24 @@ for (const type of ["focusout", "toggle", "visibilitychange"]) addEventListener(
 
 for (const part of document.querySelectorAll("[data-refresh]")) refreshLater(part)
 
+// What a popover shows is loaded when it opens.
+for (const part of document.querySelectorAll("[popover] [data-source]")) stale.add(part)
+
+// Submits a small form without leaving the page. The focus, which would keep the old element, returns to the same row.
+addEventListener("submit", async event => {
+  const form = event.target
+  if (!("background" in form.dataset)) return
+  event.preventDefault()
+  const part = form.closest("[data-topics]")
+  const row = form.closest("[id]").id
+  const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) }).catch(() => ({}))
+  if (!answer.ok) return form.submit()
+  document.activeElement.blur()
+  stale.add(part)
+  await refresh()
+  document.querySelector(`#${row} a`)?.focus()
+})
+
 // Some states change with time alone: `data-refresh` is the number of seconds after which to look again.
 function refreshLater(part, seconds = part.dataset.refresh) {
   clearTimeout(part.timer)
@@ -27,7 +45,7 @@ async function refresh() {
   if (loading || document.hidden || "locked" in document.body.dataset) return
   loading = true
   for (const part of stale) if (!part.isConnected) stale.delete(part)
-  const idle = [...stale].filter(part => !isBusy(part) || listIn(part))
+  const idle = [...stale].filter(part => !isBusy(part) || (listIn(part) && part.checkVisibility()))
   for (const part of idle) stale.delete(part)
   for (const address of new Set(idle.map(addressOf))) {
     const parts = idle.filter(part => addressOf(part) === address)
@@ -99,7 +117,8 @@ function replace(old, fresh, part) {
 // Whether the user is using the element: it has the focus, selected text, something open, or a changed field.
 function isBusy(part) {
   const selection = getSelection()
-  return part.contains(document.activeElement)
+  return !part.checkVisibility()
+    || part.contains(document.activeElement)
     || (!selection.isCollapsed && selection.containsNode(part, true))
     || [part, ...part.querySelectorAll("*")].some(each => each.matches("[open], :popover-open") || isChanged(each))
 }

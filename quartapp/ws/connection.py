@@ -109,6 +109,9 @@ class Connection:
         if not same and not versions.is_raised(before, principal):
             return False
         self._set_principal(principal)
+        arrived = principal.cursor - before.cursor
+        if principal.unread != before.unread + arrived:
+            self._send_unread(principal)
         if not same:
             self._enqueue(
                 protocol.PermissionsChanged(
@@ -122,6 +125,14 @@ class Connection:
                 )
             )
         return True
+
+    def _send_unread(self, principal: Principal) -> None:
+        """Queue `notices.read`: how many notifications up to the newest are unread."""
+        self._enqueue(
+            protocol.NoticesRead(
+                id=self._next_id(), unread=principal.unread, cursor=str(principal.cursor)
+            )
+        )
 
     def _set_principal(self, principal: Principal) -> None:
         """Keep the state as the one that was sent, with its expiry."""
@@ -216,9 +227,17 @@ class Connection:
 
     # ---- called by the handler
 
-    def send_hello(self, principal: Principal, *, cursor: int | None, worker: str) -> None:
+    def send_hello(
+        self,
+        principal: Principal,
+        *,
+        cursor: int | None,
+        unread: int | None = None,
+        worker: str,
+    ) -> None:
         """Queue `hello`, and notifications behind the cursor, or only new ones without a cursor.
 
+        Also queues `notices.read` if the client shows another number of unread notifications.
         From now on, changes of the session's state are sent.
         """
         at = principal.cursor if cursor is None else min(cursor, principal.cursor)
@@ -235,6 +254,8 @@ class Connection:
                 worker=worker,
             )
         )
+        if unread is not None and unread != principal.unread:
+            self._send_unread(principal)
         # Also without a cursor: a notification may have been stored since the state was read.
         self._enqueue(None)
 

@@ -54,7 +54,8 @@ def limit_handshakes(view: Callable[[], Awaitable[None]]) -> Callable[[], Awaita
 @login_required
 async def live() -> None:
     """Serve one page's socket until it is closed. `?cursor=` resumes behind that notification,
-    `?topics=` names the topics that the page follows (see `ws.topics`), and `?page=` is its path.
+    `?unread=` is the number of unread notifications that the page shows, `?topics=` names the
+    topics that it follows (see `ws.topics`), and `?page=` is its path.
 
     Answers 403 to an Origin that is not allowed, 401 without a valid session, 429 past the
     handshake limits of the user and the network, and 503 past the limits for sockets and for
@@ -75,7 +76,7 @@ async def live() -> None:
         hub.check_capacity(session_id, user_id, remote_address())
     except NoCapacity:
         abort(503)
-    cursor = _cursor_argument()
+    cursor, unread = _number("cursor"), _number("unread")
     keys = topics.parse(websocket.args.get("topics", ""), user_id)
     await websocket.accept()
     socket = websocket._get_current_object()  # type: ignore[attr-defined]
@@ -96,7 +97,7 @@ async def live() -> None:
     hub.join(connection)
     try:
         try:
-            await _send_first_message(connection, cursor)
+            await _send_first_message(connection, cursor, unread)
             if keys and connection.sent_principal is not None:
                 follower = runtime().announcer.subscribe(connection, keys)
         except Unavailable:
@@ -130,14 +131,16 @@ def _hub() -> Hub:
     return runtime().hub
 
 
-async def _send_first_message(connection: Connection, cursor: int | None) -> None:
+async def _send_first_message(
+    connection: Connection, cursor: int | None, unread: int | None
+) -> None:
     """Send `hello` if the session is valid, or else `session.ended` and close.
 
     Raises the driver's errors.
     """
     state = await _current_state(connection)
     if isinstance(state, Principal):
-        connection.send_hello(state, cursor=cursor, worker=settings().worker)
+        connection.send_hello(state, cursor=cursor, unread=unread, worker=settings().worker)
     else:
         _hub().end_connection(connection, state)
 
@@ -170,7 +173,7 @@ def _page_argument() -> str | None:
     return rule.rule if "token" in arguments else websocket.args["page"][:PAGE_LENGTH]
 
 
-def _cursor_argument() -> int | None:
-    """Return the number in `?cursor=`, or None if it is missing or not a number."""
-    text = websocket.args.get("cursor", "")
+def _number(name: str) -> int | None:
+    """Return the number in this argument of the query, or None if it is missing or not a number."""
+    text = websocket.args.get(name, "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None

@@ -75,6 +75,14 @@ class NoticeSent:
 
 
 @dataclass(frozen=True, slots=True)
+class NoticesRead:
+    TYPE: ClassVar = "notices.read"
+    id: str
+    unread: int
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
 class TopicsChanged:
     TYPE: ClassVar = "topics.changed"
     id: str
@@ -88,7 +96,14 @@ class Ping:
 
 
 Message = (
-    Hello | PermissionsChanged | SessionStarted | SessionEnded | NoticeSent | TopicsChanged | Ping
+    Hello
+    | PermissionsChanged
+    | SessionStarted
+    | SessionEnded
+    | NoticeSent
+    | NoticesRead
+    | TopicsChanged
+    | Ping
 )
 
 

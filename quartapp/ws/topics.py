@@ -15,7 +15,17 @@ from typing import Any
 
 from beanie import PydanticObjectId
 
-from quartapp.models import Event, Invitation, Mail, Role, RoleDeletion, Session, User, Worker
+from quartapp.models import (
+    Event,
+    EventReceipts,
+    Invitation,
+    Mail,
+    Role,
+    RoleDeletion,
+    Session,
+    User,
+    Worker,
+)
 from quartapp.policy import MANAGEMENT_PERMISSIONS, Permission
 
 Id = PydanticObjectId
@@ -188,7 +198,9 @@ def _ignoring(*fields: str) -> frozenset[str]:
 
 _USERS = Source(
     User.Settings.name,
-    ignored=_ignoring("notice_seq", "notices_read", "totp_step", "recovery_codes", "acts"),
+    ignored=_ignoring(
+        "notice_seq", "notices_read", "notices_read_early", "totp_step", "recovery_codes", "acts"
+    ),
 )
 _SESSIONS = Source(
     Session.Settings.name,
@@ -221,6 +233,6 @@ for _topic in (
         audience=Audience.OWNER,
     ),
     # `receipts.<event>`: the tabs that have acknowledged the end of their session.
-    Topic("receipts", (Source(_EVENTS),), audience=Audience.KNOWS_ID),
+    Topic("receipts", (Source(EventReceipts.Settings.name),), audience=Audience.KNOWS_ID),
 ):
     register(_topic)

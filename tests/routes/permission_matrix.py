@@ -77,6 +77,8 @@ GET POST   /account/closed                                returning
 GET POST   /account/roles                                 signed in
 POST       /account/roles/requests/<request_id>/withdraw  signed in
 GET        /account/notices                               signed in
+GET        /account/notices/latest                        signed in
+POST       /account/notices/<int:seq>/read                signed in
 POST       /account/notices/read                          signed in
 
 GET        /posts                                         anyone

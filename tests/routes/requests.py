@@ -75,6 +75,7 @@ async def author_with_content(
         "session_id": me["session"],
         "event_id": event,
         "request_id": request,
+        "seq": "1",
         "passkey_id": str(PydanticObjectId()),
         "post_id": str(post.id),
         "comment_id": str(comment.id),

@@ -14,7 +14,7 @@ from quart import Quart
 from quart_auth import authenticated_client
 
 from quartapp.activities import SESSION_ENDED
-from quartapp.models import Event, Role, User
+from quartapp.models import Event, EventReceipts, Role, User
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.audit.receipt import Receipt
 from quartapp.models.base.actor import SYSTEM
@@ -110,7 +110,7 @@ async def test_own_topics_announce_changes_of_the_own_account_only(app: Quart) -
         async with page(app, token, f"receipts.{event.id},receipts.{OWN}") as other:
             assert await other.topics() == sorted([f"receipts.{event.id}", f"receipts.{OWN}"])
             receipt = Receipt(worker="w", tabs=1, acked=1, missed=0, slowest_ms=1)
-            await Event.keep_receipt(event.id, receipt)
+            await EventReceipts.keep(event.id, receipt)
             assert await other.topics() == [f"receipts.{event.id}"]
 
 

@@ -127,6 +127,7 @@ class Account(Record):
     recovery_codes: list[str] = Field(default=[], repr=False)
     notice_seq: int = 0
     notices_read: int = 0
+    notices_read_early: list[int] = []
     # The last use of a session, at most USER_SEEN_EVERY too old: see jobs.last_seen.
     seen_at: datetime | None = None
     # Incremented to make transactions conflict: see models.authorization.privileges.

@@ -67,6 +67,10 @@ class PasswordMoved(DomainError):
         super().__init__("The password was changed in the meantime. Start again.")
 
 
+# How many notifications can be marked as read one by one, before older ones.
+MAX_READ_EARLY = 100
+
+
 class User(RoleHolder):
     """A user. `Account` has the fields and how to find one, `RoleHolder` grants and revokes roles;
     this class adds the other operations."""
@@ -385,5 +389,24 @@ class User(RoleHolder):
             await Notice.change_all(unread, {"$set": {"read_at": now}})
         await User.change(
             {"_id": self.id, "notices_read": {"$lt": self.notice_seq}},
-            {"$set": {"notices_read": self.notice_seq}},
+            {
+                "$set": {"notices_read": self.notice_seq},
+                "$pull": {"notices_read_early": {"$lte": self.notice_seq}},
+            },
         )
+
+    @staticmethod
+    async def read_notice(user_id: PydanticObjectId, seq: int) -> None:
+        """Mark one notification as read, first the notification and then the user.
+
+        Does nothing if the user has no such notification. The user keeps at most MAX_READ_EARLY
+        numbers of notifications that were read before older ones; of more, the oldest count as
+        unread until all are marked as read.
+        """
+        match = {"user.$id": user_id, "seq": seq}
+        await Notice.change({**match, "read_at": None}, {"$set": {"read_at": clock.now()}})
+        if await Notice.find_one(match):
+            await User.change(
+                {"_id": user_id, "notices_read": {"$lt": seq}, "notices_read_early": {"$ne": seq}},
+                {"$push": {"notices_read_early": {"$each": [seq], "$slice": -MAX_READ_EARLY}}},
+            )

@@ -61,7 +61,9 @@ class Comment(Record):
                 return False
             await comment.insert(session=tx)
             if by.user_id != post.author_id:
-                await inform(COMMENT_ADDED, post.author_id, by=by, tx=tx, title=post.title)
+                await inform(
+                    COMMENT_ADDED, post.author_id, by=by, tx=tx, title=post.title, post=str(post.id)
+                )
             return True
 
         return comment if await authorized_transaction(by, work) else None

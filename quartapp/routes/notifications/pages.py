@@ -14,6 +14,9 @@ from quartapp.routes.refusals import returns_to
 blueprint = Blueprint("notices", __name__)
 
 PAGE = 30
+LATEST = 8
+# The database stores no larger integer.
+MAX_SEQ = 2**63
 
 
 @blueprint.get("/account/notices")
@@ -26,6 +29,24 @@ async def mine() -> str:
     rows = await Notice.page(current_user.user_id, before=before, limit=PAGE + 1)
     notices, older = cut(rows, PAGE, lambda notice: notice.seq)
     return await render_template("notifications/list.html", notices=notices, older=older)
+
+
+@blueprint.get("/account/notices/latest")
+@login_required
+async def latest() -> str:
+    """Answer the content of the menu in the header: the 8 newest notifications of the user."""
+    notices = await Notice.page(current_user.user_id, limit=LATEST)
+    return await render_template("notifications/latest.html", notices=notices)
+
+
+@blueprint.post("/account/notices/<int:seq>/read")
+@returns_to(mine, "/account/notices")
+@login_required
+async def read_one(seq: int) -> Any:
+    """Mark one notification of the user as read and redirect (303) to the page of notifications."""
+    if seq < MAX_SEQ:
+        await User.read_notice(current_user.user_id, seq)
+    return see_other("/account/notices")
 
 
 @blueprint.post("/account/notices/read")
