@@ -38,7 +38,8 @@ class PostForm(Form):
         """Bind the data to the fields. A draft may lack the title or the text, and the text of one
         that is discarded does not matter."""
         super().process(*args, **kwargs)
-        for each in (self.title, self.body) if self.draft.data else ():
+        fields: tuple[Any, ...] = (self.title, self.body) if self.draft.data else ()
+        for each in fields:
             discarded = self.draft.data == "discard"
             kept = [rule for rule in each.validators if not isinstance(rule, DataRequired)]
             each.validators = [] if discarded else kept
