@@ -144,7 +144,13 @@ def _assemble(settings: Settings) -> Runtime:
         hub, receipts, sweep_seconds=settings.live_sweep_seconds, worker=settings.worker
     )
     membership = Membership()
-    barrier = Barrier(lease, membership, count_tabs=receipts.count_tabs, folder=settings.neighbours)
+    barrier = Barrier(
+        lease,
+        membership,
+        count_tabs=receipts.count_tabs,
+        count_open=hub.count_tabs,
+        folder=settings.neighbours,
+    )
     outbox_worker = OutboxWorker(settings)
     account_expiry = AccountExpiry()
     role_expiry = RoleExpiry()

@@ -23,6 +23,8 @@ NAME_RULE = (
 )
 # /admin/roles/new is the page that creates roles.
 RESERVED_ROLES = frozenset({"new"})
+# /admin/users/new and /admin/users/bulk are pages of their own.
+RESERVED_USERNAMES = frozenset({"new", "bulk"})
 
 # RFC 5321, section 4.5.3.1.3, without the angle brackets.
 LONGEST_EMAIL = 254
@@ -45,9 +47,12 @@ class Invalid(ValueError):
 
 
 def check_username(text: str) -> str:
-    """Return the username unchanged. Raises Invalid unless NAME matches it."""
+    """Return the username unchanged. Raises Invalid unless NAME matches it, and if it is reserved
+    (RESERVED_USERNAMES)."""
     if not NAME.match(text):
         raise Invalid(NAME_RULE)
+    if canonical_username(text) in RESERVED_USERNAMES:
+        raise Invalid("This name is reserved. Choose another one.")
     return text
 
 

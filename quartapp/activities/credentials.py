@@ -40,6 +40,23 @@ PASSWORD_RESET_REQUESTED = register(
         ),
     )
 )
+# Goes to a person for whom an administrator has created an account.
+FIRST_PASSWORD_REQUESTED = register(
+    Activity(
+        email=Email(
+            kind="password.first",
+            subject="Set a password for your new account",
+            text=(
+                "An administrator has created the account {username} for you at {site}.",
+                "Set a password on this page, then sign in:",
+                "{base}/reset/{token}",
+                "The link works once, for 30 minutes. After that, ask for a new one on this page:",
+                "{base}/forgot",
+            ),
+            lane="reset",
+        ),
+    )
+)
 PASSWORD_RESET = register(
     Activity(
         audit="password.reset",

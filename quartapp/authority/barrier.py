@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from beanie import PydanticObjectId
@@ -26,9 +26,11 @@ from quartapp.authority.lease import Lease
 from quartapp.authority.local_peers import LocalPeers
 from quartapp.authority.membership import Membership
 from quartapp.background import BackgroundTask
+from quartapp.db.mongo import DatabaseError
 from quartapp.log import log
 from quartapp.models import Acknowledgement, BarrierMark, Event, Worker
 from quartapp.models.audit.receipt import Reach
+from quartapp.models.cluster.barrier_mark import TabsOf
 
 Id = PydanticObjectId
 # The pauses between reads of the acknowledgements in the database.
@@ -36,6 +38,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.003, 0.05
 # How long an answer waits for the acknowledgements of tabs. The page and the audit log follow those
 # that come later.
 RECEIPT_SECONDS = 1.0
+# How long a preview waits for the workers to count open tabs.
+COUNT_SECONDS = 0.5
 # How many barriers are kept that have acknowledgements, but that `wait` has not asked about yet.
 MAX_EARLY = 1000
 
@@ -102,6 +106,14 @@ class BarrierResult:
         if event is None:
             return Reach(silent=silent)
         return await event.wait_for_receipts(self.tabs, silent=silent, seconds=RECEIPT_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTabs:
+    """How many tabs are open; with `more`, at least so many, as a worker has not answered."""
+
+    number: int
+    more: bool = False
 
 
 class BaseBarrier:
@@ -181,7 +193,8 @@ class Barrier(BaseBarrier, BackgroundTask):
 
     It reads acknowledgements from the database, and receives those of workers of the same server
     through `LocalPeers`. `count_tabs` returns the number of open tabs here whose sessions an event
-    (given by its id) has ended. `folder` is that of `LocalPeers`.
+    (given by its id) has ended, and `count_open` that of users, sessions and roles (see `TabsOf`).
+    `folder` is that of `LocalPeers`.
     """
 
     def __init__(
@@ -191,10 +204,12 @@ class Barrier(BaseBarrier, BackgroundTask):
         *,
         count_tabs: Callable[[Id | None], int],
         folder: Path | None,
+        count_open: Callable[..., int] = lambda **whose: 0,
     ) -> None:
         super().__init__(membership, asker=lease.worker_id)
         self._worker_id = lease.worker_id
         self._count_tabs = count_tabs
+        self._count_open = count_open
         self._peers = LocalPeers(folder, self._worker_id, self._on_peer_message)
         self._pending: dict[Id, PendingBarrier] = {}
         # A mark that was inserted in the event's transaction may be acknowledged before `wait` is
@@ -212,6 +227,25 @@ class Barrier(BaseBarrier, BackgroundTask):
         """Stop that task and stop listening. Acknowledgements not written yet are lost."""
         await super().stop()
         await self._peers.stop()
+
+    async def count_open_tabs(self, whose: TabsOf) -> OpenTabs:
+        """Ask all workers how many open tabs these users, sessions and roles have.
+
+        Writes a mark, whose acknowledgements have the numbers, and waits for them up to
+        COUNT_SECONDS. If a worker has not answered by then, or the database fails, there may be
+        more tabs. A worker of an older version counts none.
+        """
+        fields = {name: list(ids) for name, ids in asdict(whose).items()}
+        mark = BarrierMark(at=clock.now(), asker=self._asker, tabs_of=fields)
+        pending = self._open(mark.id)
+        complete = False
+        with suppress(TimeoutError, DatabaseError):
+            async with asyncio.timeout(COUNT_SECONDS):
+                await mark.insert()
+                await self._all_acknowledged(mark.id, pending)
+                complete = True
+        self._discard(mark.id)
+        return OpenTabs(sum(pending.tabs.values()), more=not complete)
 
     def _open(self, mark_id: Id) -> PendingBarrier:
         """Return the record of the mark, with acknowledgements that came before this call, and
@@ -287,7 +321,11 @@ class Barrier(BaseBarrier, BackgroundTask):
         an asker, from a command or an event's transaction, gets both: the asker may be this worker.
         """
         asker = change.document.get("asker")
-        tabs = self._count_tabs(change.document.get("event"))
+        whose = change.document.get("tabs_of")
+        if whose:
+            tabs = self._count_open(**whose)
+        else:
+            tabs = self._count_tabs(change.document.get("event"))
         if asker in (None, self._worker_id):
             self._pending_for(change.id).add(self._worker_id, tabs)
         if asker == self._worker_id or self._send_to_peer(asker, change.id, tabs):

@@ -15,6 +15,7 @@ from quartapp.activities import (
     EMAIL_ALREADY_IN_USE,
     EMAIL_CHANGED,
     EMAIL_VERIFICATION_REQUESTED,
+    FIRST_PASSWORD_REQUESTED,
     NOTIFICATION_BY_EMAIL,
     PASSWORD_RESET_REQUESTED,
     USER_INVITED,
@@ -140,7 +141,10 @@ class OutboxWorker(BackgroundTask):
         email, to, words = catalogue.emails.get(mail.kind), mail.to, dict[str, str]()
         if email is None:
             raise UnknownEmail(mail.kind)
-        if mail.kind == PASSWORD_RESET_REQUESTED.email_kind:
+        if mail.kind in (
+            PASSWORD_RESET_REQUESTED.email_kind,
+            FIRST_PASSWORD_REQUESTED.email_kind,
+        ):
             asked = await password_reset.issue(mail, at_most=self._settings.reset_links_per_user)
             if asked is None:
                 return None

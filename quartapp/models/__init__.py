@@ -12,6 +12,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 from quartapp.db.mongo import error_summary
 from quartapp.log import log
 from quartapp.models.accounts import canonical
+from quartapp.models.accounts.bulk_action import BulkAction
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
@@ -59,6 +60,7 @@ DOCUMENTS: list[type[Document]] = [
     Mail,
     Mailbox,
     Invitation,
+    BulkAction,
     Passkey,
     Answered,
     WriteLock,

@@ -8,7 +8,9 @@ from quart import Quart, Response, request
 from quartapp.routes import dev_components, dev_mail, errors, health, home
 from quartapp.routes.accounts import admin as admin_accounts
 from quartapp.routes.accounts import area, email_address, password, password_reset, profiles
+from quartapp.routes.accounts import bulk as admin_bulk
 from quartapp.routes.accounts import pages as accounts
+from quartapp.routes.accounts import user_list as admin_user_list
 from quartapp.routes.audit import activity, receipts, undo
 from quartapp.routes.audit import admin as admin_audit
 from quartapp.routes.factors import pages as factors
@@ -52,6 +54,8 @@ PUBLIC = (
 )
 ADMIN = (
     admin_accounts,
+    admin_user_list,
+    admin_bulk,
     admin_audit,
     admin_invitations,
     admin_privacy,

@@ -173,6 +173,16 @@ class Hub:
             if any(not connection.role_ids.isdisjoint(roles) for connection in connections)
         }
 
+    def count_tabs(
+        self, *, users: Iterable[Id], sessions: Iterable[Id], roles: Iterable[Id]
+    ) -> int:
+        """Return how many sockets of these users, of these sessions, and of users with one of these
+        roles, as last read, are open on this worker."""
+        chosen = self.sessions_of(users) | set(sessions)
+        if held := set(roles):
+            chosen |= self.sessions_with_roles(held)
+        return sum(len(self._by_session.get(session_id, ())) for session_id in chosen)
+
     def apply_states(
         self, states: Collection[PrincipalOrEnded]
     ) -> list[tuple[Principal, Principal]]:

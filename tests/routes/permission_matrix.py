@@ -90,8 +90,11 @@ POST       /posts/<post_id>/comments                      posts.write
 POST       /comments/<comment_id>/delete                  author or posts.moderate
 GET        /users/<username>                              signed in
 GET        /receipts/<event_id>                           signed in
+GET        /receipts/bulk/<bulk_id>                       signed in
 
 GET        /admin/users                                   users.read
+GET POST   /admin/users/new                               users.manage, fresh
+GET POST   /admin/users/bulk                              users.manage, fresh
 GET        /admin/users/<username>                        users.read
 POST       /admin/users/<username>/grants                 users.manage, fresh
 POST       /admin/users/<username>/grants/<role_name>/revoke    users.manage, fresh

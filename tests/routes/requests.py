@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from email.message import EmailMessage
 from typing import Any
+from urllib.parse import urlencode
 
 from beanie import PydanticObjectId
 from quart import Quart
@@ -25,6 +26,8 @@ from quartapp.models import (
     User,
 )
 from quartapp.models.accounts import email_address
+from quartapp.models.accounts.bulk_action import Action as BulkChoice
+from quartapp.models.accounts.bulk_action import BulkAction
 from quartapp.models.accounts.one_time_token import Purpose, code_digest, issue_setup
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.tokens import new_token
@@ -77,6 +80,7 @@ async def author_with_content(
         "request_id": request,
         "seq": "1",
         "passkey_id": str(PydanticObjectId()),
+        "bulk_id": await record_bulk_action(author),
         "post_id": str(post.id),
         "comment_id": str(comment.id),
         "username": name,
@@ -102,6 +106,13 @@ async def record_suspicious_event(visitor: Visitor) -> str:
     user = await user_named(visitor.username)
     by = Actor(user.id, user.username, "192.0.2.9")
     return str((await Event.record(PASSWORD_RESET, by=by, subject=user.id)).id)
+
+
+async def record_bulk_action(visitor: Visitor) -> str:
+    """Store an action that the visitor did to themselves and others. Return its id."""
+    user = await user_named(visitor.username)
+    by = Actor(user.id, user.username)
+    return str((await BulkAction.begin(BulkChoice.END_SESSIONS, None, [user], by=by)).id)
 
 
 async def sign_in_to_closed_account(visitors: Visitors, name: str) -> Visitor:
@@ -148,6 +159,8 @@ def sufficient_permissions(row: Row) -> list[Permission]:
 def path(row: Row, parts: Mapping[str, str]) -> str:
     if row.rule in parts:
         return parts[row.rule]
+    if row.rule == "/admin/users/bulk" and row.method == "GET":
+        return f"{row.rule}?{urlencode(form(row, parts['username']))}"
     return re.sub(r"<(?:\w+:)?(\w+)>", lambda part: parts[part[1]], row.rule)
 
 
@@ -221,6 +234,11 @@ def form(row: Row, name: str) -> dict[str, str]:
         "/posts/<post_id>/edit": {"title": "Edited", "body": "Text."},
         "/posts/<post_id>/comments": {"body": "Another."},
         "/account/roles": {"role": "member", "reason": "A reason."},
+        "/admin/users/new": {
+            "username": f"made-{name}",
+            "email": f"made-{name}@example.org",
+        },
+        "/admin/users/bulk": {"users": name, "action": "grant", "role": f"spare-{name}"},
         "/admin/users/<username>/grants": {"role": f"spare-{name}"},
         "/admin/invitations": {"email": f"new-{name}@example.org", "role": f"spare-{name}"},
         "/admin/users/<username>/last-day": {"date": f"{clock.now():%Y-%m-%d}"},

@@ -29,6 +29,7 @@ from tests.routes.requests import (
     form_with_code,
     issue_token,
     path,
+    record_bulk_action,
     record_suspicious_event,
     sign_in_to_closed_account,
     sufficient_permissions,
@@ -172,11 +173,13 @@ async def permitted_visitor(visitors: Visitors, row: Row, author: Visitor, name:
 
 
 async def with_own(visitor: Visitor, parts: Mapping[str, str]) -> dict[str, str]:
-    """Return the parts of the paths, with a session and an event that are the visitor's own."""
+    """Return the parts of the paths, with a session, an event and an action on several users that
+    are the visitor's own."""
     me = await visitor.me()
     assert me is not None
     event = await record_suspicious_event(visitor)
-    return {**parts, "session_id": me["session"], "event_id": event}
+    action = await record_bulk_action(visitor)
+    return {**parts, "session_id": me["session"], "event_id": event, "bulk_id": action}
 
 
 async def test_other_methods_are_405_for_administrators(visitors: Visitors, root: Visitor) -> None:

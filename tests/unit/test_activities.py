@@ -38,14 +38,15 @@ welcome
 EMAILS = """
 account.closed account.leaving account.removed account.restored activity.disowned address.changed
 address.confirm address.taken codes.blocked codes.refused factor.added factor.removed factors.reset
-notification passkey.refused password.changed password.reset recovery_code.used recovery_codes.made
-session.started user.invited
+notification passkey.refused password.changed password.first password.reset recovery_code.used
+recovery_codes.made session.started user.invited
 """
 ENDS_SESSIONS = """
 activity.disowned email.restored factors.reset password.reset role.deleted role.revoked
 session.ended sessions.ended user.deactivated user.disabled user.leaving
 """
 LANES = {
+    "password.first": "reset",
     "password.reset": "reset",
     "address.confirm": "verification",
     "user.invited": "invitation",

@@ -67,7 +67,12 @@ def test_a_display_name_has_no_invisible_characters(name: str) -> None:
 def test_a_role_cannot_have_the_name_of_a_page(name: str) -> None:
     with pytest.raises(Invalid, match="This name is reserved"):
         validation.check_role_name(name)
-    assert validation.check_username(name) == name
+
+
+@pytest.mark.parametrize("name", ["new", "Bulk"])
+def test_a_user_cannot_have_the_name_of_a_page(name: str) -> None:
+    with pytest.raises(Invalid, match="This name is reserved"):
+        validation.check_username(name)
 
 
 # The address as typed, as shown, and as sent to mail servers.

@@ -6,7 +6,12 @@ from datetime import timedelta
 from pymongo.errors import DuplicateKeyError
 
 from quartapp import policy, validation
-from quartapp.activities import ACCOUNT_CREATED, ACCOUNT_DELETED, EMAIL_VERIFICATION_REQUESTED
+from quartapp.activities import (
+    ACCOUNT_CREATED,
+    ACCOUNT_DELETED,
+    EMAIL_VERIFICATION_REQUESTED,
+    FIRST_PASSWORD_REQUESTED,
+)
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.account import Taken, Unverified
 from quartapp.models.accounts.user import User
@@ -14,10 +19,11 @@ from quartapp.models.audit.erasing import erase_address_at_once
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import record
 from quartapp.models.authorization.privileges import require_to_give
+from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import Notice
-from quartapp.models.roles.role import Role
+from quartapp.models.roles.role import Role, RoleGone
 
 # How long an account may claim an address without verifying it.
 CLAIM_LASTS = timedelta(days=1)
@@ -51,6 +57,29 @@ async def register(
         )
 
     return await transaction(work)
+
+
+async def create_for(
+    username: str, email: str, password_hash: str, *, roles: Collection[Role], by: Actor
+) -> User:
+    """Create an account for somebody else, in an authorized transaction, and return its user.
+
+    Has the effects of `add_user`, and queues the email with a link to set a password. The caller
+    passes the hash of a password that nobody knows: until the person has used the link, which also
+    verifies the address, nobody can sign in. Raises Taken, MissingPermission, RoleGone, SessionOver
+    and RightsChanged.
+    """
+
+    async def work(tx: Tx) -> User:
+        user = await add_user(username, email, password_hash, roles=roles, by=by, tx=tx)
+        for role in roles:
+            # Writing the role's document makes this conflict with deleting the role.
+            if not await role.count_grant(tx):
+                raise RoleGone(role.name)
+        await Mail.queue(FIRST_PASSWORD_REQUESTED, email, user=user.id, tx=tx)
+        return user
+
+    return await authorized_transaction(by, work)
 
 
 async def claim(

@@ -75,6 +75,20 @@ class Reach:
             silent=silent,
         )
 
+    @classmethod
+    def sum(cls, parts: Sequence[Self], *, workers: int) -> Self:
+        """Add up what is known of several events, whose tabs have acknowledged on so many
+        workers."""
+        return cls(
+            acked=sum(part.acked for part in parts),
+            workers=workers,
+            slowest_ms=max((part.slowest_ms for part in parts), default=0),
+            pending=sum(part.pending for part in parts),
+            missed=sum(part.missed for part in parts),
+            unknown=sum(part.unknown for part in parts),
+            silent=any(part.silent for part in parts),
+        )
+
     def __str__(self) -> str:
         """Return the counts as a sentence without a full stop; empty if there were no tabs."""
         parts: list[str] = []

@@ -20,6 +20,7 @@ from pymongo.collation import Collation
 from quartapp import validation
 from quartapp.activities import DATA_EXPORTED, EMAIL_CHANGED, INVITATION_ACCEPTED
 from quartapp.db.mongo import Tx, transaction
+from quartapp.models.accounts.bulk_action import BulkAction
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit import erasing
@@ -400,9 +401,10 @@ IMPERSONAL: list[type[Document]] = [
     # Hashes and commitments to personal data, which nobody can invert once the salt is erased.
     *(EventReceipts, UnsealedEntry, Seal),
 ]
-# Collections that have only the id of the user who made a change, in this field. The user's events
-# say the same; they are exported, and the id refers to nobody when the account is erased.
-BY_ID: dict[type[Document], str] = {Role: "changed_by", RoleDeletion: "by"}
+# Collections that have only the ids of users: of the one who made a change in this field, and
+# perhaps of those whom it concerned. The events of these users say the same; they are exported, and
+# the ids refer to nobody when the account is erased.
+BY_ID: dict[type[Document], str] = {Role: "changed_by", RoleDeletion: "by", BulkAction: "by"}
 
 
 async def export(user: User) -> AsyncIterator[str]:

@@ -1,4 +1,4 @@
-"""Administration of users: search, roles, sessions, disabling, expiry and second factors.
+"""Administration of a user: roles, sessions, disabling, expiry and second factors.
 
 An error of the models, such as LastAdministrator or MissingPermission, is not caught here: it is
 shown on the page that `returns_to` names, with 403 for a missing permission and 422 for all others.
@@ -7,7 +7,7 @@ shown on the page that `returns_to` names, with 403 for a missing permission and
 import asyncio
 from typing import Any
 
-from quart import Blueprint, abort, flash, render_template, request
+from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
 from quartapp.auth import (
@@ -29,26 +29,10 @@ from quartapp.models.factors import enrolment
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission, may
 from quartapp.routes.audit.receipts import flash_receipt
-from quartapp.routes.pagination import cut
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("admin_users", __name__)
-
-PAGE = 50
-
-
-@blueprint.get("/users")
-@login_required
-@permission_required(Permission.USERS_READ)
-async def index() -> str:
-    """Show a page of users by name, of those whose username or address begins with the parameter
-    `q`, with a link to the next page."""
-    text = request.args.get("q", "").strip()[:254]
-    after = request.args.get("after", "")[:254] or None
-    rows = await User.search(text, after=after, limit=PAGE + 1)
-    people, older = cut(rows, PAGE, lambda user: user.username)
-    return await render_template("accounts/admin_users.html", users=people, q=text, next=older)
 
 
 @blueprint.get("/users/<username>")

@@ -1,0 +1,182 @@
+"""The list of users for administrators, and creating a user."""
+
+import asyncio
+from typing import Any
+from urllib.parse import urlencode
+
+from quart import Blueprint, abort, flash, render_template, request
+from quart_auth import login_required
+from werkzeug.datastructures import MultiDict
+
+from quartapp.auth import (
+    current_user,
+    fresh_login_required,
+    permission_required,
+    rate_limits,
+)
+from quartapp.forms.users import LONGEST_TEXT, NewUserForm, UserFilterForm
+from quartapp.i18n import gettext as _
+from quartapp.log import log
+from quartapp.models import Role
+from quartapp.models.accounts import user_list
+from quartapp.models.accounts.account import Taken, Unverified
+from quartapp.models.accounts.registration import create_for
+from quartapp.models.accounts.user_list import InvalidPlace, Order, Place, Status, UserFilter
+from quartapp.models.authorization.privileges import MissingPermission
+from quartapp.models.base.tokens import new_token
+from quartapp.models.limits import hash_cost
+from quartapp.models.roles.role import RoleGone
+from quartapp.policy import MEMBER, Permission
+from quartapp.routes.accounts.bulk import allowed_actions
+from quartapp.routes.errors import status_of
+from quartapp.routes.redirects import see_other
+from quartapp.runtime import hasher, settings
+from quartapp.validation import mailbox_of
+
+blueprint = Blueprint("admin_user_list", __name__)
+
+PAGE = 50
+# The parameters of the list; those of a place begin anew when a filter changes.
+FILTERS = ("q", "role", "status", "factor", "sort")
+
+
+@blueprint.get("/users")
+@login_required
+@permission_required(Permission.USERS_READ)
+async def index() -> Any:
+    """Show a page of the users that the filters select, with their number and links to the pages
+    before and after it.
+
+    Answers 422 with a message, and without users, if a filter or a place is invalid.
+    """
+    roles = await Role.everyone()
+    form = UserFilterForm(formdata=_filled(request.args))
+    form.role.offer(roles, first=_("Any role"))
+    found = counted = place = None
+    problems = [] if form.validate() else form.problems
+    wanted = _wanted(form, roles) if not problems else UserFilter()
+    try:
+        place = _place(wanted.order)
+    except InvalidPlace:
+        problems.append(_("This page of the list does not exist. Start from the first page."))
+    if not problems:
+        found, counted = await asyncio.gather(
+            user_list.page(wanted, place, size=PAGE), user_list.count(wanted)
+        )
+    page = await render_template(
+        "accounts/admin_users.html",
+        form=form,
+        problems=problems,
+        page=found,
+        counted=counted,
+        previous=found and found.before and _address("before", found.before.text(wanted.order)),
+        next=found and found.after and _address("after", found.after.text(wanted.order)),
+        filtered=any(request.args.get(name) for name in FILTERS if name != "sort"),
+        sorted_by=_sorted_address,
+        order=wanted.order,
+        actions=allowed_actions(),
+        grantable=[role for role in roles if not current_user.lacks(role.permissions)],
+    )
+    return page, 422 if problems else 200
+
+
+def _filled(sent: MultiDict[str, str]) -> MultiDict[str, str]:
+    """Return the parameters, with the default order if none is given."""
+    filled = MultiDict(sent)
+    if not filled.get("sort"):
+        filled["sort"] = "username"
+    return filled
+
+
+def _wanted(form: UserFilterForm, roles: list[Role]) -> UserFilter:
+    """Return the filter that the form describes."""
+    named = {role.name: role.id for role in roles}
+    return UserFilter(
+        text=form.q.data or "",
+        role=named.get(form.role.data or ""),
+        status=Status(form.state.data) if form.state.data else None,
+        without_factor=form.factor.data == "none",
+        order=Order(form.sort.data),
+    )
+
+
+def _place(order: Order) -> Place | None:
+    """Return the place that the parameter `before` or `after` tells; None without one. Raises
+    InvalidPlace."""
+    for name in ("before", "after"):
+        if text := request.args.get(name, ""):
+            if len(text) > LONGEST_TEXT:
+                raise InvalidPlace
+            return Place.parse(text, order, back=name == "before")
+    return None
+
+
+def _address(name: str, place: str) -> str:
+    """Return the URL of the list with the present filters, at this place."""
+    return f"{request.path}?{urlencode({**_filters(), name: place})}"
+
+
+def _sorted_address(order: str) -> str:
+    """Return the URL of the first page of the list in another order."""
+    return f"{request.path}?{urlencode({**_filters(), 'sort': order})}"
+
+
+def _filters() -> dict[str, str]:
+    return {name: request.args[name] for name in FILTERS if request.args.get(name)}
+
+
+@blueprint.route("/users/new", methods=["GET", "POST"])
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+@fresh_login_required
+async def new() -> Any:
+    """Create a user. GET shows the form.
+
+    The POST creates an account without a known password, queues an email with a link to set one,
+    logs `user_created` and redirects (303) to the user's page with a message. The form is shown
+    again with its errors (422), with 403 for a role that the administrator may not grant, and with
+    429 if too many emails were sent to the address.
+    """
+    form = await NewUserForm.from_request()
+    form.offer(await Role.everyone(), lacks=current_user.lacks)
+    with form.catch_retry_later():
+        if form.posted and (username := await _create(form)):
+            await flash(
+                _(
+                    "The account %(username)s was created. An email to %(email)s with a link to "
+                    "set a password is on its way.",
+                    username=username,
+                    email=form.email.data,
+                ),
+                "success",
+            )
+            return see_other(f"/admin/users/{username}")
+    page = await render_template("accounts/admin_user_new.html", form=form)
+    return page, form.status, form.headers
+
+
+async def _create(form: NewUserForm) -> str | None:
+    """Create the account and return its username. None, with an error in the form, if it is
+    refused.
+
+    Counts an email to the address first. Raises RateLimitExceeded and Busy.
+    """
+    email = form.email.data or ""
+    names = [MEMBER, *([form.other_role] if form.other_role else [])]
+    roles = [await Role.named(name) or abort(404) for name in names]
+    await rate_limits.count("invitation", (mailbox_of(email), settings().limit_invitation))
+    # Nobody knows this password. It costs as much as any other to compare with.
+    await hash_cost.highest(settings().bcrypt_cost)
+    unknown = await hasher().hash(new_token()[0])
+    try:
+        user = await create_for(
+            form.username.data or "", email, unknown, roles=roles, by=current_user.actor
+        )
+    except Taken as taken:
+        form.refuse(str(taken), taken.field)
+        return None
+    except (MissingPermission, RoleGone, Unverified) as refused:
+        form.refuse(str(refused), "role", status=status_of(refused))
+        return None
+    log.info("user_created", user=user.username, by=current_user.username)
+    return user.username
