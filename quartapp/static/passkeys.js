@@ -2,7 +2,8 @@
 // without this script and in browsers without passkeys.
 
 const words = document.querySelector("[data-passkey-words]")
-const supported = window.isSecureContext && "PublicKeyCredential" in window
+// The functions that read and write JSON came to all browsers in 2025.
+const supported = window.isSecureContext && "parseRequestOptionsFromJSON" in (window.PublicKeyCredential ?? {})
 let suggesting = null // AbortController of the autofill suggestions, which end when a button is pressed
 
 for (const form of document.querySelectorAll("form[data-passkey]")) {
@@ -34,24 +35,22 @@ async function ask(form, extra = {}) {
   // The user has been signed out: reload to show why.
   if (answer.redirected) return location.reload()
   if (!answer.ok) throw new Error(`options: ${answer.status}`)
-  const { parse, call } = ceremonies[form.dataset.passkey]
+  const [parse, call] = ceremonies[form.dataset.passkey]
   const credential = await call({ publicKey: parse(await answer.json()), ...extra })
   if (form.dataset.confirm) return confirmFirst(form, credential)
   const tick = document.querySelector("input[type=checkbox][name=remember]")
   if (form.elements.remember) form.elements.remember.value = tick?.checked ? "y" : ""
-  form.elements.credential.value = json(credential)
+  form.elements.credential.value = JSON.stringify(credential)
   form.submit()
 }
 
 // Re-authentication: sends the passkey to /confirm, which makes the session fresh, then submits the waiting form.
 async function confirmFirst(form, credential) {
-  const body = new URLSearchParams({ csrf_token: form.elements.csrf_token.value, credential: json(credential) })
+  const body = new URLSearchParams({ csrf_token: form.elements.csrf_token.value, credential: JSON.stringify(credential) })
   const answer = await fetch(form.dataset.confirm, { method: "POST", body, redirect: "manual" })
   if (answer.type !== "opaqueredirect") throw new DOMException("", "NotAccepted")
   form.submit()
 }
-
-const json = credential => JSON.stringify(credential.toJSON?.() ?? plain(credential))
 
 // Offers passkeys in the browser's list of usernames. A challenge expires after 5 minutes, so it is renewed after 4.
 async function suggest(form) {
@@ -66,23 +65,8 @@ async function suggest(form) {
 }
 
 const ceremonies = {
-  create: {
-    parse: json => PublicKeyCredential.parseCreationOptionsFromJSON?.(json) ?? {
-      ...json,
-      challenge: bytes(json.challenge),
-      user: { ...json.user, id: bytes(json.user.id) },
-      excludeCredentials: json.excludeCredentials.map(each => ({ ...each, id: bytes(each.id) })),
-    },
-    call: options => navigator.credentials.create(options),
-  },
-  get: {
-    parse: json => PublicKeyCredential.parseRequestOptionsFromJSON?.(json) ?? {
-      ...json,
-      challenge: bytes(json.challenge),
-      allowCredentials: json.allowCredentials.map(each => ({ ...each, id: bytes(each.id) })),
-    },
-    call: options => navigator.credentials.get(options),
-  },
+  create: [json => PublicKeyCredential.parseCreationOptionsFromJSON(json), options => navigator.credentials.create(options)],
+  get: [json => PublicKeyCredential.parseRequestOptionsFromJSON(json), options => navigator.credentials.get(options)],
 }
 
 function reason({ name }) {
@@ -94,23 +78,4 @@ function reason({ name }) {
     case "SecurityError": return "Passkeys do not work at this address."
     default: return "The passkey could not be used. Check your connection and try again."
   }
-}
-
-// Fallbacks for browsers older than 2025
-
-function bytes(text) {
-  return Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), letter => letter.charCodeAt(0))
-}
-
-function text(buffer) {
-  return btoa(String.fromCharCode(...new Uint8Array(buffer))).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")
-}
-
-function plain({ id, rawId, type, authenticatorAttachment, response }) {
-  const fields = { clientDataJSON: text(response.clientDataJSON) }
-  for (const part of ["attestationObject", "authenticatorData", "signature", "userHandle"]) {
-    if (response[part]) fields[part] = text(response[part])
-  }
-  if (response.getTransports) fields.transports = response.getTransports()
-  return { id, rawId: text(rawId), type, authenticatorAttachment, response: fields }
 }
