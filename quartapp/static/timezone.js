@@ -1,8 +1,8 @@
-// Shows times in the browser's zone, and stores it in a cookie.
+// Shows times in the browser's zone, and stores it as a cookie.
 const { lang, dataset } = document.documentElement
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone
 if (zone && zone !== dataset.zone) {
-  document.cookie = `timezone=${zone}; path=/; max-age=9999999; samesite=lax`
+  document.cookie = `timezone=${zone}; path=/; max-age=999999; samesite=lax`
   const day = { day: "numeric", month: "short", year: "numeric" }
   const time = { ...day, hour: "2-digit", minute: "2-digit" }
   for (const at of document.querySelectorAll("[data-shown]")) {
