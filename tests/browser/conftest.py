@@ -118,7 +118,7 @@ async def sign_in(page: Page, username: str) -> None:
         await page.goto("/")
         return
     await page.get_by_label("Username or email address").fill(username)
-    await page.get_by_label("Password").fill(PASSWORD)
+    await page.get_by_label("Password", exact=True).fill(PASSWORD)
     await submit(page)
     await page.wait_for_url(lambda url: "/login" not in url)
 
@@ -156,7 +156,7 @@ async def fill_account(page: Page, username: str) -> None:
     await page.get_by_label("Username").fill(username)
     await page.get_by_label("Email address").fill(f"{username}@example.org")
     await page.get_by_label("Password", exact=True).fill(PASSWORD)
-    await page.get_by_label("Repeat password").fill(PASSWORD)
+    await page.get_by_label("Repeat password", exact=True).fill(PASSWORD)
 
 
 async def submit(page: Page) -> None:

@@ -168,7 +168,7 @@ async def test_a_form_sent_after_the_session_ended_returns_after_sign_in(
         await submit(page)
         await expect(page.locator("main")).to_contain_text("Your text was not sent yet")
         await page.get_by_label("Username or email address").fill(name)
-        await page.get_by_label("Password").fill(PASSWORD)
+        await page.get_by_label("Password", exact=True).fill(PASSWORD)
         await submit(page)
         await expect(page.get_by_role("heading", level=1)).to_have_text("Write a post")
         await expect_text(page, TYPED)

@@ -17,7 +17,7 @@ from tests.people import Server
 async def enter_password(page: Page, name: str) -> None:
     await page.goto("/login?next=/account/sessions")
     await page.get_by_label("Username or email address").fill(name)
-    await page.get_by_label("Password").fill(PASSWORD)
+    await page.get_by_label("Password", exact=True).fill(PASSWORD)
     await submit(page)
     await expect(page.get_by_role("heading", name="Two-factor authentication")).to_be_visible()
 

@@ -115,7 +115,7 @@ async def test_a_passkey_as_second_factor(server: Server, new_browser: NewBrowse
 
     await page.goto("/login?next=/posts")
     await page.get_by_label("Username or email address").fill(name)
-    await page.get_by_label("Password").fill("correct horse battery staple")
+    await page.get_by_label("Password", exact=True).fill("correct horse battery staple")
     await submit(page)
     await page.wait_for_url(lambda url: "/login/factor" in url)
     await page.get_by_role("button", name="Use a passkey").click()

@@ -58,14 +58,14 @@ async def test_reauthenticating_resumes_the_interrupted_form(
     await submit(page)
     await expect(page.get_by_role("heading", level=1)).to_have_text("Confirm that it is you")
 
-    await page.get_by_label("Password").fill("not this one")
+    await page.get_by_label("Password", exact=True).fill("not this one")
     await submit(page)
-    await expect(page.get_by_label("Password")).to_have_accessible_description(
+    await expect(page.get_by_label("Password", exact=True)).to_have_accessible_description(
         "The password of root. Incorrect password."
     )
-    await expect(page.get_by_label("Password")).to_have_value("")
+    await expect(page.get_by_label("Password", exact=True)).to_have_value("")
 
-    await page.get_by_label("Password").fill(PASSWORD)
+    await page.get_by_label("Password", exact=True).fill(PASSWORD)
     await submit(page)
     await expect(page.locator(".flash")).to_contain_text(f"The role {name} was created.")
     await page.goto(f"/admin/roles/{name}")
@@ -98,7 +98,7 @@ async def test_reauthentication_works_without_javascript(
     await page.locator(".grant-asks summary").click()
     await page.get_by_role("button", name="Grant role", exact=True).click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Confirm that it is you")
-    await page.get_by_label("Password").fill(PASSWORD)
+    await page.get_by_label("Password", exact=True).fill(PASSWORD)
     await submit(page)
     await expect(page.locator(".flash")).to_contain_text("now has the role moderator")
     assert page.url.endswith(f"/admin/users/{ada.username}")
@@ -113,7 +113,7 @@ async def test_rate_limited_sign_ins_show_the_wait_and_keep_the_username(
     alert = page.get_by_role("alert")
     for _ in range(12):
         await page.get_by_label("Username or email address").fill(ada.username)
-        await page.get_by_label("Password").fill("something else altogether")
+        await page.get_by_label("Password", exact=True).fill("something else altogether")
         async with page.expect_navigation():
             await submit(page)
         if "Try again in" in await alert.inner_text():
