@@ -59,8 +59,7 @@ function saveForm(form) {
   else remove(key)
 }
 
-// live.js dispatches this event before it locks or empties the page. Stores all drafts and the position of the caret,
-// and prevents the event if there is a draft.
+// live.js dispatches this event before it locks or empties the page. It is prevented if there is a draft.
 addEventListener("draft:keep", event => {
   save()
   for (const form of draftForms()) {
@@ -83,13 +82,12 @@ addEventListener("submit", ({ target: form, defaultPrevented }) => {
   leftAt = Date.now()
   save()
   const draft = read(keyOf(form))
-  // This includes forms that submit the same fields again, such as the page that asks for the password.
   if (draft) write(keyOf(form), { ...draft, sent: location.href.split("#")[0] })
 })
 
 // Drops a sent draft if the server redirected to a page without an error.
 function settleSent(mayBeAccepted) {
-  const signedOut = Number(readLocal(SIGNED_OUT))
+  const signedOut = Number(attempt(() => localStorage.getItem(SIGNED_OUT)))
   for (const key of keys()) {
     const draft = read(key)
     if (!draft || draft.at < Math.max(signedOut, Date.now() - KEPT_FOR)) remove(key)
@@ -164,7 +162,7 @@ function fill(form, draft, valueOf) {
   filling = false
 }
 
-// Shows a note with buttons above the form. If a button of the previous note had the focus, the first one gets it.
+// If a button of the previous note had the focus, the first one gets it.
 function showNote(form, text, buttons) {
   const focused = form.querySelector(".draft-note")?.contains(document.activeElement)
   form.querySelector(".draft-note")?.remove()
@@ -208,11 +206,7 @@ function timeOf(draft) {
 
 function signOut() {
   forget()
-  try {
-    localStorage.setItem(SIGNED_OUT, Date.now())
-  } catch {
-    // Without local storage, other tabs keep their drafts until they are closed.
-  }
+  attempt(() => localStorage.setItem(SIGNED_OUT, Date.now()))
 }
 
 addEventListener("storage", ({ key, newValue }) => key === SIGNED_OUT && newValue && forget())
@@ -265,22 +259,22 @@ function isChanged(field) {
   return (field.matches("[type=checkbox], [type=radio]") ? field.checked : field.value) !== initial(field)
 }
 
-// Storage, which may be full or disabled
+// Storage, which may be full or disabled: then the text is only on the page.
 
-function keys() {
+function attempt(action, otherwise = null) {
   try {
-    return Object.keys(sessionStorage).filter(key => key.startsWith(PREFIX))
+    return action()
   } catch {
-    return []
+    return otherwise
   }
 }
 
+function keys() {
+  return attempt(() => Object.keys(sessionStorage).filter(key => key.startsWith(PREFIX)), [])
+}
+
 function read(key) {
-  try {
-    return JSON.parse(sessionStorage.getItem(key))
-  } catch {
-    return null
-  }
+  return attempt(() => JSON.parse(sessionStorage.getItem(key)))
 }
 
 function write(key, draft) {
@@ -288,25 +282,9 @@ function write(key, draft) {
   if (text.length > LONGEST_DRAFT) return
   const others = keys().filter(each => each !== key).sort((a, b) => (read(a)?.at ?? 0) - (read(b)?.at ?? 0))
   for (const oldest of others.slice(0, Math.max(0, others.length + 1 - MOST_DRAFTS))) remove(oldest)
-  try {
-    sessionStorage.setItem(key, text)
-  } catch {
-    // Storage is full: the text is only on the page.
-  }
+  attempt(() => sessionStorage.setItem(key, text))
 }
 
 function remove(key) {
-  try {
-    sessionStorage.removeItem(key)
-  } catch {
-    // Storage is disabled: nothing is stored.
-  }
-}
-
-function readLocal(key) {
-  try {
-    return localStorage.getItem(key)
-  } catch {
-    return null
-  }
+  attempt(() => sessionStorage.removeItem(key))
 }

@@ -1,5 +1,4 @@
-// Connects an open page to /ws: shows and hides elements when the user's permissions change, shows notifications
-// as toasts, and locks the page when its session has ended. All pages work without this script.
+// Connects an open page to /ws: follows permissions, shows notifications, and locks the page when its session has ended.
 
 const { session, user, username } = document.body.dataset
 const here = document.body.dataset.here || location.pathname + location.search
@@ -12,9 +11,9 @@ if ("refused" in document.body.dataset) history.replaceState(null, "", here)
 
 let socket = null
 let attempt = 0
-let retry, watchdog, stateText, dialogTimer
-let submittedAt = 0 // when a form was last submitted; Firefox then closes the socket, even if the answer is a download
-let leavingAt = 0 // when a form was last submitted whose answer replaces this page
+let retry, watchdog, silence, stateText, dialogTimer
+let submittedAt = 0 // when a form was submitted; Firefox then closes the socket, even if the answer is a download
+let leavingAt = 0 // when a form was submitted whose answer replaces this page
 let over = false // the session has ended or belongs to another page: never connect again
 let stopped = false // the server and this script disagree about the protocol: never connect again
 let version = Number(document.body.dataset.version)
@@ -43,9 +42,12 @@ function connect() {
   mine.onclose = event => socket === mine && handleClose(event, Date.now() - begun)
 }
 
+function clearTimers() {
+  for (const timer of [retry, watchdog, silence]) clearTimeout(timer)
+}
+
 function disconnect() {
-  clearTimeout(retry)
-  clearTimeout(watchdog)
+  clearTimers()
   const old = socket
   socket = null
   old?.close()
@@ -53,10 +55,11 @@ function disconnect() {
 
 async function handleClose({ code, reason }, lived) {
   socket = null
-  clearTimeout(watchdog)
+  clearTimers()
   if (over) return
   if (code === 4401) return lockWithReason()
-  if (code === 4400) return stop()
+  // The server did not accept a message of this script. Reconnecting would not help.
+  if (code === 4400) return (stopped = true, showState("stopped"))
   showState("reconnecting")
   // A server may fail right after each handshake, so only a connection that lasted resets the back-off.
   if (code === 1012 || lived > 10_000) attempt = 0
@@ -71,31 +74,21 @@ async function handleClose({ code, reason }, lived) {
   retry = setTimeout(connect, (delay || Math.random() * longest) * 1000)
 }
 
-// Close code 4400: the server did not accept a message of this script. Reconnecting would not help.
-function stop() {
-  stopped = true
-  showState("stopped")
-}
-
-// Fetch for the page itself. The header tells the server not to count this as use of the session, which would extend it.
-function fetchInBackground(address) {
-  const headers = { "X-Background": "1" }
-  return fetch(address, { cache: "no-store", headers, signal: AbortSignal.timeout(10_000) })
-}
-
-// Returns { me } for a session that is active, { ended } for one that has ended, and {} if the server cannot be reached.
+// Returns { me }, or { ended } after the end of the session, or {} without an answer.
 async function fetchCurrentSession() {
   try {
-    const answer = await fetchInBackground("/api/me")
+    // The header tells the server not to count this as use of the session, which would extend it.
+    const headers = { "X-Background": "1" }
+    const answer = await fetch("/api/me", { cache: "no-store", headers, signal: AbortSignal.timeout(10_000) })
     if (answer.status === 401) return { ended: (await answer.json().catch(() => null))?.ended ?? {} }
     if (answer.ok) return { me: await answer.json() }
   } catch {
-    // No network: the caller gets neither.
+    // No network.
   }
   return {}
 }
 
-// Returns whether this page may reconnect. Locks it if its session has ended or another user is signed in.
+// Returns whether to reconnect. Locks the page if its session has ended or another user is signed in.
 async function mayReconnect() {
   const { me, ended } = await fetchCurrentSession()
   if (over) return false
@@ -121,6 +114,13 @@ function reconnectNow() {
 
 function receive(message) {
   const { type, id } = message
+  // Silence is the only sign of a connection that was lost without a close, for example when a laptop was asleep.
+  clearTimers()
+  if (!over) {
+    silence = setTimeout(showState, 30_000, "silent")
+    watchdog = setTimeout(() => { disconnect(); connect() }, 90_000)
+    showState("connected")
+  }
   try {
     if (id === undefined || !received.has(id)) handlers[type]?.(message)
   } finally {
@@ -138,16 +138,12 @@ function send(message) {
 const handlers = {
   hello(message) {
     if (message.user.id !== user || message.session !== session) return lockForeign(message.user.username)
-    showState("connected")
     if (!cursor) rememberCursor(message.cursor)
     applyPermissions(message)
   },
 
   ping({ at }) {
     send({ type: "pong", at })
-    // Silence is the only sign of a connection that was lost without a close, for example when a laptop was asleep.
-    clearTimeout(watchdog)
-    watchdog = setTimeout(() => { disconnect(); connect() }, 90_000)
   },
 
   "permissions.changed"(message) {
@@ -163,9 +159,8 @@ const handlers = {
   },
 
   "session.ended"(message) {
-    // The acknowledgement tells the server that the page is locked; then the server closes the socket.
     // If this page has just submitted a form (for example to sign out), the answer explains the end better than the
-    // dialog does. Then the page is also locked now, but the dialog waits for three seconds.
+    // dialog does: the page is locked now, but the dialog waits for three seconds.
     lockEnded(message, Date.now() - leavingAt < 10_000 ? 3000 : 0)
   },
 
@@ -223,29 +218,33 @@ function pageAllowed() {
   return !main.dataset.needs || mayAny(main.dataset.needs)
 }
 
-// Hides the content of a page that the user may no longer see, and offers it again when they may.
+// Hides the content of a page that the user may no longer see, and loads it again when they may.
 function updatePage(by) {
   if (pageAllowed() === !pageRefused) return
   pageRefused = !pageRefused
   if (pageRefused) hidePage(by)
-  else toast("You now have permission to see this page.", { href: here, label: "Reload the page", stays: true })
+  else keepDrafts(), location.assign(here)
 }
 
 function hidePage(by) {
   const kept = keepDrafts()
+  const forms = kept ? main.querySelectorAll("form[data-draft]") : []
   const needed = element("code", main.dataset.needs.replaceAll(" ", " or "))
   const words = element("p", "It requires the permission ", needed, by ? `, which ${by} removed from your roles.` : ", which you no longer have.")
   words.className = "lede"
   main.className = "message-page"
   main.replaceChildren(element("h1", "You no longer have permission to see this page"), words)
-  if (kept) main.append(element("p", "Your unsaved text is kept in this tab. It is restored if you get the permission again."))
+  for (const form of forms) {
+    main.append(element("p", "This form can no longer be sent. Your text is kept in this tab, and returns with the permission."), form)
+    for (const button of form.querySelectorAll("button")) button.disabled = true
+  }
   main.focus()
 }
 
 // Notifications
 
-// Shows a message with an optional link for 12 seconds, or until it is dismissed if `stays` is true.
-function toast(text, { href, label, stays = false } = {}) {
+// Shows a message for 12 seconds.
+function toast(text, { href, label } = {}) {
   const words = element("p", text)
   if (href) {
     const link = element("a", label)
@@ -261,10 +260,10 @@ function toast(text, { href, label, stays = false } = {}) {
   const region = document.getElementById("toasts")
   region.append(box)
   if (region.children.length > 4) region.firstElementChild.remove()
-  if (!stays) dismissLater(box)
+  dismissLater(box)
 }
 
-// Removes the toast after 12 seconds, but not while it has the pointer or the focus.
+// Not while it has the pointer or the focus.
 function dismissLater(box) {
   setTimeout(() => (box.matches(":hover, :focus-within") ? dismissLater(box) : box.remove()), 12_000)
 }
@@ -289,7 +288,7 @@ function showState(state) {
   live.dataset.state = state
   live.title = { connected: "Connected: this page updates immediately" }[state] ?? ""
   clearTimeout(stateText)
-  const text = { reconnecting: "Reconnecting…", offline: "Offline", stopped: "Live updates stopped" }[state] ?? ""
+  const text = { reconnecting: "Reconnecting…", offline: "Offline", silent: "No answer for 30 seconds", stopped: "Live updates stopped" }[state] ?? ""
   // A restart takes a second or two. Show nothing for so short a time.
   const wait = state === "reconnecting" && before !== "offline" ? 2000 : 0
   stateText = setTimeout(setText, wait, ".live-text", text)
@@ -297,7 +296,6 @@ function showState(state) {
 
 // Locking the page
 
-// Locks the page after the end of a session. The dialog opens after `explainAfter` milliseconds.
 function lockEnded({ session: ended = session, reason, message, by, at }, explainAfter = 0) {
   const other = ended !== session // the reason belongs to a different session
   const when = at ? new Date(at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC" : ""
@@ -324,11 +322,10 @@ function lockForeign(name) {
   })
 }
 
-// Makes the page inert and never connects again. The dialog that explains it opens after `explainAfter` milliseconds.
+// Makes the page inert and never connects again. The dialog opens after `explainAfter` milliseconds.
 function lock({ title, message, by, action, href, explainAfter = 0 }) {
   over = true
-  clearTimeout(retry)
-  clearTimeout(watchdog)
+  clearTimers()
   if ("locked" in document.body.dataset) return
   document.body.dataset.locked = ""
   showState("stopped")

@@ -1,5 +1,4 @@
-// Keeps the elements marked `data-topics` current: when one of their topics changes, fetches the page in the background
-// and replaces them by the elements with the same id. See "Make a page live" in docs/extending.md.
+// Replaces the elements marked `data-topics` when a topic changes. See "Make a page live" in docs/extending.md.
 
 const here = document.body.dataset.here || location.pathname + location.search
 const stale = new Set() // elements that may have changed
@@ -12,7 +11,7 @@ addEventListener("topics:changed", ({ detail: topics }) => {
   refresh()
 })
 
-// An element that was in use is replaced when the focus leaves it, or when what was open is closed.
+// Then an element may be in use no longer.
 for (const type of ["focusout", "toggle", "visibilitychange"]) addEventListener(type, () => setTimeout(refresh), true)
 
 for (const part of document.querySelectorAll("[data-refresh]")) refreshLater(part)
@@ -20,7 +19,7 @@ for (const part of document.querySelectorAll("[data-refresh]")) refreshLater(par
 // What a popover shows is loaded when it opens.
 for (const part of document.querySelectorAll("[popover] [data-source]")) stale.add(part)
 
-// Submits a small form without leaving the page. The focus, which would keep the old element, returns to the same row.
+// Submits a small form without leaving the page. The focus returns to the same row.
 addEventListener("submit", async event => {
   const form = event.target
   if (!("background" in form.dataset)) return
@@ -65,7 +64,7 @@ function addressOf(part) {
   return part.dataset.source ?? here
 }
 
-// Returns the page; an empty one if the user may not see it, and undefined if there was no answer.
+// Returns undefined without an answer, and an empty page if the user may not see it.
 async function load(address, parts) {
   const first = parts.map(listIn).find(list => list)?.firstElementChild.id
   try {
@@ -73,7 +72,7 @@ async function load(address, parts) {
     const answer = await fetch(address, { cache: "no-store", headers, signal: AbortSignal.timeout(10_000) })
     if (answer.status > 428) return
     const page = new DOMParser().parseFromString(answer.ok && !answer.redirected ? await answer.text() : "", "text/html")
-    // Each answer has another token of the same value; those of this page are valid, and compare as equal.
+    // Each answer has another token of the same value.
     const token = document.querySelector("[name=csrf_token]")?.value
     for (const field of page.querySelectorAll("[name=csrf_token]")) field.setAttribute("value", token)
     return page
@@ -114,7 +113,7 @@ function replace(old, fresh, part) {
   return fresh
 }
 
-// Whether the user is using the element: it has the focus, selected text, something open, or a changed field.
+// Whether the user is using the element, or does not see it.
 function isBusy(part) {
   const selection = getSelection()
   return !part.checkVisibility()

@@ -138,6 +138,41 @@ async def test_a_page_reconnects_at_the_requested_time_with_its_cursor(
     await expect(toasts).to_have_text(["No. 7", "No. 8", "No. 9"])
 
 
+async def test_a_page_that_hears_nothing_for_30_seconds_says_so(
+    simulated: SimulatedServer,
+) -> None:
+    text = simulated.page.locator(".live-text")
+    for _ in range(2):
+        await simulated.send(type="ping", at="now")
+        await expect(simulated.page.locator("#live")).to_have_attribute("data-state", "connected")
+        await simulated.page.clock.run_for(29_900)
+        await expect(text).to_have_text("")
+    await simulated.page.clock.run_for(200)
+    await expect(text).to_have_text("No answer for 30 seconds")
+    await simulated.send(type="ping", at="now")
+    await expect(simulated.page.locator("#live")).to_have_attribute("data-state", "connected")
+
+
+async def test_a_form_keeps_its_text_until_its_permission_returns(
+    simulated: SimulatedServer,
+) -> None:
+    page = simulated.page
+    simulated.sockets.clear()
+    await page.goto("/posts/new")
+    await simulated.wait_for_socket()
+    title, publish = page.get_by_label("Title"), page.locator("main form.form [type=submit]").first
+    await title.fill("What I was writing")
+    change = {"type": "permissions.changed", "roles": [], "added": [], "by": "root"}
+    await simulated.send(**change, id="a", version=100, permissions=[], removed=["posts.write"])
+    await expect(page.locator("main")).to_contain_text("which root removed from your roles")
+    await expect(page.locator("main")).to_contain_text("This form can no longer be sent.")
+    await expect(title).to_have_value("What I was writing")
+    await expect(publish).to_be_disabled()
+    await simulated.send(**change, id="b", version=101, permissions=["posts.write"], removed=[])
+    await expect(publish).to_be_enabled()
+    await expect(title).to_have_value("What I was writing")
+
+
 async def test_reconnecting_backs_off_while_the_server_fails(
     simulated: SimulatedServer,
 ) -> None:
