@@ -138,6 +138,14 @@ class Site:
             "/admin/sessions, last page": f"/admin/sessions?after={self.at.last_session}",
             "/admin/events": "/admin/events",
             "/admin/events, deep": f"/admin/events?after={self.at.event}",
+            "/admin/events, newer": f"/admin/events?before={self.at.event}",
+            "/admin/events, person": f"/admin/events?person={username(BUSY)}",
+            "/admin/events, kind": "/admin/events?kind=role.granted",
+            "/admin/events, address": "/admin/events?ip=192.0.2.1",
+            "/admin/events, all filters": (
+                f"/admin/events?person={username(BUSY)}&kind=role.granted&ip=192.0.2.1&q=member"
+            ),
+            "/admin/events, no match": "/admin/events?kind=role.granted&ip=192.0.2.1&q=nothing",
             "/admin/invitations": "/admin/invitations",
             "/admin/invitations, deep": f"/admin/invitations?after={self.at.invitation}",
             "/admin/requests": "/admin/requests",

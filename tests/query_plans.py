@@ -38,8 +38,9 @@ DATABASE = "plans"
 USERS = 300
 # How many entries and documents a query may examine for each result, and besides.
 FOR_EACH, BESIDES = 3, 40
-# An unlimited query without a condition may not return more than this.
-SMALL_LIMIT = 1001
+# An unlimited query without a condition may not return more than this. Searches without an index
+# examine at most 3000 documents.
+SMALL_LIMIT = 3000
 
 # Collections that do not grow with the number of users.
 SMALL = {

@@ -8,6 +8,7 @@ from quartapp.activities.accounts import (
     ACCOUNT_ENABLED,
     ACCOUNT_EXPIRED,
     ACCOUNT_RESTORED,
+    AUDIT_EXPORTED,
     DATA_EXPORTED,
     DELETION_SCHEDULED,
     EXPIRY_REMOVED,
@@ -50,6 +51,7 @@ from quartapp.activities.invitations import (
     INVITATION_WITHDRAWN,
     USER_INVITED,
 )
+from quartapp.activities.log_sentences import LogSentence
 from quartapp.activities.notifications import EMAIL_GROUPS, NOTIFICATION_BY_EMAIL
 from quartapp.activities.posts import (
     COMMENT_ADDED,
@@ -90,6 +92,7 @@ __all__ = [
     "ACCOUNT_EXPIRED",
     "ACCOUNT_RESTORED",
     "ACTIVITY_DISOWNED",
+    "AUDIT_EXPORTED",
     "CODES_BLOCKED",
     "CODES_REFUSED",
     "COMMENT_ADDED",
@@ -143,6 +146,7 @@ __all__ = [
     "Activity",
     "Email",
     "Lane",
+    "LogSentence",
     "Notification",
     "Notified",
     "catalogue",

@@ -154,3 +154,4 @@ DATA_EXPORTED = register(
         reportable=True,
     )
 )
+AUDIT_EXPORTED = register(Activity(audit="audit.exported"))

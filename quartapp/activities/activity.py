@@ -11,6 +11,9 @@ from enum import Enum
 from string import Formatter
 from typing import Any, Literal
 
+from quartapp.activities.log_sentences import AUTOMATIC_SENTENCES, LOG_SENTENCES, LogSentence
+from quartapp.i18n import LazyText
+
 # Shares of the mail budget of a mailbox: see models.email.mailbox.
 Lane = Literal["reset", "verification", "invitation", "address", "notifications"]
 # Words in the text of an email that are known only when it is sent: see jobs.outbox_worker.
@@ -87,6 +90,9 @@ class Activity:
     the user's activity page, filled from the details of the audit event; None leaves it out there.
     If it is `reportable`, the page offers "This wasn't me" beside what the user did themselves.
 
+    `log` has its name and sentence in the audit log. The activities of this application have them
+    in `log_sentences`.
+
     `email` goes to the user's verified address; `email_by_others` replaces it if somebody else than
     the user did it.
 
@@ -103,6 +109,7 @@ class Activity:
     email: Email | None = None
     email_by_others: Email | None = None
     sentence: str | None = None
+    log: LogSentence | None = None
     reportable: bool = False
     automatic: bool = False
     ends_sessions: bool = False
@@ -183,6 +190,20 @@ class Catalogue:
     def ends_sessions(self, audit: str) -> bool:
         """Return whether an activity of this audit name ends sessions."""
         return any(each.ends_sessions for (name, _), each in self.audited.items() if name == audit)
+
+    def log_sentence(self, audit: str, *, automatic: bool = False) -> LogSentence | None:
+        """Return the name and the sentences of this audit name in the audit log, or None."""
+        activity = self.find(audit, automatic=automatic)
+        found = (activity and activity.log) or LOG_SENTENCES.get(audit)
+        if found and automatic and audit in AUTOMATIC_SENTENCES:
+            return LogSentence(found.label, AUTOMATIC_SENTENCES[audit])
+        return found
+
+    def log_labels(self) -> dict[str, LazyText | str]:
+        """Return the audit names of all activities with their names in the audit log."""
+        names = {name for name, _ in self.audited}
+        found = {name: self.log_sentence(name) for name in names}
+        return {name: each.label if each else name for name, each in found.items()}
 
     def on_activity_page(self) -> list[str]:
         """Return the audit names that have a sentence for the activity page."""

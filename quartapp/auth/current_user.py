@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, cast
 
 from quart import Quart, g, request
@@ -188,6 +188,19 @@ def unwrapped_current_user() -> CurrentUser:
     attributes uses this.
     """
     return _current_user._get_current_object()  # type: ignore[attr-defined]
+
+
+def live_permission(permission: str) -> Callable[[], Awaitable[bool]]:
+    """Return a function that tells whether the session of this request is active at the time of the
+    call, and has the permission then. For answers that are sent for a long time: it needs no
+    context of a request."""
+    token, principals = unwrapped_current_user().auth_id, runtime().principal_cache
+
+    async def is_allowed() -> bool:
+        state = await principals.state_by_token(token) if token else None
+        return isinstance(state, Principal) and permission in state.permissions
+
+    return is_allowed
 
 
 async def signed_in_user() -> User:

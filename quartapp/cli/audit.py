@@ -1,16 +1,25 @@
-"""`quartapp audit`: verify the audit log."""
+"""`quartapp audit`: verify and export the audit log."""
 
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
 
 import click
+from beanie import PydanticObjectId
 
 from quartapp import clock
 from quartapp.cli.base import CommandError, echo
 from quartapp.cli.decorators import data_option, with_database
 from quartapp.cli.groups import audit
+from quartapp.forms.audit import parse_moment
+from quartapp.models import User
+from quartapp.models.audit.export import Format, export, note_export
+from quartapp.models.audit.search import EventFilter
 from quartapp.models.audit.verification import Verification
+from quartapp.models.base.actor import SYSTEM
 
 
 @audit.command()
@@ -59,3 +68,71 @@ def _report(found: Verification) -> None:
     echo(f"Seals: {found.seals:,}, since {clock.format_short(newest['since'])}.")
     echo(f"Newest seal: {newest['_id']}, {clock.format_short(newest['at'])}")
     echo(f"  {newest['hash'].hex()}")
+
+
+@audit.command("export")
+@click.option(
+    "--format", "name", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="File format."
+)
+@click.option("--person", default="", help="Username, or the id of a deleted user.")
+@click.option("--kind", default="", help="Name of an activity, such as role.granted.")
+@click.option("--ip", default="", help="IP address.")
+@click.option("--since", default="", help="Date or time in ISO 8601; UTC without an offset.")
+@click.option("--until", default="", help="Date or time in ISO 8601; UTC without an offset.")
+@click.option("--q", "text", default="", help="Text in the details.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write, which must not exist.  [default: standard output]",
+)
+@data_option
+@with_database
+async def export_log(
+    name: str,
+    person: str,
+    kind: str,
+    ip: str,
+    since: str,
+    until: str,
+    text: str,
+    output: Path | None,
+) -> None:
+    """Write entries of the audit log as JSON lines or CSV, newest first.
+
+    Records the export in the audit log first. Reads and writes in batches.
+    """
+    wanted = await EventFilter.about(
+        await _find_person(person) if person else None,
+        kind=kind,
+        ip=ip,
+        text=text,
+        since=_moment("--since", since),
+        until=_moment("--until", until, end=True),
+    )
+    try:
+        # Neither follows a link nor replaces a file.
+        target = output.open("x", encoding="utf-8", newline="") if output else None
+    except OSError as error:
+        raise CommandError(f"--output: {error.strerror}") from None
+    with target or nullcontext():
+        await note_export(wanted, Format(name), by=SYSTEM)
+        async for piece in export(wanted, Format(name)):
+            if target:
+                target.write(piece)
+            else:
+                click.echo(piece, nl=False)
+
+
+async def _find_person(name: str) -> PydanticObjectId:
+    if user := await User.by_username(name):
+        return user.id
+    if PydanticObjectId.is_valid(name):
+        return PydanticObjectId(name)
+    raise CommandError(f"there is no user {name}")
+
+
+def _moment(option: str, text: str, *, end: bool = False) -> datetime | None:
+    try:
+        return parse_moment(text, UTC, end=end) if text else None
+    except ValueError:
+        raise CommandError(f"{option}: write a time such as 2026-03-01T14:05Z") from None

@@ -36,7 +36,7 @@ async def test_the_receipt_on_the_page_shows_a_late_acknowledgement(
         await expect(receipt).to_have_text(ACKNOWLEDGED)
         await expect(receipt.get_by_role("link")).to_have_count(0)
         assert await listening == 4401
-    await expect(admin.locator(".audit-table .receipt").first).to_have_text(ACKNOWLEDGED)
+    await expect(admin.locator(".log-entries .receipt").first).to_have_text(ACKNOWLEDGED)
 
 
 async def test_a_slow_and_busy_page_still_acknowledges(

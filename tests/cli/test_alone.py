@@ -1,6 +1,8 @@
 """Commands without a running server: users, roles, sample data and settings."""
 
 import asyncio
+import csv
+import json
 import re
 import tempfile
 from datetime import timedelta
@@ -377,3 +379,28 @@ async def test_invalid_data_folder_is_reported_in_one_line(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/below", "x" * 200):
         assert complaint(await command("user", "list", data=tmp_path / folder))
+
+
+async def test_the_audit_log_is_exported_and_the_export_recorded(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    await terminal.does("role", "create", "exported")
+    lines = (await terminal.does("audit", "export", "--kind", "role.created")).splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    assert "An operator created the role exported" in texts
+    file = tmp_path / "log.csv"
+    words = ("audit", "export", "--format", "csv", "--q", "EXPORTED", "--output", str(file))
+    assert (
+        await terminal.does(*words, "--since", "2020-01-01", "--until", "2099-01-01T00:00Z") == ""
+    )
+    rows = list(csv.reader(file.read_text().splitlines()))
+    assert rows[0][:3] == ["id", "at", "kind"]
+    assert [row[2] for row in rows[1:]] == ["role.created"]
+    assert await terminal.refuses(*words) == "--output: File exists"
+    recorded = await terminal.does("audit", "export", "--kind", "audit.exported")
+    assert len(recorded.splitlines()) == 3
+    for option, text, message in (
+        ("--person", "nobody", "there is no user nobody"),
+        ("--since", "x", "--since: write a time such as 2026-03-01T14:05Z"),
+    ):
+        assert await terminal.refuses("audit", "export", option, text) == message

@@ -118,6 +118,7 @@ GET        /admin/roles/<name>/changes                    roles.manage
 POST       /admin/roles/<name>/delete                     roles.manage, fresh
 GET        /admin/sessions                                sessions.manage
 GET        /admin/events                                  events.read
+GET        /admin/events/export                           events.read
 POST       /admin/events/<event_id>/undo                  events.read, fresh
 """
 

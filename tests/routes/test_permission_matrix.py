@@ -209,7 +209,8 @@ async def test_get_and_head_change_nothing(visitors: Visitors, root: Visitor) ->
     waiting = [*readable]
     while waiting:
         here = waiting.pop()
-        if here in seen or here.startswith("#"):
+        # An export of the audit log is recorded there.
+        if here in seen or here.startswith(("#", "/admin/events/export")):
             continue
         seen.add(here)
         head = await root.ask("HEAD", here)

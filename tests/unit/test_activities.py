@@ -10,6 +10,7 @@ from quartapp.activities import (
     ROLE_GRANTED,
     Activity,
     Email,
+    LogSentence,
     Notification,
     catalogue,
 )
@@ -17,14 +18,14 @@ from quartapp.activities.activity import Catalogue
 
 # Databases contain these names: they never change.
 AUDIT_NAMES = """
-activity.disowned codes.blocked comment.removed data.exported email.changed email.confirmed
-email.restored factor.added factor.removed factors.reset invitation.accepted invitation.sent_again
-invitation.withdrawn last_day.lifted last_day.set passkey.refused password.changed password.reset
-post.removed recovery_code.used recovery_codes.made role.created role.deleted role.edited
-role.end_changed role.end_removed role.granted role.granted_until role.request_declined
-role.request_withdrawn role.requested role.revoked session.confirmed session.ended session.started
-sessions.ended user.deactivated user.disabled user.enabled user.erased user.invited user.leaving
-user.registered user.restored
+activity.disowned audit.exported codes.blocked comment.removed data.exported email.changed
+email.confirmed email.restored factor.added factor.removed factors.reset invitation.accepted
+invitation.sent_again invitation.withdrawn last_day.lifted last_day.set passkey.refused
+password.changed password.reset post.removed recovery_code.used recovery_codes.made role.created
+role.deleted role.edited role.end_changed role.end_removed role.granted role.granted_until
+role.request_declined role.request_withdrawn role.requested role.revoked session.confirmed
+session.ended session.started sessions.ended user.deactivated user.disabled user.enabled user.erased
+user.invited user.leaving user.registered user.restored
 """
 NOTIFICATIONS = """
 account.closed account.disabled account.enabled account.restored codes.blocked codes.refused
@@ -122,3 +123,29 @@ def test_an_activity_without_an_audit_name_cannot_be_recorded() -> None:
         _ = activities.COMMENT_ADDED.audit_name
     with pytest.raises(TypeError, match="has no email"):
         _ = ROLE_GRANTED.own_email
+
+
+def test_every_activity_has_a_name_and_a_sentence_in_the_audit_log() -> None:
+    missing = [name for name in AUDIT_NAMES.split() if catalogue.log_sentence(name) is None]
+    assert not missing, "add them to quartapp/activities/log_sentences.py"
+
+
+def test_sentences_of_the_audit_log_name_no_unknown_words() -> None:
+    details = {"actor", "day", "email", "factor", "role", "subject", "title", "until"}
+    words = dict.fromkeys(details, "x")
+    for name in AUDIT_NAMES.split():
+        for automatic in (False, True):
+            known = catalogue.log_sentence(name, automatic=automatic)
+            assert known
+            for sentence in filter(None, (known.sentence, known.own)):
+                assert str(sentence) % words
+
+
+def test_an_extension_gives_the_sentence_of_its_activity() -> None:
+    own = Catalogue()
+    log = LogSentence("Ticket answered", "%(actor)s answered a ticket of %(subject)s")
+    own.register(Activity(audit="ticket.answered", log=log))
+    own.register(Activity(audit="ticket.closed"))
+    assert own.log_sentence("ticket.answered") == log
+    assert own.log_sentence("ticket.closed") is None
+    assert own.log_labels() == {"ticket.answered": log.label, "ticket.closed": "ticket.closed"}

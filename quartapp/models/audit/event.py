@@ -172,7 +172,7 @@ class Event(AppendOnly):
 
     async def load_receipts(self) -> None:
         """Read the receipts that are stored for this event into this object."""
-        await _add_receipts([self])
+        await type(self).add_receipts([self])
 
     def note_ended_sessions(self, count: int) -> None:
         """Set `ended_sessions`. Not stored."""
@@ -222,15 +222,15 @@ class Event(AppendOnly):
         if before:
             match["_id"] = {"$lt": before}
         events = await cls.find_with_links(match, sort="-_id", limit=limit, fetch=fetch)
-        await _add_receipts(events)
+        await cls.add_receipts(events)
         return events
 
-
-async def _add_receipts(events: Collection[Event]) -> None:
-    """Read the receipts of those events that can have any, with one query for all of them."""
-    ended = [event for event in events if catalogue.ends_sessions(event.verb)]
-    stored = await EventReceipts.of_events([event.id for event in ended])
-    for event in ended:
-        if known := stored.get(event.id):
-            event.receipts = known.receipts
-            event.counted_tabs, event.silent_worker = known.counted_tabs, known.silent_worker
+    @classmethod
+    async def add_receipts(cls, events: Collection[Self]) -> None:
+        """Read the receipts of those events that can have any, with one query for all of them."""
+        ended = [event for event in events if catalogue.ends_sessions(event.verb)]
+        stored = await EventReceipts.of_events([event.id for event in ended])
+        for event in ended:
+            if known := stored.get(event.id):
+                event.receipts = known.receipts
+                event.counted_tabs, event.silent_worker = known.counted_tabs, known.silent_worker

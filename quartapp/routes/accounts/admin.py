@@ -28,6 +28,7 @@ from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.factors import enrolment
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission, may
+from quartapp.routes.audit.log_entries import log_entries
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
@@ -308,6 +309,6 @@ async def _page(
         blank=GrantForm(),
         expiry=expiry or AccountExpiryForm(),
         sessions=sessions,
-        events=events,
+        entries=await log_entries(events),
     )
     return page, (expiry or form).status

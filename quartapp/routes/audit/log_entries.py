@@ -1,0 +1,91 @@
+"""Entries of the audit log as they are shown: sentences with links, and details."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from beanie import PydanticObjectId
+from bson import DBRef
+from markupsafe import Markup
+
+from quartapp.auth import current_user
+from quartapp.i18n import gettext as _
+from quartapp.i18n.times import format_time
+from quartapp.models import Event, Role
+from quartapp.models.audit.sentences import actor_words, sentence, words
+from quartapp.models.base.references import linked_id
+from quartapp.policy import Permission, may
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """An entry of the audit log with its sentence as HTML, and its details as labels and texts."""
+
+    event: Event
+    text: Markup
+    details: Sequence[tuple[str, str]]
+
+
+async def log_entries(events: Sequence[Event]) -> list[LogEntry]:
+    """Return the entries for events whose actors and subjects are fetched.
+
+    Persons and existing roles are links, to pages that the current user may open. Makes one query,
+    for the roles, if the current user may open their pages.
+    """
+    roles: Mapping[str, Markup] = {}
+    if may(current_user, Permission.ROLES_MANAGE) and any("role" in e.details for e in events):
+        roles = {role.name: _link("/admin/roles/", role.name) for role in await Role.everyone()}
+    return [LogEntry(event, _text(event, roles), list(_details(event))) for event in events]
+
+
+def _text(event: Event, roles: Mapping[str, Markup]) -> Markup:
+    role = str(event.details.get("role", ""))
+    given = words(
+        event,
+        actor=_person(event.actor) or actor_words(event),
+        subject=_person(event.subject),
+        erased=Markup('<span class="quiet">{}</span>').format(_("[erased]")),
+        **({"role": roles[role]} if role in roles else {}),
+    )
+    return Markup(str(sentence(event))) % given  # noqa: S704
+
+
+def _person(person: Any) -> Markup | None:
+    """Return a link to the person; for a deleted one, to the entries about them. None for None."""
+    if person is None:
+        return None
+    if username := getattr(person, "username", None):
+        reads = may(current_user, Permission.USERS_READ)
+        return _link("/admin/users/" if reads else "/users/", username)
+    if not may(current_user, Permission.EVENTS_READ):
+        return Markup('<span class="quiet">{}</span>').format(_("deleted user"))
+    return Markup('<a class="quiet" href="/admin/events?person={}">{}</a>').format(
+        linked_id(person), _("deleted user")
+    )
+
+
+def _link(base: str, name: str) -> Markup:
+    return Markup('<a href="{}{}">{}</a>').format(base, quote(name, safe=""), name)
+
+
+def _details(event: Event) -> Iterator[tuple[str, str]]:
+    for name, value in event.details.items():
+        if text := _detail(value):
+            yield name.replace("_", " ").capitalize(), text
+
+
+def _detail(value: Any) -> str:
+    """Return the value of a detail as text; empty for None and for what is empty."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_detail, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_detail(each)}" for name, each in value.items())
+    if isinstance(value, datetime):
+        return format_time(value)
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    if isinstance(value, DBRef | PydanticObjectId):
+        return str(value.id if isinstance(value, DBRef) else value)
+    return "" if value is None else str(value)
