@@ -10,6 +10,7 @@ from quartapp.routes.accounts import admin as admin_accounts
 from quartapp.routes.accounts import area, email_address, password, password_reset, profiles
 from quartapp.routes.accounts import bulk as admin_bulk
 from quartapp.routes.accounts import pages as accounts
+from quartapp.routes.accounts import previews as admin_previews
 from quartapp.routes.accounts import user_list as admin_user_list
 from quartapp.routes.audit import activity, receipts, undo
 from quartapp.routes.audit import admin as admin_audit
@@ -56,6 +57,7 @@ ADMIN = (
     admin_accounts,
     admin_user_list,
     admin_bulk,
+    admin_previews,
     admin_audit,
     admin_invitations,
     admin_privacy,

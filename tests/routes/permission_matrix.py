@@ -97,10 +97,10 @@ GET POST   /admin/users/new                               users.manage, fresh
 GET POST   /admin/users/bulk                              users.manage, fresh
 GET        /admin/users/<username>                        users.read
 POST       /admin/users/<username>/grants                 users.manage, fresh
-POST       /admin/users/<username>/grants/<role_name>/revoke    users.manage, fresh
-POST       /admin/users/<username>/sessions/end           sessions.manage, fresh
+GET POST   /admin/users/<username>/grants/<role_name>/revoke    users.manage, fresh
+GET POST   /admin/users/<username>/sessions/end           sessions.manage, fresh
 POST       /admin/users/<username>/factors/reset          users.manage, fresh
-POST       /admin/users/<username>/disable                users.manage, fresh
+GET POST   /admin/users/<username>/disable                users.manage, fresh
 POST       /admin/users/<username>/enable                 users.manage, fresh
 POST       /admin/users/<username>/last-day               users.manage, fresh
 GET        /admin/requests                                users.manage
@@ -115,8 +115,9 @@ GET        /admin/roles                                   roles.manage
 GET POST   /admin/roles/new                               roles.manage, fresh
 GET POST   /admin/roles/<name>                            roles.manage, fresh
 GET        /admin/roles/<name>/changes                    roles.manage
-POST       /admin/roles/<name>/delete                     roles.manage, fresh
+GET POST   /admin/roles/<name>/delete                     roles.manage, fresh
 GET        /admin/sessions                                sessions.manage
+GET POST   /admin/sessions/<session_id>/end               sessions.manage, fresh
 GET        /admin/events                                  events.read
 GET        /admin/events/export                           events.read
 POST       /admin/events/<event_id>/undo                  events.read, fresh

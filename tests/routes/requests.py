@@ -150,7 +150,14 @@ def sufficient_permissions(row: Row) -> list[Permission]:
     """Return the permissions that the row needs. Managing the author needs the author's, too, and
     undoing what was done to the author needs those of managing."""
     undo = row.rule.endswith("/undo")
-    of_user = "/users/<username>" in row.rule or "<request_id>" in row.rule
+    of_users = (
+        "/users/<username>",
+        "<request_id>",
+        "/users/bulk",
+        "/users/new",
+        "/<session_id>/end",
+    )
+    of_user = any(part in row.rule for part in of_users)
     authors = [Permission.POSTS_WRITE] if undo or of_user else []
     managing = [Permission.USERS_MANAGE] if undo else []
     return [Permission(row.needs.removeprefix("author or ")), *authors, *managing]

@@ -51,7 +51,8 @@ class Action(StrEnum):
 
 class Outcome(StrEnum):
     """What became of the action for one user. UNCHANGED: there was nothing to do. PENDING: the
-    process ended before it was done, or is doing it. UNKNOWN: the database did not confirm it."""
+    process ended before it was done, or is doing it. UNKNOWN: the database did not confirm it.
+    BUILT_IN, the refusal to delete a role, occurs only in previews."""
 
     PENDING = "pending"
     DONE = "done"
@@ -63,6 +64,7 @@ class Outcome(StrEnum):
     RIGHTS_CHANGED = "rights_changed"
     SESSION_OVER = "session_over"
     UNKNOWN = "unknown"
+    BUILT_IN = "built_in"
 
 
 REFUSALS: dict[type[Exception], Outcome] = {

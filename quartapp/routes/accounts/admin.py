@@ -23,7 +23,7 @@ from quartapp.i18n import gettext as _
 from quartapp.i18n.times import format_time
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
-from quartapp.models.accounts import account_expiry
+from quartapp.models.accounts import account_expiry, explain
 from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.factors import enrolment
 from quartapp.models.sessions.reason import Reason
@@ -265,6 +265,22 @@ async def _answer(person: User, event: Event | None, *, done: str, unchanged: st
     return see_other(home(person))
 
 
+def _parts() -> list[dict[str, str]]:
+    """Return links to the parts of the user's page."""
+    return [
+        {"href": "#account", "text": _("Account")},
+        {"href": "#roles", "text": _("Roles")},
+        {"href": "#permissions", "text": _("Permissions")},
+        {"href": "#sessions", "text": _("Active sessions")},
+        {"href": "#events", "text": _("Audit log")},
+        *([{"href": "#access", "text": _("Danger zone")}] if _manages() else []),
+    ]
+
+
+def _manages() -> bool:
+    return may(current_user, Permission.USERS_MANAGE)
+
+
 async def find(username: str) -> User:
     """Return the user of this name. Answers 404 if there is none."""
     return await User.by_username(username) or abort(404)
@@ -279,9 +295,9 @@ async def _page(
 ) -> Any:
     """Return the user's page, with the status of the submitted form if one is given, else 200.
 
-    It shows the roles of the user, those that can be granted, the active sessions and the latest
-    ten audit events, and which of the user's permissions the administrator lacks. Raises Forbidden
-    without users.read.
+    It shows the roles of the user, those that can be granted, why the user has each permission, the
+    active sessions and the latest ten audit events, and which of the user's permissions the
+    administrator lacks. Raises Forbidden without users.read.
     """
     # A rejected form is shown on this page, which its sender may have no permission to read.
     if not may(current_user, Permission.USERS_READ):
@@ -296,6 +312,7 @@ async def _page(
     of_held = {role.name.casefold() for role in roles if role.id in ids}
     form.offer((role for role in roles if role.id not in ids), lacks=current_user.lacks)
     held = [role for role in roles if role.id in ids]
+    explained = await explain.held_roles(person, held)
     own = person.id == current_user.user_id
     theirs = {permission for role in held for permission in role.permissions}
     page = await render_template(
@@ -310,5 +327,10 @@ async def _page(
         expiry=expiry or AccountExpiryForm(),
         sessions=sessions,
         entries=await log_entries(events),
+        last_seen=max(
+            filter(None, (person.seen_at, *(each.seen_at for each in sessions))), default=None
+        ),
+        permissions=explain.by_permission(explained),
+        parts=_parts(),
     )
     return page, (expiry or form).status

@@ -1,16 +1,26 @@
-"""The list of active sessions for administrators."""
+"""The list of active sessions for administrators, and ending one of them."""
 
 from ipaddress import ip_address
+from typing import Any
 
-from quart import Blueprint, render_template, request
-from quart_auth import login_required
+from quart import Blueprint, abort, flash, render_template, request
+from quart_auth import login_required, logout_user
 
-from quartapp.auth import permission_required
+from quartapp.auth import (
+    current_user,
+    fresh_login_required,
+    permission_required,
+    wait_until_enforced,
+)
 from quartapp.i18n import gettext as _
-from quartapp.models import User
+from quartapp.models import Session, User
+from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session_list import FILTERED, Wanted, active_page
 from quartapp.policy import Permission
-from quartapp.routes.pagination import moment_and_id_after, next_page
+from quartapp.routes.audit.receipts import flash_receipt
+from quartapp.routes.pagination import id_or_404, moment_and_id_after, next_page
+from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("admin_sessions", __name__)
 
@@ -50,6 +60,38 @@ async def index() -> str:
         first=not request.args.get("after"),
         at_most=FILTERED if user or ip or online else None,
     )
+
+
+async def show_list(**arguments: object) -> str:
+    """Return the list, for errors of `end`. Ignores its arguments."""
+    return await index()
+
+
+@blueprint.post("/sessions/<session_id>/end")
+@returns_to(show_list, "/admin/sessions")
+@login_required
+@permission_required(Permission.SESSIONS_MANAGE)
+@fresh_login_required
+async def end(session_id: str) -> Any:
+    """End a session of any user, wait until no worker accepts it, and redirect (303) to the list.
+
+    The message says what became of its tabs, or that the session had ended before. If it is the
+    current session, removes the cookie and redirects to `/` without a message. Answers 404 for an
+    unknown session. The error of a user who holds more permissions is shown on the list (403).
+    """
+    session = await Session.get(id_or_404(session_id)) or abort(404)
+    event = await session.end(Reason.ENDED_BY_ADMIN, by=current_user.actor)
+    await wait_until_enforced(event)
+    if session.id == current_user.session_id:
+        logout_user()
+        return see_other("/")
+    if event:
+        await flash_receipt(_("The session on %(device)s ended.", device=session.device), event)
+    else:
+        await flash(
+            _("The session on %(device)s had already ended.", device=session.device), "info"
+        )
+    return see_other("/admin/sessions")
 
 
 def _is_address(text: str) -> bool:
