@@ -14,6 +14,7 @@ from quartapp.forms import csrf
 from quartapp.jobs.account_expiry import AccountExpiry
 from quartapp.jobs.audit_sealer import AuditSealer
 from quartapp.jobs.erasure import Erasure
+from quartapp.jobs.hourly_counts import HourlyCountWriter
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.jobs.loop_lag import LoopLagMonitor
 from quartapp.jobs.open_requests import OpenRequests
@@ -138,7 +139,7 @@ def _configure(app: Quart, settings: Settings) -> None:
 def _assemble(settings: Settings) -> Runtime:
     """Create all parts of a worker, connect them with each other, and return them. Starts none."""
     hub = _hub(settings)
-    lease = Lease(settings.worker, settings.worker_id)
+    lease = Lease(settings.worker, settings.worker_id, sockets=hub.__len__)
     receipts = Receipts(hub, lease.worker_id)
     feed = Dispatcher(
         hub, receipts, sweep_seconds=settings.live_sweep_seconds, worker=settings.worker
@@ -185,6 +186,7 @@ def _assemble(settings: Settings) -> Runtime:
         announcer=Announcer(),
         principal_cache=principals,
         last_seen=LastSeenWriter(),
+        hourly_counts=HourlyCountWriter(),
         outbox_worker=outbox_worker,
         account_expiry=account_expiry,
         role_expiry=role_expiry,

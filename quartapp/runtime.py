@@ -17,6 +17,7 @@ from quartapp.authority.principal_cache import PrincipalCache
 from quartapp.jobs.account_expiry import AccountExpiry
 from quartapp.jobs.audit_sealer import AuditSealer
 from quartapp.jobs.erasure import Erasure
+from quartapp.jobs.hourly_counts import HourlyCountWriter
 from quartapp.jobs.last_seen import LastSeenWriter
 from quartapp.jobs.loop_lag import LoopLagMonitor
 from quartapp.jobs.open_requests import OpenRequests
@@ -68,6 +69,7 @@ START_ORDER = (
     ("receipts", "After the barrier, so that their last writes do not have to wait for its stop."),
     ("announcer", "After the stream: pages that follow topics need their sessions first."),
     ("last_seen", "Before no other: it writes what is left when it stops."),
+    ("hourly_counts", "Before no other: it writes what is left when it stops."),
     ("outbox_worker", "Before no other: it reads the outbox when the stream wakes it."),
     ("account_expiry", "Before no other: it reads the database when the stream wakes it."),
     ("role_expiry", "Before no other: it reads the database when the stream wakes it."),
@@ -103,6 +105,7 @@ class Runtime:
     announcer: Announcer
     principal_cache: PrincipalCache
     last_seen: LastSeenWriter
+    hourly_counts: HourlyCountWriter
     outbox_worker: OutboxWorker
     account_expiry: AccountExpiry
     role_expiry: RoleExpiry

@@ -17,6 +17,7 @@ from quartapp.auth.device import (
     remote_address,
 )
 from quartapp.auth.enforcement import wait_until_enforced
+from quartapp.auth.failures import report_failed_attempt
 from quartapp.auth.guards import (
     CODE_FIELD,
     PASSWORD_FIELD,
@@ -58,6 +59,7 @@ __all__ = [
     "remember_browser",
     "remote_address",
     "renew_session",
+    "report_failed_attempt",
     "signed_in_user",
     "unwrapped_current_user",
     "use_factor_code",

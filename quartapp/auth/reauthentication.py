@@ -12,6 +12,7 @@ from quartapp.auth import rate_limits
 from quartapp.auth.current_user import CurrentUser, current_user, signed_in_user
 from quartapp.auth.device import known_browser, remote_address
 from quartapp.auth.enforcement import wait_until_enforced
+from quartapp.auth.failures import report_failed_attempt
 from quartapp.log import log
 from quartapp.models import Session, User
 from quartapp.models.base.actor import Actor
@@ -51,7 +52,7 @@ async def reauthenticate(password: str, code: str = "") -> None:
     async with password_attempt(user) as attempt:
         attempt.succeeded = await hasher().verify(password, user.password_hash)
     if not attempt.succeeded:
-        log.warning("authn_login_fail", login=current_user.username, ip=remote_address())
+        report_failed_attempt(login=current_user.username)
         raise IncorrectPassword
     if user.factors and await use_factor_code(user, code) is None:
         raise IncorrectCode
@@ -142,7 +143,7 @@ async def factor_attempt(user: User) -> AsyncIterator[rate_limits.Attempt]:
     if attempt.succeeded:
         await wrong_codes.forgive(user, known=known)
         return
-    log.warning("authn_login_fail", login=user.username, ip=remote_address(), step=2)
+    report_failed_attempt(login=user.username, step=2)
     failed = await rate_limits.increment("wrong codes", str(user.id), within=WARNING_INTERVAL)
     # A single typing error of the owner sends no warning.
     if last or failed == settings().limit_factor.amount:

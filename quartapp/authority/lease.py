@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from quartapp import clock
@@ -31,11 +31,19 @@ class Lease(BackgroundTask):
     """Sends this worker's heartbeats, and receives them back.
 
     `name` is shown to people; `worker_id` identifies this process, by default a random one.
+    `sockets` returns the number of open sockets, which is stored with each heartbeat.
     """
 
-    def __init__(self, name: str, worker_id: str | None = None) -> None:
+    def __init__(
+        self, name: str, worker_id: str | None = None, *, sockets: Callable[[], int] = int
+    ) -> None:
         self.worker_id = worker_id or secrets.token_hex(8)
         self._name = name
+        self._sockets = sockets
+        # How long the last received heartbeat took, and when the oldest that is still under way was
+        # sent.
+        self._last_lag: float | None = None
+        self._unheard_since: float | None = None
         self._sent_at: deque[tuple[int, float]] = deque(maxlen=16)
         self._valid_until = 0.0
         self._received = asyncio.Event()
@@ -45,6 +53,15 @@ class Lease(BackgroundTask):
     def valid(self) -> bool:
         """Whether cached states may be used for a request that starts now."""
         return clock.monotonic() < self._valid_until
+
+    @property
+    def lag(self) -> float | None:
+        """By how many seconds the change stream is late: how long the last heartbeat took from here
+        to the database and back on the stream, or how long one has been missing, whichever is more.
+        None before the first."""
+        if self._unheard_since is None:
+            return self._last_lag
+        return max(clock.monotonic() - self._unheard_since, self._last_lag or 0.0)
 
     async def start(self) -> None:
         """Start the heartbeats, and return when the first one has been received.
@@ -98,10 +115,17 @@ class Lease(BackgroundTask):
         """
         for number, sent in self._sent_at:
             if number == heartbeat["beat"]:
+                self._note_lag(number, sent)
                 self._valid_until = max(self._valid_until, sent + LEASE_SECONDS)
                 self._received.set()
                 if clock.monotonic() - sent < clock.TOLERANCE.total_seconds():
                     clock.synchronize(heartbeat["at"])
+
+    def _note_lag(self, beat: int, sent: float) -> None:
+        """Note that this heartbeat has been received: those before it count as received too."""
+        self._last_lag = clock.monotonic() - sent
+        later = (at for number, at in self._sent_at if number > beat)
+        self._unheard_since = next(later, None)
 
     def on_missed_changes(self) -> None:
         """Do nothing: heartbeats that were missed do not extend the lease."""
@@ -118,6 +142,12 @@ class Lease(BackgroundTask):
 
     # ---- heartbeats
 
+    def _note_sent(self, beat: int) -> None:
+        """Note that this heartbeat is sent now."""
+        now = clock.monotonic()
+        self._sent_at.append((beat, now))
+        self._unheard_since = self._unheard_since or now
+
     async def _send_heartbeats(self) -> None:
         """Store a heartbeat of this worker every HEARTBEAT_SECONDS, at about the same time as all
         other workers, and remember when it was sent. Repeat until cancelled. Logs
@@ -125,9 +155,10 @@ class Lease(BackgroundTask):
         beat = 0
         while True:
             beat += 1
-            self._sent_at.append((beat, clock.monotonic()))
+            sockets, lag = self._sockets(), self.lag
+            self._note_sent(beat)
             try:
-                said = Worker.record_heartbeat(self.worker_id, self._name, beat)
+                said = Worker.record_heartbeat(self.worker_id, self._name, beat, sockets, lag)
                 self._write = asyncio.ensure_future(said)
                 await asyncio.shield(self._write)
             except Exception as error:

@@ -12,6 +12,7 @@ from quartapp.authority.barrier import PollingBarrier
 from quartapp.cli.base import CommandError
 from quartapp.cli.settings import find_data_folder, load_settings
 from quartapp.models import Event, Role, User
+from quartapp.models.statistics import hourly_count
 from quartapp.startup import open_database
 
 
@@ -21,6 +22,7 @@ def run_command(
     """Run the command with the database of the data folder open: see `decorators.with_database`.
 
     `words` are its arguments, to which the settings are added if it has the parameter `settings`.
+    Writes what the command has counted, such as new accounts, at its end.
     Raises StartError, and what the command raises.
     """
     settings = load_settings(find_data_folder(data))
@@ -30,7 +32,10 @@ def run_command(
 
     async def main() -> None:
         async with open_database(settings):
-            await command(**words)
+            try:
+                await command(**words)
+            finally:
+                await hourly_count.write()
 
     asyncio.run(main())
 

@@ -26,6 +26,8 @@ from quartapp.models.accounts.registration import add_user
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import DomainError
 from quartapp.models.limits import hash_cost
+from quartapp.models.statistics import hourly_count
+from quartapp.models.statistics.hourly_count import Counted
 from quartapp.security.passwords import BCRYPT_HASH, SCHEMES, cost_of
 from quartapp.validation import Invalid
 
@@ -174,6 +176,7 @@ class UserImport:
                 await Event.record(ACCOUNT_DISABLED, by=SYSTEM, subject=user.id, tx=tx)
 
         await transaction(work)
+        hourly_count.add(Counted.ACCOUNTS)
 
 
 async def import_rows(rows: Rows, *, dry: bool, scheme: str, must_verify: bool = False) -> None:

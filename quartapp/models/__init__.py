@@ -39,6 +39,7 @@ from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.roles.request import RoleRequest
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
+from quartapp.models.statistics.hourly_count import HourlyCount
 from quartapp.policy import BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS
 from quartapp.settings import StartError
 
@@ -70,6 +71,7 @@ DOCUMENTS: list[type[Document]] = [
     Worker,
     BarrierMark,
     Acknowledgement,
+    HourlyCount,
 ]
 
 # Resolve the references of models.base.references, now that all classes exist.

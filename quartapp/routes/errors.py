@@ -26,7 +26,7 @@ from quartapp.auth import (
     IncorrectPassword,
     ReauthenticationRequired,
     current_user,
-    remote_address,
+    report_failed_attempt,
     signed_in_user,
     unwrapped_current_user,
 )
@@ -161,7 +161,7 @@ async def verify_first(_: MustVerify) -> Any:
 async def account_disabled(error: AccountDisabled) -> Any:
     """Explain in a page (403) why the account cannot be used, to a user who has entered the right
     password or used a passkey. Logs `authn_login_fail`."""
-    log.warning("authn_login_fail", login=error.user.username, ip=remote_address(), why="disabled")
+    report_failed_attempt(login=error.user.username, why="disabled")
     return await render_template("accounts/disabled.html", why=await closed.why(error.user)), 403
 
 

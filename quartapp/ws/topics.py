@@ -26,6 +26,7 @@ from quartapp.models import (
     User,
     Worker,
 )
+from quartapp.models.statistics.hourly_count import HourlyCount
 from quartapp.policy import MANAGEMENT_PERMISSIONS, Permission
 
 Id = PydanticObjectId
@@ -209,7 +210,9 @@ _SESSIONS = Source(
     ),
 )
 # A worker writes a heartbeat each second. Pages follow which workers there are.
-_WORKERS = Source(Worker.Settings.name, ignored=_ignoring("name", "beat", "at", "primary"))
+_WORKERS = Source(
+    Worker.Settings.name, ignored=_ignoring("name", "beat", "at", "primary", "sockets", "lag")
+)
 _EVENTS = Event.Settings.name
 
 for _topic in (
@@ -224,6 +227,7 @@ for _topic in (
     Topic("requests", (Source("role_requests"),), frozenset({Permission.USERS_MANAGE})),
     Topic("invitations", (Source(Invitation.Settings.name),), frozenset({Permission.USERS_MANAGE})),
     Topic("workers", (_WORKERS,), MANAGEMENT_PERMISSIONS),
+    Topic("statistics", (Source(HourlyCount.Settings.name),), frozenset({Permission.USERS_READ})),
     Topic("mail", (Source(Mail.Settings.name),), MANAGEMENT_PERMISSIONS),
     # The user's own account: the document, and what the audit log records about the user, such as a
     # sign-in, the end of a session, a grant or the answer to a request.

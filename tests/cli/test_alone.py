@@ -7,8 +7,10 @@ import re
 import tempfile
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pymongo import AsyncMongoClient
 
 from quartapp import clock, servers
 from quartapp.cli.base import CommandError
@@ -43,6 +45,20 @@ async def test_command_without_server_starts_database_and_keeps_changes(
     listed = await command("user", "list", data=data)
     assert row(listed.out, "ada") == ["ada", "ada@example.org", "member"]
     assert embedded.DataFolder(data).mongod_pid() is None
+
+
+async def test_a_command_counts_the_accounts_that_it_creates(terminal: Terminal) -> None:
+    async def counted() -> int:
+        async with (
+            embedded.running(terminal.data) as mongod,
+            AsyncMongoClient[Any](mongod.uri) as client,
+        ):
+            rows = await client["quartapp"]["hourly_counts"].find({}).to_list(None)
+        return sum(sum(row["counts"]["accounts"].values()) for row in rows)
+
+    before = await counted()
+    await create(terminal, "counted")
+    assert await counted() == before + 1
 
 
 async def test_user_commands_create_show_and_change_an_account(terminal: Terminal) -> None:

@@ -337,11 +337,15 @@ async def documents(collection: str, **match: Any) -> list[dict[str, Any]]:
     return await found.find(match).sort("_id").to_list(None)
 
 
+# Collections that background tasks write.
+VOLATILE = {"workers", "barriers", "hourly_counts"}
+
+
 async def contents() -> dict[str, str]:
-    """Return a digest of each collection, without heartbeats and the times of last use."""
+    """Return a digest of each collection, without the VOLATILE ones and the times of last use."""
     database = User.get_motor_collection().database
     digests = {}
-    for name in sorted(set(await database.list_collection_names()) - {"workers", "barriers"}):
+    for name in sorted(set(await database.list_collection_names()) - VOLATILE):
         rows = await documents(name)
         for row in rows:
             row.pop("seen_at", None)

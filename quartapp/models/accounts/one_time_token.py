@@ -20,6 +20,8 @@ from quartapp.models.base.references import DomainError, linked_id, user_ref
 from quartapp.models.base.tokens import digest_of, new_token
 from quartapp.models.base.write_lock import hold_administrators
 from quartapp.models.roles.role import Role
+from quartapp.models.statistics import hourly_count
+from quartapp.models.statistics.hourly_count import Counted
 
 SETUP_LASTS = timedelta(hours=1)
 
@@ -215,7 +217,9 @@ async def make_first_administrator(
             username, email, password_hash, roles=roles, by=by, tx=tx, verified=True
         )
 
-    return await transaction(work)
+    user = await transaction(work)
+    hourly_count.add(Counted.ACCOUNTS)
+    return user
 
 
 def _usable(purpose: Purpose, token: str) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import Role, RoleGone
+from quartapp.models.statistics import hourly_count
+from quartapp.models.statistics.hourly_count import Counted
 
 # How long an account may claim an address without verifying it.
 CLAIM_LASTS = timedelta(days=1)
@@ -56,7 +58,9 @@ async def register(
             must_verify=must_verify,
         )
 
-    return await transaction(work)
+    user = await transaction(work)
+    hourly_count.add(Counted.ACCOUNTS)
+    return user
 
 
 async def create_for(
@@ -79,7 +83,9 @@ async def create_for(
         await Mail.queue(FIRST_PASSWORD_REQUESTED, email, user=user.id, tx=tx)
         return user
 
-    return await authorized_transaction(by, work)
+    user = await authorized_transaction(by, work)
+    hourly_count.add(Counted.ACCOUNTS)
+    return user
 
 
 async def claim(
@@ -100,7 +106,9 @@ async def claim(
             *(username, email, password_hash), roles=roles, by=by, tx=tx, claim=True
         )
 
-    return await transaction(work)
+    user = await transaction(work)
+    hourly_count.add(Counted.ACCOUNTS)
+    return user
 
 
 async def add_user(
@@ -121,7 +129,7 @@ async def add_user(
     visitor who registers is its actor) and stores the welcome notification. Queues a verification
     email, without an event, for a `claim`, or if a visitor registers with an unverified address;
     none if an administrator or the command line creates the account. Does not check that the roles
-    still exist, nor count the grants.
+    still exist, nor count the grants. After the commit, the caller counts the account (`Counted`).
 
     Raises Taken (`field` says which) if the insert finds a duplicate, MissingPermission if a
     signed-in actor lacks a permission of the roles, and Unverified for other roles than `member` on

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from beanie import Document, PydanticObjectId
 from pymongo import IndexModel
@@ -11,6 +12,8 @@ from quartapp.models.cluster.barrier_mark import BarrierMark
 
 # Much longer than a lease, the time for which a worker may use its cache after a heartbeat.
 STALE_SECONDS = 60.0
+# How many workers the dashboard shows.
+SHOWN = 200
 
 
 class MarkMissing(Exception):
@@ -25,12 +28,23 @@ class Heartbeat:
     age: float
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker has told about itself, `age` seconds ago: see `Worker`."""
+
+    name: str
+    age: float
+    sockets: int | None = None
+    lag: float | None = None
+
+
 class Worker(Document):
     """The heartbeat of one worker process. Each process has a new id.
 
     `beat` is the number that the worker gave its last heartbeat; `at` is its time by the clock of
-    the primary, and `primary` identifies that primary's term. Documents are deleted after an hour
-    without a heartbeat.
+    the primary, and `primary` identifies that primary's term. `sockets` is how many tabs are
+    connected to the worker, and `lag` by how many seconds its change stream was late; earlier
+    versions write neither. Documents are deleted after an hour without a heartbeat.
     """
 
     id: str  # type: ignore[assignment]
@@ -38,20 +52,30 @@ class Worker(Document):
     beat: int
     at: datetime
     primary: str | None = None
+    sockets: int | None = None
+    lag: float | None = None
 
     class Settings:
         name = "workers"
         indexes = [IndexModel([("at", 1)], name="kept", expireAfterSeconds=3600)]
 
     @classmethod
-    async def record_heartbeat(cls, worker_id: str, name: str, beat: int) -> None:
-        """Store the heartbeat of this worker: its name, the number `beat`, the database's own
-        time and the primary's term. Creates the document if it is missing. Returns after a
-        majority has it; raises the driver's errors."""
+    async def record_heartbeat(
+        cls, worker_id: str, name: str, beat: int, sockets: int = 0, lag: float | None = None
+    ) -> None:
+        """Store the heartbeat of this worker: its name, the number `beat`, the numbers for the
+        dashboard, the database's own time and the primary's term. Creates the document if it is
+        missing. Returns after a majority has it; raises the driver's errors."""
         await cls.get_motor_collection().update_one(
             {"_id": worker_id},
             {
-                "$set": {"name": name, "beat": beat, "primary": mongo.primary_term()},
+                "$set": {
+                    "name": name,
+                    "beat": beat,
+                    "primary": mongo.primary_term(),
+                    "sockets": sockets,
+                    "lag": lag,
+                },
                 "$currentDate": {"at": True},
             },
             upsert=True,
@@ -88,6 +112,17 @@ class Worker(Document):
             for each in found
             if each["age"] <= STALE_SECONDS or each.get("primary") not in comparable
         }
+
+    @classmethod
+    async def running(cls) -> list[WorkerState]:
+        """Return what the workers have written with their last heartbeats, at most SHOWN of them,
+        by name. Also those that were killed less than a minute ago."""
+        age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
+        fields = {"_id": 0, "name": 1, "sockets": 1, "lag": 1, "age": age}
+        steps: list[dict[str, Any]] = [{"$sort": {"name": 1}}, {"$limit": SHOWN}]
+        answer = cls.get_motor_collection().aggregate([*steps, {"$project": fields}])
+        found = [WorkerState(**row) for row in await answer.to_list(SHOWN)]
+        return [state for state in found if state.age <= STALE_SECONDS]
 
     @classmethod
     async def ids(cls) -> set[str]:

@@ -53,6 +53,8 @@ from quartapp.models.base.write_lock import hold_invitations, share_roles
 from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import notify
 from quartapp.models.roles.role import Role
+from quartapp.models.statistics import hourly_count
+from quartapp.models.statistics.hourly_count import Counted
 
 LASTS = timedelta(days=7)
 KEPT = timedelta(days=90)
@@ -385,7 +387,9 @@ class Invitation(Record):
                 await share_roles(tx)
             return user
 
-        return await transaction(work)
+        user = await transaction(work)
+        hourly_count.add(Counted.ACCOUNTS)
+        return user
 
     async def _roles(self, tx: Tx) -> list[Role]:
         """Return the roles for the new account: `member`, and that of the invitation unless it was

@@ -52,6 +52,7 @@ from quartapp.models.roles.deletion import DELETED_USER, RoleDeletion
 from quartapp.models.roles.request import RoleRequest
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
+from quartapp.models.statistics.hourly_count import HourlyCount
 
 Row = Mapping[str, Any]
 # What erases in batches yields after each of them how many documents it has read.
@@ -397,7 +398,7 @@ HELD = [
 # for a limited time.
 IMPERSONAL: list[type[Document]] = [
     *(WriteLock, Counter, FailedAttempts, Mailbox, Cost, Answered),
-    *(Worker, BarrierMark, Acknowledgement),
+    *(Worker, BarrierMark, Acknowledgement, HourlyCount),
     # Hashes and commitments to personal data, which nobody can invert once the salt is erased.
     *(EventReceipts, UnsealedEntry, Seal),
 ]

@@ -127,7 +127,7 @@ async def login() -> Any:
                 return await sign_in_or_second_step(
                     user, remember=bool(form.remember.data), then=next_page()
                 )
-            log.warning("authn_login_fail", login=form.login.data, ip=auth.remote_address())
+            auth.report_failed_attempt(login=form.login.data)
             form.refuse("Incorrect username or password.")
     return await sign_in_page(form)
 
@@ -139,7 +139,7 @@ async def knows_password(user: User, password: str) -> bool:
     async with rate_limits.attempt(*await _counted_for(user.username, user)) as attempt:
         attempt.succeeded = await hasher().verify(password, user.password_hash)
     if not attempt.succeeded:
-        log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
+        auth.report_failed_attempt(login=user.username)
     return attempt.succeeded
 
 

@@ -44,7 +44,7 @@ async def change() -> Any:
         if form.posted and (user := await User.get(current_user.user_id)):
             # Check this first: it is counted, and scoring the new password is costly.
             if not await _is_current_password(form.current_password.data or "", user):
-                log.warning("authn_login_fail", login=user.username, ip=auth.remote_address())
+                auth.report_failed_attempt(login=user.username)
                 form.refuse("Incorrect password.", "current_password")
             elif await is_accepted(form, user.username, user.email):
                 return await _change(user, form.password.data or "")

@@ -307,9 +307,7 @@ async def _authenticated_user(
         try:
             user = await _verify(answer, asked_to, of)
         except VerificationFailed as refused:
-            log.warning(
-                "authn_login_fail", factor="passkey", why=str(refused), ip=auth.remote_address()
-            )
+            auth.report_failed_attempt(factor="passkey", why=str(refused))
             return None
         attempt.succeeded = True
     if not user.can_sign_in_or_restore:

@@ -23,6 +23,8 @@ from quartapp.models.privacy import account_deletion
 from quartapp.models.sessions.opening import open_session
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
+from quartapp.models.statistics import hourly_count
+from quartapp.models.statistics.hourly_count import Counted
 from quartapp.routes import carried_forms
 from quartapp.routes.redirects import see_other, with_next
 from quartapp.runtime import encryption, settings
@@ -172,9 +174,9 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
 
     Ends the session that this browser had (reason SIGNED_OUT), and the user's oldest ones beyond
     `sessions_per_user`; if it has ended any, waits until that is enforced on all workers. Logs
-    `session_created`, renews the cookie that marks a known browser, and clears Quart's session. A
-    user with second factors must pass the `factor` that was used: without it the session is not
-    valid.
+    `session_created`, counts the sign-in for the dashboard, renews the cookie that marks a known
+    browser, and clears Quart's session. A user with second factors must pass the `factor` that was
+    used: without it the session is not valid.
 
     Opens no session for an account that awaits verification or, checked second, is not active. For
     the first, puts an encrypted note into Quart's session, which `verifying` reads, and raises
@@ -210,6 +212,7 @@ async def sign_in(user: User, *, remember: bool, factor: Factor | None = None) -
     if old or oldest_ended:
         await wait_until_enforced()
     log.info("session_created", user=user.username, session=str(opened.id))
+    hourly_count.add(Counted.SIGN_INS)
     session.clear()
     login_user(CurrentUser(token), remember=remember)
 

@@ -1,0 +1,1 @@
+"""How often something has happened, in each hour of the last month."""
