@@ -27,7 +27,7 @@ async def test_a_request_is_granted_live_for_two_hours(
     await expect(admin.locator("#toasts")).to_contain_text(f"asks for the role {role}")
     row = admin.locator(".grant", has_text=ada.username)
     await expect(row).to_contain_text("For the print run.")
-    await expect(admin.locator("#open-requests")).to_be_visible()
+    await expect(admin.locator("#open-requests .badge")).to_be_visible()
     await row.locator("summary", has_text="Grant").click()
     await row.get_by_label("Until optional").fill("2h")
     await row.get_by_role("button", name="Grant").click()
