@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from quartapp.i18n import lazy_gettext as _
+
 
 class RetryLater(Exception):
     """The request cannot be served now. The text is for the user; `retry_after` is in seconds."""
@@ -9,5 +11,5 @@ class RetryLater(Exception):
     status = 503
     retry_after = 2
 
-    def __init__(self, text: str = "The service is busy. Try again in a moment.") -> None:
+    def __init__(self, text: str = _("The service is busy. Try again in a moment.")) -> None:
         super().__init__(text)

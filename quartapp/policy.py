@@ -6,6 +6,8 @@ from collections.abc import Collection
 from enum import StrEnum
 from typing import Any, Protocol
 
+from quartapp.i18n import lazy_gettext as _
+
 
 class Permission(StrEnum):
     """What a role can allow. Permissions are code; roles, which hold them, are data."""
@@ -20,13 +22,13 @@ class Permission(StrEnum):
 
 
 LABELS = {
-    Permission.POSTS_WRITE: "Write posts and comments",
-    Permission.POSTS_MODERATE: "Remove anyone's posts and comments",
-    Permission.USERS_READ: "See all users",
-    Permission.USERS_MANAGE: "Grant and revoke roles, disable accounts",
-    Permission.ROLES_MANAGE: "Create, change and delete roles",
-    Permission.SESSIONS_MANAGE: "See active sessions and end them",
-    Permission.EVENTS_READ: "Read the audit log",
+    Permission.POSTS_WRITE: _("Write posts and comments"),
+    Permission.POSTS_MODERATE: _("Remove anyone's posts and comments"),
+    Permission.USERS_READ: _("See all users"),
+    Permission.USERS_MANAGE: _("Grant and revoke roles, disable accounts"),
+    Permission.ROLES_MANAGE: _("Create, change and delete roles"),
+    Permission.SESSIONS_MANAGE: _("See active sessions and end them"),
+    Permission.EVENTS_READ: _("Read the audit log"),
 }
 
 # Permissions that act on other people or read about them. Every permission is either listed here or

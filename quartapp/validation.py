@@ -16,11 +16,17 @@ from types import ModuleType
 
 import idna
 
+from quartapp.i18n import lazy_gettext as _
+from quartapp.i18n import library_text
+
 # Usernames and role names. Without @, so that a login is either a username or an address.
 NAME = re.compile(r"\A[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?\Z")
-NAME_RULE = (
+NAME_RULE = _(
     "Use 1 to 32 letters, digits, dots, dashes or underscores, with a letter or digit at both ends."
 )
+UNUSABLE = _("This contains a character that cannot be used.")
+# The library for addresses gives precise reasons, but only in English.
+NO_ADDRESS = _("This is no email address. Enter one such as name@example.org.")
 # /admin/roles/new is the page that creates roles.
 RESERVED_ROLES = frozenset({"new"})
 # /admin/users/new and /admin/users/bulk are pages of their own.
@@ -64,7 +70,7 @@ def check_role_name(text: str) -> str:
     if not NAME.match(text):
         raise Invalid(NAME_RULE)
     if canonical_username(text) in RESERVED_ROLES:
-        raise Invalid("This name is reserved. Choose another one.")
+        raise Invalid(_("This name is reserved. Choose another one."))
     return text
 
 
@@ -76,19 +82,21 @@ def check_email(text: str, *, ascii_local_part: bool = True) -> str:
     only mail servers with SMTPUTF8 accept one. Does not ask the DNS.
     """
     if len(text) > LONGEST_EMAIL:
-        raise Invalid(f"An email address has at most {LONGEST_EMAIL} characters.")
+        raise Invalid(_("An email address has at most %(num)s characters.", num=LONGEST_EMAIL))
     # RFC 2047: a mail program would decode this and could show or use a different address.
     if "=?" in text:
-        raise Invalid("An email address cannot contain =?.")
+        raise Invalid(_("An email address cannot contain =?."))
     if any(len(label) > _LONGEST_LABEL for label in text.rpartition("@")[2].split(".")):
-        raise Invalid(f"Each part of a domain has at most {_LONGEST_LABEL} characters.")
+        raise Invalid(
+            _("Each part of a domain has at most %(num)s characters.", num=_LONGEST_LABEL)
+        )
     syntax = _email_validator()
     try:
         found = syntax.validate_email(
             text, check_deliverability=False, allow_smtputf8=not ascii_local_part, strict=True
         )
     except syntax.EmailNotValidError as error:
-        raise Invalid(str(error)) from None
+        raise Invalid(library_text(str(error), NO_ADDRESS)) from None
     return found.normalized
 
 
@@ -123,7 +131,7 @@ def check_description(text: str) -> str:
     """
     text = text.strip()
     if len(text) > LONGEST_DESCRIPTION:
-        raise Invalid(f"A description has at most {LONGEST_DESCRIPTION} characters.")
+        raise Invalid(_("A description has at most %(num)s characters.", num=LONGEST_DESCRIPTION))
     return check_direction(check_printable(text))
 
 
@@ -136,12 +144,12 @@ def check_display_name(text: str) -> str:
     """
     text = " ".join(unicodedata.normalize("NFC", text).split())
     if len(text) > LONGEST_DISPLAY_NAME:
-        raise Invalid(f"A display name has at most {LONGEST_DISPLAY_NAME} characters.")
+        raise Invalid(_("A display name has at most %(num)s characters.", num=LONGEST_DISPLAY_NAME))
     kinds = {unicodedata.category(c) for c in text if c not in _JOINERS}
     if kinds & {"Cc", "Cf", "Cn", "Co", "Cs"}:
-        raise Invalid("This contains a character that cannot be used.")
+        raise Invalid(UNUSABLE)
     if text and not any(kind[0] in "LNPS" for kind in kinds):
-        raise Invalid("Enter a name that can be seen, or leave this empty.")
+        raise Invalid(_("Enter a name that can be seen, or leave this empty."))
     return text
 
 
@@ -151,14 +159,14 @@ def check_printable(text: str) -> str:
     Raises Invalid for surrogates and for control characters other than line breaks and tabs.
     """
     if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\r\n\t" for c in text):
-        raise Invalid("This contains a character that cannot be used.")
+        raise Invalid(UNUSABLE)
     return text
 
 
 def check_direction(text: str) -> str:
     """Return the text unchanged. Raises Invalid for marks that change the direction of text."""
     if not _BIDI.isdisjoint(text):
-        raise Invalid("This contains a character that cannot be used.")
+        raise Invalid(UNUSABLE)
     return text
 
 

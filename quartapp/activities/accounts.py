@@ -1,52 +1,57 @@
 """Activities of accounts: creation, expiry, deactivation, deletion and export."""
 
 from quartapp.activities.activity import Activity, Email, Notification, Notified, register
+from quartapp.i18n import lazy_gettext as _
 
 ACCOUNT_CREATED = register(
     Activity(
         audit="user.registered",
         notification=Notification(
-            kind="welcome", text="Welcome, {by}. Changes to your account are shown here."
+            kind="welcome", text=_("Welcome, {by}. Changes to your account are shown here.")
         ),
-        sentence="The account was created",
+        sentence=_("The account was created"),
     )
 )
 ACCOUNT_DISABLED = register(
     Activity(
         audit="user.disabled",
-        notification=Notification(kind="account.disabled", text="{by} disabled your account."),
-        sentence="The account was disabled",
+        notification=Notification(kind="account.disabled", text=_("{by} disabled your account.")),
+        sentence=_("The account was disabled"),
         ends_sessions=True,
     )
 )
 ACCOUNT_ENABLED = register(
     Activity(
         audit="user.enabled",
-        notification=Notification(kind="account.enabled", text="{by} enabled your account again."),
-        sentence="The account was enabled again",
+        notification=Notification(
+            kind="account.enabled", text=_("{by} enabled your account again.")
+        ),
+        sentence=_("The account was enabled again"),
     )
 )
 
 # ---- expiry
 
 _EXPIRY_REMOVED = Notification(
-    kind="last_day.lifted", text="{by} removed your account's expiry date. It no longer expires."
+    kind="last_day.lifted", text=_("{by} removed your account's expiry date. It no longer expires.")
 )
 EXPIRY_SET = register(
     Activity(
         audit="last_day.set",
         notification=Notification(
             kind="last_day.set",
-            text="{by} set your account's expiry date: it is disabled at the end of {day} (UTC).",
+            text=_(
+                "{by} set your account's expiry date: it is disabled at the end of {day} (UTC)."
+            ),
         ),
-        sentence="The account expires at the end of {day} (UTC)",
+        sentence=_("The account expires at the end of {day} (UTC)"),
     )
 )
 EXPIRY_REMOVED = register(
     Activity(
         audit="last_day.lifted",
         notification=_EXPIRY_REMOVED,
-        sentence="The account no longer expires",
+        sentence=_("The account no longer expires"),
     )
 )
 ACCOUNT_EXPIRED = register(
@@ -55,9 +60,9 @@ ACCOUNT_EXPIRED = register(
         automatic=True,
         notification=Notification(
             kind="last_day.over",
-            text="Your account expired at the end of {day} (UTC), and was disabled.",
+            text=_("Your account expired at the end of {day} (UTC), and was disabled."),
         ),
-        sentence="The account was disabled because it expired",
+        sentence=_("The account was disabled because it expired"),
         ends_sessions=True,
     )
 )
@@ -67,13 +72,13 @@ EXPIRY_SKIPPED = register(
         audit="last_day.lifted",
         automatic=True,
         notification=_EXPIRY_REMOVED,
-        sentence="The account did not expire, because no other administrator would be left",
+        sentence=_("The account did not expire, because no other administrator would be left"),
     )
 )
 
 # ---- deactivation and deletion
 
-_DEACTIVATED = Notification(kind="account.closed", text="{by} deactivated your account.")
+_DEACTIVATED = Notification(kind="account.closed", text=_("{by} deactivated your account."))
 ACCOUNT_DEACTIVATED = register(
     Activity(
         audit="user.deactivated",
@@ -81,16 +86,18 @@ ACCOUNT_DEACTIVATED = register(
         notified=Notified.USER_UNLESS_ACTOR,
         email=Email(
             kind="account.closed",
-            subject="Your account is deactivated",
+            subject=_("Your account is deactivated"),
             text=(
-                "The account {username} was deactivated on {at}, from {ip}, and signed out "
-                "everywhere. All its data is kept.",
-                "To reactivate it, sign in:",
+                _(
+                    "The account {username} was deactivated on {at}, from {ip}, and signed out "
+                    "everywhere. All its data is kept."
+                ),
+                _("To reactivate it, sign in:"),
                 "{base}/login",
-                "If it was not you who deactivated it, set a new password first: {base}/forgot",
+                _("If it was not you who deactivated it, set a new password first: {base}/forgot"),
             ),
         ),
-        sentence="The account was deactivated",
+        sentence=_("The account was deactivated"),
         reportable=True,
         ends_sessions=True,
     )
@@ -102,25 +109,30 @@ DELETION_SCHEDULED = register(
         notified=Notified.USER_UNLESS_ACTOR,
         email=Email(
             kind="account.leaving",
-            subject="Your account will be deleted",
+            subject=_("Your account will be deleted"),
             text=(
-                "The account {username} was deactivated on {at}, from {ip}, and signed out "
-                "everywhere. It will be deleted on {until}. A deleted account cannot be restored.",
-                'Until then you can keep it. Sign in, and press "Keep my account":',
+                _(
+                    "The account {username} was deactivated on {at}, from {ip}, and signed out "
+                    "everywhere. It will be deleted on {until}. A deleted account cannot be "
+                    "restored."
+                ),
+                _('Until then you can keep it. Sign in, and press "Keep my account":'),
                 "{base}/login",
-                "If it was not you who deactivated it, set a new password first: {base}/forgot",
+                _("If it was not you who deactivated it, set a new password first: {base}/forgot"),
             ),
         ),
         email_by_others=Email(
             kind="account.removed",
-            subject="Your account will be deleted",
+            subject=_("Your account will be deleted"),
             text=(
-                "An administrator deactivated the account {username}. It will be deleted on "
-                "{until}. A deleted account cannot be restored.",
-                "If you think that this is a mistake, contact an administrator before then.",
+                _(
+                    "An administrator deactivated the account {username}. It will be deleted on "
+                    "{until}. A deleted account cannot be restored."
+                ),
+                _("If you think that this is a mistake, contact an administrator before then."),
             ),
         ),
-        sentence="The account was deactivated, and will be deleted",
+        sentence=_("The account was deactivated, and will be deleted"),
         reportable=True,
         ends_sessions=True,
     )
@@ -128,18 +140,18 @@ DELETION_SCHEDULED = register(
 ACCOUNT_RESTORED = register(
     Activity(
         audit="user.restored",
-        notification=Notification(kind="account.restored", text="{by} restored your account."),
+        notification=Notification(kind="account.restored", text=_("{by} restored your account.")),
         notified=Notified.USER_UNLESS_ACTOR,
         email=Email(
             kind="account.restored",
-            subject="Your account is active again",
+            subject=_("Your account is active again"),
             text=(
-                "The account {username} was restored on {at}, and will not be deleted.",
-                "If neither you nor an administrator did that, set a new password now:",
+                _("The account {username} was restored on {at}, and will not be deleted."),
+                _("If neither you nor an administrator did that, set a new password now:"),
                 "{base}/forgot",
             ),
         ),
-        sentence="The account was restored",
+        sentence=_("The account was restored"),
         reportable=True,
     )
 )
@@ -150,7 +162,7 @@ ACCOUNT_DELETED = register(Activity(audit="user.erased"))
 DATA_EXPORTED = register(
     Activity(
         audit="data.exported",
-        sentence="All data of the account was downloaded",
+        sentence=_("All data of the account was downloaded"),
         reportable=True,
     )
 )

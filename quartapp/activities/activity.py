@@ -1,8 +1,10 @@
 """The catalogue of activities: each thing that can happen to an account, described once.
 
 An entry holds the name in the audit log, the notification, the email, the sentence of the activity
-page, and whether it ends sessions. The entries are in the other modules of this package;
-`models.audit.recording` writes them. Extensions add entries with `register` (docs/extending.md).
+page, and whether it ends sessions. Its texts are lazy (see quartapp.i18n), so that each reader gets
+them in their language; a plain string is the same in all languages. The entries are in the other
+modules of this package; `models.audit.recording` writes them. Extensions add entries with
+`register` (docs/extending.md).
 """
 
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 from quartapp.activities.log_sentences import AUTOMATIC_SENTENCES, LOG_SENTENCES, LogSentence
 from quartapp.i18n import LazyText
+from quartapp.i18n import lazy_gettext as _
 
 # Shares of the mail budget of a mailbox: see models.email.mailbox.
 Lane = Literal["reset", "verification", "invitation", "address", "notifications"]
@@ -57,7 +60,7 @@ class Notification:
     def render(self, data: Mapping[str, Any]) -> str:
         """Return the sentence. A word that was not stored is left out; a missing actor is "An
         operator"."""
-        words = {**data, "by": data.get("by") or "An operator"}
+        words = {**data, "by": data.get("by") or _("An operator")}
         return self.text.format_map(_Words(words))
 
 
@@ -213,7 +216,7 @@ class Catalogue:
         """Return the text of a stored notification; "Something changed." for a kind that is not
         registered."""
         found = self.notifications.get(kind)
-        return found.render(data) if found else "Something changed."
+        return found.render(data) if found else str(_("Something changed."))
 
 
 class _Words(dict[str, Any]):
@@ -224,7 +227,7 @@ class _Words(dict[str, Any]):
 
 
 def _placeholders(text: str) -> list[str]:
-    return [name for _, name, _, _ in Formatter().parse(text) if name]
+    return [name for _text, name, _spec, _conversion in Formatter().parse(str(text)) if name]
 
 
 catalogue = Catalogue()

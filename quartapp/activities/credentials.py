@@ -1,17 +1,20 @@
 """Activities of passwords and email addresses."""
 
 from quartapp.activities.activity import Activity, Email, Notification, register
+from quartapp.i18n import lazy_gettext as _
 
 _PASSWORD_CHANGED = Notification(
-    kind="password.changed", text="Your password was changed. All other sessions were ended."
+    kind="password.changed", text=_("Your password was changed. All other sessions were ended.")
 )
 _PASSWORD_CHANGED_EMAIL = Email(
     kind="password.changed",
-    subject="Your password was changed",
+    subject=_("Your password was changed"),
     text=(
-        "The password of the account {username} was changed on {at}, from {ip}. All other sessions "
-        "were ended.",
-        "If it was you, there is nothing to do. If it was not, set a new password now:",
+        _(
+            "The password of the account {username} was changed on {at}, from {ip}. All other "
+            "sessions were ended."
+        ),
+        _("If it was you, there is nothing to do. If it was not, set a new password now:"),
         "{base}/forgot",
     ),
 )
@@ -20,7 +23,7 @@ PASSWORD_CHANGED = register(
         audit="password.changed",
         notification=_PASSWORD_CHANGED,
         email=_PASSWORD_CHANGED_EMAIL,
-        sentence="The password was changed",
+        sentence=_("The password was changed"),
         reportable=True,
     )
 )
@@ -28,13 +31,18 @@ PASSWORD_RESET_REQUESTED = register(
     Activity(
         email=Email(
             kind="password.reset",
-            subject="Set a new password",
+            subject=_("Set a new password"),
             text=(
-                "You, or somebody else, asked on {at} from {ip} for a new password for {account}.",
-                "Set a new password on this page:",
+                _(
+                    "You, or somebody else, asked on {at} from {ip} for a new password for "
+                    "{account}."
+                ),
+                _("Set a new password on this page:"),
                 "{base}/reset/{token}",
-                "The link works once, for 30 minutes. If it was not you, ignore this email. Your "
-                "password stays the same.",
+                _(
+                    "The link works once, for 30 minutes. If it was not you, ignore this email. "
+                    "Your password stays the same."
+                ),
             ),
             lane="reset",
         ),
@@ -45,12 +53,15 @@ FIRST_PASSWORD_REQUESTED = register(
     Activity(
         email=Email(
             kind="password.first",
-            subject="Set a password for your new account",
+            subject=_("Set a password for your new account"),
             text=(
-                "An administrator has created the account {username} for you at {site}.",
-                "Set a password on this page, then sign in:",
+                _("An administrator has created the account {username} for you at {site}."),
+                _("Set a password on this page, then sign in:"),
                 "{base}/reset/{token}",
-                "The link works once, for 30 minutes. After that, ask for a new one on this page:",
+                _(
+                    "The link works once, for 30 minutes. After that, ask for a new one on this "
+                    "page:"
+                ),
                 "{base}/forgot",
             ),
             lane="reset",
@@ -62,7 +73,7 @@ PASSWORD_RESET = register(
         audit="password.reset",
         notification=_PASSWORD_CHANGED,
         email=_PASSWORD_CHANGED_EMAIL,
-        sentence="A forgotten password was replaced",
+        sentence=_("A forgotten password was replaced"),
         reportable=True,
         ends_sessions=True,
     )
@@ -74,14 +85,16 @@ EMAIL_VERIFICATION_REQUESTED = register(
     Activity(
         email=Email(
             kind="address.confirm",
-            subject="Verify your email address",
+            subject=_("Verify your email address"),
             text=(
-                "Verify that this email address is yours, to use it at {site}. Open this page:",
+                _("Verify that this email address is yours, to use it at {site}. Open this page:"),
                 "{base}/verify/{token}",
-                "Or enter this code on the page that asks for it: {code}",
-                "Both work for 10 minutes.",
-                "If you did not ask for this, ignore this email: somebody else entered your "
-                "address, and can't use it without you. Do not give anyone the code.",
+                _("Or enter this code on the page that asks for it: {code}"),
+                _("Both work for 10 minutes."),
+                _(
+                    "If you did not ask for this, ignore this email: somebody else entered your "
+                    "address, and can't use it without you. Do not give anyone the code."
+                ),
             ),
             lane="verification",
         ),
@@ -92,15 +105,17 @@ EMAIL_ALREADY_IN_USE = register(
     Activity(
         email=Email(
             kind="address.taken",
-            subject="You already have an account",
+            subject=_("You already have an account"),
             text=(
-                "Somebody, probably you, entered {to} to create an account or to change the "
-                "address of one at {site}. You already have an account with this address, so "
-                "nothing was changed.",
-                "Sign in to your account:",
+                _(
+                    "Somebody, probably you, entered {to} to create an account or to change the "
+                    "address of one at {site}. You already have an account with this address, so "
+                    "nothing was changed."
+                ),
+                _("Sign in to your account:"),
                 "{base}/login",
-                "If you forgot your password, set a new one: {base}/forgot",
-                "If it was not you, ignore this email.",
+                _("If you forgot your password, set a new one: {base}/forgot"),
+                _("If it was not you, ignore this email."),
             ),
         ),
     )
@@ -108,30 +123,34 @@ EMAIL_ALREADY_IN_USE = register(
 EMAIL_VERIFIED = register(
     Activity(
         audit="email.confirmed",
-        sentence="The email address was verified",
+        sentence=_("The email address was verified"),
         reportable=True,
     )
 )
 EMAIL_CHANGED = register(
     Activity(
         audit="email.changed",
-        notification=Notification(kind="email.changed", text="Your email address was changed."),
+        notification=Notification(kind="email.changed", text=_("Your email address was changed.")),
         # Goes to the old address, if that was verified.
         email=Email(
             kind="address.changed",
-            subject="Your email address was changed",
+            subject=_("Your email address was changed"),
             text=(
-                "The email address of the account {username} was changed on {at}, from {ip}. This "
-                "address no longer gets email about the account.",
-                "If it was you, there is nothing to do. If it was not, restore this address. That "
-                "signs the account out everywhere, and you can set a new password:",
+                _(
+                    "The email address of the account {username} was changed on {at}, from {ip}. "
+                    "This address no longer gets email about the account."
+                ),
+                _(
+                    "If it was you, there is nothing to do. If it was not, restore this address. "
+                    "That signs the account out everywhere, and you can set a new password:"
+                ),
                 "{base}/undo/{token}",
-                "The link works once, for 72 hours after the change.",
+                _("The link works once, for 72 hours after the change."),
             ),
             lane="address",
             also_stores=("undo",),
         ),
-        sentence="The email address was changed",
+        sentence=_("The email address was changed"),
         reportable=True,
     )
 )
@@ -140,9 +159,9 @@ EMAIL_RESTORED = register(
         audit="email.restored",
         notification=Notification(
             kind="email.restored",
-            text="A change of your email address was undone from the old address.",
+            text=_("A change of your email address was undone from the old address."),
         ),
-        sentence="A change of the email address was undone",
+        sentence=_("A change of the email address was undone"),
         reportable=True,
         ends_sessions=True,
     )

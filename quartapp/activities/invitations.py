@@ -1,17 +1,20 @@
 """Activities of invitations."""
 
 from quartapp.activities.activity import Activity, Email, Notification, Notified, register
+from quartapp.i18n import lazy_gettext as _
 
 # Goes to the invited address, which has no account yet.
 INVITATION = Email(
     kind="user.invited",
-    subject="You are invited to create an account",
+    subject=_("You are invited to create an account"),
     text=(
-        "{inviter} invites you to create an account for {to} at {site}. It comes with: {roles}.",
-        "Choose a username and a password on this page:",
+        _("{inviter} invites you to create an account for {to} at {site}. It comes with: {roles}."),
+        _("Choose a username and a password on this page:"),
         "{base}/invited/{token}",
-        "The link works once, for 7 days. If you do not want an account, ignore this email. No "
-        "account is created.",
+        _(
+            "The link works once, for 7 days. If you do not want an account, ignore this email. No "
+            "account is created."
+        ),
     ),
     lane="invitation",
     also_stores=("invitation",),
@@ -25,10 +28,10 @@ INVITATION_ACCEPTED = register(
         audit="invitation.accepted",
         notification=Notification(
             kind="invitation.accepted",
-            text="{by} accepted your invitation to {email}.",
+            text=_("{by} accepted your invitation to {email}."),
             email_group="invitations",
         ),
         notified=Notified.INVITER,
-        sentence="An invitation was accepted, which gave the roles: {roles}",
+        sentence=_("An invitation was accepted, which gave the roles: {roles}"),
     )
 )

@@ -17,12 +17,12 @@ NOTIFICATION_BY_EMAIL = register(
     Activity(
         email=Email(
             kind="notification",
-            subject="New notification",
+            subject=_("New notification"),
             text=(
                 "{notification}",
-                "See all your notifications:",
+                _("See all your notifications:"),
                 "{base}/account/notices",
-                "You get this email because you chose so. To change that, open this page:",
+                _("You get this email because you chose so. To change that, open this page:"),
                 "{base}/account/preferences",
             ),
             # The name of the notification, and the words for its text are stored too.

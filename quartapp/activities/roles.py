@@ -1,14 +1,15 @@
 """Activities of roles."""
 
 from quartapp.activities.activity import Activity, Notification, Notified, register
+from quartapp.i18n import lazy_gettext as _
 
 ROLE_GRANTED = register(
     Activity(
         audit="role.granted",
         notification=Notification(
-            kind="role.granted", text="{by} gave you the role {role}.", email_group="roles"
+            kind="role.granted", text=_("{by} gave you the role {role}."), email_group="roles"
         ),
-        sentence="The role {role} was granted",
+        sentence=_("The role {role} was granted"),
     )
 )
 ROLE_REVOKED = register(
@@ -16,10 +17,10 @@ ROLE_REVOKED = register(
         audit="role.revoked",
         notification=Notification(
             kind="role.revoked",
-            text="{by} removed the role {role} from you.",
+            text=_("{by} removed the role {role} from you."),
             email_group="roles",
         ),
-        sentence="The role {role} was revoked",
+        sentence=_("The role {role} was revoked"),
         ends_sessions=True,
     )
 )
@@ -29,9 +30,9 @@ ROLE_GRANTED_UNTIL = register(
     Activity(
         audit="role.granted_until",
         notification=Notification(
-            kind="role.granted_until", text="{by} gave you the role {role} until {until}."
+            kind="role.granted_until", text=_("{by} gave you the role {role} until {until}.")
         ),
-        sentence="The role {role} was granted until {until}",
+        sentence=_("The role {role} was granted until {until}"),
     )
 )
 ROLE_END_CHANGED = register(
@@ -39,26 +40,26 @@ ROLE_END_CHANGED = register(
         audit="role.end_changed",
         notification=Notification(
             kind="role.end_changed",
-            text="{by} changed how long you have the role {role}: until {until}.",
+            text=_("{by} changed how long you have the role {role}: until {until}."),
         ),
-        sentence="The role {role} now ends on {until}",
+        sentence=_("The role {role} now ends on {until}"),
     )
 )
 _END_REMOVED = Notification(
-    kind="role.end_removed", text="{by} removed the end of your role {role}. You keep it."
+    kind="role.end_removed", text=_("{by} removed the end of your role {role}. You keep it.")
 )
 ROLE_END_REMOVED = register(
     Activity(
         audit="role.end_removed",
         notification=_END_REMOVED,
-        sentence="The role {role} no longer ends",
+        sentence=_("The role {role} no longer ends"),
     )
 )
 ROLE_ENDS_SOON = register(
     Activity(
         notification=Notification(
             kind="role.ends_soon",
-            text="Your role {role} ends at {until}. You will then be signed out.",
+            text=_("Your role {role} ends at {until}. You will then be signed out."),
         ),
     )
 )
@@ -66,8 +67,8 @@ ROLE_EXPIRED = register(
     Activity(
         audit="role.revoked",
         automatic=True,
-        notification=Notification(kind="role.expired", text="Your role {role} has expired."),
-        sentence="The role {role} expired",
+        notification=Notification(kind="role.expired", text=_("Your role {role} has expired.")),
+        sentence=_("The role {role} expired"),
         ends_sessions=True,
     )
 )
@@ -77,7 +78,7 @@ ROLE_END_SKIPPED = register(
         audit="role.end_removed",
         automatic=True,
         notification=_END_REMOVED,
-        sentence="The role {role} did not expire, because no other administrator would be left",
+        sentence=_("The role {role} did not expire, because no other administrator would be left"),
     )
 )
 
@@ -89,10 +90,10 @@ ROLE_DELETED = register(
     Activity(
         audit="role.deleted",
         notification=Notification(
-            kind="role.deleted", text="{by} deleted the role {role}, which you held."
+            kind="role.deleted", text=_("{by} deleted the role {role}, which you held.")
         ),
         notified=Notified.HOLDERS,
-        sentence="The role {role}, which you held, was deleted",
+        sentence=_("The role {role}, which you held, was deleted"),
         ends_sessions=True,
     )
 )
@@ -102,30 +103,30 @@ ROLE_DELETED = register(
 ROLE_REQUESTED = register(
     Activity(
         audit="role.requested",
-        notification=Notification(kind="role.requested", text="{by} asks for the role {role}."),
+        notification=Notification(kind="role.requested", text=_("{by} asks for the role {role}.")),
         notified=Notified.ADMINISTRATORS,
-        sentence="The role {role} was requested",
+        sentence=_("The role {role} was requested"),
     )
 )
 ROLE_REQUEST_WITHDRAWN = register(
     Activity(
-        audit="role.request_withdrawn", sentence="The request for the role {role} was withdrawn"
+        audit="role.request_withdrawn", sentence=_("The request for the role {role} was withdrawn")
     )
 )
 ROLE_REQUEST_DECLINED = register(
     Activity(
         audit="role.request_declined",
         notification=Notification(
-            kind="role.request_declined", text="{by} declined your request for the role {role}."
+            kind="role.request_declined", text=_("{by} declined your request for the role {role}.")
         ),
-        sentence="The request for the role {role} was declined",
+        sentence=_("The request for the role {role} was declined"),
     )
 )
 ROLE_REQUEST_DECLINED_WITH_REASON = register(
     Activity(
         notification=Notification(
             kind="role.request_declined_with_reason",
-            text="{by} declined your request for the role {role}. The reason: “{answer}”.",
+            text=_("{by} declined your request for the role {role}. The reason: “{answer}”."),
         ),
     )
 )

@@ -1,6 +1,7 @@
 """Activities of sessions."""
 
 from quartapp.activities.activity import Activity, Email, Notification, Notified, register
+from quartapp.i18n import lazy_gettext as _
 
 SIGNED_IN = register(
     Activity(
@@ -8,27 +9,31 @@ SIGNED_IN = register(
         # Only for a browser in which the user has not signed in before.
         email=Email(
             kind="session.started",
-            subject="Signed in from a new browser",
+            subject=_("Signed in from a new browser"),
             text=(
-                "Somebody signed in to the account {username} from a browser that was not used "
-                "there before.",
-                "Browser: {device}\nIP address: {ip}\nTime: {at}",
-                "If it was you, there is nothing to do. If it was not, report it on this page. "
-                "That ends the session, and you can set a new password:",
+                _(
+                    "Somebody signed in to the account {username} from a browser that was not used "
+                    "there before."
+                ),
+                _("Browser: {device}\nIP address: {ip}\nTime: {at}"),
+                _(
+                    "If it was you, there is nothing to do. If it was not, report it on this page. "
+                    "That ends the session, and you can set a new password:"
+                ),
                 "{base}/account/timeline",
             ),
         ),
-        sentence="Signed in",
+        sentence=_("Signed in"),
         reportable=True,
     )
 )
 REAUTHENTICATED = register(
-    Activity(audit="session.confirmed", sentence="Re-entered the password", reportable=True)
+    Activity(audit="session.confirmed", sentence=_("Re-entered the password"), reportable=True)
 )
 SESSION_ENDED = register(
     Activity(
         audit="session.ended",
-        sentence="A session was signed out",
+        sentence=_("A session was signed out"),
         reportable=True,
         ends_sessions=True,
     )
@@ -36,9 +41,9 @@ SESSION_ENDED = register(
 SESSIONS_ENDED = register(
     Activity(
         audit="sessions.ended",
-        notification=Notification(kind="sessions.ended", text="{by} ended your sessions."),
+        notification=Notification(kind="sessions.ended", text=_("{by} ended your sessions.")),
         notified=Notified.USER_UNLESS_ACTOR,
-        sentence="Sessions were signed out",
+        sentence=_("Sessions were signed out"),
         reportable=True,
         ends_sessions=True,
     )
@@ -48,18 +53,22 @@ ACTIVITY_DISOWNED = register(
         audit="activity.disowned",
         email=Email(
             kind="activity.disowned",
-            subject="You reported activity that was not you",
+            subject=_("You reported activity that was not you"),
             text=(
-                "Somebody signed in to the account {username} reported that this was not them:",
+                _("Somebody signed in to the account {username} reported that this was not them:"),
                 "{what}, {when}",
-                "All other sessions were ended. The other person may still have a way into the "
-                "account, so follow these steps:",
+                _(
+                    "All other sessions were ended. The other person may still have a way into the "
+                    "account, so follow these steps:"
+                ),
                 "{base}/account/timeline/not-me",
-                "If you did not report this, set a new password now: {base}/forgot\nIf the email "
-                "with the link does not reach you, contact an administrator.",
+                _(
+                    "If you did not report this, set a new password now: {base}/forgot\nIf the "
+                    "email with the link does not reach you, contact an administrator."
+                ),
             ),
         ),
-        sentence="You reported activity that was not you, and all other sessions were ended",
+        sentence=_("You reported activity that was not you, and all other sessions were ended"),
         ends_sessions=True,
     )
 )

@@ -11,13 +11,14 @@ from datetime import datetime, timedelta
 from ipaddress import IPv6Address, IPv6Network
 from weakref import WeakValueDictionary
 
-import humanize
 from beanie import PydanticObjectId
 from limits import RateLimitItem
 from limits.aio.strategies import FixedWindowRateLimiter
 
 from quartapp import clock
 from quartapp.errors import RetryLater
+from quartapp.i18n import duration
+from quartapp.i18n import lazy_gettext as _
 from quartapp.log import log
 from quartapp.middleware import forwarded
 from quartapp.models.limits.counter import CounterStorage
@@ -44,14 +45,18 @@ class RateLimitExceeded(RetryLater):
         # time left could be rounded up to one more second.
         left = until - clock.now() - clock.TOLERANCE
         self.retry_after = max(1, math.ceil(left.total_seconds()))
-        wait, unit, time = timedelta(seconds=self.retry_after), "seconds", "%H:%M:%S"
+        wait, time = timedelta(seconds=self.retry_after), "%H:%M:%S"
         if self.retry_after > 120:
             # For longer times, minutes are precise enough.
             minutes = math.ceil(self.retry_after / 60)
-            wait, unit, time = timedelta(minutes=minutes), "minutes", "%H:%M"
-        words = humanize.precisedelta(wait, minimum_unit=unit)
-        at = (clock.now() + wait).strftime(time)
-        super().__init__(f"Too many attempts. Try again in {words}, at {at} UTC.")
+            wait, time = timedelta(minutes=minutes), "%H:%M"
+        super().__init__(
+            _(
+                "Too many attempts. Try again in %(wait)s, at %(time)s UTC.",
+                wait=duration(wait),
+                time=(clock.now() + wait).strftime(time),
+            )
+        )
 
 
 async def count(action: str, *keys: tuple[str, RateLimitItem]) -> None:

@@ -13,6 +13,7 @@ from quartapp.auth.current_user import CurrentUser, current_user, signed_in_user
 from quartapp.auth.device import known_browser, remote_address
 from quartapp.auth.enforcement import wait_until_enforced
 from quartapp.auth.failures import report_failed_attempt
+from quartapp.i18n import lazy_gettext as _
 from quartapp.log import log
 from quartapp.models import Session, User
 from quartapp.models.base.actor import Actor
@@ -29,14 +30,14 @@ class IncorrectPassword(Exception):
     """The password is not that of the signed-in user."""
 
     def __init__(self) -> None:
-        super().__init__("Incorrect password.")
+        super().__init__(_("Incorrect password."))
 
 
 class IncorrectCode(Exception):
     """The user has a second factor, and the request has no valid code of it."""
 
     def __init__(self) -> None:
-        super().__init__("Incorrect code, or a code that was already used. Try again.")
+        super().__init__(_("Incorrect code, or a code that was already used. Try again."))
 
 
 async def reauthenticate(password: str, code: str = "") -> None:

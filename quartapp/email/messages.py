@@ -11,8 +11,10 @@ from email.utils import format_datetime
 
 from quartapp import clock
 from quartapp.activities import Email
+from quartapp.i18n import gettext as _
 from quartapp.i18n.times import format_time_and_zone
 from quartapp.models.email.outbox import Mail
+from quartapp.models.factors.factor import described
 
 # Words that are stored as ISO timestamps.
 MOMENTS = {"until", "when"}
@@ -33,8 +35,9 @@ def write(
 
     The words in braces are filled from those stored with the mail, and from `words`, which are
     known only now. Timestamps, in `until`, `when` and `at`, are written out in the current language
-    and time zone, with the name of the zone. A missing `ip` or `device` is shown as unknown; any
-    other missing word raises KeyError.
+    and time zone, with the name of the zone. The texts are in the current language. A missing `ip`
+    or `device` is shown as unknown, and a missing `by` as an operator; any other missing word
+    raises KeyError.
 
     `to` is the address that the text names. `receiver` is the same address as mail servers know it
     (see `validation.mail_address`). The header must name the same receiver as the envelope, so it
@@ -45,9 +48,9 @@ def write(
     """
     # The header of the longest address fits: a folded header would have the address encoded.
     message = EmailMessage((SMTP if receiver.isascii() else SMTPUTF8).clone(max_line_length=900))
-    local, _, domain = sender.rpartition("@")
+    local, _at, domain = sender.rpartition("@")
     message["From"] = Address(display_name=site_name, username=local, domain=domain)
-    local, _, domain = receiver.rpartition("@")
+    local, _at, domain = receiver.rpartition("@")
     message["To"] = Address(username=local, domain=domain)
     message["Subject"] = f"[{site_name}] {email.subject}"
     message["Date"] = format_datetime(clock.now())
@@ -58,8 +61,11 @@ def write(
         name: format_time_and_zone(datetime.fromisoformat(word)) if name in MOMENTS else word
         for name, word in mail.data.items()
     }
-    known = {"ip": "an unknown address", "device": "unknown"} | data | dict(words)
-    text = "\n\n".join((*email.text, ""))
+    if "factor" in data:
+        data["factor"] = described(data["factor"])
+    missing = {"ip": _("an unknown address"), "device": _("unknown"), "by": _("An operator")}
+    known = missing | data | dict(words)
+    text = "\n\n".join((*map(str, email.text), ""))
     text = text.format(
         base=base, to=to, site=site_name, at=format_time_and_zone(mail.created_at), **known
     )

@@ -7,22 +7,23 @@ from wtforms.validators import DataRequired, EqualTo, InputRequired, Optional, R
 
 from quartapp import validation
 from quartapp.forms.base import Checked, Form, digits, tidy
+from quartapp.i18n import lazy_gettext as _
 from quartapp.security.password_policy import obvious_weakness
 
 
 def email_field(
-    label: str = "Email address",
+    label: str = _("Email address"),
     *,
-    whose: str = "your",
+    missing: str = _("Enter your email address."),
     check: Callable[[str], str] = validation.check_email,
 ) -> EmailField:
     """Return a required field. Its value is trimmed, and then checked and replaced by `check`,
-    whose Invalid becomes the field's error. `whose` is a word of the message for an empty field."""
+    whose Invalid becomes the field's error. `missing` is the message for an empty field."""
     return EmailField(
         label,
         filters=[tidy],
         validators=[
-            DataRequired(f"Enter {whose} email address."),
+            DataRequired(missing),
             Checked(check),
         ],
     )
@@ -31,11 +32,11 @@ def email_field(
 def username_field() -> StringField:
     """Return a required field whose value is trimmed and checked by `validation.check_username`."""
     return StringField(
-        "Username",
+        _("Username"),
         filters=[tidy],
-        description="Up to 32 letters, digits, dots, dashes and underscores.",
+        description=_("Up to 32 letters, digits, dots, dashes and underscores."),
         validators=[
-            DataRequired("Enter a username."),
+            DataRequired(_("Enter a username.")),
             Checked(validation.check_username),
         ],
     )
@@ -46,8 +47,8 @@ def new_password_field(label: str) -> PasswordField:
     the form rejects obvious passwords, and the route asks for the score."""
     return PasswordField(
         label,
-        description="At least 8 characters. A few unrelated words make a good password.",
-        validators=[InputRequired("Enter a password.")],
+        description=_("At least 8 characters. A few unrelated words make a good password."),
+        validators=[InputRequired(_("Enter a password."))],
     )
 
 
@@ -56,8 +57,8 @@ def repeated_field(label: str) -> PasswordField:
     return PasswordField(
         label,
         validators=[
-            InputRequired("Enter the password again."),
-            EqualTo("password", message="The passwords do not match."),
+            InputRequired(_("Enter the password again.")),
+            EqualTo("password", message=_("The passwords do not match.")),
         ],
     )
 
@@ -65,8 +66,8 @@ def repeated_field(label: str) -> PasswordField:
 class RegisterForm(Form):
     username = username_field()
     email = email_field()
-    password = new_password_field("Password")
-    confirm = repeated_field("Repeat password")
+    password = new_password_field(_("Password"))
+    confirm = repeated_field(_("Repeat password"))
 
     def validate_password(self, field: PasswordField) -> None:
         """Reject an obvious password. The username and the email address count as obvious words."""
@@ -75,10 +76,10 @@ class RegisterForm(Form):
 
 class PasswordForm(Form):
     current_password = PasswordField(
-        "Current password", validators=[InputRequired("Enter your current password.")]
+        _("Current password"), validators=[InputRequired(_("Enter your current password."))]
     )
-    password = new_password_field("New password")
-    confirm = repeated_field("Repeat new password")
+    password = new_password_field(_("New password"))
+    confirm = repeated_field(_("Repeat new password"))
 
     def validate_password(self, field: PasswordField) -> None:
         """Reject an obvious new password. The username is not known here: the route checks it
@@ -91,8 +92,8 @@ class ForgotForm(Form):
 
 
 class ResetForm(Form):
-    password = new_password_field("New password")
-    confirm = repeated_field("Repeat new password")
+    password = new_password_field(_("New password"))
+    confirm = repeated_field(_("Repeat new password"))
 
     def validate_password(self, field: PasswordField) -> None:
         """Reject an obvious password. The username is not known here: the route checks it later."""
@@ -100,7 +101,7 @@ class ResetForm(Form):
 
 
 class EmailForm(Form):
-    email = email_field("New email address")
+    email = email_field(_("New email address"))
 
 
 class LinkForm(Form):
@@ -109,12 +110,12 @@ class LinkForm(Form):
 
 class CodeForm(Form):
     code = StringField(
-        "Code",
-        description="The six-digit code from the email.",
+        _("Code"),
+        description=_("The six-digit code from the email."),
         filters=[digits],
         validators=[
-            DataRequired("Enter the code from the email."),
-            Regexp(r"\A[0-9]{6}\Z", message="The code has six digits."),
+            DataRequired(_("Enter the code from the email.")),
+            Regexp(r"\A[0-9]{6}\Z", message=_("The code has six digits.")),
         ],
     )
 
@@ -128,15 +129,15 @@ class Day(DateField):
         try:
             super().process_formdata(valuelist)
         except ValueError:
-            raise ValueError("Enter a date such as 2030-12-31.") from None
+            raise ValueError(_("Enter a date such as 2030-12-31.")) from None
 
 
 class AccountExpiryForm(Form):
     """Setting the expiry date of an account, or removing it if the field is empty."""
 
     date = Day(
-        "Account expiry",
-        description="The account is disabled at the end of this date (UTC).",
+        _("Account expiry"),
+        description=_("The account is disabled at the end of this date (UTC)."),
         validators=[Optional()],
     )
 

@@ -3,15 +3,22 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Self
 
 import wtforms
 from quart import g, request
 from wtforms import ValidationError
+from wtforms.form import BaseForm
+from wtforms.i18n import get_translations
+from wtforms.meta import DefaultMeta
 from wtforms.validators import Length, StopValidation
 
 from quartapp import validation
 from quartapp.errors import RetryLater
+from quartapp.i18n import PSEUDO, current_locale
+from quartapp.i18n import lazy_gettext as _
+from quartapp.i18n.catalogs import load
 from quartapp.validation import Invalid, plain_code
 
 # Maximum length of a field without a Length validator.
@@ -33,6 +40,11 @@ class Form(wtforms.Form):
     # shown filled: `posted` is false and `status` is 200.
     carried: bool = False
     _refused = 422
+
+    class Meta(DefaultMeta):
+        def get_translations(self, form: BaseForm) -> Any:
+            """Return the texts of WTForms itself in the current language."""
+            return _wtforms_texts(current_locale())
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise TypeError if a method whose name starts with `validate` is a coroutine function."""
@@ -120,6 +132,12 @@ class Form(wtforms.Form):
             self[field].errors = [*self[field].errors, message]
 
 
+@cache
+def _wtforms_texts(locale: str) -> Any:
+    """Return the texts of WTForms in the language. It has a catalog for each of ours."""
+    return load(PSEUDO) if locale == PSEUDO else get_translations([locale])
+
+
 def max_length(field: wtforms.Field) -> int | None:
     """Return the maximum length of the field in characters: that of its Length validator, or 256.
 
@@ -139,7 +157,8 @@ def _too_long(field: wtforms.Field, most: int) -> Callable[[wtforms.Form, wtform
     """Return a validator that rejects every value, with the message of the field's Length validator
     or, without one, "Use at most ... characters."."""
     length = _length(field)
-    message = (length and length.message) or f"Use at most {most:,} characters."
+    number = f"{most:,}"
+    message = (length and length.message) or _("Use at most %(num)s characters.", num=number)
 
     def refuse(form: wtforms.Form, field: wtforms.Field) -> None:
         raise StopValidation(message)

@@ -4,6 +4,7 @@ from wtforms import BooleanField, HiddenField, StringField
 from wtforms.validators import DataRequired, Length, Regexp
 
 from quartapp.forms.base import Form, bidi_free, digits, printable, tidy
+from quartapp.i18n import lazy_gettext as _
 
 # Characters of a credential as JSON; an attestation with certificates is the longest part.
 LONGEST_CREDENTIAL = 32 * 1024
@@ -11,12 +12,12 @@ LONGEST_CREDENTIAL = 32 * 1024
 
 class AppCodeForm(Form):
     code = StringField(
-        "Code",
-        description="The six-digit code from the app.",
+        _("Code"),
+        description=_("The six-digit code from the app."),
         filters=[digits],
         validators=[
-            DataRequired("Enter the code that the app shows."),
-            Regexp(r"\A[0-9]{6}\Z", message="The code has six digits."),
+            DataRequired(_("Enter the code that the app shows.")),
+            Regexp(r"\A[0-9]{6}\Z", message=_("The code has six digits.")),
         ],
     )
 
@@ -25,12 +26,12 @@ def name_field() -> StringField:
     """Return a required field for the name of a passkey: trimmed, printable, at most 60 characters,
     without characters that change the direction of text."""
     return StringField(
-        "Name",
+        _("Name"),
         filters=[tidy],
-        description="For example, the device on which you store the passkey.",
+        description=_("For example, the device on which you store the passkey."),
         validators=[
-            DataRequired("Enter a name."),
-            Length(max=60, message="A name has at most 60 characters."),
+            DataRequired(_("Enter a name.")),
+            Length(max=60, message=_("A name has at most 60 characters.")),
             printable,
             bidi_free,
         ],

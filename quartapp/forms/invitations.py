@@ -14,20 +14,24 @@ from quartapp.forms.accounts import (
 )
 from quartapp.forms.base import Form
 from quartapp.forms.roles import Lacks, Named, RoleChoice
+from quartapp.i18n import lazy_gettext as _
 from quartapp.policy import MEMBER
+
+# Every account gets the role member, and can be given another one.
+_BOTH = _("member and %(name)s")
 
 
 class InviteForm(Form):
     """Inviting a person. Every account gets the role member, so that is the default choice."""
 
-    email = email_field(whose="an")
-    role = RoleChoice("Role", default=MEMBER, validators=[Optional()])
+    email = email_field(missing=_("Enter an email address."))
+    role = RoleChoice(_("Role"), default=MEMBER, validators=[Optional()])
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
         """Set the choices: member, then "member and ..." for each other role of which the user
         lacks no permission."""
         others = [role for role in roles if role.name != MEMBER]
-        self.role.offer(others, lacks=lacks, first={MEMBER: MEMBER}, prefix=f"{MEMBER} and ")
+        self.role.offer(others, lacks=lacks, first={MEMBER: MEMBER}, label=_BOTH)
 
     @property
     def other_role(self) -> str | None:
@@ -39,8 +43,8 @@ class InvitedForm(Form):
     """Accepting an invitation. Set `email` to the invited address before validating."""
 
     username = username_field()
-    password = new_password_field("Password")
-    confirm = repeated_field("Repeat password")
+    password = new_password_field(_("Password"))
+    confirm = repeated_field(_("Repeat password"))
     email = ""
 
     def validate_password(self, field: PasswordField) -> None:

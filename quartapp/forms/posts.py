@@ -6,33 +6,36 @@ from wtforms import StringField, SubmitField, TextAreaField
 from wtforms.validators import DataRequired, Length
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
+from quartapp.i18n import lazy_gettext as _
 
 
 class PostForm(Form):
     title = StringField(
-        "Title",
+        _("Title"),
         filters=[tidy],
         validators=[
-            DataRequired("Enter a title."),
-            Length(max=200, message="A title has at most 200 characters."),
+            DataRequired(_("Enter a title.")),
+            Length(max=200, message=_("A title has at most 200 characters.")),
             printable,
             bidi_free,
         ],
     )
     body = TextAreaField(
-        "Text",
-        description="You can use Markdown: **bold**, *italic*, [link](https://example.org), "
-        "# heading, - list, > quote and `code`.",
+        _("Text"),
+        description=_(
+            "You can use Markdown: **bold**, *italic*, [link](https://example.org), "
+            "# heading, - list, > quote and `code`."
+        ),
         filters=[tidy],
         validators=[
-            DataRequired("Enter the text of the post."),
-            Length(max=20_000, message="A post has at most 20,000 characters."),
+            DataRequired(_("Enter the text of the post.")),
+            Length(max=20_000, message=_("A post has at most 20,000 characters.")),
             printable,
         ],
     )
-    preview = SubmitField("Preview")
+    preview = SubmitField(_("Preview"))
     # "save" stores a draft, "discard" deletes it.
-    draft = StringField("Draft")
+    draft = StringField(_("Draft"))
 
     def process(self, *args: Any, **kwargs: Any) -> None:
         """Bind the data to the fields. A draft may lack the title or the text, and the text of one
@@ -47,11 +50,11 @@ class PostForm(Form):
 
 class CommentForm(Form):
     body = TextAreaField(
-        "Your comment",
+        _("Your comment"),
         filters=[tidy],
         validators=[
-            DataRequired("Enter a comment."),
-            Length(max=4_000, message="A comment has at most 4,000 characters."),
+            DataRequired(_("Enter a comment.")),
+            Length(max=4_000, message=_("A comment has at most 4,000 characters.")),
             printable,
         ],
     )

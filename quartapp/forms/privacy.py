@@ -4,6 +4,8 @@ from wtforms import RadioField, StringField, ValidationError
 from wtforms.validators import DataRequired
 
 from quartapp.forms.base import Form, tidy
+from quartapp.i18n import gettext
+from quartapp.i18n import lazy_gettext as _
 
 KEEP, REMOVE = "keep", "remove"
 
@@ -13,15 +15,15 @@ class DeleteForm(Form):
     `expect`. Any other is a validation error."""
 
     username = StringField(
-        "Username",
+        _("Username"),
         filters=[tidy],
-        validators=[DataRequired("Enter the username to confirm.")],
+        validators=[DataRequired(_("Enter the username to confirm."))],
     )
     posts = RadioField(
-        "Posts and comments",
-        choices={
-            KEEP: "Keep them, shown as written by a deleted user",
-            REMOVE: "Delete them, including the comments of others on the posts",
+        _("Posts and comments"),
+        choices=lambda: {
+            KEEP: gettext("Keep them, shown as written by a deleted user"),
+            REMOVE: gettext("Delete them, including the comments of others on the posts"),
         },
         default=KEEP,
     )
@@ -34,7 +36,7 @@ class DeleteForm(Form):
     def validate_username(self, field: StringField) -> None:
         """Raise ValidationError unless the text equals the username passed to `expect`."""
         if field.data != self._expected:
-            raise ValidationError(f"Enter {self._expected} exactly as shown.")
+            raise ValidationError(_("Enter %(name)s exactly as shown.", name=self._expected))
 
     @property
     def with_posts(self) -> bool:

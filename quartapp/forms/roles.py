@@ -18,11 +18,8 @@ from wtforms.widgets import CheckboxInput, HiddenInput, ListWidget
 
 from quartapp import clock, validation
 from quartapp.forms.base import Checked, Form, bidi_free, printable, tidy
-from quartapp.i18n import lazy_gettext
+from quartapp.i18n import lazy_gettext as _
 from quartapp.policy import LABELS
-
-# Fields are declared to take a str.
-_: Any = lazy_gettext
 
 
 class Named(Protocol):
@@ -53,10 +50,15 @@ class RoleChoice(SelectField):
         self.existing: set[str] = set()
 
     def offer(
-        self, roles: Iterable[Named], *, lacks: Lacks, first: Mapping[str, str], prefix: str = ""
+        self,
+        roles: Iterable[Named],
+        *,
+        lacks: Lacks,
+        first: Mapping[str, str],
+        label: str = "%(name)s",
     ) -> None:
         """Set the choices: `first` (value to label), then the roles of which the user lacks no
-        permission, each labelled with `prefix` and its name."""
+        permission, each with this label, in which `%(name)s` is its name."""
         roles = list(roles)
         self.existing = {name.casefold() for name in (*first, *(role.name for role in roles))}
         # app.css asks for a confirmation before a role with management permissions is granted.
@@ -64,7 +66,7 @@ class RoleChoice(SelectField):
         self.choices = [
             *((name, label, {}) for name, label in first.items()),
             *(
-                (role.name, f"{prefix}{role.name}", marks[role.manages])
+                (role.name, label % {"name": role.name}, marks[role.manages])
                 for role in roles
                 if not lacks(role.permissions)
             ),
@@ -73,7 +75,7 @@ class RoleChoice(SelectField):
     def pre_validate(self, form: Any) -> None:
         """Raise ValidationError if the role is not one of those passed to `offer`. Ignores case."""
         if self.data and self.data.casefold() not in self.existing:
-            raise ValidationError("This role does not exist.")
+            raise ValidationError(_("This role does not exist."))
 
 
 class EndField(StringField):
@@ -99,13 +101,13 @@ class EndField(StringField):
 
 
 class GrantForm(Form):
-    role = RoleChoice("Role", default="", validators=[DataRequired("Select a role.")])
+    role = RoleChoice(_("Role"), default="", validators=[DataRequired(_("Select a role."))])
     until = EndField(_("Until"))
 
     def offer(self, roles: Iterable[Named], *, lacks: Lacks) -> None:
         """Set the choices: an empty one labelled "Select a role", then the roles of which the user
         lacks no permission."""
-        self.role.offer(roles, lacks=lacks, first={"": "Select a role"})
+        self.role.offer(roles, lacks=lacks, first={"": _("Select a role")})
 
 
 def _reason_checks(*first: Any) -> list[Any]:
@@ -156,26 +158,26 @@ class RoleForm(Form):
     that somebody else has made in the meantime."""
 
     name = StringField(
-        "Name",
+        _("Name"),
         filters=[tidy],
-        description="Up to 32 letters, digits, dots, dashes and underscores.",
+        description=_("Up to 32 letters, digits, dots, dashes and underscores."),
         validators=[
-            DataRequired("Enter a name."),
+            DataRequired(_("Enter a name.")),
             Checked(validation.check_role_name),
         ],
     )
     description = StringField(
-        "Description",
+        _("Description"),
         filters=[tidy],
         validators=[Checked(validation.check_description)],
     )
     permissions = SelectMultipleField(
-        "Permissions",
-        choices={permission.value: label for permission, label in LABELS.items()},
+        _("Permissions"),
+        choices=lambda: {permission.value: str(label) for permission, label in LABELS.items()},
         widget=ListWidget(prefix_label=False),
         option_widget=CheckboxInput(),
     )
-    requires_factor = BooleanField("Require a second factor")
+    requires_factor = BooleanField(_("Require a second factor"))
     version = IntegerField(widget=HiddenInput(), validators=[Optional()])
     # Without a value, as sent by a page of an earlier version, it stays as it is.
     requestable = SelectField(

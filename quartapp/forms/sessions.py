@@ -4,46 +4,47 @@ from wtforms import BooleanField, PasswordField, StringField
 from wtforms.validators import DataRequired, InputRequired, Length
 
 from quartapp.forms.base import Form, printable, tidy
+from quartapp.i18n import lazy_gettext as _
 
 
 class LoginForm(Form):
     login = StringField(
-        "Username or email address",
+        _("Username or email address"),
         filters=[tidy],
         validators=[
-            DataRequired("Enter your username or email address."),
-            Length(max=254, message="A username or email address has at most 254 characters."),
+            DataRequired(_("Enter your username or email address.")),
+            Length(max=254, message=_("A username or email address has at most 254 characters.")),
             printable,
         ],
     )
-    password = PasswordField("Password", validators=[InputRequired("Enter your password.")])
-    remember = BooleanField("Keep me signed in on this device")
+    password = PasswordField(_("Password"), validators=[InputRequired(_("Enter your password."))])
+    remember = BooleanField(_("Keep me signed in on this device"))
 
 
 class FactorForm(Form):
     code = StringField(
-        "Code",
-        description="The six-digit code from your authenticator app, or a recovery code.",
+        _("Code"),
+        description=_("The six-digit code from your authenticator app, or a recovery code."),
         filters=[tidy],
         validators=[
-            DataRequired("Enter a code."),
-            Length(max=64, message="A code has at most 64 characters."),
+            DataRequired(_("Enter a code.")),
+            Length(max=64, message=_("A code has at most 64 characters.")),
         ],
     )
 
 
 class ConfirmForm(Form):
-    password = PasswordField("Password", validators=[InputRequired("Enter your password.")])
+    password = PasswordField(_("Password"), validators=[InputRequired(_("Enter your password."))])
 
 
 class ConfirmWithFactorForm(ConfirmForm):
     """Re-entering the password, for users who have a second factor."""
 
     factor_code = StringField(
-        "Code",
+        _("Code"),
         filters=[tidy],
         validators=[
-            DataRequired("Enter a code."),
-            Length(max=64, message="A code has at most 64 characters."),
+            DataRequired(_("Enter a code.")),
+            Length(max=64, message=_("A code has at most 64 characters.")),
         ],
     )

@@ -24,6 +24,7 @@ catalogs in `quartapp/translations` and compiles them. The package imports nothi
 the application.
 """
 
+from quartapp.i18n.durations import duration
 from quartapp.i18n.locales import (
     DEFAULT,
     LOCALES,
@@ -33,7 +34,14 @@ from quartapp.i18n.locales import (
     set_locale,
     use_locale,
 )
-from quartapp.i18n.texts import LazyText, gettext, lazy_gettext, lazy_ngettext, ngettext
+from quartapp.i18n.texts import (
+    LazyText,
+    gettext,
+    lazy_gettext,
+    lazy_ngettext,
+    library_text,
+    ngettext,
+)
 
 __all__ = [
     "DEFAULT",
@@ -41,9 +49,11 @@ __all__ = [
     "PSEUDO",
     "LazyText",
     "current_locale",
+    "duration",
     "gettext",
     "lazy_gettext",
     "lazy_ngettext",
+    "library_text",
     "negotiate",
     "ngettext",
     "set_locale",

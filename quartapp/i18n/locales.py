@@ -22,20 +22,26 @@ _locale: ContextVar[str] = ContextVar("locale", default=DEFAULT)
 current_locale = _locale.get
 
 
-def set_locale(locale: str) -> None:
-    """Set the language for the rest of the current task, and of the tasks that it starts later."""
-    _locale.set(locale)
+def set_locale(locale: str | None) -> None:
+    """Set the language for the rest of the current task, and of the tasks that it starts later.
+
+    None or an unknown one means the default.
+    """
+    _locale.set(_known(locale))
 
 
 @contextmanager
 def use_locale(locale: str | None) -> Iterator[None]:
     """Set the language for the length of the block. None or an unknown one means the default."""
-    known = locale if locale in LOCALES or locale == PSEUDO else DEFAULT
-    token = _locale.set(known or DEFAULT)
+    token = _locale.set(_known(locale))
     try:
         yield
     finally:
         _locale.reset(token)
+
+
+def _known(locale: str | None) -> str:
+    return locale if locale and (locale in LOCALES or locale == PSEUDO) else DEFAULT
 
 
 @lru_cache(256)

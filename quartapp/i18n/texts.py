@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from quartapp.i18n.catalogs import load
-from quartapp.i18n.locales import current_locale
+from quartapp.i18n.locales import DEFAULT, current_locale
 
 
 def gettext(message: str, /, **words: Any) -> str:
@@ -28,8 +27,10 @@ def ngettext(singular: str, plural: str, number: int, /, **words: Any) -> str:
 class LazyText:
     """A text that is translated each time it is shown.
 
-    `str`, `%`, templates and comparisons with a str use the language that is current then. It keeps
-    the English text and the words apart, so the same object can be shown in several languages.
+    It keeps the English text and the words apart, so one object can be shown in several languages.
+    `str`, formatting, templates, comparisons and the methods of str use the language that is
+    current then. It is no subclass of str: such an object would be shown untranslated where the
+    interpreter reads the characters of a str directly.
     """
 
     __slots__ = ("_arguments", "_words")
@@ -43,8 +44,14 @@ class LazyText:
             return gettext(*self._arguments, **self._words)
         return ngettext(*self._arguments, **self._words)
 
-    def __mod__(self, words: Mapping[str, Any] | tuple[Any, ...]) -> str:
+    def __contains__(self, part: str) -> bool:
+        return part in str(self)
+
+    def __mod__(self, words: Any) -> str:
         return str(self) % words
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(str(self), name)
 
     def __repr__(self) -> str:
         return f"LazyText({', '.join(map(repr, self._arguments))})"
@@ -59,11 +66,30 @@ class LazyText:
         return bool(self._arguments[0])
 
 
-def lazy_gettext(message: str, /, **words: Any) -> LazyText:
-    """Return the text as one that is translated when it is shown."""
-    return LazyText(message, **words)
+class LibraryText(LazyText):
+    """The English text of a library, and the text that replaces it in other languages."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        english, other = self._arguments
+        return english if current_locale() == DEFAULT else str(other)
 
 
-def lazy_ngettext(singular: str, plural: str, number: int, /, **words: Any) -> LazyText:
-    """Return the text for this number as one that is translated when it is shown."""
-    return LazyText(singular, plural, number, **words)
+def lazy_gettext(message: str, /, **words: Any) -> str:
+    """Return the text as one that is translated when it is shown: a LazyText.
+
+    The declared type is str, because forms, errors and templates take it where they take a str.
+    """
+    return cast(str, LazyText(message, **words))
+
+
+def lazy_ngettext(singular: str, plural: str, number: int, /, **words: Any) -> str:
+    """Return the text for this number as `lazy_gettext` does."""
+    return cast(str, LazyText(singular, plural, number, **words))
+
+
+def library_text(english: str, other: str) -> str:
+    """Return a text that exists only in English as a lazy text, shown as `other` in all other
+    languages."""
+    return cast(str, LibraryText(english, other))

@@ -25,11 +25,13 @@ from quartapp.authority.change_stream import Change
 from quartapp.background import BackgroundTask
 from quartapp.email import messages
 from quartapp.email.transports import Undelivered, transport_for
-from quartapp.i18n import timezones
+from quartapp.i18n import lazy_gettext as _
+from quartapp.i18n import timezones, use_locale
 from quartapp.i18n.times import use_zone
 from quartapp.log import log
 from quartapp.models import Mail, User
 from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.accounts.preferences import Preferences
 from quartapp.models.invitations import invitation
 from quartapp.settings import Settings
 from quartapp.validation import Invalid
@@ -178,9 +180,14 @@ class OutboxWorker(BackgroundTask):
                 words["notification"] = catalogue.notification_text(kind, mail.data)
         if user is not None:
             words["username"] = user.username
-            words["account"] = f"the account {user.username}" if user.verified else "your account"
+            named = _("the account %(name)s", name=user.username)
+            words["account"] = named if user.verified else _("your account")
         receiver = validation.mail_address(to)
-        with use_zone(timezones.find(user.preferences.timezone) if user else None):
+        chosen = user.preferences if user else Preferences()
+        with (
+            use_locale(chosen.language or mail.language),
+            use_zone(timezones.find(chosen.timezone)),
+        ):
             message = messages.write(
                 mail,
                 email=email,

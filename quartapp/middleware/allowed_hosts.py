@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from quartapp.i18n import gettext as _
 from quartapp.settings import Settings
 
 # Load balancers and Prometheus ask for these by the address of the machine, or without a name.
@@ -29,17 +30,13 @@ class AllowedHosts:
     """
 
     def __init__(self, app: Any, settings: Settings) -> None:
-        """Collect the host names of BASE_URL and ALLOWED_ORIGINS, and write the plain text answer,
-        which names BASE_URL."""
+        """Collect the host names of BASE_URL and ALLOWED_ORIGINS."""
         self._app = app
         origins = (settings.base_url, *settings.allowed_origins)
         self._names = {_name(urlsplit(origin).netloc) for origin in origins}
         self._loopback = not settings.production
         self._probes = PROBES if settings.production else frozenset[str]()
-        self._text = (
-            f"This host is not served here. Open {settings.base_url} instead, or set BASE_URL "
-            "or ALLOWED_ORIGINS to the address that you open.\n"
-        ).encode()
+        self._base_url = settings.base_url
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Call the application, or answer 400 or 421. A refused handshake of a server that cannot
@@ -55,10 +52,16 @@ class AllowedHosts:
             kind = "websocket.http.response"
             if kind not in (scope.get("extensions") or {}):
                 return await send({"type": "websocket.close"})
+        text = _(
+            "This host is not served here. Open %(url)s instead, or set BASE_URL or "
+            "ALLOWED_ORIGINS to the address that you open.",
+            url=self._base_url,
+        )
+        body = f"{text}\n".encode()
         headers = [(b"content-type", b"text/plain; charset=utf-8")]
-        headers.append((b"content-length", b"%d" % len(self._text)))
+        headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": f"{kind}.start", "status": status.value, "headers": headers})
-        return await send({"type": f"{kind}.body", "body": self._text})
+        return await send({"type": f"{kind}.body", "body": body})
 
     def _status(self, scope: Any) -> HTTPStatus:
         """Return OK if every host that the request names is served, 421 if one is not, and 400 if

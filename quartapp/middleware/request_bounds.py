@@ -18,6 +18,8 @@ from quart.wrappers.request import Body
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from quartapp.i18n import gettext as _
+
 URL_BYTES = 8 * 1024
 PARAMETERS = 100
 HEADERS = 100
@@ -103,7 +105,7 @@ class RequestBounds:
         else:
             headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
             await send({"type": "http.response.start", "status": status, "headers": headers})
-            body = b"The address or the headers of this request are too long.\n"
+            body = f"{_('The address or the headers of this request are too long.')}\n".encode()
             await send({"type": "http.response.body", "body": body})
 
 

@@ -19,6 +19,7 @@ from quartapp.auth import Forbidden, ReauthenticationRequired
 from quartapp.authority.session_rule import EndedSession
 from quartapp.forms import csrf
 from quartapp.forms.sessions import LoginForm
+from quartapp.i18n import gettext as _
 from quartapp.policy import LABELS
 from quartapp.runtime import encryption
 
@@ -134,8 +135,10 @@ async def filled_form() -> Any:
     found = encryption().decrypt_value(sealed, _about(user.user_id), max_age=LASTS)
     if found is None or not _is_carriable(found[0]):
         await flash(
-            "The text that was sent before you signed in is not shown, because another user wrote "
-            "it or it is older than a day.",
+            _(
+                "The text that was sent before you signed in is not shown, because another user "
+                "wrote it or it is older than a day."
+            ),
             "info",
         )
         return None
@@ -145,9 +148,9 @@ async def filled_form() -> Any:
     try:
         return await view(**arguments)
     except Forbidden as error:
-        reason = f"You no longer have the permission to {LABELS[error.permission].lower()}."
+        reason = _("You no longer have the permission “%(label)s”.", label=LABELS[error.permission])
     except (ReauthenticationRequired, HTTPException):
-        reason = "Its page no longer exists, or you can no longer change it."
+        reason = _("Its page no longer exists, or you can no longer change it.")
     texts = [value for _, value in fields if value.strip()]
     return await render_template("errors/carried_form.html", reason=reason, texts=texts), 422
 

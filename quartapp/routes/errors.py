@@ -36,6 +36,8 @@ from quartapp.db.mongo import Unavailable
 from quartapp.errors import RetryLater
 from quartapp.forms.csrf import FIELD, CrossSite, InvalidToken
 from quartapp.forms.sessions import ConfirmForm, ConfirmWithFactorForm
+from quartapp.i18n import lazy_gettext as _
+from quartapp.i18n import library_text
 from quartapp.log import log
 from quartapp.models.accounts import closed
 from quartapp.models.authorization.privileges import MissingPermission
@@ -49,21 +51,24 @@ from quartapp.routes.sessions import reauthentication
 from quartapp.routes.sessions.sign_in import AccountDeactivated, AccountDisabled, MustVerify
 
 TEXTS = {
-    400: ("Bad request", "The server could not understand this request. Go back and try again."),
-    403: ("Not allowed", "You do not have permission to do this."),
-    404: ("Page not found", "This page does not exist or was deleted. Check the address."),
-    405: ("Method not allowed", "This address does not accept this kind of request."),
-    408: ("Request timed out", "The request took too long to arrive. Try again."),
-    413: ("Request too large", "Send less data at once."),
-    429: ("Too many requests", "Wait a moment, then try again."),
-    500: (
-        "Something went wrong",
-        "This is an error of the site, and it was logged. Try again later.",
+    400: (
+        _("Bad request"),
+        _("The server could not understand this request. Go back and try again."),
     ),
-    503: ("Service busy", "There are too many requests right now. Try again in a moment."),
+    403: (_("Not allowed"), _("You do not have permission to do this.")),
+    404: (_("Page not found"), _("This page does not exist or was deleted. Check the address.")),
+    405: (_("Method not allowed"), _("This address does not accept this kind of request.")),
+    408: (_("Request timed out"), _("The request took too long to arrive. Try again.")),
+    413: (_("Request too large"), _("Send less data at once.")),
+    429: (_("Too many requests"), _("Wait a moment, then try again.")),
+    500: (
+        _("Something went wrong"),
+        _("This is an error of the site, and it was logged. Try again later."),
+    ),
+    503: (_("Service busy"), _("There are too many requests right now. Try again in a moment.")),
 }
 FACTORS = "/account/factors"
-AWAY = ("Database unavailable", "No change could be confirmed. Try again in a moment.")
+AWAY = (_("Database unavailable"), _("No change could be confirmed. Try again in a moment."))
 
 
 def init_app(app: Quart) -> None:
@@ -86,7 +91,7 @@ def init_app(app: Quart) -> None:
     app.log_exception = log_exception  # type: ignore[method-assign]
 
 
-async def sign_in_first(_: Unauthorized) -> Any:
+async def sign_in_first(_error: Unauthorized) -> Any:
     """Answer a request that has no active session.
 
     Logs `session_use_after_expire` if the cookie is that of an ended session. A handshake of a
@@ -103,7 +108,7 @@ async def sign_in_first(_: Unauthorized) -> Any:
             reason=ended.reason.value,
         )
     if has_websocket_context():
-        return "Sign in first.\n", 401
+        return f"{_('Sign in first.')}\n", 401
     if _wants_json():
         return _signed_out_json(), 401
     if ended is None:
@@ -141,8 +146,12 @@ async def _sign_in_again(ended: EndedSession) -> Any:
     page = await carried_forms.sign_in_page(ended, query=f"?{target.partition('?')[2]}")
     if page is None:
         await flash(
-            "Your session ended before you sent this, so nothing was changed. Sign in and try "
-            "again.",
+            str(
+                _(
+                    "Your session ended before you sent this, so nothing was changed. Sign in and "
+                    "try again."
+                )
+            ),
             "warning",
         )
     return page or redirect(target, 302)
@@ -204,11 +213,11 @@ async def factor_first(error: Forbidden) -> Any:
     return page, 403
 
 
-async def cross_site(_: CrossSite) -> Any:
+async def cross_site(_error: CrossSite) -> Any:
     """Answer 403 with a page, and log `malicious_csrf`."""
     log.warning("malicious_csrf", path=_route(), origin=request.headers.get("Origin"))
     return await _page(
-        403, "Request blocked", "Another site sent this request. Nothing was changed."
+        403, _("Request blocked"), _("Another site sent this request. Nothing was changed.")
     )
 
 
@@ -229,8 +238,8 @@ async def invalid_token(error: InvalidToken) -> Any:
             return page
     if not error.same_site:
         log.warning("malicious_csrf", path=_route(), origin=None)
-        detail = "This form has expired or is not from this site. Reload the page and try again."
-        return await _page(403, "Request blocked", detail)
+        detail = _("This form has expired or is not from this site. Reload the page and try again.")
+        return await _page(403, _("Request blocked"), detail)
     page = await render_template(
         "errors/resend.html", no_cookies=not request.cookies, **await _to_send_again("code")
     )
@@ -289,7 +298,7 @@ async def refused(error: DomainError) -> Any:
     status = status_of(error)
     if not has_websocket_context() and (page := await refusals.answer(str(error))):
         return page, status
-    return await _page(status, "This cannot be done", str(error))
+    return await _page(status, _("This cannot be done"), str(error))
 
 
 def status_of(error: DomainError) -> int:
@@ -329,7 +338,7 @@ async def database_unavailable(error: Exception) -> Any:
     """
     log.error("database_away", error=type(error).__name__, detail=str(error)[:300])
     if has_websocket_context():
-        return "Try again later.\n", 503
+        return f"{_('Try again later.')}\n", 503
     # The page must not load the current user, because the database is unavailable.
     if _wants_json():
         return jsonify(error="unavailable"), 503, {"Retry-After": "2"}
@@ -357,7 +366,8 @@ async def http_error(error: HTTPException) -> Any:
         return f"{error.name}\n", status
     if error.response is not None or 300 <= status < 400:
         return error
-    body, _ = await _page(status, *TEXTS.get(status, (error.name, "Go back and try again.")))
+    text = TEXTS.get(status, (library_text(error.name, _("Error")), _("Go back and try again.")))
+    body, status = await _page(status, *text)
     headers = {k: v for k, v in error.get_headers() if k.lower() in ("allow", "retry-after")}
     return body, status, headers
 
@@ -369,16 +379,16 @@ def log_exception(what: Any) -> None:
     log.error("unhandled", exc_info=what, path=_route() if inside else None)
 
 
-async def internal_error(_: Exception) -> Any:
+async def internal_error(_error: Exception) -> Any:
     """Answer an unhandled exception with 500 and an error page without details, which are only in
     the log. In plain text for a handshake, and if the page itself fails, which is logged too."""
     if has_websocket_context():
-        return "Something went wrong.\n", 500
+        return f"{_('Something went wrong.')}\n", 500
     try:
         return await _page(500, *TEXTS[500])
     except Exception:
         log.exception("error_page_failed")
-        return "Something went wrong.\n", 500, {"Content-Type": "text/plain; charset=utf-8"}
+        return f"{_('Something went wrong.')}\n", 500, {"Content-Type": "text/plain; charset=utf-8"}
 
 
 async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
@@ -387,7 +397,7 @@ async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
     The page links back, shows what was submitted, and offers to try again for 429 and 503.
     """
     if _wants_json():
-        return jsonify(error=title), status
+        return jsonify(error=str(title)), status
     page = await render_template(
         "errors/error.html",
         status=status,

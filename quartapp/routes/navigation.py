@@ -11,7 +11,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from quartapp.i18n import LazyText, current_locale
+from quartapp.i18n import current_locale
 from quartapp.i18n import lazy_gettext as _
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Link:
     """
 
     href: str
-    text: LazyText
+    text: str
     permission: str = ""
     key: str = ""
     icon: str = ""

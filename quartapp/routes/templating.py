@@ -21,7 +21,7 @@ from quartapp.i18n import ngettext, times
 from quartapp.i18n import templates as translated
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS
-from quartapp.routes import icons, navigation
+from quartapp.routes import icons, navigation, script_texts
 from quartapp.routes.factors import relying_party
 from quartapp.settings import Settings
 
@@ -71,6 +71,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     )
     app.jinja_env.filters["device_icon"] = icons.device_icon
     app.jinja_env.globals["zone_name"] = times.zone_name
+    app.jinja_env.globals["script_texts"] = script_texts.element
     app.jinja_env.globals["site_name"] = settings.site_name
     app.jinja_env.globals["support_contact"] = lambda: runtime.settings().support_contact
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from quartapp.i18n import lazy_gettext
+from quartapp.i18n import lazy_gettext as _
 from quartapp.policy import BUILT_IN_ROLES
 from quartapp.security.password_scoring import MAX_WAITING, PasswordScorer
 from quartapp.security.passwords import MAX_LENGTH
@@ -23,6 +25,23 @@ CONTEXT_WORDS = ("quartapp", "administrator", *BUILT_IN_ROLES)
 COMMON_PASSWORDS = frozenset(
     Path(__file__).with_name("common_passwords.txt").read_text("utf-8").split()
 )
+# The warnings of zxcvbn, which are the ids of their translations.
+WARNINGS = (
+    _("Straight rows of keys are easy to guess."),
+    _("Short keyboard patterns are easy to guess."),
+    _('Repeats like "aaa" are easy to guess.'),
+    _('Repeats like "abcabcabc" are only slightly harder to guess than "abc".'),
+    _("This is a top-10 common password."),
+    _("This is a top-100 common password."),
+    _("This is a very common password."),
+    _("This is similar to a commonly used password."),
+    _("Sequences like abc or 6543 are easy to guess."),
+    _("Recent years are easy to guess."),
+    _("A word by itself is easy to guess."),
+    _("Dates are often easy to guess."),
+    _("Names and surnames by themselves are easy to guess."),
+    _("Common names and surnames are easy to guess."),
+)
 
 
 def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | None:
@@ -35,15 +54,15 @@ def obvious_weakness(password: str, *, context: Sequence[str] = ()) -> str | Non
     (6.2.5). Takes microseconds.
     """
     if len(password) < MIN_LENGTH:
-        return f"Use at least {MIN_LENGTH} characters."
+        return _("Use at least %(num)s characters.", num=MIN_LENGTH)
     if len(password) > MAX_LENGTH:
-        return f"Use at most {MAX_LENGTH} characters."
+        return _("Use at most %(num)s characters.", num=MAX_LENGTH)
     if "\0" in password or any(0xD800 <= ord(c) <= 0xDFFF for c in password):
-        return "This password contains a character that cannot be used."
+        return _("This password contains a character that cannot be used.")
     if len(_remove_words(_all_words(context), password)) < MIN_LENGTH:
-        return "This password is too similar to your username or another obvious word."
+        return _("This password is too similar to your username or another obvious word.")
     if password.strip().lower() in COMMON_PASSWORDS:
-        return "This password is too easy to guess. It is on lists of leaked passwords."
+        return _("This password is too easy to guess. It is on lists of leaked passwords.")
     return None
 
 
@@ -108,10 +127,14 @@ class PasswordPolicy:
             return Rating(0, reason)
         scored = await self._scorer.score(password, _all_words(context))
         if scored.score < MIN_SCORE:
-            sentences = ["This password is too easy to guess.", scored.warning]
-            return Rating(scored.score, " ".join(sentences).rstrip())
+            reason = _("This password is too easy to guess.")
+            if scored.warning:
+                why = lazy_gettext(scored.warning)
+                reason = _("This password is too easy to guess. %(why)s", why=why)
+            return Rating(scored.score, reason)
         if self._breached and await self._breached.contains(password):
-            return Rating(1, "This password is known from a data breach. Choose a different one.")
+            known = _("This password is known from a data breach. Choose a different one.")
+            return Rating(1, known)
         return Rating(scored.score)
 
     async def close(self) -> None:

@@ -128,17 +128,17 @@ function offer(form) {
   }
   const untouched = differing.every(({ field, name }) => !isChanged(field) && initial(field) === draft.fields[name].initial)
   if (untouched) return restore(form, draft)
-  showNote(form, `You have unsaved text from ${timeOf(draft)}. This form has changed since then.`, {
-    Restore: () => restore(form, draft),
-    Discard: () => discard(form, draft),
+  showNote(form, say("unsaved", { time: sayTime(draft.at) }), {
+    [say("restore")]: () => restore(form, draft),
+    [say("discard")]: () => discard(form, draft),
   })
 }
 
 function restore(form, draft) {
   fill(form, draft, ({ name }) => draft.fields[name].value)
   write(keyOf(form), { ...draft, resume: undefined, tried: undefined })
-  showNote(form, `Restored your unsaved text from ${timeOf(draft)}.`, {
-    Discard: () => {
+  showNote(form, say("restored", { time: sayTime(draft.at) }), {
+    [say("discard")]: () => {
       fill(form, draft, ({ field }) => initial(field))
       discard(form, draft)
     },
@@ -149,7 +149,7 @@ function restore(form, draft) {
 
 function discard(form, draft) {
   remove(keyOf(form))
-  showNote(form, "Unsaved text discarded.", { Undo: () => restore(form, draft) })
+  showNote(form, say("discarded"), { [say("undo")]: () => restore(form, draft) })
 }
 
 function fill(form, draft, valueOf) {
@@ -196,10 +196,6 @@ function placeCaret(form, caret) {
   if (!field?.focus || !free || location.hash) return
   field.focus()
   if (caret.start !== null) field.setSelectionRange(caret.start, caret.end)
-}
-
-function timeOf(draft) {
-  return new Date(draft.at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC"
 }
 
 // Signing out

@@ -148,14 +148,14 @@ const handlers = {
 
   "permissions.changed"(message) {
     if (!applyPermissions(message)) return
-    const gained = message.added?.length ? `You now have: ${message.added.join(", ")}.` : ""
-    const lost = message.removed?.length ? `You no longer have: ${message.removed.join(", ")}.` : ""
-    const by = message.by ? `Changed by ${message.by}.` : ""
+    const gained = message.added?.length ? say("gained", { permissions: message.added.join(", ") }) : ""
+    const lost = message.removed?.length ? say("lost", { permissions: message.removed.join(", ") }) : ""
+    const by = message.by ? say("changedBy", message) : ""
     if (gained || lost) toast([gained, lost, by].filter(Boolean).join(" "))
   },
 
   "session.started"({ session: { device, ip } }) {
-    toast(`New sign-in: ${device}, ${ip}.`, { href: "/account/sessions", label: "Review active sessions" })
+    toast(say("signIn", { device, ip }), { href: "/account/sessions", label: say("review") })
   },
 
   "session.ended"(message) {
@@ -229,13 +229,14 @@ function updatePage(by) {
 function hidePage(by) {
   const kept = keepDrafts()
   const forms = kept ? main.querySelectorAll("form[data-draft]") : []
-  const needed = element("code", main.dataset.needs.replaceAll(" ", " or "))
-  const words = element("p", "It requires the permission ", needed, by ? `, which ${by} removed from your roles.` : ", which you no longer have.")
+  const needed = element("code", main.dataset.needs.replaceAll(" ", " / "))
+  const [before, after] = say(by ? "removedBy" : "removed", { by, permission: "\n" }).split("\n")
+  const words = element("p", before, needed, after)
   words.className = "lede"
   main.className = "message-page"
-  main.replaceChildren(element("h1", "You no longer have permission to see this page"), words)
+  main.replaceChildren(element("h1", say("refused")), words)
   for (const form of forms) {
-    main.append(element("p", "This form can no longer be sent. Your text is kept in this tab, and returns with the permission."), form)
+    main.append(element("p", say("unsendable")), form)
     for (const button of form.querySelectorAll("button")) button.disabled = true
   }
   main.focus()
@@ -253,7 +254,7 @@ function toast(text, { href, label } = {}) {
   }
   const close = element("button", "×")
   close.type = "button"
-  close.ariaLabel = "Dismiss"
+  close.ariaLabel = say("dismiss")
   const box = element("div", words, close)
   box.className = "toast"
   close.onclick = () => box.remove()
@@ -286,9 +287,9 @@ function showState(state) {
   const before = live.dataset.state
   if (before === state) return
   live.dataset.state = state
-  live.title = { connected: "Connected: this page updates immediately" }[state] ?? ""
+  live.title = say(state) ?? ""
   clearTimeout(stateText)
-  const text = { reconnecting: "Reconnecting…", offline: "Offline", silent: "No answer for 30 seconds", stopped: "Live updates stopped" }[state] ?? ""
+  const text = state === "connected" ? "" : say(state) ?? ""
   // A restart takes a second or two. Show nothing for so short a time.
   const wait = state === "reconnecting" && before !== "offline" ? 2000 : 0
   stateText = setTimeout(setText, wait, ".live-text", text)
@@ -298,12 +299,12 @@ function showState(state) {
 
 function lockEnded({ session: ended = session, reason, message, by, at }, explainAfter = 0) {
   const other = ended !== session // the reason belongs to a different session
-  const when = at ? new Date(at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC" : ""
+  const when = at ? sayTime(at) : ""
   lock({
-    title: reason === "signed_out" ? "You have signed out" : "You have been signed out",
-    message: (!other && message) || "Your session has ended.",
-    by: other ? "" : [by && by !== username && `By ${by}`, when].filter(Boolean).join(", "),
-    action: "Sign in again",
+    title: say(reason === "signed_out" ? "signedOut" : "ended"),
+    message: (!other && message) || say("over"),
+    by: other ? "" : [by && by !== username && say("by", { by }), when].filter(Boolean).join(", "),
+    action: say("again"),
     href: `/login?${new URLSearchParams({ ended: session, next: here })}`,
     explainAfter,
   })
@@ -313,11 +314,9 @@ function lockEnded({ session: ended = session, reason, message, by, at }, explai
 function lockForeign(name) {
   disconnect()
   lock({
-    title: "This page has expired",
-    message: name === username
-      ? "You have signed in again in another tab."
-      : `You are signed in as ${name} in another tab. This page belongs to ${username}.`,
-    action: "Reload the page",
+    title: say("expired"),
+    message: say(name === username ? "sameUser" : "otherUser", { name, username }),
+    action: say("reload"),
     href: here,
   })
 }

@@ -1,4 +1,13 @@
-// Passwords that can be shown, the rating of a new password, and keyboard shortcuts. Nothing depends on this script.
+// Texts in the language of the page, for all scripts; passwords that can be shown; the rating of a new password; and
+// keyboard shortcuts.
+
+const texts = JSON.parse(document.getElementById("texts").textContent)
+const { lang } = document.documentElement
+
+// Returns the text with the words filled in.
+window.say = (key, words) => texts[key]?.replace(/%\((\w+)\)s/g, (_, name) => words[name])
+
+window.sayTime = at => new Date(at).toLocaleString(lang === "en" ? "en-GB" : lang, { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC"
 
 for (const button of document.querySelectorAll("[data-reveal]")) {
   const input = button.previousElementSibling

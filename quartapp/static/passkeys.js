@@ -17,7 +17,7 @@ for (const form of document.querySelectorAll("form[data-passkey]")) {
   if (form.dataset.passkey === "get" && !form.dataset.confirm) suggest(form)
 }
 if (words && supported) words.hidden = true
-else if (words) words.textContent = "This browser does not support passkeys. Use another browser or device."
+else if (words) words.textContent = say("unsupported")
 
 async function run(form) {
   const error = form.querySelector("[role=alert]")
@@ -25,7 +25,7 @@ async function run(form) {
   try {
     await ask(form)
   } catch (failure) {
-    error.textContent = reason(failure)
+    error.textContent = say(failure.name) ?? say("failed")
     error.hidden = false
   }
 }
@@ -67,15 +67,4 @@ async function suggest(form) {
 const ceremonies = {
   create: [json => PublicKeyCredential.parseCreationOptionsFromJSON(json), options => navigator.credentials.create(options)],
   get: [json => PublicKeyCredential.parseRequestOptionsFromJSON(json), options => navigator.credentials.get(options)],
-}
-
-function reason({ name }) {
-  switch (name) {
-    case "InvalidStateError": return "This device already has a passkey for your account."
-    case "NotAllowedError": return "No passkey was used. Try again."
-    case "NotSupportedError": return "This device cannot create this kind of passkey."
-    case "NotAccepted": return "This passkey was not accepted. Try again, or sign in another way."
-    case "SecurityError": return "Passkeys do not work at this address."
-    default: return "The passkey could not be used. Check your connection and try again."
-  }
 }

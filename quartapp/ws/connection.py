@@ -16,6 +16,7 @@ from quartapp import clock, metrics
 from quartapp.authority import versions
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Unavailable
+from quartapp.i18n import current_locale, use_locale
 from quartapp.log import log
 from quartapp.models.notifications.notice import Notice
 from quartapp.ws import protocol, topics
@@ -41,7 +42,8 @@ class Connection:
 
     `role_ids` are the roles of the session's user, as last read; `roles` are those that the
     handshake was authorized with. `page` is the path of the page, if it is known. `sent_principal`
-    is the session's state as last sent to the client: None until `send_hello`.
+    is the session's state as last sent to the client: None until `send_hello`. Texts are sent in
+    the language that is current when the object is created.
     `expires_at` is the session's expiry by `clock.monotonic`. `state_changed` is set when a change
     arrives before `send_hello`. `mailbox` is the largest number of messages that wait to be sent.
     """
@@ -63,6 +65,8 @@ class Connection:
         self.user_id = user_id
         self.address = address
         self.page = page
+        # The language of the page, for the texts that other tasks send.
+        self._locale = current_locale()
         self.role_ids = frozenset(roles)
         self.sent_principal: Principal | None = None
         self.expires_at = math.inf
@@ -171,12 +175,14 @@ class Connection:
 
         See `close` for how it waits for the acknowledgement.
         """
+        with use_locale(self._locale):
+            text = ended.message
         message = SessionEnded(
             id=self._next_id(),
             reason=ended.reason.value,
             by=ended.by,
             at=protocol.format_time(ended.at),
-            message=ended.message,
+            message=text,
         )
         # An event may end thousands of sessions; the receipt logs them in one line.
         self.close(CloseCode.ENDED, ended.reason.value, message, logged=ended.event is None)

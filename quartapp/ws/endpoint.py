@@ -14,6 +14,7 @@ from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.forms.csrf import same_origin
+from quartapp.i18n import LOCALES, set_locale
 from quartapp.log import log
 from quartapp.runtime import runtime, settings
 from quartapp.ws import topics
@@ -78,6 +79,8 @@ async def live() -> None:
         abort(503)
     cursor, unread = _number("cursor"), _number("unread")
     keys = topics.parse(websocket.args.get("topics", ""), user_id)
+    if current_user.language in LOCALES:
+        set_locale(current_user.language)
     await websocket.accept()
     socket = websocket._get_current_object()  # type: ignore[attr-defined]
     connection = Connection(

@@ -1,6 +1,7 @@
 """Rules that hold for every page (ASVS 6.2.6, 6.2.7, 6.4.2, 7.4.4)."""
 
 from html.parser import HTMLParser
+from typing import Any
 
 from quartapp.models.accounts.one_time_token import Purpose
 from quartapp.policy import Permission
@@ -26,8 +27,9 @@ class Inputs(HTMLParser):
             self.found.append(dict(attrs))
 
 
-async def every_page(visitors: Visitors) -> dict[str, Answer]:
-    """Return each page, as an administrator and as an anonymous visitor see it."""
+async def every_page(visitors: Visitors, **options: Any) -> dict[str, Answer]:
+    """Return each page, as an administrator and as an anonymous visitor see it. `options` are those
+    of the requests."""
     _, parts = await author_with_content(visitors)
     author = await visitors.with_permissions("boss", *Permission)
     await issue_token(author, Purpose.CONFIRM)
@@ -40,7 +42,8 @@ async def every_page(visitors: Visitors) -> dict[str, Answer]:
             ("boss", author),
             ("author", own[0]),
         ):
-            answer = await visitor.get(path(row, {**parts, **(own[1] if who == "author" else {})}))
+            page = path(row, {**parts, **(own[1] if who == "author" else {})})
+            answer = await visitor.get(page, **options)
             if answer.status == 200 and answer.headers["Content-Type"].startswith("text/html"):
                 found[f"{row.rule} of {who}"] = answer
     return found

@@ -1,11 +1,15 @@
 """Languages: the choice by `Accept-Language`, translated texts, the pseudo-locale, catalogs."""
 
+from datetime import timedelta
+
 import jinja2
 import pytest
+import zxcvbn_rs_py
 
 from quartapp import i18n
 from quartapp.i18n import LOCALES, PSEUDO, catalogs, pseudo, templates, use_locale
 from quartapp.i18n.__main__ import dump, path_of, read, updated
+from quartapp.security.password_policy import WARNINGS
 
 
 @pytest.mark.parametrize(
@@ -80,3 +84,27 @@ def test_compiled_catalogs_match_their_sources(locale: str) -> None:
     for suffix, content in files.items():
         assert path_of(locale, suffix).read_bytes() == content, "run python -m quartapp.i18n"
     assert catalogs.load(locale).gettext("") != ""
+
+
+def test_lengths_of_time_are_written_with_their_units() -> None:
+    for seconds, words in (
+        (0, "0 seconds"),
+        (1, "1 second"),
+        (90, "1 minute and 30 seconds"),
+        (7200, "2 hours"),
+        (90061, "1 day, 1 hour, 1 minute and 1 second"),
+    ):
+        assert str(i18n.duration(timedelta(seconds=seconds))) == words
+
+
+def test_texts_of_libraries_are_replaced_in_other_languages() -> None:
+    text = i18n.library_text("No @.", i18n.lazy_gettext("This is no address."))
+    assert str(text) == "No @."
+    with use_locale(PSEUDO):
+        assert str(text).startswith("Ţĥîš îš ñö åððŕéšš.")
+
+
+def test_the_password_policy_knows_the_warnings_of_zxcvbn() -> None:
+    names = (name for name in dir(zxcvbn_rs_py.Warning) if not name.startswith("_"))
+    warnings = {str(getattr(zxcvbn_rs_py.Warning, name)) for name in names}
+    assert warnings == {str(each) for each in WARNINGS}

@@ -12,6 +12,7 @@ from pymongo import IndexModel, UpdateOne
 
 from quartapp import clock, policy, validation
 from quartapp.db.mongo import Tx
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts import status
 from quartapp.models.accounts.credential import KeptCredential, credential_of
 from quartapp.models.accounts.list_indexes import LIST_INDEXES
@@ -40,8 +41,8 @@ class Taken(DomainError):
 
     def __init__(self, field: str) -> None:
         self.field = field
-        noun = "username" if field == "username" else "email address"
-        super().__init__(f"This {noun} is taken.")
+        name_taken, email_taken = _("This username is taken."), _("This email address is taken.")
+        super().__init__(name_taken if field == "username" else email_taken)
 
 
 class Unverified(DomainError):
@@ -49,8 +50,12 @@ class Unverified(DomainError):
 
     def __init__(self, username: str) -> None:
         super().__init__(
-            f"The email address of {username} is not verified. Until it is, the account can have "
-            f"no role other than {policy.MEMBER} and no second factor."
+            _(
+                "The email address of %(name)s is not verified. Until it is, the account can have "
+                "no role other than %(role)s and no second factor.",
+                name=username,
+                role=policy.MEMBER,
+            )
         )
 
 

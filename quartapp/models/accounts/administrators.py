@@ -4,12 +4,12 @@ from typing import Any
 
 from quartapp import clock, policy
 from quartapp.db.mongo import Tx
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts import role_ends, status
 from quartapp.models.accounts.account import Account
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.role import Role
 
-LAST = "This is the last active administrator"
 # Whether there is one, and whether there is another one.
 COUNTED = 2
 
@@ -19,8 +19,12 @@ class LastAdministrator(DomainError):
     (`others_leave`)."""
 
     def __init__(self, *, others_leave: bool = False) -> None:
-        only = "The accounts or roles of all other administrators expire" if others_leave else LAST
-        super().__init__(f"{only}. Make another user an administrator first.")
+        expire = _(
+            "The accounts or roles of all other administrators expire. Make another user an "
+            "administrator first."
+        )
+        last = _("This is the last active administrator. Make another user an administrator first.")
+        super().__init__(expire if others_leave else last)
 
 
 async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) -> int:

@@ -1,6 +1,7 @@
 """The sentence for a user who has given the right password, but whose account is not active."""
 
 from quartapp.activities import ACCOUNT_DISABLED
+from quartapp.i18n import lazy_gettext as _
 from quartapp.i18n.times import format_time
 from quartapp.models.accounts.user import User
 from quartapp.models.audit import activity
@@ -14,12 +15,12 @@ async def why(user: User) -> str:
     expiry from the audit log.
     """
     if user.deletes_at is not None:
-        return f"Your account will be deleted on {format_time(user.deletes_at)}."
+        return _("Your account will be deleted on %(time)s.", time=format_time(user.deletes_at))
     if not user.disabled:
-        return "Your account is deactivated."
+        return _("Your account is deactivated.")
     if day := user.expires_on or await _expired_on(user):
-        return f"Your account expired at the end of {day} (UTC)."
-    return "An administrator disabled your account."
+        return _("Your account expired at the end of %(day)s (UTC).", day=day)
+    return _("An administrator disabled your account.")
 
 
 async def _expired_on(user: User) -> str | None:

@@ -14,7 +14,6 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-import humanize
 from beanie import PydanticObjectId
 from limits import RateLimitItem
 from pymongo.errors import DuplicateKeyError
@@ -27,6 +26,8 @@ from quartapp.activities import (
     EMAIL_VERIFIED,
 )
 from quartapp.db.mongo import Tx, transaction
+from quartapp.i18n import duration, lazy_ngettext
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.account import Taken, address_fields
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent, code_digest
 from quartapp.models.accounts.registration import drop_claim
@@ -55,10 +56,16 @@ class TooManyEmails(DomainError):
     def __init__(self, limit: RateLimitItem, wait: timedelta) -> None:
         self.retry_after = max(1, int(wait.total_seconds()))
         minutes = timedelta(minutes=-(-self.retry_after // 60))
-        within = humanize.naturaldelta(limit.get_expiry())
         super().__init__(
-            f"At most {limit.amount} emails are sent within {within}. The next can be sent in "
-            f"{humanize.precisedelta(minutes, minimum_unit='minutes')}."
+            lazy_ngettext(
+                "At most %(num)s email is sent within %(period)s. The next can be sent in "
+                "%(wait)s.",
+                "At most %(num)s emails are sent within %(period)s. The next can be sent in "
+                "%(wait)s.",
+                limit.amount,
+                period=duration(timedelta(seconds=limit.get_expiry())),
+                wait=duration(minutes),
+            )
         )
 
 
@@ -67,16 +74,20 @@ class WrongCode(DomainError):
     the advice to send another email."""
 
     def __init__(self, left: int) -> None:
-        tries = f"{left} more {'try' if left == 1 else 'tries'}" if left else "no more tries"
-        ask = "" if left else " Send another email."
-        super().__init__(f"Incorrect code. You have {tries}.{ask}")
+        none = _("Incorrect code. You have no more tries. Send another email.")
+        some = lazy_ngettext(
+            "Incorrect code. You have %(num)s more try.",
+            "Incorrect code. You have %(num)s more tries.",
+            left,
+        )
+        super().__init__(some if left else none)
 
 
 class NoCode(DomainError):
     """There is no valid code, or it was tried too often."""
 
     def __init__(self) -> None:
-        super().__init__("The code has expired or was tried too often. Send another email.")
+        super().__init__(_("The code has expired or was tried too often. Send another email."))
 
 
 def unconfirmed(user: User) -> str | None:

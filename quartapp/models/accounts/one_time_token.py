@@ -11,6 +11,7 @@ from pymongo import IndexModel
 
 from quartapp import clock, policy
 from quartapp.db.mongo import Tx, transaction
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.administrators import active_administrators
 from quartapp.models.accounts.registration import add_user
 from quartapp.models.accounts.user import User
@@ -47,7 +48,7 @@ class TokenSpent(DomainError):
     """The token was used, has expired, or is invalid because the account has changed."""
 
     def __init__(self) -> None:
-        super().__init__("This link was used already or has expired.")
+        super().__init__(_("This link was used already or has expired."))
 
 
 class Token(Record):

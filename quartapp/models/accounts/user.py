@@ -33,6 +33,7 @@ from quartapp.activities import (
     Activity,
 )
 from quartapp.db.mongo import Tx, transaction
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts import status
 from quartapp.models.accounts.account import (
     ForgottenBrowsers,
@@ -64,7 +65,7 @@ class PasswordMoved(DomainError):
     """The stored password hash is not the one that the operation started from."""
 
     def __init__(self) -> None:
-        super().__init__("The password was changed in the meantime. Start again.")
+        super().__init__(_("The password was changed in the meantime. Start again."))
 
 
 # How many notifications can be marked as read one by one, before older ones.

@@ -16,6 +16,7 @@ from quartapp.activities import (
     catalogue,
 )
 from quartapp.db.mongo import Tx
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
@@ -23,7 +24,7 @@ from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents, fetch_links
 from quartapp.models.base.references import EVENTS, USERS, DomainError, linked_id
 from quartapp.models.email.outbox import Mail
-from quartapp.models.factors.factor import NAMES, Factor
+from quartapp.models.factors.factor import described
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session, count_active, mark_ended
 
@@ -32,7 +33,7 @@ class OwnSession(DomainError):
     """The user reports the sign-in of the session that they are using."""
 
     def __init__(self) -> None:
-        super().__init__("This is the session that you are using. To end it, sign out.")
+        super().__init__(_("This is the session that you are using. To end it, sign out."))
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def text(event: Event) -> str:
     if activity is None:
         return ""
     words = {**event.details, "roles": ", ".join(event.details.get("roles", ()))}
-    if words.get("factor") in set(Factor):
-        words["factor"] = NAMES[Factor(words["factor"])]
+    if "factor" in words:
+        words["factor"] = described(words["factor"])
     return activity.describe(words)
 
 

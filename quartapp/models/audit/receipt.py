@@ -7,6 +7,9 @@ from typing import Self
 
 from pydantic import BaseModel
 
+from quartapp.i18n import gettext as _
+from quartapp.i18n import ngettext
+
 # After this no worker waits for an acknowledgement: a socket stays open for ten seconds for it, and
 # if thousands are informed, the last of them are some seconds after the event.
 SETTLED_AFTER = timedelta(seconds=30)
@@ -93,19 +96,39 @@ class Reach:
         """Return the counts as a sentence without a full stop; empty if there were no tabs."""
         parts: list[str] = []
 
-        def add(count: int, words: str) -> None:
-            if count:
-                parts.append(f"{f'{count}' if parts else _count(count, 'tab')} {words}")
+        def tabs(count: int) -> str:
+            return str(count) if parts else ngettext("%(num)s tab", "%(num)s tabs", count)
 
-        where = f"on {_count(self.workers, 'worker')}"
-        add(self.acked, f"{where} acknowledged, slowest {self.slowest_ms} ms")
-        add(self.pending, "not acknowledged yet")
-        add(self.missed, f"not acknowledged in time, {_refused(self.missed)}")
-        add(self.unknown, f"unknown because a worker stopped, {_refused(self.unknown)}")
+        if self.acked:
+            where = ngettext("on %(num)s worker", "on %(num)s workers", self.workers)
+            text = _("%(tabs)s %(where)s acknowledged, slowest %(time)s ms")
+            parts.append(text % {"tabs": tabs(self.acked), "where": where, "time": self.slowest_ms})
+        if self.pending:
+            parts.append(_("%(tabs)s not acknowledged yet", tabs=tabs(self.pending)))
+        if self.missed:
+            parts.append(
+                ngettext(
+                    "%(tabs)s not acknowledged in time, refused at its next request",
+                    "%(tabs)s not acknowledged in time, refused at their next request",
+                    self.missed,
+                    tabs=tabs(self.missed),
+                )
+            )
+        if self.unknown:
+            parts.append(
+                ngettext(
+                    "%(tabs)s unknown because a worker stopped, refused at its next request",
+                    "%(tabs)s unknown because a worker stopped, refused at their next request",
+                    self.unknown,
+                    tabs=tabs(self.unknown),
+                )
+            )
         if self.silent:
             parts.append(
-                "a worker did not respond, so open tabs there are not counted; they are refused at "
-                "their next request"
+                _(
+                    "a worker did not respond, so open tabs there are not counted; they are "
+                    "refused at their next request"
+                )
             )
         return "; ".join(parts)
 
@@ -116,11 +139,3 @@ class Reach:
         """
         words = str(self)
         return f" {words[0].upper()}{words[1:]}." if words else ""
-
-
-def _refused(count: int) -> str:
-    return f"refused at {'its' if count == 1 else 'their'} next request"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

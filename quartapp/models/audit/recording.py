@@ -81,7 +81,7 @@ async def _inform(
     if email is not None:
         if not isinstance(user, Account):
             raise TypeError(f"the email {email.kind} needs the user's document")
-        data = _pick(email, {"by": by.username or "An operator", "ip": by.ip, **words})
+        data = _pick(email, {"by": by.username, "ip": by.ip, **words})
         texts = {name: None if word is None else str(word) for name, word in data.items()}
         await queue_email(user, email, tx, **texts)
 

@@ -24,7 +24,6 @@ from quartapp.activities import (
     ROLE_REVOKED,
     Activity,
 )
-from quartapp.i18n import LazyText
 from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
@@ -52,7 +51,7 @@ class Undo:
     """
 
     permission: Permission
-    effect: LazyText
+    effect: str
     run: Callable[[Event, Actor], Awaitable[Event | None]]
     changes: tuple[Activity, ...] = ()
 

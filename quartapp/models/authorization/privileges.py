@@ -15,6 +15,7 @@ from beanie import PydanticObjectId
 
 from quartapp import clock, policy
 from quartapp.db.mongo import Tx
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts import role_ends
 from quartapp.models.authorization.permissions import permissions_of, stored, usable_roles
 from quartapp.models.base.actor import Actor
@@ -26,22 +27,26 @@ from quartapp.models.factors.factor import has_shown_one
 class MissingPermission(DomainError):
     """The actor lacks permissions that `target` (a user, role or invitation) holds or would give.
 
-    `missing` lists them in alphabetical order. `sentence` is formatted with both.
+    `missing` lists them in alphabetical order. `sentence` is one of the lazy texts below, and is
+    filled with both.
     """
 
     def __init__(self, sentence: str, missing: Collection[str], target: str) -> None:
         self.missing = sorted(missing)
         self.target = target
-        super().__init__(sentence.format(missing=", ".join(self.missing), target=target))
+        super().__init__(sentence % {"missing": ", ".join(self.missing), "target": target})
 
 
-GIVE = "You cannot grant the role {target}. It includes {missing}, which you do not have."
-CHANGE = "You cannot change the role {target}. It includes {missing}, which you do not have."
-ADD = "You cannot add {missing} to the role {target}, because you do not have it."
-DELETE = "You cannot delete the role {target}. Its users have {missing}, which you do not have."
-MANAGE = "You cannot manage {target}, who has permissions that you do not have: {missing}."
-INVITATION = (
-    "You cannot manage the invitation to {target}. It includes {missing}, which you do not have."
+GIVE = _("You cannot grant the role %(target)s. It includes %(missing)s, which you do not have.")
+CHANGE = _("You cannot change the role %(target)s. It includes %(missing)s, which you do not have.")
+ADD = _("You cannot add %(missing)s to the role %(target)s, because you do not have it.")
+DELETE = _(
+    "You cannot delete the role %(target)s. Its users have %(missing)s, which you do not have."
+)
+MANAGE = _("You cannot manage %(target)s, who has permissions that you do not have: %(missing)s.")
+INVITATION = _(
+    "You cannot manage the invitation to %(target)s. It includes %(missing)s, which you do not "
+    "have."
 )
 
 

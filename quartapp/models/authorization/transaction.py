@@ -8,6 +8,7 @@ from beanie import PydanticObjectId
 from quartapp import clock
 from quartapp.activities import catalogue
 from quartapp.db.mongo import Tx, transaction
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts import role_ends, status
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.permissions import principal_version, usable_roles
@@ -32,14 +33,16 @@ class SessionOver(DomainError):
 
     def __init__(self, session_id: PydanticObjectId) -> None:
         self.session_id = session_id
-        super().__init__("Your session ended before this was done, so nothing was changed.")
+        super().__init__(_("Your session ended before this was done, so nothing was changed."))
 
 
 class RightsChanged(DomainError):
     """The actor lost a permission, with which the request was authorized, before the commit."""
 
     def __init__(self) -> None:
-        super().__init__("Your permissions changed before this was done, so nothing was changed.")
+        super().__init__(
+            _("Your permissions changed before this was done, so nothing was changed.")
+        )
 
 
 async def authorized_transaction(

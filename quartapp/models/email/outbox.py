@@ -17,6 +17,7 @@ from quartapp import clock, metrics
 from quartapp.activities import Activity, Email
 from quartapp.db import mongo
 from quartapp.db.mongo import Tx
+from quartapp.i18n import current_locale
 from quartapp.log import log
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import CASELESS, UserRef, linked_id, user_ref
@@ -34,13 +35,15 @@ class Mail(Record):
 
     `kind` is the name of the email (see `quartapp.activities`), also one that this version does
     not know. `due_at` is also the lease: a worker that claims the email puts it off for LEASE, so
-    that it is due again if that worker dies. `tries` tells a claim from a later one.
+    that it is due again if that worker dies. `tries` tells a claim from a later one. `language` is
+    that of the request that queued it, for a receiver whose preference is not known.
     """
 
     # Earlier versions, which may still be running, know this field as `letter`.
     kind: str = Field(alias="letter")
     to: str
     user: UserRef | None = None
+    language: str | None = None
     data: dict[str, str] = {}
     created_at: datetime
     due_at: datetime
@@ -89,6 +92,7 @@ class Mail(Record):
             letter=email.kind,
             to=to,
             user=user_ref(user),
+            language=current_locale(),
             data=known,
             created_at=now,
             due_at=now,

@@ -17,6 +17,7 @@ from typing import Any
 from quartapp import clock
 from quartapp.activities import FACTOR_ADDED, FACTOR_REMOVED, FACTORS_RESET
 from quartapp.db.mongo import Tx
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import inform, record
@@ -26,7 +27,7 @@ from quartapp.models.base.record import documents
 from quartapp.models.base.references import PASSKEYS, DomainError, ref, user_ref
 from quartapp.models.base.tokens import new_token
 from quartapp.models.factors import recovery_codes
-from quartapp.models.factors.factor import KEPT, NAMES, Factor
+from quartapp.models.factors.factor import KEPT, Factor, stored_words
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session, count_active, mark_ended
 
@@ -37,7 +38,7 @@ class HasFactor(DomainError):
     """The condition of an update no longer holds: the factor has been set up already."""
 
     def __init__(self) -> None:
-        super().__init__("This is already set up. To set it up again, remove it first.")
+        super().__init__(_("This is already set up. To set it up again, remove it first."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ async def add(
         if also:
             await also(tx)
         event = Event.of(FACTOR_ADDED, by=by, subject=user.id, **_details(kind, name))
-        await inform(FACTOR_ADDED, user, by=by, tx=tx, factor=words(kind, name))
+        await inform(FACTOR_ADDED, user, by=by, tx=tx, factor=stored_words(kind, name))
         if first:
             await _show(kind, digest, event, by=by, tx=tx)
         await event.insert(session=tx)
@@ -127,7 +128,7 @@ async def remove(
         after = await User.get(user.id, session=tx)
         if after is not None and not after.factors:
             await User.change({"_id": user.id}, {"$set": {"recovery_codes": []}}, tx=tx)
-        details, named = _details(kind, name), {"factor": words(kind, name)}
+        details, named = _details(kind, name), {"factor": stored_words(kind, name)}
         return await record(FACTOR_REMOVED, user, by=by, tx=tx, words=named, **details)
 
     return await authorized_transaction(by, work, managing=user.id)
@@ -192,11 +193,6 @@ async def remove_added_since(user: User, since: datetime, *, by: Actor, tx: Tx) 
     if user.totp and user.totp.added_at >= since:
         change["$set"]["totp"] = None
     await _write(user, {}, change, {}, by=by, tx=tx)
-
-
-def words(kind: Factor, name: str | None) -> str:
-    """Return the factor as texts name it, such as `passkey “Phone”`."""
-    return f"{NAMES[kind]} “{name}”" if name else NAMES[kind]
 
 
 def _details(kind: Factor, name: str | None) -> dict[str, Any]:

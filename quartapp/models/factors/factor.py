@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from quartapp.i18n import lazy_gettext as _
+
 
 class Factor(StrEnum):
     """The kind of second factor with which a session was opened. A passkey replaces the password
@@ -19,10 +21,26 @@ class Factor(StrEnum):
 
 
 NAMES = {
-    Factor.TOTP: "authenticator app",
-    Factor.RECOVERY_CODE: "recovery code",
-    Factor.PASSKEY: "passkey",
+    Factor.TOTP: _("authenticator app"),
+    Factor.RECOVERY_CODE: _("recovery code"),
+    Factor.PASSKEY: _("passkey"),
 }
+
+
+def described(stored: str) -> str:
+    """Return a factor as texts name it, such as `passkey “Phone”`, in the current language.
+
+    `stored` is what `stored_words` has returned; earlier versions stored the English words, which
+    are returned as they are.
+    """
+    kind, space, name = stored.partition(" ")
+    return f"{NAMES[Factor(kind)]}{space}{name}" if kind in set(Factor) else stored
+
+
+def stored_words(kind: Factor, name: str | None) -> str:
+    """Return what is stored of a factor for the texts that name it: its kind, and its name in
+    quotation marks if it has one."""
+    return f"{kind.value} “{name}”" if name else kind.value
 
 
 class Totp(BaseModel):

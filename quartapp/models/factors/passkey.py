@@ -13,6 +13,7 @@ from pymongo.errors import DuplicateKeyError
 from quartapp import clock
 from quartapp.activities import PASSKEY_REFUSED
 from quartapp.db.mongo import Tx, transaction
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import record
@@ -22,7 +23,7 @@ from quartapp.models.base.record import Record
 from quartapp.models.base.references import PASSKEYS, DomainError, linked_id, ref, user_ref
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.enrolment import Enrolled, HasFactor
-from quartapp.models.factors.factor import Factor
+from quartapp.models.factors.factor import Factor, stored_words
 from quartapp.security.challenges import CHALLENGE_LIFETIME, VerificationFailed
 
 if TYPE_CHECKING:
@@ -33,14 +34,16 @@ class TooManyPasskeys(DomainError):
     """The account has the maximum number of passkeys."""
 
     def __init__(self, at_most: int) -> None:
-        super().__init__(f"An account has at most {at_most} passkeys. Remove one first.")
+        super().__init__(
+            _("An account has at most %(num)s passkeys. Remove one first.", num=at_most)
+        )
 
 
 class PasskeyTaken(DomainError):
     """The credential is registered already, for this user or for another."""
 
     def __init__(self) -> None:
-        super().__init__("This passkey has already been added.")
+        super().__init__(_("This passkey has already been added."))
 
 
 class Answered(Record):
@@ -226,6 +229,6 @@ class Passkey(Record):
         """Notify and email the user that a copy of the passkey may exist, and record
         PASSKEY_REFUSED.
         """
-        factor = enrolment.words(Factor.PASSKEY, self.name)
+        factor = stored_words(Factor.PASSKEY, self.name)
         words = {"factor": factor}
         await record(PASSKEY_REFUSED, user, by=by, tx=tx, words=words, name=self.name)

@@ -8,6 +8,7 @@ import secrets
 
 from quartapp.activities import RECOVERY_CODE_USED, RECOVERY_CODES_CREATED
 from quartapp.db.mongo import Tx, transaction
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.recording import record
 from quartapp.models.authorization.transaction import authorized_transaction
@@ -27,7 +28,7 @@ class NothingToRecover(DomainError):
     """The user has no second factor, so there is nothing that recovery codes could replace."""
 
     def __init__(self) -> None:
-        super().__init__("Set up a second factor first. You then receive recovery codes.")
+        super().__init__(_("Set up a second factor first. You then receive recovery codes."))
 
 
 def make() -> list[str]:

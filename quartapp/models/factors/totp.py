@@ -8,6 +8,7 @@ from pyotp.totp import TOTP
 
 from quartapp import clock
 from quartapp.db.mongo import Tx
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import Actor
@@ -32,14 +33,14 @@ class OfferUsed(DomainError):
     it."""
 
     def __init__(self) -> None:
-        super().__init__("This setup key was already used. Scan the new QR code.")
+        super().__init__(_("This setup key was already used. Scan the new QR code."))
 
 
 class WrongAppCode(DomainError):
     """The code is not one that the app shows now."""
 
     def __init__(self) -> None:
-        super().__init__("Incorrect code. Enter the code that the app shows now.")
+        super().__init__(_("Incorrect code. Enter the code that the app shows now."))
 
 
 def plain(code: str) -> str:

@@ -7,6 +7,7 @@ their own, which a stranger with the password cannot use up.
 
 from pymongo import ReturnDocument
 
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.user import User
 from quartapp.models.base.references import DomainError
 
@@ -19,8 +20,11 @@ class FactorsBlocked(DomainError):
 
     def __init__(self) -> None:
         super().__init__(
-            "There were too many wrong codes, so codes no longer sign in to this account. Set a "
-            "new password by email (“Forgot your password?”), or sign in with a passkey alone."
+            _(
+                "There were too many wrong codes, so codes no longer sign in to this account. Set "
+                "a new password by email (“Forgot your password?”), or sign in with a passkey "
+                "alone."
+            )
         )
 
 

@@ -25,6 +25,7 @@ from quartapp.activities import (
     Activity,
 )
 from quartapp.db.mongo import Tx, transaction
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.registration import add_user
 from quartapp.models.accounts.user import User
@@ -79,7 +80,7 @@ class InvitationGone(DomainError):
 
     def __init__(self, state: InvitationState | None = None) -> None:
         self.state = state
-        super().__init__("This invitation is no longer valid.")
+        super().__init__(_("This invitation is no longer valid."))
 
 
 class InvitedAlready(DomainError):
@@ -87,7 +88,7 @@ class InvitedAlready(DomainError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This address was already invited. Send that email again, or withdraw it first."
+            _("This address was already invited. Send that email again, or withdraw it first.")
         )
 
 
@@ -96,8 +97,11 @@ class TooManyInvitations(DomainError):
 
     def __init__(self, at_most: int) -> None:
         super().__init__(
-            f"You have {at_most} pending invitations, which is the maximum. "
-            "Withdraw one, or wait until one is accepted."
+            _(
+                "You have %(num)s pending invitations, which is the maximum. Withdraw one, or wait "
+                "until one is accepted.",
+                num=at_most,
+            )
         )
 
 
@@ -425,8 +429,9 @@ async def issue(mail: Mail) -> dict[str, str] | None:
     now = {"digest": digest, "expires_at": clock.now() + LASTS}
     if not await Invitation.change(match, {"$set": now}):
         return None
-    roles = " and ".join(filter(None, (policy.MEMBER, found.gives)))
-    return {"token": token, "inviter": found.inviter or "An operator", "roles": roles}
+    both = _("%(first)s and %(second)s", first=policy.MEMBER, second=found.gives)
+    roles = both if found.gives else policy.MEMBER
+    return {"token": token, "inviter": found.inviter or _("An operator"), "roles": roles}
 
 
 def _has(token: str) -> dict[str, Any]:

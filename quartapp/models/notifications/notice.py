@@ -15,6 +15,7 @@ from quartapp.models.accounts.preferences import stored_groups
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import USERS, UserRef, user_ref
 from quartapp.models.email.outbox import Mail
+from quartapp.models.factors.factor import described
 
 KEPT = timedelta(days=90)
 
@@ -50,8 +51,11 @@ class Notice(Record):
 
     @property
     def text(self) -> str:
-        """The sentence that the user reads."""
-        return catalogue.notification_text(self.kind, self.data)
+        """The sentence that the user reads, in the current language."""
+        data = self.data
+        if "factor" in data:
+            data = {**data, "factor": described(data["factor"])}
+        return catalogue.notification_text(self.kind, data)
 
     @classmethod
     async def after(cls, user_id: PydanticObjectId, seq: int, *, limit: int = 100) -> list[Self]:

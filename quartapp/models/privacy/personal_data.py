@@ -420,7 +420,7 @@ async def export(user: User) -> AsyncIterator[str]:
     person = await Person.of(user, roles)
     held = [role.name for role in roles if user.holds(role)]
     document = await User.get_motor_collection().find_one({"_id": user.id}) or {}
-    factors = sorted(NAMES[kind] for kind in user.factors)
+    factors = sorted(str(NAMES[kind]) for kind in user.factors)
     ends = {person.roles[role]: at for role, at in user.ends.items() if role in person.roles}
     account = fields(*ACCOUNT)(document, person) | {"roles": held, "role_ends": ends}
     account["second_factors"] = factors

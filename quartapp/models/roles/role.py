@@ -13,6 +13,7 @@ from pymongo.errors import DuplicateKeyError
 from quartapp import clock, validation
 from quartapp.activities import ROLE_CREATED, ROLE_DELETED, ROLE_EDITED
 from quartapp.db.mongo import Tx
+from quartapp.i18n import lazy_gettext as _
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.permissions import role_version
 from quartapp.models.authorization.privileges import (
@@ -46,14 +47,11 @@ class RoleTaken(DomainError):
     """Another role has this name."""
 
     def __init__(self) -> None:
-        super().__init__("A role with this name already exists.")
+        super().__init__(_("A role with this name already exists."))
 
 
 class BuiltInRole(DomainError):
     """The role is part of the application, and cannot be renamed, changed or deleted."""
-
-    def __init__(self, name: str, what: str) -> None:
-        super().__init__(f"The role {name} is built in and cannot be {what}.")
 
 
 class ManagementByDefault(DomainError):
@@ -61,8 +59,12 @@ class ManagementByDefault(DomainError):
 
     def __init__(self, name: str, permissions: Collection[str]) -> None:
         super().__init__(
-            f"The role {name} is given to every new account, so it cannot include "
-            f"{', '.join(sorted(permissions))}."
+            _(
+                "The role %(name)s is given to every new account, so it cannot include "
+                "%(permissions)s.",
+                name=name,
+                permissions=", ".join(sorted(permissions)),
+            )
         )
 
 
@@ -90,7 +92,7 @@ class RoleGone(DomainError):
     """The role was deleted while the operation was under way."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"The role {name} was deleted in the meantime.")
+        super().__init__(_("The role %(name)s was deleted in the meantime.", name=name))
 
 
 class RoleChanged(DomainError):
@@ -99,7 +101,11 @@ class RoleChanged(DomainError):
     def __init__(self, name: str, version: int) -> None:
         self.version = version
         super().__init__(
-            f"The role {name} was changed in the meantime. Check your changes, and save them again."
+            _(
+                "The role %(name)s was changed in the meantime. Check your changes, and save them "
+                "again.",
+                name=name,
+            )
         )
 
 
@@ -274,9 +280,13 @@ class Role(Record):
             if not differs:
                 return
             if old.name == ADMIN and differs - {"requires_factor", "requestable"}:
-                raise BuiltInRole(old.name, "changed")
+                raise BuiltInRole(
+                    _("The role %(name)s is built in and cannot be changed.", name=old.name)
+                )
             if old.built_in and "name" in differs:
-                raise BuiltInRole(old.name, "renamed")
+                raise BuiltInRole(
+                    _("The role %(name)s is built in and cannot be renamed.", name=old.name)
+                )
             _require_harmless_default([old.name, name], permissions)
             # The unknown permissions stay, so the actor does not need to hold them.
             if missing := held.lacks(old.known):
@@ -322,7 +332,9 @@ class Role(Record):
         RightsChanged.
         """
         if self.built_in:
-            raise BuiltInRole(self.name, "deleted")
+            raise BuiltInRole(
+                _("The role %(name)s is built in and cannot be deleted.", name=self.name)
+            )
 
         async def work(tx: Tx) -> Event | None:
             held = await holdings_of(by, tx)

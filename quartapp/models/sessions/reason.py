@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from quartapp.i18n import lazy_gettext as _
+
 
 class Reason(StrEnum):
     """Why a session has ended. The values are stored and sent to clients, so they never change."""
@@ -27,7 +29,7 @@ class Reason(StrEnum):
         """
         texts = MESSAGES | OWN_MESSAGES if own else MESSAGES
         text = DETAIL_MESSAGES[because] if because and not own else texts[self]
-        return text.format(by=by or "An administrator")
+        return text % {"by": by or _("An administrator")}
 
 
 class EndDetail(StrEnum):
@@ -40,20 +42,20 @@ class EndDetail(StrEnum):
 
 
 MESSAGES = {
-    Reason.SIGNED_OUT: "You signed out.",
-    Reason.ENDED_BY_USER: "You ended this session from another device.",
-    Reason.ENDED_BY_ADMIN: "{by} ended your session.",
-    Reason.ROLE_REVOKED: "{by} revoked one of your roles. Sign in again to continue.",
-    Reason.ROLE_DELETED: "{by} deleted a role that you had. Sign in again to continue.",
-    Reason.PASSWORD_CHANGED: "Your password was changed. Sign in with the new one.",
-    Reason.FACTOR_REQUIRED: "Your account now requires a second factor. Sign in again with it.",
-    Reason.EMAIL_UNVERIFIED: "Your email address must be verified. Sign in to verify it.",
-    Reason.ACCOUNT_DISABLED: "{by} disabled your account.",
-    Reason.EXPIRED: "Your session expired. Sign in again to continue.",
+    Reason.SIGNED_OUT: _("You signed out."),
+    Reason.ENDED_BY_USER: _("You ended this session from another device."),
+    Reason.ENDED_BY_ADMIN: _("%(by)s ended your session."),
+    Reason.ROLE_REVOKED: _("%(by)s revoked one of your roles. Sign in again to continue."),
+    Reason.ROLE_DELETED: _("%(by)s deleted a role that you had. Sign in again to continue."),
+    Reason.PASSWORD_CHANGED: _("Your password was changed. Sign in with the new one."),
+    Reason.FACTOR_REQUIRED: _("Your account now requires a second factor. Sign in again with it."),
+    Reason.EMAIL_UNVERIFIED: _("Your email address must be verified. Sign in to verify it."),
+    Reason.ACCOUNT_DISABLED: _("%(by)s disabled your account."),
+    Reason.EXPIRED: _("Your session expired. Sign in again to continue."),
 }
 DETAIL_MESSAGES = {
-    EndDetail.EXPIRED: "Your account has expired.",
-    EndDetail.DELETED: "{by} disabled your account. It will be deleted.",
-    EndDetail.ROLE_EXPIRED: "One of your roles has expired. Sign in again to continue.",
+    EndDetail.EXPIRED: _("Your account has expired."),
+    EndDetail.DELETED: _("%(by)s disabled your account. It will be deleted."),
+    EndDetail.ROLE_EXPIRED: _("One of your roles has expired. Sign in again to continue."),
 }
-OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: "You deactivated or deleted your account."}
+OWN_MESSAGES = {Reason.ACCOUNT_DISABLED: _("You deactivated or deleted your account.")}

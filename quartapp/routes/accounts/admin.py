@@ -20,7 +20,7 @@ from quartapp.auth import (
 from quartapp.forms.accounts import AccountExpiryForm
 from quartapp.forms.roles import GrantForm
 from quartapp.i18n import gettext as _
-from quartapp.i18n.times import format_time
+from quartapp.i18n.times import format_day, format_time
 from quartapp.log import log
 from quartapp.models import Event, Role, Session, User
 from quartapp.models.accounts import account_expiry, explain
@@ -80,9 +80,9 @@ async def grant(username: str) -> Any:
         words["until"] = format_time(until)
         await flash(_("%(name)s has the role %(role)s until %(until)s.", **words), "success")
     elif granted:
-        await flash(f"{person.username} now has the role {role.name}.", "success")
+        await flash(_("%(name)s now has the role %(role)s.", **words), "success")
     else:
-        await flash(f"{person.username} already has the role {role.name}.", "info")
+        await flash(_("%(name)s already has the role %(role)s.", **words), "info")
     return see_other(home(person))
 
 
@@ -106,8 +106,10 @@ async def revoke(username: str, role_name: str) -> Any:
     return await _answer(
         person,
         event,
-        done=f"{person.username} no longer has the role {role.name}.",
-        unchanged=f"{person.username} did not have the role {role.name}.",
+        done=_("%(name)s no longer has the role %(role)s.", name=person.username, role=role.name),
+        unchanged=_(
+            "%(name)s did not have the role %(role)s.", name=person.username, role=role.name
+        ),
     )
 
 
@@ -127,10 +129,14 @@ async def end_sessions(username: str) -> Any:
     event = await person.end_sessions(Reason.ENDED_BY_ADMIN, by=current_user.actor)
     await wait_until_enforced(event)
     if event:
-        words = f"Sessions of {person.username} ended: {event.details['count']}."
+        words = _(
+            "Sessions of %(name)s ended: %(num)s.",
+            name=person.username,
+            num=event.details["count"],
+        )
         await flash_receipt(words, event)
     else:
-        await flash(f"{person.username} had no active sessions.", "info")
+        await flash(_("%(name)s had no active sessions.", name=person.username), "info")
     return see_other(home(person))
 
 
@@ -153,8 +159,8 @@ async def disable(username: str) -> Any:
     return await _answer(
         person,
         event,
-        done=f"The account of {person.username} is disabled.",
-        unchanged=f"The account of {person.username} is already disabled.",
+        done=_("The account of %(name)s is disabled.", name=person.username),
+        unchanged=_("The account of %(name)s is already disabled.", name=person.username),
     )
 
 
@@ -177,9 +183,9 @@ async def enable(username: str) -> Any:
     await wait_until_enforced()
     if enabled:
         log.info("user_enabled", user=person.username, by=current_user.username)
-        await flash(f"The account of {person.username} is enabled.", "success")
+        await flash(_("The account of %(name)s is enabled.", name=person.username), "success")
     else:
-        await flash("Nothing was changed.", "info")
+        await flash(_("Nothing was changed."), "info")
     return see_other(home(person))
 
 
@@ -203,9 +209,9 @@ async def set_expiry(username: str) -> Any:
     day, by = form.date.data, current_user.actor
     if day is None:
         event = await account_expiry.remove_expiry(person, by=by)
-        words = f"The account of {person.username} no longer expires."
+        words = _("The account of %(name)s no longer expires.", name=person.username)
     elif not account_expiry.is_possible(day):
-        form.refuse("Enter a date from today up to ten years ahead.", "date")
+        form.refuse(_("Enter a date from today up to ten years ahead."), "date")
         return await _page(person, expiry=form)
     else:
         try:
@@ -213,13 +219,17 @@ async def set_expiry(username: str) -> Any:
         except LastAdministrator as error:
             form.refuse(str(error), "date")
             return await _page(person, expiry=form)
-        words = f"The account of {person.username} expires at the end of {day} (UTC)."
+        words = _(
+            "The account of %(name)s expires at the end of %(day)s (UTC).",
+            name=person.username,
+            day=format_day(day),
+        )
     await wait_until_enforced()
     if event:
         log.info("user_updated", user=person.username, last_day=str(day or ""), by=by.username)
         await flash(words, "success")
     else:
-        await flash("Nothing was changed.", "info")
+        await flash(_("Nothing was changed."), "info")
     return see_other(home(person))
 
 
@@ -243,8 +253,8 @@ async def reset_factors(username: str) -> Any:
     return await _answer(
         person,
         event,
-        done=f"{person.username} no longer has second factors.",
-        unchanged=f"{person.username} had no second factor.",
+        done=_("%(name)s no longer has second factors.", name=person.username),
+        unchanged=_("%(name)s had no second factor.", name=person.username),
     )
 
 
@@ -257,8 +267,8 @@ async def _answer(person: User, event: Event | None, *, done: str, unchanged: st
     """
     await wait_until_enforced(event)
     if event:
-        signed_out = f"{person.username} was signed out."
-        ended = signed_out if event.ended_sessions else "There were no active sessions."
+        signed_out = _("%(name)s was signed out.", name=person.username)
+        ended = signed_out if event.ended_sessions else _("There were no active sessions.")
         await flash_receipt(f"{done} {ended}", event)
     else:
         await flash(unchanged, "info")

@@ -22,6 +22,7 @@ from quartapp.auth.rate_limits import RateLimitExceeded
 from quartapp.forms.accounts import CodeForm, EmailForm, LinkForm
 from quartapp.forms.base import Form
 from quartapp.forms.sessions import ConfirmForm
+from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import User
 from quartapp.models.accounts import email_address, password_reset
@@ -62,7 +63,7 @@ async def change() -> Any:
         if form.posted:
             email = form.email.data or ""
             if email == user.email and user.verified:
-                form.refuse("This is already your email address.", "email")
+                form.refuse(_("This is already your email address."), "email")
             else:
                 await _count(email, user)
                 try:
@@ -104,7 +105,7 @@ async def keep() -> Any:
     """Cancel a change of the address that is not verified yet, so that its link and code no longer
     work, and redirect (303) to `/account` with a message. Says the same if there was none."""
     await email_address.cancel_change(await signed_in_user())
-    await flash("The change was cancelled. Your email address stays the same.", "info")
+    await flash(_("The change was cancelled. Your email address stays the same."), "info")
     return see_other("/account")
 
 
@@ -153,8 +154,10 @@ async def _nothing_to_verify() -> Any:
         raise Unauthorized
     stop_verifying()
     await flash(
-        "Your registration has expired or was replaced by a later one. If you cannot sign in, "
-        "register again.",
+        _(
+            "Your registration has expired or was replaced by a later one. If you cannot sign in, "
+            "register again."
+        ),
         "info",
     )
     return see_other("/login")
@@ -167,7 +170,7 @@ async def _verified_already() -> Any:
     if current_user.signed_in:
         return redirect("/account")
     stop_verifying()
-    await flash("Your email address is verified. Sign in.", "success")
+    await flash(_("Your email address is verified. Sign in."), "success")
     return see_other(with_next("/login"))
 
 
@@ -239,7 +242,7 @@ async def send_again() -> Any:
         form.refuse(str(enough))
         page = await _code_page(form, email, waiting)
         return page, 429, {"Retry-After": str(enough.retry_after)}
-    await flash("We sent another email. The older links and codes no longer work.", "success")
+    await flash(_("We sent another email. The older links and codes no longer work."), "success")
     return see_other(with_next("/verify"))
 
 
@@ -266,7 +269,7 @@ async def by_link(token: str) -> Any:
     with form.catch_retry_later():
         if form.posted:
             if not proven and not await knows_password(user, form["password"].data or ""):
-                form.refuse("Incorrect password.", "password")
+                form.refuse(_("Incorrect password."), "password")
             else:
                 try:
                     user = await email_address.confirm_by_link(user, token, by=current_user.actor)
@@ -304,7 +307,9 @@ async def undo(token: str) -> Any:
         except TokenSpent:
             return await render_template("accounts/undo_gone.html"), 410
         except Taken:
-            form.refuse(f"Another account now uses {email}. Contact an administrator.")
+            form.refuse(
+                _("Another account now uses %(email)s. Contact an administrator.", email=email)
+            )
         else:
             reach = await wait_until_enforced(event)
             log.warning("address_restored", user=user.username)
@@ -313,7 +318,7 @@ async def undo(token: str) -> Any:
             restored = await User.get(user.id)
             assert restored is not None, "nothing but its deletion date removes an account"
             await flash(
-                f"Your email address was restored. Now set a new password.{reach}", "success"
+                _("Your email address was restored. Now set a new password.") + reach, "success"
             )
             return see_other(f"/reset/{await password_reset.issue_now(restored)}")
     page = await render_template("accounts/undo.html", form=form, email=email, user=user)
@@ -336,10 +341,13 @@ async def _verified(user: User, waiting: Unverified | None) -> Any:
     log.info("address_confirmed", user=user.username)
     if current_user.signed_in:
         mine = current_user.user_id == user.id
-        words = "Your email address is verified."
+        words = _("Your email address is verified.")
         if not mine:
-            words = f"The email address of {user.username} is verified. You are still signed in as "
-            words += f"{current_user.username}."
+            words = _(
+                "The email address of %(name)s is verified. You are still signed in as %(other)s.",
+                name=user.username,
+                other=current_user.username,
+            )
         await flash(words, "success")
         return see_other("/account")
     if waiting:
@@ -347,5 +355,5 @@ async def _verified(user: User, waiting: Unverified | None) -> Any:
         answer: Any = see_other(next_page())
     else:
         answer = await sign_in_or_second_step(user, remember=False, then="/")
-    await flash("Your email address is verified.", "success")
+    await flash(_("Your email address is verified."), "success")
     return answer

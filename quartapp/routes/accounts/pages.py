@@ -67,8 +67,11 @@ async def register() -> Any:
             log.info("user_created", user=user.username, ip=auth.remote_address())
             await sign_in(user, remember=False)
             await flash(
-                "Welcome. Your account is ready. To verify your email address, open the email that "
-                f"we sent to {user.email}.",
+                _(
+                    "Welcome. Your account is ready. To verify your email address, open the email "
+                    "that we sent to %(email)s.",
+                    email=user.email,
+                ),
                 "success",
             )
             return see_other("/")
@@ -128,7 +131,7 @@ async def login() -> Any:
                     user, remember=bool(form.remember.data), then=next_page()
                 )
             auth.report_failed_attempt(login=form.login.data)
-            form.refuse("Incorrect username or password.")
+            form.refuse(_("Incorrect username or password."))
     return await sign_in_page(form)
 
 
@@ -294,7 +297,7 @@ async def setup(token: str) -> Any:
             else:
                 log.info("user_created", user=user.username, ip=auth.remote_address())
                 await sign_in(user, remember=False)
-                await flash("Welcome. Your account is the first administrator.", "success")
+                await flash(_("Welcome. Your account is the first administrator."), "success")
                 return see_other("/admin/users")
     return await render_template("accounts/setup.html", form=form), form.status, form.headers
 

@@ -45,7 +45,7 @@ async def change() -> Any:
             # Check this first: it is counted, and scoring the new password is costly.
             if not await _is_current_password(form.current_password.data or "", user):
                 auth.report_failed_attempt(login=user.username)
-                form.refuse("Incorrect password.", "current_password")
+                form.refuse(_("Incorrect password."), "current_password")
             elif await is_accepted(form, user.username, user.email):
                 return await _change(user, form.password.data or "")
     page = await render_template(
@@ -77,7 +77,7 @@ async def strength() -> Any:
         context += [user.username, user.email]
     rating = await password_policy().rate(sent.get("password", ""), context=context)
     praise = _("Very good password.") if rating.score > MIN_SCORE else _("Good password.")
-    response = jsonify(score=rating.score, text=rating.weakness or praise)
+    response = jsonify(score=rating.score, text=str(rating.weakness or praise))
     response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -108,7 +108,7 @@ async def _change(user: User, password: str) -> Any:
     else:
         # The session was ended in the meantime. The password was changed anyway.
         logout_user()
-    await flash("Your password was changed. All your other sessions have ended.", "success")
+    await flash(_("Your password was changed. All your other sessions have ended."), "success")
     return see_other(AFTER_STRANGER if _comes_from_not_me() else "/account")
 
 

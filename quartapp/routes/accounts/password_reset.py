@@ -8,6 +8,7 @@ from quart_auth import logout_user
 from quartapp import auth
 from quartapp.auth import current_user, rate_limits, wait_until_enforced
 from quartapp.forms.accounts import ForgotForm, ResetForm
+from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models.accounts import password_reset
 from quartapp.models.accounts.one_time_token import TokenSpent
@@ -84,5 +85,5 @@ async def _reset(token: str, password: str) -> Any:
     log.info("authn_password_reset", user=str(owner))
     if current_user.user_id == owner:
         logout_user()
-    await flash(f"Your password was changed. Sign in with the new one.{reach}", "success")
+    await flash(_("Your password was changed. Sign in with the new one.") + reach, "success")
     return see_other("/login")

@@ -8,6 +8,7 @@ from quart_auth import login_required
 
 from quartapp.activities import ACTIVITY_DISOWNED, EMAIL_CHANGED
 from quartapp.auth import current_user, fresh_login_required, signed_in_user, wait_until_enforced
+from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Session
 from quartapp.models.audit import activity
@@ -63,7 +64,7 @@ async def not_me(event_id: str) -> Any:
     said = await activity.disown(event, by=current_user.actor)
     log.warning("activity_disowned", user=current_user.username, verb=event.verb)
     await wait_until_enforced(said)
-    await flash_receipt(f"Other sessions signed out: {said.details['count']}.", said)
+    await flash_receipt(_("Other sessions signed out: %(num)s.", num=said.details["count"]), said)
     return see_other(redirects.AFTER_STRANGER)
 
 

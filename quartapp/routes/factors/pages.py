@@ -17,6 +17,7 @@ from quartapp.auth import (
     wait_until_enforced,
 )
 from quartapp.forms.factors import AppCodeForm
+from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Session
 from quartapp.models.base.record import new_id
@@ -63,7 +64,7 @@ async def app() -> Any:
     """
     user = await signed_in_user()
     if user.totp is not None:
-        await flash("You have already set up an authenticator app.", "info")
+        await flash(_("You have already set up an authenticator app."), "info")
         return see_other(with_next("/account/factors"))
     secret = _offered_secret()
     form = await AppCodeForm.from_request()
@@ -86,7 +87,7 @@ async def app() -> Any:
                 form.refuse(str(error), "code")
             else:
                 session.pop(_OFFER, None)
-                return await added(enrolled, "Your authenticator app is set up.")
+                return await added(enrolled, _("Your authenticator app is set up."))
     page = await render_template(
         "factors/totp.html",
         form=form,
@@ -116,9 +117,9 @@ async def remove_app() -> Any:
     await wait_until_enforced()
     if event:
         log.info("user_updated", user=user.username, removed="totp")
-        await flash("Your authenticator app was removed.", "success")
+        await flash(_("Your authenticator app was removed."), "success")
     else:
-        await flash("There was no authenticator app to remove.", "info")
+        await flash(_("There was no authenticator app to remove."), "info")
     return see_other("/account/factors")
 
 
@@ -159,7 +160,7 @@ async def make_codes() -> Any:
     """
     user = await signed_in_user()
     if not user.factors:
-        await flash("Set up a second factor first. You then receive recovery codes.", "info")
+        await flash(_("Set up a second factor first. You then receive recovery codes."), "info")
         return see_other("/account/factors")
     await count_change()
     made = await recovery_codes.renew(user, by=current_user.actor)
@@ -190,7 +191,7 @@ async def added(enrolled: Enrolled, words: str, *, home: str = "/account/factors
     if not enrolled.codes:
         await flash(words, "success")
         return see_other(with_next(home))
-    words = f"{words} Your password alone no longer signs you in."
+    words = f"{words} {_('Your password alone no longer signs you in.')}"
     await flash_receipt(words, enrolled.event)
     return _show_codes(enrolled.codes)
 

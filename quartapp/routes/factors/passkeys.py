@@ -15,6 +15,8 @@ from quartapp.auth import (
 )
 from quartapp.forms.factors import AddForm, RenameForm, ShowForm
 from quartapp.forms.sessions import FactorForm, LoginForm
+from quartapp.i18n import gettext as _
+from quartapp.i18n import lazy_gettext
 from quartapp.log import log
 from quartapp.models import Passkey, User
 from quartapp.models.base.actor import Actor
@@ -46,7 +48,7 @@ from quartapp.security.webauthn import VerificationFailed
 blueprint = Blueprint("passkeys", __name__)
 
 HOME = "/account/factors/passkeys"
-NOT_ACCEPTED = "This passkey was not accepted. Try again, or sign in another way."
+NOT_ACCEPTED = lazy_gettext("This passkey was not accepted. Try again, or sign in another way.")
 
 
 # ---- managing passkeys
@@ -92,10 +94,10 @@ async def mine() -> Any:
             except VerificationFailed as refused:
                 log.warning("passkey_not_added", user=current_user.username, why=str(refused))
                 form.refuse(
-                    "The passkey was not added. The request expired or was not valid. Try again."
+                    _("The passkey was not added. The request expired or was not valid. Try again.")
                 )
             else:
-                words = f"The passkey “{form.name.data}” was added."
+                words = _("The passkey “%(name)s” was added.", name=form.name.data)
                 return await pages.added(enrolled, words, home=HOME)
     return await _page(form)
 
@@ -143,7 +145,7 @@ async def rename(passkey_id: str) -> Any:
         )
     await pages.count_change()
     await passkey.rename(form.name.data or "", by=current_user.actor)
-    await flash(f"The passkey was renamed to “{form.name.data}”.", "success")
+    await flash(_("The passkey was renamed to “%(name)s”.", name=form.name.data), "success")
     return see_other(HOME)
 
 
@@ -165,8 +167,11 @@ async def remove(passkey_id: str) -> Any:
     if event:
         log.info("user_updated", user=user.username, removed="passkey")
     await flash(
-        f"The passkey “{passkey.name}” was removed. It can no longer be used to sign in. You can "
-        "also delete it from your device.",
+        _(
+            "The passkey “%(name)s” was removed. It can no longer be used to sign in. You can also "
+            "delete it from your device.",
+            name=passkey.name,
+        ),
         "success",
     )
     return see_other(HOME)

@@ -7,6 +7,7 @@ from quart_auth import login_required
 
 from quartapp.auth import current_user, fresh_login_required, permission_required, rate_limits
 from quartapp.forms.invitations import InviteForm
+from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Invitation, Role
 from quartapp.models.accounts.account import Taken
@@ -41,7 +42,9 @@ async def index() -> Any:
     await _offer(form)
     with form.catch_retry_later():
         if form.posted and await _invite(form):
-            await flash(f"An invitation to {form.email.data} is on its way.", "success")
+            await flash(
+                _("An invitation to %(email)s is on its way.", email=form.email.data), "success"
+            )
             return see_other(HOME)
     return await _page(form)
 
@@ -69,10 +72,16 @@ async def withdraw(invitation_id: str) -> Any:
     if await found.withdraw(by=current_user.actor):
         log.info("invitation_withdrawn", invitation=str(found.id), by=current_user.username)
         await flash(
-            f"The invitation to {found.email} was withdrawn. Its link no longer works.", "success"
+            _(
+                "The invitation to %(email)s was withdrawn. Its link no longer works.",
+                email=found.email,
+            ),
+            "success",
         )
     else:
-        await flash(f"The invitation to {found.email} was no longer pending.", "info")
+        await flash(
+            _("The invitation to %(email)s was no longer pending.", email=found.email), "info"
+        )
     return see_other(HOME)
 
 
@@ -103,10 +112,16 @@ async def send_again(invitation_id: str) -> Any:
     if sent:
         log.info("user_invited", invitation=str(found.id), by=current_user.username)
         await flash(
-            f"Another email to {found.email} is on its way. Older links no longer work.", "success"
+            _(
+                "Another email to %(email)s is on its way. Older links no longer work.",
+                email=found.email,
+            ),
+            "success",
         )
     else:
-        await flash(f"The invitation to {found.email} was no longer pending.", "info")
+        await flash(
+            _("The invitation to %(email)s was no longer pending.", email=found.email), "info"
+        )
     return see_other(HOME)
 
 

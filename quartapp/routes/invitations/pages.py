@@ -6,6 +6,7 @@ from quart import Blueprint, flash, render_template
 
 from quartapp import auth
 from quartapp.forms.invitations import InvitedForm
+from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Invitation, User
 from quartapp.models.accounts.account import Taken
@@ -54,7 +55,7 @@ async def accept(token: str) -> Any:
             else:
                 log.info("user_created", user=user.username, ip=auth.remote_address())
                 await sign_in(user, remember=False)
-                await flash("Welcome. Your account is ready.", "success")
+                await flash(_("Welcome. Your account is ready."), "success")
                 return see_other("/")
     page = await render_template("invitations/accept.html", form=form, invitation=found)
     return page, form.status, form.headers

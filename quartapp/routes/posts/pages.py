@@ -10,6 +10,7 @@ from quart_auth import login_required
 from quartapp import policy
 from quartapp.auth import Forbidden, current_user, permission_required, rate_limits
 from quartapp.forms.posts import CommentForm, PostForm
+from quartapp.i18n import gettext as _
 from quartapp.models import Comment, Post, User
 from quartapp.models.posts import comment as comments
 from quartapp.models.posts import post as posts
@@ -135,7 +136,7 @@ async def delete(post_id: str) -> Any:
     if not policy.may_delete(current_user, post):
         raise Forbidden(Permission.POSTS_MODERATE)
     await post.remove(by=current_user.actor)
-    await flash("The post was deleted.", "success")
+    await flash(_("The post was deleted."), "success")
     return see_other("/posts")
 
 
@@ -191,7 +192,7 @@ async def delete_comment(comment_id: str) -> Any:
     if not policy.may_delete(current_user, found):
         raise Forbidden(Permission.POSTS_MODERATE)
     await found.remove(by=current_user.actor)
-    await flash("The comment was deleted.", "success")
+    await flash(_("The comment was deleted."), "success")
     return see_other(f"/posts/{found.post_id}")
 
 
@@ -232,7 +233,7 @@ def _refuse(post: Post) -> None:
     granted; answer 403 for others, who can never edit it. Never returns."""
     if policy.owns(current_user, post):
         raise Forbidden(Permission.POSTS_WRITE)
-    abort(403, "Only its author can change a post.")
+    abort(403, _("Only its author can change a post."))
 
 
 async def _page(post: Post, form: CommentForm) -> Any:

@@ -9,6 +9,7 @@ from quartapp import auth, clock
 from quartapp.auth import current_user, fresh_login_required, signed_in_user, wait_until_enforced
 from quartapp.forms.accounts import LinkForm
 from quartapp.forms.privacy import DeleteForm
+from quartapp.i18n import gettext as _
 from quartapp.i18n.times import format_time
 from quartapp.log import log
 from quartapp.models.accounts.administrators import LastAdministrator
@@ -48,8 +49,11 @@ async def delete() -> Any:
             form.refuse(str(last))
         else:
             return await _leave(
-                f"Your account will be permanently deleted on {format_time(until)}."
-                " To keep it, sign in before then."
+                _(
+                    "Your account will be permanently deleted on %(time)s. To keep it, sign in "
+                    "before then.",
+                    time=format_time(until),
+                )
             )
     page = await render_template("privacy/delete.html", form=form, user=user, until=until)
     return page, form.status
@@ -65,7 +69,7 @@ async def deactivate() -> Any:
     Raises LastAdministrator, which is shown on the account page (422).
     """
     await (await signed_in_user()).deactivate(by=current_user.actor)
-    return await _leave("Your account is deactivated. To reactivate it, sign in.")
+    return await _leave(_("Your account is deactivated. To reactivate it, sign in."))
 
 
 @blueprint.route("/account/closed", methods=["GET", "POST"])
@@ -92,7 +96,7 @@ async def closed() -> Any:
         log.info("user_restored", user=user.username, by=user.username)
         factor = noted.get("factor")
         await sign_in(user, remember=bool(noted.get("remember")), factor=factor and Factor(factor))
-        await flash("Welcome back. Your account is active again.", "success")
+        await flash(_("Welcome back. Your account is active again."), "success")
         return see_other("/account")
     return await render_template("privacy/closed.html", form=form, user=user)
 

@@ -13,6 +13,7 @@ from quartapp.auth import (
     wait_until_enforced,
 )
 from quartapp.forms.privacy import KEEP, REMOVE, DeleteForm
+from quartapp.i18n import gettext as _
 from quartapp.i18n.times import format_time
 from quartapp.log import log
 from quartapp.models import Event, User
@@ -77,9 +78,11 @@ async def restore(username: str) -> Any:
     await wait_until_enforced()
     if restored:
         log.info("user_restored", user=person.username, by=current_user.username)
-        await flash(f"The account of {person.username} was restored.", "success")
+        await flash(_("The account of %(name)s was restored.", name=person.username), "success")
     else:
-        await flash(f"The account of {person.username} cannot be restored now.", "info")
+        await flash(
+            _("The account of %(name)s cannot be restored now.", name=person.username), "info"
+        )
     return see_other(home(person))
 
 
@@ -95,8 +98,15 @@ async def _closed(person: User, event: Event | None) -> Any:
     await wait_until_enforced(event)
     if event and person.deletes_at:
         until = format_time(person.deletes_at)
-        words = f"The account of {person.username} will be permanently deleted on {until}."
+        words = _(
+            "The account of %(name)s will be permanently deleted on %(time)s.",
+            name=person.username,
+            time=until,
+        )
         await flash_receipt(words, event)
     else:
-        await flash(f"The account of {person.username} will be deleted before that date.", "info")
+        await flash(
+            _("The account of %(name)s will be deleted before that date.", name=person.username),
+            "info",
+        )
     return see_other(home(person))

@@ -13,6 +13,7 @@ from quartapp.auth import (
     wait_until_enforced,
 )
 from quartapp.forms.roles import RoleForm
+from quartapp.i18n import gettext as _
 from quartapp.models import Role
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
@@ -100,7 +101,7 @@ async def new() -> Any:
             by=current_user.actor,
         )
         if await _is_accepted(form, adding):
-            await flash(f"The role {name} was created.", "success")
+            await flash(_("The role %(name)s was created.", name=name), "success")
             return see_other("/admin/roles")
     return await _page(form)
 
@@ -135,7 +136,9 @@ async def edit(name: str) -> Any:
         )
         if await _is_accepted(form, editing):
             await wait_until_enforced()
-            await flash(f"The role {name} was changed, also on all open pages.", "success")
+            await flash(
+                _("The role %(name)s was changed, also on all open pages.", name=name), "success"
+            )
             return see_other("/admin/roles")
     return await _page(form, role)
 
@@ -185,7 +188,10 @@ async def delete(name: str) -> Any:
     event = await role.remove(by=current_user.actor)
     await wait_until_enforced(event)
     holders = event.details["holders"] if event else 0
-    await flash_receipt(f"The role {role.name} was deleted. Users who had it: {holders}.", event)
+    await flash_receipt(
+        _("The role %(name)s was deleted. Users who had it: %(num)s.", name=role.name, num=holders),
+        event,
+    )
     return see_other("/admin/roles")
 
 

@@ -6,6 +6,7 @@ from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required, logout_user
 
 from quartapp.auth import current_user, fresh_login_required, wait_until_enforced
+from quartapp.i18n import gettext as _
 from quartapp.models import Session, User
 from quartapp.models.sessions.reason import Reason
 from quartapp.routes.audit.receipts import flash_receipt
@@ -48,9 +49,11 @@ async def end(session_id: str) -> Any:
         return see_other("/")
     await wait_until_enforced(event)
     if event:
-        await flash_receipt(f"{session.device} was signed out.", event)
+        await flash_receipt(_("%(device)s was signed out.", device=session.device), event)
     else:
-        await flash(f"The session on {session.device} had already ended.", "info")
+        await flash(
+            _("The session on %(device)s had already ended.", device=session.device), "info"
+        )
     return see_other("/account/sessions")
 
 
@@ -70,7 +73,7 @@ async def end_others() -> Any:
     )
     await wait_until_enforced(event)
     if event:
-        await flash_receipt(f"Sessions ended: {event.details['count']}.", event)
+        await flash_receipt(_("Sessions ended: %(num)s.", num=event.details["count"]), event)
     else:
-        await flash("You have no other active sessions.", "info")
+        await flash(_("You have no other active sessions."), "info")
     return see_other("/account/sessions")

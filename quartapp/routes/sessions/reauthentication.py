@@ -3,42 +3,53 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Phrases by endpoint. Names in braces are arguments of the URL and fields of the form. The first
+from quartapp.i18n import lazy_gettext as _
+
+# Phrases by endpoint. `%(names)s` are arguments of the URL and fields of the form. The first
 # phrase whose names all have values is used.
 ACTIONS: Mapping[str, tuple[str, ...]] = {
-    "addresses.change": ("change your email address to {email}", "change your email address"),
-    "admin_invitations.index": ("invite {email} with the role {role}", "invite {email}"),
-    "admin_invitations.send_again": ("send an invitation again",),
-    "admin_invitations.withdraw": ("withdraw an invitation",),
-    "admin_leaving.delete": ("delete the account of {username}",),
-    "admin_leaving.restore": ("restore the account of {username}",),
-    "admin_roles.delete": ("delete the role {name}",),
-    "admin_roles.edit": ("change the role {name}",),
-    "admin_roles.new": ("create the role {name}", "create a role"),
-    "admin_users.disable": ("disable the account of {username}",),
-    "admin_users.enable": ("enable the account of {username}",),
-    "admin_users.end_sessions": ("end all sessions of {username}",),
-    "admin_users.grant": ("grant the role {role} to {username}", "grant a role to {username}"),
-    "admin_users.reset_factors": ("remove all second factors of {username}",),
-    "admin_users.revoke": ("revoke the role {role_name} from {username}",),
-    "admin_users.set_expiry": (
-        "set the expiry of the account of {username} to {date}",
-        "remove the expiry of the account of {username}",
+    "addresses.change": (
+        _("change your email address to %(email)s"),
+        _("change your email address"),
     ),
-    "exports.export": ("export your data",),
-    "factors.app": ("set up an authenticator app",),
-    "factors.make_codes": ("create new recovery codes",),
-    "factors.remove_app": ("remove your authenticator app",),
-    "leaving.deactivate": ("deactivate your account",),
-    "leaving.delete": ("delete your account",),
-    "passkeys.mine": ("add the passkey {name}", "add a passkey"),
-    "passkeys.remove": ("remove a passkey",),
-    "passkeys.rename": ("rename a passkey to {name}", "rename a passkey"),
-    "sessions.end": ("end a session",),
-    "sessions.end_others": ("end all your other sessions",),
-    "timeline.not_me": ("report a sign-in that was not you",),
+    "admin_invitations.index": (
+        _("invite %(email)s with the role %(role)s"),
+        _("invite %(email)s"),
+    ),
+    "admin_invitations.send_again": (_("send an invitation again"),),
+    "admin_invitations.withdraw": (_("withdraw an invitation"),),
+    "admin_leaving.delete": (_("delete the account of %(username)s"),),
+    "admin_leaving.restore": (_("restore the account of %(username)s"),),
+    "admin_roles.delete": (_("delete the role %(name)s"),),
+    "admin_roles.edit": (_("change the role %(name)s"),),
+    "admin_roles.new": (_("create the role %(name)s"), _("create a role")),
+    "admin_users.disable": (_("disable the account of %(username)s"),),
+    "admin_users.enable": (_("enable the account of %(username)s"),),
+    "admin_users.end_sessions": (_("end all sessions of %(username)s"),),
+    "admin_users.grant": (
+        _("grant the role %(role)s to %(username)s"),
+        _("grant a role to %(username)s"),
+    ),
+    "admin_users.reset_factors": (_("remove all second factors of %(username)s"),),
+    "admin_users.revoke": (_("revoke the role %(role_name)s from %(username)s"),),
+    "admin_users.set_expiry": (
+        _("set the expiry of the account of %(username)s to %(date)s"),
+        _("remove the expiry of the account of %(username)s"),
+    ),
+    "exports.export": (_("export your data"),),
+    "factors.app": (_("set up an authenticator app"),),
+    "factors.make_codes": (_("create new recovery codes"),),
+    "factors.remove_app": (_("remove your authenticator app"),),
+    "leaving.deactivate": (_("deactivate your account"),),
+    "leaving.delete": (_("delete your account"),),
+    "passkeys.mine": (_("add the passkey %(name)s"), _("add a passkey")),
+    "passkeys.remove": (_("remove a passkey"),),
+    "passkeys.rename": (_("rename a passkey to %(name)s"), _("rename a passkey")),
+    "sessions.end": (_("end a session"),),
+    "sessions.end_others": (_("end all your other sessions"),),
+    "timeline.not_me": (_("report a sign-in that was not you"),),
 }
-UNNAMED = "continue"
+UNNAMED = _("continue")
 
 
 def action(endpoint: str | None, *values: Mapping[str, Any]) -> str:
@@ -56,7 +67,7 @@ def action(endpoint: str | None, *values: Mapping[str, Any]) -> str:
     }
     for phrase in ACTIONS.get(endpoint or "", ()):
         try:
-            return phrase.format_map(named)
+            return phrase % named
         except KeyError:
             continue
     return UNNAMED

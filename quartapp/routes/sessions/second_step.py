@@ -7,6 +7,7 @@ from quart import Blueprint, flash, redirect
 from quartapp import auth
 from quartapp.auth import IncorrectCode, current_user
 from quartapp.forms.sessions import FactorForm, LoginForm
+from quartapp.i18n import gettext as _
 from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.routes import carried_forms
@@ -62,7 +63,7 @@ async def start_over() -> Any:
     if await carried_forms.field():
         return await sign_in_page(LoginForm())
     await flash(
-        "The sign-in has expired. Sign in again and enter the code within 10 minutes.", "info"
+        _("The sign-in has expired. Sign in again and enter the code within 10 minutes."), "info"
     )
     return see_other(with_next("/login"))
 
@@ -73,8 +74,10 @@ async def _signed_in(factor: Factor) -> Any:
     if factor is not Factor.RECOVERY_CODE:
         return await go_on(next_page())
     await flash(
-        "You signed in with a recovery code, which cannot be used again. If you have lost your "
-        "authenticator app, remove it here and set it up again.",
+        _(
+            "You signed in with a recovery code, which cannot be used again. If you have lost your "
+            "authenticator app, remove it here and set it up again."
+        ),
         "warning",
     )
     return await go_on(with_next("/account/factors"))

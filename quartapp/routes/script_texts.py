@@ -1,0 +1,77 @@
+"""The texts of the scripts in `static`, which each page contains in its language."""
+
+import json
+from functools import cache
+
+from markupsafe import Markup
+
+from quartapp.i18n import current_locale, use_locale
+from quartapp.i18n import lazy_gettext as _
+
+# By the keys that the scripts pass to `say`. Those of errors are the names of the exceptions.
+TEXTS = {
+    # drafts.js
+    "unsaved": _("You have unsaved text from %(time)s. This form has changed since then."),
+    "restore": _("Restore"),
+    "restored": _("Restored your unsaved text from %(time)s."),
+    "discard": _("Discard"),
+    "discarded": _("Unsaved text discarded."),
+    "undo": _("Undo"),
+    # live.js
+    "gained": _("You now have: %(permissions)s."),
+    "lost": _("You no longer have: %(permissions)s."),
+    "changedBy": _("Changed by %(by)s."),
+    "signIn": _("New sign-in: %(device)s, %(ip)s."),
+    "review": _("Review active sessions"),
+    "reload": _("Reload the page"),
+    "refused": _("You no longer have permission to see this page"),
+    "removed": _("It requires the permission %(permission)s, which you no longer have."),
+    "removedBy": _(
+        "It requires the permission %(permission)s, which %(by)s removed from your roles."
+    ),
+    "unsendable": _(
+        "This form can no longer be sent. Your text is kept in this tab, and returns with the "
+        "permission."
+    ),
+    "dismiss": _("Dismiss"),
+    "connected": _("Connected: this page updates immediately"),
+    "reconnecting": _("Reconnecting…"),
+    "offline": _("Offline"),
+    "silent": _("No answer for 30 seconds"),
+    "stopped": _("Live updates stopped"),
+    "signedOut": _("You have signed out"),
+    "ended": _("You have been signed out"),
+    "over": _("Your session has ended."),
+    "by": _("By %(by)s"),
+    "again": _("Sign in again"),
+    "expired": _("This page has expired"),
+    "sameUser": _("You have signed in again in another tab."),
+    "otherUser": _(
+        "You are signed in as %(name)s in another tab. This page belongs to %(username)s."
+    ),
+    # passkeys.js
+    "unsupported": _("This browser does not support passkeys. Use another browser or device."),
+    "InvalidStateError": _("This device already has a passkey for your account."),
+    "NotAllowedError": _("No passkey was used. Try again."),
+    "NotSupportedError": _("This device cannot create this kind of passkey."),
+    "NotAccepted": _("This passkey was not accepted. Try again, or sign in another way."),
+    "SecurityError": _("Passkeys do not work at this address."),
+    "failed": _("The passkey could not be used. Check your connection and try again."),
+}
+
+
+def element() -> Markup:
+    """Return a script element with the texts in the current language as JSON.
+
+    Browsers do not run it, so the Content-Security-Policy allows it.
+    """
+    return _element(current_locale())
+
+
+@cache
+def _element(locale: str) -> Markup:
+    with use_locale(locale):
+        texts = {key: str(text) for key, text in TEXTS.items()}
+    # "<" could end the element.
+    content = json.dumps(texts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return Markup(f'<script type="application/json" id="texts">{content}</script>')  # noqa: S704
