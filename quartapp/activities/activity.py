@@ -14,7 +14,6 @@ from string import Formatter
 from typing import Any, Literal
 
 from quartapp.activities.log_sentences import AUTOMATIC_SENTENCES, LOG_SENTENCES, LogSentence
-from quartapp.i18n import LazyText
 from quartapp.i18n import lazy_gettext as _
 
 # Shares of the mail budget of a mailbox: see models.email.mailbox.
@@ -202,7 +201,7 @@ class Catalogue:
             return LogSentence(found.label, AUTOMATIC_SENTENCES[audit])
         return found
 
-    def log_labels(self) -> dict[str, LazyText | str]:
+    def log_labels(self) -> dict[str, str]:
         """Return the audit names of all activities with their names in the audit log."""
         names = {name for name, _ in self.audited}
         found = {name: self.log_sentence(name) for name in names}

@@ -6,7 +6,6 @@ those of its activities as `Activity.log`.
 
 from dataclasses import dataclass
 
-from quartapp.i18n import LazyText
 from quartapp.i18n import lazy_gettext as _
 
 
@@ -19,9 +18,9 @@ class LogSentence:
     user; without it, `sentence` is used.
     """
 
-    label: LazyText | str
-    sentence: LazyText | str
-    own: LazyText | str | None = None
+    label: str
+    sentence: str
+    own: str | None = None
 
 
 LOG_SENTENCES: dict[str, LogSentence] = {
@@ -185,7 +184,7 @@ LOG_SENTENCES: dict[str, LogSentence] = {
     ),
 }
 # Sentences of what no person did, where they differ.
-AUTOMATIC_SENTENCES: dict[str, LazyText] = {
+AUTOMATIC_SENTENCES: dict[str, str] = {
     "last_day.lifted": _(
         "The account of %(subject)s did not expire, because no other administrator would be left"
     ),

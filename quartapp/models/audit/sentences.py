@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from quartapp.activities import catalogue
-from quartapp.i18n import LazyText, gettext
+from quartapp.i18n import gettext
 from quartapp.i18n import lazy_gettext as _
 from quartapp.i18n.times import format_time
 from quartapp.models.audit.activity import text
@@ -14,7 +14,7 @@ from quartapp.models.base.references import linked_id
 from quartapp.models.factors.factor import NAMES, Factor
 
 
-def sentence(event: Event) -> LazyText | str:
+def sentence(event: Event) -> str:
     """Return the sentence of the entry without a full stop, for the operator % with `words`.
 
     An activity that has none, such as one of a newer version or of an extension that is not
