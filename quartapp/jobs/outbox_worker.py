@@ -175,9 +175,6 @@ class OutboxWorker(BackgroundTask):
             user = await User.get(mail.user_id) if mail.user_id else None
             if user is None:
                 return None
-            if mail.kind == NOTIFICATION_BY_EMAIL.email_kind:
-                kind = mail.data["notification_kind"]
-                words["notification"] = catalogue.notification_text(kind, mail.data)
         if user is not None:
             words["username"] = user.username
             named = _("the account %(name)s", name=user.username)
@@ -188,6 +185,9 @@ class OutboxWorker(BackgroundTask):
             use_locale(chosen.language or mail.language),
             use_zone(timezones.find(chosen.timezone)),
         ):
+            if mail.kind == NOTIFICATION_BY_EMAIL.email_kind:
+                kind = mail.data["notification_kind"]
+                words["notification"] = catalogue.notification_text(kind, mail.data)
             message = messages.write(
                 mail,
                 email=email,
