@@ -199,7 +199,7 @@ async def show(username: str) -> None:
     echo(f"email     {person.address}{verified}")
     echo(f"roles     {_role_names(person, roles) or 'none'}")
     echo(f"state     {_state(person, active='active')}")
-    factors = ", ".join(sorted(NAMES[kind] for kind in person.factors))
+    factors = ", ".join(sorted(str(NAMES[kind]) for kind in person.factors))
     echo(f"factors   {factors or 'none'}")
     echo(f"since     {clock.format_short(person.created_at)}")
     sessions = await Session.of_user(person.id)

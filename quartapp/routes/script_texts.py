@@ -9,15 +9,14 @@ from quartapp.i18n import current_locale, use_locale
 from quartapp.i18n import lazy_gettext as _
 
 # By the keys that the scripts pass to `say`. Those of errors are the names of the exceptions.
-TEXTS = {
-    # drafts.js
+# For drafts.js and live.js, which only pages of signed-in users have.
+_SIGNED_IN = {
     "unsaved": _("You have unsaved text from %(time)s. This form has changed since then."),
     "restore": _("Restore"),
     "restored": _("Restored your unsaved text from %(time)s."),
     "discard": _("Discard"),
     "discarded": _("Unsaved text discarded."),
     "undo": _("Undo"),
-    # live.js
     "gained": _("You now have: %(permissions)s."),
     "lost": _("You no longer have: %(permissions)s."),
     "changedBy": _("Changed by %(by)s."),
@@ -49,7 +48,9 @@ TEXTS = {
     "otherUser": _(
         "You are signed in as %(name)s in another tab. This page belongs to %(username)s."
     ),
-    # passkeys.js
+}
+# For passkeys.js.
+_PASSKEYS = {
     "unsupported": _("This browser does not support passkeys. Use another browser or device."),
     "InvalidStateError": _("This device already has a passkey for your account."),
     "NotAllowedError": _("No passkey was used. Try again."),
@@ -60,18 +61,20 @@ TEXTS = {
 }
 
 
-def element() -> Markup:
-    """Return a script element with the texts in the current language as JSON.
+def element(signed_in: bool) -> Markup:
+    """Return a script element with the texts in the current language as JSON; for visitors only
+    those for passkeys.
 
     Browsers do not run it, so the Content-Security-Policy allows it.
     """
-    return _element(current_locale())
+    return _element(current_locale(), signed_in)
 
 
 @cache
-def _element(locale: str) -> Markup:
+def _element(locale: str, signed_in: bool) -> Markup:
     with use_locale(locale):
-        texts = {key: str(text) for key, text in TEXTS.items()}
+        known = _PASSKEYS | _SIGNED_IN if signed_in else _PASSKEYS
+        texts = {key: str(text) for key, text in known.items()}
     # "<" could end the element.
     content = json.dumps(texts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return Markup(f'<script type="application/json" id="texts">{content}</script>')  # noqa: S704

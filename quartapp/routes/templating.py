@@ -184,7 +184,7 @@ def paragraphs(text: str) -> Markup:
 
 def factors(kinds: Iterable[Factor]) -> str:
     """Return the names of these kinds of factors in alphabetical order, separated by commas."""
-    return ", ".join(sorted(NAMES[kind] for kind in kinds))
+    return ", ".join(sorted(str(NAMES[kind]) for kind in kinds))
 
 
 def _time(at: datetime, text: str, attribute: str = "") -> Markup:

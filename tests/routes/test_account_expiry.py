@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from quartapp import clock
+from quartapp.i18n.times import format_day
 from quartapp.models import User
 from quartapp.runtime import runtime_of
 from tests.people import until
@@ -33,7 +34,7 @@ async def test_an_expiry_date_is_shown_until_it_is_removed(
     answer = await root.post(PATH, date=day.isoformat())
     assert (answer.status, answer.location) == (303, "/admin/users/ada")
     page = await root.get("/admin/users/ada")
-    assert f"expires at the end of {day} (UTC)" in page.text
+    assert f"expires at the end of {format_day(day)} (UTC)" in page.text
     # The field that changes it, and the hidden one of the button that removes it.
     dates = re.findall(r'<input[^>]* name="date"[^>]* value="([^"]*)"', page.text)
     assert dates == [day.isoformat(), ""]
