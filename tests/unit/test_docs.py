@@ -29,6 +29,8 @@ GUARANTEES = [
     "bounded",
     "no escalation",
     "truthful receipts",
+    "tamper evidence",
+    "topics need permission",
 ]
 STATUS = re.compile(r"^Status: (accepted|superseded by ADR (\d{4}))\b", re.MULTILINE)
 
