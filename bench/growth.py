@@ -65,6 +65,8 @@ class Cursors:
     """Places in the middle and at the end of the lists, as the pages take them in `after`."""
 
     user: str
+    account: str
+    seen: str
     event: str
     post: str
     busy_post: str
@@ -87,10 +89,14 @@ class Cursors:
             seen, key = sessions[number]
             return quote(f"{seen.replace(tzinfo=UTC).isoformat()}_{key}")
 
+        used = database["users"].find({"seen_at": {"$ne": None}}).sort("seen_at", -1)
+        used_at = used.skip(size // 2).next()
         first = database["posts"].find_one({"author.$id": user_id(BUSY)}, sort=[("_id", 1)])
         assert first is not None
         return cls(
             user=username(size // 2),
+            account=str(user_id(size // 2)),
+            seen=quote(f"{used_at['seen_at'].replace(tzinfo=UTC).isoformat()}_{used_at['_id']}"),
             event=middle("events"),
             post=middle("posts"),
             busy_post=str(first["_id"]),
@@ -130,6 +136,9 @@ class Site:
             "/admin/users, all match": "/admin/users?q=user",
             "/admin/users, all match, deep": f"/admin/users?q=user&after={self.at.user}",
             "/admin/users, none matches": "/admin/users?q=zzz",
+            **{f"/admin/users?{query}": f"/admin/users?{query}" for query in LISTS_OF_USERS},
+            "/admin/users, by creation, deep": f"/admin/users?sort=created&after={self.at.account}",
+            "/admin/users, by last use, deep": f"/admin/users?sort=seen&after={self.at.seen}",
             "/admin/users/NAME, busy": f"/admin/users/{username(BUSY)}",
             "/admin/roles": "/admin/roles",
             "/admin/roles/NAME": f"/admin/roles/{CREW}",
@@ -230,6 +239,14 @@ class Site:
         assert answer.status == 303, answer.text
 
 
+# Filters and orders of the list of users.
+LISTS_OF_USERS = (
+    *("sort=created", "sort=seen", "sort=seen&before=_ffffffffffffffffffffffff"),
+    *(f"role={CREW}&sort=created", f"role={CREW}&sort=seen", "status=active&sort=seen"),
+    *("status=disabled&sort=seen", "status=closing", f"status=unverified&role={CREW}&sort=created"),
+    *("factor=none&sort=seen", "q=user&sort=seen", "q=user&status=disabled", "role=moderator"),
+    *("status=closing&role=admin", "status=unverified&factor=none&sort=created"),
+)
 OWN_PAGES = (
     *("/api/me", "/", "/account", "/account/sessions", "/account/factors", "/account/timeline"),
     *("/account/notices", "/account/roles", "/account/export", "/account/delete"),
