@@ -171,9 +171,10 @@ class BulkAction(Record):
 
     async def reach(self) -> Reach:
         """Return how many open tabs of all these users have acknowledged, as the workers have
-        stored it with the events."""
+        stored it for the events."""
         ids = [result.event for result in self.results if result.event]
         events = await Event.find({"_id": {"$in": ids}}).to_list() if ids else []
+        await Event.add_receipts(events)
         workers = {
             receipt.worker for event in events for receipt in event.receipts if receipt.acked
         }

@@ -24,7 +24,7 @@ from quartapp.models.sessions.session import Session
 # Returns those of the permissions that the actor does not have.
 Lacks = Callable[[Collection[str]], Collection[str]]
 # How many stored sessions of the users of a role are read to count the active ones.
-EXAMINED = 3000
+EXAMINED = 1000
 
 
 @dataclass(frozen=True)

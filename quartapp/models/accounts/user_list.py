@@ -23,7 +23,7 @@ from quartapp.models.accounts.user import User
 from quartapp.models.base.record import fetch_links
 from quartapp.models.base.references import CASELESS
 
-EXAMINED = 3000
+EXAMINED = 1000
 COUNTED = 1000
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
