@@ -67,7 +67,7 @@ async def test_a_passkey_from_creation_to_removal(server: Server, new_browser: N
     await expect(page.get_by_role("alert")).to_contain_text("already has a passkey")
     await page.get_by_text("Rename").first.click()
     await page.get_by_label("New name").fill("My laptop")
-    await page.locator(".rename-form button").click()
+    await page.locator(".rename .grant-form button").click()
     await expect(page.get_by_role("heading", name="My laptop")).to_be_visible()
 
     # Sign out, and sign in again without typing anything. The authenticator does not answer the
