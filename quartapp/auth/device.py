@@ -7,6 +7,7 @@ from typing import Any
 from quart import after_this_request, has_request_context, request, websocket
 from ua_parser import parse
 
+from quartapp.i18n.devices import UNKNOWN
 from quartapp.models.base.tokens import TOKEN_LENGTH, digest_of, new_token
 from quartapp.runtime import settings
 
@@ -29,7 +30,7 @@ def device_name() -> str:
     found = parse(header)
     browser = found.user_agent.family if found.user_agent else ""
     system = found.os.family if found.os else ""
-    return " on ".join(part for part in (browser, system) if part) or "Unknown device"
+    return " on ".join(part for part in (browser, system) if part) or UNKNOWN
 
 
 def preload_user_agent_parser() -> None:

@@ -12,6 +12,7 @@ from email.utils import format_datetime
 from quartapp import clock
 from quartapp.activities import Email
 from quartapp.i18n import gettext as _
+from quartapp.i18n.devices import device_name
 from quartapp.i18n.times import format_time_and_zone
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors.factor import described
@@ -61,6 +62,8 @@ def write(
         name: format_time_and_zone(datetime.fromisoformat(word)) if name in MOMENTS else word
         for name, word in mail.data.items()
     }
+    if "device" in data:
+        data["device"] = device_name(data["device"])
     if "factor" in data:
         data["factor"] = described(data["factor"])
     missing = {"ip": _("an unknown address"), "device": _("unknown"), "by": _("An operator")}

@@ -19,6 +19,7 @@ from quartapp.errors import RetryLater
 from quartapp.i18n import PSEUDO, current_locale
 from quartapp.i18n import lazy_gettext as _
 from quartapp.i18n.catalogs import load
+from quartapp.i18n.numbers import format_number
 from quartapp.validation import Invalid, plain_code
 
 # Maximum length of a field without a Length validator.
@@ -157,7 +158,7 @@ def _too_long(field: wtforms.Field, most: int) -> Callable[[wtforms.Form, wtform
     """Return a validator that rejects every value, with the message of the field's Length validator
     or, without one, "Use at most ... characters."."""
     length = _length(field)
-    number = f"{most:,}"
+    number = format_number(most)
     message = (length and length.message) or _("Use at most %(num)s characters.", num=number)
 
     def refuse(form: wtforms.Form, field: wtforms.Field) -> None:

@@ -12,13 +12,14 @@ from markupsafe import Markup, escape
 
 from quartapp.i18n.catalogs import load
 from quartapp.i18n.locales import current_locale
+from quartapp.i18n.numbers import format_number
 
 
 def install(environment: jinja2.Environment) -> None:
     """Add the `trans` block, the functions `_`, `gettext` and `ngettext`, and `locale()`.
 
-    Texts are HTML, and the words in them are escaped. White space at line breaks of a `trans` block
-    becomes one space.
+    Also adds the filter `number`. Texts are HTML, and the words in them are escaped. White space at
+    line breaks of a `trans` block becomes one space.
     """
     environment.add_extension("jinja2.ext.i18n")
     environment.policies["ext.i18n.trimmed"] = True
@@ -28,6 +29,7 @@ def install(environment: jinja2.Environment) -> None:
     environment.globals.update(
         _=gettext_html, gettext=gettext_html, ngettext=ngettext_html, locale=current_locale
     )
+    environment.filters["number"] = format_number
 
 
 def gettext_html(message: str, /, **words: Any) -> Markup:

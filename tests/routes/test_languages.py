@@ -1,10 +1,15 @@
 """The language of pages, errors, emails and messages, and texts that have no translation."""
 
+import re
+from html.parser import HTMLParser
+
 import pytest
 
-from quartapp.i18n import LOCALES
+from quartapp.i18n import LOCALES, PSEUDO
 from quartapp.models import User
+from quartapp.policy import BUILT_IN_ROLES, Permission
 from tests.routes.conftest import Visitor, Visitors, user_named
+from tests.routes.test_every_page import every_page
 
 GERMAN = {"Accept-Language": "de-AT, en;q=0.5"}
 ENGLISH = {"Accept-Language": "en"}
@@ -106,3 +111,59 @@ async def test_the_end_of_a_session_is_explained_in_german(visitors: Visitors) -
             message = await tab.receive_json()
     assert message["message"] == "root hat Ihre Sitzung beendet."
     assert (await ada.get("/api/me", headers=GERMAN)).text.count("root hat Ihre Sitzung beendet.")
+
+
+class Words(HTMLParser):
+    """Collects the words of a page that are neither marked as code nor times nor in a form field
+    that keeps what a user has typed."""
+
+    SKIPPED = {"code", "pre", "time", "textarea", "script", "style", "option"}
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._open: list[tuple[str, bool]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        for name in ("aria-label", "placeholder", "title", "alt", "data-label"):
+            self._add(attributes.get(name) or "")
+        if tag not in ("meta", "link", "input", "br", "img", "wbr", "hr", "use", "path"):
+            classes = (attributes.get("class") or "").split()
+            self._open.append((tag, tag in self.SKIPPED or "mono" in classes))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not any(skipped for _, skipped in self._open):
+            self._add(data)
+
+    def _add(self, text: str) -> None:
+        # Every letter of a translated text has an accent.
+        self.found |= set(re.findall(r"[A-Za-z]{3,}", re.sub(r"\S+[@/.]\S+", "", text)))
+
+
+# Names of users, roles, permissions and of the site, and what tests have written.
+DATA = {
+    *("quartapp", "UTC", "boss", "eve", "author", "spare", "role", "member", "moderator", "admin"),
+    *("Some", "text", "title", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sept"),
+    *("Oct", "Nov", "Dec", "reason", "wanted", "comment"),
+    *(part for permission in Permission for part in permission.split(".")),
+    *(word for text, _ in BUILT_IN_ROLES.values() for word in text.strip(".").split()),
+}
+
+
+async def test_pages_in_the_pseudo_locale_have_no_untranslated_word(visitors: Visitors) -> None:
+    pages = await every_page(visitors, headers={"Accept-Language": PSEUDO})
+    found = {
+        f"{where}: {' '.join(sorted(words))}"
+        for where, page in pages.items()
+        if not where.startswith("/dev/")
+        and f'<html lang="{PSEUDO}"' in page.text
+        and (words := Words(page.text).found - DATA)
+    }
+    assert "\n".join(sorted(found)) == ""
+    assert len(pages) > 60

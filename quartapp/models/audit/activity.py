@@ -83,7 +83,7 @@ def _name(actor: Any) -> str:
     """Return the username of a fetched actor; "an operator" for None, "a deleted user" for a mere
     link.
     """
-    return "an operator" if actor is None else getattr(actor, "username", "a deleted user")
+    return _("an operator") if actor is None else getattr(actor, "username", _("a deleted user"))
 
 
 async def page(

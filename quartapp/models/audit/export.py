@@ -14,6 +14,7 @@ from quartapp import clock
 from quartapp.activities import AUDIT_EXPORTED
 from quartapp.db.mongo import Tx
 from quartapp.i18n import gettext as _
+from quartapp.i18n.numbers import format_number
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.search import EventFilter, batches
 from quartapp.models.audit.sentences import name_of, plain_text
@@ -92,7 +93,9 @@ async def export(
             yield _piece(file_format, shown)
         if len(shown) < len(events):
             yield _cut(
-                file_format, _("Cut off after %(number)s entries.", number=f"{count:,}"), last
+                file_format,
+                _("Cut off after %(number)s entries.", number=format_number(count)),
+                last,
             )
             return
         if deadline is not None and clock.monotonic() > deadline:

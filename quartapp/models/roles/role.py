@@ -14,6 +14,7 @@ from quartapp import clock, validation
 from quartapp.activities import ROLE_CREATED, ROLE_DELETED, ROLE_EDITED
 from quartapp.db.mongo import Tx
 from quartapp.i18n import lazy_gettext as _
+from quartapp.i18n.numbers import format_number
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.permissions import role_version
 from quartapp.models.authorization.privileges import (
@@ -389,7 +390,7 @@ class Role(Record):
         match = {"roles.$id": self.id}
         users, limit = documents(USERS), COUNTED_HOLDERS + 1
         count = await users.count_documents(match, limit=limit, session=tx)
-        return count if count < limit else f"{COUNTED_HOLDERS:,}+"
+        return count if count < limit else f"{format_number(COUNTED_HOLDERS)}+"
 
     async def count_grant(self, tx: Tx) -> bool:
         """Increment `grants` in the caller's transaction; return False if the role was deleted."""
@@ -428,7 +429,7 @@ class Role(Record):
         """
         counts = await asyncio.gather(*(role._count_holders() for role in roles))
         return {
-            role.id: count if isinstance(count, str) else f"{count:,}"
+            role.id: count if isinstance(count, str) else format_number(count)
             for role, count in zip(roles, counts, strict=True)
         }
 

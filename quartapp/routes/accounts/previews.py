@@ -129,6 +129,8 @@ async def _page(title: str, label: str, whose: TabsOf, **words: Any) -> str:
     """Return the page, which counts the open tabs unless the action would do nothing."""
     tabs = None if words["skipped"] else await runtime().barrier.count_open_tabs(whose)
     person = words.get("person")
+    # Without one, the template would see the session of Quart.
+    words.setdefault("session", None)
     return await render_template(
         "accounts/preview.html",
         title=title,

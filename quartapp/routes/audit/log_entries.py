@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 from quartapp.auth import current_user
 from quartapp.i18n import gettext as _
+from quartapp.i18n import lazy_gettext
+from quartapp.i18n.devices import device_name
 from quartapp.i18n.times import format_time
 from quartapp.models import Event, Role
 from quartapp.models.audit.sentences import actor_words, sentence, words
@@ -70,10 +72,40 @@ def _link(base: str, name: str) -> Markup:
     return Markup('<a href="{}{}">{}</a>').format(base, quote(name, safe=""), name)
 
 
+# Names of details; others, such as those of extensions, are shown as they are stored.
+LABELS = {
+    "count": lazy_gettext("Number"),
+    "day": lazy_gettext("Expires on"),
+    "description": lazy_gettext("Description"),
+    "device": lazy_gettext("Device"),
+    "email": lazy_gettext("Email address"),
+    "event": lazy_gettext("Entry"),
+    "expired": lazy_gettext("Expired"),
+    "factor": lazy_gettext("Second factor"),
+    "format": lazy_gettext("Format"),
+    "holders": lazy_gettext("Users"),
+    "last_day": lazy_gettext("Expires on"),
+    "left": lazy_gettext("Codes left"),
+    "name": lazy_gettext("Name"),
+    "of": lazy_gettext("Activity"),
+    "permissions": lazy_gettext("Permissions"),
+    "posts": lazy_gettext("Posts and comments"),
+    "reason": lazy_gettext("Reason"),
+    "requestable": lazy_gettext("Requests"),
+    "requires_factor": lazy_gettext("Require a second factor"),
+    "role": lazy_gettext("Role"),
+    "roles": lazy_gettext("Roles"),
+    "title": lazy_gettext("Title"),
+    "until": lazy_gettext("Until"),
+    "verified": lazy_gettext("Verified"),
+    "was": lazy_gettext("Before"),
+}
+
+
 def _details(event: Event) -> Iterator[tuple[str, str]]:
     for name, value in event.details.items():
-        if text := _detail(value):
-            yield name.replace("_", " ").capitalize(), text
+        if text := device_name(value) if name == "device" else _detail(value):
+            yield str(LABELS.get(name) or name.replace("_", " ").capitalize()), text
 
 
 def _detail(value: Any) -> str:
