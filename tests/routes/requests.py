@@ -166,7 +166,7 @@ def sufficient_permissions(row: Row) -> list[Permission]:
 def path(row: Row, parts: Mapping[str, str]) -> str:
     if row.rule in parts:
         return parts[row.rule]
-    if row.rule == "/admin/users/bulk" and row.method == "GET":
+    if row.rule == "/admin/users/bulk" and row.method == "GET" and "username" in parts:
         return f"{row.rule}?{urlencode(form(row, parts['username']))}"
     return re.sub(r"<(?:\w+:)?(\w+)>", lambda part: parts[part[1]], row.rule)
 

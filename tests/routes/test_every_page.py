@@ -44,6 +44,7 @@ async def every_page(visitors: Visitors, **options: Any) -> dict[str, Answer]:
         ):
             page = path(row, {**parts, **(own[1] if who == "author" else {})})
             answer = await visitor.get(page, **options)
+            assert answer.status < 500, row
             if answer.status == 200 and answer.headers["Content-Type"].startswith("text/html"):
                 found[f"{row.rule} of {who}"] = answer
     return found
@@ -78,4 +79,7 @@ async def test_password_fields_are_masked_and_have_autocomplete(visitors: Visito
 async def test_every_page_of_a_signed_in_user_has_a_sign_out_button(visitors: Visitors) -> None:
     for where, page in (await every_page(visitors)).items():
         signed_in = not where.endswith("nobody")
+        if "</html>" not in page.text:
+            # A part of a page, which a script inserts.
+            continue
         assert ('<form action="/logout" method="post">' in page.text) is signed_in, where

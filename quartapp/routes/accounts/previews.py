@@ -91,7 +91,7 @@ async def end_session(session_id: str) -> str:
         _("End session"),
         TabsOf(sessions=[session.id]),
         person=person,
-        session=session,
+        device=session,
         back="/admin/sessions",
         skipped=skipped if session.lives else Outcome.UNCHANGED,
         missing=missing,

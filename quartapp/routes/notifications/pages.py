@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from quart import Blueprint, render_template, request
+from quart import Blueprint, abort, render_template, request
 from quart_auth import login_required
 
-from quartapp.auth import current_user
+from quartapp.auth import current_user, signed_in_user
 from quartapp.models import Notice, User
 from quartapp.routes.pagination import cut
 from quartapp.routes.redirects import see_other
@@ -15,8 +15,6 @@ blueprint = Blueprint("notices", __name__)
 
 PAGE = 30
 LATEST = 8
-# The database stores no larger integer.
-MAX_SEQ = 2**63
 
 
 @blueprint.get("/account/notices")
@@ -43,9 +41,14 @@ async def latest() -> str:
 @returns_to(mine, "/account/notices")
 @login_required
 async def read_one(seq: int) -> Any:
-    """Mark one notification of the user as read and redirect (303) to the page of notifications."""
-    if seq < MAX_SEQ:
-        await User.read_notice(current_user.user_id, seq)
+    """Mark one notification of the user as read and redirect (303) to the page of notifications.
+
+    404 for a number that no notification of the user has had.
+    """
+    user = await signed_in_user()
+    if not 0 < seq <= user.notice_seq:
+        abort(404)
+    await User.read_notice(user.id, seq)
     return see_other("/account/notices")
 
 
