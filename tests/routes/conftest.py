@@ -338,7 +338,7 @@ async def documents(collection: str, **match: Any) -> list[dict[str, Any]]:
 
 
 # Collections that background tasks write.
-VOLATILE = {"workers", "barriers", "hourly_counts"}
+VOLATILE = {"workers", "barriers", "hourly_counts", "seals", "unsealed"}
 
 
 async def contents() -> dict[str, str]:
