@@ -341,14 +341,19 @@ async def documents(collection: str, **match: Any) -> list[dict[str, Any]]:
 VOLATILE = {"workers", "barriers", "hourly_counts", "seals", "unsealed"}
 
 
+# Fields that the use of a session changes.
+USE = ("seen_at", "online_until", "page", "worker")
+
+
 async def contents() -> dict[str, str]:
-    """Return a digest of each collection, without the VOLATILE ones and the times of last use."""
+    """Return a digest of each collection, without the VOLATILE ones and the fields in USE."""
     database = User.get_motor_collection().database
     digests = {}
     for name in sorted(set(await database.list_collection_names()) - VOLATILE):
         rows = await documents(name)
         for row in rows:
-            row.pop("seen_at", None)
+            for use in USE:
+                row.pop(use, None)
         digests[name] = hashlib.sha256(json_util.dumps(rows).encode()).hexdigest()
     return digests
 
