@@ -103,6 +103,7 @@ def create(recorded: Quart, pages: list[Recording], principal: Any) -> tuple[Qua
             self.signed_in = True
             for name in principal.__slots__:
                 setattr(self, name, getattr(principal, name))
+            self.open_requests = 0
 
         def may(self, permission: str) -> bool:
             return permission in principal.permissions
