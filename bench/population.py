@@ -32,6 +32,7 @@ Row = dict[str, Any]
 
 BATCH = 5_000
 MONTH = timedelta(days=30)
+HOURS = 32 * 24
 # The share of the rows that belong to the user BUSY: one of this many.
 BUSY_EACH = 10
 BUSY = 0
@@ -344,6 +345,13 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
             "expires_at": later,
         }
 
+    def hour(i: int, key: ObjectId) -> Row:
+        """Numbers for the dashboard: as many as there can be, for any number of users."""
+        at = (now - timedelta(hours=i)).replace(minute=0, second=0, microsecond=0)
+        numbers = dict.fromkeys(("00", "15", "30", "45"), 1 + i % 50)
+        kinds = ("sign_ins", "failures", "accounts")
+        return {"_id": at, "at": at, "counts": dict.fromkeys(kinds, numbers)}
+
     tenth, hundredth = -(-count // 10), -(-count // 100)
     return {
         "users": rows(0, count, user),
@@ -362,4 +370,5 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
         "guesses": rows(12, tenth, limited),
         "answered": rows(13, hundredth, limited),
         "role_requests": rows(14, tenth, request),
+        "hourly_counts": rows(15, HOURS, hour),
     }

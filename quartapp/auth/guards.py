@@ -45,9 +45,11 @@ class ReauthenticationRequired(Exception):
 
 
 def permission_required(
-    permission: Permission,
+    *permissions: Permission,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Return a decorator. Its view raises Forbidden unless the current user holds the permission.
+    """Return a decorator. Its view raises Forbidden unless the current user holds the permission,
+    or one of several. The error names the first of them; if the user would have one with a second
+    factor, that one.
 
     Place it under `login_required`, which handles requests without a session.
     """
@@ -55,8 +57,9 @@ def permission_required(
     def decorate(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         @wraps(view)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            if not may(current_user, permission):
-                raise Forbidden(permission)
+            if not any(may(current_user, each) for each in permissions):
+                waiting = filter(current_user.waits_for, permissions)
+                raise Forbidden(next(waiting, permissions[0]))
             return await view(*args, **kwargs)
 
         return wrapper

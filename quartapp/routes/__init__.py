@@ -14,6 +14,7 @@ from quartapp.routes.accounts import previews as admin_previews
 from quartapp.routes.accounts import user_list as admin_user_list
 from quartapp.routes.audit import activity, receipts, undo
 from quartapp.routes.audit import admin as admin_audit
+from quartapp.routes.dashboard import pages as dashboard
 from quartapp.routes.factors import pages as factors
 from quartapp.routes.factors import passkeys
 from quartapp.routes.invitations import admin as admin_invitations
@@ -54,6 +55,7 @@ PUBLIC = (
     health,
 )
 ADMIN = (
+    dashboard,
     admin_accounts,
     admin_user_list,
     admin_bulk,

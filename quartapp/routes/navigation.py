@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link of the navigation, hidden from users who lack its permission, if it has one. After
-    "g", its key opens it. A `counted` link shows the number of open requests.
+    """A link of the navigation, hidden from users who lack its permission, if it has one, or all of
+    several, which spaces separate. After "g", its key opens it. A `counted` link shows the number
+    of open requests.
 
     `icon` is the name of an icon, for links at the side of an area. `below` has the addresses of
     further pages that belong to this one. The pages under an address belong to it too.
@@ -39,6 +40,7 @@ class Link:
 MAIN = (Link("/posts", _("Posts"), key="p"),)
 VISITORS = (Link("/login", _("Sign in")), Link("/register", _("Register")))
 ADMINISTRATION = (
+    Link("/admin", _("Dashboard"), "users.read sessions.manage users.manage events.read", "d"),
     Link("/admin/users", _("Users"), "users.read", "u"),
     Link("/admin/invitations", _("Invitations"), "users.manage", "i"),
     Link("/admin/requests", _("Requests"), "users.manage", "q", counted=True),

@@ -16,7 +16,7 @@ from quart.templating import Environment as QuartEnvironment
 
 from quartapp import clock, runtime
 from quartapp.forms.csrf import csrf_field
-from quartapp.i18n import devices, ngettext, times
+from quartapp.i18n import devices, ngettext, numbers, times
 from quartapp.i18n import gettext as _
 from quartapp.i18n import templates as translated
 from quartapp.models.factors.factor import NAMES, Factor
@@ -77,6 +77,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
     app.jinja_env.filters["factors"] = factors
     app.jinja_env.filters["device"] = devices.device_name
+    app.jinja_env.filters.update(capped=numbers.format_capped, seconds=numbers.format_seconds)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
     for name in app.blueprints:

@@ -42,7 +42,7 @@ SIGNED_IN = [
     *("/account/factors/recovery-codes", "/account/factors/passkeys"),
     *("/account/timeline", "/account/timeline/not-me", "/account/export", "/account/delete"),
     *("/account/notices", "/account/roles", "/users/root", "/admin/users", "/admin/users/root"),
-    "/admin/roles",
+    *("/admin", "/admin/roles"),
     *("/admin/users/root/delete", "/admin/roles/new", "/admin/roles/moderator"),
     *("/admin/sessions", "/admin/events", "/admin/invitations", "/admin/requests"),
 ]

@@ -2,7 +2,7 @@
 
 `anyone`                    also those who are not signed in
 `signed in`                 any active session, whatever its roles
-`<permission>`              a session whose roles grant it
+`<permission>`              a session whose roles grant it; one of several that are joined by "or"
 `author`                    the author, while they have posts.write
 `author or <permission>`    the author, or a user with the permission
 `returning`                 a user who has just signed in to their closed account
@@ -92,6 +92,7 @@ GET        /users/<username>                              signed in
 GET        /receipts/<event_id>                           signed in
 GET        /receipts/bulk/<bulk_id>                       signed in
 
+GET        /admin                users.read or sessions.manage or users.manage or events.read
 GET        /admin/users                                   users.read
 GET POST   /admin/users/new                               users.manage, fresh
 GET POST   /admin/users/bulk                              users.manage, fresh
@@ -129,6 +130,11 @@ class Row(NamedTuple):
     rule: str
     needs: str
     fresh: bool = False
+
+    @property
+    def permissions(self) -> list[str]:
+        """Return the permissions of which one is enough."""
+        return [word for word in self.needs.split(" or ") if "." in word]
 
     @property
     def done(self) -> int:

@@ -160,7 +160,7 @@ def sufficient_permissions(row: Row) -> list[Permission]:
     of_user = any(part in row.rule for part in of_users)
     authors = [Permission.POSTS_WRITE] if undo or of_user else []
     managing = [Permission.USERS_MANAGE] if undo else []
-    return [Permission(row.needs.removeprefix("author or ")), *authors, *managing]
+    return [Permission(row.permissions[0]), *authors, *managing]
 
 
 def path(row: Row, parts: Mapping[str, str]) -> str:

@@ -32,6 +32,7 @@ def hidden(answer: Answer) -> set[str]:
         ("/account/sessions", {"/account/sessions": "page"}),
         ("/account/notices", {"/account/notices": "page"}),
         ("/users/ada", {"/users/ada": "page"}),
+        ("/admin", {"/admin": "page"}),
         ("/admin/users", {"/admin/users": "page"}),
         ("/admin/users/root", {"/admin/users": "true"}),
         ("/", {}),

@@ -6,8 +6,9 @@ its receiver and some words for its text; never a token, because tokens are crea
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Self
 
 from beanie import PydanticObjectId
 from pydantic import Field
@@ -28,6 +29,27 @@ LEASE = timedelta(minutes=2)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=15), timedelta(hours=1)
 TRIES = 12
 KEPT = timedelta(days=7)
+COUNTED = 1000
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+# Emails that could not be sent and will be tried again.
+FAILING = {"trouble": {"$type": "string"}, "gave_up_at": None}
+
+
+class Capped(NamedTuple):
+    """A number that is counted up to a limit, and whether there are more."""
+
+    number: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MailNumbers:
+    """How many emails wait to be sent, how many of these have failed before, and how many were
+    given up within KEPT."""
+
+    waiting: Capped
+    failing: Capped
+    given_up: Capped
 
 
 class Mail(Record):
@@ -55,6 +77,11 @@ class Mail(Record):
         name = "outbox"
         indexes = [
             IndexModel([("gave_up_at", 1), ("due_at", 1)], name="due"),
+            IndexModel(
+                [("gave_up_at", 1), ("due_at", 1), ("_id", 1)],
+                name="failing",
+                partialFilterExpression={"trouble": {"$type": "string"}},
+            ),
             # For the export and the erasure of personal data.
             IndexModel([("user.$id", 1)], name="of_user", sparse=True),
             IndexModel([("to", 1)], name="to_address", collation=CASELESS),
@@ -112,6 +139,24 @@ class Mail(Record):
             return_document=ReturnDocument.AFTER,
         )
         return cls.model_validate(found) if found else None
+
+    @classmethod
+    async def numbers(cls) -> MailNumbers:
+        """Return how many emails are in the outbox, each number at most COUNTED + 1."""
+        collection = cls.get_motor_collection()
+        counted = [
+            await collection.count_documents(match, limit=COUNTED + 1)
+            for match in ({"gave_up_at": None}, FAILING, {"gave_up_at": {"$gt": EARLIEST}})
+        ]
+        return MailNumbers(*(Capped(min(number, COUNTED), number > COUNTED) for number in counted))
+
+    @classmethod
+    async def troubled(cls, *, limit: int) -> list[Self]:
+        """Return at most `limit` emails that are failing, those to be tried next first, followed by
+        at most `limit` that were given up, the latest first."""
+        failing = await cls.find_with_links(FAILING, sort="due_at", limit=limit)
+        given_up = {"gave_up_at": {"$gt": EARLIEST}}
+        return failing + await cls.find_with_links(given_up, sort="-gave_up_at", limit=limit)
 
     @property
     def user_id(self) -> PydanticObjectId | None:

@@ -20,6 +20,8 @@ Place = tuple[datetime, PydanticObjectId]
 LONGEST = 3660 * 86400
 # How many ended sessions a page skips.
 SKIPPED = 500
+# How many sessions the dashboard counts.
+COUNTED = 1000
 # How many sessions that match a filter are considered. They have no index in the list's order.
 FILTERED = 1000
 
@@ -39,6 +41,51 @@ class Wanted:
         ip = {"ip": self.ip} if self.ip else {}
         online = {"online_until": {"$gt": now}} if self.online else {}
         return {**user, **ip, **online}
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """How many users have an active session, and how many of them an open page.
+
+    At most COUNTED sessions of each kind are examined; `more` and `more_online` say that there are
+    further ones.
+    """
+
+    users: int
+    more: bool
+    online: int
+    more_online: bool
+
+
+async def count_signed_in() -> SignedIn:
+    """Count the signed-in users, and those with an open page."""
+    now = clock.now()
+    idle_times = await Session.get_motor_collection().distinct("idle_seconds")
+    used = _used_within_idle_time(idle_times, now, {}) if idle_times else None
+    users, more = await _count_users(used, now) if used else (0, False)
+    return SignedIn(users, more, *await _count_users({"online_until": {"$gt": now}}, now))
+
+
+async def _count_users(match: Mapping[str, Any], now: datetime) -> tuple[int, bool]:
+    """Return the number of users with active sessions among the first COUNTED that match, and
+    whether more match."""
+    active = expiry.active_filter(now)
+    lives = [
+        {"$eq": [{"$ifNull": ["$ended_at", None]}, None]},
+        {"$gt": ["$expires_at", now]},
+        active["$expr"],
+    ]
+    by_user = {"_id": "$user", "active": {"$max": {"$and": lives}}, "sessions": {"$sum": 1}}
+    totals = {
+        "_id": None,
+        "users": {"$sum": {"$cond": ["$active", 1, 0]}},
+        "sessions": {"$sum": "$sessions"},
+    }
+    steps = [{"$match": match}, {"$limit": COUNTED + 1}, {"$group": by_user}, {"$group": totals}]
+    found = await Session.get_motor_collection().aggregate(steps).to_list(1)
+    if not found:
+        return 0, False
+    return min(found[0]["users"], COUNTED), found[0]["sessions"] > COUNTED
 
 
 async def active_page(
@@ -109,6 +156,19 @@ async def _recently_used(
     The database reads the index `by_idle_time` at one place for each idle time, and merges.
     """
     late = {"$lte": before[0]} if before else {}
+    if not idle_times:
+        return []
+    match = _used_within_idle_time(idle_times, now, late)
+    if before:
+        match = {"$and": [match, _behind(before)]}
+    return await Session.find_with_links(match, sort=NEWEST, limit=limit)
+
+
+def _used_within_idle_time(
+    idle_times: Collection[float], now: datetime, late: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the filter for sessions that were used within their idle time, also ended ones. `late`
+    limits the time of the last use. There must be an idle time."""
     branches = [
         {
             "idle_seconds": idle,
@@ -116,12 +176,7 @@ async def _recently_used(
         }
         for idle in idle_times
     ]
-    if not branches:
-        return []
-    match: dict[str, Any] = {"$or": branches}
-    if before:
-        match = {"$and": [match, _behind(before)]}
-    return await Session.find_with_links(match, sort=NEWEST, limit=limit)
+    return {"$or": branches}
 
 
 def _behind(place: Place | None) -> dict[str, Any]:
