@@ -6,7 +6,7 @@ from typing import Any
 
 from quart import Blueprint, flash, render_template, request
 from quart_auth import login_required
-from wtforms.fields.choices import SelectChoice
+from wtforms.fields.choices import SelectChoice  # type: ignore[attr-defined]  # not in the stubs
 
 from quartapp.activities import EMAIL_GROUPS
 from quartapp.auth import current_user, signed_in_user
