@@ -46,6 +46,11 @@ SIGNED_IN = [
     *("/admin/users/root/delete", "/admin/roles/new", "/admin/roles/moderator"),
     *("/admin/sessions", "/admin/events", "/admin/invitations", "/admin/requests"),
 ]
+# Pages with long texts, many controls or a list: what German words are most likely to break.
+IN_GERMAN = [
+    *("/", "/account/security", "/account/preferences", "/account/roles", "/admin/users"),
+    *("/admin/users/root", "/admin/roles", "/admin/sessions", "/admin/events"),
+]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,17 @@ async def test_pages_are_accessible_and_fit_the_window(
         await sign_in(page, username)
     for path in paths:
         await page.goto(path)
+        await assert_accessible(page)
+
+
+async def test_pages_are_accessible_in_german(server: Server, new_browser: NewBrowser) -> None:
+    page = await (await new_browser(server.url, locale="de-DE")).new_page()
+    await page.goto("/register")
+    await assert_accessible(page)
+    await sign_in(page, "root")
+    for path in IN_GERMAN:
+        await page.goto(path)
+        assert await page.locator("html").get_attribute("lang") == "de"
         await assert_accessible(page)
 
 
