@@ -17,6 +17,7 @@ from quartapp.authority import versions
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.i18n import current_locale, use_locale
+from quartapp.i18n.devices import device_name
 from quartapp.log import log
 from quartapp.models.notifications.notice import Notice
 from quartapp.ws import protocol, topics
@@ -146,8 +147,12 @@ class Connection:
 
     def announce_session(self, started: dict[str, str | None]) -> None:
         """Queue `session.started`: the user has signed in on another device."""
-        if self.sent_principal is not None:
-            self._enqueue(protocol.SessionStarted(id=self._next_id(), session=started))
+        if self.sent_principal is None:
+            return
+        if device := started.get("device"):
+            with use_locale(self._locale):
+                started = {**started, "device": device_name(device)}
+        self._enqueue(protocol.SessionStarted(id=self._next_id(), session=started))
 
     def deliver_notice(self, notice: Notice | None) -> None:
         """Queue the notification, unless it was sent already.
