@@ -8,8 +8,11 @@ from quartapp.i18n import lazy_gettext as _
 
 
 class LoginForm(Form):
+    """The ids are unique on the site: sign_in.js adds this form and FactorForm to other pages."""
+
     login = StringField(
         _("Username or email address"),
+        id="sign-in-login",
         filters=[tidy],
         validators=[
             DataRequired(_("Enter your username or email address.")),
@@ -17,13 +20,18 @@ class LoginForm(Form):
             printable,
         ],
     )
-    password = PasswordField(_("Password"), validators=[InputRequired(_("Enter your password."))])
-    remember = BooleanField(_("Keep me signed in on this device"))
+    password = PasswordField(
+        _("Password"),
+        id="sign-in-password",
+        validators=[InputRequired(_("Enter your password."))],
+    )
+    remember = BooleanField(_("Keep me signed in on this device"), id="sign-in-remember")
 
 
 class FactorForm(Form):
     code = StringField(
         _("Code"),
+        id="sign-in-code",
         description=_("The six-digit code from your authenticator app, or a recovery code."),
         filters=[tidy],
         validators=[

@@ -1,22 +1,24 @@
 // Stores unsaved text of forms marked `data-draft` in the session storage of this tab, per user and form, until the
 // server has accepted the form. Restores it for the same user only. See docs/adr/0084-drafts-of-unsent-text.md.
 
-const { user } = document.body.dataset
 const PREFIX = "draft:"
 const SIGNED_OUT = "draft:signed-out" // key in local storage: when a user last signed out in this browser
 const KEPT_FOR = 7 * 24 * 3600 * 1000
 const MOST_DRAFTS = 20
 const LONGEST_DRAFT = 200_000
 const PAUSE = 250
+const NOT_TYPED = /^(hidden|password|file|submit|button|image|reset|select-multiple|fieldset|output)$/
 
+const [navigation] = performance.getEntriesByType("navigation")
 let timer
 let leftAt = 0
 let filling = false // This script is changing a field.
 let forgotten = false // This browser has signed out: store nothing until the user types again.
 const edited = new Set() // Forms with changes that are not stored yet.
 
+window.isChanged = isChanged // also for regions.js
 settleSent(true)
-for (const form of draftForms()) offer(form)
+draftForms().forEach(offer)
 
 // Storing
 
@@ -32,8 +34,8 @@ addEventListener("input", ({ target }) => {
 addEventListener("click", ({ target }) => { if (target.closest("a[href]")) leftAt = Date.now() })
 addEventListener("beforeunload", event => {
   save()
-  const unsaved = [...draftForms()].some(form => read(keyOf(form)))
-  if (unsaved && !("locked" in document.body.dataset) && Date.now() - leftAt > 1000) event.preventDefault()
+  const unsaved = draftForms().some(form => read(keyOf(form)))
+  if (unsaved && !isLocked() && Date.now() - leftAt > 1000) event.preventDefault()
 })
 
 function save() {
@@ -87,27 +89,25 @@ addEventListener("submit", ({ target: form, defaultPrevented }) => {
 
 // Drops a sent draft if the server redirected to a page without an error.
 function settleSent(mayBeAccepted) {
-  const signedOut = Number(attempt(() => localStorage.getItem(SIGNED_OUT)))
+  const signedOut = Number(localStorage[SIGNED_OUT] ?? 0)
   for (const key of keys()) {
     const draft = read(key)
     if (!draft || draft.at < Math.max(signedOut, Date.now() - KEPT_FOR)) remove(key)
     else if (draft.sent && key.startsWith(`${PREFIX}${user}:`)) {
-      const tried = { ...draft, sent: undefined, tried: true }
       if (mayBeAccepted && wasAccepted(key, draft.sent)) remove(key)
-      else write(key, tried)
+      else write(key, { ...draft, sent: undefined, tried: true })
     }
   }
 }
 
 function wasAccepted(key, sentFrom) {
-  const [navigation] = performance.getEntriesByType("navigation")
   const redirected = navigation?.type === "navigate" && navigation.redirectCount > 0
-  const refused = document.querySelector("[role=alert]:not([hidden])") ?? unsavedForm(key)
+  const refused = first("[role=alert]:not([hidden])") ?? unsavedForm(key)
   return redirected && document.referrer === sentFrom && !refused
 }
 
 function unsavedForm(key) {
-  return [...draftForms()].find(form => "unsaved" in form.dataset && keyOf(form) === key)
+  return draftForms().find(form => "unsaved" in form.dataset && keyOf(form) === key)
 }
 
 // Offering
@@ -143,7 +143,6 @@ function restore(form, draft) {
       discard(form, draft)
     },
   })
-  const [navigation] = performance.getEntriesByType("navigation")
   if (draft.resume || ["reload", "back_forward"].includes(navigation?.type)) placeCaret(form, draft.caret)
 }
 
@@ -164,20 +163,13 @@ function fill(form, draft, valueOf) {
 
 // If a button of the previous note had the focus, the first one gets it.
 function showNote(form, text, buttons) {
-  const focused = form.querySelector(".draft-note")?.contains(document.activeElement)
-  form.querySelector(".draft-note")?.remove()
-  const words = document.createElement("p")
-  words.setAttribute("role", "status")
-  const note = document.createElement("div")
+  const old = form.querySelector(".draft-note")
+  const focused = old?.contains(document.activeElement)
+  old?.remove()
+  const words = element("p")
+  words.role = "status"
+  const note = element("div", words, ...Object.entries(buttons).map(([label, act]) => button(label, act)))
   note.className = "draft-note"
-  note.append(words)
-  for (const [label, act] of Object.entries(buttons)) {
-    const button = document.createElement("button")
-    button.type = "button"
-    button.textContent = label
-    button.onclick = act
-    note.append(button)
-  }
   form.prepend(note)
   if (focused) note.querySelector("button").focus()
   // Screen readers announce a change of an existing status element, not a new element.
@@ -192,7 +184,7 @@ function caretIn(form) {
 
 function placeCaret(form, caret) {
   const field = caret && form.elements[caret.name]
-  const free = document.activeElement === document.body || document.activeElement === null
+  const free = [document.body, null].includes(document.activeElement)
   if (!field?.focus || !free || location.hash) return
   field.focus()
   if (caret.start !== null) field.setSelectionRange(caret.start, caret.end)
@@ -202,7 +194,7 @@ function placeCaret(form, caret) {
 
 function signOut() {
   forget()
-  attempt(() => localStorage.setItem(SIGNED_OUT, Date.now()))
+  localStorage[SIGNED_OUT] = Date.now()
 }
 
 addEventListener("storage", ({ key, newValue }) => key === SIGNED_OUT && newValue && forget())
@@ -211,20 +203,20 @@ function forget() {
   forgotten = true
   clearTimeout(timer)
   edited.clear()
-  for (const key of keys()) remove(key)
-  document.getElementById("ended-kept").hidden = true
+  keys().forEach(remove)
+  first("#ended-kept").hidden = true
 }
 
 addEventListener("pageshow", ({ persisted }) => {
   if (!persisted) return
   settleSent(false)
-  for (const form of draftForms()) offer(form)
+  draftForms().forEach(offer)
 })
 
 // Forms and fields
 
 function draftForms() {
-  return document.querySelectorAll("form[data-draft]")
+  return all("form[data-draft]")
 }
 
 function pathOf(form) {
@@ -238,39 +230,34 @@ function keyOf(form) {
 // Yields the fields to store. Never passwords, codes or fields with autocomplete=off.
 function* fieldsOf(form) {
   for (const field of form.elements) {
-    const typed = field.matches("textarea, select:not([multiple]), input:not([type=hidden], [type=password], [type=file], [type=submit], [type=button], [type=image], [type=reset])")
-    if (!typed || !field.name || field.readOnly || field.matches(":disabled")) continue
+    if (NOT_TYPED.test(field.type) || !field.name || field.readOnly || field.matches(":disabled")) continue
     if (/\boff\b|password|one-time-code|\bcc-/.test(field.getAttribute("autocomplete") ?? form.getAttribute("autocomplete"))) continue
-    const box = field.matches("[type=checkbox], [type=radio]")
+    const box = isBox(field)
     yield { field, name: box ? `${field.name}=${field.value}` : field.name, property: box ? "checked" : "value" }
   }
 }
 
+function isBox(field) {
+  return field.matches("[type=checkbox], [type=radio]")
+}
+
 function initial(field) {
   if (field.matches("select")) return ([...field.options].find(option => option.defaultSelected) ?? field.options[0])?.value
-  return field.matches("[type=checkbox], [type=radio]") ? field.defaultChecked : field.defaultValue
+  return isBox(field) ? field.defaultChecked : field.defaultValue
 }
 
 function isChanged(field) {
-  return (field.matches("[type=checkbox], [type=radio]") ? field.checked : field.value) !== initial(field)
+  return field.matches("input, textarea, select") && (isBox(field) ? field.checked : field.value) !== initial(field)
 }
 
-// Storage, which may be full or disabled: then the text is only on the page.
-
-function attempt(action, otherwise = null) {
-  try {
-    return action()
-  } catch {
-    return otherwise
-  }
-}
+// Storage
 
 function keys() {
-  return attempt(() => Object.keys(sessionStorage).filter(key => key.startsWith(PREFIX)), [])
+  return Object.keys(sessionStorage).filter(key => key.startsWith(PREFIX))
 }
 
 function read(key) {
-  return attempt(() => JSON.parse(sessionStorage.getItem(key)))
+  return JSON.parse(sessionStorage.getItem(key))
 }
 
 function write(key, draft) {
@@ -278,9 +265,13 @@ function write(key, draft) {
   if (text.length > LONGEST_DRAFT) return
   const others = keys().filter(each => each !== key).sort((a, b) => (read(a)?.at ?? 0) - (read(b)?.at ?? 0))
   for (const oldest of others.slice(0, Math.max(0, others.length + 1 - MOST_DRAFTS))) remove(oldest)
-  attempt(() => sessionStorage.setItem(key, text))
+  try {
+    sessionStorage.setItem(key, text)
+  } catch {
+    // It is full: the text is only on the page.
+  }
 }
 
 function remove(key) {
-  attempt(() => sessionStorage.removeItem(key))
+  sessionStorage.removeItem(key)
 }

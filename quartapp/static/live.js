@@ -1,13 +1,13 @@
 // Connects an open page to /ws: follows permissions, shows notifications, and locks the page when its session has ended.
 
-const { session, user, username } = document.body.dataset
-const here = document.body.dataset.here || location.pathname + location.search
-const main = document.querySelector("main")
-let countedTo = document.body.dataset.cursor // the newest notification that the badge counts
-let unread = Number(document.querySelector("[data-unread]").textContent)
+let { session, cursor: countedTo } = pageData // countedTo: the newest notification that the badge counts
+const { username } = pageData
+const main = first("main")
+const dialog = (window.dialog = first("#ended"))
+let unread = Number(first("[data-unread]").textContent)
 
-// The answer to a rejected POST is the page that holds its form. Show the URL of that page, which can be reloaded.
-if ("refused" in document.body.dataset) history.replaceState(null, "", here)
+// The answer to a rejected POST is a page with its form. Show the URL of that page, which can be reloaded.
+if ("refused" in pageData) history.replaceState(null, "", here)
 
 let socket = null
 let attempt = 0
@@ -16,10 +16,10 @@ let submittedAt = 0 // when a form was submitted; Firefox then closes the socket
 let leavingAt = 0 // when a form was submitted whose answer replaces this page
 let over = false // the session has ended or belongs to another page: never connect again
 let stopped = false // the server and this script disagree about the protocol: never connect again
-let version = Number(document.body.dataset.version)
-let permissions = new Set(document.body.dataset.permissions.split(" ").filter(Boolean))
+let version = Number(pageData.version)
+let permissions = new Set(pageData.permissions.split(" "))
 let pageRefused = !pageAllowed()
-let cursor = sessionStorage.getItem(`cursor:${user}`) || countedTo
+let cursor = sessionStorage[`cursor:${user}`] || countedTo
 const received = new Set() // ids of messages that were handled
 
 connect()
@@ -29,14 +29,9 @@ connect()
 function connect() {
   clearTimeout(retry)
   if (over || stopped || socket) return
-  const url = new URL("/ws", location.href)
-  url.protocol = url.protocol.replace("http", "ws")
-  url.searchParams.set("page", location.pathname)
-  if (cursor) url.searchParams.set("cursor", cursor)
-  const topics = [...document.querySelectorAll("[data-topics]")].flatMap(part => part.dataset.topics.split(" "))
-  url.searchParams.set("unread", unread)
-  if (topics.length) url.searchParams.set("topics", [...new Set(topics)])
-  const mine = (socket = new WebSocket(url))
+  const topics = all("[data-topics]").flatMap(part => part.dataset.topics.split(" "))
+  const query = new URLSearchParams({ page: location.pathname, unread, ...(cursor && { cursor }), ...(topics.length && { topics: [...new Set(topics)] }) })
+  const mine = (socket = new WebSocket(`${location.origin.replace("http", "ws")}/ws?${query}`))
   const begun = Date.now()
   mine.onmessage = event => socket === mine && receive(JSON.parse(event.data))
   mine.onclose = event => socket === mine && handleClose(event, Date.now() - begun)
@@ -79,7 +74,7 @@ async function fetchCurrentSession() {
   try {
     // The header tells the server not to count this as use of the session, which would extend it.
     const headers = { "X-Background": "1" }
-    const answer = await fetch("/api/me", { cache: "no-store", headers, signal: AbortSignal.timeout(10_000) })
+    const answer = await fetch("/api/me", { headers, signal: AbortSignal.timeout(10_000) })
     if (answer.status === 401) return { ended: (await answer.json().catch(() => null))?.ended ?? {} }
     if (answer.ok) return { me: await answer.json() }
   } catch {
@@ -105,7 +100,7 @@ async function lockWithReason() {
 }
 
 function reconnectNow() {
-  if (socket || over || stopped) return
+  if (socket) return
   attempt = 0
   connect()
 }
@@ -148,10 +143,10 @@ const handlers = {
 
   "permissions.changed"(message) {
     if (!applyPermissions(message)) return
-    const gained = message.added?.length ? say("gained", { permissions: message.added.join(", ") }) : ""
-    const lost = message.removed?.length ? say("lost", { permissions: message.removed.join(", ") }) : ""
-    const by = message.by ? say("changedBy", message) : ""
-    if (gained || lost) toast([gained, lost, by].filter(Boolean).join(" "))
+    const changes = { gained: message.added, lost: message.removed }
+    const words = Object.keys(changes).filter(key => changes[key]?.length).map(key => say(key, { permissions: changes[key].join(", ") }))
+    if (words.length && message.by) words.push(say("changedBy", message))
+    if (words.length) toast(words.join(" "))
   },
 
   "session.started"({ session: { device, ip } }) {
@@ -161,7 +156,7 @@ const handlers = {
   "session.ended"(message) {
     // If this page has just submitted a form (for example to sign out), the answer explains the end better than the
     // dialog does: the page is locked now, but the dialog waits for three seconds.
-    lockEnded(message, Date.now() - leavingAt < 10_000 ? 3000 : 0)
+    lockEnded(message, Date.now() - leavingAt < 10_000 && 3000)
   },
 
   // regions.js replaces the elements that show these topics.
@@ -189,7 +184,7 @@ function isLater(id, than) {
 
 function rememberCursor(id) {
   cursor = id
-  sessionStorage.setItem(`cursor:${user}`, id)
+  sessionStorage[`cursor:${user}`] = id
 }
 
 // Permissions
@@ -207,7 +202,7 @@ function applyPermissions(message) {
 }
 
 function showAllowed() {
-  for (const part of document.querySelectorAll("[data-needs]:not(main)")) part.hidden = !mayAny(part.dataset.needs)
+  for (const part of all("[data-needs]:not(main)")) part.hidden = !mayAny(part.dataset.needs)
 }
 
 function mayAny(needs) {
@@ -227,17 +222,15 @@ function updatePage(by) {
 }
 
 function hidePage(by) {
-  const kept = keepDrafts()
-  const forms = kept ? main.querySelectorAll("form[data-draft]") : []
-  const needed = element("code", main.dataset.needs.replaceAll(" ", " / "))
-  const [before, after] = say(by ? "removedBy" : "removed", { by, permission: "\n" }).split("\n")
-  const words = element("p", before, needed, after)
+  const forms = keepDrafts() ? main.querySelectorAll("form[data-draft]") : []
+  const permission = main.dataset.needs.replaceAll(" ", " / ")
+  const words = element("p", say(by ? "removedBy" : "removed", { by, permission }))
   words.className = "lede"
   main.className = "message-page"
   main.replaceChildren(element("h1", say("refused")), words)
   for (const form of forms) {
     main.append(element("p", say("unsendable")), form)
-    for (const button of form.querySelectorAll("button")) button.disabled = true
+    for (const each of form.querySelectorAll("button")) each.disabled = true
   }
   main.focus()
 }
@@ -252,13 +245,11 @@ function toast(text, { href, label } = {}) {
     link.href = href
     words.append(" ", link)
   }
-  const close = element("button", "×")
-  close.type = "button"
+  const close = button("×", () => box.remove())
   close.ariaLabel = say("dismiss")
   const box = element("div", words, close)
   box.className = "toast"
-  close.onclick = () => box.remove()
-  const region = document.getElementById("toasts")
+  const region = first("#toasts")
   region.append(box)
   if (region.children.length > 4) region.firstElementChild.remove()
   dismissLater(box)
@@ -272,7 +263,7 @@ function dismissLater(box) {
 function showUnread(count) {
   unread = count
   setText("[data-unread]", unread)
-  for (const part of document.querySelectorAll("[data-unread], [data-unread-words]")) part.hidden = !unread
+  for (const part of all("[data-unread], [data-unread-words]")) part.hidden = !unread
   announce(["notices"])
 }
 
@@ -281,31 +272,28 @@ function announce(topics) {
 }
 
 function showState(state) {
-  const live = document.getElementById("live")
+  const live = first("#live")
   live.hidden = false
   if (state === "reconnecting" && !navigator.onLine) state = "offline"
   const before = live.dataset.state
   if (before === state) return
   live.dataset.state = state
-  live.title = say(state) ?? ""
+  const text = live.title = say(state) ?? ""
   clearTimeout(stateText)
-  const text = state === "connected" ? "" : say(state) ?? ""
   // A restart takes a second or two. Show nothing for so short a time.
   const wait = state === "reconnecting" && before !== "offline" ? 2000 : 0
-  stateText = setTimeout(setText, wait, ".live-text", text)
+  stateText = setTimeout(setText, wait, ".live-text", state === "connected" ? "" : text)
 }
 
 // Locking the page
 
-function lockEnded({ session: ended = session, reason, message, by, at }, explainAfter = 0) {
+function lockEnded({ session: ended = session, reason, message, by, at }, explainAfter) {
   const other = ended !== session // the reason belongs to a different session
-  const when = at ? sayTime(at) : ""
   lock({
     title: say(reason === "signed_out" ? "signedOut" : "ended"),
     message: (!other && message) || say("over"),
-    by: other ? "" : [by && by !== username && say("by", { by }), when].filter(Boolean).join(", "),
+    by: other ? "" : [by && by !== username && say("by", { by }), at && sayTime(at)].filter(Boolean).join(", "),
     action: say("again"),
-    href: `/login?${new URLSearchParams({ ended: session, next: here })}`,
     explainAfter,
   })
 }
@@ -317,32 +305,27 @@ function lockForeign(name) {
     title: say("expired"),
     message: say(name === username ? "sameUser" : "otherUser", { name, username }),
     action: say("reload"),
-    href: here,
   })
 }
 
 // Makes the page inert and never connects again. The dialog opens after `explainAfter` milliseconds.
-function lock({ title, message, by, action, href, explainAfter = 0 }) {
+function lock({ title, message, by, action, explainAfter }) {
   over = true
   clearTimers()
-  if ("locked" in document.body.dataset) return
-  document.body.dataset.locked = ""
+  if (isLocked()) return
+  pageData.locked = ""
   showState("stopped")
-  document.getElementById("ended-kept").hidden = !keepDrafts()
-  setText("#ended-title", title)
-  setText("#ended-message", message)
-  setText("#ended-by", by ?? "")
-  document.getElementById("ended-by").hidden = !by
-  setText("#ended-action", action)
-  document.getElementById("ended-action").href = href
+  first("#ended-kept").hidden = !keepDrafts()
+  for (const [part, text] of Object.entries({ title, message, by, action })) setText(`#ended-${part}`, text)
+  first("#ended-by").hidden = !by
+  first("#ended-action").href = `/login?${new URLSearchParams({ ended: session, next: here })}`
   if (!explainAfter) return openDialog()
-  for (const part of document.querySelectorAll("body > :not(.ended)")) part.inert = true
+  for (const part of all("body > :not(.ended)")) part.inert = true
   dialogTimer = setTimeout(openDialog, explainAfter)
 }
 
 function openDialog() {
   clearTimeout(dialogTimer)
-  const dialog = document.getElementById("ended")
   if (dialog.open) return
   dialog.oncancel = event => event.preventDefault()
   // Browsers close a dialog on the second Escape even if the cancel event is prevented.
@@ -350,22 +333,29 @@ function openDialog() {
   dialog.showModal()
 }
 
+// Continues with the new session of the same user.
+window.unlock = mine => {
+  disconnect()
+  delete pageData.locked
+  clearTimeout(dialogTimer)
+  for (const part of all("[inert]")) part.inert = false
+  dialog.onclose = null
+  dialog.close()
+  const { activeElement } = document
+  activeElement.blur()
+  activeElement.focus({ preventScroll: true })
+  session = mine
+  over = stopped = false
+  version = attempt = 0
+  connect()
+}
+
 // Asks drafts.js to store unsaved text. Returns whether there is a draft for a form of this page.
 function keepDrafts() {
   return !dispatchEvent(new Event("draft:keep", { cancelable: true }))
 }
 
-// Helpers, and events of the browser
-
-function element(name, ...children) {
-  const created = document.createElement(name)
-  created.append(...children)
-  return created
-}
-
-function setText(selector, text) {
-  for (const found of document.querySelectorAll(selector)) found.textContent = text
-}
+// Events of the browser
 
 addEventListener("submit", event => {
   if (event.defaultPrevented) return
@@ -375,9 +365,7 @@ addEventListener("submit", event => {
 
 addEventListener("topics:shown", showAllowed)
 
-addEventListener("offline", () => {
-  if (!over && !stopped) showState("offline")
-})
+addEventListener("offline", () => over || stopped || showState("offline"))
 
 // After a change of network, a dead connection can look open for minutes.
 addEventListener("online", () => {
@@ -386,25 +374,19 @@ addEventListener("online", () => {
   reconnectNow()
 })
 
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) reconnectNow()
-})
+addEventListener("visibilitychange", () => document.hidden || reconnectNow())
 
 // An open popover is in the top layer, where the layout for the other width does not apply. Close it.
 matchMedia("(min-width: 60rem)").addEventListener("change", () => {
-  for (const menu of document.querySelectorAll("[popover]:popover-open")) menu.hidePopover()
+  for (const menu of all("[popover]:popover-open")) menu.hidePopover()
 })
 
 addEventListener("pagehide", disconnect)
 
 addEventListener("pageshow", async event => {
   if (!event.persisted) return
-  if (over) {
-    // Timers do not run in the back/forward cache, so the dialog may not have opened.
-    openDialog()
-    location.assign(here)
-    return
-  }
+  // Timers do not run in the back/forward cache, so the dialog may not have opened.
+  if (over) return openDialog(), location.assign(here)
   if (!stopped) showState("reconnecting")
   if (await mayReconnect()) reconnectNow()
 })

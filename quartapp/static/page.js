@@ -1,15 +1,46 @@
-// Texts in the language of the page, for all scripts; passwords that can be shown; the rating of a new password; and
-// keyboard shortcuts.
+// What all scripts share; passwords that can be shown; the rating of a new password; and keyboard shortcuts.
 
-const texts = JSON.parse(document.getElementById("texts").textContent)
+const pageData = document.body.dataset
+const first = selector => document.querySelector(selector)
+const all = selector => [...document.querySelectorAll(selector)]
+const texts = JSON.parse(first("#texts").textContent)
 const { lang } = document.documentElement
 
-// Returns the text with the words filled in.
-window.say = (key, words) => texts[key]?.replace(/%\((\w+)\)s/g, (_, name) => words[name])
+Object.assign(window, {
+  pageData,
+  first,
+  all,
+  here: pageData.here || location.pathname + location.search,
+  user: pageData.user,
+  isLocked: () => "locked" in pageData,
 
-window.sayTime = at => new Date(at).toLocaleString(lang === "en" ? "en-GB" : lang, { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC"
+  // Returns the text in the language of the page, with the words filled in.
+  say: (key, words) => texts[key]?.replace(/%\((\w+)\)s/g, (_, name) => words[name]),
 
-for (const button of document.querySelectorAll("[data-reveal]")) {
+  sayTime: at => new Date(at).toLocaleString(lang === "en" ? "en-GB" : lang, { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC",
+
+  element(name, ...children) {
+    const created = document.createElement(name)
+    created.append(...children)
+    return created
+  },
+
+  button: (label, onclick) => Object.assign(element("button", label), { type: "button", onclick }),
+
+  setText(selector, text) {
+    for (const found of all(selector)) found.textContent = text
+  },
+
+  post: form => load(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) }),
+
+  // Returns the answer, and the page that it contains.
+  async load(url, options) {
+    const answer = await fetch(url, { signal: AbortSignal.timeout(30_000), ...options })
+    return [answer, new DOMParser().parseFromString(await answer.text(), "text/html")]
+  },
+})
+
+for (const button of all("[data-reveal]")) {
   const input = button.previousElementSibling
   const show = shown => {
     input.type = shown ? "text" : "password"
@@ -21,7 +52,7 @@ for (const button of document.querySelectorAll("[data-reveal]")) {
   input.form.addEventListener("submit", () => show(false))
 }
 
-for (const box of document.querySelectorAll("[data-strength]")) {
+for (const box of all("[data-strength]")) {
   const [meter, words] = box.children
   const { form } = box.previousElementSibling.firstChild
   let waiting
@@ -37,7 +68,7 @@ for (const box of document.querySelectorAll("[data-strength]")) {
     const names = ["csrf_token", "username", "email", "password"]
     const body = new URLSearchParams(names.map(name => [name, typed.get(name) ?? ""]))
     // Without an answer nothing is shown: the form is checked when it is sent.
-    const options = { method: "POST", body, headers: { "X-Background": "1" } }
+    const options = { method: "POST", body, headers: { "X-Background": "1" }, redirect: "error" }
     const answer = typed.get("password") && await fetch(box.dataset.strength, options).catch(() => {})
     const { score, text = "" } = answer?.ok ? await answer.json() : {}
     if (mine !== turn) return
@@ -47,8 +78,8 @@ for (const box of document.querySelectorAll("[data-strength]")) {
   }
 }
 
-const list = document.getElementById("shortcuts")
-const enabled = document.getElementById("shortcuts-on")
+const list = first("#shortcuts")
+const enabled = first("#shortcuts-on")
 let prefixAt = -Infinity // when "g" was pressed, which begins a sequence
 
 if (list) {
@@ -58,7 +89,7 @@ if (list) {
     const { key, target, timeStamp } = event
     const typing = target.matches("input, textarea, select, [contenteditable]")
     if (typing || !enabled.checked || event.ctrlKey || event.metaKey || event.altKey) return
-    if (document.querySelector("dialog[open]")) return
+    if (first("dialog[open]")) return
     const link = timeStamp - prefixAt < 1500 && linkFor(key)
     prefixAt = key === "g" ? timeStamp : -Infinity
     if (link) link.click()
@@ -74,7 +105,7 @@ function linkFor(key) {
 // Focuses the search of this page, or opens the list of users or of posts with its search focused.
 function search(event) {
   event.preventDefault()
-  const field = document.querySelector("main [type=search]")
+  const field = first("main [type=search]")
   if (field) field.focus()
   else location.assign(`${linkFor("u") ?? linkFor("p")}#q`)
 }

@@ -1,23 +1,29 @@
 // Passkeys: asks the browser to create or use a passkey, and submits the result with the form. The forms stay hidden
 // without this script and in browsers without passkeys.
 
-const words = document.querySelector("[data-passkey-words]")
+const words = first("[data-passkey-words]")
 // The functions that read and write JSON came to all browsers in 2025.
 const supported = window.isSecureContext && "parseRequestOptionsFromJSON" in (window.PublicKeyCredential ?? {})
 let suggesting = null // AbortController of the autofill suggestions, which end when a button is pressed
 
-for (const form of document.querySelectorAll("form[data-passkey]")) {
-  if (!supported) break
-  form.hidden = false
-  form.addEventListener("submit", event => {
-    event.preventDefault()
-    suggesting?.abort()
-    run(form)
-  })
-  if (form.dataset.passkey === "get" && !form.dataset.confirm) suggest(form)
-}
+prepare(document)
 if (words && supported) words.hidden = true
 else if (words) words.textContent = say("unsupported")
+
+// sign_in.js calls this for forms that it adds to a page.
+export function prepare(root) {
+  if (!supported) return
+  for (const form of root.querySelectorAll("form[data-passkey]")) {
+    form.hidden = false
+    form.addEventListener("submit", event => {
+      if (form.elements.credential?.value) return
+      event.preventDefault()
+      suggesting?.abort()
+      run(form)
+    })
+    if (root === document && form.dataset.passkey === "get" && !form.dataset.confirm) suggest(form)
+  }
+}
 
 async function run(form) {
   const error = form.querySelector("[role=alert]")
@@ -35,13 +41,16 @@ async function ask(form, extra = {}) {
   // The user has been signed out: reload to show why.
   if (answer.redirected) return location.reload()
   if (!answer.ok) throw new Error(`options: ${answer.status}`)
-  const [parse, call] = ceremonies[form.dataset.passkey]
-  const credential = await call({ publicKey: parse(await answer.json()), ...extra })
+  const ceremony = form.dataset.passkey
+  const parse = ceremony === "create" ? "parseCreationOptionsFromJSON" : "parseRequestOptionsFromJSON"
+  const publicKey = PublicKeyCredential[parse](await answer.json())
+  const credential = await navigator.credentials[ceremony]({ publicKey, ...extra })
   if (form.dataset.confirm) return confirmFirst(form, credential)
-  const tick = document.querySelector("input[type=checkbox][name=remember]")
-  if (form.elements.remember) form.elements.remember.value = tick?.checked ? "y" : ""
-  form.elements.credential.value = JSON.stringify(credential)
-  form.submit()
+  const { remember, credential: field } = form.elements
+  if (remember) remember.value = first("[type=checkbox][name=remember]:checked") ? "y" : ""
+  field.value = JSON.stringify(credential)
+  form.requestSubmit()
+  field.value = ""
 }
 
 // Re-authentication: sends the passkey to /confirm, which makes the session fresh, then submits the waiting form.
@@ -62,9 +71,4 @@ async function suggest(form) {
   suggesting.signal.addEventListener("abort", () => clearTimeout(renewal))
   // The user did not ask for this, so errors are not shown.
   await ask(form, { mediation: "conditional", signal: suggesting.signal }).catch(() => {})
-}
-
-const ceremonies = {
-  create: [json => PublicKeyCredential.parseCreationOptionsFromJSON(json), options => navigator.credentials.create(options)],
-  get: [json => PublicKeyCredential.parseRequestOptionsFromJSON(json), options => navigator.credentials.get(options)],
 }

@@ -1,11 +1,10 @@
 // Replaces the elements marked `data-topics` when a topic changes. See "Make a page live" in docs/extending.md.
 
-const here = document.body.dataset.here || location.pathname + location.search
 const stale = new Set() // elements that may have changed
 let loading = false
 
 addEventListener("topics:changed", ({ detail: topics }) => {
-  for (const part of document.querySelectorAll("[data-topics]")) {
+  for (const part of all("[data-topics]")) {
     if (part.dataset.topics.split(" ").some(topic => topics.includes(topic))) stale.add(part)
   }
   refresh()
@@ -14,10 +13,10 @@ addEventListener("topics:changed", ({ detail: topics }) => {
 // Then an element may be in use no longer.
 for (const type of ["focusout", "toggle", "visibilitychange"]) addEventListener(type, () => setTimeout(refresh), true)
 
-for (const part of document.querySelectorAll("[data-refresh]")) refreshLater(part)
+for (const part of all("[data-refresh]")) refreshLater(part)
 
 // What a popover shows is loaded when it opens.
-for (const part of document.querySelectorAll("[popover] [data-source]")) stale.add(part)
+for (const part of all("[popover] [data-source]")) stale.add(part)
 
 // Submits a small form without leaving the page. The focus returns to the same row.
 addEventListener("submit", async event => {
@@ -26,12 +25,12 @@ addEventListener("submit", async event => {
   event.preventDefault()
   const part = form.closest("[data-topics]")
   const row = form.closest("[id]").id
-  const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) }).catch(() => ({}))
-  if (!answer.ok) return form.submit()
+  const [answer] = await post(form).catch(() => [])
+  if (!answer?.ok) return form.submit()
   document.activeElement.blur()
   stale.add(part)
   await refresh()
-  document.querySelector(`#${row} a`)?.focus()
+  first(`#${row} a`)?.focus()
 })
 
 // Some states change with time alone: `data-refresh` is the number of seconds after which to look again.
@@ -41,14 +40,14 @@ function refreshLater(part, seconds = part.dataset.refresh) {
 }
 
 async function refresh() {
-  if (loading || document.hidden || "locked" in document.body.dataset) return
+  if (loading || document.hidden || isLocked()) return
   loading = true
   for (const part of stale) if (!part.isConnected) stale.delete(part)
   const idle = [...stale].filter(part => !isBusy(part) || (listIn(part) && part.checkVisibility()))
   for (const part of idle) stale.delete(part)
   for (const address of new Set(idle.map(addressOf))) {
     const parts = idle.filter(part => addressOf(part) === address)
-    const page = await load(address, parts)
+    const page = await refetch(address, parts)
     for (const part of parts) {
       if (!page) refreshLater(part, 5)
       const fresh = part.dataset.source ? page?.querySelector(`main [data-source="${address}"]`) : page?.getElementById(part.id)
@@ -65,20 +64,15 @@ function addressOf(part) {
 }
 
 // Returns undefined without an answer, and an empty page if the user may not see it.
-async function load(address, parts) {
-  const first = parts.map(listIn).find(list => list)?.firstElementChild.id
-  try {
-    const headers = { "X-Background": "1", ...(first && { "X-First": first }) }
-    const answer = await fetch(address, { cache: "no-store", headers, signal: AbortSignal.timeout(10_000) })
-    if (answer.status > 428) return
-    const page = new DOMParser().parseFromString(answer.ok && !answer.redirected ? await answer.text() : "", "text/html")
-    // Each answer has another token of the same value.
-    const token = document.querySelector("[name=csrf_token]")?.value
-    for (const field of page.querySelectorAll("[name=csrf_token]")) field.setAttribute("value", token)
-    return page
-  } catch {
-    // No network.
-  }
+async function refetch(address, parts) {
+  const seen = parts.map(listIn).find(list => list)?.firstElementChild.id
+  const headers = { "X-Background": "1", ...(seen && { "X-First": seen }) }
+  const [answer, page] = await load(address, { headers }).catch(() => [])
+  if (!answer || answer.status > 428) return
+  if (!answer.ok || answer.redirected) return new Document()
+  // Each answer has another token of the same value.
+  for (const field of page.querySelectorAll("[name=csrf_token]")) field.setAttribute("value", first("[name=csrf_token]").value)
+  return page
 }
 
 // The list whose rows must not move, unless it is empty.
@@ -120,9 +114,4 @@ function isBusy(part) {
     || part.contains(document.activeElement)
     || (!selection.isCollapsed && selection.containsNode(part, true))
     || [part, ...part.querySelectorAll("*")].some(each => each.matches("[open], :popover-open") || isChanged(each))
-}
-
-function isChanged(field) {
-  if (field.matches("select")) return field.selectedIndex !== Math.max(0, [...field.options].findIndex(option => option.defaultSelected))
-  return field.matches("input, textarea") && (field.value !== field.defaultValue || field.checked !== field.defaultChecked)
 }

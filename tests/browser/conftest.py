@@ -123,6 +123,24 @@ async def sign_in(page: Page, username: str) -> None:
     await page.wait_for_url(lambda url: "/login" not in url)
 
 
+async def enter_password(page: Page, username: str, password: str = PASSWORD) -> None:
+    """Enter a password in the dialog of a locked page."""
+    dialog = page.get_by_role("alertdialog")
+    link = dialog.get_by_role("link", name="Sign in again")
+    if await link.is_visible():
+        await link.click()
+    await dialog.get_by_label("Username or email address").fill(username)
+    await dialog.get_by_label("Password", exact=True).fill(password)
+    await dialog.get_by_role("button", name="Sign in", exact=True).click()
+
+
+async def sign_in_again(page: Page, username: str) -> None:
+    """Sign in inside the dialog of a locked page, and wait for an unlocked page of that user."""
+    await enter_password(page, username)
+    unlocked = page.locator(f"body[data-username='{username}']:not([data-locked])")
+    await expect(unlocked).to_have_count(1)
+
+
 async def register(page: Page, username: str) -> None:
     """Create an account without loading the form, sign in to it, and open the home page."""
     email = f"{username}@example.org"

@@ -8,7 +8,15 @@ from urllib.parse import urlsplit
 
 from playwright.async_api import Dialog, Page, Route, expect
 
-from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
+from tests.browser.conftest import (
+    NewBrowser,
+    expect_locked,
+    is_live,
+    register,
+    sign_in,
+    sign_in_again,
+    submit,
+)
 from tests.conftest import PASSWORD
 from tests.people import Person, Server, until
 
@@ -146,8 +154,7 @@ async def test_a_draft_survives_the_end_of_the_session_with_its_caret(
     await is_live(tab)
     await server.run("user", "end-sessions", name)
     await expect_locked(tab, "Your unsaved text is kept in this tab")
-    await tab.get_by_role("link", name="Sign in again").click()
-    await sign_in(tab, name)
+    await sign_in_again(tab, name)
     await expect_text(tab, TYPED)
     text = tab.get_by_label("Text")
     await expect(text).to_be_focused()
@@ -183,15 +190,13 @@ async def test_a_draft_is_offered_only_to_its_author(
     await type_post_and_place_caret(page)
     await is_live(page)
     await server.run("user", "end-sessions", name)
-    await page.get_by_role("link", name="Sign in again").click()
-    await sign_in(page, bob.username)
+    await sign_in_again(page, bob.username)
     await page.goto("/posts/new")
     await is_live(page)
     await expect_text(page, "", "")
     await expect(page.locator(".draft-note")).to_have_count(0)
     await server.run("user", "end-sessions", bob.username)
-    await page.get_by_role("link", name="Sign in again").click()
-    await sign_in(page, name)
+    await sign_in_again(page, name)
     await page.goto("/posts/new")
     await expect_text(page, TYPED)
 
@@ -209,8 +214,8 @@ async def test_signing_out_clears_the_drafts_of_every_tab(page: Page, name: str)
     await expect(other.locator("#ended-kept")).to_be_hidden()
     for tab in (page, other):
         assert await tab.evaluate(DRAFT_KEYS) == []
-    await other.get_by_role("link", name="Sign in again").click()
-    await sign_in(other, name)
+    await sign_in_again(other, name)
+    await other.goto("/posts/new")
     await expect_text(other, "", "")
 
 

@@ -58,7 +58,7 @@ async def test_an_authenticator_app_from_setup_to_recovery(
     await assert_accessible(page)
     # The code of this half minute has been used. The next one is accepted already.
     await enter_code(page, app.at(now))
-    await expect(page.locator("#code-error")).to_be_visible()
+    await expect(page.locator("#sign-in-code-error")).to_be_visible()
     await enter_code(page, app.at(now + 30))
     await page.wait_for_url("**/account/sessions")
 

@@ -53,7 +53,7 @@ async def test_signing_out_in_one_tab_locks_the_other(page: Page) -> None:
 async def test_the_command_line_locks_an_open_page(server: Server, page: Page, name: str) -> None:
     await server.run("user", "disable", name)
     await expect_locked(page, "An administrator disabled your account.")
-    await page.get_by_role("link", name="Sign in again").click()
+    await page.goto(await page.locator("#ended-action").get_attribute("href") or "")
     await page.get_by_label("Username or email address").fill(name)
     await page.get_by_label("Password", exact=True).fill(PASSWORD[::-1])
     await submit(page)

@@ -9,7 +9,14 @@ import pytest
 from playwright.async_api import Page, expect
 
 from quartapp import clock
-from tests.browser.conftest import NewBrowser, expect_locked, is_live, sign_in, submit
+from tests.browser.conftest import (
+    NewBrowser,
+    enter_password,
+    expect_locked,
+    is_live,
+    sign_in,
+    submit,
+)
 from tests.browser.test_email import email_text
 from tests.people import Server, until
 
@@ -48,8 +55,7 @@ async def test_an_account_is_deleted_restored_and_erased(
     await expect_locked(elsewhere, "You deactivated or deleted your account.")
     assert "/login" in await email_text(server, name, "will be deleted")
 
-    await elsewhere.get_by_role("link", name="Sign in again").click()
-    await sign_in(elsewhere, name)
+    await enter_password(elsewhere, name)
     await expect(elsewhere.get_by_role("heading", level=1)).to_have_text(
         "Your account will be deleted"
     )

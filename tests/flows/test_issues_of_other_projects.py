@@ -24,7 +24,15 @@ from playwright.async_api import Page, expect
 
 from quartapp import clock
 from tests.browser import conftest as browser
-from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
+from tests.browser.conftest import (
+    NewBrowser,
+    expect_locked,
+    is_live,
+    register,
+    sign_in,
+    sign_in_again,
+    submit,
+)
 from tests.conftest import PASSWORD, long, serving
 from tests.people import SECONDS, Person, Server, Tab, flood_change_stream, until
 
@@ -187,7 +195,7 @@ async def test_the_locked_page_and_the_sign_in_page_show_the_reason(
             await elsewhere.sign_in()
             await change_password(elsewhere)
     await expect_locked(page, words)
-    await page.get_by_role("alertdialog").get_by_role("link", name="Sign in again").click()
+    await page.goto(await page.locator("#ended-action").get_attribute("href") or "")
     await expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     await expect(page.get_by_role("main").get_by_role("status")).to_contain_text(words)
 
@@ -236,8 +244,7 @@ async def test_unsaved_text_survives_a_forced_sign_out(
     await succeeds(root.post(f"/admin/users/{name}/sessions/end"))
     await expect_locked(page, "Your unsaved text is kept in this tab")
 
-    await page.get_by_role("link", name="Sign in again").click()
-    await sign_in(page, name)
+    await sign_in_again(page, name)
     await page.wait_for_url(f"**{path}")
     await expect(page.get_by_label(label)).to_have_value(f"{words} and then")
     if place == "/posts/new":

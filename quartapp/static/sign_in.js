@@ -1,0 +1,67 @@
+// Signs in inside the dialog of a locked page, with the forms of the sign-in pages. If the same user signs in, here or
+// in another tab, the page goes on where it was. See docs/adr/0104-signing-in-inside-the-dialog.md.
+
+const place = first("#ended-form")
+const link = first("#ended-action")
+let failed = false // Then the link works as it does without this script.
+
+dialog.onclick = event => {
+  const href = event.target.closest("a[href^='/login']")?.href
+  if (!href || failed || event.ctrlKey || event.metaKey) return
+  event.preventDefault()
+  advance(load(href))
+}
+
+dialog.onsubmit = event => {
+  if (event.defaultPrevented) return
+  event.preventDefault()
+  advance(post(event.target))
+}
+
+// The user has returned to this tab, or has signed in in another one.
+for (const type of ["focus", "visibilitychange", "storage"]) {
+  addEventListener(type, () => document.hidden || !isLocked() || resume().catch(() => {}))
+}
+
+// Takes a step of the sign-in. An answer that is no step, such as another user's page, is opened.
+async function advance(loading) {
+  place.inert = true
+  try {
+    const [answer, page] = await loading
+    place.inert = false
+    const signedIn = page.body.dataset.user
+    if (signedIn === user) await resume(page)
+    else if (page.querySelector("main [action^='/login']") || (!answer.ok && !signedIn)) await show(page)
+    else location.assign(answer.url)
+  } catch {
+    failed = true
+    place.inert = link.hidden = false
+    setText("#ended-message", say("offline"))
+  }
+}
+
+async function show(page) {
+  const script = page.querySelector("script[src*=passkeys]")
+  const passkeys = script && await import(script.src)
+  place.replaceChildren(...page.querySelectorAll(".flashes > *, main .lede, main > :not(header, h1)"))
+  passkeys?.prepare(place)
+  setText("#ended-title", page.querySelector("h1").textContent)
+  link.hidden = true
+  const fields = [...place.querySelectorAll("[autofocus], input, button")]
+  fields.find(field => field.checkVisibility())?.focus()
+}
+
+// Unlocks the page if the server shows it to the same user.
+async function resume(signedIn) {
+  const [answer, page] = await load(here, { headers: { "X-Background": "1" }, redirect: "manual" })
+  const { dataset } = page.body
+  if (!isLocked()) return
+  if (!answer.ok || dataset.user !== user) return signedIn && location.assign(here)
+  const token = page.querySelector("[name=csrf_token]").value
+  for (const field of all("[name=csrf_token]")) field.value = token
+  if (signedIn) first(".flashes").append(...signedIn.querySelectorAll(".flashes > *"))
+  place.replaceChildren()
+  link.hidden = false
+  unlock(dataset.session)
+  localStorage.signedIn = dataset.session
+}
