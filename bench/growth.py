@@ -131,7 +131,7 @@ class Site:
         }.items():
             rows[name] = self._get(self.busy, path)
         for name, path in {
-            "/admin": "/admin",
+            "/admin, the dashboard": "/admin",
             "/admin/users": "/admin/users",
             "/admin/users, deep": f"/admin/users?after={self.at.user}",
             "/admin/users, all match": "/admin/users?q=user",

@@ -58,9 +58,19 @@ class HourlyCount(Document):
 
     @classmethod
     async def since(cls, start: datetime) -> list[Self]:
-        """Return the counts from the hour of `start` on, at most of KEPT, the oldest first."""
+        """Return the counts from the hour of `start` on, at most of KEPT, the oldest first.
+
+        They are not validated, which would take longer than reading them.
+        """
         hours = int(KEPT / timedelta(hours=1))
-        return await cls.find({"_id": {"$gte": _hour(start)}}, sort="_id", limit=hours).to_list()
+        found = cls.get_motor_collection().find({"_id": {"$gte": _hour(start)}})
+        rows = await found.sort("_id", 1).limit(hours).to_list(hours)
+        return [cls.model_construct(id=row.pop("_id"), **row) for row in rows]
+
+    def sums(self) -> Iterator[tuple[str, int]]:
+        """Yield each kind with its count in this hour."""
+        for kind, counts in self.counts.items():
+            yield kind, sum(counts.values())
 
     def quarters(self) -> Iterator[tuple[datetime, str, int]]:
         """Yield the beginning of each quarter of the hour, the kind and the count."""

@@ -85,9 +85,12 @@ def _series(
     whose number is not below `size` do not count."""
     sums = {str(kind): [0] * size for kind in Counted}
     for hour in counts:
-        begin, end = place(hour.id), place(hour.id + HOUR - QUARTER)
-        for at, kind, count in hour.quarters():
-            number = begin if begin == end else place(at)
+        number = place(hour.id)
+        if number == place(hour.id + HOUR - QUARTER):
+            found = [(number, kind, count) for kind, count in hour.sums()]
+        else:
+            found = [(place(at), kind, count) for at, kind, count in hour.quarters()]
+        for number, kind, count in found:
             if kind in sums and 0 <= number < size:
                 sums[kind][number] += count
     return [Series(kind, sums[kind]) for kind in Counted]
