@@ -103,8 +103,9 @@ async def take_story(browser: Browser, url: str, password: str, folder: Path) ->
 async def revoke(console: Page, role: str) -> None:
     """Revoke the role on the page of a user, whose roles are listed by name."""
     grant = console.locator(".grant", has=console.get_by_role("heading", name=role))
-    await grant.locator("summary").click()
-    await grant.locator("form button").click()
+    confirmation = grant.locator("details", has_text="Revoke role")
+    await confirmation.locator("summary").click()
+    await confirmation.locator("form button").click()
     await expect(console.locator(".flash")).to_be_visible()
 
 
