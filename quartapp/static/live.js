@@ -150,7 +150,8 @@ const handlers = {
   },
 
   "session.started"({ session: { device, ip } }) {
-    toast(say("signIn", { device, ip }), { href: "/account/sessions", label: say("review") })
+    const link = Object.assign(element("a", say("review")), { href: "/account/sessions" })
+    toast(say("signIn", { device, ip }), " ", link)
   },
 
   "session.ended"(message) {
@@ -238,16 +239,10 @@ function hidePage(by) {
 // Notifications
 
 // Shows a message for 12 seconds.
-function toast(text, { href, label } = {}) {
-  const words = element("p", text)
-  if (href) {
-    const link = element("a", label)
-    link.href = href
-    words.append(" ", link)
-  }
+function toast(...content) {
   const close = button("×", () => box.remove())
   close.ariaLabel = say("dismiss")
-  const box = element("div", words, close)
+  const box = element("div", element("p", ...content), close)
   box.className = "toast"
   const region = first("#toasts")
   region.append(box)
