@@ -23,15 +23,15 @@ for (const type of ["focus", "visibilitychange", "storage"]) {
   addEventListener(type, () => document.hidden || !isLocked() || resume().catch(() => {}))
 }
 
-// Takes a step of the sign-in. An answer that is no step, such as another user's page, is opened.
+// Takes a step of the sign-in. An answer that is no step, such as a page to verify an address, is opened.
 async function advance(loading) {
   place.inert = true
   try {
     const [answer, page] = await loading
     place.inert = false
     const signedIn = page.body.dataset.user
-    if (signedIn === user) await resume(page)
-    else if (page.querySelector("main [action^='/login']") || (!answer.ok && !signedIn)) await show(page)
+    if (signedIn) await resume(page)
+    else if (page.querySelector("main [action^='/login']") || !answer.ok) await show(page)
     else location.assign(answer.url)
   } catch {
     failed = true
@@ -51,7 +51,7 @@ async function show(page) {
   fields.find(field => field.checkVisibility())?.focus()
 }
 
-// Unlocks the page if the server shows it to the same user.
+// Unlocks the page if the server shows it to the same user, else opens it after a sign-in.
 async function resume(signedIn) {
   const [answer, page] = await load(here, { headers: { "X-Background": "1" }, redirect: "manual" })
   const { dataset } = page.body
