@@ -34,7 +34,7 @@ class SampleForm(wtforms.Form):
     """A form that is only shown, never sent."""
 
     name = StringField("Name", [InputRequired()], description="A hint below the label.")
-    kind = SelectField("Role", choices=[("member", "member"), ("moderator", "moderator")])
+    kind = SelectField("Role", choices={"member": "member", "moderator": "moderator"})
     password = PasswordField("Password", [InputRequired()])
     about = TextAreaField("About")
     sure = BooleanField("Keep me signed in on this device")

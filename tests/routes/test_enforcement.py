@@ -176,6 +176,16 @@ async def undo_a_grant(context: Context) -> tuple[Act, Visitor, Outcome]:
     return lambda: context.root.post(f"/admin/events/{granted.id}/undo"), context.phone, SIGNED_OUT
 
 
+async def end_one_session(context: Context) -> tuple[Act, Visitor, Outcome]:
+    path = f"/admin/sessions/{await context.session(context.phone)}/end"
+    return lambda: context.root.post(path), context.phone, SIGNED_OUT
+
+
+async def disable_several(context: Context) -> tuple[Act, Visitor, Outcome]:
+    fields = {"users": [context.ada], "action": "disable"}
+    return lambda: context.root.post("/admin/users/bulk", **fields), context.phone, SIGNED_OUT
+
+
 USER = "/admin/users/<username>"
 REVOKING: dict[str, list[Prepare]] = {
     # All ways to sign in end the oldest session past the limit, and that of the browser.
@@ -214,6 +224,8 @@ REVOKING: dict[str, list[Prepare]] = {
     ],
     "/admin/roles/<name>/delete": [by_root("/admin/roles/<name>/delete")],
     "/admin/events/<event_id>/undo": [undo_a_grant],
+    "/admin/sessions/<session_id>/end": [end_one_session],
+    "/admin/users/bulk": [disable_several],
 }
 NOT_REVOKING = {
     *("/register", "/login/factor", "/login/passkey", "/setup/<token>"),
@@ -224,7 +236,10 @@ NOT_REVOKING = {
     *("/posts/<post_id>/comments", "/comments/<comment_id>/delete", "/admin/roles/new"),
     *(f"{USER}/grants", f"{USER}/enable", f"{USER}/last-day", f"{USER}/restore"),
     *("/admin/invitations", "/admin/invitations/<invitation_id>/withdraw"),
-    "/admin/invitations/<invitation_id>/again",
+    *("/admin/invitations/<invitation_id>/again", "/admin/users/new", "/password/strength"),
+    *("/account/profile", "/account/preferences", "/account/notices/<int:seq>/read"),
+    *("/account/roles", "/account/roles/requests/<request_id>/withdraw"),
+    *("/admin/requests/<request_id>/grant", "/admin/requests/<request_id>/decline"),
 }
 
 

@@ -89,7 +89,8 @@ async def test_passkeys_are_added_renamed_and_removed(visitors: Visitors, ada: V
     assert "<h2>Old phone</h2>" in page.text
     assert "<h2>Key" not in page.text
 
-    recorded = [(e.verb, e.details) for e in await Event.find({"verb": {"$regex": "^f"}}).to_list()]
+    events = await Event.find({"verb": {"$regex": "^f"}}, sort="_id").to_list()
+    recorded = [(event.verb, event.details) for event in events]
     assert recorded == [
         (FACTOR_ADDED.audit, {"factor": "passkey", "name": "Phone"}),
         (FACTOR_ADDED.audit, {"factor": "passkey", "name": "Key “A” <b>"}),

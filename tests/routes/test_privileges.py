@@ -175,8 +175,9 @@ async def test_revoking_and_ending_sessions_ask_for_confirmation(
 def test_every_post_only_route_returns_to_the_page_of_its_form(app: Quart) -> None:
     posts = {rule.rule: rule for rule in app.url_map.iter_rules() if "POST" in (rule.methods or ())}
     gets = {rule.rule for rule in app.url_map.iter_rules() if "GET" in (rule.methods or ())}
-    # Signing out is never refused, and a refused passkey shows the sign-in page itself.
-    alone = {"/logout", "/login/passkey"}
+    # Signing out is never refused, a refused passkey shows the sign-in page itself, and a script
+    # asks for the strength of a password.
+    alone = {"/logout", "/login/passkey", "/password/strength"}
     bare = {
         path
         for path, rule in posts.items()

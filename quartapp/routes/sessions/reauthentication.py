@@ -12,6 +12,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
         _("change your email address to %(email)s"),
         _("change your email address"),
     ),
+    "admin_bulk.do": (_("act on several users"),),
     "admin_invitations.index": (
         _("invite %(email)s with the role %(role)s"),
         _("invite %(email)s"),
@@ -20,9 +21,13 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "admin_invitations.withdraw": (_("withdraw an invitation"),),
     "admin_leaving.delete": (_("delete the account of %(username)s"),),
     "admin_leaving.restore": (_("restore the account of %(username)s"),),
+    "admin_requests.decline": (_("decline a request for a role"),),
+    "admin_requests.grant": (_("grant a requested role"),),
     "admin_roles.delete": (_("delete the role %(name)s"),),
     "admin_roles.edit": (_("change the role %(name)s"),),
     "admin_roles.new": (_("create the role %(name)s"), _("create a role")),
+    "admin_sessions.end": (_("end a session"),),
+    "admin_user_list.new": (_("create the user %(username)s"), _("create a user")),
     "admin_users.disable": (_("disable the account of %(username)s"),),
     "admin_users.enable": (_("enable the account of %(username)s"),),
     "admin_users.end_sessions": (_("end all sessions of %(username)s"),),
@@ -47,6 +52,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "passkeys.rename": (_("rename a passkey to %(name)s"), _("rename a passkey")),
     "sessions.end": (_("end a session"),),
     "sessions.end_others": (_("end all your other sessions"),),
+    "undo.run": (_("undo an action"),),
     "timeline.not_me": (_("report a sign-in that was not you"),),
 }
 UNNAMED = _("continue")
