@@ -26,6 +26,7 @@ from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
     ExecutionTimeout,
+    InvalidOperation,
     NetworkTimeout,
     OperationFailure,
     PyMongoError,
@@ -65,6 +66,7 @@ Unavailable = (
     ConnectionFailure,
     NetworkTimeout,
     ExecutionTimeout,
+    InvalidOperation,
     WTimeoutError,
     WriteConcernError,
     OutcomeUnknown,
@@ -233,6 +235,12 @@ async def transaction(work: Callable[[ClientSession], Coroutine[Any, Any, T]]) -
                     result = await work(session)
                     await _commit(session, deadline)
                     return result
+            except InvalidOperation as error:
+                # When the task is cancelled during the commit, the driver tries to abort the
+                # transaction, which fails, and the cancellation must not be lost.
+                if isinstance(error.__context__, asyncio.CancelledError):
+                    raise error.__context__ from None
+                raise
             except PyMongoError as error:
                 if isinstance(error, ConfigurationError):
                     _replace_connections()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
+from pymongo.errors import InvalidOperation
 
 from quartapp.activities import ACCOUNT_CREATED, ACCOUNT_ENABLED, PASSWORD_CHANGED, ROLE_CREATED
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession
+from quartapp.db import mongo
 from quartapp.db.mongo import Database, OutcomeUnknown, Tx, transaction
 from quartapp.jobs import role_deletions
 from quartapp.models.accounts.account import Taken
@@ -328,3 +332,42 @@ async def test_a_revocation_does_not_wait_for_a_blocked_request_of_the_session(
         assert await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
         assert not request.done()
     await request
+
+
+async def test_a_cancellation_during_the_commit_is_not_lost(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver aborts after it, which fails if the commit has just ended in its thread."""
+    committing = asyncio.Event()
+
+    class DriverSession:
+        async def __aenter__(self) -> DriverSession:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        @asynccontextmanager
+        async def start_transaction(self) -> AsyncIterator[None]:
+            try:
+                yield
+            except asyncio.CancelledError:
+                raise InvalidOperation("Cannot call abortTransaction")  # noqa: B904
+
+        async def commit_transaction(self) -> None:
+            committing.set()
+            await asyncio.Event().wait()
+
+    class Client:
+        async def start_session(self) -> DriverSession:
+            return DriverSession()
+
+    async def work(_: Tx) -> None:
+        pass
+
+    monkeypatch.setattr(mongo, "_client", Client())
+    task = asyncio.create_task(transaction(work))
+    await committing.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
