@@ -21,6 +21,7 @@ from motor.motor_asyncio import (
     AsyncIOMotorClientSession,
     AsyncIOMotorDatabase,
 )
+from pymongo import IndexModel
 from pymongo.errors import (
     AutoReconnect,
     ConfigurationError,
@@ -66,7 +67,6 @@ Unavailable = (
     ConnectionFailure,
     NetworkTimeout,
     ExecutionTimeout,
-    InvalidOperation,
     WTimeoutError,
     WriteConcernError,
     OutcomeUnknown,
@@ -133,6 +133,25 @@ async def connected(
     finally:
         _client = _database = _settings = None
         client.close()
+
+
+async def build_indexes(collection: str, indexes: Sequence[IndexModel]) -> None:
+    """Build those of the indexes that the collection lacks, however long it takes.
+
+    In a large collection that takes longer than a command may. Then it asks again over a connection
+    without this limit. Raises what the driver raises.
+    """
+    assert _database is not None, "not connected"
+    try:
+        await _database[collection].create_indexes(indexes)
+    except NetworkTimeout:
+        uri = settings().mongodb_uri
+        assert uri is not None
+        client = _open_client(uri.get_secret_value(), setting="MONGODB_URI", w="majority")
+        try:
+            await client[_database.name][collection].create_indexes(indexes)
+        finally:
+            client.close()
 
 
 @asynccontextmanager

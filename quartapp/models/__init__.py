@@ -9,6 +9,7 @@ from typing import Any
 from beanie import Document
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
+from quartapp.db import mongo
 from quartapp.db.mongo import error_summary
 from quartapp.log import log
 from quartapp.models.accounts import canonical
@@ -98,7 +99,7 @@ async def prepare() -> None:
         indexes = [index.index for index in settings.indexes]
         try:
             if indexes:
-                await document.get_motor_collection().create_indexes(indexes)
+                await mongo.build_indexes(document.get_collection_name(), indexes)
         except OperationFailure as error:
             name = document.get_collection_name()
             raise StartError(

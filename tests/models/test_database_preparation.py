@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pymongo import IndexModel
+from pymongo.errors import NetworkTimeout
 
 from quartapp import models
 from quartapp.db import mongo
@@ -123,3 +124,22 @@ async def test_a_different_index_of_the_same_name_stops_preparation(db: Database
     await db["posts"].create_index([("author.$id", -1)], name="of_author")
     with pytest.raises(StartError, match="indexes of posts"):
         await models.prepare()
+
+
+async def test_an_index_that_takes_longer_than_a_command_may_is_built(
+    unprepared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mongo.connected(unprepared, models.DOCUMENTS) as db:
+        collection = type(db["events"])
+        build, waited = collection.create_indexes, []
+
+        async def build_slowly(self: Any, indexes: Any) -> Any:
+            if self.database.client is db.client:
+                waited.append(self.name)
+                raise NetworkTimeout("timed out")
+            return await build(self, indexes)
+
+        monkeypatch.setattr(collection, "create_indexes", build_slowly)
+        await models.prepare()
+        assert "events" in waited
+        await expect_ready(db)
