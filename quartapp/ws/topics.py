@@ -223,7 +223,11 @@ for _topic in (
         frozenset({Permission.ROLES_MANAGE, Permission.USERS_READ}),
     ),
     Topic("sessions", (_SESSIONS,), frozenset({Permission.SESSIONS_MANAGE, Permission.USERS_READ})),
-    Topic("events", (Source(_EVENTS),), frozenset({Permission.EVENTS_READ})),
+    Topic(
+        "events",
+        (Source(_EVENTS), Source(EventReceipts.Settings.name)),
+        frozenset({Permission.EVENTS_READ}),
+    ),
     Topic("requests", (Source("role_requests"),), frozenset({Permission.USERS_MANAGE})),
     Topic("invitations", (Source(Invitation.Settings.name),), frozenset({Permission.USERS_MANAGE})),
     Topic("workers", (_WORKERS,), MANAGEMENT_PERMISSIONS),

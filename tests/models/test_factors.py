@@ -397,7 +397,13 @@ async def test_only_the_factor_requirement_of_the_admin_role_can_change(
             await admin.edit(**{**edited, **change}, requires_factor=False, by=SYSTEM)
     assert (await role(ADMIN)).requires_factor
     event = (await Event.page(limit=1))[0]
-    assert event.details == {"role": ADMIN, "allowed": [], "forbidden": [], "requires_factor": True}
+    assert event.details == {
+        "role": ADMIN,
+        "allowed": [],
+        "forbidden": [],
+        "requires_factor": True,
+        "version": (await role(ADMIN)).version,
+    }
     made = await Role.add("editor", "", [], requires_factor=True, by=SYSTEM)
     await made.edit(name="editor", description="x", permissions=[], by=SYSTEM)
     assert (await role("editor")).requires_factor, "an omitted value is kept"

@@ -71,7 +71,8 @@ class Answer:
 
     def error(self, name: str) -> str:
         """Return the error message of a field, or an empty text."""
-        found = re.search(rf'id="{name}-error">([^<]*)<', self.text)
+        # The ids of the sign-in forms begin with "sign-in-".
+        found = re.search(rf'id="(?:sign-in-)?{name}-error">([^<]*)<', self.text)
         return html.unescape(found[1]) if found else ""
 
     @property
