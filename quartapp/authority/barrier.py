@@ -30,6 +30,7 @@ from quartapp.db.mongo import DatabaseError
 from quartapp.log import log
 from quartapp.models import Acknowledgement, BarrierMark, Event, Worker
 from quartapp.models.audit.receipt import Reach
+from quartapp.models.base.counting import CappedCount
 from quartapp.models.cluster.barrier_mark import TabsOf
 
 Id = PydanticObjectId
@@ -106,14 +107,6 @@ class BarrierResult:
         if event is None:
             return Reach(silent=silent)
         return await event.wait_for_receipts(self.tabs, silent=silent, seconds=RECEIPT_SECONDS)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTabs:
-    """How many tabs are open; with `more`, at least so many, as a worker has not answered."""
-
-    number: int
-    more: bool = False
 
 
 class BaseBarrier:
@@ -228,12 +221,12 @@ class Barrier(BaseBarrier, BackgroundTask):
         await super().stop()
         await self._peers.stop()
 
-    async def count_open_tabs(self, whose: TabsOf) -> OpenTabs:
+    async def count_open_tabs(self, whose: TabsOf) -> CappedCount:
         """Ask all workers how many open tabs these users, sessions and roles have.
 
         Writes a mark, whose acknowledgements have the numbers, and waits for them up to
-        COUNT_SECONDS. If a worker has not answered by then, or the database fails, there may be
-        more tabs. A worker of an older version counts none.
+        COUNT_SECONDS. If a worker has not answered by then, or the database fails, the result has
+        `more`. A worker of an older version counts none.
         """
         fields = {name: list(ids) for name, ids in asdict(whose).items()}
         mark = BarrierMark(at=clock.now(), asker=self._asker, tabs_of=fields)
@@ -245,7 +238,7 @@ class Barrier(BaseBarrier, BackgroundTask):
                 await self._all_acknowledged(mark.id, pending)
                 complete = True
         self._discard(mark.id)
-        return OpenTabs(sum(pending.tabs.values()), more=not complete)
+        return CappedCount(sum(pending.tabs.values()), more=not complete)
 
     def _open(self, mark_id: Id) -> PendingBarrier:
         """Return the record of the mark, with acknowledgements that came before this call, and

@@ -77,7 +77,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
     app.jinja_env.filters["factors"] = factors
     app.jinja_env.filters["device"] = devices.device_name
-    app.jinja_env.filters.update(capped=numbers.format_capped, seconds=numbers.format_seconds)
+    app.jinja_env.filters["seconds"] = numbers.format_seconds
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
     for name in app.blueprints:

@@ -317,7 +317,7 @@ async def test_the_users_of_a_role_are_counted_up_to_a_limit(
 
     async def shown() -> dict[str, str]:
         holders = await Role.holders(list(found.values()))
-        return {name: holders[role.id] for name, role in found.items()}
+        return {name: str(holders[role.id]) for name, role in found.items()}
 
     assert await shown() == {"admin": "0", "member": "2", "moderator": "1"}
     await register("eve", "member")

@@ -15,6 +15,7 @@ from quartapp.db.mongo import Database
 from quartapp.models.accounts import list_indexes, user_list
 from quartapp.models.accounts.user import User
 from quartapp.models.accounts.user_list import Order, Place, Status, UserFilter
+from quartapp.models.base.counting import CappedCount
 from quartapp.models.base.references import role_ref
 from quartapp.models.roles.role import Role
 from tests.models.helpers import role
@@ -146,7 +147,7 @@ async def test_a_text_with_too_many_users_is_sorted_in_part_and_says_so(
     monkeypatch.setattr(user_list, "COUNTED", 5)
     page = await user_list.page(UserFilter("aper", order=Order.SEEN), size=50)
     assert (len(page.users), page.partial, page.after) == (5, True, None)
-    assert await user_list.count(UserFilter("aper")) == user_list.UserCount(5, more=True)
+    assert await user_list.count(UserFilter("aper")) == CappedCount(5, more=True)
 
 
 async def test_addresses_are_listed_on_the_page_of_their_name(

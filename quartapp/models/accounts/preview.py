@@ -16,6 +16,7 @@ from quartapp.models.accounts.account import Account
 from quartapp.models.accounts.administrators import administering
 from quartapp.models.accounts.bulk_action import Action, Outcome
 from quartapp.models.accounts.user import User
+from quartapp.models.base.counting import CappedCount
 from quartapp.models.base.references import linked_id
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions import expiry
@@ -132,9 +133,8 @@ async def active_sessions(users: Collection[PydanticObjectId]) -> dict[PydanticO
     return {row["_id"]: row["count"] async for row in found}
 
 
-async def sessions_with_role(role: Role) -> tuple[int, bool]:
-    """Return how many active sessions have used the role, and whether there may be more, because
-    EXAMINED stored ones were read."""
+async def sessions_with_role(role: Role) -> CappedCount:
+    """Return how many active sessions have used the role, among EXAMINED stored ones."""
     stages: list[dict[str, Any]] = [
         {"$match": {"roles.$id": role.id}},
         {"$limit": EXAMINED},
@@ -147,7 +147,9 @@ async def sessions_with_role(role: Role) -> tuple[int, bool]:
         },
     ]
     found = await Session.get_motor_collection().aggregate(stages).to_list(1)
-    return (found[0]["active"], found[0]["read"] == EXAMINED) if found else (0, False)
+    if not found:
+        return CappedCount(0)
+    return CappedCount(found[0]["active"], more=found[0]["read"] == EXAMINED)
 
 
 def _is_active() -> dict[str, Any]:

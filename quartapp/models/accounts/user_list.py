@@ -20,6 +20,7 @@ from quartapp.models.accounts import status
 from quartapp.models.accounts.account import Account
 from quartapp.models.accounts.list_indexes import INDEXED_STATES
 from quartapp.models.accounts.user import User
+from quartapp.models.base.counting import CappedCount
 from quartapp.models.base.record import fetch_links
 from quartapp.models.base.references import CASELESS
 
@@ -143,14 +144,6 @@ class UserPage:
 
 
 @dataclass(frozen=True)
-class UserCount:
-    """How many users the list has; with `more`, at least so many."""
-
-    number: int
-    more: bool = False
-
-
-@dataclass(frozen=True)
 class Source:
     """What the database reads for the list: an index and the users that it finds, in order.
 
@@ -197,7 +190,7 @@ def _start(users: Sequence[User], place: Place | None) -> Place | None:
     return Place.of(users[-1]) if place.back else Place.of(users[0], back=True)
 
 
-async def count(wanted: UserFilter) -> UserCount:
+async def count(wanted: UserFilter) -> CappedCount:
     """Return how many users the list has, up to COUNTED, and among at most EXAMINED of its
     index."""
     source = await _source(replace(wanted, order=Order.USERNAME), None, size=COUNTED + 1)
@@ -211,11 +204,11 @@ async def count(wanted: UserFilter) -> UserCount:
     found = await User.get_motor_collection().aggregate(stages, **options).to_list(1)
     number = found[0]["found"] if found else 0
     if number > COUNTED:
-        return UserCount(COUNTED, more=True)
+        return CappedCount(COUNTED, more=True)
     more = source.cut
     if source.rest and not more:
         more = await _beyond(source, Order.USERNAME, source.match)
-    return UserCount(number, more=more is not None)
+    return CappedCount(number, more=more is not None)
 
 
 async def _read(

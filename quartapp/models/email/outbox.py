@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from beanie import PydanticObjectId
 from pydantic import Field
@@ -20,6 +20,7 @@ from quartapp.db import mongo
 from quartapp.db.mongo import Tx
 from quartapp.i18n import current_locale
 from quartapp.log import log
+from quartapp.models.base.counting import CappedCount, count_up_to
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import CASELESS, UserRef, linked_id, user_ref
 from quartapp.models.email.mailbox import Mailbox
@@ -35,21 +36,14 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 FAILING = {"trouble": {"$type": "string"}, "gave_up_at": None}
 
 
-class Capped(NamedTuple):
-    """A number that is counted up to a limit, and whether there are more."""
-
-    number: int
-    more: bool
-
-
 @dataclass(frozen=True, slots=True)
 class MailNumbers:
     """How many emails wait to be sent, how many of these have failed before, and how many were
     given up within KEPT."""
 
-    waiting: Capped
-    failing: Capped
-    given_up: Capped
+    waiting: CappedCount
+    failing: CappedCount
+    given_up: CappedCount
 
 
 class Mail(Record):
@@ -142,13 +136,14 @@ class Mail(Record):
 
     @classmethod
     async def numbers(cls) -> MailNumbers:
-        """Return how many emails are in the outbox, each number at most COUNTED + 1."""
-        collection = cls.get_motor_collection()
-        counted = [
-            await collection.count_documents(match, limit=COUNTED + 1)
-            for match in ({"gave_up_at": None}, FAILING, {"gave_up_at": {"$gt": EARLIEST}})
-        ]
-        return MailNumbers(*(Capped(min(number, COUNTED), number > COUNTED) for number in counted))
+        """Return how many emails are in the outbox, each number counted up to COUNTED."""
+        given_up = {"gave_up_at": {"$gt": EARLIEST}}
+        outbox = cls.get_collection_name()
+        return MailNumbers(
+            waiting=await count_up_to(COUNTED, outbox, {"gave_up_at": None}),
+            failing=await count_up_to(COUNTED, outbox, FAILING),
+            given_up=await count_up_to(COUNTED, outbox, given_up),
+        )
 
     @classmethod
     async def troubled(cls, *, limit: int) -> list[Self]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from quartapp.models.base.counting import CappedCount
 from quartapp.models.base.record import documents
 from quartapp.models.base.references import USERS
 from quartapp.models.roles.role import COUNTED_HOLDERS, Role
@@ -16,14 +17,14 @@ from quartapp.policy import Permission
 class RolePreview:
     """The effect of an edit of the permissions of a role, as the database is now.
 
-    `holders` is the number of users who hold the role, "1,000+" if more than COUNTED_HOLDERS do.
+    `holders` is the number of users who hold the role, counted up to COUNTED_HOLDERS.
     `losers` tells of each removed permission how many of them would lose it, because no other role
     of theirs includes it; it is empty if there are more than COUNTED_HOLDERS.
     """
 
     added: list[Permission]
     removed: list[Permission]
-    holders: str
+    holders: CappedCount
     losers: dict[Permission, int]
 
 
@@ -37,7 +38,7 @@ async def preview(role: Role, permissions: Collection[Permission]) -> RolePrevie
     roles = await Role.everyone()
     holders = (await Role.holders([role]))[role.id]
     losers: dict[Permission, int] = {}
-    if not holders.endswith("+"):
+    if not holders.more:
         counts = await asyncio.gather(*(_count_losers(role, each, roles) for each in removed))
         losers = dict(zip(removed, counts, strict=True))
     return RolePreview(added, removed, holders, losers)

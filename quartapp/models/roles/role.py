@@ -14,7 +14,6 @@ from quartapp import clock, validation
 from quartapp.activities import ROLE_CREATED, ROLE_DELETED, ROLE_EDITED
 from quartapp.db.mongo import Tx
 from quartapp.i18n import lazy_gettext as _
-from quartapp.i18n.numbers import format_number
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.permissions import role_version
 from quartapp.models.authorization.privileges import (
@@ -27,6 +26,7 @@ from quartapp.models.authorization.privileges import (
 )
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
+from quartapp.models.base.counting import CappedCount, count_up_to
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import (
     CASELESS,
@@ -347,9 +347,9 @@ class Role(Record):
             if not held.everything and (missing := await old._held_besides(held, tx)):
                 raise MissingPermission(DELETE, missing, old.name)
             await hold_roles(tx)
-            event = Event.of(
-                ROLE_DELETED, by=by, role=old.name, holders=await old._count_holders(tx=tx)
-            )
+            counted = await old._count_holders(tx=tx)
+            holders = str(counted) if counted.more else counted.number
+            event = Event.of(ROLE_DELETED, by=by, role=old.name, holders=holders)
             await RoleDeletion.store(
                 self.id,
                 name=old.name,
@@ -385,12 +385,9 @@ class Role(Record):
             await Role.change_all({"_id": {"$in": list(more)}}, {"$inc": {"acts": 1}}, tx=tx)
         return found
 
-    async def _count_holders(self, *, tx: Tx | None = None) -> int | str:
-        """Return how many users hold the role; "1,000+" if more than COUNTED_HOLDERS do."""
-        match = {"roles.$id": self.id}
-        users, limit = documents(USERS), COUNTED_HOLDERS + 1
-        count = await users.count_documents(match, limit=limit, session=tx)
-        return count if count < limit else f"{format_number(COUNTED_HOLDERS)}+"
+    async def _count_holders(self, *, tx: Tx | None = None) -> CappedCount:
+        """Return how many users hold the role, counted up to COUNTED_HOLDERS."""
+        return await count_up_to(COUNTED_HOLDERS, USERS, {"roles.$id": self.id}, tx=tx)
 
     async def count_grant(self, tx: Tx) -> bool:
         """Increment `grants` in the caller's transaction; return False if the role was deleted."""
@@ -421,17 +418,14 @@ class Role(Record):
         await cls.change(match, {"$set": change})
 
     @classmethod
-    async def holders(cls, roles: Collection["Role"]) -> dict[PydanticObjectId, str]:
-        """Return the number of users who hold each role, by the role's id: "1,000+" if more than
-        COUNTED_HOLDERS do.
+    async def holders(cls, roles: Collection["Role"]) -> dict[PydanticObjectId, CappedCount]:
+        """Return the number of users who hold each role, by the role's id, counted up to
+        COUNTED_HOLDERS.
 
-        Reads at most that many entries of an index for each role, at the same time for all.
+        Reads hardly more entries of an index than that for each role, at the same time for all.
         """
         counts = await asyncio.gather(*(role._count_holders() for role in roles))
-        return {
-            role.id: count if isinstance(count, str) else format_number(count)
-            for role, count in zip(roles, counts, strict=True)
-        }
+        return {role.id: count for role, count in zip(roles, counts, strict=True)}
 
 
 def _require_harmless_default(names: Collection[str], permissions: Collection[str]) -> None:

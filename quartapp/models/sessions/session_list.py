@@ -8,6 +8,7 @@ from typing import Any
 from beanie import PydanticObjectId, SortDirection
 
 from quartapp import clock
+from quartapp.models.base.counting import CappedCount
 from quartapp.models.base.record import fetch_links
 from quartapp.models.sessions import expiry
 from quartapp.models.sessions.session import Session
@@ -47,14 +48,11 @@ class Wanted:
 class SignedIn:
     """How many users have an active session, and how many of them an open page.
 
-    At most COUNTED sessions of each kind are examined; `more` and `more_online` say that there are
-    further ones.
+    At most COUNTED sessions of each kind are examined; `more` says that there are further ones.
     """
 
-    users: int
-    more: bool
-    online: int
-    more_online: bool
+    users: CappedCount
+    online: CappedCount
 
 
 async def count_signed_in() -> SignedIn:
@@ -62,11 +60,11 @@ async def count_signed_in() -> SignedIn:
     now = clock.now()
     idle_times = await Session.get_motor_collection().distinct("idle_seconds")
     used = _used_within_idle_time(idle_times, now, {}) if idle_times else None
-    users, more = await _count_users(used, now) if used else (0, False)
-    return SignedIn(users, more, *await _count_users({"online_until": {"$gt": now}}, now))
+    users = await _count_users(used, now) if used else CappedCount(0)
+    return SignedIn(users, await _count_users({"online_until": {"$gt": now}}, now))
 
 
-async def _count_users(match: Mapping[str, Any], now: datetime) -> tuple[int, bool]:
+async def _count_users(match: Mapping[str, Any], now: datetime) -> CappedCount:
     """Return the number of users with active sessions among the first COUNTED that match, and
     whether more match."""
     active = expiry.active_filter(now)
@@ -84,8 +82,8 @@ async def _count_users(match: Mapping[str, Any], now: datetime) -> tuple[int, bo
     steps = [{"$match": match}, {"$limit": COUNTED + 1}, {"$group": by_user}, {"$group": totals}]
     found = await Session.get_motor_collection().aggregate(steps).to_list(1)
     if not found:
-        return 0, False
-    return min(found[0]["users"], COUNTED), found[0]["sessions"] > COUNTED
+        return CappedCount(0)
+    return CappedCount(min(found[0]["users"], COUNTED), more=found[0]["sessions"] > COUNTED)
 
 
 async def active_page(

@@ -109,7 +109,7 @@ async def delete_role(name: str) -> str:
     missing = sorted(current_user.lacks(role.permissions))
     skipped = Outcome.MISSING_PERMISSION if missing else None
     holders = await Role.holders([role])
-    sessions, more = await previews.sessions_with_role(role)
+    sessions = await previews.sessions_with_role(role)
     return await _page(
         _("Delete the role %(role)s", role=role.name),
         _("Delete role"),
@@ -119,8 +119,8 @@ async def delete_role(name: str) -> str:
         skipped=Outcome.BUILT_IN if role.built_in else skipped,
         missing=missing,
         holders=holders[role.id],
-        sessions=sessions,
-        more=more,
+        sessions=sessions.number,
+        more=sessions.more,
         lost=role.permissions,
     )
 

@@ -11,6 +11,7 @@ from quartapp.activities import ROLE_GRANTED, ROLE_GRANTED_UNTIL, ROLE_REVOKED, 
 from quartapp.auth import current_user, permission_required
 from quartapp.i18n import lazy_gettext as _
 from quartapp.models import Event, Mail, Worker
+from quartapp.models.base.counting import CappedCount
 from quartapp.models.cluster.worker import WorkerState
 from quartapp.models.sessions.session_list import count_signed_in
 from quartapp.models.statistics.hourly_count import Counted, HourlyCount
@@ -68,8 +69,10 @@ async def _system() -> dict[str, Any]:
     return {
         "workers": workers,
         "silent_after": SILENT_SECONDS,
-        "tabs": sum(worker.sockets or 0 for worker in running),
-        "some_tabs_unknown": any(worker.sockets is None for worker in running),
+        "tabs": CappedCount(
+            sum(worker.sockets or 0 for worker in running),
+            more=any(worker.sockets is None for worker in running),
+        ),
         "lag": _longest_lag(running),
         "mails": await Mail.numbers(),
     }
