@@ -23,7 +23,7 @@ def run() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         except OSError:
-            # Nobody reads the output any more.
+            # The program that reads the output has closed it.
             status = status or 1
         os._exit(status)
 

@@ -1,4 +1,4 @@
-"""The pseudo-locale: English with accents on all letters, and 40 % longer.
+"""The pseudo-locale: English texts with an accent on each letter, and 40 % longer.
 
 A text without accents is not from a catalog. A layout that it breaks will be broken by a real
 translation too.

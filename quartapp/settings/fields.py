@@ -228,7 +228,7 @@ class RateLimits(Group):
     limit_registration: Limit = limits.parse("1000 per hour")
     """Attempts to create an account from one IP address."""
     limit_password_feedback: Limit = limits.parse("6000 per hour")
-    """Passwords rated while somebody types a new one, from one IP address."""
+    """Requests from one IP address to rate a new password while the user types it."""
     limit_recovery: Limit = limits.parse("60 per hour")
     """Password reset emails requested from one IP address and, counted separately, new passwords
     set with a reset link."""
