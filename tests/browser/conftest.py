@@ -15,7 +15,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, WebSocket, async_playwright, expect
 
 from tests.conftest import PASSWORD
-from tests.people import SECONDS, Server
+from tests.people import SECONDS, Person, Server
 
 # The headless shell needs half as much time for a page as Chromium, and a fifth for a new context.
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
@@ -91,6 +91,18 @@ class Live:
 
     def _listen(self, socket: WebSocket) -> None:
         socket.on("framereceived", lambda frame: self.messages.append(json.loads(frame)))
+
+
+async def page_of(person: Person, new_browser: NewBrowser, **options: Any) -> Page:
+    """Return a page of a new browser that has the cookies of this user."""
+    browser = await new_browser(person.url, **options)
+    await browser.add_cookies(
+        [
+            {"name": name, "value": value, "url": person.url}
+            for name, value in person.client.cookies.items()
+        ]
+    )
+    return await browser.new_page()
 
 
 async def open_on(page: Page, path: str, live: Live, worker: str) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from playwright.async_api import expect
 
-from tests.browser.conftest import NewBrowser
-from tests.browser.test_reconnecting import page_of
+from tests.browser.conftest import NewBrowser, page_of
 from tests.people import Person, Server
 
 

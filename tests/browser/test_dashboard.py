@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from playwright.async_api import expect
 
-from tests.browser.conftest import NewBrowser, is_live
-from tests.browser.test_reconnecting import page_of
+from tests.browser.conftest import NewBrowser, is_live, page_of
 from tests.people import Person, Server
 
 COUNTED = "before => Number(document.querySelector('#day strong').textContent) > before"

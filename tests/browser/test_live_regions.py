@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from tests.browser.conftest import NewBrowser, is_live
-from tests.browser.test_reconnecting import page_of
+from tests.browser.conftest import NewBrowser, is_live, page_of
 from tests.people import Person, Server
 
 # The activity page also has this region, which no page of the application has.

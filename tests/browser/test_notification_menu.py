@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from playwright.async_api import Page, expect
 
-from tests.browser.conftest import NewBrowser, is_live
-from tests.browser.test_reconnecting import page_of
+from tests.browser.conftest import NewBrowser, is_live, page_of
 from tests.people import Person
 
 
@@ -64,9 +63,7 @@ async def test_the_bell_leads_to_the_notifications_without_javascript(
 ) -> None:
     await ada.post("/account/notices/read")
     await commented(ada, bob, "First", "Second")
-    browser = (await page_of(ada, new_browser)).context
-    page = await (await new_browser(ada.url, java_script_enabled=False)).new_page()
-    await page.context.add_cookies(await browser.cookies())  # type: ignore[arg-type]
+    page = await page_of(ada, new_browser, java_script_enabled=False)
     await page.goto("/posts")
     await page.locator(".nav-notices > a").click()
     read = page.get_by_role("button", name="Mark as read")

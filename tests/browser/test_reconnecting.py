@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
-from tests.browser.conftest import NewBrowser, is_live
+from tests.browser.conftest import NewBrowser, is_live, page_of
 from tests.people import Person, Server, until
 
 # Fixes the random numbers, and records each socket that the page opens and closes.
@@ -72,18 +72,6 @@ class SimulatedServer:
         await self.page.clock.run_for(1)
         assert len(await self.opened()) == before + 1, f"did not come back after {seconds} s"
         await self.wait_for_socket()
-
-
-async def page_of(person: Person, new_browser: NewBrowser) -> Page:
-    """Return a page of a new browser that has the cookies of this user."""
-    browser = await new_browser(person.url)
-    await browser.add_cookies(
-        [
-            {"name": name, "value": value, "url": person.url}
-            for name, value in person.client.cookies.items()
-        ]
-    )
-    return await browser.new_page()
 
 
 @pytest.fixture

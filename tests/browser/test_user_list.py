@@ -7,8 +7,7 @@ import re
 
 from playwright.async_api import expect
 
-from tests.browser.conftest import NewBrowser
-from tests.browser.test_reconnecting import page_of
+from tests.browser.conftest import NewBrowser, page_of
 from tests.people import Person, Server
 
 ACKNOWLEDGED = re.compile(r"2 tabs on \d workers? acknowledged, slowest \d+ ms\.$")
