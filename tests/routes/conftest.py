@@ -33,6 +33,7 @@ from quartapp.routes.sessions.sign_in import sign_in
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
+from tests.models.helpers import role_names
 from tests.people import until
 
 ORIGIN = "http://localhost"
@@ -61,6 +62,11 @@ class Answer:
     @property
     def links(self) -> list[str]:
         return [html.unescape(href) for href in re.findall(r'<a [^>]*?href="([^"]*)"', self.text)]
+
+    def link(self, rel: str) -> str:
+        """Return the address of the link with this `rel`, or an empty text."""
+        found = re.search(rf'<a [^>]*?href="([^"]*)" rel="{rel}"', self.text)
+        return html.unescape(found[1]) if found else ""
 
     @property
     def fields(self) -> dict[str, str]:
@@ -330,6 +336,11 @@ async def user_named(username: str) -> User:
     user = await User.by_username(username)
     assert user is not None, f"there is no {username}"
     return user
+
+
+async def roles_of(username: str) -> set[str]:
+    """Return the names of the user's roles."""
+    return await role_names(await user_named(username))
 
 
 async def documents(collection: str, **match: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from quartapp.models import Role, RoleRequest
 from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
-from tests.routes.conftest import Visitor, Visitors, documents, role_named, user_named
+from tests.routes.conftest import Visitor, Visitors, documents, pages, role_named, user_named
 
 HOME, LIST = "/account/roles", "/admin/requests"
 
@@ -163,12 +163,7 @@ async def test_open_requests_come_first_and_pages_keep_their_place(
         for number in range(28)
     ]
     await RoleRequest.insert_many(rows)
-    seen, path = "", LIST
-    while path:
-        page = (await root.get(path)).text
-        seen += page
-        found = re.search(r'<a href="([^"]*)" rel="next"', page)
-        path = found[1].replace("&amp;", "&") if found else ""
+    seen = "".join(page.text for page in await pages(root, LIST))
     order = [seen.index(f"reason {number}.") for number in range(28)]
     assert order == sorted(order, reverse=True)
 

@@ -10,7 +10,7 @@ from quartapp.models import Event, Role
 from quartapp.models.audit import undo as undo_module
 from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
-from tests.routes.conftest import Answer, Visitor, Visitors, role_named, user_named
+from tests.routes.conftest import Answer, Visitor, Visitors, role_named, roles_of, user_named
 
 
 async def latest(verb: str) -> PydanticObjectId:
@@ -21,14 +21,6 @@ async def undone(visitor: Visitor, verb: str) -> Answer:
     """Undo the latest event of this kind, and return the page that follows."""
     answer = await visitor.post(f"/admin/events/{await latest(verb)}/undo")
     return await visitor.get(answer.location) if answer.status == 303 else answer
-
-
-async def roles_of(name: str) -> set[str]:
-    return {role.name for role in await Role.everyone() if role.id in await role_ids(name)}
-
-
-async def role_ids(name: str) -> set[PydanticObjectId]:
-    return {link.ref.id for link in (await user_named(name)).roles}  # type: ignore[union-attr]
 
 
 async def test_a_grant_and_a_revocation_are_undone(visitors: Visitors, root: Visitor) -> None:
