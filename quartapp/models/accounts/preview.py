@@ -142,7 +142,7 @@ async def sessions_with_role(role: Role) -> CappedCount:
             "$group": {
                 "_id": None,
                 "read": {"$sum": 1},
-                "active": {"$sum": {"$cond": [_is_active(), 1, 0]}},
+                "active": {"$sum": {"$cond": [expiry.is_active(clock.now()), 1, 0]}},
             }
         },
     ]
@@ -150,19 +150,6 @@ async def sessions_with_role(role: Role) -> CappedCount:
     if not found:
         return CappedCount(0)
     return CappedCount(found[0]["active"], more=found[0]["read"] == EXAMINED)
-
-
-def _is_active() -> dict[str, Any]:
-    """Return `expiry.active_filter` as an expression."""
-    now = clock.now()
-    ends = expiry.active_filter(now)["$expr"]
-    return {
-        "$and": [
-            {"$eq": [{"$ifNull": ["$ended_at", None]}, None]},
-            {"$gt": ["$expires_at", now]},
-            ends,
-        ]
-    }
 
 
 async def _remains(action: Action, affected: Collection[PydanticObjectId]) -> bool | None:

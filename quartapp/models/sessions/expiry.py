@@ -1,4 +1,4 @@
-"""When a session expires: the predicate for one session, and the filter for a query.
+"""When a session expires: the deadline of one session, and the filters for queries.
 
 A session expires at the end of its lifetime, or when it has not been used for its idle time.
 """
@@ -18,9 +18,15 @@ def deadline(expires_at: datetime, seen_at: datetime, idle_seconds: float) -> da
 
 def active_filter(now: datetime) -> dict[str, Any]:
     """Return the filter for sessions that have neither ended nor expired."""
-    idle_until = {"$add": ["$seen_at", {"$multiply": ["$idle_seconds", 1000]}]}
-    return {
-        "ended_at": None,
-        "expires_at": {"$gt": now},
-        "$expr": {"$gt": [idle_until, now]},
-    }
+    return {"ended_at": None, "expires_at": {"$gt": now}, "$expr": _is_in_use(now)}
+
+
+def is_active(now: datetime) -> dict[str, Any]:
+    """Return `active_filter` as an expression, for the stages of an aggregation that compute."""
+    not_ended = {"$eq": [{"$ifNull": ["$ended_at", None]}, None]}
+    return {"$and": [not_ended, {"$gt": ["$expires_at", now]}, _is_in_use(now)]}
+
+
+def _is_in_use(now: datetime) -> dict[str, Any]:
+    """Return the expression for sessions whose idle time is not over."""
+    return {"$gt": [{"$add": ["$seen_at", {"$multiply": ["$idle_seconds", 1000]}]}, now]}

@@ -67,13 +67,8 @@ async def count_signed_in() -> SignedIn:
 async def _count_users(match: Mapping[str, Any], now: datetime) -> CappedCount:
     """Return the number of users with active sessions among the first COUNTED that match, and
     whether more match."""
-    active = expiry.active_filter(now)
-    lives = [
-        {"$eq": [{"$ifNull": ["$ended_at", None]}, None]},
-        {"$gt": ["$expires_at", now]},
-        active["$expr"],
-    ]
-    by_user = {"_id": "$user", "active": {"$max": {"$and": lives}}, "sessions": {"$sum": 1}}
+    active = {"$max": expiry.is_active(now)}
+    by_user = {"_id": "$user", "active": active, "sessions": {"$sum": 1}}
     totals = {
         "_id": None,
         "users": {"$sum": {"$cond": ["$active", 1, 0]}},
