@@ -22,6 +22,11 @@ def now() -> datetime:
     else:
         heard, at = _anchor
         moment = heard + timedelta(seconds=monotonic() - at)
+    return truncate(moment)
+
+
+def truncate(moment: datetime) -> datetime:
+    """Return the time in whole milliseconds, as MongoDB stores it."""
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 

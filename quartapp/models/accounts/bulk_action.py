@@ -44,10 +44,6 @@ class Action(StrEnum):
         sessions = self is Action.END_SESSIONS
         return Permission.SESSIONS_MANAGE if sessions else Permission.USERS_MANAGE
 
-    @property
-    def needs_role(self) -> bool:
-        return self in (Action.GRANT, Action.REVOKE)
-
 
 class Outcome(StrEnum):
     """What became of the action for one user. UNCHANGED: there was nothing to do. PENDING: the

@@ -36,8 +36,7 @@ class RoleEnd(BaseModel):
     def of(cls, role_id: PydanticObjectId, until: datetime) -> "RoleEnd":
         """Return the entry for a grant from now until this time, in whole milliseconds, as the
         database stores them."""
-        until = until.replace(microsecond=until.microsecond // 1000 * 1000)
-        now = clock.now()
+        until, now = clock.truncate(until), clock.now()
         return cls(role=role_id, until=until, warn_at=until - min(WARNED, (until - now) / 10))
 
 

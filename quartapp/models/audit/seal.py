@@ -198,7 +198,6 @@ async def _append(
     """Insert a seal of these entries behind the newest one. With `adopted_to`, it is one that
     adopts."""
     head = await _head(tx)
-    at = at.replace(microsecond=at.microsecond // 1000 * 1000)
     entries = [{"id": entry, "hash": Binary(digest)} for entry, digest in hashes.items()]
     document = {
         "_id": head.get("_id", 0) + 1,

@@ -11,7 +11,7 @@ from quartapp.i18n.times import format_time
 from quartapp.models.audit.activity import text
 from quartapp.models.audit.event import Event
 from quartapp.models.base.references import linked_id
-from quartapp.models.factors.factor import NAMES, Factor
+from quartapp.models.factors.factor import described
 
 
 def sentence(event: Event) -> str:
@@ -37,8 +37,8 @@ def words(
         name: format_time(value) if isinstance(value, datetime) else value
         for name, value in event.details.items()
     }
-    if details.get("factor") in set(Factor):
-        details["factor"] = NAMES[Factor(details["factor"])]
+    if details.get("factor"):
+        details["factor"] = described(details["factor"])
     what = text(event) or event.verb.replace(".", " ").replace("_", " ")
     return _Words(erased, {**details, **instead, "actor": actor, "subject": subject, "what": what})
 

@@ -84,7 +84,8 @@ class Verification:
             async for fault in self._check_entries(seal):
                 yield fault
             self.newest = seal
-            self._found.add(seal["hash"].hex()) if self.expected else None
+            if self.expected:
+                self._found.add(seal["hash"].hex())
             if seal["complete"]:
                 self._complete_at = seal["at"]
 
