@@ -15,9 +15,8 @@ from quartapp.cli.base import CommandError, echo
 from quartapp.cli.decorators import data_option, with_database
 from quartapp.cli.groups import audit
 from quartapp.forms.audit import parse_moment
-from quartapp.models import User
 from quartapp.models.audit.export import Format, export, note_export
-from quartapp.models.audit.search import EventFilter
+from quartapp.models.audit.search import EventFilter, find_person
 from quartapp.models.audit.verification import Verification
 from quartapp.models.base.actor import SYSTEM
 
@@ -102,7 +101,7 @@ async def export_log(
     Records the export in the audit log first. Reads and writes in batches.
     """
     wanted = await EventFilter.about(
-        await _find_person(person) if person else None,
+        await _person(person) if person else None,
         kind=kind,
         ip=ip,
         text=text,
@@ -123,12 +122,11 @@ async def export_log(
                 click.echo(piece, nl=False)
 
 
-async def _find_person(name: str) -> PydanticObjectId:
-    if user := await User.by_username(name):
-        return user.id
-    if PydanticObjectId.is_valid(name):
-        return PydanticObjectId(name)
-    raise CommandError(f"there is no user {name}")
+async def _person(name: str) -> PydanticObjectId:
+    found = await find_person(name)
+    if found is None:
+        raise CommandError(f"there is no user {name}")
+    return found
 
 
 def _moment(option: str, text: str, *, end: bool = False) -> datetime | None:

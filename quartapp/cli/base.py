@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ from quartapp import validation
 from quartapp.validation import Invalid
 
 LONGEST_QUOTE = 80
+T = TypeVar("T")
 
 
 class CommandError(Exception):
@@ -28,7 +29,7 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo(validation.terminal_safe(text), err=err)
 
 
-def validated(check: Callable[[str], str], text: str) -> str:
+def validated(check: Callable[[str], T], text: str) -> T:
     """Return `check(text)`, where `check` is a function of `quartapp.validation`.
 
     Raises CommandError with the text and the reason if it is invalid.

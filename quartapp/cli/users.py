@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from datetime import date, datetime
+from functools import partial
 from typing import BinaryIO
 
 import click
@@ -16,7 +17,7 @@ from beanie import PydanticObjectId
 
 from quartapp import clock, policy, validation
 from quartapp.cli import imports
-from quartapp.cli.base import LONGEST_QUOTE, CommandError, echo, print_table, validated
+from quartapp.cli.base import CommandError, echo, print_table, validated
 from quartapp.cli.database import find_role, find_user, wait_until_enforced
 from quartapp.cli.decorators import data_option, with_database
 from quartapp.cli.groups import user
@@ -226,22 +227,14 @@ async def grant(username: str, role: str, lasts: str | None, end: str | None) ->
     """
     if lasts and end:
         raise CommandError("use either --for or --until")
-    until = _grant_end(lasts or end)
+    given = lasts or end
+    check = partial(validation.check_grant_end, now=clock.now())
+    until = None if given is None else validated(check, given)
     person, granted = await find_user(username), await find_role(role)
     done = await person.grant(granted, by=SYSTEM, until=until)
     await wait_until_enforced(done)
     time = f" until {clock.format_short(until)}" if until else ""
     echo(f"{person.username} {'now has' if done else 'already has'} the role {granted.name}{time}.")
-
-
-def _grant_end(text: str | None) -> datetime | None:
-    """Return the time of the option --for or --until. Raises CommandError for an invalid one."""
-    if text is None:
-        return None
-    try:
-        return validation.check_grant_end(text, clock.now())
-    except validation.Invalid as invalid:
-        raise CommandError(f"{text[:LONGEST_QUOTE]}: {invalid}") from None
 
 
 @user.command()

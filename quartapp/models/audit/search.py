@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from beanie import PydanticObjectId
 
+from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.record import documents, fetch_links, first_id_at
 from quartapp.models.base.references import EVENTS, USERS
@@ -115,6 +116,14 @@ class EventPage:
     newer: PydanticObjectId | None = None
     older: PydanticObjectId | None = None
     partial: bool = False
+
+
+async def find_person(name: str) -> PydanticObjectId | None:
+    """Return the id of the user of this name, or the id that the text itself is, such as that of a
+    deleted user; else None."""
+    if user := await User.by_username(name):
+        return user.id
+    return PydanticObjectId(name) if PydanticObjectId.is_valid(name) else None
 
 
 async def page(

@@ -17,9 +17,8 @@ from quartapp.forms.audit import EventFilterForm, local_value
 from quartapp.i18n import gettext as _
 from quartapp.i18n.times import current_zone
 from quartapp.log import log
-from quartapp.models import User
 from quartapp.models.audit.export import Format, export, note_export
-from quartapp.models.audit.search import EXAMINED, EventFilter, EventPage, page
+from quartapp.models.audit.search import EXAMINED, EventFilter, EventPage, find_person, page
 from quartapp.policy import Permission
 from quartapp.routes.audit.log_entries import log_entries
 from quartapp.routes.redirects import see_other, with_next
@@ -125,7 +124,7 @@ async def wanted_events(form: EventFilterForm) -> EventFilter | None:
     """
     valid, person = form.validate(), None
     if (name := form.person.data) and not form.person.errors:
-        person = await _find_person(name)
+        person = await find_person(name)
         if person is None:
             valid = False
             form.refuse(_("There is no user %(name)s.", name=name), "person")
@@ -138,12 +137,6 @@ async def wanted_events(form: EventFilterForm) -> EventFilter | None:
         text=form.q.data or "",
         **form.between(current_zone()),
     )
-
-
-async def _find_person(name: str) -> PydanticObjectId | None:
-    if user := await User.by_username(name):
-        return user.id
-    return PydanticObjectId(name) if PydanticObjectId.is_valid(name) else None
 
 
 def _filters() -> dict[str, str]:
