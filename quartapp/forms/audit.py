@@ -1,6 +1,5 @@
 """The filter of the audit log."""
 
-import ipaddress
 import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
@@ -9,7 +8,7 @@ from typing import Any
 from wtforms import SelectField, StringField
 from wtforms.validators import Length, Optional
 
-from quartapp.forms.base import Checked, Form, printable, tidy
+from quartapp.forms.base import Checked, Form, address_field, printable, tidy
 from quartapp.i18n import gettext, lazy_gettext
 from quartapp.validation import Invalid
 
@@ -51,14 +50,6 @@ def parse_moment(text: str, zone: tzinfo, *, end: bool = False) -> datetime:
     return given
 
 
-def check_address(text: str) -> str:
-    """Return an IP address in its canonical form. Raises Invalid."""
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise Invalid(gettext("Enter an IP address, such as 192.0.2.1.")) from None
-
-
 def check_moment(text: str) -> str:
     """Return the text if `parse_moment` reads it. Raises Invalid."""
     try:
@@ -81,9 +72,7 @@ class EventFilterForm(Form):
 
     person = StringField(_("Person"), filters=[tidy], validators=[Optional(), printable])
     kind = SelectField(_("Activity"), validate_choice=False, default="")
-    ip = StringField(
-        _("IP address"), filters=[tidy], validators=[Optional(), Checked(check_address)]
-    )
+    ip = address_field()
     since = _moment_field(_("From"))
     until = _moment_field(_("Until"))
     q = StringField(

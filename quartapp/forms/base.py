@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from ipaddress import ip_address
 from typing import Any, Self
 
 import wtforms
@@ -12,7 +13,7 @@ from wtforms import ValidationError
 from wtforms.form import BaseForm
 from wtforms.i18n import get_translations
 from wtforms.meta import DefaultMeta
-from wtforms.validators import Length, StopValidation
+from wtforms.validators import Length, Optional, StopValidation
 
 from quartapp import validation
 from quartapp.errors import RetryLater
@@ -194,6 +195,20 @@ class Checked:
             field.data = self.check(field.data or "")
         except Invalid as invalid:
             raise ValidationError(str(invalid)) from None
+
+
+def check_address(text: str) -> str:
+    """Return an IP address in its canonical form. Raises Invalid."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise Invalid(_("Enter an IP address, such as 192.0.2.1.")) from None
+
+
+def address_field() -> wtforms.StringField:
+    """Return the field of a filter by IP address."""
+    checks = [Optional(), Checked(check_address)]
+    return wtforms.StringField(_("IP address"), filters=[tidy], validators=checks)
 
 
 printable = Checked(validation.check_printable)

@@ -1,9 +1,10 @@
-"""Forms for signing in, for the second step, and for re-entering the password."""
+"""Forms for signing in, for the second step and for re-entering the password, and the filter of the
+active sessions."""
 
 from wtforms import BooleanField, PasswordField, StringField
-from wtforms.validators import DataRequired, InputRequired, Length
+from wtforms.validators import DataRequired, InputRequired, Length, Optional
 
-from quartapp.forms.base import Form, printable, tidy
+from quartapp.forms.base import Form, address_field, printable, tidy
 from quartapp.i18n import lazy_gettext as _
 
 
@@ -56,3 +57,11 @@ class ConfirmWithFactorForm(ConfirmForm):
             Length(max=64, message=_("A code has at most 64 characters.")),
         ],
     )
+
+
+class SessionFilterForm(Form):
+    """The filter of the active sessions, whose data is in the query of the address."""
+
+    person = StringField(_("Username"), filters=[tidy], validators=[Optional()])
+    ip = address_field()
+    online = BooleanField(_("Only online"))

@@ -1,6 +1,5 @@
 """The list of active sessions for administrators, and ending one of them."""
 
-from ipaddress import ip_address
 from typing import Any
 
 from quart import Blueprint, abort, flash, render_template, request
@@ -12,6 +11,7 @@ from quartapp.auth import (
     permission_required,
     wait_until_enforced,
 )
+from quartapp.forms.sessions import SessionFilterForm
 from quartapp.i18n import gettext as _
 from quartapp.models import Session, User
 from quartapp.models.sessions.reason import Reason
@@ -36,29 +36,26 @@ async def index() -> str:
     The filters are `person`, a username; `ip`, an address; and `online`, if it is not empty. A
     username that nobody has, or a text that is no address, gives an error and no session.
     """
-    person, ip = request.args.get("person", "").strip(), request.args.get("ip", "").strip()
-    online = bool(request.args.get("online"))
-    errors = {}
-    user = await User.by_username(person) if person else None
-    if person and user is None:
-        errors["person"] = _("There is no user with this name.")
-    if ip and not _is_address(ip):
-        errors["ip"] = _("Enter an IP address, such as 192.0.2.1.")
+    form = SessionFilterForm(formdata=request.args)
+    form.validate()
+    name, ip, online = form.person.data, form.ip.data, bool(form.online.data)
+    user = await User.by_username(name) if name else None
+    if name and user is None and not form.person.errors:
+        form.refuse(_("There is no user with this name."), "person")
     sessions, place = [], None
-    if not errors:
+    if not form.errors:
         wanted = Wanted(user and user.id, ip or None, online)
         sessions, place = await active_page(wanted, before=moment_and_id_after(), limit=PAGE)
+    filtered = bool(name or ip or online)
     older = place and next_page(f"{place[0].isoformat()}_{place[1]}")
     return await render_template(
         "sessions/admin_list.html",
         sessions=sessions,
         next=older,
-        person=person,
-        ip=ip,
-        online=online,
-        errors=errors,
+        form=form,
+        filtered=filtered,
         first=not request.args.get("after"),
-        at_most=FILTERED if user or ip or online else None,
+        at_most=FILTERED if filtered else None,
     )
 
 
@@ -92,12 +89,3 @@ async def end(session_id: str) -> Any:
             _("The session on %(device)s had already ended.", device=session.device), "info"
         )
     return see_other("/admin/sessions")
-
-
-def _is_address(text: str) -> bool:
-    """Return whether the text is an IPv4 or IPv6 address."""
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
