@@ -40,7 +40,12 @@ def id_or_404(text: str) -> PydanticObjectId:
 def id_after() -> PydanticObjectId | None:
     """Return the parameter `after` as the id after which a page starts; None if it is missing or is
     no id."""
-    text = request.args.get("after", "")
+    return id_parameter("after")
+
+
+def id_parameter(name: str) -> PydanticObjectId | None:
+    """Return a parameter of the query as an id; None if it is missing or is no id."""
+    text = request.args.get(name, "")
     return PydanticObjectId(text) if PydanticObjectId.is_valid(text) else None
 
 

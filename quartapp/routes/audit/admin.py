@@ -21,6 +21,7 @@ from quartapp.models.audit.export import Format, export, note_export
 from quartapp.models.audit.search import EXAMINED, EventFilter, EventPage, find_person, page
 from quartapp.policy import Permission
 from quartapp.routes.audit.log_entries import log_entries
+from quartapp.routes.pagination import id_after, id_parameter
 from quartapp.routes.redirects import see_other, with_next
 
 blueprint = Blueprint("admin_events", __name__)
@@ -43,7 +44,7 @@ async def index() -> Any:
     wanted = await wanted_events(form)
     shown = EventPage([])
     if wanted is not None:
-        after, before = _place("after"), _place("before")
+        after, before = id_after(), id_parameter("before")
         shown = await page(wanted, after=None if before else after, before=before, size=PAGE)
     text = await render_template(
         "audit/admin_events.html",
@@ -91,7 +92,7 @@ async def export_events() -> Any:
     lines = export(
         wanted,
         file_format,
-        after=_place("after"),
+        after=id_after(),
         rows=EXPORT_ROWS,
         seconds=EXPORT_SECONDS,
         allowed=live_permission(Permission.EVENTS_READ),
@@ -143,11 +144,6 @@ def _filters() -> dict[str, str]:
     """Return those parameters of this request that filter, if they are not empty."""
     names = ("person", "kind", "ip", "since", "until", "q")
     return {name: value for name in names if (value := request.args.get(name))}
-
-
-def _place(name: str) -> PydanticObjectId | None:
-    text = request.args.get(name, "")
-    return PydanticObjectId(text) if PydanticObjectId.is_valid(text) else None
 
 
 def _address(**place: PydanticObjectId) -> str:
