@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOr
 from quartapp.db.mongo import DatabaseError
 from quartapp.i18n import LOCALES, set_locale, timezones
 from quartapp.i18n.times import set_zone
-from quartapp.models import User
+from quartapp.models import Role, User
 from quartapp.models.authorization.privileges import Holdings
 from quartapp.models.base.actor import Actor
 from quartapp.policy import ADMIN, Permission
@@ -156,6 +156,17 @@ class CurrentUser(AuthUser):
         """
         administers = self.signed_in and ADMIN in set(self.roles) - self.withheld
         return Holdings(self.permissions, everything=administers).lacks(wanted)
+
+    def lacks_over(self, person: User, roles: Iterable[Role]) -> frozenset[str]:
+        """Return the permissions that a person has through these roles and this user lacks; none
+        for their own account. Roles that the person does not have are ignored.
+
+        For pages that offer actions: the models refuse to manage a user who has one of these.
+        """
+        if person.id == self.user_id:
+            return frozenset()
+        held = person.role_ids
+        return self.lacks({name for role in roles if role.id in held for name in role.permissions})
 
     @property
     def actor(self) -> Actor:

@@ -323,13 +323,11 @@ async def _page(
     form.offer((role for role in roles if role.id not in ids), lacks=current_user.lacks)
     held = [role for role in roles if role.id in ids]
     explained = await explain.held_roles(person, held)
-    own = person.id == current_user.user_id
-    theirs = {permission for role in held for permission in role.permissions}
     page = await render_template(
         "accounts/admin_user.html",
         person=person,
         held=held,
-        missing=[] if own else sorted(current_user.lacks(theirs)),
+        missing=sorted(current_user.lacks_over(person, held)),
         form=form,
         # Whether the form is about a role that the user has.
         changing=(form.role.data or "").casefold() in of_held,

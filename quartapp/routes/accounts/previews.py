@@ -81,10 +81,7 @@ async def end_session(session_id: str) -> str:
     """Show which session would end, and how many open tabs. 404 for an unknown session."""
     session = await Session.get(id_or_404(session_id)) or abort(404)
     person = await User.get(session.user_id) or abort(404)
-    roles = [role for role in await Role.everyone() if person.holds(role)]
-    theirs = {permission for role in roles for permission in role.permissions}
-    own = person.id == current_user.user_id
-    missing = [] if own else sorted(current_user.lacks(theirs))
+    missing = sorted(current_user.lacks_over(person, await Role.everyone()))
     skipped = Outcome.MISSING_PERMISSION if missing else None
     return await _page(
         _("End session"),

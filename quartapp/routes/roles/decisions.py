@@ -154,11 +154,9 @@ async def _none() -> list[RoleRequest]:
 async def _lacking(requests: list[RoleRequest]) -> dict[Any, list[str]]:
     """Return, by the request's id, the permissions that the administrator lacks to decide about it:
     those of the role, and those that the user has."""
-    roles = {role.id: role.permissions for role in await Role.everyone()}
+    roles = await Role.everyone()
     lacking = {}
     for each in requests:
-        held = [roles.get(role_id, []) for role_id in (each.asker.role_ids if each.asker else ())]
-        own = each.asker is not None and each.asker.id == current_user.user_id
-        wanted = {*each.permissions, *(name for names in held if not own for name in names)}
-        lacking[each.id] = sorted(current_user.lacks(wanted))
+        of_user = current_user.lacks_over(each.asker, roles) if each.asker else frozenset()
+        lacking[each.id] = sorted(current_user.lacks(each.permissions) | of_user)
     return lacking
