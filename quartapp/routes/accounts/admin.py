@@ -5,6 +5,7 @@ shown on the page that `returns_to` names, with 403 for a missing permission and
 """
 
 import asyncio
+from datetime import datetime
 from typing import Any
 
 from quart import Blueprint, abort, flash, render_template
@@ -75,15 +76,21 @@ async def grant(username: str) -> Any:
     granted = await person.grant(role, by=current_user.actor, until=until)
     log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
     await wait_until_enforced()
-    words = {"name": person.username, "role": role.name}
-    if granted and until:
+    await flash_grant(person.username, role.name, granted, until)
+    return see_other(home(person))
+
+
+async def flash_grant(name: str, role: str, event: Event | None, until: datetime | None) -> None:
+    """Flash that the user has the role, and until when; without an event of the grant, that the
+    user had it already."""
+    words = {"name": name, "role": role}
+    if event is None:
+        await flash(_("%(name)s already has the role %(role)s.", **words), "info")
+    elif until:
         words["until"] = format_time(until)
         await flash(_("%(name)s has the role %(role)s until %(until)s.", **words), "success")
-    elif granted:
-        await flash(_("%(name)s now has the role %(role)s.", **words), "success")
     else:
-        await flash(_("%(name)s already has the role %(role)s.", **words), "info")
-    return see_other(home(person))
+        await flash(_("%(name)s now has the role %(role)s.", **words), "success")
 
 
 @blueprint.post("/users/<username>/grants/<role_name>/revoke")

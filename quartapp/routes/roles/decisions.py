@@ -14,11 +14,11 @@ from quartapp.auth import (
 )
 from quartapp.forms.roles import DeclineForm, GrantRequestForm
 from quartapp.i18n import gettext as _
-from quartapp.i18n.times import format_time
 from quartapp.log import log
 from quartapp.models import Role, RoleRequest
 from quartapp.models.roles.request import DecidedAlready
 from quartapp.policy import Permission
+from quartapp.routes.accounts.admin import flash_grant
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
@@ -66,14 +66,7 @@ async def grant(request_id: str) -> Any:
     name = asked.asker.username if asked.asker else ""
     log.info("authz_change", user=name, granted=asked.role_name, by=current_user.username)
     await asyncio.gather(wait_until_enforced(), runtime().open_requests.refresh())
-    words = {"name": name, "role": asked.role_name}
-    if not granted:
-        await flash(_("%(name)s already has the role %(role)s.", **words), "info")
-    elif until:
-        words["until"] = format_time(until)
-        await flash(_("%(name)s has the role %(role)s until %(until)s.", **words), "success")
-    else:
-        await flash(_("%(name)s now has the role %(role)s.", **words), "success")
+    await flash_grant(name, asked.role_name, granted, until)
     return see_other(HOME)
 
 
