@@ -112,36 +112,30 @@ async def _page(
     """Return the list with the status of the submitted form, if one is given, which is about the
     request `sent`."""
     decided_only = request.args.get("view") == "decided"
-    before = id_after()
-    rows, decided = await asyncio.gather(
-        _none() if decided_only else RoleRequest.open_page(before=before, limit=PAGE + 1),
-        RoleRequest.decided_page(before=before if decided_only else None, limit=PAGE + 1),
-    )
-    open_ones, more = cut(rows, PAGE, lambda row: row.id)
-    if more:
-        # The decided ones are below the last page of the open ones.
-        done, more_done = [], None
-    else:
-        done = decided[:PAGE]
-        last = f"{HOME}?view=decided&after={done[-1].id}" if len(decided) > PAGE else None
-        more_done = last
+    open_ones, more, decided, more_decided = [], None, [], None
+    if not decided_only:
+        rows = await RoleRequest.open_page(before=id_after(), limit=PAGE + 1)
+        open_ones, more = cut(rows, PAGE, lambda row: row.id)
+    # The decided ones are below the last page of the open ones.
+    if not more:
+        before = id_after() if decided_only else None
+        rows = await RoleRequest.decided_page(before=before, limit=PAGE + 1)
+        decided = rows[:PAGE]
+        if len(rows) > PAGE:
+            more_decided = f"{HOME}?view=decided&after={decided[-1].id}"
     page = await render_template(
         "roles/requests.html",
         requests=open_ones,
-        decided=done,
+        decided=decided,
         lacking=await _lacking(open_ones),
         decided_only=decided_only,
         sent=sent,
         grant=grant or GrantRequestForm(),
         decline=decline or DeclineForm(),
         next=more,
-        next_decided=more_done,
+        next_decided=more_decided,
     )
     return page, (grant or decline or GrantRequestForm()).status
-
-
-async def _none() -> list[RoleRequest]:
-    return []
 
 
 async def _lacking(requests: list[RoleRequest]) -> dict[Any, list[str]]:
