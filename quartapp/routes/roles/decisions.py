@@ -132,6 +132,8 @@ async def _page(
         sent=sent,
         grant=grant or GrantRequestForm(),
         decline=decline or DeclineForm(),
+        # For the requests other than `sent`.
+        blank={"grant": GrantRequestForm(), "decline": DeclineForm()},
         next=more,
         next_decided=more_decided,
     )
