@@ -31,6 +31,7 @@ from quartapp.ws.dispatcher import Dispatcher
 from quartapp.ws.fast_path import QueuedChannel
 from quartapp.ws.hub import Hub, Limits
 from quartapp.ws.receipts import Receipts
+from tests.models.helpers import role
 from tests.people import until
 
 LIMITS = Limits(sockets=100, per_session=100, per_user=100, per_address=100, handshakes=100)
@@ -270,9 +271,3 @@ async def is_closed(page: Page) -> bool:
 
 async def has_come(events: Events, session_id: PydanticObjectId) -> bool:
     return any(c.id == session_id and c.updated_fields.get("ended_at") for c in events.all)
-
-
-async def role(name: str) -> Role:
-    found = await Role.named(name)
-    assert found
-    return found

@@ -15,7 +15,6 @@ from quart_auth import authenticated_client
 
 from quartapp.activities import SESSION_ENDED
 from quartapp.models import Event, EventReceipts, Role, User
-from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.audit.receipt import Receipt
 from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
@@ -24,7 +23,7 @@ from quartapp.ws import announcer, topics
 from quartapp.ws.announcer import Announcer
 from quartapp.ws.connection import Connection
 from quartapp.ws.topics import Audience, Key, Source, Topic
-from tests.models.helpers import sign_in
+from tests.models.helpers import register, sign_in
 from tests.people import SECONDS, until
 
 OWN = PydanticObjectId()
@@ -35,11 +34,9 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(announcer, "INTERVAL_SECONDS", 0.1)
 
 
-async def somebody(name: str = "ada", role: str = "member") -> tuple[User, str]:
+async def signed_in(name: str = "ada", role: str = "member") -> tuple[User, str]:
     """Return a new user with this role, and the token of their session."""
-    found = await Role.named(role)
-    assert found
-    user = await register_account(name, f"{name}@example.org", "no hash", roles=[found], by=SYSTEM)
+    user = await register(name, role)
     return user, (await sign_in(user))[1]
 
 
@@ -50,7 +47,7 @@ class Page:
         self.socket = socket
 
     async def next(self, kind: str) -> dict[str, Any]:
-        """Return the next message of this kind; fail at an announcement that is not expected."""
+        """Return the next message of this kind, and drop the messages before it."""
         async with asyncio.timeout(SECONDS):
             while True:
                 message = json.loads(await self.socket.receive())
@@ -77,7 +74,7 @@ async def change_users() -> None:
 
 
 async def test_a_change_is_announced_to_the_pages_that_follow_it(app: Quart) -> None:
-    ada, token = await somebody(role="admin")
+    ada, token = await signed_in(role="admin")
     async with page(app, token, "users,sessions,nonsense") as mine:
         assert await mine.topics() == ["sessions", "users"]
         await change_users()
@@ -88,7 +85,7 @@ async def test_a_change_is_announced_to_the_pages_that_follow_it(app: Quart) -> 
 
 async def test_a_topic_is_not_announced_without_its_permission(app: Quart) -> None:
     """Also when the permission is lost while the socket is open."""
-    _, token = await somebody(role="moderator")
+    _, token = await signed_in(role="moderator")
     async with page(app, token, "users,events,account") as mine:
         assert await mine.topics() == ["account", "users"]
         role = await Role.named("moderator")
@@ -100,8 +97,8 @@ async def test_a_topic_is_not_announced_without_its_permission(app: Quart) -> No
 
 
 async def test_own_topics_announce_changes_of_the_own_account_only(app: Quart) -> None:
-    ada, token = await somebody()
-    bob, _ = await somebody("bob")
+    ada, token = await signed_in()
+    bob, _ = await signed_in("bob")
     async with page(app, token, "account") as mine:
         assert await mine.topics() == ["account"]
         await Event.record(SESSION_ENDED, by=SYSTEM, subject=bob.id)
@@ -115,7 +112,7 @@ async def test_own_topics_announce_changes_of_the_own_account_only(app: Quart) -
 
 
 async def test_fields_that_change_with_every_request_are_not_announced(app: Quart) -> None:
-    ada, token = await somebody(role="admin")
+    ada, token = await signed_in(role="admin")
     async with page(app, token, "users,workers") as mine:
         assert await mine.topics() == ["users", "workers"]
         await User.change({"_id": ada.id}, {"$inc": {"acts": 1}, "$set": {"totp_step": 2}})
@@ -182,10 +179,7 @@ async def test_the_stream_of_topics_is_open_while_a_page_follows_one(
 ) -> None:
     monkeypatch.setattr(announcer, "IDLE_SECONDS", 0.0)
     part = runtime_of(app).announcer
-    _, token = await somebody(role="admin")
-
-    async def is_open() -> bool:
-        return part._live
+    _, token = await signed_in(role="admin")
 
     async def is_closed() -> bool:
         return not part._live
@@ -196,7 +190,7 @@ async def test_the_stream_of_topics_is_open_while_a_page_follows_one(
         assert not part._live
     async with page(app, token, "users") as mine:
         assert await mine.topics() == ["users"]
-        assert await is_open()
+        assert part._live
     await until(is_closed)
     async with page(app, token, "users") as mine:
         assert await mine.topics() == ["users"]
@@ -205,7 +199,7 @@ async def test_the_stream_of_topics_is_open_while_a_page_follows_one(
 async def test_pages_are_told_of_all_topics_after_the_stream_was_lost(
     app: Quart, client: Any
 ) -> None:
-    _, token = await somebody(role="admin")
+    _, token = await signed_in(role="admin")
     async with page(app, token, "users,roles") as mine:
         assert await mine.topics() == ["roles", "users"]
         running = client["admin"].aggregate(
