@@ -153,6 +153,12 @@ async def sign_in_again(page: Page, username: str) -> None:
     await expect(unlocked).to_have_count(1)
 
 
+async def sign_out(page: Page) -> None:
+    await page.locator(".account-button").click()
+    await page.locator("#account-menu").get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_role("link", name="Sign in").first).to_be_visible()
+
+
 async def register(page: Page, username: str) -> None:
     """Create an account without loading the form, sign in to it, and open the home page."""
     email = f"{username}@example.org"

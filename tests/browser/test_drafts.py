@@ -15,6 +15,7 @@ from tests.browser.conftest import (
     register,
     sign_in,
     sign_in_again,
+    sign_out,
     submit,
 )
 from tests.conftest import PASSWORD
@@ -44,12 +45,6 @@ async def expect_text(page: Page, text: str, title: str = "A title") -> None:
 async def publish(page: Page) -> None:
     await submit(page)
     await expect(page.get_by_role("heading", level=1)).to_have_text("A title")
-
-
-async def sign_out(page: Page) -> None:
-    await page.locator(".account-button").click()
-    await page.get_by_role("button", name="Sign out").click()
-    await expect(page.get_by_role("link", name="Sign in").first).to_be_visible()
 
 
 async def test_a_draft_is_restored_until_it_is_published_or_discarded(page: Page) -> None:

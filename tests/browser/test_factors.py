@@ -8,7 +8,7 @@ import time
 from playwright.async_api import Page, expect
 from pyotp.totp import TOTP
 
-from tests.browser.conftest import NewBrowser, register, submit
+from tests.browser.conftest import NewBrowser, register, sign_out, submit
 from tests.browser.test_accessibility import assert_accessible
 from tests.conftest import PASSWORD
 from tests.people import Server
@@ -25,12 +25,6 @@ async def enter_password(page: Page, name: str) -> None:
 async def enter_code(page: Page, code: str) -> None:
     await page.get_by_label("Code").fill(code)
     await submit(page)
-
-
-async def sign_out(page: Page) -> None:
-    await page.locator(".account-button").click()
-    await page.locator("#account-menu").get_by_role("button", name="Sign out").click()
-    await expect(page.get_by_role("link", name="Sign in").first).to_be_visible()
 
 
 async def test_an_authenticator_app_from_setup_to_recovery(

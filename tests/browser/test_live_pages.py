@@ -8,7 +8,15 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.browser.conftest import NewBrowser, expect_locked, is_live, register, sign_in, submit
+from tests.browser.conftest import (
+    NewBrowser,
+    expect_locked,
+    is_live,
+    register,
+    sign_in,
+    sign_out,
+    submit,
+)
 from tests.conftest import PASSWORD
 from tests.people import Person, Server
 
@@ -44,9 +52,7 @@ async def test_signing_out_in_one_tab_locks_the_other(page: Page) -> None:
     other = await page.context.new_page()
     await other.goto("/posts")
     await is_live(other)
-    await other.locator(".account-button").click()
-    await other.get_by_role("button", name="Sign out").click()
-    await expect(other.get_by_role("link", name="Sign in").first).to_be_visible()
+    await sign_out(other)
     await expect_locked(page, "You signed out.")
 
 

@@ -217,6 +217,12 @@ class Visitor:
         assert answer.status in (200, 401), answer.text
         return json_util.loads(answer.text) if answer.status == 200 else None
 
+    async def session_id(self) -> str:
+        """Return the id of the session. The visitor must be signed in."""
+        me = await self.me()
+        assert me is not None
+        return me["session"]
+
     @property
     def token(self) -> str:
         """Return the value of the session cookie, or an empty text."""
@@ -234,11 +240,9 @@ class Visitor:
 
     async def expire_authentication(self, seconds: float = 24 * 3600) -> None:
         """Move the last authentication of the session this many seconds into the past."""
-        session = (await self.me() or {})["session"]
+        session = PydanticObjectId(await self.session_id())
         at = clock.now() - timedelta(seconds=seconds)
-        assert await Session.change(
-            {"_id": PydanticObjectId(session)}, {"$set": {"confirmed_at": at}}
-        )
+        assert await Session.change({"_id": session}, {"$set": {"confirmed_at": at}})
         # Wait until every worker knows of the change.
         await runtime_of(self.app).barrier.wait()
 

@@ -56,7 +56,7 @@ async def test_the_activity_shows_own_events_with_place_and_time(
     bob = await visitors.member("bob")
     phone = ada.another_device(address="198.51.100.4")
     await phone.sign_in()
-    desk = PydanticObjectId((await root.me() or {})["session"])
+    desk = PydanticObjectId(await root.session_id())
     await Session.change({"_id": desk}, {"$set": {"device": "Netscape"}})
     boss = Actor((await user_named("root")).id, "root", "203.0.113.9", desk)
     await (await user_named("ada")).grant(await role_named("moderator"), by=boss)

@@ -154,9 +154,7 @@ async def test_active_sessions_are_filtered_by_user_address_and_open_pages(
     visitors: Visitors, root: Visitor
 ) -> None:
     ada, bob = await visitors.signed_in("ada"), await visitors.signed_in("bob")
-    sessions = {
-        each.username: PydanticObjectId((await each.me() or {})["session"]) for each in (ada, bob)
-    }
+    sessions = {each.username: PydanticObjectId(await each.session_id()) for each in (ada, bob)}
     await Session.change({"_id": sessions["ada"]}, {"$set": {"ip": "192.0.2.7"}})
     until = clock.now() + timedelta(minutes=1)
     await Session.mark_opened({sessions["bob"]: "/posts"}, worker="w1", until=until)

@@ -6,6 +6,7 @@ import html
 from datetime import timedelta
 
 import pytest
+from beanie import PydanticObjectId
 from pymongo.errors import AutoReconnect
 
 from quartapp import clock
@@ -237,7 +238,7 @@ async def test_a_session_that_ends_during_the_request_loses_no_text(
     ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = await ada.csrf_token()
-    session = (await ada.me() or {})["session"]
+    session = PydanticObjectId(await ada.session_id())
 
     async def over(*_: object, **__: object) -> None:
         await Session.change({}, {"$set": {"ended_at": clock.now()}})

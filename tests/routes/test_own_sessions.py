@@ -14,12 +14,6 @@ from tests.routes.conftest import Answer, Visitor, Visitors, documents
 NEW = "an entirely different phrase"
 
 
-async def session_of(visitor: Visitor) -> str:
-    me = await visitor.me()
-    assert me is not None
-    return me["session"]
-
-
 async def change(visitor: Visitor, new: str = NEW, **fields: str) -> Answer:
     sent = {"current_password": PASSWORD, "password": new, "confirm": new}
     return await visitor.post("/account/password", **{**sent, **fields})
@@ -50,9 +44,9 @@ async def test_the_list_shows_each_own_session_and_no_secret(
 ) -> None:
     stranger = await visitors.member("bob")
     page = await ada.get("/account/sessions")
-    assert await session_of(ada) in page.text
-    assert await session_of(phone) in page.text
-    assert await session_of(stranger) not in page.text
+    assert await ada.session_id() in page.text
+    assert await phone.session_id() in page.text
+    assert await stranger.session_id() not in page.text
     for session in await documents("sessions"):
         assert session["digest"] not in page.text
         assert session["credential"] not in page.text
@@ -61,7 +55,7 @@ async def test_the_list_shows_each_own_session_and_no_secret(
 async def test_ending_one_session_keeps_the_others(ada: Visitor, phone: Visitor) -> None:
     tablet = ada.another_device()
     await tablet.sign_in()
-    answer = await ada.post(f"/account/sessions/{await session_of(phone)}/end")
+    answer = await ada.post(f"/account/sessions/{await phone.session_id()}/end")
     assert (answer.status, answer.location) == (303, "/account/sessions")
     assert await phone.me() is None
     assert await tablet.me() is not None
@@ -70,7 +64,7 @@ async def test_ending_one_session_keeps_the_others(ada: Visitor, phone: Visitor)
 
 async def test_ending_the_current_session_signs_out(ada: Visitor) -> None:
     thief = ada.copy()
-    answer = await ada.post(f"/account/sessions/{await session_of(ada)}/end")
+    answer = await ada.post(f"/account/sessions/{await ada.session_id()}/end")
     assert (answer.status, answer.location, ada.token) == (303, "/", "")
     assert await thief.me() is None
 
@@ -90,7 +84,7 @@ async def test_a_session_of_another_user_is_answered_as_unknown(
 ) -> None:
     stranger = await visitors.member("bob")
     pages = []
-    for session in (await session_of(stranger), "5eed5eed5eed5eed5eed5eed", "no-id"):
+    for session in (await stranger.session_id(), "5eed5eed5eed5eed5eed5eed", "no-id"):
         answer = await ada.post(f"/account/sessions/{session}/end")
         pages.append((answer.status, answer.anonymized.replace(session, "")))
     assert pages[0][0] == 404

@@ -16,10 +16,6 @@ from tests.routes.conftest import (
 )
 
 
-async def session_of(visitor: Visitor) -> str:
-    return str((await visitor.me() or {})["session"])
-
-
 async def test_the_preview_of_a_revocation_counts_sessions_and_open_tabs(
     root: Visitor, ada: Visitor
 ) -> None:
@@ -33,7 +29,7 @@ async def test_the_preview_of_a_revocation_counts_sessions_and_open_tabs(
                 "/admin/users/ada/grants/member/revoke",
                 "/admin/users/ada/disable",
                 "/admin/users/ada/sessions/end",
-                f"/admin/sessions/{await session_of(ada)}/end",
+                f"/admin/sessions/{await ada.session_id()}/end",
             )
         }
         assert await contents() == before
@@ -76,13 +72,13 @@ async def test_an_action_that_would_be_refused_has_no_button(visitors: Visitors)
     auditor = await visitors.with_permissions("auditor", Permission.EVENTS_READ)
     for address in (
         "/admin/users/auditor/disable",
-        f"/admin/sessions/{await session_of(auditor)}/end",
+        f"/admin/sessions/{await auditor.session_id()}/end",
     ):
         page = await half.get(address)
         assert page.status == 200
         assert "events.read" in page.text
         assert "danger-solid" not in page.text
-    answer = await half.post(f"/admin/sessions/{await session_of(auditor)}/end")
+    answer = await half.post(f"/admin/sessions/{await auditor.session_id()}/end")
     assert answer.status == 403
     assert await auditor.me() is not None
 
@@ -90,7 +86,7 @@ async def test_an_action_that_would_be_refused_has_no_button(visitors: Visitors)
 async def test_an_administrator_ends_one_session(root: Visitor, ada: Visitor) -> None:
     phone = ada.another_device()
     await phone.sign_in()
-    session = await session_of(phone)
+    session = await phone.session_id()
     answer = await root.post(f"/admin/sessions/{session}/end")
     assert (answer.status, answer.location) == (303, "/admin/sessions")
     assert await phone.me() is None

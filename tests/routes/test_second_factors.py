@@ -201,7 +201,7 @@ async def test_there_is_no_session_until_the_code_is_right(ada: Visitor, wait: W
     code = app.code()
     answer = await ada.post(f"{STEP}?next=/posts/new", code=f" {code[:3]} {code[3:]}")
     assert (answer.status, answer.location) == (303, "/posts/new")
-    session = await Session.get((await ada.me() or {})["session"])
+    session = await Session.get(await ada.session_id())
     assert session is not None
     assert (session.factor, session.remembered) == (Factor.TOTP, True)
     # RFC 6238, 5.2: a code that was used is used.

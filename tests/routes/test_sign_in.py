@@ -21,7 +21,7 @@ from quartapp.runtime import runtime_of
 from quartapp.security.passwords import Busy
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
-from tests.models.helpers import not_none, reloaded
+from tests.models.helpers import reloaded
 from tests.people import SECONDS, until
 from tests.routes.authenticator import set_up
 from tests.routes.conftest import (
@@ -82,7 +82,7 @@ async def test_the_sign_in_page_says_nothing_about_active_sessions(ada: Visitor)
 async def test_only_its_browser_is_told_why_a_session_ended(
     visitors: Visitors, ada: Visitor, root: Visitor
 ) -> None:
-    session = not_none(await ada.me())["session"]
+    session = await ada.session_id()
     bob = await visitors.member("bob")
     await root.post("/admin/users/ada/disable")
     await root.post("/admin/users/bob/sessions/end")
