@@ -58,7 +58,7 @@ def check_username(text: str) -> str:
     if not NAME.match(text):
         raise Invalid(NAME_RULE)
     if canonical_username(text) in RESERVED_USERNAMES:
-        raise Invalid("This name is reserved. Choose another one.")
+        raise Invalid(_("This name is reserved. Choose another one."))
     return text
 
 
@@ -287,7 +287,7 @@ def plain_code(text: str) -> str:
 
 
 # How long a grant can last that does not last forever.
-GRANT_END_RULE = "Enter a duration such as 2h or 7d, or a time such as 2030-12-31 14:00."
+GRANT_END_RULE = _("Enter a duration such as 2h or 7d, or a time such as 2030-12-31 14:00.")
 GRANT_AT_LEAST, GRANT_AT_MOST = timedelta(minutes=1), timedelta(days=3660)
 _DURATION = re.compile(r"(?:(\d{1,4})w)?(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,8})m)?", re.ASCII)
 
@@ -311,5 +311,5 @@ def check_grant_end(text: str, now: datetime) -> datetime:
     except (ValueError, OverflowError):
         raise Invalid(GRANT_END_RULE) from None
     if not GRANT_AT_LEAST <= until - now <= GRANT_AT_MOST:
-        raise Invalid("Enter a time between one minute and ten years from now.")
+        raise Invalid(_("Enter a time between one minute and ten years from now."))
     return until

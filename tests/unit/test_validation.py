@@ -10,6 +10,7 @@ from time import process_time
 import pytest
 
 from quartapp import validation
+from quartapp.i18n import use_locale
 from quartapp.validation import NAME, Invalid
 
 
@@ -247,3 +248,16 @@ def test_the_end_of_a_grant_is_a_duration_or_a_time(text: str, until: timedelta)
 def test_other_ends_of_a_grant_are_refused(text: str) -> None:
     with pytest.raises(validation.Invalid):
         validation.check_grant_end(text, NOON)
+
+
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        (lambda: validation.check_username("new"), "Dieser Name ist reserviert"),
+        (lambda: validation.check_grant_end("soon", NOON), "Geben Sie eine Dauer"),
+        (lambda: validation.check_grant_end("2020-01-01", NOON), "höchstens zehn Jahre"),
+    ],
+)
+def test_names_and_ends_are_refused_in_german(check: Callable[[], object], expected: str) -> None:
+    with use_locale("de"), pytest.raises(Invalid, match=expected):
+        check()
