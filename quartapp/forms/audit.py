@@ -9,14 +9,9 @@ from wtforms import SelectField, StringField
 from wtforms.validators import Length, Optional
 
 from quartapp.forms.base import Checked, Form, address_field, printable, tidy
-from quartapp.i18n import gettext, lazy_gettext
+from quartapp.i18n import gettext
+from quartapp.i18n import lazy_gettext as _
 from quartapp.validation import Invalid
-
-
-def _(text: str) -> Any:
-    """Return the text, which is translated when it is shown. WTForms declares labels as str."""
-    return lazy_gettext(text)
-
 
 # What `until` includes: the rest of the day, minute or second that is given.
 _PRECISIONS = (

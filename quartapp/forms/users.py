@@ -9,12 +9,11 @@ from wtforms.validators import AnyOf, InputRequired, Length, Optional
 from quartapp.forms.accounts import email_field, username_field
 from quartapp.forms.base import Form, tidy
 from quartapp.forms.roles import Lacks, Named, RoleChoice
-from quartapp.i18n import gettext, lazy_gettext, ngettext
+from quartapp.i18n import gettext, ngettext
+from quartapp.i18n import lazy_gettext as _
 from quartapp.policy import MEMBER
 
 LONGEST_TEXT = 254
-# WTForms declares labels as str.
-_: Any = lazy_gettext
 
 
 class RoleName(SelectField):
