@@ -21,7 +21,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.people import SECONDS
+from tests.people import SECONDS, Server
 
 T = TypeVar("T")
 VERSIONS = pytest.StashKey[set[str]]()
@@ -152,10 +152,10 @@ def _screen(xvfb: str) -> Iterator[str]:
 
 
 @pytest.fixture(params=[_firefox, _webkit], ids=["firefox", "webkit"])
-async def tab(request: pytest.FixtureRequest, server_url: str) -> AsyncIterator[Tab]:
+async def tab(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[Tab]:
     """Return the tab of a new Firefox or WebKit."""
     with request.param() as driver:
         named = driver.capabilities
         versions = request.config.stash.setdefault(VERSIONS, set())
         versions.add(f"{named['browserName']} {named['browserVersion']}")
-        yield Tab(driver, server_url)
+        yield Tab(driver, server.url)

@@ -1,4 +1,4 @@
-"""What matters most, in Firefox and WebKit. tests/browser has all stories, in Chromium."""
+"""The main stories in Firefox and WebKit. tests/browser has all stories, in Chromium."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from tests.conftest import PASSWORD
 from tests.other_browsers.conftest import Tab
 from tests.people import Server
 
-LIVE = "#live[data-state=connected]"
-
-
-@pytest.fixture
-def server_url(server: Server) -> str:
-    return server.url
-
 
 @pytest.fixture
 async def name(tab: Tab) -> str:
@@ -27,11 +20,6 @@ async def name(tab: Tab) -> str:
     await tab.click("main form.form button[type=submit]")
     await tab.shows("body[data-session]")
     return name
-
-
-async def sign_in(tab: Tab, name: str) -> None:
-    await tab.fill(login=name, password=PASSWORD)
-    await tab.click("main form.form button[type=submit]")
 
 
 async def test_permissions_arrive_and_leave_in_an_open_page(
@@ -56,7 +44,9 @@ async def test_an_ended_session_locks_the_page_and_keeps_the_draft(
     await server.run("user", "end-sessions", name)
     await tab.shows("#ended", "An administrator")
     await tab.click("#ended-action")
-    await sign_in(tab, name)
+    await tab.fill(login=name, password=PASSWORD)
+    await tab.click("#ended-form form.form button[type=submit]")
+    await tab.hides("#ended")
     await tab.is_at("/posts/new")
     assert await tab.value("title") == "Half a thought"
     assert await tab.value("body") == "Typed before the end."
