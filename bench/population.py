@@ -214,7 +214,7 @@ def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[
         }
 
     def seal(i: int, key: ObjectId) -> Row:
-        """Seals of 100 entries, without hashes that fit."""
+        """Return a seal of 100 entries. Its hashes are zeros, so no verification succeeds."""
         entries = [{"id": _id(2, j), "hash": bytes(32)} for j in range(100 * i, 100 * i + 100)]
         return {"_id": i + 1, "at": ago(100 * i, MONTH), "entries": entries, "hash": bytes(32)}
 
