@@ -7,37 +7,31 @@ import asyncio
 from beanie import PydanticObjectId
 
 from quartapp import clock
-from quartapp.background import BackgroundTask
+from quartapp.jobs.repeated import RepeatedTask
 from quartapp.log import log
 from quartapp.models.audit import seal as seals
 
-LOOK_EVERY = 5.0
 EXPIRE_EVERY = 3600.0
 # The task rests after each seal, for this many times the time that the seal took, so that sealing
 # what an earlier version left unsealed leaves the database to the requests.
 REST = 1.0
 
 
-class AuditSealer(BackgroundTask):
+class AuditSealer(RepeatedTask):
     """Runs in each worker. The number of a seal lets only one worker append it."""
+
+    name = "audit sealer"
+    look_every = 5.0
+    failure = "sealing_failed"
+    logs_detail = True
 
     def __init__(self) -> None:
         self._expired_at: float | None = None
         self._adopted_to: PydanticObjectId | None = None
 
-    async def start(self) -> None:
-        self._start_task(self._repeat(), "audit sealer")
-
-    async def _repeat(self) -> None:
-        """Seal what is unsealed, then sleep for LOOK_EVERY seconds. Repeat until cancelled.
-        Failures are logged as the warning `sealing_failed`."""
-        while True:
-            try:
-                self._adopted_to = await seal_all(self._adopted_to)
-                await self._expire()
-            except Exception as error:
-                log.warning("sealing_failed", error=type(error).__name__, detail=str(error)[:200])
-            await asyncio.sleep(LOOK_EVERY)
+    async def run(self) -> None:
+        self._adopted_to = await seal_all(self._adopted_to)
+        await self._expire()
 
     async def _expire(self) -> None:
         """Delete the seals whose entries have been deleted by age, once in EXPIRE_EVERY seconds."""

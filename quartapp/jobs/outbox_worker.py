@@ -6,8 +6,6 @@ another attempt, or whose worker has died.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from email.message import EmailMessage
 
 from quartapp import metrics, validation
@@ -22,12 +20,12 @@ from quartapp.activities import (
     catalogue,
 )
 from quartapp.authority.change_stream import Change
-from quartapp.background import BackgroundTask
 from quartapp.email import messages
 from quartapp.email.transports import Undelivered, transport_for
 from quartapp.i18n import lazy_gettext as _
 from quartapp.i18n import timezones, use_locale
 from quartapp.i18n.times import use_zone
+from quartapp.jobs.repeated import ListeningTask
 from quartapp.log import log
 from quartapp.models import Mail, User
 from quartapp.models.accounts import email_address, password_reset
@@ -36,60 +34,39 @@ from quartapp.models.invitations import invitation
 from quartapp.settings import Settings
 from quartapp.validation import Invalid
 
-LOOK_EVERY = 2.0
-
 
 class UnknownEmail(Exception):
     """No activity that this version knows has this email: a newer version queued it."""
 
 
-class OutboxWorker(BackgroundTask):
+class OutboxWorker(ListeningTask):
     """Claims emails and sends them. No request waits for it.
 
     An email that is being sent when the task stops becomes due again when its claim expires.
     """
 
+    name = "outbox worker"
+    look_every = 2.0
+    failure = "outbox_not_read"
+
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self._settings = settings
         self._transport = transport_for(settings)
-        self._news = asyncio.Event()
 
     async def start(self) -> None:
         """Start the task. In production without SMTP_HOST, logs a warning that emails are stored
         in a folder."""
         if self._settings.production and not self._settings.sends_mail:
             log.warning("mail_is_kept_in_files", folder=str(self._settings.data / "mail"))
-        self._start_task(self._repeat(), "outbox worker")
+        await super().start()
 
-    # ---- listening
+    def concerns(self, change: Change) -> bool:
+        """Return whether the outbox has changed."""
+        return change.collection == Mail.Settings.name
 
-    def on_change(self, change: Change) -> None:
-        """Wake the task if the outbox has changed."""
-        if change.collection == Mail.Settings.name:
-            self._news.set()
-
-    def on_missed_changes(self) -> None:
-        """Wake the task: changes may have been missed."""
-        self._news.set()
-
-    def on_disconnect(self) -> None:
-        """Does nothing: the task also looks every LOOK_EVERY seconds without the stream."""
-
-    # ---- sending
-
-    async def _repeat(self) -> None:
-        """Send what is due, then wait until the outbox changes, at most LOOK_EVERY seconds. Repeat
-        until cancelled. Failures to read or write the outbox are logged as the warning
-        `outbox_not_read`."""
-        while True:
-            try:
-                await self.deliver()
-            except Exception as error:
-                log.warning("outbox_not_read", error=type(error).__name__)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
-                    await self._news.wait()
-            self._news.clear()
+    async def run(self) -> None:
+        await self.deliver()
 
     async def deliver(self) -> None:
         """Claim and send the emails that are due, one after another, until none is left. Raises

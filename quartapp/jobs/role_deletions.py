@@ -7,71 +7,51 @@ sessions as ended, removes the links to the role, and notifies the users, a batc
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from beanie import PydanticObjectId
 
 from quartapp import clock
 from quartapp.authority.change_stream import Change
-from quartapp.background import BackgroundTask
+from quartapp.jobs.repeated import ListeningTask
 from quartapp.log import log
 from quartapp.models import Role, RoleDeletion, RoleRequest
 
-# Seconds between two looks, unless a role is deleted earlier.
-LOOK_EVERY = 5.0
 # The task rests after each batch, for this many times the time that the batch took, so that it
 # leaves the database to the requests.
 REST = 1.0
 
 
-class RoleDeletions(BackgroundTask):
+class RoleDeletions(ListeningTask):
     """Runs in each worker. Claiming a deletion in the database lets one worker settle it."""
 
+    name = "role deletions"
+    look_every = 5.0
+    failure = "role_not_settled"
+    logs_detail = True
+
     def __init__(self) -> None:
-        self._news = asyncio.Event()
+        super().__init__()
         # Roles whose deletion the stream has reported, until it is stored.
         self._deleted: set[PydanticObjectId] = set()
 
-    async def start(self) -> None:
-        self._start_task(self._repeat(), "role deletions")
-
-    # ---- change stream listener
-
     def on_change(self, change: Change) -> None:
-        """Wake the task if a role was deleted."""
-        if change.collection == RoleDeletion.Settings.name:
-            self._news.set()
-        elif change.collection == Role.Settings.name and change.operation == "delete":
+        """Note the id of a role that was deleted, and end the pause."""
+        if change.collection == Role.Settings.name and change.operation == "delete":
             self._deleted.add(change.id)
             self._news.set()
+        super().on_change(change)
 
-    def on_missed_changes(self) -> None:
-        """Wake the task: changes may have been missed."""
-        self._news.set()
+    def concerns(self, change: Change) -> bool:
+        """Return whether the deletion of a role was stored."""
+        return change.collection == RoleDeletion.Settings.name
 
-    def on_disconnect(self) -> None:
-        """Does nothing: the task also looks every LOOK_EVERY seconds without the stream."""
-
-    # ---- settling
-
-    async def _repeat(self) -> None:
-        """Settle deletions, then wait until a role is deleted, at most LOOK_EVERY seconds; again
-        and again. Logs failures."""
-        while True:
-            try:
-                while self._deleted:
-                    # Stores a deletion by another program; our own are stored with the deletion.
-                    role_id = next(iter(self._deleted))
-                    await RoleDeletion.note(role_id)
-                    self._deleted.discard(role_id)
-                await settle_all()
-            except Exception as error:
-                detail = str(error)[:200]
-                log.warning("role_not_settled", error=type(error).__name__, detail=detail)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
-                    await self._news.wait()
-            self._news.clear()
+    async def run(self) -> None:
+        """Store the deletions that other programs have made, then settle all that are stored."""
+        while self._deleted:
+            role_id = next(iter(self._deleted))
+            await RoleDeletion.note(role_id)
+            self._deleted.discard(role_id)
+        await settle_all()
 
 
 async def settle_all() -> None:
