@@ -1,4 +1,4 @@
-"""The base class of parts that run one task in the background."""
+"""The base class of parts that run tasks in the background."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 
 class BackgroundTask:
-    """Base class of a part of the worker that has one asyncio task."""
+    """Base class of a part of the worker that has asyncio tasks, mostly one."""
 
-    _task: asyncio.Task[None] | None = None
+    _tasks: tuple[asyncio.Task[None], ...] = ()
 
     def _start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Start the coroutine as this object's task, and return the task."""
-        self._task = asyncio.create_task(coroutine, name=name)
-        return self._task
+        """Start the coroutine as a task of this object, and return the task."""
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks = (*self._tasks, task)
+        return task
 
     async def stop(self) -> None:
-        """Cancel the task and wait until it has ended. Errors of the task are not raised.
+        """Cancel the tasks and wait until they have ended. Their errors are not raised.
 
         Does nothing if no task was started.
         """
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)

@@ -202,9 +202,8 @@ async def _connected(settings: Settings) -> AsyncIterator[mongo.Database]:
 
 
 def _is_running(part: object) -> bool:
-    tasks = part._task if isinstance(part, BackgroundTask) else getattr(part, "_tasks", ())
-    tasks = tasks if isinstance(tasks, list | set | tuple) else [tasks]
-    return not any(isinstance(task, asyncio.Task) and task.done() for task in tasks)
+    tasks = part._tasks if isinstance(part, BackgroundTask) else ()
+    return not any(task.done() for task in tasks)
 
 
 def _delete_mail(data: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+from quartapp.background import BackgroundTask
 from quartapp.db.mongo import change_cursor
 from quartapp.log import log
 from quartapp.ws import topics
@@ -38,7 +39,7 @@ class Follower:
     next_at: float = 0.0
 
 
-class Announcer:
+class Announcer(BackgroundTask):
     """Follows the topics of the open sockets and announces their changes."""
 
     def __init__(self) -> None:
@@ -49,20 +50,11 @@ class Announcer:
         self._has_work = asyncio.Event()
         self._has_followers = asyncio.Event()
         self._live = False
-        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start the tasks that follow the stream and announce."""
-        self._tasks = [
-            asyncio.create_task(self._follow(), name="topics"),
-            asyncio.create_task(self._announce(), name="announcements"),
-        ]
-
-    async def stop(self) -> None:
-        """Cancel the tasks and wait for their end."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._start_task(self._follow(), "topics")
+        self._start_task(self._announce(), "announcements")
 
     def subscribe(self, connection: Connection, keys: Mapping[Key, str]) -> Follower:
         """Let the socket follow the keys, until `unsubscribe`, and return the subscription.

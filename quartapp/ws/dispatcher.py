@@ -21,6 +21,7 @@ from quartapp import clock, metrics
 from quartapp.authority import session_rule, versions
 from quartapp.authority.change_stream import Change, ChangeStream
 from quartapp.authority.session_rule import EndedSession, PrincipalOrEnded
+from quartapp.background import BackgroundTask
 from quartapp.db.mongo import DatabaseError
 from quartapp.log import log
 from quartapp.models import Notice, Role, RoleDeletion, Session, User
@@ -87,7 +88,7 @@ class AffectedSessions:
         self.deleted_roles |= other.deleted_roles
 
 
-class Dispatcher:
+class Dispatcher(BackgroundTask):
     """Listens to the change stream, and sends what follows from a change to the sockets in the hub.
 
     It runs three tasks: one sends end notices, one evaluates sessions after changes, and one checks
@@ -109,21 +110,12 @@ class Dispatcher:
         # Roles whose own deletion, which precedes that of their document, has ended sessions.
         self._deleted_roles: deque[Id] = deque(maxlen=MAX_DELETED_ROLES)
         self._last_answer = 0.0
-        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, stream: ChangeStream) -> None:
         """Start the three tasks."""
-        self._tasks = [
-            asyncio.create_task(self._send_end_notices(), name="endings"),
-            asyncio.create_task(self._evaluate_affected(), name="judge"),
-            asyncio.create_task(self._sweep(stream), name="sweep"),
-        ]
-
-    async def stop(self) -> None:
-        """Cancel the tasks and wait for their end."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._start_task(self._send_end_notices(), "endings")
+        self._start_task(self._evaluate_affected(), "judge")
+        self._start_task(self._sweep(stream), "sweep")
 
     # ---- change stream listener
 
