@@ -193,26 +193,29 @@ class ChangeStream(BackgroundTask):
             listener.on_missed_changes()
 
 
+def changed_fields() -> dict[str, Any]:
+    """Return an aggregation expression for what `Change.changed_fields` has: the top-level names of
+    the fields that an event has set, removed or truncated."""
+    update = "$updateDescription"
+    return {
+        "$concatArrays": [
+            _top_names({"$objectToArray": {"$ifNull": [f"{update}.updatedFields", {}]}}, ".k"),
+            _top_names({"$ifNull": [f"{update}.removedFields", []]}),
+            _top_names({"$ifNull": [f"{update}.truncatedArrays", []]}, ".field"),
+        ]
+    }
+
+
+def _top_names(items: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return an expression for the top-level names of the dotted paths in the list."""
+    first = {"$arrayElemAt": [{"$split": [f"$$item{path}", "."]}, 0]}
+    return {"$map": {"input": items, "as": "item", "in": first}}
+
+
 def _relevant_changes(collection: str) -> dict[str, Any]:
     """Return the filter for a collection's deletes and replaces, and for its updates of any field
     that is not in IGNORED_FIELDS."""
-    description = "$updateDescription"
-    touched = {
-        "$map": {
-            "input": {"$objectToArray": {"$ifNull": [f"{description}.updatedFields", {}]}},
-            "as": "field",
-            "in": {"$arrayElemAt": [{"$split": ["$$field.k", "."]}, 0]},
-        }
-    }
-    removed = {"$ifNull": [f"{description}.removedFields", []]}
-    cut = {
-        "$map": {
-            "input": {"$ifNull": [f"{description}.truncatedArrays", []]},
-            "as": "array",
-            "in": "$$array.field",
-        }
-    }
-    names = {"$concatArrays": [touched, removed, cut]}
+    names = changed_fields()
     # The application writes `seen_at` together with `uses`, which needs no reaction. If another
     # program writes `seen_at` alone, the session may have expired.
     quiet = {

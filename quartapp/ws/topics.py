@@ -15,6 +15,7 @@ from typing import Any
 
 from beanie import PydanticObjectId
 
+from quartapp.authority.change_stream import changed_fields
 from quartapp.models import (
     Event,
     EventReceipts,
@@ -149,18 +150,9 @@ def pipeline() -> list[dict[str, Any]]:
     for source in sources:
         ignored[source.collection] = source.ignored & ignored.get(source.collection, source.ignored)
     owners = {source.owner for source in sources} - {"", _OWN_ID}
-    # An update in the words of the server: names of fields that it has set, removed or truncated.
-    update = "$updateDescription"
-    names = {
-        "$concatArrays": [
-            _top_names({"$objectToArray": {"$ifNull": [f"{update}.updatedFields", {}]}}, ".k"),
-            _top_names({"$ifNull": [f"{update}.removedFields", []]}),
-            _top_names({"$ifNull": [f"{update}.truncatedArrays", []]}, ".field"),
-        ]
-    }
     return [
         {"$match": {"ns.coll": {"$in": list(ignored)}}},
-        {"$set": {"changed": names}},
+        {"$set": {"changed": changed_fields()}},
         {
             "$match": {
                 "$or": [
@@ -185,12 +177,6 @@ def pipeline() -> list[dict[str, Any]]:
             }
         },
     ]
-
-
-def _top_names(items: dict[str, Any], field: str = "") -> dict[str, Any]:
-    """Return an expression for the top-level names of the dotted paths in the list."""
-    first = {"$arrayElemAt": [{"$split": [f"$$item{field}", "."]}, 0]}
-    return {"$map": {"input": items, "as": "item", "in": first}}
 
 
 def _ignoring(*fields: str) -> frozenset[str]:
