@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from contextlib import suppress
 from typing import Any, cast
 
 from quart import Quart, g, request
@@ -14,7 +13,6 @@ from quartapp import clock
 from quartapp.auth import cookies
 from quartapp.auth.device import preload_user_agent_parser, remote_address
 from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOrEnded
-from quartapp.db.mongo import DatabaseError
 from quartapp.i18n import LOCALES, set_locale, timezones
 from quartapp.i18n.times import set_zone
 from quartapp.models import Role, User
@@ -283,11 +281,5 @@ async def load_current_user() -> None:
     if user.language in LOCALES:
         set_locale(user.language)
     set_zone(timezones.find(user.timezone or request.cookies.get("timezone")))
-    if not user.signed_in:
-        return
-    if "X-Background" not in request.headers:
+    if user.signed_in and "X-Background" not in request.headers:
         runtime().last_seen.note(user.principal, remote_address)
-    elif Permission.USERS_MANAGE in user.permissions:
-        # A page fetches itself because a request has changed; this worker may not know it yet.
-        with suppress(DatabaseError):
-            await runtime().open_requests.refresh()

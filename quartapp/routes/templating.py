@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import date, datetime
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,14 @@ from quart import Quart, get_flashed_messages, request
 from quart.templating import Environment as QuartEnvironment
 
 from quartapp import clock, runtime
+from quartapp.auth import current_user
+from quartapp.db.mongo import DatabaseError
 from quartapp.forms.csrf import csrf_field
 from quartapp.i18n import devices, ngettext, numbers, times
 from quartapp.i18n import gettext as _
 from quartapp.i18n import templates as translated
 from quartapp.models.factors.factor import NAMES, Factor
-from quartapp.policy import LABELS
+from quartapp.policy import LABELS, Permission
 from quartapp.routes import icons, navigation, script_texts
 from quartapp.routes.factors import relying_party
 from quartapp.settings import Settings
@@ -47,8 +50,9 @@ class Environment(QuartEnvironment):
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Set the globals, filters and options of the Jinja environment, and a context processor that
-    gives all templates `path` and `query` of the request.
+    """Set the globals, filters and options of the Jinja environment, and two context processors:
+    one gives all templates `path` and `query` of the request, the other brings the number of open
+    requests up to date for a page that fetches itself.
 
     Call it after all blueprints are registered: it removes the context processors of blueprints,
     which only repeat those of the application. Reads all static files, for the hashes in their
@@ -92,6 +96,15 @@ def init_app(app: Quart, settings: Settings) -> None:
             "path": request.path,
             "query": f"?{query}" if query else "",
         }
+
+    @app.context_processor
+    async def count_open_requests() -> dict[str, Any]:
+        # A page may fetch itself because another worker has announced a request. This worker may
+        # not have heard of it yet, and the navigation shows the number.
+        if "X-Background" in request.headers and current_user.may(Permission.USERS_MANAGE):
+            with suppress(DatabaseError):
+                await runtime.runtime().open_requests.refresh()
+        return {}
 
 
 @pass_context
