@@ -99,7 +99,7 @@ if (list) {
 }
 
 function linkFor(key) {
-  return [...list.querySelectorAll("[data-key]")].find(link => link.dataset.key === key && !link.closest("[data-needs][hidden]"))
+  return all("#shortcuts [data-key]").find(link => link.dataset.key === key && !link.closest("[data-needs][hidden]"))
 }
 
 // Focuses the search of this page, or opens the list of users or of posts with its search focused.

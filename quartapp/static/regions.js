@@ -1,7 +1,7 @@
 // Replaces the elements marked `data-topics` when a topic changes. See "Make a page live" in docs/extending.md.
 
 const stale = new Set() // elements that may have changed
-let loading = false
+let loading // promise of replaceStale
 
 addEventListener("topics:changed", ({ detail: topics }) => {
   for (const part of all("[data-topics]")) {
@@ -29,6 +29,7 @@ addEventListener("submit", async event => {
   if (!answer?.ok) return form.submit()
   document.activeElement.blur()
   stale.add(part)
+  await loading
   await refresh()
   first(`#${row} a`)?.focus()
 })
@@ -41,12 +42,17 @@ function refreshLater(part, seconds = part.dataset.refresh) {
 
 async function refresh() {
   if (loading || document.hidden || isLocked()) return
-  loading = true
+  loading = replaceStale().finally(() => { loading = null })
+  await loading
+  dispatchEvent(new Event("topics:shown"))
+  if (![...stale].every(isBusy)) setTimeout(refresh, 1000)
+}
+
+async function replaceStale() {
   for (const part of stale) if (!part.isConnected) stale.delete(part)
   const idle = [...stale].filter(part => !isBusy(part) || (listIn(part) && part.checkVisibility()))
   for (const part of idle) stale.delete(part)
-  for (const address of new Set(idle.map(addressOf))) {
-    const parts = idle.filter(part => addressOf(part) === address)
+  for (const [address, parts] of Map.groupBy(idle, part => part.dataset.source ?? here)) {
     const page = await refetch(address, parts)
     for (const part of parts) {
       if (!page) refreshLater(part, 5)
@@ -54,13 +60,6 @@ async function refresh() {
       if (fresh) refreshLater(update(part, document.importNode(fresh, true)))
     }
   }
-  loading = false
-  dispatchEvent(new Event("topics:shown"))
-  if ([...stale].some(part => !isBusy(part))) setTimeout(refresh, 1000)
-}
-
-function addressOf(part) {
-  return part.dataset.source ?? here
 }
 
 // Returns undefined without an answer, and an empty page if the user may not see it.
@@ -104,6 +103,7 @@ function replace(old, fresh, part) {
   if (old.isEqualNode(fresh)) return old
   if (isBusy(old)) return stale.add(part), old
   old.replaceWith(fresh)
+  if (stale.delete(old)) stale.add(fresh)
   return fresh
 }
 

@@ -5,9 +5,9 @@ if (zone && zone !== dataset.zone) {
   document.cookie = `timezone=${zone}; path=/; max-age=999999; samesite=lax`
   const day = { day: "numeric", month: "short", year: "numeric" }
   const time = { ...day, hour: "2-digit", minute: "2-digit" }
-  for (const at of document.querySelectorAll("[data-shown]")) {
+  for (const at of all("[data-shown]")) {
     const format = at.dataset.shown === "date" ? day : time
     at.textContent = new Date(at.dateTime).toLocaleString(lang.replace(/^en$/, "en-GB"), format)
   }
-  document.querySelector("#zone").textContent = zone
+  first("#zone").textContent = zone
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from playwright.async_api import Page, expect
+import asyncio
+
+from playwright.async_api import Page, Route, expect
 
 from tests.browser.conftest import NewBrowser, is_live, page_of
 from tests.people import Person
@@ -56,6 +58,40 @@ async def test_reading_in_the_menu_of_one_tab_updates_all(
 
     await rows.nth(1).get_by_role("link").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Second")
+
+
+async def test_a_notification_read_while_the_menu_loads_is_shown_as_read(
+    ada: Person, bob: Person, new_browser: NewBrowser
+) -> None:
+    """The answer to the earlier fetch still has it as unread."""
+    await ada.post("/account/notices/read")
+    await commented(ada, bob, "First")
+    page = await page_of(ada, new_browser)
+    await page.goto("/posts")
+    await is_live(page)
+    await page.locator(".nav-notices > button").press("Enter")
+    unread = page.get_by_role("button", name="Mark as read")
+    await expect(unread).to_have_count(1)
+
+    fetched, released = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        answer = await route.fetch()
+        fetched.set()
+        await released.wait()
+        await route.fulfill(response=answer)
+
+    await page.route("**/account/notices/latest", hold, times=1)
+    await commented(ada, bob, "Second")
+    await fetched.wait()
+    async with page.expect_response("**/account/notices"):
+        await unread.press("Enter")
+    await page.wait_for_timeout(200)
+    released.set()
+    row = page.locator("#notices li").nth(1)
+    await expect(row.get_by_role("link")).to_be_focused()
+    await expect(row).to_contain_text("First")
+    await expect(unread).to_have_count(1)
 
 
 async def test_the_bell_leads_to_the_notifications_without_javascript(
