@@ -111,3 +111,11 @@ async def test_the_page_of_a_user_says_why_they_have_a_permission(
     assert "withheld until a second factor is set up" in text
     assert text.count("Lost without this role.") == 2
     assert (await role_named("moderator")).requires_factor
+
+
+async def test_the_page_of_a_user_names_who_granted_a_role_for_a_time(
+    root: Visitor, ada: Visitor
+) -> None:
+    await root.post("/admin/users/ada/grants", role="moderator", until="2h")
+    text = (await root.get("/admin/users/ada")).text
+    assert "Through the role moderator, granted by root on" in text

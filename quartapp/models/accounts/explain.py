@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from quartapp.activities import ROLE_GRANTED
+from quartapp.activities import ROLE_GRANTED, ROLE_GRANTED_UNTIL
 from quartapp.models.accounts.preview import lost_without
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
@@ -35,9 +35,8 @@ class HeldRole:
 
 async def held_roles(user: User, roles: Collection[Role]) -> list[HeldRole]:
     """Return the user's roles, which the caller has read, with what the audit log tells of them."""
-    events = await Event.page(
-        subject=user.id, verbs=[ROLE_GRANTED.audit_name], limit=GRANTS, fetch=["actor"]
-    )
+    verbs = [ROLE_GRANTED.audit_name, ROLE_GRANTED_UNTIL.audit_name]
+    events = await Event.page(subject=user.id, verbs=verbs, limit=GRANTS, fetch=["actor"])
     grants: dict[str, Event] = {}
     for event in events:
         grants.setdefault(str(event.details.get("role")), event)
