@@ -16,6 +16,8 @@ from quartapp.db.mongo import Database
 from quartapp.jobs.role_expiry import RoleExpiry, expire_grants, warn_users
 from quartapp.models.accounts import account_expiry, role_expiry
 from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
+from quartapp.models.accounts.bulk_action import Action, Outcome
+from quartapp.models.accounts.preview import preview
 from quartapp.models.accounts.role_ends import RoleEnd
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
@@ -477,3 +479,16 @@ async def test_an_expiry_races_with_an_extension(db: Database, rounds: range) ->
         assert found.ends == {moderator.id: until}
         assert moderator.id in found.role_ids
         assert await end_reason(token) is Reason.ROLE_REVOKED
+
+
+async def test_the_preview_of_an_action_leaves_out_an_expired_role(db: Database) -> None:
+    ada = await register("ada", "moderator")
+
+    async def skipped(user: User) -> Outcome | None:
+        seen = await preview(
+            Action.DISABLE, None, [user], actor=None, lacks={Permission.POSTS_MODERATE}.intersection
+        )
+        return seen.planned[0].skipped
+
+    assert await skipped(ada) is Outcome.MISSING_PERMISSION
+    assert await skipped(await set_end(ada, "moderator", clock.now() - SECOND)) is None

@@ -17,7 +17,6 @@ from quartapp.models.accounts.administrators import administering
 from quartapp.models.accounts.bulk_action import Action, Outcome
 from quartapp.models.accounts.user import User
 from quartapp.models.base.counting import CappedCount
-from quartapp.models.base.references import linked_id
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions import expiry
 from quartapp.models.sessions.session import Session
@@ -96,7 +95,7 @@ def _plan(
     actor: PydanticObjectId | None,
     lacks: Lacks,
 ) -> Planned:
-    held = [roles[key] for link in user.roles if (key := linked_id(link)) in roles]
+    held = [roles[role_id] for role_id in user.role_ids if role_id in roles]
     has = role is not None and user.holds(role)
     theirs = {permission for each in held for permission in each.permissions}
     given = role.permissions if role and action is Action.GRANT else []
