@@ -225,9 +225,9 @@ async def grant(username: str, role: str, lasts: str | None, end: str | None) ->
     With --for or --until the role is granted for a limited time: then the sessions of the account
     end. Granting a role again changes its end, or removes it.
     """
-    if lasts and end:
+    if lasts is not None and end is not None:
         raise CommandError("use either --for or --until")
-    given = lasts or end
+    given = end if lasts is None else lasts
     check = partial(validation.check_grant_end, now=clock.now())
     until = None if given is None else validated(check, given)
     person, granted = await find_user(username), await find_role(role)

@@ -153,6 +153,8 @@ async def test_a_role_is_granted_for_a_limited_time(terminal: Terminal) -> None:
     assert "(until" not in await terminal.does("user", "show", "lim")
     assert "either" in await terminal.refuses(*words, "--for", "2h", "--until", "2031-12-31")
     assert "soon: Enter a duration" in await terminal.refuses(*words, "--for", "soon")
+    for option in ("--for", "--until"):
+        assert "Enter a duration" in await terminal.refuses(*words, option, "")
     assert "between one minute" in await terminal.refuses(*words, "--until", "2020-01-01")
 
 
