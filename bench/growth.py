@@ -49,7 +49,7 @@ from quartapp.runtime import runtime_of
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
-from tests.routes.conftest import Visitor, Visitors
+from tests.integration.routes.conftest import Visitor, Visitors
 
 GOAL = 1.3
 ROUNDS, REPEATS = 2, 10

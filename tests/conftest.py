@@ -36,18 +36,18 @@ PASSWORD = "correct horse battery staple"
 
 # The slowest files, the slowest first. If one started last, it would run alone at the end.
 LONGEST = (
-    "tests/flows/test_issues_of_other_projects.py",
-    "tests/flows/test_ending_sessions.py",
-    "tests/test_serving.py",
+    "tests/integration/flows/test_issues_of_other_projects.py",
+    "tests/integration/flows/test_ending_sessions.py",
+    "tests/integration/serving/test_serving.py",
     "tests/faults/test_partition.py",
-    "tests/flows/test_restarts_and_disconnects.py",
+    "tests/integration/flows/test_restarts_and_disconnects.py",
     "tests/faults/test_change_stream.py",
     "tests/faults/test_replica_set.py",
     "tests/faults/test_hostile_sockets.py",
     "tests/faults/test_clocks.py",
     "tests/faults/test_database_outage.py",
-    "tests/flows/test_socket_limits.py",
-    "tests/cli/test_alone.py",
+    "tests/integration/flows/test_socket_limits.py",
+    "tests/integration/cli/test_alone.py",
     "tests/faults/test_failing_writes.py",
     "tests/browser/test_drafts.py",
     "tests/browser/test_privacy.py",
@@ -55,8 +55,8 @@ LONGEST = (
     "tests/browser/test_accessibility.py",
     "tests/browser/test_live_pages.py",
     "tests/browser/test_reauthentication.py",
-    "tests/flows/test_permission_changes.py",
-    "tests/flows/test_receipts.py",
+    "tests/integration/flows/test_permission_changes.py",
+    "tests/integration/flows/test_receipts.py",
 )
 
 
@@ -75,7 +75,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.startswith("tests/faults/"):
             item.add_marker("fault")
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    servers = ("tests/browser/", "tests/flows/", "tests/faults/", "tests/cli/")
+    servers = (
+        "tests/browser/",
+        "tests/integration/flows/",
+        "tests/faults/",
+        "tests/integration/cli/",
+    )
 
     def rank(item: pytest.Item) -> int:
         file = item.nodeid.partition("::")[0]

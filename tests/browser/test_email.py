@@ -14,8 +14,8 @@ from tests.browser.conftest import (
     sign_in,
     submit,
 )
+from tests.integration.routes.conftest import code_in, link_in
 from tests.people import Server, until
-from tests.routes.conftest import code_in, link_in
 
 NEW = "quite another horse and battery"
 

@@ -8,7 +8,7 @@ import re
 from playwright.async_api import expect
 
 from tests.browser.conftest import NewBrowser, expect_locked, is_live, page_of
-from tests.flows.test_receipts import through
+from tests.integration.flows.test_receipts import through
 from tests.networks import network
 from tests.people import Person, Server, until
 

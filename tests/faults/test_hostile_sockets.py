@@ -20,8 +20,8 @@ import pytest
 import websockets
 
 from tests.conftest import PASSWORD, serving
-from tests.flows.conftest import ERROR_SIGNS
-from tests.flows.test_socket_limits import (
+from tests.integration.flows.conftest import ERROR_SIGNS
+from tests.integration.flows.test_socket_limits import (
     more_than_buffers_hold,
     stalled_client,
     store_notifications,

@@ -23,7 +23,7 @@ from quartapp.policy import BUILT_IN_ROLES
 from quartapp.security import password_policy
 from quartapp.settings import Settings
 from tests import mutate
-from tests.routes.permission_matrix import TABLE
+from tests.integration.routes.permission_matrix import TABLE
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs/security.md").read_text("utf-8")
@@ -212,7 +212,7 @@ def test_documented_permissions_match_the_tested_matrix() -> None:
     assert shown
     table = {" ".join(line.split()) for line in TABLE.splitlines()}
     lines = {" ".join(line.split()) for line in shown[1].splitlines()}
-    assert lines - {""} == table - {""}, "copy the table of tests/routes/permission_matrix.py"
+    assert lines - {""} == table - {""}, "copy the table of permission_matrix.py"
     held = {
         row[0].strip("`"): set(re.findall(r"`([^`]+)`", row[1])) for row in rows(section("Roles"))
     }

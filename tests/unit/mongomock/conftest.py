@@ -1,7 +1,7 @@
 """Documents on mongomock-motor, an in-memory database without a mongod.
 
 It knows neither transactions nor look-ups nor collations, and finds nothing by a link's id:
-tests of those are in tests/models.
+tests of those are in tests/integration/models.
 """
 
 from __future__ import annotations
