@@ -51,15 +51,15 @@ class PendingBarrier:
 
     `tabs` has the number of open tabs that each worker reported, by worker id. `lease_ends` is what
     `Membership.lease_ends` returned for the mark, and `outdated` says that it has to be read. An
-    acknowledgement, and the deletion of a worker's document, set `changed` and `news`, for which
-    different tasks wait.
+    acknowledgement, and the deletion of a worker's document, set `reader_wakeup`, for the task that
+    reads the database, and `stream_wakeup`, for the one that relies on the change stream.
     """
 
     tabs: dict[str, int] = field(default_factory=dict)
     lease_ends: Mapping[str, float] = field(default_factory=dict)
     outdated: bool = True
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    reader_wakeup: asyncio.Event = field(default_factory=asyncio.Event)
+    stream_wakeup: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, worker_id: str, tabs: int) -> None:
         """Store an acknowledgement. A second one of a worker replaces it."""
@@ -68,8 +68,8 @@ class PendingBarrier:
 
     def wake(self) -> None:
         """Let the tasks that wait look again."""
-        self.changed.set()
-        self.news.set()
+        self.reader_wakeup.set()
+        self.stream_wakeup.set()
 
     def seconds_left(self, asker: str | None) -> float:
         """Return for how long to wait at most until the leases of all workers that have not
@@ -109,7 +109,7 @@ class BarrierResult:
         return await event.wait_for_receipts(self.tabs, silent=silent, seconds=RECEIPT_SECONDS)
 
 
-class BaseBarrier:
+class AbstractBarrier:
     """What `Barrier` and `PollingBarrier` have in common: the wait itself.
 
     Both read acknowledgements from the database; a worker also receives those of its own server.
@@ -156,7 +156,7 @@ class BaseBarrier:
         """
         pause = FIRST_PAUSE
         while True:
-            pending.changed.clear()
+            pending.reader_wakeup.clear()
             if pending.outdated:
                 pending.outdated = False
                 pending.lease_ends = await self._membership.lease_ends(mark_id)
@@ -181,7 +181,7 @@ class BaseBarrier:
         raise NotImplementedError
 
 
-class Barrier(BaseBarrier, BackgroundTask):
+class Barrier(AbstractBarrier, BackgroundTask):
     """The barrier of a worker. It also acknowledges the marks of other processes.
 
     It reads acknowledgements from the database, and receives those of workers of the same server
@@ -267,8 +267,8 @@ class Barrier(BaseBarrier, BackgroundTask):
 
     async def _wait_for_listed(self, pending: PendingBarrier) -> None:
         while not self._have_all_listed(pending):
-            pending.news.clear()
-            await pending.news.wait()
+            pending.stream_wakeup.clear()
+            await pending.stream_wakeup.wait()
 
     def _have_all_listed(self, pending: PendingBarrier) -> bool:
         """Return whether this worker and all others of which the stream has told have acknowledged.
@@ -286,7 +286,7 @@ class Barrier(BaseBarrier, BackgroundTask):
         False if that does not happen within this many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                return await pending.changed.wait()
+                return await pending.reader_wakeup.wait()
         return False
 
     def _discard(self, mark_id: Id) -> None:
@@ -374,7 +374,7 @@ class Barrier(BaseBarrier, BackgroundTask):
                 log.warning("acknowledgement_failed", error=type(error).__name__)
 
 
-class PollingBarrier(BaseBarrier):
+class PollingBarrier(AbstractBarrier):
     """The barrier of a process that is no worker, such as a command: it polls the database."""
 
     def __init__(self) -> None:

@@ -198,10 +198,10 @@ async def states_matching(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
     )
     rows = await sessions.aggregate(_pipeline(match), maxTimeMS=QUERY_TIMEOUT_MS).to_list(None)
     await _add_role_deletions(rows)
-    judged = [(row, _state_or_deleted(row, now)) for row in rows]
+    evaluated = [(row, _state_or_deleted(row, now)) for row in rows]
     over: dict[tuple[Reason, EndDetail | None], list[PydanticObjectId]] = {}
     deleted: dict[PydanticObjectId, tuple[RoleDeletion, list[PydanticObjectId]]] = {}
-    for row, state in judged:
+    for row, state in evaluated:
         if isinstance(state, Principal):
             await _record_new_roles(row, state)
         elif (deletion := row.get("deletion")) and state.reason is Reason.ROLE_DELETED:
@@ -214,7 +214,7 @@ async def states_matching(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
     for deletion, ids in deleted.values():
         match = {"_id": {"$in": ids}, "ended_at": None}
         await Session.change_all(match, {"$set": deletion.end_fields})
-    return [state for _, state in judged]
+    return [state for _, state in evaluated]
 
 
 async def _add_role_deletions(rows: Sequence[dict[str, Any]]) -> None:

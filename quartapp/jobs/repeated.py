@@ -54,7 +54,7 @@ class ListeningTask(RepeatedTask):
     it, or may have missed one. It also runs while the stream is away."""
 
     def __init__(self) -> None:
-        self._news = asyncio.Event()
+        self._wakeup = asyncio.Event()
 
     def concerns(self, change: Change) -> bool:
         """Return whether the change ends the pause."""
@@ -65,11 +65,11 @@ class ListeningTask(RepeatedTask):
     def on_change(self, change: Change) -> None:
         """End the pause if the change concerns this task."""
         if self.concerns(change):
-            self._news.set()
+            self._wakeup.set()
 
     def on_missed_changes(self) -> None:
         """End the pause: changes may have been missed."""
-        self._news.set()
+        self._wakeup.set()
 
     def on_disconnect(self) -> None:
         """Do nothing: the task also looks every `look_every` seconds without the stream."""
@@ -77,5 +77,5 @@ class ListeningTask(RepeatedTask):
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._news.wait()
-        self._news.clear()
+                await self._wakeup.wait()
+        self._wakeup.clear()

@@ -38,7 +38,7 @@ class RoleDeletions(ListeningTask):
         """Note the id of a role that was deleted, and end the pause."""
         if change.collection == Role.Settings.name and change.operation == "delete":
             self._deleted.add(change.id)
-            self._news.set()
+            self._wakeup.set()
         super().on_change(change)
 
     def concerns(self, change: Change) -> bool:

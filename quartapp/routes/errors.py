@@ -171,7 +171,9 @@ async def account_disabled(error: AccountDisabled) -> Any:
     """Explain in a page (403) why the account cannot be used, to a user who has entered the right
     password or used a passkey. Logs `authn_login_fail`."""
     report_failed_attempt(login=error.user.username, why="disabled")
-    return await render_template("accounts/disabled.html", why=await closed.why(error.user)), 403
+    return await render_template(
+        "accounts/disabled.html", why=await closed.message_for(error.user)
+    ), 403
 
 
 async def not_allowed(error: Forbidden) -> Any:

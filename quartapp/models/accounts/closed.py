@@ -7,7 +7,7 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit import activity
 
 
-async def why(user: User) -> str:
+async def message_for(user: User) -> str:
     """Return a sentence that tells a user why they may not sign in.
 
     It says that the account will be deleted and when, that it is deactivated, that it has expired

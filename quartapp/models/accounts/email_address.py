@@ -190,7 +190,7 @@ async def issue(mail: Mail, key: str) -> Issued | None:
     return Issued(user, holder.email if holder and taken else mail.to, taken, token, code)
 
 
-async def asked_by(token: str) -> tuple[str, User] | None:
+async def address_to_verify(token: str) -> tuple[str, User] | None:
     """Return the address that the link verifies and its account, or None if the link is void.
 
     Does not use the link up.
@@ -398,7 +398,7 @@ async def issue_undo(mail: Mail) -> tuple[User, str] | None:
     return user, token
 
 
-async def undo_asked_by(token: str) -> tuple[str, User] | None:
+async def address_to_restore(token: str) -> tuple[str, User] | None:
     """Return the address that the link restores, and the user; None if the link is void. Does not
     use the link up."""
     found = await Token.usable(Purpose.UNDO, token)

@@ -72,7 +72,7 @@ async def issue_now(user: User) -> str:
     return await Token.issue(PydanticObjectId(), Purpose.RESET, user, user.email, lasts=LASTS)
 
 
-async def asked_by(token: str) -> User | None:
+async def user_of_token(token: str) -> User | None:
     """Return the user whose password the link can set; None if the token is not valid or the
     address has changed since. Does not use it up."""
     found = await Token.usable(Purpose.RESET, token)

@@ -34,7 +34,7 @@ ZERO = bytes(32)
 ADOPTING = timedelta(days=7)
 # An entry of this age is not part of a transaction that still runs.
 SETTLED = timedelta(minutes=2)
-# Seals outlive their entries, so that what is missing can be judged.
+# Seals outlive their entries, so that a verification can tell why an entry is missing.
 SEALS_KEPT = KEPT + timedelta(days=30)
 EXPIRED_AT_ONCE = 1000
 

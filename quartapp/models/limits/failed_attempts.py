@@ -116,8 +116,8 @@ class FailedAttempts(Record):
 
     @classmethod
     async def withdraw(cls, key: str, guess: PydanticObjectId) -> None:
-        """Remove the attempt from `under_way` without counting it: it succeeded, or was never
-        judged.
+        """Remove the attempt from `under_way` without counting it: it succeeded, or its
+        outcome is not known.
         """
         await _collection().update_one(
             {"_id": digest_of(key)}, {"$pull": {"under_way": {"guess": guess}}}

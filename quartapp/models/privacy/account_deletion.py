@@ -39,7 +39,7 @@ async def issue(user: User) -> str:
     return await Token.issue(PydanticObjectId(), Purpose.RETURN, user, user.email, lasts=LASTS)
 
 
-async def asked_by(token: str) -> User | None:
+async def user_to_restore(token: str) -> User | None:
     """Return the user whose account the token can restore; None if the token is not valid any more,
     or the account is active. Does not use it up."""
     found = await Token.usable(Purpose.RETURN, token)

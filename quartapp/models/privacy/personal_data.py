@@ -1,7 +1,7 @@
 """What each collection stores about a person, and how that is exported and erased.
 
-Each collection with personal data has an entry in HELD, the others are listed in IMPERSONAL or
-BY_ID. A test fails for a collection that is in none of them.
+Each collection with personal data has an entry in PERSONAL, the others are listed in IMPERSONAL or
+IDS_ONLY. A test fails for a collection that is in none of them.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def linked(name: str) -> Callable[[Person], dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Holding:
+class PersonalCollection:
     """How one collection's documents about a person are found, exported and erased.
 
     `find` returns the filter, `show` what the export contains of a document. Erasing deletes the
@@ -340,8 +340,8 @@ async def _remove_comments(ids: list[PydanticObjectId]) -> None:
     await transaction(work)
 
 
-HELD = [
-    Holding(
+PERSONAL = [
+    PersonalCollection(
         Session,
         linked("user"),
         fields(
@@ -349,44 +349,44 @@ HELD = [
             *("factor", "confirmed_at", "ended_at", "ended_reason"),
         ),
     ),
-    Holding(
+    PersonalCollection(
         Passkey,
         linked("user"),
         fields("name", "transports", "backed_up", "created_at", "last_used_at"),
     ),
-    Holding(Notice, linked("user"), fields("kind", "data", "created_at", "read_at")),
-    Holding(
+    PersonalCollection(Notice, linked("user"), fields("kind", "data", "created_at", "read_at")),
+    PersonalCollection(
         Token, linked("user"), fields("purpose", "email", "created_at", "expires_at", "used_at")
     ),
-    Holding(
+    PersonalCollection(
         Mail, _emails, fields("letter", "to", "data", "created_at", "gave_up_at"), caseless=True
     ),
-    Holding(
+    PersonalCollection(
         Post,
         linked("author"),
         fields("_id", "title", "body", "created_at", "edited_at"),
         erase_with=_erase_posts,
     ),
-    Holding(
+    PersonalCollection(
         Comment,
         linked("author"),
         fields("_id", "post", "body", "created_at"),
         erase_with=_erase_comments,
     ),
-    Holding(PostDraft, linked("author"), fields("title", "body", "saved_at")),
-    Holding(
+    PersonalCollection(PostDraft, linked("author"), fields("title", "body", "saved_at")),
+    PersonalCollection(
         Invitation,
         lambda person: {"$or": [linked("by")(person), _invitations_to(person)]},
         _show_invitation,
         erase_with=_erase_invitations,
         caseless=True,
     ),
-    Holding(
+    PersonalCollection(
         RoleRequest,
         linked("user"),
         fields("name", "reason", "created_at", "state", "decided_at", "answer", "until"),
     ),
-    Holding(
+    PersonalCollection(
         Event,
         _events,
         _show_event,
@@ -405,7 +405,7 @@ IMPERSONAL: list[type[Document]] = [
 # Collections that have only the ids of users: of the one who made a change in this field, and
 # perhaps of those whom it concerned. The events of these users say the same; they are exported, and
 # the ids refer to nobody when the account is erased.
-BY_ID: dict[type[Document], str] = {Role: "changed_by", RoleDeletion: "by", BulkAction: "by"}
+IDS_ONLY: dict[type[Document], str] = {Role: "changed_by", RoleDeletion: "by", BulkAction: "by"}
 
 
 async def export(user: User) -> AsyncIterator[str]:
@@ -413,8 +413,8 @@ async def export(user: User) -> AsyncIterator[str]:
     text.
 
     `account` has the fields of the user document, the names of roles and the kinds of second
-    factors; each collection in HELD has a list. Reads the documents in batches, while the pieces
-    are consumed.
+    factors; each collection in PERSONAL has a list. Reads the documents in batches, while the
+    pieces are consumed.
     """
     roles = await Role.everyone()
     person = await Person.of(user, roles)
@@ -425,10 +425,10 @@ async def export(user: User) -> AsyncIterator[str]:
     account = fields(*ACCOUNT)(document, person) | {"roles": held, "role_ends": ends}
     account["second_factors"] = factors
     yield f'{{\n"account": {_json(account)}'
-    for holding in HELD:
-        yield f',\n"{holding.name}": ['
+    for personal in PERSONAL:
+        yield f',\n"{personal.name}": ['
         comma = "\n"
-        async for row in holding.rows(person):
+        async for row in personal.rows(person):
             yield comma + _json(row)
             comma = ",\n"
         yield "\n]"
@@ -449,12 +449,12 @@ async def note_export(user: User, *, by: Actor) -> None:
 async def erase(person: Person) -> Batches:
     """Erase the person's data in all collections but that of the users, in small writes.
 
-    Erases each collection in HELD, and the name in the notifications of others. Yields after each
-    write how many documents it has read, so that the caller can stop. It can be run again from the
-    beginning, and then finds only what is left.
+    Erases each collection in PERSONAL, and the name in the notifications of others. Yields after
+    each write how many documents it has read, so that the caller can stop. It can be run again from
+    the beginning, and then finds only what is left.
     """
-    for holding in HELD:
-        async for count in holding.erase(person):
+    for personal in PERSONAL:
+        async for count in personal.erase(person):
             yield count
     async for count in forget_name(person.user):
         yield count
@@ -482,17 +482,17 @@ async def forget_name(user: User) -> Batches:
 async def sweep(person: Person, tx: Tx) -> bool:
     """Delete in this transaction what was added since the collections were erased.
 
-    Covers only the collections in HELD whose documents are deleted, not those with `erase_with`.
-    Returns False if a collection has more than AT_ONCE such documents: then the caller aborts the
-    transaction and erases again.
+    Covers only the collections in PERSONAL whose documents are deleted, not those with
+    `erase_with`. Returns False if a collection has more than AT_ONCE such documents: then the
+    caller aborts the transaction and erases again.
     """
-    for holding in HELD:
-        if holding.erase_with is None:
-            options = {"collation": holding.collation, "limit": AT_ONCE + 1, "tx": tx}
-            ids = await holding.document.ids(holding.find(person), **options)
+    for personal in PERSONAL:
+        if personal.erase_with is None:
+            options = {"collation": personal.collation, "limit": AT_ONCE + 1, "tx": tx}
+            ids = await personal.document.ids(personal.find(person), **options)
             if len(ids) > AT_ONCE:
                 return False
-            collection = holding.document.get_motor_collection()
+            collection = personal.document.get_motor_collection()
             await collection.delete_many({"_id": {"$in": ids}}, session=tx)
     return True
 

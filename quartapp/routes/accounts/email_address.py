@@ -257,7 +257,7 @@ async def by_link(token: str) -> Any:
     page with 410; a wrong password, or an address that another account has by now, is an error of
     the form (422).
     """
-    asked = await email_address.asked_by(token)
+    asked = await email_address.address_to_verify(token)
     if asked is None:
         return await _gone()
     email, user = asked
@@ -296,7 +296,7 @@ async def undo(token: str) -> Any:
     Needs no sign-in: the link was sent to the old address. A void link gets a page with 410; if
     another account has the address, the form says so (422).
     """
-    asked = await email_address.undo_asked_by(token)
+    asked = await email_address.address_to_restore(token)
     if asked is None:
         return await render_template("accounts/undo_gone.html"), 410
     email, user = asked

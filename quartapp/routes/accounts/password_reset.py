@@ -53,7 +53,7 @@ async def reset(token: str) -> Any:
     The POST is counted for the network and checked by the password policy; errors are shown on the
     form (422, 429 or 503). Success answers as `_reset` does.
     """
-    user = await password_reset.asked_by(token)
+    user = await password_reset.user_of_token(token)
     if user is None:
         return await render_template("accounts/reset_gone.html"), 410
     form = await ResetForm.from_request()

@@ -84,7 +84,7 @@ async def closed() -> Any:
         return redirect("/account")
     noted = session.get(RETURN, {})
     token = str(noted.get("token"))
-    user = await account_deletion.asked_by(token)
+    user = await account_deletion.user_to_restore(token)
     if user is None:
         raise Unauthorized
     form = await LinkForm.from_request()

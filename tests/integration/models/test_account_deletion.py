@@ -146,7 +146,7 @@ async def test_the_owner_restores_the_account_once_with_the_token(db: Database) 
     ada = await register("ada", "member")
     await delete(ada, with_posts=True)
     token = await account_deletion.issue(await reloaded(ada))
-    assert not_none(await account_deletion.asked_by(token)).id == ada.id
+    assert not_none(await account_deletion.user_to_restore(token)).id == ada.id
     back = await account_deletion.restore_with_token(token, by=Actor(ip="192.0.2.8"))
     assert (back.is_active, back.deletes_at, back.deletes_posts) == (True, None, False)
     assert await role_names(ada) == {"member"}
@@ -179,7 +179,7 @@ async def test_an_account_that_its_owner_may_not_restore_stays_closed(
         await ada.restore(by=acting(root))
         assert (await Notice.page(ada.id))[0].text == "root restored your account."
     before = await dump(db)
-    assert await account_deletion.asked_by(token) is None
+    assert await account_deletion.user_to_restore(token) is None
     with pytest.raises(TokenSpent):
         await account_deletion.restore_with_token(token, by=SYSTEM)
     assert await dump(db) == before
@@ -395,7 +395,7 @@ async def test_erasing_reads_few_documents_of_other_users(db: Database) -> None:
     ada, _, _ = await user_with_data(db)
     await delete(ada, with_posts=True)
     await make_due(ada)
-    held = {holding.name for holding in personal_data.HELD}
+    held = {personal.name for personal in personal_data.PERSONAL}
     for name in held:
         await db[name].insert_many([of_another(number) for number in range(100)])
         # The cached plans are of nearly empty collections.
@@ -448,8 +448,8 @@ async def test_an_erasure_that_a_dead_worker_began_is_completed(db: Database) ->
     await delete(ada, with_posts=True)
     await make_due(ada)
     begun = not_none(await account_deletion.claim())
-    for holding in personal_data.HELD[:6]:
-        async for _ in holding.erase(await personal_data.Person.of(begun)):
+    for personal in personal_data.PERSONAL[:6]:
+        async for _ in personal.erase(await personal_data.Person.of(begun)):
             pass
     assert await account_deletion.claim() is None, "the lease has not expired"
     over = {"$set": {"erasing_until": clock.now() - timedelta(seconds=1)}}
@@ -539,12 +539,12 @@ async def test_notifications_and_emails_created_during_the_erasure_are_erased(
 
 
 def test_every_collection_is_declared_as_personal_or_impersonal() -> None:
-    held = [holding.document for holding in personal_data.HELD]
-    declared = [User, *held, *personal_data.IMPERSONAL, *personal_data.BY_ID]
+    held = [personal.document for personal in personal_data.PERSONAL]
+    declared = [User, *held, *personal_data.IMPERSONAL, *personal_data.IDS_ONLY]
     assert set(declared) == set(DOCUMENTS)
     assert len(declared) == len(DOCUMENTS)
-    for document in (*personal_data.IMPERSONAL, *personal_data.BY_ID):
+    for document in (*personal_data.IMPERSONAL, *personal_data.IDS_ONLY):
         types = {name: str(field.annotation) for name, field in document.model_fields.items()}
         links = [name for name, annotation in types.items() if "User" in annotation]
-        by_id = personal_data.BY_ID.get(document)
+        by_id = personal_data.IDS_ONLY.get(document)
         assert links == ([by_id] if by_id else []), document

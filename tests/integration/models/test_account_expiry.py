@@ -196,7 +196,7 @@ def test_an_expiry_date_is_between_today_and_ten_years_ahead(
 async def test_only_changes_of_expiry_dates_wake_the_expiry_job(what: Change, wakes: bool) -> None:
     watch = AccountExpiry()
     watch.on_change(what)
-    assert watch._news.is_set() is wakes
+    assert watch._wakeup.is_set() is wakes
 
 
 async def test_enabling_an_account_removes_its_expiry_date(db: Database) -> None:

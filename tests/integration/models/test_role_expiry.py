@@ -385,7 +385,7 @@ async def test_the_job_wakes_for_warnings_and_ends(db: Database) -> None:
 async def test_only_changes_of_ends_wake_the_job(what: Change, wakes: bool) -> None:
     job = RoleExpiry()
     job.on_change(what)
-    assert job._news.is_set() is wakes
+    assert job._wakeup.is_set() is wakes
 
 
 # ---- always an administrator, and no escalation

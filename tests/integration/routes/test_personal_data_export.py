@@ -71,7 +71,7 @@ async def test_the_export_contains_all_personal_data_and_no_secret(
     await User.change({"_id": user.id}, {"$set": {"totp_backup": "canary-totp"}})
     found, text = await export(ada)
 
-    assert set(found) == {"account", *(holding.name for holding in personal_data.HELD)}
+    assert set(found) == {"account", *(personal.name for personal in personal_data.PERSONAL)}
     assert found["account"]["username"] == "ada"
     assert found["account"]["display_name"] == "Ada L."
     assert found["account"]["about"] == "I write programs."
