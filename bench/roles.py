@@ -79,14 +79,14 @@ async def compare(options: argparse.Namespace) -> bool:
                     path = f"/admin/roles/{roles[number][kind].name}/delete"
                     sent = await post(home, path, {}, deletions[kind])
                     deletions[kind].last.append(max(await crowd.told("close")) - sent)
-        if options.settle:
+        if options.complete:
             began = now()
-            await until(all_are_settled, within=3600)
-            print(f"all users were settled {now() - began:.0f} s after the last deletion")
+            await until(all_are_complete, within=3600)
+            print(f"all deletions were complete {now() - began:.0f} s after the last deletion")
     print(
         f"{options.sockets} open sockets, {options.workers} workers. Milliseconds since the "
         f"sending: median, and the slowest of {EDITS} edits and {DELETIONS} deletions. The first "
-        "deletions are still being settled during the later ones.\n"
+        "deletions are still being completed during the later ones.\n"
     )
     print(f"{'':34}{FEW:>9}{'':>9}{options.holders:>9} users")
     ok = report("edit: answer", *(times.answers for times in edits), goal=True)
@@ -96,7 +96,7 @@ async def compare(options: argparse.Namespace) -> bool:
     return ok
 
 
-async def all_are_settled() -> bool:
+async def all_are_complete() -> bool:
     return not await RoleDeletion.find({"settled_at": None}).count()
 
 
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--sockets", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2, help="that run the clients")
-    parser.add_argument("--settle", action="store_true", help="also wait until all are settled")
+    parser.add_argument("--complete", action="store_true", help="also wait until all are complete")
     options = parser.parse_args()
     with this_machine():
         well = asyncio.run(compare(options))

@@ -363,8 +363,8 @@ def _end_reason(
     if row.get("factor") is None and factors_of(user):
         return Reason.FACTOR_REQUIRED
     if row.get("deletion"):
-        # The user held the role until it was deleted, and is not settled yet. A session that is
-        # opened later settles the user first: see models.roles.deletion.
+        # The user held the role until it was deleted, and still has a link to it. A sign-in
+        # removes the link before it opens a session: see models.roles.deletion.
         return Reason.ROLE_DELETED
     # A role that another program has deleted is not found by the $lookup, so it is not in `held`.
     held = {role["_id"] for role in row["held"]} - expired

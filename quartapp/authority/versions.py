@@ -30,9 +30,9 @@ async def raise_versions(pairs: Iterable[tuple[Principal, Principal]]) -> None:
         if not changed:
             users.add((now.user_id, _user_version(now)))
     for (role_id, seen), version in roles.items():
-        await Role.number_change(role_id, seen=seen, version=version)
+        await Role.raise_version(role_id, seen=seen, version=version)
     for user_id, version in users:
-        await User.number_change(user_id, version)
+        await User.raise_version(user_id, version)
 
 
 def is_raised(before: Principal, now: Principal) -> bool:

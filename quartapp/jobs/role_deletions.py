@@ -22,7 +22,7 @@ REST = 1.0
 
 
 class RoleDeletions(ListeningTask):
-    """Runs in each worker. Claiming a deletion in the database lets one worker settle it."""
+    """Runs in each worker. Claiming a deletion in the database lets one worker complete it."""
 
     name = "role deletions"
     look_every = 5.0
@@ -35,7 +35,7 @@ class RoleDeletions(ListeningTask):
         self._deleted: set[PydanticObjectId] = set()
 
     def on_change(self, change: Change) -> None:
-        """Note the id of a role that was deleted, and end the pause."""
+        """Remember the id of a role that was deleted, and end the pause."""
         if change.collection == Role.Settings.name and change.operation == "delete":
             self._deleted.add(change.id)
             self._wakeup.set()
@@ -46,44 +46,47 @@ class RoleDeletions(ListeningTask):
         return change.collection == RoleDeletion.Settings.name
 
     async def run(self) -> None:
-        """Store the deletions that other programs have made, then settle all that are stored."""
+        """Store the deletions that other programs have made, then complete all that are stored."""
         while self._deleted:
             role_id = next(iter(self._deleted))
-            await RoleDeletion.note(role_id)
+            await RoleDeletion.store_external(role_id)
             self._deleted.discard(role_id)
-        await settle_all()
+        await complete_all()
 
 
-async def settle_all() -> None:
-    """Settle all deletions that no other worker has claimed, one after another, and log each.
+async def complete_all() -> None:
+    """Complete all deletions that no other worker has claimed, one after another, and log
+    `role_settled` for each.
 
     Raises what the driver raises. What is done stays done: another worker continues when the claim
     is over.
     """
     while (deletion := await RoleDeletion.claim()) is not None:
-        if await settle(deletion):
+        if await complete(deletion):
             log.info("role_settled", role=str(deletion.id))
 
 
-async def settle(deletion: RoleDeletion) -> bool:
-    """Settle a claimed deletion, a batch at a time, and rest after each batch. Close the open
-    requests for the role.
+async def complete(deletion: RoleDeletion) -> bool:
+    """Complete a claimed deletion: take the role from its users, mark the sessions that list it as
+    ended, and close the open requests for it.
 
-    Returns False if another worker has claimed it meanwhile; then that worker continues. Users keep
-    the links to a role that another program has deleted, or has restored since.
+    Works a batch at a time, and rests after each for as long as it took. Returns False if another
+    worker has claimed the deletion meanwhile; then that worker continues. Users keep the links to a
+    role that another program has deleted. If another program has restored the role since, only
+    marks the deletion as complete.
     """
     if await deletion.is_undone():
-        await deletion.finish()
+        await deletion.mark_complete()
         return True
     more = deletion.event is not None
     while more:
         started = clock.monotonic()
-        more = await deletion.settle_batch()
+        more = await deletion.remove_role_from_batch()
         if not await deletion.renew_claim():
             return False
         await asyncio.sleep(REST * (clock.monotonic() - started))
     if not await deletion.end_sessions():
         return False
     await RoleRequest.void([deletion.id])
-    await deletion.finish()
+    await deletion.mark_complete()
     return True

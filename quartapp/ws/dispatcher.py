@@ -37,7 +37,7 @@ DATABASE_AWAY_SECONDS = 30.0
 BATCH_SIZE = 100
 MAX_CACHED_NAMES = 1000
 MAX_DELETED_ROLES = 100
-# The user's fields whose change ends no session: those that `User.number_change` writes, and those
+# The user's fields whose change ends no session: those that `User.raise_version` writes, and those
 # that users change about themselves.
 HARMLESS_FIELDS = {
     *("authz_version", "authz_by", "authz_at"),

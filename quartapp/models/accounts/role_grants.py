@@ -205,8 +205,8 @@ class RoleHolder(Account):
         lead to this.
 
         Returns None if the end was changed or recorded meanwhile, or if the user does not have the
-        role: then it only removes the end. So it does if the role was deleted, and settles that
-        deletion for the user.
+        role: then it only removes the end. So it does if the role was deleted, after taking the
+        role from the user (`RoleDeletion.remove_role_from`).
         """
         this = {"role_ends": {"$elemMatch": {"role": end.role, "until": end.until}}}
         role = await Role.get(end.role, session=tx)
@@ -237,10 +237,10 @@ class RoleHolder(Account):
 
     async def _drop_deleted(self, end: RoleEnd, this: Mapping[str, Any], tx: Tx) -> None:
         """Remove the end of a role that was deleted, and the link to it: if another program has
-        deleted the role, it may come back from a backup. Settles a deletion of our own first, which
-        notifies the user."""
+        deleted the role, it may come back from a backup. If the application has deleted it, does
+        first what the job does for each of its users: see `RoleDeletion.remove_role_from`."""
         for deletion in await RoleDeletion.of_roles([end.role], tx=tx):
-            await deletion.settle([self.id], tx)
+            await deletion.remove_role_from([self.id], tx)
         removed = {"$pull": {"roles": role_ref(end.role), "role_ends": {"role": end.role}}}
         await self.change_authority(dict(this), removed, by=SYSTEM, tx=tx)
 

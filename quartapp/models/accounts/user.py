@@ -259,7 +259,7 @@ class User(RoleHolder):
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)
 
     @classmethod
-    async def number_change(cls, user_id: PydanticObjectId, version: int) -> None:
+    async def raise_version(cls, user_id: PydanticObjectId, version: int) -> None:
         """Increment `authz_version` if it still is `version`, clear `authz_by` and set `authz_at`.
 
         For a change of permissions that another program wrote without doing so. Many workers see

@@ -21,7 +21,11 @@ ALL_LOCKS = (ADMINISTRATORS, INVITATIONS, *ROLE_LOCKS)
 
 
 class WriteLock(Record):
-    """One lock. `changes` counts the transactions that held it, and `acts` those that shared it."""
+    """One lock. `changes` counts the transactions that held it, and `acts` those that shared it.
+
+    The collection keeps the name that earlier versions gave it: workers of two versions that run at
+    the same time must write the same documents.
+    """
 
     id: str  # type: ignore[assignment]
     changes: int = 0

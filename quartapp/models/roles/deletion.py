@@ -1,8 +1,8 @@
 """What remains of a deleted role, and how it is taken from the users who held it.
 
 Deleting a role writes a `RoleDeletion` and none of the users' documents. From then on all sessions
-of these users are over by the session rule. Each user is settled later, in a transaction of its
-own or together with others: by a background job (`jobs.role_deletions`), or when the user signs in.
+of these users are over by the session rule. The role is taken from each user later, alone or
+together with others: by a background job (`jobs.role_deletions`), or when the user signs in.
 """
 
 from collections.abc import Collection
@@ -35,13 +35,13 @@ from quartapp.models.sessions.session import Session, end_fields
 
 # How many of the events about many users a user document lists.
 COMMON_EVENTS = 100
-# At most this many users are settled in one transaction, and sessions ended in one update.
+# At most this many users lose the role in one transaction, and sessions are ended in one update.
 BATCH = 100
 # How long a job keeps its claim without renewing it. It renews the claim with each batch.
 CLAIM = timedelta(seconds=15)
 # As long as the events of the audit log.
 KEPT = timedelta(days=400)
-UNSETTLED = {"settled_at": None, "claimed_until": None}
+INCOMPLETE = {"settled_at": None, "claimed_until": None}
 DELETED_USER = "A deleted user"
 
 
@@ -52,8 +52,8 @@ class RoleDeletion(Record):
     the audit event. If another program has deleted the role, there is no event, and name and
     version are unknown: then the sessions that list the role end, and the users keep their links.
 
-    `settled_at` is set when no user has a link to the role and no session lists it that has not
-    been marked as ended. Until `claimed_until` one worker settles it.
+    The deletion is complete, and `settled_at` is set, when no user has a link to the role and every
+    session that lists the role is marked as ended. Until `claimed_until` one worker works on it.
     """
 
     name: str = ""
@@ -76,9 +76,10 @@ class RoleDeletion(Record):
     async def of_roles(
         cls, role_ids: Collection[PydanticObjectId], *, tx: Tx | None = None
     ) -> list[Self]:
-        """Return the deletions with an event of those of these roles that were deleted.
+        """Return the deletions of those of these roles that an operation of the application has
+        deleted, so not those that `store_external` has stored.
 
-        Without ids, makes no query.
+        Complete ones too. Without ids, makes no query.
         """
         if not role_ids:
             return []
@@ -106,24 +107,27 @@ class RoleDeletion(Record):
         Replaces an earlier one, of a role that was restored under the same id.
         """
         links = {"by": user_ref(by), "event": ref(EVENTS, event)}
-        fields = {"name": name, "version": version, "at": at, **links, **UNSETTLED}
+        fields = {"name": name, "version": version, "at": at, **links, **INCOMPLETE}
         collection = cls.get_motor_collection()
         await collection.replace_one({"_id": role_id}, fields, upsert=True, session=tx)
 
     @classmethod
-    async def note(cls, role_id: PydanticObjectId) -> None:
-        """Store that another program has deleted the role, unless its deletion is stored."""
+    async def store_external(cls, role_id: PydanticObjectId) -> None:
+        """Store that another program has deleted the role: without a name, a version, an actor and
+        an event. Does nothing if a deletion of the role is stored."""
         fields = {"name": "", "version": 0, "at": clock.now(), "by": None, "event": None}
         await cls.get_motor_collection().update_one(
-            {"_id": role_id}, {"$setOnInsert": {**fields, **UNSETTLED}}, upsert=True
+            {"_id": role_id}, {"$setOnInsert": {**fields, **INCOMPLETE}}, upsert=True
         )
 
     @property
     def by_id(self) -> PydanticObjectId | None:
+        """The id of the user who deleted the role; None for the command line and other programs."""
         return linked_id(self.by) if self.by else None
 
     @property
     def event_id(self) -> PydanticObjectId | None:
+        """The id of the audit event; None if another program has deleted the role."""
         return linked_id(self.event) if self.event else None
 
     @property
@@ -131,15 +135,17 @@ class RoleDeletion(Record):
         """The fields that mark a session as ended by this deletion."""
         return end_fields(Reason.ROLE_DELETED, by=self.by_id, event=self.event_id, at=self.at)
 
-    # ---- settling
+    # ---- taking the role from its users
 
-    async def settle(self, user_ids: Collection[PydanticObjectId], tx: Tx) -> None:
+    async def remove_role_from(self, user_ids: Collection[PydanticObjectId], tx: Tx) -> None:
         """Take the role from those of these users who have it, in the caller's transaction.
 
         For each user who still has a link to the role: removes the link, raises `authz_version` by
         more than the role's version, marks all sessions as ended, lists the event in
-        `common_events`, and stores the notification. Does nothing for the others, so it can be
-        repeated.
+        `common_events` (which keeps the last COMMON_EVENTS), and stores the notification. Does
+        nothing for the others, so it can be repeated. Queues no email and inserts no barrier mark.
+
+        Only for a deletion with an event: users keep a role that another program has deleted.
         """
         users = documents(USERS)
         match = {"_id": {"$in": list(user_ids)}, "roles.$id": self.id}
@@ -172,20 +178,21 @@ class RoleDeletion(Record):
         user = await documents(USERS).find_one({"_id": self.by_id}, session=tx)
         return user["username"] if user and not user.get("erasing_until") else DELETED_USER
 
-    async def settle_batch(self) -> bool:
-        """Settle up to BATCH users who have a link to the role, in one transaction. Return False if
-        there was none."""
+    async def remove_role_from_batch(self) -> bool:
+        """Take the role from up to BATCH users who have a link to it (`remove_role_from`), in one
+        transaction. Return False if no user had one."""
         found = documents(USERS).find({"roles.$id": self.id}, {"_id": 1}, limit=BATCH)
         ids = [row["_id"] for row in await found.to_list(None)]
         if ids:
-            await transaction(lambda tx: self.settle(ids, tx))
+            await transaction(lambda tx: self.remove_role_from(ids, tx))
         return bool(ids)
 
     async def end_sessions(self) -> bool:
         """Mark the sessions that list the role as ended, BATCH of them at a time, and renew the
-        claim each time. Return False if another worker has claimed the deletion.
+        claim after each update. Return False, with the rest unmarked, if another worker has claimed
+        the deletion.
 
-        Most were marked when their users were settled.
+        `remove_role_from` has marked most of them before. Inserts no barrier mark.
         """
         async for ids in Session.batches({"roles.$id": self.id, "ended_at": None}, size=BATCH):
             match = {"_id": {"$in": ids}, "ended_at": None}
@@ -198,11 +205,11 @@ class RoleDeletion(Record):
 
     @classmethod
     async def claim(cls) -> Self | None:
-        """Claim a deletion that is not settled, and return it; None if there is none, or other
+        """Claim a deletion that is not complete, and return it; None if there is none, or other
         workers have claimed all.
 
-        Sets `claimed_until`. If its worker stops, another one can claim the deletion after that
-        time.
+        Sets `claimed_until` to CLAIM from now. After that time another worker can claim it, so that
+        a deletion whose worker stops is completed by another.
         """
         now = clock.now()
         found = await cls.get_motor_collection().find_one_and_update(
@@ -216,7 +223,8 @@ class RoleDeletion(Record):
         return cls.model_validate(found) if found else None
 
     async def renew_claim(self) -> bool:
-        """Extend the claim. Return False if another worker has claimed the deletion."""
+        """Extend the claim to CLAIM from now, also in this object. Return False if another worker
+        has claimed or completed the deletion."""
         until = clock.now() + CLAIM
         mine = {"_id": self.id, "settled_at": None, "claimed_until": self.claimed_until}
         if until != self.claimed_until and not await self.change(
@@ -226,9 +234,9 @@ class RoleDeletion(Record):
         self.claimed_until = until
         return True
 
-    async def finish(self) -> None:
-        """Set `settled_at`. No user can get a link to the role any more: granting it writes the
-        role's document, as its deletion did."""
+    async def mark_complete(self) -> None:
+        """Set `settled_at`, whoever has claimed the deletion. No user can get a link to the role
+        any more: granting it writes the role's document, as its deletion did."""
         await self.change({"_id": self.id}, {"$set": {"settled_at": clock.now()}})
 
     async def is_undone(self) -> bool:

@@ -29,9 +29,12 @@ class RolePreview:
 
 
 async def preview(role: Role, permissions: Collection[Permission]) -> RolePreview:
-    """Return what would change if these were the permissions of the role.
+    """Return what would change if these were the permissions of the role. Changes nothing.
 
-    Reads at most COUNTED_HOLDERS users for each removed permission, at the same time for all.
+    Compares with the permissions of `role`, as the caller has read it. Stored permissions that this
+    version does not know are left out. Reads at most COUNTED_HOLDERS users for each removed
+    permission, at the same time for all. Users whose grant has expired count until that is
+    recorded.
     """
     wanted, known = set(permissions), set(role.known)
     added, removed = sorted(wanted - known), sorted(known - wanted)

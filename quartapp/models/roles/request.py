@@ -124,6 +124,7 @@ class RoleRequest(Record):
     """A request of `user` for `role`, which had this `name` then.
 
     `answer` is what the administrator wrote when declining it, and `until` the end of the grant.
+    A decided request is deleted after KEPT.
     """
 
     user: Link[User]
@@ -160,8 +161,9 @@ class RoleRequest(Record):
     async def open_page(
         cls, *, before: PydanticObjectId | None = None, limit: int = PAGE
     ) -> list[Self]:
-        """Return at most `limit` open requests, newest first, with their users and roles fetched.
-        `before` is the id of the last one of the page before."""
+        """Return at most `limit` open requests, newest first, with `user`, `role` and `decided_by`
+        fetched; those that were deleted stay links. `before` is the id of the last request of the
+        page before."""
         return await cls._page({"state": RequestState.OPEN.value}, before, limit)
 
     @classmethod
@@ -175,7 +177,7 @@ class RoleRequest(Record):
     async def of_user(
         cls, user_id: PydanticObjectId, *, before: PydanticObjectId | None = None, limit: int = PAGE
     ) -> list[Self]:
-        """Return at most `limit` requests of the user, newest first, as `open_page` does."""
+        """Return at most `limit` requests of the user in any state, as `open_page` does."""
         return await cls._page({"user.$id": user_id}, before, limit)
 
     @classmethod
@@ -227,9 +229,11 @@ class RoleRequest(Record):
     async def ask(cls, user: User, role: Role, reason: str, *, by: Actor) -> Self:
         """Store a request of the user, who is the actor, and return it.
 
-        In an authorized transaction, which records the event ROLE_REQUESTED. After the commit, up
-        to NOTIFIED administrators are notified in another transaction, so that they do not
-        conflict. Raises RoleGone, NotRequestable, RequestedAlready and TooManyRequests.
+        In an authorized transaction, which records the event ROLE_REQUESTED. After the commit,
+        another transaction notifies up to NOTIFIED users who can manage users, so that requests do
+        not conflict; if it fails, the error is raised although the request is stored. Raises
+        RoleGone, also if the account was deleted, NotRequestable, also if the user has the role,
+        RequestedAlready and TooManyRequests.
         """
         request = cls(user=user_ref(user.id), role=role_ref(role.id), name=role.name, reason=reason)
 
@@ -254,14 +258,16 @@ class RoleRequest(Record):
 
     @classmethod
     async def _require_room(cls, user_id: PydanticObjectId, tx: Tx) -> None:
-        """Raise TooManyRequests if the user has made PER_DAY requests in the last 24 hours."""
+        """Raise TooManyRequests if the user has made PER_DAY requests in the last 24 hours,
+        whatever became of them."""
         recent = {"user.$id": user_id, "_id": {"$gte": first_id_at(clock.now() - DAY)}}
         collection = cls.get_motor_collection()
         if await collection.count_documents(recent, limit=PER_DAY, session=tx) >= PER_DAY:
             raise TooManyRequests
 
     async def _notify_administrators(self, username: str, tx: Tx) -> None:
-        """Notify up to NOTIFIED active users whose roles allow them to manage users."""
+        """Notify up to NOTIFIED active users who hold a role that includes `users.manage`, but not
+        the one who asks. In the caller's transaction."""
         managing = {"permissions": Permission.USERS_MANAGE.value}
         roles = await documents(ROLES).find(managing, {"_id": 1}, session=tx).to_list(None)
         held = {"roles.$id": {"$in": [role["_id"] for role in roles]}}
@@ -271,8 +277,9 @@ class RoleRequest(Record):
         await notify_all(ids, ROLE_REQUESTED, tx, by=username, role=self.name)
 
     async def withdraw(self, *, by: Actor) -> None:
-        """Withdraw the request of the actor, in an authorized transaction, and record the event
-        ROLE_REQUEST_WITHDRAWN. Raises DecidedAlready if it is not open."""
+        """Withdraw the request, in an authorized transaction, and record the event
+        ROLE_REQUEST_WITHDRAWN. Sends no notification. Does not check that it is the actor's: the
+        route does. Raises DecidedAlready if it is not open."""
 
         async def work(tx: Tx) -> None:
             await self._decide(RequestState.WITHDRAWN, by, tx)
@@ -283,11 +290,12 @@ class RoleRequest(Record):
     # ---- deciding
 
     async def grant(self, *, by: Actor, until: datetime | None = None) -> Event | None:
-        """Give the user the role, with `until` for a limited time, and return the event of the
-        grant; None if the user has the role.
+        """Mark the request as granted, give the user the role, with `until` only until that time,
+        and return the event of the grant; None if the user has the role with this end already.
 
-        In an authorized transaction that manages the user: see `User.grant`, whose errors it
-        raises. Raises DecidedAlready if the request is not open.
+        In an authorized transaction that manages the user: see `User.grant`, whose effects it has
+        and whose errors it raises. Raises DecidedAlready if the request is not open, and RoleGone
+        if the role or the account was deleted.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -304,7 +312,8 @@ class RoleRequest(Record):
         """Decline the request, notify the user, with the `answer` if there is one, and record the
         event ROLE_REQUEST_DECLINED.
 
-        In an authorized transaction that manages the user. Raises DecidedAlready if the request is
+        The event does not contain the answer. In an authorized transaction that manages the user.
+        Raises DecidedAlready if the request is
         not open, and MissingPermission if the role, or the user, has a permission that the actor
         does not hold.
         """
@@ -324,7 +333,8 @@ class RoleRequest(Record):
         await authorized_transaction(by, work, managing=linked_id(self.user))
 
     async def _decide(self, state: RequestState, by: Actor, tx: Tx, **fields: Any) -> None:
-        """Change the state of the open request. Raises DecidedAlready if it is not open."""
+        """Store this state of the open request, the actor, the time and the given fields. This
+        object stays as it was. Raises DecidedAlready if the request is not open."""
         change = {"state": state.value, "decided_at": clock.now(), **fields}
         change["decided_by"] = user_ref(by.user_id)
         match = {"_id": self.id, "state": RequestState.OPEN.value}
@@ -340,7 +350,8 @@ class RoleRequest(Record):
 
     @classmethod
     async def void(cls, role_ids: Collection[PydanticObjectId]) -> None:
-        """Close the open requests for these roles, which were deleted, in batches."""
+        """Set the open requests for these roles, which were deleted, to VOID, a batch at a time.
+        Sends no notification and records no event."""
         match = {"role.$id": {"$in": list(role_ids)}, "state": RequestState.OPEN.value}
         change = {"state": RequestState.VOID.value, "decided_at": clock.now()}
         async for ids in cls.batches(match):

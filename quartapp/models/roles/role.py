@@ -70,7 +70,7 @@ class ManagementByDefault(DomainError):
 
 
 def _factor_detail(requires_factor: bool, included: bool) -> dict[str, Any]:
-    """Return the detail `requires_factor` for an audit event, if it is to be included."""
+    """Return the detail `requires_factor` for an audit event; no detail unless `included`."""
     return {"requires_factor": requires_factor} if included else {}
 
 
@@ -169,7 +169,8 @@ class Role(Record):
 
     @classmethod
     async def named(cls, name: str) -> "Role | None":
-        """Return the role of this name, in any case; None if there is none."""
+        """Return the role whose name has the same canonical form (`validation.canonical_username`),
+        which ignores case; None if there is none."""
         # The collation treats too much as equal, such as a soft hyphen and nothing.
         wanted = validation.canonical_username(name)
         found = await cls.find_one({"name": {"$eq": name}}, collation=CASELESS) if wanted else None
@@ -193,10 +194,10 @@ class Role(Record):
     ) -> "Role":
         """Create a role in an authorized transaction, and return it.
 
-        The caller has validated the name and the description. Records the event ROLE_CREATED.
-        Notifies nobody. Raises RoleTaken, MissingPermission for permissions that the actor does not
-        hold, ManagementByDefault for a management permission of a role that new accounts get,
-        SessionOver and RightsChanged.
+        The caller has validated the name and the description. Records the event ROLE_CREATED. Sends
+        no notification and inserts no barrier mark. Raises RoleTaken, MissingPermission for
+        permissions that the actor does not hold, ManagementByDefault for a management permission of
+        a role that new accounts get, SessionOver and RightsChanged.
         """
         _require_harmless_default([name], permissions)
         role = cls(
@@ -241,11 +242,12 @@ class Role(Record):
         """Change the stored role in an authorized transaction; this object stays as it was read.
 
         Increments `version` of the role and writes no document of the users who hold it, who gain
-        and lose permissions in open pages. Ends no sessions and sends no notification. Records the
-        event ROLE_EDITED with the permissions added (`allowed`) and removed (`forbidden`), and the
-        new `version`. Does
-        nothing if nothing differs from the database. `requires_factor` stays as it is if it is
-        None, and `requestable` if it is KEEP. The caller waits with `wait_until_enforced()`.
+        and lose permissions in open pages. Ends no sessions, sends no notification and inserts no
+        barrier mark. Records the event ROLE_EDITED with the permissions added (`allowed`) and
+        removed (`forbidden`), the new `version`, and `requires_factor` and `requestable` if these
+        change. `requires_factor` stays as it is if it is None, and `requestable` if it is KEEP. If
+        nothing differs from the database, changes and checks nothing but `seen_version`. The caller
+        waits with `wait_until_enforced()`.
 
         Holds the lock of the roles: no transaction that has relied on the role as it was before
         commits after this one.
@@ -320,9 +322,9 @@ class Role(Record):
 
         In an authorized transaction, which deletes the role, stores a `RoleDeletion`, and records
         the event ROLE_DELETED with a barrier mark. It writes no document of the users who hold the
-        role: their sessions are over by the session rule, with the reason ROLE_DELETED. They are
-        settled later (`RoleDeletion.settle`): then they are notified, and each of them lists the
-        event, which has no subject, in `common_events`.
+        role: their sessions are over by the session rule, with the reason ROLE_DELETED. A job takes
+        the role from them later (`RoleDeletion.remove_role_from`): then they are notified, and list
+        the event, which has no subject, in `common_events`.
 
         The event says in `holders` how many users had the role, as a number, or as a text such as
         "1,000+" if they were not counted to the end. Holds the lock of the roles, as `edit` does.
@@ -365,11 +367,12 @@ class Role(Record):
         return await authorized_transaction(by, work, ends_sessions=True)
 
     async def _held_besides(self, held: Holdings, tx: Tx) -> set[str]:
-        """Return permissions that the actor lacks and some user of this role has, whether or not a
-        role requires a second factor.
+        """Return permissions that the actor lacks and some user of this role has through another
+        role, whether or not that requires a second factor; empty if there are none.
 
-        For each role with such permissions, looks for one user who holds both roles. Increments
-        `acts` of these roles: granting one of them at once conflicts.
+        For each role with permissions that the actor lacks, looks for one user who holds both
+        roles. If there are none, increments `acts` of these roles: granting one of them at once
+        conflicts.
         """
         more = {
             role.id: lacked
@@ -390,7 +393,8 @@ class Role(Record):
         return await count_up_to(COUNTED_HOLDERS, USERS, {"roles.$id": self.id}, tx=tx)
 
     async def count_grant(self, tx: Tx) -> bool:
-        """Increment `grants` in the caller's transaction; return False if the role was deleted."""
+        """Increment `grants` in the caller's transaction, so that it conflicts with an edit or the
+        deletion of the role; return False if the role was deleted."""
         return await Role.change({"_id": self.id}, {"$inc": {"grants": 1}}, tx=tx)
 
     async def count_removal(self, tx: Tx) -> int | None:
@@ -406,7 +410,7 @@ class Role(Record):
         return role_version(found) if found else None
 
     @classmethod
-    async def number_change(cls, role_id: PydanticObjectId, *, seen: int, version: int) -> None:
+    async def raise_version(cls, role_id: PydanticObjectId, *, seen: int, version: int) -> None:
         """Set `version` of the role if it still is `seen`, clear `changed_by`, and set
         `changed_at`.
 

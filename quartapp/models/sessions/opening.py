@@ -46,19 +46,19 @@ async def open_session(
 ) -> Opened:
     """Create a session of the user, and return it with the token for its cookie.
 
-    The token has 256 random bits (ASVS 7.2.3); the database has only its digest. In one
-    transaction, settles the deletions of roles that the user still has a link to, records grants of
-    the user that have expired, and inserts the session, with the roles that the user holds, and the
-    event SIGNED_IN. Also queues an email
-    to the user if they have other sessions on record, but none that `is_known_browser` finds for
-    this `browser`; not without a `browser`.
+    The token has 256 random bits (ASVS 7.2.3); the database has only its digest. One transaction
+    takes deleted roles and those whose grants have expired from the user, with notifications, and
+    inserts the session, which lists the other roles, and the event SIGNED_IN. It also queues an
+    email to the user if they have other sessions on record, but none that `is_known_browser` finds
+    for this `browser`: not without a `browser`, and not to an unverified address.
 
     Then a second transaction ends the user's oldest sessions beyond `at_most` (reason
     ENDED_BY_USER, event SESSIONS_ENDED). If it fails, the error is raised although the session
-    exists. The caller calls `wait_until_enforced()` if `oldest_ended`, and sets the cookie.
+    exists. The caller calls `wait_until_enforced()` if `oldest_ended`, sets the cookie, and counts
+    the sign-in.
 
-    `user` is the document as the caller read it. If the account was disabled, or lost a role or
-    changed its password since then, the new session is invalid from the start.
+    Checks nothing about the user, whom the caller has read. If the account is not active, or lost a
+    role or changed its password since then, the new session is invalid from the start.
     """
     token, digest = new_token()
     now = clock.now()
@@ -79,7 +79,7 @@ async def open_session(
     )
 
     async def work(tx: Tx) -> None:
-        session.roles = await _roles_after_settling(user, tx)
+        session.roles = await _bring_roles_up_to_date(user, tx)
         if await _is_new_here(user, browser, tx):
             await user.queue_email(SIGNED_IN, tx, device=device, ip=by.ip)
         await session.insert(session=tx)
@@ -152,13 +152,13 @@ async def _is_new_here(user: User, browser: str | None, tx: Tx) -> bool:
     return not await is_known_browser(user, browser=browser, tx=tx)
 
 
-async def _roles_after_settling(user: User, tx: Tx) -> list[RoleRef]:
-    """Return the roles that the user holds, settle the deletions of the others, and record the
-    grants that have expired.
+async def _bring_roles_up_to_date(user: User, tx: Tx) -> list[RoleRef]:
+    """Record the grants of the user that have expired (`User.expire_in_transaction`), take deleted
+    roles from the user (`RoleDeletion.remove_role_from`), and return the other roles of the user.
 
-    A session of a user who still has a link to a deleted role is invalid: without settling, the
-    user could not sign in. Recording an expired grant later would end the new session. Nor must a
-    session include such a role, so a link that another program left behind is left out.
+    Both notify the user. A session of a user who still has a link to a deleted role is invalid, so
+    the user could not sign in otherwise. Recording an expired grant later would end the new
+    session. A link that another program left behind is left out of the answer as well.
     """
     now = clock.now()
     for end in [each for each in user.role_ends if each.until <= now]:
@@ -169,5 +169,5 @@ async def _roles_after_settling(user: User, tx: Tx) -> list[RoleRef]:
     match = {"_id": {"$in": list(ids)}}
     found = {row["_id"] async for row in collection.find(match, {"_id": 1}, session=tx)}
     for deletion in await RoleDeletion.of_roles(ids - found, tx=tx):
-        await deletion.settle([user.id], tx)
+        await deletion.remove_role_from([user.id], tx)
     return [role for role in user.roles if linked_id(role) in found - expired]

@@ -103,7 +103,7 @@ async def test_concurrent_demotions_leave_one_administrator(
     for number in range(rounds):
         in_doubt: list[int] = []
 
-        # Operators remove every administrator: without the guard none would be left.
+        # Operators remove every administrator: without the lock none would be left.
         async def work(victim: int, number: int = number, in_doubt: list[int] = in_doubt) -> bool:
             user = people[victim]
             try:
@@ -139,7 +139,7 @@ async def test_a_role_deleted_while_it_is_granted_has_no_holders(
         random.Random(number).shuffle(works)  # so that the deletion comes at each position
         await concurrently(*works, unless=RoleGone)
         assert await Role.named(editor.name) is None
-        await role_deletions.settle_all()
+        await role_deletions.complete_all()
         assert await db["users"].count_documents({"roles.$id": editor.id}) == 0
 
 
@@ -184,7 +184,7 @@ async def test_a_concurrently_repeated_operation_takes_effect_once(db: Database,
                 return await getattr(ada, verb)(by=by)
 
     assert len([done for done in await concurrently(*(do() for _ in range(12))) if done]) == 1
-    await concurrently(*(role_deletions.settle_all() for _ in range(3)))
+    await concurrently(*(role_deletions.complete_all() for _ in range(3)))
     assert await Event.find({}).count() == events + 1
     assert (await reloaded(ada)).notice_seq == told + 1
 

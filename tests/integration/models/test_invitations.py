@@ -303,7 +303,7 @@ async def test_a_role_deleted_during_an_acceptance_has_no_holders(
         await Invitation.write(f"{number}{BOB}", editor, by=acting(root))
         token = await sent()
         await concurrently(accept(token, f"bob{number}"), editor.remove(by=SYSTEM))
-        await role_deletions.settle_all()
+        await role_deletions.complete_all()
         assert await db["users"].count_documents({"roles.$id": editor.id}) == 0
     assert await User.find({}).count() == 1 + len(rounds)
 

@@ -350,7 +350,7 @@ async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> No
     assert await stored(cast.ada) == before
     for token in cast.tokens:
         assert await end_reason(token) is Reason.ROLE_DELETED
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     assert await role_names(cast.ada) == {"member"}
     assert await version_of(cast.ada) == version + 2
     assert await version_of(cast.bob) == of_bob
@@ -362,7 +362,7 @@ async def test_editing_and_deleting_a_role_changes_its_holders(cast: Cast) -> No
 async def test_the_activity_of_each_holder_shows_the_deleted_role(cast: Cast) -> None:
     ben = await register("ben", "editor")
     deleted = not_none(await cast.editor.remove(by=acting(cast.root)))
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     for user, concerned in ((cast.ada, True), (ben, True), (cast.bob, False)):
         events = await activity.page(user.id, before=None, limit=10)
         texts = [activity.text(event) for event in events if event.id == deleted.id]
@@ -443,7 +443,7 @@ async def test_a_repeated_operation_changes_nothing(cast: Cast, db: Database) ->
     with pytest.raises(RoleGone):
         await cast.bob.grant(gone, by=by)
     after = await dump(db)
-    # Each operation writes the guard and the documents of the users concerned, so that it and a
+    # Each operation writes the lock and the documents of the users concerned, so that it and a
     # change of their permissions exclude each other. Ending sessions forgets the known browsers of
     # users who have no session, too.
     for dumped in (before, after):
@@ -523,9 +523,9 @@ async def _removed_comment(cast: Cast) -> None:
     await comment.remove(by=acting(cast.root))
 
 
-async def _settled(cast: Cast) -> None:
+async def _completed(cast: Cast) -> None:
     deletion = not_none(await RoleDeletion.get(cast.editor.id))
-    await transaction(lambda tx: deletion.settle([cast.ada.id, cast.bob.id], tx))
+    await transaction(lambda tx: deletion.remove_role_from([cast.ada.id, cast.bob.id], tx))
 
 
 # The collections that an audit event is written to.
@@ -577,7 +577,7 @@ VERBS: dict[str, tuple[Act, set[str]]] = {
         lambda c: c.editor.remove(by=acting(c.root)),
         {"roles", "role_deletions", "guards", *AUDITED, "barriers"},
     ),
-    "settle the deletion of a role": (_settled, {"users", "sessions", "notices"}),
+    "complete the deletion of a role": (_completed, {"users", "sessions", "notices"}),
     "comment": (_written_comment, {"posts", "comments", "users", "notices"}),
     "remove a comment": (
         _removed_comment,
@@ -603,7 +603,7 @@ async def test_an_operation_whose_write_fails_changes_nothing(
         await cast.bob.disable(by=SYSTEM)
     post = await Post.write("On engines", "…", by=acting(cast.ada))
     await Comment.write(post, "first", by=acting(cast.bob))
-    if verb == "settle the deletion of a role":
+    if verb == "complete the deletion of a role":
         await cast.editor.remove(by=acting(cast.root))
     before = await dump(db)
     failures: list[tuple[str, Mapping[str, Any]]] = [

@@ -1,4 +1,4 @@
-"""Deleted roles: what ends at once, and how their users are settled."""
+"""Deleted roles: what ends at once, and how they are taken from their users."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def seconds_later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None
 # ---- what ends at once
 
 
-async def test_sessions_of_a_deleted_role_are_over_before_users_are_settled(
+async def test_sessions_of_a_deleted_role_are_over_before_users_lose_it(
     db: Database, crew: Role
 ) -> None:
     ada = await register("ada", "member", "crew")
@@ -150,7 +150,9 @@ async def test_users_of_a_deleted_role_are_counted_up_to_a_limit(
 # ---- signing in before the job
 
 
-async def test_signing_in_settles_the_user_before_the_job_does(db: Database, crew: Role) -> None:
+async def test_signing_in_removes_a_deleted_role_before_the_job_does(
+    db: Database, crew: Role
+) -> None:
     ada = await register("ada", "member", "crew")
     await crew.edit(name="crew", description="", permissions=[], by=SYSTEM)
     session, old = await sign_in(ada)
@@ -166,22 +168,22 @@ async def test_signing_in_settles_the_user_before_the_job_does(db: Database, cre
     assert ended.ended_event is not None
     assert (ended.ended_reason, ended.ended_event.ref.id) == ("role_deleted", event.id)
 
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     assert await principal(token) == now, "the job finds nothing to do for this user"
     assert await texts(ada) == [TOLD]
 
 
 @race(20, short=4)
-async def test_a_sign_in_while_the_role_is_deleted_and_settled_has_no_role(
+async def test_a_sign_in_during_the_deletion_of_a_role_has_no_role(
     db: Database, rounds: range
 ) -> None:
     for number in rounds:
         crew = await Role.add(f"crew{number}", "", [], by=SYSTEM)
         ada = await register(f"ada{number}", "member", crew.name)
         _, *opened = await concurrently(
-            crew.remove(by=SYSTEM), *(sign_in(ada) for _ in range(4)), role_deletions.settle_all()
+            crew.remove(by=SYSTEM), *(sign_in(ada) for _ in range(4)), role_deletions.complete_all()
         )
-        await role_deletions.settle_all()
+        await role_deletions.complete_all()
         for found in opened[:-1]:
             assert isinstance(found, tuple)
             standing = await state(found[1])
@@ -199,14 +201,14 @@ async def test_a_sign_in_while_the_role_is_deleted_and_settled_has_no_role(
 # ---- the job
 
 
-async def test_the_job_settles_all_users_once(
+async def test_the_job_takes_the_role_from_each_user_once(
     db: Database, crew: Role, small_batches: None
 ) -> None:
     people = [await register(f"person{i}", "member", "crew") for i in range(5)]
     tokens = [(await sign_in(user))[1] for user in people]
     event = await delete(crew)
-    await concurrently(*(role_deletions.settle_all() for _ in range(3)))
-    await role_deletions.settle_all()
+    await concurrently(*(role_deletions.complete_all() for _ in range(3)))
+    await role_deletions.complete_all()
     for user, token in zip(people, tokens, strict=True):
         found = await reloaded(user)
         assert [link.ref.id for link in found.roles] == [(await role("member")).id]
@@ -222,7 +224,7 @@ async def test_another_worker_continues_after_a_crash(
 ) -> None:
     people = [await register(f"person{i}", "member", "crew") for i in range(5)]
     await delete(crew)
-    real, batches = RoleDeletion.settle_batch, 0
+    real, batches = RoleDeletion.remove_role_from_batch, 0
 
     async def dying(self: RoleDeletion) -> bool:
         nonlocal batches
@@ -232,14 +234,14 @@ async def test_another_worker_continues_after_a_crash(
         return await real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RoleDeletion, "settle_batch", dying)
+        patch.setattr(RoleDeletion, "remove_role_from_batch", dying)
         with pytest.raises(ConnectionError):
-            await role_deletions.settle_all()
+            await role_deletions.complete_all()
     assert [len(await texts(user)) for user in people].count(1) == 2
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     assert [len(await texts(user)) for user in people].count(1) == 2, "it is still claimed"
     await seconds_later(monkeypatch, deletions.CLAIM.total_seconds())
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     for user in people:
         assert await role_names(user) == {"member"}
         assert await texts(user) == [TOLD]
@@ -254,7 +256,7 @@ async def test_a_worker_that_has_lost_its_claim_stops(
     slow = not_none(await RoleDeletion.claim())
     await seconds_later(monkeypatch, deletions.CLAIM.total_seconds())
     assert await RoleDeletion.claim()
-    assert not await role_deletions.settle(slow)
+    assert not await role_deletions.complete(slow)
     assert not_none(await RoleDeletion.get(crew.id)).settled_at is None
     assert await db["users"].count_documents({"roles.$id": crew.id}) == 3
 
@@ -269,8 +271,8 @@ async def test_users_keep_the_link_to_a_role_that_another_program_deleted(
     session, _ = await sign_in(ada)
     before = await stored(ada)
     await db["roles"].delete_one({"_id": crew.id})
-    await RoleDeletion.note(crew.id)
-    await role_deletions.settle_all()
+    await RoleDeletion.store_external(crew.id)
+    await role_deletions.complete_all()
     ended = not_none(await Session.get(session.id))
     assert (ended.ended_reason, ended.ended_by, ended.ended_event) == ("role_deleted", None, None)
     assert await stored(ada) == before
@@ -284,7 +286,7 @@ async def test_noting_a_deletion_keeps_what_the_application_has_stored(
     event = await delete(crew)
     deletion = not_none(await RoleDeletion.get(crew.id))
     before = await stored(deletion)
-    await RoleDeletion.note(crew.id)
+    await RoleDeletion.store_external(crew.id)
     assert await stored(deletion) == before
     assert before["event"].id == event.id
     assert event.verb == ROLE_DELETED.audit
@@ -295,12 +297,12 @@ async def test_users_of_a_role_that_was_restored_keep_it(db: Database, crew: Rol
     before = await stored(crew)
     await delete(crew)
     await db["roles"].insert_one(before)
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     assert await role_names(ada) == {"member", "crew"}
     _, token = await sign_in(ada)
     assert (await principal(token)).roles == ("crew", "member")
     event = await delete(await role("crew"))
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     assert (await reloaded(ada)).common_events == [event.id]
 
 
@@ -311,7 +313,7 @@ async def test_the_name_of_an_erased_user_is_not_in_later_notifications(
     await delete(crew)
     root = not_none(await User.by_username("root"))
     await User.change({"_id": root.id}, {"$set": {"erasing_until": clock.now()}})
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     assert await texts(ada) == ["A deleted user deleted the role crew, which you held."]
 
 
@@ -379,7 +381,7 @@ async def test_an_edit_while_the_role_is_taken_away_does_not_lower_the_version(
         monkeypatch.setattr(roles, "hold_roles", before_lock)
     before = await version_of(ada)
     await (ada.revoke(crew, by=SYSTEM) if loss == "revoke" else crew.remove(by=SYSTEM))
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     assert edited
     assert await version_of(ada) == before + 2
 
@@ -387,7 +389,7 @@ async def test_an_edit_while_the_role_is_taken_away_does_not_lower_the_version(
 async def test_a_role_edited_by_hand_is_numbered_once(db: Database, crew: Role) -> None:
     await db["roles"].update_one({"_id": crew.id}, {"$set": {"permissions": []}})
     for _ in range(3):
-        await Role.number_change(crew.id, seen=0, version=1)
+        await Role.raise_version(crew.id, seen=0, version=1)
     found = await role("crew")
     assert (found.version, found.changed_by) == (1, None)
 
@@ -397,7 +399,7 @@ async def test_a_link_by_hand_to_a_deleted_role_is_removed_at_sign_in(
 ) -> None:
     ada = await register("ada", "member")
     await delete(crew)
-    await role_deletions.settle_all()
+    await role_deletions.complete_all()
     await db["users"].update_one({"_id": ada.id}, {"$push": {"roles": DBRef("roles", crew.id)}})
     _, token = await sign_in(await reloaded(ada))
     assert (await principal(token)).roles == ("member",)

@@ -8,7 +8,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.db.mongo import Database
-from quartapp.jobs.role_deletions import settle_all
+from quartapp.jobs.role_deletions import complete_all
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.privileges import MissingPermission
@@ -186,7 +186,7 @@ async def test_deleting_a_role_closes_its_requests(db: Database) -> None:
     await writer.remove(by=SYSTEM)
     with pytest.raises(RoleGone):
         await request.grant(by=SYSTEM)
-    await settle_all()
+    await complete_all()
     found = await current(request)
     assert (found.state, found.role_name) == (RequestState.VOID, "writer")
     with pytest.raises(DecidedAlready, match="was deleted"):
@@ -233,7 +233,7 @@ async def test_a_grant_races_with_the_deletion_of_the_role(db: Database, rounds:
         await concurrently(
             request.grant(by=acting(root)), writer.remove(by=acting(root)), unless=DomainError
         )
-        await settle_all()
+        await complete_all()
         assert await role_names(ada) == set()
         assert (await current(request)).state in (RequestState.VOID, RequestState.GRANTED)
 
