@@ -21,9 +21,10 @@ class BackgroundTask:
     async def stop(self) -> None:
         """Cancel the tasks and wait until they have ended. Their errors are not raised.
 
-        Does nothing if no task was started.
+        Does nothing if no task was started. A stopped object can be started again.
         """
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._tasks = ()

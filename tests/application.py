@@ -80,6 +80,7 @@ class Shared:
         self._app: Quart | None = None
         self._prepared: Documents = {}
         self._parts: dict[str, object] = {}
+        self._with_tasks: list[object] = []
 
     async def connection(self, settings: Settings) -> mongo.Database:
         """Return the database, to which the documents are bound. No application is running."""
@@ -101,6 +102,7 @@ class Shared:
             self._app = create_app(settings)
             await self._stack.enter_async_context(cast(Any, self._app.test_app()))
             self._parts = dict(vars(runtime_of(self._app)))
+            self._with_tasks = list(filter(_is_running, self._parts.values()))
             self._connected = mongo._database
             await self._remember(settings)
         return self._app
@@ -133,10 +135,11 @@ class Shared:
             return False
         log.configure(production=running.settings.production, worker=running.settings.worker)
         # The last test may have stopped them or left work in them.
-        jobs = (
-            *(running.last_seen, running.outbox_worker, running.account_expiry, running.erasure),
-            *(running.role_deletions, running.audit_sealer),
-        )
+        jobs = [
+            part
+            for part in vars(running).values()
+            if type(part).__module__.startswith("quartapp.jobs.")
+        ]
         for job in jobs:
             await job.stop()
         if not await self._restore(but=running.lease.worker_id):
@@ -148,7 +151,7 @@ class Shared:
         _delete_mail(self._data)
         for job in jobs:
             await job.start()
-        return passed.complete and all(map(_is_running, vars(running).values()))
+        return passed.complete and all(map(_is_running, self._with_tasks))
 
     async def _remember(self, settings: Settings) -> None:
         self._settings = settings
@@ -202,8 +205,9 @@ async def _connected(settings: Settings) -> AsyncIterator[mongo.Database]:
 
 
 def _is_running(part: object) -> bool:
+    """Whether the part has tasks in the background, and none of them has ended."""
     tasks = part._tasks if isinstance(part, BackgroundTask) else ()
-    return not any(task.done() for task in tasks)
+    return bool(tasks) and not any(task.done() for task in tasks)
 
 
 def _delete_mail(data: Path) -> None:
