@@ -57,8 +57,8 @@ class Notification:
         return tuple(_placeholders(self.text))
 
     def render(self, data: Mapping[str, Any]) -> str:
-        """Return the sentence. A word that was not stored is left out; a missing actor is "An
-        operator"."""
+        """Return the sentence in the current language. A word that was not stored is left out; a
+        missing actor is "An operator"."""
         words = {**data, "by": data.get("by") or _("An operator")}
         return self.text.format_map(_Words(words))
 
@@ -143,8 +143,8 @@ class Activity:
         return self.own_email.kind
 
     def describe(self, details: Mapping[str, Any]) -> str:
-        """Return the sentence for the activity page, or an empty text if it has none. A word that
-        is not in the details is left out."""
+        """Return the sentence for the activity page in the current language, or an empty text if it
+        has none. A word that is not in the details is left out."""
         return (self.sentence or "").format_map(_Words(details))
 
 
@@ -194,7 +194,11 @@ class Catalogue:
         return any(each.ends_sessions for (name, _), each in self.audited.items() if name == audit)
 
     def log_sentence(self, audit: str, *, automatic: bool = False) -> LogSentence | None:
-        """Return the name and the sentences of this audit name in the audit log, or None."""
+        """Return the name and the sentences of this audit name in the audit log: those of the
+        activity or, without any, those in LOG_SENTENCES. None if there are neither.
+
+        With `automatic`, the sentence for what no person did, if there is one.
+        """
         activity = self.find(audit, automatic=automatic)
         found = (activity and activity.log) or LOG_SENTENCES.get(audit)
         if found and automatic and audit in AUTOMATIC_SENTENCES:
@@ -202,13 +206,15 @@ class Catalogue:
         return found
 
     def log_labels(self) -> dict[str, str]:
-        """Return the audit names of all activities with their names in the audit log."""
+        """Return the audit names of all activities with their labels in the audit log; an activity
+        without one has its audit name."""
         names = {name for name, _ in self.audited}
         found = {name: self.log_sentence(name) for name in names}
         return {name: each.label if each else name for name, each in found.items()}
 
     def on_activity_page(self) -> list[str]:
-        """Return the audit names that have a sentence for the activity page."""
+        """Return the audit names that have a sentence for the activity page, in the order in which
+        they were registered."""
         return list({name: None for (name, _), each in self.audited.items() if each.sentence})
 
     def notification_text(self, kind: str, data: Mapping[str, Any]) -> str:

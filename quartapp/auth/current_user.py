@@ -204,7 +204,8 @@ def unwrapped_current_user() -> CurrentUser:
 def live_permission(permission: str) -> Callable[[], Awaitable[bool]]:
     """Return a function that tells whether the session of this request is active at the time of the
     call, and has the permission then. For answers that are sent for a long time: it needs no
-    context of a request."""
+    context of a request. It asks the principal cache, and raises the driver's errors; without a
+    session, it returns False."""
     token, principals = unwrapped_current_user().auth_id, runtime().principal_cache
 
     async def is_allowed() -> bool:

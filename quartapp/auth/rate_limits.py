@@ -34,8 +34,8 @@ POLL_SECONDS = 0.1
 class RateLimitExceeded(RetryLater):
     """A limit is used up. Answered with 429.
 
-    `retry_after` is the number of seconds until the moment `until`, at least 1. The text says how
-    long to wait and until when; above two minutes, rounded up to minutes.
+    `retry_after` is the number of seconds until the moment `until`, rounded up, at least 1. The
+    text says how long to wait and until when; above two minutes, rounded up to minutes.
     """
 
     status = 429

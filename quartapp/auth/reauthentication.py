@@ -44,8 +44,11 @@ async def reauthenticate(password: str, code: str = "") -> None:
     """Check the password of the signed-in user, and the code if they have a second factor; then
     renew the session as `renew_session` does.
 
-    The code is checked, and a correct one used up, only if the password is correct. Failed attempts
-    are counted and logged as `authn_login_fail`. Without a second factor, the code is ignored.
+    The code is checked, and a correct one used up, only if the password is correct. Without a
+    second factor, the code is ignored. Attempts are counted as `password_attempt` and
+    `factor_attempt` say, which also warns the owner of wrong codes; a failure is logged as
+    `authn_login_fail`.
+
     Raises IncorrectPassword, IncorrectCode, FactorsBlocked, RateLimitExceeded after too many
     attempts (429), Busy when too many wait (503), and what `renew_session` raises.
     """

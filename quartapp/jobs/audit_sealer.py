@@ -34,7 +34,8 @@ class AuditSealer(RepeatedTask):
         await self._expire()
 
     async def _expire(self) -> None:
-        """Delete the seals whose entries have been deleted by age, once in EXPIRE_EVERY seconds."""
+        """Delete all seals whose entries have been deleted by age, at the first call and then once
+        in EXPIRE_EVERY seconds. Raises what the driver raises."""
         now = clock.monotonic()
         if self._expired_at is None or now - self._expired_at >= EXPIRE_EVERY:
             self._expired_at = now
@@ -44,8 +45,8 @@ class AuditSealer(RepeatedTask):
 
 async def seal_all(adopted_to: PydanticObjectId | None = None) -> PydanticObjectId | None:
     """Append seals until no entry is unsealed and none is to be adopted (`models.audit.seal`), or
-    another process appends them. Return the highest id that was looked at for the latter, which the
-    next call is given.
+    another process appends them; rest after each, for as long as it took. Return the highest id
+    that was looked at for adoption, which the next call is given.
 
     Logs `audit_sealed` for each seal, with its hash: kept outside of the database, that proves
     later that the chain up to this seal is the same (`quartapp audit verify --expect`). Raises what

@@ -28,6 +28,8 @@ class DeadlineTask(ListeningTask):
         raise NotImplementedError
 
     async def seconds_to_wait(self) -> float:
+        """Return the seconds until `next_time`, at least LEAST and at most `look_every`. Raises
+        what the driver raises."""
         if (at := await self.next_time()) is None:
             return self.look_every
         return min(self.look_every, max(LEAST, (at - clock.now()).total_seconds()))

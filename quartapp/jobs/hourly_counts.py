@@ -32,6 +32,7 @@ class HourlyCountWriter(BackgroundTask):
             await self._write()
 
     async def _write(self) -> None:
+        """Write what is counted. Logs a failure (`counts_not_written`)."""
         try:
             await hourly_count.write()
         except Exception as error:

@@ -43,9 +43,9 @@ class LastSeenWriter(BackgroundTask):
     def note(self, principal: Principal, address: Callable[[], str | None]) -> None:
         """Note that the session was used now, for the task to write it within FLUSH_SECONDS.
 
-        Notes nothing if the last use that was written is more recent than SEEN_EVERY, except that
-        the user was seen when this worker sees the session for the first time. `address` is called
-        only if the use is noted. Returns at once.
+        Notes nothing if the last use that was written is more recent than SEEN_EVERY; but when this
+        worker sees the session for the first time, it notes that the user was seen. `address` is
+        called only if the use of the session is noted. Returns at once.
         """
         # Most calls end here. Reading the wall clock costs more than the rest of this method.
         seen_at, until = self._noted.get(principal.session_id, (None, 0.0))
@@ -70,8 +70,8 @@ class LastSeenWriter(BackgroundTask):
             self._noted = {key: noted for key, noted in self._noted.items() if noted[1] > now}
 
     async def _flush(self) -> None:
-        """Write all noted uses, the sessions in one write and the users in another. If one fails,
-        logs the warning `seen_not_written`, and these uses are lost."""
+        """Write all noted uses: first the sessions in one write, then the users in another. If one
+        fails, logs the warning `seen_not_written`; what is not written by then is lost."""
         pending, self._pending = self._pending, {}
         users, self._pending_users = self._pending_users, {}
         try:

@@ -35,6 +35,8 @@ class RepeatedTask(BackgroundTask):
         return self.look_every
 
     async def _repeat(self) -> None:
+        """Call `run` and pause for `seconds_to_wait`, forever. An error of either is logged as the
+        warning `failure`, and followed by a pause of `look_every`."""
         while True:
             wait = self.look_every
             try:
@@ -46,6 +48,7 @@ class RepeatedTask(BackgroundTask):
             await self._pause(wait)
 
     async def _pause(self, seconds: float) -> None:
+        """Wait for the time of a pause."""
         await asyncio.sleep(seconds)
 
 
@@ -75,6 +78,8 @@ class ListeningTask(RepeatedTask):
         """Do nothing: the task also looks every `look_every` seconds without the stream."""
 
     async def _pause(self, seconds: float) -> None:
+        """Wait for a change that concerns this task, at most so many seconds. Returns at once if
+        one has come since the last pause."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wakeup.wait()

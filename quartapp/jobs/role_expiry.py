@@ -50,7 +50,8 @@ async def expire_grants() -> None:
 
 
 async def _expire(user: User, end: RoleEnd) -> bool:
-    """Record that the grant has expired, and log it; return False after a failure."""
+    """Record that the grant has expired, and log it (see `expire_grants`). Return True, also if
+    another worker has recorded it; False after a failure, which is logged."""
     try:
         event = await user.expire_grant(end)
     except Exception as error:
@@ -64,8 +65,9 @@ async def _expire(user: User, end: RoleEnd) -> bool:
 
 
 async def warn_users() -> None:
-    """Notify the users whose roles end soon. A failure is logged as the warning
-    `role_warning_failed`, and the next user is tried."""
+    """Notify the users whose roles end soon, each grant once. A failure is logged as the warning
+    `role_warning_failed`, and the next user is tried. Raises only what the driver raises when it
+    reads the list."""
     for user, end in await role_expiry.warnings_due():
         try:
             await user.warn_of_end(end)

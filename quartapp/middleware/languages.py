@@ -21,7 +21,7 @@ class Languages:
         self._pseudo = not settings.production
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Call the application."""
+        """Call the application, for HTTP and sockets with the preferred language or the default."""
         if scope["type"] in ("http", "websocket"):
             with i18n.use_locale(i18n.negotiate(_accepted(scope), self._pseudo)):
                 return await self._app(scope, receive, send)

@@ -110,8 +110,8 @@ class RequestBounds:
 
 
 def _refusal(scope: Scope) -> int | None:
-    """Return 414 if the URL is too long or has too many parameters, 431 if there are too many or
-    too long headers or cookies, else None."""
+    """Return 414 if the URL is too long or has too many parameters; 431 if there are too many
+    headers or cookies, or the cookies together or the Content-Type are too long; else None."""
     query = scope["query_string"]
     if len(scope["path"]) + len(query) > URL_BYTES or query.count(b"&") >= PARAMETERS:
         return 414

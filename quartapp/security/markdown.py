@@ -59,9 +59,11 @@ class MarkdownRenderer:
         self._size = 0
 
     async def render(self, text: str, *, below: int = 1) -> Markup:
-        """Return the text as HTML (see `to_html`). Waits for the texts that came before.
+        """Return the text as HTML (see `to_html`), from the cache if it is there.
 
-        Raises RetryLater, which is logged, when MAX_WAITING texts of this worker are waiting.
+        Otherwise waits for the texts that came before, renders it in the thread, and caches the
+        result. Raises RetryLater, which is logged, when MAX_WAITING texts of this worker are being
+        rendered or wait for it.
         """
         key = (text, below)
         if (kept := self._kept.get(key)) is not None:
@@ -147,8 +149,8 @@ def _parser() -> MarkdownIt:
 def _image_as_link(
     renderer: Any, tokens: Sequence[Token], index: int, options: Any, environment: Any
 ) -> str:
-    """Return a link to the image with its description; inside another link, or for
-    an image within the text itself, its description."""
+    """Return a link to the image, whose text is the description of the image or, without one, its
+    address; inside another link, or for an address `data:...`, only that text."""
     from markdown_it.common.utils import escapeHtml
 
     image = tokens[index]

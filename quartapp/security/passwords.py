@@ -131,12 +131,14 @@ class PasswordHasher:
         return f"{_PREFIX}{self._current_key_id}${hashed.decode()}"
 
     def _verify_forms(self, password: str, stored: str | None, cost: int) -> bool:
-        """Make one check for each form in which the password may have been typed.
+        """Return whether the password fits the hash in one of the forms in which it may have been
+        typed. Blocks the thread for one check of each form, at a cost of at least `cost`.
 
         Another application hashed the bytes that were typed, which are NFC on most keyboards and
         NFD on some; Flask-Security hashed their NFKD. A hash of ours needs one check; it gets as
-        many, so that the number of checks says nothing about the account. Without a hash, or if
-        the key of the hash is gone, checks a hash of ours that fits no password, and returns False.
+        many, so that the number of checks says nothing about the account. Without a hash, or if it
+        cannot be read or its key is gone, checks a hash of ours that fits no password, and returns
+        False.
 
         Only Flask-Security's hashes may fit the NFKD, and none fits if no salt is configured.
         """
@@ -190,8 +192,11 @@ class PasswordHasher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        """Run the work in a thread of the pool, and return its result. Raises Busy if the queue is
-        full. If the caller is cancelled, the work still runs."""
+        """Run the work in a thread of the pool, and return its result.
+
+        Raises Busy, which is logged, if the queue is full, and RuntimeError after `close`. If the
+        caller is cancelled, the work still runs.
+        """
         self.check_capacity()
         self._pending += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -59,8 +59,8 @@ class Announcer(BackgroundTask):
     def subscribe(self, connection: Connection, keys: Mapping[Key, str]) -> Follower:
         """Let the socket follow the keys, until `unsubscribe`, and return the subscription.
 
-        Each of its topics is announced once now, or when the stream has opened: something may have
-        changed since the page was rendered.
+        Each of its topics is announced once in its turn, or when the stream has opened: something
+        may have changed since the page was rendered. Opens the stream if it is not open.
         """
         follower = Follower(connection, keys)
         for key in keys:
@@ -72,7 +72,7 @@ class Announcer(BackgroundTask):
         return follower
 
     def unsubscribe(self, follower: Follower) -> None:
-        """End the subscription."""
+        """End the subscription: changes that it has not been told yet are dropped. Call it once."""
         self._waiting.pop(follower, None)
         for key in follower.keys:
             self._followers[key].discard(follower)
@@ -93,8 +93,8 @@ class Announcer(BackgroundTask):
     async def _follow(self) -> None:
         """Follow the stream while there are followers, forever.
 
-        After an error it opens the stream again, with exponential back-off. When it has opened, all
-        topics count as changed.
+        Logs an error as `change_stream_lost`, and then opens the stream again, with exponential
+        back-off. When it has opened, all followed topics count as changed.
         """
         pause = MIN_RETRY_SECONDS
         while True:
@@ -112,7 +112,9 @@ class Announcer(BackgroundTask):
                 self._live = False
 
     async def _read_stream(self) -> None:
-        """Note the changes of the stream, until it ends or has had no follower for IDLE_SECONDS."""
+        """Open the stream and note its changes, until it ends or has had no follower for
+        IDLE_SECONDS. When it has opened, all followed topics count as changed. Raises the driver's
+        errors."""
         loop = asyncio.get_running_loop()
         used = loop.time()
         async with change_cursor(topics.pipeline(), after=None) as stream:
@@ -141,7 +143,11 @@ class Announcer(BackgroundTask):
     # ---- announcing
 
     async def _announce(self) -> None:
-        """Announce changes in turns, forever."""
+        """Announce the noted changes, forever.
+
+        Every TURN_SECONDS it tells PER_TURN followers, those that wait longest first, and none of
+        them more often than every INTERVAL_SECONDS. A follower is told all its changes at once.
+        """
         loop = asyncio.get_running_loop()
         while True:
             await self._has_work.wait()

@@ -96,12 +96,14 @@ class Connection:
     # ---- called by the hub
 
     def update_principal(self, principal: Principal) -> bool:
-        """Queue `permissions.changed` if roles or permissions differ from those sent before.
+        """Take over the session's new state: queue `notices.read` if the user has read
+        notifications, and `permissions.changed` if roles or permissions differ from those sent
+        before.
 
-        Return False, and queue nothing, if they differ although no version was raised: that has to
-        be done first, so that clients can order the changes. A state with an older version is
-        ignored, unless the version of a role is lower. Before `send_hello` it only sets
-        `state_changed`.
+        Return False, and do nothing, if they differ although no version was raised, or because a
+        role was replaced by one with a lower version: the version has to be raised first, so that
+        clients can order the changes. Otherwise return True. A state with an older version is
+        ignored. Before `send_hello` it only sets `state_changed`.
         """
         if self.sent_principal is None:
             self.state_changed.set()
@@ -146,7 +148,8 @@ class Connection:
         self.expires_at = clock.monotonic() + principal.seconds_left
 
     def announce_session(self, started: dict[str, str | None]) -> None:
-        """Queue `session.started`: the user has signed in on another device."""
+        """Queue `session.started`: the user has signed in on another device. Before `send_hello` it
+        does nothing."""
         if self.sent_principal is None:
             return
         if device := started.get("device"):

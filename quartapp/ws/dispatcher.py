@@ -60,7 +60,8 @@ class AffectedSessions:
 
     def connected_here(self, hub: Hub) -> set[Id]:
         """Return the sessions with a socket here that have to be evaluated: all of them if
-        `everything` is set, else those that have changed or whose user has."""
+        `everything` is set, else the changed sessions, those of changed users, and those whose
+        users hold a changed or deleted role, as last read."""
         here = set(hub.connected_sessions())
         if self.everything:
             return here
@@ -69,8 +70,7 @@ class AffectedSessions:
 
     def database_filters(self, hub: Hub) -> list[dict[str, Any]]:
         """Return filters for further sessions that have to be evaluated: those of changed users
-        and of deleted roles that are not marked as ended, with or without a socket, and those of
-        changed roles with a socket here. Empty if nothing of that kind has changed."""
+        that are not marked as ended, with or without a socket. Empty if no user has changed."""
         searches: list[dict[str, Any]] = []
         # Sessions of these users are evaluated even without a socket, and marked if they are over:
         # a role that is granted again must not make them valid. Those that list a deleted role are
@@ -112,7 +112,7 @@ class Dispatcher(BackgroundTask):
         self._last_answer = 0.0
 
     def start(self, stream: ChangeStream) -> None:
-        """Start the three tasks."""
+        """Start the three tasks. The sweep runs more often while `stream` is not live."""
         self._start_task(self._send_end_notices(), "endings")
         self._start_task(self._evaluate_affected(), "judge")
         self._start_task(self._sweep(stream), "sweep")
@@ -286,7 +286,10 @@ class Dispatcher(BackgroundTask):
         await self._apply([session_rule.state_of_deleted(*each) for each in users.items()])
 
     async def _batches(self, affected: AffectedSessions) -> AsyncIterator[list[Id]]:
-        """Yield the ids of the affected sessions, each once, in lists of at most BATCH_SIZE."""
+        """Yield the ids of the affected sessions, each once, in lists of at most BATCH_SIZE.
+
+        Those with a socket here come first; the others are read from the database.
+        """
         ids = affected.connected_here(self._hub)
         for cut in _split(ids):
             yield cut
@@ -297,10 +300,12 @@ class Dispatcher(BackgroundTask):
                     yield others
 
     async def _apply(self, states: Collection[PrincipalOrEnded]) -> None:
-        """Send the states to the sockets, and count the sockets of ended sessions for receipts.
+        """Send the states to the sockets (`Hub.apply_states`), and count the sockets of ended
+        sessions for receipts.
 
         If a user's permissions changed without a new version, raises the version of the role or the
-        user in the database; the change stream then leads to another evaluation.
+        user in the database; the change stream then leads to another evaluation. Raises the
+        driver's errors for that.
         """
         for state in states:
             if isinstance(state, EndedSession):

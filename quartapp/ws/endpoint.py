@@ -149,9 +149,10 @@ async def _send_first_message(
 
 
 async def _current_state(connection: Connection) -> Principal | EndedSession:
-    """Return the session's state; read it again if a change arrives during the query.
+    """Return the session's state; read it again if a change arrives during the query. A session
+    whose document is gone counts as ended by an administrator.
 
-    Raises the driver's errors.
+    Has the effects of `session_rule.states_matching`, and raises the driver's errors.
     """
     while True:
         connection.state_changed.clear()
@@ -164,7 +165,8 @@ async def _current_state(connection: Connection) -> Principal | EndedSession:
 
 
 def _page_argument() -> str | None:
-    """Return the path in `?page=`, for administrators to see; None if this site has no such page.
+    """Return the path in `?page=`, at most PAGE_LENGTH characters, for administrators to see; None
+    if this site has no such page.
 
     For a path that contains a token, returns the rule of its route.
     """

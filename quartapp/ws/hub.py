@@ -101,7 +101,7 @@ class Hub:
         metrics.SOCKETS.set(self._size)
 
     def leave(self, connection: Connection) -> None:
-        """Remove the connection. May be called again."""
+        """Remove the connection, without closing it. May be called again."""
         if not self._unindex(connection):
             if connection not in self._ended:
                 return
@@ -189,9 +189,9 @@ class Hub:
         """Send each session's new state to its sockets.
 
         Sockets of an ended session receive the end notice and are closed; those of a valid one
-        receive `permissions.changed` if the permissions differ from those sent before. Return the
-        state sent before and the new one where the permissions differ and no version was raised:
-        these sockets receive the message when that has been done.
+        receive what has changed (`Connection.update_principal`). Return the state sent before and
+        the new one where the permissions differ and no version was raised: these sockets receive
+        nothing until that has been done and this is called again.
         """
         unnumbered: list[tuple[Principal, Principal]] = []
         for state in states:

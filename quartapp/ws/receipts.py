@@ -132,7 +132,8 @@ class Receipts:
             count.writer = asyncio.create_task(self._keep_written(event_id, count), name="receipt")
 
     def _drop_oldest(self) -> None:
-        """Make room for one more event, by dropping the oldest that need no more writes."""
+        """Make room for one more event, by dropping the oldest that need no more writes. Drops none
+        if all do."""
         while len(self._counts) >= MAX_COUNTS:
             over = next((each for each, count in self._counts.items() if not count.writer), None)
             if over is None:

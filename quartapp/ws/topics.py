@@ -99,7 +99,9 @@ def register(topic: Topic) -> Topic:
 def parse(text: str, user_id: Id) -> dict[Key, str]:
     """Return what the comma-separated names in a handshake follow, with the name as it was given.
 
-    Ignores unknown names, names longer than MAX_LENGTH, and all behind the first MAX_TOPICS.
+    Ignores unknown names, names longer than MAX_LENGTH, and all behind the first MAX_TOPICS; and a
+    name without an id for KNOWS_ID, or with one for another audience. Of an OWNER topic, the user
+    follows their own part. Checks no permission: `may_follow` does when a change is announced.
     """
     found: dict[Key, str] = {}
     for name in text.split(",", MAX_TOPICS)[:MAX_TOPICS]:
@@ -116,7 +118,8 @@ def parse(text: str, user_id: Id) -> dict[Key, str]:
 
 
 def may_follow(name: str, permissions: Collection[str]) -> bool:
-    """Return whether a user with these permissions may be told about the topic, now."""
+    """Return whether a user with these permissions may be told about the topic of this name, which
+    may have the id of a document behind it. Raises KeyError for an unknown one."""
     topic = TOPICS[name.partition(".")[0]]
     return topic.audience is not Audience.PERMITTED or any(
         permission in permissions for permission in topic.permissions
@@ -124,7 +127,13 @@ def may_follow(name: str, permissions: Collection[str]) -> bool:
 
 
 def keys_of(event: Mapping[str, Any]) -> Iterable[Key]:
-    """Yield what an event of the stream (see `pipeline`) changes."""
+    """Yield what an event of the stream (see `pipeline`) changes: a topic or, for KNOWS_ID and
+    OWNER, its part that belongs to the document or the owner.
+
+    Nothing for an update of only ignored fields, and for OWNER nothing if the event lacks the link
+    to the owner, as most updates and deletes do. Raises KeyError, TypeError or AttributeError for
+    an event that is no change of a document.
+    """
     for topic in TOPICS.values():
         for source in topic.sources:
             if source.collection != event["ns"]["coll"]:
