@@ -54,7 +54,8 @@ async def verify(expected: tuple[str, ...]) -> None:
 
 
 def _report(found: Verification) -> None:
-    """Print what was found."""
+    """Print how many entries and seals there are, and the number, time and hash of the newest
+    seal."""
     echo(
         f"Entries: {found.entries:,} sealed, of which {found.erased:,} lost personal data with "
         f"deleted accounts. {found.waiting:,} wait for a seal. {found.expired:,} were deleted by "
@@ -98,7 +99,8 @@ async def export_log(
 ) -> None:
     """Write entries of the audit log as JSON lines or CSV, newest first.
 
-    Records the export in the audit log first. Reads and writes in batches.
+    Records the export in the audit log first. Reads and writes in batches. Fails if the file of
+    --output exists.
     """
     wanted = await EventFilter.about(
         await _person(person) if person else None,
@@ -123,6 +125,8 @@ async def export_log(
 
 
 async def _person(name: str) -> PydanticObjectId:
+    """Return the id of the user of this name, or the id that the text itself is, such as that of a
+    deleted user. Raises CommandError if it is neither."""
     found = await find_person(name)
     if found is None:
         raise CommandError(f"there is no user {name}")
@@ -130,6 +134,8 @@ async def _person(name: str) -> PydanticObjectId:
 
 
 def _moment(option: str, text: str, *, end: bool = False) -> datetime | None:
+    """Return the time that `parse_moment` reads, or None for an empty text. Raises CommandError
+    with the name of the option."""
     try:
         return parse_moment(text, UTC, end=end) if text else None
     except ValueError:

@@ -43,10 +43,12 @@ def run_command(
 async def wait_until_enforced(event: Event | None) -> str:
     """Wait until no worker of a running server accepts the sessions that a change has ended.
 
-    Writes a barrier mark unless one was written with the `event`, and waits until all workers
-    have acknowledged it; if one does not, for the length of a lease, after which no worker trusts
-    its cache. Returns a sentence on the open tabs that the event ended, which begins with a space;
-    an empty string if there were none.
+    Writes a barrier mark unless one was written with the `event`, and waits until all workers have
+    acknowledged it; if one does not, logs `barrier_incomplete` and waits for the length of a lease,
+    after which no worker trusts its cache. Then waits up to a second for the open tabs whose
+    sessions the event has ended. Returns a sentence about these tabs, which begins with a space; an
+    empty string if there were none and all workers have answered. Raises the driver's errors if the
+    receipts of the event cannot be read or stored.
     """
     result = await PollingBarrier().wait(event)
     return (await result.reach(event)).sentence

@@ -95,10 +95,10 @@ POSTS = [
 
 
 async def fill(settings: Settings, *, people: int = 0) -> None:
-    """Create users, roles, posts and comments, and print how to sign in.
+    """Create users, roles, posts and comments, with their audit events, and print how to sign in.
 
-    `people` is the number of further users, who write nothing. All users have one new password.
-    Raises CommandError if the database has a user.
+    `people` is the number of further users, who write nothing and have no audit events (see
+    `add_people`). All users have one new password. Raises CommandError if the database has a user.
     """
     if await User.find_one({}) is not None:
         raise CommandError("the demo is for an empty database, and this one has users")

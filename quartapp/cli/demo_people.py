@@ -56,7 +56,8 @@ async def add_people(count: int, password_hash: str, roles: Mapping[str, Role]) 
 def _person(
     number: int, chance: random.Random, password_hash: str, roles: Mapping[str, Role]
 ) -> User:
-    """Return a new user. The number makes the name unique."""
+    """Return a user, not stored yet, with a made-up name, state and roles. The number makes the
+    name unique."""
     now = clock.now()
     first, last = chance.choice(FIRST), chance.choice(LAST)
     username = f"{first}.{last}{number}".casefold()

@@ -73,9 +73,10 @@ class UserImport:
     async def import_row(self, row: Any) -> None:
         """Create the account of a row. A dry run makes the same checks and creates nothing.
 
-        Either way adds the username and address to `seen`. `row` is a parsed row, not a
-        CommandError. Raises CommandError with the reason if a check fails; also DomainError, and
-        ValueError and others for content that cannot be stored.
+        Adds the username and address to `seen` if both are free. `row` is a parsed row, not a
+        CommandError. Raises CommandError with the reason if a check fails or the account exists;
+        also ValueError, TypeError, OverflowError and BSONError for content that cannot be stored,
+        and the driver's errors.
         """
         account = self._check(row)
         try:
@@ -156,7 +157,8 @@ class UserImport:
         the row is inactive, disable it and record the event ACCOUNT_DISABLED too.
 
         First, outside of the transaction, stores the cost of its hash if that is the highest so
-        far. Queues no email. Raises Taken if the username or address was taken meanwhile.
+        far; and afterwards counts the account for the dashboard. Queues no email. Raises Taken if
+        the username or address was taken meanwhile.
         """
         hashed = entry.password_hash.removeprefix(SCHEMES[self.scheme])
         await hash_cost.highest(cost_of(hashed.encode()))
@@ -183,9 +185,10 @@ async def import_rows(rows: Rows, *, dry: bool, scheme: str, must_verify: bool =
     """Create an account for each row, in a transaction of its own; with `dry`, only check the rows.
 
     Goes on after a row that cannot be imported, and prints its place with the reason on standard
-    output; in the end prints the number of accounts. `scheme` is a key of SCHEMES. With
-    `must_verify`, an account whose address is not verified can be used only after that. Raises
-    CommandError at the end if a row could not be imported; errors of the database stop the import.
+    output; in the end prints the number of accounts. Each account is recorded in the audit log by
+    the system. `scheme` is a key of SCHEMES. With `must_verify`, an account whose address is not
+    verified can be used only after that. Raises CommandError at the end if a row could not be
+    imported; errors of the database stop the import.
     """
     roles = {role.name: role for role in await Role.everyone()}
     work = UserImport(dry, scheme, must_verify, roles)
@@ -216,8 +219,8 @@ async def rows_of_file(file: BinaryIO) -> AsyncIterator[Rows]:
 
 
 async def _lines(file: BinaryIO) -> Rows:
-    """Yield each line that is not blank, as JSON or as the CommandError that says why it is none.
-    Its place is "line" and its number, also counting blank lines.
+    """Yield each line that is not blank: its place, and the parsed JSON or the CommandError that
+    says why it is none. The place is "line" and its number, also counting blank lines.
 
     A line longer than LONGEST_LINE is yielded as a CommandError, without being kept in memory. A
     byte order mark at the beginning is ignored.
@@ -277,8 +280,9 @@ async def rows_of_collection(uri: str, collection: str) -> AsyncIterator[Rows]:
 
 
 async def _documents(collection: Any, known: dict[Any, Any]) -> Rows:
-    """Yield the documents by id, with role names in place of references (`_role_name`). Their place
-    is "document" and the id. `known` maps ids to role names.
+    """Yield the place and the content of each document, in the order of the ids, with role names in
+    place of references (`_role_name`). The place is "document" and the id, or its number if it has
+    none that can be read. `known` maps ids to role names.
 
     `email_verified` is set to whether the first of VERIFIED that the document has is true: any date
     is. A document that cannot be decoded is yielded as a CommandError.

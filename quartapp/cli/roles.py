@@ -102,7 +102,8 @@ async def edit(
 async def delete(name: str) -> None:
     """Delete a role. Ends all sessions of its users.
 
-    Returns when no worker accepts these sessions, and prints how many users had the role.
+    Returns when no worker accepts these sessions, and prints how many users had the role. Fails for
+    a built-in role.
     """
     found = await find_role(name)
     event = await found.remove(by=SYSTEM)

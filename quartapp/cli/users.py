@@ -141,8 +141,9 @@ async def import_users(
     """Import accounts with their bcrypt hashes.
 
     FILE has a JSON object on each line, with the fields username, email, password (the bcrypt
-    hash), roles (a list of names; optional), active and email_verified (true unless false).
-    Prints each account that cannot be imported, with the reason, and then exits with 1.
+    hash), roles (a list of names; optional), active and email_verified (true unless false). Goes on
+    after an account that cannot be imported: prints it with the reason, and exits with 1 at the
+    end.
     """
     if scheme == "flask-security" and settings.flask_security_salt is None:
         raise CommandError(
@@ -245,7 +246,8 @@ async def grant(username: str, role: str, lasts: str | None, end: str | None) ->
 async def revoke(username: str, role: str) -> None:
     """Revoke a role. Ends all sessions of the account.
 
-    Returns when no worker accepts these sessions, and prints what became of open tabs.
+    Returns when no worker accepts these sessions, and prints what became of open tabs. Fails for
+    the role of the last active administrator.
     """
     person, revoked = await find_user(username), await find_role(role)
     done = await person.revoke(revoked, by=SYSTEM)
@@ -278,7 +280,8 @@ async def end_sessions(username: str) -> None:
 async def disable(username: str, day: datetime | None) -> None:
     """Disable an account. Ends its sessions now or, with --on, at the end of the DATE (UTC).
 
-    Returns when no worker accepts these sessions, and prints what became of open tabs.
+    Returns when no worker accepts these sessions, and prints what became of open tabs. Fails for
+    the last active administrator.
     """
     person = await find_user(username)
     if day is not None:
@@ -316,7 +319,7 @@ async def _set_expiry(person: User, day: date) -> None:
     changed.
 
     Waits until all workers apply it. Raises CommandError for a date that is past or more than ten
-    years ahead.
+    years ahead, and LastAdministrator.
     """
     if not account_expiry.is_possible(day):
         raise CommandError(f"{day}: use a date from today up to ten years ahead")
@@ -339,7 +342,8 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
     """Delete an account. Ends its sessions; until the deletion date it can be restored.
 
     Returns when no worker accepts these sessions, and prints the date. If an earlier deletion is
-    scheduled, that stays. With --now, the account is erased before the command returns.
+    scheduled, that stays. With --now, the account is erased before the command returns. Fails for
+    the last active administrator.
     """
     person = await find_user(username)
     at = clock.now() if now else clock.now() + settings.deletion_grace

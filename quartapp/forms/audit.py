@@ -88,7 +88,8 @@ class EventFilterForm(Form):
         self.kind.choices = choices
 
     def between(self, zone: tzinfo) -> dict[str, datetime | None]:
-        """Return `since` and `until` of a valid form as times."""
+        """Return `since` and `until` of a valid form as times in UTC, None for an empty field. A
+        time without an offset is in the zone; `until` is the moment after what was entered."""
         since, until = self.since.data, self.until.data
         return {
             "since": parse_moment(since, zone) if since else None,
@@ -97,8 +98,8 @@ class EventFilterForm(Form):
 
 
 def local_value(zone: tzinfo) -> Callable[[StringField], str | None]:
-    """Return a function that gives the value of a time for a field of the type `datetime-local`;
-    None if the text of the field is no time."""
+    """Return a function that gives the value of a time for a field of the type `datetime-local`:
+    the time in the zone, an empty text for an empty field, and None for a field with an error."""
 
     def value(field: StringField) -> str | None:
         if field.errors:

@@ -73,7 +73,8 @@ class TimeZone(SelectField):
         super().__init__(label, choices=[], validate_choice=False, **options)
 
     def offer(self, browsers: str | None) -> None:
-        """Set the choices. `browsers` is the name of the browser's zone, if it is known."""
+        """Set the choices: the browser's zone, whose name `browsers` is if it is known, as the
+        empty value; the zones by region; and UTC, and the present value if it is another zone."""
         own = _("The browser's time zone")
         if browsers:
             own = _("The browser's time zone (%(zone)s)", zone=browsers)

@@ -91,7 +91,8 @@ class EndField(StringField):
         super().__init__(label, description=hint, filters=[tidy], **options)
 
     def pre_validate(self, form: Any) -> None:
-        """Set `moment`. Raises ValidationError if the text is no time, or one out of bounds."""
+        """Set `moment` to what `validation.check_grant_end` returns; an empty text leaves it None.
+        Raises ValidationError with the text of an Invalid."""
         if not self.data:
             return
         try:

@@ -27,8 +27,8 @@ class RoleName(SelectField):
         self.choices = [("", first), *((role.name, role.name) for role in roles)]
 
     def pre_validate(self, form: Any) -> None:
-        """Replace the name by the one with the case of the role. Raises ValidationError if there
-        is no such role."""
+        """Replace the name by the one with the case of the role. Raises ValidationError if it is
+        none of the roles passed to `offer`; an empty name is accepted."""
         names = {value.casefold(): value for value, *_ in self.choices or []}
         if self.data and self.data.casefold() not in names:
             raise ValidationError(gettext("This role does not exist."))
@@ -121,7 +121,8 @@ class BulkForm(Form):
         ]
 
     def validate_users(self, field: SelectMultipleField) -> None:
-        """Raise ValidationError without users, and for too many."""
+        """Remove repeated users from the data. Raise ValidationError without users, and for more
+        than `at_most`."""
         field.data = list(dict.fromkeys(field.data or []))
         if not field.data:
             raise ValidationError(gettext("Select at least one user in the list."))

@@ -63,8 +63,11 @@ def read(locale: str) -> Catalog:
 
 
 def updated(locale: str, template: Catalog) -> Catalog:
-    """Return a catalog of exactly the texts of the template, with the translations in the `.po`
-    file of the language. English texts are their own translations."""
+    """Return a catalog of exactly the texts of the template, with the translations and flags in the
+    `.po` file of the language. English texts are their own translations.
+
+    A translation is dropped if it has plural forms and the text has none, or the reverse.
+    """
     old = read(locale)
     new = StableCatalog(locale=locale, header_comment="", fuzzy=False)
     for message in _texts(template):
@@ -77,7 +80,7 @@ def updated(locale: str, template: Catalog) -> Catalog:
 
 
 def missing(catalog: Catalog) -> list[Message]:
-    """Return the texts without a complete translation."""
+    """Return the texts without a complete translation, and those that are marked as fuzzy."""
     return [each for each in _texts(catalog) if each.fuzzy or not all(_strings(each))]
 
 
@@ -100,6 +103,8 @@ def _texts(catalog: Catalog) -> Iterator[Message]:
 
 
 def main() -> None:
+    """Write the `.po` and `.mo` files of all languages, and print the texts without a translation
+    and the number of texts of each."""
     template = extract()
     for locale in LOCALES:
         catalog = updated(locale, template)

@@ -44,7 +44,8 @@ class Catalog:
         self._markup: dict[str, Markup] = {}
 
     def markup(self, message: str) -> Markup:
-        """Return a text without variables as HTML, with `%%` as one percent sign."""
+        """Return the translation of a text without variables as HTML, with `%%` as one percent
+        sign. It is HTML already, so nothing is escaped. Cached."""
         try:
             return self._markup[message]
         except KeyError:
@@ -57,7 +58,7 @@ def load(locale: str) -> Catalog:
     """Return the catalog of the language. Reads its file once in each process.
 
     A text that the catalog lacks is shown in English. English has a catalog too, so that operators
-    can reword texts without changing code.
+    can reword texts without changing code. Raises FileNotFoundError for an unknown language.
     """
     if locale == PSEUDO:
         return Catalog(PseudoTexts())

@@ -11,8 +11,8 @@ from quartapp.i18n.texts import lazy_ngettext
 def duration(length: timedelta) -> str:
     """Return the length in words, such as "1 minute and 30 seconds", as a lazy text.
 
-    It can follow "in" or "within": languages with cases use the one of these words. Fractions of a
-    second are left out.
+    It can follow "in" or "within": languages with cases use the one of these words. Units that are
+    zero and fractions of a second are left out; less than a second is "0 seconds".
     """
     seconds = int(length.total_seconds())
     minutes, seconds = divmod(seconds, 60)

@@ -49,8 +49,10 @@ def negotiate(header: str, pseudo: bool = False) -> str:
     """Return the language that an `Accept-Language` header prefers (RFC 9110 12.5.4), or the
     default.
 
-    A range such as `de-AT` finds `de`, by the lookup of RFC 4647 3.4. Ranges with a quality of 0
-    are not acceptable. The pseudo-locale is only offered if `pseudo` is set.
+    A range such as `de-AT` finds `de`, by the lookup of RFC 4647 3.4. A language whose range has
+    the quality 0, or a malformed one, is not chosen; but if no other fits, or the header is longer
+    than LONGEST_HEADER, the default is returned in any case. The pseudo-locale is only offered if
+    `pseudo` is set.
     """
     if len(header) > LONGEST_HEADER:
         return DEFAULT
@@ -79,7 +81,8 @@ def _range(part: str) -> tuple[str, float]:
 
 
 def _lookup(tag: str, offered: Collection[str]) -> str | None:
-    """Return the offered language that the range names, without subtags at its end if needed."""
+    """Return the offered language that the range names, without subtags at its end if needed; for
+    `*` the default. None if that is not offered."""
     if tag == "*":
         return DEFAULT if DEFAULT in offered else None
     by_lower = {locale.lower(): locale for locale in offered}

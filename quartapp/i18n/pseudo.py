@@ -18,7 +18,8 @@ _FILLING = "öñé ţŵö ţĥŕéé ƒöûŕ ƒîṽé šîẋ šéṽéñ éî
 
 
 def translate(text: str) -> str:
-    """Return the text in the pseudo-locale. Placeholders and HTML are unchanged."""
+    """Return the text with accents, and with further words at its end. Placeholders and HTML are
+    unchanged, and so is a text without letters."""
     parts = _FIXED.split(text)
     # Every second part is one that the pattern has found.
     letters = sum(map(len, parts[::2]))

@@ -33,7 +33,8 @@ def install(environment: jinja2.Environment) -> None:
 
 
 def gettext_html(message: str, /, **words: Any) -> Markup:
-    """Return the text in the current language as HTML, with the words filled in and escaped."""
+    """Return the text in the current language as HTML, with the words filled in and escaped. Raises
+    KeyError for a missing word if there are others."""
     catalog = load(current_locale())
     return _fill(catalog.gettext(message), words) if words else catalog.markup(message)
 
@@ -61,7 +62,8 @@ class TextCodeGenerator(CodeGenerator):
     def visit_Call(  # noqa: N802
         self, node: nodes.Call, frame: Frame, forward_caller: bool = False
     ) -> None:
-        """Write the call of a function."""
+        """Write the call of a function: for the FUNCTIONS a direct one, unless it has arguments
+        with `*` or `**` or named by a keyword of Python; otherwise as Jinja does."""
         name = node.node.name if isinstance(node.node, nodes.Name) else ""
         plain = not (node.dyn_args or node.dyn_kwargs or forward_caller)
         if name not in self.FUNCTIONS or not plain or any(iskeyword(k.key) for k in node.kwargs):

@@ -11,8 +11,8 @@ from quartapp.i18n.locales import DEFAULT, current_locale
 def gettext(message: str, /, **words: Any) -> str:
     """Return the text in the current language.
 
-    If there are `words`, `%(name)s` in the text is replaced by them and `%%` by one percent sign.
-    Lazy words are translated as well.
+    If there are `words`, `%(name)s` in the text is replaced by them and `%%` by one percent sign; a
+    missing one raises KeyError. Lazy words are translated as well.
     """
     text = load(current_locale()).gettext(message)
     return text % words if words else text

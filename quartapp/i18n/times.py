@@ -86,8 +86,9 @@ def format_day(day: date) -> str:
 
 
 def format_relative(at: datetime, now: datetime) -> str | None:
-    """Return how far a time is away, such as "2 hours ago" or "in 5 minutes"; "just now" below 45
-    seconds, and None if it is a week or more."""
+    """Return how far a time is away, such as "2 hours ago" or "in 5 minutes", in the largest unit
+    that fits and rounded down, but at least one minute; "just now" below 45 seconds, and None if it
+    is a week or more."""
     away = abs(now - at)
     if away < JUST_NOW:
         return _("just now")
