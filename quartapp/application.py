@@ -141,7 +141,7 @@ def _assemble(settings: Settings) -> Runtime:
     hub = _hub(settings)
     lease = Lease(settings.worker, settings.worker_id, sockets=hub.__len__)
     receipts = Receipts(hub, lease.worker_id)
-    feed = Dispatcher(
+    dispatcher = Dispatcher(
         hub, receipts, sweep_seconds=settings.live_sweep_seconds, worker=settings.worker
     )
     membership = Membership()
@@ -162,7 +162,7 @@ def _assemble(settings: Settings) -> Runtime:
         principal_cache=principals,
         lease=lease,
         membership=membership,
-        dispatcher=feed,
+        dispatcher=dispatcher,
         receipts=receipts,
         barrier=barrier,
         outbox_worker=outbox_worker,
@@ -195,7 +195,7 @@ def _assemble(settings: Settings) -> Runtime:
         audit_sealer=AuditSealer(),
         open_requests=open_requests,
         loop_lag=LoopLagMonitor(),
-        dispatcher=feed,
+        dispatcher=dispatcher,
     )
 
 

@@ -100,8 +100,9 @@ class BarrierResult:
     async def reach(self, event: Event | None) -> Reach:
         """Return how many of the tabs whose sessions the event ended have acknowledged that.
 
-        Waits up to RECEIPT_SECONDS for the receipts that workers store with the event. Without an
-        event it returns at once, with no tabs.
+        Waits up to RECEIPT_SECONDS for the receipts that workers store for the event, and stores
+        what is known if some are missing (`Event.wait_for_receipts`). Without an event it returns
+        at once, with no tabs. Raises the driver's errors.
         """
         silent = not self.complete
         if event is None:
@@ -295,7 +296,7 @@ class Barrier(AbstractBarrier, BackgroundTask):
     # ---- change stream listener
 
     def on_change(self, change: Change) -> None:
-        """Acknowledge a new mark.
+        """Acknowledge a new mark (`_on_mark`).
 
         When a worker's document is deleted, pending waits read again which workers there are.
         """

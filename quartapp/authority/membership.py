@@ -143,6 +143,8 @@ class Membership(BackgroundTask):
         self._start_task(self._keep_reading(), "membership")
 
     async def _wait_for_silent_workers(self) -> None:
+        """Read the heartbeats every HEARTBEAT_SECONDS until none is older than SILENT_SECONDS, but
+        for those of workers whose lease has ended. Raises database errors."""
         while True:
             found = await Worker.everyone()
             self._note(found)

@@ -1,7 +1,8 @@
 """The cache of session states, from which a worker answers requests without a query.
 
-An entry is dropped when the change stream reports a change of its session, its user or any role,
-and is used only while the worker's lease is valid.
+An entry is dropped when the change stream reports a change of its session, its user, a notification
+of the user or any role. The entry of a valid session is used only while the worker's lease is
+valid.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class PrincipalCache:
         return state
 
     def _store(self, digest: str, state: PrincipalOrEnded, valid_until: float) -> None:
-        """Put the state into the cache; the oldest entries make room for it."""
+        """Put the state into the cache, in place of an entry of this token; the oldest entries make
+        room for it. With `max_entries` 0, only removes that entry."""
         self._drop(digest)
         if not self._max_entries:
             return
@@ -163,8 +165,7 @@ class PrincipalCache:
         self._digests_by_user.clear()
 
     def _mark_loads_stale(self) -> None:
-        """Mark all queries that are under way as stale, because whose session they will return is
-        not known yet."""
-        # All of them: whose session a load will return is not known before it has.
+        """Mark all queries that are under way as stale: whose session one will return is not known
+        before its answer."""
         for load in self._pending_loads:
             load.stale = True

@@ -206,7 +206,8 @@ def _open_client(uri: str, *, setting: str, **options: Any) -> AsyncIOMotorClien
 
 
 def _rejected_option(after_hosts: str, error: Exception) -> str | None:
-    """Return a sentence about the option of the address that the driver's error names, or None.
+    """Return a sentence about the option of the address that the driver's error names, or None if
+    it names none.
 
     `after_hosts` is the part of the address behind the hosts. Values of options are never shown.
     """
@@ -232,17 +233,17 @@ def settings() -> Settings:
 
 
 async def transaction(work: Callable[[ClientSession], Coroutine[Any, Any, T]]) -> T:
-    """Run `work(session)` in one transaction, so that all of its writes are done or none, and
-    return its result.
+    """Run `work(session)` in one transaction, so that all of its writes are done or none, commit it
+    and return its result.
 
     Every database call in `work` has to pass `session=`. After a transient error, such as a
     conflict with another transaction, `work` runs again, so it must have no other effects. After
     its first conflict, a transaction waits up to TURN_SECONDS for the retries of others in this
     process, and pauses for a random time that grows up to 0.1 s before each further run.
 
-    Any other exception of `work` ends the transaction and is raised. Raises OutcomeUnknown when no
-    run has succeeded, or no commit was confirmed, within TRANSACTION_SECONDS, and at once when the
-    database gives no locks, as during a backup.
+    Any other exception of `work` aborts the transaction and is raised. Raises OutcomeUnknown when
+    no run has succeeded, or no commit was confirmed, within TRANSACTION_SECONDS, and at once when
+    the database gives no locks, as during a backup.
     """
     assert _client is not None, "not connected"
     deadline, pause = clock.monotonic() + TRANSACTION_SECONDS, 0.002
@@ -415,13 +416,14 @@ def _replace_connections() -> None:
 
 
 async def _command(command: dict[str, Any], session: ClientSession) -> Mapping[str, Any]:
-    """Run the command in the session, and return the answer as it is."""
+    """Run the command in the session, and return the answer as it is. Raises the driver's errors,
+    also for an answer that is an error."""
     assert _database is not None, "not connected"
     return await _database.command(command, session=session, codec_options=_database.codec_options)
 
 
 async def server_version() -> str:
-    """Ask the server for its version, and return it as text."""
+    """Ask the server for its version, and return it as text. Raises the driver's errors."""
     assert _client is not None, "not connected"
     info = await _client.server_info()
     return str(info["version"])

@@ -56,6 +56,7 @@ class ForkServer:
         In a forked process: the file descriptor of its listening socket, None for a task, and its
         end of the lifeline, with the request's variables added to `os.environ`. In the fork server:
         None, once the launcher has closed the control socket and all these processes have exited.
+        Raises OSError if the system cannot fork.
         """
         self._handle_signals()
         watched = [self._wakeup, self._control]
@@ -97,7 +98,8 @@ class ForkServer:
         signal.set_wakeup_fd(self._wakeup_writer.fileno())
 
     def _preload(self) -> None:
-        """Load the user agent parser and what checks addresses, and freeze the garbage collector.
+        """Load the user agent parser and the library that validates email addresses, and have the
+        garbage collector ignore all objects that exist now.
 
         So workers share the memory that is in use now. Does nothing when called again.
         """

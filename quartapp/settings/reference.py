@@ -36,7 +36,7 @@ twice as long each time, up to the period of the limit. Successful sign-ins do n
 """
 
 
-def write() -> str:
+def render() -> str:
     """Return the text of docs/settings.md."""
     return "\n".join([INTRODUCTION, *map(_section, GROUPS)])
 
@@ -58,7 +58,8 @@ def _section(group: type[Group]) -> str:
 
 
 def descriptions(group: type[Group]) -> dict[str, str]:
-    """Return the text below each field of the group, by the name of the field.
+    """Return the text below each field of the group, by the name of the field, without fields that
+    have none. Reads the source of the group's class.
 
     Pydantic could do this for every process that imports the settings, but it would have to parse
     their source each time, which takes 25 ms.
@@ -95,7 +96,7 @@ def _row(name: str, field: FieldInfo, description: str) -> tuple[str, str, str, 
 
 
 def _default(value: Any, unit: str) -> str:
-    """Return the default in backquotes, as it is written in the environment.
+    """Return the default in backquotes, as it is written in the environment, in Markdown.
 
     Return "none" for None, an empty list and an empty text. A number of seconds from 60 on is
     followed by its duration in parentheses: "`1800` (30 minutes)". `unit` is empty or "seconds".
@@ -119,9 +120,9 @@ def _default(value: Any, unit: str) -> str:
 def _takes(field: FieldInfo, unit: str) -> str:
     """Return the values that the type of the field accepts, in words.
 
-    The choices of a Literal, "`true` or `false`", "a path", "a rate" or "text". For a number, its
-    bounds: "1 or more" if its maximum is UNBOUNDED, else "60 to 3600 seconds" with the `unit`, or
-    "more than 0 to ..." where the lower bound is excluded.
+    The choices of a Literal, "`true` or `false`", "a path", "a rate", or "text" for any other type
+    but a number. For a number, its bounds: "1 or more" if its maximum is UNBOUNDED, else "60 to
+    3600 seconds" with the `unit`, or "more than 0 to ..." where the lower bound is excluded.
     """
     kinds = {field.annotation, *get_args(field.annotation)} - {NoneType}
     if get_origin(field.annotation) is Literal:
@@ -150,4 +151,4 @@ def _duration(seconds: int) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(write(), "utf-8")
+    Path(sys.argv[1]).write_text(render(), "utf-8")

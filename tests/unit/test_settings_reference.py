@@ -15,7 +15,7 @@ COMMAND = "python -m quartapp.settings.reference docs/settings.md"
 
 def test_the_settings_page_is_up_to_date() -> None:
     page = (ROOT / "docs/settings.md").read_text("utf-8")
-    assert page == reference.write(), f"run {COMMAND}"
+    assert page == reference.render(), f"run {COMMAND}"
 
 
 def test_each_setting_belongs_to_one_group_and_is_described() -> None:
