@@ -60,7 +60,7 @@ async def migrate() -> None:
     """
     from quartapp.models.accounts import canonical
 
-    for conflict in await canonical.set_right():
+    for conflict in await canonical.correct_all():
         echo(f"Conflict: {conflict}")
     echo("The database is ready.")
 

@@ -15,7 +15,7 @@ from quartapp.cli.base import CommandError, echo
 from quartapp.cli.decorators import data_option, with_database
 from quartapp.cli.groups import audit
 from quartapp.forms.audit import parse_moment
-from quartapp.models.audit.export import Format, export, note_export
+from quartapp.models.audit.export import Format, export, record_export
 from quartapp.models.audit.search import EventFilter, find_person
 from quartapp.models.audit.verification import Verification
 from quartapp.models.base.actor import SYSTEM
@@ -116,7 +116,7 @@ async def export_log(
     except OSError as error:
         raise CommandError(f"--output: {error.strerror}") from None
     with target or nullcontext():
-        await note_export(wanted, Format(name), by=SYSTEM)
+        await record_export(wanted, Format(name), by=SYSTEM)
         async for piece in export(wanted, Format(name)):
             if target:
                 target.write(piece)

@@ -92,8 +92,8 @@ async def remove_expiry(user: User, *, by: Actor) -> Event | None:
 
 
 async def due() -> list[User]:
-    """Return at most AT_ONCE users whose account has expired and is not yet disabled for that, the
-    latest expiry first."""
+    """Return at most AT_ONCE users whose account has expired and is not disabled yet, the latest
+    expiry first. Deactivated accounts too."""
     over = {"disabled_at": None, **status.expired_filter(clock.now())}
     return await User.find(over, sort="-closes_at", limit=AT_ONCE).to_list()
 

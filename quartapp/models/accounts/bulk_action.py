@@ -33,6 +33,8 @@ KEPT = timedelta(days=30)
 
 
 class Action(StrEnum):
+    """What can be done to several users at once. The values are stored, and part of URLs."""
+
     GRANT = "grant"
     REVOKE = "revoke"
     END_SESSIONS = "end-sessions"
@@ -102,7 +104,8 @@ class BulkAction(Record):
     async def begin(
         cls, action: Action, role: Role | None, users: Collection[User], *, by: Actor
     ) -> "BulkAction":
-        """Store an action on these users, of which nothing is done yet, and return it.
+        """Store an action on these users, at most MOST_USERS, of which nothing is done yet, and
+        return it.
 
         The actor comes last, if included, because the action may end the actor's session.
         """
@@ -119,13 +122,13 @@ class BulkAction(Record):
         return started
 
     async def run(self, role: Role | None, users: Collection[User], *, by: Actor) -> list[Event]:
-        """Do the action for one user after the other, store the results, and return the audit
-        events of what was done, whose barrier marks the caller waits for.
+        """Do the action for one user after the other, then store all results, and return the audit
+        events of what was done. The caller waits for the barrier marks of those that have one.
 
         The users and the role are those of `begin`. Each user has the effects of the operation of
         `User`, in a transaction of its own. A refusal concerns only its user. If the actor's
-        session ends, the others are not done (SESSION_OVER). Errors of the database are raised: the
-        results so far are stored.
+        session ends, the others are not done (SESSION_OVER). Errors of the database are raised,
+        after the results so far were stored.
         """
         found = {user.id: user for user in users}
         events: list[Event] = []
@@ -153,6 +156,8 @@ class BulkAction(Record):
         return events
 
     async def _do(self, user: User, role: Role | None, by: Actor) -> Event | None:
+        """Do the action for one user, as the operation of `User` does; return its event, or None if
+        there was nothing to do."""
         match self.action:
             case Action.GRANT:
                 assert role is not None
@@ -182,6 +187,6 @@ class BulkAction(Record):
         return {user.id: user for user in await User.find({"_id": {"$in": ids}}).to_list()}
 
 
-def succeeded(results: Sequence[Result]) -> int:
+def count_done(results: Sequence[Result]) -> int:
     """Return for how many users the action was done."""
     return sum(result.outcome is Outcome.DONE for result in results)

@@ -50,9 +50,9 @@ async def fill_in() -> list[Conflict]:
     return await _set_forms({"canonical_email": None}, "created_at")
 
 
-async def set_right() -> list[Conflict]:
-    """Set the canonical forms of all users, also wrong ones, and return the conflicts. Reads all
-    users.
+async def correct_all() -> list[Conflict]:
+    """Correct the canonical forms of all users, missing and wrong ones, and return the conflicts.
+    Reads all users.
     """
     return await _set_forms({}, "_id")
 
@@ -74,8 +74,9 @@ async def _set_forms(match: Mapping[str, Any], sort: str) -> list[Conflict]:
 
 
 async def _write(batch: Sequence[Change]) -> list[Conflict]:
-    """Write the batch in one bulk write. Changes that the unique index rejects are tried again one
-    by one (`_write_one`). Return the conflicts; an empty list for an empty batch."""
+    """Write the batch in one bulk write. Changes that the database rejects, as by the unique index,
+    are tried again one by one (`_write_one`). Return the conflicts; an empty list for an empty
+    batch."""
     if not batch:
         return []
     try:

@@ -34,7 +34,11 @@ class HeldRole:
 
 
 async def held_roles(user: User, roles: Collection[Role]) -> list[HeldRole]:
-    """Return the user's roles, which the caller has read, with what the audit log tells of them."""
+    """Return each of the user's roles, which the caller has read, with the event of its last grant,
+    the permissions that only it gives, and whether it waits for a second factor.
+
+    Looks for the grants among the user's latest GRANTS ones, by the name of the role.
+    """
     verbs = [ROLE_GRANTED.audit_name, ROLE_GRANTED_UNTIL.audit_name]
     events = await Event.page(subject=user.id, verbs=verbs, limit=GRANTS, fetch=["actor"])
     grants: dict[str, Event] = {}
@@ -52,6 +56,7 @@ async def held_roles(user: User, roles: Collection[Role]) -> list[HeldRole]:
 
 
 def by_permission(held: Collection[HeldRole]) -> dict[str, list[HeldRole]]:
-    """Return the roles that give each permission, by permission in alphabetical order."""
+    """Return the roles that include each permission, also withheld ones, by permission in
+    alphabetical order."""
     names = sorted({permission for each in held for permission in each.role.permissions})
     return {name: [each for each in held if name in each.role.permissions] for name in names}

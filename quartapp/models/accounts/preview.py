@@ -95,6 +95,8 @@ def _plan(
     actor: PydanticObjectId | None,
     lacks: Lacks,
 ) -> Planned:
+    """Return what the action would do to the user, with the first reason to skip the user if there
+    is one. `sessions` is how many active sessions they have."""
     held = [roles[role_id] for role_id in user.role_ids if role_id in roles]
     has = role is not None and user.holds(role)
     theirs = {permission for each in held for permission in each.permissions}

@@ -17,8 +17,8 @@ async def change_profile(
     user_id: PydanticObjectId, *, display_name: str, about: str, by: Actor
 ) -> None:
     """Store what the user says about themselves, in an authorized transaction that manages the
-    user. Records no event. Raises SessionOver and RightsChanged, and MissingPermission for another
-    user with more permissions than the actor."""
+    user. Records no event, and does nothing if there is no such user. Raises SessionOver and
+    RightsChanged, and MissingPermission for another user with more permissions than the actor."""
     await _set(user_id, {"display_name": display_name, "about": about}, by)
 
 

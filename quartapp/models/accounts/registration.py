@@ -43,7 +43,8 @@ async def register(
 ) -> User:
     """Create an account that holds the address, in one transaction, and return its user.
 
-    Has the effects of `add_user`. `verified`: the address counts as verified. `must_verify`: the
+    Has the effects of `add_user`, and counts the account for the dashboard after the commit.
+    `verified`: the address counts as verified. `must_verify`: the
     account cannot be used before it is verified. Raises Taken, also in a race of two registrations,
     Unverified for other roles than `member` with `must_verify`, and MissingPermission.
     """
@@ -68,7 +69,9 @@ async def create_for(
 ) -> User:
     """Create an account for somebody else, in an authorized transaction, and return its user.
 
-    Has the effects of `add_user`, and queues the email with a link to set a password. The caller
+    Has the effects of `add_user`, counts the grants of the roles, and queues the email with a link
+    to set a password, within the mail budget. Counts the account for the dashboard after the
+    commit. The caller
     passes the hash of a password that nobody knows: until the person has used the link, which also
     verifies the address, nobody can sign in. Raises Taken, MissingPermission, RoleGone, SessionOver
     and RightsChanged.
@@ -93,7 +96,8 @@ async def claim(
 ) -> User:
     """Create an account that only claims the address, in one transaction, and return its user.
 
-    Has the effects of `add_user`. The account cannot be used before the address is verified, and
+    Has the effects of `add_user`, and counts the account for the dashboard after the commit. The
+    account cannot be used before the address is verified, and
     holds a placeholder address until then. Does not check whether another account holds the
     address, so that the writes are the same: the queued email tells its reader which is the case.
     Sets `deletes_at`: a job deletes the account after CLAIM_LASTS. It is deleted at once if another
@@ -128,8 +132,9 @@ async def add_user(
     Deletes another account that only claims the address. Records the event ACCOUNT_CREATED (a
     visitor who registers is its actor) and stores the welcome notification. Queues a verification
     email, without an event, for a `claim`, or if a visitor registers with an unverified address;
-    none if an administrator or the command line creates the account. Does not check that the roles
-    still exist, nor count the grants. After the commit, the caller counts the account (`Counted`).
+    none if an administrator or the command line creates the account, or past the mail budget. Does
+    not check that the roles still exist, nor count the grants. After the commit, the caller counts
+    the account (`Counted`).
 
     Raises Taken (`field` says which) if the insert finds a duplicate, MissingPermission if a
     signed-in actor lacks a permission of the roles, and Unverified for other roles than `member` on

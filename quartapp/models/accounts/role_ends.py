@@ -56,7 +56,9 @@ def _is_end(entry: Any) -> bool:
 
 
 def ends_of(user: Mapping[str, Any]) -> dict[PydanticObjectId, datetime]:
-    """Return until when the user holds each role that has an end, by the role's id."""
+    """Return until when the user holds each role that has an end, by the role's id; of several
+    entries for a role the earliest. Ignores entries that are not well-formed, but not those of
+    roles that the user does not have."""
     ends: dict[PydanticObjectId, datetime] = {}
     for entry in well_formed(user.get("role_ends") or []):
         fields = entry.__dict__ if isinstance(entry, RoleEnd) else entry
@@ -66,7 +68,8 @@ def ends_of(user: Mapping[str, Any]) -> dict[PydanticObjectId, datetime]:
 
 
 def expired_roles(user: Mapping[str, Any], now: datetime) -> set[PydanticObjectId]:
-    """Return the ids of the roles whose end has passed, whether or not that was recorded."""
+    """Return the ids of the roles whose end has passed and was not recorded yet. Recording it
+    removes the entry."""
     return {role_id for role_id, until in ends_of(user).items() if until <= now}
 
 

@@ -54,7 +54,7 @@ class RoleHolder(Account):
 
     async def grant(self, role: Role, *, by: Actor, until: datetime | None = None) -> Event | None:
         """Give the user the role, with `until` only until that time, and return the event; None if
-        they have it with the same end.
+        they have it with the same end, or if the account was deleted.
 
         In an authorized transaction that manages the user, which has the effects of
         `grant_in_transaction` and raises its errors. Without a barrier mark. Does not check that
@@ -70,10 +70,11 @@ class RoleHolder(Account):
         self, role: Role, *, by: Actor, tx: Tx, until: datetime | None = None, **details: Any
     ) -> Event | None:
         """The writes of `grant`, for the caller's authorized transaction, which manages the user.
+        Returns what `grant` returns.
 
         Notifies the user and records ROLE_GRANTED or, with an end, ROLE_GRANTED_UNTIL, with
         `details`; increments `authz_version`, so that open pages gain the permissions in place; no
-        session ends. Closes an open request of the user for the role.
+        session ends. An open request of the user for the role is marked as granted.
 
         If the user has the role already, changes only its end and records ROLE_END_CHANGED or,
         without `until`, ROLE_END_REMOVED. If an earlier grant of the role has expired and this was
@@ -121,7 +122,8 @@ class RoleHolder(Account):
         self, role: Role, entry: RoleEnd | None, old: datetime | None, *, by: Actor, tx: Tx
     ) -> Event | None:
         """Give the role that the user has the end of the entry, or none; return the event, or None
-        if it has that end. Raises RoleGone and LastAdministrator."""
+        if it has that end. Counts as a grant, and notifies the user. Raises RoleGone and
+        LastAdministrator."""
         if (entry and entry.until) == old:
             return None
         before = await _hold_administrators_for(role, tx)
@@ -143,8 +145,9 @@ class RoleHolder(Account):
 
         In an authorized transaction that manages the user, with a barrier mark. Notifies the user;
         `event.ended_sessions` says how many sessions were active, and the detail `end` until when
-        the role was granted, if it had an end. Returns None if the user does not have the role, or
-        if it was deleted. Raises LastAdministrator and MissingPermission.
+        the role was granted, if it had an end. Returns None, without a change, if the user does not
+        have the role, or if it was deleted. A role whose grant has expired can be revoked until
+        that is recorded. Raises LastAdministrator and MissingPermission.
         """
 
         async def work(tx: Tx) -> Event | None:
@@ -184,7 +187,8 @@ class RoleHolder(Account):
         """Record that the grant of a role has expired, and return the event ROLE_EXPIRED.
 
         In one transaction of SYSTEM, with a barrier mark, which has the effects of
-        `expire_in_transaction`. Whether the time has come is not checked again: `end` is one that
+        `expire_in_transaction` and returns what that returns: None, or another event, in special
+        cases. Whether the time has come is not checked again: `end` is one that
         `role_expiry.due` has returned.
         """
 
@@ -246,7 +250,10 @@ class RoleHolder(Account):
 
     async def warn_of_end(self, end: RoleEnd) -> bool:
         """Notify the user that the role ends soon, in one transaction; return whether that was
-        done. Not if they were warned already, the end was changed, or they do not have the role."""
+        done. Not if they were warned already, the end was changed, or they do not have the role.
+
+        Marks the end as warned of. Records no event.
+        """
 
         async def work(tx: Tx) -> bool:
             match = {"role": end.role, "until": end.until, "warn_at": end.warn_at}
@@ -272,8 +279,9 @@ class RoleHolder(Account):
     ) -> bool:
         """Apply the change to the user document if it matches the condition; return whether it did.
 
-        Also raises `authz_version` by `version`, and sets `authz_by` and `authz_at` to the actor
-        and the time. In the caller's transaction.
+        Also raises `authz_version` by `version`, so that the workers load the user's permissions
+        again, and sets `authz_by` and `authz_at` to the actor and the time. In the caller's
+        transaction. Records no event and ends no session.
         """
         update: dict[str, Any] = {**change, "$inc": {"authz_version": version}}
         changed = {"authz_by": user_ref(by.user_id), "authz_at": clock.now()}

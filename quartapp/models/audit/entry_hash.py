@@ -29,8 +29,9 @@ Path = tuple[str, ...]
 _STORED: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True, tzinfo=UTC)
 
 
-def commit(entry: Document) -> dict[str, Any]:
-    """Return the fields `salts` and `commitments` of an entry that has neither.
+def commitment_fields(entry: Document) -> dict[str, Any]:
+    """Return the fields `salts` and `commitments` for an entry that has neither. Does not change
+    the entry, and returns others at each call.
 
     There is a salt of 16 random bytes and a commitment for the IP address and for each detail that
     is not in LASTING, unless it is None.
@@ -82,7 +83,7 @@ def is_erased(entry: Document, path: Path) -> bool:
 
 
 def is_as_committed(entry: Document, path: Path) -> bool:
-    """Return whether the value is the one that the entry commits to."""
+    """Return whether the value is the one that the entry commits to; False without its salt."""
     salt, expected = value_at(entry.get("salts", {}), path), value_at(entry["commitments"], path)
     return isinstance(salt, bytes) and commitment(salt, value_at(entry, path)) == expected
 
@@ -104,6 +105,7 @@ def canonical(value: Any) -> bytes:
 
 
 def _tagged(value: Any) -> dict[str, Any]:
+    """Return a value that JSON does not have as an object with one key, which names its type."""
     if isinstance(value, ObjectId):
         return {"$oid": str(value)}
     if isinstance(value, datetime):
@@ -116,6 +118,7 @@ def _tagged(value: Any) -> dict[str, Any]:
 
 
 def _erasable(entry: Document) -> Iterator[Path]:
+    """Yield the paths of the values that `commitment_fields` commits to."""
     if entry.get("ip") is not None:
         yield ("ip",)
     for name, value in entry.get("details", {}).items():

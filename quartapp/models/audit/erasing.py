@@ -48,7 +48,7 @@ async def erase_details(
     """Remove the details that are not in LASTING from the entries that match, in batches.
 
     `account` is the account that is deleted; entries without a subject name it in `erased_for`.
-    Yields after each write how many entries it has read.
+    Also removes their salts. Not in a transaction. Yields the size of each batch, after its write.
     """
     unchanged = [{"$ifNull": ["$erased_for", []]}, [account]]
     named = {"$cond": [{"$ifNull": ["$subject", False]}, "$$REMOVE", {"$setUnion": unchanged}]}
@@ -66,9 +66,9 @@ async def erase_details(
 
 
 async def erase_address(account: PydanticObjectId) -> AsyncIterator[int]:
-    """Remove the IP address from the entries of what the account did, in batches.
+    """Remove the IP address from the entries of what the account did, with its salt, in batches.
 
-    Yields after each write how many entries it has read.
+    Not in a transaction. Yields the size of each batch, after its write.
     """
     async for ids in Event.batches({"actor.$id": account}):
         await documents(EVENTS).update_many({"_id": {"$in": ids}}, _without_address())
@@ -76,7 +76,8 @@ async def erase_address(account: PydanticObjectId) -> AsyncIterator[int]:
 
 
 async def erase_address_at_once(account: PydanticObjectId, tx: Tx) -> None:
-    """Remove the IP address from the entries of what the account did, in the caller's transaction.
+    """Remove the IP address from the entries of what the account did, with its salt, in one write
+    of the caller's transaction.
 
     For an account that nobody could sign in to, which has few entries.
     """
@@ -84,9 +85,10 @@ async def erase_address_at_once(account: PydanticObjectId, tx: Tx) -> None:
 
 
 async def erase_titles(author: PydanticObjectId) -> AsyncIterator[int]:
-    """Replace the titles of the author's posts in the entries that quote them, in batches.
+    """Replace the titles of the author's posts in the entries that quote them by A_POST,
+    and remove their salts, in batches.
 
-    Yields after each write how many entries it has read.
+    Not in a transaction. Yields the size of each batch, after its write.
     """
     blank = {"$set": {"details.title": A_POST}, "$unset": {"salts.details.title": ""}}
     async for ids in Event.batches({"details.author": author}):

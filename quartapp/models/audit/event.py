@@ -13,7 +13,7 @@ from pymongo import IndexModel
 from quartapp import clock
 from quartapp.activities import ACCOUNT_DELETED, Activity, catalogue
 from quartapp.db.mongo import Tx, transaction
-from quartapp.models.audit.entry_hash import commit, hash_of
+from quartapp.models.audit.entry_hash import commitment_fields, hash_of
 from quartapp.models.audit.event_receipts import KEPT, EventReceipts
 from quartapp.models.audit.receipt import SETTLED_AFTER, Reach, Receipt
 from quartapp.models.audit.seal import UnsealedEntry
@@ -114,7 +114,7 @@ class Event(AppendOnly):
         In the caller's transaction, which is `session`, or in one of its own.
         """
         document = get_dict(self, to_db=True, exclude=set(ELSEWHERE))
-        document |= commit(document)
+        document |= commitment_fields(document)
         unsealed = {"_id": self.id, "hash": hash_of(document)}
 
         async def work(tx: Tx) -> None:
@@ -156,8 +156,8 @@ class Event(AppendOnly):
 
         `tabs` is how many open tabs the workers reported at the barrier; without any it does not
         wait. `silent` says that a worker did not acknowledge the barrier. Reads the receipts
-        again after each pause. Stores both values with the receipts if tabs are still pending or a
-        worker was silent.
+        again after each pause. Sets both values and the receipts on this object. Stores both in the
+        database if tabs are still pending or a worker was silent.
         """
         self.counted_tabs, self.silent_worker = tabs, silent
         deadline, pause = clock.monotonic() + seconds, ASK_FIRST
@@ -167,7 +167,7 @@ class Event(AppendOnly):
             if read := await EventReceipts.get(self.id):
                 self.receipts = read.receipts
         if self.reach.pending or silent:
-            await EventReceipts.note(self.id, tabs=tabs, silent=silent)
+            await EventReceipts.store_barrier_result(self.id, tabs=tabs, silent=silent)
         return self.reach
 
     async def load_receipts(self) -> None:
@@ -209,10 +209,10 @@ class Event(AppendOnly):
         """Return at most `limit` events, newest first, with the links in the fields `fetch`
         replaced by the users.
 
-        `subject` limits them to events that happened to one user; `common` are the ids of events
-        about many users, which are returned besides. `verbs` limits them to these audit names. An
-        empty argument does not limit: without any, the events of all users are returned. `before`
-        is the id of the last event of the page before.
+        `subject` limits them to events that happened to one user or are listed in `common`, the ids
+        of events about many users. `verbs` limits them to these audit names. An empty argument does
+        not limit: without any, the events of all users are returned. `before` is the id of the last
+        event of the page before. The receipts of events that end sessions are read as well.
         """
         match: dict[str, Any] = {"subject.$id": subject} if subject else {}
         if common:
@@ -227,7 +227,8 @@ class Event(AppendOnly):
 
     @classmethod
     async def add_receipts(cls, events: Collection[Self]) -> None:
-        """Read the receipts of those events that can have any, with one query for all of them."""
+        """Read the receipts of those events that end sessions into these objects, with one query
+        for all of them."""
         ended = [event for event in events if catalogue.ends_sessions(event.verb)]
         stored = await EventReceipts.of_events([event.id for event in ended])
         for event in ended:

@@ -51,8 +51,8 @@ class EventReceipts(Record):
     async def keep(cls, event_id: PydanticObjectId, receipt: Receipt) -> None:
         """Store the receipt, in place of the last one of the same worker.
 
-        At most RECEIPTS are kept: the first receipt of one more worker removes that of the worker
-        whose first receipt is the oldest.
+        Inserts the document if the event has none. At most RECEIPTS are kept: the first receipt of
+        one more worker removes that of the worker whose first receipt is the oldest.
         """
         row, worker = receipt.model_dump(), receipt.worker
         mine = {"_id": event_id, "receipts.worker": worker}
@@ -67,7 +67,9 @@ class EventReceipts(Record):
                 return
 
     @classmethod
-    async def note(cls, event_id: PydanticObjectId, *, tabs: int, silent: bool) -> None:
+    async def store_barrier_result(
+        cls, event_id: PydanticObjectId, *, tabs: int, silent: bool
+    ) -> None:
         """Store how many open tabs the workers reported at the barrier, and whether a worker did
         not acknowledge it."""
         known = {"counted_tabs": tabs, "silent_worker": silent}

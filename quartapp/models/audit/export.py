@@ -39,7 +39,7 @@ class Format(StrEnum):
         return "text/csv; charset=utf-8" if self is Format.CSV else "application/jsonl"
 
 
-async def note_export(wanted: EventFilter, file_format: Format, *, by: Actor) -> None:
+async def record_export(wanted: EventFilter, file_format: Format, *, by: Actor) -> None:
     """Record the event AUDIT_EXPORTED, in an authorized transaction. Raises SessionOver and
     RightsChanged.
 
@@ -73,9 +73,10 @@ async def export(
 ) -> AsyncIterator[str]:
     """Yield the entries, newest first, as text in pieces of up to a few hundred lines.
 
-    Ends early after `rows` entries, after `seconds`, and when `allowed` returns False, which is
-    called before each piece. Then the last line says so, and gives the id of the last entry, with
-    which `after` continues.
+    Begins behind the entry of the id `after`. Ends early after `rows` entries, after `seconds`, and
+    when `allowed` returns False, which is called before each piece. Then the last line says so, and
+    gives the id of the last entry, with which `after` continues. Records no event: `record_export`
+    does.
     """
     yield _head(file_format)
     deadline = clock.monotonic() + seconds if seconds is not None else None
@@ -115,12 +116,14 @@ def _piece(file_format: Format, events: Sequence[Event]) -> str:
 
 
 def _cut(file_format: Format, why: str, last: PydanticObjectId | None) -> str:
+    """Return the last line of an export that has ended early."""
     if file_format is Format.CSV:
         return _csv([[f"# {why}", f"after={last or ''}"]])
     return f"{_json({'cut': why, 'after': last})}\n"
 
 
 def _row(event: Event) -> dict[str, Any]:
+    """Return the columns of an event whose actor and subject are fetched."""
     return {
         "id": event.id,
         "at": event.at,

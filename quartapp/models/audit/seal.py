@@ -18,7 +18,7 @@ from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
 from quartapp.db.mongo import Tx, transaction
-from quartapp.models.audit.entry_hash import canonical, commit, hash_of
+from quartapp.models.audit.entry_hash import canonical, commitment_fields, hash_of
 from quartapp.models.audit.event_receipts import KEPT
 from quartapp.models.base.append_only import AppendOnly
 from quartapp.models.base.record import Record, documents, first_id_at
@@ -107,8 +107,8 @@ async def seal() -> Sealed | None:
     """Append one seal with up to BATCH unsealed entries, oldest first; return None if there are
     none or another process appends it.
 
-    In one transaction. The number of the seal is its id, so of two processes at once only one
-    appends it, and the other returns None; the chain cannot fork.
+    In one transaction, which deletes their UnsealedEntry. The number of the seal is its id, so of
+    two processes at once only one appends it, and the other returns None; the chain cannot fork.
     """
 
     async def work(tx: Tx) -> Sealed | None:
@@ -133,13 +133,13 @@ async def seal() -> Sealed | None:
 async def adopt(
     after: PydanticObjectId | None = None,
 ) -> tuple[Sealed | None, PydanticObjectId | None]:
-    """Append one seal with those of the next BATCH entries that are neither sealed nor unsealed:
-    see `ADOPTING`. Return it, or None if there are none or another process appends a seal, and the
-    highest id up to which all is sealed now.
+    """Append one seal with those of the next BATCH entries that have no hash yet: no seal contains
+    them, and no UnsealedEntry has their id. Return it, or None without such entries, if ADOPTING is
+    over, or if another process appends a seal; and the id after which the next call goes on.
 
-    `after` is the latter of the call before; without it, the search begins where that of the last
-    seal ended. In one transaction, which also writes the salts and commitments into entries that
-    have none: those of earlier versions.
+    `after` is that id of the call before; without it, the search begins where that of the last seal
+    ended. Entries younger than SETTLED are left for later. In one transaction, which also writes
+    salts and commitments into entries that have none: those of earlier versions.
     """
     looked_to = after
 
@@ -154,7 +154,7 @@ async def adopt(
         found = documents(EVENTS).find({"_id": bounds}, session=tx).sort("_id", 1).limit(BATCH)
         rows = await found.to_list(None)
         looked_to = rows[-1]["_id"] if rows else start
-        known = await sealed_or_waiting([row["_id"] for row in rows], tx=tx)
+        known = await known_hashes([row["_id"] for row in rows], tx=tx)
         more = len(rows) == BATCH
         rows = [row for row in rows if row["_id"] not in known]
         if not rows:
@@ -174,7 +174,7 @@ async def _add_commitments(rows: Sequence[dict[str, Any]], tx: Tx) -> None:
     writes = []
     for row in rows:
         if "commitments" not in row:
-            row |= (fields := commit(row))
+            row |= (fields := commitment_fields(row))
             writes.append(UpdateOne({"_id": row["_id"]}, {"$set": fields}))
     if writes:
         await documents(EVENTS).bulk_write(writes, session=tx)
@@ -215,10 +215,11 @@ async def _append(
     return Sealed(document["_id"], document["hash"].hex(), len(entries), more)
 
 
-async def sealed_or_waiting(
+async def known_hashes(
     ids: Sequence[PydanticObjectId], *, tx: Tx | None = None
 ) -> dict[PydanticObjectId, bytes]:
-    """Return the hashes of those of these entries that wait for a seal or that a seal contains."""
+    """Return the stored hashes of those of these entries that a seal contains or that wait for one,
+    by the ids of the entries."""
     named = {"$in": list(ids)}
     # First those that wait: between the two queries an entry can only be sealed.
     waiting = documents(UnsealedEntry.Settings.name).find({"_id": named}, session=tx)

@@ -62,7 +62,8 @@ class EventFilter:
 
     @classmethod
     async def about(cls, person: PydanticObjectId | None, **limits: Any) -> Self:
-        """Return a filter with the events about many users that the person's document lists."""
+        """Return a filter with this person, the events about many users that the person's document
+        lists, and the other `limits`. Reads the document; without a person, makes no query."""
         row = person and await documents(USERS).find_one({"_id": person}, {"common_events": 1})
         return cls(person, (row or {}).get("common_events", ()), **limits)
 
@@ -133,10 +134,11 @@ async def page(
     before: PydanticObjectId | None = None,
     size: int,
 ) -> EventPage:
-    """Return a page of at most `size` entries with their actors, subjects and receipts.
+    """Return a page of at most `size` entries with their actors, subjects and receipts; the first
+    page without `after` and `before`.
 
     The entries follow the one with the id `after` in the list, so they are older, or precede the
-    one with the id `before`.
+    one with the id `before`, which takes precedence.
     """
     back = before is not None
     place = before if back else after

@@ -65,12 +65,14 @@ def undo_of(event: Event) -> Undo | None:
 
 
 async def undo(event: Event, *, by: Actor) -> Event | None:
-    """Do the opposite of what the event tells of, and return the event of that; None for an edit of
-    a role, which ends no sessions.
+    """Do the opposite of what the event tells of, with an operation such as `User.revoke`, and
+    return the event of that; None for an edit of a role, which ends no sessions.
 
     The caller has checked the permission of `undo_of(event)`, and waits with `wait_until_enforced`.
-    Raises NotUndone if there is no opposite, the time is over, or the same thing was changed again;
-    and the errors of the operation, such as LastAdministrator and MissingPermission.
+    Raises NotUndone if there is no opposite, the time is over, the same thing was changed again, or
+    the user or the role does not exist any more; RoleChanged for an edit after which the role was
+    edited again; and the errors of the operation, such as LastAdministrator, MissingPermission and
+    SessionOver.
     """
     how = undo_of(event)
     if how is None:

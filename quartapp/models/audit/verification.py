@@ -26,9 +26,9 @@ from quartapp.models.audit.seal import (
     SETTLED,
     ZERO,
     UnsealedEntry,
+    known_hashes,
     root_of,
     seal_hash,
-    sealed_or_waiting,
 )
 from quartapp.models.base.record import documents
 from quartapp.models.base.references import EVENTS, USERS
@@ -59,7 +59,9 @@ class Verification:
     _complete_at: datetime | None = None
 
     async def faults(self) -> AsyncIterator[str]:
-        """Yield one line for each fault. Changes nothing. Raises what the driver raises."""
+        """Yield one line for each fault; none if the log is as the chain says. Changes nothing in
+        the database. Raises what the driver raises. Also a fault for each hash of `expected` that
+        no seal has."""
         async for fault in self._check_seals():
             yield fault
         async for fault in self._check_waiting():
@@ -90,6 +92,7 @@ class Verification:
                 self._complete_at = seal["at"]
 
     def _faults_of_seal(self, seal: Row) -> Iterator[str]:
+        """Yield what is wrong with the seal itself, and with its place behind the one before."""
         number, before = seal["_id"], self.newest
         expected = before["_id"] + 1 if before else 1
         if number != expected and not (before is None and _may_follow_expired(seal)):
@@ -164,7 +167,7 @@ class Verification:
         cursor = documents(EVENTS).find({}, {"_id": 1}, batch_size=BATCH).sort("_id", 1)
         while rows := await cursor.to_list(BATCH):
             ids = [row["_id"] for row in rows]
-            known = await sealed_or_waiting(ids)
+            known = await known_hashes(ids)
             for entry in ids:
                 if entry in known:
                     continue
@@ -205,11 +208,12 @@ def _owners(row: Row, path: Path) -> set[ObjectId]:
 
 
 async def _deleted(accounts: Collection[ObjectId]) -> set[ObjectId]:
-    """Return those of the accounts whose deletion is in the chain, or is under way."""
+    """Return those of the accounts that are being erased, or whose event ACCOUNT_DELETED is in the
+    chain with its hash."""
     named = {"$in": list(accounts)}
     match = {"subject.$id": named, "verb": ACCOUNT_DELETED.audit}
     rows = await documents(EVENTS).find(match).to_list(None)
-    hashes = await sealed_or_waiting([row["_id"] for row in rows]) if rows else {}
+    hashes = await known_hashes([row["_id"] for row in rows]) if rows else {}
     deleted = {row["subject"].id for row in rows if hashes.get(row["_id"]) == hash_of(row)}
     erasing = {"_id": named, "erasing_until": {"$ne": None}}
     return deleted | {row["_id"] async for row in documents(USERS).find(erasing, {"_id": 1})}

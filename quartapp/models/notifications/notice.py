@@ -123,7 +123,8 @@ async def notify_all(
     """Store the same notification for many users, in three operations for any number of them.
 
     In the caller's transaction. Increments `notice_seq` of each user, which is the number of the
-    notification; ids without a user are ignored. Raises TypeError for an activity without a
+    notification; ids without a user are ignored. Queues no emails, whatever the users have chosen.
+    Raises TypeError for an activity without a
     notification.
     """
     kind, match = activity.notification_kind, {"_id": {"$in": list(user_ids)}}

@@ -41,7 +41,7 @@ async def issue(user: User) -> str:
 
 async def user_to_restore(token: str) -> User | None:
     """Return the user whose account the token can restore; None if the token is not valid any more,
-    or the account is active. Does not use it up."""
+    or the account is active. Reads the database, and does not use the token up."""
     found = await Token.usable(Purpose.RETURN, token)
     return found[1] if found and not found[1].is_active else None
 

@@ -435,7 +435,7 @@ async def export(user: User) -> AsyncIterator[str]:
     yield "\n}\n"
 
 
-async def note_export(user: User, *, by: Actor) -> None:
+async def record_export(user: User, *, by: Actor) -> None:
     """Record the event DATA_EXPORTED, in an authorized transaction. Raises SessionOver and
     RightsChanged.
     """

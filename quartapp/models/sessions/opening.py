@@ -118,8 +118,9 @@ async def is_known_browser(
 
 
 async def _end_oldest(user: User, *, keep: int, by: Actor) -> bool:
-    """End the user's oldest active sessions but for the newest `keep`. Return whether there were
-    more, also if another request has ended them meanwhile.
+    """End the user's oldest active sessions but for the newest `keep`, with the effects of
+    `end_sessions`. Return whether there were more, also if another request has ended them
+    meanwhile.
     """
     # Runs after the commit of the new session, so that of several sign-ins at once the last one
     # finds all of their sessions. Sessions with another password, or without the factor that the

@@ -17,7 +17,7 @@ from quartapp.forms.audit import EventFilterForm, local_value
 from quartapp.i18n import gettext as _
 from quartapp.i18n.times import current_zone
 from quartapp.log import log
-from quartapp.models.audit.export import Format, export, note_export
+from quartapp.models.audit.export import Format, export, record_export
 from quartapp.models.audit.search import EXAMINED, EventFilter, EventPage, find_person, page
 from quartapp.policy import Permission
 from quartapp.routes.audit.log_entries import log_entries
@@ -87,7 +87,7 @@ async def export_events() -> Any:
         return see_other(with_next("/confirm", f"/admin/events?{urlencode(_filters())}"))
     if request.method == "HEAD":
         return Response(b"", content_type=file_format.content_type)
-    await note_export(wanted, file_format, by=current_user.actor)
+    await record_export(wanted, file_format, by=current_user.actor)
     log.info("audit_exported", user=current_user.username, format=file_format.value)
     lines = export(
         wanted,

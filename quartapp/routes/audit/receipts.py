@@ -11,7 +11,7 @@ from quartapp.auth import current_user
 from quartapp.i18n import gettext as _
 from quartapp.i18n import lazy_gettext
 from quartapp.models import Event
-from quartapp.models.accounts.bulk_action import Action, BulkAction, succeeded
+from quartapp.models.accounts.bulk_action import Action, BulkAction, count_done
 from quartapp.models.audit.receipt import Reach
 from quartapp.models.base.references import linked_id
 from quartapp.policy import Permission, may
@@ -53,7 +53,7 @@ async def show_bulk(bulk_id: str) -> str:
         action=found,
         label=ACTION_LABELS[found.action],
         users=users,
-        done=succeeded(found.results),
+        done=count_done(found.results),
         receipt=receipt_element(f"/receipts/bulk/{found.id}", reach),
     )
 

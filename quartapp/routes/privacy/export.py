@@ -42,7 +42,7 @@ async def export() -> Any:
             whom = str(user.id), settings().limit_export
             await rate_limits.count("export", whom)
             try:
-                await personal_data.note_export(user, by=current_user.actor)
+                await personal_data.record_export(user, by=current_user.actor)
                 log.info("user_exported", user=user.username)
                 return await _attachment(user)
             except Exception:

@@ -16,7 +16,7 @@ from quartapp.db.mongo import Database
 from quartapp.jobs import audit_sealer
 from quartapp.models.accounts.user import User
 from quartapp.models.audit import seal as seals
-from quartapp.models.audit.entry_hash import LASTING, commit, hash_of
+from quartapp.models.audit.entry_hash import LASTING, commitment_fields, hash_of
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.event_receipts import KEPT
 from quartapp.models.audit.seal import Seal, seal_hash
@@ -212,7 +212,7 @@ async def test_a_backdated_entry_is_found_though_it_is_sealed(db: Database) -> N
         before = clock.now() - DAY
         dated = {"_id": first_id_at(before)} if field == "_id" else {"at": before}
         forged = {"_id": PydanticObjectId(), "at": clock.now(), "verb": "x", "details": {}, **dated}
-        forged |= commit(forged)
+        forged |= commitment_fields(forged)
         await db["events"].insert_one(forged)
         await db["unsealed"].insert_one({"_id": forged["_id"], "hash": hash_of(forged)})
         await audit_sealer.seal_all()

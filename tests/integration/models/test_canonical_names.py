@@ -80,7 +80,7 @@ async def test_an_address_edited_in_the_database_finds_its_account(db: Database)
         assert not_none(await User.by_login(typed)).id == ada.id
     for typed in ("ada@example.org", "ada"):
         assert await User.by_login(typed) is None
-    assert await canonical.set_right() == []
+    assert await canonical.correct_all() == []
     stored = not_none(await reloaded(ada))
     assert (stored.canonical_username, stored.canonical_email) == ("countess", "ada@new.example")
     await register("ada", "ada@example.org")
@@ -126,7 +126,7 @@ async def test_the_older_of_two_accounts_with_one_mailbox_signs_in_by_address(
     assert not_none(await User.by_login("younger")).email == ASCII
     assert not_none(await User.by_login("third@EXAMPLE.org")).canonical_email == "third@example.org"
     # The conflict is reported at each start, until one of the addresses changes.
-    assert await canonical.fill_in() == await canonical.set_right() == [conflict]
+    assert await canonical.fill_in() == await canonical.correct_all() == [conflict]
     change = {"$set": address_fields("older@example.org")}
     await db["users"].update_one({"username": "older"}, change)
     assert not_none(await User.by_login(UNICODE)).username == "younger"

@@ -394,7 +394,7 @@ async def test_an_export_is_recorded_before_it_begins(
     async def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(log_routes, "note_export", fail)
+    monkeypatch.setattr(log_routes, "record_export", fail)
     answer = await exported(root)
     assert answer.status == 500
     assert "granted" not in answer.text

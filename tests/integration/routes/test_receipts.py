@@ -113,7 +113,7 @@ async def test_a_receipt_is_refreshed_until_it_is_complete(
 async def test_tabs_of_a_stopped_worker_are_reported_as_unknown(ada: Visitor) -> None:
     event = await record_event(ada, acked=1, missed=0)
     past = event.at - 2 * SETTLED_AFTER
-    await EventReceipts.note(event.id, tabs=4, silent=False)
+    await EventReceipts.store_barrier_result(event.id, tabs=4, silent=False)
     await Event.get_motor_collection().update_one({"_id": event.id}, {"$set": {"at": past}})
     page = (await ada.get(f"/receipts/{event.id}")).text
     assert "; 3 unknown because a worker stopped, refused at their next request." in page
