@@ -3,12 +3,16 @@
 `python -m bench.growth [--sizes 1e3,1e5,1e6]` builds a database for each size, with this many users
 and as many sessions, audit events and notifications (`bench.population`). In turns for all sizes,
 it requests every list, search, page and count, and runs commands, in this process and without a
-network.
+network (`bench.site`).
 
 Each row is the median processor time of the application and the database together, which other load
 on the machine hardly changes; `--wall` gives the time that passed instead. The goal is a ratio of
 at most 1.3 between the largest size and the smallest; the exit status is 1 if a row does not meet
 it.
+
+`--explain` counts instead: the index entries and documents that the queries of each row examine, as
+the database explains them. These do not depend on the load of the machine at all. `--keep FOLDER`
+builds the databases there, or uses those that are there, and leaves them.
 """
 
 from __future__ import annotations
@@ -20,15 +24,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import count
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext, redirect_stderr
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from random import Random
 from typing import Any
-from urllib.parse import quote
 
 from limits import parse
 from pydantic import SecretStr
@@ -36,268 +36,133 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from bench.crowd import this_machine
-from bench.population import BUSY, BUSY_EACH, CREW, email, populate, user_id, username
-from quartapp import create_app, models, startup
-from quartapp.cli import roles as role_commands
-from quartapp.cli import users as user_commands
+from bench.examined import Examined
+from bench.population import populate
+from bench.rows import BUSY, user_id
+from bench.site import Cursors, Measured, site
+from quartapp import models, startup
 from quartapp.db import embedded, mongo
 from quartapp.models import Role
 from quartapp.models.accounts.registration import register
 from quartapp.models.base.actor import SYSTEM
-from quartapp.models.sessions import expiry
-from quartapp.runtime import runtime_of
 from quartapp.security.passwords import PasswordHasher
 from quartapp.settings import Settings
 from tests.conftest import PASSWORD
-from tests.integration.routes.conftest import Visitor, Visitors
 
 GOAL = 1.3
 ROUNDS, REPEATS = 2, 10
-# The commands change this user, whose account is active and owns few documents.
-TARGET = username(15)
+# A second run of these would change nothing.
+PAIRED = ("grant", "revoke", "disable", "enable")
+LIMITS = ("limit_registration", "limit_sign_in_address", "limit_sign_in", "limit_mail")
+# The collection of a database that is complete: its only document has the time of the rows.
+BUILT = "bench.built"
+# The caches of the embedded database, and while a database is built.
+CACHE, BUILD_CACHE = "256M", "1500M"
+# `explain` prints the queries that examine more than this.
+SHOWN = 200
+WIDTH = 400
 
-Measured = Callable[[], Awaitable[None]]
-_turns = count()
+Figures = dict[str, dict[int, float]]
 
 
-@dataclass(frozen=True)
-class Cursors:
-    """Places in the middle and at the end of the lists, as the pages take them in `after`."""
+class Databases:
+    """The databases of all sizes, on one server. `clocks` are what measures the time used."""
 
-    user: str
-    account: str
-    seen: str
-    event: str
-    post: str
-    busy_post: str
-    invitation: str
-    request: str
-    session: str
-    last_session: str
-    notice: str
+    def __init__(self, folder: Path, uri: str, sizes: list[int]) -> None:
+        self.uri = uri
+        self.client: MongoClient[Any] = MongoClient(uri)
+        self.settings = {
+            size: Settings.load(
+                mongodb_uri=SecretStr(uri),
+                mongodb_db=f"growth{size}",
+                data=folder / "data",
+                allow_old_mongodb=True,
+                bcrypt_cost=4,
+                **{name: parse("1000000 per hour") for name in LIMITS},
+            )
+            for size in sizes
+        }
+        self.at: dict[int, Cursors] = {}
 
     @classmethod
-    def of(cls, database: Database[Any], size: int) -> Cursors:
-        def middle(name: str) -> str:
-            found = database[name].find({}, {"_id": 1}).sort("_id", 1)
-            return str(found.skip(database[name].estimated_document_count() // 2).next()["_id"])
+    @asynccontextmanager
+    async def running(cls, folder: Path, sizes: list[int]) -> AsyncIterator[Databases]:
+        """Start the server with this folder, and build the databases that are missing."""
+        async with embedded.running(folder / "db") as mongod:
+            databases = cls(folder, mongod.uri, sizes)
+            # Otherwise the rows of a kept database would expire.
+            databases.set("ttlMonitorEnabled", False)
+            for size in sizes:
+                databases.at[size] = await databases.prepare(size)
+            with databases.client:
+                yield databases
 
-        active = database["sessions"].find(expiry.active_filter(datetime.now(UTC)))
-        sessions = sorted((row["seen_at"], row["_id"]) for row in active)
+    def set(self, name: str, value: Any) -> None:
+        """Set a parameter of the server until it ends."""
+        self.client.admin.command({"setParameter": 1, name: value})
 
-        def place(number: int) -> str:
-            seen, key = sessions[number]
-            return quote(f"{seen.replace(tzinfo=UTC).isoformat()}_{key}")
+    def of_size(self, size: int) -> Database[Any]:
+        return self.client[self.settings[size].mongodb_db]
 
-        used = database["users"].find({"seen_at": {"$ne": None}}).sort("seen_at", -1)
-        used_at = used.skip(size // 2).next()
-        first = database["posts"].find_one({"author.$id": user_id(BUSY)}, sort=[("_id", 1)])
-        assert first is not None
-        return cls(
-            user=username(size // 2),
-            account=str(user_id(size // 2)),
-            seen=quote(f"{used_at['seen_at'].replace(tzinfo=UTC).isoformat()}_{used_at['_id']}"),
-            event=middle("events"),
-            post=middle("posts"),
-            busy_post=str(first["_id"]),
-            invitation=middle("invitations"),
-            request=middle("role_requests"),
-            session=place(len(sessions) // 2),
-            last_session=place(0),
-            notice=str(size // BUSY_EACH // 2),
-        )
+    async def prepare(self, size: int) -> Cursors:
+        """Build the database of this size, or renew the one that is there."""
+        began, database = time.perf_counter(), self.of_size(size)
+        built = database[BUILT].find_one()
+        if built:
+            await asyncio.to_thread(renew, database, built["at"])
+            # There may be new indexes.
+            await startup.prepare(self.settings[size])
+        else:
+            self.set("wiredTigerEngineRuntimeConfig", f"cache_size={BUILD_CACHE}")
+            self.set("maxIndexBuildMemoryUsageMegabytes", 600)
+            # What an interrupted run has left.
+            self.client.drop_database(database.name)
+            at = datetime.now(UTC)
+            await asyncio.to_thread(populate, database, size, uri=self.uri)
+            await startup.prepare(self.settings[size])
+            await self._add_people(size)
+            database[BUILT].insert_one({"at": at})
+            self.set("wiredTigerEngineRuntimeConfig", f"cache_size={CACHE}")
+        cursors = await asyncio.to_thread(Cursors.of, database, size)
+        seconds = time.perf_counter() - began
+        print(f"{size:,} users: {'renewed' if built else 'built'} in {seconds:.0f} s", flush=True)
+        return cursors
 
-
-@dataclass
-class Site:
-    """A running application on a database of one size.
-
-    `root` is an administrator and `busy` the user with a tenth of all events and notifications.
-    """
-
-    size: int
-    visitors: Visitors
-    root: Visitor
-    busy: Visitor
-    at: Cursors
-    random: Random
-
-    def rows(self) -> dict[str, Measured]:
-        """Return what is measured, by the name of its row."""
-        rows = {path: self._get(self.busy, path) for path in OWN_PAGES}
-        for name, path in {
-            "/account/timeline, deep": f"/account/timeline?after={self.at.event}",
-            "/account/notices, deep": f"/account/notices?after={self.at.notice}",
-        }.items():
-            rows[name] = self._get(self.busy, path)
-        for name, path in {
-            "/admin, the dashboard": "/admin",
-            "/admin/users": "/admin/users",
-            "/admin/users, deep": f"/admin/users?after={self.at.user}",
-            "/admin/users, all match": "/admin/users?q=user",
-            "/admin/users, all match, deep": f"/admin/users?q=user&after={self.at.user}",
-            "/admin/users, none matches": "/admin/users?q=zzz",
-            **{f"/admin/users?{query}": f"/admin/users?{query}" for query in LISTS_OF_USERS},
-            "/admin/users, by creation, deep": f"/admin/users?sort=created&after={self.at.account}",
-            "/admin/users, by last use, deep": f"/admin/users?sort=seen&after={self.at.seen}",
-            "/admin/users/NAME, busy": f"/admin/users/{username(BUSY)}",
-            "/admin/roles": "/admin/roles",
-            "/admin/roles/NAME": f"/admin/roles/{CREW}",
-            "/admin/sessions": "/admin/sessions",
-            "/admin/sessions, deep": f"/admin/sessions?after={self.at.session}",
-            "/admin/sessions, last page": f"/admin/sessions?after={self.at.last_session}",
-            "/admin/events": "/admin/events",
-            "/admin/events, deep": f"/admin/events?after={self.at.event}",
-            "/admin/events, newer": f"/admin/events?before={self.at.event}",
-            "/admin/events, person": f"/admin/events?person={username(BUSY)}",
-            "/admin/events, kind": "/admin/events?kind=role.granted",
-            "/admin/events, address": "/admin/events?ip=192.0.2.1",
-            "/admin/events, all filters": (
-                f"/admin/events?person={username(BUSY)}&kind=role.granted&ip=192.0.2.1&q=member"
-            ),
-            "/admin/events, no match": "/admin/events?kind=role.granted&ip=192.0.2.1&q=nothing",
-            "/admin/invitations": "/admin/invitations",
-            "/admin/invitations, deep": f"/admin/invitations?after={self.at.invitation}",
-            "/admin/requests": "/admin/requests",
-            "/admin/requests, deep": f"/admin/requests?after={self.at.request}",
-            "/admin/requests, decided": f"/admin/requests?view=decided&after={self.at.request}",
-            "/posts": "/posts",
-            "/posts, deep": f"/posts?after={self.at.post}",
-            "/posts?q=, a word of all": "/posts?q=posts",
-            "/posts?q=, deep": f"/posts?q=posts&after={self.at.post}",
-            "/posts?q=, two words": "/posts?q=text+tenth",
-            "/posts?q=, two words, deep": f"/posts?q=text+tenth&after={self.at.post}",
-            "/posts?q=, one post": "/posts?q=post+500",
-            "/posts?q=, none": "/posts?q=text+zzz",
-            "/posts/ID, many comments": f"/posts/{self.at.busy_post}",
-            "/users/NAME, busy": f"/users/{username(BUSY)}",
-            "/users/NAME, busy, deep": f"/users/{username(BUSY)}?after={self.at.post}",
-        }.items():
-            rows[name] = self._get(self.root, path)
-        return rows | {
-            "/admin/users, a username": self._search(self._someone),
-            "/admin/users, an address": self._search(self._address),
-            "/admin/users, half an address": self._search(lambda: self._address()[:7]),
-            "/admin/users, many addresses": self._search(lambda: self._address()[:1]),
-            "/admin/users/NAME": lambda: self._show("/admin/users/"),
-            "/users/NAME": lambda: self._show("/users/"),
-            "sign in": lambda: self._sign_in("entrant", 303),
-            "sign in, unknown name": lambda: self._sign_in(f"nobody{next(_turns)}", 422),
-            "register": self._register,
-            "POST grant": lambda: self._post(f"{TARGET}/grants", role="moderator"),
-            "POST revoke": lambda: self._post(f"{TARGET}/grants/moderator/revoke"),
-            "POST disable": lambda: self._post(f"{TARGET}/disable"),
-            "POST enable": lambda: self._post(f"{TARGET}/enable"),
-            "user list --limit 50": lambda: self._list(limit=50),
-            "user list --search": lambda: self._list(search=self._address()),
-            "user show": lambda: run(user_commands.show, username=self._someone()),
-            "user grant": lambda: run(user_commands.grant, username=TARGET, role="moderator"),
-            "user revoke": lambda: run(user_commands.revoke, username=TARGET, role="moderator"),
-            "user disable": lambda: run(user_commands.disable, username=TARGET, day=None),
-            "user enable": lambda: run(user_commands.enable, username=TARGET),
-            "role list": lambda: run(role_commands.list_roles),
-        }
-
-    def _someone(self) -> str:
-        """Return the username of a random active user."""
-        return username(10 * self.random.randrange(1, self.size // 10) + 5)
-
-    def _address(self) -> str:
-        return email(self.random.randrange(self.size))
-
-    def _get(self, visitor: Visitor, path: str) -> Measured:
-        async def ask() -> None:
-            answer = await visitor.get(path)
-            assert answer.status == 200, (path, answer.status, answer.text)
-
-        return ask
-
-    def _search(self, text: Callable[[], str]) -> Measured:
-        async def ask() -> None:
-            sought = text()
-            answer = await self.root.get(f"/admin/users?q={quote(sought)}")
-            assert answer.text.count(sought) > 1, answer.text
-
-        return ask
-
-    async def _show(self, path: str) -> None:
-        answer = await self.root.get(path + self._someone())
-        assert answer.status == 200, answer.text
-
-    async def _sign_in(self, name: str, status: int) -> None:
-        answer = await Visitor(self.visitors.app, name).sign_in()
-        assert answer.status == status, answer.text
-
-    async def _list(self, search: str = "", limit: int | None = None) -> None:
-        await run(user_commands.list_users, search=search, after=None, limit=limit)
-
-    async def _register(self) -> None:
-        answer = await self.visitors.anonymous().register(f"new{time.time_ns()}")
-        assert answer.status == 303, answer.text
-
-    async def _post(self, path: str, **fields: str) -> None:
-        answer = await self.root.post(f"/admin/users/{path}", **fields)
-        assert answer.status == 303, answer.text
+    async def _add_people(self, size: int) -> None:
+        """Create the two users who sign in."""
+        settings = self.settings[size]
+        hasher = PasswordHasher.of(settings)
+        password = await hasher.hash(PASSWORD)
+        hasher.close()
+        new = {"$set": {"password_hash": password}}
+        self.of_size(size)["users"].update_one({"_id": user_id(BUSY)}, new)
+        async with mongo.connected(settings, models.DOCUMENTS):
+            for name, role in (("root", "admin"), ("entrant", "member")):
+                held = await Role.named(role)
+                assert held is not None
+                address = f"{name}@example.org"
+                await register(name, address, password, roles=[held], by=SYSTEM, verified=True)
 
 
-# Filters and orders of the list of users.
-LISTS_OF_USERS = (
-    *("sort=created", "sort=seen", "sort=seen&before=_ffffffffffffffffffffffff"),
-    *(f"role={CREW}&sort=created", f"role={CREW}&sort=seen", "status=active&sort=seen"),
-    *("status=disabled&sort=seen", "status=closing", f"status=unverified&role={CREW}&sort=created"),
-    *("factor=none&sort=seen", "q=user&sort=seen", "q=user&status=disabled", "role=moderator"),
-    *("status=closing&role=admin", "status=unverified&factor=none&sort=created"),
-)
-OWN_PAGES = (
-    *("/api/me", "/", "/account", "/account/sessions", "/account/factors", "/account/timeline"),
-    *("/account/notices", "/account/roles", "/account/export", "/account/delete"),
-)
+def renew(database: Database[Any], built: datetime) -> None:
+    """Move the sessions that were in use when the database was built to the present."""
+    now = datetime.now(UTC)
+    by = int((now - built.replace(tzinfo=UTC)) / timedelta(milliseconds=1))
+    moved = ("created_at", "seen_at", "expires_at", "confirmed_at")
+    recent = {"idle_seconds": 1800, "seen_at": {"$gte": built - timedelta(minutes=10)}}
+    later = {name: {"$add": [f"${name}", by]} for name in moved}
+    database["sessions"].update_many(recent, [{"$set": later}])
+    database[BUILT].update_one({}, {"$set": {"at": now}})
 
 
-async def run(command: Any, **words: Any) -> None:
-    """Run the body of a command of the command line, on the connection of the application."""
-    with redirect_stdout(io.StringIO()):
-        await command.callback.__wrapped__(**words)
-
-
-@asynccontextmanager
-async def site(settings: Settings, size: int, at: Cursors) -> AsyncIterator[Site]:
-    """Start the application on the database, and sign the two users in."""
-    app = create_app(settings)
-    async with app.test_app():
-        visitors = Visitors(app)
-        root, busy = Visitor(app, "root"), Visitor(app, username(BUSY))
-        for visitor in (root, busy):
-            answer = await visitor.sign_in()
-            assert answer.status == 303, answer.text
-        yield Site(size, visitors, root, busy, at, Random(size))
-        assert runtime_of(app).change_stream.live
-
-
-async def prepare(settings: Settings, database: Database[Any], size: int) -> Cursors:
-    """Fill the database, and create the two users who sign in."""
-    began = time.perf_counter()
-    await startup.prepare(settings)
-    await asyncio.to_thread(populate, database, size)
-    hasher = PasswordHasher.of(settings)
-    password = await hasher.hash(PASSWORD)
-    hasher.close()
-    database["users"].update_one({"_id": user_id(BUSY)}, {"$set": {"password_hash": password}})
-    async with mongo.connected(settings, models.DOCUMENTS):
-        for name, role in (("root", "admin"), ("entrant", "member")):
-            held = await Role.named(role)
-            assert held is not None
-            address = f"{name}@example.org"
-            await register(name, address, password, roles=[held], by=SYSTEM, verified=True)
-    cursors = await asyncio.to_thread(Cursors.of, database, size)
-    print(f"{size:,} users: built in {time.perf_counter() - began:.0f} s", flush=True)
-    return cursors
-
-
-async def measure(sizes: list[int], only: str, *, wall: bool) -> dict[str, dict[int, float]]:
-    """Return the median seconds of each row, by size."""
+async def measure(databases: Databases, only: str, *, wall: bool) -> Figures:
+    """Return the median milliseconds of each row, by size."""
     times: dict[str, dict[int, list[float]]] = {}
     clocks: list[int] = [time.CLOCK_MONOTONIC] if wall else [time.CLOCK_PROCESS_CPUTIME_ID]
+    if not wall:
+        process = databases.client.admin.command("serverStatus")["pid"]
+        # What clock_getcpuclockid(3) returns for the process of the database.
+        clocks.append((~int(process) << 3) | 2)
 
     def seconds_used() -> float:
         return sum(map(time.clock_gettime, clocks))
@@ -307,71 +172,82 @@ async def measure(sizes: list[int], only: str, *, wall: bool) -> dict[str, dict[
             began = seconds_used()
             await work()
             seconds = seconds_used() - began
-            times.setdefault(name, {}).setdefault(size, []).append(seconds)
+            times.setdefault(name, {}).setdefault(size, []).append(seconds * 1000)
 
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        async with embedded.running(Path(folder) / "db") as mongod:
-            client: MongoClient[Any] = MongoClient(mongod.uri)
-            if not wall:
-                process = client.admin.command("serverStatus")["pid"]
-                # What clock_getcpuclockid(3) returns for the process of the database.
-                clocks.append((~int(process) << 3) | 2)
-            settings = {
-                size: Settings.load(
-                    mongodb_uri=SecretStr(mongod.uri),
-                    mongodb_db=f"growth{size}",
-                    data=Path(folder) / "data",
-                    allow_old_mongodb=True,
-                    bcrypt_cost=4,
-                    **{name: parse("1000000 per hour") for name in LIMITS},
-                )
-                for size in sizes
-            }
-            at = {
-                size: await prepare(each, client[each.mongodb_db], size)
-                for size, each in settings.items()
-            }
-            for turn in range(ROUNDS + 1):
-                for size in sizes:
+    for turn in range(ROUNDS + 1):
+        for size, settings in databases.settings.items():
 
-                    async def start(size: int = size) -> None:
-                        await startup.prepare(settings[size])
+            async def start(settings: Settings = settings) -> None:
+                await startup.prepare(settings)
 
-                    # The first turn fills caches.
-                    kept = turn > 0
-                    if not only or only in "start-up":
-                        await timed("start-up", size, start, 3)
-                    async with site(settings[size], size, at[size]) as here:
-                        for name, work in here.rows().items():
-                            if only in name:
-                                paired = any(name.endswith(verb) for verb in PAIRED)
-                                await timed(name, size, work, 1 if paired else REPEATS)
-                    if not kept:
-                        for row in times.values():
-                            row.pop(size, None)
-            client.close()
+            # The first turn fills caches.
+            kept = turn > 0
+            if not only or only in "start-up":
+                await timed("start-up", size, start, 3)
+            async with site(settings, size, databases.at[size]) as here:
+                for name, work in here.rows().items():
+                    if only in name:
+                        paired = name.endswith(PAIRED)
+                        await timed(name, size, work, 1 if paired else REPEATS)
+            if not kept:
+                for row in times.values():
+                    row.pop(size, None)
     return {
-        name: {size: statistics.median(row[size]) for size in sizes} for name, row in times.items()
+        name: {size: statistics.median(each) for size, each in row.items()}
+        for name, row in times.items()
     }
 
 
-# A second run of these would change nothing.
-PAIRED = ("grant", "revoke", "disable", "enable")
-LIMITS = (*("limit_registration", "limit_sign_in_address", "limit_sign_in", "limit_mail"),)
+async def explain(databases: Databases, only: str) -> Figures:
+    """Return the number of index entries and documents that each row examines, by size.
+
+    Prints the queries that examine more than SHOWN.
+    """
+    figures: Figures = {}
+    examined = Examined()
+    examined.install()
+    for size, settings in databases.settings.items():
+        async with site(settings, size, databases.at[size]) as here:
+            for name, work in here.rows().items():
+                if only not in name:
+                    continue
+                # The first request fills the caches of the application.
+                if not name.endswith(PAIRED):
+                    await work()
+                examined.take()
+                await work()
+                found = examined.explain(databases.of_size(size))
+                figures.setdefault(name, {})[size] = sum(each.number for each in found)
+                for each in found:
+                    if each.number > SHOWN:
+                        print(f"{size:,} users, {name}: {each}"[:WIDTH], flush=True)
+    return figures
 
 
-def report(rows: dict[str, dict[int, float]], sizes: list[int]) -> bool:
+def report(rows: Figures, sizes: list[int], unit: str) -> bool:
     """Print the table; return whether all rows meet the goal."""
-    print(f"{'milliseconds':32}" + "".join(f"{size:>12,}" for size in sizes) + "   ratio")
+    print(f"{unit:32}" + "".join(f"{size:>12,}" for size in sizes) + "   ratio")
     missed = []
     for name, row in rows.items():
-        ratio = row[sizes[-1]] / row[sizes[0]]
+        ratio = (row[sizes[-1]] or 1) / (row[sizes[0]] or 1)
         if ratio > GOAL:
             missed.append(name)
-        figures = "".join(f"{row[size] * 1000:12.1f}" for size in sizes)
+        figures = "".join(f"{row[size]:12.1f}" for size in sizes)
         print(f"{name:32}{figures}{ratio:8.2f}{'' if ratio <= GOAL else '  above the goal'}")
     print(f"goal: every ratio at most {GOAL}: {', '.join(missed) or 'met'}")
     return not missed
+
+
+async def main(options: argparse.Namespace) -> bool:
+    """Build, measure and report; return whether all rows meet the goal."""
+    sizes = [int(float(size)) for size in options.sizes.split(",")]
+    temporary = tempfile.TemporaryDirectory(prefix="bench-")
+    with nullcontext(options.keep) if options.keep else temporary as folder:
+        async with Databases.running(Path(folder), sizes) as databases:
+            if options.explain:
+                return report(await explain(databases, options.only), sizes, "examined")
+            figures = await measure(databases, options.only, wall=options.wall)
+            return report(figures, sizes, "milliseconds")
 
 
 if __name__ == "__main__":
@@ -379,9 +255,12 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", default="1e3,1e5,1e6")
     parser.add_argument("--only", default="", help="Measure only rows whose name contains this.")
     parser.add_argument("--wall", action="store_true", help="Measure the time that passes.")
-    options = parser.parse_args()
-    numbers = [int(float(size)) for size in options.sizes.split(",")]
+    parser.add_argument("--explain", action="store_true", help="Count what the queries examine.")
+    parser.add_argument("--keep", help="Folder of databases that are kept for further runs.")
     # The log of the application goes to standard error.
+    arguments = parser.parse_args()
+    if arguments.keep:
+        Path(arguments.keep).mkdir(parents=True, exist_ok=True)
     with this_machine(), redirect_stderr(io.StringIO()):
-        found = asyncio.run(measure(numbers, options.only, wall=options.wall))
-    sys.exit(not report(found, numbers))
+        met = asyncio.run(main(arguments))
+    sys.exit(not met)

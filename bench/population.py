@@ -1,84 +1,111 @@
 """A database with any number of users, written directly: for `bench.growth` and the query checks.
 
-For `count` users there are as many sessions, audit events and notifications, half as many posts and
-comments, and a tenth or a hundredth of the rest. One user, BUSY, has a tenth of the events,
-notifications, posts and comments, so that a page of one user is measured with many rows too.
+`bench.rows` has the documents. Several processes insert them, and the indexes are built at the end:
+a million users take minutes instead of an hour.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
-from bson import DBRef, ObjectId
-from pymongo import WriteConcern
+from bson import Binary, ObjectId
+from pymongo import MongoClient, WriteConcern
 from pymongo.database import Database
 
+from bench.rows import CREW, MONTH, Row, collections
 from quartapp import models
-from quartapp.activities import (
-    ACCOUNT_CREATED,
-    COMMENT_REMOVED,
-    ROLE_GRANTED,
-    SIGNED_IN,
-)
-from quartapp.models.accounts.credential import fingerprint
+from quartapp.models.audit.entry_hash import hash_of
+from quartapp.models.audit.seal import ZERO, root_of, seal_hash
 
-Row = dict[str, Any]
+T = TypeVar("T")
 
-BATCH = 5_000
-MONTH = timedelta(days=30)
-HOURS = 32 * 24
-# The share of the rows that belong to the user BUSY: one of this many.
-BUSY_EACH = 10
-BUSY = 0
-SHOWN_EVENTS = 90
-CREW = "crew"
-NO_PASSWORD = "no password"
-_SALT = int.from_bytes(os.urandom(2))
+BATCH = 2_000
+# Rows that a process inserts before it takes the next task.
+TASK = 50_000
+PROCESSES = 2
+SEALED_AT_ONCE = 100
+# Hashes of entries, by their ids.
+Hashes = list[tuple[ObjectId, bytes]]
 
 
-def username(number: int) -> str:
-    return f"user{number:07}"
+@dataclass(frozen=True)
+class Writer:
+    """Inserts the rows of one database. Other processes receive copies."""
+
+    uri: str
+    database: str
+    count: int
+    now: datetime
+    roles: Mapping[str, ObjectId]
+    salt: int
+
+    def write(self, target: Database[Any], collection: str, start: int, stop: int) -> Hashes:
+        """Insert the rows of these numbers; return the hashes of those that are audit entries."""
+        kind = collections(self.count, self.now, self.roles, self.salt)[collection]
+        rows, hashes = kind.rows(start, stop), Hashes()
+        while batch := list(islice(rows, BATCH)):
+            _insert(target, collection, batch)
+            if collection == "events":
+                hashes += [(row["_id"], hash_of(row)) for row in batch]
+        return hashes
+
+    def write_apart(self, collection: str, start: int, stop: int) -> Hashes:
+        """Do the same in another process."""
+        with MongoClient[Any](self.uri) as client:
+            return self.write(client[self.database], collection, start, stop)
 
 
-def email(number: int) -> str:
-    # In another order than the usernames.
-    return f"{hashlib.sha256(str(number).encode()).hexdigest()[:10]}@example.org"
-
-
-def user_id(number: int) -> ObjectId:
-    return _id(0, number)
-
-
-def populate(database: Database[Any], count: int) -> None:
+def populate(database: Database[Any], count: int, *, uri: str = "") -> None:
     """Insert the documents of `count` users, and create the indexes of all collections afterwards.
 
-    Keeps the documents that are there. The caller has prepared the database (`models.prepare`), or
-    does so later.
+    Keeps the documents that are there. With `uri`, the address of the database, PROCESSES processes
+    insert them. The caller prepares the database afterwards (`models.prepare`).
     """
-    fast = WriteConcern(w=1)
-    now = datetime.now(UTC)
-    roles = _roles(database)
-    for collection, rows in _collections(count, now, roles).items():
-        target = database.get_collection(collection, write_concern=fast)
-        remaining = iter(rows)
-        with ThreadPoolExecutor(1) as pool:
-            writing = None
-            while batch := list(islice(remaining, BATCH)):
-                if writing is not None:
-                    writing.result()
-                writing = pool.submit(target.insert_many, batch, ordered=False)
-            if writing is not None:
-                writing.result()
-    for document in models.DOCUMENTS:
-        settings: Any = document.Settings  # type: ignore[attr-defined]
-        if indexes := getattr(settings, "indexes", []):
-            database[settings.name].create_indexes(indexes)
+    writer = Writer(
+        uri,
+        database.name,
+        count,
+        datetime.now(UTC),
+        _roles(database),
+        int.from_bytes(os.urandom(2)),
+    )
+    kinds = collections(count, writer.now, writer.roles, writer.salt)
+    tasks = [
+        (name, start, min(start + TASK, kind.count))
+        for name, kind in kinds.items()
+        for start in range(0, kind.count, TASK)
+    ]
+    hashes = Hashes()
+    if uri:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
+            for each in pool.map(writer.write_apart, *zip(*tasks, strict=True)):
+                hashes += each
+    else:
+        for task in tasks:
+            hashes += writer.write(database, *task)
+    for seals in _batched(_chain(hashes)):
+        _insert(database, "seals", seals)
+    with ThreadPoolExecutor(PROCESSES) as threads:
+        list(threads.map(lambda document: _index(database, document), models.DOCUMENTS))
+
+
+def _index(database: Database[Any], document: Any) -> None:
+    settings = document.Settings
+    if indexes := getattr(settings, "indexes", []):
+        database[settings.name].create_indexes(indexes)
+
+
+def _insert(database: Database[Any], collection: str, rows: list[Row]) -> None:
+    target = database.get_collection(collection, write_concern=WriteConcern(w=1))
+    target.insert_many(rows, ordered=False)
 
 
 def _roles(database: Database[Any]) -> dict[str, ObjectId]:
@@ -91,284 +118,30 @@ def _roles(database: Database[Any]) -> dict[str, ObjectId]:
     return {role["name"]: role["_id"] for role in database["roles"].find()}
 
 
-def _id(kind: int, number: int) -> ObjectId:
-    """Return an id that ascends with the number, like those of documents created one by one."""
-    seconds = 1_700_000_000 + number // 100
-    return ObjectId(seconds.to_bytes(4) + bytes([kind, number % 100]) + number.to_bytes(6))
-
-
-def _owner(number: int) -> int:
-    """Return the number of the user who owns the row of this number."""
-    return BUSY if number % BUSY_EACH == 0 else number
-
-
-def _user_ref(number: int) -> DBRef:
-    return DBRef("users", user_id(number))
-
-
-def _collections(count: int, now: datetime, roles: dict[str, ObjectId]) -> dict[str, Iterable[Row]]:
-    """Return generators of the rows of each collection."""
-
-    def rows(kind: int, number: int, make: Callable[[int, ObjectId], Row]) -> Iterator[Row]:
-        return (make(i, _id(kind, i)) for i in range(number))
-
-    member, crew = DBRef("roles", roles["member"]), DBRef("roles", roles[CREW])
-    busy = -(-count // BUSY_EACH)
-    credential = fingerprint(NO_PASSWORD)
-
-    def ago(i: int, span: timedelta) -> datetime:
-        """Return a time within the span before now; the higher the number, the later."""
-        return now - span * (1 - i / count)
-
-    def user(i: int, key: ObjectId) -> Row:
-        name, address = username(i), email(i)
-        return {
-            "_id": key,
-            "username": name,
-            "email": address,
-            "canonical_username": name,
-            "canonical_email": address,
-            "password_hash": NO_PASSWORD,
-            "roles": [member, crew] if i % 2 else [member],
-            # Some grants end, in a year.
-            "role_ends": [{"role": crew.id, "until": now + 12 * MONTH, "warn_at": now + 11 * MONTH}]
-            if i % 50 == 5
-            else [],
-            "authz_version": 1,
-            "authz_by": None,
-            "common_events": [],
-            "disabled_at": now if i % 50 == 1 else None,
-            # Some accounts expire, in a year.
-            "closes_at": now + 12 * MONTH if i % 50 == 2 else None,
-            "closed_at": now if i % 50 == 3 else None,
-            "closed_by": None,
-            "deletes_at": now + MONTH if i % 50 == 3 else None,
-            "deletes_posts": False,
-            "erasing_until": None,
-            "email_verified_at": None if i % 50 == 4 else now,
-            "must_verify": i % 50 == 4,
-            "claimed_email": None,
-            "canonical_claim": None,
-            "pending_email": None,
-            "letters_asked": [],
-            "created_at": ago(i, 12 * MONTH),
-            "password_changed_at": ago(i, 12 * MONTH),
-            "notice_seq": busy if i == BUSY else 1,
-            "notices_read": 0,
-            # A tenth were never seen. The others are in another order than by creation.
-            "seen_at": None if i % 10 == 6 else now - MONTH * ((i * 7919 % count) / count),
-            "acts": 0,
-            "totp": None,
-            "totp_step": 0,
-            "passkeys": [],
-            "recovery_codes": [],
+def _chain(hashes: Hashes) -> Iterator[Row]:
+    """Yield seals of the entries, which have a month between the first and the last."""
+    previous, previous_at = ZERO, None
+    since = None
+    for number, part in enumerate(_batched(iter(hashes), SEALED_AT_ONCE), 1):
+        entries = [{"id": entry, "hash": Binary(digest)} for entry, digest in part]
+        at = part[-1][0].generation_time + timedelta(seconds=5)
+        since = since or at - MONTH
+        seal: Row = {
+            "_id": number,
+            "at": at,
+            "since": since,
+            "previous": Binary(previous),
+            "previous_at": previous_at,
+            "root": Binary(root_of(entries)),
+            "complete": True,
+            "adopts": False,
+            "adopted_to": None,
         }
+        seal |= {"hash": Binary(seal_hash(seal)), "entries": entries}
+        previous, previous_at = seal["hash"], at
+        yield seal
 
-    def session(i: int, key: ObjectId) -> Row:
-        """Four of ten have ended, four have expired, one is remembered and one was used lately."""
-        remembered, recent = i % 10 == 8, i % 10 == 9
-        seen = now - timedelta(minutes=10) * (1 - i / count) if recent else ago(i, MONTH)
-        idle = timedelta(days=14) if remembered else timedelta(minutes=30)
-        opened = seen - timedelta(minutes=5)
-        ended = seen if i % 10 < 4 else None
-        return {
-            "_id": key,
-            "digest": hashlib.sha256(f"{_SALT} {i}".encode()).hexdigest(),
-            "user": _user_ref(i),
-            "device": "Firefox on Linux",
-            "browser": hashlib.sha256(str(i).encode()).hexdigest(),
-            "ip": "192.0.2.1",
-            "created_at": opened,
-            "seen_at": seen,
-            "expires_at": opened + (MONTH if remembered else timedelta(hours=8)),
-            "idle_seconds": int(idle.total_seconds()),
-            "remembered": remembered,
-            "factor": None,
-            "confirmed_at": opened,
-            "credential": credential,
-            "roles": [member],
-            "uses": 1,
-            "acts": 0,
-            "online_until": None,
-            "ended_at": ended,
-            "ended_reason": "signed_out" if ended else None,
-            "ended_because": None,
-            "ended_by": _user_ref(i) if ended else None,
-            "ended_event": None,
-        }
 
-    def event(i: int, key: ObjectId) -> Row:
-        theirs = _user_ref(_owner(i))
-        # The activity page shows only the first events of the busy user, and no later ones.
-        shown = i % BUSY_EACH or i < SHOWN_EVENTS * BUSY_EACH
-        activity = (SIGNED_IN, ROLE_GRANTED)[i % 2] if shown else COMMENT_REMOVED
-        return {
-            "_id": key,
-            "actor": theirs,
-            "verb": activity.audit_name,
-            "subject": theirs,
-            "session": _id(1, i),
-            "ip": "192.0.2.1",
-            "at": ago(i, MONTH),
-            "details": {"role": "member"} if activity is ROLE_GRANTED else {"device": "Firefox"},
-        }
-
-    def seal(i: int, key: ObjectId) -> Row:
-        """Return a seal of 100 entries. Its hashes are zeros, so no verification succeeds."""
-        entries = [{"id": _id(2, j), "hash": bytes(32)} for j in range(100 * i, 100 * i + 100)]
-        return {"_id": i + 1, "at": ago(100 * i, MONTH), "entries": entries, "hash": bytes(32)}
-
-    def notice(i: int, key: ObjectId) -> Row:
-        owner = _owner(i)
-        return {
-            "_id": key,
-            "user": _user_ref(owner),
-            "seq": i // BUSY_EACH + 1 if owner == BUSY else 1,
-            "kind": ACCOUNT_CREATED.notification_kind,
-            "data": {"by": username((i + 1) % count)},
-            "created_at": ago(i, MONTH),
-            "read_at": None,
-        }
-
-    def post(i: int, key: ObjectId) -> Row:
-        return {
-            "_id": key,
-            "author": _user_ref(_owner(i)),
-            "title": f"Post {i}",
-            "body": "Text of a post. " * 12,
-            # All posts have two of the words, one of ten the third, and none the last but its own.
-            "words": ["post", "text", *(["tenth"] if i % BUSY_EACH == 0 else []), str(i)],
-            "created_at": ago(i, MONTH),
-            "edited_at": None,
-            "comment_count": 1,
-        }
-
-    def comment(i: int, key: ObjectId) -> Row:
-        return {
-            "_id": key,
-            "author": _user_ref(_owner(i)),
-            # A tenth of all comments is below one post.
-            "post": DBRef("posts", _id(4, _owner(i))),
-            "body": "Text of a comment.",
-            "created_at": ago(i, MONTH),
-        }
-
-    def invitation(i: int, key: ObjectId) -> Row:
-        asked = ago(i, MONTH)
-        return {
-            "_id": key,
-            "email": f"invited{i}@example.org",
-            "role": crew,
-            "by": _user_ref(_owner(i)),
-            "created_at": asked,
-            "asked_at": asked,
-            "expires_at": now - timedelta(days=60) * (1 - i * 10 / count) + timedelta(days=6),
-            "digest": hashlib.sha256(f"i{_SALT} {i}".encode()).hexdigest(),
-            "accepted_at": None,
-            "account": None,
-            "withdrawn_at": None,
-            "withdrawn_by": None,
-        }
-
-    def request(i: int, key: ObjectId) -> Row:
-        """Half of the requests for roles are open, the other half were declined."""
-        decided = i % 2
-        return {
-            "_id": key,
-            "user": _user_ref(_owner(i) if decided else i),
-            "role": crew,
-            "name": CREW,
-            "reason": "A reason.",
-            "created_at": ago(i, MONTH),
-            "state": "declined" if decided else "open",
-            "decided_at": ago(i, MONTH) if decided else None,
-            "decided_by": _user_ref(BUSY) if decided else None,
-            "answer": "",
-            "until": None,
-        }
-
-    def token(i: int, key: ObjectId) -> Row:
-        return {
-            "_id": key,
-            "purpose": "confirm",
-            "digest": hashlib.sha256(f"t{_SALT} {i}".encode()).hexdigest(),
-            "created_at": now,
-            "expires_at": now + timedelta(hours=1),
-            "used_at": now if i % 2 else None,
-            "user": _user_ref(i),
-            "email": email(i),
-            "credential": credential,
-            "code": None,
-            "guesses": 0,
-        }
-
-    def mail(i: int, key: ObjectId) -> Row:
-        """Emails that were given up: a worker would send others."""
-        return {
-            "_id": key,
-            "letter": "session.new",
-            "to": email(i),
-            "user": _user_ref(i),
-            "data": {},
-            "created_at": now,
-            "due_at": now,
-            "tries": 12,
-            "trouble": "no answer",
-            "gave_up_at": now,
-        }
-
-    def passkey(i: int, key: ObjectId) -> Row:
-        return {
-            "_id": key,
-            "user": _user_ref(i),
-            "credential_id": f"credential {i}",
-            "public_key": b"key",
-            "sign_count": 0,
-            "name": "Laptop",
-            "transports": [],
-            "backed_up": False,
-            "created_at": now,
-            "last_used_at": None,
-            "uses": 0,
-        }
-
-    def limited(i: int, key: ObjectId) -> Row:
-        later = now + timedelta(hours=1)
-        return {
-            "_id": hashlib.sha256(str(key).encode()).hexdigest(),
-            "times": 1,
-            "failed": 1,
-            "under_way": [],
-            "sent": {},
-            "until": later,
-            "forget_at": later,
-            "expires_at": later,
-        }
-
-    def hour(i: int, key: ObjectId) -> Row:
-        """Numbers for the dashboard: as many as there can be, for any number of users."""
-        at = (now - timedelta(hours=i)).replace(minute=0, second=0, microsecond=0)
-        numbers = dict.fromkeys(("00", "15", "30", "45"), 1 + i % 50)
-        kinds = ("sign_ins", "failures", "accounts")
-        return {"_id": at, "at": at, "counts": dict.fromkeys(kinds, numbers)}
-
-    tenth, hundredth = -(-count // 10), -(-count // 100)
-    return {
-        "users": rows(0, count, user),
-        "sessions": rows(1, count, session),
-        "events": rows(2, count, event),
-        "seals": rows(14, -(-count // 100), seal),
-        "notices": rows(3, count, notice),
-        "posts": rows(4, -(-count // 2), post),
-        "comments": rows(5, -(-count // 2), comment),
-        "invitations": rows(6, tenth, invitation),
-        "tokens": rows(7, tenth, token),
-        "outbox": rows(8, hundredth, mail),
-        "passkeys": rows(9, hundredth, passkey),
-        "mailboxes": rows(10, tenth, limited),
-        "allowances": rows(11, tenth, limited),
-        "guesses": rows(12, tenth, limited),
-        "answered": rows(13, hundredth, limited),
-        "role_requests": rows(14, tenth, request),
-        "hourly_counts": rows(15, HOURS, hour),
-    }
+def _batched(rows: Iterator[T], size: int = BATCH) -> Iterator[list[T]]:
+    while batch := list(islice(rows, size)):
+        yield batch

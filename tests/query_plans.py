@@ -246,8 +246,13 @@ class Recorder(monitoring.CommandListener):
 
         motor_asyncio.run_on_executor = run_with_origin
 
+    @property
+    def origin(self) -> str | None:
+        """The function of the application that sends the present command, if one does."""
+        return getattr(self._calls, "origin", None)
+
     def started(self, event: monitoring.CommandStartedEvent) -> None:
-        origin = getattr(self._calls, "origin", None)
+        origin = self.origin
         if origin is None:
             return
         if fault := forbidden_write(event.command, origin):

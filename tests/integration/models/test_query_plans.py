@@ -10,7 +10,7 @@ from beanie import PydanticObjectId
 from bson import ObjectId
 from pymongo import MongoClient
 
-from bench.population import email, user_id
+from bench.rows import email, user_id
 from quartapp.db.mongo import Database
 from quartapp.models.audit.event import Event
 from quartapp.models.base.references import CASELESS
