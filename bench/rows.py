@@ -22,7 +22,7 @@ from quartapp.activities import (
     SIGNED_IN,
 )
 from quartapp.models.accounts.credential import fingerprint
-from quartapp.models.audit.entry_hash import commit
+from quartapp.models.audit.entry_hash import commitment_fields
 
 Row = dict[str, Any]
 
@@ -195,7 +195,7 @@ def collections(
             "at": at,
             "details": {"role": "member"} if activity is ROLE_GRANTED else {"device": "Firefox"},
         }
-        return row | commit(row)
+        return row | commitment_fields(row)
 
     def notice(i: int, key: ObjectId) -> Row:
         owner = _owner(i)
