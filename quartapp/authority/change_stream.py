@@ -110,7 +110,8 @@ class ChangeStream(BackgroundTask):
         await super().stop()
 
     async def _follow(self) -> None:
-        """Read the stream forever; after an error, open it again with exponential back-off.
+        """Read the stream forever; after an error, report the loss (`_set_lost`) and open the
+        stream again with exponential back-off.
 
         After a connection error it resumes behind the last page that was dispatched. After any
         other error it starts at the present, as the history may be gone or one event unreadable;
@@ -162,8 +163,8 @@ class ChangeStream(BackgroundTask):
         """Pass the event to all listeners in turn, as a `Change`. If it is a drop, call their
         `on_missed_changes` instead.
 
-        An error of a listener is logged, and its `on_missed_changes` is called; the others still
-        receive the change.
+        An error of a listener is logged as `change_not_understood`, and its `on_missed_changes` is
+        called; the others still receive the change.
         """
         operation = event["operationType"]
         if operation in DATABASE_EVENTS:

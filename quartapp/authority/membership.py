@@ -159,7 +159,8 @@ class Membership(BackgroundTask):
 
         A document counts as that of a dead worker when it has not changed for REMOVE_SECONDS by
         this worker's clock. If that worker was only paused, its next heartbeat inserts the document
-        again before its lease begins.
+        again before its lease begins. Also reads `listed` if it is None, at once when the stream
+        opens. Logs `workers_not_read` on database errors.
         """
         while True:
             with suppress(TimeoutError):

@@ -55,8 +55,8 @@ def serve(host: str, port: int, workers: int, data: Path | None) -> None:
 async def migrate() -> None:
     """Prepare the database for this version. Run it before starting a new version.
 
-    Creates missing indexes and built-in roles. Corrects the canonical forms of usernames and
-    email addresses, and lists accounts that share one address.
+    Creates missing indexes and built-in roles. Corrects the canonical forms of usernames and email
+    addresses, and lists accounts that share a username or an address.
     """
     from quartapp.models.accounts import canonical
 

@@ -53,10 +53,10 @@ async def create(
 ) -> None:
     """Create an account. Asks for the password, or reads a line of standard input.
 
-    The email address counts as verified because you vouch for it, unless you say --unverified. Such
-    an account is deleted after a day without verification, where that is required. Fails if the
-    username or address is taken, if a role does not exist, or if the password policy rejects the
-    password.
+    The email address counts as verified because you vouch for it, unless you say --unverified.
+    Where verification is required, such an account gets an email with a link, and is deleted after
+    a day without verification; otherwise no email is sent. Fails if the username or address is
+    taken, if a role does not exist, or if the password policy rejects the password.
     """
     username = validated(validation.check_username, username)
     email = validated(validation.check_email, email)
@@ -87,7 +87,8 @@ async def create(
 async def verify(username: str) -> None:
     """Mark an email address as verified. You vouch that the address belongs to the user.
 
-    Says so if it was verified already. Fails if another account has verified the address meanwhile.
+    Says so if it was verified already, and sends no email. Fails if another account has verified
+    the address meanwhile.
     """
     person = await find_user(username)
     done = await email_address.vouch_for(person, by=SYSTEM)
@@ -221,10 +222,11 @@ async def show(username: str) -> None:
 @data_option
 @with_database
 async def grant(username: str, role: str, lasts: str | None, end: str | None) -> None:
-    """Grant a role. Open pages are updated. Returns when all workers apply the change.
+    """Grant a role. The user is notified, and open pages are updated.
 
     With --for or --until the role is granted for a limited time: then the sessions of the account
-    end. Granting a role again changes its end, or removes it.
+    end. Granting a role again changes its end, or removes it. Returns when all workers apply the
+    change. Fails for an account that must verify its address first.
     """
     if lasts is not None and end is not None:
         raise CommandError("use either --for or --until")
@@ -244,7 +246,7 @@ async def grant(username: str, role: str, lasts: str | None, end: str | None) ->
 @data_option
 @with_database
 async def revoke(username: str, role: str) -> None:
-    """Revoke a role. Ends all sessions of the account.
+    """Revoke a role. Ends all sessions of the account, and notifies the user.
 
     Returns when no worker accepts these sessions, and prints what became of open tabs. Fails for
     the role of the last active administrator.
@@ -261,7 +263,7 @@ async def revoke(username: str, role: str) -> None:
 @data_option
 @with_database
 async def end_sessions(username: str) -> None:
-    """End all sessions of an account.
+    """End all sessions of an account, and notify the user.
 
     Returns when no worker accepts them, and prints their number and what became of open tabs.
     """
@@ -280,8 +282,8 @@ async def end_sessions(username: str) -> None:
 async def disable(username: str, day: datetime | None) -> None:
     """Disable an account. Ends its sessions now or, with --on, at the end of the DATE (UTC).
 
-    Returns when no worker accepts these sessions, and prints what became of open tabs. Fails for
-    the last active administrator.
+    Notifies the user. Returns when no worker accepts these sessions, and prints what became of open
+    tabs. Fails for the last active administrator.
     """
     person = await find_user(username)
     if day is not None:
@@ -299,8 +301,8 @@ async def disable(username: str, day: datetime | None) -> None:
 async def enable(username: str) -> None:
     """Enable an account, or remove its expiry date. Sessions that have ended stay ended.
 
-    Returns when all workers apply the change, and prints the state of the account: one that is
-    deactivated, or will be deleted, stays so.
+    Notifies the user. Returns when all workers apply the change, and prints the state of the
+    account: one that is deactivated, or will be deleted, stays so.
     """
     person = await find_user(username)
     done = await person.enable(by=SYSTEM) or await account_expiry.remove_expiry(person, by=SYSTEM)
@@ -315,8 +317,8 @@ async def enable(username: str) -> None:
 
 
 async def _set_expiry(person: User, day: date) -> None:
-    """Set the date at whose end the account is disabled, and print the outcome, also if nothing was
-    changed.
+    """Set the date at whose end the account is disabled, which notifies the user, and print the
+    outcome, also if nothing was changed.
 
     Waits until all workers apply it. Raises CommandError for a date that is past or more than ten
     years ahead, and LastAdministrator.
@@ -341,9 +343,9 @@ async def _set_expiry(person: User, day: date) -> None:
 async def delete(username: str, remove_posts: bool, now: bool, settings: Settings) -> None:
     """Delete an account. Ends its sessions; until the deletion date it can be restored.
 
-    Returns when no worker accepts these sessions, and prints the date. If an earlier deletion is
-    scheduled, that stays. With --now, the account is erased before the command returns. Fails for
-    the last active administrator.
+    Notifies and emails the user. Returns when no worker accepts these sessions, and prints the
+    date. If an earlier deletion is scheduled, that stays. With --now, the account is erased before
+    the command returns. Fails for the last active administrator.
     """
     person = await find_user(username)
     at = clock.now() if now else clock.now() + settings.deletion_grace
@@ -367,8 +369,8 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
 async def restore(username: str) -> None:
     """Restore an account. Reverses a deactivation, or a deletion that is not due yet.
 
-    Returns when all workers apply the change, and prints the state of the account. If there is
-    nothing to restore, says so.
+    Notifies and emails the user. Returns when all workers apply the change, and prints the state of
+    the account. If there is nothing to restore, says so.
     """
     person = await find_user(username)
     done = await person.restore(by=SYSTEM)
@@ -386,8 +388,9 @@ async def restore(username: str) -> None:
 async def reset_factors(username: str) -> None:
     """Remove all second factors of an account.
 
-    For a user who has lost them. Also removes recovery codes and ends all sessions of the account.
-    Returns when no worker accepts these sessions, and prints what became of open tabs.
+    For a user who has lost them. Also removes recovery codes, ends all sessions of the account, and
+    notifies and emails the user. Returns when no worker accepts these sessions, and prints what
+    became of open tabs.
     """
     person = await find_user(username)
     done = await enrolment.reset(person, by=SYSTEM)
@@ -437,7 +440,8 @@ def _state(person: User, *, active: str) -> str:
 
 
 def _read_password() -> str:
-    """Return the password from the terminal or, without one, from a line of standard input.
+    """Return the password from the terminal, where it has to be entered twice, or else from a line
+    of standard input.
 
     Raises CommandError for an empty line and for bytes that are not UTF-8.
     """

@@ -393,7 +393,8 @@ def _configure_replica_set(client: MongoClient[dict[str, object]], host: str) ->
 async def _restart_when_dead(place: DataFolder) -> None:
     """Start mongod again when it has died, for example because memory was short. Runs forever.
 
-    It checks every WATCH_SECONDS, and logs why mongod cannot be started when the reason changes.
+    It checks every WATCH_SECONDS. Logs a warning when it has started mongod again, and an error
+    with the reason if that fails, once for each reason.
     """
     said = ""
     while True:

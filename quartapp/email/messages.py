@@ -21,7 +21,7 @@ from quartapp.models.factors.factor import described
 MOMENTS = {"until", "when"}
 
 
-def write(
+def compose(
     mail: Mail,
     *,
     email: Email,

@@ -30,7 +30,8 @@ def email_field(
 
 
 def username_field() -> StringField:
-    """Return a required field whose value is trimmed and checked by `validation.check_username`."""
+    """Return a required field whose value is trimmed and checked by `validation.check_username`,
+    whose Invalid becomes the field's error."""
     return StringField(
         _("Username"),
         filters=[tidy],

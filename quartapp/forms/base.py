@@ -156,8 +156,8 @@ def _length(field: wtforms.Field) -> Length | None:
 
 
 def _too_long(field: wtforms.Field, most: int) -> Callable[[wtforms.Form, wtforms.Field], None]:
-    """Return a validator that rejects every value, with the message of the field's Length validator
-    or, without one, "Use at most ... characters."."""
+    """Return a validator that rejects every value with StopValidation. Its message is that of the
+    field's Length validator or, without one, "Use at most ... characters."."""
     length = _length(field)
     number = format_number(most)
     message = (length and length.message) or _("Use at most %(num)s characters.", num=number)

@@ -112,7 +112,7 @@ class BulkForm(Form):
     at_most = 100
 
     def offer(self, roles: Iterable[Named], actions: Mapping[str, str]) -> None:
-        """Set the choices of roles and actions."""
+        """Set the choices of roles and actions. Any other action is a validation error."""
         self.role.offer(roles, first=gettext("Select a role"))
         self.action.choices = list(actions.items())
         self.action.validators = [

@@ -87,13 +87,13 @@ class OutboxWorker(ListeningTask):
         """
         what = {"email": mail.kind, "id": str(mail.id)}
         try:
-            written = await self._write(mail)
-            if written is None:
+            composed = await self._compose(mail)
+            if composed is None:
                 await mail.done()
                 metrics.MAILS.labels("not needed").inc()
                 return
             name = f"{mail.created_at:%Y%m%dT%H%M%S%f}-{mail.id}"
-            await self._transport.send(name, *written)
+            await self._transport.send(name, *composed)
         except Exception as error:
             # No error of one email may stop the others, and no email is tried forever.
             for_good = isinstance(error, ValueError) or getattr(error, "permanent", False)
@@ -107,9 +107,10 @@ class OutboxWorker(ListeningTask):
             metrics.MAILS.labels("sent").inc()
             log.info("mail_sent", **what)
 
-    async def _write(self, mail: Mail) -> tuple[str, EmailMessage] | None:
-        """Return the receiver's address and the message. None if it is not needed any more, for
-        example because the link would be void or the account was deleted.
+    async def _compose(self, mail: Mail) -> tuple[str, EmailMessage] | None:
+        """Return the receiver's address and the message, in the language and the time zone that the
+        user has chosen, or else in the language of `mail` and UTC. None if it is not needed any
+        more, for example because the link would be void or the account was deleted.
 
         For emails with a link, creates a new token in the database, which voids that of an earlier
         attempt; so the outbox never contains a usable token. A verification email for an address
@@ -165,7 +166,7 @@ class OutboxWorker(ListeningTask):
             if mail.kind == NOTIFICATION_BY_EMAIL.email_kind:
                 kind = mail.data["notification_kind"]
                 words["notification"] = catalogue.notification_text(kind, mail.data)
-            message = messages.write(
+            message = messages.compose(
                 mail,
                 email=email,
                 to=to,

@@ -61,7 +61,8 @@ class ForwardedHeaders:
 
 
 def parse(text: str) -> Address | None:
-    """Parse an address as proxies write it, with or without port, zone, brackets and quotes.
+    """Return the address in a text as proxies write it, with or without port, zone, brackets and
+    quotes.
 
     An IPv4 address mapped into IPv6 is returned as IPv4. None if the text is no address.
     """

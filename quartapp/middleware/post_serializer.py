@@ -18,7 +18,8 @@ class OnePerLoopTurn:
         self._used = False
 
     async def wait(self) -> None:
-        """Return at once if no other caller has continued in this turn, else wait for a turn."""
+        """Return at once if no other caller has continued in this turn of the loop; else wait for
+        the turns of those who came before, one turn for each."""
         loop = asyncio.get_running_loop()
         if self._used:
             mine: asyncio.Future[None] = loop.create_future()

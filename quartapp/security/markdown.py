@@ -62,8 +62,8 @@ class MarkdownRenderer:
         """Return the text as HTML (see `to_html`), from the cache if it is there.
 
         Otherwise waits for the texts that came before, renders it in the thread, and caches the
-        result. Raises RetryLater, which is logged, when MAX_WAITING texts of this worker are being
-        rendered or wait for it.
+        result. Raises RetryLater, logged as `excess_rate_limit_exceeded`, when MAX_WAITING texts of
+        this worker are being rendered or wait for it.
         """
         key = (text, below)
         if (kept := self._kept.get(key)) is not None:

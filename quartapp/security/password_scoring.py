@@ -58,9 +58,10 @@ class PasswordScorer:
         """Return the score of the password's first 40 characters; the words count for nothing.
 
         Waits for the passwords that came before. If the caller is cancelled, the password is still
-        scored. Raises Busy, after logging why, when MAX_WAITING passwords of this worker are
-        waiting, when the process cannot be started, when it does not answer within TIMEOUT_SECONDS,
-        and when it ends twice without an answer.
+        scored. Raises Busy when MAX_WAITING passwords of this worker are waiting already, which is
+        logged as `excess_rate_limit_exceeded`; and when the process cannot be started, does not
+        answer within TIMEOUT_SECONDS, or ends twice without an answer, which are logged as the
+        error `password_scoring_failed`.
         """
         if len(self._tasks) >= MAX_WAITING:
             log.warning("excess_rate_limit_exceeded", what="password scoring")
@@ -88,7 +89,8 @@ class PasswordScorer:
     async def _score_in_turn(self, question: bytes) -> Score:
         """Ask when the process is free, and once more if it ended without an answer.
 
-        Logs an error and raises Busy if it then ends without an answer again.
+        Logs the error `password_scoring_failed` and raises Busy if it then ends without an answer
+        again.
         """
         async with self._lock:
             # The process may just have ended itself, or was killed: then a new one is asked.
@@ -101,8 +103,9 @@ class PasswordScorer:
     async def _ask(self, question: bytes) -> bytes:
         """Send the question to the process, started if needed, and return its line of answer.
 
-        Return empty bytes if the process has ended. Raises Busy if it cannot be started or takes
-        longer than TIMEOUT_SECONDS. Without an answer, also when cancelled, the process is killed.
+        Return empty bytes if the process has ended. Logs `password_scoring_failed` and raises Busy
+        if it cannot be started or takes longer than TIMEOUT_SECONDS. Without an answer, also when
+        cancelled, the process is killed.
         """
         process = self._process or await self._start_process()
         assert process.stdin
@@ -123,7 +126,8 @@ class PasswordScorer:
         return answer
 
     async def _start_process(self) -> Process:
-        """Start and return the process. Logs an error and raises Busy if it cannot be started."""
+        """Start and return the process. Logs `password_scoring_failed` and raises Busy if it cannot
+        be started."""
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", _PROGRAM), stdin=PIPE, stdout=PIPE, stderr=DEVNULL

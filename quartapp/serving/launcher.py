@@ -203,7 +203,8 @@ async def _remove_dead_workers(
 async def _remove(
     workers: list[WorkerSlot], environment: Mapping[str, str], worker_id: str
 ) -> None:
-    """Delete the heartbeat of the worker. Logs a failure instead of raising it."""
+    """Delete the heartbeat of the worker, in a process of its fork server. A failure is logged as
+    the warning `dead_worker_not_removed` and not raised."""
     try:
         await workers[0].fork_server.run_task(
             FORGET_WORKER, {**environment, "QUARTAPP_WORKER_ID": worker_id}
@@ -221,8 +222,9 @@ async def _renew_on_request(
     The new processes start one after the other, from a new fork server. When all are ready, the old
     ones exit together: a page whose socket is closed reconnects to a new worker, so it reconnects
     once. If the new fork server cannot be started or a new process does not get ready, all new ones
-    are killed and the old ones stay. Logs the beginning and the outcome. Closes fork servers that
-    no worker uses any more; the others are closed by `stack`.
+    are killed and the old ones stay. Logs `renewal_begins`, and then `renewal_done` or the error
+    `renewal_failed`. Closes fork servers that no worker uses any more; the others are closed by
+    `stack`.
     """
     while True:
         await renewal.wait()

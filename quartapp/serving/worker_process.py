@@ -31,8 +31,9 @@ def run(listener: int, lifeline: socket.socket) -> int:
 
     Writes READY to the lifeline once connections are accepted. Stops on SIGTERM or SIGINT, or when
     the other end of the lifeline is closed, and then closes sockets and finishes requests for at
-    most GRACE_SECONDS. Returns the exit status: 0, or 1 with the reason logged if the application
-    could not start.
+    most GRACE_SECONDS. Keeps the metrics of this process in the shared folder. Returns the exit
+    status: 0, or 1 if the application could not start, with the reason on standard error or, in
+    production, logged as `start_failed`.
     """
     lifeline.setblocking(False)
     metrics.use_shared_folder(os.environ[metrics.FOLDER])

@@ -107,7 +107,8 @@ def _at_least_a_share_each(limit: limits.RateLimitItem) -> limits.RateLimitItem:
 
 
 def json_list(example: str) -> Callable[[object], object]:
-    """Return a validator that parses a text as a JSON list of strings, none of them blank.
+    """Return a validator that parses a text as a JSON list of strings, none of them blank, and
+    returns the list.
 
     It raises ValueError with `example` for other texts, and returns other types as they are.
     """

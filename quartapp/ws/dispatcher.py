@@ -320,8 +320,9 @@ class Dispatcher(BackgroundTask):
         Every second it queues sessions whose expiry has passed, as expiry writes nothing, and marks
         the sessions of new sockets as online. Every `sweep_seconds`, or every second while the
         change stream is not live, it evaluates all sessions with a socket and marks them as online.
-        When the database has answered nothing for DATABASE_AWAY_SECONDS, it closes all sockets with
-        1013. A slow database that answers some queries is not away.
+        An error is logged as `sweep_failed`. When the database has answered nothing for
+        DATABASE_AWAY_SECONDS, it closes all sockets with 1013. A slow database that answers some
+        queries is not away.
         """
         loop = asyncio.get_running_loop()
         self._last_answer = swept = loop.time()

@@ -92,7 +92,8 @@ class Hub:
             raise NoCapacity
 
     def join(self, connection: Connection) -> None:
-        """Add the connection: it receives what the hub sends from now on. Checks no limit."""
+        """Add the connection, and count it in the metrics: it receives what the hub sends from now
+        on. Checks no limit."""
         self._by_session[connection.session_id].add(connection)
         self._by_user[connection.user_id].add(connection)
         self._count_by_address[connection.address] += 1
@@ -101,7 +102,7 @@ class Hub:
         metrics.SOCKETS.set(self._size)
 
     def leave(self, connection: Connection) -> None:
-        """Remove the connection, without closing it. May be called again."""
+        """Remove the connection, also from the metrics, without closing it. May be called again."""
         if not self._unindex(connection):
             if connection not in self._ended:
                 return

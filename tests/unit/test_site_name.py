@@ -75,7 +75,7 @@ def test_every_email_names_the_site_in_its_subject_and_sender(kind: str, name: s
     mail = Mail.model_construct(id=ObjectId(), created_at=clock.now(), data={})
     names = ("token", "code", "account", "username", "inviter", "roles", "factor", "by", "left")
     words: dict[str, str] = dict.fromkeys((*names, "notification", "what", "when", "until"), "-")
-    message = messages.write(
+    message = messages.compose(
         mail,
         email=email,
         to="ada@example.org",

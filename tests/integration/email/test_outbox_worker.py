@@ -183,14 +183,14 @@ async def test_an_email_that_cannot_be_rendered_does_not_block_others(
     await queue(ada)
     poison = not_none(await Mail.find_one({}))
     await queue(ada, "reader@example.org")
-    write_message = messages.write
+    compose = messages.compose
 
-    def write(mail: Mail, **words: Any) -> EmailMessage:
+    def failing_once(mail: Mail, **words: Any) -> EmailMessage:
         if mail.id == poison.id:
             raise KeyError("token")
-        return write_message(mail, **words)
+        return compose(mail, **words)
 
-    monkeypatch.setattr(messages, "write", write)
+    monkeypatch.setattr(messages, "compose", failing_once)
     await outbox_worker(settings, smtp_server).deliver()
     assert [envelope.rcpt_tos for envelope in smtp_server.envelopes] == [["reader@example.org"]]
     await Mail.change({"_id": poison.id}, {"$set": {"tries": TRIES - 1}})
