@@ -62,7 +62,8 @@ class CookieSessionInterface(SecureCookieSessionInterface):
     async def save_session(
         self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
     ) -> None:
-        """Set the session cookie on the response, as Quart does.
+        """Set the session cookie on the response if the session was modified, as Quart does, or
+        delete it if it is empty then.
 
         If the session was modified and its cookie is longer than MAX_COOKIE_LENGTH, first drops
         flashed messages that no page has shown yet, the oldest first, until it is short enough or

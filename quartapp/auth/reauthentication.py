@@ -128,8 +128,9 @@ async def factor_attempt(user: User) -> AsyncIterator[rate_limits.Attempt]:
     before the factors are blocked, which is also recorded as an audit event. The day begins with
     its first failure.
 
-    An exception in the body is passed on. It is not logged and warns nobody, and the rate limits
-    treat it as `rate_limits.attempt` does, but the count in a row keeps the attempt as wrong.
+    An exception in the body is passed on. It is not logged, warns nobody and does not count against
+    the rate limits, unless the attempt was cancelled; but the count in a row keeps the attempt as
+    wrong.
 
     Before the body runs, raises RateLimitExceeded, Busy, and FactorsBlocked after too many failures
     in a row.
@@ -156,15 +157,16 @@ async def factor_attempt(user: User) -> AsyncIterator[rate_limits.Attempt]:
 
 @asynccontextmanager
 async def password_attempt(user: User | None) -> AsyncIterator[rate_limits.Attempt]:
-    """Count an attempt at the password of the signed-in user, as `rate_limits.attempt` does.
+    """Count an attempt at the password of the signed-in user against LIMIT_CONFIRMATION.
 
     Check the password in the body, and set `succeeded`. Failures are counted for the session; and
-    for the address too if the user has not signed in with this browser before, as when somebody
-    tries the stolen cookies of many users. Without a user, the browser counts as unknown. A success
-    resets the count of the session.
+    for the address too (LIMIT_SIGN_IN_ADDRESS) if the user has not signed in with this browser
+    before, as when somebody tries the stolen cookies of many users. Without a user, the browser
+    counts as unknown. A success resets the count of the session. An exception in the body is passed
+    on and counts as neither, but a cancelled attempt counts as failed.
 
-    Failures are not logged here; the caller logs them. Raises RateLimitExceeded and Busy before the
-    body runs.
+    Failures are not logged here; the caller logs them. Before the body runs, waits for the outcome
+    of concurrent attempts, and raises RateLimitExceeded and Busy (see `rate_limits.attempt`).
     """
     key = f"confirmation {current_user.session_id}"
     keys = [rate_limits.Key(key, settings().limit_confirmation, own=True)]

@@ -259,6 +259,7 @@ def pipeline_for(worker_id: str) -> list[dict[str, Any]]:
     Of the workers' heartbeats it selects only those of this worker: were all of them sent to all,
     the number of messages would grow with the square of the number of workers. That the document of
     any worker is inserted or deleted is selected too: so a worker knows which others there are.
+    Secret fields, such as password hashes, are removed from the documents.
     """
     workers = Worker.Settings.name
     selected = [

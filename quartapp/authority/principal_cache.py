@@ -54,8 +54,9 @@ class PrincipalCache:
         """Return the state of the session with this token, or None if there is no such session.
 
         Answers from the cache if it can, and counts that in CACHE_HITS; an ended session also
-        without a valid lease. Otherwise it evaluates the session in the database (see
-        `session_rule.state_by_digest`) and caches the state; that of a valid session only if the
+        without a valid lease. Otherwise it evaluates the session in the database, which also marks
+        a session that is over as ended and adds new roles of the user to it
+        (`session_rule.states_matching`), and caches the state; that of a valid session only if the
         lease is valid and nothing relevant changed meanwhile. Raises the driver's errors.
         """
         digest = digest_of(token)
@@ -70,8 +71,8 @@ class PrincipalCache:
         return await self._load(digest)
 
     async def _load(self, digest: str) -> PrincipalOrEnded | None:
-        """Read the state of the session from the database and return it; None if there is no such
-        session.
+        """Evaluate the session in the database, as `state_by_token` says, and return its state;
+        None if there is no such session.
 
         Caches an ended session until it is dropped, and a valid one until it expires, counted from
         before the query; the latter only if the lease is valid after the query and no relevant

@@ -19,11 +19,13 @@ from quartapp.startup import open_database
 def run_command(
     command: Callable[..., Coroutine[Any, Any, None]], data: Path | None, words: Mapping[str, Any]
 ) -> None:
-    """Run the command with the database of the data folder open: see `decorators.with_database`.
+    """Configure the log, open the database of the data folder, prepare it, and run the command in
+    an event loop of its own. Starts the embedded database for that time if none is running.
 
-    `words` are its arguments, to which the settings are added if it has the parameter `settings`.
-    Writes what the command has counted, such as new accounts, at its end.
-    Raises StartError, and what the command raises.
+    `data` is the folder that was given, if any (see `find_data_folder`). `words` are the arguments,
+    to which the settings are added if the command has the parameter `settings`. Stores what the
+    command has counted, such as new accounts, at its end. Raises StartError, the driver's errors,
+    CommandError if the data folder is not clear, and what the command raises.
     """
     settings = load_settings(find_data_folder(data))
     log.configure(production=settings.production)

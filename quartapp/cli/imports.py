@@ -153,8 +153,9 @@ class UserImport:
         self.seen |= set(forms.values())
 
     async def _create(self, entry: ImportedAccount) -> None:
-        """Create the account by the system, in one transaction, with the effects of `add_user`; if
-        the row is inactive, disable it and record the event ACCOUNT_DISABLED too.
+        """Create the account by the system, in one transaction, which also records the event
+        ACCOUNT_CREATED and stores the welcome notification (`add_user`); if the row is inactive,
+        disable it and record the event ACCOUNT_DISABLED too.
 
         First, outside of the transaction, stores the cost of its hash if that is the highest so
         far; and afterwards counts the account for the dashboard. Queues no email. Raises Taken if

@@ -36,9 +36,9 @@ def compose(
 
     The words in braces are filled from those stored with the mail, and from `words`, which are
     known only now. Timestamps, in `until`, `when` and `at`, are written out in the current language
-    and time zone, with the name of the zone. The texts are in the current language. A missing `ip`
-    or `device` is shown as unknown, and a missing `by` as an operator; any other missing word
-    raises KeyError.
+    and time zone, with the name of the zone; `device` and `factor` are named in the language too.
+    The texts are in the current language. A missing `ip` or `device` is shown as unknown, and a
+    missing `by` as an operator; any other missing word raises KeyError.
 
     `to` is the address that the text names. `receiver` is the same address as mail servers know it
     (see `validation.mail_address`). The header must name the same receiver as the envelope, so it

@@ -57,10 +57,11 @@ class SmtpTransport:
         self._settings = settings
 
     async def send(self, name: str, to: str, message: EmailMessage) -> None:
-        """Send the message in a connection of its own, with TLS and login as the settings say. Asks
-        for SMTPUTF8 if the address is not ASCII.
+        """Send the message to `to` in a connection of its own, with TLS and login as the settings
+        say. Asks for SMTPUTF8 if the address is not ASCII. Returns when the server has accepted it.
 
-        Raises Undelivered for all errors of the server and the network, and after SECONDS.
+        Raises Undelivered for all errors of the server and the network, as permanent for those of
+        `_is_permanent`, and after SECONDS.
         """
         given, login = self._settings, bool(self._settings.smtp_user)
         options = [] if to.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]

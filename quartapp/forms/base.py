@@ -174,8 +174,8 @@ def tidy(text: str | None) -> str | None:
 
 
 def digits(text: str | None) -> str | None:
-    """Return a code as `validation.plain_code` does. A text longer than 256 characters is returned
-    unchanged."""
+    """Return a code without spaces, dashes and invisible characters, and with ASCII digits
+    (`validation.plain_code`). A text longer than 256 characters is returned unchanged."""
     return plain_code(text) if text and len(text) <= LONGEST else text
 
 

@@ -91,8 +91,9 @@ class EndField(StringField):
         super().__init__(label, description=hint, filters=[tidy], **options)
 
     def pre_validate(self, form: Any) -> None:
-        """Set `moment` to what `validation.check_grant_end` returns; an empty text leaves it None.
-        Raises ValidationError with the text of an Invalid."""
+        """Set `moment`; an empty text leaves it None. Raises ValidationError if the text is neither
+        a duration nor a time, and for a time that is less than a minute or more than ten years from
+        now (`validation.check_grant_end`)."""
         if not self.data:
             return
         try:

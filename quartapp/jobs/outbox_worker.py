@@ -78,12 +78,12 @@ class OutboxWorker(ListeningTask):
         """Build and send a claimed email, then delete it from the outbox.
 
         An email that is not needed any more is deleted without being sent or logged. One that
-        cannot be sent, for whatever error, becomes due again later (`Mail.failed`); after the last
-        attempt, or at once for a ValueError and a permanent Undelivered, it is given up and stays
-        in the outbox for a week. Each outcome is counted in the metrics. Logs `mail_sent`, the
-        warning `mail_put_off` or the error `mail_given_up`, without the address. Raises only what
-        the driver raises when it stores the outcome; then the email is sent again two minutes
-        later.
+        cannot be sent, for whatever error, becomes due again later, with growing pauses
+        (`Mail.failed`); after the last attempt, or at once for a ValueError and a permanent
+        Undelivered, it is given up and stays in the outbox for a week. Each outcome is counted in
+        the metrics. Logs `mail_sent`, the warning `mail_put_off` or the error `mail_given_up`,
+        without the address. Raises only what the driver raises when it stores the outcome; then the
+        email is sent again two minutes later.
         """
         what = {"email": mail.kind, "id": str(mail.id)}
         try:

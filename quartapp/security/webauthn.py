@@ -167,10 +167,11 @@ def verify_registration(
 ) -> NewPasskey:
     """Verify the browser's response to `registration_options`, and return the new passkey.
 
-    `response` is the credential as JSON. Checks the challenge (see `ChallengeSigner.check`), the
-    origin, the relying party and that the authenticator has verified its user. Also refuses a page
-    inside a page of another origin, and ids and keys longer than MAX_ID_BYTES and MAX_KEY_BYTES.
-    Raises VerificationFailed, whatever goes wrong. Stores neither the passkey nor the challenge.
+    `response` is the credential as JSON. Checks the challenge (that the signer created it, at most
+    CHALLENGE_LIFETIME ago, but not whether it was used before), the origin, the relying party and
+    that the authenticator has verified its user. Also refuses a page inside a page of another
+    origin, and ids and keys longer than MAX_ID_BYTES and MAX_KEY_BYTES. Raises VerificationFailed,
+    whatever goes wrong. Stores neither the passkey nor the challenge.
     """
     try:
         credential = parse_registration_credential_json(_parse_json(response))
@@ -207,8 +208,9 @@ def parse_assertion(
 
     `response` is the credential as JSON. Call `verify` of the result with the public key that is
     stored for its `credential_id`: signature and origin are not checked here. Raises
-    VerificationFailed for a malformed response, a challenge that `ChallengeSigner.check` refuses,
-    and a page inside a page of another origin.
+    VerificationFailed for a malformed response, a challenge that the signer has not created within
+    CHALLENGE_LIFETIME, and a page inside a page of another origin. Accepts a challenge that was
+    used before.
     """
     try:
         credential = parse_authentication_credential_json(_parse_json(response))
@@ -222,9 +224,10 @@ def parse_assertion(
 
 
 def _checked_challenge(signer: ChallengeSigner, client_data: bytes) -> bytes:
-    """Return the challenge in the client data, after `ChallengeSigner.check`.
+    """Return the challenge in the client data.
 
-    Raises VerificationFailed, also if the page was inside a page of another origin.
+    Raises VerificationFailed if the signer has not created it within CHALLENGE_LIFETIME, or if the
+    page was inside a page of another origin.
     """
     said = parse_client_data_json(client_data)
     if said.cross_origin:

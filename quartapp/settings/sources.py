@@ -100,7 +100,8 @@ class FromEnvironment(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the environment, then `.env`, without the blank values of either."""
+        """Return the sources, those with precedence first: overrides, the environment and `.env`.
+        Removes the blank values of the last two. Secret files are not read."""
         for source in (env_settings, dotenv_settings):
             assert isinstance(source, EnvSettingsSource)
             source.env_vars = {

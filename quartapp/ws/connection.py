@@ -208,8 +208,8 @@ class Connection:
         Counts the code in the metrics, and logs `socket_closed` if `logged`. Without `end_notice`,
         the close frame is sent now. With it, the notice is sent now and the close frame when the
         client has acknowledged it, after ACK_SECONDS at most; a later acknowledgement counts until
-        LATE_ACK_SECONDS after the notice. The handler is cancelled when the client has answered the
-        close frame or its time is over.
+        LATE_ACK_SECONDS after the notice. A message that is being sent is given up. The handler is
+        cancelled when the client has answered the close frame or its time is over.
         """
         if self._closing is not None:
             return

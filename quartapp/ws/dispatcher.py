@@ -124,8 +124,9 @@ class Dispatcher(BackgroundTask):
 
         A new notification or session is sent to the user's sockets directly. The update that ends a
         session is queued for its end notices, and so is the deletion of a role for those of all
-        sessions whose users held it. For any other change of a session, user or role, the
-        sessions concerned are queued for evaluation.
+        sessions whose users held it. For any other change of a session, user or role, the sessions
+        concerned are queued for evaluation; for a change of only HARMLESS_FIELDS of a user, those
+        with a socket here. A malformed document raises an error, which the change stream handles.
         """
         collection = change.collection
         if collection == Notice.Settings.name:

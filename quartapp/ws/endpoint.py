@@ -152,7 +152,8 @@ async def _current_state(connection: Connection) -> Principal | EndedSession:
     """Return the session's state; read it again if a change arrives during the query. A session
     whose document is gone counts as ended by an administrator.
 
-    Has the effects of `session_rule.states_matching`, and raises the driver's errors.
+    The query also stores that a session is over, and roles that the session did not list yet
+    (`session_rule.states_matching`). Raises the driver's errors.
     """
     while True:
         connection.state_changed.clear()

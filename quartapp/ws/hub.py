@@ -190,9 +190,10 @@ class Hub:
         """Send each session's new state to its sockets.
 
         Sockets of an ended session receive the end notice and are closed; those of a valid one
-        receive what has changed (`Connection.update_principal`). Return the state sent before and
-        the new one where the permissions differ and no version was raised: these sockets receive
-        nothing until that has been done and this is called again.
+        receive `permissions.changed` and `notices.read`, as far as the state differs from the one
+        sent before (`Connection.update_principal`). Return the state sent before and the new one
+        where the permissions differ and no version was raised: these sockets receive nothing until
+        that has been done and this is called again.
         """
         unnumbered: list[tuple[Principal, Principal]] = []
         for state in states:
