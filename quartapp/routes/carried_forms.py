@@ -93,8 +93,8 @@ async def sign_in_page(ended: EndedSession | None, *, query: str) -> Any:
 
     The form is in a hidden field, encrypted so that only the user of the ended session gets it
     back. If that user is not known, or the form is too long, the page shows the text to be copied.
-    `query` is that of the URL to which the page submits. None if the request has no form that its
-    view marks as carriable, or if the form has no text.
+    `query` is that of the URL to which the page submits. Returns None if the request has no form
+    that its view marks as carriable, or if the form has no text.
     """
     form = await sent()
     if form is None or not form.carriable or not form.texts:
@@ -119,11 +119,11 @@ async def field() -> str:
 async def filled_form() -> Any:
     """Return the page with the form that was carried through this sign-in, filled, not processed.
 
-    Calls the view of the form within this request, as the user who is signed in now, and returns
-    its answer. If the view refuses (no permission, a fresh sign-in needed, an HTTP error such as
-    404), returns a page with the text to be copied (422). Returns None if the request carries no
-    form; and, after flashing a message, if it cannot be decrypted for this user, is older than
-    LASTS, or its view is no longer carriable.
+    Loads the current user again, sets `g.carried` to the fields, calls the view of the form within
+    this request, as the user who is signed in now, and returns its answer. If the view refuses (no
+    permission, a fresh sign-in needed, an HTTP error such as 404), returns a page with the text to
+    be copied (422). Returns None if the request carries no form; and, after flashing a message, if
+    it cannot be decrypted for this user, is older than LASTS, or its view is no longer carriable.
     """
     sealed = await field()
     if not sealed:

@@ -119,7 +119,7 @@ class Token(Record):
         return (found, user) if found and user else None
 
     @classmethod
-    async def working(cls, purpose: Purpose, user: User, *, but: PydanticObjectId) -> int:
+    async def count_usable(cls, purpose: Purpose, user: User, *, but: PydanticObjectId) -> int:
         """Return how many unused and unexpired tokens of this purpose the user has for their
         present address and password, not counting the one with the id `but`."""
         match = {
@@ -203,7 +203,8 @@ async def make_first_administrator(
     In one transaction. The address counts as verified without an email, because the operator has
     the link. Has the effects of `add_user`. `by` is a visitor or the command line: for a signed-in
     user without all permissions, MissingPermission is raised. Raises TokenSpent if the token is not
-    valid or there is an administrator, and Taken; then the token stays valid.
+    valid or there is an administrator, and Taken; then the token stays valid. Counts the account
+    for the dashboard after the commit.
     """
     roles = [role for name in (policy.ADMIN, policy.MEMBER) if (role := await Role.named(name))]
 

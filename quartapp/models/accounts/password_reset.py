@@ -61,7 +61,7 @@ async def issue(mail: Mail, *, at_most: int) -> tuple[User, str] | None:
     if mailbox_of(user.address) != mailbox_of(mail.to):
         # The mail budget was counted for the mailbox that was entered.
         return None
-    if await Token.working(Purpose.RESET, user, but=mail.id) >= at_most:
+    if await Token.count_usable(Purpose.RESET, user, but=mail.id) >= at_most:
         return None
     return user, await Token.issue(mail.id, Purpose.RESET, user, user.address, lasts=LASTS)
 

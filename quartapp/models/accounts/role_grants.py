@@ -121,9 +121,9 @@ class RoleHolder(Account):
     async def _change_end(
         self, role: Role, entry: RoleEnd | None, old: datetime | None, *, by: Actor, tx: Tx
     ) -> Event | None:
-        """Give the role that the user has the end of the entry, or none; return the event, or None
-        if it has that end. Counts as a grant, and notifies the user. Raises RoleGone and
-        LastAdministrator."""
+        """Give the role that the user has the end of the entry, or none; return the event
+        ROLE_END_CHANGED or ROLE_END_REMOVED, or None if it has that end. Counts as a grant, and
+        notifies the user. Raises RoleGone and LastAdministrator."""
         if (entry and entry.until) == old:
             return None
         before = await _hold_administrators_for(role, tx)

@@ -10,7 +10,8 @@ has a barrier mark, else with `wait_until_enforced()`.
 
 An authorized transaction raises SessionOver if the actor's session has ended, and RightsChanged if
 it has lost a permission. If it manages a user, it raises MissingPermission if that is another user
-who holds a permission that the actor lacks.
+who holds a permission that the actor lacks. Every transaction raises OutcomeUnknown if the database
+does not confirm in time that it was committed.
 """
 
 from datetime import datetime

@@ -182,7 +182,8 @@ async def page(wanted: UserFilter, place: Place | None = None, *, size: int) -> 
 
 
 def _start(users: Sequence[User], place: Place | None) -> Place | None:
-    """Return the place from which one gets back to where the page was reached from."""
+    """Return the place from which one gets back to the page that led to `place`; None if that is
+    None, on the first page."""
     if place is None:
         return None
     if not users:

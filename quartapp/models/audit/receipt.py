@@ -55,7 +55,7 @@ class Reach:
 
     @classmethod
     def of(cls, receipts: Sequence[Receipt], *, tabs: int, silent: bool, settled: bool) -> Self:
-        """Add up the receipts of one event.
+        """Return the sum of the receipts of one event.
 
         `tabs` is how many open tabs the workers reported when they acknowledged the barrier. If the
         receipts have fewer, a worker has written none yet, and the difference is pending. With
@@ -80,8 +80,8 @@ class Reach:
 
     @classmethod
     def sum(cls, parts: Sequence[Self], *, workers: int) -> Self:
-        """Add up what is known of several events, whose tabs have acknowledged on so many
-        workers."""
+        """Return the sum of what is known of several events, whose tabs have acknowledged on so
+        many workers. The slowest of them all counts."""
         return cls(
             acked=sum(part.acked for part in parts),
             workers=workers,

@@ -195,8 +195,9 @@ async def _append(
     complete: bool = False,
     adopted_to: PydanticObjectId | None = None,
 ) -> Sealed:
-    """Insert a seal of these entries behind the newest one. With `adopted_to`, it is one that
-    adopts."""
+    """Insert a seal of these entries behind the newest one, in the caller's transaction, and return
+    it. With `adopted_to`, it is one that adopts. Raises DuplicateKeyError if another process has
+    appended this number."""
     head = await _head(tx)
     entries = [{"id": entry, "hash": Binary(digest)} for entry, digest in hashes.items()]
     document = {

@@ -31,8 +31,9 @@ def sentence(event: Event) -> str:
 def words(
     event: Event, *, actor: Any, subject: Any, erased: Any, **instead: Any
 ) -> Mapping[str, Any]:
-    """Return the words for the sentence of the entry. A detail that is not stored is `erased`, and
-    one in `instead` is replaced."""
+    """Return the words for the sentence of the entry: the details as texts, those in `instead`
+    replaced, the actor, the subject and what was done. Each word that is missing or None is
+    `erased`."""
     details = {
         name: format_time(value) if isinstance(value, datetime) else value
         for name, value in event.details.items()
@@ -57,7 +58,8 @@ def name_of(person: Any) -> str:
 
 
 def actor_words(event: Event) -> str:
-    """Return the words for the actor of an event that no user did."""
+    """Return "The system" for an event that no person did, else "An operator", in the current
+    language. For events without an actor."""
     return gettext("The system") if event.automatic else gettext("An operator")
 
 

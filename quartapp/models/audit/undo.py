@@ -124,7 +124,8 @@ async def _revoke(event: Event, by: Actor) -> Event:
 
 
 async def _grant(event: Event, by: Actor) -> Event:
-    """Grant the role, with the end that it had. Raises NotUndone if that has passed."""
+    """Grant the role, with the end that it had, and return the event. Raises NotUndone if that has
+    passed."""
     end = event.details.get("end")
     until = datetime.fromisoformat(end) if end else None
     if until and until <= clock.now():
@@ -145,7 +146,9 @@ async def _restore(event: Event, by: Actor) -> Event:
 
 
 async def _edit_back(event: Event, by: Actor) -> None:
-    """Take back the permissions that an edit of a role added, and add those that it removed."""
+    """Take back the permissions that an edit of a role added, add those that it removed, and
+    restore `requires_factor`. Its name, description and `requestable` stay. Raises RoleChanged if
+    the role was edited again, and NotUndone if it was renamed or deleted."""
     role, details = await _role(event), event.details
     added, removed = set(details.get("allowed", ())), set(details.get("forbidden", ()))
     if details.get("version") != role.version:

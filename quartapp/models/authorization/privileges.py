@@ -98,9 +98,9 @@ async def _roles_of_each(
 
 
 async def usable(user: Mapping[str, Any], *, shown: bool, tx: Tx | None) -> Holdings:
-    """Return what the user's roles allow now.
+    """Return what the user's roles allow now. Reads the database, and writes nothing.
 
-    Leaves out roles that require a second factor, unless one was `shown`.
+    Leaves out expired grants, and roles that require a second factor, unless one was `shown`.
     """
     roles = await roles_of(user, tx)
     return Holdings.of(usable_roles(roles, shown=shown))

@@ -23,6 +23,7 @@ class CappedCount:
 async def count_up_to(
     most: int, collection: str, match: Mapping[str, Any], *, tx: Tx | None = None
 ) -> CappedCount:
-    """Return how many documents of the collection match, up to `most`."""
+    """Return how many documents of the collection match, counted up to `most`; if there are more,
+    `most` with `more`."""
     found = await documents(collection).count_documents(match, limit=most + 1, session=tx)
     return CappedCount(min(found, most), more=found > most)

@@ -71,7 +71,8 @@ class Record(Document):
         replaced by the documents.
 
         The fields cost one more query for each collection that they refer to, for all rows
-        together. `options` are passed to Beanie's `find`. Beanie's own `fetch_links` is not used,
+        together. A link whose document does not exist stays a Link, and is dropped from a list.
+        `options` are passed to Beanie's `find`. Beanie's own `fetch_links` is not used,
         because it joins the whole collection before it filters and uses no index.
         """
         rows = await cls.find(match, sort=sort, limit=limit, **options).to_list()
@@ -85,7 +86,8 @@ class Record(Document):
         """Update one document that matches; return whether that changed anything.
 
         The filter is the condition of the change: False means that no document matches any more, or
-        that it had these values already.
+        that it had these values already. Raises what the driver raises, such as DuplicateKeyError.
+        Objects that were read before keep their values.
         """
         collection = cls.get_motor_collection()
         return (await collection.update_one(match, update, session=tx)).modified_count == 1
@@ -94,7 +96,7 @@ class Record(Document):
     async def change_all(
         cls, match: Mapping[str, Any], update: Mapping[str, Any], *, tx: Tx | None = None
     ) -> int:
-        """Update all documents that match, and return how many of them changed."""
+        """Update all documents that match, in one write, and return how many of them changed."""
         collection = cls.get_motor_collection()
         return (await collection.update_many(match, update, session=tx)).modified_count
 

@@ -158,14 +158,14 @@ class Mail(Record):
         return linked_id(self.user) if self.user else None
 
     async def done(self) -> None:
-        """Delete the email, because it was sent or is not needed any more. Not if another worker
-        has claimed it since.
+        """Delete the email, because it was sent or is not needed any more. Does nothing if another
+        worker has claimed it since.
         """
         await Mail.get_motor_collection().delete_one(self._mine())
 
     async def failed(self, trouble: str, *, for_good: bool = False) -> bool:
-        """Store the error, and postpone the email or give it up; return whether it is to be given
-        up.
+        """Store the error, cut to 300 characters, and postpone the email or give it up; return
+        whether it is to be given up.
 
         It is given up after TRIES tries or with `for_good`, and then kept for a week. Else it is
         postponed by 15 seconds, doubled with each try, at most an hour. Writes nothing if another

@@ -357,7 +357,7 @@ class Invitation(Record):
         In one transaction, creates the account with the role `member` and that of the invitation
         (`add_user`, with a verified address), marks the invitation as accepted, records the event
         INVITATION_ACCEPTED and notifies the inviter. A role that was deleted is left out. Opens no
-        session.
+        session. Counts the account for the dashboard after the commit.
 
         `by` is a visitor, with an IP address; the new user is the actor of the events. For a
         signed-in user, `add_user` may raise MissingPermission. No email is queued. Raises

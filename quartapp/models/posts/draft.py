@@ -39,8 +39,9 @@ class PostDraft(Record):
     async def save_text(
         cls, draft_id: PydanticObjectId, title: str, body: str, *, by: Actor
     ) -> None:
-        """Store the draft in the place of an earlier one, in an authorized transaction; without a
-        text delete it. The last write wins. Raises SessionOver and RightsChanged."""
+        """Store the draft of the actor in the place of an earlier one, in an authorized
+        transaction; with both texts empty delete it. The last write wins. Does not check whose the
+        post is: the route does. Raises SessionOver and RightsChanged."""
 
         async def work(tx: Tx) -> None:
             if not title and not body:

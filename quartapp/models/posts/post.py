@@ -69,7 +69,8 @@ class Post(Record):
 
     @classmethod
     async def with_author(cls, post_id: PydanticObjectId) -> "Post | None":
-        """Return the post with its author fetched; None if there is none."""
+        """Return the post with its author fetched; None if there is none. A deleted author stays a
+        link."""
         found = await cls.find_with_links({"_id": post_id}, limit=1, fetch=["author"])
         return found[0] if found else None
 

@@ -19,7 +19,8 @@ _ENDING = re.compile(r"(?<=....)(?:ern|en|er|em|es|ed|ing|e|s|n)++\Z")
 
 
 def words_of(text: str, limit: int = MAX_WORDS) -> list[str]:
-    """Return the first `limit` different forms of the words of the text, in order.
+    """Return the first `limit` different forms of the words of the text, in order; empty for a text
+    without words.
 
     A form has no case, no accents and no common ending, so that "Bäume" finds "Baum", and "posts"
     finds "posting". For languages that separate words.

@@ -139,7 +139,8 @@ async def _keep_claim(user: User) -> bool:
 
 
 async def _delete(person: personal_data.Person) -> bool | None:
-    """Delete the user document of the person, and record it, in one transaction.
+    """Delete the user document of the person, and record the event ACCOUNT_DELETED, in one
+    transaction; return True.
 
     Returns False, without a write, if another worker has claimed or deleted the account; None,
     without a write, if so much was added in the meantime that it must be erased first.

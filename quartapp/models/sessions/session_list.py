@@ -56,7 +56,8 @@ class SignedIn:
 
 
 async def count_signed_in() -> SignedIn:
-    """Count the signed-in users, and those with an open page."""
+    """Return how many users are signed in, and how many have an open page. Sends up to three
+    queries, one after the other."""
     now = clock.now()
     idle_times = await Session.get_motor_collection().distinct("idle_seconds")
     used = _used_within_idle_time(idle_times, now, {}) if idle_times else None
@@ -88,8 +89,9 @@ async def active_page(
     place from which the next page goes on, None if this is the last one.
 
     `before` is the place that the page before returned. With a filter, only FILTERED sessions that
-    match are considered. Without one, skips at most SKIPPED sessions that have ended, so a page may
-    have fewer rows than `limit`, even none, and yet not be the last.
+    match are considered, in no particular order if there are more. Without one, skips at most
+    SKIPPED sessions that have ended, so a page may have fewer rows than `limit`, even none, and yet
+    not be the last.
     """
     now = clock.now()
     if match := wanted.match(now):

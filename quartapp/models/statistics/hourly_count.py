@@ -58,7 +58,8 @@ class HourlyCount(Document):
 
     @classmethod
     async def since(cls, start: datetime) -> list[Self]:
-        """Return the counts from the hour of `start` on, at most of KEPT, the oldest first.
+        """Return the stored counts from the hour of `start` on, at most of KEPT, the oldest first.
+        Hours in which nothing has happened are missing.
 
         They are not validated, which would take longer than reading them.
         """
@@ -80,7 +81,8 @@ class HourlyCount(Document):
 
 
 def add(kind: Counted) -> None:
-    """Count one now, in the memory of this process. Returns at once."""
+    """Count one for the present quarter of an hour, in the memory of this process. Returns at once;
+    `write` stores it later."""
     now = clock.now()
     _pending[now - (now - _hour(now)) % QUARTER, kind] += 1
 

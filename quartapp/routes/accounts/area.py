@@ -1,4 +1,7 @@
-"""Pages of the settings area: security, profile and preferences."""
+"""Pages of the settings area: security, profile and preferences.
+
+If the session ends while a form is stored, the error SessionOver goes to the error handler.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ async def profile() -> Any:
     """Change what other users see of the user. GET shows the form.
 
     The POST stores it and redirects (303) back with a message; errors are shown on the form (422).
+    Logs nothing, and records no audit event.
     """
     user = await signed_in_user()
     form = await ProfileForm.from_request(display_name=user.display_name, about=user.about)
@@ -63,9 +67,10 @@ async def profile() -> Any:
 async def preferences() -> Any:
     """Change the language, the time zone, the theme and what is sent by email. GET shows the form.
 
-    The POST stores them and redirects (303) back with a message in the new language. This worker
-    shows them from then on, other workers as soon as the change stream reports them. Errors are
-    shown on the form (422).
+    The POST stores them and redirects (303) back with a message in the new language. Drops the
+    user's sessions from the cache of this worker, which shows them from then on; other workers do
+    so when the change stream reports the change. Errors are shown on the form (422). Logs nothing,
+    and records no audit event.
     """
     user = await signed_in_user()
     stored = {name: value or "" for name, value in user.preferences.model_dump().items()}

@@ -59,8 +59,10 @@ async def do() -> Any:
     """Do the action to the selected users, one after the other, wait until no worker accepts the
     sessions that have ended, and redirect (303) to the page that tells what became of each.
 
-    Logs `authz_change` or `user_disabled` for each user. Answers as `show` does if the selection is
-    invalid. If the actor's session ends meanwhile, the other users are left as they are.
+    Logs for each user `authz_change` or `user_disabled` if that was done, and `authz_fail` if the
+    actor lacks a permission that the user has; nothing for sessions that have ended. Answers as
+    `show` does if the selection is invalid. If the actor's session ends meanwhile, the other users
+    are left as they are.
     """
     form = await BulkForm.from_request()
     roles = await _offer(form)
@@ -85,6 +87,7 @@ async def _wait(events: Sequence[Event]) -> None:
 
 
 def _log(action: BulkAction, names: dict[Any, str]) -> None:
+    """Log what became of the action for each user: see `do`. `names` are the usernames by id."""
     for result in action.results:
         user, by = names[result.user], current_user.username
         if result.outcome is Outcome.MISSING_PERMISSION:

@@ -54,10 +54,10 @@ blueprint = Blueprint("accounts", __name__)
 async def register() -> Any:
     """Create an account. GET shows the form; a signed-in user is redirected to `/`.
 
-    The POST creates the account, logs `user_created`, signs in and redirects (303) to `/` with a
-    message. Where verification is required, it opens no session and shows no message: `sign_in`
-    raises MustVerify, which redirects to `/verify`. The form is shown again with its errors (422),
-    with 429 after too many attempts, or with 503 while the hasher is busy.
+    The POST creates the account as `_register` does, logs `user_created`, signs in and redirects
+    (303) to `/` with a message. Where verification is required, it opens no session and shows no
+    message: `sign_in` raises MustVerify, which redirects to `/verify`. The form is shown again with
+    its errors (422), with 429 after too many attempts, or with 503 while the hasher is busy.
     """
     if current_user.signed_in:
         return redirect("/")
@@ -116,10 +116,10 @@ async def login() -> Any:
     The POST answers as `sign_in_or_second_step` does: it opens a session and redirects (303) to
     `next`, or leads to the second step if the account has a factor. A form that was carried through
     the sign-in is shown filled instead of the redirect. An incorrect login or password is logged
-    (`authn_login_fail`) and gives one error (422); 429 after too many attempts, 503 while the
-    hasher is busy. After the right password, raises AccountDisabled for an account that its owner
-    can neither sign in to nor restore, and, of an account without a factor, MustVerify and
-    AccountDeactivated as `sign_in` does.
+    (`authn_login_fail`), counted for the dashboard, and gives one error (422); 429 after too many
+    attempts, 503 while the hasher is busy. After the right password, raises AccountDisabled for an
+    account that its owner can neither sign in to nor restore, and, of an account without a factor,
+    MustVerify and AccountDeactivated as `sign_in` does.
     """
     if current_user.signed_in:
         return await carried_forms.filled_form() or redirect(next_page())
@@ -137,7 +137,8 @@ async def login() -> Any:
 
 async def knows_password(user: User, password: str) -> bool:
     """Return whether this is the password of the user. Counts as an attempt to sign in to the
-    account; a failure is logged as `authn_login_fail`. Raises RateLimitExceeded and Busy."""
+    account; a failure is logged as `authn_login_fail` and counted for the dashboard. Does not check
+    that the account is active. Raises RateLimitExceeded and Busy."""
     hasher().check_capacity()
     async with rate_limits.attempt(*await _counted_for(user.username, user)) as attempt:
         attempt.succeeded = await hasher().verify(password, user.password_hash)
@@ -202,8 +203,9 @@ async def _counted_for(login: str, user: User | None) -> list[rate_limits.Key]:
 async def logout() -> Any:
     """End the session in the database, wait until no worker accepts it, and redirect (303) to `/`.
 
-    The page says so. Removes the session cookie, clears Quart's session, and has the browser clear
-    its storage (Clear-Site-Data).
+    Records the event SESSION_ENDED, and flashes a message. Removes the session cookie, clears
+    Quart's session, and has the browser clear its storage (Clear-Site-Data). Raises SessionOver if
+    the session was ended meanwhile.
     """
     found = await Session.get(current_user.session_id)
     if found:
@@ -223,9 +225,10 @@ async def confirm() -> Any:
     """Re-authenticate the user: by password and, with a second factor, a code; or by a passkey.
 
     A passkey counts as two factors, so it needs no password. GET shows the form. Success renews the
-    session and its cookie, and redirects (303) to `next`. Otherwise the form is shown again with
-    the error (422, also when wrong codes have blocked the second factor), with 429 after too many
-    attempts, or with 503 while the hasher is busy. Raises AccountDisabled for a passkey of an
+    session and its cookie, as `renew_session` does, and redirects (303) to `next`. A failure is
+    counted and logged (`authn_login_fail`). Then the form is shown again with the error (422, also
+    when wrong codes have blocked the second factor), with 429 after too many attempts, or with 503
+    while the hasher is busy. Raises AccountDisabled for a passkey of an
     account that was disabled meanwhile, and what `renew_session` raises.
     """
     user = await auth.signed_in_user()

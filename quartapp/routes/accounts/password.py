@@ -83,7 +83,8 @@ async def strength() -> Any:
 
 
 async def _is_current_password(password: str, user: User) -> bool:
-    """Return whether the password is the user's. A failure is counted (see `password_attempt`)."""
+    """Return whether the password is the user's. A failure is counted (see `password_attempt`), but
+    not logged. Raises RateLimitExceeded and Busy."""
     async with auth.password_attempt(user) as attempt:
         attempt.succeeded = await hasher().verify(password, user.password_hash)
     return attempt.succeeded
@@ -95,7 +96,8 @@ async def _change(user: User, password: str) -> Any:
 
     The current session gets a new token and cookie; if it was ended meanwhile, its cookie is
     removed. Logs `authn_password_change`, and redirects (303) with a message to `/account`, or to
-    the steps after "This wasn't me" from where the user came. Raises Busy.
+    the steps after "This wasn't me" from where the user came. Raises Busy, and PasswordMoved if the
+    password was changed since it was checked.
     """
     token = await user.change_password(
         await hasher().hash(password), by=current_user.actor, keep=current_user.session_id

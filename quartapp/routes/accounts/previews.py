@@ -26,7 +26,8 @@ blueprint = Blueprint("admin_previews", __name__)
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 async def revoke(username: str, role_name: str) -> str:
-    """Show what revoking the role would do. 404 for an unknown user or role."""
+    """Show what revoking the role would do, or why it would be refused. 404 for an unknown user or
+    role."""
     role = await Role.named(role_name) or abort(404)
     title = _("Revoke the role %(role)s", role=role.name)
     return await _of_user(username, Action.REVOKE, title, _("Revoke role"), role)
@@ -36,7 +37,8 @@ async def revoke(username: str, role_name: str) -> str:
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 async def disable(username: str) -> str:
-    """Show what disabling the account would do. 404 for an unknown user."""
+    """Show what disabling the account would do, or why it would be refused. 404 for an unknown
+    user."""
     return await _of_user(username, Action.DISABLE, _("Disable account"), _("Disable account"))
 
 
@@ -44,7 +46,8 @@ async def disable(username: str) -> str:
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
 async def end_sessions(username: str) -> str:
-    """Show how many sessions and open tabs would end. 404 for an unknown user."""
+    """Show how many sessions and open tabs of the user would end, or why none would. 404 for an
+    unknown user."""
     title = _("End all sessions")
     return await _of_user(username, Action.END_SESSIONS, title, title)
 
@@ -52,6 +55,8 @@ async def end_sessions(username: str) -> str:
 async def _of_user(
     username: str, action: Action, title: str, label: str, role: Role | None = None
 ) -> str:
+    """Return the page about an action on one user. It says that the action would be refused for the
+    last administrator. Answers 404 for an unknown user."""
     person = await User.by_username(username) or abort(404)
     seen = await previews.preview(
         action, role, [person], actor=current_user.user_id, lacks=current_user.lacks
@@ -78,7 +83,8 @@ async def _of_user(
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
 async def end_session(session_id: str) -> str:
-    """Show which session would end, and how many open tabs. 404 for an unknown session."""
+    """Show which session would end, and how many open tabs; or that it has ended already, or that
+    its user has permissions which the administrator lacks. 404 for an unknown session."""
     session = await Session.get(id_or_404(session_id)) or abort(404)
     person = await User.get(session.user_id) or abort(404)
     missing = sorted(current_user.lacks_over(person, await Role.everyone()))

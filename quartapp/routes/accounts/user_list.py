@@ -134,8 +134,9 @@ async def new() -> Any:
 
     The POST creates an account without a known password, queues an email with a link to set one,
     logs `user_created` and redirects (303) to the user's page with a message. The form is shown
-    again with its errors (422), with 403 for a role that the administrator may not grant, and with
-    429 if too many emails were sent to the address.
+    again with its errors (422), with 403 for a role that the administrator may not grant (logged as
+    `authz_fail`), with 429 if too many emails were sent to the address, and with 503 while the
+    hasher is busy. Answers 404 for a role that was deleted meanwhile.
     """
     form = await NewUserForm.from_request()
     form.offer(await Role.everyone(), lacks=current_user.lacks)
@@ -156,10 +157,11 @@ async def new() -> Any:
 
 
 async def _create(form: NewUserForm) -> str | None:
-    """Create the account and return its username. None, with an error in the form, if it is
-    refused.
+    """Create the account with a random password, log `user_created`, and return its username. None,
+    with an error in the form, if it is refused.
 
-    Counts an email to the address first. Raises RateLimitExceeded and Busy.
+    Counts an email to the address first, also if the account is refused then. Raises
+    RateLimitExceeded and Busy, and answers 404 for an unknown role.
     """
     email = form.email.data or ""
     names = [MEMBER, *([form.other_role] if form.other_role else [])]

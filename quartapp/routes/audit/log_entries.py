@@ -43,6 +43,7 @@ async def log_entries(events: Sequence[Event]) -> list[LogEntry]:
 
 
 def _text(event: Event, roles: Mapping[str, Markup]) -> Markup:
+    """Return the sentence of the event as HTML. `roles` are the links to roles by name."""
     role = str(event.details.get("role", ""))
     given = words(
         event,
@@ -69,6 +70,7 @@ def _person(person: Any) -> Markup | None:
 
 
 def _link(base: str, name: str) -> Markup:
+    """Return a link with the name as its text, to the page of this name under `base`."""
     return Markup('<a href="{}{}">{}</a>').format(base, quote(name, safe=""), name)
 
 
@@ -103,6 +105,7 @@ LABELS = {
 
 
 def _details(event: Event) -> Iterator[tuple[str, str]]:
+    """Yield the label and the text of each detail that is not empty."""
     for name, value in event.details.items():
         if text := device_name(value) if name == "device" else _detail(value):
             yield str(LABELS.get(name) or name.replace("_", " ").capitalize()), text

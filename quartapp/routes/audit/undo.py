@@ -26,22 +26,23 @@ from quartapp.routes.refusals import returns_to
 blueprint = Blueprint("undo", __name__)
 
 
-async def page(event_id: str) -> Any:
-    """Return the audit log, for errors of `run`."""
+async def show_log(event_id: str) -> Any:
+    """Return the audit log, for errors of `run`. Ignores its argument."""
     return await admin.index()
 
 
 @blueprint.post("/events/<event_id>/undo")
-@returns_to(page, "/admin/events")
+@returns_to(show_log, "/admin/events")
 @login_required
 @permission_required(Permission.EVENTS_READ)
 @fresh_login_required
 async def run(event_id: str) -> Any:
-    """Undo the event, and answer 303 to the audit log.
+    """Undo the event with the opposite operation, and answer 303 to the audit log.
 
-    Waits until all workers enforce it, and flashes how many tabs have acknowledged if sessions
-    ended. Logs `authz_change`. 404 for an unknown event; 403 without the permission of the opposite
-    operation, whose errors, and NotUndone, are answered with the audit log.
+    Logs `authz_change`, waits until all workers enforce it, and flashes a success, with how many
+    tabs have acknowledged if sessions ended. 404 for an unknown event. Raises Forbidden without the
+    permission of the opposite operation. The errors of `undo`, such as NotUndone, are answered with
+    the audit log (422, or 403 for MissingPermission).
     """
     event = await Event.get(id_or_404(event_id)) or abort(404)
     how = undo_of(event)
@@ -55,7 +56,8 @@ async def run(event_id: str) -> Any:
 
 
 def offered(event: Event) -> Undo | None:
-    """Return how the current user can undo the event, or None. A filter of the templates."""
+    """Return how the current user can undo the event; None if it cannot be undone, or the user
+    lacks a permission for it. A filter of the templates."""
     how = undo_of(event)
     allowed = how and current_user.may(how.permission) and current_user.may(Permission.EVENTS_READ)
     return how if allowed else None

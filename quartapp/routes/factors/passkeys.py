@@ -156,7 +156,8 @@ async def rename(passkey_id: str) -> Any:
 async def remove(passkey_id: str) -> Any:
     """Delete a passkey of the user and redirect (303) to the list with a message.
 
-    Counts towards the limit of changes. Waits until all workers know the user's new permissions.
+    Counts towards the limit of changes; past it, raises RateLimitExceeded, which is shown on the
+    list (429). Waits until all workers know the user's new permissions.
     Ends no sessions. Logs `user_updated`; says the same, but logs nothing, if another request has
     just removed it. 404 for a passkey that is not the user's.
     """
@@ -237,8 +238,8 @@ async def confirmed_by_passkey(user: User, answer: str) -> bool:
     """Re-authenticate the user with one of their passkeys; return whether `answer` was accepted.
 
     If it was, renews the session and its cookie and waits until no worker accepts the old token
-    (`renew_session`). A refusal is logged and counted. Raises AccountDisabled, RateLimitExceeded
-    and Busy.
+    (`renew_session`, whose errors it raises). A refusal is logged (`authn_login_fail`) and counted.
+    Raises AccountDisabled, RateLimitExceeded and Busy.
     """
     if await _authenticated_user(answer, asked_to="confirm", of=user) is None:
         return False

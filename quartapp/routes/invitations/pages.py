@@ -25,9 +25,9 @@ async def accept(token: str) -> Any:
     """Show the form of an invited user; on POST create the account, sign in and redirect (303) to
     `/` with a message.
 
-    Answers 410 with the reason if the invitation is not open, or if an account has the address.
-    Counts as a registration. Success logs `user_created` and ends the session that the browser had.
-    Errors show the form (422; 429 after too many attempts; 503 while the hasher is busy).
+    Answers 410 with the reason if the invitation is not open, or if an account has the address. A
+    POST counts as a registration. Success logs `user_created` and ends the session that the browser
+    had. Errors show the form (422; 429 after too many attempts; 503 while the hasher is busy).
     """
     found = await Invitation.by_token(token)
     state = await found.state() if found else None

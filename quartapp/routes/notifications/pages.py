@@ -43,7 +43,8 @@ async def latest() -> str:
 async def read_one(seq: int) -> Any:
     """Mark one notification of the user as read and redirect (303) to the page of notifications.
 
-    404 for a number that no notification of the user has had.
+    Does nothing for one that was read before or was deleted by age. 404 for a number that no
+    notification of the user has had.
     """
     user = await signed_in_user()
     if not 0 < seq <= user.notice_seq:
@@ -56,7 +57,8 @@ async def read_one(seq: int) -> Any:
 @returns_to(mine, "/account/notices")
 @login_required
 async def read() -> Any:
-    """Mark the user's notifications as read and redirect (303) to the page of notifications."""
+    """Mark all notifications that the user has at this moment as read, and redirect (303) to the
+    page of notifications."""
     user = await User.get(current_user.user_id)
     if user:
         await user.read_notices()

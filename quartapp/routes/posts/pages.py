@@ -36,7 +36,8 @@ DRAFTS = parse("1000 per hour")
 async def index() -> str:
     """Show a page of all posts, or of those with all words of `q`, newest first.
 
-    To signed-in users, the results name the user whose username is `q`.
+    A search counts only the first MAX_SEARCH characters of `q`. To signed-in users, the results
+    name the user whose username is `q`, and the first page of all posts has their drafts.
     """
     text = request.args.get("q", "").strip()[:MAX_SEARCH]
     if not text:
@@ -63,7 +64,8 @@ async def index() -> str:
 @login_required
 @permission_required(Permission.POSTS_WRITE)
 async def new() -> Any:
-    """Show the form of a new post; on POST store the post and redirect (303) to its page.
+    """Show the form of a new post; on POST store the post, delete its draft, and redirect (303) to
+    its page. Flashes and logs nothing.
 
     Counts towards the limit of posts; past it, the form with 429. Errors show the form with 422.
     A POST with `preview` stores nothing and shows the form with the rendered text above it.
@@ -89,7 +91,8 @@ async def new() -> Any:
 
 @blueprint.get("/posts/<post_id>")
 async def show(post_id: str) -> Any:
-    """Show the post with its comments and an empty form for another. 404 for an unknown post."""
+    """Show the post with a page of its comments and an empty form for another. 404 for an unknown
+    post; 503 if too many texts are being rendered."""
     return await _page(await _find(post_id), CommentForm())
 
 
@@ -97,7 +100,8 @@ async def show(post_id: str) -> Any:
 @carriable
 @login_required
 async def edit(post_id: str) -> Any:
-    """Show the form of an existing post; on POST store the changes and redirect (303) to its page.
+    """Show the form of an existing post; on POST store the changes, delete their draft, and
+    redirect (303) to its page.
 
     For those whom `policy.may_edit` allows; others get an error (`_refuse`). Errors of the form
     show it with 422. Counts towards the limit of posts; past it, the form with 429. A POST with
@@ -130,7 +134,8 @@ async def edit(post_id: str) -> Any:
 async def delete(post_id: str) -> Any:
     """Delete the post with its comments, and redirect (303) to the list of posts with a message.
 
-    Raises Forbidden unless the user is allowed to (`policy.may_delete`). 404 for an unknown post.
+    If the user is not its author, `Post.remove` notifies the author. Raises Forbidden unless the
+    user is allowed to (`policy.may_delete`). 404 for an unknown post.
     """
     post = await _find(post_id)
     if not policy.may_delete(current_user, post):
@@ -151,8 +156,8 @@ async def show_with_comment(post_id: str) -> Any:
 @login_required
 @permission_required(Permission.POSTS_WRITE)
 async def comment(post_id: str) -> Any:
-    """Store a comment on the post and redirect (303) to it on the page of the post; errors show
-    that page with the form (422).
+    """Store a comment on the post, which notifies its author, and redirect (303) to it on the page
+    of the post; errors show that page with the form (422).
 
     Counts towards the limit of comments; past it, 429. 404 if the post does not exist or was
     deleted meanwhile.
@@ -202,7 +207,7 @@ async def _count(what: str, limit: RateLimitItem) -> None:
 
 
 async def _save_draft(form: PostForm, draft_id: PydanticObjectId, page: str) -> Any:
-    """Store or discard the draft, and redirect to the page of the form. Counts a saved draft:
+    """Store or discard the draft, and redirect (303) to the page of the form. Counts a saved draft:
     raises RateLimitExceeded past the limit."""
     if form.draft.data == "discard":
         await PostDraft.save_text(draft_id, "", "", by=current_user.actor)
@@ -237,7 +242,8 @@ def _refuse(post: Post) -> None:
 
 
 async def _page(post: Post, form: CommentForm) -> Any:
-    """Return the page of the post with its comments and the form, its status and headers."""
+    """Return the page of the post with a page of its comments and the form, its status and headers.
+    Raises RetryLater if too many texts are being rendered."""
     rows = await Comment.page(post.id, after=id_after(), limit=comments.PAGE + 1)
     shown, older = cut(rows, comments.PAGE, lambda row: row.id)
     page = await render_template(

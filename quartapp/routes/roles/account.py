@@ -29,10 +29,10 @@ HOME = "/account/roles"
 @login_required
 async def index() -> Any:
     """Show the user's roles, what they allow and until when, and a page of the user's requests; on
-    POST ask for the role, and answer 303 to this page.
+    POST ask for the role, log `role_requested`, and answer 303 to this page with a message.
 
     Refusals show the form again with the error (422), such as a role that cannot be requested.
-    SessionOver is raised to the error handler. Logs `role_requested`.
+    SessionOver is raised to the error handler. 404 for a role that was deleted meanwhile.
     """
     form = await RoleRequestForm.from_request()
     form.offer(await Role.everyone())
@@ -61,10 +61,10 @@ async def show(**_: object) -> Any:
 @returns_to(show, HOME)
 @login_required
 async def withdraw(request_id: str) -> Any:
-    """Withdraw the request and answer 303 to the page of the user's roles.
+    """Withdraw the request and answer 303 to the page of the user's roles with a message.
 
-    A request that was decided already is an error (422). Answers 404 for an unknown request, and
-    for one of another user.
+    A request that was decided already is an error (422). Logs nothing. Answers 404 for an unknown
+    request, and for one of another user.
     """
     request = await RoleRequest.get(id_or_404(request_id)) or abort(404)
     if linked_id(request.user) != current_user.user_id:
@@ -76,7 +76,8 @@ async def withdraw(request_id: str) -> Any:
 
 
 async def _page(form: RoleRequestForm) -> Any:
-    """Return the page with the status of the form."""
+    """Return the page with the status of the form, which offers the roles that the user can request
+    and has not requested yet."""
     user = await User.get(current_user.user_id) or abort(404)
     rows, roles = await asyncio.gather(
         RoleRequest.of_user(user.id, before=id_after(), limit=PAGE + 1), Role.everyone()

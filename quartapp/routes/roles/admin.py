@@ -115,8 +115,9 @@ async def edit(name: str) -> Any:
 
     Before that it waits until all workers enforce the change, even if nothing differed. Users of
     the role stay signed in. If no permission was chosen for the role `admin`, whose checkboxes are
-    disabled, its description and permissions stay. Refusals are answered and logged as in `new`.
-    404 for an unknown role.
+    disabled, its description and permissions stay. Refusals are answered and logged as in `new`; so
+    is RoleChanged, if somebody has changed the role since the form was shown (`_is_accepted`). 404
+    for an unknown role.
     """
     role = await _find(name)
     form = await RoleForm.from_request(data=_stored(role))
@@ -144,9 +145,12 @@ async def edit(name: str) -> Any:
 
 
 async def _is_accepted(form: RoleForm, change: Awaitable[object]) -> bool:
-    """Await the change. If the models refuse it, put the error into the form and return False.
+    """Await the change, and return True. If the models refuse it, put the error into the form and
+    return False: with the status 403 for MissingPermission, which is logged as `authz_fail`, and
+    422 for all others.
 
-    Raises SessionOver, which is no error of the form.
+    After RoleChanged the form has the version of the role as it is now, so that sending it again
+    overwrites the other change. Raises SessionOver, which is no error of the form.
     """
     try:
         await change
@@ -180,9 +184,9 @@ async def delete(name: str) -> Any:
     """Delete the role, end the sessions of its users, and answer 303 to the list.
 
     Waits until no worker accepts these sessions, and flashes how many users had the role and how
-    many of their tabs have acknowledged. Deleting a role that is already gone flashes 0 users. 404
-    for an unknown role; refusals such as BuiltInRole are raised, and answered with the page of the
-    role.
+    many of their tabs have acknowledged. If another request has just deleted it, flashes 0 users.
+    Logs nothing. 404 for an unknown role; refusals such as BuiltInRole are raised, and answered
+    with the page of the role.
     """
     role = await _find(name)
     event = await role.remove(by=current_user.actor)

@@ -52,11 +52,12 @@ async def show_sent(request_id: str, **_: object) -> Any:
 @fresh_login_required
 async def grant(request_id: str) -> Any:
     """Grant the request, with `until` for a limited time, wait until all workers know it, and
-    answer 303 to the list.
+    answer 303 to the list with a message.
 
     An invalid end shows the list with the error (422), and so do refusals: a request that was
     decided or withdrawn meanwhile (422), and a role that the administrator may not grant (403).
-    Answers 404 for an unknown request. Logs `authz_change`.
+    Answers 404 for an unknown request. Logs `authz_change`, also if the user had the role. Counts
+    the open requests again, for the navigation of this worker.
     """
     asked, form = await _find(request_id), await GrantRequestForm.from_request()
     if not form.posted:
@@ -76,9 +77,11 @@ async def grant(request_id: str) -> Any:
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def decline(request_id: str) -> Any:
-    """Decline the request, with an optional reason for the user, and answer 303 to the list.
+    """Decline the request, with an optional reason for the user, and answer 303 to the list with a
+    message.
 
-    Errors are answered as in `grant`. Logs `role_request_declined`.
+    Errors are answered as in `grant`. Logs `role_request_declined`, and counts the open requests
+    again, for the navigation of this worker.
     """
     asked, form = await _find(request_id), await DeclineForm.from_request()
     if not form.posted:

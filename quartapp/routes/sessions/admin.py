@@ -34,7 +34,8 @@ async def index() -> str:
     """Show a page of the active sessions of all users, the last used first.
 
     The filters are `person`, a username; `ip`, an address; and `online`, if it is not empty. A
-    username that nobody has, or a text that is no address, gives an error and no session.
+    username that nobody has, or a text that is no address, gives an error and no session, with the
+    status 200.
     """
     form = SessionFilterForm(formdata=request.args)
     form.validate()
@@ -72,9 +73,10 @@ async def show_list(**arguments: object) -> str:
 async def end(session_id: str) -> Any:
     """End a session of any user, wait until no worker accepts it, and redirect (303) to the list.
 
-    The message says what became of its tabs, or that the session had ended before. If it is the
-    current session, removes the cookie and redirects to `/` without a message. Answers 404 for an
-    unknown session. The error of a user who holds more permissions is shown on the list (403).
+    The message says what became of its tabs, or that the session had ended before. Logs nothing. If
+    it is the current session, removes the cookie and redirects to `/` without a message. Answers
+    404 for an unknown session. The error of a user who holds more permissions is shown on the list
+    (403).
     """
     session = await Session.get(id_or_404(session_id)) or abort(404)
     event = await session.end(Reason.ENDED_BY_ADMIN, by=current_user.actor)

@@ -29,8 +29,9 @@ async def show() -> Any:
     """Complete a sign-in by a code of the authenticator app or a recovery code.
 
     GET shows the form; a signed-in user is redirected to `next`, or gets the form that was carried.
-    The POST opens the session and answers as `_signed_in` does. A wrong code is an error of the
-    form (422; 429 or 503 after too many). If the first step has expired or was used, answers as
+    The POST opens the session and answers as `_signed_in` does. A wrong code is counted and logged
+    (`authn_login_fail`), and is an error of the form (422, also when wrong codes have blocked the
+    second factor; 429 or 503 after too many). If the first step has expired or was used, answers as
     `start_over` does.
     """
     if current_user.signed_in:
