@@ -48,13 +48,14 @@ ADMIN = "admin"
 MEMBER = "member"
 # Roles that every new account receives. They never allow a permission of MANAGEMENT.
 DEFAULT_ROLES = frozenset({MEMBER})
+# The descriptions are stored in English.
 BUILT_IN_ROLES: dict[str, tuple[str, frozenset[Permission]]] = {
-    ADMIN: ("Has all permissions.", frozenset(Permission)),
+    ADMIN: (_("Has all permissions."), frozenset(Permission)),
     "moderator": (
-        "Moderates posts and comments.",
+        _("Moderates posts and comments."),
         frozenset({Permission.POSTS_WRITE, Permission.POSTS_MODERATE, Permission.USERS_READ}),
     ),
-    MEMBER: ("Writes posts and comments.", frozenset({Permission.POSTS_WRITE})),
+    MEMBER: (_("Writes posts and comments."), frozenset({Permission.POSTS_WRITE})),
 }
 
 

@@ -11,6 +11,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from quartapp.db import mongo
 from quartapp.db.mongo import error_summary
+from quartapp.i18n import DEFAULT, use_locale
 from quartapp.log import log
 from quartapp.models.accounts import canonical
 from quartapp.models.accounts.bulk_action import BulkAction
@@ -111,8 +112,9 @@ async def prepare() -> None:
     await search.fill_in()
     for name, (description, permissions) in BUILT_IN_ROLES.items():
         if await Role.named(name) is None:
-            role = Role(name=name, description=description, permissions=sorted(permissions))
-            await _insert_once(role)
+            with use_locale(DEFAULT):
+                text = str(description)
+            await _insert_once(Role(name=name, description=text, permissions=sorted(permissions)))
     await _forbid_management_by_default()
     # The role `admin` has all permissions, also those that are new in this version.
     await Role.change(

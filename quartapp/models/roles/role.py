@@ -13,6 +13,7 @@ from pymongo.errors import DuplicateKeyError
 from quartapp import clock, validation
 from quartapp.activities import ROLE_CREATED, ROLE_DELETED, ROLE_EDITED
 from quartapp.db.mongo import Tx
+from quartapp.i18n import DEFAULT, use_locale
 from quartapp.i18n import lazy_gettext as _
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.permissions import role_version
@@ -40,6 +41,9 @@ from quartapp.models.base.write_lock import hold_roles
 from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 
+with use_locale(DEFAULT):
+    # By the English text, which is stored.
+    _BUILT_IN_DESCRIPTIONS = {str(text): text for text, _permissions in BUILT_IN_ROLES.values()}
 # Up to this many users of a role are counted, for the list of roles and when it is deleted.
 COUNTED_HOLDERS = 1000
 
@@ -145,6 +149,11 @@ class Role(Record):
     def built_in(self) -> bool:
         """Whether the role is part of the application, so that it cannot be renamed or deleted."""
         return self.name in BUILT_IN_ROLES
+
+    @property
+    def shown_description(self) -> str:
+        """The description. One of a built-in role that was not edited is translated."""
+        return str(_BUILT_IN_DESCRIPTIONS.get(self.description, self.description))
 
     @property
     def known(self) -> list[Permission]:
