@@ -49,8 +49,8 @@ class LibraryLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log the record as the event `library`, with its level, logger, text and traceback."""
-        said = {"logger": record.name, "said": record.getMessage()}
-        log.log(record.levelno, "library", exc_info=record.exc_info, **said)
+        fields = {"logger": record.name, "said": record.getMessage()}
+        log.log(record.levelno, "library", exc_info=record.exc_info, **fields)
 
 
 def configure(*, production: bool, worker: str | None = None) -> None:

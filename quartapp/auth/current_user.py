@@ -218,7 +218,7 @@ def live_permission(permission: str) -> Callable[[], Awaitable[bool]]:
 async def signed_in_user() -> User:
     """Read the document of the signed-in user from the database and return it.
 
-    Call it only when somebody is signed in. Raises AssertionError if the document is gone.
+    Call it only for a signed-in user. Raises AssertionError if the document is gone.
     """
     user = await User.get(current_user.user_id)
     assert user is not None, "a principal has a user"

@@ -158,8 +158,8 @@ class Lease(BackgroundTask):
             sockets, lag = self._sockets(), self.lag
             self._note_sent(beat)
             try:
-                said = Worker.record_heartbeat(self.worker_id, self._name, beat, sockets, lag)
-                self._write = asyncio.ensure_future(said)
+                writing = Worker.record_heartbeat(self.worker_id, self._name, beat, sockets, lag)
+                self._write = asyncio.ensure_future(writing)
                 await asyncio.shield(self._write)
             except Exception as error:
                 log.warning("heartbeat_failed", error=type(error).__name__)

@@ -295,9 +295,9 @@ async def _documents(collection: Any, known: dict[Any, Any]) -> Rows:
         try:
             place = f"document {str(bson.decode(raw.raw, LENIENT)['_id'])[:60]}"
             row = bson.decode(raw.raw, STRICT)
-            said = [row[name] for name in VERIFIED if name in row]
-            if said:
-                row["email_verified"] = bool(said[0])
+            verified = [row[name] for name in VERIFIED if name in row]
+            if verified:
+                row["email_verified"] = bool(verified[0])
             if isinstance(row.get("roles"), list):
                 row["roles"] = [_role_name(role, known) for role in row["roles"]]
         except (BSONError, ValueError, TypeError, OverflowError, RecursionError):

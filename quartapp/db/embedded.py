@@ -396,7 +396,7 @@ async def _restart_when_dead(place: DataFolder) -> None:
     It checks every WATCH_SECONDS. Logs a warning when it has started mongod again, and an error
     with the reason if that fails, once for each reason.
     """
-    said = ""
+    logged = ""
     while True:
         await asyncio.sleep(WATCH_SECONDS)
         if place.mongod_pid():
@@ -404,11 +404,11 @@ async def _restart_when_dead(place: DataFolder) -> None:
         try:
             await _ensure_running(place)
             log.warning("mongod had ended and was started again")
-            said = ""
+            logged = ""
         except StartError as error:
-            if str(error) != said:
-                said = str(error)
-                log.error("mongod has ended: %s", said)
+            if str(error) != logged:
+                logged = str(error)
+                log.error("mongod has ended: %s", logged)
 
 
 async def _stop_mongod(place: DataFolder) -> None:

@@ -212,8 +212,8 @@ def _rejected_option(after_hosts: str, error: Exception) -> str | None:
     `after_hosts` is the part of the address behind the hosts. Values of options are never shown.
     """
     names = {pair.partition("=")[0] for pair in re.split("[&;]", after_hosts.partition("?")[2])}
-    said = {word.lower() for word in re.findall(r"\w+", str(error))}
-    wrong = sorted(name for name in names if name.isalnum() and name.lower() in said)
+    words = {word.lower() for word in re.findall(r"\w+", str(error))}
+    wrong = sorted(name for name in names if name.isalnum() and name.lower() in words)
     return f"the option {wrong[0]} is not known or has a wrong value" if wrong else None
 
 
@@ -433,10 +433,10 @@ def error_summary(error: PyMongoError) -> str:
     """Return the message of the server or the driver as one line of ASCII, at most 200 characters,
     without the driver's list of servers and timeouts."""
     if isinstance(error, OperationFailure):
-        said = str((error.details or {}).get("errmsg") or error)
+        text = str((error.details or {}).get("errmsg") or error)
     else:
-        said = re.split(r", Timeout:| \(configured timeouts|, full error:", str(error))[0]
-    return re.sub(r"[^ -~]+", " ", said)[:200].strip()
+        text = re.split(r", Timeout:| \(configured timeouts|, full error:", str(error))[0]
+    return re.sub(r"[^ -~]+", " ", text)[:200].strip()
 
 
 async def ping() -> None:

@@ -69,11 +69,11 @@ class AllowedHosts:
 
         The request target may be a full URL and so name a host too (RFC 9112, 3.2.2).
         """
-        said = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
-        names = [_name(text) for text in said]
+        hosts = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
+        names = [_name(text) for text in hosts]
         if scope["path"][:1] not in ("/", "*"):
             names.append(_name(urlsplit(scope["path"]).netloc))
-        if len(said) != 1 or None in names:
+        if len(hosts) != 1 or None in names:
             return HTTPStatus.BAD_REQUEST
         return HTTPStatus.OK if all(map(self._serves, names)) else HTTPStatus.MISDIRECTED_REQUEST
 

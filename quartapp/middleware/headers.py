@@ -116,12 +116,12 @@ def _join(own: Headers, ours: Headers) -> Headers:
 
     Our Vary is always added, beside the response's own.
     """
-    said = {name for name, _ in own}
-    if said.isdisjoint(OUR_NAMES):
+    names = {name for name, _ in own}
+    if names.isdisjoint(OUR_NAMES):
         return [*own, *ours]
     own = [each for each in own if each[0] != b"cache-control"]
-    said -= {b"cache-control", b"vary"}
-    return [*own, *(each for each in ours if each[0] not in said)]
+    names -= {b"cache-control", b"vary"}
+    return [*own, *(each for each in ours if each[0] not in names)]
 
 
 # Cached, because looking up a metric by its labels takes longer than counting.

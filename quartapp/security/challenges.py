@@ -36,8 +36,8 @@ class ChallengeSigner:
 
     def new_challenge(self) -> bytes:
         """Return a new challenge for this binding, with the current time."""
-        said = secrets.token_bytes(_RANDOM_BYTES) + _milliseconds().to_bytes(_TIME_BYTES)
-        return said + self._signature(said)
+        payload = secrets.token_bytes(_RANDOM_BYTES) + _milliseconds().to_bytes(_TIME_BYTES)
+        return payload + self._signature(payload)
 
     def check(self, challenge: bytes) -> None:
         """Check the signature, the binding and the age of a challenge.
@@ -46,19 +46,19 @@ class ChallengeSigner:
         is older than CHALLENGE_LIFETIME. Accepts one whose time is ahead of this host's clock, and
         does not notice that a challenge was used before.
         """
-        said, seal = (
+        payload, signature = (
             challenge[: _RANDOM_BYTES + _TIME_BYTES],
             challenge[_RANDOM_BYTES + _TIME_BYTES :],
         )
-        if not hmac.compare_digest(seal, self._signature(said)):
+        if not hmac.compare_digest(signature, self._signature(payload)):
             raise VerificationFailed("the challenge is not ours, or not for this page")
-        age = _milliseconds() - int.from_bytes(said[_RANDOM_BYTES:])
+        age = _milliseconds() - int.from_bytes(payload[_RANDOM_BYTES:])
         if timedelta(milliseconds=age) > CHALLENGE_LIFETIME:
             raise VerificationFailed("the challenge is too old")
 
-    def _signature(self, said: bytes) -> bytes:
+    def _signature(self, payload: bytes) -> bytes:
         bound = f"passkey {self.binding} ".encode()
-        return hmac.digest(self.key.encode(), bound + said, "sha256")
+        return hmac.digest(self.key.encode(), bound + payload, "sha256")
 
 
 def _milliseconds() -> int:

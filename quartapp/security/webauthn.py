@@ -229,11 +229,11 @@ def _checked_challenge(signer: ChallengeSigner, client_data: bytes) -> bytes:
     Raises VerificationFailed if the signer has not created it within CHALLENGE_LIFETIME, or if the
     page was inside a page of another origin.
     """
-    said = parse_client_data_json(client_data)
-    if said.cross_origin:
+    data = parse_client_data_json(client_data)
+    if data.cross_origin:
         raise VerificationFailed("asked for by a page inside another one")
-    signer.check(said.challenge)
-    return said.challenge
+    signer.check(data.challenge)
+    return data.challenge
 
 
 def _parse_json(response: str) -> dict[str, Any]:

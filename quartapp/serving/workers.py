@@ -115,7 +115,7 @@ class ForkServerClient:
     """The launcher's connection to a fork server (`quartapp.serving.fork_server`).
 
     The workers of one fork server run the code as it was when that process imported it. A fork
-    server that was killed is started anew for the next worker; workers that it forked go on.
+    server that was killed is started again for the next worker; workers that it forked go on.
     """
 
     def __init__(self, control: socket.socket, wait: Callable[[], Awaitable[object]]) -> None:

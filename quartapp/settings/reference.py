@@ -71,9 +71,9 @@ def descriptions(group: type[Group]) -> dict[str, str]:
         match field, text:
             case (
                 ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(said))),
+                ast.Expr(value=ast.Constant(value=str(words))),
             ):
-                found[name] = inspect.cleandoc(said)
+                found[name] = inspect.cleandoc(words)
     return found
 
 

@@ -1,7 +1,7 @@
 """The announcer: tells sockets which of the topics that they follow have changed.
 
 It has a change stream of its own, which is open only while a socket of this worker follows a topic.
-So pages that nobody looks at cost nothing, and the stream that ends sessions carries nothing else.
+So it costs nothing without followers, and the stream that ends sessions carries nothing else.
 """
 
 from __future__ import annotations

@@ -68,16 +68,13 @@ class AffectedSessions:
         with_roles = hub.sessions_with_roles(self.roles | self.deleted_roles)
         return here & self.sessions | hub.sessions_of(self.users) | with_roles
 
-    def database_filters(self, hub: Hub) -> list[dict[str, Any]]:
-        """Return filters for further sessions that have to be evaluated: those of changed users
-        that are not marked as ended, with or without a socket. Empty if no user has changed."""
-        searches: list[dict[str, Any]] = []
+    def database_filter(self) -> dict[str, Any] | None:
+        """Return the filter for further sessions that have to be evaluated: those of changed users
+        that are not marked as ended, with or without a socket. None if no user has changed."""
         # Sessions of these users are evaluated even without a socket, and marked if they are over:
         # a role that is granted again must not make them valid. Those that list a deleted role are
         # marked by `jobs.role_deletions`.
-        if users := list(self.users):
-            searches.append({"user.$id": {"$in": users}, "ended_at": None})
-        return searches
+        return {"user.$id": {"$in": list(self.users)}, "ended_at": None} if self.users else None
 
     def merge_failed(self, other: AffectedSessions) -> None:
         """Add the changes that could not be evaluated, and set `everything`."""
@@ -294,7 +291,7 @@ class Dispatcher(BackgroundTask):
         ids = affected.connected_here(self._hub)
         for cut in _split(ids):
             yield cut
-        for search in affected.database_filters(self._hub):
+        if search := affected.database_filter():
             async for found in Session.batches(search, size=BATCH_SIZE):
                 if others := [each for each in found if each not in ids]:
                     ids.update(others)

@@ -127,10 +127,10 @@ def parse_client_message(frame: str | bytes | None) -> str | None:
     if not isinstance(frame, str) or len(frame.encode("utf-8", "replace")) > MAX_MESSAGE_BYTES:
         raise InvalidMessage
     try:
-        said: Any = json.loads(frame)
+        message: Any = json.loads(frame)
     except (ValueError, RecursionError):
         raise InvalidMessage from None
-    match said:
+    match message:
         case {"type": "pong"}:
             return None
         case {"type": "ack", "id": str(message_id)}:
