@@ -66,7 +66,7 @@ class Sent:
 
 
 async def sent() -> Sent | None:
-    """Return the form of this POST.
+    """Return the form of this POST, without its CSRF token and secrets.
 
     None for other methods, for a body that could not be read, and if the headers do not say that a
     page of this site sent the request.

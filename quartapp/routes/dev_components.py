@@ -51,7 +51,7 @@ class SampleForm(wtforms.Form):
 
 @blueprint.get("/dev/components")
 async def components() -> str:
-    """Show the components."""
+    """Show every component, with forms that are empty, filled and rejected."""
     filled = SampleForm(
         prefix="filled-", data={"name": "ada", "kind": "member", "about": "A text.", "sure": True}
     )

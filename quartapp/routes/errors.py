@@ -423,8 +423,8 @@ def _wants_json() -> bool:
 
 
 def _signed_out_json() -> Any:
-    """Return JSON that says why and by whom the browser's session ended; `ended` is null if it had
-    none."""
+    """Return JSON that says why and by whom the session of the cookie ended; `ended` is null if the
+    browser has no cookie of an ended session."""
     ended = current_user.ended
     if ended is None:
         return jsonify(error="signed_out", ended=None)

@@ -72,6 +72,7 @@ def element(signed_in: bool) -> Markup:
 
 @cache
 def _element(locale: str, signed_in: bool) -> Markup:
+    """Return the element for a language. Cached, because the texts do not change."""
     with use_locale(locale):
         known = _PASSKEYS | _SIGNED_IN if signed_in else _PASSKEYS
         texts = {key: str(text) for key, text in known.items()}

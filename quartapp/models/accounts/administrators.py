@@ -38,8 +38,8 @@ async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) 
 
 
 async def count_administrators(tx: Tx) -> tuple[int, int]:
-    """Return how many administrators are active, and how many of these never expire and have the
-    role without an end."""
+    """Return how many active accounts hold the role `admin`, and how many of these never expire and
+    have the role without an end. (0, 0) if there are none. Counts all of them."""
     active = {**await administering(tx), **status.active_filter(clock.now())}
     ends = {"$ifNull": ["$role_ends.role", []]}
     endless = {

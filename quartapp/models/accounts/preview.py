@@ -135,7 +135,8 @@ async def active_sessions(users: Collection[PydanticObjectId]) -> dict[PydanticO
 
 
 async def sessions_with_role(role: Role) -> CappedCount:
-    """Return how many active sessions have used the role, among EXAMINED stored ones."""
+    """Return how many active sessions have used the role, among EXAMINED stored ones; with `more`
+    if there are at least so many."""
     stages: list[dict[str, Any]] = [
         {"$match": {"roles.$id": role.id}},
         {"$limit": EXAMINED},

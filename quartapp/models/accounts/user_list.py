@@ -77,7 +77,8 @@ class Place:
 
     @classmethod
     def parse(cls, text: str, order: Order, *, back: bool = False) -> Self:
-        """Return the place that `text` of this order has written. Raises InvalidPlace."""
+        """Return the place that `text()` has written for this order. Raises InvalidPlace; not for
+        the order by username, in which every text is a place."""
         if order is Order.USERNAME:
             return cls(username=text, back=back)
         seen, _, last = text.rpartition("_")
@@ -94,14 +95,20 @@ class Place:
         return cls(user.username, user.id, user.seen_at, back)
 
     def text(self, order: Order) -> str:
-        """Return the place as text, for `parse`."""
+        """Return the place as text, for `parse`: the username, the id, or `<time of last
+        use>_<id>`."""
         if order is Order.USERNAME:
             return self.username
         seen = self.seen_at.isoformat() if order is Order.SEEN and self.seen_at else ""
         return f"{seen}_{self.id}" if order is Order.SEEN else str(self.id)
 
     def ranges(self, order: Order) -> list[Filter]:
-        """Return filters which, one after the other, find what follows the place in this order."""
+        """Return filters which, one after the other, find what follows the place in this order or,
+        if it is one to read back from, what precedes it.
+
+        One filter, but up to three for the order by last use: those of the same time, the others,
+        and the users who were never seen, who are the last ones.
+        """
         ahead = "$lt" if (SORTS[order][next(iter(SORTS[order]))] < 0) != self.back else "$gt"
         if order is Order.USERNAME:
             return [{"username": {ahead: self.username}}]
@@ -161,7 +168,9 @@ class Source:
 
 
 async def page(wanted: UserFilter, place: Place | None = None, *, size: int) -> UserPage:
-    """Return a page of at most `size` users with their roles, from the place on.
+    """Return a page of at most `size` users with their roles fetched, from the place on; without
+    one the first page. A place to read back from gives the page before it, in the order of the
+    list.
 
     A search by text that is not sorted by name lists at most COUNTED users by name and
     `account.ADDRESSES_FOUND` by address.
@@ -192,8 +201,9 @@ def _start(users: Sequence[User], place: Place | None) -> Place | None:
 
 
 async def count(wanted: UserFilter) -> CappedCount:
-    """Return how many users the list has, up to COUNTED, and among at most EXAMINED of its
-    index."""
+    """Return how many users the list has. The number is a lower bound, with `more`, if there are
+    more than COUNTED, or if the index has more than the EXAMINED users among which it was counted.
+    """
     source = await _source(replace(wanted, order=Order.USERNAME), None, size=COUNTED + 1)
     stages: list[Filter] = [{"$match": source.match}]
     if source.rest and not source.named:
@@ -254,12 +264,18 @@ async def _beyond(
 
 
 def _options(source: Source, order: Order) -> Filter:
+    """Return the options of the query: its index, and for the order by username its collation."""
     sorted_by_name = order is Order.USERNAME
     return {"hint": source.index, **({"collation": CASELESS} if sorted_by_name else {})}
 
 
 async def _source(wanted: UserFilter, place: Place | None, *, size: int) -> Source:
-    """Return what to read for a page of this size."""
+    """Return what to read for a page of this size.
+
+    For a search by text that is the users that it finds (`_found_by_text`). Else it is the index of
+    the role or the rare state, if both are wanted that with fewer users, or else that of all users;
+    what the index does not tell is in `rest`. Sends queries only for a search, and to compare.
+    """
     by_role: Filter = {"roles.$id": wanted.role} if wanted.role else {}
     by_state: Filter = INDEXED_STATES.get(wanted.status or "", {})
     active = status.active_filter(clock.now()) if wanted.status is Status.ACTIVE else {}
@@ -285,7 +301,8 @@ def _all(*filters: Filter) -> Filter:
 
 
 async def _is_rarer(wanted: UserFilter, by_role: Filter, by_state: Filter) -> bool:
-    """Return whether the role has fewer users than the state, as far as they are counted."""
+    """Return whether the role has fewer users than the state, both counted up to COUNTED + 1, at
+    the same time."""
     users, most = User.get_motor_collection(), COUNTED + 1
     holders, others = await asyncio.gather(
         users.count_documents(by_role, limit=most, hint="role_by_created"),
@@ -297,8 +314,12 @@ async def _is_rarer(wanted: UserFilter, by_role: Filter, by_state: Filter) -> bo
 async def _found_by_text(
     wanted: UserFilter, place: Place | None, rest: Filter, size: int
 ) -> Source:
-    """Return the source for a search by text: users whose username begins with it, at most COUNTED
-    of them, and those that `Account.matching` finds by address."""
+    """Return the source for a search by text: users whose username begins with it, and those that
+    `Account.matching` finds by address.
+
+    By username they are those behind `place`, at most `size` of them if the list has this order and
+    no other filter (`rest`), else at most COUNTED.
+    """
     by_name = wanted.order is Order.USERNAME
     start = place if by_name else None
     ids, last = await Account.matching(

@@ -123,7 +123,8 @@ def _cut(file_format: Format, why: str, last: PydanticObjectId | None) -> str:
 
 
 def _row(event: Event) -> dict[str, Any]:
-    """Return the columns of an event whose actor and subject are fetched."""
+    """Return the values of an event by the names in COLUMNS. Its actor and subject are fetched, or
+    links to deleted users."""
     return {
         "id": event.id,
         "at": event.at,

@@ -93,7 +93,8 @@ class Reach:
         )
 
     def __str__(self) -> str:
-        """Return the counts as a sentence without a full stop; empty if there were no tabs."""
+        """Return the counts that are not zero as a sentence in the current language, without a full
+        stop; empty if there were no tabs and no worker was silent."""
         parts: list[str] = []
 
         def tabs(count: int) -> str:
@@ -134,8 +135,7 @@ class Reach:
 
     @property
     def sentence(self) -> str:
-        """The counts as a sentence with a capital, a full stop and a space before it; empty if
-        there were no tabs.
-        """
+        """The text of `str()` as a sentence with a capital, a full stop and a space before it;
+        empty if that is."""
         words = str(self)
         return f" {words[0].upper()}{words[1:]}." if words else ""

@@ -73,7 +73,7 @@ class EventFilter:
 
     @property
     def rest(self) -> Filter:
-        """The filter for what the index of `source` cannot tell."""
+        """The filter for what `source` leaves out; empty if it leaves out nothing."""
         rest: Filter = {}
         if self.ip and self.person:
             rest["ip"] = self.ip
@@ -84,7 +84,8 @@ class EventFilter:
         return rest
 
     def source(self, ids: Filter) -> Filter:
-        """Return the filter that an index answers in the order of the ids, between these ids."""
+        """Return the filter that an index answers in the order of the ids: for the person or,
+        without one, for the IP address or, without one, for the kind. `ids` limits the ids."""
         within = {"_id": ids} if ids else {}
         verb = {"verb": self.kind} if self.kind else {}
         if self.person:

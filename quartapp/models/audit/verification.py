@@ -43,8 +43,11 @@ SEALS_AT_ONCE = 20
 class Verification:
     """One comparison of the audit log with its chain.
 
-    `faults` does the work; afterwards the other attributes say what was found. Reads everything in
-    batches and keeps none of it.
+    `expected` are hashes of seals that must exist. `faults` does the work, and reads everything in
+    batches. Afterwards `seals` is the number of seals, `entries` that of their entries that are
+    stored, `expired` that of those that were deleted by age, `waiting` that of entries that wait
+    for a seal, and `erased` that of all entries that lost values with an account. `newest` is the
+    last seal.
     """
 
     expected: Collection[str] = ()
@@ -92,7 +95,9 @@ class Verification:
                 self._complete_at = seal["at"]
 
     def _faults_of_seal(self, seal: Row) -> Iterator[str]:
-        """Yield what is wrong with the seal itself, and with its place behind the one before."""
+        """Yield what is wrong with the seal: the seals before it are missing, and cannot have been
+        deleted by age; it does not contain the hash of the one before; it was changed; it is more
+        than GRACE older than the one before; or it adopts entries after the end of ADOPTING."""
         number, before = seal["_id"], self.newest
         expected = before["_id"] + 1 if before else 1
         if number != expected and not (before is None and _may_follow_expired(seal)):
@@ -109,7 +114,11 @@ class Verification:
             yield f"seal {number} contains entries that were inserted without a hash"
 
     async def _check_entries(self, seal: Row) -> AsyncIterator[str]:
-        """Yield the faults of the entries that the seal contains."""
+        """Yield a fault for each entry of the seal that is missing, was changed, lost values though
+        no account was deleted, or was inserted later than it says.
+
+        An entry that is missing counts as `expired` if it is old enough to be deleted by age.
+        """
         ids = [entry["id"] for entry in seal["entries"]]
         rows = {row["_id"]: row async for row in documents(EVENTS).find({"_id": {"$in": ids}})}
         erased: list[tuple[Row, Path]] = []
@@ -143,7 +152,9 @@ class Verification:
     # ---- entries that are in no seal
 
     async def _check_waiting(self) -> AsyncIterator[str]:
-        """Yield the faults of the entries that wait for a seal."""
+        """Yield a fault for each entry that waits for a seal and is missing, unless it is old
+        enough to be deleted by age, was changed, or lost values though no account was deleted.
+        Count the others, and the changed ones, as `waiting`."""
         cursor = documents(UnsealedEntry.Settings.name).find({}, batch_size=BATCH).sort("_id", 1)
         while waiting := await cursor.to_list(BATCH):
             ids = [each["_id"] for each in waiting]
@@ -162,7 +173,8 @@ class Verification:
                 yield fault
 
     async def _find_unsealed(self) -> AsyncIterator[str]:
-        """Yield a fault for each entry that neither a seal contains nor waits for one."""
+        """Yield a fault for each entry that no seal contains and that does not wait for one. Those
+        that a worker will adopt (`models.audit.seal`) count as `waiting` instead."""
         head = self.newest or {}
         cursor = documents(EVENTS).find({}, {"_id": 1}, batch_size=BATCH).sort("_id", 1)
         while rows := await cursor.to_list(BATCH):
@@ -188,7 +200,8 @@ def _seals(first: int, last: int) -> str:
 
 
 def _faults_of_entry(row: Row, digest: bytes, erased: list[tuple[Row, Path]]) -> Iterator[str]:
-    """Yield what is wrong with the entry, and add its erased values to the list."""
+    """Yield what is wrong with the entry: its hash is not this one, or a value is not as committed.
+    Adds the paths of its erased values to the list, which the caller checks."""
     if hash_of(row) != digest:
         yield "was changed"
     for path in committed_paths(row):

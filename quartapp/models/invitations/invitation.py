@@ -204,7 +204,8 @@ class Invitation(Record):
         self, inviters: Mapping[PydanticObjectId, Holdings], given: Collection[str]
     ) -> InvitationState:
         """Return its state, given what its inviter may give (`_inviters`) and the permissions of
-        its role.
+        its role: accepted, withdrawn, expired, void or open, the first that applies. Never void
+        without an inviter.
         """
         if self.accepted_at is not None:
             return InvitationState.ACCEPTED

@@ -24,7 +24,8 @@ class Cost(Record):
 
 
 async def highest(cost: int) -> int:
-    """Store this cost if it is higher than the stored one, and return the higher of both."""
+    """Store this cost if it is higher than the stored one, and return the higher of both. Mostly
+    only reads."""
     costs = Cost.get_motor_collection().with_options(write_concern=SWIFT)
     # Mostly it is stored already, and reading it costs less than a write that changes nothing.
     stored = await costs.find_one({"_id": _ID})

@@ -62,7 +62,8 @@ async def _rarest(terms: Sequence[str]) -> str:
 
 
 async def fill_in() -> None:
-    """Set the words of posts that have none, which an earlier version stored, in batches."""
+    """Set the words of posts that have none, which an earlier version stored, in batches. Returns
+    when no post lacks them. Runs at each start."""
     collection = Post.get_motor_collection()
     while rows := await collection.find(
         {"words": None}, {"title": 1, "body": 1}, limit=BATCH

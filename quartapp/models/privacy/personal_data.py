@@ -219,7 +219,8 @@ def _invitation_events(person: Person) -> dict[str, Any]:
 
 
 def _events(person: Person) -> dict[str, Any]:
-    """Return the filter for audit events that the person did, or that happened to them."""
+    """Return the filter for audit events that the person did, or that happened to them: as subject,
+    as one of many users (`common_events`), or as the receiver of an invitation."""
     common = {"_id": {"$in": person.user.common_events}}
     return {
         "$or": [

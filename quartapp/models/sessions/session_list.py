@@ -66,8 +66,8 @@ async def count_signed_in() -> SignedIn:
 
 
 async def _count_users(match: Mapping[str, Any], now: datetime) -> CappedCount:
-    """Return the number of users with active sessions among the first COUNTED that match, and
-    whether more match."""
+    """Return the number of users who have an active session among COUNTED + 1 sessions that match,
+    with `more` if there were so many."""
     active = {"$max": expiry.is_active(now)}
     by_user = {"_id": "$user", "active": active, "sessions": {"$sum": 1}}
     totals = {
@@ -105,7 +105,8 @@ async def active_page(
 async def _filtered_page(
     match: Mapping[str, Any], now: datetime, before: Place | None, limit: int
 ) -> tuple[list[Session], Place | None]:
-    """Return the page as `active_page` does, without the users."""
+    """Return the page as `active_page` does, without the users, among FILTERED active sessions that
+    match."""
     steps = [
         {"$match": {**match, **expiry.active_filter(now)}},
         {"$limit": FILTERED},
@@ -121,7 +122,11 @@ async def _filtered_page(
 async def _page(
     now: datetime, before: Place | None, limit: int
 ) -> tuple[list[Session], Place | None]:
-    """Return the page as `active_page` does, of all sessions and without the users."""
+    """Return the page as `active_page` does, of all sessions and without the users.
+
+    Reads sessions that were used within their idle time, and skips those that have ended or
+    expired. After SKIPPED of these returns what it has, with the place of the last session read.
+    """
     idle_times = await Session.get_motor_collection().distinct("idle_seconds")
     rows: list[Session] = []
     skipped = 0

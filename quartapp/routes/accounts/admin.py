@@ -283,7 +283,7 @@ async def _answer(person: User, event: Event | None, *, done: str, unchanged: st
 
 
 def _parts() -> list[dict[str, str]]:
-    """Return links to the parts of the user's page."""
+    """Return links to the parts of the user's page, the last of which needs `users.manage`."""
     return [
         {"href": "#account", "text": _("Account")},
         {"href": "#roles", "text": _("Roles")},

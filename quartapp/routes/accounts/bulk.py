@@ -136,7 +136,11 @@ async def _find(form: BulkForm) -> list[User] | None:
 
 
 async def _page(form: BulkForm, roles: dict[str, Role]) -> Any:
-    """Return the preview with a form to confirm it, or the errors of the selection (422)."""
+    """Return the preview with a form to confirm it (200), or the errors of the selection (422).
+
+    For an action that ends sessions, also counts the open tabs of the users: that inserts a barrier
+    mark and waits for the answers of the workers (`Barrier.count_open_tabs`).
+    """
     users = await _find(form) if form.validate() else None
     if users is None:
         page = await render_template("accounts/bulk_preview.html", form=form, preview=None)

@@ -1,6 +1,8 @@
 """What a revocation would do: the pages at the addresses of revocations, which ask to confirm it.
 
-They change nothing. The numbers of sessions and open tabs are those of this moment.
+They change nothing. The numbers of sessions and open tabs are those of this moment. To count open
+tabs, a page inserts a barrier mark and waits for the answers of the workers
+(`Barrier.count_open_tabs`).
 """
 
 from typing import Any
@@ -106,8 +108,9 @@ async def end_session(session_id: str) -> str:
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
 async def delete_role(name: str) -> str:
-    """Show how many users would lose the role, and how many sessions and open tabs would end. 404
-    for an unknown role."""
+    """Show how many users would lose the role, and how many sessions and open tabs would end, or
+    why the deletion would be refused: the role is built in, or has permissions that the
+    administrator lacks. 404 for an unknown role."""
     role = await Role.named(name) or abort(404)
     missing = sorted(current_user.lacks(role.permissions))
     skipped = Outcome.MISSING_PERMISSION if missing else None
@@ -129,7 +132,8 @@ async def delete_role(name: str) -> str:
 
 
 async def _page(title: str, label: str, whose: TabsOf, **words: Any) -> str:
-    """Return the page, which counts the open tabs unless the action would do nothing."""
+    """Return the page with these `words`, and the number of open tabs, which it counts unless the
+    action would be refused or do nothing (`skipped`)."""
     tabs = None if words["skipped"] else await runtime().barrier.count_open_tabs(whose)
     person = words.get("person")
     # Without one, the template would see the session of Quart.

@@ -45,7 +45,8 @@ FILTERS = ("q", "role", "status", "factor", "sort")
 @permission_required(Permission.USERS_READ)
 async def index() -> Any:
     """Show a page of the users that the filters select, with their number and links to the pages
-    before and after it.
+    before and after it. The users can be selected for the actions that the administrator has the
+    permission for.
 
     Answers 422 with a message, and without users, if a filter or a place is invalid.
     """
@@ -89,7 +90,7 @@ def _filled(sent: MultiDict[str, str]) -> MultiDict[str, str]:
 
 
 def _wanted(form: UserFilterForm, roles: list[Role]) -> UserFilter:
-    """Return the filter that the form describes."""
+    """Return the filter that the valid form describes."""
     named = {role.name: role.id for role in roles}
     return UserFilter(
         text=form.q.data or "",

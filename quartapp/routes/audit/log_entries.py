@@ -56,7 +56,8 @@ def _text(event: Event, roles: Mapping[str, Markup]) -> Markup:
 
 
 def _person(person: Any) -> Markup | None:
-    """Return a link to the person; for a deleted one, to the entries about them. None for None."""
+    """Return a link to the person, to the page that the current user may open; for a deleted user,
+    to the entries about them, or without `events.read` only the words. None for None."""
     if person is None:
         return None
     if username := getattr(person, "username", None):
@@ -112,7 +113,8 @@ def _details(event: Event) -> Iterator[tuple[str, str]]:
 
 
 def _detail(value: Any) -> str:
-    """Return the value of a detail as text; empty for None and for what is empty."""
+    """Return the value of a detail as text in the current language; empty for None and for what is
+    empty. Lists and mappings are joined with commas."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_detail, value))
     if isinstance(value, Mapping):

@@ -63,7 +63,9 @@ async def show() -> str:
 
 
 async def _system() -> dict[str, Any]:
-    """Return the workers, what they report together, and the numbers of emails."""
+    """Return the workers, the number of their tabs, the longest lag of their change streams, and
+    the numbers of emails. Workers without a heartbeat for SILENT_SECONDS are listed, but their tabs
+    and lag do not count."""
     workers = await Worker.running()
     running = [worker for worker in workers if worker.age < SILENT_SECONDS]
     return {

@@ -112,8 +112,13 @@ async def _page(
     grant: GrantRequestForm | None = None,
     decline: DeclineForm | None = None,
 ) -> Any:
-    """Return the list with the status of the submitted form, if one is given, which is about the
-    request `sent`."""
+    """Return the page that the query asks for: open requests and, below the last of them, decided
+    ones; or with `view=decided` those only. For each open request it shows which permissions the
+    administrator lacks for it.
+
+    A submitted form, `grant` or `decline`, is shown at the request with the id `sent`, and gives
+    the status; else it is 200.
+    """
     decided_only = request.args.get("view") == "decided"
     open_ones, more, decided, more_decided = [], None, [], None
     if not decided_only:
