@@ -58,7 +58,8 @@ def create_app(settings: Settings | None = None) -> Quart:
     and starts the runtime. At its end, it closes the sockets, then stops the runtime, the database,
     the process that scores passwords and the hashing threads. Each request, except for static files
     and health checks, loads the current user and, if its method is unsafe, is checked by
-    `csrf.protect`. A static file whose name is longer than 255 bytes gets 404.
+    `csrf.protect`, whose CrossSite and InvalidToken are answered with an error page. A static file
+    whose name is longer than 255 bytes gets 404.
     """
     unknown = [] if settings else Settings.unknown_names()
     settings = settings or Settings.load()

@@ -33,7 +33,7 @@ async def prepare(settings: Settings) -> Prepared:
     Creates indexes and built-in roles, applies REQUIRE_VERIFIED_EMAIL to all accounts, and, if
     there is no active administrator, creates a token for the setup page, which voids earlier ones.
     The connection is closed afterwards. Raises StartError when the database cannot be reached or an
-    index cannot be built.
+    index cannot be built, OutcomeUnknown, and what the driver raises.
     """
     async with mongo.connected(settings, models.DOCUMENTS):
         await models.prepare()

@@ -75,7 +75,8 @@ def fresh_login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitab
     same fields again together with the password and, for a user with a second factor, CODE_FIELD.
     Such a POST is checked by `reauthenticate`, which renews the session and its cookie, and then
     calls the view; a wrong password or code and an exceeded limit raise ReauthenticationRequired
-    with that error as its reason. What `renew_session` raises is passed on. Other methods are never
+    with that error as its reason. SessionOver, RightsChanged and Unauthorized, which mean that the
+    session has ended or lost a permission meanwhile, are passed on. Other methods are never
     refused.
 
     Place it under `login_required` and `permission_required`. See docs/adr/0030.

@@ -50,7 +50,8 @@ async def reauthenticate(password: str, code: str = "") -> None:
     `authn_login_fail`.
 
     Raises IncorrectPassword, IncorrectCode, FactorsBlocked, RateLimitExceeded after too many
-    attempts (429), Busy when too many wait (503), and what `renew_session` raises.
+    attempts (429), Busy when too many wait (503), and what `renew_session` raises: SessionOver,
+    RightsChanged, Unauthorized and OutcomeUnknown.
     """
     user = await signed_in_user()
     async with password_attempt(user) as attempt:
@@ -72,7 +73,8 @@ async def renew_session() -> None:
     response of this request, and loads the current user again. Open pages stay connected.
 
     Raises SessionOver when the session has ended meanwhile, RightsChanged when the user has lost a
-    permission since the request began, and Unauthorized when the database has no such session.
+    permission since the request began, Unauthorized when the database has no such session, and
+    OutcomeUnknown when it has not confirmed the change in time.
     """
     session = await Session.get(current_user.session_id)
     token = session and await session.confirm(by=current_user.actor)

@@ -189,8 +189,10 @@ async def states_matching(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
     Before it returns it writes two things. A session that is over by the rule, but not marked as
     ended, is marked so with the reason; no user is named as the one who ended it, unless a role was
     deleted. A role that the user holds and the session does not list yet is added to the session:
-    the session ends when the user loses that role, also if another program takes it away. Raises
-    the driver's errors; the query is given up after QUERY_TIMEOUT_MS.
+    the session ends when the user loses that role, also if another program takes it away.
+
+    A malformed document is logged as `session_not_understood`, and its session counts as deleted.
+    Raises the driver's errors; the query is given up after QUERY_TIMEOUT_MS.
     """
     now = clock.now()
     sessions = Session.get_motor_collection().with_options(

@@ -26,7 +26,8 @@ def with_database(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable
 
     Starts the embedded database for the time of the command if none is running. Configures the log.
     A command with the parameter `settings` receives the settings. Raises StartError if the settings
-    are invalid or the database cannot be used.
+    are invalid or the database cannot be used, CommandError if it is not clear which data folder is
+    meant, and what the command raises.
     """
 
     @wraps(command)

@@ -101,8 +101,8 @@ class PasswordPolicy:
 
     @property
     def has_room(self) -> bool:
-        """Whether a password can be scored that may as well be scored later or never. Half of the
-        places of the scorer are kept for those that cannot."""
+        """Whether the scorer has a place for a password whose score is not needed, as while a user
+        types it. Half of the places are kept for passwords that must be scored."""
         return self._scorer.waiting < MAX_WAITING // 2
 
     async def weakness(self, password: str, *, context: Sequence[str] = ()) -> str | None:
