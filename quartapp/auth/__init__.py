@@ -9,6 +9,14 @@ from quartapp.auth.current_user import (
     signed_in_user,
     unwrapped_current_user,
 )
+from quartapp.auth.decorators import (
+    CODE_FIELD,
+    PASSWORD_FIELD,
+    Forbidden,
+    ReauthenticationRequired,
+    fresh_login_required,
+    permission_required,
+)
 from quartapp.auth.device import (
     device_name,
     known_browser,
@@ -18,14 +26,6 @@ from quartapp.auth.device import (
 )
 from quartapp.auth.enforcement import wait_until_enforced
 from quartapp.auth.failures import report_failed_attempt
-from quartapp.auth.guards import (
-    CODE_FIELD,
-    PASSWORD_FIELD,
-    Forbidden,
-    ReauthenticationRequired,
-    fresh_login_required,
-    permission_required,
-)
 from quartapp.auth.reauthentication import (
     IncorrectCode,
     IncorrectPassword,

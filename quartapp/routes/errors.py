@@ -383,7 +383,8 @@ def log_exception(what: Any) -> None:
 
 async def internal_error(_error: Exception) -> Any:
     """Answer an unhandled exception with 500 and an error page without details, which are only in
-    the log. In plain text for a handshake, and if the page itself fails, which is logged too."""
+    the log. In plain text for a handshake, and if the page itself fails, which is logged too
+    (`error_page_failed`)."""
     if has_websocket_context():
         return f"{_('Something went wrong.')}\n", 500
     try:
@@ -413,7 +414,8 @@ async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
 
 
 def _route() -> str | None:
-    """Return the pattern of the route for the log. The path itself may contain a token."""
+    """Return the pattern of the route for the log; None if no route matched. The path itself may
+    contain a token."""
     rule = (websocket if has_websocket_context() else request).url_rule
     return rule and rule.rule
 

@@ -44,9 +44,9 @@ async def register(
     """Create an account that holds the address, in one transaction, and return its user.
 
     Has the effects of `add_user`, and counts the account for the dashboard after the commit.
-    `verified`: the address counts as verified. `must_verify`: the
-    account cannot be used before it is verified. Raises Taken, also in a race of two registrations,
-    Unverified for other roles than `member` with `must_verify`, and MissingPermission.
+    `verified`: the address counts as verified. `must_verify`: the account cannot be used before it
+    is verified. Raises Taken, also in a race of two registrations, Unverified for other roles than
+    `member` with `must_verify`, and MissingPermission.
     """
 
     async def work(tx: Tx) -> User:
@@ -71,10 +71,9 @@ async def create_for(
 
     Has the effects of `add_user`, counts the grants of the roles, and queues the email with a link
     to set a password, within the mail budget. Counts the account for the dashboard after the
-    commit. The caller
-    passes the hash of a password that nobody knows: until the person has used the link, which also
-    verifies the address, nobody can sign in. Raises Taken, MissingPermission, RoleGone, SessionOver
-    and RightsChanged.
+    commit. The caller passes the hash of a password that nobody knows: until the person has used
+    the link, which also verifies the address, nobody can sign in. Raises Taken, MissingPermission,
+    RoleGone, SessionOver and RightsChanged.
     """
 
     async def work(tx: Tx) -> User:
@@ -97,12 +96,11 @@ async def claim(
     """Create an account that only claims the address, in one transaction, and return its user.
 
     Has the effects of `add_user`, and counts the account for the dashboard after the commit. The
-    account cannot be used before the address is verified, and
-    holds a placeholder address until then. Does not check whether another account holds the
-    address, so that the writes are the same: the queued email tells its reader which is the case.
-    Sets `deletes_at`: a job deletes the account after CLAIM_LASTS. It is deleted at once if another
-    account claims or gets the address. Raises Taken for the username, Unverified for other roles
-    than `member`, and MissingPermission.
+    account cannot be used before the address is verified, and holds a placeholder address until
+    then. Does not check whether another account holds the address, so that the writes are the same:
+    the queued email tells its reader which is the case. Sets `deletes_at`: a job deletes the
+    account after CLAIM_LASTS. It is deleted at once if another account claims or gets the address.
+    Raises Taken for the username, Unverified for other roles than `member`, and MissingPermission.
     """
 
     async def work(tx: Tx) -> User:

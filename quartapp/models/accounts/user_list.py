@@ -226,7 +226,7 @@ async def _read(
     source: Source, order: Order, place: Place | None, size: int
 ) -> tuple[list[User], Place | None]:
     """Return at most `size` users from the place on, in the direction of reading; and the place of
-    the last user that was examined, if the bound has ended the search."""
+    the last user that was examined, if the bound has ended the search, else None."""
     back = place is not None and place.back
     sort = {name: -way if back else way for name, way in SORTS[order].items()}
     rows: list[User] = []

@@ -67,7 +67,7 @@ async def _inform(
     `record`.
 
     If somebody else than the user did it, and the activity has an `email_by_others`, that is queued
-    instead of `email`.
+    instead of `email`. Raises TypeError as `record` does.
     """
     user_id = user.id if isinstance(user, Account) else user
     own = by.user_id == user_id

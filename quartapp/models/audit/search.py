@@ -186,7 +186,7 @@ async def _read(
     wanted: EventFilter, place: PydanticObjectId | None, *, back: bool, size: int
 ) -> tuple[list[Event], PydanticObjectId | None]:
     """Return at most `size` entries from the place on, in the direction of reading, and the id of
-    the last one that was examined if EXAMINED has ended the search."""
+    the last one that was examined if EXAMINED has ended the search, else None."""
     ids = dict(wanted.bounds)
     if place is not None:
         edge = "$gt" if back else "$lt"

@@ -71,9 +71,8 @@ class Holdings:
         )
 
     def lacks(self, wanted: Collection[str]) -> frozenset[str]:
-        """Return those of the wanted permissions that are not held; empty if
-        `everything` is true.
-        """
+        """Return those of the wanted permissions that are not held; empty if `everything` is
+        true."""
         return frozenset() if self.everything else frozenset(wanted) - self.permissions
 
 

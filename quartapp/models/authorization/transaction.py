@@ -106,9 +106,8 @@ async def _require_permissions(by: Actor, session: Mapping[str, Any], tx: Tx) ->
 
     The session is over if the account has expired, if the session lists a role that the user does
     not hold any more or whose grant has expired, or if the user held a role that was deleted.
-    Compares permissions only if
-    their version (`principal_version`) is not the one that the request came with. Reads the user
-    and the roles with one query.
+    Compares permissions only if their version (`principal_version`) is not the one that the request
+    came with. Reads the user and the roles with one query.
     """
     now = clock.now()
     user = await _user_with_roles(by.user_id, tx)

@@ -145,9 +145,8 @@ class Invitation(Record):
 
     @classmethod
     async def one(cls, **match: Any) -> Self | None:
-        """Return the invitation that matches, with its users and its role; None
-        if there is none.
-        """
+        """Return the invitation that matches, with its users and its role; None if there is
+        none."""
         found = await cls.find_with_links(match, limit=1, fetch=SHOWN)
         return found[0] if found else None
 

@@ -124,8 +124,7 @@ async def notify_all(
 
     In the caller's transaction. Increments `notice_seq` of each user, which is the number of the
     notification; ids without a user are ignored. Queues no emails, whatever the users have chosen.
-    Raises TypeError for an activity without a
-    notification.
+    Raises TypeError for an activity without a notification.
     """
     kind, match = activity.notification_kind, {"_id": {"$in": list(user_ids)}}
     await documents(USERS).update_many(match, {"$inc": {"notice_seq": 1}}, session=tx)

@@ -313,9 +313,8 @@ class RoleRequest(Record):
         event ROLE_REQUEST_DECLINED.
 
         The event does not contain the answer. In an authorized transaction that manages the user.
-        Raises DecidedAlready if the request is
-        not open, and MissingPermission if the role, or the user, has a permission that the actor
-        does not hold.
+        Raises DecidedAlready if the request is not open, and MissingPermission if the role, or the
+        user, has a permission that the actor does not hold.
         """
 
         async def work(tx: Tx) -> None:

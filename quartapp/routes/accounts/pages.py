@@ -228,8 +228,8 @@ async def confirm() -> Any:
     session and its cookie, as `renew_session` does, and redirects (303) to `next`. A failure is
     counted and logged (`authn_login_fail`). Then the form is shown again with the error (422, also
     when wrong codes have blocked the second factor), with 429 after too many attempts, or with 503
-    while the hasher is busy. Raises AccountDisabled for a passkey of an
-    account that was disabled meanwhile, and what `renew_session` raises.
+    while the hasher is busy. Raises AccountDisabled for a passkey of an account that was disabled
+    meanwhile, and what `renew_session` raises.
     """
     user = await auth.signed_in_user()
     form = await (ConfirmWithFactorForm if user.factors else ConfirmForm).from_request()

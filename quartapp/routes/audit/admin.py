@@ -68,13 +68,13 @@ async def export_events() -> Any:
     """Answer with the entries that the filter selects as a file of the format in the query, `jsonl`
     or `csv`; 404 for another format. An error in the filter answers as `index` does.
 
-    Redirects (303) to `/confirm` if the session is not fresh, and to the log if the link is on a
-    page of another site, because a download changes something: it records the audit event
-    AUDIT_EXPORTED and logs `audit_exported` before the first byte. It sends at most EXPORT_ROWS
-    entries, for at most EXPORT_SECONDS, and stops when the user loses the permission: then the last
-    line of the file says so. `after` in the query is an entry behind which the file begins. At most
-    two exports of a worker run at once; others wait. HEAD gets only the headers and records
-    nothing.
+    Redirects (303) to `/confirm` with a message if the session is not fresh, and to the log if the
+    link is on a page of another site, because a download changes something: it records the audit
+    event AUDIT_EXPORTED and logs `audit_exported` before the first byte. It sends at most
+    EXPORT_ROWS entries, for at most EXPORT_SECONDS, and stops when the user loses the permission:
+    then the last line of the file says so. `after` in the query is an entry behind which the file
+    begins. At most two exports of a worker run at once; others wait. HEAD gets only the headers and
+    records nothing.
     """
     if (name := request.args.get("format", "jsonl")) not in list(Format):
         abort(404)

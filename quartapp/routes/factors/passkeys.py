@@ -157,9 +157,9 @@ async def remove(passkey_id: str) -> Any:
     """Delete a passkey of the user and redirect (303) to the list with a message.
 
     Counts towards the limit of changes; past it, raises RateLimitExceeded, which is shown on the
-    list (429). Waits until all workers know the user's new permissions.
-    Ends no sessions. Logs `user_updated`; says the same, but logs nothing, if another request has
-    just removed it. 404 for a passkey that is not the user's.
+    list (429). Waits until all workers know the user's new permissions. Ends no sessions. Logs
+    `user_updated`; says the same, but logs nothing, if another request has just removed it. 404 for
+    a passkey that is not the user's.
     """
     passkey, user = await _own_passkey_or_404(passkey_id), await signed_in_user()
     await pages.count_change()

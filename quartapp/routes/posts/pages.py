@@ -67,11 +67,11 @@ async def new() -> Any:
     """Show the form of a new post; on POST store the post, delete its draft, and redirect (303) to
     its page. Flashes and logs nothing.
 
-    Counts towards the limit of posts; past it, the form with 429. Errors show the form with 422.
-    A POST with `preview` stores nothing and shows the form with the rendered text above it.
-    A POST with `draft=save` stores the text as a draft, which fills the form of a GET, and one with
-    `draft=discard` deletes it; both redirect (303) to the form.
-    `carriable`: if nobody is signed in, the submitted form is kept through the sign-in.
+    Counts towards the limit of posts; past it, the form with 429. Errors show the form with 422. A
+    POST with `preview` stores nothing and shows the form with the rendered text above it. A POST
+    with `draft=save` stores the text as a draft, which fills the form of a GET, and one with
+    `draft=discard` deletes it; both redirect (303) to the form. `carriable`: if nobody is signed
+    in, the submitted form is kept through the sign-in.
     """
     draft = await PostDraft.get(current_user.user_id)
     form = await PostForm.from_request(obj=draft)
