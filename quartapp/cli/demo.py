@@ -132,9 +132,9 @@ async def fill(settings: Settings, *, people: int = 0) -> None:
 
 
 async def _write_posts(authors: dict[str, Actor]) -> None:
-    """Write POSTS and their comments as their authors, and then change their dates: the latest post
-    is of yesterday, each other one a day older than the next; comments follow their post every
-    eleven minutes."""
+    """Write POSTS and their comments as their authors, which notifies those whose posts others
+    comment on, and then change their dates: the latest post is of yesterday, each other one a day
+    older than the next; comments follow their post every eleven minutes."""
     start = clock.now() - timedelta(days=len(POSTS))
     for day, (author, title, body, comments) in enumerate(POSTS):
         post = await Post.write(title, body, by=authors[author])

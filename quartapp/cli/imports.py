@@ -90,10 +90,11 @@ class UserImport:
         """Validate a row by the rules that forms apply, and return the account to create. Reads and
         writes nothing.
 
-        `active` and `email_verified` count as true if they are missing. Raises CommandError if
-        another field is missing (except `roles`) or one has the wrong type, the username or address
-        is invalid, a role does not exist, the password is not a bcrypt hash with a cost from 4 to
-        14, or an account that has to verify its address would get another role than member.
+        The hash gets the prefix of the scheme. `active` and `email_verified` count as true if they
+        are missing. Raises CommandError if another field is missing (except `roles`) or one has the
+        wrong type, the username or address is invalid, a role does not exist, the password is not a
+        bcrypt hash with a cost from 4 to 14, or an account that has to verify its address would get
+        another role than member.
         """
         username, email = _text(row, "username"), _text(row, "email")
         try:

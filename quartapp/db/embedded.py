@@ -304,7 +304,7 @@ def _command(binary: Path) -> list[str]:
 
 
 def _binary() -> Path:
-    """Return the path of the mongod in PATH if that is of MIN_VERSION or newer, else of the
+    """Return the path of the mongod in PATH if its `--version` is MIN_VERSION or newer, else of the
     packaged one. Raises StartError if there is neither."""
     installed = shutil.which("mongod")
     if installed and _major_version(installed) >= MIN_VERSION:

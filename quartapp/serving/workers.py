@@ -129,7 +129,8 @@ class ForkServerClient:
     def fork_here(cls) -> ForkServerClient:
         """Fork this process to be the fork server, and return the connection to it.
 
-        In the child it never returns. Call it before an event loop or a thread is started.
+        In the child, which ignores SIGINT and SIGHUP and has a session of its own, it runs the fork
+        server and never returns. Call it before an event loop or a thread is started.
         """
         control, theirs = socket.socketpair()
         pid = os.fork()
