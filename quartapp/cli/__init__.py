@@ -50,18 +50,26 @@ def serve(host: str, port: int, workers: int, data: Path | None) -> None:
 
 
 @main.command()
+@click.option(
+    "--drop-indexes",
+    is_flag=True,
+    help="Also drop indexes that only earlier versions use. Stop their workers first.",
+)
 @data_option
 @with_database
-async def migrate() -> None:
+async def migrate(drop_indexes: bool) -> None:
     """Prepare the database for this version. Run it before starting a new version.
 
     Creates missing indexes and built-in roles. Corrects the canonical forms of usernames and email
     addresses, and lists accounts that share a username or an address.
     """
+    from quartapp.models import obsolete_indexes
     from quartapp.models.accounts import canonical
 
     for conflict in await canonical.correct_all():
         echo(f"Conflict: {conflict}")
+    for index in await obsolete_indexes.drop_obsolete() if drop_indexes else ():
+        echo(f"Dropped the index {index}.")
     echo("The database is ready.")
 
 

@@ -92,8 +92,8 @@ async def prepare() -> None:
     adds to the role `admin` the permissions that this version brings.
 
     Several processes may run it at once. Never drops an index, because an older version that is
-    still running may need it. Raises StartError if an index cannot be built, for example because
-    there are duplicates.
+    still running may need it: see `models.obsolete_indexes`. Raises StartError if an index cannot
+    be built, for example because there are duplicates.
     """
     for document in DOCUMENTS:
         settings: Any = document.get_settings()

@@ -169,7 +169,6 @@ class Account(Record):
                 name="unverified",
                 partialFilterExpression={"email_verified_at": None},
             ),
-            IndexModel([("roles.$id", 1)], name="with_role"),
             *LIST_INDEXES,
             IndexModel([("role_ends.until", 1)], name="role_ends", sparse=True),
             IndexModel([("role_ends.warn_at", 1)], name="role_warnings", sparse=True),

@@ -164,4 +164,4 @@ async def _remains(action: Action, affected: Collection[PydanticObjectId]) -> bo
     if not await users.count_documents({**match, "_id": {"$in": ids}}, limit=1):
         return None
     others = {**match, "_id": {"$nin": ids}}
-    return bool(await users.count_documents(others, limit=1, hint="with_role"))
+    return bool(await users.count_documents(others, limit=1, hint="role_by_created"))

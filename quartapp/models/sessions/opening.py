@@ -112,9 +112,10 @@ async def is_known_browser(
     if user:
         match["credential"] = user.credential
         if forgotten := user.browsers_forgotten:
-            kept = {"_id": forgotten.keep}
-            match["$or"] = [{"created_at": {"$gt": forgotten.at}}, kept]
-    return await Session.find_one(match, session=tx) is not None
+            # As the outer condition, each part of it is answered by an index.
+            later = {**match, "created_at": {"$gt": forgotten.at}}
+            match = {"$or": [later, {**match, "_id": forgotten.keep}]}
+    return await Session.get_motor_collection().find_one(match, {"_id": 1}, session=tx) is not None
 
 
 async def _end_oldest(user: User, *, keep: int, by: Actor) -> bool:

@@ -11,13 +11,15 @@ from pymongo import IndexModel, UpdateOne
 from quartapp import clock
 from quartapp.activities import REAUTHENTICATED, SESSION_ENDED, Activity
 from quartapp.db.mongo import Tx
+from quartapp.models.accounts.account import ForgottenBrowsers
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.record import Record
+from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import (
     EVENTS,
     SESSIONS,
+    USERS,
     EventRef,
     RoleRef,
     UserRef,
@@ -32,6 +34,8 @@ from quartapp.models.sessions.reason import EndDetail, Reason
 
 SEEN_EVERY = timedelta(minutes=1)
 KEPT = timedelta(days=30)
+# How many sessions one transaction changes so that they forget their browser.
+FORGOTTEN_AT_ONCE = 500
 
 
 class Session(Record):
@@ -73,12 +77,28 @@ class Session(Record):
         name = SESSIONS
         indexes = [
             IndexModel([("digest", 1)], name="by_token", unique=True),
-            # No index has `ended_at`: deleting a role can end thousands of sessions in one
-            # transaction, which takes six times as long if an index must be updated.
-            IndexModel([("user.$id", 1), ("created_at", -1)], name="by_user"),
+            # A user can have many ended sessions, and has few others. The same is true for an IP
+            # address.
+            IndexModel(
+                [("user.$id", 1), ("expires_at", 1)],
+                name="not_ended_by_user",
+                partialFilterExpression={"ended_at": None},
+            ),
+            IndexModel(
+                [("ip", 1), ("expires_at", -1)],
+                name="not_ended_by_ip",
+                partialFilterExpression={"ended_at": None},
+            ),
+            # For `models.sessions.opening.is_known_browser`.
+            IndexModel(
+                [("user.$id", 1), ("browser", 1), ("credential", 1), ("created_at", -1)],
+                name="by_browser",
+            ),
+            IndexModel(
+                [("user.$id", 1), ("ip", 1), ("credential", 1), ("created_at", -1)], name="by_ip"
+            ),
             IndexModel([("roles.$id", 1)], name="by_role"),
             IndexModel([("idle_seconds", 1), ("seen_at", -1), ("_id", -1)], name="by_idle_time"),
-            IndexModel([("ip", 1)], name="by_address", sparse=True),
             IndexModel([("online_until", -1)], name="by_online", sparse=True),
             IndexModel(
                 [("expires_at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())
@@ -120,20 +140,34 @@ class Session(Record):
 
         If a user ends a session on another device (ENDED_BY_USER), the device may be lost: all of
         the user's sessions from the same browser, except the actor's, forget which browser they are
-        from, so that it is no longer known.
+        from, so that it is no longer known. If these are more than FORGOTTEN_AT_ONCE, all other
+        browsers of the user become unknown instead.
         """
 
         async def work(tx: Tx) -> Event | None:
             if reason is Reason.ENDED_BY_USER and self.id != by.session_id and self.browser:
-                same = {"user.$id": self.user_id, "browser": self.browser}
-                others = {**same, "_id": {"$ne": by.session_id}}
-                await Session.change_all(others, {"$set": {"browser": None}}, tx=tx)
+                await self._forget_browser(by, tx)
             details = {"subject": self.user_id, "device": self.device}
             return await end_and_record(
                 {"_id": self.id}, reason, SESSION_ENDED, by=by, tx=tx, **details
             )
 
         return await authorized_transaction(by, work, managing=self.user_id, ends_sessions=True)
+
+    async def _forget_browser(self, by: Actor, tx: Tx) -> None:
+        """Make the browser of this session unknown, in the caller's transaction."""
+        match = {
+            "user.$id": self.user_id,
+            "browser": self.browser,
+            "_id": {"$ne": by.session_id},
+        }
+        ids = await Session.ids(match, limit=FORGOTTEN_AT_ONCE + 1, tx=tx)
+        if len(ids) <= FORGOTTEN_AT_ONCE:
+            await Session.change_all({"_id": {"$in": ids}}, {"$set": {"browser": None}}, tx=tx)
+            return
+        forgotten = ForgottenBrowsers(at=clock.now(), keep=by.session_id).model_dump()
+        update = {"$set": {"browsers_forgotten": forgotten}}
+        await documents(USERS).update_one({"_id": self.user_id}, update, session=tx)
 
     @property
     def user_id(self) -> PydanticObjectId:

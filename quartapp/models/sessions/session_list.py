@@ -23,8 +23,10 @@ LONGEST = 3660 * 86400
 SKIPPED = 500
 # How many sessions the dashboard counts.
 COUNTED = 1000
-# How many sessions that match a filter are considered. They have no index in the list's order.
+# How many sessions that match a filter are listed. They have no index in the list's order.
 FILTERED = 1000
+# How many that match a filter are examined, of which some have expired without use.
+EXAMINED = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,10 @@ async def active_page(
     """Return a page of the active sessions, most recently used first, with their users; and the
     place from which the next page goes on, None if this is the last one.
 
-    `before` is the place that the page before returned. With a filter, only FILTERED sessions that
-    match are considered, in no particular order if there are more. Without one, skips at most
-    SKIPPED sessions that have ended, so a page may have fewer rows than `limit`, even none, and yet
-    not be the last.
+    `before` is the place that the page before returned. With a filter, only EXAMINED sessions that
+    match and FILTERED active ones are considered, in no particular order if there are more. Without
+    one, skips at most SKIPPED sessions that have ended, so a page may have fewer rows than `limit`,
+    even none, and yet not be the last.
     """
     now = clock.now()
     if match := wanted.match(now):
@@ -105,10 +107,14 @@ async def active_page(
 async def _filtered_page(
     match: Mapping[str, Any], now: datetime, before: Place | None, limit: int
 ) -> tuple[list[Session], Place | None]:
-    """Return the page as `active_page` does, without the users, among FILTERED active sessions that
-    match."""
+    """Return the page as `active_page` does, without the users, among EXAMINED sessions that match
+    and FILTERED active ones."""
+    # This much the index tells.
+    unended = {"ended_at": None, "expires_at": {"$gt": now}}
     steps = [
-        {"$match": {**match, **expiry.active_filter(now)}},
+        {"$match": {**match, **unended}},
+        {"$limit": EXAMINED},
+        {"$match": expiry.active_filter(now)},
         {"$limit": FILTERED},
         {"$match": _behind(before)},
         {"$sort": {"seen_at": -1, "_id": -1}},

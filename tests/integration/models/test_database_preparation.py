@@ -15,6 +15,7 @@ from pymongo.errors import NetworkTimeout
 from quartapp import models
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
+from quartapp.models import obsolete_indexes
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.write_lock import ALL_LOCKS
 from quartapp.models.roles.role import Role
@@ -143,3 +144,25 @@ async def test_an_index_that_takes_longer_than_a_command_may_is_built(
         await models.prepare()
         assert "events" in waited
         await expect_ready(db)
+
+
+async def test_indexes_of_earlier_versions_are_dropped_on_request(db: Database) -> None:
+    await db["sessions"].create_indexes([IndexModel([("seen_at", -1)], name="by_use")])
+    await db["users"].create_indexes([IndexModel([("created_at", 1)], name="by_hand")])
+    before = await indexes(db)
+    await models.prepare()
+    assert await indexes(db) == before
+    assert await obsolete_indexes.drop_obsolete() == ["sessions.by_use"]
+    assert await obsolete_indexes.drop_obsolete() == []
+    del before["sessions"]["by_use"]
+    assert await indexes(db) == before
+
+
+def test_no_obsolete_index_is_one_that_this_version_creates() -> None:
+    created = {
+        f"{document.get_collection_name()}.{index.index.document['name']}"
+        for document in models.DOCUMENTS
+        for index in document.get_settings().indexes
+    }
+    for collection, names in obsolete_indexes.OBSOLETE.items():
+        assert created.isdisjoint(f"{collection}.{name}" for name in names)

@@ -10,16 +10,20 @@ import pytest
 from quartapp import clock
 from quartapp.activities import SIGNED_IN
 from quartapp.db.mongo import Database
+from quartapp.models.accounts.account import ForgottenBrowsers
 from quartapp.models.accounts.user import User
 from quartapp.models.audit import activity
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import SYSTEM, Actor
+from quartapp.models.base.record import new_id
 from quartapp.models.email.outbox import Mail
 from quartapp.models.factors import enrolment
+from quartapp.models.sessions import session as sessions
 from quartapp.models.sessions.opening import is_known_browser, open_session
 from quartapp.models.sessions.reason import Reason
-from quartapp.models.sessions.session import Session
-from tests.integration.models.helpers import HOUR, acting, register, reloaded
+from quartapp.models.sessions.session import Session, mark_ended
+from quartapp.models.sessions.session_list import Wanted, active_page
+from tests.integration.models.helpers import HOUR, acting, not_none, register, reloaded
 
 MINE, THEIRS = "the owner's browser", "the intruder's browser"
 
@@ -137,3 +141,67 @@ async def test_a_hash_upgrade_forgets_no_browser(ada: User) -> None:
     await session.end(Reason.SIGNED_OUT, by=acting(ada))
     await ada.upgrade_hash("upgraded")
     assert await known(ada, MINE)
+
+
+# ---- many ended sessions
+
+MANY = 300
+
+
+@pytest.fixture
+async def busy(ada: User, db: Database) -> User:
+    """Return a user with many ended sessions, in the browsers MINE and THEIRS."""
+    mine, theirs = await opened(ada, MINE), await opened(ada, THEIRS, "192.0.2.8")
+    rows = []
+    for session in (mine, theirs):
+        row = not_none(await db["sessions"].find_one({"_id": session.id}))
+        row |= {"ended_at": clock.now(), "ended_reason": "signed_out"}
+        rows += [row | {"_id": new_id(), "digest": f"{session.id} {i}"} for i in range(MANY)]
+    await db["sessions"].insert_many(rows)
+    return await reloaded(ada)
+
+
+ENDED_SESSIONS_ARE_NOT_READ: dict[str, Callable[[User], Awaitable[Any]]] = {
+    "sign in": lambda user: opened(user, MINE),
+    "sign in, with the password changed": lambda user: opened(changed(user), MINE),
+    "sign in, in an unknown browser": lambda user: opened(user, "another"),
+    "known browser": lambda user: is_known_browser(user, browser="another"),
+    "known browser, all forgotten": lambda user: is_known_browser(forgetful(user), browser=MINE),
+    "known address": lambda user: is_known_browser(user, ip="198.51.100.1"),
+    "active sessions": lambda user: Session.of_user(user.id),
+    "end all": lambda user: mark_ended({"user.$id": user.id}, Reason.ENDED_BY_ADMIN, by=SYSTEM),
+    "list of a user": lambda user: active_page(Wanted(user=user.id)),
+    "list of an address": lambda user: active_page(Wanted(ip="192.0.2.8")),
+}
+
+
+def changed(user: User) -> User:
+    user.password_hash = "another"
+    return user
+
+
+def forgetful(user: User) -> User:
+    user.browsers_forgotten = ForgottenBrowsers(at=clock.now())
+    return user
+
+
+@pytest.mark.parametrize("what", ENDED_SESSIONS_ARE_NOT_READ)
+async def test_ended_sessions_of_a_user_are_not_read(busy: User, queries: Any, what: str) -> None:
+    asked = await queries(ENDED_SESSIONS_ARE_NOT_READ[what](busy))
+    assert sum(each.get("docsExamined", 0) for each in asked) < 50
+    assert sum(each.get("keysExamined", 0) for each in asked) < 60
+
+
+@pytest.mark.parametrize("limit", [MANY, MANY - 1])
+async def test_ending_a_session_forgets_a_limited_number(
+    busy: User, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """With more sessions from the browser, all other browsers become unknown instead."""
+    monkeypatch.setattr(sessions, "FORGOTTEN_AT_ONCE", limit + 1)
+    mine = not_none(await Session.find_one({"ended_at": None, "browser": MINE}))
+    lost = not_none(await Session.find_one({"ended_at": None, "browser": THEIRS}))
+    assert await lost.end(Reason.ENDED_BY_USER, by=by(busy, mine))
+    assert await known(busy, MINE)
+    assert not await known(busy, THEIRS)
+    left = await Session.find({"browser": THEIRS}).count()
+    assert left == (0 if limit == MANY else MANY + 1)
