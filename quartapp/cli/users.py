@@ -172,7 +172,7 @@ async def import_users(
 @data_option
 @with_database
 async def list_users(search: str, after: str | None, limit: int | None) -> None:
-    """List accounts by username, with their address, roles and state.
+    """List accounts by username. Prints their address, roles and state.
 
     Reads and prints 500 accounts at a time; a column becomes wider when a longer value follows.
     """
@@ -194,7 +194,7 @@ async def list_users(search: str, after: str | None, limit: int | None) -> None:
 @data_option
 @with_database
 async def show(username: str) -> None:
-    """Show an account: its address, roles, state, second factors and active sessions."""
+    """Show an account. Prints its address, roles, state, second factors and active sessions."""
     person = await find_user(username)
     roles = {role.id: role.name for role in await Role.everyone()}
     echo(f"username  {person.username}")
@@ -263,7 +263,7 @@ async def revoke(username: str, role: str) -> None:
 @data_option
 @with_database
 async def end_sessions(username: str) -> None:
-    """End all sessions of an account, and notify the user.
+    """End all sessions of an account. Notifies the user.
 
     Returns when no worker accepts them, and prints their number and what became of open tabs.
     """
