@@ -16,12 +16,16 @@ from quartapp.activities.accounts import (
     EXPIRY_SKIPPED,
 )
 from quartapp.activities.activity import (
+    A_POST,
+    DELETED_USER,
+    THEIR_ADDRESS,
     Activity,
     Email,
     Lane,
     Notification,
     Notified,
     catalogue,
+    readable,
     register,
 )
 from quartapp.activities.credentials import (
@@ -93,11 +97,13 @@ __all__ = [
     "ACCOUNT_RESTORED",
     "ACTIVITY_DISOWNED",
     "AUDIT_EXPORTED",
+    "A_POST",
     "CODES_BLOCKED",
     "CODES_REFUSED",
     "COMMENT_ADDED",
     "COMMENT_REMOVED",
     "DATA_EXPORTED",
+    "DELETED_USER",
     "DELETION_SCHEDULED",
     "EMAIL_ALREADY_IN_USE",
     "EMAIL_CHANGED",
@@ -142,6 +148,7 @@ __all__ = [
     "SESSIONS_ENDED",
     "SESSION_ENDED",
     "SIGNED_IN",
+    "THEIR_ADDRESS",
     "USER_INVITED",
     "Activity",
     "Email",
@@ -150,5 +157,6 @@ __all__ = [
     "Notification",
     "Notified",
     "catalogue",
+    "readable",
     "register",
 ]

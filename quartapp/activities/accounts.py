@@ -15,7 +15,9 @@ ACCOUNT_CREATED = register(
 ACCOUNT_DISABLED = register(
     Activity(
         audit="user.disabled",
-        notification=Notification(kind="account.disabled", text=_("{by} disabled your account.")),
+        notification=Notification(
+            kind="account.disabled", text=_("{by} disabled your account."), email_group="account"
+        ),
         sentence=_("The account was disabled"),
         ends_sessions=True,
     )
@@ -24,7 +26,9 @@ ACCOUNT_ENABLED = register(
     Activity(
         audit="user.enabled",
         notification=Notification(
-            kind="account.enabled", text=_("{by} enabled your account again.")
+            kind="account.enabled",
+            text=_("{by} enabled your account again."),
+            email_group="account",
         ),
         sentence=_("The account was enabled again"),
     )
@@ -33,7 +37,9 @@ ACCOUNT_ENABLED = register(
 # ---- expiry
 
 _EXPIRY_REMOVED = Notification(
-    kind="last_day.lifted", text=_("{by} removed your account's expiry date. It no longer expires.")
+    kind="last_day.lifted",
+    text=_("{by} removed your account's expiry date. It no longer expires."),
+    email_group="account",
 )
 EXPIRY_SET = register(
     Activity(
@@ -43,6 +49,7 @@ EXPIRY_SET = register(
             text=_(
                 "{by} set your account's expiry date: it is disabled at the end of {day} (UTC)."
             ),
+            email_group="account",
         ),
         sentence=_("The account expires at the end of {day} (UTC)"),
     )
@@ -61,6 +68,7 @@ ACCOUNT_EXPIRED = register(
         notification=Notification(
             kind="last_day.over",
             text=_("Your account expired at the end of {day} (UTC), and was disabled."),
+            email_group="account",
         ),
         sentence=_("The account was disabled because it expired"),
         ends_sessions=True,

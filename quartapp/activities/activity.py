@@ -9,12 +9,14 @@ modules of this package; `models.audit.recording` writes them. Extensions add en
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from string import Formatter
 from typing import Any, Literal
 
 from quartapp.activities.log_sentences import AUTOMATIC_SENTENCES, LOG_SENTENCES, LogSentence
 from quartapp.i18n import lazy_gettext as _
+from quartapp.i18n.times import format_time
 
 # Shares of the mail budget of a mailbox: see models.email.mailbox.
 Lane = Literal["reset", "verification", "invitation", "address", "notifications"]
@@ -25,6 +27,17 @@ AT_SENDING = frozenset(
         *("token", "username"),
     }
 )
+
+# Stored in the place of the name, the address or the post of a deleted user. Each reader gets it in
+# their language.
+DELETED_USER = "A deleted user"
+THEIR_ADDRESS = "their address"
+A_POST = "a post of a deleted user"
+_PLACEHOLDERS = {
+    DELETED_USER: _("A deleted user"),
+    THEIR_ADDRESS: _("their address"),
+    A_POST: _("a post of a deleted user"),
+}
 
 
 class Notified(Enum):
@@ -60,7 +73,7 @@ class Notification:
         """Return the sentence in the current language. A word that was not stored is left out; a
         missing actor is "An operator"."""
         words = {**data, "by": data.get("by") or _("An operator")}
-        return self.text.format_map(_Words(words))
+        return self.text.format_map(_Words(readable(words)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +158,7 @@ class Activity:
     def describe(self, details: Mapping[str, Any]) -> str:
         """Return the sentence for the activity page in the current language, or an empty text if it
         has none. A word that is not in the details is left out."""
-        return (self.sentence or "").format_map(_Words(details))
+        return (self.sentence or "").format_map(_Words(readable(details)))
 
 
 @dataclass
@@ -222,6 +235,19 @@ class Catalogue:
         registered."""
         found = self.notifications.get(kind)
         return found.render(data) if found else str(_("Something changed."))
+
+
+def readable(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the words with times in the reader's language and zone, and the placeholders for what
+    was erased in that language. All other values stay as they are stored: earlier versions stored
+    times as texts."""
+    return {name: _readable(value) for name, value in stored.items()}
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return format_time(value)
+    return str(_PLACEHOLDERS.get(value, value)) if isinstance(value, str) else value
 
 
 class _Words(dict[str, Any]):

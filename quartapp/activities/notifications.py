@@ -8,9 +8,11 @@ from quartapp.i18n import lazy_gettext as _
 # Users choose among these on the page of their preferences. Emails about the security of an account
 # are in none of them: they are always sent.
 EMAIL_GROUPS: Mapping[str, str] = {
-    "roles": _("Roles that you are given or that are removed from you"),
+    "roles": _("Roles that you are given, that end or that are removed from you"),
+    "account": _("What administrators do to your account"),
     "posts": _("Comments on your posts, and removals of what you wrote"),
     "invitations": _("Invitations of yours that are accepted"),
+    "requests": _("Requests for roles that you can decide"),
 }
 
 NOTIFICATION_BY_EMAIL = register(

@@ -30,7 +30,9 @@ ROLE_GRANTED_UNTIL = register(
     Activity(
         audit="role.granted_until",
         notification=Notification(
-            kind="role.granted_until", text=_("{by} gave you the role {role} until {until}.")
+            kind="role.granted_until",
+            text=_("{by} gave you the role {role} until {until}."),
+            email_group="roles",
         ),
         sentence=_("The role {role} was granted until {until}"),
     )
@@ -41,12 +43,15 @@ ROLE_END_CHANGED = register(
         notification=Notification(
             kind="role.end_changed",
             text=_("{by} changed how long you have the role {role}: until {until}."),
+            email_group="roles",
         ),
         sentence=_("The role {role} now ends on {until}"),
     )
 )
 _END_REMOVED = Notification(
-    kind="role.end_removed", text=_("{by} removed the end of your role {role}. You keep it.")
+    kind="role.end_removed",
+    text=_("{by} removed the end of your role {role}. You keep it."),
+    email_group="roles",
 )
 ROLE_END_REMOVED = register(
     Activity(
@@ -60,6 +65,7 @@ ROLE_ENDS_SOON = register(
         notification=Notification(
             kind="role.ends_soon",
             text=_("Your role {role} ends at {until}. You will then be signed out."),
+            email_group="roles",
         ),
     )
 )
@@ -67,7 +73,9 @@ ROLE_EXPIRED = register(
     Activity(
         audit="role.revoked",
         automatic=True,
-        notification=Notification(kind="role.expired", text=_("Your role {role} has expired.")),
+        notification=Notification(
+            kind="role.expired", text=_("Your role {role} has expired."), email_group="roles"
+        ),
         sentence=_("The role {role} expired"),
         ends_sessions=True,
     )
@@ -90,7 +98,9 @@ ROLE_DELETED = register(
     Activity(
         audit="role.deleted",
         notification=Notification(
-            kind="role.deleted", text=_("{by} deleted the role {role}, which you held.")
+            kind="role.deleted",
+            text=_("{by} deleted the role {role}, which you held."),
+            email_group="roles",
         ),
         notified=Notified.HOLDERS,
         sentence=_("The role {role}, which you held, was deleted"),
@@ -103,7 +113,11 @@ ROLE_DELETED = register(
 ROLE_REQUESTED = register(
     Activity(
         audit="role.requested",
-        notification=Notification(kind="role.requested", text=_("{by} asks for the role {role}.")),
+        notification=Notification(
+            kind="role.requested",
+            text=_("{by} asks for the role {role}."),
+            email_group="requests",
+        ),
         notified=Notified.ADMINISTRATORS,
         sentence=_("The role {role} was requested"),
     )
@@ -117,7 +131,9 @@ ROLE_REQUEST_DECLINED = register(
     Activity(
         audit="role.request_declined",
         notification=Notification(
-            kind="role.request_declined", text=_("{by} declined your request for the role {role}.")
+            kind="role.request_declined",
+            text=_("{by} declined your request for the role {role}."),
+            email_group="roles",
         ),
         sentence=_("The request for the role {role} was declined"),
     )
@@ -127,6 +143,7 @@ ROLE_REQUEST_DECLINED_WITH_REASON = register(
         notification=Notification(
             kind="role.request_declined_with_reason",
             text=_("{by} declined your request for the role {role}. The reason: “{answer}”."),
+            email_group="roles",
         ),
     )
 )

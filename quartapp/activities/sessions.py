@@ -41,7 +41,9 @@ SESSION_ENDED = register(
 SESSIONS_ENDED = register(
     Activity(
         audit="sessions.ended",
-        notification=Notification(kind="sessions.ended", text=_("{by} ended your sessions.")),
+        notification=Notification(
+            kind="sessions.ended", text=_("{by} ended your sessions."), email_group="account"
+        ),
         notified=Notified.USER_UNLESS_ACTOR,
         sentence=_("Sessions were signed out"),
         reportable=True,
@@ -53,6 +55,8 @@ ACTIVITY_DISOWNED = register(
         audit="activity.disowned",
         email=Email(
             kind="activity.disowned",
+            # `what` is the sentence of the event, in the language of the receiver.
+            also_stores=("event",),
             subject=_("You reported activity that was not you"),
             text=(
                 _("Somebody signed in to the account {username} reported that this was not them:"),

@@ -15,6 +15,7 @@ from quartapp.cli.decorators import data_option, with_database
 from quartapp.cli.groups import role
 from quartapp.models import Role
 from quartapp.models.base.actor import SYSTEM
+from quartapp.models.roles.role import holders_when_deleted
 from quartapp.policy import Permission
 
 PERMISSION = click.Choice([permission.value for permission in Permission])
@@ -108,5 +109,5 @@ async def delete(name: str) -> None:
     found = await find_role(name)
     event = await found.remove(by=SYSTEM)
     reach = await wait_until_enforced(event)
-    holders = event.details["holders"] if event else 0
+    holders = holders_when_deleted(event)
     echo(f"Deleted the role {found.name}. Users who had it: {holders}.{reach}")

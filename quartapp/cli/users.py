@@ -356,7 +356,7 @@ async def delete(username: str, remove_posts: bool, now: bool, settings: Setting
         await account_deletion.erase_now(person.id)
         echo(f"{person.username} was deleted.{reach}")
     elif event:
-        until = event.details["until"]
+        until = clock.format_short(event.details["until"])
         echo(f"{person.username} can no longer sign in and will be deleted on {until}.{reach}")
     else:
         echo(f"{person.username} will already be deleted before that date.")

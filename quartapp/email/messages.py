@@ -21,6 +21,25 @@ from quartapp.models.factors.factor import described
 MOMENTS = {"until", "when"}
 
 
+def stored_words(mail: Mail) -> dict[str, str]:
+    """Return the words that are stored with the email as readers see them: times in the current
+    language and time zone, with the name of the zone, and devices and factors by their names."""
+    words = {name: _time(word) if name in MOMENTS else word for name, word in mail.data.items()}
+    if "device" in words:
+        words["device"] = device_name(words["device"])
+    if "factor" in words:
+        words["factor"] = described(words["factor"])
+    return words
+
+
+def _time(stored: str) -> str:
+    """Return the time as text. Earlier versions stored some times as texts."""
+    try:
+        return format_time_and_zone(datetime.fromisoformat(stored))
+    except ValueError:
+        return stored
+
+
 def compose(
     mail: Mail,
     *,
@@ -58,16 +77,8 @@ def compose(
     # The same for each try, so that mail programs can recognise a duplicate.
     message["Message-ID"] = f"<{mail.id}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
-    data = {
-        name: format_time_and_zone(datetime.fromisoformat(word)) if name in MOMENTS else word
-        for name, word in mail.data.items()
-    }
-    if "device" in data:
-        data["device"] = device_name(data["device"])
-    if "factor" in data:
-        data["factor"] = described(data["factor"])
     missing = {"ip": _("an unknown address"), "device": _("unknown"), "by": _("An operator")}
-    known = missing | data | dict(words)
+    known = missing | stored_words(mail) | dict(words)
     text = "\n\n".join((*map(str, email.text), ""))
     text = text.format(
         base=base, to=to, site=site_name, at=format_time_and_zone(mail.created_at), **known

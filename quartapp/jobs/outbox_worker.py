@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from email.message import EmailMessage
 
+from beanie import PydanticObjectId
+
 from quartapp import metrics, validation
 from quartapp.activities import (
+    ACTIVITY_DISOWNED,
     EMAIL_ALREADY_IN_USE,
     EMAIL_CHANGED,
     EMAIL_VERIFICATION_REQUESTED,
@@ -27,9 +30,10 @@ from quartapp.i18n import timezones, use_locale
 from quartapp.i18n.times import use_zone
 from quartapp.jobs.repeated import ListeningTask
 from quartapp.log import log
-from quartapp.models import Mail, User
+from quartapp.models import Event, Mail, User
 from quartapp.models.accounts import email_address, password_reset
 from quartapp.models.accounts.preferences import Preferences
+from quartapp.models.audit import activity
 from quartapp.models.invitations import invitation
 from quartapp.settings import Settings
 from quartapp.validation import Invalid
@@ -165,7 +169,11 @@ class OutboxWorker(ListeningTask):
         ):
             if mail.kind == NOTIFICATION_BY_EMAIL.email_kind:
                 kind = mail.data["notification_kind"]
-                words["notification"] = catalogue.notification_text(kind, mail.data)
+                told = messages.stored_words(mail)
+                words["notification"] = catalogue.notification_text(kind, told)
+            elif mail.kind == ACTIVITY_DISOWNED.email_kind and "event" in mail.data:
+                reported = await Event.get(PydanticObjectId(mail.data["event"]))
+                words["what"] = activity.text(reported) if reported else ""
             message = messages.compose(
                 mail,
                 email=email,

@@ -53,6 +53,11 @@ LANES = {
     "user.invited": "invitation",
     "address.changed": "address",
 }
+# Notifications that no email can tell of, and why.
+WITHOUT_EMAIL = {
+    "email.restored": "the user has just opened the link in the email with the old address",
+    "welcome": "the user has just created the account",
+}
 
 
 def test_the_stored_names_stay_as_databases_have_them() -> None:
@@ -71,6 +76,15 @@ def test_each_activity_that_ends_sessions_says_so() -> None:
 def test_emails_that_strangers_can_cause_have_lanes_of_their_own() -> None:
     lanes = {kind: email.lane for kind, email in catalogue.emails.items()}
     assert {k: lane for k, lane in lanes.items() if lane != "notifications"} == LANES
+
+
+def test_a_user_can_have_every_notification_by_email() -> None:
+    kinds = {kind for kind, each in catalogue.notifications.items() if each.email_group}
+    everything = [each for each in vars(activities).values() if isinstance(each, Activity)]
+    kinds |= {each.notification_kind for each in everything if each.notification and each.email}
+    assert set(catalogue.notifications) - kinds == set(WITHOUT_EMAIL)
+    groups = {each.email_group for each in catalogue.notifications.values()} - {None}
+    assert groups == set(activities.EMAIL_GROUPS)
 
 
 def test_the_package_exports_every_activity() -> None:

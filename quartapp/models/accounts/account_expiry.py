@@ -18,6 +18,7 @@ from quartapp.activities import ACCOUNT_EXPIRED, EXPIRY_REMOVED, EXPIRY_SET, EXP
 from quartapp.db.mongo import Tx
 from quartapp.models.accounts import status
 from quartapp.models.accounts.administrators import (
+    LAST_ADMINISTRATOR,
     active_administrators,
     administering,
     count_administrators,
@@ -132,8 +133,7 @@ async def disable_expired(user: User) -> Event | None:
             match = {"_id": user.id, **moment}
             if not await User.change(match, {"$set": {"closes_at": None}}, tx=tx):
                 return None
-            why = "the last administrator"
-            return await record(EXPIRY_SKIPPED, user, by=SYSTEM, tx=tx, why=why)
+            return await record(EXPIRY_SKIPPED, user, by=SYSTEM, tx=tx, why=LAST_ADMINISTRATOR)
         disabled = {"disabled_at": user.closes_at, "closes_at": None}
         if not await user.change_authority(moment, {"$set": disabled}, by=SYSTEM, tx=tx):
             return None

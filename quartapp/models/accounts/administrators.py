@@ -12,6 +12,8 @@ from quartapp.models.roles.role import Role
 
 # Whether there is one, and whether there is another one.
 COUNTED = 2
+# The detail `why` of an event: nobody else would be left. Earlier versions stored it in words.
+LAST_ADMINISTRATOR = "last_administrator"
 
 
 class LastAdministrator(DomainError):

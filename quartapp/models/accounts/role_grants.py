@@ -23,6 +23,7 @@ from quartapp.activities import (
 from quartapp.db.mongo import Tx
 from quartapp.models.accounts.account import Account, Unverified
 from quartapp.models.accounts.administrators import (
+    LAST_ADMINISTRATOR,
     active_administrators,
     count_administrators,
     require_an_administrator,
@@ -107,7 +108,7 @@ class RoleHolder(Account):
             raise RoleGone(role.name)
         await self._close_request(role, entry, by, tx)
         activity = ROLE_GRANTED_UNTIL if entry else ROLE_GRANTED
-        ending = {"until": clock.format_short(entry.until)} if entry else {}
+        ending = {"until": entry.until} if entry else {}
         return await record(activity, self, by=by, tx=tx, role=role.name, **ending, **details)
 
     async def _close_request(self, role: Role, entry: RoleEnd | None, by: Actor, tx: Tx) -> None:
@@ -136,8 +137,8 @@ class RoleHolder(Account):
             raise RoleGone(role.name)
         if entry is None:
             return await record(ROLE_END_REMOVED, self, by=by, tx=tx, role=role.name)
-        until = clock.format_short(entry.until)
-        return await record(ROLE_END_CHANGED, self, by=by, tx=tx, role=role.name, until=until)
+        changed = {"role": role.name, "until": entry.until}
+        return await record(ROLE_END_CHANGED, self, by=by, tx=tx, **changed)
 
     async def revoke(self, role: Role, *, by: Actor) -> Event | None:
         """Take the role from the user, end all of their sessions, and return the event
@@ -158,7 +159,7 @@ class RoleHolder(Account):
                 return None
             await require_an_administrator(before, tx)
             # For undoing it.
-            had = {"end": end.isoformat()} if end else {}
+            had = {"end": end} if end else {}
             event = Event.of(ROLE_REVOKED, by=by, subject=self.id, role=role.name, **had)
             mine = {"user.$id": self.id}
             event.note_ended_sessions(await count_active(mine, tx))
@@ -224,16 +225,14 @@ class RoleHolder(Account):
                 removed = {"$pull": {"role_ends": {"role": role.id}}}
                 if not await self.change(match, removed, tx=tx):
                     return None
-                why = "the last administrator"
-                return await record(
-                    ROLE_END_SKIPPED, self, by=SYSTEM, tx=tx, role=role.name, why=why
-                )
+                kept: dict[str, Any] = {"role": role.name, "why": LAST_ADMINISTRATOR}
+                return await record(ROLE_END_SKIPPED, self, by=SYSTEM, tx=tx, **kept)
         if not await self._take(role, this, by=SYSTEM, tx=tx):
             left_over = {"_id": self.id, "roles.$id": {"$ne": role.id}, **this}
             await self.change(left_over, {"$pull": {"role_ends": {"role": role.id}}}, tx=tx)
             return None
-        expired = end.until.isoformat(timespec="seconds")
-        event = Event.of(ROLE_EXPIRED, by=SYSTEM, subject=self.id, role=role.name, expired=expired)
+        ended = {"role": role.name, "expired": end.until}
+        event = Event.of(ROLE_EXPIRED, by=SYSTEM, subject=self.id, **ended)
         mine, because = {"user.$id": self.id}, EndDetail.ROLE_EXPIRED
         event.note_ended_sessions(await count_active(mine, tx))
         await mark_ended(mine, Reason.ROLE_REVOKED, by=SYSTEM, event=event, because=because, tx=tx)
@@ -262,7 +261,7 @@ class RoleHolder(Account):
             role = await Role.get(end.role, session=tx)
             if not await self.change(user, warned, tx=tx) or role is None:
                 return False
-            words = {"role": role.name, "until": clock.format_short(end.until)}
+            words = {"role": role.name, "until": end.until}
             await inform(ROLE_ENDS_SOON, self, by=SYSTEM, tx=tx, **words)
             return True
 

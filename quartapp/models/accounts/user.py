@@ -198,12 +198,12 @@ class User(RoleHolder):
             activity = DELETION_SCHEDULED if until else ACCOUNT_DEACTIVATED
             event = Event.of(activity, by=by, subject=self.id)
             if until:
-                event.details["until"] = clock.format_short(until)
+                event.details["until"] = until
                 event.details["posts"] = "removed" if with_posts else "kept"
             mine, reason = {"user.$id": self.id}, Reason.ACCOUNT_DISABLED
             because = EndDetail.DELETED if until else None
             await mark_ended(mine, reason, by=by, event=event, because=because, tx=tx)
-            words = {"until": until and until.isoformat(), "ip": by.ip if own else None}
+            words = {"until": until, "ip": by.ip if own else None}
             return await record(activity, self, by=by, tx=tx, event=event, words=words)
 
         return await authorized_transaction(by, work, managing=self.id, ends_sessions=True)

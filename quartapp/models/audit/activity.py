@@ -195,7 +195,7 @@ async def disown(event: Event, *, by: Actor) -> Event:
             # The intruder may have changed the address, and read the mail of the new one.
             mine = [user.email] if user.email_verified_at else []
             for email in (*mine, *await _given_up_since(event, user.id, tx)):
-                words = {"what": text(event), "when": event.at.isoformat()}
+                words = {"event": str(event.id), "when": event.at.isoformat()}
                 await Mail.queue(ACTIVITY_DISOWNED, email, user=user.id, tx=tx, **words)
         return await said.insert(session=tx)
 

@@ -15,13 +15,13 @@ from typing import Any
 import bson
 from bson import Binary, CodecOptions, DBRef, ObjectId
 
+from quartapp.activities import A_POST
+
 # The details of an entry that are not personal data. All others are committed to.
 LASTING = ("role", "roles", "reason", "count", "until", "expired", "posts")
 # Fields that are not part of the hash: salts are checked with the commitments, and earlier versions
 # stored the receipts in the entry.
 UNHASHED = ("salts", "erased_for", "receipts", "counted_tabs", "silent_worker")
-# What erasing writes in the place of the title of a post.
-A_POST = "a post of a deleted user"
 
 Document = Mapping[str, Any]
 # The path of a value in an entry: ("ip",) or ("details", name).

@@ -12,8 +12,9 @@ from typing import Any
 from beanie import PydanticObjectId
 from pymongo.collation import Collation
 
+from quartapp.activities import A_POST
 from quartapp.db.mongo import Tx
-from quartapp.models.audit.entry_hash import A_POST, LASTING
+from quartapp.models.audit.entry_hash import LASTING
 from quartapp.models.audit.event import Event
 from quartapp.models.base.record import documents
 from quartapp.models.base.references import EVENTS

@@ -11,7 +11,7 @@ from quartapp.log import log
 from quartapp.models.accounts.account import Account
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import Actor
-from quartapp.models.email.outbox import Mail
+from quartapp.models.email.outbox import Mail, as_texts
 from quartapp.models.notifications.notice import notify
 
 
@@ -34,9 +34,10 @@ async def record(
     for the holders of a role or for administrators are left to the caller. The email goes only to a
     verified address, within the mail budget.
 
-    `details` are stored in the event, whose subject is the user, and fill the texts. `words` fill
-    only the texts, and take precedence; `{by}` and `{ip}` are the actor's. `event` is the event if
-    the caller has created it with `Event.of`: then its details are used.
+    `details` are stored in the event, whose subject is the user, and fill the texts. They are data,
+    such as a datetime, and never a text in the actor's language: each reader has their own. `words`
+    fill only the texts, and take precedence; `{by}` and `{ip}` are the actor's. `event` is the
+    event if the caller has created it with `Event.of`: then its details are used.
 
     Raises TypeError for an activity without an audit name, if a word of a text is missing, and if
     the activity has an email but `user` is only an id.
@@ -82,8 +83,7 @@ async def _inform(
         if not isinstance(user, Account):
             raise TypeError(f"the email {email.kind} needs the user's document")
         data = _pick(email, {"by": by.username, "ip": by.ip, **words})
-        texts = {name: None if word is None else str(word) for name, word in data.items()}
-        await queue_email(user, email, tx, **texts)
+        await queue_email(user, email, tx, **as_texts(data))
 
 
 async def queue_email(user: Account, what: Activity | Email, tx: Tx, /, **data: str | None) -> None:

@@ -1,13 +1,11 @@
 """The sentence of an entry of the audit log."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
-from quartapp.activities import catalogue
+from quartapp.activities import catalogue, readable
 from quartapp.i18n import gettext
 from quartapp.i18n import lazy_gettext as _
-from quartapp.i18n.times import format_time
 from quartapp.models.audit.activity import text
 from quartapp.models.audit.event import Event
 from quartapp.models.base.references import linked_id
@@ -34,10 +32,7 @@ def words(
     """Return the words for the sentence of the entry: the details as texts, those in `instead`
     replaced, the actor, the subject and what was done. Each word that is missing or None is
     `erased`."""
-    details = {
-        name: format_time(value) if isinstance(value, datetime) else value
-        for name, value in event.details.items()
-    }
+    details = readable(event.details)
     if details.get("factor"):
         details["factor"] = described(details["factor"])
     what = text(event) or event.verb.replace(".", " ").replace("_", " ")

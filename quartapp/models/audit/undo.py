@@ -127,7 +127,8 @@ async def _grant(event: Event, by: Actor) -> Event:
     """Grant the role, with the end that it had, and return the event. Raises NotUndone if that has
     passed."""
     end = event.details.get("end")
-    until = datetime.fromisoformat(end) if end else None
+    # Earlier versions stored it as a text.
+    until = datetime.fromisoformat(end) if isinstance(end, str) else end
     if until and until <= clock.now():
         raise NotUndone(_("This cannot be undone, because the role would have ended by now."))
     return _happened(await (await _user(event)).grant(await _role(event), by=by, until=until))

@@ -6,6 +6,7 @@ its receiver and some words for its text; never a token, because tokens are crea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -44,6 +45,16 @@ class MailNumbers:
     waiting: CappedCount
     failing: CappedCount
     given_up: CappedCount
+
+
+def as_texts(words: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the words as they are stored in a Mail: times as ISO timestamps, which are written out
+    when the email is sent."""
+    return {name: None if word is None else _as_text(word) for name, word in words.items()}
+
+
+def _as_text(word: Any) -> str:
+    return word.isoformat() if isinstance(word, datetime) else str(word)
 
 
 class Mail(Record):

@@ -14,10 +14,12 @@ from quartapp.db.mongo import Tx
 from quartapp.models.accounts.preferences import stored_groups
 from quartapp.models.base.record import Record, documents
 from quartapp.models.base.references import USERS, UserRef, user_ref
-from quartapp.models.email.outbox import Mail
+from quartapp.models.email.outbox import Mail, as_texts
 from quartapp.models.factors.factor import described
 
 KEPT = timedelta(days=90)
+# The fields of a user that storing a notification reads.
+NEEDED = {"notice_seq": 1, "email": 1, "email_verified_at": 1, "preferences": 1}
 
 
 class Notice(Record):
@@ -91,7 +93,7 @@ async def notify(user_id: PydanticObjectId, activity: Activity, tx: Tx, /, **dat
     numbered = await documents(USERS).find_one_and_update(
         {"_id": user_id},
         {"$inc": {"notice_seq": 1}},
-        projection={"notice_seq": 1, "email": 1, "email_verified_at": 1, "preferences": 1},
+        projection=NEEDED,
         return_document=ReturnDocument.AFTER,
         session=tx,
     )
@@ -111,8 +113,7 @@ async def _queue_email(
         return
     if user.get("email_verified_at") is None:
         return
-    words = {name: data.get(name) for name in notification.words()}
-    texts = {name: None if word is None else str(word) for name, word in words.items()}
+    texts = as_texts({name: data.get(name) for name in notification.words()})
     kind = {"notification_kind": notification.kind}
     await Mail.queue(NOTIFICATION_BY_EMAIL, user["email"], user=user["_id"], tx=tx, **texts, **kind)
 
@@ -120,7 +121,8 @@ async def _queue_email(
 async def notify_all(
     user_ids: Collection[PydanticObjectId], activity: Activity, tx: Tx, /, **data: Any
 ) -> None:
-    """Store the same notification for many users, in three operations for any number of them.
+    """Store the same notification for many users, in three operations for any number of them, and
+    queue emails as `notify` does, each with operations of its own.
 
     In the caller's transaction. Increments `notice_seq` of each user, which is the number of the
     notification; ids without a user are ignored. Queues no emails, whatever the users have chosen.
@@ -128,10 +130,12 @@ async def notify_all(
     """
     kind, match = activity.notification_kind, {"_id": {"$in": list(user_ids)}}
     await documents(USERS).update_many(match, {"$inc": {"notice_seq": 1}}, session=tx)
-    numbered = documents(USERS).find(match, {"notice_seq": 1}, session=tx)
+    numbered = await documents(USERS).find(match, NEEDED, session=tx).to_list(None)
     notices = [
         Notice(user=user_ref(row["_id"]), seq=row["notice_seq"], kind=kind, data=data)
-        for row in await numbered.to_list(None)
+        for row in numbered
     ]
     if notices:
         await Notice.insert_many(notices, session=tx)
+    for row in numbered:
+        await _queue_email(row, activity, data, tx)

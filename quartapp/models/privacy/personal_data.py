@@ -18,13 +18,19 @@ from pymongo import UpdateOne
 from pymongo.collation import Collation
 
 from quartapp import validation
-from quartapp.activities import DATA_EXPORTED, EMAIL_CHANGED, INVITATION_ACCEPTED
+from quartapp.activities import (
+    A_POST,
+    DATA_EXPORTED,
+    DELETED_USER,
+    EMAIL_CHANGED,
+    INVITATION_ACCEPTED,
+    THEIR_ADDRESS,
+)
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.bulk_action import BulkAction
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
 from quartapp.models.audit import erasing
-from quartapp.models.audit.entry_hash import A_POST
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.event_receipts import EventReceipts
 from quartapp.models.audit.seal import Seal, UnsealedEntry
@@ -48,7 +54,7 @@ from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.draft import PostDraft
 from quartapp.models.posts.post import Post
-from quartapp.models.roles.deletion import DELETED_USER, RoleDeletion
+from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.roles.request import RoleRequest
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
@@ -59,7 +65,6 @@ Row = Mapping[str, Any]
 Batches = AsyncIterator[int]
 # How many documents one transaction deletes, besides those that only they refer to.
 AT_ONCE = 100
-THEIR_ADDRESS = "their address"
 ACCOUNT = (
     *("username", "email", "email_verified_at", "pending_email", "created_at"),
     *("claimed_email", "must_verify"),

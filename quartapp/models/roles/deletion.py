@@ -13,7 +13,7 @@ from beanie import PydanticObjectId
 from pymongo import IndexModel, ReturnDocument
 
 from quartapp import clock
-from quartapp.activities import ROLE_DELETED
+from quartapp.activities import DELETED_USER, ROLE_DELETED
 from quartapp.db import mongo
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.base.record import Record, documents
@@ -42,7 +42,6 @@ CLAIM = timedelta(seconds=15)
 # As long as the events of the audit log.
 KEPT = timedelta(days=400)
 INCOMPLETE = {"settled_at": None, "claimed_until": None}
-DELETED_USER = "A deleted user"
 
 
 class RoleDeletion(Record):
@@ -143,7 +142,8 @@ class RoleDeletion(Record):
         For each user who still has a link to the role: removes the link, raises `authz_version` by
         more than the role's version, marks all sessions as ended, lists the event in
         `common_events` (which keeps the last COMMON_EVENTS), and stores the notification. Does
-        nothing for the others, so it can be repeated. Queues no email and inserts no barrier mark.
+        nothing for the others, so it can be repeated. Emails those who have chosen so; inserts no
+        barrier mark.
 
         Only for a deletion with an event: users keep a role that another program has deleted.
         """

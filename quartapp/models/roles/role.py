@@ -335,8 +335,8 @@ class Role(Record):
         the role from them later (`RoleDeletion.remove_role_from`): then they are notified, and list
         the event, which has no subject, in `common_events`.
 
-        The event says in `holders` how many users had the role, as a number, or as a text such as
-        "1,000+" if they were not counted to the end. Holds the lock of the roles, as `edit` does.
+        The event says in `holders` how many users had the role, and in `more` that they were not
+        counted to the end: see `holders_when_deleted`. Holds the lock of the roles, as `edit` does.
 
         Returns the event, for whose mark the caller waits; None, without any effect, if the role
         was deleted already. Queues no email. Raises BuiltInRole, MissingPermission if the role or
@@ -359,8 +359,9 @@ class Role(Record):
                 raise MissingPermission(DELETE, missing, old.name)
             await hold_roles(tx)
             counted = await old._count_holders(tx=tx)
-            holders = str(counted) if counted.more else counted.number
-            event = Event.of(ROLE_DELETED, by=by, role=old.name, holders=holders)
+            event = Event.of(ROLE_DELETED, by=by, role=old.name, holders=counted.number)
+            if counted.more:
+                event.details["more"] = True
             await RoleDeletion.store(
                 self.id,
                 name=old.name,
@@ -439,6 +440,12 @@ class Role(Record):
         """
         counts = await asyncio.gather(*(role._count_holders() for role in roles))
         return {role.id: count for role, count in zip(roles, counts, strict=True)}
+
+
+def holders_when_deleted(event: Event | None) -> CappedCount:
+    """Return how many users had the role that the event ROLE_DELETED tells of; 0 without one."""
+    details = event.details if event else {}
+    return CappedCount(details.get("holders", 0), more=details.get("more", False))
 
 
 def _require_harmless_default(names: Collection[str], permissions: Collection[str]) -> None:

@@ -20,6 +20,7 @@ from quartapp.models.accounts import email_address
 from quartapp.models.accounts.preferences import Preferences
 from quartapp.models.accounts.profile import change_preferences, change_profile
 from quartapp.models.sessions.session import Session
+from quartapp.policy import Permission, may
 from quartapp.routes.redirects import see_other
 from quartapp.runtime import runtime
 
@@ -75,7 +76,10 @@ async def preferences() -> Any:
     user = await signed_in_user()
     stored = {name: value or "" for name, value in user.preferences.model_dump().items()}
     form = await PreferencesForm.from_request(data=stored)
-    form.emailed.choices = [SelectChoice(*group) for group in EMAIL_GROUPS.items()]
+    decides = may(current_user, Permission.USERS_MANAGE)
+    form.emailed.choices = [
+        SelectChoice(*group) for group in EMAIL_GROUPS.items() if group[0] != "requests" or decides
+    ]
     form.timezone.offer(_browsers_zone())
     if form.posted:
         wished = Preferences(

@@ -14,10 +14,13 @@ from quartapp.auth import current_user
 from quartapp.i18n import gettext as _
 from quartapp.i18n import lazy_gettext
 from quartapp.i18n.devices import device_name
+from quartapp.i18n.numbers import format_capped
 from quartapp.i18n.times import format_time
 from quartapp.models import Event, Role
+from quartapp.models.accounts.administrators import LAST_ADMINISTRATOR
 from quartapp.models.audit.sentences import actor_words, sentence, words
 from quartapp.models.base.references import linked_id
+from quartapp.models.factors.factor import described
 from quartapp.policy import Permission, may
 
 
@@ -87,6 +90,7 @@ LABELS = {
     "factor": lazy_gettext("Second factor"),
     "format": lazy_gettext("Format"),
     "holders": lazy_gettext("Users"),
+    "end": lazy_gettext("Until"),
     "last_day": lazy_gettext("Expires on"),
     "left": lazy_gettext("Codes left"),
     "name": lazy_gettext("Name"),
@@ -102,14 +106,41 @@ LABELS = {
     "until": lazy_gettext("Until"),
     "verified": lazy_gettext("Verified"),
     "was": lazy_gettext("Before"),
+    "why": lazy_gettext("Reason"),
+}
+# What is stored for a detail, and how it is shown.
+_LAST = lazy_gettext("No other administrator would be left")
+CODES = {
+    ("posts", "kept"): lazy_gettext("kept"),
+    ("posts", "removed"): lazy_gettext("removed"),
+    ("why", LAST_ADMINISTRATOR): _LAST,
+    ("why", "the last administrator"): _LAST,
 }
 
 
 def _details(event: Event) -> Iterator[tuple[str, str]]:
     """Yield the label and the text of each detail that is not empty."""
     for name, value in event.details.items():
-        if text := device_name(value) if name == "device" else _detail(value):
+        if text := _named_detail(name, value, event):
             yield str(LABELS.get(name) or name.replace("_", " ").capitalize()), text
+
+
+def _named_detail(name: str, value: Any, event: Event) -> str:
+    """Return the value of the detail of this name as text; empty for one that is not shown."""
+    if isinstance(value, str) and (code := CODES.get((name, value))):
+        return str(code)
+    match name:
+        case "device":
+            return device_name(value)
+        # Earlier versions stored a text.
+        case "holders" if isinstance(value, int):
+            return format_capped(value, "more" in event.details)
+        case "more" if "holders" in event.details:
+            return ""
+        case "factor":
+            return described(value)
+        case _:
+            return _detail(value)
 
 
 def _detail(value: Any) -> str:

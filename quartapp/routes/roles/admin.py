@@ -18,7 +18,7 @@ from quartapp.models import Role
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.preview import preview
-from quartapp.models.roles.role import KEEP, RoleChanged, RoleTaken
+from quartapp.models.roles.role import KEEP, RoleChanged, RoleTaken, holders_when_deleted
 from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.errors import status_of
@@ -191,7 +191,7 @@ async def delete(name: str) -> Any:
     role = await _find(name)
     event = await role.remove(by=current_user.actor)
     await wait_until_enforced(event)
-    holders = event.details["holders"] if event else 0
+    holders = holders_when_deleted(event)
     await flash_receipt(
         _("The role %(name)s was deleted. Users who had it: %(num)s.", name=role.name, num=holders),
         event,

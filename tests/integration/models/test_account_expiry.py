@@ -20,7 +20,11 @@ from quartapp.authority.change_stream import Change
 from quartapp.db.mongo import Database
 from quartapp.jobs.account_expiry import AccountExpiry, disable_expired
 from quartapp.models.accounts import account_expiry
-from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
+from quartapp.models.accounts.administrators import (
+    LAST_ADMINISTRATOR,
+    LastAdministrator,
+    active_administrators,
+)
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import SessionOver
@@ -300,7 +304,7 @@ async def test_the_last_administrator_does_not_expire_by_a_database_edit(
     assert await active_administrators() == 1
     assert not (await reloaded(people[2])).disabled
     assert (await reloaded(ada)).disabled
-    assert await recorded(people[2]) == [(EXPIRY_REMOVED.audit, {"why": "the last administrator"})]
+    assert await recorded(people[2]) == [(EXPIRY_REMOVED.audit, {"why": LAST_ADMINISTRATOR})]
     for user in people[:2]:
         assert [verb for verb, _ in await recorded(user)] == [ACCOUNT_DISABLED.audit]
 

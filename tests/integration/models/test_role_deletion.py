@@ -9,7 +9,7 @@ import pytest
 from bson import DBRef
 
 from quartapp import clock
-from quartapp.activities import ROLE_DELETED
+from quartapp.activities import NOTIFICATION_BY_EMAIL, ROLE_DELETED
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Database, Tx
@@ -20,6 +20,7 @@ from quartapp.models.audit.event import Event
 from quartapp.models.authorization.transaction import SessionOver, authorized_transaction
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.tokens import digest_of
+from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.post import Post
 from quartapp.models.roles import deletion as deletions
@@ -144,7 +145,7 @@ async def test_users_of_a_deleted_role_are_counted_up_to_a_limit(
     for name, held in (("ada", ["crew"]), ("bob", ["crew", "other"]), ("eve", ["crew"])):
         await register(name, *held)
     assert (await delete(other)).details["holders"] == 1
-    assert (await delete(crew)).details["holders"] == "2+"
+    assert str(roles.holders_when_deleted(await delete(crew))) == "2+"
 
 
 # ---- signing in before the job
@@ -404,3 +405,16 @@ async def test_a_link_by_hand_to_a_deleted_role_is_removed_at_sign_in(
     _, token = await sign_in(await reloaded(ada))
     assert (await principal(token)).roles == ("member",)
     assert await role_names(ada) == {"member"}
+
+
+async def test_users_who_chose_so_are_told_by_email(db: Database, crew: Role) -> None:
+    ada, bob = await register("ada", "crew"), await register("bob", "crew")
+    await User.change({"_id": ada.id}, {"$set": {"preferences.emailed": ["roles"]}})
+    root = not_none(await User.by_username("root"))
+    await crew.remove(by=acting(root))
+    await role_deletions.complete_all()
+    queued = await Mail.find({"letter": NOTIFICATION_BY_EMAIL.email_kind}).to_list()
+    assert [(mail.user_id, mail.data["notification_kind"]) for mail in queued] == [
+        (ada.id, ROLE_DELETED.notification_kind)
+    ]
+    assert [notice.text for notice in await Notice.after(bob.id, 1)] == [TOLD]

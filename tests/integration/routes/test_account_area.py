@@ -137,6 +137,13 @@ async def test_a_stored_zone_that_is_not_offered_stays_selected(ada: Visitor) ->
     assert '<option selected value="US/Eastern">US/Eastern</option>' in page
 
 
+async def test_emails_about_requests_are_offered_to_those_who_decide(
+    ada: Visitor, root: Visitor
+) -> None:
+    assert 'value="requests"' not in (await ada.get("/account/preferences")).text
+    assert 'value="requests"' in (await root.get("/account/preferences")).text
+
+
 async def test_a_chosen_group_of_notifications_is_also_emailed(
     visitors: Visitors, ada: Visitor
 ) -> None:

@@ -19,8 +19,11 @@ from quartapp import clock
 from quartapp.activities import (
     AUDIT_EXPORTED,
     POST_REMOVED,
+    ROLE_DELETED,
     ROLE_EDITED,
+    ROLE_END_SKIPPED,
     ROLE_GRANTED,
+    ROLE_GRANTED_UNTIL,
     ROLE_REVOKED,
     SIGNED_IN,
     USER_INVITED,
@@ -28,6 +31,7 @@ from quartapp.activities import (
 from quartapp.forms.audit import parse_moment
 from quartapp.i18n import timezones
 from quartapp.models import Event, Role, User
+from quartapp.models.accounts.administrators import LAST_ADMINISTRATOR
 from quartapp.models.accounts.preferences import Preferences
 from quartapp.models.accounts.profile import change_preferences
 from quartapp.models.audit import export as exports
@@ -134,6 +138,35 @@ async def test_deleted_users_and_unknown_activities_are_readable(
     answer = await root.get(f"{LOG}?kind=ticket.half_closed")
     assert '<option selected value="ticket.half_closed">' in answer.text
     assert len(sentences(answer)) == 1
+
+
+async def test_details_of_this_and_of_earlier_versions_are_readable(
+    people: tuple[User, User], root: Visitor
+) -> None:
+    by, bob = await actor("ada"), people[1].id
+    at = datetime(2026, 3, 3, 14, 5, tzinfo=UTC)
+    for end in (at, "2026-03-03 14:05 UTC"):
+        await Event.record(ROLE_GRANTED_UNTIL, by=by, subject=bob, role="crew", until=end)
+    stored: tuple[dict[str, Any], ...] = (
+        {"holders": 1000, "more": True},
+        {"holders": 7},
+        {"holders": "1,000+"},
+    )
+    for details in stored:
+        await Event.record(ROLE_DELETED, by=by, role="crew", **details)
+    for why in (LAST_ADMINISTRATOR, "the last administrator"):
+        await Event.record(ROLE_END_SKIPPED, by=SYSTEM, subject=bob, role="admin", why=why)
+    answer = await root.get(LOG)
+    last = "The role admin of bob did not expire, because no other administrator would be left"
+    assert sentences(answer) == [
+        *(last, last),
+        *["ada deleted the role crew"] * 3,
+        "ada granted the role crew to bob until 2026-03-03 14:05 UTC",
+        "ada granted the role crew to bob until 3 Mar 2026, 14:05 UTC",
+    ]
+    assert re.findall(r"<dt>Users</dt><dd>(.*?)</dd>", answer.text) == ["1,000+", "7", "1,000+"]
+    why = re.findall(r"<dt>Reason</dt><dd>(.*?)</dd>", answer.text)
+    assert why == ["No other administrator would be left"] * 2
 
 
 async def test_pages_that_the_reader_may_not_open_are_no_links(
