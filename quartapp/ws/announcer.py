@@ -27,6 +27,8 @@ TURN_SECONDS, PER_TURN = 0.05, 2
 # For how long the stream stays open without a follower; one page is followed by the next.
 IDLE_SECONDS = 30.0
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 5.0
+# The pauses begin again with the shortest one after a stream that was open for so long.
+STABLE_SECONDS = 10.0
 
 
 @dataclass(eq=False, slots=True)
@@ -96,9 +98,11 @@ class Announcer(BackgroundTask):
         Logs an error as `change_stream_lost`, and then opens the stream again, with exponential
         back-off. When it has opened, all followed topics count as changed.
         """
+        loop = asyncio.get_running_loop()
         pause = MIN_RETRY_SECONDS
         while True:
             await self._has_followers.wait()
+            began = loop.time()
             try:
                 await self._read_stream()
                 pause = MIN_RETRY_SECONDS
@@ -106,6 +110,8 @@ class Announcer(BackgroundTask):
                 log.warning(
                     "change_stream_lost", error=type(error).__name__, detail=str(error)[:200]
                 )
+                if self._live and loop.time() - began >= STABLE_SECONDS:
+                    pause = MIN_RETRY_SECONDS
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_RETRY_SECONDS)
             finally:

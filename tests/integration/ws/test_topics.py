@@ -215,6 +215,30 @@ async def test_pages_are_told_of_all_topics_after_the_stream_was_lost(
         assert await mine.topics() == ["roles", "users"]
 
 
+@pytest.mark.parametrize(("stable", "pauses"), [(0.0, [0.1, 0.1, 0.1]), (60.0, [0.1, 0.2, 0.4])])
+async def test_the_back_off_begins_again_after_a_stream_that_lasted(
+    monkeypatch: pytest.MonkeyPatch, stable: float, pauses: list[float]
+) -> None:
+    part, slept = Announcer(), []
+    part._has_followers.set()
+
+    async def lose(self: Announcer) -> None:
+        self._live = True
+        raise ConnectionError
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == len(pauses):
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(announcer, "STABLE_SECONDS", stable)
+    monkeypatch.setattr(Announcer, "_read_stream", lose)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await part._follow()
+    assert slept == pauses
+
+
 def test_a_handshake_may_name_a_few_known_topics() -> None:
     many = ",".join(["users", "receipts", "receipts.nonsense", "account.x", "a" * 70, "account"])
     assert topics.parse(many, OWN) == {Key("users"): "users", Key("account", OWN): "account"}
