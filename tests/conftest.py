@@ -277,7 +277,10 @@ async def server(memory_folder: Path) -> AsyncIterator[Server]:
     """
     # The socket of a test answers pings only while the test reads it, so the interval is long.
     async with serving(
-        memory_folder / "server", LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="20"
+        memory_folder / "server",
+        LIVE_SWEEP_SECONDS="3600",
+        LIVE_PING_SECONDS="20",
+        LIVE_HIDE_SECONDS="3600",
     ) as server:
         await server.run(
             *("user", "create", "root", "root@example.org", "--role", "admin"), stdin=PASSWORD

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from babel import Locale
 from babel.dates import format_timedelta, get_month_names, parse_pattern
+from babel.units import format_unit
 
 from quartapp.i18n import pseudo
 from quartapp.i18n.locales import DEFAULT, PSEUDO, current_locale
@@ -98,6 +99,19 @@ def format_relative(at: datetime, now: datetime) -> str | None:
     unit, size = next((each for each in _UNITS if seconds >= each[1]), _UNITS[-1])
     count = max(1, int(seconds // size))
     return _relative(current_locale(), unit, count if at > now else -count)
+
+
+def format_duration(seconds: int) -> str:
+    """Return an exact number of seconds in the largest unit of which it is a multiple, such as "90
+    seconds" or "5 minutes"."""
+    return _duration(current_locale(), seconds)
+
+
+@cache
+def _duration(locale: str, seconds: int) -> str:
+    unit, size = next((each for each in _UNITS if seconds % each[1] == 0), ("seconds", 1))
+    text = format_unit(seconds // size, f"duration-{unit[:-1]}", locale=_babel(locale))
+    return pseudo.translate(text) if locale == PSEUDO else text
 
 
 @cache

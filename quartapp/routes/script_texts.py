@@ -22,7 +22,7 @@ _SIGNED_IN = {
     "changedBy": _("Changed by %(by)s."),
     "signIn": _("New sign-in: %(device)s, %(ip)s."),
     "review": _("Review active sessions"),
-    "reload": _("Reload the page"),
+    "none": _("none"),
     "refused": _("You no longer have permission to see this page"),
     "removed": _("It requires the permission %(permission)s, which you no longer have."),
     "removedBy": _(
@@ -44,6 +44,8 @@ _SIGNED_IN = {
     "by": _("By %(by)s"),
     "again": _("Sign in again"),
     "expired": _("This page has expired"),
+    "continue": _("Continue"),
+    "continueAs": _("Continue as %(name)s"),
     "sameUser": _("You have signed in again in another tab."),
     "otherUser": _(
         "You are signed in as %(name)s in another tab. This page belongs to %(username)s."

@@ -76,12 +76,14 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.filters["device_icon"] = icons.device_icon
     app.jinja_env.globals["zone_name"] = times.zone_name
     app.jinja_env.globals["script_texts"] = script_texts.element
+    app.jinja_env.globals["live_hide_seconds"] = settings.live_hide_seconds
     app.jinja_env.globals["site_name"] = settings.site_name
     app.jinja_env.globals["support_contact"] = lambda: runtime.settings().support_contact
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
     app.jinja_env.filters["factors"] = factors
     app.jinja_env.filters["device"] = devices.device_name
     app.jinja_env.filters["seconds"] = numbers.format_seconds
+    app.jinja_env.filters["duration"] = times.format_duration
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
     for name in app.blueprints:

@@ -27,8 +27,10 @@ from quartapp.settings.values import (
     OneLine,
     Origin,
     Pause,
+    PingInterval,
     RangeService,
     Seconds,
+    SilentTime,
     SiteName,
     json_list,
     matching,
@@ -259,8 +261,12 @@ class RateLimits(Group):
 class LivePages(Group):
     """Live pages"""
 
-    live_ping_seconds: Pause = 20
-    """Interval of the pings on a socket. A socket that is silent for two intervals is closed."""
+    live_ping_seconds: PingInterval = 20
+    """Interval of the pings on a socket. A socket that is silent for two intervals is closed. A
+    page that hears nothing for 30 seconds says so."""
+    live_hide_seconds: SilentTime = 0
+    """Time without a message from the server after which a page hides its content, until it hears
+    from the server again. What was typed is kept. With 0 it only says that it hears nothing."""
     live_sweep_seconds: Pause = 30
     """Interval at which a worker checks the session of every open socket, in addition to following
     the change stream."""

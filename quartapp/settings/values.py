@@ -127,6 +127,14 @@ def json_list(example: str) -> Callable[[object], object]:
     return parse
 
 
+def _never_or_a_minute(seconds: int) -> int:
+    """Return the number. Raises ValueError for 1 to 59: pages hear a ping every 25 seconds, or more
+    often."""
+    if 0 < seconds < 60:
+        raise ValueError("write 0, or at least 60 seconds")
+    return seconds
+
+
 def _network(text: object) -> object:
     """Return the network of a text; an address is a network of one. Raises ValueError for a name,
     and for a network whose host bits are not zero. Other types are returned as they are."""
@@ -189,6 +197,14 @@ MailLimit = Annotated[Limit, AfterValidator(_at_least_a_share_each)]
 Seconds = Annotated[int, Field(ge=60, le=LONGEST_SECONDS)]
 Count = Annotated[int, Field(ge=1, le=UNBOUNDED)]
 Pause = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+# Pages say that they have heard nothing for 30 seconds.
+PingInterval = Annotated[float, Field(gt=0, le=25, allow_inf_nan=False)]
+SilentTime = Annotated[
+    int,
+    Field(ge=0, le=86400),
+    AfterValidator(_never_or_a_minute),
+    Doc(takes="0, or 60 to 86400 seconds", default="`0` (never)"),
+]
 Origin = Annotated[
     str, AfterValidator(_origin), Doc(takes="an origin, such as `https://people.example.org`")
 ]

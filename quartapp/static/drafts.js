@@ -7,7 +7,7 @@ const KEPT_FOR = 7 * 24 * 3600 * 1000
 const MOST_DRAFTS = 20
 const LONGEST_DRAFT = 200_000
 const PAUSE = 250
-const NOT_TYPED = /^(hidden|password|file|submit|button|image|reset|select-multiple|fieldset|output)$/
+const NOT_TYPED = /^(password|file|submit|select-multiple)$/
 
 const [navigation] = performance.getEntriesByType("navigation")
 let timer
@@ -34,7 +34,7 @@ addEventListener("input", ({ target }) => {
 addEventListener("click", ({ target }) => { if (target.closest("a[href]")) leftAt = Date.now() })
 addEventListener("beforeunload", event => {
   save()
-  const unsaved = draftForms().some(form => read(keyOf(form)))
+  const unsaved = draftForms().some(draftOf)
   if (unsaved && !isLocked() && Date.now() - leftAt > 1000) event.preventDefault()
 })
 
@@ -45,33 +45,30 @@ function save() {
 }
 
 function saveForm(form) {
-  const key = keyOf(form)
-  const old = read(key)
-  const unsaved = "unsaved" in form.dataset
+  const old = draftOf(form)
   const fields = {}
   for (const { field, name, property } of fieldsOf(form)) {
-    if (!unsaved && !isChanged(field)) continue
+    if (!isUnsaved(form) && !isChanged(field)) continue
     // A rejected form shows what the user typed, not what the server had stored when they began.
-    const base = unsaved ? old?.fields[name]?.initial : undefined
-    fields[name] = { value: field[property], initial: base ?? initial(field) }
+    const base = isUnsaved(form) && old?.fields[name]
+    fields[name] = { value: field[property], initial: base ? base.initial : initial(field) }
   }
   // A submitted draft is kept unless the user has typed more since.
-  if (old && JSON.stringify(old.fields) === JSON.stringify(fields)) return
-  if (Object.keys(fields).length) write(key, { at: Date.now(), fields, caret: caretIn(form) ?? old?.caret })
-  else remove(key)
+  if (JSON.stringify(old?.fields) === JSON.stringify(fields)) return
+  if (Object.keys(fields).length) write(keyOf(form), { at: Date.now(), fields, caret: caretIn(form) ?? old?.caret })
+  else remove(keyOf(form))
 }
 
-// live.js dispatches this event before it locks or empties the page. It is prevented if there is a draft.
-addEventListener("draft:keep", event => {
+// For live.js, before it locks or empties the page. Returns whether there is a draft for a form of this page.
+window.keepDrafts = () => {
   save()
-  for (const form of draftForms()) {
-    if (!forgotten && !read(keyOf(form))) saveForm(form)
-    const draft = read(keyOf(form))
-    if (!draft) continue
-    write(keyOf(form), { ...draft, caret: caretIn(form) ?? draft.caret, resume: true })
-    event.preventDefault()
-  }
-})
+  return draftForms().filter(form => {
+    if (!forgotten && !draftOf(form)) saveForm(form)
+    const draft = draftOf(form)
+    if (draft) write(keyOf(form), { ...draft, caret: caretIn(form) ?? draft.caret, resume: true })
+    return draft
+  }).length > 0
+}
 
 addEventListener("pagehide", save)
 addEventListener("visibilitychange", save)
@@ -83,7 +80,7 @@ addEventListener("submit", ({ target: form, defaultPrevented }) => {
   if (pathOf(form) === "/logout") return signOut()
   leftAt = Date.now()
   save()
-  const draft = read(keyOf(form))
+  const draft = draftOf(form)
   if (draft) write(keyOf(form), { ...draft, sent: location.href.split("#")[0] })
 })
 
@@ -102,28 +99,22 @@ function settleSent(mayBeAccepted) {
 
 function wasAccepted(key, sentFrom) {
   const redirected = navigation?.type === "navigate" && navigation.redirectCount > 0
-  const refused = first("[role=alert]:not([hidden])") ?? unsavedForm(key)
+  const refused = first("[role=alert]:not([hidden])") || draftForms().some(form => isUnsaved(form) && keyOf(form) === key)
   return redirected && document.referrer === sentFrom && !refused
-}
-
-function unsavedForm(key) {
-  return draftForms().find(form => "unsaved" in form.dataset && keyOf(form) === key)
 }
 
 // Offering
 
 function offer(form) {
-  const key = keyOf(form)
-  const draft = read(key)
-  const unsaved = "unsaved" in form.dataset
+  const draft = draftOf(form)
   // The server rejected the form and returned the text: store it.
-  if (unsaved && (!draft || draft.tried)) return saveForm(form)
+  if (isUnsaved(form) && (!draft || draft.tried)) return saveForm(form)
   if (!draft) return
   const kept = [...fieldsOf(form)].filter(({ name }) => name in draft.fields)
   const differing = kept.filter(({ field, name, property }) => field[property] !== draft.fields[name].value)
   if (!differing.length) {
     // Either the browser has restored the text, or the server has stored it.
-    if (!unsaved && !kept.some(({ field }) => isChanged(field))) remove(key)
+    if (!isUnsaved(form) && !kept.some(({ field }) => isChanged(field))) remove(keyOf(form))
     return
   }
   const untouched = differing.every(({ field, name }) => !isChanged(field) && initial(field) === draft.fields[name].initial)
@@ -166,10 +157,9 @@ function showNote(form, text, buttons) {
   const old = form.querySelector(".draft-note")
   const focused = old?.contains(document.activeElement)
   old?.remove()
-  const words = element("p")
-  words.role = "status"
-  const note = element("div", words, ...Object.entries(buttons).map(([label, act]) => button(label, act)))
-  note.className = "draft-note"
+  const words = element("p", { role: "status" })
+  const note = element("div", { className: "draft-note" }, words)
+  for (const [label, act] of Object.entries(buttons)) note.append(button(label, act))
   form.prepend(note)
   if (focused) note.querySelector("button").focus()
   // Screen readers announce a change of an existing status element, not a new element.
@@ -219,6 +209,11 @@ function draftForms() {
   return all("form[data-draft]")
 }
 
+// Whether the fields hold what the user sent, and not what the server has stored.
+function isUnsaved(form) {
+  return "unsaved" in form.dataset
+}
+
 function pathOf(form) {
   return new URL(form.getAttribute("action") || location.pathname, location.href).pathname
 }
@@ -227,10 +222,15 @@ function keyOf(form) {
   return `${PREFIX}${user}:${pathOf(form)}`
 }
 
-// Yields the fields to store. Never passwords, codes or fields with autocomplete=off.
+function draftOf(form) {
+  return read(keyOf(form))
+}
+
+// Yields the fields to store: those that the user can change, which browsers would validate. Never passwords, codes or
+// fields with autocomplete=off.
 function* fieldsOf(form) {
   for (const field of form.elements) {
-    if (NOT_TYPED.test(field.type) || !field.name || field.readOnly || field.matches(":disabled")) continue
+    if (!field.willValidate || !field.name || NOT_TYPED.test(field.type)) continue
     if (/\boff\b|password|one-time-code|\bcc-/.test(field.getAttribute("autocomplete") ?? form.getAttribute("autocomplete"))) continue
     const box = isBox(field)
     yield { field, name: box ? `${field.name}=${field.value}` : field.name, property: box ? "checked" : "value" }
@@ -242,7 +242,7 @@ function isBox(field) {
 }
 
 function initial(field) {
-  if (field.matches("select")) return ([...field.options].find(option => option.defaultSelected) ?? field.options[0])?.value
+  if (field.matches("select")) return (field.querySelector("[selected]") ?? field.options[0])?.value
   return isBox(field) ? field.defaultChecked : field.defaultValue
 }
 
@@ -263,8 +263,8 @@ function read(key) {
 function write(key, draft) {
   const text = JSON.stringify(draft)
   if (text.length > LONGEST_DRAFT) return
-  const others = keys().filter(each => each !== key).sort((a, b) => (read(a)?.at ?? 0) - (read(b)?.at ?? 0))
-  for (const oldest of others.slice(0, Math.max(0, others.length + 1 - MOST_DRAFTS))) remove(oldest)
+  const others = keys().filter(each => each !== key).sort((a, b) => read(a)?.at - read(b)?.at)
+  for (const oldest of others.slice(0, 1 - MOST_DRAFTS)) remove(oldest)
   try {
     sessionStorage.setItem(key, text)
   } catch {

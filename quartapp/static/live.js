@@ -1,60 +1,66 @@
 // Connects an open page to /ws: follows permissions, shows notifications, and locks the page when its session has ended.
 
-let { session, cursor: countedTo } = pageData // countedTo: the newest notification that the badge counts
 const { username } = pageData
 const main = first("main")
 const dialog = (window.dialog = first("#ended"))
+let { session } = pageData
 let unread = Number(first("[data-unread]").textContent)
+let countedTo = Number(pageData.cursor) // the newest notification that the badge counts
+let cursor = Number(sessionStorage[`cursor:${user}`] ?? countedTo) // the newest notification that was shown
 
 // The answer to a rejected POST is a page with its form. Show the URL of that page, which can be reloaded.
 if ("refused" in pageData) history.replaceState(null, "", here)
 
 let socket = null
 let attempt = 0
-let retry, watchdog, silence, stateText, dialogTimer
+let timer // the next step of the connection: to connect again, or to look at a silent socket
+let stateText, dialogTimer
+let heardAt = Date.now() // the last message
 let submittedAt = 0 // when a form was submitted; Firefox then closes the socket, even if the answer is a download
 let leavingAt = 0 // when a form was submitted whose answer replaces this page
-let over = false // the session has ended or belongs to another page: never connect again
-let stopped = false // the server and this script disagree about the protocol: never connect again
+let stopped = false // never connect again: the page is locked, or the server and this script disagree about the protocol
 let version = Number(pageData.version)
 let permissions = new Set(pageData.permissions.split(" "))
 let pageRefused = !pageAllowed()
-let cursor = sessionStorage[`cursor:${user}`] || countedTo
 const received = new Set() // ids of messages that were handled
+const stale = first("#stale") // if silent pages are covered
 
 connect()
+if (stale) setInterval(coverIfStale, 1000)
 
 // The connection
 
 function connect() {
-  clearTimeout(retry)
-  if (over || stopped || socket) return
-  const topics = all("[data-topics]").flatMap(part => part.dataset.topics.split(" "))
-  const query = new URLSearchParams({ page: location.pathname, unread, ...(cursor && { cursor }), ...(topics.length && { topics: [...new Set(topics)] }) })
-  const mine = (socket = new WebSocket(`${location.origin.replace("http", "ws")}/ws?${query}`))
+  clearTimeout(timer)
+  if (stopped || socket) return
+  const topics = new Set(all("[data-topics]").flatMap(part => part.dataset.topics.split(" ")))
+  const query = new URLSearchParams({ page: location.pathname, cursor, unread, topics: [...topics] })
+  const mine = (socket = new WebSocket(`/ws?${query}`))
   const begun = Date.now()
   mine.onmessage = event => socket === mine && receive(JSON.parse(event.data))
   mine.onclose = event => socket === mine && handleClose(event, Date.now() - begun)
 }
 
-function clearTimers() {
-  for (const timer of [retry, watchdog, silence]) clearTimeout(timer)
-}
-
 function disconnect() {
-  clearTimers()
   const old = socket
   socket = null
+  clearTimeout(timer)
   old?.close()
+}
+
+function stop() {
+  stopped = true
+  clearTimeout(timer)
+  showState("stopped")
 }
 
 async function handleClose({ code, reason }, lived) {
   socket = null
-  clearTimers()
-  if (over) return
+  clearTimeout(timer)
+  if (stopped) return
   if (code === 4401) return lockWithReason()
   // The server did not accept a message of this script. Reconnecting would not help.
-  if (code === 4400) return (stopped = true, showState("stopped"))
+  if (code === 4400) return stop()
   showState("reconnecting")
   // A server may fail right after each handshake, so only a connection that lasted resets the back-off.
   if (code === 1012 || lived > 10_000) attempt = 0
@@ -66,15 +72,13 @@ async function handleClose({ code, reason }, lived) {
   if (code === 1006 && !(await mayReconnect())) return
   // A server that shuts down tells each page when to reconnect, so that they do not reconnect all at once.
   const delay = code === 1012 && Number(/in (\d+(\.\d+)?) s$/.exec(reason)?.[1])
-  retry = setTimeout(connect, (delay || Math.random() * longest) * 1000)
+  timer = setTimeout(connect, (delay || Math.random() * longest) * 1000)
 }
 
 // Returns { me }, or { ended } after the end of the session, or {} without an answer.
 async function fetchCurrentSession() {
   try {
-    // The header tells the server not to count this as use of the session, which would extend it.
-    const headers = { "X-Background": "1" }
-    const answer = await fetch("/api/me", { headers, signal: AbortSignal.timeout(10_000) })
+    const answer = await fetch("/api/me", { headers: background, signal: AbortSignal.timeout(10_000) })
     if (answer.status === 401) return { ended: (await answer.json().catch(() => null))?.ended ?? {} }
     if (answer.ok) return { me: await answer.json() }
   } catch {
@@ -86,13 +90,13 @@ async function fetchCurrentSession() {
 // Returns whether to reconnect. Locks the page if its session has ended or another user is signed in.
 async function mayReconnect() {
   const { me, ended } = await fetchCurrentSession()
-  if (over) return false
+  if (isLocked()) return false
   if (ended) lockEnded(ended)
   else if (me && (me.session !== session || me.username !== username)) lockForeign(me.username)
-  return !over
+  return !isLocked()
 }
 
-// The server closed the socket with 4401. Lock the page, then fetch the reason if no session.ended message gave it.
+// Locks the page, then fetches the reason, which no session.ended message has given.
 async function lockWithReason() {
   lockEnded({})
   const { ended } = await fetchCurrentSession()
@@ -110,10 +114,11 @@ function reconnectNow() {
 function receive(message) {
   const { type, id } = message
   // Silence is the only sign of a connection that was lost without a close, for example when a laptop was asleep.
-  clearTimers()
-  if (!over) {
-    silence = setTimeout(showState, 30_000, "silent")
-    watchdog = setTimeout(() => { disconnect(); connect() }, 90_000)
+  clearTimeout(timer)
+  heardAt = Date.now()
+  if (stale) closeDialog(stale)
+  if (!stopped) {
+    timer = setTimeout(handleSilence, 30_000)
     showState("connected")
   }
   try {
@@ -126,6 +131,17 @@ function receive(message) {
   }
 }
 
+function handleSilence() {
+  showState("silent")
+  timer = setTimeout(() => { disconnect(); connect() }, 60_000)
+}
+
+// Covers a page that has heard nothing for too long, until it hears again. Timers stop while a computer sleeps.
+function coverIfStale() {
+  if (Date.now() - heardAt > stale.dataset.after * 1000 && !isLocked()) openDialog(stale)
+  else closeDialog(stale)
+}
+
 function send(message) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message))
 }
@@ -133,7 +149,7 @@ function send(message) {
 const handlers = {
   hello(message) {
     if (message.user.id !== user || message.session !== session) return lockForeign(message.user.username)
-    if (!cursor) rememberCursor(message.cursor)
+    rememberCursor(message.cursor)
     applyPermissions(message)
   },
 
@@ -150,42 +166,34 @@ const handlers = {
   },
 
   "session.started"({ session: { device, ip } }) {
-    const link = Object.assign(element("a", say("review")), { href: "/account/sessions" })
-    toast(say("signIn", { device, ip }), " ", link)
+    toast(say("signIn", { device, ip }), " ", element("a", { href: "/account/sessions" }, say("review")))
   },
 
   "session.ended"(message) {
-    // If this page has just submitted a form (for example to sign out), the answer explains the end better than the
-    // dialog does: the page is locked now, but the dialog waits for three seconds.
+    // The answer to a form that was just sent, such as to sign out, explains the end better: the dialog waits for it.
     lockEnded(message, Date.now() - leavingAt < 10_000 && 3000)
   },
 
-  // regions.js replaces the elements that show these topics.
   "topics.changed"({ topics }) {
-    announce(topics)
+    refreshTopics(topics)
   },
 
   notice({ id, text }) {
-    if (!isLater(id, cursor)) return
+    if (id <= cursor) return
     rememberCursor(id)
-    if (isLater(id, countedTo)) showUnread(unread + 1)
+    if (id > countedTo) showUnread(unread + 1)
     toast(text)
   },
 
   "notices.read"({ unread, cursor: to }) {
     // The message does not count notifications that have arrived since.
     showUnread(unread + Math.max(0, cursor - to))
-    if (isLater(to, countedTo)) countedTo = to
+    countedTo = Math.max(countedTo, to)
   },
 }
 
-function isLater(id, than) {
-  return BigInt(id) > BigInt(than || 0)
-}
-
 function rememberCursor(id) {
-  cursor = id
-  sessionStorage[`cursor:${user}`] = id
+  sessionStorage[`cursor:${user}`] = cursor = Number(id)
 }
 
 // Permissions
@@ -196,8 +204,10 @@ function applyPermissions(message) {
   version = message.version
   permissions = new Set(message.permissions)
   showAllowed()
-  setText("[data-roles]", message.roles.join(", ") || "none")
-  setText("[data-permission-list]", [...permissions].sort().join(", ") || "none")
+  // Parts whose permission has arrived are loaded.
+  refreshTopics([])
+  setText("[data-roles]", message.roles.join(", ") || say("none"))
+  setText("[data-permission-list]", message.permissions.sort().join(", ") || say("none"))
   updatePage(message.by)
   return true
 }
@@ -225,12 +235,11 @@ function updatePage(by) {
 function hidePage(by) {
   const forms = keepDrafts() ? main.querySelectorAll("form[data-draft]") : []
   const permission = main.dataset.needs.replaceAll(" ", " / ")
-  const words = element("p", say(by ? "removedBy" : "removed", { by, permission }))
-  words.className = "lede"
+  const words = say(by ? "removedBy" : "removed", { by, permission })
   main.className = "message-page"
-  main.replaceChildren(element("h1", say("refused")), words)
+  main.replaceChildren(element("h1", {}, say("refused")), element("p", { className: "lede" }, words))
   for (const form of forms) {
-    main.append(element("p", say("unsendable")), form)
+    main.append(element("p", {}, say("unsendable")), form)
     for (const each of form.querySelectorAll("button")) each.disabled = true
   }
   main.focus()
@@ -242,8 +251,7 @@ function hidePage(by) {
 function toast(...content) {
   const close = button("×", () => box.remove())
   close.ariaLabel = say("dismiss")
-  const box = element("div", element("p", ...content), close)
-  box.className = "toast"
+  const box = element("div", { className: "toast" }, element("p", {}, ...content), close)
   const region = first("#toasts")
   region.append(box)
   if (region.children.length > 4) region.firstElementChild.remove()
@@ -257,13 +265,8 @@ function dismissLater(box) {
 
 function showUnread(count) {
   unread = count
-  setText("[data-unread]", unread)
-  for (const part of all("[data-unread], [data-unread-words]")) part.hidden = !unread
-  announce(["notices"])
-}
-
-function announce(topics) {
-  dispatchEvent(new CustomEvent("topics:changed", { detail: topics }))
+  setText("[data-unread]", unread || "")
+  refreshTopics(["notices"])
 }
 
 function showState(state) {
@@ -273,7 +276,7 @@ function showState(state) {
   const before = live.dataset.state
   if (before === state) return
   live.dataset.state = state
-  const text = live.title = say(state) ?? ""
+  const text = live.title = say(state)
   clearTimeout(stateText)
   // A restart takes a second or two. Show nothing for so short a time.
   const wait = state === "reconnecting" && before !== "offline" ? 2000 : 0
@@ -282,15 +285,15 @@ function showState(state) {
 
 // Locking the page
 
-function lockEnded({ session: ended = session, reason, message, by, at }, explainAfter) {
-  const other = ended !== session // the reason belongs to a different session
+function lockEnded(end, explainAfter) {
+  // The reason may belong to a different session.
+  const { reason, message, by, at } = (end.session ?? session) === session ? end : {}
   lock({
     title: say(reason === "signed_out" ? "signedOut" : "ended"),
-    message: (!other && message) || say("over"),
-    by: other ? "" : [by && by !== username && say("by", { by }), at && sayTime(at)].filter(Boolean).join(", "),
+    message: message || say("over"),
+    by: [by && by !== username && say("by", { by }), at && sayTime(at)].filter(Boolean).join(", "),
     action: say("again"),
-    explainAfter,
-  })
+  }, explainAfter)
 }
 
 // Locks the page because this browser now has a different session, of the user `name`.
@@ -299,33 +302,40 @@ function lockForeign(name) {
   lock({
     title: say("expired"),
     message: say(name === username ? "sameUser" : "otherUser", { name, username }),
-    action: say("reload"),
+    action: say(name === username ? "continue" : "continueAs", { name }),
   })
 }
 
 // Makes the page inert and never connects again. The dialog opens after `explainAfter` milliseconds.
-function lock({ title, message, by, action, explainAfter }) {
-  over = true
-  clearTimers()
+function lock(texts, explainAfter) {
   if (isLocked()) return
   pageData.locked = ""
-  showState("stopped")
+  stop()
   first("#ended-kept").hidden = !keepDrafts()
-  for (const [part, text] of Object.entries({ title, message, by, action })) setText(`#ended-${part}`, text)
-  first("#ended-by").hidden = !by
+  for (const [part, text] of Object.entries(texts)) setText(`#ended-${part}`, text)
+  first("#ended-by").hidden = !texts.by
   first("#ended-action").href = `/login?${new URLSearchParams({ ended: session, next: here })}`
-  if (!explainAfter) return openDialog()
+  if (!explainAfter) return explain()
   for (const part of all("body > :not(.ended)")) part.inert = true
-  dialogTimer = setTimeout(openDialog, explainAfter)
+  dialogTimer = setTimeout(explain, explainAfter)
 }
 
-function openDialog() {
+function explain() {
   clearTimeout(dialogTimer)
+  openDialog(dialog)
+}
+
+function openDialog(dialog) {
   if (dialog.open) return
   dialog.oncancel = event => event.preventDefault()
   // Browsers close a dialog on the second Escape even if the cancel event is prevented.
   dialog.onclose = () => dialog.showModal()
   dialog.showModal()
+}
+
+function closeDialog(dialog) {
+  dialog.onclose = null
+  dialog.close()
 }
 
 // Continues with the new session of the same user.
@@ -334,20 +344,14 @@ window.unlock = mine => {
   delete pageData.locked
   clearTimeout(dialogTimer)
   for (const part of all("[inert]")) part.inert = false
-  dialog.onclose = null
-  dialog.close()
+  closeDialog(dialog)
   const { activeElement } = document
   activeElement.blur()
   activeElement.focus({ preventScroll: true })
   session = mine
-  over = stopped = false
+  stopped = false
   version = attempt = 0
   connect()
-}
-
-// Asks drafts.js to store unsaved text. Returns whether there is a draft for a form of this page.
-function keepDrafts() {
-  return !dispatchEvent(new Event("draft:keep", { cancelable: true }))
 }
 
 // Events of the browser
@@ -360,16 +364,19 @@ addEventListener("submit", event => {
 
 addEventListener("topics:shown", showAllowed)
 
-addEventListener("offline", () => over || stopped || showState("offline"))
+addEventListener("offline", () => stopped || showState("offline"))
 
 // After a change of network, a dead connection can look open for minutes.
 addEventListener("online", () => {
   disconnect()
-  if (!over && !stopped) showState("reconnecting")
+  if (!stopped) showState("reconnecting")
   reconnectNow()
 })
 
-addEventListener("visibilitychange", () => document.hidden || reconnectNow())
+addEventListener("visibilitychange", () => {
+  if (stale) coverIfStale()
+  if (!document.hidden) reconnectNow()
+})
 
 // An open popover is in the top layer, where the layout for the other width does not apply. Close it.
 matchMedia("(min-width: 60rem)").addEventListener("change", () => {
@@ -381,7 +388,7 @@ addEventListener("pagehide", disconnect)
 addEventListener("pageshow", async event => {
   if (!event.persisted) return
   // Timers do not run in the back/forward cache, so the dialog may not have opened.
-  if (over) return openDialog(), location.assign(here)
+  if (isLocked()) return explain(), location.assign(here)
   if (!stopped) showState("reconnecting")
   if (await mayReconnect()) reconnectNow()
 })

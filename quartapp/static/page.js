@@ -1,15 +1,17 @@
-// What all scripts share; passwords that can be shown; the rating of a new password; and keyboard shortcuts.
+// What all scripts share; passwords that can be shown; and keyboard shortcuts.
 
 const pageData = document.body.dataset
 const first = selector => document.querySelector(selector)
 const all = selector => [...document.querySelectorAll(selector)]
 const texts = JSON.parse(first("#texts").textContent)
 const { lang } = document.documentElement
+const locale = lang === "en" ? "en-GB" : lang
 
 Object.assign(window, {
   pageData,
   first,
   all,
+  locale,
   here: pageData.here || location.pathname + location.search,
   user: pageData.user,
   isLocked: () => "locked" in pageData,
@@ -17,65 +19,49 @@ Object.assign(window, {
   // Returns the text in the language of the page, with the words filled in.
   say: (key, words) => texts[key]?.replace(/%\((\w+)\)s/g, (_, name) => words[name]),
 
-  sayTime: at => new Date(at).toLocaleString(lang === "en" ? "en-GB" : lang, { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC",
+  sayTime: at => new Date(at).toLocaleString(locale, { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC",
 
-  element(name, ...children) {
-    const created = document.createElement(name)
+  element(name, properties, ...children) {
+    const created = Object.assign(document.createElement(name), properties)
     created.append(...children)
     return created
   },
 
-  button: (label, onclick) => Object.assign(element("button", label), { type: "button", onclick }),
+  button: (label, onclick) => element("button", { type: "button", onclick }, label),
 
   setText(selector, text) {
     for (const found of all(selector)) found.textContent = text
   },
 
+  // Headers of what the user did not ask for. It does not count as use of the session, which would extend it.
+  background: { "X-Background": "1" },
+
   post: form => load(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) }),
 
-  // Returns the answer, and the page that it contains.
+  // Returns the answer and the page that it contains, or nothing without an answer.
   async load(url, options) {
-    const answer = await fetch(url, { signal: AbortSignal.timeout(30_000), ...options })
-    return [answer, new DOMParser().parseFromString(await answer.text(), "text/html")]
+    try {
+      const answer = await fetch(url, { signal: AbortSignal.timeout(30_000), ...options })
+      return [answer, new DOMParser().parseFromString(await answer.text(), "text/html")]
+    } catch {
+      return []
+    }
   },
 })
 
-for (const button of all("[data-reveal]")) {
-  const input = button.previousElementSibling
-  const show = shown => {
-    input.type = shown ? "text" : "password"
-    button.ariaPressed = shown
-  }
-  button.hidden = false
-  button.onclick = () => show(input.type === "password")
-  // Browsers remember and suggest the texts of text fields.
-  input.form.addEventListener("submit", () => show(false))
-}
+addEventListener("click", ({ target }) => {
+  const button = target.closest("[data-reveal]")
+  if (button) reveal(button, button.ariaPressed === "false")
+})
 
-for (const box of all("[data-strength]")) {
-  const [meter, words] = box.children
-  const { form } = box.previousElementSibling.firstChild
-  let waiting
-  let turn = 0
+// Browsers remember and suggest the texts of text fields.
+addEventListener("submit", ({ target }) => {
+  for (const button of target.querySelectorAll("[data-reveal]")) reveal(button, false)
+})
 
-  form.elements.password.addEventListener("input", () => {
-    clearTimeout(waiting)
-    waiting = setTimeout(rate, 400, ++turn)
-  })
-
-  async function rate(mine) {
-    const typed = new FormData(form)
-    const names = ["csrf_token", "username", "email", "password"]
-    const body = new URLSearchParams(names.map(name => [name, typed.get(name) ?? ""]))
-    // Without an answer nothing is shown: the form is checked when it is sent.
-    const options = { method: "POST", body, headers: { "X-Background": "1" }, redirect: "error" }
-    const answer = typed.get("password") && await fetch(box.dataset.strength, options).catch(() => {})
-    const { score, text = "" } = answer?.ok ? await answer.json() : {}
-    if (mine !== turn) return
-    meter.hidden = score === undefined
-    meter.value = score ?? 0
-    words.textContent = text
-  }
+function reveal(button, shown) {
+  button.previousElementSibling.type = shown ? "text" : "password"
+  button.ariaPressed = shown
 }
 
 const list = first("#shortcuts")

@@ -10,8 +10,8 @@ prepare(document)
 if (words && supported) words.hidden = true
 else if (words) words.textContent = say("unsupported")
 
-// sign_in.js calls this for forms that it adds to a page.
-export function prepare(root) {
+// sign_in.js calls this for forms that it adds to a page, with the address from which they came.
+export function prepare(root, address = location) {
   if (!supported) return
   for (const form of root.querySelectorAll("form[data-passkey]")) {
     form.hidden = false
@@ -21,7 +21,9 @@ export function prepare(root) {
       suggesting?.abort()
       run(form)
     })
-    if (root === document && form.dataset.passkey === "get" && !form.dataset.confirm) suggest(form)
+    // After a rejected passkey, do not offer it again: that could repeat without end.
+    const rejected = new URL(address).pathname === new URL(form.action).pathname
+    if (form.dataset.passkey === "get" && !form.dataset.confirm && !rejected) suggest(form)
   }
 }
 
@@ -63,11 +65,10 @@ async function confirmFirst(form, credential) {
 
 // Offers passkeys in the browser's list of usernames. A challenge expires after 5 minutes, so it is renewed after 4.
 async function suggest(form) {
-  // After a rejected passkey, do not offer it again: that could repeat without end.
-  if (location.pathname === new URL(form.action).pathname) return
   if (!(await PublicKeyCredential.isConditionalMediationAvailable?.())) return
+  suggesting?.abort()
   suggesting = new AbortController()
-  const renewal = setTimeout(() => { suggesting.abort(); suggest(form) }, 4 * 60_000)
+  const renewal = setTimeout(() => { suggesting.abort(); if (form.isConnected) suggest(form) }, 4 * 60_000)
   suggesting.signal.addEventListener("abort", () => clearTimeout(renewal))
   // The user did not ask for this, so errors are not shown.
   await ask(form, { mediation: "conditional", signal: suggesting.signal }).catch(() => {})

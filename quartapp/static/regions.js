@@ -1,14 +1,16 @@
-// Replaces the elements marked `data-topics` when a topic changes. See "Make a page live" in docs/extending.md.
+// Keeps the elements marked `data-topics` up to date. See "Make a page live" in docs/extending.md.
 
 const stale = new Set() // elements that may have changed
 let loading // promise of replaceStale
 
-addEventListener("topics:changed", ({ detail: topics }) => {
+// Replaces the elements that show these topics. The server does not tell of changes in what the user may not see: it is
+// replaced when it is shown.
+window.refreshTopics = topics => {
   for (const part of all("[data-topics]")) {
-    if (part.dataset.topics.split(" ").some(topic => topics.includes(topic))) stale.add(part)
+    if (part.closest("[hidden]") || part.dataset.topics.split(" ").some(topic => topics.includes(topic))) stale.add(part)
   }
   refresh()
-})
+}
 
 // Then an element may be in use no longer.
 for (const type of ["focusout", "toggle", "visibilitychange"]) addEventListener(type, () => setTimeout(refresh), true)
@@ -25,7 +27,7 @@ addEventListener("submit", async event => {
   event.preventDefault()
   const part = form.closest("[data-topics]")
   const row = form.closest("[id]").id
-  const [answer] = await post(form).catch(() => [])
+  const [answer] = await post(form)
   if (!answer?.ok) return form.submit()
   document.activeElement.blur()
   stale.add(part)
@@ -65,8 +67,7 @@ async function replaceStale() {
 // Returns undefined without an answer, and an empty page if the user may not see it.
 async function refetch(address, parts) {
   const seen = parts.map(listIn).find(list => list)?.firstElementChild.id
-  const headers = { "X-Background": "1", ...(seen && { "X-First": seen }) }
-  const [answer, page] = await load(address, { headers }).catch(() => [])
+  const [answer, page] = await load(address, { headers: { ...background, ...(seen && { "X-First": seen }) } })
   if (!answer || answer.status > 428) return
   if (!answer.ok || answer.redirected) return new Document()
   // Each answer has another token of the same value.
@@ -93,6 +94,10 @@ function update(part, fresh) {
   link.onclick = event => {
     event.preventDefault()
     part.replaceWith(fresh)
+    refreshLater(fresh)
+    // What is being loaded is for the old element.
+    if (stale.has(part) || loading) stale.add(fresh)
+    loading?.then(refresh)
     fresh.tabIndex = -1
     fresh.focus()
   }

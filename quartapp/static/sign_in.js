@@ -20,31 +20,33 @@ dialog.onsubmit = event => {
 
 // The user has returned to this tab, or has signed in in another one.
 for (const type of ["focus", "visibilitychange", "storage"]) {
-  addEventListener(type, () => document.hidden || !isLocked() || resume().catch(() => {}))
+  addEventListener(type, () => document.hidden || !isLocked() || resume())
 }
 
 // Takes a step of the sign-in. An answer that is no step, such as a page to verify an address, is opened.
 async function advance(loading) {
   place.inert = true
-  try {
-    const [answer, page] = await loading
-    place.inert = false
-    const signedIn = page.body.dataset.user
-    if (signedIn) await resume(page)
-    else if (page.querySelector("main [action^='/login']") || !answer.ok) await show(page)
-    else location.assign(answer.url)
-  } catch {
-    failed = true
-    place.inert = link.hidden = false
-    setText("#ended-message", say("offline"))
-  }
+  const [answer, page] = await loading
+  place.inert = false
+  // Another tab may have signed in meanwhile.
+  if (!isLocked()) return
+  if (!answer) fail()
+  else if (page.body.dataset.user) resume(page)
+  else if (page.querySelector("main [action^='/login']") || !answer.ok) show(page, answer.url)
+  else location.assign(answer.url)
 }
 
-async function show(page) {
+function fail() {
+  failed = true
+  link.hidden = false
+  setText("#ended-message", say("offline"))
+}
+
+async function show(page, url) {
   const script = page.querySelector("script[src*=passkeys]")
-  const passkeys = script && await import(script.src)
+  const passkeys = script && await import(script.src).catch(() => {})
   place.replaceChildren(...page.querySelectorAll(".flashes > *, main .lede, main > :not(header, h1)"))
-  passkeys?.prepare(place)
+  passkeys?.prepare(place, url)
   setText("#ended-title", page.querySelector("h1").textContent)
   link.hidden = true
   const fields = [...place.querySelectorAll("[autofocus], input, button")]
@@ -53,9 +55,10 @@ async function show(page) {
 
 // Unlocks the page if the server shows it to the same user, else opens it after a sign-in.
 async function resume(signedIn) {
-  const [answer, page] = await load(here, { headers: { "X-Background": "1" }, redirect: "manual" })
-  const { dataset } = page.body
+  const [answer, page] = await load(here, { headers: background, redirect: "manual" })
   if (!isLocked()) return
+  if (!answer) return signedIn && fail()
+  const { dataset } = page.body
   if (!answer.ok || dataset.user !== user) return signedIn && location.assign(here)
   const token = page.querySelector("[name=csrf_token]").value
   for (const field of all("[name=csrf_token]")) field.value = token

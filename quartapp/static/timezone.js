@@ -1,5 +1,5 @@
 // Shows times in the browser's zone, and stores it as a cookie.
-const { lang, dataset } = document.documentElement
+const { dataset } = document.documentElement
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone
 if (zone && zone !== dataset.zone) {
   document.cookie = `timezone=${zone}; path=/; max-age=999999; samesite=lax`
@@ -7,7 +7,7 @@ if (zone && zone !== dataset.zone) {
   const time = { ...day, hour: "2-digit", minute: "2-digit" }
   for (const at of all("[data-shown]")) {
     const format = at.dataset.shown === "date" ? day : time
-    at.textContent = new Date(at.dateTime).toLocaleString(lang.replace(/^en$/, "en-GB"), format)
+    at.textContent = new Date(at.dateTime).toLocaleString(locale, format)
   }
   first("#zone").textContent = zone
 }

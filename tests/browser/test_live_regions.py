@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from tests.browser.conftest import NewBrowser, is_live, page_of
-from tests.people import Person, Server
+from tests.browser.conftest import Live, NewBrowser, is_live, page_of
+from tests.people import Person, Server, until
 
 # The activity page also has this region, which no page of the application has.
 FORM = """<section id="form" data-topics="account">
@@ -15,11 +17,18 @@ FORM = """<section id="form" data-topics="account">
 <input id="field" aria-label="Field" value="as stored"><button type="button">Press</button>
 </section>"""
 
+# Marks the body when the page is told of a change.
+TELL = """() => {
+  const refresh = refreshTopics
+  window.refreshTopics = topics => { refresh(topics); document.body.id = "told" }
+}"""
+
 
 @pytest.fixture
 async def page(ada: Person, new_browser: NewBrowser) -> Page:
     """Return the activity page of Ada, with a region that is different each time it is fetched."""
     page = await page_of(ada, new_browser)
+    live = Live(page)
     fetched = 0
 
     async def add_form(route: Route) -> None:
@@ -29,8 +38,13 @@ async def page(ada: Person, new_browser: NewBrowser) -> Page:
         text = (await answer.text()).replace("</main>", FORM.format(number=fetched) + "</main>")
         await route.fulfill(response=answer, body=text)
 
+    async def has_caught_up() -> bool:
+        """Whether the page was told that it may have missed changes, as each new page is."""
+        return any(message["type"] == "topics.changed" for message in live.messages)
+
     await page.goto("/account/timeline")
     await is_live(page)
+    await until(has_caught_up)
     await page.route("**/account/timeline", add_form)
     await page.locator("main").evaluate(
         "(main, form) => main.insertAdjacentHTML('beforeend', form)", FORM.format(number=0)
@@ -70,6 +84,30 @@ async def test_new_rows_are_counted_and_shown_on_request(page: Page, ada: Person
     await expect(rows).to_have_count(before + 2)
     await expect(link).to_have_count(0)
     await expect(page.locator("#activity")).to_be_focused()
+
+
+async def test_rows_are_counted_that_arrive_while_the_link_is_used(page: Page, ada: Person) -> None:
+    rows = page.locator("main li.row")
+    before = await rows.count()
+    await change(ada)
+    link = page.get_by_role("status").get_by_role("link", name="1 new")
+    await link.wait_for()
+    fetched, released = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        answer = await route.fetch()
+        fetched.set()
+        await released.wait()
+        await route.fulfill(response=answer)
+
+    await page.route("**/account/timeline", hold, times=1)
+    await change(ada)
+    await fetched.wait()
+    await link.press("Enter")
+    await expect(rows).to_have_count(before + 1)
+    released.set()
+    await link.press("Enter")
+    await expect(rows).to_have_count(before + 2)
 
 
 async def test_a_row_that_is_shown_changes_in_place(
@@ -119,7 +157,7 @@ async def test_a_hidden_page_is_refreshed_when_it_is_shown(page: Page, ada: Pers
     await page.evaluate("Object.defineProperty(document, 'hidden', {get: () => window.away})")
     await page.evaluate("window.away = true")
     before = await number(page)
-    await page.evaluate("addEventListener('topics:changed', () => document.body.id = 'told')")
+    await page.evaluate(TELL)
     await change(ada)
     await expect(page.locator("body#told")).to_have_count(1)
     assert await number(page) == before

@@ -21,7 +21,7 @@ window.opened = []
 window.WebSocket = class extends WebSocket {
   constructor(url) {
     super(url)
-    opened.push(new URL(url).searchParams.get("cursor"))
+    opened.push(new URL(this.url).searchParams.get("cursor"))
     this.addEventListener("close", () => document.documentElement.dataset.closed = opened.length)
   }
 }
@@ -139,6 +139,38 @@ async def test_a_page_that_hears_nothing_for_30_seconds_says_so(
     await expect(text).to_have_text("No answer for 30 seconds")
     await simulated.send(type="ping", at="now")
     await expect(simulated.page.locator("#live")).to_have_attribute("data-state", "connected")
+
+
+async def test_a_page_that_hears_nothing_for_the_set_time_is_covered(
+    simulated: SimulatedServer,
+) -> None:
+    page = simulated.page
+    simulated.sockets.clear()
+    await page.goto("/posts/new")
+    await simulated.wait_for_socket()
+    title, cover = page.get_by_label("Title"), page.get_by_role("alertdialog")
+    await title.fill("What I was writing")
+    await page.clock.fast_forward(3_599_000)
+    await expect(title).to_be_visible()
+    await page.clock.fast_forward(2_000)
+    await expect(cover).to_contain_text("has not heard from the server for 1 hour")
+    for part in (title, page.locator(".account-button")):
+        await expect(part).to_be_hidden()
+    await page.keyboard.press("Escape")
+    await page.keyboard.press("Escape")
+    await expect(cover).to_be_visible()
+    await simulated.wait_for_socket()
+    await simulated.send(type="ping", at="now")
+    await expect(cover).to_be_hidden()
+    await expect(title).to_have_value("What I was writing")
+    await expect(title).to_be_focused()
+
+    # While a computer sleeps its clock goes on, and no timer runs.
+    await page.clock.set_system_time(await page.evaluate("Date.now() + 3_601_000"))
+    await page.evaluate("dispatchEvent(new Event('visibilitychange'))")
+    await expect(cover).to_be_visible()
+    await simulated.send(type="ping", at="now")
+    await expect(title).to_be_focused()
 
 
 async def test_a_form_keeps_its_text_until_its_permission_returns(

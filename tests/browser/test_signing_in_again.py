@@ -18,7 +18,13 @@ from tests.browser.conftest import (
     submit,
 )
 from tests.browser.test_accessibility import assert_accessible
-from tests.browser.test_passkeys import HOME, add, add_authenticator, url_with_host_name
+from tests.browser.test_passkeys import (
+    HOME,
+    UNANSWERED_SUGGESTIONS,
+    add,
+    add_authenticator,
+    url_with_host_name,
+)
 from tests.conftest import PASSWORD
 from tests.people import Person, Server
 
@@ -64,6 +70,9 @@ async def test_a_password_unlocks_the_page_where_it_was(
     await expect(dialog.get_by_label("Username or email address")).to_be_focused()
     await enter_password(page, name, PASSWORD[::-1])
     await expect(dialog.get_by_role("alert")).to_contain_text("Incorrect username or password")
+    password = dialog.get_by_label("Password", exact=True)
+    await dialog.get_by_role("button", name="Show Password", exact=True).click()
+    await expect(password).to_have_attribute("type", "text")
     await expect(dialog.get_by_label("Username or email address")).to_have_value(name)
     await enter_password(page, name)
     await expect_unlocked(server, page, name)
@@ -101,6 +110,7 @@ async def test_a_second_factor_is_asked_for_in_the_dialog(
 async def test_a_passkey_unlocks_the_page(server: Server, new_browser: NewBrowser) -> None:
     page = await (await new_browser(url_with_host_name(server))).new_page()
     await add_authenticator(page)
+    await page.add_init_script(UNANSWERED_SUGGESTIONS)
     name = f"ada-{secrets.token_hex(4)}"
     await register(page, name)
     await page.goto(HOME)
@@ -114,6 +124,14 @@ async def test_a_passkey_unlocks_the_page(server: Server, new_browser: NewBrowse
     dialog = await type_and_lock(server, page, name)
     await enter_password(page, name)
     await dialog.get_by_role("button", name="Use a passkey").click()
+    await expect(dialog).to_be_hidden()
+    await is_live(page)
+
+    # The virtual authenticator stands for the user who chooses the suggestion.
+    await page.evaluate("delete navigator.credentials.get")
+    await server.run("user", "end-sessions", name)
+    await expect_locked(page, "An administrator ended your session.")
+    await dialog.get_by_role("link", name="Sign in again").click()
     await expect(dialog).to_be_hidden()
     await is_live(page)
 

@@ -37,7 +37,7 @@ class Hosts:
     ) -> Server:
         """Start a server that reaches the database at this address."""
         # The periodic check is an hour away, unless a test asks for it.
-        env = {"LIVE_SWEEP_SECONDS": "3600", "LIVE_PING_SECONDS": "60"} | env
+        env = {"LIVE_SWEEP_SECONDS": "3600", "LIVE_PING_SECONDS": "25"} | env
         return await self.stack.enter_async_context(
             serving(
                 self.folder / name,

@@ -23,7 +23,7 @@ from tests.people import Person, Server, http_client, until
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     async with serving(
-        tmp_path_factory.mktemp("away"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="60"
+        tmp_path_factory.mktemp("away"), LIVE_SWEEP_SECONDS="3600", LIVE_PING_SECONDS="25"
     ) as server:
         yield server
 

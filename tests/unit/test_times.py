@@ -81,3 +81,11 @@ def test_the_pseudo_locale_has_times() -> None:
     with use_locale(PSEUDO):
         assert times.format_day(AT) == "3 Mar 2026"
         assert "ĥöûŕš" in str(times.format_relative(AT - timedelta(hours=2), AT))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(60, "1 minute"), (90, "90 seconds"), (5400, "90 minutes"), (7200, "2 hours")],
+)
+def test_a_duration_is_written_in_the_largest_unit_that_is_exact(seconds: int, text: str) -> None:
+    assert times.format_duration(seconds) == text

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quart import Blueprint, flash, jsonify, render_template, request
+from quart import Blueprint, flash, render_template, request
 from quart_auth import login_required, login_user, logout_user
 
 from quartapp import auth
@@ -59,8 +59,8 @@ async def change() -> Any:
 
 @blueprint.post("/password/strength")
 async def strength() -> Any:
-    """Rate a password that is being typed, as the forms do that set one: JSON with `score`, from 0
-    to 4, and `text`, a sentence for the user.
+    """Rate a password that is being typed, as the forms do that set one: a piece of HTML with the
+    score, from 0 to 4, and a sentence for the user; nothing for an empty password.
 
     The fields `username` and `email`, and those of the signed-in user, are words that the password
     should not contain. Counts the request for the network. Stores and logs nothing. Raises
@@ -72,14 +72,17 @@ async def strength() -> Any:
     if not password_policy().has_room:
         raise Busy
     sent = await request.form
+    password = sent.get("password", "")
+    if not password:
+        return await render_template("accounts/strength.html")
     context = [sent.get("username", ""), sent.get("email", "")]
     if current_user.signed_in and (user := await User.get(current_user.user_id)):
         context += [user.username, user.email]
-    rating = await password_policy().rate(sent.get("password", ""), context=context)
+    rating = await password_policy().rate(password, context=context)
     praise = _("Very good password.") if rating.score > MIN_SCORE else _("Good password.")
-    response = jsonify(score=rating.score, text=str(rating.weakness or praise))
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return await render_template(
+        "accounts/strength.html", score=rating.score, text=rating.weakness or praise
+    )
 
 
 async def _is_current_password(password: str, user: User) -> bool:

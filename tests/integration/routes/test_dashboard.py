@@ -30,8 +30,9 @@ PARTS = {"now", "day", "month", "latest", "mail", "workers"}
 
 
 def parts(answer: Answer) -> set[str]:
-    """Return the ids of the live parts of the page."""
-    found = re.findall(r'id="([\w-]+)" data-topics', answer.text.partition("<main")[2])
+    """Return the ids of the live parts of the page that are not empty."""
+    main = answer.text.partition("<main")[2]
+    found = re.findall(r'id="([\w-]+)" data-topics[^>]*>(?!\s*</)', main)
     return PARTS.intersection(found)
 
 
