@@ -83,7 +83,7 @@ class OutboxWorker(ListeningTask):
 
         An email that is not needed any more is deleted without being sent or logged. One that
         cannot be sent, for whatever error, becomes due again later, with growing pauses
-        (`Mail.failed`); after the last attempt, or at once for a ValueError and a permanent
+        (`Mail.record_failure`); after the last attempt, or at once for a ValueError and a permanent
         Undelivered, it is given up and stays in the outbox for a week. Each outcome is counted in
         the metrics. Logs `mail_sent`, the warning `mail_put_off` or the error `mail_given_up`,
         without the address. Raises only what the driver raises when it stores the outcome; then the
@@ -93,7 +93,7 @@ class OutboxWorker(ListeningTask):
         try:
             composed = await self._compose(mail)
             if composed is None:
-                await mail.done()
+                await mail.remove()
                 metrics.MAILS.labels("not needed").inc()
                 return
             name = f"{mail.created_at:%Y%m%dT%H%M%S%f}-{mail.id}"
@@ -102,12 +102,12 @@ class OutboxWorker(ListeningTask):
             # No error of one email may stop the others, and no email is tried forever.
             for_good = isinstance(error, ValueError) or getattr(error, "permanent", False)
             trouble = str(error) if isinstance(error, Undelivered | Invalid) else repr(error)
-            given_up = await mail.failed(trouble, for_good=for_good)
+            given_up = await mail.record_failure(trouble, for_good=for_good)
             metrics.MAILS.labels("given up" if given_up else "put off").inc()
             say = log.error if given_up else log.warning
             say("mail_given_up" if given_up else "mail_put_off", **what, trouble=trouble)
         else:
-            await mail.done()
+            await mail.remove()
             metrics.MAILS.labels("sent").inc()
             log.info("mail_sent", **what)
 

@@ -48,9 +48,10 @@ class Action(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of the action for one user. UNCHANGED: there was nothing to do. PENDING: the
-    process ended before it was done, or is doing it. UNKNOWN: the database did not confirm it.
-    BUILT_IN, the refusal to delete a role, occurs only in previews."""
+    """What became of the action for one user. UNCHANGED: there was nothing to do. PENDING: no
+    result is stored, because the process is doing the action, or ended before it stored the
+    results. UNKNOWN: the database did not confirm it. BUILT_IN, the refusal to delete a role,
+    occurs only in previews."""
 
     PENDING = "pending"
     DONE = "done"

@@ -312,7 +312,7 @@ async def _confirm(token: Token, *, by: Actor) -> User:
     return user
 
 
-async def vouch_for(user: User, *, by: Actor) -> Event | None:
+async def mark_verified(user: User, *, by: Actor) -> Event | None:
     """Mark the user's address as verified, because an operator says so; return the event
     EMAIL_VERIFIED.
 

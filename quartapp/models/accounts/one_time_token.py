@@ -113,9 +113,9 @@ class Token(Record):
     @classmethod
     async def usable(cls, purpose: Purpose, token: str) -> "tuple[Token, User] | None":
         """Return the token and its user. None if it is unknown, was used, has expired, or is void
-        because of the user's state (`holder`). Does not use it up."""
+        because of the user's state (`valid_user`). Does not use it up."""
         found = await cls.find_one(_usable(purpose, token))
-        user = await found.holder() if found else None
+        user = await found.valid_user() if found else None
         return (found, user) if found and user else None
 
     @classmethod
@@ -132,7 +132,7 @@ class Token(Record):
         }
         return await cls.find(match).count()
 
-    async def holder(self, *, tx: Tx | None = None) -> User | None:
+    async def valid_user(self, *, tx: Tx | None = None) -> User | None:
         """Return the user of the token; None if it is void because of the user's state.
 
         It is void if the user does not exist, if the account is not active (for RESET, RETURN and
@@ -158,7 +158,7 @@ class Token(Record):
         match = {"_id": self.id, "used_at": None, "expires_at": {"$gt": now}}
         if not await Token.change(match, {"$set": {"used_at": now}}, tx=tx):
             raise TokenSpent
-        user = await self.holder(tx=tx)
+        user = await self.valid_user(tx=tx)
         if user is None:
             raise TokenSpent
         return user

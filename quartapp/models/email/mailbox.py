@@ -46,7 +46,7 @@ class Mailbox(Record):
         indexes = [IndexModel([("until", 1)], name="kept", expireAfterSeconds=60)]
 
     @classmethod
-    async def take(cls, to: str, email: Email, *, limit: RateLimitItem, tx: Tx) -> bool:
+    async def count_email(cls, to: str, email: Email, *, limit: RateLimitItem, tx: Tx) -> bool:
         """Count an email to this address; return False, without a write, if there is no room for
         it.
 

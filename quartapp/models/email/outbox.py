@@ -114,7 +114,7 @@ class Mail(Record):
         without an email.
         """
         email = what if isinstance(what, Email) else what.own_email
-        if not await Mailbox.take(to, email, limit=mongo.settings().limit_mail, tx=tx):
+        if not await Mailbox.count_email(to, email, limit=mongo.settings().limit_mail, tx=tx):
             log.warning("mail_suppressed", email=email.kind, user=str(user), why="budget")
             metrics.MAILS.labels("suppressed").inc()
             return
@@ -168,13 +168,13 @@ class Mail(Record):
     def user_id(self) -> PydanticObjectId | None:
         return linked_id(self.user) if self.user else None
 
-    async def done(self) -> None:
+    async def remove(self) -> None:
         """Delete the email, because it was sent or is not needed any more. Does nothing if another
         worker has claimed it since.
         """
         await Mail.get_motor_collection().delete_one(self._mine())
 
-    async def failed(self, trouble: str, *, for_good: bool = False) -> bool:
+    async def record_failure(self, trouble: str, *, for_good: bool = False) -> bool:
         """Store the error, cut to 300 characters, and postpone the email or give it up; return
         whether it is to be given up.
 

@@ -60,7 +60,7 @@ class Answered(Record):
         indexes = [IndexModel([("expires_at", 1)], name="kept", expireAfterSeconds=60)]
 
     @classmethod
-    async def once(cls, challenge: bytes, *, tx: Tx) -> None:
+    async def use_challenge(cls, challenge: bytes, *, tx: Tx) -> None:
         """Store that the challenge was answered, until it would have expired. Raises
         VerificationFailed if it was answered before."""
         try:
@@ -69,7 +69,7 @@ class Answered(Record):
             raise VerificationFailed("the challenge was answered before") from None
 
     @classmethod
-    async def first(cls, note: str, *, lasts: timedelta, tx: Tx | None = None) -> bool:
+    async def use_note(cls, note: str, *, lasts: timedelta, tx: Tx | None = None) -> bool:
         """Store that the note was used, for `lasts`; return False if it was used before.
 
         Inside a transaction, after False the transaction must be aborted, because MongoDB has
@@ -143,7 +143,7 @@ class Passkey(Record):
         )
 
         async def keep(tx: Tx) -> None:
-            await Answered.once(made.challenge, tx=tx)
+            await Answered.use_challenge(made.challenge, tx=tx)
             try:
                 await passkey.insert(session=tx)
             except DuplicateKeyError:
@@ -201,7 +201,7 @@ class Passkey(Record):
         goes_on = [{"sign_count": {"$lt": count}}] + ([{"sign_count": 0}] if count == 0 else [])
 
         async def work(tx: Tx) -> bool:
-            await Answered.once(shown.challenge, tx=tx)
+            await Answered.use_challenge(shown.challenge, tx=tx)
             used = await Passkey.change(
                 {"_id": self.id, "$or": goes_on},
                 {

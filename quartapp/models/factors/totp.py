@@ -81,7 +81,7 @@ async def set_up(
 
     async def use_up(tx: Tx) -> None:
         note = f"totp secret {user.id} {digest_of(secret)}"
-        if not await Answered.first(note, lasts=OFFER_LASTS, tx=tx):
+        if not await Answered.use_note(note, lasts=OFFER_LASTS, tx=tx):
             raise OfferUsed
 
     off = {"totp": None}

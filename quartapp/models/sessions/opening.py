@@ -47,10 +47,11 @@ async def open_session(
     """Create a session of the user, and return it with the token for its cookie.
 
     The token has 256 random bits (ASVS 7.2.3); the database has only its digest. One transaction
-    takes deleted roles and those whose grants have expired from the user, with notifications, and
-    inserts the session, which lists the other roles, and the event SIGNED_IN. It also queues an
-    email to the user if they have other sessions on record, but none that `is_known_browser` finds
-    for this `browser`: not without a `browser`, and not to an unverified address.
+    takes deleted roles and those whose grants have expired from the user, which ends earlier
+    sessions and notifies the user (`_bring_roles_up_to_date`), and inserts the session, which lists
+    the other roles, and the event SIGNED_IN. It also queues an email to the user if they have other
+    sessions on record, but none that `is_known_browser` finds for this `browser`: not without a
+    `browser`, and not to an unverified address.
 
     Then a second transaction ends the user's oldest sessions beyond `at_most` (reason
     ENDED_BY_USER, event SESSIONS_ENDED). If it fails, the error is raised although the session

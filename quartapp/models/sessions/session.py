@@ -203,7 +203,7 @@ class Session(Record):
             await cls.get_motor_collection().bulk_write(writes, ordered=False)
 
     @property
-    def lives(self) -> bool:
+    def is_active(self) -> bool:
         """Whether it has neither ended nor expired. `authority.session_rule` has the other
         conditions.
         """

@@ -140,11 +140,11 @@ async def _page(
         size = limit + 1 - len(rows)
         found = await _recently_used(idle_times, now, before, size)
         for session in found:
-            if len(rows) == limit and session.lives:
+            if len(rows) == limit and session.is_active:
                 # There is at least one more.
                 return rows, before
             before = session.seen_at, session.id
-            if session.lives:
+            if session.is_active:
                 rows.append(session)
             else:
                 skipped += 1

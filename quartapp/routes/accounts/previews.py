@@ -98,9 +98,9 @@ async def end_session(session_id: str) -> str:
         person=person,
         device=session,
         back="/admin/sessions",
-        skipped=skipped if session.lives else Outcome.UNCHANGED,
+        skipped=skipped if session.is_active else Outcome.UNCHANGED,
         missing=missing,
-        sessions=int(session.lives),
+        sessions=int(session.is_active),
     )
 
 

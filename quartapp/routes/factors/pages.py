@@ -137,7 +137,7 @@ async def codes() -> str:
         [],
     )
     # A copy of the cookie may contain the codes, so the database records that they were shown.
-    if note and not await Answered.first(note, lasts=CODES_LAST):
+    if note and not await Answered.use_note(note, lasts=CODES_LAST):
         fresh_codes = []
     return await render_template(
         "factors/recovery_codes.html",

@@ -134,7 +134,7 @@ async def finish_second_step(step: PendingSignIn, factor: Factor) -> bool:
     Returns False, without signing in, if this first step was already used for a sign-in, as by a
     copy of the cookie. Raises AccountDeactivated and MustVerify.
     """
-    if not await Answered.first(step.note, lasts=STEP_LASTS):
+    if not await Answered.use_note(step.note, lasts=STEP_LASTS):
         return False
     await sign_in(step.user, remember=step.remember, factor=factor)
     return True

@@ -204,11 +204,11 @@ async def test_a_worker_that_lost_its_claim_cannot_change_the_email(ada: User) -
     frozen = not_none(await Mail.claim())
     await make_due()
     holder = not_none(await Mail.claim())
-    await frozen.failed("timed out", for_good=True)
-    await frozen.done()
+    await frozen.record_failure("timed out", for_good=True)
+    await frozen.remove()
     (kept,) = await outbox()
     assert (kept["gave_up_at"], kept["tries"]) == (None, 2)
-    await holder.done()
+    await holder.remove()
     assert await outbox() == []
 
 
