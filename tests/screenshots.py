@@ -87,7 +87,7 @@ async def take_story(browser: Browser, url: str, password: str, folder: Path) ->
     await editor.goto("/posts/new")
     await editor.get_by_label("Title").fill("Engines, and what they are for")
     await expect(editor.locator("#live")).to_have_attribute("data-state", "connected")
-    await console.goto(f"/admin/users/{MODERATOR}")
+    await console.goto(f"/admin/users/{MODERATOR}/roles")
     await revoke(console, "moderator")
     await editor.locator("#ended").wait_for()
     sources = []
@@ -101,11 +101,10 @@ async def take_story(browser: Browser, url: str, password: str, folder: Path) ->
 
 
 async def revoke(console: Page, role: str) -> None:
-    """Revoke the role on the page of a user, whose roles are listed by name."""
+    """Revoke the role from the tab with the roles of a user, which are listed by name."""
     grant = console.locator(".grant", has=console.get_by_role("heading", name=role))
-    confirmation = grant.locator("details", has_text="Revoke role")
-    await confirmation.locator("summary").click()
-    await confirmation.locator("form button").click()
+    await grant.get_by_role("link", name="Revoke role").click()
+    await console.get_by_role("button", name="Revoke role").click()
     await expect(console.locator(".flash")).to_be_visible()
 
 

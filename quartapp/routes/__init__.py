@@ -12,6 +12,7 @@ from quartapp.routes.accounts import bulk as admin_bulk
 from quartapp.routes.accounts import pages as accounts
 from quartapp.routes.accounts import previews as admin_previews
 from quartapp.routes.accounts import user_list as admin_user_list
+from quartapp.routes.accounts import user_pages as admin_user_pages
 from quartapp.routes.audit import activity, receipts, undo
 from quartapp.routes.audit import admin as admin_audit
 from quartapp.routes.dashboard import pages as dashboard
@@ -58,6 +59,7 @@ ADMIN = (
     dashboard,
     admin_accounts,
     admin_user_list,
+    admin_user_pages,
     admin_bulk,
     admin_previews,
     admin_audit,

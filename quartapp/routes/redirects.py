@@ -56,3 +56,12 @@ def back() -> str:
     if host != request.host:
         return request.path
     return local_path(f"/{path}") or "/"
+
+
+async def origin() -> str:
+    """Return the parameter or form field `from`, which says from which page a user came to the page
+    with a form; empty without one.
+
+    It names one of the pages that the route knows. The form has it as a field, because the query of
+    the URL is not kept when a user signs in again."""
+    return str((await request.values).get("from", ""))

@@ -24,7 +24,7 @@ from quartapp.i18n import gettext as _
 from quartapp.i18n import templates as translated
 from quartapp.models.factors.factor import NAMES, Factor
 from quartapp.policy import LABELS, Permission
-from quartapp.routes import icons, navigation, script_texts
+from quartapp.routes import addresses, icons, navigation, script_texts
 from quartapp.routes.factors import relying_party
 from quartapp.settings import Settings
 
@@ -68,6 +68,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.globals["static"] = urls.__getitem__
     app.jinja_env.globals["icon"] = icons.renderer(static / "icons.svg", urls["icons.svg"])
     app.jinja_env.globals["avatar"] = icons.avatar
+    app.jinja_env.globals.update(user_page=addresses.user_page, role_page=addresses.role_page)
     app.jinja_env.globals.update(arrivals=arrivals, get_flashed_messages=_flashed_messages)
     app.jinja_env.globals["navigation"] = navigation.renderer(app.jinja_env)
     app.jinja_env.globals.update(

@@ -42,14 +42,16 @@ SIGNED_IN = [
     *("/account/factors/recovery-codes", "/account/factors/passkeys"),
     *("/account/timeline", "/account/timeline/not-me", "/account/export", "/account/delete"),
     *("/account/notices", "/account/roles", "/users/root", "/admin/users", "/admin/users/root"),
-    *("/admin", "/admin/roles"),
+    *("/admin/users/root/roles", "/admin/users/root/sessions", "/admin/users/root/activity"),
+    *("/admin/users/root/disable", "/admin", "/admin/roles"),
     *("/admin/users/root/delete", "/admin/roles/new", "/admin/roles/moderator"),
     *("/admin/sessions", "/admin/events", "/admin/invitations", "/admin/requests"),
 ]
 # Pages with long texts, many controls or a list: what German words are most likely to break.
 IN_GERMAN = [
     *("/", "/account/security", "/account/preferences", "/account/roles", "/admin/users"),
-    *("/admin/users/root", "/admin/roles", "/admin/sessions", "/admin/events"),
+    *("/admin/users/root", "/admin/users/root/roles", "/admin/roles", "/admin/sessions"),
+    "/admin/events",
 ]
 
 

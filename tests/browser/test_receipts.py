@@ -22,8 +22,8 @@ async def test_the_receipt_on_the_page_shows_a_late_acknowledgement(
     admin = await page_of(root, new_browser)
     async with network(server.url) as slow, through(slow.url, ada).tab() as tab:
         listening = asyncio.create_task(tab.closed())
-        await admin.goto(f"/admin/users/{ada.username}")
-        await admin.locator("summary", has_text="Revoke role member").click()
+        await admin.goto(f"/admin/users/{ada.username}/roles")
+        await admin.get_by_role("link", name="Revoke role… member").click()
         revoke = admin.get_by_role("button", name="Revoke role", exact=True)
         await expect(revoke).to_be_visible()
         # Not earlier, because the server closes a socket that is silent for four seconds.
@@ -35,6 +35,7 @@ async def test_the_receipt_on_the_page_shows_a_late_acknowledgement(
         await expect(receipt).to_have_text(ACKNOWLEDGED)
         await expect(receipt.get_by_role("link")).to_have_count(0)
         assert await listening == 4401
+    await admin.get_by_role("link", name="Activity", exact=True).click()
     await expect(admin.locator(".log-entries .receipt").first).to_have_text(ACKNOWLEDGED)
 
 

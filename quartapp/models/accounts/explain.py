@@ -1,11 +1,11 @@
-"""Why a user has a permission: through which roles, since when, and who granted them."""
+"""Why a user has a permission, and what they would lose without a role."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from quartapp.activities import ROLE_GRANTED, ROLE_GRANTED_UNTIL
-from quartapp.models.accounts.preview import lost_without
+from quartapp.models.accounts.preview import is_withheld, lost_without
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.roles.role import Role
@@ -19,26 +19,27 @@ class HeldRole:
     """A role of a user. `grant` is the audit event of the last grant, None if the log has none:
     then the user got the role with the account, or from another program.
 
-    `lost` are the permissions that no other role of the user gives. `withheld` says that the role
-    requires a second factor and the user has none, so that it allows nothing.
+    `until` is when the grant ends, None if it has no end. `lost` are the permissions that the user
+    would lose without the role, as the preview of its revocation says. `withheld` says that the
+    role requires a second factor and the user has none, so that it gives nothing.
     """
 
     role: Role
     grant: Event | None
+    until: datetime | None
     lost: Sequence[str]
     withheld: bool
 
     @property
-    def since(self) -> datetime | None:
-        return self.grant.at if self.grant else None
+    def granted_by(self) -> User | None:
+        """The user who granted the role; None if the log has no grant, or none by a user who still
+        exists."""
+        actor = self.grant.actor if self.grant else None
+        return actor if isinstance(actor, User) else None
 
 
 async def held_roles(user: User, roles: Collection[Role]) -> list[HeldRole]:
-    """Return each of the user's roles, which the caller has read, with the event of its last grant,
-    the permissions that only it gives, and whether it waits for a second factor.
-
-    Looks for the grants among the user's latest GRANTS ones, by the name of the role.
-    """
+    """Return the user's roles, which the caller has read, with what the audit log tells of them."""
     verbs = [ROLE_GRANTED.audit_name, ROLE_GRANTED_UNTIL.audit_name]
     events = await Event.page(subject=user.id, verbs=verbs, limit=GRANTS, fetch=["actor"])
     grants: dict[str, Event] = {}
@@ -48,8 +49,9 @@ async def held_roles(user: User, roles: Collection[Role]) -> list[HeldRole]:
         HeldRole(
             role,
             grants.get(role.name),
-            lost_without(role, roles),
-            withheld=role.requires_factor and not user.factors,
+            user.ends.get(role.id),
+            lost_without(user, role, roles),
+            is_withheld(user, role),
         )
         for role in roles
     ]

@@ -17,6 +17,7 @@ from quartapp.models.accounts.administrators import administering
 from quartapp.models.accounts.bulk_action import Action, Outcome
 from quartapp.models.accounts.user import User
 from quartapp.models.base.counting import CappedCount
+from quartapp.models.factors.factor import waits_for_one
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions import expiry
 from quartapp.models.sessions.session import Session
@@ -97,7 +98,7 @@ def _plan(
 ) -> Planned:
     """Return what the action would do to the user, with the first reason to skip the user if there
     is one. `sessions` is how many active sessions they have."""
-    held = [roles[role_id] for role_id in user.role_ids if role_id in roles]
+    held = roles_of(user, roles.values())
     has = role is not None and user.holds(role)
     theirs = {permission for each in held for permission in each.permissions}
     given = role.permissions if role and action is Action.GRANT else []
@@ -116,14 +117,37 @@ def _plan(
         if user.awaits_verification and role and role.name != policy.MEMBER:
             return Planned(user, skipped=Outcome.UNVERIFIED)
         return Planned(user, gained=sorted(set(given) - theirs))
-    lost = lost_without(role, held) if role else []
+    lost = lost_without(user, role, held) if role else []
     return Planned(user, sessions=sessions, lost=lost)
 
 
-def lost_without(role: Role, held: Collection[Role]) -> list[str]:
-    """Return the permissions of the role that none of the other roles has, in order."""
-    others = {each for other in held if other.id != role.id for each in other.permissions}
-    return sorted(set(role.permissions) - others)
+def roles_of(user: User, roles: Collection[Role]) -> list[Role]:
+    """Return those of the roles that the user holds now, in the same order."""
+    ids = user.role_ids
+    return [role for role in roles if role.id in ids]
+
+
+def is_withheld(user: User, role: Role) -> bool:
+    """Return whether the role gives the user nothing, because it requires a second factor and the
+    user has none."""
+    return waits_for_one(role.__dict__, shown=bool(user.factors))
+
+
+def lost_without(user: User, role: Role, held: Collection[Role]) -> list[str]:
+    """Return the permissions that the user would lose without the role, in order: those that it
+    gives and none of the other roles in `held` does. A role that is withheld gives none."""
+    if is_withheld(user, role):
+        return []
+    others = [each for each in held if each.id != role.id and not is_withheld(user, each)]
+    return sorted(set(role.permissions) - {name for each in others for name in each.permissions})
+
+
+def lost_without_factors(user: User, held: Collection[Role]) -> list[str]:
+    """Return the permissions that the user would lose without second factors, in order: those of
+    the roles in `held` that require one, and of no other."""
+    needing = [role for role in held if role.requires_factor and not is_withheld(user, role)]
+    others = {name for role in held if not role.requires_factor for name in role.permissions}
+    return sorted({name for role in needing for name in role.permissions} - others)
 
 
 async def active_sessions(users: Collection[PydanticObjectId]) -> dict[PydanticObjectId, int]:

@@ -25,6 +25,7 @@ from quartapp.activities import (
     Activity,
 )
 from quartapp.i18n import lazy_gettext as _
+from quartapp.models.accounts.bulk_action import Action
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import Actor
@@ -47,13 +48,15 @@ class Undo:
 
     `permission` is what the actor needs. `effect` is a sentence that says what undoing does.
     `changes` are the activities that change the same thing: after another one of these, the event
-    cannot be undone.
+    cannot be undone. `takes` is the opposite operation if it takes something from the user, for a
+    preview.
     """
 
     permission: Permission
     effect: str
     run: Callable[[Event, Actor], Awaitable[Event | None]]
     changes: tuple[Activity, ...] = ()
+    takes: Action | None = None
 
 
 def undo_of(event: Event) -> Undo | None:
@@ -74,12 +77,24 @@ async def undo(event: Event, *, by: Actor) -> Event | None:
     edited again; and the errors of the operation, such as LastAdministrator, MissingPermission and
     SessionOver.
     """
+    return await (await require_undoable(event)).run(event, by)
+
+
+async def require_undoable(event: Event) -> Undo:
+    """Return how the event can be undone. Raises NotUndone if there is no opposite, the time is
+    over, or the same thing was changed again."""
     how = undo_of(event)
     if how is None:
         raise NotUndone(_("This can be undone only in the first ten minutes."))
     if how.changes and await _was_changed_again(event, how.changes):
         raise NotUndone(_("This cannot be undone, because it was changed again."))
-    return await how.run(event, by)
+    return how
+
+
+async def subject_and_role(event: Event) -> tuple[User, Role | None]:
+    """Return the user and, if the event names one, the role that it is about. Raises NotUndone if
+    one of them does not exist any more."""
+    return await _user(event), await _role(event) if "role" in event.details else None
 
 
 async def _was_changed_again(event: Event, changes: tuple[Activity, ...]) -> bool:
@@ -179,6 +194,7 @@ _REVOKE = Undo(
     _("The role is revoked again, and the user is signed out on all devices."),
     _revoke,
     _ROLES,
+    takes=Action.REVOKE,
 )
 # By the audit name of the activity.
 UNDOABLE = {
@@ -201,6 +217,7 @@ UNDOABLE = {
         _("The account is disabled again, and the user is signed out on all devices."),
         _disable,
         _ACCESS,
+        takes=Action.DISABLE,
     ),
     ACCOUNT_DEACTIVATED.audit_name: _RESTORE,
     DELETION_SCHEDULED.audit_name: _RESTORE,

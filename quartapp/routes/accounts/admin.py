@@ -1,18 +1,20 @@
-"""Administration of a user: roles, sessions, disabling, expiry and second factors.
+"""Actions on a user: roles, sessions, disabling, expiry and second factors.
+
+Each leads to the tab of the user's page that shows the effect.
 
 An error of the models, such as LastAdministrator or MissingPermission, is not caught here: it is
-shown on the page that `returns_to` names, with 403 for a missing permission and 422 for all others.
+shown on the page with the button, which `returns_to` names, with 403 for a missing permission and
+422 for all others.
 """
 
 import asyncio
 from datetime import datetime
 from typing import Any
 
-from quart import Blueprint, abort, flash, render_template
+from quart import Blueprint, abort, flash
 from quart_auth import login_required
 
 from quartapp.auth import (
-    Forbidden,
     current_user,
     fresh_login_required,
     permission_required,
@@ -23,13 +25,15 @@ from quartapp.forms.roles import GrantForm
 from quartapp.i18n import gettext as _
 from quartapp.i18n.times import format_day, format_time
 from quartapp.log import log
-from quartapp.models import Event, Role, Session, User
-from quartapp.models.accounts import account_expiry, explain
+from quartapp.models import Event, Role, User
+from quartapp.models.accounts import account_expiry
 from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.factors import enrolment
 from quartapp.models.sessions.reason import Reason
-from quartapp.policy import Permission, may
-from quartapp.routes.audit.log_entries import log_entries
+from quartapp.policy import Permission
+from quartapp.routes.accounts import previews, user_pages
+from quartapp.routes.accounts.user_pages import find
+from quartapp.routes.addresses import user_page
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
@@ -37,32 +41,17 @@ from quartapp.routes.refusals import returns_to
 blueprint = Blueprint("admin_users", __name__)
 
 
-@blueprint.get("/users/<username>")
-@login_required
-@permission_required(Permission.USERS_READ)
-async def show(username: str) -> Any:
-    """Show the page of a user. Answers 404 if there is none of this name."""
-    return await _page(await find(username))
-
-
-async def show_sent(username: str, **_: object) -> Any:
-    """Return the user's page with the submitted values in its forms, for `returns_to`. Ignores
-    other arguments of the URL."""
-    sent = await GrantForm.from_request(), await AccountExpiryForm.from_request()
-    return await _page(await find(username), grant=sent[0], expiry=sent[1])
-
-
 @blueprint.post("/users/<username>/grants")
-@returns_to(show_sent, "/admin/users/{username}")
+@returns_to(user_pages.roles_sent, "/admin/users/{username}/roles")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def grant(username: str) -> Any:
     """Grant the role, with `until` for a limited time, wait until all workers know it, and redirect
-    (303) to the user's page with a message, which differs if the user had the role already. That
+    (303) to the tab with the roles. The message differs if the user had the role already. That
     changes the end of the grant.
 
-    An invalid form, also one with a role that does not exist, is shown on the user's page (422),
+    An invalid form, also one with a role that does not exist, is shown on that tab (422),
     and so is the error of a role that the administrator may not grant (403). Answers 404 for an
     unknown user. Logs `authz_change`, also if the user had the role.
     """
@@ -70,14 +59,14 @@ async def grant(username: str) -> Any:
     form = await GrantForm.from_request()
     form.offer(await Role.everyone(), lacks=current_user.lacks)
     if not form.posted:
-        return await _page(person, grant=form)
+        return await user_pages.roles_tab(person, form)
     role = await Role.named(form.role.data) or abort(404)
     until = form.until.moment
     granted = await person.grant(role, by=current_user.actor, until=until)
     log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)
     await wait_until_enforced()
     await flash_grant(person.username, role.name, granted, until)
-    return see_other(home(person))
+    return see_other(user_page(person, "roles"))
 
 
 async def flash_grant(name: str, role: str, event: Event | None, until: datetime | None) -> None:
@@ -94,12 +83,13 @@ async def flash_grant(name: str, role: str, event: Event | None, until: datetime
 
 
 @blueprint.post("/users/<username>/grants/<role_name>/revoke")
-@returns_to(show_sent, "/admin/users/{username}")
+@returns_to(previews.revoke, "/admin/users/{username}/grants/{role_name}/revoke")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def revoke(username: str, role_name: str) -> Any:
-    """Revoke the role, which ends all sessions of the user, and redirect (303) to the user's page.
+    """Revoke the role, which ends all sessions of the user, and redirect (303) to the tab with the
+    roles.
 
     Waits until no worker accepts those sessions. The message says whether active sessions ended and
     how many tabs have acknowledged it, or that the user did not have the role. Answers 404 for an
@@ -117,17 +107,18 @@ async def revoke(username: str, role_name: str) -> Any:
         unchanged=_(
             "%(name)s did not have the role %(role)s.", name=person.username, role=role.name
         ),
+        tab="roles",
     )
 
 
 @blueprint.post("/users/<username>/sessions/end")
-@returns_to(show_sent, "/admin/users/{username}")
+@returns_to(previews.end_sessions, "/admin/users/{username}/sessions/end")
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
 @fresh_login_required
 async def end_sessions(username: str) -> Any:
     """End all sessions of the user, wait until no worker accepts them, and redirect (303) to the
-    user's page.
+    tab with the sessions.
 
     The message has the number of active sessions and what became of their tabs, or says that there
     were none. Answers 404 for an unknown user.
@@ -144,11 +135,11 @@ async def end_sessions(username: str) -> Any:
         await flash_receipt(words, event)
     else:
         await flash(_("%(name)s had no active sessions.", name=person.username), "info")
-    return see_other(home(person))
+    return see_other(user_page(person, "sessions"))
 
 
 @blueprint.post("/users/<username>/disable")
-@returns_to(show_sent, "/admin/users/{username}")
+@returns_to(previews.disable, "/admin/users/{username}/disable")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -172,7 +163,7 @@ async def disable(username: str) -> Any:
 
 
 @blueprint.post("/users/<username>/enable")
-@returns_to(show_sent, "/admin/users/{username}")
+@returns_to(user_pages.overview_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -193,11 +184,11 @@ async def enable(username: str) -> Any:
         await flash(_("The account of %(name)s is enabled.", name=person.username), "success")
     else:
         await flash(_("Nothing was changed."), "info")
-    return see_other(home(person))
+    return see_other(user_page(person))
 
 
 @blueprint.post("/users/<username>/last-day")
-@returns_to(show_sent, "/admin/users/{username}")
+@returns_to(user_pages.overview_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -212,20 +203,20 @@ async def set_expiry(username: str) -> Any:
     person = await find(username)
     form = await AccountExpiryForm.from_request()
     if not form.posted:
-        return await _page(person, expiry=form)
+        return await user_pages.overview_tab(person, form)
     day, by = form.date.data, current_user.actor
     if day is None:
         event = await account_expiry.remove_expiry(person, by=by)
         words = _("The account of %(name)s no longer expires.", name=person.username)
     elif not account_expiry.is_possible(day):
         form.refuse(_("Enter a date from today up to ten years ahead."), "date")
-        return await _page(person, expiry=form)
+        return await user_pages.overview_tab(person, form)
     else:
         try:
             event = await account_expiry.set_expiry(person, day, by=by)
         except LastAdministrator as error:
             form.refuse(str(error), "date")
-            return await _page(person, expiry=form)
+            return await user_pages.overview_tab(person, form)
         words = _(
             "The account of %(name)s expires at the end of %(day)s (UTC).",
             name=person.username,
@@ -237,11 +228,11 @@ async def set_expiry(username: str) -> Any:
         await flash(words, "success")
     else:
         await flash(_("Nothing was changed."), "info")
-    return see_other(home(person))
+    return see_other(user_page(person))
 
 
 @blueprint.post("/users/<username>/factors/reset")
-@returns_to(show_sent, "/admin/users/{username}")
+@returns_to(previews.reset_factors, "/admin/users/{username}/factors/reset")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -265,9 +256,11 @@ async def reset_factors(username: str) -> Any:
     )
 
 
-async def _answer(person: User, event: Event | None, *, done: str, unchanged: str) -> Any:
-    """Wait until no worker accepts the sessions that the event ended, and redirect (303) to the
-    user's page with a message.
+async def _answer(
+    person: User, event: Event | None, *, done: str, unchanged: str, tab: str = ""
+) -> Any:
+    """Wait until no worker accepts the sessions that the event ended, and redirect (303) to the tab
+    of the user's page with a message.
 
     The message is the sentence `done`, whether active sessions ended and what became of their tabs;
     without an event it is `unchanged`, also after a wait. Logs nothing.
@@ -279,73 +272,4 @@ async def _answer(person: User, event: Event | None, *, done: str, unchanged: st
         await flash_receipt(f"{done} {ended}", event)
     else:
         await flash(unchanged, "info")
-    return see_other(home(person))
-
-
-def _parts() -> list[dict[str, str]]:
-    """Return links to the parts of the user's page, the last of which needs `users.manage`."""
-    return [
-        {"href": "#account", "text": _("Account")},
-        {"href": "#roles", "text": _("Roles")},
-        {"href": "#permissions", "text": _("Permissions")},
-        {"href": "#sessions", "text": _("Active sessions")},
-        {"href": "#events", "text": _("Audit log")},
-        *([{"href": "#access", "text": _("Danger zone")}] if _manages() else []),
-    ]
-
-
-def _manages() -> bool:
-    return may(current_user, Permission.USERS_MANAGE)
-
-
-async def find(username: str) -> User:
-    """Return the user of this name. Answers 404 if there is none."""
-    return await User.by_username(username) or abort(404)
-
-
-def home(person: User) -> str:
-    return f"/admin/users/{person.username}"
-
-
-async def _page(
-    person: User, *, grant: GrantForm | None = None, expiry: AccountExpiryForm | None = None
-) -> Any:
-    """Return the user's page, with the status of the submitted form if one is given, else 200.
-
-    It shows the roles of the user, those that can be granted, why the user has each permission, the
-    active sessions and the latest ten audit events, and which of the user's permissions the
-    administrator lacks. Raises Forbidden without users.read.
-    """
-    # A rejected form is shown on this page, which its sender may have no permission to read.
-    if not may(current_user, Permission.USERS_READ):
-        raise Forbidden(Permission.USERS_READ)
-    ids = person.role_ids
-    roles, sessions, events = await asyncio.gather(
-        Role.everyone(),
-        Session.of_user(person.id),
-        Event.page(subject=person.id, common=person.common_events, limit=10),
-    )
-    form = grant or GrantForm()
-    of_held = {role.name.casefold() for role in roles if role.id in ids}
-    form.offer((role for role in roles if role.id not in ids), lacks=current_user.lacks)
-    held = [role for role in roles if role.id in ids]
-    explained = await explain.held_roles(person, held)
-    page = await render_template(
-        "accounts/admin_user.html",
-        person=person,
-        held=held,
-        missing=sorted(current_user.lacks_over(person, held)),
-        form=form,
-        # Whether the form is about a role that the user has.
-        changing=(form.role.data or "").casefold() in of_held,
-        blank=GrantForm(),
-        expiry=expiry or AccountExpiryForm(),
-        sessions=sessions,
-        entries=await log_entries(events),
-        last_seen=max(
-            filter(None, (person.seen_at, *(each.seen_at for each in sessions))), default=None
-        ),
-        permissions=explain.by_permission(explained),
-        parts=_parts(),
-    )
-    return page, (expiry or form).status
+    return see_other(user_page(person, tab))

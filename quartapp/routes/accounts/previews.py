@@ -1,10 +1,13 @@
-"""What a revocation would do: the pages at the addresses of revocations, which ask to confirm it.
+"""What a destructive action would do: the pages at the addresses of these actions, with the button.
 
 They change nothing. The numbers of sessions and open tabs are those of this moment. To count open
 tabs, a page inserts a barrier mark and waits for the answers of the workers
-(`Barrier.count_open_tabs`).
+(`Barrier.count_open_tabs`). Every action of administrators that takes something away at once has
+such a page, and no other confirmation: see docs/adr/0107-previews-in-the-console.md.
 """
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from quart import Blueprint, abort, render_template
@@ -15,13 +18,18 @@ from quartapp.i18n import gettext as _
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts import preview as previews
 from quartapp.models.accounts.bulk_action import Action, Outcome
-from quartapp.models.accounts.preview import Planned
 from quartapp.models.cluster.barrier_mark import TabsOf
 from quartapp.policy import Permission
+from quartapp.routes.accounts.user_pages import find
+from quartapp.routes.addresses import name_in, role_page, user_page
 from quartapp.routes.pagination import id_or_404
+from quartapp.routes.redirects import origin
 from quartapp.runtime import runtime
 
 blueprint = Blueprint("admin_previews", __name__)
+
+# The tab of a user's page that leads to the preview, and shows the effect.
+TAB_OF = {Action.REVOKE: "roles", Action.END_SESSIONS: "sessions"}
 
 
 @blueprint.get("/users/<username>/grants/<role_name>/revoke")
@@ -57,27 +65,64 @@ async def end_sessions(username: str) -> str:
 async def _of_user(
     username: str, action: Action, title: str, label: str, role: Role | None = None
 ) -> str:
-    """Return the page about an action on one user. It says that the action would be refused for the
-    last administrator. Answers 404 for an unknown user."""
-    person = await User.by_username(username) or abort(404)
+    person = await find(username)
+    return await page(
+        title,
+        label,
+        back=user_page(person, TAB_OF.get(action, "")),
+        trail=person.username,
+        **await planned(person, action, role),
+    )
+
+
+async def planned(person: User, action: Action, role: Role | None = None) -> dict[str, Any]:
+    """Return what the action would do to the user, as the macro `effects` shows it.
+
+    Asks all workers for the open tabs, unless the action would do nothing.
+    """
     seen = await previews.preview(
         action, role, [person], actor=current_user.user_id, lacks=current_user.lacks
     )
-    (planned,) = seen.planned
-    if seen.administrator_remains is False:
-        planned = Planned(person, skipped=Outcome.LAST_ADMINISTRATOR)
-    return await _page(
-        title,
-        label,
-        TabsOf(users=[person.id]),
+    (plan,) = seen.planned
+    last = seen.administrator_remains is False
+    skipped = Outcome.LAST_ADMINISTRATOR if last else plan.skipped
+    return {
+        "person": person,
+        "role": role,
+        "skipped": skipped,
+        "missing": plan.missing,
+        "sessions": plan.sessions,
+        "tabs": await _tabs(skipped, TabsOf(users=[person.id])),
+        "lost": plan.lost,
+        "remains": seen.administrator_remains,
+        "disables": action is Action.DISABLE,
+    }
+
+
+@blueprint.get("/users/<username>/factors/reset")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+async def reset_factors(username: str) -> str:
+    """Show which second factors would be removed, and what that would do. 404 for an unknown
+    user."""
+    person = await find(username)
+    roles, active = await asyncio.gather(Role.everyone(), previews.active_sessions([person.id]))
+    missing = sorted(current_user.lacks_over(person, roles))
+    skipped = None if person.factors else Outcome.UNCHANGED
+    if missing:
+        skipped = Outcome.MISSING_PERMISSION
+    return await page(
+        _("Remove all second factors"),
+        _("Remove all second factors"),
+        back=user_page(person),
+        trail=person.username,
         person=person,
-        back=f"/admin/users/{person.username}",
-        skipped=planned.skipped,
-        missing=planned.missing,
-        sessions=planned.sessions,
-        lost=planned.lost,
-        remains=seen.administrator_remains,
-        disables=action is Action.DISABLE,
+        skipped=skipped,
+        missing=missing,
+        sessions=active.get(person.id, 0),
+        tabs=await _tabs(skipped, TabsOf(users=[person.id])),
+        factors=person.factors,
+        lost=previews.lost_without_factors(person, previews.roles_of(person, roles)),
     )
 
 
@@ -91,16 +136,21 @@ async def end_session(session_id: str) -> str:
     person = await User.get(session.user_id) or abort(404)
     missing = sorted(current_user.lacks_over(person, await Role.everyone()))
     skipped = Outcome.MISSING_PERMISSION if missing else None
-    return await _page(
+    if not session.is_active:
+        skipped = Outcome.UNCHANGED
+    from_user = await origin() == "user"
+    return await page(
         _("End session"),
         _("End session"),
-        TabsOf(sessions=[session.id]),
+        back=user_page(person, "sessions") if from_user else "/admin/sessions",
+        trail=person.username if from_user else _("Active sessions"),
+        origin="user" if from_user else "",
         person=person,
         device=session,
-        back="/admin/sessions",
-        skipped=skipped if session.is_active else Outcome.UNCHANGED,
+        skipped=skipped,
         missing=missing,
         sessions=int(session.is_active),
+        tabs=await _tabs(skipped, TabsOf(sessions=[session.id])),
     )
 
 
@@ -111,38 +161,49 @@ async def delete_role(name: str) -> str:
     """Show how many users would lose the role, and how many sessions and open tabs would end, or
     why the deletion would be refused: the role is built in, or has permissions that the
     administrator lacks. 404 for an unknown role."""
-    role = await Role.named(name) or abort(404)
+    role = await Role.named(name_in(name)) or abort(404)
     missing = sorted(current_user.lacks(role.permissions))
     skipped = Outcome.MISSING_PERMISSION if missing else None
-    holders = await Role.holders([role])
-    sessions = await previews.sessions_with_role(role)
-    return await _page(
+    if role.built_in:
+        skipped = Outcome.BUILT_IN
+    holders, sessions = await asyncio.gather(
+        Role.holders([role]), previews.sessions_with_role(role)
+    )
+    return await page(
         _("Delete the role %(role)s", role=role.name),
         _("Delete role"),
-        TabsOf(roles=[role.id]),
+        back=role_page(role),
+        trail=role.name,
         role=role,
-        back=f"/admin/roles/{role.name}",
-        skipped=Outcome.BUILT_IN if role.built_in else skipped,
+        skipped=skipped,
         missing=missing,
         holders=holders[role.id],
         sessions=sessions.number,
         more=sessions.more,
+        tabs=await _tabs(skipped, TabsOf(roles=[role.id])),
         lost=role.permissions,
     )
 
 
-async def _page(title: str, label: str, whose: TabsOf, **words: Any) -> str:
-    """Return the page with these `words`, and the number of open tabs, which it counts unless the
-    action would be refused or do nothing (`skipped`)."""
-    tabs = None if words["skipped"] else await runtime().barrier.count_open_tabs(whose)
-    person = words.get("person")
-    # Without one, the template would see the session of Quart.
-    words.setdefault("session", None)
+async def _tabs(skipped: Outcome | None, whose: TabsOf) -> Any:
+    """Return the number of open tabs; None if the action would do nothing."""
+    return None if skipped else await runtime().barrier.count_open_tabs(whose)
+
+
+# What the template reads. Without these, it would see names of Quart and of the layout.
+NOTHING: Mapping[str, Any] = {"session": None, "person": None, "takes": True}
+
+
+async def page(title: str, label: str, *, back: str, trail: str, **effects: Any) -> str:
+    """Return the page of a preview: see the template."""
+    shown = {**NOTHING, **effects}
+    person = shown["person"]
     return await render_template(
         "accounts/preview.html",
         title=title,
         label=label,
-        tabs=tabs,
+        back=back,
+        trail=trail,
         own=person is not None and person.id == current_user.user_id,
-        **words,
+        **shown,
     )

@@ -17,7 +17,7 @@ from quartapp.auth import (
 from quartapp.forms.users import LONGEST_TEXT, NewUserForm, UserFilterForm
 from quartapp.i18n import gettext as _
 from quartapp.log import log
-from quartapp.models import Role
+from quartapp.models import Role, User
 from quartapp.models.accounts import user_list
 from quartapp.models.accounts.account import Taken, Unverified
 from quartapp.models.accounts.registration import create_for
@@ -28,6 +28,7 @@ from quartapp.models.limits import hash_cost
 from quartapp.models.roles.role import RoleGone
 from quartapp.policy import MEMBER, Permission
 from quartapp.routes.accounts.bulk import allowed_actions
+from quartapp.routes.addresses import user_page
 from quartapp.routes.errors import status_of
 from quartapp.routes.redirects import see_other
 from quartapp.runtime import hasher, settings
@@ -142,23 +143,23 @@ async def new() -> Any:
     form = await NewUserForm.from_request()
     form.offer(await Role.everyone(), lacks=current_user.lacks)
     with form.catch_retry_later():
-        if form.posted and (username := await _create(form)):
+        if form.posted and (user := await _create(form)):
             await flash(
                 _(
                     "The account %(username)s was created. An email to %(email)s with a link to "
                     "set a password is on its way.",
-                    username=username,
+                    username=user.username,
                     email=form.email.data,
                 ),
                 "success",
             )
-            return see_other(f"/admin/users/{username}")
+            return see_other(user_page(user))
     page = await render_template("accounts/admin_user_new.html", form=form)
     return page, form.status, form.headers
 
 
-async def _create(form: NewUserForm) -> str | None:
-    """Create the account with a random password, log `user_created`, and return its username. None,
+async def _create(form: NewUserForm) -> User | None:
+    """Create the account with a random password, log `user_created`, and return the user. None,
     with an error in the form, if it is refused.
 
     Counts an email to the address first, also if the account is refused then. Raises
@@ -182,4 +183,4 @@ async def _create(form: NewUserForm) -> str | None:
         form.refuse(str(refused), "role", status=status_of(refused))
         return None
     log.info("user_created", user=user.username, by=current_user.username)
-    return user.username
+    return user

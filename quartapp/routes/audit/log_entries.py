@@ -16,12 +16,13 @@ from quartapp.i18n import lazy_gettext
 from quartapp.i18n.devices import device_name
 from quartapp.i18n.numbers import format_capped
 from quartapp.i18n.times import format_time
-from quartapp.models import Event, Role
+from quartapp.models import Event, Role, User
 from quartapp.models.accounts.administrators import LAST_ADMINISTRATOR
 from quartapp.models.audit.sentences import actor_words, sentence, words
 from quartapp.models.base.references import linked_id
 from quartapp.models.factors.factor import described
 from quartapp.policy import Permission, may
+from quartapp.routes.addresses import role_page, user_page
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ async def log_entries(events: Sequence[Event]) -> list[LogEntry]:
     """
     roles: Mapping[str, Markup] = {}
     if may(current_user, Permission.ROLES_MANAGE) and any("role" in e.details for e in events):
-        roles = {role.name: _link("/admin/roles/", role.name) for role in await Role.everyone()}
+        roles = {role.name: _link(role_page(role), role.name) for role in await Role.everyone()}
     return [LogEntry(event, _text(event, roles), list(_details(event))) for event in events]
 
 
@@ -63,9 +64,10 @@ def _person(person: Any) -> Markup | None:
     to the entries about them, or without `events.read` only the words. None for None."""
     if person is None:
         return None
-    if username := getattr(person, "username", None):
+    if isinstance(person, User):
         reads = may(current_user, Permission.USERS_READ)
-        return _link("/admin/users/" if reads else "/users/", username)
+        address = user_page(person) if reads else f"/users/{quote(person.username, safe='')}"
+        return _link(address, person.username)
     if not may(current_user, Permission.EVENTS_READ):
         return Markup('<span class="quiet">{}</span>').format(_("deleted user"))
     return Markup('<a class="quiet" href="/admin/events?person={}">{}</a>').format(
@@ -73,9 +75,9 @@ def _person(person: Any) -> Markup | None:
     )
 
 
-def _link(base: str, name: str) -> Markup:
-    """Return a link with the name as its text, to the page of this name under `base`."""
-    return Markup('<a href="{}{}">{}</a>').format(base, quote(name, safe=""), name)
+def _link(address: str, name: str) -> Markup:
+    """Return a link with the name as its text."""
+    return Markup('<a href="{}">{}</a>').format(address, name)
 
 
 # Names of details; others, such as those of extensions, are shown as they are stored.

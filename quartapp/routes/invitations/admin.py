@@ -11,10 +11,16 @@ from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Invitation, Role
 from quartapp.models.accounts.account import Taken
+from quartapp.models.accounts.bulk_action import Outcome
 from quartapp.models.authorization.privileges import MissingPermission
 from quartapp.models.invitations import invitation
-from quartapp.models.invitations.invitation import InvitedAlready, TooManyInvitations
+from quartapp.models.invitations.invitation import (
+    InvitationState,
+    InvitedAlready,
+    TooManyInvitations,
+)
 from quartapp.policy import Permission
+from quartapp.routes.accounts import previews
 from quartapp.routes.errors import status_of
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
@@ -56,8 +62,32 @@ async def show_list(**_: object) -> Any:
     return await _page(form)
 
 
+@blueprint.get("/invitations/<invitation_id>/withdraw")
+@login_required
+@permission_required(Permission.USERS_MANAGE)
+async def show_withdrawal(invitation_id: str) -> str:
+    """Show what withdrawing the invitation would do. 404 for an unknown invitation."""
+    found = await Invitation.one(_id=id_or_404(invitation_id)) or abort(404)
+    missing = sorted(current_user.lacks(found.allows))
+    skipped = Outcome.MISSING_PERMISSION if missing else None
+    if await found.state() not in (InvitationState.OPEN, InvitationState.VOID):
+        skipped = Outcome.UNCHANGED
+    return await previews.page(
+        _("Withdraw the invitation"),
+        _("Withdraw invitation"),
+        back=HOME,
+        trail=_("Invitations"),
+        skipped=skipped,
+        missing=missing,
+        effect=_(
+            "The link in the email to %(email)s no longer works. You can send another invitation.",
+            email=found.email,
+        ),
+    )
+
+
 @blueprint.post("/invitations/<invitation_id>/withdraw")
-@returns_to(show_list, HOME)
+@returns_to(show_withdrawal, "/admin/invitations/{invitation_id}/withdraw")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -65,7 +95,7 @@ async def withdraw(invitation_id: str) -> Any:
     """Withdraw an invitation and redirect (303) to the list.
 
     Flashes a success and logs `invitation_withdrawn`, or flashes that the invitation was no longer
-    pending. Raises MissingPermission, which is shown on the list (403). 404 for an unknown
+    pending. Raises MissingPermission, which is shown on the preview (403). 404 for an unknown
     invitation.
     """
     found = await _find(invitation_id)

@@ -18,9 +18,12 @@ from quartapp.i18n.times import format_time
 from quartapp.log import log
 from quartapp.models import Event, User
 from quartapp.models.accounts.administrators import LastAdministrator
+from quartapp.models.accounts.bulk_action import Action, Outcome
 from quartapp.models.authorization.privileges import MissingPermission
 from quartapp.policy import Permission
-from quartapp.routes.accounts.admin import find, home, show_sent
+from quartapp.routes.accounts import previews
+from quartapp.routes.accounts.user_pages import find, overview_sent
+from quartapp.routes.addresses import user_page
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.errors import status_of
 from quartapp.routes.redirects import see_other
@@ -35,8 +38,8 @@ blueprint = Blueprint("admin_leaving", __name__)
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
 async def delete(username: str) -> Any:
-    """Show the form for deleting a user's account; on POST schedule the deletion and answer as
-    `_closed` does.
+    """Show what deleting a user's account would do, with a form; on POST schedule the deletion and
+    answer as `_closed` does.
 
     The account is deactivated at once, all its sessions end, and it is erased after DELETION_GRACE,
     or earlier if its owner has scheduled that. The form asks for the username. Refusals show the
@@ -57,12 +60,18 @@ async def delete(username: str) -> Any:
         else:
             return await _closed(await find(username), event)
     until = min(until, person.deletes_at or until)
-    page = await render_template("privacy/admin_delete.html", form=form, person=person, until=until)
+    effects = await previews.planned(person, Action.DISABLE)
+    # What follows from disabling the account; there is more to do for one that is disabled.
+    if effects["skipped"] is Outcome.UNCHANGED:
+        effects["skipped"] = None
+    page = await render_template(
+        "privacy/admin_delete.html", **{**effects, "form": form, "until": until, "disables": False}
+    )
     return page, form.status
 
 
 @blueprint.post("/users/<username>/restore")
-@returns_to(show_sent, "/admin/users/{username}")
+@returns_to(overview_sent, "/admin/users/{username}")
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 @fresh_login_required
@@ -83,7 +92,7 @@ async def restore(username: str) -> Any:
         await flash(
             _("The account of %(name)s cannot be restored now.", name=person.username), "info"
         )
-    return see_other(home(person))
+    return see_other(user_page(person))
 
 
 async def _closed(person: User, event: Event | None) -> Any:
@@ -109,4 +118,4 @@ async def _closed(person: User, event: Event | None) -> Any:
             _("The account of %(name)s will be deleted before that date.", name=person.username),
             "info",
         )
-    return see_other(home(person))
+    return see_other(user_page(person))

@@ -20,6 +20,8 @@ from quartapp.models.base.references import DomainError
 from quartapp.models.roles.preview import preview
 from quartapp.models.roles.role import KEEP, RoleChanged, RoleTaken, holders_when_deleted
 from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
+from quartapp.routes.accounts import previews
+from quartapp.routes.addresses import name_in
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.errors import status_of
 from quartapp.routes.redirects import see_other
@@ -169,14 +171,8 @@ async def _is_accepted(form: RoleForm, change: Awaitable[object]) -> bool:
     return False
 
 
-async def show_stored(name: str) -> Any:
-    """Return the page of the role with the stored values, for errors of `delete`."""
-    role = await _find(name)
-    return await _page(RoleForm(data=_stored(role)), role)
-
-
 @blueprint.post("/roles/<name>/delete")
-@returns_to(show_stored, "/admin/roles/{name}")
+@returns_to(previews.delete_role, "/admin/roles/{name}/delete")
 @login_required
 @permission_required(Permission.ROLES_MANAGE)
 @fresh_login_required
@@ -186,7 +182,7 @@ async def delete(name: str) -> Any:
     Waits until no worker accepts these sessions, and flashes how many users had the role and how
     many of their tabs have acknowledged. If another request has just deleted it, flashes 0 users.
     Logs nothing. 404 for an unknown role; refusals such as BuiltInRole are raised, and answered
-    with the page of the role.
+    with the preview.
     """
     role = await _find(name)
     event = await role.remove(by=current_user.actor)
@@ -200,8 +196,8 @@ async def delete(name: str) -> Any:
 
 
 async def _find(name: str) -> Role:
-    """Return the role of this name, in any case, or answer 404."""
-    return await Role.named(name) or abort(404)
+    """Return the role that this part of an address stands for, in any case, or answer 404."""
+    return await Role.named(name_in(name)) or abort(404)
 
 
 def _values(form: RoleForm) -> tuple[str, str, list[Permission]]:

@@ -17,9 +17,11 @@ from quartapp.models import Session, User
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session_list import FILTERED, Wanted, active_page
 from quartapp.policy import Permission
+from quartapp.routes.accounts import previews
+from quartapp.routes.addresses import user_page
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.pagination import id_or_404, moment_and_id_after, next_page
-from quartapp.routes.redirects import see_other
+from quartapp.routes.redirects import origin, see_other
 from quartapp.routes.refusals import returns_to
 
 blueprint = Blueprint("admin_sessions", __name__)
@@ -60,23 +62,19 @@ async def index() -> str:
     )
 
 
-async def show_list(**arguments: object) -> str:
-    """Return the list, for errors of `end`. Ignores its arguments."""
-    return await index()
-
-
 @blueprint.post("/sessions/<session_id>/end")
-@returns_to(show_list, "/admin/sessions")
+@returns_to(previews.end_session, "/admin/sessions/{session_id}/end")
 @login_required
 @permission_required(Permission.SESSIONS_MANAGE)
 @fresh_login_required
 async def end(session_id: str) -> Any:
-    """End a session of any user, wait until no worker accepts it, and redirect (303) to the list.
+    """End a session of any user, wait until no worker accepts it, and redirect (303) to the list;
+    with `from=user`, to the sessions of the user.
 
     The message says what became of its tabs, or that the session had ended before. Logs nothing. If
     it is the current session, removes the cookie and redirects to `/` without a message. Answers
-    404 for an unknown session. The error of a user who holds more permissions is shown on the list
-    (403).
+    404 for an unknown session. The error of a user who holds more permissions is shown on
+    the preview (403).
     """
     session = await Session.get(id_or_404(session_id)) or abort(404)
     event = await session.end(Reason.ENDED_BY_ADMIN, by=current_user.actor)
@@ -90,4 +88,5 @@ async def end(session_id: str) -> Any:
         await flash(
             _("The session on %(device)s had already ended.", device=session.device), "info"
         )
-    return see_other("/admin/sessions")
+    person = await User.get(session.user_id) if await origin() == "user" else None
+    return see_other(user_page(person, "sessions") if person else "/admin/sessions")

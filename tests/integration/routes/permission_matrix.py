@@ -97,10 +97,13 @@ GET        /admin/users                                   users.read
 GET POST   /admin/users/new                               users.manage, fresh
 GET POST   /admin/users/bulk                              users.manage, fresh
 GET        /admin/users/<username>                        users.read
+GET        /admin/users/<username>/roles                  users.read
+GET        /admin/users/<username>/sessions               users.read
+GET        /admin/users/<username>/activity               users.read
 POST       /admin/users/<username>/grants                 users.manage, fresh
 GET POST   /admin/users/<username>/grants/<role_name>/revoke    users.manage, fresh
 GET POST   /admin/users/<username>/sessions/end           sessions.manage, fresh
-POST       /admin/users/<username>/factors/reset          users.manage, fresh
+GET POST   /admin/users/<username>/factors/reset          users.manage, fresh
 GET POST   /admin/users/<username>/disable                users.manage, fresh
 POST       /admin/users/<username>/enable                 users.manage, fresh
 POST       /admin/users/<username>/last-day               users.manage, fresh
@@ -108,7 +111,7 @@ GET        /admin/requests                                users.manage
 POST       /admin/requests/<request_id>/grant             users.manage, fresh
 POST       /admin/requests/<request_id>/decline           users.manage, fresh
 GET POST   /admin/invitations                             users.manage, fresh
-POST       /admin/invitations/<invitation_id>/withdraw    users.manage, fresh
+GET POST   /admin/invitations/<invitation_id>/withdraw    users.manage, fresh
 POST       /admin/invitations/<invitation_id>/again       users.manage, fresh
 GET POST   /admin/users/<username>/delete                 users.manage, fresh
 POST       /admin/users/<username>/restore                users.manage, fresh
@@ -121,7 +124,7 @@ GET        /admin/sessions                                sessions.manage
 GET POST   /admin/sessions/<session_id>/end               sessions.manage, fresh
 GET        /admin/events                                  events.read
 GET        /admin/events/export                           events.read
-POST       /admin/events/<event_id>/undo                  events.read, fresh
+GET POST   /admin/events/<event_id>/undo                  events.read, fresh
 """
 
 

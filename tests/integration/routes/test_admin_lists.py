@@ -139,7 +139,7 @@ async def test_every_valid_role_name_has_a_page(root: Visitor) -> None:
             continue
         page = await root.get(f"/admin/roles/{name}")
         assert page.fields["name"] == name
-        assert f'action="/admin/roles/{name}/delete"' in page.text
+        assert f'href="/admin/roles/{name}/delete"' in page.text
 
 
 async def test_the_audit_log_is_paginated_newest_first(root: Visitor) -> None:

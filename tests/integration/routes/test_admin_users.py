@@ -70,13 +70,13 @@ async def test_granting_and_revoking_take_effect_immediately(
     visitors: Visitors, root: Visitor, ada: Visitor
 ) -> None:
     answer = await root.post("/admin/users/ADA/grants", role="moderator")
-    assert (answer.status, answer.location) == (303, "/admin/users/ada")
+    assert (answer.status, answer.location) == (303, "/admin/users/ada/roles")
     assert "now has the role moderator" in (await root.get(answer.location)).text
     me = await ada.me()
     assert me is not None
     assert me["roles"] == ["member", "moderator"]
     answer = await root.post("/admin/users/ada/grants/moderator/revoke")
-    assert (answer.status, answer.location) == (303, "/admin/users/ada")
+    assert (answer.status, answer.location) == (303, "/admin/users/ada/roles")
     assert await ada.me() is None
     assert "root revoked one of your roles" in (await ada.get("/login")).text
     assert (await ada.sign_in()).status == 303
@@ -104,7 +104,7 @@ async def test_ending_the_sessions_of_a_user_ends_no_others(
     phone, bob = ada.another_device(), await visitors.member("bob")
     await phone.sign_in()
     answer = await root.post("/admin/users/ada/sessions/end")
-    assert (answer.status, answer.location) == (303, "/admin/users/ada")
+    assert (answer.status, answer.location) == (303, "/admin/users/ada/sessions")
     assert await ada.me() is None
     assert await phone.me() is None
     assert await bob.me() is not None

@@ -22,10 +22,10 @@ async def expire(username: str, role: str) -> None:
 
 async def test_a_role_is_granted_for_a_limited_time(root: Visitor, ada: Visitor) -> None:
     answer = await root.post(GRANTS, role="moderator", until="2h")
-    assert (answer.status, answer.location) == (303, "/admin/users/ada")
+    assert (answer.status, answer.location) == (303, "/admin/users/ada/roles")
     (end,) = (await user_named("ada")).role_ends
     assert timedelta(minutes=119) < end.until - clock.now() <= timedelta(hours=2)
-    page = (await root.get("/admin/users/ada")).text
+    page = (await root.get("/admin/users/ada/roles")).text
     assert f"has the role moderator until {format_time(end.until)}" in page
     assert f'<time datetime="{end.until.isoformat(timespec="seconds")}"' in page
     me = await ada.me()
@@ -86,5 +86,5 @@ async def test_a_running_worker_records_the_end(
     assert "One of your roles has expired." in (await ada.get("/login")).text
     assert (await ada.sign_in()).status == 303
     assert "The role moderator expired</h2>" in (await ada.get("/account/timeline")).text
-    page = re.sub(r"\s+", " ", (await root.get("/admin/users/ada")).text)
+    page = re.sub(r"\s+", " ", (await root.get("/admin/users/ada/activity")).text)
     assert "expired</p>" in page

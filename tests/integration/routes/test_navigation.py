@@ -34,7 +34,7 @@ def hidden(answer: Answer) -> set[str]:
         ("/users/ada", {"/users/ada": "page"}),
         ("/admin", {"/admin": "page"}),
         ("/admin/users", {"/admin/users": "page"}),
-        ("/admin/users/root", {"/admin/users": "true"}),
+        ("/admin/users/root", {"/admin/users": "true", "/admin/users/root": "page"}),
         ("/", {}),
     ],
 )

@@ -53,7 +53,7 @@ async def test_a_user_cannot_make_themselves_administrator(
     assert answer.status == 403
     assert "events.read" in refusal(answer), "the error names what is missing"
     assert "<h1>helper</h1>" in answer.text, "on the page that holds the form"
-    assert 'data-here="/admin/users/helper" data-refused' in answer.text
+    assert 'data-here="/admin/users/helper/roles" data-refused' in answer.text
     (line,) = [line for line in said() if line["event"] == "authz_fail"]
     assert (line["user"], line["target"]) == ("helper", "admin")
     assert line["missing"] == ["events.read", "posts.moderate"]
@@ -94,17 +94,18 @@ async def test_a_stronger_user_cannot_be_managed(
 async def test_pages_offer_only_permitted_actions(visitors: Visitors, root: Visitor) -> None:
     eve, ada = await helper(visitors), await visitors.member("ada")
     await Role.add("writer", "", [WRITE], by=SYSTEM)
-    page = await eve.get("/admin/users/ada")
+    page = await eve.get("/admin/users/ada/roles")
     assert options(page) == ["", "role-of-helper", "writer"]
     assert re.findall(r"<option[^>]*data-manages[^>]*>([^<]*)<", page.text) == ["role-of-helper"]
     assert "selected" not in page.text.replace('<option selected value="">', "")
-    strong = await eve.get("/admin/users/root")
-    assert "You cannot manage root" in strong.text
-    assert "that you do not have: events.read, posts.moderate." in strong.text
-    for act in ("grants", "revoke", "sessions/end", "disable", "last-day", "delete"):
-        assert f"/{act}" not in strong.text, act
+    for tab in ("", "/roles", "/sessions"):
+        strong = await eve.get(f"/admin/users/root{tab}")
+        assert "You cannot manage root" in strong.text
+        assert "that you do not have: events.read, posts.moderate." in strong.text
+        for act in ("grants", "revoke", "end", "disable", "last-day", "delete"):
+            assert f"/{act}" not in strong.text, act
     assert options(await eve.get("/admin/invitations")) == ["member", "role-of-helper", "writer"]
-    assert "admin" in options(await root.get("/admin/users/ada"))
+    assert "admin" in options(await root.get("/admin/users/ada/roles"))
     assert await ada.me() is not None
 
 
@@ -167,13 +168,17 @@ async def test_unknown_permissions_are_shown_and_kept(root: Visitor) -> None:
     assert (await role_named("newer")).permissions == ["users.read", "moon.land"]
 
 
-async def test_revoking_and_ending_sessions_ask_for_confirmation(
+async def test_the_tabs_of_a_user_lead_to_the_previews_of_destructive_actions(
     root: Visitor, ada: Visitor
 ) -> None:
-    page = (await root.get("/admin/users/ada")).text
-    for act in ("grants/member/revoke", "sessions/end", "disable"):
-        form = page.index(f'action="/admin/users/ada/{act}"')
-        assert page.rindex('<details class="confirm"', 0, form) > page.rfind("</details>", 0, form)
+    for tab, act in {
+        "/roles": "grants/member/revoke",
+        "/sessions": "sessions/end",
+        "": "disable",
+    }.items():
+        page = (await root.get(f"/admin/users/ada{tab}")).text
+        assert f'href="/admin/users/ada/{act}"' in page
+        assert f'action="/admin/users/ada/{act}"' not in page
 
 
 # ---- refusals
@@ -222,7 +227,7 @@ async def test_the_last_administrator_is_told_on_the_page(root: Visitor) -> None
         answer = await root.post(f"/admin/users/root/{act}")
         assert answer.status == 422
         assert "last active administrator" in refusal(answer)
-        assert "<h1>root</h1>" in answer.text
+        assert f'data-here="/admin/users/root/{act}" data-refused' in answer.text
 
 
 async def test_a_refusal_is_shown_alone_to_users_who_may_not_read_the_page(
