@@ -4,8 +4,9 @@ The moment is stored in the user's document as `closes_at`, and the session rule
 the clock, so the account expires on time also if no worker runs. `set_expiry` and `remove_expiry`
 change it, and `disable_expired` disables an account for which it has passed.
 
-These three write in an `authorized_transaction`, notify the user and record an event. They send no
-email, and do not update the user object that they were called with. The caller waits with
+These three write in an `authorized_transaction`, notify the user and record an event. They queue
+no email, except that of the notification if the user has chosen it, and do not update the user
+object that they were called with. The caller waits with
 `wait_until_enforced`. `set_expiry` and `remove_expiry` act for a person or the command line: they
 raise SessionOver or RightsChanged if the actor's session has ended or has lost a permission, and
 MissingPermission if the user holds a permission that the actor lacks.

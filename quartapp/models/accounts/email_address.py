@@ -415,8 +415,9 @@ async def undo(token: str, *, by: Actor) -> Event:
     user. It voids all other links of the account, except those that undo an earlier change. Deletes
     another account that only claims the address.
 
-    No email is queued. The caller waits for the mark, and lets the owner set a password next.
-    Raises TokenSpent, and Taken if another account has the address by now.
+    No email but that of the notification, if the user has chosen it, is queued. The caller waits
+    for the mark, and lets the owner set a password next. Raises TokenSpent, and Taken if another
+    account has the address by now.
     """
     found = await Token.usable(Purpose.UNDO, token)
     if found is None:

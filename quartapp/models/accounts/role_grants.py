@@ -3,6 +3,10 @@
 The end is stored in the user's document (`role_ends`), and the session rule compares it with the
 clock, so a grant expires on time also if no worker runs. `expire_grant` records that, for the job
 `role_expiry` and for a sign-in.
+
+An authorized transaction raises SessionOver if the actor's session has ended, and RightsChanged if
+it has lost a permission. If it manages a user, it raises MissingPermission if that is another user
+who holds a permission that the actor lacks. The object keeps its old values.
 """
 
 from collections.abc import Mapping

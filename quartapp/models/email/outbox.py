@@ -49,7 +49,7 @@ class MailNumbers:
 
 def as_texts(words: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the words as they are stored in a Mail: times as ISO timestamps, which are written out
-    when the email is sent."""
+    when the email is sent, other values as `str` gives them, and None as it is."""
     return {name: None if word is None else _as_text(word) for name, word in words.items()}
 
 

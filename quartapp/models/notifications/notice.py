@@ -125,8 +125,8 @@ async def notify_all(
     queue emails as `notify` does, each with operations of its own.
 
     In the caller's transaction. Increments `notice_seq` of each user, which is the number of the
-    notification; ids without a user are ignored. Queues no emails, whatever the users have chosen.
-    Raises TypeError for an activity without a notification.
+    notification; ids without a user are ignored. Raises TypeError for an activity without a
+    notification.
     """
     kind, match = activity.notification_kind, {"_id": {"$in": list(user_ids)}}
     await documents(USERS).update_many(match, {"$inc": {"notice_seq": 1}}, session=tx)

@@ -443,7 +443,8 @@ class Role(Record):
 
 
 def holders_when_deleted(event: Event | None) -> CappedCount:
-    """Return how many users had the role that the event ROLE_DELETED tells of; 0 without one."""
+    """Return how many users had the role that the event ROLE_DELETED tells of, as counted then; 0
+    without an event."""
     details = event.details if event else {}
     return CappedCount(details.get("holders", 0), more=details.get("more", False))
 

@@ -155,7 +155,11 @@ class Session(Record):
         return await authorized_transaction(by, work, managing=self.user_id, ends_sessions=True)
 
     async def _forget_browser(self, by: Actor, tx: Tx) -> None:
-        """Make the browser of this session unknown, in the caller's transaction."""
+        """Make the browser of this session unknown, in the caller's transaction.
+
+        The user's sessions from it, except the actor's, forget it. If these are more than
+        FORGOTTEN_AT_ONCE, all browsers become unknown instead, except that of the actor's session.
+        """
         match = {
             "user.$id": self.user_id,
             "browser": self.browser,

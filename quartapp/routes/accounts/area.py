@@ -1,6 +1,7 @@
 """Pages of the settings area: security, profile and preferences.
 
-If the session ends while a form is stored, the error SessionOver goes to the error handler.
+If the session ends, or a permission is lost, while a form is stored, SessionOver or RightsChanged
+goes to the error handler.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Pages of posts and comments, which everybody can read."""
+"""Pages of posts and comments, which everybody can read.
+
+If the session ends or a permission is lost before something is stored, SessionOver or RightsChanged
+goes to the error handler.
+"""
 
 from typing import Any
 
