@@ -289,7 +289,7 @@ def state_of(row: Mapping[str, Any], now: datetime) -> PrincipalOrEnded:
             because=_detail(row, user, reason, expired, now),
         )
     shown = has_shown_one(row, user)
-    held = [role for role in row["held"] if role["_id"] not in expired]
+    held = row["held"]
     giving = usable_roles(held, shown=shown)
     waiting = [role for role in held if role not in giving]
     permissions = permissions_of(giving) & _KNOWN_PERMISSIONS
@@ -349,8 +349,8 @@ def _end_reason(
 
     The first reason that applies counts: the stored one; an account that does not exist or is not
     active; an address that must be verified first; the expiry; a changed password; a second factor
-    that the session has not shown; and a role that the user has lost, whose grant has `expired`, or
-    that was deleted.
+    that the session has not shown; a role of the user whose grant has `expired`; and a role that
+    the session has used and the user has lost, or that was deleted.
     """
     if row.get("ended_at") is not None:
         return _stored_reason(row)
@@ -369,8 +369,12 @@ def _end_reason(
         # removes the link before it opens a session: see models.roles.deletion.
         return Reason.ROLE_DELETED
     # A role that another program has deleted is not found by the $lookup, so it is not in `held`.
-    held = {role["_id"] for role in row["held"]} - expired
-    lost = {link.id for link in row.get("roles", ())} - held
+    existing = {role["_id"] for role in row["held"]}
+    if existing & expired:
+        # Also of a session that has never used the role, as when the expiry is recorded. A sign-in
+        # records it before it opens a session: see models.sessions.opening.
+        return Reason.ROLE_REVOKED
+    lost = {link.id for link in row.get("roles", ())} - existing
     if not lost:
         return None
     listed = {link.id for link in user.get("roles", ())} - expired
@@ -400,15 +404,16 @@ def _detail(
     """Return the detail for the session's end reason, or None.
 
     For a session that was marked as ended it is the stored one. For one that ends by the rule now,
-    it is EXPIRED if the account has only expired, and ROLE_EXPIRED if the session lists a role
-    whose grant has `expired`.
+    it is EXPIRED if the account has only expired, and ROLE_EXPIRED if a role of the user has, or
+    one that the session lists.
     """
     if row.get("ended_at") is not None:
         return _stored_detail(row)
     if reason is Reason.ACCOUNT_DISABLED and user and _has_only_expired(user, now):
         return EndDetail.EXPIRED
-    if reason is Reason.ROLE_REVOKED and expired & {link.id for link in row.get("roles", ())}:
-        return EndDetail.ROLE_EXPIRED
+    if reason is Reason.ROLE_REVOKED:
+        roles = {link.id for link in row.get("roles", ())} | {role["_id"] for role in row["held"]}
+        return EndDetail.ROLE_EXPIRED if roles & expired else None
     return None
 
 

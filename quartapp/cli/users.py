@@ -16,6 +16,7 @@ import click
 from beanie import PydanticObjectId
 
 from quartapp import clock, policy, validation
+from quartapp.activities import ROLE_END_CHANGED, ROLE_END_REMOVED
 from quartapp.cli import imports
 from quartapp.cli.base import CommandError, echo, print_table, validated
 from quartapp.cli.database import find_role, find_user, wait_until_enforced
@@ -237,7 +238,15 @@ async def grant(username: str, role: str, lasts: str | None, end: str | None) ->
     done = await person.grant(granted, by=SYSTEM, until=until)
     await wait_until_enforced(done)
     time = f" until {clock.format_short(until)}" if until else ""
-    echo(f"{person.username} {'now has' if done else 'already has'} the role {granted.name}{time}.")
+    if done and done.verb == ROLE_END_REMOVED.audit:
+        echo(f"{person.username} keeps the role {granted.name}, which no longer ends.")
+    elif done and done.verb == ROLE_END_CHANGED.audit:
+        had = done.details.get("end")
+        before = f"ended at {clock.format_short(had)}" if had else "had no end"
+        echo(f"{person.username} has the role {granted.name}{time}. Before, it {before}.")
+    else:
+        verb = "now has" if done else "already has"
+        echo(f"{person.username} {verb} the role {granted.name}{time}.")
 
 
 @user.command()

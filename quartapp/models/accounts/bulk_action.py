@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from pymongo import IndexModel
 
 from quartapp import clock
+from quartapp.activities import ROLE_END_REMOVED
 from quartapp.db.mongo import OutcomeUnknown
 from quartapp.models.accounts.account import Unverified
 from quartapp.models.accounts.administrators import LastAdministrator
@@ -78,12 +79,14 @@ REFUSALS: dict[type[Exception], Outcome] = {
 
 class Result(BaseModel):
     """The outcome for the user of this id. `missing` are the permissions that the actor lacks, and
-    `event` is the audit event of what was done."""
+    `event` is the audit event of what was done. `end_removed` is whether the user had the role
+    before, with an end that the grant has removed."""
 
     user: PydanticObjectId
     outcome: Outcome = Outcome.PENDING
     missing: list[str] = []
     event: PydanticObjectId | None = None
+    end_removed: bool = False
 
 
 class BulkAction(Record):
@@ -150,6 +153,7 @@ class BulkAction(Record):
                     result.outcome = Outcome.DONE if event else Outcome.UNCHANGED
                     if event:
                         result.event = event.id
+                        result.end_removed = event.verb == ROLE_END_REMOVED.audit
                         events.append(event)
         finally:
             results = [result.model_dump() for result in self.results]

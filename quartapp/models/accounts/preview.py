@@ -6,6 +6,7 @@ checks everything again.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from beanie import PydanticObjectId
@@ -34,11 +35,13 @@ class Planned:
 
     `skipped` says why it would do nothing, with the permissions that the actor lacks in `missing`.
     `lost` are the permissions that the user would lose, and `gained` those that they would get.
-    `sessions` is how many active sessions would end.
+    `sessions` is how many active sessions would end, and `removed_end` the end of the role that a
+    grant without an end would remove.
     """
 
     user: User
     sessions: int = 0
+    removed_end: datetime | None = None
     lost: Sequence[str] = ()
     gained: Sequence[str] = ()
     skipped: Outcome | None = None
@@ -100,11 +103,12 @@ def _plan(
     is one. `sessions` is how many active sessions they have."""
     held = roles_of(user, roles.values())
     has = role is not None and user.holds(role)
+    removed_end = user.ends.get(role.id) if role and has else None
     theirs = {permission for each in held for permission in each.permissions}
     given = role.permissions if role and action is Action.GRANT else []
     missing = sorted({*(lacks(theirs) if user.id != actor else ()), *lacks(given)})
     unchanged = {
-        Action.GRANT: has,
+        Action.GRANT: has and removed_end is None,
         Action.REVOKE: not has,
         Action.END_SESSIONS: not sessions,
         Action.DISABLE: user.disabled_at is not None,
@@ -116,7 +120,8 @@ def _plan(
     if action is Action.GRANT:
         if user.awaits_verification and role and role.name != policy.MEMBER:
             return Planned(user, skipped=Outcome.UNVERIFIED)
-        return Planned(user, gained=sorted(set(given) - theirs))
+        gained = sorted(set(given) - theirs)
+        return Planned(user, gained=gained, removed_end=removed_end)
     lost = lost_without(user, role, held) if role else []
     return Planned(user, sessions=sessions, lost=lost)
 

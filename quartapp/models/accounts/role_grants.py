@@ -82,8 +82,9 @@ class RoleHolder(Account):
         session ends. An open request of the user for the role is marked as granted.
 
         If the user has the role already, changes only its end and records ROLE_END_CHANGED or,
-        without `until`, ROLE_END_REMOVED. If an earlier grant of the role has expired and this was
-        not recorded, records that first: sessions that used it stay over.
+        without `until`, ROLE_END_REMOVED, with the end that it had, if any, in the detail `end`. If
+        an earlier grant of the role has expired and this was not recorded, records that first:
+        sessions that used it stay over.
 
         Raises RoleGone, Unverified for another role than `member` if the account must verify its
         address first, MissingPermission if the role has a permission that the actor does not hold,
@@ -139,9 +140,10 @@ class RoleHolder(Account):
         await require_an_administrator(before, tx)
         if not await role.count_grant(tx):
             raise RoleGone(role.name)
+        had: dict[str, Any] = {"end": old} if old else {}
         if entry is None:
-            return await record(ROLE_END_REMOVED, self, by=by, tx=tx, role=role.name)
-        changed = {"role": role.name, "until": entry.until}
+            return await record(ROLE_END_REMOVED, self, by=by, tx=tx, role=role.name, **had)
+        changed = {"role": role.name, "until": entry.until, **had}
         return await record(ROLE_END_CHANGED, self, by=by, tx=tx, **changed)
 
     async def revoke(self, role: Role, *, by: Actor) -> Event | None:

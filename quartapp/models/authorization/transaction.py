@@ -104,17 +104,18 @@ async def _require_permissions(by: Actor, session: Mapping[str, Any], tx: Tx) ->
     """Raise SessionOver if the actor's session is over, and RightsChanged if permissions are
     missing.
 
-    The session is over if the account has expired, if the session lists a role that the user does
-    not hold any more or whose grant has expired, or if the user held a role that was deleted.
+    The session is over if the account or the grant of a role of the user has expired, if the
+    session lists a role that the user does not hold any more, or if the user held a role that was
+    deleted.
     Compares permissions only if their version (`principal_version`) is not the one that the request
     came with. Reads the user and the roles with one query.
     """
     now = clock.now()
     user = await _user_with_roles(by.user_id, tx)
     expired = role_ends.expired_roles(user, now)
-    roles = [role for role in user.get("held", []) if role["_id"] not in expired]
+    roles = user.get("held", [])
     found = {role["_id"] for role in roles}
-    lost = {link.id for link in session.get("roles", ())} - found
+    lost = found & expired or {link.id for link in session.get("roles", ())} - found
     gone = {link.id for link in user.get("roles", ())} - found - expired
     if lost or status.has_expired(user, now) or await _were_deleted(gone, tx):
         raise SessionOver(session["_id"])

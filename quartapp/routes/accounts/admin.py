@@ -14,6 +14,7 @@ from typing import Any
 from quart import Blueprint, abort, flash
 from quart_auth import login_required
 
+from quartapp.activities import ROLE_END_CHANGED, ROLE_END_REMOVED
 from quartapp.auth import (
     current_user,
     fresh_login_required,
@@ -70,16 +71,22 @@ async def grant(username: str) -> Any:
 
 
 async def flash_grant(name: str, role: str, event: Event | None, until: datetime | None) -> None:
-    """Flash that the user has the role, and until when; without an event of the grant, that the
-    user had it already."""
-    words = {"name": name, "role": role}
-    if event is None:
-        await flash(_("%(name)s already has the role %(role)s.", **words), "info")
+    """Flash what the event of the grant says: that the user has the role, and until when, or that
+    they had it and its end was changed or removed. Without an event, flash that nothing changed."""
+    words = {"name": name, "role": role, "until": format_time(until) if until else ""}
+    if event is None and until:
+        text = _("%(name)s already has the role %(role)s until %(until)s.", **words)
+    elif event is None:
+        text = _("%(name)s already has the role %(role)s.", **words)
+    elif event.verb == ROLE_END_REMOVED.audit:
+        text = _("%(name)s keeps the role %(role)s, which no longer ends.", **words)
+    elif event.verb == ROLE_END_CHANGED.audit:
+        text = _("%(name)s had the role %(role)s, which now ends on %(until)s.", **words)
     elif until:
-        words["until"] = format_time(until)
-        await flash(_("%(name)s has the role %(role)s until %(until)s.", **words), "success")
+        text = _("%(name)s has the role %(role)s until %(until)s.", **words)
     else:
-        await flash(_("%(name)s now has the role %(role)s.", **words), "success")
+        text = _("%(name)s now has the role %(role)s.", **words)
+    await flash(text, "success" if event else "info")
 
 
 @blueprint.post("/users/<username>/grants/<role_name>/revoke")

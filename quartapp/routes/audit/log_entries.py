@@ -92,7 +92,7 @@ LABELS = {
     "factor": lazy_gettext("Second factor"),
     "format": lazy_gettext("Format"),
     "holders": lazy_gettext("Users"),
-    "end": lazy_gettext("Until"),
+    "end": lazy_gettext("Previous end"),
     "last_day": lazy_gettext("Expires on"),
     "left": lazy_gettext("Codes left"),
     "name": lazy_gettext("Name"),

@@ -147,10 +147,14 @@ async def test_a_role_is_granted_for_a_limited_time(terminal: Terminal) -> None:
     assert "roles     member, moderator (until" in await terminal.does("user", "show", "lim")
     out = await terminal.does(*words, "--for", "1d12h")
     end = clock.now() + timedelta(hours=36)
-    assert f"{end:%Y-%m-%d}" in out
-    assert await terminal.does(*words) == "lim now has the role moderator.\n"
+    assert out.startswith(f"lim has the role moderator until {end:%Y-%m-%d}")
+    assert out.endswith(". Before, it ended at 2031-12-31 14:00 UTC.\n")
+    kept = "lim keeps the role moderator, which no longer ends.\n"
+    assert await terminal.does(*words) == kept
     assert await terminal.does(*words) == "lim already has the role moderator.\n"
     assert "(until" not in await terminal.does("user", "show", "lim")
+    out = await terminal.does(*words, "--until", "2031-12-31T14:00Z")
+    assert out.endswith("until 2031-12-31 14:00 UTC. Before, it had no end.\n")
     assert "either" in await terminal.refuses(*words, "--for", "2h", "--until", "2031-12-31")
     assert "soon: Enter a duration" in await terminal.refuses(*words, "--for", "soon")
     for option in ("--for", "--until"):

@@ -12,7 +12,7 @@ from quartapp.activities import ROLE_GRANTED_UNTIL, ROLE_REVOKED
 from quartapp.authority import session_rule
 from quartapp.authority.change_stream import Change
 from quartapp.authority.session_rule import EndedSession, Principal
-from quartapp.db.mongo import Database
+from quartapp.db.mongo import Database, Tx
 from quartapp.i18n.times import format_time
 from quartapp.jobs.role_expiry import RoleExpiry, expire_grants, warn_users
 from quartapp.models.accounts import account_expiry, role_expiry
@@ -24,13 +24,13 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.undo import NotUndone, undo
 from quartapp.models.authorization.privileges import MissingPermission
-from quartapp.models.authorization.transaction import SessionOver
+from quartapp.models.authorization.transaction import SessionOver, authorized_transaction
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.references import role_ref
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles.role import Role
-from quartapp.models.sessions.reason import Reason
+from quartapp.models.sessions.reason import EndDetail, Reason
 from quartapp.policy import Permission
 from tests.integration.models.helpers import (
     acting,
@@ -83,6 +83,10 @@ async def recorded(user: User) -> list[tuple[str, datetime | None]]:
     return [(e.verb, e.details.get("until")) for e in events if e.verb.startswith("role.")]
 
 
+async def nothing(tx: Tx) -> None:
+    """Write nothing, as the work of a transaction."""
+
+
 async def told(user: User) -> list[str]:
     """Return the texts of the user's notifications but for the welcome."""
     return [notice.text for notice in await Notice.after(user.id, 1)]
@@ -116,13 +120,24 @@ async def test_the_cached_state_lasts_until_the_role_ends(db: Database) -> None:
     assert (await principal(token)).seconds_left > 30, "an end without its role means nothing"
 
 
-async def test_a_session_that_never_used_the_role_stays_valid(db: Database) -> None:
+async def test_a_session_that_never_used_the_role_ends_without_a_job_too(db: Database) -> None:
     ada = await register("ada", "member")
-    _, token = await sign_in(ada)
+    session, token = await sign_in(ada)
     moderator = await role("moderator")
     await User.change({"_id": ada.id}, {"$push": {"roles": role_ref(moderator.id)}})
-    await expire(ada)
-    assert (await principal(token)).roles == ("member",)
+    ada = await expire(ada)
+    by = Actor(ada.id, "ada", None, session.id, await version_of(ada), frozenset())
+    with pytest.raises(SessionOver):
+        await authorized_transaction(by, nothing)
+    over = await ended(token)
+    assert (over.reason, over.because) == (Reason.ROLE_REVOKED, EndDetail.ROLE_EXPIRED)
+    assert await recorded(ada) == [], "no job has run"
+    # Signing in records the expiry, and the new session stays when the job runs afterwards.
+    _, later = await sign_in(ada)
+    assert (await principal(later)).roles == ("member",)
+    await expire_grants()
+    assert (await principal(later)).roles == ("member",)
+    assert await recorded(ada) == [(ROLE_REVOKED.audit, None)]
 
 
 @pytest.mark.parametrize(

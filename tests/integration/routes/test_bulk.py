@@ -1,6 +1,7 @@
 """Actions on several users at once."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -188,6 +189,27 @@ async def test_a_hundred_users_are_disabled_in_one_request(
     answer = await root.post(BULK, users=names, action="disable")
     assert set((await result_of(root, answer)).values()) == {"done"}
     assert len(await documents("users", disabled_at=None)) == 1
+
+
+async def test_granting_a_role_that_has_an_end_removes_the_end(
+    root: Visitor, ada: Visitor, bob: Visitor
+) -> None:
+    end = datetime(2031, 12, 31, 14, tzinfo=UTC)
+    moderator = await role_named("moderator")
+    await (await user_named("ada")).grant(moderator, by=SYSTEM, until=end)
+    await (await user_named("bob")).grant(moderator, by=SYSTEM)
+    preview = await root.get(f"{BULK}?users=ada&users=bob&action=grant&role=moderator")
+    assert "1 user is affected. 1 user is skipped." in preview.text
+    assert "Keeps the role, which would end on" in preview.text
+    assert preview.text.count("Nothing to change.") == 1
+    answer = await root.post(BULK, action="grant", users=["ada", "bob"], role="moderator")
+    assert await result_of(root, answer) == {"ada": "done", "bob": "unchanged"}
+    receipt = (await root.get(answer.location)).text
+    assert receipt.count("had the role for a limited time, and now keeps it.") == 1
+    assert (await user_named("ada")).ends == {}
+    (event,) = await documents("events", verb="role.end_removed")
+    assert event["details"] == {"role": "moderator", "end": end}
+    assert await ada.me() is not None
 
 
 async def test_the_preview_tells_what_happens_to_whom_and_changes_nothing(

@@ -1,7 +1,7 @@
 """Roles for a limited time, on the pages of administrators."""
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -32,12 +32,36 @@ async def test_a_role_is_granted_for_a_limited_time(root: Visitor, ada: Visitor)
     assert me is not None
     assert "posts.moderate" in me["permissions"]
     notices = (await ada.get("/account/notices")).text
-    assert f"root gave you the role moderator until {clock.format_short(end.until)}." in notices
-    # Granted again without an end, the role stays.
-    assert (await root.post(GRANTS, role="moderator", until="")).status == 303
-    assert (await user_named("ada")).role_ends == []
-    assert (await root.post(GRANTS, role="moderator", until="")).status == 303
-    assert "already has the role moderator" in (await root.get("/admin/users/ada")).text
+    assert f"root gave you the role moderator until {format_time(end.until)}." in notices
+
+
+async def test_granting_again_tells_what_became_of_the_end(root: Visitor, ada: Visitor) -> None:
+    async def told(until: str) -> str:
+        assert (await root.post(GRANTS, role="moderator", until=until)).status == 303
+        page = (await root.get("/account")).text
+        (text,) = re.findall(r'<p class="flash [^>]*>(.*?)</p>', page, re.S)
+        return text
+
+    first, second = "2031-12-31T14:00Z", "2030-12-31T14:00Z"
+    shown = [format_time(datetime.fromisoformat(text)) for text in (first, second)]
+    assert [await told(until) for until in (first, first, second, "", "", first)] == [
+        f"ada has the role moderator until {shown[0]}.",
+        f"ada already has the role moderator until {shown[0]}.",
+        f"ada had the role moderator, which now ends on {shown[1]}.",
+        "ada keeps the role moderator, which no longer ends.",
+        "ada already has the role moderator.",
+        f"ada had the role moderator, which now ends on {shown[0]}.",
+    ]
+    ends = [datetime.fromisoformat(text) for text in (first, second)]
+    events = await documents("events", **{"details.role": "moderator"})
+    assert [
+        (each["verb"], each["details"].get("until"), each["details"].get("end")) for each in events
+    ] == [
+        ("role.granted_until", ends[0], None),
+        ("role.end_changed", ends[1], ends[0]),
+        ("role.end_removed", None, ends[1]),
+        ("role.end_changed", ends[0], None),
+    ]
 
 
 async def test_a_time_in_iso_8601_is_taken_as_utc(root: Visitor, ada: Visitor) -> None:
