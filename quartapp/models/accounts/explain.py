@@ -39,7 +39,12 @@ class HeldRole:
 
 
 async def held_roles(user: User, roles: Collection[Role]) -> list[HeldRole]:
-    """Return the user's roles, which the caller has read, with what the audit log tells of them."""
+    """Return each of these roles, which the caller has read and the user holds, with the event of
+    its last grant, its end, what the user would lose without it, and whether it is withheld.
+
+    Looks for the grants, by the name of the role, among the user's latest GRANTS ones in the audit
+    log.
+    """
     verbs = [ROLE_GRANTED.audit_name, ROLE_GRANTED_UNTIL.audit_name]
     events = await Event.page(subject=user.id, verbs=verbs, limit=GRANTS, fetch=["actor"])
     grants: dict[str, Event] = {}

@@ -92,8 +92,8 @@ async def require_undoable(event: Event) -> Undo:
 
 
 async def subject_and_role(event: Event) -> tuple[User, Role | None]:
-    """Return the user and, if the event names one, the role that it is about. Raises NotUndone if
-    one of them does not exist any more."""
+    """Return the user that the event is about, and the role if it names one, else None. Raises
+    NotUndone if one of them does not exist any more."""
     return await _user(event), await _role(event) if "role" in event.details else None
 
 

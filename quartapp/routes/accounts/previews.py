@@ -65,6 +65,7 @@ async def end_sessions(username: str) -> str:
 async def _of_user(
     username: str, action: Action, title: str, label: str, role: Role | None = None
 ) -> str:
+    """Return the page about an action on one user. Answers 404 for an unknown user."""
     person = await find(username)
     return await page(
         title,
@@ -78,7 +79,8 @@ async def _of_user(
 async def planned(person: User, action: Action, role: Role | None = None) -> dict[str, Any]:
     """Return what the action would do to the user, as the macro `effects` shows it.
 
-    Asks all workers for the open tabs, unless the action would do nothing.
+    Asks all workers for the open tabs, unless the action would be refused, as for the last
+    administrator, or do nothing.
     """
     seen = await previews.preview(
         action, role, [person], actor=current_user.user_id, lacks=current_user.lacks
@@ -103,8 +105,9 @@ async def planned(person: User, action: Action, role: Role | None = None) -> dic
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 async def reset_factors(username: str) -> str:
-    """Show which second factors would be removed, and what that would do. 404 for an unknown
-    user."""
+    """Show which second factors would be removed, how many sessions and open tabs would end, and
+    which permissions the user would lose; or why it would be refused or do nothing. 404 for an
+    unknown user."""
     person = await find(username)
     roles, active = await asyncio.gather(Role.everyone(), previews.active_sessions([person.id]))
     missing = sorted(current_user.lacks_over(person, roles))
@@ -186,7 +189,8 @@ async def delete_role(name: str) -> str:
 
 
 async def _tabs(skipped: Outcome | None, whose: TabsOf) -> Any:
-    """Return the number of open tabs; None if the action would do nothing."""
+    """Return the number of open tabs, which it asks the workers for; None, without asking, if the
+    action would be refused or do nothing."""
     return None if skipped else await runtime().barrier.count_open_tabs(whose)
 
 
@@ -195,7 +199,9 @@ NOTHING: Mapping[str, Any] = {"session": None, "person": None, "takes": True}
 
 
 async def page(title: str, label: str, *, back: str, trail: str, **effects: Any) -> str:
-    """Return the page of a preview: see the template."""
+    """Return the page of a preview, with a button named `label` that does the action unless it
+    would be refused or do nothing (`skipped`). `back` is the address of the page that led here,
+    `trail` its name, and `effects` what `accounts/preview.html` shows."""
     shown = {**NOTHING, **effects}
     person = shown["person"]
     return await render_template(

@@ -77,18 +77,21 @@ async def activity(username: str) -> Any:
 
 
 async def overview_sent(username: str, **_: object) -> Any:
-    """Return the overview with the submitted expiry."""
+    """Return the overview with the submitted expiry in its form. Ignores other arguments of the
+    URL. Answers 404 for an unknown user, and raises Forbidden without users.read."""
     return await overview_tab(await find(username), await AccountExpiryForm.from_request())
 
 
 async def roles_sent(username: str, **_: object) -> Any:
-    """Return the tab with the roles and the submitted grant."""
+    """Return the tab with the roles and the submitted grant in its form. Ignores other arguments of
+    the URL. Answers 404 for an unknown user, and raises Forbidden without users.read."""
     return await roles_tab(await find(username), await GrantForm.from_request())
 
 
 async def overview_tab(person: User, expiry: AccountExpiryForm | None = None) -> Any:
-    """Return the tab with the status of the form, if one was submitted. Raises Forbidden without
-    users.read, which the sender of a rejected form may lack."""
+    """Return the tab with the account, the roles and the form for the expiry; its status is that of
+    the form, 200 without one. Raises Forbidden without users.read, which the sender of a rejected
+    form may lack."""
     _require_reader()
     active, everyone = await asyncio.gather(Session.of_user(person.id), Role.everyone())
     form = expiry or AccountExpiryForm()
@@ -104,8 +107,9 @@ async def overview_tab(person: User, expiry: AccountExpiryForm | None = None) ->
 
 
 async def roles_tab(person: User, grant: GrantForm | None = None) -> Any:
-    """Return the tab with the status of the form, if one was submitted. Raises Forbidden without
-    users.read."""
+    """Return the tab with the roles of the user, why they have each permission, and the form that
+    grants one of the other roles; its status is that of the form, 200 without one. Raises Forbidden
+    without users.read."""
     _require_reader()
     active, everyone = await asyncio.gather(Session.of_user(person.id), Role.everyone())
     held = roles_of(person, everyone)
@@ -141,8 +145,8 @@ def _missing(person: User, everyone: Sequence[Role]) -> list[str]:
 async def _page(
     person: User, tab: str, active: Sequence[Session], status: int = 200, **shown: Any
 ) -> Any:
-    """Return a tab below the header, which tells from the active sessions whether the user has an
-    open page, and when they were last seen."""
+    """Return a tab, with what is `shown` in it, and the status. Its header tells from the active
+    sessions whether the user has an open page, and when they were last seen."""
     seen = [person.seen_at, *(session.seen_at for session in active)]
     page = await render_template(
         TABS[tab][1],

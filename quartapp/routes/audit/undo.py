@@ -40,8 +40,9 @@ blueprint = Blueprint("undo", __name__)
 @login_required
 @permission_required(Permission.EVENTS_READ)
 async def show(event_id: str) -> Any:
-    """Show what undoing the event would do, or why it cannot be undone. 404 for an unknown
-    event."""
+    """Show the entry and what undoing it would do, or why it cannot be undone: with a button,
+    unless it would be refused. Undoes nothing. If sessions would end, counts their open tabs as
+    `previews.planned` does. `from` says which page it leads back to. 404 for an unknown event."""
     event = await _find(event_id)
     (entry,) = await log_entries([event])
     shown: dict[str, Any] = {"entry": entry, "takes": False}
@@ -71,9 +72,10 @@ async def run(event_id: str) -> Any:
     """Undo the event, and answer 303 to the page that `from` names: the `user` whom it is about,
     the `dashboard`, or by default the audit log.
 
-    Waits until all workers enforce it, and flashes how many tabs have acknowledged if sessions
-    ended. Logs `authz_change`. 404 for an unknown event; 403 without the permission of the opposite
-    operation, whose errors, and NotUndone, are answered with the preview.
+    Logs `authz_change`, waits until all workers enforce it, and flashes a success, with how many
+    tabs have acknowledged if sessions ended. 404 for an unknown event. Raises Forbidden without the
+    permission of the opposite operation. The errors of `undo`, such as NotUndone, are answered with
+    the preview (422, or 403 for MissingPermission).
     """
     event = await _find(event_id)
     how = undo_of(event)
@@ -95,7 +97,8 @@ async def _find(event_id: str) -> Event:
 
 
 def _page_of(came_from: str, event: Event) -> tuple[str, str]:
-    """Return the address and the name of the page from which the user came."""
+    """Return the address and the name of the page from which the administrator came: the user's
+    activity, the dashboard, or for anything else the audit log."""
     if came_from == "user" and isinstance(event.subject, User):
         return user_page(event.subject, "activity"), event.subject.username
     if came_from == "dashboard":

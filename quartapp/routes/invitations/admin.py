@@ -66,7 +66,9 @@ async def show_list(**_: object) -> Any:
 @login_required
 @permission_required(Permission.USERS_MANAGE)
 async def show_withdrawal(invitation_id: str) -> str:
-    """Show what withdrawing the invitation would do. 404 for an unknown invitation."""
+    """Show what withdrawing the invitation would do, or why it would be refused or do nothing: its
+    role has permissions that the administrator lacks, or it is not pending. 404 for an unknown
+    invitation."""
     found = await Invitation.one(_id=id_or_404(invitation_id)) or abort(404)
     missing = sorted(current_user.lacks(found.allows))
     skipped = Outcome.MISSING_PERMISSION if missing else None
