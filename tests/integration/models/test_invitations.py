@@ -86,7 +86,7 @@ async def test_accepting_an_invitation_creates_an_account_with_a_verified_addres
     assert (words["inviter"], words["roles"]) == ("root", "member and moderator")
     token = await sent()
     assert token not in str(await dump(db)), "the database has no token in clear"
-    await letter.done()
+    await letter.remove()
     bob = await accept(token)
     assert (bob.email, bob.email_verified_at) == (BOB, bob.created_at)
     assert await role_names(bob) == {"member", "moderator"}
