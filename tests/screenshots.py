@@ -27,6 +27,15 @@ WIDTHS = (390, 1280)
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 # The administrator of the demo, and a moderator.
 USER, MODERATOR = "grace", "ada"
+# Pages that need the users and roles of the demo.
+OF_THE_DEMO = [
+    "/admin/users/ada/grants/moderator/revoke",
+    "/admin/users/ada/roles",
+    "/admin/users/bulk?users=ada&users=mary&action=revoke&role=moderator",
+    "/admin/roles/auditor/delete",
+]
+# What the buttons of the header open, at the widths at which they are shown.
+MENUS = ((390, "menu"), (1280, "notices"), (1280, "account-menu"), (1280, "shortcuts"))
 # Shows two pictures side by side.
 SIDE_BY_SIDE = """<body style="margin: 0; padding: 10px; background: #c3cdc8">
   <div style="display: flex; gap: 20px"><img src="{}"><img src="{}"></div></body>"""
@@ -71,6 +80,14 @@ async def take_theme(
     await sign_in(page, USER, password)
     for path in SIGNED_IN:
         await take_page(page, path.replace("root", USER), folder, theme)
+    for path in OF_THE_DEMO:
+        await take_page(page, path, folder, theme)
+    await page.goto("/posts")
+    post = await page.locator("main .row-what a").first.get_attribute("href")
+    assert post
+    await take_page(page, post, folder, theme, name="post")
+    for width, menu in MENUS:
+        await take_menu(page, menu, width, folder, theme)
     await context.close()
 
 
@@ -116,11 +133,23 @@ async def sign_in(page: Page, username: str, password: str) -> None:
     await page.wait_for_url("**/")
 
 
-async def take_page(page: Page, path: str, folder: Path, theme: str, prefix: str = "") -> None:
+async def take_menu(page: Page, menu: str, width: int, folder: Path, theme: str) -> None:
+    await page.set_viewport_size({"width": width, "height": 800})
+    await page.goto("/")
+    await expect(page.locator("#live")).to_have_attribute("data-state", "connected")
+    await page.evaluate("id => document.getElementById(id).showPopover()", menu)
+    if menu == "notices":
+        await expect(page.locator("#notices li").first).to_be_visible()
+    await page.screenshot(path=folder / f"{width}-{theme}" / f"menu-{menu}.png")
+
+
+async def take_page(
+    page: Page, path: str, folder: Path, theme: str, prefix: str = "", name: str = ""
+) -> None:
     """Write `<width>-<theme>/<name>.png` for each width. "/admin/users" has the name
     "admin-users"."""
     await page.goto(path)
-    name = "-".join(filter(None, (prefix, *re.split(r"[/?=&]", path)))) or "home"
+    name = name or "-".join(filter(None, (prefix, *re.split(r"[/?=&]", path)))) or "home"
     for width in WIDTHS:
         await page.set_viewport_size({"width": width, "height": 800})
         await page.screenshot(
