@@ -8,6 +8,17 @@ from quartapp.i18n.texts import gettext as _
 UNKNOWN = "Unknown device"
 
 
+def browser_name(stored: str) -> str:
+    """Return the browser of a device, which is stored as "Firefox on Linux"; empty if it is not
+    known."""
+    return "" if stored == UNKNOWN else stored.partition(" on ")[0]
+
+
+def system_name(stored: str) -> str:
+    """Return the operating system of a device; empty if it is not known."""
+    return stored.partition(" on ")[2]
+
+
 def device_name(stored: str) -> str:
     """Return a device, which is stored as "Firefox on Linux", in the current language."""
     browser, on, system = stored.partition(" on ")

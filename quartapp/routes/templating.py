@@ -82,7 +82,9 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.jinja_env.globals["support_contact"] = lambda: runtime.settings().support_contact
     app.jinja_env.filters.update(when=when, moment=moment, day=day, paragraphs=paragraphs)
     app.jinja_env.filters["factors"] = factors
-    app.jinja_env.filters["device"] = devices.device_name
+    app.jinja_env.filters.update(
+        device=devices.device_name, browser=devices.browser_name, system=devices.system_name
+    )
     app.jinja_env.filters["seconds"] = numbers.format_seconds
     app.jinja_env.filters["duration"] = times.format_duration
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True

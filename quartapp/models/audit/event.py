@@ -62,6 +62,8 @@ class Event(AppendOnly):
             IndexModel([("verb", 1), ("_id", -1)], name="of_kind"),
             IndexModel([("actor.$id", 1), ("verb", 1), ("_id", -1)], name="of_actor_by_verb"),
             IndexModel([("ip", 1), ("_id", -1)], name="of_ip"),
+            # For `models.sessions.session_list.latest_entries`.
+            IndexModel([("session", 1), ("_id", -1)], name="of_session"),
             # Events about an invited address, which has no account yet.
             IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),
             IndexModel([("details.author", 1)], name="quoting", sparse=True),

@@ -11,6 +11,7 @@ from typing import Any
 from quart import Blueprint, abort, render_template
 from quart_auth import login_required
 
+from quartapp.activities import SIGNED_IN, catalogue
 from quartapp.auth import Forbidden, current_user, permission_required
 from quartapp.forms.accounts import AccountExpiryForm
 from quartapp.forms.roles import GrantForm
@@ -18,6 +19,7 @@ from quartapp.i18n import lazy_gettext as _
 from quartapp.models import Event, Role, Session, User
 from quartapp.models.accounts import explain
 from quartapp.models.accounts.preview import roles_of
+from quartapp.models.sessions.session_list import latest_entries
 from quartapp.policy import Permission, may
 from quartapp.routes.addresses import name_in, user_page
 from quartapp.routes.audit.log_entries import log_entries
@@ -59,8 +61,23 @@ async def sessions(username: str) -> Any:
     person = await find(username)
     active, everyone = await asyncio.gather(Session.of_user(person.id), Role.everyone())
     return await _page(
-        person, "sessions", active, missing=_missing(person, everyone), sessions=active
+        person,
+        "sessions",
+        active,
+        missing=_missing(person, everyone),
+        sessions=active,
+        **await latest_activity(active),
     )
+
+
+async def latest_activity(sessions: Sequence[Session]) -> dict[str, Any]:
+    """Return what the lists of sessions show of the latest entry of the audit log that was recorded
+    in each session: the entries and the names of activities. No entries without `events.read`, and
+    none for a session in which nothing happened after the sign-in, whose time the lists show."""
+    reads = may(current_user, Permission.EVENTS_READ)
+    found = await latest_entries(sessions) if reads else {}
+    latest = {each: entry for each, entry in found.items() if entry.verb != SIGNED_IN.audit_name}
+    return {"latest": latest, "activities": catalogue.log_labels()}
 
 
 @blueprint.get("/users/<username>/activity")

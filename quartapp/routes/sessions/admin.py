@@ -18,6 +18,7 @@ from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session_list import FILTERED, Wanted, active_page
 from quartapp.policy import Permission
 from quartapp.routes.accounts import previews
+from quartapp.routes.accounts.user_pages import latest_activity
 from quartapp.routes.addresses import user_page
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.pagination import id_or_404, moment_and_id_after, next_page
@@ -54,6 +55,7 @@ async def index() -> str:
     return await render_template(
         "sessions/admin_list.html",
         sessions=sessions,
+        **await latest_activity(sessions),
         next=older,
         form=form,
         filtered=filtered,

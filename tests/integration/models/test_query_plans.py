@@ -37,7 +37,7 @@ FAULTS = {
         "sessions", {"user.$id": user_id(1)}, sort={"seen_at": -1}, limit=5
     ),
     "scans the collection, for distinct values": query("sessions", {}, distinct="device"),
-    "examines 300": query("events", {"session": SOMEBODY}, sort=NEWEST, limit=5),
+    "examines 300": query("events", {"details.post": SOMEBODY}, sort=NEWEST, limit=5),
 }
 
 

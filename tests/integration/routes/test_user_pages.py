@@ -8,7 +8,7 @@ from bson.errors import InvalidId
 from quart import Quart
 from werkzeug.routing import Rule
 
-from quartapp.models import Role, User
+from quartapp.models import Role, Session, User
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import role_ref
 from quartapp.policy import Permission
@@ -200,3 +200,36 @@ def _fixed_at_arguments(rule: Rule, other: Rule) -> list[tuple[str, str]]:
         for a, b in pairs
         if a.startswith("<") and not b.startswith("<")
     ]
+
+
+# ---- lists
+
+
+async def test_lists_of_sessions_show_browser_system_and_latest_activity(
+    visitors: Visitors, root: Visitor, ada: Visitor
+) -> None:
+    session = PydanticObjectId(await ada.session_id())
+    await Session.change({"_id": session}, {"$set": {"device": "Firefox on Windows"}})
+    await User.change({"username": "ada"}, {"$set": {"display_name": "Ada Lovelace"}})
+    await Role.add("crew", "", [], by=SYSTEM)
+    await ada.post("/account/roles", role="crew", reason="A reason.")
+    (row,) = re.findall(
+        rf'id="session-{session}">(.*?)</tr>', (await root.get("/admin/sessions")).text, re.DOTALL
+    )
+    (item,) = re.findall(
+        rf'id="session-{session}">(.*?)</li>',
+        (await root.get("/admin/users/ada/sessions")).text,
+        re.DOTALL,
+    )
+    for shown in (row, item):
+        for words in ("Firefox", "Windows", "#laptop", "Role requested, "):
+            assert words in shown
+    assert "Ada Lovelace" in row
+    # What a user did is in the audit log, which needs a permission of its own.
+    manager = await visitors.with_permissions(
+        "manager", Permission.SESSIONS_MANAGE, Permission.USERS_READ
+    )
+    for path in ("/admin/sessions", "/admin/users/ada/sessions"):
+        text = (await manager.get(path)).text
+        assert "Windows" in text
+        assert "Role requested" not in text
