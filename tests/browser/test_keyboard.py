@@ -70,13 +70,22 @@ async def is_told(page: Page, words: str) -> None:
 
 @SCRIPT
 async def test_a_user_needs_only_the_keyboard(
-    server: Server, ada: Person, new_browser: NewBrowser, script: bool
+    server: Server, root: Person, ada: Person, new_browser: NewBrowser, script: bool
 ) -> None:
+    role = f"writer-{ada.username}"
+    await root.post("/admin/roles/new", name=role, description="", permissions="posts.write")
     page = await (await new_browser(server.url, java_script_enabled=script)).new_page()
     await sign_in(page, ada.username)
     await open_settings(page, "Profile", "/account/profile")
     await enter(page, page.get_by_label("Display name"), "Ada L.\n")
     await is_told(page, "Your profile was saved.")
+
+    area = page.get_by_role("navigation", name="Account settings")
+    await follow(page, area.get_by_role("link", name="Roles"), "/account/roles")
+    await enter(page, page.get_by_label("Role", exact=True), role)
+    await enter(page, page.get_by_label("Reason", exact=True), "For the print run.")
+    await press(page, page.get_by_role("button", name="Ask for the role"))
+    await expect(page.locator("#own-requests")).to_contain_text("For the print run.")
 
     bell = page.locator(".nav-notices > button" if script else ".nav-notices > a")
     await press(page, bell)
@@ -112,6 +121,7 @@ async def test_a_user_needs_only_the_keyboard(
     await press(page, page.locator(".account-button"))
     await press(page, page.get_by_role("button", name="Abmelden"))
     await expect(page.get_by_role("link", name="Sign in").first).to_be_visible()
+    await root.post(f"/admin/roles/{role}/delete")
 
 
 @SCRIPT
@@ -121,6 +131,9 @@ async def test_an_administrator_needs_only_the_keyboard(
     role = f"crew-{bob.username}"
     await root.post("/admin/roles/new", name=role, description="", permissions="posts.write")
     await root.post(f"/admin/users/{bob.username}/grants", role=role)
+    wanted = f"guest-{bob.username}"
+    await root.post("/admin/roles/new", name=wanted, description="", permissions="posts.write")
+    await bob.post("/account/roles", role=wanted, reason="For a week.")
     await root.post(f"/admin/users/{ada.username}/grants", role="admin")
     page = await (await new_browser(server.url, java_script_enabled=script)).new_page()
     await sign_in(page, ada.username)
@@ -133,6 +146,13 @@ async def test_an_administrator_needs_only_the_keyboard(
     await expect(shortcuts).to_be_visible()
     await page.keyboard.press("Escape")
     await expect(shortcuts).to_be_hidden()
+
+    # A request, granted for two hours.
+    await open_by(page, "gq", "Requests", "/admin/requests", script=script)
+    request = page.locator(".grant", has_text=bob.username)
+    await press(page, request.locator("summary", has_text="Grant"))
+    await enter(page, request.get_by_label("Until optional"), "2h\n")
+    await is_told(page, f"{bob.username} has the role {wanted}")
 
     # A change of a role, which is previewed before it is saved.
     await open_by(page, "gr", "Roles", "/admin/roles", script=script)
@@ -180,3 +200,5 @@ async def test_an_administrator_needs_only_the_keyboard(
     await press(page, page.get_by_role("button", name="End session"))
     await expect(page.locator(".flashes")).to_contain_text("ended")
     assert await ada.me() is None
+    for each in (role, wanted):
+        await root.post(f"/admin/roles/{each}/delete")
