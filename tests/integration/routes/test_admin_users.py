@@ -216,10 +216,13 @@ async def test_users_read_and_users_manage_allow_different_actions(
     assert (await visitor.get("/admin/users/ada")).status == (200 if reads else 403)
     answer = await visitor.post("/admin/users/ada/grants", role="spare")
     assert answer.status == (403 if reads else 303)
-    refused = await visitor.post("/admin/users/ada/grants", role="nothing")
-    assert refused.status >= 400
-    if not reads:
-        assert "ada@example.org" not in refused.text
+    for act, fields in {"grants": {"role": "nothing"}, "last-day": {"date": "nothing"}}.items():
+        refused = await visitor.post(f"/admin/users/ada/{act}", **fields)
+        assert refused.status >= 400
+        if not reads:
+            # The form is on a page that the sender may not read.
+            assert "ada@example.org" not in refused.text
+            assert "<h1>ada</h1>" not in refused.text
 
 
 async def test_a_role_is_granted_by_its_name_in_any_case(root: Visitor, ada: Visitor) -> None:
