@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from wtforms import StringField, SubmitField, TextAreaField
+from wtforms import HiddenField, StringField, SubmitField, TextAreaField
 from wtforms.validators import DataRequired, Length
 
 from quartapp.forms.base import Form, bidi_free, printable, tidy
@@ -46,6 +46,23 @@ class PostForm(Form):
             discarded = self.draft.data == "discard"
             kept = [rule for rule in each.validators if not isinstance(rule, DataRequired)]
             each.validators = [] if discarded else kept
+
+
+class DraftForm(PostForm):
+    """What the page of a post sends while its author types. It may lack the title or the text."""
+
+    # Of the draft that the page shows, or of a page without a draft.
+    version = HiddenField()
+    opened = HiddenField()
+
+    def process(self, *args: Any, **kwargs: Any) -> None:
+        """Bind the data to the fields, none of which is required."""
+        super().process(*args, **kwargs)
+        fields: tuple[Any, ...] = (self.title, self.body)
+        for each in fields:
+            each.validators = [
+                rule for rule in each.validators if not isinstance(rule, DataRequired)
+            ]
 
 
 class CommentForm(Form):

@@ -17,6 +17,7 @@ _SIGNED_IN = {
     "discard": _("Discard"),
     "discarded": _("Unsaved text discarded."),
     "undo": _("Undo"),
+    "draftFailed": _("The draft could not be saved on the server. Your text is kept in this tab."),
     "gained": _("You now have: %(permissions)s."),
     "lost": _("You no longer have: %(permissions)s."),
     "changedBy": _("Changed by %(by)s."),

@@ -6,43 +6,36 @@ const SIGNED_OUT = "draft:signed-out" // key in local storage: when a user last 
 const KEPT_FOR = 7 * 24 * 3600 * 1000
 const MOST_DRAFTS = 20
 const LONGEST_DRAFT = 200_000
-const PAUSE = 250
 const NOT_TYPED = /^(password|file|submit|select-multiple)$/
 
 const [navigation] = performance.getEntriesByType("navigation")
-let timer
 let leftAt = 0
 let filling = false // This script is changing a field.
 let forgotten = false // This browser has signed out: store nothing until the user types again.
-const edited = new Set() // Forms with changes that are not stored yet.
+let unsent = null // The form with changes that the server does not have.
+let sending = Promise.resolve() // One request at a time.
+let timer
 
-window.isChanged = isChanged // also for regions.js
 settleSent(true)
 draftForms().forEach(offer)
 
 // Storing
 
 addEventListener("input", ({ target }) => {
-  if (filling || !target.form?.matches("[data-draft]")) return
+  const { form } = target
+  if (filling || !form?.matches("[data-draft]")) return
   forgotten = false
-  edited.add(target.form)
+  saveForm(form)
+  unsent = form
   clearTimeout(timer)
-  timer = setTimeout(save, PAUSE)
+  timer = setTimeout(send, 3000)
 })
 
 // Asks before text is lost. The next page here has it.
 addEventListener("click", ({ target }) => { if (target.closest("a[href]")) leftAt = Date.now() })
 addEventListener("beforeunload", event => {
-  save()
-  const unsaved = draftForms().some(draftOf)
-  if (unsaved && !isLocked() && Date.now() - leftAt > 1000) event.preventDefault()
+  if (draftForms().some(draftOf) && !isLocked() && Date.now() - leftAt > 1000) event.preventDefault()
 })
-
-function save() {
-  clearTimeout(timer)
-  if (!forgotten) for (const form of edited) saveForm(form)
-  edited.clear()
-}
 
 function saveForm(form) {
   const old = draftOf(form)
@@ -60,26 +53,51 @@ function saveForm(form) {
 }
 
 // For live.js, before it locks or empties the page. Returns whether there is a draft for a form of this page.
-window.keepDrafts = () => {
-  save()
-  return draftForms().filter(form => {
-    if (!forgotten && !draftOf(form)) saveForm(form)
-    const draft = draftOf(form)
-    if (draft) write(keyOf(form), { ...draft, caret: caretIn(form) ?? draft.caret, resume: true })
-    return draft
-  }).length > 0
-}
+window.keepDrafts = () => draftForms().filter(form => {
+  if (!forgotten && !draftOf(form)) saveForm(form)
+  const draft = draftOf(form)
+  if (draft) write(keyOf(form), { ...draft, caret: caretIn(form) ?? draft.caret, resume: true })
+  return draft
+}).length > 0
 
-addEventListener("pagehide", save)
-addEventListener("visibilitychange", save)
+// Storing on the server, for a form whose `data-draft` is the address
+
+addEventListener("visibilitychange", () => document.hidden && send())
+// The next page would not know of it.
+addEventListener("pagehide", () => { unsent = null })
+
+function send() {
+  sending = sending.then(async () => {
+    const form = unsent
+    if (!form?.dataset.draft || isLocked()) return
+    unsent = null
+    const sent = new FormData(form)
+    const [answer, page] = await post(form, form.dataset.draft, { headers: background, keepalive: document.hidden })
+    const fresh = page?.getElementById("draft")
+    if (fresh && answer.ok) {
+      for (const [name, value] of sent) form.elements[name].defaultValue = value
+      delete form.dataset.unsaved
+      form.querySelector(".draft-note")?.remove()
+      saveForm(form)
+    }
+    if (fresh) first("#draft").replaceWith(fresh)
+    else first("#draft p").textContent = say("draftFailed")
+    // After a refusal, only this tab keeps the text.
+    if ([403, 404, 409].includes(answer?.status)) form.dataset.draft = ""
+  })
+}
 
 // Sending
 
 addEventListener("submit", ({ target: form, defaultPrevented }) => {
   if (defaultPrevented || form.getAttribute("method") !== "post") return
-  if (pathOf(form) === "/logout") return signOut()
+  if (pathOf(form) === "/logout") {
+    forget()
+    localStorage[SIGNED_OUT] = Date.now()
+    return
+  }
   leftAt = Date.now()
-  save()
+  unsent = null
   const draft = draftOf(form)
   if (draft) write(keyOf(form), { ...draft, sent: location.href.split("#")[0] })
 })
@@ -162,7 +180,7 @@ function showNote(form, text, buttons) {
   for (const [label, act] of Object.entries(buttons)) note.append(button(label, act))
   form.prepend(note)
   if (focused) note.querySelector("button").focus()
-  // Screen readers announce a change of an existing status element, not a new element.
+  // Screen readers announce a change of an existing status element, not a new one.
   setTimeout(() => { words.textContent = text }, 50)
 }
 
@@ -174,25 +192,18 @@ function caretIn(form) {
 
 function placeCaret(form, caret) {
   const field = caret && form.elements[caret.name]
-  const free = [document.body, null].includes(document.activeElement)
-  if (!field?.focus || !free || location.hash) return
+  if (!field?.focus || document.activeElement !== document.body || location.hash) return
   field.focus()
   if (caret.start !== null) field.setSelectionRange(caret.start, caret.end)
 }
 
 // Signing out
 
-function signOut() {
-  forget()
-  localStorage[SIGNED_OUT] = Date.now()
-}
-
 addEventListener("storage", ({ key, newValue }) => key === SIGNED_OUT && newValue && forget())
 
 function forget() {
   forgotten = true
-  clearTimeout(timer)
-  edited.clear()
+  unsent = null
   keys().forEach(remove)
   first("#ended-kept").hidden = true
 }
@@ -226,8 +237,7 @@ function draftOf(form) {
   return read(keyOf(form))
 }
 
-// Yields the fields to store: those that the user can change, which browsers would validate. Never passwords, codes or
-// fields with autocomplete=off.
+// Yields the fields that the user can change, which browsers validate. Never passwords, codes or autocomplete=off.
 function* fieldsOf(form) {
   for (const field of form.elements) {
     if (!field.willValidate || !field.name || NOT_TYPED.test(field.type)) continue
@@ -235,19 +245,6 @@ function* fieldsOf(form) {
     const box = isBox(field)
     yield { field, name: box ? `${field.name}=${field.value}` : field.name, property: box ? "checked" : "value" }
   }
-}
-
-function isBox(field) {
-  return field.matches("[type=checkbox], [type=radio]")
-}
-
-function initial(field) {
-  if (field.matches("select")) return (field.querySelector("[selected]") ?? field.options[0])?.value
-  return isBox(field) ? field.defaultChecked : field.defaultValue
-}
-
-function isChanged(field) {
-  return field.matches("input, textarea, select") && (isBox(field) ? field.checked : field.value) !== initial(field)
 }
 
 // Storage
@@ -263,7 +260,7 @@ function read(key) {
 function write(key, draft) {
   const text = JSON.stringify(draft)
   if (text.length > LONGEST_DRAFT) return
-  const others = keys().filter(each => each !== key).sort((a, b) => read(a)?.at - read(b)?.at)
+  const others = read(key) ? [] : keys().sort((a, b) => read(a)?.at - read(b)?.at)
   for (const oldest of others.slice(0, 1 - MOST_DRAFTS)) remove(oldest)
   try {
     sessionStorage.setItem(key, text)

@@ -1,8 +1,7 @@
-// Connects an open page to /ws: follows permissions, shows notifications, and locks the page when its session has ended.
+// Connects an open page to /ws: follows permissions, shows notifications, and locks the page when its session ends.
 
 const { username } = pageData
 const main = first("main")
-const dialog = (window.dialog = first("#ended"))
 let { session } = pageData
 let unread = Number(first("[data-unread]").textContent)
 let countedTo = Number(pageData.cursor) // the newest notification that the badge counts
@@ -14,15 +13,14 @@ if ("refused" in pageData) history.replaceState(null, "", here)
 let socket = null
 let attempt = 0
 let timer // the next step of the connection: to connect again, or to look at a silent socket
-let stateText, dialogTimer
+let stateText
 let heardAt = Date.now() // the last message
 let submittedAt = 0 // when a form was submitted; Firefox then closes the socket, even if the answer is a download
 let leavingAt = 0 // when a form was submitted whose answer replaces this page
 let stopped = false // never connect again: the page is locked, or the server and this script disagree about the protocol
 let version = Number(pageData.version)
 let permissions = new Set(pageData.permissions.split(" "))
-let pageRefused = !pageAllowed()
-const received = new Set() // ids of messages that were handled
+let pageRefused = !mayAny(main.dataset.needs)
 const stale = first("#stale") // if silent pages are covered
 
 connect()
@@ -59,32 +57,27 @@ async function handleClose({ code, reason }, lived) {
   clearTimeout(timer)
   if (stopped) return
   if (code === 4401) return lockWithReason()
-  // The server did not accept a message of this script. Reconnecting would not help.
+  // The server rejects what this script sends, so reconnecting would not help.
   if (code === 4400) return stop()
   showState("reconnecting")
   // A server may fail right after each handshake, so only a connection that lasted resets the back-off.
   if (code === 1012 || lived > 10_000) attempt = 0
   if (code === 1013) attempt = Math.max(attempt, 3)
-  const justSubmitted = Date.now() - submittedAt < 10_000
-  const longest = justSubmitted && attempt === 0 ? 0.3 : Math.min(30, 2 ** attempt)
+  const longest = attempt === 0 && Date.now() - submittedAt < 10_000 ? 0.3 : Math.min(30, 2 ** attempt)
   attempt++
   // A browser reports a rejected handshake and a lost connection as 1006. Ask the server which it was.
   if (code === 1006 && !(await mayReconnect())) return
-  // A server that shuts down tells each page when to reconnect, so that they do not reconnect all at once.
-  const delay = code === 1012 && Number(/in (\d+(\.\d+)?) s$/.exec(reason)?.[1])
+  // A server that shuts down tells each page when to reconnect, so that not all do at once.
+  const delay = code === 1012 && Number(/in ([\d.]+) s$/.exec(reason)?.[1])
   timer = setTimeout(connect, (delay || Math.random() * longest) * 1000)
 }
 
 // Returns { me }, or { ended } after the end of the session, or {} without an answer.
 async function fetchCurrentSession() {
-  try {
-    const answer = await fetch("/api/me", { headers: background, signal: AbortSignal.timeout(10_000) })
-    if (answer.status === 401) return { ended: (await answer.json().catch(() => null))?.ended ?? {} }
-    if (answer.ok) return { me: await answer.json() }
-  } catch {
-    // No network.
-  }
-  return {}
+  const answer = await fetch("/api/me", { headers: background, signal: AbortSignal.timeout(10_000) }).catch(() => {})
+  const found = await answer?.json().catch(() => {})
+  if (answer?.status === 401) return { ended: found?.ended ?? {} }
+  return answer?.ok ? { me: found } : {}
 }
 
 // Returns whether to reconnect. Locks the page if its session has ended or another user is signed in.
@@ -118,22 +111,17 @@ function receive(message) {
   heardAt = Date.now()
   if (stale) closeDialog(stale)
   if (!stopped) {
-    timer = setTimeout(handleSilence, 30_000)
+    timer = setTimeout(() => {
+      showState("silent")
+      timer = setTimeout(() => { disconnect(); connect() }, 60_000)
+    }, 30_000)
     showState("connected")
   }
   try {
-    if (id === undefined || !received.has(id)) handlers[type]?.(message)
+    handlers[type]?.(message)
   } finally {
-    if (id !== undefined) {
-      received.add(id)
-      send({ type: "ack", id })
-    }
+    if (id !== undefined) send({ type: "ack", id })
   }
-}
-
-function handleSilence() {
-  showState("silent")
-  timer = setTimeout(() => { disconnect(); connect() }, 60_000)
 }
 
 // Covers a page that has heard nothing for too long, until it hears again. Timers stop while a computer sleeps.
@@ -143,7 +131,7 @@ function coverIfStale() {
 }
 
 function send(message) {
-  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message))
+  socket?.send(JSON.stringify(message))
 }
 
 const handlers = {
@@ -159,8 +147,8 @@ const handlers = {
 
   "permissions.changed"(message) {
     if (!applyPermissions(message)) return
-    const changes = { gained: message.added, lost: message.removed }
-    const words = Object.keys(changes).filter(key => changes[key]?.length).map(key => say(key, { permissions: changes[key].join(", ") }))
+    const changes = [["gained", message.added], ["lost", message.removed]].filter(([, list]) => list?.length)
+    const words = changes.map(([key, list]) => say(key, { permissions: list.join(", ") }))
     if (words.length && message.by) words.push(say("changedBy", message))
     if (words.length) toast(words.join(" "))
   },
@@ -217,16 +205,12 @@ function showAllowed() {
 }
 
 function mayAny(needs) {
-  return needs.split(" ").some(permission => permissions.has(permission))
-}
-
-function pageAllowed() {
-  return !main.dataset.needs || mayAny(main.dataset.needs)
+  return !needs || needs.split(" ").some(permission => permissions.has(permission))
 }
 
 // Hides the content of a page that the user may no longer see, and loads it again when they may.
 function updatePage(by) {
-  if (pageAllowed() === !pageRefused) return
+  if (mayAny(main.dataset.needs) !== pageRefused) return
   pageRefused = !pageRefused
   if (pageRefused) hidePage(by)
   else keepDrafts(), location.assign(here)
@@ -296,7 +280,7 @@ function lockEnded(end, explainAfter) {
   }, explainAfter)
 }
 
-// Locks the page because this browser now has a different session, of the user `name`.
+// Locks the page: this browser has a different session now, of the user `name`.
 function lockForeign(name) {
   disconnect()
   lock({
@@ -315,14 +299,9 @@ function lock(texts, explainAfter) {
   for (const [part, text] of Object.entries(texts)) setText(`#ended-${part}`, text)
   first("#ended-by").hidden = !texts.by
   first("#ended-action").href = `/login?${new URLSearchParams({ ended: session, next: here })}`
-  if (!explainAfter) return explain()
+  if (!explainAfter) return openDialog(dialog)
   for (const part of all("body > :not(.ended)")) part.inert = true
-  dialogTimer = setTimeout(explain, explainAfter)
-}
-
-function explain() {
-  clearTimeout(dialogTimer)
-  openDialog(dialog)
+  setTimeout(() => isLocked() && openDialog(dialog), explainAfter)
 }
 
 function openDialog(dialog) {
@@ -342,7 +321,6 @@ function closeDialog(dialog) {
 window.unlock = mine => {
   disconnect()
   delete pageData.locked
-  clearTimeout(dialogTimer)
   for (const part of all("[inert]")) part.inert = false
   closeDialog(dialog)
   const { activeElement } = document
@@ -388,7 +366,7 @@ addEventListener("pagehide", disconnect)
 addEventListener("pageshow", async event => {
   if (!event.persisted) return
   // Timers do not run in the back/forward cache, so the dialog may not have opened.
-  if (isLocked()) return explain(), location.assign(here)
+  if (isLocked()) return openDialog(dialog), location.assign(here)
   if (!stopped) showState("reconnecting")
   if (await mayReconnect()) reconnectNow()
 })

@@ -1,4 +1,4 @@
-// What all scripts share; passwords that can be shown; and keyboard shortcuts.
+// What all scripts share: the names in this one are global, as it is no module. Also shows passwords, and has shortcuts.
 
 const pageData = document.body.dataset
 const first = selector => document.querySelector(selector)
@@ -6,55 +6,73 @@ const all = selector => [...document.querySelectorAll(selector)]
 const texts = JSON.parse(first("#texts").textContent)
 const { lang } = document.documentElement
 const locale = lang === "en" ? "en-GB" : lang
+const { user } = pageData
+const dialog = first("#ended") // of a locked page
+let here = pageData.here || location.pathname + location.search
 
-Object.assign(window, {
-  pageData,
-  first,
-  all,
-  locale,
-  here: pageData.here || location.pathname + location.search,
-  user: pageData.user,
-  isLocked: () => "locked" in pageData,
+function isLocked() {
+  return "locked" in pageData
+}
 
-  // Returns the text in the language of the page, with the words filled in.
-  say: (key, words) => texts[key]?.replace(/%\((\w+)\)s/g, (_, name) => words[name]),
+// Returns the text in the language of the page, with the words filled in.
+function say(key, words) {
+  return texts[key]?.replace(/%\((\w+)\)s/g, (_, name) => words[name])
+}
 
-  sayTime: at => new Date(at).toLocaleString(locale, { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC",
+function sayTime(at) {
+  return new Date(at).toLocaleString(locale, { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" }) + " UTC"
+}
 
-  element(name, properties, ...children) {
-    const created = Object.assign(document.createElement(name), properties)
-    created.append(...children)
-    return created
-  },
+function element(name, properties, ...children) {
+  const created = Object.assign(document.createElement(name), properties)
+  created.append(...children)
+  return created
+}
 
-  button: (label, onclick) => element("button", { type: "button", onclick }, label),
+function button(label, onclick) {
+  return element("button", { type: "button", onclick }, label)
+}
 
-  setText(selector, text) {
-    for (const found of all(selector)) found.textContent = text
-  },
+function setText(selector, text) {
+  for (const found of all(selector)) found.textContent = text
+}
 
-  // Headers of what the user did not ask for. It does not count as use of the session, which would extend it.
-  background: { "X-Background": "1" },
+function isBox(field) {
+  return field.matches("[type=checkbox], [type=radio]")
+}
 
-  post: form => load(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) }),
+function initial(field) {
+  if (field.matches("select")) return (field.querySelector("[selected]") ?? field.options[0])?.value
+  return isBox(field) ? field.defaultChecked : field.defaultValue
+}
 
-  // Returns the answer and the page that it contains, or nothing without an answer.
-  async load(url, options) {
-    try {
-      const answer = await fetch(url, { signal: AbortSignal.timeout(30_000), ...options })
-      return [answer, new DOMParser().parseFromString(await answer.text(), "text/html")]
-    } catch {
-      return []
-    }
-  },
-})
+function isChanged(field) {
+  return field.matches("input, textarea, select") && (isBox(field) ? field.checked : field.value) !== initial(field)
+}
+
+// Headers of what the user did not ask for. It does not count as use of the session, which would extend it.
+const background = { "X-Background": "1" }
+
+function post(form, address = form.action, options = {}) {
+  return load(address, { method: "POST", body: new URLSearchParams(new FormData(form)), ...options })
+}
+
+// Returns the answer and the page that it contains, or nothing without an answer.
+async function load(url, options) {
+  try {
+    const answer = await fetch(url, { signal: AbortSignal.timeout(30_000), ...options })
+    return [answer, new DOMParser().parseFromString(await answer.text(), "text/html")]
+  } catch {
+    return []
+  }
+}
 
 addEventListener("click", ({ target }) => {
   const button = target.closest("[data-reveal]")
   if (button) reveal(button, button.ariaPressed === "false")
 })
 
-// Browsers remember and suggest the texts of text fields.
+// Browsers remember what is sent as plain text.
 addEventListener("submit", ({ target }) => {
   for (const button of target.querySelectorAll("[data-reveal]")) reveal(button, false)
 })

@@ -3,11 +3,11 @@
 
 const words = first("[data-passkey-words]")
 // The functions that read and write JSON came to all browsers in 2025.
-const supported = window.isSecureContext && "parseRequestOptionsFromJSON" in (window.PublicKeyCredential ?? {})
+const supported = window.isSecureContext && window.PublicKeyCredential?.parseRequestOptionsFromJSON
 let suggesting = null // AbortController of the autofill suggestions, which end when a button is pressed
 
 prepare(document)
-if (words && supported) words.hidden = true
+if (supported) words?.remove()
 else if (words) words.textContent = say("unsupported")
 
 // sign_in.js calls this for forms that it adds to a page, with the address from which they came.
@@ -42,7 +42,7 @@ async function ask(form, extra = {}) {
   const answer = await fetch(form.dataset.options, { cache: "no-store" })
   // The user has been signed out: reload to show why.
   if (answer.redirected) return location.reload()
-  if (!answer.ok) throw new Error(`options: ${answer.status}`)
+  if (!answer.ok) throw new Error()
   const ceremony = form.dataset.passkey
   const parse = ceremony === "create" ? "parseCreationOptionsFromJSON" : "parseRequestOptionsFromJSON"
   const publicKey = PublicKeyCredential[parse](await answer.json())

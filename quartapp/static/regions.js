@@ -3,8 +3,7 @@
 const stale = new Set() // elements that may have changed
 let loading // promise of replaceStale
 
-// Replaces the elements that show these topics. The server does not tell of changes in what the user may not see: it is
-// replaced when it is shown.
+// Replaces the elements that show these topics; hidden ones, of whose changes the server does not tell, when they are shown.
 window.refreshTopics = topics => {
   for (const part of all("[data-topics]")) {
     if (part.closest("[hidden]") || part.dataset.topics.split(" ").some(topic => topics.includes(topic))) stale.add(part)

@@ -18,7 +18,7 @@ dialog.onsubmit = event => {
   advance(post(event.target))
 }
 
-// The user has returned to this tab, or has signed in in another one.
+// The user has returned to this tab, or signed in in another.
 for (const type of ["focus", "visibilitychange", "storage"]) {
   addEventListener(type, () => document.hidden || !isLocked() || resume())
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import secrets
+from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Dialog, Page, Route, expect
+import pytest
+from playwright.async_api import BrowserContext, Dialog, Page, Route, expect
 
 from tests.browser.conftest import (
     NewBrowser,
@@ -23,6 +25,23 @@ from tests.people import Person, Server, until
 
 TYPED = "Line one\nline two, ünïcode & <b>"
 DRAFT_KEYS = "() => Object.keys(sessionStorage).filter(key => key.startsWith('draft:'))"
+
+# The drafts of posts are also on the server (see test_autosave), which would hide those of the tab.
+ONLY_IN_TAB = """
+const send = window.fetch
+window.fetch = (url, options) =>
+  String(url).endsWith("/draft") ? Promise.reject(new TypeError()) : send(url, options)
+"""
+
+
+@pytest.fixture
+async def new_browser(new_browser: NewBrowser) -> NewBrowser:
+    async def create(url: str, **options: Any) -> BrowserContext:
+        context = await new_browser(url, **options)
+        await context.add_init_script(ONLY_IN_TAB)
+        return context
+
+    return create
 
 
 async def type_post_and_place_caret(page: Page, text: str = TYPED) -> None:

@@ -35,7 +35,7 @@ DYNAMIC = re.compile(
     re.DOTALL,
 )
 # What a macro writes into a tag.
-ATTRIBUTES = re.compile(r"(?:[a-z]+-[a-z]+(?:=\"\w+\")?\s*)+")
+ATTRIBUTES = re.compile(r"(?:[a-z]+-[a-z]+(?:=\"[\w ]*\")?\s*)+")
 
 
 class Texts(HTMLParser):

@@ -1,7 +1,7 @@
 """Drafts of posts, which only their authors see."""
 
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 from beanie import Link, PydanticObjectId
 from pydantic import Field
@@ -12,7 +12,7 @@ from quartapp.db.mongo import Tx
 from quartapp.models.accounts.user import User
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
-from quartapp.models.base.record import Record
+from quartapp.models.base.record import Record, new_id
 from quartapp.models.base.references import user_ref
 
 # Drafts that the list of posts shows.
@@ -30,6 +30,8 @@ class PostDraft(Record):
     title: str
     body: str
     saved_at: datetime = Field(default_factory=clock.now)
+    # Each save sets another one. None in drafts of earlier releases.
+    version: PydanticObjectId | None = None
 
     class Settings:
         name = "post_drafts"
@@ -47,15 +49,17 @@ class PostDraft(Record):
             if not title and not body:
                 await cls.erase(draft_id, tx=tx)
                 return
-            text = {"title": title, "body": body, "saved_at": clock.now()}
+            new = {"$set": cls.texts(title, body), "$setOnInsert": {"author": user_ref(by.user_id)}}
             await cls.get_motor_collection().update_one(
-                {"_id": draft_id},
-                {"$set": text, "$setOnInsert": {"author": user_ref(by.user_id)}},
-                upsert=True,
-                session=tx,
+                {"_id": draft_id}, new, upsert=True, session=tx
             )
 
         await authorized_transaction(by, work)
+
+    @staticmethod
+    def texts(title: str, body: str) -> dict[str, Any]:
+        """Return the fields of a draft with these texts that is saved now."""
+        return {"title": title, "body": body, "saved_at": clock.now(), "version": new_id()}
 
     @classmethod
     async def latest(cls, author: PydanticObjectId) -> list[Self]:

@@ -13,11 +13,12 @@ from quart_auth import login_required
 
 from quartapp import policy
 from quartapp.auth import Forbidden, current_user, permission_required, rate_limits
-from quartapp.forms.posts import CommentForm, PostForm
+from quartapp.forms.posts import CommentForm, DraftForm, PostForm
 from quartapp.i18n import gettext as _
 from quartapp.models import Comment, Post, User
 from quartapp.models.posts import comment as comments
 from quartapp.models.posts import post as posts
+from quartapp.models.posts.autosave import autosave, page_id
 from quartapp.models.posts.draft import PostDraft
 from quartapp.models.posts.search import search
 from quartapp.policy import Permission
@@ -32,7 +33,7 @@ blueprint = Blueprint("posts", __name__)
 MAX_SEARCH = 200
 # Previews of one user. Each takes up to 0.3 s of processor time.
 PREVIEWS = parse("1000 per hour")
-# Drafts that one user saves.
+# Drafts that one user saves, and as many again while typing.
 DRAFTS = parse("1000 per hour")
 
 
@@ -84,12 +85,14 @@ async def new() -> Any:
             if form.draft.data:
                 return await _save_draft(form, current_user.user_id, "/posts/new")
             if form.preview.data:
-                return await _preview(form, None)
+                return await _preview(form, None, draft)
             await _count("post", settings().limit_post)
             by = current_user.actor
             post = await Post.write(form.title.data or "", form.body.data or "", by=by)
             return see_other(f"/posts/{post.id}")
-    page = await render_template("posts/edit.html", form=form, post=None, draft=draft)
+    page = await render_template(
+        "posts/edit.html", form=form, post=None, draft=draft, opened=page_id()
+    )
     return page, form.status, form.headers
 
 
@@ -122,14 +125,46 @@ async def edit(post_id: str) -> Any:
             if form.draft.data:
                 return await _save_draft(form, post.id, f"/posts/{post.id}/edit")
             if form.preview.data:
-                return await _preview(form, post)
+                return await _preview(form, post, draft)
             await _count("post", settings().limit_post)
             by = current_user.actor
             if not await post.revise(form.title.data or "", form.body.data or "", by=by):
                 abort(404)
             return see_other(f"/posts/{post.id}")
-    page = await render_template("posts/edit.html", form=form, post=post, draft=draft)
+    page = await render_template(
+        "posts/edit.html", form=form, post=post, draft=draft, opened=page_id()
+    )
     return page, form.status, form.headers
+
+
+@blueprint.post("/posts/<post_id>/draft")
+@login_required
+@permission_required(Permission.POSTS_WRITE)
+async def save_typed(post_id: str) -> Any:
+    """Save the text that is being typed as the draft of a post, or with the id "new" of a new one,
+    and answer with a piece of HTML that says when, or why not.
+
+    Nothing is stored if that would replace a draft that was saved elsewhere, or bring back one that
+    was published or discarded (409, see `autosave`), if a text is not valid (422), and past the
+    limit (429). Without any text, the answer says when the draft was saved. Raises Forbidden and
+    answers 403 as `_refuse` does; 404 for an unknown post.
+    """
+    post = None if post_id == "new" else await _find(post_id)
+    if post and not policy.may_edit(current_user, post):
+        _refuse(post)
+    form = await DraftForm.from_request()
+    draft_id = post.id if post else current_user.user_id
+    status, headers = 200, {}
+    with form.catch_retry_later():
+        if form.posted and (form.title.data or form.body.data):
+            await _count("typed draft", DRAFTS)
+            await _autosave(form, draft_id)
+    if form.errors:
+        status, headers = form.status, form.headers
+    page = await render_template(
+        "posts/draft.html", form=form, draft=await PostDraft.get(draft_id), opened=page_id()
+    )
+    return page, status, headers
 
 
 @blueprint.post("/posts/<post_id>/delete")
@@ -222,13 +257,31 @@ async def _save_draft(form: PostForm, draft_id: PydanticObjectId, page: str) -> 
     return see_other(page)
 
 
-async def _preview(form: PostForm, post: Post | None) -> str:
+async def _autosave(form: DraftForm, draft_id: PydanticObjectId) -> None:
+    """Store the draft of the form, or refuse the form with 409."""
+    ids = [
+        PydanticObjectId(field.data) if PydanticObjectId.is_valid(field.data or "") else None
+        for field in (form.version, form.opened)
+    ]
+    texts = form.title.data or "", form.body.data or ""
+    by = current_user.actor
+    if not await autosave(draft_id, *texts, version=ids[0], opened=ids[1], by=by):
+        form.refuse(
+            _(
+                "The draft was saved, published or discarded elsewhere. This text is kept in this "
+                "tab only. Use “Save draft” to save it, or reload the page to see what is stored."
+            ),
+            status=409,
+        )
+
+
+async def _preview(form: PostForm, post: Post | None, draft: PostDraft | None) -> str:
     """Return the page of the form with its text rendered above it. Counts a preview: raises
     RateLimitExceeded past the limit, and RetryLater if too many texts are being rendered."""
     await _count("preview", PREVIEWS)
     preview = await markdown().render(form.body.data or "", below=2)
     return await render_template(
-        "posts/edit.html", form=form, post=post, draft=None, preview=preview
+        "posts/edit.html", form=form, post=post, draft=draft, opened=page_id(), preview=preview
     )
 
 

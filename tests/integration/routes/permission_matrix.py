@@ -85,6 +85,7 @@ GET        /posts                                         anyone
 GET        /posts/<post_id>                               anyone
 GET POST   /posts/new                                     posts.write
 GET POST   /posts/<post_id>/edit                          author
+POST       /posts/<post_id>/draft                         author
 POST       /posts/<post_id>/delete                        author or posts.moderate
 POST       /posts/<post_id>/comments                      posts.write
 POST       /comments/<comment_id>/delete                  author or posts.moderate
@@ -142,7 +143,7 @@ class Row(NamedTuple):
     @property
     def done(self) -> int:
         """Return the status of a successful answer."""
-        answers = ("/account/export", "/password/strength")
+        answers = ("/account/export", "/password/strength", "/posts/<post_id>/draft")
         return 303 if self.method == "POST" and self.rule not in answers else 200
 
     def __str__(self) -> str:

@@ -233,7 +233,12 @@ NOT_REVOKING = {
     *("/account/email", "/account/email/keep", "/account/email/again", "/account/notices/read"),
     *("/account/factors/passkeys/<passkey_id>/rename", "/account/factors/recovery-codes"),
     *("/posts/new", "/posts/<post_id>/edit", "/posts/<post_id>/delete"),
-    *("/posts/<post_id>/comments", "/comments/<comment_id>/delete", "/admin/roles/new"),
+    *(
+        "/posts/<post_id>/draft",
+        "/posts/<post_id>/comments",
+        "/comments/<comment_id>/delete",
+        "/admin/roles/new",
+    ),
     *(f"{USER}/grants", f"{USER}/enable", f"{USER}/last-day", f"{USER}/restore"),
     *("/admin/invitations", "/admin/invitations/<invitation_id>/withdraw"),
     *("/admin/invitations/<invitation_id>/again", "/admin/users/new", "/password/strength"),

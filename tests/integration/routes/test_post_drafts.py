@@ -4,8 +4,10 @@ import pytest
 from limits import parse
 
 from quartapp.models.base.actor import SYSTEM
+from quartapp.models.posts.draft import PostDraft
 from quartapp.routes.posts import pages
 from tests.integration.routes.conftest import (
+    Answer,
     StartApp,
     Visitor,
     Visitors,
@@ -121,3 +123,101 @@ async def test_saved_drafts_are_limited(
     refused = await ada.post("/posts/new", title="Second", body="x", draft="save")
     assert refused.status == 429
     assert refused.fields["title"] == "Second"
+
+
+def shown(answer: Answer) -> dict[str, str]:
+    """Return the fields by which a page says which draft it shows."""
+    return {name: answer.fields[name] for name in ("version", "opened") if name in answer.fields}
+
+
+async def type_into(
+    visitor: Visitor, page: Answer, path: str = "/posts/new", **text: str
+) -> Answer:
+    """Send what a page sends while its user types."""
+    address = path.removesuffix("/edit") + "/draft"
+    return await visitor.post(address, **{**TEXT, **text}, **shown(page))
+
+
+@pytest.mark.parametrize("path", ["/posts/new", "edit"])
+async def test_a_draft_is_saved_while_it_is_typed(ada: Visitor, path: str) -> None:
+    if path == "edit":
+        path = (await ada.post("/posts/new", title="Old", body="old")).location + "/edit"
+        await ada.post(path, title="Newer", body="newer")
+    page = await ada.get(path)
+    for body in ("One", "One, two", ""):
+        page = await type_into(ada, page, path, body=body)
+        assert page.status == 200
+        assert "Draft saved" in page.text
+        assert await filled(ada, path) == {**TEXT, "body": body}
+    # Without any text the draft stays.
+    page = await type_into(ada, page, path, title="", body="")
+    assert page.status == 200
+    assert await filled(ada, path) == {**TEXT, "body": ""}
+
+
+@pytest.mark.parametrize("path", ["/posts/new", "edit"])
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "not saved"])
+@pytest.mark.parametrize("done", ["save", "discard", "publish"])
+async def test_typing_replaces_nothing_newer(
+    ada: Visitor, path: str, saved: bool, done: str
+) -> None:
+    """A page types into the draft that another page has saved, discarded or published."""
+    if path == "edit":
+        path = (await ada.post("/posts/new", title="Old", body="old")).location + "/edit"
+    page = await ada.get(path)
+    if saved:
+        page = await type_into(ada, page, path)
+    await ada.post(path, title="Newer", body="x", **({} if done == "publish" else {"draft": done}))
+    before = await documents("post_drafts")
+    late = await type_into(ada, page, path, body="Typed before that")
+    if done == "discard" and not saved:
+        # There was nothing to discard.
+        assert late.status == 200
+        return
+    assert late.status == 409
+    assert "elsewhere" in late.text
+    assert await documents("post_drafts") == before
+
+
+async def test_a_draft_of_an_earlier_release_is_saved_while_it_is_typed(ada: Visitor) -> None:
+    await save(ada)
+    await PostDraft.get_motor_collection().update_many({}, {"$unset": {"version": 1}})
+    page = await ada.get("/posts/new")
+    assert (await type_into(ada, page, body="More")).status == 200
+    assert (await type_into(ada, page, body="Less")).status == 409
+    assert (await filled(ada))["body"] == "More"
+
+
+async def test_text_that_is_not_valid_is_not_saved_while_it_is_typed(ada: Visitor) -> None:
+    page = await ada.get("/posts/new")
+    refused = await type_into(ada, page, title="x" * 201)
+    assert refused.status == 422
+    assert "at most 200 characters" in refused.text
+    assert shown(refused) == shown(page)
+    assert await documents("post_drafts") == []
+    nonsense = await ada.post("/posts/new/draft", **TEXT, version="x", opened="y")
+    assert nonsense.status == 409
+    assert await documents("post_drafts") == []
+
+
+async def test_only_its_author_types_into_a_post(visitors: Visitors, ada: Visitor) -> None:
+    bob = await visitors.member("bob")
+    post = (await ada.post("/posts/new", title="Old", body="old")).location
+    page = await ada.get(f"{post}/edit")
+    assert (await type_into(bob, page, post)).status == 403
+    await ada.post(f"{post}/delete")
+    assert (await type_into(ada, page, post)).status == 404
+    assert await documents("post_drafts") == []
+
+
+async def test_drafts_that_are_saved_while_typing_are_limited(
+    start_app: StartApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "DRAFTS", parse("1 per hour"))
+    ada = await (await start_app()).member("ada")
+    page = await type_into(ada, await ada.get("/posts/new"))
+    refused = await type_into(ada, page, body="More")
+    assert refused.status == 429
+    assert shown(refused) == shown(page)
+    assert await filled(ada) == TEXT
+    await save(ada)
