@@ -68,14 +68,21 @@ async def test_pages_are_accessible_and_fit_the_window(
         await assert_accessible(page)
 
 
-async def test_pages_are_accessible_in_german(server: Server, new_browser: NewBrowser) -> None:
+@pytest.mark.parametrize(
+    ("visited", "paths"),
+    [(SIGNED_OUT, SIGNED_IN[::3]), ([], SIGNED_IN[1::3] + SIGNED_IN[2::3])],
+    ids=["signed out and in", "signed in, others"],
+)
+async def test_pages_are_accessible_in_german(
+    server: Server, new_browser: NewBrowser, visited: list[str], paths: list[str]
+) -> None:
     page = await (await new_browser(server.url, locale="de-DE")).new_page()
     await show(page, PHONE)
-    for path in SIGNED_OUT:
+    for path in visited:
         await page.goto(path)
         await assert_accessible(page, [PHONE])
     await sign_in(page, "root")
-    for path in SIGNED_IN:
+    for path in paths:
         await page.goto(path)
         assert await page.locator("html").get_attribute("lang") == "de"
         await assert_accessible(page, [PHONE])
