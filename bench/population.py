@@ -19,7 +19,7 @@ from bson import Binary, ObjectId
 from pymongo import MongoClient, WriteConcern
 from pymongo.database import Database
 
-from bench.rows import CREW, MONTH, Row, collections
+from bench.rows import CREW, Row, collections
 from quartapp import models
 from quartapp.models.audit.entry_hash import hash_of
 from quartapp.models.audit.seal import ZERO, root_of, seal_hash
@@ -125,7 +125,7 @@ def _chain(hashes: Hashes) -> Iterator[Row]:
     for number, part in enumerate(_batched(iter(hashes), SEALED_AT_ONCE), 1):
         entries = [{"id": entry, "hash": Binary(digest)} for entry, digest in part]
         at = part[-1][0].generation_time + timedelta(seconds=5)
-        since = since or at - MONTH
+        since = since or at
         seal: Row = {
             "_id": number,
             "at": at,

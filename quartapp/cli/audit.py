@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from quartapp.models.audit.export import Format, export, record_export
 from quartapp.models.audit.search import EventFilter, find_person
 from quartapp.models.audit.verification import Verification
 from quartapp.models.base.actor import SYSTEM
+
+PROGRESS_EVERY = 5.0
 
 
 @audit.command()
@@ -42,7 +45,10 @@ async def verify(expected: tuple[str, ...]) -> None:
     for each in expected:
         if not re.fullmatch("[0-9a-fA-F]{64}", each):
             raise CommandError("--expect: a hash has 64 hexadecimal digits")
-    verification = Verification({each.lower() for each in expected})
+    progress = Progress()
+    verification = Verification(
+        {each.lower() for each in expected}, on_progress=lambda: progress.show(verification)
+    )
     faults = 0
     async for fault in verification.faults():
         faults += 1
@@ -51,6 +57,20 @@ async def verify(expected: tuple[str, ...]) -> None:
     if faults:
         raise CommandError(f"the audit log has {faults:,} {'fault' if faults == 1 else 'faults'}")
     echo("No faults.")
+
+
+class Progress:
+    """Prints how much is compared, to standard error if that is a terminal, at most every
+    PROGRESS_EVERY seconds."""
+
+    def __init__(self) -> None:
+        self._shown_at = clock.monotonic()
+
+    def show(self, found: Verification) -> None:
+        """Print the numbers of the verification if it is time."""
+        if sys.stderr.isatty() and clock.monotonic() - self._shown_at >= PROGRESS_EVERY:
+            self._shown_at = clock.monotonic()
+            echo(f"Compared so far: {found.entries:,} entries, {found.seals:,} seals.", err=True)
 
 
 def _report(found: Verification) -> None:

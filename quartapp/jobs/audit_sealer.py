@@ -28,10 +28,20 @@ class AuditSealer(RepeatedTask):
     def __init__(self) -> None:
         self._expired_at: float | None = None
         self._adopted_to: PydanticObjectId | None = None
+        self._newest: seals.Mark | None = None
 
     async def run(self) -> None:
+        await self._compare()
         self._adopted_to = await seal_all(self._adopted_to)
+        self._newest = await seals.newest()
         await self._expire()
+
+    async def _compare(self) -> None:
+        """Log the error `audit_chain_changed` if the newest seal of the last run was changed or
+        removed since. The database does not show that afterwards."""
+        if self._newest is not None and not await seals.is_in_chain(self._newest):
+            seal, expected = self._newest.number, self._newest.hash
+            log.error("audit_chain_changed", seal=seal, hash=expected)
 
     async def _expire(self) -> None:
         """Delete all seals whose entries have been deleted by age, at the first call and then once

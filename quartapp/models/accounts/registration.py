@@ -188,4 +188,5 @@ async def drop_claim(email: str, *, tx: Tx) -> None:
     notices = Notice.get_motor_collection()
     await notices.delete_many({"user.$id": claiming.id}, session=tx)
     await erase_address_at_once(claiming.id, tx)
-    await Event.record(ACCOUNT_DELETED, by=SYSTEM, subject=claiming.id, tx=tx, reason="replaced")
+    details = {"reason": "replaced", "erased": []}
+    await Event.record(ACCOUNT_DELETED, by=SYSTEM, subject=claiming.id, tx=tx, **details)

@@ -18,10 +18,12 @@ from bson import Binary, CodecOptions, DBRef, ObjectId
 from quartapp.activities import A_POST
 
 # The details of an entry that are not personal data. All others are committed to.
-LASTING = ("role", "roles", "reason", "count", "until", "expired", "posts")
+LASTING = ("role", "roles", "reason", "count", "until", "expired", "posts", "erased")
 # Fields that are not part of the hash: salts are checked with the commitments, and earlier versions
 # stored the receipts in the entry.
 UNHASHED = ("salts", "erased_for", "receipts", "counted_tabs", "silent_worker")
+# What reading a document raises that another program has written with values of other types.
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 
 Document = Mapping[str, Any]
 # The path of a value in an entry: ("ip",) or ("details", name).

@@ -19,6 +19,7 @@ from quartapp.models.audit.event import Event
 from quartapp.models.base.record import documents
 from quartapp.models.base.references import EVENTS
 
+LISTED = 10_000
 _COMMITTED = {
     "$map": {
         "input": {"$objectToArray": {"$ifNull": ["$commitments.details", {}]}},
@@ -64,6 +65,19 @@ async def erase_details(
     async for ids in Event.batches(match, collation=collation):
         await documents(EVENTS).update_many({"_id": {"$in": ids}}, blank)
         yield len(ids)
+
+
+async def erased_without_subject(
+    account: PydanticObjectId, tx: Tx
+) -> list[PydanticObjectId] | None:
+    """Return the ids of the entries without a subject from which details were erased for the
+    account; None if these are more than LISTED.
+
+    The event ACCOUNT_DELETED contains them, as these entries do not tell in their hash which
+    account they are about.
+    """
+    ids = await Event.ids({"erased_for": account}, limit=LISTED + 1, tx=tx)
+    return sorted(ids) if len(ids) <= LISTED else None
 
 
 async def erase_address(account: PydanticObjectId) -> AsyncIterator[int]:

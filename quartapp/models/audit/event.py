@@ -67,6 +67,7 @@ class Event(AppendOnly):
             # Events about an invited address, which has no account yet.
             IndexModel([("details.email", 1)], name="of_address", sparse=True, collation=CASELESS),
             IndexModel([("details.author", 1)], name="quoting", sparse=True),
+            IndexModel([("erased_for", 1)], name="erased_for", sparse=True),
             IndexModel([("at", 1)], name="kept", expireAfterSeconds=int(KEPT.total_seconds())),
         ]
 

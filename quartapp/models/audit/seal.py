@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 from beanie import PydanticObjectId
@@ -18,7 +19,7 @@ from pymongo.errors import DuplicateKeyError
 
 from quartapp import clock
 from quartapp.db.mongo import Tx, transaction
-from quartapp.models.audit.entry_hash import canonical, commitment_fields, hash_of
+from quartapp.models.audit.entry_hash import MALFORMED, canonical, commitment_fields, hash_of
 from quartapp.models.audit.event_receipts import KEPT
 from quartapp.models.base.append_only import AppendOnly
 from quartapp.models.base.record import Record, documents, first_id_at
@@ -37,6 +38,10 @@ SETTLED = timedelta(minutes=2)
 # Seals outlive their entries, so that a verification can tell why an entry is missing.
 SEALS_KEPT = KEPT + timedelta(days=30)
 EXPIRED_AT_ONCE = 1000
+# What other programs store in the wrong form does not stop the job: `quartapp audit verify` names
+# it.
+NUMBERED = {"_id": {"$type": "number"}}
+READABLE = {"_id": {"$type": "objectId"}, "hash": {"$type": "binData"}}
 
 
 class UnsealedEntry(Record):
@@ -115,7 +120,8 @@ async def seal() -> Sealed | None:
         # The time comes first: each entry that was committed before it can be read below.
         now = clock.now()
         unsealed = documents(UnsealedEntry.Settings.name)
-        rows = await unsealed.find({}, session=tx).sort("_id", 1).limit(BATCH).to_list(None)
+        found = unsealed.find(READABLE, session=tx).sort("_id", 1).limit(BATCH)
+        rows = await found.to_list(None)
         if not rows:
             return None
         more = len(rows) == BATCH
@@ -159,8 +165,9 @@ async def adopt(
         rows = [row for row in rows if row["_id"] not in known]
         if not rows:
             return None
-        await _add_commitments(rows, tx)
-        hashes = {row["_id"]: hash_of(row) for row in rows}
+        hashes = await _add_commitments(rows, tx)
+        if not hashes:
+            return None
         return await _append(hashes, at=now, tx=tx, more=more, adopted_to=looked_to)
 
     try:
@@ -169,20 +176,32 @@ async def adopt(
         return None, after
 
 
-async def _add_commitments(rows: Sequence[dict[str, Any]], tx: Tx) -> None:
-    """Add salts and commitments to those of the entries that have none, also in the database."""
-    writes = []
+async def _add_commitments(rows: Sequence[dict[str, Any]], tx: Tx) -> dict[PydanticObjectId, bytes]:
+    """Add salts and commitments to those of the entries that have none, in the database; return
+    the hashes of all by their ids.
+
+    Leaves out entries that cannot be read, because another program has written them.
+    """
+    writes: list[UpdateOne] = []
+    hashes: dict[PydanticObjectId, bytes] = {}
     for row in rows:
-        if "commitments" not in row:
-            row |= (fields := commitment_fields(row))
+        try:
+            fields = {} if "commitments" in row else commitment_fields(row)
+            hashes[row["_id"]] = hash_of(row | fields)
+        except MALFORMED:
+            continue
+        if fields:
             writes.append(UpdateOne({"_id": row["_id"]}, {"$set": fields}))
     if writes:
         await documents(EVENTS).bulk_write(writes, session=tx)
+    return hashes
 
 
 async def _head(tx: Tx) -> dict[str, Any]:
-    """Return the newest seal as it is stored; empty if there is none."""
-    found = await documents(SEALS).find_one({}, sort=[("_id", -1)], session=tx)
+    """Return the newest seal as it is stored, without its entries; empty if there is none."""
+    found = await documents(SEALS).find_one(
+        NUMBERED, {"entries": 0}, sort=[("_id", -1)], session=tx
+    )
     return found or {}
 
 
@@ -224,7 +243,7 @@ async def known_hashes(
     named = {"$in": list(ids)}
     # First those that wait: between the two queries an entry can only be sealed.
     waiting = documents(UnsealedEntry.Settings.name).find({"_id": named}, session=tx)
-    hashes = {row["_id"]: row["hash"] async for row in waiting}
+    hashes = {row["_id"]: row.get("hash", b"") async for row in waiting}
     mine = {"$filter": {"input": "$entries", "cond": {"$in": ["$$this.id", list(ids)]}}}
     pipeline = [{"$match": {"entries.id": named}}, {"$project": {"entries": mine}}]
     async for row in documents(SEALS).aggregate(pipeline, session=tx):
@@ -232,15 +251,56 @@ async def known_hashes(
     return hashes
 
 
+async def known_ids(ids: Sequence[PydanticObjectId]) -> set[PydanticObjectId]:
+    """Return a set that has those of these entries that a seal contains or that wait for one, and
+    perhaps others."""
+    named = {"$in": list(ids)}
+    # In this order, as in `known_hashes`.
+    waiting = documents(UnsealedEntry.Settings.name).find({"_id": named}, {"_id": 1})
+    known = {row["_id"] async for row in waiting}
+    async for row in documents(SEALS).find({"entries.id": named}, {"entries.id": 1}):
+        known.update(entry["id"] for entry in row["entries"])
+    return known
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The number and the hash of a seal, by which it is recognised later."""
+
+    number: int
+    hash: str
+
+
+async def newest() -> Mark | None:
+    """Return the mark of the newest seal; None if there is none."""
+    row = await documents(SEALS).find_one(NUMBERED, {"hash": 1}, sort=[("_id", -1)])
+    return Mark(row["_id"], row["hash"].hex()) if row else None
+
+
+async def is_in_chain(mark: Mark) -> bool:
+    """Return whether the seal of this number still has this hash."""
+    match = {"_id": mark.number, "hash": bytes.fromhex(mark.hash)}
+    return await documents(SEALS).find_one(match, {"_id": 1}) is not None
+
+
 async def expire_seals() -> int:
-    """Delete up to EXPIRED_AT_ONCE seals whose entries have all been deleted by age, and return how
-    many. The newest seal stays whatever its age, because the next one is chained to it.
+    """Delete up to EXPIRED_AT_ONCE of the oldest seals, if their entries have all been deleted by
+    age, and return how many. The newest seal stays whatever its age, because the next one is
+    chained to it.
     """
     seals = documents(SEALS)
-    head = await seals.find_one({}, {"_id": 1}, sort=[("_id", -1)])
-    oldest = await seals.find({}, {"at": 1}).sort("_id", 1).limit(EXPIRED_AT_ONCE).to_list(None)
     limit = clock.now() - SEALS_KEPT
-    gone = [row["_id"] for row in oldest if row["at"] < limit and row["_id"] != head["_id"]]
+
+    def has_expired(row: Mapping[str, Any]) -> bool:
+        return row["at"] < limit and row["_id"] != head["_id"]
+
+    oldest = await seals.find_one(NUMBERED, {"at": 1}, sort=[("_id", 1)])
+    head = await seals.find_one(NUMBERED, {"_id": 1}, sort=[("_id", -1)])
+    if oldest is None or not has_expired(oldest):
+        return 0
+    found = seals.find(NUMBERED, {"at": 1}).sort("_id", 1).limit(EXPIRED_AT_ONCE)
+    # Clocks can differ, and a seal in between must not be missing.
+    gone = [row["_id"] for row in takewhile(has_expired, await found.to_list(None))]
     if gone:
         await seals.delete_many({"_id": {"$in": gone}})
     return len(gone)

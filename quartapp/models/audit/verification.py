@@ -1,22 +1,22 @@
 """Comparing the audit log with its hash chain: every change and every gap is a fault."""
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from beanie import PydanticObjectId
 from bson import ObjectId
 
 from quartapp import clock
-from quartapp.activities import ACCOUNT_DELETED
-from quartapp.models.audit.entry_hash import (
-    Path,
-    committed_paths,
-    hash_of,
-    is_as_committed,
-    is_erased,
+from quartapp.models.audit.entry_faults import (
+    GRACE,
+    Lost,
+    faults_of_entry,
+    not_excused,
+    times_of,
 )
+from quartapp.models.audit.entry_hash import MALFORMED
 from quartapp.models.audit.event_receipts import KEPT
 from quartapp.models.audit.seal import (
     ADOPTING,
@@ -26,17 +26,21 @@ from quartapp.models.audit.seal import (
     SETTLED,
     ZERO,
     UnsealedEntry,
-    known_hashes,
+    known_ids,
     root_of,
     seal_hash,
 )
 from quartapp.models.base.record import documents
-from quartapp.models.base.references import EVENTS, USERS
+from quartapp.models.base.references import EVENTS
 
 Row = Mapping[str, Any]
-# How much earlier than its commit an entry can have been created, with clocks that differ.
-GRACE = timedelta(minutes=10)
-SEALS_AT_ONCE = 20
+# Seals that are read at once, with their entries.
+SEALS_AT_ONCE = 100
+# Fields that the hash of an entry does not cover, and that only entries of earlier versions have.
+OF_EARLIER_VERSIONS = ("receipts", "counted_tabs", "silent_worker")
+
+
+def no_progress() -> None: ...
 
 
 @dataclass
@@ -57,9 +61,12 @@ class Verification:
     expired: int = 0
     waiting: int = 0
     newest: Row | None = None
+    # Called after each batch.
+    on_progress: Callable[[], None] = no_progress
     _found: set[str] = field(default_factory=set)
-    # When all entries that had been committed by then were sealed.
+    # When all entries that had been committed by then were sealed, and the latest time of a seal.
     _complete_at: datetime | None = None
+    _latest: datetime | None = None
 
     async def faults(self) -> AsyncIterator[str]:
         """Yield one line for each fault; none if the log is as the chain says. Changes nothing in
@@ -82,22 +89,37 @@ class Verification:
     async def _check_seals(self) -> AsyncIterator[str]:
         """Yield the faults of the seals, in their order, and those of the entries of each."""
         cursor = documents(SEALS).find({}, batch_size=SEALS_AT_ONCE).sort("_id", 1)
+        seals: list[Row] = []
         async for seal in cursor:
             self.seals += 1
+            if not _is_well_formed(seal):
+                yield f"seal {seal['_id']} was changed: it cannot be read"
+                continue
+            seals.append(seal)
+            if sum(len(each["entries"]) for each in seals) >= BATCH:
+                async for fault in self._check_batch(seals):
+                    yield fault
+                seals = []
+        async for fault in self._check_batch(seals):
+            yield fault
+
+    async def _check_batch(self, seals: Sequence[Row]) -> AsyncIterator[str]:
+        """Yield the faults of these seals and their entries, which are read with one query."""
+        rows = await _entries([entry["id"] for seal in seals for entry in seal["entries"]])
+        for seal in seals:
             for fault in self._faults_of_seal(seal):
                 yield fault
-            async for fault in self._check_entries(seal):
+            async for fault in self._check_entries(seal, rows):
                 yield fault
             self.newest = seal
+            self._latest = max(seal["at"], self._latest or seal["at"])
             if self.expected:
                 self._found.add(seal["hash"].hex())
             if seal["complete"]:
-                self._complete_at = seal["at"]
+                self._complete_at = max(seal["at"], self._complete_at or seal["at"])
+        self.on_progress()
 
     def _faults_of_seal(self, seal: Row) -> Iterator[str]:
-        """Yield what is wrong with the seal: the seals before it are missing, and cannot have been
-        deleted by age; it does not contain the hash of the one before; it was changed; it is more
-        than GRACE older than the one before; or it adopts entries after the end of ADOPTING."""
         number, before = seal["_id"], self.newest
         expected = before["_id"] + 1 if before else 1
         if number != expected and not (before is None and _may_follow_expired(seal)):
@@ -108,20 +130,21 @@ class Verification:
             yield "seal 1 names a seal before it"
         if seal_hash(seal) != seal["hash"] or root_of(seal["entries"]) != seal["root"]:
             yield f"seal {number} was changed"
-        if before and seal["at"] < before["at"] - GRACE:
-            yield f"seal {number} is older than seal {before['_id']}"
+        if before and seal["previous_at"] != before["at"]:
+            yield f"seal {number} gives another time for seal {before['_id']}"
+        since = before["since"] if before else seal["at"]
+        if (before or number == 1) and seal["since"] != since:
+            yield f"seal {number} gives another time for the first seal"
+        if self._latest and seal["at"] < self._latest - GRACE:
+            yield f"seal {number} is older than a seal before it"
+        if seal["at"] > clock.now() + GRACE:
+            yield f"seal {number} has a time in the future"
         if seal["adopts"] and seal["at"] - seal["since"] > ADOPTING:
             yield f"seal {number} contains entries that were inserted without a hash"
 
-    async def _check_entries(self, seal: Row) -> AsyncIterator[str]:
-        """Yield a fault for each entry of the seal that is missing, was changed, lost values though
-        no account was deleted, or was inserted later than it says.
-
-        An entry that is missing counts as `expired` if it is old enough to be deleted by age.
-        """
-        ids = [entry["id"] for entry in seal["entries"]]
-        rows = {row["_id"]: row async for row in documents(EVENTS).find({"_id": {"$in": ids}})}
-        erased: list[tuple[Row, Path]] = []
+    async def _check_entries(self, seal: Row, rows: Mapping[ObjectId, Row]) -> AsyncIterator[str]:
+        """Yield the faults of the entries that the seal contains."""
+        lost: list[Lost] = []
         for entry in seal["entries"]:
             row = rows.get(entry["id"])
             if row is None:
@@ -131,55 +154,67 @@ class Verification:
                     yield f"entry {entry['id']} of seal {seal['_id']} is missing"
                 continue
             self.entries += 1
-            for fault in _faults_of_entry(row, entry["hash"], erased):
+            for fault in faults_of_entry(row, entry["hash"], lost):
                 yield f"entry {entry['id']} of seal {seal['_id']} {fault}"
-            created = min(_time_of(row["_id"]), row["at"])
-            if not seal["adopts"] and self._complete_at and created < self._complete_at - GRACE:
-                yield (f"entry {entry['id']} of seal {seal['_id']} was inserted later than it says")
-        async for fault in self._check_erased(erased):
+            for fault in self._faults_of_times(row, seal):
+                yield f"entry {entry['id']} of seal {seal['_id']} {fault}"
+        async for fault in self._check_lost(lost):
             yield fault
 
-    async def _check_erased(self, erased: Sequence[tuple[Row, Path]]) -> AsyncIterator[str]:
+    def _faults_of_times(self, row: Row, seal: Row) -> Iterator[str]:
+        """Yield what is wrong with an entry whose times do not fit its place in the chain."""
+        try:
+            first, last = times_of(row)
+        except MALFORMED:
+            # Already reported: the hash is another one.
+            return
+        if not seal["adopts"] and self._complete_at and first < self._complete_at - GRACE:
+            yield "was inserted later than it says"
+        if last > seal["at"] + GRACE:
+            yield "was inserted earlier than it says"
+        if first > seal["since"] + ADOPTING:
+            for name in OF_EARLIER_VERSIONS:
+                if name in row:
+                    yield f"was changed: {name}"
+
+    async def _check_lost(self, lost: Sequence[Lost]) -> AsyncIterator[str]:
         """Yield a fault for each entry with an erased value for which no deletion of an account is
         in the chain, and count the others."""
-        owners = {owner for row, path in erased for owner in _owners(row, path)}
-        deleted = await _deleted(owners) if owners else set()
-        faulty = {row["_id"] for row, path in erased if deleted.isdisjoint(_owners(row, path))}
-        self.erased += len({row["_id"] for row, _ in erased} - faulty)
+        faulty = await not_excused(lost)
+        self.erased += len({each.entry for each in lost} - faulty)
         for entry in sorted(faulty):
             yield f"entry {entry} lost values, but the account was not deleted"
 
     # ---- entries that are in no seal
 
     async def _check_waiting(self) -> AsyncIterator[str]:
-        """Yield a fault for each entry that waits for a seal and is missing, unless it is old
-        enough to be deleted by age, was changed, or lost values though no account was deleted.
-        Count the others, and the changed ones, as `waiting`."""
+        """Yield the faults of the entries that wait for a seal."""
         cursor = documents(UnsealedEntry.Settings.name).find({}, batch_size=BATCH).sort("_id", 1)
         while waiting := await cursor.to_list(BATCH):
-            ids = [each["_id"] for each in waiting]
-            rows = {row["_id"]: row async for row in documents(EVENTS).find({"_id": {"$in": ids}})}
-            erased: list[tuple[Row, Path]] = []
+            rows = await _entries([each["_id"] for each in waiting])
+            lost: list[Lost] = []
             for each in waiting:
-                row = rows.get(each["_id"])
+                row, digest = rows.get(each["_id"]), each.get("hash")
+                if not isinstance(each["_id"], ObjectId) or not isinstance(digest, bytes):
+                    yield f"the hash of entry {each['_id']}, which waits for a seal, was changed"
+                    continue
                 if row is None:
                     if not _has_expired(each["_id"]):
                         yield f"entry {each['_id']}, which waits for a seal, is missing"
                     continue
                 self.waiting += 1
-                for fault in _faults_of_entry(row, each["hash"], erased):
+                for fault in faults_of_entry(row, digest, lost):
                     yield f"entry {each['_id']}, which waits for a seal, {fault}"
-            async for fault in self._check_erased(erased):
+            async for fault in self._check_lost(lost):
                 yield fault
 
     async def _find_unsealed(self) -> AsyncIterator[str]:
-        """Yield a fault for each entry that no seal contains and that does not wait for one. Those
-        that a worker will adopt (`models.audit.seal`) count as `waiting` instead."""
+        """Yield a fault for each entry that neither a seal contains nor waits for one."""
         head = self.newest or {}
         cursor = documents(EVENTS).find({}, {"_id": 1}, batch_size=BATCH).sort("_id", 1)
         while rows := await cursor.to_list(BATCH):
             ids = [row["_id"] for row in rows]
-            known = await known_hashes(ids)
+            known = await known_ids(ids)
             for entry in ids:
                 if entry in known:
                     continue
@@ -187,6 +222,30 @@ class Verification:
                     self.waiting += 1
                 else:
                     yield f"entry {entry} is in no seal: it was inserted past the application"
+            self.on_progress()
+
+
+async def _entries(ids: Sequence[ObjectId]) -> dict[ObjectId, Row]:
+    """Return the stored entries of these ids."""
+    found = documents(EVENTS).find({"_id": {"$in": list(ids)}}, batch_size=BATCH)
+    return {row["_id"]: row for row in await found.to_list(None)} if ids else {}
+
+
+def _is_well_formed(seal: Row) -> bool:
+    """Return whether all fields of the stored seal have the types that this version writes."""
+    try:
+        fields = (
+            *((seal["_id"], int), (seal["at"], datetime), (seal["since"], datetime)),
+            *((seal[name], bytes) for name in ("previous", "root", "hash")),
+            *((seal["complete"], bool), (seal["adopts"], bool), (seal["entries"], list)),
+            *((entry["id"], ObjectId) for entry in seal["entries"]),
+            *((entry["hash"], bytes) for entry in seal["entries"]),
+        )
+        previous_at = seal["previous_at"]
+    except MALFORMED:
+        return False
+    typed = all(isinstance(value, kind) for value, kind in fields)
+    return typed and (previous_at is None or isinstance(previous_at, datetime))
 
 
 def _may_follow_expired(seal: Row) -> bool:
@@ -197,39 +256,6 @@ def _may_follow_expired(seal: Row) -> bool:
 
 def _seals(first: int, last: int) -> str:
     return f"seal {first} is" if first >= last else f"seals {first} to {last} are"
-
-
-def _faults_of_entry(row: Row, digest: bytes, erased: list[tuple[Row, Path]]) -> Iterator[str]:
-    """Yield what is wrong with the entry: its hash is not this one, or a value is not as committed.
-    Adds the paths of its erased values to the list, which the caller checks."""
-    if hash_of(row) != digest:
-        yield "was changed"
-    for path in committed_paths(row):
-        if is_erased(row, path):
-            erased.append((row, path))
-        elif not is_as_committed(row, path):
-            yield f"was changed: {'.'.join(path)}"
-
-
-def _owners(row: Row, path: Path) -> set[ObjectId]:
-    """Return the accounts whose deletion erases this value of the entry."""
-    if path == ("ip",):
-        return {row["actor"].id} if row.get("actor") else set()
-    owners = {row["subject"].id} if row.get("subject") else set(row.get("erased_for", ()))
-    author = row.get("details", {}).get("author")
-    return owners | ({author} if path == ("details", "title") and author else set())
-
-
-async def _deleted(accounts: Collection[ObjectId]) -> set[ObjectId]:
-    """Return those of the accounts that are being erased, or whose event ACCOUNT_DELETED is in the
-    chain with its hash."""
-    named = {"$in": list(accounts)}
-    match = {"subject.$id": named, "verb": ACCOUNT_DELETED.audit}
-    rows = await documents(EVENTS).find(match).to_list(None)
-    hashes = await known_hashes([row["_id"] for row in rows]) if rows else {}
-    deleted = {row["subject"].id for row in rows if hashes.get(row["_id"]) == hash_of(row)}
-    erasing = {"_id": named, "erasing_until": {"$ne": None}}
-    return deleted | {row["_id"] async for row in documents(USERS).find(erasing, {"_id": 1})}
 
 
 def _is_to_be_adopted(entry: PydanticObjectId, head: Row) -> bool:

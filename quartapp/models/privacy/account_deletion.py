@@ -6,6 +6,7 @@ account after a sign-in, and erases accounts when their time has come.
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 from beanie import PydanticObjectId
 from pymongo import ReturnDocument
@@ -15,6 +16,7 @@ from quartapp.activities import ACCOUNT_DELETED
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
+from quartapp.models.audit import erasing
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.privacy import personal_data
@@ -155,8 +157,11 @@ async def _delete(person: personal_data.Person) -> bool | None:
         # none can follow after this transaction has deleted it.
         if not await personal_data.sweep(person, tx):
             raise NotErased
-        posts = "removed" if user.deletes_posts else "kept"
-        await Event.record(ACCOUNT_DELETED, by=SYSTEM, subject=user.id, tx=tx, posts=posts)
+        details: dict[str, Any] = {"posts": "removed" if user.deletes_posts else "kept"}
+        erased = await erasing.erased_without_subject(user.id, tx)
+        if erased is not None:
+            details["erased"] = erased
+        await Event.record(ACCOUNT_DELETED, by=SYSTEM, subject=user.id, tx=tx, **details)
         return True
 
     try:

@@ -139,6 +139,9 @@ def _named_detail(name: str, value: Any, event: Event) -> str:
             return format_capped(value, "more" in event.details)
         case "more" if "holders" in event.details:
             return ""
+        # Ids of entries, for the verification of the log.
+        case "erased":
+            return ""
         case "factor":
             return described(value)
         case _:

@@ -323,9 +323,10 @@ async def test_erasing_removes_all_personal_data(db: Database, with_posts: bool)
         actor = event.get("actor")
         assert event["ip"] is None or (actor is not None and actor.id != ada.id), event
     last = after["events"][-1]
+    erased = sorted(event["_id"] for event in after["events"] if "erased_for" in event)
     assert (last["verb"], last["details"]) == (
         "user.erased",
-        {"posts": "removed" if with_posts else "kept"},
+        {"posts": "removed" if with_posts else "kept", "erased": erased},
     )
     assert [each.text for each in await Notice.page(bob.id, limit=3)] == [
         f"{personal_data.DELETED_USER} ended your sessions.",
