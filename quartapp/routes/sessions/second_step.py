@@ -77,7 +77,7 @@ async def _signed_in(factor: Factor) -> Any:
     await flash(
         _(
             "You signed in with a recovery code, which cannot be used again. If you have lost your "
-            "authenticator app, remove it here and set it up again."
+            "authenticator app, remove it under “Two-factor authentication”, and set it up again."
         ),
         "warning",
     )

@@ -182,11 +182,18 @@ async def test_role_commands_create_edit_and_delete_a_role(terminal: Terminal) -
         "editor",
         "1",
         "posts.moderate, users.read",
+        "no",
     ]
     out = await terminal.does(
         *("role", "edit", "editor", "--allow", "posts.write", "--forbid", "users.read")
     )
     assert out == "The role editor allows posts.moderate, posts.write.\n"
+    words = ("--name", "writer", "--description", "All words.", "--requests", "no")
+    out = await terminal.does("role", "edit", "editor", *words)
+    assert out == "The role writer allows posts.moderate, posts.write.\n"
+    assert row(await terminal.does("role", "list"), "writer")[-1] == "no"
+    await terminal.does("role", "edit", "writer", "--name", "editor", "--requests", "yes")
+    assert row(await terminal.does("role", "list"), "editor")[-1] == "yes"
     assert await terminal.does("role", "delete", "editor") == (
         "Deleted the role editor. Users who had it: 1.\n"
     )
