@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from pymongo import WriteConcern
+
 from bench.crowd import PER_PERSON, House, Someone, house, percentile, this_machine
 from bench.tabs import now
 from quartapp import clock
@@ -27,6 +29,7 @@ from tests.people import until
 
 FEW = 1000
 BULK = 5000
+CACHE, BUILD_CACHE = "256M", "1500M"
 EDITS, DELETIONS = 10, 3
 RATIO_GOAL = 1.5
 CHOICES = [Permission.POSTS_WRITE], [Permission.POSTS_WRITE, Permission.USERS_READ]
@@ -107,7 +110,11 @@ async def role(name: str) -> Role:
 async def fill(roles: list[Role], count: int, name: str) -> None:
     """Insert this many users who hold all of these roles."""
     links = [role_ref(role.id) for role in roles]
-    collection = User.get_motor_collection()
+    collection = User.get_motor_collection().with_options(write_concern=WriteConcern(w=1))
+    admin = collection.database.client.admin
+    cache = "wiredTigerEngineRuntimeConfig"
+    # The cache of the embedded database is smaller than the indexes of a million users.
+    await admin.command({"setParameter": 1, cache: f"cache_size={BUILD_CACHE}"})
     for start in range(0, count, BULK):
         rows = [
             {
@@ -125,6 +132,7 @@ async def fill(roles: list[Role], count: int, name: str) -> None:
             for number in range(start, min(start + BULK, count))
         ]
         await collection.insert_many(rows, ordered=False)
+    await admin.command({"setParameter": 1, cache: f"cache_size={CACHE}"})
 
 
 def cookies(people: list[Someone]) -> list[str]:

@@ -191,3 +191,14 @@ def test_a_text_that_is_no_place_is_refused(text: str, order: Order) -> None:
 
 def test_the_indexed_states_are_states_of_the_filter() -> None:
     assert {Status(each) for each in list_indexes.INDEXED_STATES} == {*Status} - {Status.ACTIVE}
+
+
+async def test_each_index_is_read_by_a_list_without_text(db: Database) -> None:
+    member, orders = await role("member"), list(Order)
+    states = [Status(state) for state in list_indexes.INDEXED_STATES]
+    wanted = [UserFilter(order=order) for order in orders]
+    wanted += [UserFilter(role=member.id, order=order) for order in orders]
+    wanted += [UserFilter(status=state, order=order) for state, order in product(states, orders)]
+    read = {(await user_list._source(each, None, size=1)).index for each in wanted}
+    created = {index.document["name"] for index in list_indexes.LIST_INDEXES}
+    assert read == created | {"username", "_id_"}
