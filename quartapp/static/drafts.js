@@ -52,13 +52,13 @@ function saveForm(form) {
   else remove(keyOf(form))
 }
 
-// For live.js, before it locks or empties the page. Returns whether there is a draft for a form of this page.
+// For live.js, before it locks or empties the page. Returns how many of its forms have a draft.
 window.keepDrafts = () => draftForms().filter(form => {
   if (!forgotten && !draftOf(form)) saveForm(form)
   const draft = draftOf(form)
   if (draft) write(keyOf(form), { ...draft, caret: caretIn(form) ?? draft.caret, resume: true })
   return draft
-}).length > 0
+}).length
 
 // Storing on the server, for a form whose `data-draft` is the address
 
@@ -186,7 +186,7 @@ function showNote(form, text, buttons) {
 
 function caretIn(form) {
   const field = document.activeElement
-  if (!form.contains(field) || !field.matches("textarea, input:not([type=checkbox], [type=radio])")) return undefined
+  if (!form.contains(field) || isBox(field) || !field.matches("textarea, input")) return
   return { name: field.name, start: field.selectionStart, end: field.selectionEnd }
 }
 
@@ -226,7 +226,7 @@ function isUnsaved(form) {
 }
 
 function pathOf(form) {
-  return new URL(form.getAttribute("action") || location.pathname, location.href).pathname
+  return new URL(form.getAttribute("action") || location, location).pathname
 }
 
 function keyOf(form) {
@@ -263,12 +263,12 @@ function write(key, draft) {
   const others = read(key) ? [] : keys().sort((a, b) => read(a)?.at - read(b)?.at)
   for (const oldest of others.slice(0, 1 - MOST_DRAFTS)) remove(oldest)
   try {
-    sessionStorage.setItem(key, text)
+    sessionStorage[key] = text
   } catch {
     // It is full: the text is only on the page.
   }
 }
 
 function remove(key) {
-  sessionStorage.removeItem(key)
+  delete sessionStorage[key]
 }

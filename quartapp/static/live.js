@@ -44,6 +44,7 @@ function disconnect() {
   socket = null
   clearTimeout(timer)
   old?.close()
+  if (!stopped) showState("reconnecting")
 }
 
 function stop() {
@@ -53,13 +54,11 @@ function stop() {
 }
 
 async function handleClose({ code, reason }, lived) {
-  socket = null
-  clearTimeout(timer)
+  disconnect()
   if (stopped) return
   if (code === 4401) return lockWithReason()
   // The server rejects what this script sends, so reconnecting would not help.
   if (code === 4400) return stop()
-  showState("reconnecting")
   // A server may fail right after each handshake, so only a connection that lasted resets the back-off.
   if (code === 1012 || lived > 10_000) attempt = 0
   if (code === 1013) attempt = Math.max(attempt, 3)
@@ -89,7 +88,7 @@ async function mayReconnect() {
   return !isLocked()
 }
 
-// Locks the page, then fetches the reason, which no session.ended message has given.
+// Locks the page, then fetches the reason, which no message has given.
 async function lockWithReason() {
   lockEnded({})
   const { ended } = await fetchCurrentSession()
@@ -109,6 +108,7 @@ function receive(message) {
   // Silence is the only sign of a connection that was lost without a close, for example when a laptop was asleep.
   clearTimeout(timer)
   heardAt = Date.now()
+  main.style.visibility = ""
   if (stale) closeDialog(stale)
   if (!stopped) {
     timer = setTimeout(() => {
@@ -347,7 +347,6 @@ addEventListener("offline", () => stopped || showState("offline"))
 // After a change of network, a dead connection can look open for minutes.
 addEventListener("online", () => {
   disconnect()
-  if (!stopped) showState("reconnecting")
   reconnectNow()
 })
 
@@ -358,15 +357,18 @@ addEventListener("visibilitychange", () => {
 
 // An open popover is in the top layer, where the layout for the other width does not apply. Close it.
 matchMedia("(min-width: 60rem)").addEventListener("change", () => {
-  for (const menu of all("[popover]:popover-open")) menu.hidePopover()
+  for (const menu of all(":popover-open")) menu.hidePopover()
 })
 
-addEventListener("pagehide", disconnect)
+// A restored page shows nothing until it hears from the server: its session may have ended.
+addEventListener("pagehide", () => {
+  disconnect()
+  main.style.visibility = "hidden"
+})
 
 addEventListener("pageshow", async event => {
   if (!event.persisted) return
   // Timers do not run in the back/forward cache, so the dialog may not have opened.
   if (isLocked()) return openDialog(dialog), location.assign(here)
-  if (!stopped) showState("reconnecting")
   if (await mayReconnect()) reconnectNow()
 })

@@ -1,4 +1,4 @@
-// What all scripts share: the names in this one are global, as it is no module. Also shows passwords, and has shortcuts.
+// What all scripts share: its names are global, as it is no module. Also shows passwords, and has shortcuts.
 
 const pageData = document.body.dataset
 const first = selector => document.querySelector(selector)

@@ -13,11 +13,13 @@ for (const source of all("[data-typed]")) {
   })
 
   async function send() {
-    const address = `${form.action}?${new URLSearchParams(new FormData(form))}`
-    const [, page] = await (to ? post(form, to, { headers: background }) : load(address))
+    const body = new URLSearchParams(new FormData(form))
+    body.delete("current_password") // which no rating needs
+    const address = `${form.action}?${body}`
+    const [, page] = await (to ? load(to, { method: "POST", body, headers: background }) : load(address))
     const fresh = page?.getElementById(id)
-    // Without an answer nothing is shown: the form is checked when it is sent.
-    if (fresh || to) document.getElementById(id).replaceChildren(...fresh?.childNodes ?? [])
+    // Without an answer, nothing is shown.
+    if (fresh || to) first("#" + id).replaceChildren(...fresh?.childNodes ?? [])
     if (fresh && !to) history.replaceState(null, "", here = address)
   }
 }

@@ -21,7 +21,13 @@ ENDED = "An administrator ended your session."
 # The headless shell shows every tab as visible, and has no back/forward cache.
 FULL_CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 needs_full_chromium = pytest.mark.skipif(FULL_CHROMIUM is None, reason="there is no full chromium")
-KEPT = "addEventListener('pageshow', event => { window.restored = event.persisted })"
+KEPT = """
+addEventListener("pageshow", event => {
+  if (event.persisted) window.restored = document.querySelector("main").checkVisibility({
+    visibilityProperty: true
+  }) ? "shown" : "hidden"
+})
+"""
 
 
 class RealBrowser:
@@ -170,13 +176,20 @@ async def test_going_back_after_the_session_ended_shows_why(
     await page.goto("/account/profile")
     await is_live(page)
     await devtools.send("Fetch.disable")
+    if kept:
+        await page.goto("/livez")
+        await page.evaluate("history.back()")
+        await page.wait_for_function("window.restored === 'hidden'")
+        await expect(page.get_by_role("main")).to_be_visible()
+        await page.evaluate("window.restored = ''")
     await page.goto("/livez")
     await server.run("user", "end-sessions", name)
     await page.evaluate("history.back()")
     await page.wait_for_url("**/login**" if not kept else "**/account/profile", wait_until="commit")
     if kept:
-        await page.wait_for_function("window.restored")
+        await page.wait_for_function("window.restored === 'hidden'")
         await expect_locked(page, ENDED)
+        await expect(page.get_by_role("main")).to_be_hidden()
     else:
         await expect(page.get_by_role("heading", level=1, name="Sign in")).to_be_visible()
         assert "MainResourceHasCacheControlNoStore" in refusals
