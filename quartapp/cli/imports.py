@@ -7,11 +7,13 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, BinaryIO
 
 import bson
 from bson import DBRef, ObjectId
 from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.datetime_ms import DatetimeMS
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
@@ -91,8 +93,9 @@ class UserImport:
         writes nothing.
 
         The hash gets the prefix of the scheme. `active` and `email_verified` count as true if they
-        are missing. Raises CommandError if another field is missing (except `roles`) or one has the
-        wrong type, the username or address is invalid, a role does not exist, the password is not a
+        are missing; null stands for an address that is not verified, for no `roles` (only member),
+        and for no other field. Raises CommandError if another field is missing or one has the wrong
+        type, the username or address is invalid, a role does not exist, the password is not a
         bcrypt hash with a cost from 4 to 14, or an account that has to verify its address would get
         another role than member.
         """
@@ -111,7 +114,8 @@ class UserImport:
             raise CommandError(
                 f"{username}: the password is not a bcrypt hash with a cost from 4 to 14"
             )
-        active, verified = _boolean(row, "active"), _boolean(row, "email_verified")
+        active = _boolean(row, "active", None)
+        verified = _boolean(row, "email_verified", False)
         roles = self._roles(username, row.get("roles"))
         must_verify = self.must_verify and not verified
         if must_verify and any(role.name != policy.MEMBER for role in roles):
@@ -142,7 +146,11 @@ class UserImport:
 
     async def _require_free(self, entry: ImportedAccount) -> None:
         """Raise Taken if the username or address belongs to an account or to an earlier row;
-        otherwise add both to `seen`."""
+        otherwise add both to `seen`, where they stay if the account cannot be created.
+
+        An account that only claims the address, and has not verified it, does not take the address,
+        but its username is taken.
+        """
         forms = {
             "username": validation.canonical_username(entry.username),
             "email": validation.canonical_email(entry.email),
@@ -158,9 +166,10 @@ class UserImport:
         ACCOUNT_CREATED and stores the welcome notification (`add_user`); if the row is inactive,
         disable it and record the event ACCOUNT_DISABLED too.
 
-        First, outside of the transaction, stores the cost of its hash if that is the highest so
-        far; and afterwards counts the account for the dashboard. Queues no email. Raises Taken if
-        the username or address was taken meanwhile.
+        Deletes another account that only claims the address and has not verified it. First, outside
+        of the transaction, stores the cost of its hash if that is the highest so far; and
+        afterwards counts the account for the dashboard. Queues no email. Raises Taken if the
+        username or address was taken meanwhile.
         """
         hashed = entry.password_hash.removeprefix(SCHEMES[self.scheme])
         await hash_cost.highest(cost_of(hashed.encode()))
@@ -188,7 +197,8 @@ async def import_rows(rows: Rows, *, dry: bool, scheme: str, must_verify: bool =
 
     Goes on after a row that cannot be imported, and prints its place with the reason on standard
     output; in the end prints the number of accounts. Each account is recorded in the audit log by
-    the system. `scheme` is a key of SCHEMES. With `must_verify`, an account whose address is not
+    the system. An existing account that only claims the address of a row, and has not verified it,
+    is deleted. `scheme` is a key of SCHEMES. With `must_verify`, an account whose address is not
     verified can be used only after that. Raises CommandError at the end if a row could not be
     imported; errors of the database stop the import.
     """
@@ -224,20 +234,21 @@ async def _lines(file: BinaryIO) -> Rows:
     """Yield each line that is not blank: its place, and the parsed JSON or the CommandError that
     says why it is none. The place is "line" and its number, also counting blank lines.
 
-    A line longer than LONGEST_LINE is yielded as a CommandError, without being kept in memory. A
-    byte order mark at the beginning is ignored.
+    A line longer than LONGEST_LINE bytes is yielded as a CommandError, without being kept in
+    memory. A byte order mark at the beginning is ignored, except that it counts.
     """
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
         place = f"line {number}"
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > LONGEST_LINE:
             while line and not line.endswith(b"\n"):
                 line = file.readline(LONGEST_LINE)
             yield place, CommandError("the line is longer than 64 KiB")
-        elif line.strip():
+            continue
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
             yield place, _json(line)
 
 
@@ -286,8 +297,9 @@ async def _documents(collection: Any, known: dict[Any, Any]) -> Rows:
     place of references (`_role_name`). The place is "document" and the id, or its number if it has
     none that can be read. `known` maps ids to role names.
 
-    `email_verified` is set to whether the first of VERIFIED that the document has is true: any date
-    is. A document that cannot be decoded is yielded as a CommandError.
+    `email_verified` is set from the first of VERIFIED that the document has (`_verified`). A
+    document in which that has a wrong type, or which cannot be decoded, is yielded as a
+    CommandError.
     """
     number = 0
     async for raw in collection.find({}, sort=[("_id", 1)]):
@@ -296,11 +308,12 @@ async def _documents(collection: Any, known: dict[Any, Any]) -> Rows:
         try:
             place = f"document {str(bson.decode(raw.raw, LENIENT)['_id'])[:60]}"
             row = bson.decode(raw.raw, STRICT)
-            verified = [row[name] for name in VERIFIED if name in row]
-            if verified:
-                row["email_verified"] = bool(verified[0])
+            if name := next((name for name in VERIFIED if name in row), None):
+                row["email_verified"] = _verified(row, name)
             if isinstance(row.get("roles"), list):
                 row["roles"] = [_role_name(role, known) for role in row["roles"]]
+        except CommandError as error:
+            yield place, error
         except (BSONError, ValueError, TypeError, OverflowError, RecursionError):
             yield (
                 place,
@@ -321,13 +334,23 @@ def _role_name(role: Any, known: dict[Any, Any]) -> Any:
     return known.get(key, str(key)) if isinstance(key, ObjectId) else role
 
 
-def _boolean(row: dict[str, Any], name: str) -> bool:
-    """Return a field that counts as true if it is missing or null. Raises CommandError for anything
-    but true and false."""
-    value = row.get(name)
-    if value is not None and not isinstance(value, bool):
+def _verified(document: dict[str, Any], name: str) -> bool:
+    """Return whether the field says that the address was verified: true or any date does, false or
+    null does not. Raises CommandError for another value."""
+    value = document[name]
+    if value is not None and not isinstance(value, bool | datetime | DatetimeMS):
+        raise CommandError(f"{name} must be true, false, null or a date")
+    return value is not None and value is not False
+
+
+def _boolean(row: dict[str, Any], name: str, null: bool | None) -> bool:
+    """Return a field that counts as true if it is missing, and as `null` if it is null. Raises
+    CommandError for anything but true and false; also for null if `null` is None."""
+    value = row.get(name, True)
+    value = null if value is None else value
+    if not isinstance(value, bool):
         raise CommandError(f"{row['username']}: {name} must be true or false")
-    return value is not False
+    return value
 
 
 def _text(row: Any, name: str) -> str:

@@ -143,9 +143,9 @@ async def import_users(
     """Import accounts with their bcrypt hashes.
 
     FILE has a JSON object on each line, with the fields username, email, password (the bcrypt
-    hash), roles (a list of names; optional), active and email_verified (true unless false). Goes on
-    after an account that cannot be imported: prints it with the reason, and exits with 1 at the
-    end.
+    hash), roles (a list of names; optional), active and email_verified (both true if missing; null
+    means that the address is not verified). Goes on after an account that cannot be imported:
+    prints it with the reason, and exits with 1 at the end.
     """
     if scheme == "flask-security" and settings.flask_security_salt is None:
         raise CommandError(

@@ -114,6 +114,7 @@ async def test_no_line_stops_the_import_and_dry_run_reports_the_same(
         (b'{"username": "twice", "username": "two"}', "a field occurs twice"),
         (json.dumps(person("nan", active=float("nan"))).encode(), "nan: active must be"),
         (json.dumps(person("word", active="false")).encode(), "word: active must be"),
+        (json.dumps(person("null", active=None)).encode(), "null: active must be"),
         (json.dumps(person("mail", email_verified=1)).encode(), "mail: email_verified must be"),
         (json.dumps(person("new\x1b[2J")).encode(), "Use 1 to 32"),
         (json.dumps(person("idn", email="idn@b\xfccher.example")).encode(), ""),
@@ -144,11 +145,23 @@ async def test_no_line_stops_the_import_and_dry_run_reports_the_same(
     assert "idn@bücher.example" in shown
 
 
+async def test_an_over_long_first_line_with_a_byte_order_mark_is_one_bad_line(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    file = tmp_path / "long.jsonl"
+    for length in (64 * 1024, 200_000):
+        long = json.dumps(person("x")).encode().ljust(length)
+        file.write_bytes(b"\xef\xbb\xbf" + long + b"\n" + json.dumps(person("next")).encode())
+        ran = await terminal.run("user", "import", str(file), "--dry-run")
+        wanted = ["line 1: the line is longer than 64 KiB", "Accounts that would be created: 1."]
+        assert ran.out.splitlines() == wanted
+
+
 async def test_an_inactive_account_is_imported_as_disabled(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     file = tmp_path / "inactive.jsonl"
-    rows = [person("idle", active=False), person("busy", active=True), person("unset", active=None)]
+    rows = [person("idle", active=False), person("busy", active=True), person("unset")]
     file.write_text(lines(*rows))
     assert await terminal.does("user", "import", str(file)) == "Accounts created: 3.\n"
     for name, state in (("idle", "disabled"), ("busy", "active"), ("unset", "active")):
@@ -264,6 +277,7 @@ async def test_imported_account_is_verified_unless_the_row_says_otherwise(
             person("sara", email_verified=False),
             person("toni", email_verified="no"),
             person("ulla", email_verified=False, roles=["member", "moderator"]),
+            person("umar", email_verified=None),
         )
     )
     ran = await terminal.run("user", "import", str(file), REQUIRE_VERIFIED_EMAIL="true")
@@ -275,10 +289,21 @@ async def test_imported_account_is_verified_unless_the_row_says_otherwise(
             person("vivi", confirmed_at=None),
             person("wera", confirmed_at=clock.now()),
             person("xeni"),
+            person("yann", email_verified=None, confirmed_at=clock.now()),
+            person("yoko", confirmed=False),
+            person("yuri", confirmed=True),
+            person("zack", confirmed="false"),
+            person("zara", email_verified=0),
         ]
     )
-    await terminal.does("user", "import", "--from-mongo", uri, "--collection", "person")
-    unverified = {"ruth": False, "sara": True, "vivi": True, "wera": False, "xeni": False}
+    words = ("user", "import", "--from-mongo", uri, "--collection", "person")
+    ran = await terminal.run(*words)
+    wrong = [line.partition(": ")[2] for line in ran.out.splitlines()[:-1]]
+    must_be = "must be true, false, null or a date"
+    assert wrong == [f"confirmed {must_be}", f"email_verified {must_be}"]
+    verified = ("ruth", "wera", "xeni", "yuri")
+    unverified = dict.fromkeys(verified, False)
+    unverified |= dict.fromkeys(("sara", "umar", "vivi", "yann", "yoko"), True)
     for name, expected in unverified.items():
         shown = await terminal.does("user", "show", name)
         assert ("unverified" in shown) is expected, name
