@@ -74,7 +74,10 @@ class Announcer(BackgroundTask):
         return follower
 
     def unsubscribe(self, follower: Follower) -> None:
-        """End the subscription: changes that it has not been told yet are dropped. Call it once."""
+        """End the subscription: changes that it has not been told yet are dropped.
+
+        A second call does nothing. Without followers, the stream stays open for about IDLE_SECONDS.
+        """
         self._waiting.pop(follower, None)
         for key in follower.keys:
             self._followers[key].discard(follower)
@@ -96,7 +99,7 @@ class Announcer(BackgroundTask):
         """Follow the stream while there are followers, forever.
 
         Logs an error as `change_stream_lost`, and then opens the stream again, with exponential
-        back-off. When it has opened, all followed topics count as changed.
+        back-off. `_live` is true only while it is open.
         """
         loop = asyncio.get_running_loop()
         pause = MIN_RETRY_SECONDS
@@ -105,22 +108,26 @@ class Announcer(BackgroundTask):
             began = loop.time()
             try:
                 await self._read_stream()
-                pause = MIN_RETRY_SECONDS
             except Exception as error:
                 log.warning(
                     "change_stream_lost", error=type(error).__name__, detail=str(error)[:200]
                 )
                 if self._live and loop.time() - began >= STABLE_SECONDS:
                     pause = MIN_RETRY_SECONDS
+                # Before the pause: who subscribes during it is told when the stream has opened.
+                self._live = False
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_RETRY_SECONDS)
-            finally:
+            else:
                 self._live = False
+                pause = MIN_RETRY_SECONDS
 
     async def _read_stream(self) -> None:
         """Open the stream and note its changes, until it ends or has had no follower for
-        IDLE_SECONDS. When it has opened, all followed topics count as changed. Raises the driver's
-        errors."""
+        IDLE_SECONDS. When it has opened, all followed topics count as changed.
+
+        Sets `_live` then; the caller resets it. Raises the driver's errors.
+        """
         loop = asyncio.get_running_loop()
         used = loop.time()
         async with change_cursor(topics.pipeline(), after=None) as stream:
