@@ -13,7 +13,6 @@ from typing import Protocol
 
 import aiosmtplib
 from aiosmtplib import (
-    SMTPAuthenticationError,
     SMTPDataError,
     SMTPException,
     SMTPNotSupported,
@@ -94,8 +93,9 @@ def _is_permanent(error: Exception) -> bool:
         return all(each.code >= 500 for each in error.recipients)
     if isinstance(error, SMTPDataError):
         return error.code >= 500
-    # A wrong SMTP_PASSWORD can be corrected, and the emails should still be in the outbox then.
-    return isinstance(error, SMTPNotSupported) and not isinstance(error, SMTPAuthenticationError)
+    # Not SMTPAuthenticationError: a wrong SMTP_PASSWORD can be corrected, and the emails should
+    # still be in the outbox then.
+    return isinstance(error, SMTPNotSupported)
 
 
 def _brief(error: Exception) -> str:

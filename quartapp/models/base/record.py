@@ -164,10 +164,16 @@ async def fetch_links(rows: Collection[Record], fields: Collection[str]) -> None
             if isinstance(link, Link):
                 links[link.document_class].append(link)
     results = await asyncio.gather(*map(Link.fetch_list, links.values()))
-    found = {each.id: each for each in chain(*results) if isinstance(each, Document)}
+    # By class too: two collections may have documents of the same id.
+    found = {(type(each), each.id): each for each in chain(*results) if isinstance(each, Document)}
+
+    def document_of(link: Any) -> Any:
+        key = (link.document_class, linked_id(link)) if isinstance(link, Link) else None
+        return found.get(key, link) if key else link
+
     for row, field, value in values:
         if isinstance(value, list):
-            fetched = [found.get(linked_id(each), each) for each in value]
+            fetched = [document_of(each) for each in value]
             setattr(row, field, [each for each in fetched if not isinstance(each, Link)])
         elif value is not None:
-            setattr(row, field, found.get(linked_id(value), value))
+            setattr(row, field, document_of(value))

@@ -158,3 +158,19 @@ async def test_fetching_links_keeps_documents_that_were_fetched_before(mocked: o
     for _ in range(2):
         await record.fetch_links([user], ["roles"])
         assert [getattr(each, "name", None) for each in user.roles] == ["editor", "auditor"]
+
+
+async def test_links_to_documents_of_the_same_id_are_told_apart(mocked: object) -> None:
+    same = PydanticObjectId()
+    await User(id=same, username="ada", email="ada@example.org", password_hash="x").insert()
+    await Role(id=same, name="editor").insert()
+    bob = User(
+        username="bob",
+        email="bob@example.org",
+        password_hash="x",
+        roles=[role_ref(same)],
+        authz_by=user_ref(same),
+    )
+    await record.fetch_links([bob], ["roles", "authz_by"])
+    assert isinstance(bob.authz_by, User)
+    assert [type(role) for role in bob.roles] == [Role]
