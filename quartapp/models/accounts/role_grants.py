@@ -79,12 +79,13 @@ class RoleHolder(Account):
 
         Notifies the user and records ROLE_GRANTED or, with an end, ROLE_GRANTED_UNTIL, with
         `details`; increments `authz_version`, so that open pages gain the permissions in place; no
-        session ends. An open request of the user for the role is marked as granted.
+        session ends. Writes the role's document. An open request of the user for the role is marked
+        as granted.
 
-        If the user has the role already, changes only its end and records ROLE_END_CHANGED or,
-        without `until`, ROLE_END_REMOVED, with the end that it had, if any, in the detail `end`. If
-        an earlier grant of the role has expired and this was not recorded, records that first:
-        sessions that used it stay over.
+        If the user has the role already, changes only its end (`_change_end`); `details` are not
+        used. If an earlier grant of the role has expired and this was not recorded, records that
+        first (`expire_in_transaction`), which ends all sessions of the user, and then grants the
+        role anew.
 
         Raises RoleGone, Unverified for another role than `member` if the account must verify its
         address first, MissingPermission if the role has a permission that the actor does not hold,
@@ -117,8 +118,8 @@ class RoleHolder(Account):
         return await record(activity, self, by=by, tx=tx, role=role.name, **ending, **details)
 
     async def _close_request(self, role: Role, entry: RoleEnd | None, by: Actor, tx: Tx) -> None:
-        """Mark the user's open request for the role, if there is one, as granted: see
-        `models.roles.request`."""
+        """Mark the user's open request for the role, if there is one, as granted by the actor now,
+        until the end of the entry, if any: see `models.roles.request`."""
         match = {"role.$id": role.id, "user.$id": self.id, "state": "open"}
         granted = {"state": "granted", "decided_at": clock.now(), "until": entry and entry.until}
         granted["decided_by"] = user_ref(by.user_id)
@@ -127,9 +128,15 @@ class RoleHolder(Account):
     async def _change_end(
         self, role: Role, entry: RoleEnd | None, old: datetime | None, *, by: Actor, tx: Tx
     ) -> Event | None:
-        """Give the role that the user has the end of the entry, or none; return the event
-        ROLE_END_CHANGED or ROLE_END_REMOVED, or None if it has that end. Counts as a grant, and
-        notifies the user. Raises RoleGone and LastAdministrator."""
+        """Give the role that the user has the end of the entry, or none if that is None. `old` is
+        the end that it has.
+
+        Notifies the user, and returns the recorded event: ROLE_END_CHANGED or, without an entry,
+        ROLE_END_REMOVED, with `old` in the detail `end`, if there is one. Returns None, without a
+        change, if the role has that end. Writes the role's document, and holds the lock of the
+        administrators for the role `admin`. Leaves `authz_version` and an open request for the
+        role. Raises RoleGone if the role was deleted, and LastAdministrator.
+        """
         if (entry and entry.until) == old:
             return None
         before = await _hold_administrators_for(role, tx)
@@ -176,7 +183,12 @@ class RoleHolder(Account):
 
     async def _take(self, role: Role, condition: Mapping[str, Any], *, by: Actor, tx: Tx) -> bool:
         """Remove the role and its end from the user if the condition is true; return whether that
-        was so. False also for a deleted role, and for a user who does not have it."""
+        was so. False also for a deleted role, and for a user who does not have it.
+
+        Raises `authz_version` by the role's version and 1, and sets `authz_by` and `authz_at`
+        (`change_authority`). Writes the role's document, also if it returns False, unless the role
+        was deleted. Records no event and ends no session.
+        """
         if (version := await role.count_removal(tx)) is None:
             return False
         return await self.change_authority(
@@ -212,12 +224,14 @@ class RoleHolder(Account):
         event ROLE_EXPIRED.
 
         If it is the role `admin` and no administrator is active, removes the end instead, ends no
-        session, and returns the event ROLE_END_SKIPPED. Only an edit of the database by hand can
-        lead to this.
+        session, notifies the user, and returns the event ROLE_END_SKIPPED. Only an edit of the
+        database by hand can lead to this.
 
-        Returns None if the end was changed or recorded meanwhile, or if the user does not have the
-        role: then it only removes the end. So it does if the role was deleted, after taking the
-        role from the user (`RoleDeletion.remove_role_from`).
+        Returns None if the end was changed or recorded meanwhile: then it changes nothing of the
+        user. Also None if the user does not have the role: then it only removes the end. So it does
+        if the role was deleted, after taking the role from the user
+        (`RoleDeletion.remove_role_from`), and increments `authz_version`. Does not check whether
+        the time has come.
         """
         this = {"role_ends": {"$elemMatch": {"role": end.role, "until": end.until}}}
         role = await Role.get(end.role, session=tx)
@@ -229,10 +243,9 @@ class RoleHolder(Account):
             if not await active_administrators(tx=tx):
                 match = {"_id": self.id, "roles.$id": role.id, **this}
                 removed = {"$pull": {"role_ends": {"role": role.id}}}
-                if not await self.change(match, removed, tx=tx):
-                    return None
-                kept: dict[str, Any] = {"role": role.name, "why": LAST_ADMINISTRATOR}
-                return await record(ROLE_END_SKIPPED, self, by=SYSTEM, tx=tx, **kept)
+                if await self.change(match, removed, tx=tx):
+                    kept: dict[str, Any] = {"role": role.name, "why": LAST_ADMINISTRATOR}
+                    return await record(ROLE_END_SKIPPED, self, by=SYSTEM, tx=tx, **kept)
         if not await self._take(role, this, by=SYSTEM, tx=tx):
             left_over = {"_id": self.id, "roles.$id": {"$ne": role.id}, **this}
             await self.change(left_over, {"$pull": {"role_ends": {"role": role.id}}}, tx=tx)
@@ -247,7 +260,11 @@ class RoleHolder(Account):
     async def _drop_deleted(self, end: RoleEnd, this: Mapping[str, Any], tx: Tx) -> None:
         """Remove the end of a role that was deleted, and the link to it: if another program has
         deleted the role, it may come back from a backup. If the application has deleted it, does
-        first what the job does for each of its users: see `RoleDeletion.remove_role_from`."""
+        first what the job does for each of its users: see `RoleDeletion.remove_role_from`.
+
+        If the user still has the end then (`this`), also increments `authz_version`. Ends no
+        session itself.
+        """
         for deletion in await RoleDeletion.of_roles([end.role], tx=tx):
             await deletion.remove_role_from([self.id], tx)
         removed = {"$pull": {"roles": role_ref(end.role), "role_ends": {"role": end.role}}}
@@ -257,7 +274,8 @@ class RoleHolder(Account):
         """Notify the user that the role ends soon, in one transaction; return whether that was
         done. Not if they were warned already, the end was changed, or they do not have the role.
 
-        Marks the end as warned of. Records no event.
+        Marks the end as warned of; does only that, and returns False, if the role was deleted.
+        Records no event.
         """
 
         async def work(tx: Tx) -> bool:

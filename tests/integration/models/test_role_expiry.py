@@ -444,6 +444,13 @@ async def test_the_last_administrator_keeps_the_role_after_a_database_edit(db: D
     assert await recorded(kept[0]) == [("role.end_removed", None)]
 
 
+async def test_an_end_without_its_role_is_removed_without_an_administrator(db: Database) -> None:
+    ada = await expire(await register("ada", "member"), "admin")
+    await expire_grants()
+    assert (await reloaded(ada)).role_ends == []
+    assert await recorded(ada) == []
+
+
 @race(10, short=2)
 async def test_concurrent_limits_leave_one_administrator_without_end(
     db: Database, rounds: range
