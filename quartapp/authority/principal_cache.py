@@ -1,8 +1,8 @@
 """The cache of session states, from which a worker answers requests without a query.
 
-An entry is dropped when the change stream reports a change of its session, its user, a notification
-of the user or any role. The entry of a valid session is used only while the worker's lease is
-valid.
+An entry is dropped when the change stream reports a change of its session or its user, a new
+notification of the user, or a change of any role. The entry of a valid session is used only while
+the worker's lease is valid.
 """
 
 from __future__ import annotations
@@ -128,9 +128,10 @@ class PrincipalCache:
     def on_change(self, change: Change) -> None:
         """Drop the entries that the change concerns, and mark pending loads as stale.
 
-        For a change of a session: its entry; of a user, or of one of their notifications: all
+        For a change of a session: its entry; of a user, or a new notification of theirs: all
         entries of the user; of a role: all entries. A new session and changes of other collections
-        do nothing.
+        do nothing. Of notifications only inserts arrive; one without a document, such as a delete,
+        raises KeyError.
         """
         collection = change.collection
         if collection == Session.Settings.name:

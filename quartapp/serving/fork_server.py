@@ -166,7 +166,8 @@ class ForkServer:
 
 def main(control: socket.socket) -> int:
     """Run a fork server, and in each process that it forks a task or a worker, which is named
-    worker-N for `ps`. Returns the exit status of this process: 0 for the fork server."""
+    worker-N for `ps`. Returns the exit status of this process: 0 for the fork server. Raises
+    OSError if the system cannot fork."""
     forked = ForkServer(control).run()
     if forked is None:
         return 0

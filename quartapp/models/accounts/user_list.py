@@ -191,8 +191,12 @@ async def page(wanted: UserFilter, place: Place | None = None, *, size: int) -> 
 
 
 def _start(users: Sequence[User], place: Place | None) -> Place | None:
-    """Return the place from which one gets back to the page that led to `place`; None if that is
-    None, on the first page."""
+    """Return the place from which reading in the other direction gives the page that `place` was
+    taken from. `users` are those of this page, in the order of the list.
+
+    It is the place before the first of them or, if the page was read backwards, behind the last.
+    For an empty page it is `place`, turned round; without `place`, on the first page, None.
+    """
     if place is None:
         return None
     if not users:
@@ -201,8 +205,11 @@ def _start(users: Sequence[User], place: Place | None) -> Place | None:
 
 
 async def count(wanted: UserFilter) -> CappedCount:
-    """Return how many users the list has. The number is a lower bound, with `more`, if there are
-    more than COUNTED, or if the index has more than the EXAMINED users among which it was counted.
+    """Return how many users the list has.
+
+    The number is a lower bound, with `more`, if there are more than COUNTED, if there is a filter
+    that the index lacks and the index has at least EXAMINED users, or if a search by text found too
+    many by name. The order of the list does not matter.
     """
     source = await _source(replace(wanted, order=Order.USERNAME), None, size=COUNTED + 1)
     stages: list[Filter] = [{"$match": source.match}]
@@ -251,7 +258,12 @@ async def _read(
 async def _beyond(
     source: Source, order: Order, match: Filter, sort: Filter | None = None
 ) -> Place | None:
-    """Return the place of the user number EXAMINED that the index finds; None if it has fewer."""
+    """Return the place of the user number EXAMINED that the index finds; None if it has fewer, and
+    always for a source that names its users.
+
+    `match` is the filter of the index, for a page also with the range from its place on, without
+    `rest`. `sort` is the direction in which the page is read; without it, that of `order`.
+    """
     if source.named:
         return None
     fields = {"username": 1, "seen_at": 1}

@@ -60,8 +60,9 @@ class Undo:
 
 
 def undo_of(event: Event) -> Undo | None:
-    """Return how the event can be undone; None if its activity has no opposite, or if it is older
-    than UNDONE_WITHIN. Reads nothing, so `undo` may refuse it nevertheless."""
+    """Return how the event can be undone; None if its activity has no opposite, if it happened
+    automatically (`Event.automatic`), or if it is older than UNDONE_WITHIN. Reads nothing, so
+    `undo` may refuse it nevertheless."""
     if event.automatic or clock.now() - event.at > UNDONE_WITHIN:
         return None
     return UNDOABLE.get(event.verb)
@@ -72,17 +73,21 @@ async def undo(event: Event, *, by: Actor) -> Event | None:
     return the event of that; None for an edit of a role, which ends no sessions.
 
     The caller has checked the permission of `undo_of(event)`, and waits with `wait_until_enforced`.
-    Raises NotUndone if there is no opposite, the time is over, the same thing was changed again, or
-    the user or the role does not exist any more; RoleChanged for an edit after which the role was
-    edited again; and the errors of the operation, such as LastAdministrator, MissingPermission and
-    SessionOver.
+    Raises NotUndone if there is no opposite, the event happened automatically, the time is over,
+    the same thing was changed again, the operation finds nothing to change, the end of the grant
+    has passed, or the user or the role does not exist any more; RoleChanged for an edit after which
+    the role was edited again; and the errors of the operation, such as LastAdministrator,
+    MissingPermission and SessionOver.
     """
     return await (await require_undoable(event)).run(event, by)
 
 
 async def require_undoable(event: Event) -> Undo:
-    """Return how the event can be undone. Raises NotUndone if there is no opposite, the time is
-    over, or the same thing was changed again."""
+    """Return how the event can be undone. Raises NotUndone if there is no opposite, the event
+    happened automatically, the time is over, or the same thing was changed again. Changes nothing.
+
+    An edit of a role is not compared with later edits here: `undo` does that.
+    """
     how = undo_of(event)
     if how is None:
         raise NotUndone(_("This can be undone only in the first ten minutes."))
@@ -99,7 +104,8 @@ async def subject_and_role(event: Event) -> tuple[User, Role | None]:
 
 async def _was_changed_again(event: Event, changes: tuple[Activity, ...]) -> bool:
     """Return whether a later event of the subject, about the same role if there is one, is of one
-    of these activities."""
+    of these activities. Looks only at the subject's latest LOOKED_AT events of these activities,
+    about whichever role; False if none of them is about the same one."""
     later = await Event.page(
         subject=linked_id(event.subject),
         verbs={activity.audit_name for activity in changes},

@@ -70,8 +70,11 @@ class Verification:
 
     async def faults(self) -> AsyncIterator[str]:
         """Yield one line for each fault; none if the log is as the chain says. Changes nothing in
-        the database. Raises what the driver raises. Also a fault for each hash of `expected` that
-        no seal has."""
+        the database. Raises what the driver raises.
+
+        Also yields a fault for each hash of `expected` that no seal has. If there are no seals at
+        all, only `expected` shows it: the log is then like one that was never sealed.
+        """
         async for fault in self._check_seals():
             yield fault
         async for fault in self._check_waiting():
@@ -87,7 +90,12 @@ class Verification:
     # ---- seals and their entries
 
     async def _check_seals(self) -> AsyncIterator[str]:
-        """Yield the faults of the seals, in their order, and those of the entries of each."""
+        """Yield the faults of the seals, in their order, and those of the entries of each. Counts
+        them, and sets `newest`: None if there is no seal that can be read.
+
+        A seal that cannot be read counts, but its entries are not checked, and the next seal yields
+        that it is missing.
+        """
         cursor = documents(SEALS).find({}, batch_size=SEALS_AT_ONCE).sort("_id", 1)
         seals: list[Row] = []
         async for seal in cursor:
@@ -104,7 +112,11 @@ class Verification:
             yield fault
 
     async def _check_batch(self, seals: Sequence[Row]) -> AsyncIterator[str]:
-        """Yield the faults of these seals and their entries, which are read with one query."""
+        """Yield the faults of these seals and their entries, which are read with one query.
+
+        Sets `newest` to the last of them and, if hashes are expected, notes the stored hash of
+        each, also of a faulty one.
+        """
         rows = await _entries([entry["id"] for seal in seals for entry in seal["entries"]])
         for seal in seals:
             for fault in self._faults_of_seal(seal):
@@ -143,7 +155,13 @@ class Verification:
             yield f"seal {number} contains entries that were inserted without a hash"
 
     async def _check_entries(self, seal: Row, rows: Mapping[ObjectId, Row]) -> AsyncIterator[str]:
-        """Yield the faults of the entries that the seal contains."""
+        """Yield the faults of the entries that the seal contains. `rows` are the stored ones.
+
+        A missing entry that is old enough to be deleted by age is no fault, and counts as
+        `expired`. All that are stored count as `entries`, also the faulty ones. "Was inserted later
+        than it says" means that the entry's time is more than GRACE before a time up to which
+        earlier seals were complete; it is not checked for a seal that adopts entries.
+        """
         lost: list[Lost] = []
         for entry in seal["entries"]:
             row = rows.get(entry["id"])
@@ -179,7 +197,7 @@ class Verification:
 
     async def _check_lost(self, lost: Sequence[Lost]) -> AsyncIterator[str]:
         """Yield a fault for each entry with an erased value for which no deletion of an account is
-        in the chain, and count the others."""
+        in the chain, and count the others as `erased`."""
         faulty = await not_excused(lost)
         self.erased += len({each.entry for each in lost} - faulty)
         for entry in sorted(faulty):
@@ -188,7 +206,13 @@ class Verification:
     # ---- entries that are in no seal
 
     async def _check_waiting(self) -> AsyncIterator[str]:
-        """Yield the faults of the entries that wait for a seal."""
+        """Yield a fault for each entry that waits for a seal and was changed, lost values though no
+        account was deleted, or is missing and not old enough to be deleted by age; also for each
+        whose stored hash cannot be read.
+
+        All of them that are stored count as `waiting`, also the faulty ones; missing ones, and
+        those without a readable hash, do not.
+        """
         cursor = documents(UnsealedEntry.Settings.name).find({}, batch_size=BATCH).sort("_id", 1)
         while waiting := await cursor.to_list(BATCH):
             rows = await _entries([each["_id"] for each in waiting])
@@ -209,7 +233,12 @@ class Verification:
                 yield fault
 
     async def _find_unsealed(self) -> AsyncIterator[str]:
-        """Yield a fault for each entry that neither a seal contains nor waits for one."""
+        """Yield a fault for each entry that no seal contains, that does not wait for one, and that
+        no worker will adopt.
+
+        Those that a worker will adopt count as `waiting`; without any seal, these are all. Needs
+        `newest`, so `_check_seals` comes first.
+        """
         head = self.newest or {}
         cursor = documents(EVENTS).find({}, {"_id": 1}, batch_size=BATCH).sort("_id", 1)
         while rows := await cursor.to_list(BATCH):
@@ -249,7 +278,8 @@ def _is_well_formed(seal: Row) -> bool:
 
 
 def _may_follow_expired(seal: Row) -> bool:
-    """Return whether the seals before this one can have been deleted by age."""
+    """Return whether the seals before this one can have been deleted by age. False for a seal that
+    names none before it."""
     before = seal["previous_at"]
     return before is not None and before < clock.now() - SEALS_KEPT
 
@@ -259,7 +289,8 @@ def _seals(first: int, last: int) -> str:
 
 
 def _is_to_be_adopted(entry: PydanticObjectId, head: Row) -> bool:
-    """Return whether a worker will seal this entry, which was inserted without a hash."""
+    """Return whether a worker will seal this entry, which was inserted without a hash. True for
+    every entry if there is no seal (`head` is empty)."""
     now = clock.now()
     if now - head.get("since", now) > ADOPTING:
         return False

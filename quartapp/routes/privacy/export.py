@@ -33,8 +33,9 @@ async def export() -> Any:
     A POST counts towards the user's limit of exports; past it, shows the form with 429. Then
     records the audit event, logs `user_exported`, and builds the archive. If one of these steps
     fails, the export is not counted and the error is raised, but an event that was recorded stays.
-    A request that is cancelled stays counted. If the user does not exist any more, shows the form
-    with 422.
+    A request that is cancelled stays counted. If the form is not valid or the user does not exist
+    any more, shows the form with 422; nothing is counted or recorded. Raises SessionOver and
+    RightsChanged if the session has ended or its rights have changed meanwhile.
     """
     form = await LinkForm.from_request()
     with form.catch_retry_later():
