@@ -37,8 +37,9 @@ async def expire_grants() -> None:
     `authz_change` for each that this worker recorded.
 
     The last administrator keeps the role: the end is removed, and the error
-    `last_administrator_stays` is logged. A failure is logged as the warning `role_expiry_failed`,
-    and the next grant is tried. Raises only what the driver raises when it reads the list.
+    `last_administrator_stays` is logged. An end whose role the user does not have is removed
+    without a record. A failure is logged as the warning `role_expiry_failed`, and the next grant is
+    tried. Raises only what the driver raises when it reads the list.
 
     Repeats while there are more than AT_ONCE users and something was done.
     """

@@ -18,14 +18,16 @@ class UserWithEnd(NamedTuple):
 
 
 async def due() -> list[UserWithEnd]:
-    """Return the grants that have expired, of at most AT_ONCE users."""
+    """Return the grants that have expired, of at most AT_ONCE users; also ends whose role the user
+    does not have, or that was deleted."""
     now = clock.now()
     users = await User.find({"role_ends.until": {"$lte": now}}, limit=AT_ONCE).to_list()
     return [UserWithEnd(u, end) for u in users for end in u.role_ends if end.until <= now]
 
 
 async def warnings_due() -> list[UserWithEnd]:
-    """Return the grants of which the user has to be warned now, of at most AT_ONCE users."""
+    """Return the grants of which the user has to be warned now, of at most AT_ONCE users; also ends
+    whose role the user does not have, again in each call until they are removed."""
     now = clock.now()
     users = await User.find({"role_ends.warn_at": {"$lte": now}}, limit=AT_ONCE).to_list()
     return [

@@ -42,7 +42,8 @@ class Lost:
 
 
 def faults_of_entry(row: Row, digest: bytes, lost: list[Lost]) -> Iterator[str]:
-    """Yield what is wrong with the stored entry, and add its erased values to the list."""
+    """Yield what is wrong with the stored entry, and add its erased values to the list, also if it
+    has faults. Whether an account was deleted is not checked here (`not_excused`)."""
     try:
         faults = list(_compare(row, digest, lost))
     except MALFORMED:
