@@ -192,8 +192,9 @@ async def test_administrators_see_the_page_that_is_open(
 
         async def listed() -> bool:
             answer = await root.get(f"/admin/sessions?person={ada.username}")
-            return f'data-label="Page" class="mono">{escape(shown)}</td>' in answer.text and (
-                "online" in answer.text.partition("<tbody")[2]
+            return (
+                f'data-label="Page, IP address" class="mono">{escape(shown)}\n' in answer.text
+                and ("online" in answer.text.partition("<tbody")[2])
             )
 
         await until(listed)

@@ -1,6 +1,7 @@
 """The rating of a password that is being typed."""
 
-import json
+import html
+import re
 
 import pytest
 
@@ -12,8 +13,9 @@ from tests.integration.routes.conftest import StartApp, Visitor, Visitors
 async def rate(visitor: Visitor, password: str, **fields: str) -> tuple[int, str]:
     answer = await visitor.post("/password/strength", password=password, **fields)
     assert (answer.status, answer.headers["Cache-Control"]) == (200, "no-store")
-    rating = json.loads(answer.text)
-    return rating["score"], rating["text"]
+    rating = re.search(r'value="(\d)".*<p class="hint">(.+)</p>', answer.text)
+    assert rating
+    return int(rating[1]), html.unescape(rating[2])
 
 
 @pytest.mark.parametrize(

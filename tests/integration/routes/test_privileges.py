@@ -187,9 +187,9 @@ async def test_the_tabs_of_a_user_lead_to_the_previews_of_destructive_actions(
 def test_every_post_only_route_returns_to_the_page_of_its_form(app: Quart) -> None:
     posts = {rule.rule: rule for rule in app.url_map.iter_rules() if "POST" in (rule.methods or ())}
     gets = {rule.rule for rule in app.url_map.iter_rules() if "GET" in (rule.methods or ())}
-    # Signing out is never refused, a refused passkey shows the sign-in page itself, and a script
-    # asks for the strength of a password.
-    alone = {"/logout", "/login/passkey", "/password/strength"}
+    # Signing out is never refused, a refused passkey shows the sign-in page itself, and scripts ask
+    # for the strength of a password and store drafts.
+    alone = {"/logout", "/login/passkey", "/password/strength", "/posts/<post_id>/draft"}
     bare = {
         path
         for path, rule in posts.items()
