@@ -217,6 +217,7 @@ async def test_the_preview_tells_what_happens_to_whom_and_changes_nothing(
 ) -> None:
     await ada.another_device().sign_in_without_form(await user_named("ada"))
     await visitors.account("zoe")
+    await visitors.wait_for_outbox()
     before = await contents()
     preview = await root.get(f"{BULK}?users=ada&users=bob&users=zoe&action=revoke&role=member")
     assert preview.status == 200
