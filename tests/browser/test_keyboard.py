@@ -6,11 +6,10 @@ import pytest
 from playwright.async_api import Locator, Page, expect
 
 from tests.browser.conftest import NewBrowser
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, long
 from tests.people import Person, Server
 
 IS_FOCUSED = "each => each === document.activeElement"
-SCRIPT = pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 
 
 async def reach(page: Page, target: Locator) -> None:
@@ -68,7 +67,7 @@ async def is_told(page: Page, words: str) -> None:
     await expect(page.locator(".flashes")).to_contain_text(words)
 
 
-@SCRIPT
+@pytest.mark.parametrize("script", [True, long(False)])
 async def test_a_user_needs_only_the_keyboard(
     server: Server, root: Person, ada: Person, new_browser: NewBrowser, script: bool
 ) -> None:
@@ -124,7 +123,7 @@ async def test_a_user_needs_only_the_keyboard(
     await root.post(f"/admin/roles/{role}/delete")
 
 
-@SCRIPT
+@pytest.mark.parametrize("script", [False, long(True)])
 async def test_an_administrator_needs_only_the_keyboard(
     server: Server, root: Person, ada: Person, bob: Person, new_browser: NewBrowser, script: bool
 ) -> None:

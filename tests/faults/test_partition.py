@@ -93,7 +93,7 @@ async def test_workers_of_another_host_acknowledge_in_the_database(scene: Scene)
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("mode", ["freeze", "drop"])
+@pytest.mark.parametrize("mode", ["freeze", long("drop")])
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.long)])
 async def test_an_isolated_host_admits_no_user_revoked_on_another_host(
     scene: Scene, mode: Mode, rounds: int

@@ -29,6 +29,7 @@ from quartapp.serving.listeners import listening
 from quartapp.serving.workers import ForkServerClient, WorkerSlot
 from quartapp.settings import Settings, StartError
 from tests import people
+from tests.conftest import long
 from tests.people import Stat, workers_of
 from tests.people import until as eventually
 
@@ -169,7 +170,7 @@ def terminal() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+    "number", [long(signal.SIGTERM), signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
 )
 def test_a_signal_stops_the_workers_and_the_database(
     folder: Path, number: signal.Signals, terminal: int
