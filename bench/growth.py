@@ -38,7 +38,7 @@ from pymongo.database import Database
 from bench.crowd import this_machine
 from bench.examined import Examined
 from bench.population import populate
-from bench.rows import BUSY, user_id
+from bench.rows import ADDRESS, BUSY, user_id
 from bench.site import Cursors, Measured, site
 from quartapp import models, startup
 from quartapp.db import embedded, mongo
@@ -145,12 +145,14 @@ class Databases:
 
 
 def renew(database: Database[Any], built: datetime) -> None:
-    """Move the sessions that were in use when the database was built to the present."""
+    """Move the sessions that were in use when the database was built to the present, and delete
+    those of earlier runs, which would be moved to the future."""
     now = datetime.now(UTC)
     by = int((now - built.replace(tzinfo=UTC)) / timedelta(milliseconds=1))
     moved = ("created_at", "seen_at", "expires_at", "confirmed_at")
     recent = {"idle_seconds": 1800, "seen_at": {"$gte": built - timedelta(minutes=10)}}
     later = {name: {"$add": [f"${name}", by]} for name in moved}
+    database["sessions"].delete_many({"ip": {"$ne": ADDRESS}})
     database["sessions"].update_many(recent, [{"$set": later}])
     database[BUILT].update_one({}, {"$set": {"at": now}})
 

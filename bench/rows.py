@@ -32,6 +32,8 @@ HOURS = 32 * 24
 BUSY_EACH = 10
 BUSY = 0
 SHOWN_EVENTS = 90
+# The address of all rows. Clients of the bench have another one.
+ADDRESS = "192.0.2.1"
 CREW = "crew"
 NO_PASSWORD = "no password"
 
@@ -158,7 +160,7 @@ def collections(
             "user": _user_ref(_owner(i)),
             "device": "Firefox on Linux",
             "browser": hashlib.sha256(str(i).encode()).hexdigest(),
-            "ip": "192.0.2.1",
+            "ip": ADDRESS,
             "created_at": opened,
             "seen_at": seen,
             "expires_at": opened + (MONTH if remembered else timedelta(hours=8)),
@@ -191,7 +193,7 @@ def collections(
             "verb": activity.audit_name,
             "subject": theirs,
             "session": _id(1, i),
-            "ip": "192.0.2.1",
+            "ip": ADDRESS,
             "at": at,
             "details": {"role": "member"} if activity is ROLE_GRANTED else {"device": "Firefox"},
         }
