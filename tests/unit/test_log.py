@@ -95,15 +95,15 @@ def test_log_records_of_libraries_have_the_same_format(capsys: pytest.CaptureFix
     before = [*root.handlers]
     log.capture_library_logs()
     try:
-        logging.getLogger("hypercorn.error").info("too quiet")
+        logging.getLogger("a.library").info("too quiet")
         try:
             raise LookupError("no such thing")
         except LookupError:
-            logging.getLogger("hypercorn.error").exception("Error in\n%s", "ASGI")
+            logging.getLogger("a.library").exception("Error in\n%s", "ASGI")
     finally:
         root.handlers = before
     (line,) = lines(capsys)
     said = json.loads(line)
     assert (said["event"], said["level"], said["worker"]) == ("library", "error", "7")
-    assert (said["logger"], said["said"]) == ("hypercorn.error", "Error in\nASGI")
+    assert (said["logger"], said["said"]) == ("a.library", "Error in\nASGI")
     assert said["exception"][0]["exc_value"] == "no such thing"
