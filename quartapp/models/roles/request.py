@@ -219,6 +219,12 @@ class RoleRequest(Record):
         return self.role.name if isinstance(self.role, Role) else self.name
 
     @property
+    def role_deleted(self) -> bool:
+        """Whether the role was deleted; also true if the role was not fetched. Until a job has
+        completed the deletion, the request may be open."""
+        return not isinstance(self.role, Role)
+
+    @property
     def permissions(self) -> list[str]:
         """The permissions of the role, if it was fetched; empty for a deleted one."""
         return self.role.permissions if isinstance(self.role, Role) else []
@@ -278,8 +284,8 @@ class RoleRequest(Record):
 
     async def withdraw(self, *, by: Actor) -> None:
         """Withdraw the request, in an authorized transaction, and record the event
-        ROLE_REQUEST_WITHDRAWN. Sends no notification. Does not check that it is the actor's: the
-        route does. Raises DecidedAlready if it is not open."""
+        ROLE_REQUEST_WITHDRAWN, also if the role was deleted. Sends no notification. Does not check
+        that it is the actor's: the route does. Raises DecidedAlready if it is not open."""
 
         async def work(tx: Tx) -> None:
             await self._decide(RequestState.WITHDRAWN, by, tx)
@@ -294,16 +300,15 @@ class RoleRequest(Record):
         and return the event of the grant; None if the user has the role with this end already.
 
         In an authorized transaction that manages the user: see `User.grant`, whose effects it has
-        and whose errors it raises. Raises DecidedAlready if the request is not open, and RoleGone
-        if the role or the account was deleted.
+        and whose errors it raises. Raises DecidedAlready if the request is not open or the account
+        was deleted, and RoleGone if the role was deleted.
         """
 
         async def work(tx: Tx) -> Event | None:
             await self._decide(RequestState.GRANTED, by, tx, until=until)
-            role = await Role.get(linked_id(self.role), session=tx)
-            user = await User.get(linked_id(self.user), session=tx)
-            if role is None or user is None:
-                raise RoleGone(self.name)
+            role, user = await self._role(tx), await User.get(linked_id(self.user), session=tx)
+            if user is None:
+                raise DecidedAlready(None)
             return await user.grant_in_transaction(role, by=by, until=until, tx=tx)
 
         return await authorized_transaction(by, work, managing=linked_id(self.user))
@@ -313,13 +318,13 @@ class RoleRequest(Record):
         event ROLE_REQUEST_DECLINED.
 
         The event does not contain the answer. In an authorized transaction that manages the user.
-        Raises DecidedAlready if the request is not open, and MissingPermission if the role, or the
-        user, has a permission that the actor does not hold.
+        Raises DecidedAlready if the request is not open, RoleGone if the role was deleted, and
+        MissingPermission if the role, or the user, has a permission that the actor does not hold.
         """
 
         async def work(tx: Tx) -> None:
-            await require_to_give(by, [linked_id(self.role)], tx)
             await self._decide(RequestState.DECLINED, by, tx, answer=answer)
+            await require_to_give(by, [(await self._role(tx)).id], tx)
             words = {"by": by.username, "role": self.name}
             user_id = linked_id(self.user)
             if answer:
@@ -330,6 +335,14 @@ class RoleRequest(Record):
             await self._record(ROLE_REQUEST_DECLINED, by, tx)
 
         await authorized_transaction(by, work, managing=linked_id(self.user))
+
+    async def _role(self, tx: Tx) -> Role:
+        """Return the stored role. Raises RoleGone if it was deleted: what it allowed is not known
+        any more, so nobody can show that they may decide about it."""
+        role = await Role.get(linked_id(self.role), session=tx)
+        if role is None:
+            raise RoleGone(self.name)
+        return role
 
     async def _decide(self, state: RequestState, by: Actor, tx: Tx, **fields: Any) -> None:
         """Store this state of the open request, the actor, the time and the given fields. This

@@ -55,9 +55,9 @@ async def grant(request_id: str) -> Any:
     answer 303 to the list with a message.
 
     An invalid end shows the list with the error (422), and so do refusals: a request that was
-    decided or withdrawn meanwhile (422), and a role that the administrator may not grant (403).
-    Answers 404 for an unknown request. Logs `authz_change`, also if the user had the role. Counts
-    the open requests again, for the navigation of this worker.
+    decided or withdrawn meanwhile or whose role was deleted (422), and a role that the
+    administrator may not grant (403). Answers 404 for an unknown request. Logs `authz_change`, also
+    if the user had the role. Counts the open requests again, for the navigation of this worker.
     """
     asked, form = await _find(request_id), await GrantRequestForm.from_request()
     if not form.posted:
@@ -114,7 +114,7 @@ async def _page(
 ) -> Any:
     """Return the page that the query asks for: open requests and, below the last of them, decided
     ones; or with `view=decided` those only. For each open request it shows which permissions the
-    administrator lacks for it.
+    administrator lacks for it, or that its role was deleted.
 
     A submitted form, `grant` or `decline`, is shown at the request with the id `sent`, and gives
     the status; else it is 200.

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from quartapp.jobs import role_deletions
 from quartapp.models import Role, RoleRequest
 from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
@@ -154,6 +155,49 @@ async def test_what_an_administrator_cannot_decide_is_said(
     refused = await helper.post(f"{LIST}/{request}/grant", until="")
     assert refused.status == 403
     assert await RoleRequest.count_open() == 1
+
+
+@pytest.fixture
+def job_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the job from completing the deletion of roles."""
+
+    async def wait() -> None: ...
+
+    monkeypatch.setattr(role_deletions, "complete_all", wait)
+
+
+@pytest.mark.usefixtures("job_is_late")
+async def test_a_request_for_a_deleted_role_cannot_be_decided(
+    visitors: Visitors, ada: Visitor
+) -> None:
+    powers = [Permission.POSTS_MODERATE]
+    editor = await Role.add("editor", "", powers, requestable=True, by=SYSTEM)
+    request = await ask(ada, "editor")
+    # Lacks the permission of the role.
+    helper = await visitors.with_permissions(
+        "helper", Permission.USERS_MANAGE, Permission.POSTS_WRITE
+    )
+    await editor.remove(by=SYSTEM)
+    page = (await helper.get(LIST)).text
+    assert "For the print run." in page
+    assert "The role was deleted." in page
+    assert f"{request}/grant" not in page
+    assert f"{request}/decline" not in page
+    for act, typed in (("decline", {"reason": "No."}), ("grant", {"until": "2h"})):
+        refused = await helper.post(f"{LIST}/{request}/{act}", **typed)
+        assert refused.status == 422
+        assert "The role editor was deleted in the meantime." in refused.text
+    assert await RoleRequest.count_open() == 1
+
+
+@pytest.mark.usefixtures("job_is_late")
+async def test_a_request_for_a_deleted_role_is_withdrawn(ada: Visitor, writer: Role) -> None:
+    request = await ask(ada)
+    await writer.remove(by=SYSTEM)
+    assert ">role deleted</span>" in (await ada.get(HOME)).text
+    answer = await ada.post(f"{HOME}/requests/{request}/withdraw")
+    assert (answer.status, answer.location) == (303, HOME)
+    assert ">withdrawn</span>" in (await ada.get(HOME)).text
 
 
 async def test_open_requests_come_first_and_pages_keep_their_place(
