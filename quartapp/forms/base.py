@@ -1,7 +1,7 @@
 """The base class of all forms, and the filters and validators that they share."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from ipaddress import ip_address
@@ -33,8 +33,9 @@ class Form(wtforms.Form):
     Use it as `form = await SomeForm.from_request()`, then read `form.posted` once, and answer
     with the page, `form.status` and `form.headers` if it is false or if `refuse` was called.
 
-    Async checks belong in the route: WTForms would not await a validator, and would count the
-    coroutine as a passed check. Defining one raises TypeError.
+    Async checks belong in the route, which passes them to `passes` instead of reading `posted`:
+    WTForms would not await a validator, and would count the coroutine as a passed check. Defining
+    one raises TypeError.
     """
 
     _retry_later: RetryLater | None = None
@@ -90,12 +91,32 @@ class Form(wtforms.Form):
         set errors and can replace data."""
         return self.sent and self.validate()
 
+    async def passes(self, *checks: Callable[[Self], Awaitable[object]]) -> bool:
+        """Return whether the request is a POST and the form has no error after its validators and
+        all of these checks.
+
+        Every check is awaited, in order, also if the validators or earlier checks have found
+        errors, so that the user sees all errors at once. A check adds its errors with `refuse`, and
+        looks only at fields without errors (`valid_data`). What a check raises is not caught.
+        Without a POST nothing is checked.
+        """
+        if not self.sent:
+            return False
+        self.validate()
+        for check in checks:
+            await check(self)
+        return not self.errors
+
+    def valid_data(self, field: str) -> Any:
+        """Return the data of the field, or None if it has an error."""
+        return None if self[field].errors else self[field].data
+
     @property
     def status(self) -> int:
         """The status of the answer that shows this form.
 
         That of the error passed to `set_retry_later`, if any. Else for a POST the status passed to
-        `refuse`, or 422. Else 200.
+        `refuse`, if all errors have that one, or 422. Else 200.
         """
         if self._retry_later:
             return self._retry_later.status
@@ -125,9 +146,9 @@ class Form(wtforms.Form):
         """Add an error that only the models could find, such as a username that is taken.
 
         The error belongs to the named field or, without one, to the form. Raises nothing. The
-        answer to a POST then has this `status`.
+        answer to a POST then has this `status`, or 422 if another error has another one.
         """
-        self._refused = status
+        self._refused = status if status == self._refused or not self.errors else 422
         if field is None:
             self.form_errors.append(message)
         else:

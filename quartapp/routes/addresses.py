@@ -1,4 +1,4 @@
-"""Addresses of the pages about one user or one role, for administrators.
+"""Addresses of the pages about one user or one role, for administrators, and of this request.
 
 A name stands in the address as it is, unless a page of its own has this address: an old database
 may have a user named "new", and /admin/users/new is the page that creates users. Such a name has an
@@ -6,6 +6,8 @@ may have a user named "new", and /admin/users/new is the page that creates users
 """
 
 from urllib.parse import quote
+
+from quart import has_websocket_context, request, websocket
 
 from quartapp.models import Role, User
 from quartapp.validation import RESERVED_ROLES, RESERVED_USERNAMES, canonical_username
@@ -31,3 +33,10 @@ def _part(name: str, reserved: frozenset[str]) -> str:
 def name_in(part: str) -> str:
     """Return the name that a part of an address stands for."""
     return part.removeprefix("@")
+
+
+def route_pattern() -> str | None:
+    """Return the pattern of the route for the log; None if no route matched. The path itself may
+    contain a token."""
+    rule = (websocket if has_websocket_context() else request).url_rule
+    return rule and rule.rule

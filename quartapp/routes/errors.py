@@ -14,7 +14,6 @@ from quart import (
     redirect,
     render_template,
     request,
-    websocket,
 )
 from quart_auth import Unauthorized
 from werkzeug.exceptions import HTTPException
@@ -40,12 +39,12 @@ from quartapp.i18n import lazy_gettext as _
 from quartapp.i18n import library_text
 from quartapp.log import log
 from quartapp.models.accounts import closed
-from quartapp.models.authorization.privileges import MissingPermission
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
 from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.policy import LABELS
 from quartapp.routes import carried_forms, refusals
+from quartapp.routes.addresses import route_pattern
 from quartapp.routes.redirects import back, see_other, sign_in_page, with_next
 from quartapp.routes.sessions import reauthentication
 from quartapp.routes.sessions.sign_in import AccountDeactivated, AccountDisabled, MustVerify
@@ -217,7 +216,7 @@ async def factor_first(error: Forbidden) -> Any:
 
 async def cross_site(_error: CrossSite) -> Any:
     """Answer 403 with a page, and log `malicious_csrf`."""
-    log.warning("malicious_csrf", path=_route(), origin=request.headers.get("Origin"))
+    log.warning("malicious_csrf", path=route_pattern(), origin=request.headers.get("Origin"))
     return await _page(
         403, _("Request blocked"), _("Another site sent this request. Nothing was changed.")
     )
@@ -239,7 +238,7 @@ async def invalid_token(error: InvalidToken) -> Any:
         if page := await carried_forms.sign_in_page(None, query=query):
             return page
     if not error.same_site:
-        log.warning("malicious_csrf", path=_route(), origin=None)
+        log.warning("malicious_csrf", path=route_pattern(), origin=None)
         detail = _("This form has expired or is not from this site. Reload the page and try again.")
         return await _page(403, _("Request blocked"), detail)
     page = await render_template(
@@ -292,29 +291,15 @@ async def _to_send_again(*without: str) -> dict[str, Any]:
 
 async def refused(error: DomainError) -> Any:
     """Answer an error of the models with its status: 403 for a missing permission, else 422
-    (`status_of`).
+    (`refusals.status_of`).
 
     Shows its text on the page with the form if the route names one (see `routes.refusals`), else on
     an error page; for `/api/`, as JSON.
     """
-    status = status_of(error)
+    status = refusals.status_of(error)
     if not has_websocket_context() and (page := await refusals.answer(str(error))):
         return page, status
     return await _page(status, _("This cannot be done"), str(error))
-
-
-def status_of(error: DomainError) -> int:
-    """Return 403 for a missing permission, which is logged as `authz_fail`; 422 for all others."""
-    if not isinstance(error, MissingPermission):
-        return 422
-    log.warning(
-        "authz_fail",
-        user=current_user.username if current_user.signed_in else None,
-        target=error.target,
-        missing=error.missing,
-        path=_route(),
-    )
-    return 403
 
 
 async def try_later(error: RetryLater) -> Any:
@@ -378,7 +363,7 @@ def log_exception(what: Any) -> None:
     """Log an unhandled exception with the pattern of its route. Replaces Quart's method, which logs
     the path, in which there may be a token."""
     inside = has_request_context() or has_websocket_context()
-    log.error("unhandled", exc_info=what, path=_route() if inside else None)
+    log.error("unhandled", exc_info=what, path=route_pattern() if inside else None)
 
 
 async def internal_error(_error: Exception) -> Any:
@@ -411,13 +396,6 @@ async def _page(status: int, title: str, detail: str) -> tuple[Any, int]:
         again=status in (429, 503),
     )
     return page, status
-
-
-def _route() -> str | None:
-    """Return the pattern of the route for the log; None if no route matched. The path itself may
-    contain a token."""
-    rule = (websocket if has_websocket_context() else request).url_rule
-    return rule and rule.rule
 
 
 def _wants_json() -> bool:

@@ -1,4 +1,4 @@
-"""Showing the error of a POST-only route on the page that contains its form."""
+"""How the errors of the models are answered: their status, and the form or page that shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from urllib.parse import quote
 from quart import g
 from werkzeug.exceptions import HTTPException
 
-from quartapp.auth import Forbidden
+from quartapp.auth import Forbidden, current_user
+from quartapp.forms.base import Form
+from quartapp.log import log
+from quartapp.models.authorization.privileges import MissingPermission
+from quartapp.models.base.references import DomainError
+from quartapp.routes.addresses import route_pattern
 
 View = Callable[..., Awaitable[Any]]
 
@@ -37,6 +42,28 @@ def returns_to(page: View, address: str) -> Callable[[View], View]:
         return wrapper
 
     return decorate
+
+
+def refuse(form: Form, *errors: DomainError) -> None:
+    """Add the errors to the form, each to the field that it names, if the form has that, with its
+    status (`status_of`)."""
+    for error in errors:
+        field = error.field if error.field and error.field in form else None
+        form.refuse(str(error), field, status=status_of(error))
+
+
+def status_of(error: DomainError) -> int:
+    """Return 403 for a missing permission, which is logged as `authz_fail`; 422 for all others."""
+    if not isinstance(error, MissingPermission):
+        return 422
+    log.warning(
+        "authz_fail",
+        user=current_user.username if current_user.signed_in else None,
+        target=error.target,
+        missing=error.missing,
+        path=route_pattern(),
+    )
+    return 403
 
 
 async def answer(message: str) -> Any:

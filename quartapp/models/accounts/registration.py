@@ -90,6 +90,19 @@ async def create_for(
     return user
 
 
+async def taken(username: str | None, email: str | None) -> list[Taken]:
+    """Return the error of each of the two that another account has. None is not looked up.
+
+    The unique indexes decide when the account is created.
+    """
+    found = []
+    if username is not None and await User.by_username(username):
+        found.append(Taken("username"))
+    if email is not None and await User.by_email(email):
+        found.append(Taken("email"))
+    return found
+
+
 async def claim(
     username: str, email: str, password_hash: str, *, roles: Collection[Role], by: Actor
 ) -> User:

@@ -48,5 +48,9 @@ def linked_id(link: Any) -> PydanticObjectId:
 class DomainError(Exception):
     """An operation is refused by a rule of the application.
 
-    Its text is a sentence for the user who asked. `routes.errors` maps each subclass to a status.
+    Its text is a sentence for the user who asked. `field` is the name of the value that is not
+    accepted, such as "email"; None if the error is about the operation as a whole.
+    `routes.refusals` maps each subclass to a status, and shows it at the field of this name.
     """
+
+    field: str | None = None

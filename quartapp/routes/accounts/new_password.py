@@ -5,23 +5,23 @@ from quartapp.forms.base import Form
 from quartapp.runtime import password_policy, settings
 
 
-async def count_registration() -> None:
-    """Count an attempt to create an account from this network. Raises RateLimitExceeded."""
+async def count_registration(_form: Form) -> None:
+    """Count an attempt to create an account from this network, as the first check of its form:
+    before the password is scored and names are looked up. Raises RateLimitExceeded."""
     here = rate_limits.network_of(remote_address())
     await rate_limits.count("registration", (here, settings().limit_registration))
 
 
-async def is_accepted(form: Form, *context: str) -> bool:
-    """Return whether the policy accepts the form's `password`. If not, the field gets the error,
-    unless it already has one.
+async def check_new_password(form: Form, *context: str) -> None:
+    """Add an error to the form if the policy refuses its `password`, unless the field already has
+    one.
 
     `context` has words that are known about the user, such as the username. May ask the service for
     breached passwords. Raises Busy. Scoring the password is costly, so routes count the attempt
     before they call this.
     """
     if form["password"].errors:
-        return False
+        return
     weakness = await password_policy().weakness(form["password"].data or "", context=context)
     if weakness:
         form.refuse(weakness, "password")
-    return weakness is None

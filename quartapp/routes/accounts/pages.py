@@ -28,6 +28,7 @@ from quartapp.models.accounts.one_time_token import (
 )
 from quartapp.models.accounts.registration import claim as claim_account
 from quartapp.models.accounts.registration import register as register_account
+from quartapp.models.accounts.registration import taken
 from quartapp.models.base.actor import Actor
 from quartapp.models.factors.wrong_codes import FactorsBlocked
 from quartapp.models.limits import hash_cost
@@ -35,9 +36,10 @@ from quartapp.models.sessions.opening import is_known_browser
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
 from quartapp.routes import carried_forms
-from quartapp.routes.accounts.new_password import count_registration, is_accepted
+from quartapp.routes.accounts.new_password import check_new_password, count_registration
 from quartapp.routes.factors.passkeys import NOT_ACCEPTED, confirmed_by_passkey
 from quartapp.routes.redirects import next_page, see_other
+from quartapp.routes.refusals import refuse
 from quartapp.routes.sessions.sign_in import (
     AccountDisabled,
     sign_in,
@@ -63,7 +65,7 @@ async def register() -> Any:
         return redirect("/")
     form = await RegisterForm.from_request()
     with form.catch_retry_later():
-        if form.sent and (user := await _register(form)):
+        if user := await _register(form):
             log.info("user_created", user=user.username, ip=auth.remote_address())
             await sign_in(user, remember=False)
             await flash(
@@ -88,11 +90,9 @@ async def _register(form: RegisterForm) -> User | None:
     taken or free (ASVS 6.3.8), and replaces an earlier claim. Else the address must be free. An
     email is queued to it. Raises RateLimitExceeded and Busy.
     """
-    await count_registration()
     required = settings().verification_required
-    is_free = _has_free_username if required else _is_free
-    checks = [form.posted, await _has_accepted_password(form), await is_free(form)]
-    if not all(checks):
+    is_free = _has_free_username if required else _has_free_names
+    if not await form.passes(count_registration, _has_accepted_password, is_free):
         return None
     member = await Role.named(policy.MEMBER)
     create = claim_account if required else register_account
@@ -104,8 +104,8 @@ async def _register(form: RegisterForm) -> User | None:
             roles=[member] if member else [],
             by=current_user.actor,
         )
-    except Taken as taken:
-        form.refuse(str(taken), taken.field)
+    except Taken as error:
+        refuse(form, error)
         return None
 
 
@@ -283,7 +283,8 @@ async def setup(token: str) -> Any:
         return await render_template("accounts/setup_gone.html"), 410
     form = await RegisterForm.from_request()
     with form.catch_retry_later():
-        if form.sent and await _may_set_up(form):
+        # Counted before the password is scored.
+        if await form.passes(count_registration, _has_accepted_password, _has_free_names):
             try:
                 user = await make_first_administrator(
                     token,
@@ -293,8 +294,8 @@ async def setup(token: str) -> Any:
                     # The link authorizes this, also in a browser that is signed in.
                     by=Actor(ip=auth.remote_address()),
                 )
-            except Taken as taken:
-                form.refuse(str(taken), taken.field)
+            except Taken as error:
+                refuse(form, error)
             except TokenSpent:
                 return await render_template("accounts/setup_gone.html"), 410
             else:
@@ -305,41 +306,25 @@ async def setup(token: str) -> Any:
     return await render_template("accounts/setup.html", form=form), form.status, form.headers
 
 
-async def _may_set_up(form: RegisterForm) -> bool:
-    """Count the attempt for the network, and return whether the fields are valid, and password,
-    username and address can be used; if not, the form has all errors. Raises RateLimitExceeded and
-    Busy."""
-    await count_registration()
-    return all([form.posted, await _has_accepted_password(form), await _is_free(form)])
+async def _has_accepted_password(form: RegisterForm) -> None:
+    await check_new_password(form, form.username.data or "", form.email.data or "")
 
 
-async def _has_accepted_password(form: RegisterForm) -> bool:
-    return await is_accepted(form, form.username.data or "", form.email.data or "")
+async def _has_free_username(form: RegisterForm) -> None:
+    """Add an error to the form if another account has the username.
 
-
-async def _has_free_username(form: RegisterForm) -> bool:
-    """Return whether the username is free, and no field has an error. If not, the form says so.
-
-    It counts as free if an unverified registration of the same address has it, which this one
-    replaces. The unique index decides in a race.
+    An unverified registration of the same address does not count, because this one replaces it. It
+    counts if the form has no valid address. The unique index decides in a race.
     """
-    if form.username.errors or form.email.errors:
-        return False
-    earlier = await User.claiming(form.email.data or "")
+    if form.username.errors:
+        return
+    email = form.valid_data("email")
+    earlier = await User.claiming(email) if email else None
     holder = await User.by_username(form.username.data or "")
     if holder and (earlier is None or earlier.id != holder.id):
-        form.refuse(str(Taken("username")), "username")
-    return not form.errors
+        refuse(form, Taken("username"))
 
 
-async def _is_free(form: RegisterForm) -> bool:
-    """Return whether username and address are free, and no field has an error. If not, the form
-    says so.
-
-    The unique indexes decide in a race.
-    """
-    if not form.username.errors and await User.by_username(form.username.data or ""):
-        form.refuse(str(Taken("username")), "username")
-    if not form.email.errors and await User.by_email(form.email.data or ""):
-        form.refuse(str(Taken("email")), "email")
-    return not form.errors
+async def _has_free_names(form: RegisterForm) -> None:
+    """Add an error to the form for each of username and address that another account has."""
+    refuse(form, *await taken(form.valid_data("username"), form.valid_data("email")))

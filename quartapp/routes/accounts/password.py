@@ -1,5 +1,6 @@
 """Changing the password."""
 
+from functools import partial
 from typing import Any
 
 from quart import Blueprint, flash, render_template, request
@@ -18,7 +19,7 @@ from quartapp.forms.accounts import PasswordForm
 from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Session, User
-from quartapp.routes.accounts.new_password import is_accepted
+from quartapp.routes.accounts.new_password import check_new_password
 from quartapp.routes.redirects import AFTER_STRANGER, see_other, with_next
 from quartapp.runtime import hasher, password_policy, settings
 from quartapp.security.password_policy import MIN_SCORE
@@ -33,20 +34,17 @@ async def change() -> Any:
     """Change the password. GET shows the form.
 
     The POST checks the current password, counting and logging a wrong one, and then the policy for
-    the new one; errors are shown on the form (422, 429 or 503). Success answers as `_change` does.
-    A user with a second factor whose session is not fresh is redirected (303) to `/confirm` first,
-    on GET and POST (see docs/adr/0078).
+    the new one; all errors are shown on the form (422, 429 or 503). Success answers as `_change`
+    does. A user with a second factor whose session is not fresh is redirected (303) to `/confirm`
+    first, on GET and POST (see docs/adr/0078).
     """
     if not current_user.fresh and (await signed_in_user()).factors:
         return see_other(with_next("/confirm", request.full_path.rstrip("?")))
     form = await PasswordForm.from_request()
     with form.catch_retry_later():
-        if form.posted and (user := await User.get(current_user.user_id)):
-            # Check this first: it is counted, and scoring the new password is costly.
-            if not await _is_current_password(form.current_password.data or "", user):
-                auth.report_failed_attempt(login=user.username)
-                form.refuse(_("Incorrect password."), "current_password")
-            elif await is_accepted(form, user.username, user.email):
+        if form.sent:
+            user = await signed_in_user()
+            if await form.passes(partial(_check_passwords, user)):
                 return await _change(user, form.password.data or "")
     page = await render_template(
         "accounts/password.html",
@@ -67,8 +65,7 @@ async def strength() -> Any:
     RateLimitExceeded, and Busy while many passwords wait to be scored: those that are sent with a
     form come first.
     """
-    here = rate_limits.network_of(remote_address())
-    await rate_limits.count("password feedback", (here, settings().limit_password_feedback))
+    await _count_rating()
     if not password_policy().has_room:
         raise Busy
     sent = await request.form
@@ -85,12 +82,34 @@ async def strength() -> Any:
     )
 
 
+async def _check_passwords(user: User, form: PasswordForm) -> None:
+    """Add an error to the form if the current password is wrong, and another if the policy refuses
+    the new one.
+
+    A wrong password is counted (see `password_attempt`) and logged. Without a current password,
+    counts the new one as one that is rated while it is typed. Raises RateLimitExceeded and Busy.
+    """
+    # The attempt is counted before the new password is scored, which is costly.
+    if form.current_password.errors:
+        await _count_rating()
+    elif not await _is_current_password(form.current_password.data or "", user):
+        auth.report_failed_attempt(login=user.username)
+        form.refuse(_("Incorrect password."), "current_password")
+    await check_new_password(form, user.username, user.email)
+
+
 async def _is_current_password(password: str, user: User) -> bool:
     """Return whether the password is the user's. A failure is counted (see `password_attempt`), but
     not logged. Raises RateLimitExceeded and Busy."""
     async with auth.password_attempt(user) as attempt:
         attempt.succeeded = await hasher().verify(password, user.password_hash)
     return attempt.succeeded
+
+
+async def _count_rating() -> None:
+    """Count a password that is rated, for the network. Raises RateLimitExceeded."""
+    here = rate_limits.network_of(remote_address())
+    await rate_limits.count("password feedback", (here, settings().limit_password_feedback))
 
 
 async def _change(user: User, password: str) -> Any:

@@ -1,5 +1,6 @@
 """Password recovery: requesting a link and setting a new password."""
 
+from functools import partial
 from typing import Any
 
 from quart import Blueprint, flash, render_template
@@ -10,10 +11,11 @@ from quartapp.auth import current_user, rate_limits, wait_until_enforced
 from quartapp.forms.accounts import ForgotForm, ResetForm
 from quartapp.i18n import gettext as _
 from quartapp.log import log
+from quartapp.models import User
 from quartapp.models.accounts import password_reset
 from quartapp.models.accounts.one_time_token import TokenSpent
 from quartapp.models.base.references import linked_id
-from quartapp.routes.accounts.new_password import is_accepted
+from quartapp.routes.accounts.new_password import check_new_password
 from quartapp.routes.redirects import see_other
 from quartapp.runtime import hasher, settings
 
@@ -58,13 +60,18 @@ async def reset(token: str) -> Any:
         return await render_template("accounts/reset_gone.html"), 410
     form = await ResetForm.from_request()
     with form.catch_retry_later():
-        if form.sent:
-            here = rate_limits.network_of(auth.remote_address())
-            await rate_limits.count("new password", (here, settings().limit_recovery))
-            if all([form.posted, await is_accepted(form, user.username, user.email)]):
-                return await _reset(token, form.password.data or "")
+        if await form.passes(partial(_check_password, user)):
+            return await _reset(token, form.password.data or "")
     page = await render_template("accounts/reset.html", form=form, username=user.username)
     return page, form.status, form.headers
+
+
+async def _check_password(user: User, form: ResetForm) -> None:
+    """Count the attempt for the network, and add an error to the form if the policy refuses the
+    password. Raises RateLimitExceeded and Busy."""
+    here = rate_limits.network_of(auth.remote_address())
+    await rate_limits.count("new password", (here, settings().limit_recovery))
+    await check_new_password(form, user.username, user.email)
 
 
 async def _reset(token: str, password: str) -> Any:

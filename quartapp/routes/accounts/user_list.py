@@ -29,8 +29,8 @@ from quartapp.models.roles.role import RoleGone
 from quartapp.policy import MEMBER, Permission
 from quartapp.routes.accounts.bulk import allowed_actions
 from quartapp.routes.addresses import user_page
-from quartapp.routes.errors import status_of
 from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import status_of
 from quartapp.runtime import hasher, settings
 from quartapp.validation import mailbox_of
 

@@ -21,10 +21,9 @@ from quartapp.models.invitations.invitation import (
 )
 from quartapp.policy import Permission
 from quartapp.routes.accounts import previews
-from quartapp.routes.errors import status_of
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to
+from quartapp.routes.refusals import returns_to, status_of
 from quartapp.runtime import settings
 from quartapp.validation import mailbox_of
 

@@ -10,10 +10,12 @@ from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import Invitation, User
 from quartapp.models.accounts.account import Taken
+from quartapp.models.accounts.registration import taken
 from quartapp.models.base.actor import Actor
 from quartapp.models.invitations.invitation import InvitationGone, InvitationState
-from quartapp.routes.accounts.new_password import count_registration, is_accepted
+from quartapp.routes.accounts.new_password import check_new_password, count_registration
 from quartapp.routes.redirects import see_other
+from quartapp.routes.refusals import refuse
 from quartapp.routes.sessions.sign_in import sign_in
 from quartapp.runtime import hasher
 
@@ -38,7 +40,7 @@ async def accept(token: str) -> Any:
     form = await InvitedForm.from_request()
     form.email = found.email
     with form.catch_retry_later():
-        if form.sent and await _may_register(form):
+        if await form.passes(count_registration, _check_password, _check_username):
             try:
                 user = await Invitation.accept(
                     token,
@@ -48,10 +50,10 @@ async def accept(token: str) -> Any:
                 )
             except InvitationGone as gone:
                 return await _gone(gone.state)
-            except Taken as taken:
-                if taken.field == "email":
+            except Taken as error:
+                if error.field == "email":
                     return await _gone("taken", found.email)
-                form.refuse(str(taken), "username")
+                refuse(form, error)
             else:
                 log.info("user_created", user=user.username, ip=auth.remote_address())
                 await sign_in(user, remember=False)
@@ -61,18 +63,14 @@ async def accept(token: str) -> Any:
     return page, form.status, form.headers
 
 
-async def _may_register(form: InvitedForm) -> bool:
-    """Count the attempt for the network, then check the fields, the password and the username;
-    return False with all errors in the form.
+async def _check_password(form: InvitedForm) -> None:
+    """Add an error to the form if the policy refuses the password. Raises Busy."""
+    await check_new_password(form, form.username.data or "", form.email)
 
-    A username that is free here may be taken by the time of the insert: then `accept` shows the
-    error. Raises RateLimitExceeded and Busy.
-    """
-    await count_registration()
-    checks = [form.posted, await is_accepted(form, form.username.data or "", form.email)]
-    if not form.username.errors and await User.by_username(form.username.data or ""):
-        form.refuse(str(Taken("username")), "username")
-    return all(checks) and not form.errors
+
+async def _check_username(form: InvitedForm) -> None:
+    """Add an error to the form if another account has the username."""
+    refuse(form, *await taken(form.valid_data("username"), None))
 
 
 async def _gone(why: str | None, email: str | None = None) -> Any:

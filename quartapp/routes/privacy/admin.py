@@ -25,9 +25,8 @@ from quartapp.routes.accounts import previews
 from quartapp.routes.accounts.user_pages import find, overview_sent
 from quartapp.routes.addresses import user_page
 from quartapp.routes.audit.receipts import flash_receipt
-from quartapp.routes.errors import status_of
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to
+from quartapp.routes.refusals import returns_to, status_of
 from quartapp.runtime import settings
 
 blueprint = Blueprint("admin_leaving", __name__)

@@ -14,10 +14,9 @@ from quartapp.models import Role, RoleRequest, User
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError, linked_id
 from quartapp.models.roles.request import RequestState
-from quartapp.routes.errors import status_of
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to
+from quartapp.routes.refusals import returns_to, status_of
 
 blueprint = Blueprint("account_roles", __name__)
 

@@ -23,9 +23,8 @@ from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permis
 from quartapp.routes.accounts import previews
 from quartapp.routes.addresses import name_in
 from quartapp.routes.audit.receipts import flash_receipt
-from quartapp.routes.errors import status_of
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to
+from quartapp.routes.refusals import returns_to, status_of
 
 blueprint = Blueprint("admin_roles", __name__)
 

@@ -89,16 +89,32 @@ async def test_a_password_that_is_too_long_is_not_scored(
 
 
 async def test_the_current_password_is_checked_before_a_new_one_is_scored(
-    ada: Visitor, scored: list[str]
+    start_app: StartApp, scored: list[str]
 ) -> None:
-    wrong = {"current_password": "something else", "password": NEW, "confirm": NEW}
-    for _ in range(2):
-        answer = await ada.post("/account/password", **wrong)
-        assert "Incorrect password" in answer.error("current_password")
-    assert scored == []
-    answer = await ada.post("/account/password", **{**wrong, "current_password": ada.password})
-    assert answer.status == 303
+    ada = await (await start_app(limit_confirmation="1 per hour")).member("ada")
+    sent = {"current_password": "something else", "password": NEW, "confirm": NEW}
+    answer = await ada.post("/account/password", **sent)
+    assert answer.status == 422
+    assert "Incorrect password" in answer.error("current_password")
     assert scored == [NEW]
+    answer = await ada.post("/account/password", **sent)
+    assert answer.status == 429
+    assert scored == [NEW]
+
+
+async def test_a_new_password_without_the_current_one_is_counted_as_typed(
+    start_app: StartApp, scored: list[str]
+) -> None:
+    ada = await (await start_app(limit_password_feedback="1 per hour")).member("ada")
+    sent = {"current_password": "", "password": NEW, "confirm": NEW}
+    assert (await ada.post("/account/password", **sent)).status == 422
+    answer = await ada.post("/account/password", **sent)
+    assert answer.status == 429
+    assert answer.error("current_password") == "Enter your current password."
+    assert scored == [NEW]
+    answer = await ada.post("/account/password", **{**sent, "current_password": ada.password})
+    assert answer.status == 303
+    assert scored == [NEW, NEW]
 
 
 @pytest.mark.parametrize("page", PAGES)
