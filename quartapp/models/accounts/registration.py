@@ -46,7 +46,7 @@ async def register(
     Has the effects of `add_user`, and counts the account for the dashboard after the commit.
     `verified`: the address counts as verified. `must_verify`: the account cannot be used before it
     is verified. Raises Taken, also in a race of two registrations, Unverified for other roles than
-    `member` with `must_verify`, and MissingPermission.
+    `member` with `must_verify`, MissingPermission and RoleGone.
     """
 
     async def work(tx: Tx) -> User:
@@ -69,19 +69,15 @@ async def create_for(
 ) -> User:
     """Create an account for somebody else, in an authorized transaction, and return its user.
 
-    Has the effects of `add_user`, counts the grants of the roles, and queues the email with a link
-    to set a password, within the mail budget. Counts the account for the dashboard after the
-    commit. The caller passes the hash of a password that nobody knows: until the person has used
-    the link, which also verifies the address, nobody can sign in. Raises Taken, MissingPermission,
-    RoleGone, SessionOver and RightsChanged.
+    Has the effects of `add_user`, and queues the email with a link to set a password, within the
+    mail budget. Counts the account for the dashboard after the commit. The caller passes the hash
+    of a password that nobody knows: until the person has used the link, which also verifies the
+    address, nobody can sign in. Raises Taken, MissingPermission, RoleGone, SessionOver and
+    RightsChanged.
     """
 
     async def work(tx: Tx) -> User:
         user = await add_user(username, email, password_hash, roles=roles, by=by, tx=tx)
-        for role in roles:
-            # Writing the role's document makes this conflict with deleting the role.
-            if not await role.count_grant(tx):
-                raise RoleGone(role.name)
         await Mail.queue(FIRST_PASSWORD_REQUESTED, email, user=user.id, tx=tx)
         return user
 
@@ -143,15 +139,20 @@ async def add_user(
     Deletes another account that only claims the address. Records the event ACCOUNT_CREATED (a
     visitor who registers is its actor) and stores the welcome notification. Queues a verification
     email, without an event, for a `claim`, or if a visitor registers with an unverified address;
-    none if an administrator or the command line creates the account, or past the mail budget. Does
-    not check that the roles still exist, nor count the grants. After the commit, the caller counts
-    the account (`Counted`).
+    none if an administrator or the command line creates the account, or past the mail budget.
+    Counts the grants of the roles, except that of `member`, which cannot be deleted: registrations
+    would conflict. After the commit, the caller counts the account (`Counted`).
 
     Raises Taken (`field` says which) if the insert finds a duplicate, MissingPermission if a
-    signed-in actor lacks a permission of the roles, and Unverified for other roles than `member` on
-    an account that must verify its address first.
+    signed-in actor lacks a permission of the roles, RoleGone if a role was deleted, and Unverified
+    for other roles than `member` on an account that must verify its address first.
     """
     await require_to_give(by, [role.id for role in roles], tx)
+    others = [role for role in roles if role.name != policy.MEMBER]
+    for role in others:
+        # Writing the role's document makes this conflict with deleting the role.
+        if not await role.count_grant(tx):
+            raise RoleGone(role.name)
     user = User(
         username=username,
         email=email,
@@ -171,7 +172,7 @@ async def add_user(
         user.email_verified_at = user.created_at
     elif sends_mail:
         user.letters_asked = [user.created_at]
-    if user.awaits_verification and any(role.name != policy.MEMBER for role in roles):
+    if user.awaits_verification and others:
         raise Unverified(username)
     await drop_claim(email, tx=tx)
     try:

@@ -143,7 +143,8 @@ async def require_to_give(by: Actor, role_ids: Collection[PydanticObjectId], tx:
     """Raise MissingPermission if one of the roles has a permission that the actor does not hold.
 
     Returns without a query if `role_ids` is empty or the actor is the command line. Otherwise
-    writes the actor's user document (see `_claimed`). Ids of roles that do not exist are ignored.
+    writes the actor's user document (see `_claimed`). Ids of roles that do not exist are ignored:
+    the caller checks that, also for the command line.
     """
     if by.user_id is None or not role_ids:
         return

@@ -53,7 +53,7 @@ from quartapp.models.base.tokens import digest_of, new_token
 from quartapp.models.base.write_lock import hold_invitations, share_roles
 from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import notify
-from quartapp.models.roles.role import Role
+from quartapp.models.roles.role import Role, RoleGone
 from quartapp.models.statistics import hourly_count
 from quartapp.models.statistics.hourly_count import Counted
 
@@ -232,8 +232,8 @@ class Invitation(Record):
         Past the mail budget of the mailbox, the invitation is stored, but no email is queued
         (`Mail.queue`). Raises Taken if an account has the address, InvitedAlready,
         TooManyInvitations if the actor, who is not the command line, has `at_most` open
-        invitations, and MissingPermission if the role has a permission that the actor does not
-        hold. Does not check that the actor may invite: the route does.
+        invitations, MissingPermission if the role has a permission that the actor does not hold,
+        and RoleGone if it was deleted. Does not check that the actor may invite: the route does.
         """
         if role and role.name == policy.MEMBER:
             # Every account gets this role.
@@ -250,6 +250,8 @@ class Invitation(Record):
 
         async def work(tx: Tx) -> None:
             await require_to_give(by, [role.id] if role else [], tx)
+            if role and await Role.get(role.id, session=tx) is None:
+                raise RoleGone(role.name)
             await invitation._require_room(by, at_most, tx)
             await invitation.insert(session=tx)
             await invitation._send(tx)
@@ -397,16 +399,10 @@ class Invitation(Record):
 
     async def _roles(self, tx: Tx) -> list[Role]:
         """Return the roles for the new account: `member`, and that of the invitation unless it was
-        deleted.
-
-        Writes the role's document, so that deleting the role at once conflicts.
-        """
+        deleted."""
         roles = [member] if (member := await Role.named(policy.MEMBER)) else []
         role = await Role.get(linked_id(self.role), session=tx) if self.role else None
-        # Writing the role's document makes this conflict with deleting the role.
-        if role and role.name != policy.MEMBER and await role.count_grant(tx):
-            roles.append(role)
-        return roles
+        return [*roles, role] if role and role.name != policy.MEMBER else roles
 
 
 async def issue(mail: Mail) -> dict[str, str] | None:

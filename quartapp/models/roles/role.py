@@ -186,6 +186,15 @@ class Role(Record):
         return found if found and validation.canonical_username(found.name) == wanted else None
 
     @classmethod
+    async def chosen(cls, name: str) -> "Role":
+        """Return the role of this name, which was chosen in a form. Raises RoleGone if there is
+        none."""
+        role = await cls.named(name)
+        if role is None:
+            raise RoleGone(name)
+        return role
+
+    @classmethod
     async def everyone(cls) -> list[Self]:
         """Return all roles, at most 500, sorted by name."""
         return await cls.find({}, sort="name", limit=500, collation=CASELESS).to_list()

@@ -61,7 +61,7 @@ async def grant(username: str) -> Any:
     form.offer(await Role.everyone(), lacks=current_user.lacks)
     if not form.posted:
         return await user_pages.roles_tab(person, form)
-    role = await Role.named(form.role.data) or abort(404)
+    role = await Role.chosen(form.role.data)
     until = form.until.moment
     granted = await person.grant(role, by=current_user.actor, until=until)
     log.info("authz_change", user=person.username, granted=role.name, by=current_user.username)

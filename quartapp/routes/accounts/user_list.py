@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 from urllib.parse import urlencode
 
-from quart import Blueprint, abort, flash, render_template, request
+from quart import Blueprint, flash, render_template, request
 from quart_auth import login_required
 from werkzeug.datastructures import MultiDict
 
@@ -138,7 +138,7 @@ async def new() -> Any:
     logs `user_created` and redirects (303) to the user's page with a message. The form is shown
     again with its errors (422), with 403 for a role that the administrator may not grant (logged as
     `authz_fail`), with 429 if too many emails were sent to the address, and with 503 while the
-    hasher is busy. Answers 404 for a role that was deleted meanwhile.
+    hasher is busy.
     """
     form = await NewUserForm.from_request()
     form.offer(await Role.everyone(), lacks=current_user.lacks)
@@ -163,16 +163,16 @@ async def _create(form: NewUserForm) -> User | None:
     with an error in the form, if it is refused.
 
     Counts an email to the address first, also if the account is refused then. Raises
-    RateLimitExceeded and Busy, and answers 404 for an unknown role.
+    RateLimitExceeded and Busy.
     """
     email = form.email.data or ""
     names = [MEMBER, *([form.other_role] if form.other_role else [])]
-    roles = [await Role.named(name) or abort(404) for name in names]
     await rate_limits.count("invitation", (mailbox_of(email), settings().limit_invitation))
     # Nobody knows this password. It costs as much as any other to compare with.
     await hash_cost.highest(settings().bcrypt_cost)
     unknown = await hasher().hash(new_token()[0])
     try:
+        roles = [await Role.chosen(name) for name in names]
         user = await create_for(
             form.username.data or "", email, unknown, roles=roles, by=current_user.actor
         )

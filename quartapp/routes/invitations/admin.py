@@ -19,6 +19,7 @@ from quartapp.models.invitations.invitation import (
     InvitedAlready,
     TooManyInvitations,
 )
+from quartapp.models.roles.role import RoleGone
 from quartapp.policy import Permission
 from quartapp.routes.accounts import previews
 from quartapp.routes.pagination import cut, id_after, id_or_404
@@ -160,21 +161,19 @@ async def _invite(form: InviteForm) -> bool:
     """Create the invitation, queue its email and log `user_invited`; return whether that was done.
     If it is refused, the form has the error, with 403 for a missing permission.
 
-    Counts an email to the address first. Raises RateLimitExceeded, and answers 404 for an unknown
-    role.
+    Counts an email to the address first. Raises RateLimitExceeded.
     """
     email = form.email.data or ""
-    other = form.other_role
-    role = (await Role.named(other) or abort(404)) if other else None
     await _count(email)
     try:
+        role = await Role.chosen(form.other_role) if form.other_role else None
         made = await Invitation.write(
             email, role, by=current_user.actor, at_most=settings().invitations_per_user
         )
     except (Taken, InvitedAlready) as refused:
         form.refuse(str(refused), "email")
         return False
-    except (TooManyInvitations, MissingPermission) as refused:
+    except (TooManyInvitations, MissingPermission, RoleGone) as refused:
         form.refuse(str(refused), status=status_of(refused))
         return False
     log.info("user_invited", invitation=str(made.id), by=current_user.username)

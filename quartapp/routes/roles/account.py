@@ -30,15 +30,15 @@ async def index() -> Any:
     """Show the user's roles, what they allow and until when, and a page of the user's requests; on
     POST ask for the role, log `role_requested`, and answer 303 to this page with a message.
 
-    Refusals show the form again with the error (422), such as a role that cannot be requested.
-    SessionOver is raised to the error handler. 404 for a role that was deleted meanwhile.
+    Refusals show the form again with the error (422), such as a role that cannot be requested or
+    was deleted. SessionOver is raised to the error handler.
     """
     form = await RoleRequestForm.from_request()
     form.offer(await Role.everyone())
     if form.posted:
-        role = await Role.named(form.role.data or "") or abort(404)
         user = await User.get(current_user.user_id) or abort(404)
         try:
+            role = await Role.chosen(form.role.data or "")
             await RoleRequest.ask(user, role, form.reason.data or "", by=current_user.actor)
         except SessionOver:
             raise

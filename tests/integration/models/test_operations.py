@@ -36,11 +36,13 @@ from quartapp.models.accounts.one_time_token import (
     make_first_administrator,
     setup_is_open,
 )
+from quartapp.models.accounts.registration import create_for
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import PasswordMoved, User
 from quartapp.models.audit import activity
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import SYSTEM, Actor
+from quartapp.models.invitations.invitation import Invitation
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
@@ -425,6 +427,21 @@ async def test_the_last_administrator_cannot_be_removed(
     assert await end_reason(token) is None
 
 
+async def test_nothing_is_stored_with_a_role_that_was_deleted(cast: Cast, db: Database) -> None:
+    gone = await Role.add("gone", "", [], by=SYSTEM)
+    await gone.remove(by=SYSTEM)
+    before = await dump(db)
+    eve = ("eve", "eve@example.org")
+    for operation in (
+        register_account(*eve, "hash", roles=[gone], by=SYSTEM, verified=True),
+        create_for(*eve, "hash", roles=[gone], by=acting(cast.root)),
+        Invitation.write("eve@example.org", gone, by=SYSTEM),
+    ):
+        with pytest.raises(RoleGone):
+            await operation
+    assert await dump(db) == before
+
+
 async def test_a_repeated_operation_changes_nothing(cast: Cast, db: Database) -> None:
     moderator, by = await role("moderator"), acting(cast.root)
     await cast.ada.disable(by=by)
@@ -533,7 +550,7 @@ AUDITED = ("events", "unsealed")
 VERBS: dict[str, tuple[Act, set[str]]] = {
     "register": (
         lambda c: register_account("eve", "e@b.org", "hash", roles=[c.editor], by=SYSTEM),
-        {"users", *AUDITED, "notices"},
+        {"users", "roles", *AUDITED, "notices"},
     ),
     "grant": (
         lambda c: c.bob.grant(c.editor, by=acting(c.root)),
