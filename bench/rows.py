@@ -287,6 +287,7 @@ def collections(
         """Emails that were given up: a worker would send others."""
         return {
             "_id": key,
+            # The field in which the kind of an email is stored.
             "letter": "session.new",
             "to": email(i),
             "user": _user_ref(i),

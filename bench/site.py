@@ -157,7 +157,7 @@ class Site:
             "/users/NAME": lambda: self._show("/users/"),
             "sign in": lambda: self._sign_in("entrant", 303),
             "sign in, many ended sessions": lambda: self._sign_in(username(BUSY), 303),
-            "sign in, unknown name": lambda: self._sign_in(f"nobody{next(_turns)}", 422),
+            "sign in with an unknown username": lambda: self._sign_in(f"nobody{next(_turns)}", 422),
             "register": self._register,
             "POST grant": lambda: self._post(f"{TARGET}/grants", role="moderator"),
             "POST revoke": lambda: self._post(f"{TARGET}/grants/moderator/revoke"),
