@@ -48,6 +48,8 @@ class Taken(DomainError):
 class Unverified(DomainError):
     """The account cannot be used, nor receive authority, until its email address is verified."""
 
+    field = "role"
+
     def __init__(self, username: str) -> None:
         super().__init__(
             _(

@@ -25,7 +25,8 @@ from quartapp.models.authorization.transaction import RightsChanged, SessionOver
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record
 from quartapp.models.base.references import UserRef, user_ref
-from quartapp.models.roles.role import Role, RoleGone
+from quartapp.models.roles.refusals import RoleGone
+from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
 

@@ -4,7 +4,7 @@ It is read without locks, so it may be outdated when the action is confirmed. Th
 checks everything again.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,14 +17,13 @@ from quartapp.models.accounts.account import Account
 from quartapp.models.accounts.administrators import administering
 from quartapp.models.accounts.bulk_action import Action, Outcome
 from quartapp.models.accounts.user import User
+from quartapp.models.authorization.privileges import Lacks
 from quartapp.models.base.counting import CappedCount
 from quartapp.models.factors.factor import waits_for_one
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions import expiry
 from quartapp.models.sessions.session import Session
 
-# Returns those of the permissions that the actor does not have.
-Lacks = Callable[[Collection[str]], Collection[str]]
 # How many stored sessions of the users of a role are read to count the active ones.
 EXAMINED = 1000
 

@@ -18,12 +18,14 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.erasing import erase_address_at_once
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import record
-from quartapp.models.authorization.privileges import require_to_give
+from quartapp.models.authorization.privileges import Lacks, refusals_to_give, require_to_give
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import SYSTEM, Actor
+from quartapp.models.base.references import DomainError
 from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import Notice
-from quartapp.models.roles.role import Role, RoleGone
+from quartapp.models.roles.refusals import RoleGone
+from quartapp.models.roles.role import Role
 from quartapp.models.statistics import hourly_count
 from quartapp.models.statistics.hourly_count import Counted
 
@@ -84,6 +86,21 @@ async def create_for(
     user = await authorized_transaction(by, work)
     hourly_count.add(Counted.ACCOUNTS)
     return user
+
+
+async def refusals_to_create(
+    username: str | None, email: str | None, roles: Collection[Role], *, lacks: Lacks
+) -> list[DomainError]:
+    """Return the errors with which `create_for` would refuse this now. A username or address that
+    is not valid is None, and is not checked. `lacks` tells what the actor lacks."""
+    return [
+        *await taken(username, email),
+        *(
+            refusal
+            for role in roles
+            for refusal in refusals_to_give(role.name, role.permissions, lacks)
+        ),
+    ]
 
 
 async def taken(username: str | None, email: str | None) -> list[Taken]:

@@ -42,7 +42,8 @@ from quartapp.models.base.record import documents
 from quartapp.models.base.references import ROLE_REQUESTS, USERS, role_ref, user_ref
 from quartapp.models.base.write_lock import hold_administrators
 from quartapp.models.roles.deletion import RoleDeletion
-from quartapp.models.roles.role import Role, RoleGone
+from quartapp.models.roles.refusals import RoleGone
+from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import EndDetail, Reason
 from quartapp.models.sessions.session import count_active, mark_ended
 

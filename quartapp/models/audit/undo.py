@@ -30,7 +30,8 @@ from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.references import DomainError, linked_id
-from quartapp.models.roles.role import Role, RoleChanged
+from quartapp.models.roles.refusals import RoleChanged
+from quartapp.models.roles.role import Role
 from quartapp.policy import Permission
 
 UNDONE_WITHIN = timedelta(minutes=10)

@@ -7,7 +7,7 @@ changes the permissions of either user conflicts with it: one of the two runs ag
 outcome of the other. The command line has no user and is not limited. See docs/adr/0074 and 0091.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ from quartapp.models.base.record import documents
 from quartapp.models.base.references import ROLES, SESSIONS, USERS, DomainError
 from quartapp.models.factors.factor import has_shown_one
 
+# Returns those of the permissions that the actor does not hold.
+Lacks = Callable[[Collection[str]], Collection[str]]
+
 
 class MissingPermission(DomainError):
     """The actor lacks permissions that `target` (a user, role or invitation) holds or would give.
@@ -31,9 +34,12 @@ class MissingPermission(DomainError):
     filled with both.
     """
 
-    def __init__(self, sentence: str, missing: Collection[str], target: str) -> None:
+    def __init__(
+        self, sentence: str, missing: Collection[str], target: str, field: str | None = None
+    ) -> None:
         self.missing = sorted(missing)
         self.target = target
+        self.field = field
         super().__init__(sentence % {"missing": ", ".join(self.missing), "target": target})
 
 
@@ -151,8 +157,17 @@ async def require_to_give(by: Actor, role_ids: Collection[PydanticObjectId], tx:
     held = await holdings_of(by, tx)
     roles = documents(ROLES).find({"_id": {"$in": list(role_ids)}}, session=tx)
     for role in await roles.to_list(None):
-        if missing := held.lacks(stored(role)):
-            raise MissingPermission(GIVE, missing, role["name"])
+        for refusal in refusals_to_give(role["name"], stored(role), held.lacks):
+            raise refusal
+
+
+def refusals_to_give(
+    name: str, permissions: Collection[str], lacks: Lacks
+) -> list[MissingPermission]:
+    """Return the error of giving somebody the role of this name with these permissions: one if the
+    actor lacks any of them, else none."""
+    missing = lacks(permissions)
+    return [MissingPermission(GIVE, missing, name, "role")] if missing else []
 
 
 async def _claimed(user_id: PydanticObjectId, tx: Tx) -> Mapping[str, Any]:

@@ -35,8 +35,10 @@ from quartapp.models.authorization.permissions import usable_roles
 from quartapp.models.authorization.privileges import (
     INVITATION,
     Holdings,
+    Lacks,
     MissingPermission,
     holdings_of,
+    refusals_to_give,
     require_to_give,
 )
 from quartapp.models.authorization.transaction import authorized_transaction
@@ -53,7 +55,8 @@ from quartapp.models.base.tokens import digest_of, new_token
 from quartapp.models.base.write_lock import hold_invitations, share_roles
 from quartapp.models.email.outbox import Mail
 from quartapp.models.notifications.notice import notify
-from quartapp.models.roles.role import Role, RoleGone
+from quartapp.models.roles.refusals import RoleGone
+from quartapp.models.roles.role import Role
 from quartapp.models.statistics import hourly_count
 from quartapp.models.statistics.hourly_count import Counted
 
@@ -85,6 +88,8 @@ class InvitationGone(DomainError):
 
 class InvitedAlready(DomainError):
     """Another open invitation has this address."""
+
+    field = "email"
 
     def __init__(self) -> None:
         super().__init__(
@@ -260,6 +265,17 @@ class Invitation(Record):
         await authorized_transaction(by, work)
         return invitation
 
+    @classmethod
+    async def refusals(
+        cls, email: str | None, role: Role | None, *, by: Actor, lacks: Lacks, at_most: int | None
+    ) -> list[DomainError]:
+        """Return the errors with which `write` would refuse this now. An address that is not valid
+        is None, and is not checked. `lacks` tells what the actor lacks."""
+        given = []
+        if role and role.name != policy.MEMBER:
+            given = refusals_to_give(role.name, role.permissions, lacks)
+        return [*given, *await cls._refusals_for_room(email, by, at_most)]
+
     async def send_again(self, *, by: Actor, at_most: int | None = None) -> bool:
         """Queue another email and extend the invitation to a week from now, in an authorized
         transaction; return whether it did.
@@ -313,33 +329,55 @@ class Invitation(Record):
     async def _require_room(self, by: Actor, at_most: int | None, tx: Tx) -> None:
         """Check that there may be one more open invitation to this address and from this inviter.
 
-        Holds the lock of invitations until the commit. Raises Taken if an account has the address,
-        InvitedAlready if another open invitation has it, and TooManyInvitations if the actor has
-        `at_most` others. Invitations of an inviter who may no longer invite do not count for the
-        address. The command line has no maximum.
+        Holds the lock of invitations until the commit. Raises the first of the errors of
+        `_refusals_for_room`.
         """
         await hold_invitations(tx)
+        for refusal in await self._refusals_for_room(self.email, by, at_most, but=self.id, tx=tx):
+            raise refusal
+
+    @classmethod
+    async def _refusals_for_room(
+        cls,
+        email: str | None,
+        by: Actor,
+        at_most: int | None,
+        *,
+        but: PydanticObjectId | None = None,
+        tx: Tx | None = None,
+    ) -> list[DomainError]:
+        """Return why there may be no further open invitation, beside that with the id `but`.
+
+        Taken if an account has the address, else InvitedAlready if an open invitation has it; and
+        TooManyInvitations if the actor has `at_most`. Invitations of an inviter who may no longer
+        invite do not count for the address. The command line has no maximum.
+        """
+        found: list[DomainError] = []
         # An account that only claims the address is deleted when the invitation is accepted.
-        if await User.by_email(self.email, tx=tx):
-            raise Taken("email")
-        same = {
-            "email": {"$in": validation.spellings(self.email)},
-            "_id": {"$ne": self.id},
-            **_open(),
-        }
+        if email and await User.by_email(email, tx=tx):
+            found.append(Taken("email"))
+        elif email and await cls._is_invited(email, but, tx):
+            found.append(InvitedAlready())
+        if by.user_id is None or at_most is None:
+            return found
+        others = {"by.$id": by.user_id, "_id": {"$ne": but}, **_open()}
+        collection = cls.get_motor_collection()
+        if await collection.count_documents(others, limit=max(at_most, 1), session=tx) >= at_most:
+            found.append(TooManyInvitations(at_most))
+        return found
+
+    @classmethod
+    async def _is_invited(cls, email: str, but: PydanticObjectId | None, tx: Tx | None) -> bool:
+        """Return whether an open invitation, other than that with the id `but`, has the address."""
+        same = {"email": {"$in": validation.spellings(email)}, "_id": {"$ne": but}, **_open()}
         # The collation treats too much as equal, such as ß and ss.
-        rows = await Invitation.find(same, session=tx, collation=CASELESS).to_list()
-        mailbox = validation.canonical_email(self.email)
+        rows = await cls.find(same, session=tx, collation=CASELESS).to_list()
+        mailbox = validation.canonical_email(email)
         for row in (row for row in rows if validation.canonical_email(row.email) == mailbox):
             # If its inviter may no longer invite, it cannot be accepted, so it does not count.
             if await row.state(tx=tx) is InvitationState.OPEN:
-                raise InvitedAlready
-        if by.user_id is None or at_most is None:
-            return
-        others = {"by.$id": by.user_id, "_id": {"$ne": self.id}, **_open()}
-        collection = Invitation.get_motor_collection()
-        if await collection.count_documents(others, limit=max(at_most, 1), session=tx) >= at_most:
-            raise TooManyInvitations(at_most)
+                return True
+        return False
 
     async def _send(self, tx: Tx) -> None:
         """Queue the email, in the caller's transaction. It contains only the id: the link is

@@ -46,7 +46,8 @@ from quartapp.models.base.references import (
     user_ref,
 )
 from quartapp.models.notifications.notice import notify, notify_all
-from quartapp.models.roles.role import Role, RoleGone
+from quartapp.models.roles.refusals import RoleGone
+from quartapp.models.roles.role import Role
 from quartapp.policy import Permission
 
 PAGE = 50

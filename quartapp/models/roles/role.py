@@ -18,10 +18,10 @@ from quartapp.i18n import lazy_gettext as _
 from quartapp.models.audit.event import Event
 from quartapp.models.authorization.permissions import role_version
 from quartapp.models.authorization.privileges import (
-    ADD,
     CHANGE,
     DELETE,
     Holdings,
+    Lacks,
     MissingPermission,
     holdings_of,
 )
@@ -39,38 +39,21 @@ from quartapp.models.base.references import (
 )
 from quartapp.models.base.write_lock import hold_roles
 from quartapp.models.roles.deletion import RoleDeletion
-from quartapp.policy import ADMIN, BUILT_IN_ROLES, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
+from quartapp.models.roles.refusals import (
+    BuiltInRole,
+    RoleChanged,
+    RoleGone,
+    RoleTaken,
+    refusals_of_change,
+    refusals_of_new,
+)
+from quartapp.policy import BUILT_IN_ROLES, MANAGEMENT_PERMISSIONS, Permission
 
 with use_locale(DEFAULT):
     # By the English text, which is stored.
     _BUILT_IN_DESCRIPTIONS = {str(text): text for text, _permissions in BUILT_IN_ROLES.values()}
 # Up to this many users of a role are counted, for the list of roles and when it is deleted.
 COUNTED_HOLDERS = 1000
-
-
-class RoleTaken(DomainError):
-    """Another role has this name."""
-
-    def __init__(self) -> None:
-        super().__init__(_("A role with this name already exists."))
-
-
-class BuiltInRole(DomainError):
-    """The role is part of the application, and cannot be renamed, changed or deleted."""
-
-
-class ManagementByDefault(DomainError):
-    """Every new account gets the role, so it cannot have permissions to manage other users."""
-
-    def __init__(self, name: str, permissions: Collection[str]) -> None:
-        super().__init__(
-            _(
-                "The role %(name)s is given to every new account, so it cannot include "
-                "%(permissions)s.",
-                name=name,
-                permissions=", ".join(sorted(permissions)),
-            )
-        )
 
 
 def _factor_detail(requires_factor: bool, included: bool) -> dict[str, Any]:
@@ -91,27 +74,6 @@ def _texts(values: Any) -> list[str]:
 def _number(value: Any) -> int:
     """Return the value if it is an integer, else 0, as another program may have stored it."""
     return value if isinstance(value, int) else 0
-
-
-class RoleGone(DomainError):
-    """The role was deleted while the operation was under way."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(_("The role %(name)s was deleted in the meantime.", name=name))
-
-
-class RoleChanged(DomainError):
-    """Somebody has changed the role, which now has this `version`, since the editor read it."""
-
-    def __init__(self, name: str, version: int) -> None:
-        self.version = version
-        super().__init__(
-            _(
-                "The role %(name)s was changed in the meantime. Check your changes, and save them "
-                "again.",
-                name=name,
-            )
-        )
 
 
 class Role(Record):
@@ -217,7 +179,6 @@ class Role(Record):
         permissions that the actor does not hold, ManagementByDefault for a management permission of
         a role that new accounts get, SessionOver and RightsChanged.
         """
-        _require_harmless_default([name], permissions)
         role = cls(
             name=name,
             description=description,
@@ -228,8 +189,8 @@ class Role(Record):
 
         async def work(tx: Tx) -> None:
             held = await holdings_of(by, tx)
-            if missing := held.lacks(permissions):
-                raise MissingPermission(ADD, missing, name)
+            for refusal in refusals_of_new(name, permissions, held.lacks):
+                raise refusal
             try:
                 await role.insert(session=tx)
             except DuplicateKeyError:
@@ -287,36 +248,16 @@ class Role(Record):
                 raise RoleGone(self.name)
             if seen_version not in (None, old.version):
                 raise RoleChanged(old.name, old.version)
-            new = {
-                "name": name,
-                "description": description,
-                "permissions": [*sorted(permissions), *old.unknown],
-                "requires_factor": old.requires_factor
-                if requires_factor is None
-                else requires_factor,
-                "requestable": old.requestable if requestable is KEEP else requestable,
-            }
-            before = old.model_dump() | {"permissions": [*sorted(old.known), *old.unknown]}
-            differs = {field for field, value in new.items() if before[field] != value}
-            if not differs:
+            changes = old._changes(name, description, permissions, requires_factor, requestable)
+            for refusal in refusals_of_change(
+                old, changes, name=name, permissions=permissions, lacks=held.lacks
+            ):
+                raise refusal
+            if not changes:
                 return
-            if old.name == ADMIN and differs - {"requires_factor", "requestable"}:
-                raise BuiltInRole(
-                    _("The role %(name)s is built in and cannot be changed.", name=old.name)
-                )
-            if old.built_in and "name" in differs:
-                raise BuiltInRole(
-                    _("The role %(name)s is built in and cannot be renamed.", name=old.name)
-                )
-            _require_harmless_default([old.name, name], permissions)
-            # The unknown permissions stay, so the actor does not need to hold them.
-            if missing := held.lacks(old.known):
-                raise MissingPermission(CHANGE, missing, old.name)
-            if missing := held.lacks(permissions):
-                raise MissingPermission(ADD, missing, old.name)
             await hold_roles(tx)
             changed = {"changed_by": user_ref(by.user_id), "changed_at": clock.now()}
-            update = {"$set": {**new, **changed}, "$inc": {"version": 1}}
+            update = {"$set": {**changes, **changed}, "$inc": {"version": 1}}
             try:
                 await Role.change({"_id": self.id}, update, tx=tx)
             except DuplicateKeyError:
@@ -329,11 +270,74 @@ class Role(Record):
                 allowed=sorted(set(permissions) - set(old.known)),
                 forbidden=sorted(set(old.known) - set(permissions)),
                 version=old.version + 1,
-                **_factor_detail(bool(new["requires_factor"]), "requires_factor" in differs),
-                **({"requestable": new["requestable"]} if "requestable" in differs else {}),
+                **{
+                    field: changes[field]
+                    for field in ("requires_factor", "requestable")
+                    if field in changes
+                },
             )
 
         await authorized_transaction(by, work)
+
+    def _changes(
+        self,
+        name: str | None,
+        description: str | None,
+        permissions: Collection[Permission] | None,
+        requires_factor: bool | None,
+        requestable: bool | None,
+    ) -> dict[str, Any]:
+        """Return the new values of those fields that `edit` would change. A name, a description or
+        permissions that are None are such fields."""
+        new: dict[str, Any] = {"name": name, "description": description, "permissions": None}
+        if permissions is not None:
+            new["permissions"] = [*sorted(permissions), *self.unknown]
+        if requires_factor is not None:
+            new["requires_factor"] = requires_factor
+        if requestable is not KEEP:
+            new["requestable"] = requestable
+        before = self.model_dump() | {"permissions": [*sorted(self.known), *self.unknown]}
+        return {field: value for field, value in new.items() if before[field] != value}
+
+    @classmethod
+    async def refusals_to_add(
+        cls, name: str | None, permissions: Collection[Permission] | None, *, lacks: Lacks
+    ) -> list[DomainError]:
+        """Return the errors with which `add` would refuse this now. A name or permissions that are
+        not valid are None, and are not checked. `lacks` tells what the actor lacks."""
+        taken = [RoleTaken()] if name and await cls.named(name) else []
+        return [*taken, *refusals_of_new(name or "", permissions or [], lacks)]
+
+    async def refusals_to_edit(
+        self,
+        name: str | None,
+        description: str | None,
+        permissions: Collection[Permission] | None,
+        *,
+        requires_factor: bool,
+        requestable: bool | None,
+        seen_version: int | None,
+        lacks: Lacks,
+    ) -> list[DomainError]:
+        """Return the errors with which `edit` would refuse this now, if the stored role is as this
+        object.
+
+        A name, a description or permissions that are not valid are None: they count as changes, and
+        are not checked. `lacks` tells what the actor lacks.
+        """
+        found: list[DomainError] = []
+        if seen_version not in (None, self.version):
+            found.append(RoleChanged(self.name, self.version))
+        if name and (holder := await Role.named(name)) and holder.id != self.id:
+            found.append(RoleTaken())
+        changes = self._changes(name, description, permissions, requires_factor, requestable)
+        given = self.known if permissions is None else permissions
+        return [
+            *found,
+            *refusals_of_change(
+                self, changes, name=name or self.name, permissions=given, lacks=lacks
+            ),
+        ]
 
     async def remove(self, *, by: Actor) -> Event | None:
         """Delete the role, which ends all sessions of its users.
@@ -456,12 +460,3 @@ def holders_when_deleted(event: Event | None) -> CappedCount:
     without an event."""
     details = event.details if event else {}
     return CappedCount(details.get("holders", 0), more=details.get("more", False))
-
-
-def _require_harmless_default(names: Collection[str], permissions: Collection[str]) -> None:
-    """Raise ManagementByDefault if one of the names, in any case, is that of a default role and one
-    of the permissions is a management permission.
-    """
-    for name in DEFAULT_ROLES.intersection(each.casefold() for each in names):
-        if management := MANAGEMENT_PERMISSIONS.intersection(permissions):
-            raise ManagementByDefault(name, management)

@@ -20,17 +20,18 @@ from quartapp.log import log
 from quartapp.models import Role, User
 from quartapp.models.accounts import user_list
 from quartapp.models.accounts.account import Taken, Unverified
-from quartapp.models.accounts.registration import create_for
+from quartapp.models.accounts.registration import create_for, refusals_to_create
 from quartapp.models.accounts.user_list import InvalidPlace, Order, Place, Status, UserFilter
 from quartapp.models.authorization.privileges import MissingPermission
 from quartapp.models.base.tokens import new_token
 from quartapp.models.limits import hash_cost
-from quartapp.models.roles.role import RoleGone
+from quartapp.models.roles.refusals import RoleGone
 from quartapp.policy import MEMBER, Permission
 from quartapp.routes.accounts.bulk import allowed_actions
 from quartapp.routes.addresses import user_page
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import status_of
+from quartapp.routes.refusals import refuse
+from quartapp.routes.roles.selection import selected_role
 from quartapp.runtime import hasher, settings
 from quartapp.validation import mailbox_of
 
@@ -136,14 +137,14 @@ async def new() -> Any:
 
     The POST creates an account without a known password, queues an email with a link to set one,
     logs `user_created` and redirects (303) to the user's page with a message. The form is shown
-    again with its errors (422), with 403 for a role that the administrator may not grant (logged as
-    `authz_fail`), with 429 if too many emails were sent to the address, and with 503 while the
-    hasher is busy.
+    again with all its errors (422), with 403 if it is only a role that the administrator may not
+    grant (logged as `authz_fail`), with 429 if too many emails were sent to the address, and with
+    503 while the hasher is busy.
     """
     form = await NewUserForm.from_request()
     form.offer(await Role.everyone(), lacks=current_user.lacks)
     with form.catch_retry_later():
-        if form.posted and (user := await _create(form)):
+        if await form.passes(_count_email, _check) and (user := await _create(form)):
             await flash(
                 _(
                     "The account %(username)s was created. An email to %(email)s with a link to "
@@ -158,16 +159,30 @@ async def new() -> Any:
     return page, form.status, form.headers
 
 
+async def _count_email(form: NewUserForm) -> None:
+    """Count an email to the address if all fields are valid, also if the account is refused then.
+    Raises RateLimitExceeded."""
+    if not form.errors:
+        mailbox = mailbox_of(form.email.data or "")
+        await rate_limits.count("invitation", (mailbox, settings().limit_invitation))
+
+
+async def _check(form: NewUserForm) -> None:
+    """Add to the form the errors of a username, an address and a role that cannot be used."""
+    username, email = form.valid_data("username"), form.valid_data("email")
+    selected = await selected_role(form, form.other_role)
+    roles = [await Role.chosen(MEMBER), *([selected] if selected else [])]
+    refuse(form, *await refusals_to_create(username, email, roles, lacks=current_user.lacks))
+
+
 async def _create(form: NewUserForm) -> User | None:
     """Create the account with a random password, log `user_created`, and return the user. None,
     with an error in the form, if it is refused.
 
-    Counts an email to the address first, also if the account is refused then. Raises
-    RateLimitExceeded and Busy.
+    Raises Busy.
     """
     email = form.email.data or ""
     names = [MEMBER, *([form.other_role] if form.other_role else [])]
-    await rate_limits.count("invitation", (mailbox_of(email), settings().limit_invitation))
     # Nobody knows this password. It costs as much as any other to compare with.
     await hash_cost.highest(settings().bcrypt_cost)
     unknown = await hasher().hash(new_token()[0])
@@ -176,11 +191,8 @@ async def _create(form: NewUserForm) -> User | None:
         user = await create_for(
             form.username.data or "", email, unknown, roles=roles, by=current_user.actor
         )
-    except Taken as taken:
-        form.refuse(str(taken), taken.field)
-        return None
-    except (MissingPermission, RoleGone, Unverified) as refused:
-        form.refuse(str(refused), "role", status=status_of(refused))
+    except (Taken, MissingPermission, RoleGone, Unverified) as refused:
+        refuse(form, refused)
         return None
     log.info("user_created", user=user.username, by=current_user.username)
     return user

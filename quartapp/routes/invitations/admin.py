@@ -19,12 +19,13 @@ from quartapp.models.invitations.invitation import (
     InvitedAlready,
     TooManyInvitations,
 )
-from quartapp.models.roles.role import RoleGone
+from quartapp.models.roles.refusals import RoleGone
 from quartapp.policy import Permission
 from quartapp.routes.accounts import previews
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to, status_of
+from quartapp.routes.refusals import refuse, returns_to
+from quartapp.routes.roles.selection import selected_role
 from quartapp.runtime import settings
 from quartapp.validation import mailbox_of
 
@@ -41,13 +42,13 @@ async def index() -> Any:
     """Show a page of the invitations with a form; on POST create one, queue its email and redirect
     (303) to this page with a message.
 
-    Refusals show the page again with the error (`_invite`): 422, 403 for a role that the user may
-    not grant, 429 if the address has been invited too often.
+    Refusals show the page again with all errors (`_check`): 422, 403 if it is only a role that the
+    user may not grant, 429 if the address has been invited too often.
     """
     form = await InviteForm.from_request()
     await _offer(form)
     with form.catch_retry_later():
-        if form.posted and await _invite(form):
+        if await form.passes(_count_email, _check) and await _invite(form):
             await flash(
                 _("An invitation to %(email)s is on its way.", email=form.email.data), "success"
             )
@@ -157,24 +158,38 @@ async def send_again(invitation_id: str) -> Any:
     return see_other(HOME)
 
 
+async def _count_email(form: InviteForm) -> None:
+    """Count an email to the address if all fields are valid, before the form says what the models
+    know about it. Raises RateLimitExceeded."""
+    if not form.errors:
+        await _count(form.email.data or "")
+
+
+async def _check(form: InviteForm) -> None:
+    """Add to the form the errors of an address and a role for which no invitation can be sent, and
+    of a user who has sent too many."""
+    refusals = await Invitation.refusals(
+        form.valid_data("email"),
+        await selected_role(form, form.other_role),
+        by=current_user.actor,
+        lacks=current_user.lacks,
+        at_most=settings().invitations_per_user,
+    )
+    refuse(form, *refusals)
+
+
 async def _invite(form: InviteForm) -> bool:
     """Create the invitation, queue its email and log `user_invited`; return whether that was done.
-    If it is refused, the form has the error, with 403 for a missing permission.
-
-    Counts an email to the address first. Raises RateLimitExceeded.
+    If it is refused, the form has the error.
     """
     email = form.email.data or ""
-    await _count(email)
     try:
         role = await Role.chosen(form.other_role) if form.other_role else None
         made = await Invitation.write(
             email, role, by=current_user.actor, at_most=settings().invitations_per_user
         )
-    except (Taken, InvitedAlready) as refused:
-        form.refuse(str(refused), "email")
-        return False
-    except (TooManyInvitations, MissingPermission, RoleGone) as refused:
-        form.refuse(str(refused), status=status_of(refused))
+    except (Taken, InvitedAlready, TooManyInvitations, MissingPermission, RoleGone) as refused:
+        refuse(form, refused)
         return False
     log.info("user_invited", invitation=str(made.id), by=current_user.username)
     return True

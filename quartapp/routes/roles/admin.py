@@ -1,6 +1,7 @@
 """Pages for administrators: list, create, edit and delete roles."""
 
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
 from quart import Blueprint, abort, flash, render_template, request
@@ -18,13 +19,14 @@ from quartapp.models import Role
 from quartapp.models.authorization.transaction import SessionOver
 from quartapp.models.base.references import DomainError
 from quartapp.models.roles.preview import preview
-from quartapp.models.roles.role import KEEP, RoleChanged, RoleTaken, holders_when_deleted
+from quartapp.models.roles.refusals import RoleChanged
+from quartapp.models.roles.role import KEEP, holders_when_deleted
 from quartapp.policy import ADMIN, DEFAULT_ROLES, MANAGEMENT_PERMISSIONS, Permission
 from quartapp.routes.accounts import previews
 from quartapp.routes.addresses import name_in
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to, status_of
+from quartapp.routes.refusals import refuse, returns_to
 
 blueprint = Blueprint("admin_roles", __name__)
 
@@ -86,23 +88,15 @@ async def changes(name: str) -> str:
 async def new() -> Any:
     """Show the form of a new role; on POST create the role, flash it and answer 303 to the list.
 
-    Refusals show the form again with the error: 403 for permissions that the user lacks, logged as
-    `authz_fail`; 422 for all others, such as a name that is taken. SessionOver is raised to the
-    error handler.
+    Refusals show the form again with all errors: 403 for permissions that the user lacks, logged as
+    `authz_fail`; 422 if there are others, such as a name that is taken. SessionOver is raised to
+    the error handler.
     """
     form = await RoleForm.from_request()
-    if form.posted:
-        name, description, permissions = _values(form)
-        adding = Role.add(
-            name,
-            description,
-            permissions,
-            requires_factor=bool(form.requires_factor.data),
-            requestable=REQUESTABLE.get(form.requestable.data or ""),
-            by=current_user.actor,
-        )
+    if await form.passes(_check_new):
+        adding = Role.add(**_values(form), by=current_user.actor)
         if await _is_accepted(form, adding):
-            await flash(_("The role %(name)s was created.", name=name), "success")
+            await flash(_("The role %(name)s was created.", name=form.name.data), "success")
             return see_other("/admin/roles")
     return await _page(form)
 
@@ -122,52 +116,58 @@ async def edit(name: str) -> Any:
     """
     role = await _find(name)
     form = await RoleForm.from_request(data=_stored(role))
-    if form.posted:
-        name, description, permissions = _values(form)
-        if role.name == ADMIN and not permissions:
-            # The checkboxes of admin are disabled, so browsers do not send them.
-            description, permissions = role.description, role.known
-        editing = role.edit(
-            name=name,
-            description=description,
-            permissions=permissions,
-            requires_factor=bool(form.requires_factor.data),
-            seen_version=form.version.data,
-            requestable=REQUESTABLE.get(form.requestable.data or "", KEEP),
-            by=current_user.actor,
-        )
+    if await form.passes(partial(_check_edit, role)):
+        seen, by = form.version.data, current_user.actor
+        editing = role.edit(**_values(form, role), seen_version=seen, by=by)
         if await _is_accepted(form, editing):
             await wait_until_enforced()
             await flash(
-                _("The role %(name)s was changed, also on all open pages.", name=name), "success"
+                _(
+                    "The role %(name)s was changed, also on all open pages.",
+                    name=form.name.data,
+                ),
+                "success",
             )
             return see_other("/admin/roles")
     return await _page(form, role)
 
 
-async def _is_accepted(form: RoleForm, change: Awaitable[object]) -> bool:
-    """Await the change, and return True. If the models refuse it, put the error into the form and
-    return False: with the status 403 for MissingPermission, which is logged as `authz_fail`, and
-    422 for all others.
+async def _check_new(form: RoleForm) -> None:
+    """Add to the form the errors of a name that is taken, and of permissions that the user cannot
+    give to a new role."""
+    values = _values(form)
+    name, permissions = values["name"], values["permissions"]
+    _refuse(form, *await Role.refusals_to_add(name, permissions, lacks=current_user.lacks))
 
-    After RoleChanged the form has the version of the role as it is now, so that sending it again
-    overwrites the other change. Raises SessionOver, which is no error of the form.
-    """
+
+async def _check_edit(role: Role, form: RoleForm) -> None:
+    """Add to the form all errors of changing the role to the submitted values."""
+    seen, lacks = form.valid_data("version"), current_user.lacks
+    values = _values(form, role)
+    _refuse(form, *await role.refusals_to_edit(**values, seen_version=seen, lacks=lacks))
+
+
+async def _is_accepted(form: RoleForm, change: Awaitable[object]) -> bool:
+    """Await the change, and return True. If the models refuse it, put the error into the form
+    (`_refuse`) and return False. Raises SessionOver, which is no error of the form."""
     try:
         await change
-    except RoleTaken as taken:
-        form.refuse(str(taken), "name")
-    except RoleChanged as changed:
-        form.refuse(str(changed))
-        form.version.raw_data = None
-        form.version.data = changed.version
     except SessionOver:
         raise
     except DomainError as refused:
-        form.refuse(str(refused), status=status_of(refused))
-    else:
-        return True
-    return False
+        _refuse(form, refused)
+        return False
+    return True
+
+
+def _refuse(form: RoleForm, *errors: DomainError) -> None:
+    """Add the errors to the form. After RoleChanged the form has the version of the role as it is
+    now, so that sending it again overwrites the other change."""
+    refuse(form, *errors)
+    for error in errors:
+        if isinstance(error, RoleChanged):
+            form.version.raw_data = None
+            form.version.data = error.version
 
 
 @blueprint.post("/roles/<name>/delete")
@@ -199,10 +199,21 @@ async def _find(name: str) -> Role:
     return await Role.named(name_in(name)) or abort(404)
 
 
-def _values(form: RoleForm) -> tuple[str, str, list[Permission]]:
-    """Return the submitted name, description and permissions."""
-    chosen = [Permission(value) for value in form.permissions.data or []]
-    return form.name.data or "", form.description.data or "", chosen
+def _values(form: RoleForm, role: Role | None = None) -> dict[str, Any]:
+    """Return the submitted values as arguments for `Role.add` or, with the role, for `Role.edit`. A
+    name, a description or permissions with an error are None."""
+    chosen = form.valid_data("permissions")
+    values = {
+        "name": form.valid_data("name"),
+        "description": form.valid_data("description"),
+        "permissions": None if chosen is None else [Permission(each) for each in chosen],
+        "requires_factor": bool(form.requires_factor.data),
+        "requestable": REQUESTABLE.get(form.requestable.data or "", KEEP if role else None),
+    }
+    if role and role.name == ADMIN and not chosen:
+        # The checkboxes of admin are disabled, so browsers do not send them.
+        values |= {"description": role.description, "permissions": role.known}
+    return values
 
 
 def _stored(role: Role) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.notifications.notice import Notice
-from quartapp.models.roles.role import Role, RoleGone, RoleTaken
+from quartapp.models.roles.refusals import RoleGone, RoleTaken
+from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
 from tests.integration.models.helpers import (

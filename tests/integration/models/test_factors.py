@@ -25,7 +25,8 @@ from quartapp.models.factors.factor import Factor
 from quartapp.models.factors.recovery_codes import NothingToRecover
 from quartapp.models.factors.totp import SECONDS, WrongAppCode
 from quartapp.models.notifications.notice import Notice
-from quartapp.models.roles.role import BuiltInRole, Role
+from quartapp.models.roles.refusals import BuiltInRole
+from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
 from quartapp.policy import ADMIN, Permission

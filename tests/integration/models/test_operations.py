@@ -49,7 +49,8 @@ from quartapp.models.posts.post import Post
 from quartapp.models.privacy import personal_data
 from quartapp.models.roles import role as roles
 from quartapp.models.roles.deletion import RoleDeletion
-from quartapp.models.roles.role import BuiltInRole, Role, RoleGone, RoleTaken
+from quartapp.models.roles.refusals import BuiltInRole, RoleGone, RoleTaken
+from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session import Session
 from quartapp.policy import Permission

@@ -23,7 +23,7 @@ from quartapp.models.base.references import ref
 from quartapp.models.base.tokens import digest_of
 from quartapp.models.factors import enrolment
 from quartapp.models.factors.factor import Factor
-from quartapp.models.roles.role import ManagementByDefault
+from quartapp.models.roles.refusals import ManagementByDefault
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import ADMIN, MANAGEMENT_PERMISSIONS, MEMBER, Permission
 from tests.integration.models.helpers import (

@@ -16,6 +16,7 @@ from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import DomainError
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.roles import request as requests
+from quartapp.models.roles.refusals import RoleGone
 from quartapp.models.roles.request import (
     DecidedAlready,
     NotRequestable,
@@ -24,7 +25,7 @@ from quartapp.models.roles.request import (
     RoleRequest,
     TooManyRequests,
 )
-from quartapp.models.roles.role import Role, RoleGone
+from quartapp.models.roles.role import Role
 from quartapp.policy import ADMIN, Permission
 from tests.integration.models.helpers import (
     acting,
