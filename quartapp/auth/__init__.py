@@ -18,11 +18,13 @@ from quartapp.auth.decorators import (
     permission_required,
 )
 from quartapp.auth.device import (
+    browser_timezone,
     device_name,
     known_browser,
     preload_user_agent_parser,
     remember_browser,
     remote_address,
+    timezone_cookie_template,
 )
 from quartapp.auth.enforcement import wait_until_enforced
 from quartapp.auth.failures import report_failed_attempt
@@ -44,6 +46,7 @@ __all__ = [
     "IncorrectCode",
     "IncorrectPassword",
     "ReauthenticationRequired",
+    "browser_timezone",
     "current_user",
     "device_name",
     "factor_attempt",
@@ -61,6 +64,7 @@ __all__ = [
     "renew_session",
     "report_failed_attempt",
     "signed_in_user",
+    "timezone_cookie_template",
     "unwrapped_current_user",
     "use_factor_code",
     "wait_until_enforced",

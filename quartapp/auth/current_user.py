@@ -11,7 +11,11 @@ from quart_auth import current_user as _current_user
 
 from quartapp import clock
 from quartapp.auth import cookies
-from quartapp.auth.device import preload_user_agent_parser, remote_address
+from quartapp.auth.device import (
+    browser_timezone,
+    preload_user_agent_parser,
+    remote_address,
+)
 from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOrEnded
 from quartapp.i18n import LOCALES, set_locale, timezones
 from quartapp.i18n.times import set_zone
@@ -281,6 +285,6 @@ async def load_current_user() -> None:
     await user.load()
     if user.language in LOCALES:
         set_locale(user.language)
-    set_zone(timezones.find(user.timezone or request.cookies.get("timezone")))
+    set_zone(timezones.find(user.timezone) if user.timezone else browser_timezone())
     if user.signed_in and "X-Background" not in request.headers:
         runtime().last_seen.note(user.principal, remote_address)

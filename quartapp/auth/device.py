@@ -1,17 +1,20 @@
-"""The device that a request comes from: its address, its name, and whether it is known."""
+"""What is known about the device of a request: address, name, time zone, and earlier sign-ins."""
 
 from __future__ import annotations
 
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from quart import after_this_request, has_request_context, request, websocket
 from ua_parser import parse
 
+from quartapp.i18n import timezones
 from quartapp.i18n.devices import UNKNOWN
 from quartapp.models.base.tokens import TOKEN_LENGTH, digest_of, new_token
 from quartapp.runtime import settings
 
 KNOWN_BROWSER_SECONDS = 365 * 86400
+TIMEZONE_SECONDS = 365 * 86400
 
 
 def remote_address() -> str | None:
@@ -31,6 +34,19 @@ def device_name() -> str:
     browser = found.user_agent.family if found.user_agent else ""
     system = found.os.family if found.os else ""
     return " on ".join(part for part in (browser, system) if part) or UNKNOWN
+
+
+def browser_timezone() -> ZoneInfo | None:
+    """Return the time zone that timezone.js has stored in its cookie, or None if there is no such
+    cookie or it names no zone."""
+    return timezones.find(request.cookies.get(_timezone_cookie()))
+
+
+def timezone_cookie_template() -> str:
+    """Return the text that timezone.js assigns to `document.cookie`, with `%` for the name of the
+    zone. In production it has the prefix `__Host-` and is Secure, as all cookies (ASVS 3.3.1)."""
+    secure = "; secure" if settings().production else ""
+    return f"{_timezone_cookie()}=%; path=/; max-age={TIMEZONE_SECONDS}; samesite=lax{secure}"
 
 
 def preload_user_agent_parser() -> None:
@@ -81,3 +97,7 @@ def _browser_token() -> str | None:
 
 def _browser_cookie() -> str:
     return "__Host-browser" if settings().production else "quartapp_browser"
+
+
+def _timezone_cookie() -> str:
+    return "__Host-timezone" if settings().production else "timezone"

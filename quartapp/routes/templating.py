@@ -16,7 +16,7 @@ from quart import Quart, get_flashed_messages, request
 from quart.templating import Environment as QuartEnvironment
 
 from quartapp import clock, runtime
-from quartapp.auth import current_user
+from quartapp.auth import current_user, timezone_cookie_template
 from quartapp.db.mongo import DatabaseError
 from quartapp.forms.csrf import csrf_field
 from quartapp.i18n import devices, ngettext, numbers, times
@@ -76,6 +76,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     )
     app.jinja_env.filters["device_icon"] = icons.device_icon
     app.jinja_env.globals["zone_name"] = times.zone_name
+    app.jinja_env.globals["timezone_cookie"] = timezone_cookie_template
     app.jinja_env.globals["script_texts"] = script_texts.element
     app.jinja_env.globals["live_hide_seconds"] = settings.live_hide_seconds
     app.jinja_env.globals["site_name"] = settings.site_name

@@ -2,7 +2,7 @@
 const { dataset } = document.documentElement
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone
 if (zone && zone !== dataset.zone) {
-  document.cookie = `timezone=${zone}; path=/; max-age=999999; samesite=lax`
+  document.cookie = dataset.zoneCookie.replace("%", zone)
   const day = { day: "numeric", month: "short", year: "numeric" }
   const time = { ...day, hour: "2-digit", minute: "2-digit" }
   for (const at of all("[data-shown]")) {

@@ -107,6 +107,7 @@ def prepare(env: jinja2.Environment) -> None:
 
     env.globals["navigation"] = navigation
     env.globals["zone_name"] = lambda: "UTC"
+    env.globals["timezone_cookie"] = lambda: "timezone=%; path=/; max-age=31536000; samesite=lax"
     env.globals["script_texts"] = load("script_texts").element
     # The footer then has the same link as quartapp's without a mail server.
     env.globals["letters_kept"] = True

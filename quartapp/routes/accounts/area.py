@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from quart import Blueprint, flash, render_template, request
+from quart import Blueprint, flash, render_template
 from quart_auth import login_required
 from wtforms.fields.choices import SelectChoice  # type: ignore[attr-defined]  # not in the stubs
 
 from quartapp.activities import EMAIL_GROUPS
-from quartapp.auth import current_user, signed_in_user
+from quartapp.auth import browser_timezone, current_user, signed_in_user
 from quartapp.forms.profile import PreferencesForm, ProfileForm
 from quartapp.i18n import gettext as _
-from quartapp.i18n import set_locale, timezones
+from quartapp.i18n import set_locale
 from quartapp.models.accounts import email_address
 from quartapp.models.accounts.preferences import Preferences
 from quartapp.models.accounts.profile import change_preferences, change_profile
@@ -100,5 +100,5 @@ async def preferences() -> Any:
 
 def _browsers_zone() -> str | None:
     """Return the name of the zone that timezone.js has stored, or None if it names none."""
-    found = timezones.find(request.cookies.get("timezone"))
+    found = browser_timezone()
     return found.key if found else None

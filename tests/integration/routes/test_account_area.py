@@ -93,7 +93,7 @@ async def test_preferences_apply_to_the_next_page(ada: Visitor) -> None:
     assert (await user_named("ada")).preferences.emailed == ["posts"]
     await ada.post("/account/preferences", language="", timezone="", theme="")
     page = (await ada.get("/account/preferences", headers={"Accept-Language": "en"})).text
-    assert '<html lang="en" data-zone="UTC">' in page
+    assert '<html lang="en" data-zone="UTC" ' in page
     assert (await user_named("ada")).preferences.emailed == []
 
 

@@ -113,6 +113,10 @@ async def test_production_cookies_are_bound_to_the_host_and_to_tls(deployed: Qua
         assert {"Secure", "HttpOnly", "Path=/", "SameSite=Lax"} <= attributes
         assert not any(attribute.startswith("Domain") for attribute in attributes)
         assert len(cookie.partition(";")[0]) <= 4096
+    stored = '"__Host-timezone=%; path=/; max-age=31536000; samesite=lax; secure"'
+    assert f"data-zone-cookie={stored}" in page.text
+    visitor.client.set_cookie("localhost", "__Host-timezone", "Asia/Tokyo", secure=True)
+    assert 'data-zone="Asia/Tokyo"' in (await visitor.get("/login")).text
 
 
 async def test_the_session_token_appears_only_in_its_cookie(app: Quart) -> None:
