@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from bson import ObjectId
+from bson import DBRef, ObjectId
 
 from quartapp import clock
 from quartapp.activities import ACCOUNT_DELETED
@@ -120,8 +120,9 @@ async def _deletions(accounts: Collection[ObjectId]) -> dict[ObjectId, Deletion]
     named = {"$in": list(accounts)}
     fields = {"erasing_until": 1, "deletes_at": 1}
     users = {row["_id"]: row async for row in documents(USERS).find({"_id": named}, fields)}
-    match = {"subject.$id": named, "verb": ACCOUNT_DELETED.audit}
-    rows = await documents(EVENTS).find(match).to_list(None)
+    match = {"subject.$id": named, "verb": ACCOUNT_DELETED.audit, "_id": {"$type": "objectId"}}
+    told = documents(EVENTS).find(match)
+    rows = [row async for row in told if isinstance(row["subject"], DBRef)]
     hashes = await known_hashes([row["_id"] for row in rows]) if rows else {}
     found = {account: Deletion(None) for account, user in users.items() if _is_being_erased(user)}
     for row in rows:
@@ -134,4 +135,5 @@ async def _deletions(accounts: Collection[ObjectId]) -> dict[ObjectId, Deletion]
 
 def _is_being_erased(user: Row) -> bool:
     due = user.get("deletes_at")
-    return user.get("erasing_until") is not None and due is not None and due <= clock.now()
+    is_due = isinstance(due, datetime) and due <= clock.now()
+    return user.get("erasing_until") is not None and is_due

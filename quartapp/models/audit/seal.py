@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from beanie import PydanticObjectId
-from bson import Binary
+from bson import Binary, ObjectId
 from pymongo import IndexModel, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
@@ -40,8 +40,9 @@ SEALS_KEPT = KEPT + timedelta(days=30)
 EXPIRED_AT_ONCE = 1000
 # What other programs store in the wrong form does not stop the job: `quartapp audit verify` names
 # it.
-NUMBERED = {"_id": {"$type": "number"}}
+NUMBERED = {"_id": {"$type": ["int", "long"]}}
 READABLE = {"_id": {"$type": "objectId"}, "hash": {"$type": "binData"}}
+LISTING = {"entries": {"$type": "array"}}
 
 
 class UnsealedEntry(Record):
@@ -245,21 +246,23 @@ async def known_hashes(
     waiting = documents(UnsealedEntry.Settings.name).find({"_id": named}, session=tx)
     hashes = {row["_id"]: row.get("hash", b"") async for row in waiting}
     mine = {"$filter": {"input": "$entries", "cond": {"$in": ["$$this.id", list(ids)]}}}
-    pipeline = [{"$match": {"entries.id": named}}, {"$project": {"entries": mine}}]
+    pipeline = [{"$match": {"entries.id": named, **LISTING}}, {"$project": {"entries": mine}}]
     async for row in documents(SEALS).aggregate(pipeline, session=tx):
-        hashes |= {entry["id"]: entry["hash"] for entry in row["entries"]}
+        hashes |= {entry["id"]: entry.get("hash", b"") for entry in row["entries"]}
     return hashes
 
 
-async def known_ids(ids: Sequence[PydanticObjectId]) -> set[PydanticObjectId]:
+async def known_ids(ids: Sequence[ObjectId]) -> set[ObjectId]:
     """Return a set that has those of these entries that a seal contains or that wait for one, and
     perhaps others."""
     named = {"$in": list(ids)}
     # In this order, as in `known_hashes`.
     waiting = documents(UnsealedEntry.Settings.name).find({"_id": named}, {"_id": 1})
     known = {row["_id"] async for row in waiting}
-    async for row in documents(SEALS).find({"entries.id": named}, {"entries.id": 1}):
-        known.update(entry["id"] for entry in row["entries"])
+    found = documents(SEALS).find({"entries.id": named, **LISTING}, {"entries.id": 1})
+    async for row in found:
+        listed = [entry.get("id") for entry in row["entries"] if isinstance(entry, Mapping)]
+        known.update(each for each in listed if isinstance(each, ObjectId))
     return known
 
 

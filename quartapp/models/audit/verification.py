@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from beanie import PydanticObjectId
 from bson import ObjectId
 
 from quartapp import clock
@@ -215,13 +214,14 @@ class Verification:
         """
         cursor = documents(UnsealedEntry.Settings.name).find({}, batch_size=BATCH).sort("_id", 1)
         while waiting := await cursor.to_list(BATCH):
-            rows = await _entries([each["_id"] for each in waiting])
+            rows = await _entries(_readable_ids(waiting))
             lost: list[Lost] = []
             for each in waiting:
-                row, digest = rows.get(each["_id"]), each.get("hash")
+                digest = each.get("hash")
                 if not isinstance(each["_id"], ObjectId) or not isinstance(digest, bytes):
                     yield f"the hash of entry {each['_id']}, which waits for a seal, was changed"
                     continue
+                row = rows.get(each["_id"])
                 if row is None:
                     if not _has_expired(each["_id"]):
                         yield f"entry {each['_id']}, which waits for a seal, is missing"
@@ -242,16 +242,21 @@ class Verification:
         head = self.newest or {}
         cursor = documents(EVENTS).find({}, {"_id": 1}, batch_size=BATCH).sort("_id", 1)
         while rows := await cursor.to_list(BATCH):
-            ids = [row["_id"] for row in rows]
-            known = await known_ids(ids)
-            for entry in ids:
-                if entry in known:
+            known = await known_ids(_readable_ids(rows))
+            for entry in (row["_id"] for row in rows):
+                # An id of another type may not be hashable.
+                if isinstance(entry, ObjectId) and entry in known:
                     continue
                 if _is_to_be_adopted(entry, head):
                     self.waiting += 1
                 else:
                     yield f"entry {entry} is in no seal: it was inserted past the application"
             self.on_progress()
+
+
+def _readable_ids(rows: Sequence[Row]) -> list[ObjectId]:
+    """Return the ids of these documents that are ObjectIds, as those of all entries are."""
+    return [row["_id"] for row in rows if isinstance(row["_id"], ObjectId)]
 
 
 async def _entries(ids: Sequence[ObjectId]) -> dict[ObjectId, Row]:
@@ -288,11 +293,12 @@ def _seals(first: int, last: int) -> str:
     return f"seal {first} is" if first >= last else f"seals {first} to {last} are"
 
 
-def _is_to_be_adopted(entry: PydanticObjectId, head: Row) -> bool:
-    """Return whether a worker will seal this entry, which was inserted without a hash. True for
-    every entry if there is no seal (`head` is empty)."""
+def _is_to_be_adopted(entry: Any, head: Row) -> bool:
+    """Return whether a worker will seal the entry of this id, which was inserted without a hash.
+    False if the id is no ObjectId; else True for every entry if there is no seal (`head` is
+    empty)."""
     now = clock.now()
-    if now - head.get("since", now) > ADOPTING:
+    if not isinstance(entry, ObjectId) or now - head.get("since", now) > ADOPTING:
         return False
     looked_to = head.get("adopted_to")
     return looked_to is None or entry > looked_to or _time_of(entry) > now - SETTLED
