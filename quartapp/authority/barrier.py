@@ -32,6 +32,7 @@ from quartapp.models import Acknowledgement, BarrierMark, Event, Worker
 from quartapp.models.audit.receipt import Reach
 from quartapp.models.base.counting import CappedCount
 from quartapp.models.cluster.barrier_mark import TabsOf
+from quartapp.models.cluster.worker import MarkMissing
 
 Id = PydanticObjectId
 # The pauses between reads of the acknowledgements in the database.
@@ -233,12 +234,14 @@ class Barrier(AbstractBarrier, BackgroundTask):
         mark = BarrierMark(at=clock.now(), asker=self._asker, tabs_of=fields)
         pending = self._open(mark.id)
         complete = False
-        with suppress(TimeoutError, DatabaseError):
-            async with asyncio.timeout(COUNT_SECONDS):
-                await mark.insert()
-                await self._all_acknowledged(mark.id, pending)
-                complete = True
-        self._discard(mark.id)
+        try:
+            with suppress(TimeoutError, DatabaseError, MarkMissing):
+                async with asyncio.timeout(COUNT_SECONDS):
+                    await mark.insert()
+                    await self._all_acknowledged(mark.id, pending)
+                    complete = True
+        finally:
+            self._discard(mark.id)
         return CappedCount(sum(pending.tabs.values()), more=not complete)
 
     def _open(self, mark_id: Id) -> PendingBarrier:

@@ -20,6 +20,7 @@ from quartapp.authority.membership import Membership
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
 from quartapp.models import Acknowledgement, BarrierMark, Worker
+from quartapp.models.cluster.barrier_mark import TabsOf
 from quartapp.models.cluster.worker import STALE_SECONDS, MarkMissing
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
@@ -100,6 +101,29 @@ async def test_a_barrier_waits_for_a_worker_that_started_before_its_mark(app: Qu
     result = await passing
     assert result.complete
     assert result.tabs == 3
+
+
+async def test_a_cancelled_count_of_tabs_is_forgotten(app: Quart) -> None:
+    barrier = runtime_of(app).barrier
+    await Worker.record_heartbeat("silent", "1", 1)
+    counting = asyncio.create_task(barrier.count_open_tabs(TabsOf()))
+    await until(lambda: misses_only(barrier, "silent"))
+    counting.cancel()
+    await asyncio.wait([counting])
+    assert not barrier._pending
+
+
+async def test_a_count_of_tabs_is_a_lower_bound_if_the_mark_is_missing(
+    app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def missing(mark_id: object) -> dict[str, float]:
+        raise MarkMissing
+
+    await Worker.record_heartbeat("silent", "1", 1)
+    monkeypatch.setattr(runtime_of(app).membership, "lease_ends", missing)
+    barrier = runtime_of(app).barrier
+    assert (await barrier.count_open_tabs(TabsOf())).more
+    assert not barrier._pending
 
 
 async def test_a_barrier_is_over_when_all_workers_on_the_stream_have_acknowledged(
