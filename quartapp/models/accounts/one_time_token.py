@@ -121,12 +121,12 @@ class Token(Record):
     @classmethod
     async def count_usable(cls, purpose: Purpose, user: User, *, but: PydanticObjectId) -> int:
         """Return how many unused and unexpired tokens of this purpose the user has for their
-        present address and password, not counting the one with the id `but`."""
+        present or claimed address and their password, not counting the one with the id `but`."""
         match = {
             "_id": {"$ne": but},
             "purpose": purpose,
             "user.$id": user.id,
-            "email": user.email,
+            "email": user.address,
             "credential": user.credential,
             **_unused(),
         }
