@@ -171,8 +171,9 @@ async def _page(
     idle_times = await Session.get_motor_collection().distinct("idle_seconds")
     rows: list[Session] = []
     skipped = 0
+    # More than the page lacks: else, once it is full, each query would read a single session.
+    size = limit + 1
     while skipped < SKIPPED:
-        size = limit + 1 - len(rows)
         found = await _recently_used(idle_times, now, before, size)
         for session in found:
             if len(rows) == limit and session.is_active:

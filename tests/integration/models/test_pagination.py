@@ -251,6 +251,17 @@ async def test_a_page_of_active_sessions_skips_a_limited_number_of_ended_ones(
     assert len(await all_active(limit=10)) == (USERS - 5) * EACH
 
 
+async def test_a_full_page_of_active_sessions_skips_ended_ones_in_few_queries(
+    users: list[User],
+    db: Database,
+    queries: Callable[[Awaitable[Any]], Awaitable[list[dict[str, Any]]]],
+) -> None:
+    ended = {"user.$id": {"$ne": users[0].id}}
+    await db["sessions"].update_many(ended, {"$set": {"ended_at": clock.now()}})
+    asked = await queries(active_page(Wanted(), limit=EACH))
+    assert len(asked) <= USERS + 2
+
+
 async def test_posts_of_a_deleted_user_are_still_listed(users: list[User], db: Database) -> None:
     await db["users"].delete_one({"_id": users[3].id})
     page = await Post.page(author=users[3].id)
