@@ -45,8 +45,12 @@ def id_after() -> PydanticObjectId | None:
 
 def id_parameter(name: str) -> PydanticObjectId | None:
     """Return a parameter of the query as an id; None if it is missing or is no id."""
-    text = request.args.get(name, "")
-    return PydanticObjectId(text) if PydanticObjectId.is_valid(text) else None
+    return parse_id(request.args.get(name))
+
+
+def parse_id(text: str | None) -> PydanticObjectId | None:
+    """Return the text as an id; None if it is missing or is no id."""
+    return PydanticObjectId(text) if text and PydanticObjectId.is_valid(text) else None
 
 
 def moment_and_id_after() -> tuple[datetime, PydanticObjectId] | None:
@@ -57,4 +61,5 @@ def moment_and_id_after() -> tuple[datetime, PydanticObjectId] | None:
         at = datetime.fromisoformat(moment).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-    return (at, PydanticObjectId(last)) if PydanticObjectId.is_valid(last) else None
+    found = parse_id(last)
+    return (at, found) if found else None

@@ -20,7 +20,7 @@ from quartapp.models.accounts import preview as previews
 from quartapp.models.accounts.bulk_action import Action, Outcome
 from quartapp.models.cluster.barrier_mark import TabsOf
 from quartapp.policy import Permission
-from quartapp.routes.accounts.user_pages import find
+from quartapp.routes.accounts.user_pages import find, missing_over
 from quartapp.routes.addresses import name_in, role_page, user_page
 from quartapp.routes.pagination import id_or_404
 from quartapp.routes.redirects import origin
@@ -110,7 +110,7 @@ async def reset_factors(username: str) -> str:
     unknown user."""
     person = await find(username)
     roles, active = await asyncio.gather(Role.everyone(), previews.active_sessions([person.id]))
-    missing = sorted(current_user.lacks_over(person, roles))
+    missing = missing_over(person, roles)
     skipped = None if person.factors else Outcome.UNCHANGED
     if missing:
         skipped = Outcome.MISSING_PERMISSION
@@ -137,7 +137,7 @@ async def end_session(session_id: str) -> str:
     its user has permissions which the administrator lacks. 404 for an unknown session."""
     session = await Session.get(id_or_404(session_id)) or abort(404)
     person = await User.get(session.user_id) or abort(404)
-    missing = sorted(current_user.lacks_over(person, await Role.everyone()))
+    missing = missing_over(person, await Role.everyone())
     skipped = Outcome.MISSING_PERMISSION if missing else None
     if not session.is_active:
         skipped = Outcome.UNCHANGED

@@ -59,12 +59,12 @@ async def roles(username: str) -> Any:
 async def sessions(username: str) -> Any:
     """Show the active sessions of a user. 404 for an unknown user."""
     person = await find(username)
-    active, everyone = await asyncio.gather(Session.of_user(person.id), Role.everyone())
+    active, everyone = await _sessions_and_roles(person)
     return await _page(
         person,
         "sessions",
         active,
-        missing=_missing(person, everyone),
+        missing=missing_over(person, everyone),
         sessions=active,
         **await latest_activity(active),
     )
@@ -110,14 +110,14 @@ async def overview_tab(person: User, expiry: AccountExpiryForm | None = None) ->
     the form, 200 without one. Raises Forbidden without users.read, which the sender of a rejected
     form may lack."""
     _require_reader()
-    active, everyone = await asyncio.gather(Session.of_user(person.id), Role.everyone())
+    active, everyone = await _sessions_and_roles(person)
     form = expiry or AccountExpiryForm()
     return await _page(
         person,
         "",
         active,
         form.status,
-        missing=_missing(person, everyone),
+        missing=missing_over(person, everyone),
         held=roles_of(person, everyone),
         expiry=form,
     )
@@ -128,7 +128,7 @@ async def roles_tab(person: User, grant: GrantForm | None = None) -> Any:
     grants one of the other roles; its status is that of the form, 200 without one. Raises Forbidden
     without users.read."""
     _require_reader()
-    active, everyone = await asyncio.gather(Session.of_user(person.id), Role.everyone())
+    active, everyone = await _sessions_and_roles(person)
     held = roles_of(person, everyone)
     form = grant or GrantForm()
     form.offer((role for role in everyone if role not in held), lacks=current_user.lacks)
@@ -138,7 +138,7 @@ async def roles_tab(person: User, grant: GrantForm | None = None) -> Any:
         "roles",
         active,
         form.status,
-        missing=_missing(person, everyone),
+        missing=missing_over(person, everyone),
         held=explained,
         permissions=explain.by_permission(explained),
         form=form,
@@ -148,14 +148,20 @@ async def roles_tab(person: User, grant: GrantForm | None = None) -> Any:
     )
 
 
+async def _sessions_and_roles(person: User) -> tuple[list[Session], list[Role]]:
+    """Return the active sessions of the user, and all roles. Reads both at the same time."""
+    return await asyncio.gather(Session.of_user(person.id), Role.everyone())
+
+
 def _require_reader() -> None:
     """Raise Forbidden without users.read."""
     if not may(current_user, Permission.USERS_READ):
         raise Forbidden(Permission.USERS_READ)
 
 
-def _missing(person: User, everyone: Sequence[Role]) -> list[str]:
-    """Return the permissions of the user that the administrator lacks, and so cannot manage."""
+def missing_over(person: User, everyone: Sequence[Role]) -> list[str]:
+    """Return the permissions of the user that the administrator lacks, in alphabetical order: with
+    any of them, the administrator cannot manage the user."""
     return sorted(current_user.lacks_over(person, everyone))
 
 
@@ -170,7 +176,10 @@ async def _page(
         person=person,
         url=user_page(person),
         here=user_page(person, tab),
-        links=[{"href": user_page(person, name), "text": text} for name, (text, _) in TABS.items()],
+        links=[
+            {"href": user_page(person, name), "text": text}
+            for name, (text, _template) in TABS.items()
+        ],
         active=len(active),
         online=any(session.online for session in active),
         last_seen=max(filter(None, seen), default=None),

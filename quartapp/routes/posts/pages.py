@@ -23,7 +23,7 @@ from quartapp.models.posts.draft import PostDraft
 from quartapp.models.posts.search import search
 from quartapp.policy import Permission
 from quartapp.routes.carried_forms import carriable
-from quartapp.routes.pagination import cut, id_after, id_or_404, next_page
+from quartapp.routes.pagination import cut, id_after, id_or_404, next_page, parse_id
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
 from quartapp.runtime import markdown, settings
@@ -259,13 +259,9 @@ async def _save_draft(form: PostForm, draft_id: PydanticObjectId, page: str) -> 
 
 async def _autosave(form: DraftForm, draft_id: PydanticObjectId) -> None:
     """Store the draft of the form, or refuse the form with 409."""
-    ids = [
-        PydanticObjectId(field.data) if PydanticObjectId.is_valid(field.data or "") else None
-        for field in (form.version, form.opened)
-    ]
-    texts = form.title.data or "", form.body.data or ""
-    by = current_user.actor
-    if not await autosave(draft_id, *texts, version=ids[0], opened=ids[1], by=by):
+    texts, by = (form.title.data or "", form.body.data or ""), current_user.actor
+    version, opened = parse_id(form.version.data), parse_id(form.opened.data)
+    if not await autosave(draft_id, *texts, version=version, opened=opened, by=by):
         form.refuse(
             _(
                 "The draft was saved, published or discarded elsewhere. This text is kept in this "
