@@ -195,7 +195,8 @@ def _ignoring(*fields: str) -> frozenset[str]:
 _USERS = Source(
     User.Settings.name,
     ignored=_ignoring(
-        "notice_seq", "notices_read", "notices_read_early", "totp_step", "recovery_codes", "acts"
+        *("notice_seq", "notices_read", "notices_read_early", "totp_step", "recovery_codes"),
+        *("acts", "seen_at"),
     ),
 )
 _SESSIONS = Source(
@@ -204,7 +205,7 @@ _SESSIONS = Source(
         *("digest", "ip", "seen_at", "uses", "online_until", "page", "worker", "roles", "acts")
     ),
 )
-# A worker writes a heartbeat each second. Pages follow which workers there are.
+# Workers write these fields with each heartbeat. Pages follow which workers there are.
 _WORKERS = Source(
     Worker.Settings.name, ignored=_ignoring("name", "beat", "at", "primary", "sockets", "lag")
 )

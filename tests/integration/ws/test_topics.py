@@ -13,6 +13,7 @@ from beanie import PydanticObjectId
 from quart import Quart
 from quart_auth import authenticated_client
 
+from quartapp import clock
 from quartapp.activities import SESSION_ENDED
 from quartapp.models import Event, EventReceipts, Role, User
 from quartapp.models.audit.receipt import Receipt
@@ -127,6 +128,7 @@ async def test_fields_that_change_with_every_request_are_not_announced(app: Quar
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(topics, "keys_of", keep)
+            await User.record_use({ada.id: clock.now()})
             await change_users()
             assert await mine.topics() == ["users"]
         assert Key("workers") not in noted
