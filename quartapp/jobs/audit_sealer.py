@@ -67,7 +67,7 @@ async def seal_all(adopted_to: PydanticObjectId | None = None) -> PydanticObject
         started = clock.monotonic()
         sealed = await seals.seal()
         _log(sealed)
-        more = sealed is not None and sealed.more
+        more = sealed is not None and not sealed.complete
         if not more:
             looked_to = adopted_to
             adopted, adopted_to = await seals.adopt(adopted_to)

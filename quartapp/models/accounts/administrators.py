@@ -29,12 +29,10 @@ class LastAdministrator(DomainError):
         super().__init__(expire if others_leave else last)
 
 
-async def active_administrators(*, tx: Tx | None = None, lasting: bool = False) -> int:
-    """Return how many active accounts have the role `admin`, but at most COUNTED; with `lasting`,
-    only those that never expire and have the role without an end. 0 if there is no such role."""
-    match = {**await administering(tx), **status.active_filter(clock.now(), lasting=lasting)}
-    if lasting:
-        match["role_ends.role"] = {"$ne": match["roles.$id"]}
+async def active_administrators(*, tx: Tx | None = None) -> int:
+    """Return how many active accounts have the role `admin`, but at most COUNTED. 0 if there is no
+    such role."""
+    match = {**await administering(tx), **status.active_filter(clock.now())}
     users = Account.get_motor_collection()
     return await users.count_documents(match, limit=COUNTED, session=tx)
 

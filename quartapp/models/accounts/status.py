@@ -38,10 +38,9 @@ def expires_at(user: Mapping[str, Any]) -> datetime:
     return NEVER if moment is None else clock.as_utc(moment)
 
 
-def active_filter(now: datetime, *, lasting: bool = False) -> dict[str, Any]:
-    """Return the filter for accounts that are active; with `lasting`, that never expire."""
-    never = {"closes_at": None}
-    expiry = never if lasting else {"$or": [never, {"closes_at": {"$gt": now}}]}
+def active_filter(now: datetime) -> dict[str, Any]:
+    """Return the filter for accounts that are active."""
+    expiry = {"$or": [{"closes_at": None}, {"closes_at": {"$gt": now}}]}
     return {"disabled_at": None, "closed_at": None, **expiry}
 
 

@@ -86,13 +86,13 @@ class Seal(AppendOnly):
 
 @dataclass(frozen=True)
 class Sealed:
-    """The number and the hash of an appended seal, its number of entries, and whether there may be
-    more to seal at once."""
+    """The number and the hash of an appended seal, its number of entries, and whether it is
+    `complete` (see `Seal`)."""
 
     number: int
     hash: str
     entries: int
-    more: bool
+    complete: bool
 
 
 def root_of(entries: Iterable[Mapping[str, Any]]) -> bytes:
@@ -125,9 +125,8 @@ async def seal() -> Sealed | None:
         rows = await found.to_list(None)
         if not rows:
             return None
-        more = len(rows) == BATCH
         hashes = {row["_id"]: row["hash"] for row in rows}
-        sealed = await _append(hashes, at=now, tx=tx, more=more, complete=not more)
+        sealed = await _append(hashes, at=now, tx=tx, complete=len(rows) < BATCH)
         await unsealed.delete_many({"_id": {"$in": list(hashes)}}, session=tx)
         return sealed
 
@@ -162,14 +161,13 @@ async def adopt(
         rows = await found.to_list(None)
         looked_to = rows[-1]["_id"] if rows else start
         known = await known_hashes([row["_id"] for row in rows], tx=tx)
-        more = len(rows) == BATCH
         rows = [row for row in rows if row["_id"] not in known]
         if not rows:
             return None
         hashes = await _add_commitments(rows, tx)
         if not hashes:
             return None
-        return await _append(hashes, at=now, tx=tx, more=more, adopted_to=looked_to)
+        return await _append(hashes, at=now, tx=tx, adopted_to=looked_to)
 
     try:
         return await transaction(work), looked_to
@@ -211,7 +209,6 @@ async def _append(
     *,
     at: datetime,
     tx: Tx,
-    more: bool,
     complete: bool = False,
     adopted_to: PydanticObjectId | None = None,
 ) -> Sealed:
@@ -233,7 +230,7 @@ async def _append(
     }
     document |= {"hash": Binary(seal_hash(document)), "entries": entries}
     await documents(SEALS).insert_one(document, session=tx)
-    return Sealed(document["_id"], document["hash"].hex(), len(entries), more)
+    return Sealed(document["_id"], document["hash"].hex(), len(entries), complete)
 
 
 async def known_hashes(

@@ -12,7 +12,8 @@ import pytest
 
 from quartapp.authority import session_rule
 from quartapp.authority.session_rule import EndedSession
-from quartapp.db.mongo import Database
+from quartapp.db.mongo import Database, transaction
+from quartapp.models.accounts.administrators import count_administrators
 from quartapp.models.accounts.registration import register as register_account
 from quartapp.models.accounts.user import User
 from quartapp.models.base.actor import SYSTEM, Actor
@@ -110,6 +111,11 @@ async def dump(db: Database) -> dict[str, list[dict[str, Any]]]:
             await db.list_collection_names(filter={"name": {"$not": {"$regex": "^system"}}})
         )
     }
+
+
+async def lasting_administrators() -> int:
+    """Return how many administrators never stop being one."""
+    return (await transaction(count_administrators))[1]
 
 
 @asynccontextmanager

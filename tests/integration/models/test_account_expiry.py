@@ -35,6 +35,7 @@ from tests.integration.models.helpers import (
     acting,
     concurrently,
     end_reason,
+    lasting_administrators,
     race,
     register,
     reloaded,
@@ -270,7 +271,7 @@ async def test_concurrent_removals_leave_one_administrator_without_expiry(
 
         done = await concurrently(*(remove(user) for user in people), unless=LastAdministrator)
         assert len(done) == administrators - 1
-        assert await active_administrators(lasting=True) == 1
+        assert await lasting_administrators() == 1
         for user in people:
             if (await reloaded(user)).closes_at:
                 await expire(user)
@@ -318,7 +319,7 @@ async def test_simultaneous_expiries_leave_one_administrator(db: Database) -> No
         await concurrently(
             *(account_expiry.disable_expired(user) for user in due for _ in range(2))
         )
-        assert await active_administrators(lasting=True) == 1
+        assert await lasting_administrators() == 1
         for user in people:
             await user.enable(by=SYSTEM)
 
@@ -339,7 +340,7 @@ async def test_an_expiry_during_a_removal_leaves_one_administrator(
             account_expiry.set_expiry(root, ahead(), by=SYSTEM),
             unless=LastAdministrator,
         )
-        assert await active_administrators(lasting=True) == 1
+        assert await lasting_administrators() == 1
         await User.change_all({}, {"$set": {"roles": []}})
 
 

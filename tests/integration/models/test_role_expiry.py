@@ -36,6 +36,7 @@ from tests.integration.models.helpers import (
     acting,
     concurrently,
     end_reason,
+    lasting_administrators,
     not_none,
     race,
     register,
@@ -415,7 +416,7 @@ async def test_one_administrator_without_an_end_must_remain(db: Database) -> Non
     grace = await register("grace", "member")
     await grace.grant(admin, by=SYSTEM, until=ahead())
     assert await active_administrators() == 2
-    assert await active_administrators(lasting=True) == 1
+    assert await lasting_administrators() == 1
     for verb in (
         root.grant(admin, by=SYSTEM, until=ahead(5)),
         root.revoke(admin, by=SYSTEM),
@@ -440,7 +441,7 @@ async def test_the_last_administrator_keeps_the_role_after_a_database_edit(db: D
         await expire(user, "admin")
     await expire_grants()
     kept = [user for user in (root, grace) if await role_names(user)]
-    assert len(kept) == await active_administrators(lasting=True) == 1
+    assert len(kept) == await lasting_administrators() == 1
     assert await recorded(kept[0]) == [("role.end_removed", None)]
 
 
@@ -465,7 +466,7 @@ async def test_concurrent_limits_leave_one_administrator_without_end(
             unless=LastAdministrator,
         )
         assert len(done) == 2
-        assert await active_administrators(lasting=True) == 1
+        assert await lasting_administrators() == 1
         for user in people:
             await user.grant(admin, by=SYSTEM)
 
