@@ -24,7 +24,7 @@ from quartapp.models.audit.recording import inform, record
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import documents
-from quartapp.models.base.references import PASSKEYS, DomainError, ref, user_ref
+from quartapp.models.base.references import PASSKEYS, DomainError, ref
 from quartapp.models.base.tokens import new_token
 from quartapp.models.factors import recovery_codes
 from quartapp.models.factors.factor import KEPT, Factor, stored_words
@@ -211,13 +211,11 @@ async def _write(
 ) -> bool:
     """Apply the change to the user document if it matches the condition; return whether it did.
 
-    Also sets the fields `besides`, increments `authz_version`, because a factor can change which
-    roles count, and sets `authz_by` and `authz_at`.
+    Also sets the fields `besides`. A factor can change which roles count, so this is a change of
+    the user's authority (`User.change_authority`).
     """
-    changed = {"authz_by": user_ref(by.user_id), "authz_at": clock.now()}
-    settings = {**change.get("$set", {}), **besides, **changed}
-    update = {**change, "$set": settings, "$inc": {"authz_version": 1}}
-    return await User.change({"_id": user.id, **condition}, update, tx=tx)
+    change = {**change, "$set": {**change.get("$set", {}), **besides}}
+    return await user.change_authority(condition, change, by=by, tx=tx)
 
 
 async def _show(kind: Factor, digest: str, event: Event, *, by: Actor, tx: Tx) -> None:
