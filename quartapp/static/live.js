@@ -109,7 +109,7 @@ function receive(message) {
   clearTimeout(timer)
   heardAt = Date.now()
   main.style.visibility = ""
-  if (stale) closeDialog(stale)
+  coverIfStale()
   if (!stopped) {
     timer = setTimeout(() => {
       showState("silent")
@@ -126,6 +126,7 @@ function receive(message) {
 
 // Covers a page that has heard nothing for too long, until it hears again. Timers stop while a computer sleeps.
 function coverIfStale() {
+  if (!stale) return
   if (Date.now() - heardAt > stale.dataset.after * 1000 && !isLocked()) openDialog(stale)
   else closeDialog(stale)
 }
@@ -351,7 +352,7 @@ addEventListener("online", () => {
 })
 
 addEventListener("visibilitychange", () => {
-  if (stale) coverIfStale()
+  coverIfStale()
   if (!document.hidden) reconnectNow()
 })
 
@@ -369,6 +370,7 @@ addEventListener("pagehide", () => {
 addEventListener("pageshow", async event => {
   if (!event.persisted) return
   // Timers do not run in the back/forward cache, so the dialog may not have opened.
-  if (isLocked()) return openDialog(dialog), location.assign(here)
+  if (isLocked()) openDialog(dialog)
+  if (stopped) return location.assign(here)
   if (await mayReconnect()) reconnectNow()
 })

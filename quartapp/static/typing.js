@@ -16,7 +16,7 @@ for (const source of all("[data-typed]")) {
     const body = new URLSearchParams(new FormData(form))
     body.delete("current_password") // which no rating needs
     const address = `${form.action}?${body}`
-    const [, page] = await (to ? load(to, { method: "POST", body, headers: background }) : load(address))
+    const [, page] = await (to ? post(form, to, { body, headers: background }) : load(address))
     const fresh = page?.getElementById(id)
     // Without an answer, nothing is shown.
     if (fresh || to) first("#" + id).replaceChildren(...fresh?.childNodes ?? [])

@@ -207,6 +207,21 @@ async def test_reconnecting_backs_off_while_the_server_fails(
     await simulated.assert_reconnects_after(4)
 
 
+async def test_a_page_that_never_reconnects_is_loaded_when_it_is_restored(
+    simulated: SimulatedServer,
+) -> None:
+    main = simulated.page.locator("main")
+    await simulated.close(4400)
+    await expect(simulated.page.locator("#live")).to_have_attribute("data-state", "stopped")
+    await simulated.page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide'))")
+    await expect(main).to_be_hidden()
+    async with simulated.page.expect_navigation():
+        await simulated.page.evaluate(
+            "dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
+        )
+    await expect(main).to_be_visible()
+
+
 async def test_notifications_during_a_restart_arrive_once_and_in_order(
     server: Server, ada: Person, bob: Person, new_browser: NewBrowser
 ) -> None:
