@@ -126,6 +126,7 @@ class Visitor:
     address: str = "127.0.0.1"
     codes: list[str] = field(default_factory=list)
     client: Client = field(init=False)
+    _csrf_tokens: dict[frozenset[tuple[str, str | None]], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.client = self.app.test_client()
@@ -151,8 +152,16 @@ class Visitor:
         return {"client": (self.address, 50_000)}
 
     async def post(self, path: str, **fields: Any) -> Answer:
-        """Send a form as a page of this site does. A list repeats the field."""
-        return await self.send(path, {"csrf_token": await self.csrf_token(), **fields})
+        """Send a form as a page of this site does. A list repeats the field.
+
+        The CSRF token is read from a page, unless the cookies are those of an earlier POST and the
+        session has not ended.
+        """
+        if self._cookies not in self._csrf_tokens or not await self.me():
+            token = await self.csrf_token()
+            # Reading a page may have set a cookie.
+            self._csrf_tokens[self._cookies] = token
+        return await self.send(path, {"csrf_token": self._csrf_tokens[self._cookies], **fields})
 
     async def send(
         self, path: str, fields: Mapping[str, Any], headers: Mapping[str, str] | None = None
@@ -245,6 +254,10 @@ class Visitor:
         assert await Session.change({"_id": session}, {"$set": {"confirmed_at": at}})
         # Wait until every worker knows of the change.
         await runtime_of(self.app).barrier.wait()
+
+    @property
+    def _cookies(self) -> frozenset[tuple[str, str | None]]:
+        return frozenset((cookie.name, cookie.value) for cookie in self._jar)
 
     @property
     def _jar(self) -> Any:

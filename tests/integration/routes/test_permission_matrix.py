@@ -128,7 +128,9 @@ async def test_the_permission_in_the_matrix_is_sufficient(visitors: Visitors) ->
     readers: dict[str, Visitor] = {}
     for number, row in enumerate(sorted(MATRIX, key=reads_only, reverse=True)):
         reads = reads_only(row)
-        author, parts = shared if reads else await author_with_content(visitors, f"author-{number}")
+        author, parts = (
+            shared if reads else await author_with_content(visitors, f"author-{number}", row.rule)
+        )
         visitor = readers.get(row.needs) if reads else None
         if visitor is None:
             visitor = await permitted_visitor(visitors, row, author, f"visitor-{number}")
@@ -238,7 +240,7 @@ async def test_forms_ignore_unknown_fields(visitors: Visitors) -> None:
     }
     wrong = {}
     for number, row in enumerate(POSTS):
-        author, parts = await author_with_content(visitors, f"author-{number}")
+        author, parts = await author_with_content(visitors, f"author-{number}", row.rule)
         if row.needs in ("author", "signed in"):
             visitor = author
         elif row.needs == "anyone":

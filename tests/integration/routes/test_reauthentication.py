@@ -50,7 +50,7 @@ async def test_exactly_the_sensitive_posts_ask_to_reauthenticate(
     for number, row in enumerate(POSTS):
         if row.needs in ("anyone", "returning"):
             continue
-        author, parts = await author_with_content(visitors, f"author-{number}")
+        author, parts = await author_with_content(visitors, f"author-{number}", row.rule)
         visitor = author
         if row.needs not in ("signed in", "author"):
             visitor = await visitors.with_permissions(
