@@ -118,8 +118,8 @@ def create_app(settings: Settings | None = None) -> Quart:
 
 def _configure(app: Quart, settings: Settings) -> None:
     """Set the secret key and its fallbacks, the name and attributes of Quart's session cookie, the
-    limits of a body (64 KiB, 50 form fields, 15 s) and of a response (60 s), and no default age for
-    static files."""
+    limits of a body (64 KiB, 15 s) and of a response (60 s), and no default age for static files.
+    FormParser limits the fields of a form."""
     app.secret_key = settings.secret_key.get_secret_value()
     secure = settings.production
     app.config.update(
@@ -130,7 +130,6 @@ def _configure(app: Quart, settings: Settings) -> None:
         SESSION_COOKIE_SAMESITE="Lax",
         MAX_CONTENT_LENGTH=64 * 1024,
         MAX_FORM_MEMORY_SIZE=64 * 1024,
-        MAX_FORM_PARTS=50,
         BODY_TIMEOUT=15,
         RESPONSE_TIMEOUT=60,
         SEND_FILE_MAX_AGE_DEFAULT=None,

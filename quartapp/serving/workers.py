@@ -258,7 +258,8 @@ class ForkServerClient:
     async def close(self) -> None:
         """Close the control socket, and wait until the fork server and its workers have exited.
 
-        It does not stop the workers. Does nothing when called again.
+        It does not stop the workers. A fork server that still imports the application, and so has
+        no workers, is ended with SIGTERM. Does nothing when called again.
         """
         if self._control.fileno() >= 0:
             self._control.close()
@@ -376,9 +377,11 @@ class WorkerSlot:
             process = successor
 
     async def start_successor(self, fork_server: ForkServerClient) -> bool:
-        """Start another process beside the current one, and return whether it is ready.
+        """Start another process beside the current one, wait until it is ready, and return whether
+        it is.
 
-        Both accept connections until `hand_over`, so that none has to wait. If there is no current
+        Both accept connections until `hand_over`, so that none has to wait. A process that is not
+        ready after READY_SECONDS keeps running: call `kill_successor`. If there is no current
         process, starts none and returns True.
         """
         if self._current is None:
@@ -398,8 +401,9 @@ class WorkerSlot:
         """Replace the current process by its successor, and wait until the old one has exited.
 
         From now on `fork_server` forks the processes of this slot. If there is no successor, the
-        current process is stopped and `keep_alive` starts another; if there is no current process,
-        `keep_alive` starts one at once, without the rest of its pause.
+        current process is stopped and `keep_alive` starts another. If there is no current process,
+        kills the successor, if any, and `keep_alive` starts another process at once, without the
+        rest of its pause.
         """
         self.fork_server = fork_server
         old = self._current
