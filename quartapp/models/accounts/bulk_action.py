@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from beanie import PydanticObjectId
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 from pymongo import IndexModel
 
 from quartapp import clock
@@ -98,6 +98,7 @@ class BulkAction(Record):
     by: UserRef | None = None
     at: datetime = Field(default_factory=clock.now)
     results: list[Result] = []
+    _events: list[Event] = PrivateAttr(default_factory=list)
 
     class Settings:
         name = "bulk_actions"
@@ -126,9 +127,14 @@ class BulkAction(Record):
         await cls.get_motor_collection().insert_one(stored)
         return started
 
-    async def run(self, role: Role | None, users: Collection[User], *, by: Actor) -> list[Event]:
-        """Do the action for one user after the other, then store all results, and return the audit
-        events of what was done. The caller waits for the barrier marks of those that have one.
+    @property
+    def events(self) -> Sequence[Event]:
+        """The audit events of what `run` has done on this object so far. Not stored."""
+        return self._events
+
+    async def run(self, role: Role | None, users: Collection[User], *, by: Actor) -> None:
+        """Do the action for one user after the other, then store all results. The caller waits for
+        the barrier marks of those of the `events` that have one, also after an error.
 
         The users and the role are those of `begin`. Each user has the effects of the operation of
         `User`, in a transaction of its own. A refusal concerns only its user. If the actor's
@@ -136,7 +142,6 @@ class BulkAction(Record):
         after the results so far were stored.
         """
         found = {user.id: user for user in users}
-        events: list[Event] = []
         over = False
         try:
             for result in self.results:
@@ -155,11 +160,10 @@ class BulkAction(Record):
                     if event:
                         result.event = event.id
                         result.end_removed = event.verb == ROLE_END_REMOVED.audit
-                        events.append(event)
+                        self._events.append(event)
         finally:
             results = [result.model_dump() for result in self.results]
             await BulkAction.change({"_id": self.id}, {"$set": {"results": results}})
-        return events
 
     async def _do(self, user: User, role: Role | None, by: Actor) -> Event | None:
         """Do the action for one user, as the operation of `User` does; return its event, or None if

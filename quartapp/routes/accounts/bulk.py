@@ -70,9 +70,12 @@ async def do() -> Any:
         return await _page(form, roles)
     action, role = Action(form.action.data), roles.get(form.role.data or "")
     started = await BulkAction.begin(action, role, users, by=current_user.actor)
-    events = await started.run(role, users, by=current_user.actor)
-    _log(started, {user.id: user.username for user in users})
-    await _wait(events)
+    try:
+        await started.run(role, users, by=current_user.actor)
+    finally:
+        # Also after an error: what was done before it must be enforced when the answer is sent.
+        _log(started, {user.id: user.username for user in users})
+        await _wait(started.events)
     return see_other(f"/receipts/bulk/{started.id}")
 
 

@@ -5,10 +5,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 
-from quartapp.models import Role
+from quartapp.activities import SESSIONS_ENDED
+from quartapp.models import Event, Role, User
 from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
+from quartapp.routes.accounts import bulk
 from tests.integration.routes.conftest import (
     Answer,
     Visitor,
@@ -189,6 +192,29 @@ async def test_a_hundred_users_are_disabled_in_one_request(
     answer = await root.post(BULK, users=names, action="disable")
     assert set((await result_of(root, answer)).values()) == {"done"}
     assert len(await documents("users", disabled_at=None)) == 1
+
+
+async def test_sessions_that_ended_before_a_failure_are_refused_by_all_workers(
+    root: Visitor, ada: Visitor, bob: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, waited = User.end_sessions, []
+
+    async def fail_for_bob(user: User, *args: Any, **options: Any) -> Any:
+        if user.username == "bob":
+            raise AutoReconnect("the primary has stepped down")
+        return await end(user, *args, **options)
+
+    async def wait(event: Event | None = None) -> str:
+        waited.append(event and event.verb)
+        return ""
+
+    monkeypatch.setattr(User, "end_sessions", fail_for_bob)
+    monkeypatch.setattr(bulk, "wait_until_enforced", wait)
+    answer = await root.post(BULK, action="end-sessions", users=["ada", "bob"])
+    assert answer.status == 503
+    assert waited == [SESSIONS_ENDED.audit]
+    (stored,) = await documents("bulk_actions")
+    assert [each["outcome"] for each in stored["results"]] == ["done", "pending"]
 
 
 async def test_granting_a_role_that_has_an_end_removes_the_end(
