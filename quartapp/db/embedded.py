@@ -399,13 +399,13 @@ async def _restart_when_dead(place: DataFolder) -> None:
     logged = ""
     while True:
         await asyncio.sleep(WATCH_SECONDS)
-        if place.mongod_pid():
-            continue
         try:
+            if place.mongod_pid():
+                continue
             await _ensure_running(place)
             log.warning("mongod had ended and was started again")
             logged = ""
-        except StartError as error:
+        except (StartError, OSError) as error:
             if str(error) != logged:
                 logged = str(error)
                 log.error("mongod has ended: %s", logged)

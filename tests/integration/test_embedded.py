@@ -349,3 +349,27 @@ def test_the_log_of_mongod_is_summarized_in_one_line(data: Path, log: str, told:
     line = embedded._diagnosis(log, place, "mongod ended")
     assert told in line
     assert "\n" not in line
+
+
+async def test_a_dead_mongod_is_started_again_after_an_error_of_the_disk(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starts = iter([OSError("no space left"), None])
+    again = asyncio.Event()
+
+    async def ensure_running(place: embedded.DataFolder) -> None:
+        if error := next(starts):
+            raise error
+        again.set()
+
+    monkeypatch.setattr(embedded, "WATCH_SECONDS", 0)
+    monkeypatch.setattr(embedded, "_ensure_running", ensure_running)
+    place = embedded.DataFolder(data)
+    place.create()
+    keeper = asyncio.create_task(embedded._restart_when_dead(place))
+    waiting = asyncio.create_task(again.wait())
+    done, _ = await asyncio.wait([keeper, waiting], return_when=asyncio.FIRST_COMPLETED)
+    keeper.cancel()
+    waiting.cancel()
+    assert waiting in done
+    assert "mongod has ended: no space left" in caplog.text
