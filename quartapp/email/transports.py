@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -23,6 +24,8 @@ from quartapp.settings import Settings
 
 SECONDS = 20.0
 FILES = 500
+# Characters of the reason why an email was not sent.
+LONGEST = 300
 
 
 class Undelivered(Exception):
@@ -60,7 +63,7 @@ class SmtpTransport:
         say. Asks for SMTPUTF8 if the address is not ASCII. Returns when the server has accepted it.
 
         Raises Undelivered for all errors of the server and the network, as permanent for those of
-        `_is_permanent`, and after SECONDS.
+        `_is_permanent`, and after SECONDS. Its text does not contain the address.
         """
         given, login = self._settings, bool(self._settings.smtp_user)
         options = [] if to.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
@@ -82,7 +85,8 @@ class SmtpTransport:
                     timeout=SECONDS,
                 )
         except (SMTPException, OSError, TimeoutError, ValueError) as error:
-            raise Undelivered(_brief(error), permanent=_is_permanent(error)) from None
+            reason = re.sub(re.escape(to), "RECIPIENT", _brief(error), flags=re.IGNORECASE)
+            raise Undelivered(reason[:LONGEST], permanent=_is_permanent(error)) from None
 
 
 def _is_permanent(error: Exception) -> bool:
@@ -99,8 +103,8 @@ def _is_permanent(error: Exception) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    """Return the type and the text of the error, at most 300 characters."""
-    return f"{type(error).__name__}: {error}"[:300]
+    """Return the type and the text of the error."""
+    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class MailFolder:
             content = message.as_bytes(policy=message.policy.clone(linesep="\n"))
             await asyncio.to_thread(self._write, name, content)
         except OSError as error:
-            raise Undelivered(_brief(error)) from None
+            raise Undelivered(_brief(error)[:LONGEST]) from None
 
     def _write(self, name: str, content: bytes) -> None:
         """Create the folder (mode 0700) if it is missing, create or replace `<name>.eml` (mode

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from quartapp import clock
 from quartapp.activities import SIGNED_IN
@@ -89,8 +90,12 @@ async def test_a_permanently_refused_email_is_not_retried(
     settings: Settings, ada: User, smtp_server: SmtpServer, to: str
 ) -> None:
     await queue(ada, to)
-    smtp_server.answer("554 spam")
-    await outbox_worker(settings, smtp_server).deliver()
+    smtp_server.answer(f"554 spam for <{to}>")
+    with capture_logs() as lines:
+        await outbox_worker(settings, smtp_server).deliver()
+    (line,) = lines
+    assert line["event"] == "mail_given_up"
+    assert to not in line["trouble"], "the log has no addresses"
     (given_up,) = await outbox()
     assert given_up["gave_up_at"] is not None
     assert "55" in given_up["trouble"]
