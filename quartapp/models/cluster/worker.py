@@ -115,14 +115,15 @@ class Worker(Document):
 
     @classmethod
     async def running(cls) -> list[WorkerState]:
-        """Return what the workers have written with their last heartbeats, at most SHOWN of them,
-        by name. Also those that were killed less than a minute ago."""
+        """Return what the workers have written with their last heartbeats, by name: of the SHOWN
+        latest heartbeats. Also those that were killed less than a minute ago."""
         age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
         fields = {"_id": 0, "name": 1, "sockets": 1, "lag": 1, "age": age}
-        steps: list[dict[str, Any]] = [{"$sort": {"name": 1}}, {"$limit": SHOWN}]
+        steps: list[dict[str, Any]] = [{"$sort": {"at": -1}}, {"$limit": SHOWN}]
         answer = cls.get_motor_collection().aggregate([*steps, {"$project": fields}])
         found = [WorkerState(**row) for row in await answer.to_list(SHOWN)]
-        return [state for state in found if state.age <= STALE_SECONDS]
+        running = [state for state in found if state.age <= STALE_SECONDS]
+        return sorted(running, key=lambda state: state.name)
 
     @classmethod
     async def ids(cls) -> set[str]:

@@ -20,6 +20,7 @@ from quartapp.authority.membership import Membership
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
 from quartapp.models import Acknowledgement, BarrierMark, Worker
+from quartapp.models.cluster import worker as worker_module
 from quartapp.models.cluster.barrier_mark import TabsOf
 from quartapp.models.cluster.worker import STALE_SECONDS, MarkMissing
 from quartapp.runtime import runtime_of
@@ -48,6 +49,17 @@ async def test_a_heartbeat_that_is_stale_by_one_clock_is_ignored(db: Database) -
         "silent",
         "by a clock that went back",
     }
+
+
+async def test_dead_workers_do_not_hide_running_ones_on_the_dashboard(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "SHOWN", 3)
+    for number in range(5):
+        await dead(db, f"dead {number}", STALE_SECONDS + 5)
+    for name in ("b", "a"):
+        await Worker.record_heartbeat(name, name, 1)
+    assert [each.name for each in await Worker.running()] == ["a", "b"]
 
 
 async def test_a_heartbeat_is_stale_long_after_its_lease_has_ended(db: Database) -> None:
