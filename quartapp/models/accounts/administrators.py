@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from beanie import PydanticObjectId
+
 from quartapp import clock, policy
 from quartapp.db.mongo import Tx
 from quartapp.i18n import lazy_gettext as _
@@ -37,9 +39,12 @@ async def active_administrators(*, tx: Tx | None = None) -> int:
     return await users.count_documents(match, limit=COUNTED, session=tx)
 
 
-async def count_administrators(tx: Tx) -> tuple[int, int]:
+async def count_administrators(
+    tx: Tx | None, *, but: PydanticObjectId | None = None
+) -> tuple[int, int]:
     """Return how many active accounts hold the role `admin`, and how many of these never expire and
-    have the role without an end. (0, 0) if there are none. Counts all of them."""
+    have the role without an end. (0, 0) if there are none. Counts all of them, except the user with
+    the id `but`."""
     active = {**await administering(tx), **status.active_filter(clock.now())}
     ends = {"$ifNull": ["$role_ends.role", []]}
     endless = {
@@ -48,6 +53,8 @@ async def count_administrators(tx: Tx) -> tuple[int, int]:
             {"$not": {"$in": [active["roles.$id"], ends]}},
         ]
     }
+    if but:
+        active["_id"] = {"$ne": but}
     counts = {
         "_id": None,
         "now": {"$sum": 1},
@@ -66,14 +73,31 @@ async def require_an_administrator(before: tuple[int, int], tx: Tx) -> None:
     active administrator if there was one, and one who never stops being one if there was one.
     Sends no query if there was none.
     """
+    if before[0]:
+        for refusal in _refusals_of_change(before, await count_administrators(tx)):
+            raise refusal
+
+
+async def refusals_to_lose(
+    user_id: PydanticObjectId, *, when_expired: bool = False
+) -> list[LastAdministrator]:
+    """Return LastAdministrator if the last administrator would be removed if this user were no
+    longer one now or, `when_expired`, at a later time."""
+    before = await count_administrators(None)
+    now, lasting = await count_administrators(None, but=user_id)
+    return _refusals_of_change(before, (before[0] if when_expired else now, lasting))
+
+
+def _refusals_of_change(before: tuple[int, int], after: tuple[int, int]) -> list[LastAdministrator]:
+    """Return LastAdministrator if a change with these results of `count_administrators` has removed
+    the last administrator: see `require_an_administrator`."""
     had, lasting = before
-    if not had:
-        return
-    now, lasting_now = await count_administrators(tx)
-    if not now:
-        raise LastAdministrator
-    if lasting and not lasting_now:
-        raise LastAdministrator(others_leave=had > 1)
+    now, lasting_now = after
+    if had and not now:
+        return [LastAdministrator()]
+    if had and lasting and not lasting_now:
+        return [LastAdministrator(others_leave=had > 1)]
+    return []
 
 
 async def administering(tx: Tx | None = None) -> dict[str, Any]:

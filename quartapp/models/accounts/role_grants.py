@@ -35,11 +35,21 @@ from quartapp.models.accounts.administrators import (
 from quartapp.models.accounts.role_ends import RoleEnd, ends_of
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import inform, record
-from quartapp.models.authorization.privileges import require_to_give
+from quartapp.models.authorization.privileges import (
+    Lacks,
+    refusals_to_give,
+    require_to_give,
+)
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.record import documents
-from quartapp.models.base.references import ROLE_REQUESTS, USERS, role_ref, user_ref
+from quartapp.models.base.references import (
+    ROLE_REQUESTS,
+    USERS,
+    DomainError,
+    role_ref,
+    user_ref,
+)
 from quartapp.models.base.write_lock import hold_administrators
 from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.roles.refusals import RoleGone
@@ -117,6 +127,14 @@ class RoleHolder(Account):
         activity = ROLE_GRANTED_UNTIL if entry else ROLE_GRANTED
         ending = {"until": entry.until} if entry else {}
         return await record(activity, self, by=by, tx=tx, role=role.name, **ending, **details)
+
+    def refusals_to_grant(self, role: Role, *, lacks: Lacks) -> list[DomainError]:
+        """Return MissingPermission and Unverified, with which `grant` would refuse the role now, if
+        the stored account is as this object. `lacks` tells what the actor lacks."""
+        found: list[DomainError] = [*refusals_to_give(role.name, role.permissions, lacks)]
+        if role.name != policy.MEMBER and self.awaits_verification:
+            found.append(Unverified(self.username))
+        return found
 
     async def _close_request(self, role: Role, entry: RoleEnd | None, by: Actor, tx: Tx) -> None:
         """Mark the user's open request for the role, if there is one, as granted by the actor now,

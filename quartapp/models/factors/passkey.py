@@ -158,6 +158,12 @@ class Passkey(Record):
         except HasFactor:
             raise TooManyPasskeys(at_most) from None
 
+    @staticmethod
+    def refusals_to_add(user: User, *, at_most: int) -> list[DomainError]:
+        """Return TooManyPasskeys if the user has `at_most` passkeys, so that `add` would refuse
+        another now."""
+        return [TooManyPasskeys(at_most)] if len(user.passkeys) >= at_most else []
+
     async def rename(self, name: str, *, by: Actor) -> bool:
         """Change the name, in an authorized transaction; return False if it was deleted or had this
         name.

@@ -32,7 +32,11 @@ from quartapp.models.accounts import status
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.recording import record
-from quartapp.models.authorization.privileges import require_to_give
+from quartapp.models.authorization.privileges import (
+    Lacks,
+    refusals_to_give,
+    require_to_give,
+)
 from quartapp.models.authorization.transaction import authorized_transaction
 from quartapp.models.base.actor import Actor
 from quartapp.models.base.record import Record, documents, first_id_at
@@ -78,6 +82,8 @@ DECIDED = [state.value for state in RequestState if state is not RequestState.OP
 class NotRequestable(DomainError):
     """The role cannot be requested, or the user has it."""
 
+    field = "role"
+
     def __init__(self, name: str, *, held: bool = False) -> None:
         words = (
             _("You have the role %(role)s already.")
@@ -89,6 +95,8 @@ class NotRequestable(DomainError):
 
 class RequestedAlready(DomainError):
     """The user has an open request for the role."""
+
+    field = "role"
 
     def __init__(self, name: str) -> None:
         words = _("You have already asked for the role %(role)s. Wait for the decision.")
@@ -250,9 +258,8 @@ class RoleRequest(Record):
             there, found = await User.get(user.id, session=tx), await Role.get(role.id, session=tx)
             if found is None or there is None:
                 raise RoleGone(role.name)
-            if there.holds(found) or not found.can_be_requested:
-                raise NotRequestable(found.name, held=there.holds(found))
-            await cls._require_room(user.id, tx)
+            for refusal in await cls.refusals_to_ask(there, found, tx=tx):
+                raise refusal
             try:
                 await request.insert(session=tx)
             except DuplicateKeyError:
@@ -264,13 +271,37 @@ class RoleRequest(Record):
         return request
 
     @classmethod
-    async def _require_room(cls, user_id: PydanticObjectId, tx: Tx) -> None:
-        """Raise TooManyRequests if the user has made PER_DAY requests in the last 24 hours,
-        whatever became of them."""
-        recent = {"user.$id": user_id, "_id": {"$gte": first_id_at(clock.now() - DAY)}}
+    async def refusals_to_ask(
+        cls, user: User, role: Role | None, *, tx: Tx | None = None
+    ) -> list[DomainError]:
+        """Return the errors with which `ask` would refuse the request of the user now.
+
+        Of the role, which is not checked if it is None: NotRequestable or RequestedAlready. And
+        TooManyRequests if the user has made PER_DAY requests in the last 24 hours, whatever became
+        of them.
+        """
+        found: list[DomainError] = []
+        if role and (user.holds(role) or not role.can_be_requested):
+            found.append(NotRequestable(role.name, held=user.holds(role)))
+        elif role:
+            match = {"role.$id": role.id, "user.$id": user.id, "state": RequestState.OPEN.value}
+            if await cls.find_one(match, session=tx):
+                found.append(RequestedAlready(role.name))
+        recent = {"user.$id": user.id, "_id": {"$gte": first_id_at(clock.now() - DAY)}}
         collection = cls.get_motor_collection()
         if await collection.count_documents(recent, limit=PER_DAY, session=tx) >= PER_DAY:
-            raise TooManyRequests
+            found.append(TooManyRequests())
+        return found
+
+    def refusals_to_decide(self, *, lacks: Lacks) -> list[DomainError]:
+        """Return the error with which every decision would be refused now, if the stored request,
+        with its links fetched, is as this object: DecidedAlready, RoleGone or MissingPermission for
+        the role. `lacks` tells what the actor lacks."""
+        if self.state is not RequestState.OPEN or self.asker is None:
+            return [DecidedAlready(self if self.asker else None)]
+        if not isinstance(self.role, Role):
+            return [RoleGone(self.name)]
+        return [*refusals_to_give(self.role.name, self.role.permissions, lacks)]
 
     async def _notify_administrators(self, username: str, tx: Tx) -> None:
         """Notify up to NOTIFIED active users who hold a role that includes `users.manage`, but not

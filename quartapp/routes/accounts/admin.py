@@ -9,6 +9,7 @@ shown on the page with the button, which `returns_to` names, with 403 for a miss
 
 import asyncio
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from quart import Blueprint, abort, flash
@@ -28,16 +29,17 @@ from quartapp.i18n.times import format_day, format_time
 from quartapp.log import log
 from quartapp.models import Event, Role, User
 from quartapp.models.accounts import account_expiry
-from quartapp.models.accounts.administrators import LastAdministrator
+from quartapp.models.accounts.administrators import LastAdministrator, refusals_to_lose
 from quartapp.models.factors import enrolment
 from quartapp.models.sessions.reason import Reason
 from quartapp.policy import Permission
 from quartapp.routes.accounts import previews, user_pages
-from quartapp.routes.accounts.user_pages import find
+from quartapp.routes.accounts.user_pages import find, require_to_manage
 from quartapp.routes.addresses import user_page
 from quartapp.routes.audit.receipts import flash_receipt
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to
+from quartapp.routes.refusals import refuse, returns_to
+from quartapp.routes.roles.selection import selected_role
 
 blueprint = Blueprint("admin_users", __name__)
 
@@ -52,14 +54,15 @@ async def grant(username: str) -> Any:
     (303) to the tab with the roles. The message differs if the user had the role already. That
     changes the end of the grant.
 
-    An invalid form, also one with a role that does not exist, is shown on that tab (422),
-    and so is the error of a role that the administrator may not grant (403). Answers 404 for an
+    An invalid form, also one with a role that does not exist, is shown on that tab with all errors
+    (422), with 403 if it is only a role that the administrator may not grant. Answers 404 for an
     unknown user. Logs `authz_change`, also if the user had the role.
     """
-    person = await find(username)
+    person, everyone = await find(username), await Role.everyone()
+    require_to_manage(person, everyone)
     form = await GrantForm.from_request()
-    form.offer(await Role.everyone(), lacks=current_user.lacks)
-    if not form.posted:
+    form.offer(everyone, lacks=current_user.lacks)
+    if not await form.passes(partial(_check_grant, person)):
         return await user_pages.roles_tab(person, form)
     role = await Role.chosen(form.role.data)
     until = form.until.moment
@@ -68,6 +71,12 @@ async def grant(username: str) -> Any:
     await wait_until_enforced()
     await flash_grant(person.username, role.name, granted, until)
     return see_other(user_page(person, "roles"))
+
+
+async def _check_grant(person: User, form: GrantForm) -> None:
+    """Add to the form the errors of a role that cannot be granted to the user."""
+    if role := await selected_role(form, form.role.data):
+        refuse(form, *person.refusals_to_grant(role, lacks=current_user.lacks))
 
 
 async def flash_grant(name: str, role: str, event: Event | None, until: datetime | None) -> None:
@@ -208,16 +217,14 @@ async def set_expiry(username: str) -> Any:
     Answers 404 for an unknown user.
     """
     person = await find(username)
+    require_to_manage(person, await Role.everyone())
     form = await AccountExpiryForm.from_request()
-    if not form.posted:
+    if not await form.passes(partial(_check_expiry, person)):
         return await user_pages.overview_tab(person, form)
     day, by = form.date.data, current_user.actor
     if day is None:
         event = await account_expiry.remove_expiry(person, by=by)
         words = _("The account of %(name)s no longer expires.", name=person.username)
-    elif not account_expiry.is_possible(day):
-        form.refuse(_("Enter a date from today up to ten years ahead."), "date")
-        return await user_pages.overview_tab(person, form)
     else:
         try:
             event = await account_expiry.set_expiry(person, day, by=by)
@@ -236,6 +243,17 @@ async def set_expiry(username: str) -> Any:
     else:
         await flash(_("Nothing was changed."), "info")
     return see_other(user_page(person))
+
+
+async def _check_expiry(person: User, form: AccountExpiryForm) -> None:
+    """Add to the form the errors of a date on which the account cannot expire. No date is right."""
+    day = form.valid_data("date")
+    if day is None and not form.date.errors:
+        return
+    if day and not account_expiry.is_possible(day):
+        form.refuse(_("Enter a date from today up to ten years ahead."), "date")
+    for refusal in await refusals_to_lose(person.id, when_expired=True):
+        form.refuse(str(refusal), "date")
 
 
 @blueprint.post("/users/<username>/factors/reset")

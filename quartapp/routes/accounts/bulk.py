@@ -66,7 +66,7 @@ async def do() -> Any:
     """
     form = await BulkForm.from_request()
     roles = await _offer(form)
-    if not form.posted or (users := await _find(form)) is None:
+    if not form.sent or (users := await _valid_users(form)) is None:
         return await _page(form, roles)
     action, role = Action(form.action.data), roles.get(form.role.data or "")
     started = await BulkAction.begin(action, role, users, by=current_user.actor)
@@ -126,15 +126,22 @@ def _is_allowed(action: Action) -> bool:
     return may(current_user, action.permission)
 
 
-async def _find(form: BulkForm) -> list[User] | None:
-    """Return the selected users; None, with an error in the form, if one does not exist."""
+async def _valid_users(form: BulkForm) -> list[User] | None:
+    """Return the selected users; None, with all errors in the form, if it is not valid or a user
+    does not exist."""
+    form.validate()
+    users = [] if form.users.errors else await _find(form)
+    return None if form.errors else users
+
+
+async def _find(form: BulkForm) -> list[User]:
+    """Return the selected users who exist. Adds an error to the form if one does not."""
     names = form.users.data or []
     found = await asyncio.gather(*map(User.by_username, names))
     unknown = [name for name, user in zip(names, found, strict=True) if user is None]
     if unknown:
         listed = ", ".join(unknown)
         form.refuse(_("These users do not exist: %(names)s.", names=listed), "users")
-        return None
     return list({user.id: user for user in found if user}.values())
 
 
@@ -144,7 +151,7 @@ async def _page(form: BulkForm, roles: dict[str, Role]) -> Any:
     For an action that ends sessions, also counts the open tabs of the users: that inserts a barrier
     mark and waits for the answers of the workers (`Barrier.count_open_tabs`).
     """
-    users = await _find(form) if form.validate() else None
+    users = await _valid_users(form)
     if users is None:
         page = await render_template("accounts/bulk_preview.html", form=form, preview=None)
         return page, 422

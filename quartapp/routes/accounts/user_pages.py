@@ -19,6 +19,7 @@ from quartapp.i18n import lazy_gettext as _
 from quartapp.models import Event, Role, Session, User
 from quartapp.models.accounts import explain
 from quartapp.models.accounts.preview import roles_of
+from quartapp.models.authorization.privileges import MANAGE, MissingPermission
 from quartapp.models.sessions.session_list import latest_entries
 from quartapp.policy import Permission, may
 from quartapp.routes.addresses import name_in, user_page
@@ -157,6 +158,12 @@ def _require_reader() -> None:
     """Raise Forbidden without users.read."""
     if not may(current_user, Permission.USERS_READ):
         raise Forbidden(Permission.USERS_READ)
+
+
+def require_to_manage(person: User, everyone: Sequence[Role]) -> None:
+    """Raise MissingPermission if the user has a permission that the administrator lacks."""
+    if missing := missing_over(person, everyone):
+        raise MissingPermission(MANAGE, missing, person.username)
 
 
 def missing_over(person: User, everyone: Sequence[Role]) -> list[str]:

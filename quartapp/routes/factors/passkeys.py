@@ -29,7 +29,7 @@ from quartapp.routes.factors import pages
 from quartapp.routes.factors.relying_party import asker, site
 from quartapp.routes.pagination import id_or_404
 from quartapp.routes.redirects import next_page, see_other
-from quartapp.routes.refusals import returns_to
+from quartapp.routes.refusals import refuse, returns_to
 from quartapp.routes.sessions import second_step
 from quartapp.routes.sessions.sign_in import (
     AccountDisabled,
@@ -85,12 +85,12 @@ async def mine() -> Any:
     """
     form = await AddForm.from_request(data={"name": auth.device_name()[:60]})
     with form.catch_retry_later():
-        if form.posted:
+        if await form.passes(_check_room):
             await pages.count_change()
             try:
                 enrolled = await _add(form)
             except (TooManyPasskeys, PasskeyTaken) as refused:
-                form.refuse(str(refused))
+                refuse(form, refused)
             except VerificationFailed as refused:
                 log.warning("passkey_not_added", user=current_user.username, why=str(refused))
                 form.refuse(
@@ -100,6 +100,12 @@ async def mine() -> Any:
                 words = _("The passkey “%(name)s” was added.", name=form.name.data)
                 return await pages.added(enrolled, words, home=HOME)
     return await _page(form)
+
+
+async def _check_room(form: AddForm) -> None:
+    """Add an error to the form if the user has the maximum number of passkeys."""
+    at_most = settings().passkeys_per_user
+    refuse(form, *Passkey.refusals_to_add(await signed_in_user(), at_most=at_most))
 
 
 async def _add(form: AddForm) -> Enrolled:

@@ -1,5 +1,6 @@
 """Pages for deactivating and deleting one's own account, and for restoring it after signing in."""
 
+from functools import partial
 from typing import Any
 
 from quart import Blueprint, flash, redirect, render_template, session
@@ -12,13 +13,14 @@ from quartapp.forms.privacy import DeleteForm
 from quartapp.i18n import gettext as _
 from quartapp.i18n.times import format_time
 from quartapp.log import log
-from quartapp.models.accounts.administrators import LastAdministrator
+from quartapp.models import User
+from quartapp.models.accounts.administrators import LastAdministrator, refusals_to_lose
 from quartapp.models.accounts.one_time_token import TokenSpent
 from quartapp.models.factors.factor import Factor
 from quartapp.models.privacy import account_deletion
 from quartapp.routes.accounts.pages import account
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to
+from quartapp.routes.refusals import refuse, returns_to
 from quartapp.routes.sessions.sign_in import RETURN, sign_in
 from quartapp.runtime import settings
 
@@ -34,19 +36,19 @@ async def delete() -> Any:
 
     The account is deactivated at once, all its sessions end, and it is erased after DELETION_GRACE.
     The form asks for the username, and whether posts are deleted too. A wrong username, and the
-    account of the last administrator, is an error of the form (422).
+    account of the last administrator, are errors of the form (422).
     """
     user = await signed_in_user()
     form = await DeleteForm.from_request()
     form.expect(user.username)
     until = clock.now() + settings().deletion_grace
-    if form.posted:
+    if await form.passes(partial(check_administrators, user)):
         try:
             await user.deactivate(
                 by=current_user.actor, deletes_at=until, with_posts=form.with_posts
             )
         except LastAdministrator as last:
-            form.refuse(str(last))
+            refuse(form, last)
         else:
             return await _leave(
                 _(
@@ -57,6 +59,11 @@ async def delete() -> Any:
             )
     page = await render_template("privacy/delete.html", form=form, user=user, until=until)
     return page, form.status
+
+
+async def check_administrators(person: User, form: DeleteForm) -> None:
+    """Add an error to the form if the user is the last administrator."""
+    refuse(form, *await refusals_to_lose(person.id))
 
 
 @blueprint.post("/account/deactivate")

@@ -1,5 +1,6 @@
 """Pages for administrators: delete and restore accounts."""
 
+from functools import partial
 from typing import Any
 
 from quart import Blueprint, flash, render_template
@@ -16,17 +17,18 @@ from quartapp.forms.privacy import KEEP, REMOVE, DeleteForm
 from quartapp.i18n import gettext as _
 from quartapp.i18n.times import format_time
 from quartapp.log import log
-from quartapp.models import Event, User
+from quartapp.models import Event, Role, User
 from quartapp.models.accounts.administrators import LastAdministrator
 from quartapp.models.accounts.bulk_action import Action, Outcome
 from quartapp.models.authorization.privileges import MissingPermission
 from quartapp.policy import Permission
 from quartapp.routes.accounts import previews
-from quartapp.routes.accounts.user_pages import find, overview_sent
+from quartapp.routes.accounts.user_pages import find, overview_sent, require_to_manage
 from quartapp.routes.addresses import user_page
 from quartapp.routes.audit.receipts import flash_receipt
+from quartapp.routes.privacy.account_deletion import check_administrators
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to, status_of
+from quartapp.routes.refusals import refuse, returns_to
 from quartapp.runtime import settings
 
 blueprint = Blueprint("admin_leaving", __name__)
@@ -42,20 +44,20 @@ async def delete(username: str) -> Any:
 
     The account is deactivated at once, all its sessions end, and it is erased after DELETION_GRACE,
     or earlier if its owner has scheduled that. The form asks for the username. Refusals show the
-    form with the error: 422 for LastAdministrator, 403 for MissingPermission. 404 for an unknown
+    form with all errors: 403 for MissingPermission, 422 if there is another one. 404 for an unknown
     user.
     """
     person = await find(username)
     form = await DeleteForm.from_request(data={"posts": REMOVE if person.deletes_posts else KEEP})
     form.expect(person.username)
     until = clock.now() + settings().deletion_grace
-    if form.posted:
+    if await form.passes(partial(_check, person)):
         try:
             event = await person.deactivate(
                 by=current_user.actor, deletes_at=until, with_posts=form.with_posts
             )
         except (LastAdministrator, MissingPermission) as refused:
-            form.refuse(str(refused), status=status_of(refused))
+            refuse(form, refused)
         else:
             return await _closed(await find(username), event)
     until = min(until, person.deletes_at or until)
@@ -67,6 +69,17 @@ async def delete(username: str) -> Any:
         "privacy/admin_delete.html", **{**effects, "form": form, "until": until, "disables": False}
     )
     return page, form.status
+
+
+async def _check(person: User, form: DeleteForm) -> None:
+    """Add an error to the form if the user has a permission that the administrator lacks; else, if
+    the user is the last administrator."""
+    try:
+        require_to_manage(person, await Role.everyone())
+    except MissingPermission as missing:
+        refuse(form, missing)
+    else:
+        await check_administrators(person, form)
 
 
 @blueprint.post("/users/<username>/restore")

@@ -6,7 +6,7 @@ from typing import Any
 from quart import Blueprint, abort, flash, render_template
 from quart_auth import login_required
 
-from quartapp.auth import current_user
+from quartapp.auth import current_user, signed_in_user
 from quartapp.forms.roles import RoleRequestForm
 from quartapp.i18n import gettext as _
 from quartapp.log import log
@@ -16,7 +16,8 @@ from quartapp.models.base.references import DomainError, linked_id
 from quartapp.models.roles.request import RequestState
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
-from quartapp.routes.refusals import returns_to, status_of
+from quartapp.routes.refusals import refuse, returns_to
+from quartapp.routes.roles.selection import selected_role
 
 blueprint = Blueprint("account_roles", __name__)
 
@@ -30,25 +31,32 @@ async def index() -> Any:
     """Show the user's roles, what they allow and until when, and a page of the user's requests; on
     POST ask for the role, log `role_requested`, and answer 303 to this page with a message.
 
-    Refusals show the form again with the error (422), such as a role that cannot be requested or
+    Refusals show the form again with all errors (422), such as a role that cannot be requested or
     was deleted. SessionOver is raised to the error handler.
     """
     form = await RoleRequestForm.from_request()
     form.offer(await Role.everyone())
-    if form.posted:
-        user = await User.get(current_user.user_id) or abort(404)
+    if await form.passes(_check):
+        user = await signed_in_user()
         try:
             role = await Role.chosen(form.role.data or "")
             await RoleRequest.ask(user, role, form.reason.data or "", by=current_user.actor)
         except SessionOver:
             raise
         except DomainError as refused:
-            form.refuse(str(refused), status=status_of(refused))
+            refuse(form, refused)
         else:
             log.info("role_requested", user=user.username, role=role.name)
             await flash(_("You have asked for the role %(role)s.", role=role.name), "success")
             return see_other(HOME)
     return await _page(form)
+
+
+async def _check(form: RoleRequestForm) -> None:
+    """Add to the form the errors of a role that the user cannot ask for, and of a user who has
+    asked too often."""
+    role = await selected_role(form, form.role.data)
+    refuse(form, *await RoleRequest.refusals_to_ask(await signed_in_user(), role))
 
 
 async def show(**_: object) -> Any:

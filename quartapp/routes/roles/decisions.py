@@ -19,6 +19,7 @@ from quartapp.models import Role, RoleRequest
 from quartapp.models.roles.request import DecidedAlready
 from quartapp.policy import Permission
 from quartapp.routes.accounts.admin import flash_grant
+from quartapp.routes.accounts.user_pages import require_to_manage
 from quartapp.routes.pagination import cut, id_after, id_or_404
 from quartapp.routes.redirects import see_other
 from quartapp.routes.refusals import returns_to
@@ -40,9 +41,12 @@ async def index() -> Any:
 
 
 async def show_sent(request_id: str, **_: object) -> Any:
-    """Return the page with the submitted values at the request, for `returns_to`."""
-    forms = await GrantRequestForm.from_request(), await DeclineForm.from_request()
-    return await _page(sent=request_id, grant=forms[0], decline=forms[1])
+    """Return the page with the submitted values and their errors at the request, for
+    `returns_to`."""
+    grant, decline = await GrantRequestForm.from_request(), await DeclineForm.from_request()
+    for form in (grant, decline):
+        form.validate()
+    return await _page(sent=request_id, grant=grant, decline=decline)
 
 
 @blueprint.post("/requests/<request_id>/grant")
@@ -60,6 +64,7 @@ async def grant(request_id: str) -> Any:
     if the user had the role. Counts the open requests again, for the navigation of this worker.
     """
     asked, form = await _find(request_id), await GrantRequestForm.from_request()
+    await _require_to_decide(asked, granting=True)
     if not form.posted:
         return await _page(sent=request_id, grant=form)
     until, by = form.until.moment, current_user.actor
@@ -84,6 +89,7 @@ async def decline(request_id: str) -> Any:
     again, for the navigation of this worker.
     """
     asked, form = await _find(request_id), await DeclineForm.from_request()
+    await _require_to_decide(asked)
     if not form.posted:
         return await _page(sent=request_id, decline=form)
     await asked.decline(by=current_user.actor, answer=form.reason.data or "")
@@ -104,6 +110,18 @@ async def _find(request_id: str) -> RoleRequest:
     if found.asker is None:
         raise DecidedAlready(None)
     return found
+
+
+async def _require_to_decide(asked: RoleRequest, *, granting: bool = False) -> None:
+    """Raise the error of a request about which this administrator cannot decide, whatever the form
+    says, or which cannot be granted: `returns_to` shows it beside those of the form."""
+    for refusal in asked.refusals_to_decide(lacks=current_user.lacks):
+        raise refusal
+    if asked.asker and isinstance(asked.role, Role):
+        require_to_manage(asked.asker, await Role.everyone())
+        lacks = current_user.lacks
+        for refusal in asked.asker.refusals_to_grant(asked.role, lacks=lacks) if granting else ():
+            raise refusal
 
 
 async def _page(

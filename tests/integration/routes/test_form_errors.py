@@ -3,10 +3,10 @@ keeps what was typed."""
 
 import pytest
 
-from quartapp.models import Invitation, Role, User
+from quartapp.models import Invitation, Role, RoleRequest, User
 from quartapp.models.base.actor import SYSTEM
 from quartapp.policy import Permission
-from tests.integration.routes.conftest import StartApp, Visitors
+from tests.integration.routes.conftest import StartApp, Visitors, role_named
 
 INVALID, TAKEN = "after the @-sign", "is taken"
 LONG = "x" * 300
@@ -138,3 +138,112 @@ async def test_editing_a_built_in_role_shows_all_errors(visitors: Visitors) -> N
     assert "cannot be renamed" in answer.error("name")
     assert answer.error("description")
     assert "given to every new account" in answer.error("permissions")
+
+
+async def test_granting_shows_an_invalid_end_beside_a_role_that_is_refused(
+    visitors: Visitors,
+) -> None:
+    manager = await visitors.with_permissions("max", Permission.USERS_MANAGE, Permission.USERS_READ)
+    await visitors.account("ada")
+    sent = {"role": "admin", "until": "whenever"}
+    answer = await manager.post("/admin/users/ada/grants", **sent)
+    assert answer.status == 422
+    assert "You cannot grant the role admin" in answer.error("role")
+    assert answer.error("until")
+    assert answer.fields["until"] == "whenever"
+
+
+async def test_asking_for_a_role_shows_all_errors(visitors: Visitors) -> None:
+    ada = await visitors.member("ada")
+    answer = await ada.post("/account/roles", role="admin", reason="")
+    assert answer.status == 422
+    assert "cannot be requested" in answer.error("role")
+    assert answer.error("reason") == "Enter a reason."
+
+
+async def test_deleting_the_last_administrator_shows_all_errors(visitors: Visitors) -> None:
+    admin = await visitors.admin()
+    answer = await admin.post("/account/delete", username="roots", posts="keep")
+    assert answer.status == 422
+    assert "last active administrator" in answer.text
+    assert "exactly as shown" in answer.error("username")
+    assert answer.fields["username"] == "roots"
+
+
+async def test_an_account_that_cannot_be_deleted_is_not_hidden_by_a_wrong_username(
+    visitors: Visitors,
+) -> None:
+    admin = await visitors.admin()
+    answer = await admin.post("/admin/users/root/delete", username="roots", posts="keep")
+    assert answer.status == 422
+    assert "Make another user an administrator first." in answer.text
+    assert "needs your attention" not in answer.text
+    manager = await visitors.with_permissions("max", Permission.USERS_MANAGE)
+    answer = await manager.post("/admin/users/root/delete", username="roots", posts="keep")
+    assert answer.status == 422
+    assert "You cannot manage root" in answer.text
+
+
+async def test_an_expiry_of_the_last_administrator_shows_all_errors(visitors: Visitors) -> None:
+    admin = await visitors.admin()
+    answer = await admin.post("/admin/users/root/last-day", date="2001-01-01")
+    assert answer.status == 422
+    assert "up to ten years ahead" in answer.error("date")
+    assert "last active administrator" in answer.error("date")
+
+
+async def test_actions_on_several_users_show_all_errors(visitors: Visitors) -> None:
+    admin = await visitors.admin()
+    answer = await admin.post("/admin/users/bulk", users=["root", "nobody"], action="grant")
+    assert answer.status == 422
+    assert "These users do not exist: nobody." in answer.text
+    assert "Select a role." in answer.text
+
+
+async def test_adding_a_passkey_shows_the_maximum_beside_an_invalid_name(
+    start_app: StartApp,
+) -> None:
+    visitors = await start_app(passkeys_per_user=0)
+    ada = await visitors.member("ada")
+    answer = await ada.post("/account/factors/passkeys", name="")
+    assert answer.status == 422
+    assert answer.error("name") == "Enter a name."
+    assert "at most 0 passkeys" in answer.text
+
+
+async def test_granting_a_request_shows_an_invalid_end_beside_a_refusal(
+    visitors: Visitors,
+) -> None:
+    admin, user = await visitors.admin(), await visitors.account("ada")
+    role = await role_named("moderator")
+    await Role.change({"_id": role.id}, {"$set": {"requestable": True}})
+    asked = await RoleRequest.ask(user, role, "Please", by=SYSTEM)
+    unverified = {"email_verified_at": None, "must_verify": True}
+    await User.change({"_id": user.id}, {"$set": unverified})
+    answer = await admin.post(f"/admin/requests/{asked.id}/grant", until="whenever")
+    assert answer.status == 422
+    assert "is not verified" in answer.text
+    assert 'value="whenever"' in answer.text
+    assert "duration" in answer.text
+
+
+async def test_an_invalid_form_does_not_hide_that_a_request_was_decided(visitors: Visitors) -> None:
+    admin, user = await visitors.admin(), await visitors.account("ada")
+    role = await role_named("moderator")
+    await Role.change({"_id": role.id}, {"$set": {"requestable": True}})
+    asked = await RoleRequest.ask(user, role, "Please", by=SYSTEM)
+    await asked.decline(by=SYSTEM)
+    for path, sent in {"grant": {"until": "whenever"}, "decline": {"reason": LONG * 2}}.items():
+        answer = await admin.post(f"/admin/requests/{asked.id}/{path}", **sent)
+        assert answer.status == 422
+        assert "was already declined by an operator" in answer.text
+
+
+async def test_an_invalid_end_does_not_hide_that_a_user_cannot_be_managed(
+    visitors: Visitors,
+) -> None:
+    manager = await visitors.with_permissions("max", Permission.USERS_MANAGE, Permission.USERS_READ)
+    await visitors.admin()
+    answer = await manager.post("/admin/users/root/grants", role="member", until="whenever")
+    assert answer.status == 403
+    assert "You cannot manage root" in answer.text
