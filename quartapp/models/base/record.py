@@ -18,6 +18,8 @@ from quartapp.models.base.references import linked_id
 
 # How many documents a write changes at once where all those of one user are changed.
 BATCH = 500
+# How many documents one transaction deletes, besides those that only they refer to.
+AT_ONCE = 100
 _turns = count(int.from_bytes(os.urandom(2)))
 
 
@@ -118,6 +120,15 @@ class Record(Document):
         )
         while rows := await found.to_list(size):
             yield [row["_id"] for row in rows]
+
+    @classmethod
+    async def delete_in_batches(
+        cls, match: Mapping[str, Any], *, collation: Collation | None = None
+    ) -> AsyncIterator[int]:
+        """Delete all documents that match, in batches. Yield after each batch how many it had."""
+        async for ids in cls.batches(match, collation=collation):
+            await cls.get_motor_collection().delete_many({"_id": {"$in": ids}})
+            yield len(ids)
 
     @classmethod
     async def ids(

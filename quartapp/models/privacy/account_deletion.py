@@ -20,6 +20,7 @@ from quartapp.models.audit import erasing
 from quartapp.models.audit.event import Event
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.privacy import personal_data
+from quartapp.models.privacy.person import Person
 
 # How long after the sign-in the account can be restored without signing in again.
 LASTS = timedelta(minutes=10)
@@ -114,7 +115,7 @@ async def erase(user: User) -> bool:
     write, if another worker has claimed or deleted the account since. After a crash, another
     worker can claim the account when the claim has expired. Its `erase` deletes what is left.
     """
-    person = await personal_data.Person.of(user)
+    person = await Person.of(user)
     while True:
         async for _ in personal_data.erase(person):
             if not await _keep_claim(user):
@@ -140,7 +141,7 @@ async def _keep_claim(user: User) -> bool:
     return prolonged
 
 
-async def _delete(person: personal_data.Person) -> bool | None:
+async def _delete(person: Person) -> bool | None:
     """Delete the user document of the person, and record the event ACCOUNT_DELETED, in one
     transaction; return True.
 

@@ -1,4 +1,4 @@
-"""What each collection stores about a person, and how that is exported and erased.
+"""What each collection stores about a person, what the export shows of it, and how it is erased.
 
 Each collection with personal data has an entry in PERSONAL, the others are listed in IMPERSONAL or
 IDS_ONLY. A test fails for a collection that is in none of them.
@@ -6,27 +6,20 @@ IDS_ONLY. A test fails for a collection that is in none of them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
-from beanie import Document, PydanticObjectId
-from bson import DBRef
-from pymongo import UpdateOne
+from beanie import Document
 from pymongo.collation import Collation
 
-from quartapp import validation
 from quartapp.activities import (
     A_POST,
-    DATA_EXPORTED,
     DELETED_USER,
-    EMAIL_CHANGED,
     INVITATION_ACCEPTED,
     THEIR_ADDRESS,
 )
-from quartapp.db.mongo import Tx, transaction
+from quartapp.db.mongo import Tx
 from quartapp.models.accounts.bulk_action import BulkAction
 from quartapp.models.accounts.one_time_token import Token
 from quartapp.models.accounts.user import User
@@ -34,17 +27,14 @@ from quartapp.models.audit import erasing
 from quartapp.models.audit.event import Event
 from quartapp.models.audit.event_receipts import EventReceipts
 from quartapp.models.audit.seal import Seal, UnsealedEntry
-from quartapp.models.authorization.transaction import authorized_transaction
-from quartapp.models.base.actor import Actor
-from quartapp.models.base.record import BATCH, Record
-from quartapp.models.base.references import CASELESS, linked_id
+from quartapp.models.base.record import AT_ONCE, BATCH, Record
+from quartapp.models.base.references import CASELESS
 from quartapp.models.base.write_lock import WriteLock
 from quartapp.models.cluster.acknowledgement import Acknowledgement
 from quartapp.models.cluster.barrier_mark import BarrierMark
 from quartapp.models.cluster.worker import Worker
 from quartapp.models.email.mailbox import Mailbox
 from quartapp.models.email.outbox import Mail
-from quartapp.models.factors.factor import NAMES
 from quartapp.models.factors.passkey import Answered, Passkey
 from quartapp.models.invitations.invitation import Invitation
 from quartapp.models.limits.counter import Counter
@@ -53,89 +43,17 @@ from quartapp.models.limits.hash_cost import Cost
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.draft import PostDraft
+from quartapp.models.posts.erasing import erase_comments, erase_posts
 from quartapp.models.posts.post import Post
+from quartapp.models.privacy.person import Person, Row, fields, linked
 from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.roles.request import RoleRequest
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.session import Session
 from quartapp.models.statistics.hourly_count import HourlyCount
 
-Row = Mapping[str, Any]
 # What erases in batches yields after each of them how many documents it has read.
 Batches = AsyncIterator[int]
-# How many documents one transaction deletes, besides those that only they refer to.
-AT_ONCE = 100
-ACCOUNT = (
-    *("username", "email", "email_verified_at", "pending_email", "created_at"),
-    *("claimed_email", "must_verify"),
-    *("display_name", "about", "preferences"),
-    *(
-        "password_changed_at",
-        "letters_asked",
-        "disabled_at",
-        "closes_at",
-        "closed_at",
-        "deletes_at",
-        "seen_at",
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Person:
-    """The user whose data is exported or erased.
-
-    `former` are the earlier email addresses of the account, each with the time when it was given
-    up: later it may belong to somebody else. `roles` has the names of roles by their ids.
-    """
-
-    user: User
-    former: Mapping[str, datetime]
-    roles: Mapping[PydanticObjectId, str] = field(default_factory=dict)
-
-    @classmethod
-    async def of(cls, user: User, roles: Collection[Role] = ()) -> Self:
-        """Return the person for a user. Reads the former addresses, and when each was given up,
-        from the audit log. `roles` are those whose names the export shows."""
-        changed = {"subject.$id": user.id, "verb": EMAIL_CHANGED.audit}
-        events = await Event.find(changed, sort="_id").to_list()
-        former = {event.details["was"]: event.at for event in events if "was" in event.details}
-        return cls(user, former, {role.id: role.name for role in roles})
-
-    def addressed(self, name: str, at: str) -> list[dict[str, Any]]:
-        """Return filters for documents whose field `name` is an address of the person.
-
-        For a former address, only documents whose time in the field `at` is not after it was given
-        up. Use with a collation that ignores case.
-        """
-        former = [
-            {name: {"$in": validation.spellings(was)}, at: {"$lte": left}}
-            for was, left in self.former.items()
-        ]
-        return [{name: {"$in": validation.spellings(self.user.email)}}, *former]
-
-    def has_had(self, address: str | None) -> bool:
-        """Return whether the address is the person's present one or a former one."""
-        theirs = {validation.canonical_email(each) for each in (self.user.email, *self.former)}
-        return address is not None and validation.canonical_email(address) in theirs
-
-    def is_behind(self, link: Any) -> bool:
-        """Return whether the link is to this user; False for None."""
-        return link is not None and linked_id(link) == self.user.id
-
-
-def fields(*names: str) -> Callable[[Row, Person], dict[str, Any]]:
-    """Return a function that maps a document to a dictionary of only these fields, without those
-    that are None. It ignores the person.
-
-    Fields are listed by name so that a new field with a secret is not exported by accident.
-    """
-    return lambda row, person: {name: row[name] for name in names if row.get(name) is not None}
-
-
-def linked(name: str) -> Callable[[Person], dict[str, Any]]:
-    """Return a function that gives the filter for documents whose link `name` is to the person."""
-    return lambda person: {f"{name}.$id": person.user.id}
 
 
 @dataclass(frozen=True)
@@ -173,7 +91,7 @@ class PersonalCollection:
         """Delete the documents about the person in batches, or do what `erase_with` does."""
         if self.erase_with:
             return self.erase_with(person)
-        return _delete(self.document, self.find(person), self.collation)
+        return self.document.delete_in_batches(self.find(person), collation=self.collation)
 
 
 def _emails(person: Person) -> dict[str, Any]:
@@ -212,7 +130,7 @@ async def _erase_invitations(person: Person) -> Batches:
     Those that the person sent stay, as they contain addresses of others. They are void without an
     inviter.
     """
-    async for count in _delete(Invitation, _invitations_to(person), CASELESS):
+    async for count in Invitation.delete_in_batches(_invitations_to(person), collation=CASELESS):
         yield count
 
 
@@ -281,71 +199,6 @@ async def _blank_events(person: Person) -> Batches:
             yield count
 
 
-async def _erase_posts(person: Person) -> Batches:
-    """Delete the person's posts with all comments on them, in batches, if the person chose that;
-    else do nothing.
-
-    Posts that stay keep the id of their author, whose user document does not exist any more.
-    """
-    if person.user.deletes_posts:
-        async for ids in Post.batches(linked("author")(person), size=AT_ONCE):
-            removed = False
-            while not removed:
-                async for count in _delete(Comment, {"post.$id": {"$in": ids}}):
-                    yield count
-                removed = await _remove_posts(ids)
-            yield len(ids)
-
-
-async def _remove_posts(ids: list[PydanticObjectId]) -> bool:
-    """Delete these posts and the comments on them, in one transaction.
-
-    Adding a comment writes its post, so a comment added at the same time is either deleted here, or
-    not stored. Returns False, without a write, if there are more than AT_ONCE comments.
-    """
-
-    async def work(tx: Tx) -> bool:
-        below = await Comment.ids({"post.$id": {"$in": ids}}, limit=AT_ONCE + 1, tx=tx)
-        if len(below) > AT_ONCE:
-            return False
-        for document, gone in ((Post, ids), (Comment, below)):
-            collection = document.get_motor_collection()
-            await collection.delete_many({"_id": {"$in": gone}}, session=tx)
-        return True
-
-    return await transaction(work)
-
-
-async def _erase_comments(person: Person) -> Batches:
-    """Delete the person's comments, in batches, if the person chose that; else do nothing. Reduces
-    the `comment_count` of their posts."""
-    if person.user.deletes_posts:
-        async for ids in Comment.batches(linked("author")(person), size=AT_ONCE):
-            await _remove_comments(ids)
-            yield len(ids)
-
-
-async def _remove_comments(ids: list[PydanticObjectId]) -> None:
-    """Delete these comments and subtract them from `comment_count` of their posts, in one
-    transaction.
-    """
-
-    async def work(tx: Tx) -> None:
-        comments = Comment.get_motor_collection()
-        group = {"$group": {"_id": "$post.$id", "count": {"$sum": 1}}}
-        there = {"_id": {"$in": ids}}
-        counted = await comments.aggregate([{"$match": there}, group], session=tx).to_list(None)
-        taken = [
-            UpdateOne({"_id": row["_id"]}, {"$inc": {"comment_count": -row["count"]}})
-            for row in counted
-        ]
-        if taken:
-            await Post.get_motor_collection().bulk_write(taken, ordered=False, session=tx)
-        await comments.delete_many(there, session=tx)
-
-    await transaction(work)
-
-
 PERSONAL = [
     PersonalCollection(
         Session,
@@ -371,13 +224,13 @@ PERSONAL = [
         Post,
         linked("author"),
         fields("_id", "title", "body", "created_at", "edited_at"),
-        erase_with=_erase_posts,
+        erase_with=lambda person: erase_posts(person.user),
     ),
     PersonalCollection(
         Comment,
         linked("author"),
         fields("_id", "post", "body", "created_at"),
-        erase_with=_erase_comments,
+        erase_with=lambda person: erase_comments(person.user),
     ),
     PersonalCollection(PostDraft, linked("author"), fields("title", "body", "saved_at")),
     PersonalCollection(
@@ -412,44 +265,6 @@ IMPERSONAL: list[type[Document]] = [
 # perhaps of those whom it concerned. The events of these users say the same; they are exported, and
 # the ids refer to nobody when the account is erased.
 IDS_ONLY: dict[type[Document], str] = {Role: "changed_by", RoleDeletion: "by", BulkAction: "by"}
-
-
-async def export(user: User) -> AsyncIterator[str]:
-    """Yield a JSON object with all that is stored about the person, in pieces that together are the
-    text.
-
-    `account` has the fields of the user document, the names of roles and the kinds of second
-    factors; each collection in PERSONAL has a list. Reads the documents in batches, while the
-    pieces are consumed.
-    """
-    roles = await Role.everyone()
-    person = await Person.of(user, roles)
-    held = [role.name for role in roles if user.holds(role)]
-    document = await User.get_motor_collection().find_one({"_id": user.id}) or {}
-    factors = sorted(str(NAMES[kind]) for kind in user.factors)
-    ends = {person.roles[role]: at for role, at in user.ends.items() if role in person.roles}
-    account = fields(*ACCOUNT)(document, person) | {"roles": held, "role_ends": ends}
-    account["second_factors"] = factors
-    yield f'{{\n"account": {_json(account)}'
-    for personal in PERSONAL:
-        yield f',\n"{personal.name}": ['
-        comma = "\n"
-        async for row in personal.rows(person):
-            yield comma + _json(row)
-            comma = ",\n"
-        yield "\n]"
-    yield "\n}\n"
-
-
-async def record_export(user: User, *, by: Actor) -> None:
-    """Record the event DATA_EXPORTED, in an authorized transaction. Raises SessionOver and
-    RightsChanged.
-    """
-
-    async def work(tx: Tx) -> None:
-        await Event.record(DATA_EXPORTED, by=by, subject=user.id, tx=tx)
-
-    await authorized_transaction(by, work)
 
 
 async def erase(person: Person) -> Batches:
@@ -501,26 +316,3 @@ async def sweep(person: Person, tx: Tx) -> bool:
             collection = personal.document.get_motor_collection()
             await collection.delete_many({"_id": {"$in": ids}}, session=tx)
     return True
-
-
-async def _delete(
-    document: type[Record], match: Mapping[str, Any], collation: Collation | None = None
-) -> Batches:
-    """Delete all documents that match, in batches."""
-    async for ids in document.batches(match, collation=collation):
-        await document.get_motor_collection().delete_many({"_id": {"$in": ids}})
-        yield len(ids)
-
-
-def _json(thing: Any) -> str:
-    """Return the value as JSON text; dates in ISO format, ids and references as their ids."""
-    return json.dumps(thing, ensure_ascii=False, default=_plain)
-
-
-def _plain(value: Any) -> str:
-    """Return a value that JSON does not have as a string: dates in ISO format, references as their
-    ids.
-    """
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value.id if isinstance(value, DBRef) else value)

@@ -13,7 +13,7 @@ from quartapp.auth import current_user, fresh_login_required, rate_limits
 from quartapp.forms.accounts import LinkForm
 from quartapp.log import log
 from quartapp.models import User
-from quartapp.models.privacy import personal_data
+from quartapp.models.privacy import data_export
 from quartapp.runtime import settings
 
 blueprint = Blueprint("exports", __name__)
@@ -43,7 +43,7 @@ async def export() -> Any:
             whom = str(user.id), settings().limit_export
             await rate_limits.count("export", whom)
             try:
-                await personal_data.record_export(user, by=current_user.actor)
+                await data_export.record_export(user, by=current_user.actor)
                 log.info("user_exported", user=user.username)
                 return await _attachment(user)
             except Exception:
@@ -82,7 +82,7 @@ async def _pack(user: User, file: IO[bytes]) -> int:
     with ZipFile(file, "w", ZIP_DEFLATED) as archive, archive.open(name, "w") as entry:
         waiting: list[str] = []
         length = 0
-        async for piece in personal_data.export(user):
+        async for piece in data_export.export(user):
             waiting.append(piece)
             length += len(piece)
             if length >= CHUNK:

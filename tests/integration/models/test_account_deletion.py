@@ -19,6 +19,7 @@ from quartapp.activities import (
     ACCOUNT_DEACTIVATED,
     ACCOUNT_DELETED,
     ACCOUNT_RESTORED,
+    DELETED_USER,
     DELETION_SCHEDULED,
 )
 from quartapp.authority import session_rule
@@ -36,9 +37,11 @@ from quartapp.models.base.tokens import digest_of
 from quartapp.models.email.outbox import Mail
 from quartapp.models.invitations import invitation
 from quartapp.models.notifications.notice import Notice
+from quartapp.models.posts import erasing
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
-from quartapp.models.privacy import account_deletion, personal_data
+from quartapp.models.privacy import account_deletion, data_export, personal_data
+from quartapp.models.privacy.person import Person
 from quartapp.models.roles.role import Role
 from quartapp.models.sessions.reason import Reason
 from tests.integration.models.helpers import (
@@ -329,13 +332,13 @@ async def test_erasing_removes_all_personal_data(db: Database, with_posts: bool)
         {"posts": "removed" if with_posts else "kept", "erased": erased},
     )
     assert [each.text for each in await Notice.page(bob.id, limit=3)] == [
-        f"{personal_data.DELETED_USER} ended your sessions.",
+        f"{DELETED_USER} ended your sessions.",
         "root removed your comment on “a post of a deleted user”.",
-        f"{personal_data.DELETED_USER} commented on “Of bob”.",
+        f"{DELETED_USER} commented on “Of bob”.",
     ]
     root = not_none(await User.by_username("root"))
     assert (await Notice.page(root.id, limit=1))[0].text == (
-        f"{personal_data.DELETED_USER} accepted your invitation to their address."
+        f"{DELETED_USER} accepted your invitation to their address."
     )
     if with_posts:
         (post,) = after["posts"]
@@ -345,7 +348,7 @@ async def test_erasing_removes_all_personal_data(db: Database, with_posts: bool)
 
 async def test_the_export_has_the_users_data_and_no_identity_of_others(db: Database) -> None:
     ada, _, _ = await user_with_data(db)
-    found = json.loads("".join([piece async for piece in personal_data.export(ada)]))
+    found = json.loads("".join([piece async for piece in data_export.export(ada)]))
     invitations = sorted(found["invitations"], key=lambda each: each["created_at"])
     told = [
         (each["by"], each["to"], each.get("email"), "withdrawn_at" in each, "accepted_at" in each)
@@ -379,9 +382,7 @@ async def test_later_data_of_a_former_address_is_not_exported_or_erased(
     root, ada = await register("root", "admin"), await register("ada")
     await change_address(ada, "new@example.org")
     later = await invited("ada@example.org", by=root)
-    found = json.loads(
-        "".join([piece async for piece in personal_data.export(await reloaded(ada))])
-    )
+    found = json.loads("".join([piece async for piece in data_export.export(await reloaded(ada))]))
     assert found["invitations"] == []
     assert "user.invited" not in {each["verb"] for each in found["events"]}
     await delete(ada)
@@ -450,7 +451,7 @@ async def test_an_erasure_that_a_dead_worker_began_is_completed(db: Database) ->
     await make_due(ada)
     begun = not_none(await account_deletion.claim())
     for personal in personal_data.PERSONAL[:6]:
-        async for _ in personal.erase(await personal_data.Person.of(begun)):
+        async for _ in personal.erase(await Person.of(begun)):
             pass
     assert await account_deletion.claim() is None, "the lease has not expired"
     over = {"$set": {"erasing_until": clock.now() - timedelta(seconds=1)}}
@@ -512,7 +513,7 @@ async def test_a_comment_written_during_the_erasure_is_deleted_with_its_post(
         said.append(await Comment.write(post, "Late", by=acting(bob)))
         return await mongo.transaction(work)
 
-    monkeypatch.setattr(personal_data, "transaction", late)
+    monkeypatch.setattr(erasing, "transaction", late)
     assert await erase_due() == 1
     assert said[0] is not None
     assert await Comment.find({}).count() == 0

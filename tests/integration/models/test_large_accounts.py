@@ -15,13 +15,14 @@ from quartapp.activities import POST_REMOVED, SIGNED_IN
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event
-from quartapp.models.base.record import BATCH, new_id
+from quartapp.models.base.record import AT_ONCE, BATCH, new_id
 from quartapp.models.base.references import ref, user_ref
 from quartapp.models.notifications.notice import Notice
-from quartapp.models.posts import post
+from quartapp.models.posts import erasing, post
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
 from quartapp.models.privacy import account_deletion, personal_data
+from quartapp.models.privacy.person import Person
 from quartapp.routes.privacy import export
 from tests.integration.models.helpers import acting, not_none, register, reloaded
 
@@ -123,26 +124,26 @@ async def test_an_erasure_writes_few_documents_in_each_transaction(
     assert await account_deletion.erase(not_none(await account_deletion.claim()))
     transactions = oplog.find({"ts": {"$gt": last["ts"]}, "o.applyOps": {"$exists": True}})
     sizes = [len(each["o"]["applyOps"]) async for each in transactions]
-    assert len(sizes) > MANY / personal_data.AT_ONCE
-    assert max(sizes) <= 2 * personal_data.AT_ONCE
+    assert len(sizes) > MANY / AT_ONCE
+    assert max(sizes) <= 2 * AT_ONCE
 
 
 async def test_comments_added_during_the_erasure_are_deleted_in_batches(
     ada: User, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove_posts, sent = personal_data._remove_posts, 0
+    remove_posts, sent = erasing._remove_posts, 0
 
     async def late(ids: list[Any]) -> bool:
         nonlocal sent
         if not sent:
-            sent = personal_data.AT_ONCE + 1
+            sent = AT_ONCE + 1
             comment = {"author": user_ref(ada.id), "post": ref("posts", ids[0])}
             await db["comments"].insert_many([dict(comment) for _ in range(sent)])
             assert not await remove_posts(ids)
             assert await Comment.find({"post.$id": ids[0]}).count() == sent
         return await remove_posts(ids)
 
-    monkeypatch.setattr(personal_data, "_remove_posts", late)
+    monkeypatch.setattr(erasing, "_remove_posts", late)
     assert await account_deletion.erase(not_none(await account_deletion.claim()))
     assert sum((await counts(ada)).values()) == 0
 
@@ -152,11 +153,11 @@ async def test_notifications_added_during_the_erasure_are_deleted_in_batches(
 ) -> None:
     delete, answers = account_deletion._delete, list[bool | None]()
 
-    async def late(person: personal_data.Person) -> bool | None:
+    async def late(person: Person) -> bool | None:
         if not answers:
             notices = [
                 {"user": user_ref(ada.id), "seq": -number, "kind": "role.granted"}
-                for number in range(personal_data.AT_ONCE + 1)
+                for number in range(AT_ONCE + 1)
             ]
             await db["notices"].insert_many(notices)
         answers.append(await delete(person))
@@ -177,7 +178,7 @@ async def test_a_long_erasure_prolongs_its_claim(
     monkeypatch.setattr(account_deletion, "LEASE", timedelta(hours=1))
     sweep, stored = personal_data.sweep, []
 
-    async def look(person: personal_data.Person, tx: Any) -> bool:
+    async def look(person: Person, tx: Any) -> bool:
         stored.append((await reloaded(ada)).erasing_until)
         return await sweep(person, tx)
 

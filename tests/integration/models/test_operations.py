@@ -46,7 +46,7 @@ from quartapp.models.invitations.invitation import Invitation
 from quartapp.models.notifications.notice import Notice
 from quartapp.models.posts.comment import Comment
 from quartapp.models.posts.post import Post
-from quartapp.models.privacy import personal_data
+from quartapp.models.privacy import data_export
 from quartapp.models.roles import role as roles
 from quartapp.models.roles.deletion import RoleDeletion
 from quartapp.models.roles.refusals import BuiltInRole, RoleGone, RoleTaken
@@ -372,7 +372,7 @@ async def test_the_activity_of_each_holder_shows_the_deleted_role(cast: Cast) ->
         assert texts == ["The role editor, which you held, was deleted"] * concerned
         assert await activity.page(user.id, before=deleted.id, limit=10)
         shown = json.loads(
-            "".join([piece async for piece in personal_data.export(await reloaded(user))])
+            "".join([piece async for piece in data_export.export(await reloaded(user))])
         )
         found = [each for each in shown["events"] if each["verb"] == "role.deleted"]
         assert [(each["by"], each["to"], each["details"]["role"]) for each in found] == [

@@ -15,7 +15,7 @@ from quartapp.models.accounts.preferences import Preferences
 from quartapp.models.accounts.profile import change_preferences, change_profile
 from quartapp.models.base.actor import SYSTEM, Actor
 from quartapp.models.base.references import user_ref
-from quartapp.models.privacy import personal_data
+from quartapp.models.privacy import data_export, personal_data
 from quartapp.models.sessions.reason import Reason
 from tests.integration.routes.authenticator import set_up
 from tests.integration.routes.conftest import Visitor, Visitors, documents, role_named, user_named
@@ -111,7 +111,7 @@ async def test_a_failed_export_does_not_count_for_the_limit(ada: Visitor, monkey
         raise OSError("no space left")
 
     with monkeypatch.context() as broken:
-        broken.setattr(personal_data, "export", fails)
+        broken.setattr(data_export, "export", fails)
         assert (await ada.post("/account/export")).status == 500
     await export(ada)
     assert (await ada.post("/account/export")).status == 429
