@@ -46,7 +46,7 @@ MANAGEMENT_PERMISSIONS = frozenset(
 
 ADMIN = "admin"
 MEMBER = "member"
-# Roles that every new account receives. They never allow a permission of MANAGEMENT.
+# Roles that every new account receives. They never allow one of MANAGEMENT_PERMISSIONS.
 DEFAULT_ROLES = frozenset({MEMBER})
 # The descriptions are stored in English.
 BUILT_IN_ROLES: dict[str, tuple[str, frozenset[Permission]]] = {

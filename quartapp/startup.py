@@ -58,7 +58,7 @@ async def open_database(settings: Settings) -> AsyncIterator[None]:
 
     Creates the data folder, and the indexes and built-in roles that are missing. If no address is
     configured, starts the embedded database or shares the one that runs; at the end it stops if
-    nothing else uses it. Raises StartError.
+    nothing else uses it. Raises StartError, OutcomeUnknown, and what the driver raises.
     """
     settings.make_data_folder()
     async with AsyncExitStack() as stack:
