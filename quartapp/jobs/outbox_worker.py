@@ -31,7 +31,7 @@ from quartapp.i18n.times import use_zone
 from quartapp.jobs.repeated import ListeningTask
 from quartapp.log import log
 from quartapp.models import Event, Mail, User
-from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.accounts import address_undo, email_address, password_reset
 from quartapp.models.accounts.preferences import Preferences
 from quartapp.models.audit import activity
 from quartapp.models.invitations import invitation
@@ -144,7 +144,7 @@ class OutboxWorker(ListeningTask):
             if issued.taken:
                 email = EMAIL_ALREADY_IN_USE.own_email
         elif mail.kind == EMAIL_CHANGED.email_kind:
-            undoing = await email_address.issue_undo(mail)
+            undoing = await address_undo.issue(mail)
             if undoing is None:
                 return None
             user, words["token"] = undoing

@@ -25,7 +25,7 @@ from quartapp.forms.sessions import ConfirmForm
 from quartapp.i18n import gettext as _
 from quartapp.log import log
 from quartapp.models import User
-from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.accounts import address_undo, email_address, password_reset
 from quartapp.models.accounts.account import Taken
 from quartapp.models.accounts.email_address import NoCode, TooManyEmails, WrongCode
 from quartapp.models.accounts.one_time_token import TokenSpent
@@ -290,20 +290,20 @@ async def undo(token: str) -> Any:
     """Restore the address that an account had before a change. GET shows a page with a button.
 
     The POST restores it, voids the password, removes recovery codes and the factors added since the
-    change, and ends all sessions of the account (see `email_address.undo`). Waits until no worker
+    change, and ends all sessions of the account (see `address_undo.undo`). Waits until no worker
     accepts them, logs the warning `address_restored`, removes the cookie if this browser was signed
     in to the account, and redirects (303) to a new link for setting the password, with a message.
     Needs no sign-in: the link was sent to the old address. A void link gets a page with 410; if
     another account has the address, the form says so (422).
     """
-    asked = await email_address.address_to_restore(token)
+    asked = await address_undo.address_to_restore(token)
     if asked is None:
         return await render_template("accounts/undo_gone.html"), 410
     email, user = asked
     form = await LinkForm.from_request()
     if form.posted:
         try:
-            event = await email_address.undo(token, by=current_user.actor)
+            event = await address_undo.undo(token, by=current_user.actor)
         except TokenSpent:
             return await render_template("accounts/undo_gone.html"), 410
         except Taken:
