@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo.errors import PyMongoError
 
-from quartapp.db import embedded
+from quartapp.db import mongod_binary
 from tests.people import until
 
 ELECTION_MS = 2000
@@ -44,7 +44,7 @@ class Node:
     async def start(self) -> None:
         self.folder.mkdir(exist_ok=True)
         self.process = await asyncio.create_subprocess_exec(
-            *(str(embedded._binary()), "--dbpath", str(self.folder), "--replSet", NAME),
+            *(str(mongod_binary.find()), "--dbpath", str(self.folder), "--replSet", NAME),
             *("--bind_ip", "127.0.0.1", "--port", str(self.port), "--nounixsocket"),
             *("--wiredTigerCacheSizeGB", "0.25", "--noscripting", "--quiet"),
             *("--logpath", str(self.folder.with_suffix(".log")), "--logappend"),

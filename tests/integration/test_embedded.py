@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from quartapp.db import embedded
+from quartapp.db import embedded, mongod_binary
 from quartapp.settings import StartError
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from quartapp.db import embedded
+from quartapp.db import embedded, mongod_binary
 
 async def main():
     async with embedded.running(Path(sys.argv[1])) as database:
@@ -213,7 +213,7 @@ async def test_a_cancelled_start_leaves_no_mongod(data: Path) -> None:
 async def test_a_current_mongod_of_the_system_is_preferred(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    binary = embedded._binary()
+    binary = mongod_binary.find()
     mine = tmp_path / "mongod"
     mine.write_text(
         "#!/bin/sh\n"
@@ -230,7 +230,7 @@ async def test_without_a_mongod_the_error_says_what_to_do(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(mongod_binary.importlib.util, "find_spec", lambda name: None)
     assert await refusal(data) == (
         "there is no MongoDB on this machine: install MongoDB 7 or newer, or set MONGODB_URI"
     )
@@ -253,7 +253,7 @@ async def test_a_missing_library_of_mongod_is_named_with_its_package(
     mine = tmp_path / "mongod"
     mine.write_text(f"#!/bin/sh\necho '{LOADER.format(mine, library)}' >&2; exit 127\n")
     mine.chmod(0o755)
-    monkeypatch.setattr(embedded, "_binary", lambda: mine)
+    monkeypatch.setattr(mongod_binary, "find", lambda: mine)
     assert await refusal(data) == f"mongod needs {library}: {said} or set MONGODB_URI"
 
 
@@ -263,7 +263,7 @@ async def test_a_mongod_for_another_kind_of_machine_is_refused(
     mine = tmp_path / "mongod"
     mine.write_bytes(b"\x7fELF of another machine")
     mine.chmod(0o755)
-    monkeypatch.setattr(embedded, "_binary", lambda: mine)
+    monkeypatch.setattr(mongod_binary, "find", lambda: mine)
     assert await refusal(data) == f"{mine} cannot be run: Exec format error"
 
 
