@@ -4,5 +4,5 @@
 and drops an entry when the stream reports a change of it. `lease` limits how long the cache may be
 used if the stream is late or lost. `barrier` waits, after a revocation, until no worker can use an
 old entry, and `membership` knows which workers there are. `session_rule` decides whether a session
-is valid. docs/adr/0090 has the argument.
+is valid, and `session_states` reads what the rule needs. docs/adr/0090 has the argument.
 """

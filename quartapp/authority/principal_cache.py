@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quartapp import clock, metrics
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.change_stream import Change
 from quartapp.authority.lease import Lease
 from quartapp.authority.session_rule import EndedSession, PrincipalOrEnded
@@ -56,8 +56,8 @@ class PrincipalCache:
         Answers from the cache if it can, and counts that in CACHE_HITS; an ended session also
         without a valid lease. Otherwise it evaluates the session in the database, which also marks
         a session that is over as ended and adds new roles of the user to it
-        (`session_rule.states_matching`), and caches the state; that of a valid session only if the
-        lease is valid and nothing relevant changed meanwhile. Raises the driver's errors.
+        (`session_states.states_matching`), and caches the state; that of a valid session only if
+        the lease is valid and nothing relevant changed meanwhile. Raises the driver's errors.
         """
         digest = digest_of(token)
         entry = self._entries.get(digest)
@@ -83,7 +83,7 @@ class PrincipalCache:
         self._pending_loads.add(load)
         started = clock.monotonic()
         try:
-            state = await session_rule.state_by_digest(digest)
+            state = await session_states.state_by_digest(digest)
         finally:
             self._pending_loads.discard(load)
         if isinstance(state, EndedSession):

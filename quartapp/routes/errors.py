@@ -29,7 +29,7 @@ from quartapp.auth import (
     signed_in_user,
     unwrapped_current_user,
 )
-from quartapp.authority import session_rule
+from quartapp.authority import session_rule, session_states
 from quartapp.authority.session_rule import EndedSession
 from quartapp.db.mongo import Unavailable
 from quartapp.errors import RetryLater
@@ -125,7 +125,7 @@ async def session_over(error: SessionOver) -> Any:
     if _wants_json():
         return jsonify(error="signed_out", ended=None), 401
     user = unwrapped_current_user()
-    ended = await session_rule.state_by_id(error.session_id)
+    ended = await session_states.state_by_id(error.session_id)
     if not isinstance(ended, EndedSession):
         ended = session_rule.state_of_deleted(error.session_id, user.user_id)
     user.end(ended)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from beanie import PydanticObjectId
 
 from quartapp import clock, metrics
-from quartapp.authority import session_rule, versions
+from quartapp.authority import session_rule, session_states, versions
 from quartapp.authority.change_stream import Change, ChangeStream
 from quartapp.authority.session_rule import EndedSession, PrincipalOrEnded
 from quartapp.background import BackgroundTask
@@ -228,7 +228,7 @@ class Dispatcher(BackgroundTask):
         here = {each: fields for each, fields in ended.items() if each in users}
         if len(self._usernames) > MAX_CACHED_NAMES:
             self._usernames.clear()
-        return await session_rule.ended_sessions_from_updates(
+        return await session_states.ended_sessions_from_updates(
             here, users=users, names=self._usernames
         )
 
@@ -276,7 +276,7 @@ class Dispatcher(BackgroundTask):
         metrics.EVALUATIONS.inc()
         gone = before if affected.everything else before & affected.sessions
         async for ids in self._batches(affected):
-            found = await session_rule.states_matching({"_id": {"$in": ids}})
+            found = await session_states.states_matching({"_id": {"$in": ids}})
             self._last_answer = asyncio.get_running_loop().time()
             gone -= {state.session_id for state in found}
             await self._apply(found)

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RoutingException
 
 from quartapp.auth import current_user, rate_limits, remote_address
-from quartapp.authority import session_rule
+from quartapp.authority import session_rule, session_states
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Unavailable
 from quartapp.forms.csrf import same_origin
@@ -153,11 +153,11 @@ async def _current_state(connection: Connection) -> Principal | EndedSession:
     whose document is gone counts as ended by an administrator.
 
     The query also stores that a session is over, and roles that the session did not list yet
-    (`session_rule.states_matching`). Raises the driver's errors.
+    (`session_states.states_matching`). Raises the driver's errors.
     """
     while True:
         connection.state_changed.clear()
-        state = await session_rule.state_by_id(connection.session_id)
+        state = await session_states.state_by_id(connection.session_id)
         if state is None:
             return session_rule.state_of_deleted(connection.session_id, connection.user_id)
         if not connection.state_changed.is_set():

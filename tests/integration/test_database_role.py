@@ -15,7 +15,7 @@ from pymongo.errors import OperationFailure
 
 from quartapp import clock, create_app, models
 from quartapp.activities import ROLE_GRANTED
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import Principal
 from quartapp.models.audit import seal
 from quartapp.models.audit.event import Event
@@ -91,7 +91,7 @@ async def use_the_application() -> None:
     moderator = await role("moderator")
     assert await ada.grant(moderator, by=acting(root), until=clock.now() + timedelta(hours=1))
     assert await ada.revoke(moderator, by=acting(root))
-    assert not isinstance(await session_rule.state_by_digest(digest_of(token)), Principal)
+    assert not isinstance(await session_states.state_by_digest(digest_of(token)), Principal)
     assert await ada.grant(moderator, by=acting(root))
     while await seal.seal():
         pass

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from quart import Quart
 
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import EndedSession, Principal, PrincipalOrEnded
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.preferences import Preferences
@@ -50,13 +50,13 @@ async def ada(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Ada:
     day = timedelta(days=1)
     session, token, _ = await open_session(user, device="x", by=SYSTEM, idle=day, lifetime=day)
     ada = Ada(user, session, token, runtime_of(app))
-    ask = session_rule.states_matching
+    ask = session_states.states_matching
 
     async def counted(match: Any) -> list[PrincipalOrEnded]:
         ada.asked += 1
         return await ask(match)
 
-    monkeypatch.setattr(session_rule, "states_matching", counted)
+    monkeypatch.setattr(session_states, "states_matching", counted)
     await until(ada.is_cached)
     return ada
 
@@ -86,7 +86,7 @@ async def test_changed_preferences_reach_a_cached_principal(ada: Ada) -> None:
 )
 async def test_preferences_that_are_not_understood_count_as_none(ada: Ada, stored: Any) -> None:
     await User.change({"_id": ada.user.id}, {"$set": {"preferences": stored}})
-    state = await session_rule.state_by_id(ada.session.id)
+    state = await session_states.state_by_id(ada.session.id)
     assert isinstance(state, Principal)
     assert (state.language, state.timezone, state.theme) == (None, None, None)
 
@@ -202,7 +202,7 @@ async def test_an_outdated_query_result_is_not_cached(
     """The session ends, and its event arrives, before the older query has returned."""
     day = timedelta(days=1)
     session, token, _ = await open_session(ada.user, device="x", by=SYSTEM, idle=day, lifetime=day)
-    ask, asked, may_answer = session_rule.states_matching, asyncio.Event(), asyncio.Event()
+    ask, asked, may_answer = session_states.states_matching, asyncio.Event(), asyncio.Event()
 
     async def slow(match: Any) -> list[PrincipalOrEnded]:
         found = await ask(match)
@@ -210,10 +210,10 @@ async def test_an_outdated_query_result_is_not_cached(
         await may_answer.wait()
         return found
 
-    monkeypatch.setattr(session_rule, "states_matching", slow)
+    monkeypatch.setattr(session_states, "states_matching", slow)
     late = asyncio.create_task(ada.running.principal_cache.state_by_token(token))
     await asked.wait()
-    monkeypatch.setattr(session_rule, "states_matching", ask)
+    monkeypatch.setattr(session_states, "states_matching", ask)
     await session.end(Reason.ENDED_BY_ADMIN, by=SYSTEM)
     await ada.running.barrier.wait()
     may_answer.set()

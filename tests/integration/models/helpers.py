@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import EndedSession
 from quartapp.db.mongo import Database, transaction
 from quartapp.models.accounts.administrators import count_administrators
@@ -93,7 +93,7 @@ async def sign_in(user: User, *, at_most: int = 1000) -> tuple[Session, str]:
 
 async def end_reason(token: str) -> Reason | None:
     """Return the reason for which the session of the token has ended; None while it is active."""
-    state = await session_rule.state_by_digest(digest_of(token))
+    state = await session_states.state_by_digest(digest_of(token))
     assert state is not None
     return state.reason if isinstance(state, EndedSession) else None
 

@@ -22,7 +22,7 @@ from quartapp.activities import (
     DELETED_USER,
     DELETION_SCHEDULED,
 )
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import EndedSession
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
@@ -91,7 +91,7 @@ async def test_deactivating_ends_every_session_with_a_message_to_the_owner(db: D
     _, second = await sign_in(ada)
     event = not_none(await ada.deactivate(by=acting(ada)))
     for token in (first, second):
-        state = await session_rule.state_by_digest(digest_of(token))
+        state = await session_states.state_by_digest(digest_of(token))
         assert isinstance(state, EndedSession)
         assert (state.reason, state.event) == (Reason.ACCOUNT_DISABLED, event.id)
         assert state.message == "You deactivated or deleted your account."
@@ -105,7 +105,7 @@ async def test_end_state_from_a_change_recognises_the_owner(db: Database) -> Non
     await sign_in(ada)
     await ada.deactivate(by=acting(ada))
     row = not_none(await db["sessions"].find_one({}))
-    (ended,) = await session_rule.ended_sessions_from_updates(
+    (ended,) = await session_states.ended_sessions_from_updates(
         {row["_id"]: row}, users={row["_id"]: ada.id}, names={}
     )
     assert ended.user_id == ada.id
@@ -116,12 +116,12 @@ async def test_a_deletion_by_an_administrator_names_the_administrator(db: Databa
     root, ada = await register("root", "admin"), await register("ada")
     _, token = await sign_in(ada)
     event = not_none(await delete(ada, by=acting(root)))
-    state = await session_rule.state_by_digest(digest_of(token))
+    state = await session_states.state_by_digest(digest_of(token))
     assert isinstance(state, EndedSession)
     assert state.message == "root disabled your account. It will be deleted."
     # A change event leads to the same message.
     row = not_none(await db["sessions"].find_one({}))
-    (heard,) = await session_rule.ended_sessions_from_updates(
+    (heard,) = await session_states.ended_sessions_from_updates(
         {row["_id"]: row}, users={row["_id"]: ada.id}, names={}
     )
     assert isinstance(heard, EndedSession)
@@ -419,7 +419,7 @@ def of_another(number: int) -> dict[str, Any]:
 
 
 async def session_is_gone(token: str) -> bool:
-    return await session_rule.state_by_digest(digest_of(token)) is None
+    return await session_states.state_by_digest(digest_of(token)) is None
 
 
 async def test_a_username_is_available_only_after_the_erasure(db: Database) -> None:

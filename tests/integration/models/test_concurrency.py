@@ -11,7 +11,7 @@ import pytest
 from pymongo.errors import InvalidOperation
 
 from quartapp.activities import ACCOUNT_CREATED, ACCOUNT_ENABLED, PASSWORD_CHANGED, ROLE_CREATED
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import EndedSession
 from quartapp.db import mongo
 from quartapp.db.mongo import Database, OutcomeUnknown, Tx, transaction
@@ -279,7 +279,7 @@ async def test_a_sign_in_during_a_revocation_does_not_survive_it(
 
         _, *opened = await asyncio.gather(take(), late(), late(), late())
         for _, token in opened:
-            state = await session_rule.state_by_digest(digest_of(token))
+            state = await session_states.state_by_digest(digest_of(token))
             # A sign-in after the deletion of the role succeeds without it.
             assert isinstance(state, EndedSession) or (
                 verb == "remove" and state and state.roles == ("member",)

@@ -11,7 +11,8 @@ from pyotp.totp import TOTP
 
 from quartapp import clock
 from quartapp.activities import RECOVERY_CODE_USED
-from quartapp.authority.session_rule import Principal, state_by_digest
+from quartapp.authority.session_rule import Principal
+from quartapp.authority.session_states import state_by_digest
 from quartapp.db.mongo import Database
 from quartapp.models.accounts.user import User
 from quartapp.models.audit.event import Event

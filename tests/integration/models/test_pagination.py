@@ -11,7 +11,7 @@ from beanie import Link, PydanticObjectId
 
 from quartapp import clock
 from quartapp.activities import ACCOUNT_CREATED, SIGNED_IN
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.db.mongo import Database
 from quartapp.models.accounts import account
 from quartapp.models.accounts.administrators import active_administrators
@@ -100,7 +100,7 @@ LISTS: dict[str, tuple[Callable[[User], Awaitable[Any]], int, int]] = {
     "users": (lambda _: User.search("", limit=5), 2, 7),
     "users after a name": (lambda _: User.search("", after="user07", limit=5), 2, 7),
     "active sessions": (lambda _: active_page(Wanted(), limit=5), 3, 11),
-    "a session by its token": (lambda _: session_rule.state_by_digest(digest_of("3 3")), 1, 3),
+    "a session by its token": (lambda _: session_states.state_by_digest(digest_of("3 3")), 1, 3),
     "a user by name": (lambda _: User.by_username("USER07"), 2, 2),
     "a user by address": (lambda _: User.by_email("07@EXAMPLE.org"), 2, 2),
     "an invitation by its token": (lambda _: Invitation.by_token("x" * 43), 1, 0),

@@ -10,7 +10,7 @@ from beanie import PydanticObjectId
 
 from quartapp import clock, models
 from quartapp.activities import ROLE_EDITED
-from quartapp.authority import session_rule
+from quartapp.authority import session_rule, session_states
 from quartapp.db.mongo import Database, Tx
 from quartapp.models import Invitation, Role, Session, User
 from quartapp.models.accounts import account_expiry
@@ -51,7 +51,7 @@ async def holder(name: str, *permissions: Permission, requires_factor: bool = Fa
 async def in_session(user: User) -> Actor:
     """Return the user as the actor of a request in a new session."""
     _, token = await sign_in(user)
-    who = await session_rule.state_by_digest(digest_of(token))
+    who = await session_states.state_by_digest(digest_of(token))
     assert isinstance(who, session_rule.Principal)
     return Actor(
         who.user_id, who.username, "192.0.2.7", who.session_id, who.version, who.permissions
@@ -404,7 +404,7 @@ async def test_an_edit_keeps_permissions_that_this_version_does_not_know(db: Dat
         ["posts.write"],
     )
     _, token = await sign_in(await register("ada", "new"))
-    who = await session_rule.state_by_digest(digest_of(token))
+    who = await session_states.state_by_digest(digest_of(token))
     assert isinstance(who, session_rule.Principal)
     assert who.permissions == {"users.read"}, "it allows nothing"
     # A newer version that knows it may serve beside this one.

@@ -10,7 +10,7 @@ from bson import DBRef
 
 from quartapp import clock
 from quartapp.activities import NOTIFICATION_BY_EMAIL, ROLE_DELETED
-from quartapp.authority import session_rule
+from quartapp.authority import session_rule, session_states
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Database, Tx
 from quartapp.jobs import role_deletions
@@ -65,7 +65,7 @@ async def delete(crew: Role) -> Event:
 
 
 async def state(token: str) -> session_rule.PrincipalOrEnded | None:
-    return await session_rule.state_by_digest(digest_of(token))
+    return await session_states.state_by_digest(digest_of(token))
 
 
 async def principal(token: str) -> Principal:

@@ -9,7 +9,7 @@ import pytest
 
 from quartapp import clock
 from quartapp.activities import ROLE_GRANTED_UNTIL, ROLE_REVOKED
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.change_stream import Change
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Database, Tx
@@ -67,13 +67,13 @@ async def expire(user: User, name: str = "moderator") -> User:
 
 
 async def principal(token: str) -> Principal:
-    state = await session_rule.state_by_digest(digest_of(token))
+    state = await session_states.state_by_digest(digest_of(token))
     assert isinstance(state, Principal)
     return state
 
 
 async def ended(token: str) -> EndedSession:
-    state = await session_rule.state_by_digest(digest_of(token))
+    state = await session_states.state_by_digest(digest_of(token))
     assert isinstance(state, EndedSession)
     return state
 

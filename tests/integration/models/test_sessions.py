@@ -12,7 +12,7 @@ from beanie import PydanticObjectId
 from bson import DBRef
 
 from quartapp import clock
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import EndedSession, Principal
 from quartapp.db.mongo import Database
 from quartapp.jobs.last_seen import LastSeenWriter
@@ -47,13 +47,13 @@ async def ada(db: Database) -> User:
 
 
 async def principal_of(token: str) -> Principal:
-    state = await session_rule.state_by_digest(digest_of(token))
+    state = await session_states.state_by_digest(digest_of(token))
     assert isinstance(state, Principal)
     return state
 
 
 async def ended_session(token: str) -> EndedSession:
-    state = await session_rule.state_by_digest(digest_of(token))
+    state = await session_states.state_by_digest(digest_of(token))
     assert isinstance(state, EndedSession)
     return state
 
@@ -69,14 +69,14 @@ async def move(session: Session, **times: timedelta) -> None:
 async def test_only_the_token_authenticates_a_session(ada: User) -> None:
     session, token = await sign_in(ada)
     found = await principal_of(token)
-    assert found == await session_rule.state_by_id(session.id)
+    assert found == await session_states.state_by_id(session.id)
     assert (found.session_id, found.user_id, found.username) == (session.id, ada.id, "ada")
     assert found.roles == ("editor", "member")
     assert found.permissions == {"posts.write", "posts.moderate"}
     assert found.cursor == found.unread == 1
     for other in ("", token[:-1], token + "=", session.digest, digest_of(session.digest), "\0"):
-        assert await session_rule.state_by_digest(digest_of(other)) is None
-    assert await session_rule.state_by_id(PydanticObjectId()) is None
+        assert await session_states.state_by_digest(digest_of(other)) is None
+    assert await session_states.state_by_id(PydanticObjectId()) is None
 
 
 async def test_a_session_stores_the_ip_address_and_the_device(ada: User) -> None:
@@ -185,8 +185,8 @@ async def test_a_raw_write_ends_the_session_permanently(
 async def test_a_deleted_session_authenticates_no_user(db: Database, ada: User) -> None:
     session, token = await sign_in(ada)
     await db["sessions"].delete_one({"_id": session.id})
-    assert await session_rule.state_by_digest(digest_of(token)) is None
-    assert await session_rule.state_by_id(session.id) is None
+    assert await session_states.state_by_digest(digest_of(token)) is None
+    assert await session_states.state_by_id(session.id) is None
 
 
 async def test_a_raw_role_removal_ends_only_sessions_that_used_the_role(
@@ -326,7 +326,9 @@ async def test_the_first_end_of_a_session_is_kept(ada: User) -> None:
 async def test_concurrent_checks_of_a_session_agree(db: Database, ada: User) -> None:
     session, token = await sign_in(ada)
     await db["users"].update_one({"_id": ada.id}, {"$set": {"roles": []}})
-    seen = await concurrently(*(session_rule.state_by_digest(digest_of(token)) for _ in range(20)))
+    seen = await concurrently(
+        *(session_states.state_by_digest(digest_of(token)) for _ in range(20))
+    )
     assert {type(each) for each in seen} == {EndedSession}
     assert {each.reason for each in seen if isinstance(each, EndedSession)} == {Reason.ROLE_REVOKED}
     assert not_none(await Session.get(session.id)).ended_reason == Reason.ROLE_REVOKED
@@ -338,7 +340,8 @@ async def test_many_sessions_are_checked_in_one_query(db: Database, ada: User) -
     await db["users"].update_one({"_id": ada.id}, {"$set": {"disabled_at": clock.now()}})
     ids = [session.id for session, _ in sessions]
     judged = {
-        each.session_id: each for each in await session_rule.states_matching({"_id": {"$in": ids}})
+        each.session_id: each
+        for each in await session_states.states_matching({"_id": {"$in": ids}})
     }
     assert [isinstance(judged[i], EndedSession) for i in ids] == [True, True, False]
 

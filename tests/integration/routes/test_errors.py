@@ -8,7 +8,7 @@ from quart import Quart
 from quart.testing.connections import WebsocketDisconnectError
 
 from quartapp import clock
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import PrincipalOrEnded
 from quartapp.models import User
 from quartapp.models.base.actor import SYSTEM
@@ -113,7 +113,7 @@ async def test_a_failing_socket_handler_leaves_other_sockets_open(
     async with live(ada) as tab:
         assert (await tab.receive_json())["type"] == "hello"
         with monkeypatch.context() as patched:
-            patched.setattr(session_rule, "state_by_id", fail)
+            patched.setattr(session_states, "state_by_id", fail)
             with pytest.raises((RuntimeError, WebsocketDisconnectError)) as failed:
                 async with live(ada) as other:
                     await other.receive()
@@ -125,7 +125,7 @@ async def test_a_failing_socket_handler_leaves_other_sockets_open(
 async def test_a_failed_check_of_sessions_is_repeated(
     ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failed = session_rule.states_matching, asyncio.Event()
+    real, failed = session_states.states_matching, asyncio.Event()
 
     async def once(match: Any) -> list[PrincipalOrEnded]:
         if not failed.is_set():
@@ -135,7 +135,7 @@ async def test_a_failed_check_of_sessions_is_repeated(
 
     async with live(ada) as tab:
         assert (await tab.receive_json())["type"] == "hello"
-        monkeypatch.setattr(session_rule, "states_matching", once)
+        monkeypatch.setattr(session_states, "states_matching", once)
         await User.change({"username": "ada"}, {"$set": {"disabled_at": clock.now()}})
         assert await ended(tab) == "account_disabled"
     assert failed.is_set()
@@ -169,10 +169,10 @@ async def test_a_failing_error_page_is_answered_with_plain_text(
 async def test_a_failure_to_load_the_user_is_500_without_user_data(
     app: Quart, ada: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quartapp.authority import session_rule
+    from quartapp.authority import session_states
 
     runtime_of(app).principal_cache.on_missed_changes()
-    monkeypatch.setattr(session_rule, "state_by_digest", fail)
+    monkeypatch.setattr(session_states, "state_by_digest", fail)
     for path in ("/account", "/", "/posts"):
         answer = await ada.get(path)
         assert answer.status == 500

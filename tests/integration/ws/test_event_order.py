@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from beanie import PydanticObjectId
 
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.change_stream import Change, ChangeStream
 from quartapp.authority.lease import Lease
 from quartapp.authority.principal_cache import PrincipalCache
@@ -128,7 +128,7 @@ class Worker:
                 ping_seconds=3600,
             )
             self.hub.join(connection)
-            state = await session_rule.state_by_id(session.id)
+            state = await session_states.state_by_id(session.id)
             assert isinstance(state, Principal)
             connection.send_hello(state, cursor=None, worker="0")
             greeted.set()
@@ -140,7 +140,7 @@ class Worker:
 
     async def is_true(self, page: Page) -> bool:
         """Return whether the page and the cache agree with the database."""
-        state = await session_rule.state_by_id(page.session.id)
+        state = await session_states.state_by_id(page.session.id)
         assert isinstance(state, Principal)
         rights = list(state.roles), sorted(state.permissions)
         return page.believes[1:] == rights and state == await self.principals.state_by_token(
@@ -252,7 +252,7 @@ async def run_once(events: Events, chance: random.Random, name: str) -> None:
         for page in alive:
             assert page.socket.code is None, "a socket of an active session was closed"
             assert "session.ended" not in [m["type"] for m in page.socket.said]
-            state = await session_rule.state_by_id(page.session.id)
+            state = await session_states.state_by_id(page.session.id)
             assert isinstance(state, Principal)
             first = int(page.socket.said[0]["cursor"]) + 1
             assert page.notices == list(range(first, state.cursor + 1))

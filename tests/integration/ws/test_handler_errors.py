@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 
 from quartapp import create_app
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.runtime import runtime_of
 from quartapp.settings import Settings
 from quartapp.ws import protocol
@@ -40,7 +40,7 @@ async def ada(app: Quart) -> AsyncIterator[Person]:
 
 
 BROKEN = {
-    "before hello": (session_rule, "state_by_id"),
+    "before hello": (session_states, "state_by_id"),
     "while writing": (protocol, "encode"),
     "while reading": (protocol, "parse_client_message"),
 }

@@ -16,7 +16,7 @@ from quart.testing.connections import WebsocketDisconnectError
 from quart_auth import authenticated_client
 
 from quartapp import clock, create_app
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import PrincipalOrEnded
 from quartapp.models import Role, Session, User
 from quartapp.models.accounts.registration import register as register_account
@@ -40,7 +40,7 @@ class Pause:
 @pytest.fixture
 def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
     pause = Pause(asyncio.Event(), asyncio.Event())
-    real = session_rule.state_by_id
+    real = session_states.state_by_id
 
     async def by_id(session_id: Any) -> Any:
         answer = await real(session_id)
@@ -48,7 +48,7 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
         await pause.go.wait()
         return answer
 
-    monkeypatch.setattr(session_rule, "state_by_id", by_id)
+    monkeypatch.setattr(session_states, "state_by_id", by_id)
     return pause
 
 
@@ -149,7 +149,7 @@ async def test_every_socket_is_closed_after_a_long_database_outage(
         listening = asyncio.create_task(heard(app, token, said))
         await until(lambda: is_greeted(said))
         monkeypatch.setattr(dispatcher, "DATABASE_AWAY_SECONDS", 0.5)
-        monkeypatch.setattr(session_rule, "states_matching", away)
+        monkeypatch.setattr(session_states, "states_matching", away)
         runtime_of(app).change_stream.live = False
         assert await listening == 1013
 
@@ -158,7 +158,7 @@ async def test_partial_database_failures_close_no_socket(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing sockets would make a slow database slower, because they reconnect."""
-    ask, asked, failed = session_rule.states_matching, count(), count()
+    ask, asked, failed = session_states.states_matching, count(), count()
 
     async def every_other(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
         if next(asked) % 2:
@@ -179,7 +179,7 @@ async def test_partial_database_failures_close_no_socket(
             await until(lambda words=words: is_greeted(words))
         monkeypatch.setattr(dispatcher, "DATABASE_AWAY_SECONDS", 0.5)
         monkeypatch.setattr(dispatcher, "BATCH_SIZE", 1)
-        monkeypatch.setattr(session_rule, "states_matching", every_other)
+        monkeypatch.setattr(session_states, "states_matching", every_other)
         runtime_of(app).change_stream.live = False
         # Ten looks in a second, none of which reads all sessions, for longer than it may last.
         until_then = clock.monotonic() + 2 * dispatcher.DATABASE_AWAY_SECONDS

@@ -13,7 +13,7 @@ import pytest
 from beanie import PydanticObjectId
 from quart import Quart
 
-from quartapp.authority import session_rule
+from quartapp.authority import session_states
 from quartapp.authority.session_rule import PrincipalOrEnded
 from quartapp.models import Role, Session
 from quartapp.models.base.actor import SYSTEM
@@ -40,7 +40,7 @@ class Answers:
 @pytest.fixture
 def answers(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Answers:
     monkeypatch.setattr(dispatcher, "BATCH_SIZE", AT_ONCE)
-    answers, ask = Answers(), session_rule.states_matching
+    answers, ask = Answers(), session_states.states_matching
     answers.may_come.set()
 
     async def states(match: Mapping[str, Any]) -> list[PrincipalOrEnded]:
@@ -50,7 +50,7 @@ def answers(app: Quart, monkeypatch: pytest.MonkeyPatch) -> Answers:
         answers.about.append([state.session_id for state in found])
         return found
 
-    monkeypatch.setattr(session_rule, "states_matching", states)
+    monkeypatch.setattr(session_states, "states_matching", states)
     return answers
 
 
