@@ -96,14 +96,15 @@ class User(RoleHolder):
         """Return the filter and the changes of an update that marks this address as verified.
 
         The filter matches only while it is unverified. An account that only claims the address also
-        gets it, and is no longer due for deletion; too late if that has begun.
+        gets it, and is no longer due for deletion; too late if that has begun. One that was
+        restored has no time of deletion.
         """
         now = clock.now()
         change = {"email_verified_at": now, "must_verify": False}
         match = {"_id": self.id, "email_verified_at": None}
         if self.claimed_email is None:
             return {**match, "email": email}, change
-        in_time = {"deletes_at": {"$gt": now}, "erasing_until": None}
+        in_time = {"deletes_at": {"$not": {"$lte": now}}, "erasing_until": None}
         claim_is_over = {"claimed_email": None, "canonical_claim": None, "deletes_at": None}
         held = {**address_fields(email), **claim_is_over}
         return {**match, **in_time, "claimed_email": email}, {**change, **held}

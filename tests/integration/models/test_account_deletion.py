@@ -27,7 +27,7 @@ from quartapp.authority.session_rule import EndedSession
 from quartapp.db import mongo
 from quartapp.db.mongo import Database
 from quartapp.models import DOCUMENTS, Invitation
-from quartapp.models.accounts import email_address, password_reset
+from quartapp.models.accounts import email_address, password_reset, registration
 from quartapp.models.accounts.administrators import LastAdministrator, active_administrators
 from quartapp.models.accounts.one_time_token import Purpose, Token, TokenSpent
 from quartapp.models.accounts.user import User
@@ -53,6 +53,7 @@ from tests.integration.models.helpers import (
     race,
     register,
     reloaded,
+    role,
     role_names,
     sign_in,
 )
@@ -255,6 +256,18 @@ async def test_concurrent_departures_leave_one_administrator(
         for user in people:
             await user.enable(by=SYSTEM)
             await user.restore(by=SYSTEM)
+
+
+async def test_a_restored_account_can_still_verify_the_address_that_it_claims(
+    db: Database,
+) -> None:
+    member = await role("member")
+    eve = await registration.claim("eve", "eve@example.org", "hash", roles=[member], by=SYSTEM)
+    assert await eve.deactivate(by=SYSTEM, deletes_at=clock.now() + DAY / 2)
+    assert await (await reloaded(eve)).restore(by=SYSTEM)
+    assert await email_address.mark_verified(await reloaded(eve), by=SYSTEM)
+    eve = await reloaded(eve)
+    assert (eve.email, eve.claimed_email, eve.verified) == ("eve@example.org", None, True)
 
 
 async def invited(email: str, *, by: User) -> Invitation:
