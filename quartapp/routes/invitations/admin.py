@@ -215,7 +215,7 @@ async def _page(form: InviteForm) -> Any:
     which permissions of its role the user lacks."""
     rows = await Invitation.page(before=id_after(), limit=invitation.PAGE + 1)
     shown, older = cut(rows, invitation.PAGE, lambda row: row[0].id)
-    lacking = {row.id: sorted(current_user.lacks(row.allows)) for row, _ in shown}
+    lacking = {row.id: sorted(current_user.lacks(row.allows)) for row, _state in shown}
     page = await render_template(
         "invitations/admin_list.html", form=form, invitations=shown, lacking=lacking, next=older
     )

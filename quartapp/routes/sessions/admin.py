@@ -13,6 +13,7 @@ from quartapp.auth import (
 )
 from quartapp.forms.sessions import SessionFilterForm
 from quartapp.i18n import gettext as _
+from quartapp.i18n.devices import device_name
 from quartapp.models import Session, User
 from quartapp.models.sessions.reason import Reason
 from quartapp.models.sessions.session_list import FILTERED, Wanted, active_page
@@ -84,11 +85,10 @@ async def end(session_id: str) -> Any:
     if session.id == current_user.session_id:
         logout_user()
         return see_other("/")
+    device = device_name(session.device)
     if event:
-        await flash_receipt(_("The session on %(device)s ended.", device=session.device), event)
+        await flash_receipt(_("The session on %(device)s ended.", device=device), event)
     else:
-        await flash(
-            _("The session on %(device)s had already ended.", device=session.device), "info"
-        )
+        await flash(_("The session on %(device)s had already ended.", device=device), "info")
     person = await User.get(session.user_id) if await origin() == "user" else None
     return see_other(user_page(person, "sessions") if person else "/admin/sessions")

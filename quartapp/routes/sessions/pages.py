@@ -7,6 +7,7 @@ from quart_auth import login_required, logout_user
 
 from quartapp.auth import current_user, fresh_login_required, wait_until_enforced
 from quartapp.i18n import gettext as _
+from quartapp.i18n.devices import device_name
 from quartapp.models import Session, User
 from quartapp.models.sessions.reason import Reason
 from quartapp.routes.audit.receipts import flash_receipt
@@ -48,12 +49,11 @@ async def end(session_id: str) -> Any:
         logout_user()
         return see_other("/")
     await wait_until_enforced(event)
+    device = device_name(session.device)
     if event:
-        await flash_receipt(_("%(device)s was signed out.", device=session.device), event)
+        await flash_receipt(_("%(device)s was signed out.", device=device), event)
     else:
-        await flash(
-            _("The session on %(device)s had already ended.", device=session.device), "info"
-        )
+        await flash(_("The session on %(device)s had already ended.", device=device), "info")
     return see_other("/account/sessions")
 
 

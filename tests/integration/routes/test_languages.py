@@ -4,12 +4,15 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from beanie import PydanticObjectId
 
 from quartapp.i18n import LOCALES, PSEUDO
-from quartapp.models import User
+from quartapp.i18n.devices import UNKNOWN
+from quartapp.models import Session, User
 from quartapp.policy import Permission
 from tests.integration.routes.conftest import Visitor, Visitors, user_named
 from tests.integration.routes.test_every_page import every_page
+from tests.people import until
 
 GERMAN = {"Accept-Language": "de-AT, en;q=0.5"}
 ENGLISH = {"Accept-Language": "en"}
@@ -37,7 +40,12 @@ async def test_the_preference_of_a_user_wins_over_accept_language(visitors: Visi
     await prefer(await user_named("ada"), "de")
     assert '<html lang="de"' in (await ada.get("/account", headers=ENGLISH)).text
     await prefer(await user_named("ada"), "xx")
-    assert '<html lang="en"' in (await ada.get("/account", headers=ENGLISH)).text
+
+    async def is_english() -> bool:
+        return '<html lang="en"' in (await ada.get("/account", headers=ENGLISH)).text
+
+    # The worker hears of the change from the change stream.
+    await until(is_english)
 
 
 async def test_the_navigation_is_not_shared_between_languages(ada: Visitor) -> None:
@@ -99,6 +107,25 @@ async def test_notifications_are_in_the_language_of_the_reader(visitors: Visitor
     assert "root hat Ihnen die Rolle moderator erteilt." in german
     english = (await ada.get("/account/notices", headers=ENGLISH)).text
     assert "root gave you the role moderator." in english
+
+
+@pytest.mark.parametrize("by", ["owner", "administrator"])
+async def test_a_message_names_the_device_in_the_language_of_the_reader(
+    visitors: Visitors, by: str
+) -> None:
+    ada, root = await visitors.member("ada"), await visitors.admin()
+    user = await user_named("ada")
+    phone = visitors.anonymous()
+    await phone.sign_in_without_form(user)
+    ended = PydanticObjectId(await phone.session_id())
+    await Session.change({"_id": ended}, {"$set": {"device": UNKNOWN}})
+    actor, place = (ada, "account") if by == "owner" else (root, "admin")
+    await prefer(await user_named("ada" if by == "owner" else "root"), "de")
+    for _ in range(2):
+        answer = await actor.post(f"/{place}/sessions/{ended}/end")
+        page = await actor.get(answer.location)
+        assert "Unbekanntes Gerät" in page.text
+        assert UNKNOWN not in page.text
 
 
 async def test_the_end_of_a_session_is_explained_in_german(visitors: Visitors) -> None:
