@@ -138,21 +138,20 @@ async def show_list(**_: object) -> Any:
 @fresh_login_required
 async def rename(passkey_id: str) -> Any:
     """Rename a passkey of the user and redirect (303) to the list with a message; if the name is
-    invalid, show the list with the error (422).
+    invalid, show the list with the name and the error (422).
 
-    Counts towards the limit of changes; past it, raises RateLimitExceeded, which is shown on the
-    list (429). 404 for a passkey that is not the user's.
+    Counts towards the limit of changes; past it, shows the same with 429. 404 for a passkey that is
+    not the user's.
     """
     passkey = await _own_passkey_or_404(passkey_id)
     form = await RenameForm.from_request()
-    if not form.posted:
-        return await _page(
-            AddForm(data={"name": auth.device_name()[:60]}), renaming=(passkey, form)
-        )
-    await pages.count_change()
-    await passkey.rename(form.name.data or "", by=current_user.actor)
-    await flash(_("The passkey was renamed to “%(name)s”.", name=form.name.data), "success")
-    return see_other(HOME)
+    with form.catch_retry_later():
+        if form.posted:
+            await pages.count_change()
+            await passkey.rename(form.name.data or "", by=current_user.actor)
+            await flash(_("The passkey was renamed to “%(name)s”.", name=form.name.data), "success")
+            return see_other(HOME)
+    return await _page(AddForm(data={"name": auth.device_name()[:60]}), renaming=(passkey, form))
 
 
 @blueprint.post(f"{HOME}/<passkey_id>/remove")
@@ -187,7 +186,8 @@ async def remove(passkey_id: str) -> Any:
 async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = None) -> Any:
     """Return the page of the user's passkeys, with the form for a new one, its status and headers.
 
-    `renaming` is a passkey whose name was not valid, with its form.
+    `renaming` is a passkey that could not be renamed, with its form: then the status and headers
+    are those of that form.
     """
     page = await render_template(
         "factors/passkeys.html",
@@ -196,7 +196,8 @@ async def _page(form: AddForm, *, renaming: tuple[Passkey, RenameForm] | None = 
         passkeys=await Passkey.of_user(current_user.user_id),
         renaming=renaming,
     )
-    return page, form.status, form.headers
+    answered = renaming[1] if renaming else form
+    return page, answered.status, answered.headers
 
 
 # ---- signing in

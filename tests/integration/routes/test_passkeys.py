@@ -125,6 +125,18 @@ async def test_an_invalid_passkey_name_shows_an_error(ada: Visitor) -> None:
     assert await documents("passkeys") == [passkey]
 
 
+async def test_renaming_past_the_limit_keeps_the_typed_name(start_app: StartApp) -> None:
+    ada = await (await start_app(limit_factor_change="1 per hour")).member("ada")
+    assert (await add(ada, Authenticator())).status == 303
+    (passkey,) = await documents("passkeys")
+    refused = await ada.post(f"{HOME}/{passkey['_id']}/rename", name="Old phone")
+    assert refused.status == 429
+    assert "Retry-After" in refused.headers
+    assert "Too many attempts." in refused.text
+    assert 'value="Old phone"' in refused.text
+    assert await documents("passkeys") == [passkey]
+
+
 async def test_a_passkey_of_another_user_is_404(visitors: Visitors, ada: Visitor) -> None:
     assert (await add(ada, Authenticator())).status == 303
     (passkey,) = await documents("passkeys")
