@@ -35,7 +35,8 @@ class DeadlineTask(ListeningTask):
         return min(self.look_every, max(LEAST, (at - clock.now()).total_seconds()))
 
     def concerns(self, change: Change) -> bool:
-        """Return whether a user was created or replaced, or the field was changed."""
+        """Return whether a user was replaced, or the field was changed. The stream does not report
+        new users."""
         return change.collection == User.Settings.name and (
             self.field in change.changed_fields or bool(change.document)
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -331,8 +330,7 @@ class Dispatcher(BackgroundTask):
                 if expired := self._hub.expired_sessions():
                     self._affected.sessions |= expired
                     self._has_affected.set()
-                with suppress(DatabaseError):
-                    await self._mark_opened(self._hub.take_joined_sessions())
+                await self._mark_joined()
                 continue
             try:
                 async with asyncio.timeout(DATABASE_AWAY_SECONDS):
@@ -344,12 +342,16 @@ class Dispatcher(BackgroundTask):
                 if loop.time() - self._last_answer >= DATABASE_AWAY_SECONDS:
                     await self._hub.close_for_outage("database away")
 
-    async def _mark_opened(self, pages: Mapping[Id, str | None]) -> None:
-        """Mark the sessions as online here, until two sweeps from now, and store which page each
-        has opened."""
+    async def _mark_joined(self) -> None:
+        """Mark the sessions of new sockets as online here, until two sweeps from now, and store
+        which page each has opened. After an error of the database, the next call tries again."""
+        joined = self._hub.take_joined_sessions()
         until = clock.now() + 2 * timedelta(seconds=self._sweep_seconds)
-        for cut in _split(pages.items()):
-            await Session.mark_opened(dict(cut), worker=self._worker, until=until)
+        try:
+            for cut in _split(joined.items()):
+                await Session.mark_opened(dict(cut), worker=self._worker, until=until)
+        except DatabaseError:
+            self._hub.keep_joined_sessions(joined)
 
     async def _mark_online(self, sessions: Collection[Id]) -> None:
         """Mark the sessions as online, in the database, until two sweeps from now."""

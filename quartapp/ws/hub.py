@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from beanie import PydanticObjectId
@@ -142,8 +142,13 @@ class Hub:
     def take_joined_sessions(self) -> dict[Id, str | None]:
         """Return the sessions of the sockets that have joined since the last call, each with the
         page of its last one, and forget them."""
-        arrived, self._joined_sessions = self._joined_sessions, {}
-        return arrived
+        joined, self._joined_sessions = self._joined_sessions, {}
+        return joined
+
+    def keep_joined_sessions(self, sessions: Mapping[Id, str | None]) -> None:
+        """Let the next `take_joined_sessions` return these sessions again, unless they have joined
+        with another page since."""
+        self._joined_sessions = {**sessions, **self._joined_sessions}
 
     def expired_sessions(self) -> set[Id]:
         """Return the sessions whose expiry, as last read, has passed.

@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 from quart import Quart
 from quart.testing.connections import WebsocketDisconnectError
 from quart_auth import authenticated_client
@@ -27,6 +28,31 @@ from quartapp.settings import Settings
 from quartapp.ws import dispatcher
 from tests.integration.models.helpers import sign_in
 from tests.people import SECONDS, until
+
+
+async def test_the_page_of_a_socket_is_stored_after_an_error_of_the_database(
+    app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, session, token = await somebody()
+    write, failures = Session.mark_opened, count()
+
+    async def fail_once(*args: Any, **options: Any) -> None:
+        if next(failures) == 0:
+            raise AutoReconnect("the primary has stepped down")
+        await write(*args, **options)
+
+    async def page_of_session() -> bool:
+        stored = await Session.get(session.id)
+        return stored is not None and stored.page == "/posts"
+
+    monkeypatch.setattr(Session, "mark_opened", fail_once)
+    client, headers = app.test_client(), {"Origin": "http://localhost"}
+    async with (
+        authenticated_client(client, token),
+        client.websocket("/ws?page=/posts", headers=headers) as socket,
+    ):
+        await socket.receive()
+        await until(page_of_session)
 
 
 @dataclass
