@@ -35,6 +35,15 @@ def as_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def from_iso(text: str) -> datetime:
+    """Return the time in ISO 8601 as aware UTC. A text without an offset is taken as UTC. Raises
+    ValueError."""
+    try:
+        return as_utc(datetime.fromisoformat(text)).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(text) from error
+
+
 def synchronize(database_time: datetime) -> None:
     """Set the clock to the time that the database has just answered, if `now` differs from it by
     more than TOLERANCE. A naive time is taken as UTC."""

@@ -1,13 +1,15 @@
 """Pagination with cursors. A query for one row more than a page tells whether there is another."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TypeVar
 from urllib.parse import urlencode
 
 from beanie import PydanticObjectId
 from bson.errors import InvalidId
 from quart import abort, request
+
+from quartapp import clock
 
 T = TypeVar("T")
 
@@ -58,8 +60,8 @@ def moment_and_id_after() -> tuple[datetime, PydanticObjectId] | None:
     starts; None if it is missing or invalid. The time is in UTC."""
     moment, _, last = request.args.get("after", "").partition("_")
     try:
-        at = datetime.fromisoformat(moment).astimezone(UTC)
-    except (ValueError, OverflowError):
+        at = clock.from_iso(moment)
+    except ValueError:
         return None
     found = parse_id(last)
     return (at, found) if found else None

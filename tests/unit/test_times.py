@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -9,7 +10,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from babel.dates import format_skeleton
 
+from quartapp import clock
 from quartapp.i18n import LOCALES, PSEUDO, times, use_locale
+from quartapp.models.accounts import user_list
 
 AT = datetime(2026, 3, 3, 4, 5, 9, tzinfo=UTC)
 NEW_YORK = ZoneInfo("America/New_York")
@@ -19,6 +22,27 @@ NEW_YORK = ZoneInfo("America/New_York")
 def locale(request: pytest.FixtureRequest) -> Iterator[str]:
     with use_locale(request.param):
         yield request.param
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-03-03T04:05:09", "2026-03-03T04:05:09Z", "2026-03-02T23:05:09-05:00"]
+)
+def test_a_written_time_does_not_depend_on_the_zone_of_the_server(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        assert clock.from_iso(text) == AT
+        place = user_list.Place.parse(f"{text}_{'0' * 24}", user_list.Order.SEEN)
+        assert place.seen_at == AT
+    time.tzset()
+
+
+@pytest.mark.parametrize("text", ["", "now", "0001-01-01T00:00:00+23:59"])
+def test_a_text_that_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="isoformat" if "T" not in text else text[:10]):
+        clock.from_iso(text)
 
 
 def test_a_time_is_written_in_the_zone_of_the_reader() -> None:

@@ -85,8 +85,8 @@ class Place:
         if not PydanticObjectId.is_valid(last):
             raise InvalidPlace
         try:
-            seen_at = datetime.fromisoformat(seen).astimezone(UTC) if seen else None
-        except (ValueError, OverflowError):
+            seen_at = clock.from_iso(seen) if seen else None
+        except ValueError:
             raise InvalidPlace from None
         return cls(id=PydanticObjectId(last), seen_at=seen_at, back=back)
 
