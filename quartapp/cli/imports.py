@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, BinaryIO
@@ -24,7 +24,7 @@ from quartapp.db import mongo
 from quartapp.db.mongo import Tx, transaction
 from quartapp.models import Event, Role, User
 from quartapp.models.accounts.account import Taken, Unverified
-from quartapp.models.accounts.registration import add_user
+from quartapp.models.accounts.registration import add_user, taken
 from quartapp.models.base.actor import SYSTEM
 from quartapp.models.base.references import DomainError
 from quartapp.models.limits import hash_cost
@@ -76,50 +76,53 @@ class UserImport:
         """Create the account of a row. A dry run makes the same checks and creates nothing.
 
         Adds the username and address to `seen` if both are free. `row` is a parsed row, not a
-        CommandError. Raises CommandError with the reason if a check fails or the account exists;
+        CommandError. Raises CommandError with all reasons if checks fail or the account exists;
         also ValueError, TypeError, OverflowError and BSONError for content that cannot be stored,
         and the driver's errors.
         """
-        account = self._check(row)
+        account = await self._check(row)
         try:
-            await self._require_free(account)
             if not self.dry:
                 await self._create(account)
-        except Taken as taken:
-            raise CommandError(f"{account.username}: {taken}") from None
+        except Taken as error:
+            raise CommandError(f"{account.username}: {error}") from None
 
-    def _check(self, row: Any) -> ImportedAccount:
-        """Validate a row by the rules that forms apply, and return the account to create. Reads and
-        writes nothing.
+    async def _check(self, row: Any) -> ImportedAccount:
+        """Validate a row by the rules that forms apply, and return the account to create, whose
+        username and address are then in `seen`. Writes nothing.
 
         The hash gets the prefix of the scheme. `active` and `email_verified` count as true if they
         are missing; null stands for an address that is not verified, for no `roles` (only member),
-        and for no other field. Raises CommandError if another field is missing or one has the wrong
-        type, the username or address is invalid, a role does not exist, the password is not a
-        bcrypt hash with a cost from 4 to 14, or an account that has to verify its address would get
-        another role than member.
+        and for no other field. Raises CommandError, with every reason that applies, if another
+        field is missing or one has the wrong type, the username or address is invalid or taken, a
+        role does not exist, the password is not a bcrypt hash with a cost from 4 to 14, or an
+        account that has to verify its address would get another role than member.
         """
-        username, email = _text(row, "username"), _text(row, "email")
-        try:
-            username = validation.check_username(username)
-        except Invalid as invalid:
-            raise CommandError(f"username {username[:40]!r}: {invalid}") from None
-        try:
-            email = validation.check_email(email)
-        except Invalid as invalid:
-            raise CommandError(f"{username}: email {email[:60]!r}: {invalid}") from None
-        hashed = _text(row, "password")
-        if not BCRYPT_HASH.match(hashed):
-            # The value is not shown, because it may be a password in plain text.
-            raise CommandError(
-                f"{username}: the password is not a bcrypt hash with a cost from 4 to 14"
-            )
-        active = _boolean(row, "active", None)
-        verified = _boolean(row, "email_verified", False)
-        roles = self._roles(username, row.get("roles"))
+        if not isinstance(row, dict):
+            raise CommandError("this is not a JSON object")
+        username = email = hashed = ""
+        active, verified, roles = True, True, []
+        problems: list[str] = []
+        with _noted(problems):
+            username = _valid(row, "username", validation.check_username, 40)
+        with _noted(problems):
+            email = _valid(row, "email", validation.check_email, 60)
+        problems += map(str, await self._taken(username, email))
+        with _noted(problems):
+            hashed = _hash(row)
+        with _noted(problems):
+            active = _boolean(row, "active", None)
+        with _noted(problems):
+            verified = _boolean(row, "email_verified", False)
+        with _noted(problems):
+            roles = self._roles(row.get("roles"))
         must_verify = self.must_verify and not verified
         if must_verify and any(role.name != policy.MEMBER for role in roles):
-            raise CommandError(str(Unverified(username)))
+            problems.append(str(Unverified(username)))
+        if problems:
+            reasons = "; ".join([*(each.rstrip(".") for each in problems[:-1]), problems[-1]])
+            raise CommandError(f"{username}: {reasons}" if username else reasons)
+        self.seen |= _canonical(username, email)
         return ImportedAccount(
             username,
             email,
@@ -130,7 +133,7 @@ class UserImport:
             must_verify=must_verify,
         )
 
-    def _roles(self, username: str, wanted: Any) -> list[Role]:
+    def _roles(self, wanted: Any) -> list[Role]:
         """Return the roles of these names, each once; only member for None, none for an empty list.
 
         Raises CommandError if `wanted` is not a list of texts or a role does not exist. Case
@@ -139,27 +142,25 @@ class UserImport:
         if wanted is None:
             wanted = [policy.MEMBER]
         if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
-            raise CommandError(f"{username}: roles must be a list of names")
+            raise CommandError("roles must be a list of names")
         if unknown := [name for name in wanted if name not in self.roles]:
-            raise CommandError(f"{username}: there is no role {unknown[0][:40]}")
+            raise CommandError(f"there is no role {unknown[0][:40]}")
         return [self.roles[name] for name in dict.fromkeys(wanted)]
 
-    async def _require_free(self, entry: ImportedAccount) -> None:
-        """Raise Taken if the username or address belongs to an account or to an earlier row;
-        otherwise add both to `seen`, where they stay if the account cannot be created.
+    async def _taken(self, username: str, email: str) -> list[Taken]:
+        """Return the error of each of the two that an account or an earlier row has. An empty text
+        is not looked up.
 
         An account that only claims the address, and has not verified it, does not take the address,
         but its username is taken.
         """
-        forms = {
-            "username": validation.canonical_username(entry.username),
-            "email": validation.canonical_email(entry.email),
-        }
-        if forms["username"] in self.seen or await User.by_username(entry.username):
-            raise Taken("username")
-        if forms["email"] in self.seen or await User.by_email(entry.email):
-            raise Taken("email")
-        self.seen |= set(forms.values())
+        found = await taken(username or None, email or None)
+        fields = {error.field for error in found}
+        if "username" not in fields and _canonical(username, "") & self.seen:
+            found.append(Taken("username"))
+        if "email" not in fields and _canonical("", email) & self.seen:
+            found.append(Taken("email"))
+        return found
 
     async def _create(self, entry: ImportedAccount) -> None:
         """Create the account by the system, in one transaction, which also records the event
@@ -343,25 +344,58 @@ def _verified(document: dict[str, Any], name: str) -> bool:
     return value is not None and value is not False
 
 
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Add the text of a CommandError that is raised in the block to the problems, instead of
+    raising it."""
+    try:
+        yield
+    except CommandError as error:
+        problems.append(str(error))
+
+
+def _canonical(username: str, email: str) -> set[str]:
+    """Return the canonical forms of the two, without empty ones."""
+    return {validation.canonical_username(username), validation.canonical_email(email)} - {""}
+
+
+def _valid(row: dict[str, Any], name: str, check: Callable[[str], str], shown: int) -> str:
+    """Return what the check returns for a text field. Raises CommandError if that is missing, or if
+    the check refuses it: then with the first `shown` characters of the text."""
+    text = _text(row, name)
+    try:
+        return check(text)
+    except Invalid as invalid:
+        raise CommandError(f"{name} {text[:shown]!r}: {invalid}") from None
+
+
+def _hash(row: dict[str, Any]) -> str:
+    """Return the password of the row. Raises CommandError, which does not contain it, unless it is
+    a bcrypt hash with a cost from 4 to 14."""
+    hashed = _text(row, "password")
+    if not BCRYPT_HASH.match(hashed):
+        # The value is not shown, because it may be a password in plain text.
+        raise CommandError("the password is not a bcrypt hash with a cost from 4 to 14")
+    return hashed
+
+
 def _boolean(row: dict[str, Any], name: str, null: bool | None) -> bool:
     """Return a field that counts as true if it is missing, and as `null` if it is null. Raises
     CommandError for anything but true and false; also for null if `null` is None."""
     value = row.get(name, True)
     value = null if value is None else value
     if not isinstance(value, bool):
-        raise CommandError(f"{row['username']}: {name} must be true or false")
+        raise CommandError(f"{name} must be true or false")
     return value
 
 
-def _text(row: Any, name: str) -> str:
+def _text(row: dict[str, Any], name: str) -> str:
     """Return a text field; bytes are decoded as ASCII, with U+FFFD in place of others. Raises
-    CommandError if the row is not an object, or the field is missing, empty or not a text."""
-    value = row.get(name) if isinstance(row, dict) else None
+    CommandError if the field is missing, empty or not a text."""
+    value = row.get(name)
     if isinstance(value, bytes):
         # Flask-Bcrypt returns bytes, which some applications store as they are.
         value = value.decode("ascii", "replace")
     if not isinstance(value, str) or not value:
-        raise CommandError(
-            f"{name} is missing" if isinstance(row, dict) else "this is not a JSON object"
-        )
+        raise CommandError(f"{name} is missing")
     return value

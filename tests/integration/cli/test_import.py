@@ -57,6 +57,8 @@ async def test_import_lists_each_invalid_line_and_imports_the_others(
             person("x" * 70_000),
             "[" * 5000,
             person("zoe", roles=[]),
+            person("there", email="there@example.org", password="secret", active="yes", roles=5),
+            {"username": "a b", "email": "nowhere", "roles": ["emperor"]},
         )
     )
     wanted = [
@@ -75,13 +77,20 @@ async def test_import_lists_each_invalid_line_and_imports_the_others(
         ("line 15", "email is missing"),
         ("line 16", "longer than 64 KiB"),
         ("line 17", "not valid JSON"),
+        (
+            "line 19",
+            "there: This username is taken; This email address is taken; the password is not a "
+            "bcrypt hash with a cost from 4 to 14; active must be true or false; roles must be a "
+            "list of names",
+        ),
+        ("line 20", "password is missing; there is no role emperor"),
     ]
     before = await terminal.does("user", "list")
     for words in (["--dry-run"], []):
         ran = await terminal.run("user", "import", str(file), *words)
         *named, total = ran.out.splitlines()
         assert ran.status == 1
-        assert ran.err == "quartapp: 15 of 17 could not be imported; each is listed above\n"
+        assert ran.err == "quartapp: 17 of 19 could not be imported; each is listed above\n"
         assert len(named) == len(wanted)
         for line, (place, why) in zip(named, wanted, strict=True):
             assert line.startswith(f"{place}: "), line
@@ -178,7 +187,7 @@ async def test_valid_file_exits_with_0_and_is_imported_once(
     noted = await flask[1].client["quartapp"].costs.find_one()
     assert noted["highest"] == 6, "unknown names take as long to check as these accounts"
     again = await terminal.run("user", "import", str(file))
-    assert (again.status, again.out.count("is taken")) == (1, 2)
+    assert (again.status, again.out.count("username is taken")) == (1, 2)
     assert "Accounts created: 0." in again.out
 
 
@@ -282,7 +291,7 @@ async def test_imported_account_is_verified_unless_the_row_says_otherwise(
     )
     ran = await terminal.run("user", "import", str(file), REQUIRE_VERIFIED_EMAIL="true")
     assert "line 3: toni: email_verified must be true or false" in ran.out
-    assert "line 4: The email address of ulla is not verified" in ran.out
+    assert "line 4: ulla: The email address of ulla is not verified" in ran.out
     uri, database = flask
     await database.person.insert_many(
         [
