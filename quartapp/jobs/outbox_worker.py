@@ -6,6 +6,7 @@ another attempt, or whose worker has died.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from email.message import EmailMessage
 
 from beanie import PydanticObjectId
@@ -20,6 +21,7 @@ from quartapp.activities import (
     NOTIFICATION_BY_EMAIL,
     PASSWORD_RESET_REQUESTED,
     USER_INVITED,
+    Email,
     catalogue,
 )
 from quartapp.authority.change_stream import Change
@@ -41,6 +43,17 @@ from quartapp.validation import Invalid
 
 class UnknownEmail(Exception):
     """No activity that this version knows has this email: a newer version queued it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedEmail:
+    """What an email says and to whom: its entry in the catalogue, the user whom it is about, if
+    there is one, the address, and those words of its text that are known only now."""
+
+    email: Email
+    user: User | None
+    to: str
+    words: dict[str, str] = field(repr=False)
 
 
 class OutboxWorker(ListeningTask):
@@ -116,11 +129,37 @@ class OutboxWorker(ListeningTask):
         user has chosen, or else in the language of `mail` and UTC. None if it is not needed any
         more, for example because the link would be void or the account was deleted.
 
+        Has the effects of `_prepare`. Raises Invalid for an address that no mail server could know,
+        such as an old version stored, and UnknownEmail for a kind of email that is not in the
+        catalogue.
+        """
+        prepared = await self._prepare(mail)
+        if prepared is None:
+            return None
+        receiver = validation.mail_address(prepared.to)
+        chosen = prepared.user.preferences if prepared.user else Preferences()
+        with (
+            use_locale(chosen.language or mail.language),
+            use_zone(timezones.find(chosen.timezone)),
+        ):
+            message = messages.compose(
+                mail,
+                email=prepared.email,
+                to=prepared.to,
+                receiver=receiver,
+                sender=self._settings.mail_sender,
+                site_name=self._settings.site_name,
+                base=self._settings.base_url,
+                words=prepared.words | await _quoted_words(mail),
+            )
+        return receiver, message
+
+    async def _prepare(self, mail: Mail) -> PreparedEmail | None:
+        """Return what a queued email says and to whom; None if it is not needed any more.
+
         For emails with a link, creates a new token in the database, which voids that of an earlier
         attempt; so the outbox never contains a usable token. A verification email for an address
-        that another account has becomes the email EMAIL_ALREADY_IN_USE. Raises Invalid for an
-        address that no mail server could know, such as an old version stored, and UnknownEmail for
-        a kind of email that is not in the catalogue.
+        that another account has becomes the email EMAIL_ALREADY_IN_USE. Raises UnknownEmail.
         """
         email, to, words = catalogue.emails.get(mail.kind), mail.to, dict[str, str]()
         if email is None:
@@ -150,38 +189,24 @@ class OutboxWorker(ListeningTask):
             user, words["token"] = undoing
         elif mail.kind == USER_INVITED.email_kind:
             invited = await invitation.issue(mail)
-            if invited is None:
-                return None
-            user, words = None, invited
+            return PreparedEmail(email, None, to, invited) if invited else None
         else:
             user = await User.get(mail.user_id) if mail.user_id else None
             if user is None:
                 return None
-        if user is not None:
-            words["username"] = user.username
-            named = _("the account %(name)s", name=user.username)
-            words["account"] = named if user.verified else _("your account")
-        receiver = validation.mail_address(to)
-        chosen = user.preferences if user else Preferences()
-        with (
-            use_locale(chosen.language or mail.language),
-            use_zone(timezones.find(chosen.timezone)),
-        ):
-            if mail.kind == NOTIFICATION_BY_EMAIL.email_kind:
-                kind = mail.data["notification_kind"]
-                told = messages.stored_words(mail)
-                words["notification"] = catalogue.notification_text(kind, told)
-            elif mail.kind == ACTIVITY_DISOWNED.email_kind and "event" in mail.data:
-                reported = await Event.get(PydanticObjectId(mail.data["event"]))
-                words["what"] = activity.text(reported) if reported else ""
-            message = messages.compose(
-                mail,
-                email=email,
-                to=to,
-                receiver=receiver,
-                sender=self._settings.mail_sender,
-                site_name=self._settings.site_name,
-                base=self._settings.base_url,
-                words=words,
-            )
-        return receiver, message
+        words["username"] = user.username
+        named = _("the account %(name)s", name=user.username)
+        words["account"] = named if user.verified else _("your account")
+        return PreparedEmail(email, user, to, words)
+
+
+async def _quoted_words(mail: Mail) -> dict[str, str]:
+    """Return the words of an email that quotes a notification or an entry of the audit log, in the
+    current language; for other emails none. Reads the entry from the database."""
+    if mail.kind == NOTIFICATION_BY_EMAIL.email_kind:
+        kind, told = mail.data["notification_kind"], messages.stored_words(mail)
+        return {"notification": catalogue.notification_text(kind, told)}
+    if mail.kind == ACTIVITY_DISOWNED.email_kind and "event" in mail.data:
+        reported = await Event.get(PydanticObjectId(mail.data["event"]))
+        return {"what": activity.text(reported) if reported else ""}
+    return {}
