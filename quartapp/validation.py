@@ -272,6 +272,11 @@ def _unicode_domain(domain: str) -> str:
         return domain
 
 
+def parse_number(text: str) -> int | None:
+    """Return the number in decimal digits, at most 15 of them; None for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
 def plain_code(text: str) -> str:
     """Return a code that was typed, without spaces, dashes and invisible characters.
 

@@ -9,6 +9,7 @@ from quart_auth import login_required
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RoutingException
 
+from quartapp import validation
 from quartapp.auth import current_user, rate_limits, remote_address
 from quartapp.authority import session_rule, session_states
 from quartapp.authority.session_rule import EndedSession, Principal
@@ -181,5 +182,4 @@ def _page_argument() -> str | None:
 
 def _number(name: str) -> int | None:
     """Return the number in this argument of the query, or None if it is missing or not a number."""
-    text = websocket.args.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+    return validation.parse_number(websocket.args.get(name, ""))

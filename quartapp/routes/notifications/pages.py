@@ -5,6 +5,7 @@ from typing import Any
 from quart import Blueprint, abort, render_template, request
 from quart_auth import login_required
 
+from quartapp import validation
 from quartapp.auth import current_user, signed_in_user
 from quartapp.models import Notice, User
 from quartapp.routes.pagination import cut
@@ -22,8 +23,7 @@ LATEST = 8
 async def mine() -> str:
     """Show a page of 30 notifications of the user, newest first, below the number in `after` if
     that is a number. Does not mark them as read."""
-    after = request.args.get("after", "")
-    before = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else None
+    before = validation.parse_number(request.args.get("after", ""))
     rows = await Notice.page(current_user.user_id, before=before, limit=PAGE + 1)
     notices, older = cut(rows, PAGE, lambda notice: notice.seq)
     return await render_template("notifications/list.html", notices=notices, older=older)
