@@ -71,7 +71,7 @@ async def _check_password(user: User, form: ResetForm) -> None:
     password. Raises RateLimitExceeded and Busy."""
     here = rate_limits.network_of(auth.remote_address())
     await rate_limits.count("new password", (here, settings().limit_recovery))
-    await check_new_password(form, user.username, user.email)
+    await check_new_password(form, user.username, user.address)
 
 
 async def _reset(token: str, password: str) -> Any:

@@ -242,6 +242,16 @@ async def test_repeated_reset_requests_send_few_emails_with_valid_links(
     assert len(await visitors.emails("ada@example.org", "Set a new password")) == 3
 
 
+async def test_the_claimed_address_is_no_password(visitors: Visitors) -> None:
+    member, address = not_none(await Role.named("member")), "vkxwqjzhgbtr@example.org"
+    await registration.claim("ada", address, "hash", roles=[member], by=SYSTEM)
+    await visitors.anonymous().post("/forgot", email=address)
+    link = link_in((await visitors.emails(address, "Set a new password"))[0])
+    answer = await set_password(visitors.anonymous(), link, "vkxwqjzhgbtr")
+    assert answer.status == 422
+    assert (await set_password(visitors.anonymous(), link)).status == 303
+
+
 @pytest.mark.parametrize("voided_by", ["password", "hand"])
 async def test_void_reset_links_do_not_count_for_the_limit(
     start_app: StartApp, voided_by: str
